@@ -1,0 +1,81 @@
+"""The Typer app, and the one place where an error or a signal becomes a message and an exit code."""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from tl_cli.commands import eval as eval_command
+from tl_cli.commands import inspect as inspect_command
+from tl_cli.commands import plot as plot_command
+from tl_cli.commands import train as train_command
+from tl_cli.errors import Interrupted, TlError
+
+app = typer.Typer(
+    name="tl",
+    help="Fine-tune pretrained image classifiers from a terminal: freeze, unfreeze, watch, record, judge.",
+    epilog="First try:  tl train efficientnet_lite0 --data digits --freeze-epochs 5",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train", epilog=train_command.EXAMPLES)(train_command.train)
+app.command("eval", epilog=eval_command.EXAMPLES)(eval_command.evaluate)
+app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
+app.command("inspect", epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tl_cli.contract import tl_version
+
+        typer.echo(f"tl {tl_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # Options of tl itself; each command does its own work.
+    return None
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input, 128 + signal when stopped."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    try:
+        app()
+    except TlError as error:
+        _fail(str(error), error.exit_code)
+    except Interrupted as stopped:
+        _fail(f"stopped by {stopped}", stopped.exit_code)
+    except BrokenPipeError:
+        # The reader of a pipe has gone (tl ... | head): nobody is left to be told.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (RuntimeError, MemoryError) as error:
+        if "out of memory" not in str(error).lower() and "can't allocate" not in str(error):
+            if not isinstance(error, MemoryError):
+                raise
+        _fail("out of memory; try a smaller --batch-size or --input-size, or fewer --workers", 1)
+    sys.exit(0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(signum)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    from tl_cli.ui.console import print_error
+
+    print_error(message)
+    sys.exit(code)

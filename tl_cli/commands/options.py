@@ -1,0 +1,34 @@
+"""Options that several commands share. Imports nothing heavy: completion and ``--help`` pass through here."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store or server; default is MLFLOW_TRACKING_URI or ./mlflow.db.",
+        rich_help_panel="Record",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="TL_DATA_DIR",
+        metavar="DIR",
+        help="Where downloaded data sets are kept; default is the user's cache folder.",
+        rich_help_panel="Data",
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME", rich_help_panel="Machine")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Threads that decode image files.", min=0, max=64, rich_help_panel="Machine"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]

@@ -1,0 +1,400 @@
+"""``tl train``: settings in, a recorded model out."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tl_cli.tracking.run import Recorder
+    from tl_cli.tracking.store import Store
+    from tl_cli.training.history import History
+    from tl_cli.training.outcome import Outcome
+    from tl_cli.training.setup import Plan
+    from tl_cli.training.state import Saver, TrainState
+
+EXAMPLES = """Examples:
+
+tl train efficientnet_lite0 --data digits --freeze-epochs 5
+
+tl train efficientnet_b0 --freeze-epochs 5 --epochs 10
+
+tl train resnet18 --data ~/photos --limit 2000 --dry-run
+
+tl train --resume 3f2a91c0"""
+
+_DATA, _LEARN, _MACHINE, _RECORD = "Data", "Training", "Machine", "Record"
+Three = tuple[float, float, float]
+
+
+def train(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Architecture, such as resnet18.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME|DIR", help="cifar10 (default), digits, or a folder.", rich_help_panel=_DATA)
+    ] = None,
+    data_dir: DataDir = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many images a part, stratified.", rich_help_panel=_DATA)
+    ] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(help="Share of the training images held out.", rich_help_panel=_DATA)
+    ] = None,
+    split_seed: Annotated[int | None, typer.Option(help="Seed of the split.", rich_help_panel=_DATA)] = None,
+    input_size: Annotated[
+        int | None, typer.Option(help="Side of the network's input in pixels.", rich_help_panel=_DATA)
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(help="none, shift, flip, flip-shift, flip-crop or blog.", metavar="NAME", rich_help_panel=_DATA),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE|RUN", help="A weights name, none, a file, a saved model or a run.", rich_help_panel=_LEARN
+        ),
+    ] = None,
+    mean: Annotated[
+        Three | None, typer.Option(help="Channel means, instead of the weights' own.", rich_help_panel=_LEARN)
+    ] = None,
+    std: Annotated[
+        Three | None, typer.Option(help="Channel deviations, instead of the weights' own.", rich_help_panel=_LEARN)
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="default or blog.", metavar="NAME", rich_help_panel=_LEARN)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="In all, frozen ones included.", rich_help_panel=_LEARN)] = None,
+    freeze_epochs: Annotated[
+        int | None, typer.Option(help="Epochs in which only the head trains.", rich_help_panel=_LEARN)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=_LEARN)] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate while the backbone is frozen.", rich_help_panel=_LEARN)
+    ] = None,
+    unfreeze_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of everything afterwards.", rich_help_panel=_LEARN)
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="adam, adamw or sgd.", metavar="NAME", rich_help_panel=_LEARN)
+    ] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of sgd.", rich_help_panel=_LEARN)] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", rich_help_panel=_LEARN)] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(help="constant, cosine, one-cycle or plateau.", metavar="NAME", rich_help_panel=_LEARN),
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of a phase in which cosine rises.", rich_help_panel=_LEARN)
+    ] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Label smoothing.", rich_help_panel=_LEARN)] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Largest gradient norm; 0 is no clipping.", rich_help_panel=_LEARN)
+    ] = None,
+    bn: Annotated[
+        str | None,
+        typer.Option(help="BatchNorm statistics once unfrozen: frozen or train.", metavar="MODE", rich_help_panel=_LEARN),
+    ] = None,
+    early_stop: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a better one; 0 never.", rich_help_panel=_LEARN)
+    ] = None,
+    feature_cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--feature-cache/--no-feature-cache",
+            help="Train the frozen phase on features computed once.",
+            rich_help_panel=_LEARN,
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of order, augmentation and the new head.", rich_help_panel=_LEARN)] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Settings by name; flags go on top.", rich_help_panel=_LEARN)
+    ] = None,
+    device: Device = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, bf16 or fp16.", metavar="NAME", rich_help_panel=_MACHINE)
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="channels-last or contiguous.", metavar="NAME", rich_help_panel=_MACHINE)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch on the CPU; 0 is torch's own choice.", rich_help_panel=_MACHINE)
+    ] = None,
+    workers: Workers = None,
+    log_every: Annotated[
+        int | None, typer.Option(help="Steps between points of the loss curve; 0 chooses.", rich_help_panel=_MACHINE)
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment.", rich_help_panel=_RECORD)] = "tl",
+    run_name: Annotated[str | None, typer.Option(help="Name of the run.", rich_help_panel=_RECORD)] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(metavar="K=V", help="Tag of the run; may be repeated.", rich_help_panel=_RECORD)
+    ] = None,
+    tracking_uri: TrackingUri = None,
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Register the model under this name.", rich_help_panel=_RECORD)
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Go on with a run from its last full epoch.", rich_help_panel=_RECORD)
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the settings, their reasons and an estimate; train nothing.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a pretrained classifier: its new head first, then all of it."""
+    settings = dict(locals())
+    flags = _given(settings)
+    tags = _tags(tag or [])
+    from tl_cli.ui.console import make_console
+
+    console = make_console(quiet=quiet)
+    if resume is not None:
+        _resume(resume, flags, tags, tracking_uri, console)
+        return
+    from tl_cli.training.config import read_toml
+
+    file = read_toml(config) if config else {}
+    if "model" not in flags and "model" not in file:
+        raise typer.BadParameter("give a MODEL, such as efficientnet_lite0", param_hint="MODEL")
+    plan = _prepare(flags, file, tracking_uri, console)
+    _show_plan(plan, console)
+    if dry_run:
+        _show_dry_run(plan, console)
+        return
+    from tl_cli.tracking.store import open_store
+
+    store = open_store(tracking_uri)
+    target = _Target(store, store.experiment(experiment), run_name or plan.name, tags, register, tracking_uri)
+    _carry_out(plan, target, console)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where a run is recorded: a new one, or an old one that goes on."""
+
+    store: "Store"
+    experiment_id: str
+    name: str
+    tags: dict[str, str]
+    register: str | None
+    tracking_uri: str | None
+    resumed_id: str | None = None
+
+
+_NOT_SETTINGS = frozenset(
+    ("config", "experiment", "run_name", "tag", "tracking_uri", "register", "resume", "dry_run", "quiet")
+)
+
+
+def _given(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings that the command line names, as the config wants them."""
+    given = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS and value is not None}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+
+
+def _tags(pairs: list[str]) -> dict[str, str]:
+    tags = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--tag")
+        tags[key] = value
+    return tags
+
+
+def _prepare(
+    flags: dict[str, object], file: Mapping[str, object], tracking_uri: str | None, console: "Console"
+) -> "Plan":
+    from tl_cli.models import zoo
+    from tl_cli.training import setup
+    from tl_cli.ui.progress import FileProgress
+
+    given = {**file, **flags}
+    weights, model = given.get("weights"), str(given["model"])
+    if isinstance(weights, str) and not zoo.is_known_weights(model, weights):
+        flags = {**flags, "weights": _weights_of_run(weights, tracking_uri)}
+    with FileProgress(console) as progress:
+        return setup.prepare(flags, file, progress)
+
+
+def _weights_of_run(name: str, tracking_uri: str | None) -> str:
+    """Return the saved model of a run for a warm start; a name that is no run is left to the zoo to refuse."""
+    from tl_cli.errors import RunNotFoundError
+    from tl_cli.tracking.store import open_store
+
+    store = open_store(tracking_uri)
+    try:
+        return str(store.model_folder(store.find(name)))
+    except RunNotFoundError:
+        return name
+
+
+def _resume(
+    name: str, flags: dict[str, object], tags: dict[str, str], tracking_uri: str | None, console: "Console"
+) -> None:
+    from tl_cli.errors import UsageError
+    from tl_cli.tracking.store import open_store
+    from tl_cli.training.config import read_toml
+    from tl_cli.training.state import CHECKPOINT, CONFIG_FILE
+
+    extra = sorted(set(flags) - {"data_dir", "workers", "device"})
+    if extra:
+        listed = ", ".join("--" + key.replace("_", "-") for key in extra)
+        raise UsageError(f"--resume takes its settings from the run; leave out {listed.replace('--model', 'MODEL')}")
+    store = open_store(tracking_uri)
+    run = store.find(name)
+    folder = store.state_folder(run)
+    if not (folder / CHECKPOINT).exists():
+        raise UsageError(
+            f"the run {run.info.run_name} left no checkpoint in {folder}: it ended before its first epoch did, "
+            "or was made in another folder"
+        )
+    plan = _prepare(flags, read_toml(folder / CONFIG_FILE), tracking_uri, console)
+    _show_plan(plan, console)
+    target = _Target(
+        store, run.info.experiment_id, str(run.info.run_name), tags, None, tracking_uri, resumed_id=run.info.run_id
+    )
+    _carry_out(plan, target, console)
+
+
+def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
+    """Train, record and show: opens the observers, and keeps the best model however the run ends."""
+    from tl_cli.errors import Interrupted, TlError
+    from tl_cli.tracking.run import Recorder
+    from tl_cli.training.events import tell_all
+    from tl_cli.training.fit import fit
+    from tl_cli.training.outcome import conclude
+    from tl_cli.training.state import BEST_FOLDER, Saver
+    from tl_cli.ui.console import print_warning
+    from tl_cli.ui.progress import Title, open_screen
+
+    state, history = _starting_point(plan, target)
+    warnings: list[str] = []
+    recorder = Recorder(
+        target.store,
+        experiment_id=target.experiment_id,
+        run_name=target.name,
+        run_id=target.resumed_id,
+        tags=target.tags,
+        warn=warnings.append,
+    )
+    try:
+        with recorder:
+            saver = Saver(recorder.folder, state, plan.card())
+            if target.resumed_id is None:
+                recorder.log_start(plan, _command(), _draw_contact_sheet(plan, recorder.folder))
+            title = Title(recorder.run_name, plan.machine.describe(), plan.config.epochs)
+            try:
+                with open_screen(console, title, history) as screen:
+                    counters = fit(plan, state, tell_all(saver, recorder, history, screen))
+                    outcome = conclude(plan, counters, recorder.folder / BEST_FOLDER, screen)
+            except (Interrupted, TlError):
+                _keep_best(plan, recorder, saver, history, target)
+                raise
+            if outcome.test is not None:
+                history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss
+            curves = _draw_curves(history, recorder.folder)
+            recorder.log_end(plan, outcome, _command(), curves, recorder.folder / BEST_FOLDER, target.register)
+    finally:
+        for message in warnings:
+            print_warning(message)
+    _show_end(plan, target, recorder.run_id, history, outcome, console)
+
+
+def _starting_point(plan: "Plan", target: _Target) -> "tuple[TrainState, History]":
+    from tl_cli.errors import UsageError
+    from tl_cli.tracking.history import read_history
+    from tl_cli.tracking.store import state_folder
+    from tl_cli.training.history import History
+    from tl_cli.training.setup import new_state
+    from tl_cli.training.state import CHECKPOINT
+
+    state = new_state(plan)
+    if target.resumed_id is None:
+        return state, History(target.name)
+    state.restore(state_folder(target.experiment_id, target.resumed_id) / CHECKPOINT)
+    if state.counters.epoch >= plan.config.epochs:
+        raise UsageError(f"the run {target.name} is complete: all its {plan.config.epochs} epochs are done")
+    history = read_history(target.store, target.store.find(target.resumed_id))
+    history.cut_after(state.counters.step)
+    return state, history
+
+
+def _draw_contact_sheet(plan: "Plan", folder: Path) -> Path:
+    """Show one augmented batch with its labels: most mistakes with data are seen at a glance."""
+    from tl_cli.ui.pictures import save_contact_sheet
+
+    indices, images = next(plan.train_loader.augmented(plan.augmentation, plan.config.seed, 1))
+    labels = [plan.data.classes[label] for label in plan.data.parts["train"].labels[indices]]
+    path = folder / "training_batch.png"
+    save_contact_sheet(images[:64], labels[:64], path)
+    return path
+
+
+def _draw_curves(history: "History", folder: Path) -> list[Path]:
+    from tl_cli.ui.pictures import save_epoch_curves, save_loss_curve
+
+    paths = [folder / "loss_by_step.png", folder / "accuracy_and_loss_by_epoch.png"]
+    save_loss_curve(history, paths[0])
+    save_epoch_curves(history, paths[1])
+    return paths
+
+
+def _keep_best(plan: "Plan", recorder: "Recorder", saver: "Saver", history: "History", target: _Target) -> None:
+    """Record the best model of a run that did not reach its end, and say so."""
+    from tl_cli.ui.console import print_warning
+
+    best = history.best
+    if saver.best is None or best is None:
+        print_warning("no epoch was complete, so there is no model to keep")
+        return
+    recorder.log_unfinished(plan, best, saver.best)
+    print_warning(
+        f"kept the best model so far (epoch {best.epoch}, {best.val_accuracy or 0:.2%} on validation): {saver.best}\n"
+        f"go on with: tl train --resume {recorder.run_id[:8]}{_uri_flag(target)}"
+    )
+
+
+def _show_end(
+    plan: "Plan", target: _Target, run_id: str, history: "History", outcome: "Outcome", console: "Console"
+) -> None:
+    from tl_cli.ui.summary import print_next, print_outcome
+
+    print_outcome(console, plan, history, outcome)
+    flag = _uri_flag(target)
+    browse = "mlflow ui"
+    if target.store.uri.startswith("http"):
+        browse = f"open {target.store.uri} in a browser"
+    elif target.tracking_uri:
+        browse = f"mlflow ui --backend-store-uri {target.tracking_uri}"
+    name = run_id[:8]
+    print_next(console, name, [f"tl eval {name}{flag}", f"tl plot --terminal {name}{flag}", f"tl inspect {name}", browse])
+
+
+def _uri_flag(target: _Target) -> str:
+    return f" --tracking-uri {target.tracking_uri}" if target.tracking_uri else ""
+
+
+def _command() -> str:
+    return shlex.join(["tl", *sys.argv[1:]])
+
+
+def _show_plan(plan: "Plan", console: "Console") -> None:
+    from tl_cli.ui.summary import print_plan
+
+    print_plan(console, plan)
+
+
+def _show_dry_run(plan: "Plan", console: "Console") -> None:
+    from tl_cli.training.estimate import estimate
+    from tl_cli.ui.summary import print_dry_run
+
+    print_dry_run(console, plan, estimate(plan))

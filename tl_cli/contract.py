@@ -1,0 +1,121 @@
+"""The plain facts that travel with a model: classes, preprocessing, weights, data. No torch, no files here."""
+
+from importlib.metadata import version
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+SplitName = Literal["train", "val", "test"]
+SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Fact(BaseModel):
+    """An immutable record that survives a trip through JSON; unknown fields of a newer version are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Preprocessing(Fact):
+    """How a decoded RGB image becomes the input of one set of weights.
+
+    The short side is resized to ``resize`` pixels, the centre ``crop`` x ``crop`` is cut out, the values are
+    divided by 255, ``mean`` is subtracted and the result divided by ``std``, channel by channel.
+    """
+
+    resize: int = Field(gt=0)
+    crop: int = Field(gt=0)
+    interpolation: Interpolation = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def at(self, size: int, *, whole: bool) -> Self:
+        """Return the same preprocessing for inputs of ``size`` x ``size`` pixels.
+
+        Args:
+            size: side of the input in pixels.
+            whole: keep the whole image instead of the weights' own margin around the centre crop. Right for
+                tiny images, which have no margin to give away.
+        """
+        resize = size if whole else max(size, round(size * self.resize / self.crop))
+        return self.model_copy(update={"resize": resize, "crop": size})
+
+    def with_statistics(
+        self, mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None
+    ) -> Self:
+        """Return a copy with other channel statistics where they are given."""
+        return self.model_copy(update={"mean": mean or self.mean, "std": std or self.std})
+
+
+class WeightsTag(Fact):
+    """Which weights a model started from: a readable name, and the SHA-256 of the file (None: no file)."""
+
+    name: str
+    sha256: str | None = None
+
+
+class Split(Fact):
+    """One part of a data set: how many images, and a digest over their ids, labels and contents."""
+
+    count: int
+    digest: str
+
+
+class DataSpec(Fact):
+    """What is needed to find the same images and the same split again.
+
+    Attributes:
+        source: ``cifar10``, ``digits`` or the absolute path of a folder.
+        data_dir: where downloaded sets are kept; None is the user's cache folder.
+        layout: which parts the source brings itself.
+        split_seed: seed of the validation split, and of a test split where the source has none.
+        val_fraction: share of the training images held out, where the source has no validation part.
+        test_fraction: share held out as test where the source is classes only.
+        limit: at most so many images a part, stratified; None is all.
+        splits: the parts that came out.
+    """
+
+    source: str
+    data_dir: str | None = None
+    layout: Literal["train/test", "train/val", "train/val/test", "classes"]
+    split_seed: int = 0
+    val_fraction: float = 0.1
+    test_fraction: float = 0.1
+    limit: int | None = None
+    splits: dict[SplitName, Split] = {}
+
+
+class ModelCard(Fact):
+    """Everything that ``model.json`` says of the weights beside it.
+
+    Attributes:
+        architecture: name in the zoo.
+        build_options: arguments of the architecture that depend on the weights (ViT's image_size).
+        head: qualified names of the modules that produce the classes.
+        recipe: name of the recipe that trained it.
+        config: the resolved training settings.
+        epoch: the epoch that the weights are from, counted from 1.
+        val_accuracy: fraction of the validation images that they classify correctly.
+    """
+
+    format: Literal[1] = 1
+    architecture: str
+    build_options: dict[str, int] = {}
+    head: tuple[str, ...]
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    weights: WeightsTag
+    data: DataSpec
+    recipe: str
+    config: dict[str, object] = {}
+    epoch: int
+    val_accuracy: float | None = None
+    tl_version: str = Field(default_factory=lambda: tl_version())
+
+
+def tl_version() -> str:
+    """Return the installed version of this package."""
+    return version("tl-cli")

@@ -1,0 +1,294 @@
+"""Random changes to a batch of images on its own device, with parameters of their own for every image.
+
+Every parameter is a function of (seed, epoch, index of the image), so neither the batch, the number of workers nor
+an interruption changes what an image looks like.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+import torchvision.transforms.v2.functional as tv
+from torch import Tensor
+
+# ITU-R 601-2 luma, as Pillow's and torchvision's grayscale.
+_LUMA = (0.2989, 0.587, 0.114)
+
+
+class Stream(IntEnum):
+    """One independent series of random numbers for each use."""
+
+    FLIP = 0
+    CROP_TOP = 1
+    CROP_LEFT = 2
+    BRIGHTNESS = 3
+    CONTRAST = 4
+    SATURATION = 5
+    HUE = 6
+    ORDER = 7
+    ANGLE = 8
+    AREA = 9
+    RATIO = 10
+    VIEW = 11
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """What may happen to a training image.
+
+    Attributes:
+        flip: mirrored left to right with probability one half.
+        shift: moved by up to this share of its side, black coming in (RandomCrop with padding).
+        min_area: smallest share of the area that a random resized crop keeps; 1 is no such crop.
+        brightness: factor within 1 -+ this.
+        contrast: the same, about the mean grey.
+        saturation: the same, about each pixel's grey.
+        hue: shift of the hue within -+ this, in turns of the colour circle.
+        rotation: angle within -+ this, in degrees, nearest neighbour, black corners.
+    """
+
+    flip: bool = True
+    shift: float = 0.0
+    min_area: float = 1.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    rotation: float = 0.0
+
+
+def uniform(seed: int, epoch: int, indices: np.ndarray, stream: Stream) -> np.ndarray:
+    """Return one number in [0, 1) for each image: SplitMix64 (Steele et al. 2014) of the four arguments.
+
+    Args:
+        indices: (B,) int64, positions of the images in the training part.
+
+    Returns:
+        (B,) float64.
+    """
+    with np.errstate(over="ignore"):
+        key = np.uint64(seed % (1 << 64))
+        for value in (np.uint64(epoch), np.uint64(int(stream))):
+            key = _mix(key + value + np.uint64(0x9E3779B97F4A7C15))
+        bits = _mix(_mix(indices.astype(np.uint64) + key) + np.uint64(0x9E3779B97F4A7C15))
+    result: np.ndarray = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return result
+
+
+def crop_boxes(
+    settings: Augmentation, seed: int, epoch: int, indices: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """Return the boxes of a random resized crop (Szegedy et al. 2015): (B, 4) int64 top, left, height, width.
+
+    Area uniform in ``min_area``..1, aspect ratio log-uniform in 3/4..4/3, cut to the image where it sticks out.
+    """
+    area = settings.min_area + uniform(seed, epoch, indices, Stream.AREA) * (1 - settings.min_area)
+    ratio = np.exp((uniform(seed, epoch, indices, Stream.RATIO) * 2 - 1) * math.log(4 / 3))
+    box_width = np.clip(np.rint(np.sqrt(area * height * width * ratio)), 1, width)
+    box_height = np.clip(np.rint(np.sqrt(area * height * width / ratio)), 1, height)
+    top = np.floor(uniform(seed, epoch, indices, Stream.CROP_TOP) * (height - box_height + 1))
+    left = np.floor(uniform(seed, epoch, indices, Stream.CROP_LEFT) * (width - box_width + 1))
+    return np.stack([top, left, box_height, box_width], axis=1).astype(np.int64)
+
+
+def shift_and_flip(images: Tensor, settings: Augmentation, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+    """Return the batch moved and mirrored, image by image.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+    """
+    height, width = images.shape[-2:]
+    down = _offsets(settings.shift, height, uniform(seed, epoch, indices, Stream.CROP_TOP))
+    right = _offsets(settings.shift, width, uniform(seed, epoch, indices, Stream.CROP_LEFT))
+    mirrored = (uniform(seed, epoch, indices, Stream.FLIP) < 0.5) & settings.flip
+    if not (down.any() or right.any() or mirrored.any()):
+        return images
+    rows = np.arange(height)[None] + down[:, None]
+    columns = np.arange(width)[None] + right[:, None]
+    columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
+    inside = _inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :]
+    place = rows.clip(0, height - 1)[:, :, None] * width + columns.clip(0, width - 1)[:, None, :]
+    index = torch.from_numpy(place.reshape(len(place), 1, -1)).to(images.device).expand(-1, images.shape[1], -1)
+    moved = images.flatten(2).gather(2, index).view_as(images)
+    if inside.all():
+        return moved
+    return moved * torch.from_numpy(inside[:, None]).to(images.device)
+
+
+def recolour_and_rotate(images: Tensor, settings: Augmentation, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+    """Return the batch with brightness, contrast, saturation and hue changed in random order, then rotated.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+    """
+    if settings.brightness or settings.contrast or settings.saturation or settings.hue:
+        images = _recolour(images, settings, seed, epoch, indices)
+    if settings.rotation:
+        angles = (uniform(seed, epoch, indices, Stream.ANGLE) * 2 - 1) * settings.rotation
+        images = rotate(images, angles)
+    return images
+
+
+def resized_crops(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
+    """Return each image's box resized to (size, size), bilinear and antialiased.
+
+    Resizing is separable, so each image is multiplied by its own two matrices of interpolation weights.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        boxes: (B, 4) int64 top, left, height, width.
+    """
+    height, width = images.shape[-2:]
+    vertical = torch.from_numpy(_resize_matrices(boxes[:, 0], boxes[:, 2], size, height)).to(images.device)
+    horizontal = torch.from_numpy(_resize_matrices(boxes[:, 1], boxes[:, 3], size, width)).to(images.device)
+    resized = vertical[:, None] @ images.float() @ horizontal[:, None].transpose(-1, -2)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def rotate(images: Tensor, degrees: np.ndarray) -> Tensor:
+    """Return each image rotated counter-clockwise about its centre by nearest neighbour, black outside.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        degrees: (B,) float64.
+    """
+    height, width = images.shape[-2:]
+    angle = torch.from_numpy(np.deg2rad(degrees)).to(images.device, torch.float32)
+    cos, sin = angle.cos(), angle.sin()
+    zero = torch.zeros_like(cos)
+    # From output to input coordinates, in the grid's units of half a side.
+    theta = torch.stack(
+        [torch.stack([cos, -sin * height / width, zero], -1), torch.stack([sin * width / height, cos, zero], -1)], 1
+    )
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    rotated = F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return rotated.to(torch.uint8)
+
+
+def _recolour(images: Tensor, settings: Augmentation, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
+    def factor(spread: float, stream: Stream) -> np.ndarray:
+        return 1 + (uniform(seed, epoch, indices, stream) * 2 - 1) * spread
+
+    shift = (uniform(seed, epoch, indices, Stream.HUE) * 2 - 1) * settings.hue
+    factors = (
+        factor(settings.brightness, Stream.BRIGHTNESS),
+        factor(settings.contrast, Stream.CONTRAST),
+        factor(settings.saturation, Stream.SATURATION),
+        shift,
+    )
+    return recolour(images, factors, _orders(uniform(seed, epoch, indices, Stream.ORDER)))
+
+
+def recolour(images: Tensor, factors: tuple[np.ndarray, ...], orders: np.ndarray) -> Tensor:
+    """Return the batch after four colour changes, each image in an order of its own.
+
+    Each is rounded to grey levels before the next, as torchvision's functional operations are.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        factors: (B,) float64 each, of brightness, contrast, saturation (factors) and hue (turns).
+        orders: (B, 4) int64, permutations of 0..3 in that order.
+    """
+    result = images
+    changes = (_brightness, _contrast, _saturation, _hue)
+    for turn in range(4):
+        current = result.clone()
+        for kind, change in enumerate(changes):
+            chosen = np.flatnonzero(orders[:, turn] == kind)
+            if len(chosen):
+                place = torch.from_numpy(chosen).to(images.device)
+                amount = torch.from_numpy(factors[kind][chosen]).to(images.device, torch.float32).view(-1, 1, 1, 1)
+                current[place] = change(result[place], amount)
+        result = current
+    return result
+
+
+def _brightness(images: Tensor, factor: Tensor) -> Tensor:
+    return _to_levels(images.float() * factor)
+
+
+def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+    mean = _grey(images).floor().mean((1, 2, 3), keepdim=True)
+    return _to_levels(factor * images.float() + (1 - factor) * mean)
+
+
+def _saturation(images: Tensor, factor: Tensor) -> Tensor:
+    return _to_levels(factor * images.float() + (1 - factor) * _grey(images).floor())
+
+
+def _hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Through HSV and back: a rotation in YIQ is faster but is not hue."""
+    red, green, blue = (images.float() / 255).unbind(1)
+    value, _ = (images.float() / 255).max(1)
+    chroma = value - (images.float() / 255).amin(1)
+    safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue = (hue / 6 + turns.view(-1, 1, 1)) % 1.0
+    # Smith (1978), in the closed form: a channel is V - C * clamp(min(k, 4 - k), 0, 1), k = (n + 6 H) mod 6.
+    channels = []
+    for offset in (5, 3, 1):
+        k = (offset + hue * 6) % 6
+        channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return _to_levels(torch.stack(channels, 1) * (256 - 1e-3))
+
+
+def _grey(images: Tensor) -> Tensor:
+    red, green, blue = images.float().unbind(1)
+    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(1)
+
+
+def _to_levels(values: Tensor) -> Tensor:
+    return values.clamp_(0, 255).to(torch.uint8)
+
+
+def _orders(numbers: np.ndarray) -> np.ndarray:
+    """Return a permutation of 0..3 for each number in [0, 1), all 24 equally likely."""
+    permutations = np.array(
+        [[a, b, c, 6 - a - b - c] for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3]
+    )
+    order: np.ndarray = permutations[(numbers * len(permutations)).astype(np.int64)]
+    return order
+
+
+def _offsets(share: float, side: int, numbers: np.ndarray) -> np.ndarray:
+    reach = round(share * side)
+    offsets: np.ndarray = np.floor(numbers * (2 * reach + 1)).astype(np.int64) - reach
+    return offsets
+
+
+def _inside(places: np.ndarray, side: int) -> np.ndarray:
+    inside: np.ndarray = (places >= 0) & (places < side)
+    return inside
+
+
+def _resize_matrices(starts: np.ndarray, lengths: np.ndarray, size: int, side: int) -> np.ndarray:
+    """Return (B, size, side) float32: row i holds the weights of the input pixels in output pixel i.
+
+    A triangle filter as wide as the scale, as Pillow's and torch's antialiased bilinear resize.
+    """
+    scale = lengths[:, None, None] / size
+    support = np.maximum(scale, 1.0)
+    centre = (np.arange(size)[None, :, None] + 0.5) * scale
+    place = np.arange(side)[None, None, :] - starts[:, None, None] + 0.5
+    weight = np.clip(1 - np.abs(place - centre) / support, 0, None)
+    weight *= (place > 0) & (place < lengths[:, None, None])
+    matrices: np.ndarray = (weight / weight.sum(-1, keepdims=True)).astype(np.float32)
+    return matrices
+
+
+def _mix(bits: np.ndarray) -> np.ndarray:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+def resize_to(images: Tensor, size: int) -> Tensor:
+    """Return (..., 3, size, size) uint8 from a crop of any size, bilinear and antialiased."""
+    return tv.resize(images, [size, size], antialias=True)

@@ -1,0 +1,107 @@
+"""From the bytes of a picture to pixels, and from pixels to the input of a network. The one place for both."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tv
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+
+from tl_cli.contract import Preprocessing
+from tl_cli.errors import DataError
+
+# What Pillow may open. Others have decoders that are rarely tested, or are not pictures (PDF, EPS).
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
+)
+MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it only warns
+_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+# Pillow warns of odd EXIF, palettes and large pictures. The pixels are right or it raises, and size is checked here;
+# a filter for each call would not be safe on several threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def decode(source: Path | bytes, *, short_side: int | None = None) -> Tensor:
+    """Return a picture as it is meant to be seen: (3, H, W) uint8, RGB, upright, on white where transparent.
+
+    Args:
+        source: a file, or the bytes of one.
+        short_side: a large JPEG may be decoded at a fraction of its size, as long as its short side keeps at
+            least twice this many pixels. None decodes it whole.
+
+    Raises:
+        DataError: it is no picture of a known format, is torn, or is larger than ``MAX_PIXELS``. Names the file.
+    """
+    name = str(source) if isinstance(source, Path) else "the image"
+    try:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+            if short_side is not None:
+                _draft(image, short_side)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _pixels(image)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name} has too many pixels to be decoded safely: {error}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, MemoryError) as error:
+        raise DataError(f"{name} cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def resize_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return the centre crops that a network sees, before normalisation.
+
+    Args:
+        images: (..., 3, H, W) uint8.
+
+    Returns:
+        (..., 3, crop, crop) uint8. Resizing is antialiased and rounded to grey levels, so that every path to
+        a network (training, evaluation, a served model) feeds it the same numbers.
+    """
+    size = min(images.shape[-2:])
+    if size != preprocessing.resize:
+        mode = InterpolationMode(preprocessing.interpolation)
+        images = tv.resize(images, [preprocessing.resize], interpolation=mode, antialias=True)
+    if tuple(images.shape[-2:]) != (preprocessing.crop, preprocessing.crop):
+        images = tv.center_crop(images, [preprocessing.crop])
+    return images
+
+
+def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return (B, 3, H, W) float32 from uint8 or float images of range 0..255, by the weights' statistics."""
+    mean = torch.tensor(preprocessing.mean, device=images.device).view(3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=images.device).view(3, 1, 1)
+    return images.float().div_(255).sub_(mean).div_(std) if images.dtype == torch.uint8 else (images / 255 - mean) / std
+
+
+def _draft(image: Image.Image, short_side: int) -> None:
+    width, height = image.size
+    scale = 2 * short_side / min(width, height)
+    if scale < 1:
+        image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1).contiguous()
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _16_BIT_MODES or image.mode == "I":
+        # Pillow's own conversion clips 16-bit values at 255.
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it as 8 or 16 bit")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")

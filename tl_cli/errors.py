@@ -1,0 +1,97 @@
+"""Everything that a person, or the world, can do to make a command fail; nothing here prints or exits.
+
+TlError                   exit 1: the work failed
+├── DownloadError         a file could not be fetched, or arrived wrong
+├── DivergedError         the loss is no longer finite
+├── StorageError          a file could not be written (disk full, read-only)
+├── TrackingError         the MLflow store cannot be used
+└── UsageError            exit 2: bad usage or input
+    ├── UnknownModelError   no such architecture
+    ├── DataError           images or folders that cannot be used as asked
+    ├── WeightsError        weights that cannot be read or do not fit
+    └── RunNotFoundError    no such run, or more than one
+
+Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP (not a TlError: nothing may swallow it)
+"""
+
+import signal
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class TlError(Exception):
+    """The base of every failure that is reported as one message and an exit code, without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class DownloadError(TlError):
+    """A file could not be fetched, or its hash is not the published one."""
+
+
+class DivergedError(TlError):
+    """The training loss is NaN or infinite."""
+
+
+class StorageError(TlError):
+    """A file could not be written."""
+
+
+class TrackingError(TlError):
+    """The MLflow store or server cannot be used."""
+
+
+class UsageError(TlError):
+    """The command line, the config file or an input is wrong."""
+
+    exit_code = 2
+
+
+class UnknownModelError(UsageError):
+    """No architecture of that name exists; the message holds the nearest names."""
+
+
+class DataError(UsageError):
+    """Images, labels or folders that cannot be used as asked."""
+
+
+class WeightsError(UsageError):
+    """Weights that cannot be read, are not what they claim to be, or do not fit the architecture."""
+
+
+class RunNotFoundError(UsageError):
+    """No run, or more than one, answers to the name."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the command to stop.
+
+    Not a KeyboardInterrupt, which Typer would turn into exit code 1.
+
+    Attributes:
+        signum: SIGINT, SIGTERM or SIGHUP.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:
+        """The shell's convention: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+        return 128 + self.signum
+
+
+def suggest(name: str, known: Iterable[str], *, show: int = 5) -> str:
+    """Return " Did you mean ...?" with the nearest of ``known``, or the first few when none is near."""
+    known = list(known)
+    near = get_close_matches(name.lower(), known, n=show, cutoff=0.6)
+    if near:
+        return f" Did you mean {_either(near)}?"
+    more = ", ..." if len(known) > show else ""
+    return f" Known: {', '.join(known[:show])}{more}." if known else ""
+
+
+def _either(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,0 +1,156 @@
+"""Files from the network and to the disk: one checked download, one atomic write. Knows nothing of what is in them."""
+
+import hashlib
+import http.client
+import os
+import shutil
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+from filelock import FileLock
+
+from tl_cli.errors import DownloadError, StorageError
+
+# Told (name of the file, bytes so far, bytes in all or None) as a download goes on.
+Progress = Callable[[str, int, int | None], None]
+
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30
+_ATTEMPTS = 3
+
+
+def silent(name: str, done: int, total: int | None) -> None:
+    """Report progress to nobody."""
+
+
+def digest(path: Path, algorithm: str = "sha256") -> str:
+    """Return the hex digest of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def download(
+    url: str, target: Path, expected: str, *, algorithm: str = "sha256", progress: Progress = silent, advice: str = ""
+) -> Path:
+    """Return ``target``, fetched from ``url`` unless it is there, with its hash checked either way.
+
+    Two processes that want the same file wait for each other; a broken transfer leaves nothing behind.
+
+    Args:
+        expected: the hex digest, or its first characters as in torchvision's file names.
+        advice: what a person without network can do instead; ends the message of a failure.
+
+    Raises:
+        DownloadError: no network, the server refused, or the file is not the published one.
+        StorageError: the disk is full or may not be written.
+    """
+    with _storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with _storing(target), FileLock(target.with_name(target.name + ".lock")):
+        if not target.exists():
+            _fetch(url, target, expected, algorithm, progress, advice)
+        elif not digest(target, algorithm).startswith(expected):
+            raise DownloadError(
+                f"{target} is not the published file: its {algorithm} does not start with {expected}. "
+                f"Delete it and it will be fetched again from {url}"
+            )
+    return target
+
+
+def _fetch(url: str, target: Path, expected: str, algorithm: str, progress: Progress, advice: str) -> None:
+    cause: Exception | None = None
+    for _ in range(_ATTEMPTS):
+        try:
+            return _transfer(url, target, expected, algorithm, progress)
+        except urllib.error.HTTPError as error:
+            cause = error
+            if error.code < 500:
+                break
+        except (OSError, http.client.HTTPException, _Mismatch) as error:
+            cause = error
+    reason = getattr(cause, "reason", None) or cause
+    host = urlsplit(url).netloc
+    raise DownloadError(f"cannot fetch {target.name} from {host} ({reason}). {advice}".rstrip()) from cause
+
+
+def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: Progress) -> None:
+    request = urllib.request.Request(url, headers={"User-Agent": "tl-cli"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+        length = response.headers.get("Content-Length")
+        total = int(length) if length else None
+        seen, done = hashlib.new(algorithm), 0
+        with replacing(target) as file:
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                seen.update(chunk)
+                done += len(chunk)
+                progress(target.name, done, total)
+            if not seen.hexdigest().startswith(expected):
+                raise _Mismatch(f"its {algorithm} is {seen.hexdigest()[:16]}..., expected {expected[:16]}...")
+            if total is not None and done != total:
+                raise _Mismatch(f"only {done} of {total} bytes arrived")
+
+
+class _Mismatch(Exception):
+    """Leaves ``replacing`` so that the wrong file never gets its name."""
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes ``target``'s name, all of it or not at all, when the block ends well.
+
+    Raises:
+        StorageError: the disk is full or may not be written; the old ``target`` is as it was.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with _storing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``target``, atomically."""
+    with replacing(target) as file:
+        file.write(text.encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut can undo the rename; not every file system allows it.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _storing(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, urllib.error.URLError | ssl.SSLError | TimeoutError | ConnectionError):
+            raise
+        raise StorageError(f"cannot write {target}: {error.strerror or error} ({_free_space(target)} free)") from error
+
+
+def _free_space(target: Path) -> str:
+    with suppress(OSError):
+        folder = next(parent for parent in target.absolute().parents if parent.exists())
+        return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB"
+    return "unknown space"

@@ -1,0 +1,310 @@
+"""The record of a run that is being written: parameters, metrics, data, pictures and the model, in MLflow."""
+
+import json
+import os
+import queue
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import mlflow
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, Schema
+from mlflow.types.schema import AnyType
+
+import tl_cli
+from tl_cli.contract import DataSpec, SplitName, tl_version
+from tl_cli.data.sources import BUILT_IN
+from tl_cli.errors import Interrupted, TrackingError
+from tl_cli.tracking import served
+from tl_cli.tracking.store import Store, state_folder
+from tl_cli.training.config import write_toml
+from tl_cli.training.events import EpochEnded, Event, LossSampled
+from tl_cli.training.history import EpochPoint
+from tl_cli.training.outcome import Outcome
+from tl_cli.training.setup import Plan
+from tl_cli.training.state import CONFIG_FILE
+
+_FLUSH_EVERY_S = 3.0
+_BATCH = 1000  # what a store takes at once
+_PARAM_LENGTH = 6000
+_REQUIRED = ("mlflow", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pydantic", "pandas", "filelock")
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """An observer and a context manager: the run ends FINISHED, FAILED or KILLED as the block is left.
+
+    Metrics go through a queue to a thread, so training never waits for a disk or a server.
+
+    Args:
+        warn: told once when the store stops answering; training goes on.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        experiment_id: str,
+        run_name: str | None = None,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._experiment_id = experiment_id
+        self._run_name = run_name
+        self._resumed_id = run_id
+        self._tags = dict(tags or {})
+        self._warn = warn
+        self._points: queue.SimpleQueue[Metric | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write, name="tl-recorder", daemon=True)
+        self._logged_until: dict[str, int] = {}
+        self._last_warning = ""
+        self.run_id = ""
+        self.run_name = ""
+
+    def __enter__(self) -> Self:
+        tags = {
+            "tl.version": tl_version(),
+            "tl.host": socket.gethostname(),
+            "tl.pid": str(os.getpid()),
+            **self._tags,
+        }
+        try:
+            run = mlflow.start_run(
+                run_id=self._resumed_id,
+                experiment_id=None if self._resumed_id else self._experiment_id,
+                run_name=self._run_name,
+                tags=tags,
+                log_system_metrics=True,
+            )
+        except MlflowException as error:
+            raise TrackingError(f"cannot start a run: {str(error).splitlines()[0]}") from error
+        self.run_id, self.run_name = run.info.run_id, run.info.run_name
+        if self._resumed_id:
+            self._logged_until = self._last_steps()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._points.put(None)
+        self._thread.join(timeout=60)
+        status = "FINISHED"
+        if kind is not None:
+            status = "KILLED" if issubclass(kind, Interrupted | KeyboardInterrupt) else "FAILED"
+        self._try(lambda: mlflow.end_run(status))
+
+    def __call__(self, event: Event) -> None:
+        """Queue the numbers of a sampled step or of an epoch."""
+        if isinstance(event, LossSampled):
+            self._put(event.step, {"step/loss": event.loss})
+        elif isinstance(event, EpochEnded):
+            self._put(
+                event.step,
+                {
+                    "train/loss": event.train_loss,
+                    "train/accuracy": event.train_accuracy,
+                    "val/loss": event.val_loss,
+                    "val/accuracy": event.val_accuracy,
+                    "epoch": event.epoch,
+                    "lr/head": event.lr_head,
+                    "lr/backbone": event.lr_backbone,
+                    "time/images_per_second": event.images_per_second,
+                    "time/epoch_seconds": event.seconds,
+                },
+            )
+
+    @property
+    def folder(self) -> Path:
+        """Where this machine keeps what the run needs to go on."""
+        return state_folder(self._experiment_id, self.run_id)
+
+    def log_start(self, plan: Plan, command: str, contact_sheet: Path) -> None:
+        """Record what the run is about to do: every effective setting, the data, the config, one batch as a picture."""
+        config_file = self.folder / CONFIG_FILE
+        write_toml(config_file, plan.config)
+        settings: dict[str, object] = {
+            **plan.config.model_dump(),
+            "device": plan.machine.device.type,
+            "weights": plan.classifier.weights.name,
+            "preprocessing": plan.classifier.preprocessing.model_dump_json(),
+            "num_classes": len(plan.data.classes),
+        }
+        params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in settings.items()]
+        self._try(lambda: self._store.client.log_batch(self.run_id, params=params))
+        tags = {"tl.model": plan.config.model, "tl.data": plan.data.spec.source, "tl.command": command}
+        self._try(lambda: mlflow.set_tags(tags))
+        self._log_data(plan.data.spec)
+        for path in (config_file, contact_sheet):
+            self._log_file(path)
+        self._set_note(_note(plan, self.run_id, command, None))
+
+    def log_end(
+        self, plan: Plan, outcome: Outcome, command: str, curves: Sequence[Path], best: Path, register: str | None
+    ) -> None:
+        """Record what the run came to: numbers, curves, test logits, the model and the note.
+
+        Args:
+            best: folder of the best saved model.
+            register: name in the model registry, or None.
+        """
+        counters = outcome.counters
+        results = {
+            "best/val_accuracy": counters.best_val_accuracy,
+            "best/val_loss": counters.best_val_loss,
+            "best/epoch": counters.best_epoch,
+            "clean_train/accuracy": outcome.clean_train.accuracy.value,
+            "clean_train/loss": outcome.clean_train.loss,
+            "time/train_seconds": counters.seconds,
+        }
+        if outcome.test is not None:
+            results |= {"test/accuracy": outcome.test.accuracy.value, "test/loss": outcome.test.loss}
+        self._put(counters.step, results)
+        for path in curves:
+            self._log_file(path, "curves")
+        if outcome.test_answers is not None:
+            logits = self.folder / "test_logits.npz"
+            outcome.save_logits(logits, plan.data.classes)
+            self._log_file(logits, "eval")
+        figures = {key: value for key, value in results.items() if key.startswith(("best/", "test/"))}
+        self._log_model(plan, best, figures, register)
+        self._set_note(_note(plan, self.run_id, command, outcome))
+
+    def log_unfinished(self, plan: Plan, point: EpochPoint, best: Path) -> None:
+        """Record the best model of a run that ends before its time."""
+        figures = {"best/val_accuracy": point.val_accuracy or 0.0, "best/epoch": float(point.epoch)}
+        self._put(point.step, figures)
+        self._log_model(plan, best, figures, None)
+
+    def _log_data(self, spec: DataSpec) -> None:
+        contexts: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "testing"}
+        name = Path(spec.source).name
+        inputs = []
+        for part, split in spec.splits.items():
+            dataset = Dataset(
+                name=f"{name}-{part}",
+                # MLflow keeps at most 36 characters of a digest.
+                digest=split.digest[:16],
+                source_type="code" if spec.source in BUILT_IN else "local",
+                source=json.dumps({"uri": spec.source}),
+                profile=json.dumps({"num_rows": split.count, "sha256": split.digest}),
+            )
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", contexts[part])]))
+        self._try(lambda: self._store.client.log_inputs(self.run_id, inputs))
+
+    def _log_file(self, path: Path, folder: str | None = None) -> None:
+        self._try(lambda: self._store.client.log_artifact(self.run_id, str(path), folder))
+
+    def _set_note(self, text: str) -> None:
+        self._try(lambda: self._store.client.set_tag(self.run_id, "mlflow.note.content", text))
+
+    def _log_model(self, plan: Plan, folder: Path, figures: Mapping[str, float], register: str | None) -> None:
+        """Record a saved-model folder as an MLflow model: code as text, weights as safetensors, no pickle."""
+        settings = plan.config.model_dump()
+        params = {key: str(settings[key])[:500] for key in ("model", "data", "recipe", "epochs", "input_size")}
+
+        def log() -> None:
+            logged = mlflow.pyfunc.log_model(
+                name=_model_name(plan.name),
+                python_model=str(served.__file__),
+                artifacts={"model": str(folder)},
+                # The package itself travels with the model, so that one preprocessing serves everywhere.
+                code_paths=[str(Path(str(tl_cli.__file__)).parent)],
+                pip_requirements=[f"{name}=={version(name)}" for name in _REQUIRED],
+                signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")])),
+                params=params,
+                registered_model_name=register,
+            )
+            for key, value in figures.items():
+                self._store.client.log_metric(self.run_id, key, value, model_id=logged.model_id)
+
+        self._try(log)
+
+    def _put(self, step: int, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        for key, value in values.items():
+            # After a resume the steps that were already recorded come again, with equal values.
+            if step > self._logged_until.get(key, -1):
+                self._points.put(Metric(key, float(value), now, step))
+
+    def _write(self) -> None:
+        waiting: list[Metric] = []
+        closed = False
+        while not closed:
+            deadline = time.monotonic() + _FLUSH_EVERY_S
+            while not closed and (left := deadline - time.monotonic()) > 0:
+                try:
+                    point = self._points.get(timeout=left)
+                except queue.Empty:
+                    break
+                if point is None:
+                    closed = True
+                else:
+                    waiting.append(point)
+            waiting = self._flush(waiting)
+        if waiting:
+            self._warn(f"the tracking store did not take {len(waiting)} points of the curves")
+
+    def _flush(self, points: list[Metric]) -> list[Metric]:
+        """Send what waits; return what the store did not take, to be tried again."""
+        while points:
+            try:
+                self._store.client.log_batch(self.run_id, metrics=points[:_BATCH])
+            except (MlflowException, OSError) as error:
+                self._warn_once(error)
+                return points
+            points = points[_BATCH:]
+        return points
+
+    def _last_steps(self) -> dict[str, int]:
+        keys = self._store.client.get_run(self.run_id).data.metrics
+        histories = {key: self._store.client.get_metric_history(self.run_id, key) for key in keys}
+        return {key: max(point.step for point in points) for key, points in histories.items() if points}
+
+    def _try(self, call: Callable[[], T]) -> T | None:
+        """Turn an unreachable store into a warning: a trained model is not thrown away for it."""
+        try:
+            return call()
+        except (MlflowException, OSError) as error:
+            self._warn_once(error)
+            return None
+
+    def _warn_once(self, error: Exception) -> None:
+        message = f"the tracking store {self._store.uri} did not answer: {str(error).splitlines()[0][:200]}"
+        if message != self._last_warning:
+            self._last_warning = message
+            self._warn(message)
+
+
+def _model_name(name: str) -> str:
+    """Return the name without what MLflow refuses in a model's name."""
+    return re.sub(r"[/:.%\"']", "-", name)
+
+
+def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str:
+    """Return the run's description, Markdown."""
+    source = plan.data.spec.source
+    lines = [f"`{command}`", "", f"**{plan.config.model}** ({plan.classifier.weights.name}) on `{source}`"]
+    if outcome is not None:
+        lines += ["", "| result | |", "|---|---|"]
+        if outcome.test is not None:
+            accuracy = outcome.test.accuracy
+            interval = f"95% interval {100 * accuracy.low:.2f} to {accuracy.high:.2%}, {accuracy.count:,} images"
+            lines.append(f"| test accuracy | **{accuracy.value:.2%}** ({interval}) |")
+        lines.append(f"| validation accuracy | {outcome.counters.best_val_accuracy:.2%} |")
+        lines.append(f"| clean training images | {outcome.clean_train.accuracy.value:.2%} |")
+        lines.append(f"| best epoch | {outcome.counters.best_epoch} of {outcome.counters.epoch} |")
+    lines += ["", f"Look again: `tl eval {run_id[:8]}`, `tl plot --terminal {run_id[:8]}`"]
+    return "\n".join(lines)

@@ -1,0 +1,212 @@
+"""The MLflow store: where it is, opening it, and finding runs in it by the names that people use."""
+
+import logging
+import os
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from filelock import FileLock, Timeout
+
+from tl_cli.errors import RunNotFoundError, StorageError, TrackingError, suggest
+
+_ENVIRONMENT = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # MLflow's own retries keep a refused server silent for four minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import mlflow  # noqa: E402
+from mlflow.entities import Run, ViewType  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+STATE_ROOT = Path("mlruns")
+DEFAULT_EXPERIMENT = "tl"
+# Their lines would break a live screen.
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module=r"mlflow\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """An open store.
+
+    Attributes:
+        client: of the tracking store.
+        uri: of the store, without credentials.
+    """
+
+    client: mlflow.MlflowClient
+    uri: str
+
+    def experiment(self, name: str) -> str:
+        """Return the id of an experiment, made where there is none.
+
+        Raises:
+            TrackingError: it was deleted, or the store cannot be used.
+        """
+        with _reported(self.uri), _store_lock():
+            found = self.client.get_experiment_by_name(name)
+            if found is None:
+                return str(self.client.create_experiment(name))
+        if found.lifecycle_stage != "active":
+            raise TrackingError(f"the experiment {name!r} was deleted; restore it, or use --experiment with another name")
+        return str(found.experiment_id)
+
+    def runs(self, experiment: str | None = None) -> list[Run]:
+        """Return the runs of one experiment, or of all, latest first."""
+        with _reported(self.uri):
+            experiments = self.client.search_experiments(view_type=ViewType.ACTIVE_ONLY)
+            ids = [e.experiment_id for e in experiments if experiment in (None, e.name)]
+            found: list[Run] = []
+            token = None
+            while ids:
+                page = self.client.search_runs(ids, order_by=["attributes.start_time DESC"], page_token=token)
+                found += page
+                token = page.token
+                if not token:
+                    break
+        return found
+
+    def find(self, name: str) -> Run:
+        """Return the run of that id, unique beginning of an id, or name; ``latest`` is the latest.
+
+        Raises:
+            RunNotFoundError: none or several answer to it; the message lists what there is.
+        """
+        runs = self.runs()
+        if not runs:
+            raise RunNotFoundError(f"there are no runs in {self.uri} yet; make one with tl train")
+        if name == "latest":
+            return runs[0]
+        exact = [run for run in runs if name in (run.info.run_id, run.info.run_name)]
+        found = exact or [run for run in runs if len(name) >= 3 and run.info.run_id.startswith(name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listed = ", ".join(f"{short_id(run)} ({run.info.run_name})" for run in found[:5])
+            raise RunNotFoundError(f"{len(found)} runs are called {name!r}: {listed}; use the id")
+        known = [name for run in runs for name in (run.info.run_name, short_id(run))]
+        raise RunNotFoundError(f"no run is called {name!r} in {self.uri}.{suggest(name, known)}")
+
+    def model_folder(self, run: Run) -> Path:
+        """Return the saved model of a run, fetched where the store is remote.
+
+        Raises:
+            RunNotFoundError: the run recorded no model.
+        """
+        with _reported(self.uri):
+            outputs = run.outputs.model_outputs if run.outputs else []
+            for output in outputs:
+                with suppress(MlflowException):
+                    root = Path(mlflow.artifacts.download_artifacts(f"models:/{output.model_id}"))
+                    for card in sorted(root.rglob("model.json")):
+                        return card.parent
+        local = self.state_folder(run) / "best"
+        if (local / "model.json").exists():
+            return local
+        raise RunNotFoundError(f"the run {short_id(run)} ({run.info.run_name}) has no model; it ended before an epoch")
+
+    def artifact(self, run: Run, path: str) -> Path | None:
+        """Return an artifact of a run as a local file, or None where there is none."""
+        with suppress(MlflowException, OSError):
+            return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=path))
+        return None
+
+    def state_folder(self, run: Run) -> Path:
+        """Return where this machine keeps what a run needs to go on."""
+        return state_folder(run.info.experiment_id, run.info.run_id)
+
+
+def state_folder(experiment_id: str, run_id: str) -> Path:
+    """Return ``mlruns/<experiment>/<run>/state`` in the current folder, with a remote store too."""
+    return STATE_ROOT / experiment_id / run_id / "state"
+
+
+def short_id(run: Run) -> str:
+    """Return the first characters of a run's id: what people type."""
+    return str(run.info.run_id)[:8]
+
+
+def open_store(tracking_uri: str | None) -> Store:
+    """Return the store at ``tracking_uri``, or where MLflow's own settings say: ``./mlflow.db`` by default.
+
+    Raises:
+        TrackingError: it cannot be reached or used; says what to do.
+        StorageError: the folder may not be written.
+    """
+    if tracking_uri:
+        mlflow.set_tracking_uri(tracking_uri)
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    with _reported(redacted(uri)), _store_lock():
+        # The first use creates the database; two processes that do so at once would crash one of them.
+        client = mlflow.MlflowClient()
+        client.search_experiments(max_results=1)
+    return Store(client, redacted(uri))
+
+
+def redacted(uri: str) -> str:
+    """Return a URI without user, password and query."""
+    parts = urlsplit(uri)
+    if not parts.netloc:
+        return uri
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@contextmanager
+def _store_lock() -> Iterator[None]:
+    try:
+        STATE_ROOT.mkdir(exist_ok=True)
+        lock = FileLock(STATE_ROOT / ".store.lock", timeout=120)
+        lock.acquire()
+    except Timeout as error:
+        raise TrackingError(f"another process has held {STATE_ROOT / '.store.lock'} for two minutes") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {STATE_ROOT.absolute()}: {error.strerror}; run tl in a folder of yours") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _reported(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        message = str(error).splitlines()[0]
+        advice = ""
+        if "file store" in message.lower() or "filesystem" in message.lower():
+            advice = "; use --tracking-uri sqlite:///mlflow.db, or move the old ./mlruns away"
+        raise TrackingError(f"the tracking store {uri} cannot be used: {message}{advice}") from error
+
+
+def _check_server(uri: str) -> None:
+    parts = urlsplit(uri)
+    # urllib does not understand user:password@ in a URL.
+    health = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/health", "", ""))
+    try:
+        with urllib.request.urlopen(health, timeout=5):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404):
+            return  # it is there; what it thinks of us, MLflow will say
+        reason: object = f"HTTP {error.code}"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+    raise TrackingError(
+        f"the tracking server {redacted(uri)} does not answer ({reason}); start it, or leave --tracking-uri and "
+        "MLFLOW_TRACKING_URI out to record in ./mlflow.db"
+    )

@@ -1,0 +1,151 @@
+"""Every setting of a training run, resolved. The same names stand in flags, config files and MLflow. No torch here."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tl_cli.errors import UsageError, suggest
+from tl_cli.fetch import write_text
+
+RecipeName = Literal["default", "blog"]
+OptimizerName = Literal["adam", "adamw", "sgd"]
+ScheduleName = Literal["constant", "cosine", "one-cycle", "plateau"]
+AugmentName = Literal["none", "shift", "flip", "flip-shift", "flip-crop", "blog"]
+DeviceName = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Layout = Literal["channels-last", "contiguous"]
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Statistics = tuple[float, float, float]
+
+
+class TrainConfig(BaseModel):
+    """The settings of one run.
+
+    Attributes:
+        model: name in the zoo.
+        weights: ``default``, a published name, ``none``, a file, or a saved-model folder.
+        data: ``cifar10``, ``digits`` or a folder.
+        data_dir: where downloaded sets are kept; None is the user's cache folder.
+        epochs: in all, frozen ones included.
+        freeze_epochs: how many of them train the head alone.
+        lr: learning rate of the head while the backbone is frozen; of everything when nothing is frozen.
+        unfreeze_lr: learning rate of everything after that.
+        warmup: share of a phase in which the cosine schedule rises.
+        clip_norm: largest gradient norm; 0 is no clipping.
+        bn: what BatchNorm statistics do once the backbone trains.
+        early_stop: epochs without a better validation accuracy after which the run ends; 0 is never.
+        input_size: side of the network's input in pixels.
+        mean: channel statistics to use instead of the weights' own, for values in 0..1.
+        std: the same.
+        feature_cache: train the frozen phase on features computed once.
+        limit: at most so many images a part, stratified; None is all.
+        val_fraction: share of the training images held out where the data bring no validation part.
+        workers: threads that decode images from files.
+        threads: threads of a tensor operation on the CPU; 0 leaves torch's own number.
+        log_every: steps between two points of the iteration loss; 0 chooses about 50 an epoch.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str
+    weights: str = "default"
+    data: str = "cifar10"
+    data_dir: str | None = None
+    limit: Annotated[int, Field(ge=2)] | None = None
+    val_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    recipe: RecipeName = "default"
+    epochs: Annotated[int, Field(ge=1)]
+    freeze_epochs: Annotated[int, Field(ge=0)]
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    optimizer: OptimizerName
+    lr: Positive
+    unfreeze_lr: Positive
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    momentum: Share = 0.9
+    schedule: ScheduleName
+    warmup: Share = 0.1
+    label_smoothing: Share = 0.0
+    clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    bn: Literal["frozen", "train"]
+    early_stop: Annotated[int, Field(ge=0)] = 0
+    augment: AugmentName
+    input_size: Annotated[int, Field(ge=8, le=2048)]
+    mean: Statistics | None = None
+    std: Annotated[Statistics, Field()] | None = None
+    feature_cache: bool = True
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
+    device: DeviceName = "auto"
+    precision: Precision = "fp32"
+    layout: Layout = "channels-last"
+    threads: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=64)] = 2
+    log_every: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.epochs < self.freeze_epochs:
+            raise ValueError(
+                f"--epochs {self.epochs} is the total and cannot be fewer than --freeze-epochs {self.freeze_epochs}"
+            )
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("--std must be positive in every channel")
+        return self
+
+
+FIELDS = tuple(TrainConfig.model_fields)
+
+
+def validated(values: Mapping[str, object]) -> TrainConfig:
+    """Return the config of these values.
+
+    Raises:
+        UsageError: a value is out of range or of the wrong type, or two contradict each other.
+    """
+    try:
+        return TrainConfig.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError("; ".join(_say(problem) for problem in error.errors())) from error
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """Return the settings of a config file, under their fields' names (``-`` and ``_`` alike).
+
+    Raises:
+        UsageError: no such file, no TOML, or a key that is no setting.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the config {path}: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
+    settings = {key.replace("-", "_"): value for key, value in content.items()}
+    for key in settings:
+        if key not in FIELDS:
+            raise UsageError(f"{path} has an unknown setting {key!r}.{suggest(key, FIELDS)}")
+    return settings
+
+
+def write_toml(path: Path, config: TrainConfig) -> None:
+    """Write every setting as TOML that ``--config`` takes; what is None is left out."""
+    lines = [f"{key} = {_toml(value)}" for key, value in config.model_dump().items() if value is not None]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _toml(value: object) -> str:
+    # JSON's strings, numbers, booleans and flat lists are TOML's too.
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _say(problem: Mapping[str, object]) -> str:
+    location = problem["loc"]
+    name = str(location[0]).replace("_", "-") if isinstance(location, tuple) and location else ""
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"--{name} {problem['input']}: {message}" if name else message

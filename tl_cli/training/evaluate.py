@@ -1,0 +1,62 @@
+"""Measuring a saved model on the images that its card names, split as they were for its training."""
+
+from dataclasses import dataclass
+
+from tl_cli.contract import ModelCard, SplitName
+from tl_cli.data.loaders import Loader
+from tl_cli.data.sources import changed_parts, open_data
+from tl_cli.errors import DataError
+from tl_cli.evaluation.logits import answer
+from tl_cli.evaluation.metrics import Report, report
+from tl_cli.fetch import Progress, silent
+from tl_cli.models.zoo import Classifier
+from tl_cli.training.config import DeviceName
+from tl_cli.training.machine import Autocasting, Machine, choose_device, cores
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A report, and the parts of the data that are no longer what they were."""
+
+    report: Report
+    changed: list[SplitName]
+
+
+def evaluate_model(
+    classifier: Classifier,
+    card: ModelCard,
+    *,
+    part: SplitName,
+    source: str | None = None,
+    data_dir: str | None = None,
+    device: DeviceName = "auto",
+    batch_size: int = 256,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> Measured:
+    """Return how good a model is on one part of its own data.
+
+    Args:
+        source: where the images are now; None is where they were.
+
+    Raises:
+        DataError: the images are not there, have other classes, or have no such part.
+    """
+    spec = card.data.model_copy(
+        update={"source": source or card.data.source, "data_dir": data_dir or card.data.data_dir, "splits": {}}
+    )
+    threads = min(8, cores()) if workers is None else workers
+    data = open_data(spec, workers=threads, progress=progress)
+    if data.classes != card.classes:
+        raise DataError(f"{spec.source} has other classes than the model: {data.classes[:5]} against {card.classes[:5]}")
+    if part not in data.parts:
+        raise DataError(f"{spec.source} has no {part} images; try --split val")
+    machine = Machine(choose_device(device))
+    machine.place(classifier.model)
+    loader = Loader(data.parts[part], card.preprocessing, batch_size, machine.device, threads)
+    total = len(loader.images)
+    answers = answer(
+        Autocasting(classifier.model, machine), loader.clean(), lambda done: progress("evaluating", done, total)
+    )
+    changed = changed_parts(card.data, data.spec)
+    return Measured(report(answers), [name for name in changed if name == part])

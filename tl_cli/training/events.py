@@ -1,0 +1,112 @@
+"""What happens during a run, as small immutable facts. Observers are told; they cannot steer. No torch here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+PhaseName = Literal["head", "fine-tune"]
+Activity = Literal["caching features", "validating", "testing", "measuring the training images"]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """A phase begins, or goes on after a resume.
+
+    Attributes:
+        epochs: its first and last epoch, from 1.
+        steps_per_epoch: optimizer steps.
+        step: optimizer steps before it.
+        trainable: parameters that train.
+        frozen: parameters that do not.
+        cached: whether it trains on features computed once.
+    """
+
+    name: PhaseName
+    epochs: tuple[int, int]
+    steps_per_epoch: int
+    step: int
+    trainable: int
+    frozen: int
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Worked:
+    """A part of some work beside the steps is done: images counted."""
+
+    activity: Activity
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnded:
+    """One optimizer step, counted from 1 over the whole run; ``images`` in its batch."""
+
+    step: int
+    epoch: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class LossSampled:
+    """The cross-entropy of one batch in nats, and the learning rates of its step (0: not training)."""
+
+    step: int
+    epoch: int
+    loss: float
+    lr_head: float
+    lr_backbone: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnded:
+    """An epoch is over and validated.
+
+    Attributes:
+        step: optimizer steps so far.
+        train_loss: mean cross-entropy over the epoch's batches as they were trained on (augmented), in nats.
+        train_accuracy: of the same, a fraction.
+        val_loss: mean cross-entropy of the validation images.
+        val_accuracy: fraction.
+        seconds: training and validation.
+        images_per_second: of training alone.
+        is_best: better on validation than every epoch before.
+    """
+
+    phase: PhaseName
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    lr_head: float
+    lr_backbone: float
+    seconds: float
+    images_per_second: float
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoppedEarly:
+    """Validation has not become better for ``patience`` epochs."""
+
+    epoch: int
+    patience: int
+
+
+Event = PhaseStarted | Worked | StepEnded | LossSampled | EpochEnded | StoppedEarly
+Observer = Callable[[Event], None]
+
+
+
+
+def tell_all(*observers: Observer) -> Observer:
+    """Return one observer that tells several, in their order."""
+
+    def notify(event: Event) -> None:
+        for observer in observers:
+            observer(event)
+
+    return notify

@@ -1,0 +1,158 @@
+"""The training loop. It never draws, logs or writes a file: it tells an observer what happens."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from tl_cli.errors import DivergedError
+from tl_cli.evaluation.logits import answer
+from tl_cli.training.config import TrainConfig
+from tl_cli.training.events import EpochEnded, LossSampled, Observer, PhaseStarted, StepEnded, StoppedEarly, Worked
+from tl_cli.training.phases import Phase, lr_factor
+from tl_cli.training.setup import Plan, Stage, open_stage
+from tl_cli.training.state import Counters, TrainState
+from tl_cli.training.step import Stepped, train_step
+
+HEAD, BACKBONE = 0, 1
+
+
+@dataclass(slots=True)
+class _Running:
+    """Sums over an epoch, kept on the device so that no step waits for them."""
+
+    loss: Tensor
+    correct: Tensor
+    images: int = 0
+
+    def add(self, stepped: Stepped, images: int) -> None:
+        self.loss += stepped.loss * images
+        self.correct += stepped.correct
+        self.images += images
+
+
+def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
+    """Fine-tune ``state.model`` in place, phase by phase, from wherever ``state`` stands.
+
+    Args:
+        plan: the model, its phases and its data.
+        notify: told each event as it happens; its return value is ignored.
+
+    Returns:
+        How far the run went and its best epoch by validation accuracy.
+
+    Raises:
+        DivergedError: the loss is no longer finite.
+    """
+    for phase in plan.phases:
+        if state.counters.epoch >= phase.last:
+            continue
+        stage = open_stage(plan, phase, notify)
+        before = _steps_before(plan, phase)
+        notify(
+            PhaseStarted(
+                name=phase.name,
+                epochs=(phase.first, phase.last),
+                steps_per_epoch=stage.steps,
+                step=state.counters.step,
+                trainable=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
+                frozen=sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
+                cached=stage.cached,
+            )
+        )
+        if state.counters.epoch < phase.first:
+            _set_lr(state, phase, 1.0)
+        for epoch in range(state.counters.epoch + 1, phase.last + 1):
+            _run_epoch(plan, stage, phase, epoch, state, before, notify)
+            if plan.config.early_stop and epoch - state.counters.best_epoch >= plan.config.early_stop:
+                notify(StoppedEarly(epoch, plan.config.early_stop))
+                return state.counters
+    return state.counters
+
+
+def _run_epoch(
+    plan: Plan, stage: Stage, phase: Phase, epoch: int, state: TrainState, before: int, notify: Observer
+) -> None:
+    config, counters = plan.config, state.counters
+    log_every = config.log_every or max(1, stage.steps // 50)
+    started = time.perf_counter()
+    running = _Running(*torch.zeros(2, device=plan.machine.device, dtype=torch.float64).unbind())
+    stage.network.train()
+    step = counters.step
+    for batch in stage.train(epoch):
+        _schedule(config, state, phase, step - before, stage.steps)
+        step += 1
+        # Dropout is a function of (seed, step), so a resumed run draws what the whole one would have.
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        stepped = train_step(stage.network, batch, state, config)
+        running.add(stepped, len(batch.labels))
+        if step % log_every == 0 or step == 1:
+            # .item() waits for the GPU, so the loss is read on few steps only.
+            notify(_sample(step, epoch, stepped.loss.item(), state))
+        notify(StepEnded(step, epoch, len(batch.labels)))
+    trained = time.perf_counter()
+    train_loss = _finite(float(running.loss) / running.images, step, state)
+    total = len(plan.data.parts["val"])
+    answers = answer(
+        stage.network, stage.validation(), lambda done: notify(Worked("validating", done, total))
+    )
+    val_loss = float(F.cross_entropy(answers.logits, answers.labels))
+    val_accuracy = float((answers.logits.argmax(1) == answers.labels).double().mean())
+    lr_head, lr_backbone = _lrs(state)
+    if config.schedule == "plateau":
+        state.plateau.step(val_loss)
+    seconds = time.perf_counter() - started
+    is_best = counters.is_better(val_accuracy, val_loss)
+    counters.epoch, counters.step, counters.seconds = epoch, step, counters.seconds + seconds
+    if is_best:
+        counters.best_epoch, counters.best_val_accuracy, counters.best_val_loss = epoch, val_accuracy, val_loss
+    notify(
+        EpochEnded(
+            phase=phase.name,
+            epoch=epoch,
+            step=step,
+            train_loss=train_loss,
+            train_accuracy=float(running.correct) / running.images,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            lr_head=lr_head,
+            lr_backbone=lr_backbone,
+            seconds=seconds,
+            images_per_second=running.images / (trained - started),
+            is_best=is_best,
+        )
+    )
+
+
+def _schedule(config: TrainConfig, state: TrainState, phase: Phase, step: int, steps_per_epoch: int) -> None:
+    if config.schedule != "plateau":
+        total = steps_per_epoch * phase.epochs
+        _set_lr(state, phase, lr_factor(config.schedule, config.warmup, step, total))
+
+
+def _set_lr(state: TrainState, phase: Phase, factor: float) -> None:
+    state.optimizer.param_groups[HEAD]["lr"] = phase.lr_head * factor
+    state.optimizer.param_groups[BACKBONE]["lr"] = phase.lr_backbone * factor
+
+
+def _lrs(state: TrainState) -> tuple[float, float]:
+    groups = state.optimizer.param_groups
+    return float(groups[HEAD]["lr"]), float(groups[BACKBONE]["lr"])
+
+
+def _steps_before(plan: Plan, phase: Phase) -> int:
+    return sum(plan.steps_per_epoch(earlier) * earlier.epochs for earlier in plan.phases if earlier.first < phase.first)
+
+
+def _sample(step: int, epoch: int, loss: float, state: TrainState) -> LossSampled:
+    return LossSampled(step, epoch, _finite(loss, step, state), *_lrs(state))
+
+
+def _finite(loss: float, step: int, state: TrainState) -> float:
+    if not math.isfinite(loss):
+        lr = max(_lrs(state))
+        raise DivergedError(f"the loss is {loss} at step {step} (lr {lr:g}); try a lower --lr or --clip-norm 1")
+    return loss

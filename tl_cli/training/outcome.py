@@ -1,0 +1,92 @@
+"""The end of a run: the best model is judged once, on the test images and on clean training images."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from tl_cli.data import splits
+from tl_cli.data.loaders import Loader
+from tl_cli.evaluation.logits import Answers, answer
+from tl_cli.evaluation.metrics import Report, report
+from tl_cli.fetch import replacing
+from tl_cli.models import bundle
+from tl_cli.training.events import Activity, Observer, Worked
+from tl_cli.training.machine import Autocasting
+from tl_cli.training.setup import EVAL_BATCH, Plan
+from tl_cli.training.state import Counters
+
+# The gap needs no more precision than the test figure has.
+_CLEAN_TRAIN_IMAGES = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        counters: epochs, steps, the best epoch.
+        test: of the best model; None where the data bring no test images.
+        test_answers: its logits, to compare two runs image by image.
+        test_ids: the images' ids, in the same order.
+        clean_train: of the best model on training images without augmentation, in eval mode.
+    """
+
+    counters: Counters
+    test: Report | None
+    test_answers: Answers | None
+    test_ids: np.ndarray | None
+    clean_train: Report
+
+    @property
+    def gap(self) -> float | None:
+        """Clean training accuracy less test accuracy, a fraction: how much was learned by heart."""
+        return self.clean_train.accuracy.value - self.test.accuracy.value if self.test else None
+
+    def save_logits(self, path: Path, classes: tuple[str, ...]) -> None:
+        """Write test logits, labels, image ids and class names as .npz without pickled objects.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        assert self.test_answers is not None and self.test_ids is not None
+        with replacing(path) as file:
+            np.savez_compressed(
+                file,
+                logits=self.test_answers.logits.numpy(),
+                labels=self.test_answers.labels.numpy(),
+                ids=self.test_ids.astype(np.str_),
+                classes=np.array(classes, dtype=np.str_),
+            )
+
+
+def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Outcome:
+    """Load the best model and judge it; the test images are looked at here and nowhere before."""
+    bundle.load_weights(best, plan.classifier.model)
+    network = Autocasting(plan.classifier.model, plan.machine)
+    train = plan.data.parts["train"]
+    count = min(_CLEAN_TRAIN_IMAGES, len(train))
+    chosen = splits.stratified_order(train.labels, plan.config.split_seed)[:count]
+    config = plan.config
+    clean = Loader(
+        train.subset(np.sort(chosen)), plan.classifier.preprocessing, EVAL_BATCH, plan.machine.device, config.workers
+    )
+    clean_answers = _judge(network, clean, "measuring the training images", notify)
+    test_answers = ids = None
+    if "test" in plan.data.parts:
+        loader = plan.loader("test")
+        test_answers = _judge(network, loader, "testing", notify)
+        ids = loader.images.ids
+    return Outcome(
+        counters=counters,
+        test=report(test_answers) if test_answers else None,
+        test_answers=test_answers,
+        test_ids=ids,
+        clean_train=report(clean_answers),
+    )
+
+
+def _judge(network: nn.Module, loader: Loader, activity: Activity, notify: Observer) -> Answers:
+    total = len(loader.images)
+    return answer(network, loader.clean(), lambda done: notify(Worked(activity, done, total)))

@@ -1,0 +1,72 @@
+"""The phases of a run, and how the learning rate moves within one."""
+
+import math
+from dataclasses import dataclass
+
+from tl_cli.models.freezing import BatchNormMode
+from tl_cli.training.config import ScheduleName, TrainConfig
+from tl_cli.training.events import PhaseName
+
+# torch's OneCycleLR: start at 1/25 of the peak, end at 1/10,000 of the start, 30% of the steps to rise.
+_ONE_CYCLE_START = 1 / 25
+_ONE_CYCLE_END = _ONE_CYCLE_START / 1e4
+_ONE_CYCLE_RISE = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of epochs in which the same parameters train.
+
+    Attributes:
+        first: its first epoch, from 1.
+        last: its last epoch.
+        lr_head: peak learning rate of the head.
+        lr_backbone: peak learning rate of the backbone, 0 while it is frozen.
+        bn: what BatchNorm statistics do.
+    """
+
+    name: PhaseName
+    first: int
+    last: int
+    lr_head: float
+    lr_backbone: float
+    bn: BatchNormMode
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs it has."""
+        return self.last - self.first + 1
+
+
+def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
+    """Return the phases of a config: the head alone, then everything; either may be absent."""
+    head = Phase("head", 1, config.freeze_epochs, config.lr, 0.0, "frozen")
+    tune = Phase(
+        "fine-tune", config.freeze_epochs + 1, config.epochs, config.unfreeze_lr, config.unfreeze_lr, config.bn
+    )
+    return tuple(phase for phase in (head, tune) if phase.epochs > 0)
+
+
+def lr_factor(schedule: ScheduleName, warmup: float, step: int, steps: int) -> float:
+    """Return the share of the peak learning rate at a step of a phase.
+
+    Args:
+        warmup: share of the steps in which ``cosine`` rises from zero.
+        step: from 0 to ``steps`` - 1 within the phase.
+        steps: of the phase.
+    """
+    progress = step / max(1, steps - 1)
+    if schedule == "cosine":
+        if progress < warmup:
+            return (step + 1) / (warmup * steps + 1)
+        return _cosine(1, 0, (progress - warmup) / (1 - warmup))
+    if schedule == "one-cycle":
+        if progress < _ONE_CYCLE_RISE:
+            return _cosine(_ONE_CYCLE_START, 1, progress / _ONE_CYCLE_RISE)
+        return _cosine(1, _ONE_CYCLE_END, (progress - _ONE_CYCLE_RISE) / (1 - _ONE_CYCLE_RISE))
+    # Constant; plateau lowers the rate itself, once an epoch.
+    return 1.0
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

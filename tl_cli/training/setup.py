@@ -1,0 +1,310 @@
+"""From settings to everything that ``fit`` needs: data, model, machine, phases, and the batches of each phase."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tl_cli.contract import DataSpec, ModelCard
+from tl_cli.data.augmentation import Augmentation
+from tl_cli.data.loaders import Batch, Loader
+from tl_cli.data.sources import LabelledData, open_data
+from tl_cli.errors import UsageError
+from tl_cli.fetch import Progress, silent
+from tl_cli.models import freezing, zoo
+from tl_cli.models.zoo import Classifier
+from tl_cli.training import features, recipes
+from tl_cli.training.config import AugmentName, DeviceName, TrainConfig
+from tl_cli.training.events import Observer, Worked
+from tl_cli.training.machine import Autocasting, Machine, bf16_is_fast, choose_device, cores, prepare_machine
+from tl_cli.training.phases import Phase, phases_of
+from tl_cli.training.recipes import Facts, Resolved
+from tl_cli.training.state import TrainState
+
+# Evaluation keeps no gradients, so its batches may be larger than training's.
+EVAL_BATCH = 256
+
+_AUGMENTATIONS: dict[AugmentName, Augmentation] = {
+    "none": Augmentation(flip=False),
+    "shift": Augmentation(flip=False, shift=0.125),
+    "flip": Augmentation(),
+    "flip-shift": Augmentation(shift=0.125),
+    "flip-crop": Augmentation(min_area=0.35),
+    "blog": Augmentation(shift=0.125, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, rotation=15),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a run works with.
+
+    Attributes:
+        resolved: the config with the origin of each value.
+        data: labelled images in train, val and test.
+        classifier: on its device.
+        phases: in order.
+        caches: whether the frozen phase trains on cached features.
+        cache_note: why not, where it was asked for and is not possible.
+    """
+
+    resolved: Resolved
+    data: LabelledData
+    classifier: Classifier
+    machine: Machine
+    phases: tuple[Phase, ...]
+    caches: bool
+    cache_note: str | None
+
+    @property
+    def config(self) -> TrainConfig:
+        """The resolved settings."""
+        return self.resolved.config
+
+    @property
+    def name(self) -> str:
+        """What a run of this plan is called where nobody names it."""
+        return f"{self.config.model}-{Path(self.data.spec.source).name}"
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to training images."""
+        return _AUGMENTATIONS[self.config.augment]
+
+    def loader(self, part: str, batch_size: int = EVAL_BATCH) -> Loader:
+        """Return the batches of a part of the data."""
+        images = {str(name): found for name, found in self.data.parts.items()}[part]
+        return Loader(images, self.classifier.preprocessing, batch_size, self.machine.device, self.config.workers)
+
+    @property
+    def train_loader(self) -> Loader:
+        """The batches of the training part."""
+        return self.loader("train", self.config.batch_size)
+
+    def uses_cache(self, phase: Phase) -> bool:
+        """Whether a phase trains on cached features."""
+        return phase.name == "head" and self.caches
+
+    def steps_per_epoch(self, phase: Phase) -> int:
+        """Return the optimizer steps in an epoch of a phase."""
+        if self.uses_cache(phase):
+            return -(-len(self.data.parts["train"]) // self.config.batch_size)
+        return self.train_loader.steps
+
+    def card(self) -> ModelCard:
+        """Return what a saved model says of itself, but for the epoch it is from."""
+        return ModelCard(
+            architecture=self.classifier.name,
+            build_options=self.classifier.build_options,
+            head=self.classifier.head,
+            classes=self.data.classes,
+            preprocessing=self.classifier.preprocessing,
+            weights=self.classifier.weights,
+            data=self.data.spec,
+            recipe=self.config.recipe,
+            config=self.config.model_dump(mode="json"),
+            epoch=0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What trains in a phase, and on which batches.
+
+    Attributes:
+        network: maps a batch's inputs to logits: the whole model, or the head on cached features.
+        steps: optimizer steps in an epoch.
+        train: the batches of an epoch.
+        validation: the batches of the validation part.
+        cached: whether the inputs are cached features.
+    """
+
+    network: nn.Module
+    steps: int
+    train: Callable[[int], Iterator[Batch]]
+    validation: Callable[[], Iterator[Batch]]
+    cached: bool
+
+
+def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: Progress = silent) -> Plan:
+    """Return the plan of a run: images found and split, settings resolved, model built.
+
+    Args:
+        flags: settings from the command line, under their field names.
+        file: settings from a config file.
+        progress: told of downloads and decoding.
+
+    Raises:
+        UsageError: a setting, the data or the weights cannot be used.
+        DownloadError: something must be fetched and cannot be.
+    """
+    given = {**file, **flags}
+    name = str(given.get("model", ""))
+    smallest, own = zoo.size_limits(name)
+    device = choose_device(_device_name(given))
+    data = open_data(_data_spec(given), workers=_workers(given), progress=progress)
+    facts = Facts(
+        data=data.spec.source,
+        train_images=len(data.parts["train"]),
+        native_size=data.native_size,
+        smallest_input=smallest,
+        own_input=own,
+        on_gpu=device.type == "cuda",
+        bf16=bf16_is_fast(device),
+        depthwise=_has_depthwise(name),
+        cores=cores(),
+    )
+    resolved = recipes.resolve(flags, file, facts)
+    config = resolved.config
+    machine = prepare_machine(config)
+    classifier = _build(config, data, progress)
+    machine.place(classifier.model)
+    _check_input_size(classifier, machine, config)
+    caches, note = _plan_cache(config, data, classifier, machine)
+    return Plan(resolved, data, classifier, machine, phases_of(config), caches, note)
+
+
+def new_state(plan: Plan) -> TrainState:
+    """Return the state of a run that has not begun: one optimizer with all parameter groups in it."""
+    config, model = plan.config, plan.classifier.model
+    in_head = {id(p) for module in plan.classifier.head_modules for p in module.parameters()}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in in_head], "lr": config.lr},
+        {"params": [p for p in model.parameters() if id(p) not in in_head], "lr": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+    elif config.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, weight_decay=config.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    # https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.ReduceLROnPlateau.html, the blog's values.
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
+    return TrainState(model, optimizer, plateau, plan.machine.scaler())
+
+
+def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
+    """Freeze what the phase freezes and return its network and batches; features are computed here."""
+    classifier, config = plan.classifier, plan.config
+    if phase.name == "head":
+        freezing.freeze_backbone(classifier.model, classifier.head_modules)
+    else:
+        freezing.unfreeze(classifier.model, phase.bn)
+    if plan.uses_cache(phase):
+        return _cached_stage(plan, notify)
+    loader = plan.train_loader
+    return Stage(
+        network=Autocasting(classifier.model, plan.machine),
+        steps=loader.steps,
+        train=lambda epoch: loader.train(plan.augmentation, config.seed, epoch),
+        validation=lambda: plan.loader("val").clean(),
+        cached=False,
+    )
+
+
+def _cached_stage(plan: Plan, notify: Observer) -> Stage:
+    mirrored = plan.augmentation.flip
+    train, val = plan.loader("train"), plan.loader("val")
+    in_train = len(train.images) * (1 + mirrored)
+    total = in_train + len(val.images)
+    trained = features.cache_features(
+        plan.classifier,
+        plan.machine,
+        train,
+        mirrored=mirrored,
+        counted=lambda done: notify(Worked("caching features", done, total)),
+    )
+    validated = features.cache_features(
+        plan.classifier,
+        plan.machine,
+        val,
+        mirrored=False,
+        counted=lambda done: notify(Worked("caching features", in_train + done, total)),
+    )
+    head = features.CachedFeatures(trained.views, trained.labels, plan.config.batch_size, plan.machine.device)
+    return Stage(
+        network=plan.classifier.head_modules[0],
+        steps=head.steps,
+        train=lambda epoch: head.train(plan.config.seed, epoch),
+        validation=validated.clean,
+        cached=True,
+    )
+
+
+def _plan_cache(
+    config: TrainConfig, data: LabelledData, classifier: Classifier, machine: Machine
+) -> tuple[bool, str | None]:
+    if not config.feature_cache or config.freeze_epochs == 0:
+        return False, None
+    views = 1 + _AUGMENTATIONS[config.augment].flip
+    images = len(data.parts["train"]) * views + len(data.parts["val"])
+    reason = features.can_cache(classifier, machine, config.input_size, images)
+    return reason is None, reason
+
+
+def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Classifier:
+    classifier = zoo.create(
+        config.model,
+        len(data.classes),
+        weights=config.weights,
+        classes=data.classes,
+        input_size=config.input_size,
+        mean=config.mean,
+        std=config.std,
+        seed=config.seed,
+        progress=progress,
+    )
+    size = data.native_size
+    is_tiny = size is not None and size < recipes.TINY_PIXELS
+    sized = classifier.preprocessing.at(config.input_size, whole=is_tiny)
+    return Classifier(
+        classifier.name,
+        classifier.model,
+        classifier.head,
+        sized,
+        classifier.weights,
+        classifier.head_is_new,
+        classifier.build_options,
+    )
+
+
+def _check_input_size(classifier: Classifier, machine: Machine, config: TrainConfig) -> None:
+    """Run one image through, so that a size that does not fit is known before anything is written."""
+    classifier.model.eval()
+    example = torch.zeros(1, 3, config.input_size, config.input_size, device=machine.device)
+    try:
+        with torch.inference_mode():
+            classifier.model(example)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        smallest, own = zoo.size_limits(config.model)
+        raise UsageError(
+            f"{config.model} cannot take --input-size {config.input_size}; its smallest is {smallest} and its own "
+            f"{own} ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _has_depthwise(name: str) -> bool:
+    with torch.device("meta"):
+        modules = zoo.build(name, 2).modules()
+        return any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in modules)
+
+
+def _data_spec(given: Mapping[str, object]) -> DataSpec:
+    known = {name: given[name] for name in ("data_dir", "limit", "split_seed", "val_fraction") if name in given}
+    return DataSpec.model_validate({"source": given.get("data", "cifar10"), "layout": "classes", **known})
+
+
+def _device_name(given: Mapping[str, object]) -> DeviceName:
+    name = given.get("device", "auto")
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device {name}: known are auto, cpu and cuda")
+    return "auto" if name == "auto" else "cpu" if name == "cpu" else "cuda"
+
+
+def _workers(given: Mapping[str, object]) -> int:
+    workers = given.get("workers", min(8, cores()))
+    return workers if isinstance(workers, int) else 1
+
+

@@ -1,0 +1,76 @@
+"""The terminal: one console, what it can show, and text from outside made safe to print."""
+
+import os
+import unicodedata
+
+from rich.console import Console
+from rich.text import Text
+from rich.theme import Theme
+
+_THEME = Theme(
+    {
+        "good": "green",
+        "bad": "red",
+        "note": "dim",
+        "train": "blue",
+        "val": "dark_orange",
+        "mark": "magenta",
+    }
+)
+
+
+def make_console(*, quiet: bool = False, stderr: bool = False) -> Console:
+    """Return a console for stdout (or stderr); Rich itself honours NO_COLOR, TERM=dumb and pipes."""
+    return Console(theme=_THEME, quiet=quiet, stderr=stderr, highlight=False, soft_wrap=False)
+
+
+def is_live(console: Console) -> bool:
+    """Whether a screen that redraws itself is wanted: a real terminal, and nobody's log."""
+    return console.is_terminal and console.is_interactive and not console.is_dumb_terminal and not os.environ.get("CI")
+
+
+def is_ascii(console: Console) -> bool:
+    """Whether only ASCII may be printed: by the encoding of the stream, or by an explicit C locale."""
+    if not (console.encoding or "ascii").lower().startswith("utf"):
+        return True
+    return console.is_terminal and os.environ.get("LC_ALL", "") in ("C", "POSIX")
+
+
+def safe_text(value: object, *, limit: int = 200) -> str:
+    """Return text from a file name, a class or a message with nothing in it that a terminal would obey.
+
+    Control characters, escapes, bidirectional marks and lone surrogates become ``\\xNN``; long text is cut.
+    """
+    text = "".join(_visible(character) for character in str(value)[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def plain(value: object, style: str = "") -> Text:
+    """Return safe text that Rich never reads as markup."""
+    return Text(safe_text(value), style=style)
+
+
+def print_error(message: str) -> None:
+    """Print a failure to stderr, line by line safe."""
+    console = make_console(stderr=True)
+    text = Text("error: ", style="bold red")
+    text.append("\n".join(safe_text(line, limit=2000) for line in message.splitlines()))
+    console.print(text, soft_wrap=True)
+
+
+def print_warning(message: str) -> None:
+    """Print a warning to stderr."""
+    text = Text("warning: ", style="bold yellow")
+    text.append("\n".join(safe_text(line, limit=2000) for line in message.splitlines()))
+    make_console(stderr=True).print(text, soft_wrap=True)
+
+
+
+
+def _visible(character: str) -> str:
+    if character == " " or character.isprintable():
+        return character
+    code = ord(character)
+    if unicodedata.category(character) == "Zs":
+        return " "
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -1,0 +1,406 @@
+"""A run as it goes on: one calm screen in a terminal, one plain line an epoch anywhere else."""
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tl_cli.training.events import (
+    EpochEnded,
+    Event,
+    PhaseStarted,
+    StepEnded,
+    StoppedEarly,
+    Worked,
+)
+from tl_cli.training.history import EpochPoint, History
+from tl_cli.ui import charts
+from tl_cli.ui.charts import Canvas
+from tl_cli.ui.console import is_ascii, is_live, plain
+
+Clock = Callable[[], float]
+_REFRESH_PER_SECOND = 4
+_PHASE_TITLES = {"head": "head only", "fine-tune": "fine-tuning"}
+
+
+@dataclass(frozen=True, slots=True)
+class Title:
+    """What is running: lines for the top of the screen."""
+
+    run_name: str
+    machine: str
+    epochs: int
+
+
+class Screen(Protocol):
+    """An observer with a lifetime."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def __call__(self, event: Event) -> None:
+        """Show the event."""
+
+    def warn(self, message: str) -> None:
+        """Show a warning without breaking the screen."""
+
+
+def open_screen(console: Console, title: Title, history: History) -> Screen:
+    """Return the live screen where the terminal can show one, else the plain lines."""
+    return LiveScreen(console, title, history) if is_live(console) else PlainLines(console, title)
+
+
+class PlainLines:
+    """One line an epoch, for pipes, logs and dumb terminals."""
+
+    def __init__(self, console: Console, title: Title) -> None:
+        self._console = console
+        self._title = title
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __call__(self, event: Event) -> None:
+        """Print the line of an ended epoch, of a new phase, or of an early stop."""
+        if isinstance(event, PhaseStarted):
+            self._print(_phase_line(event))
+        elif isinstance(event, EpochEnded):
+            self._print(
+                f"epoch {event.epoch}/{self._title.epochs}  loss {event.train_loss:.4f}  "
+                f"val loss {event.val_loss:.4f}  val accuracy {event.val_accuracy:.2%}  "
+                f"{event.images_per_second:,.0f} images/s  {event.seconds:.1f} s{'  best' if event.is_best else ''}"
+            )
+        elif isinstance(event, StoppedEarly):
+            self._print(_stop_line(event))
+
+    def warn(self, message: str) -> None:
+        """Print a warning line."""
+        self._print(f"warning: {message}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(plain(line), soft_wrap=True)
+
+
+class LiveScreen:
+    """A full-screen display that is redrawn four times a second from what it was told.
+
+    It uses the terminal's alternate screen: a resize leaves nothing behind, and what was there before comes back.
+    Whatever libraries write to stderr meanwhile is held and printed afterwards.
+    """
+
+    def __init__(self, console: Console, title: Title, history: History, clock: Clock = time.monotonic) -> None:
+        self._console = console
+        self._title = title
+        self._history = history
+        self._clock = clock
+        self._started = clock()
+        self._phase: PhaseStarted | None = None
+        self._phase_started = self._started
+        self._phase_steps = 0
+        self._epoch = 0
+        self._images = 0
+        self._step = 0
+        self._epoch_ended_at_step = 0
+        self._work: Worked | None = None
+        self._speed = 0.0
+        self._last_step_at = self._started
+        self._notes: list[str] = []
+        self._drawn: dict[str, tuple[object, Text]] = {}
+        self._live = Live(
+            get_renderable=lambda: self,
+            console=console,
+            screen=True,
+            auto_refresh=True,
+            refresh_per_second=_REFRESH_PER_SECOND,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._stderr = _held_stderr()
+
+    def __enter__(self) -> Self:
+        self._stderr.__enter__()
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._live.__exit__(kind, error, trace)
+        finally:
+            self._stderr.__exit__(None, None, None)
+        for note in self._notes:
+            self._console.print(plain(note, "yellow"), soft_wrap=True)
+
+    def __call__(self, event: Event) -> None:
+        """Take note; the next refresh shows it."""
+        now = self._clock()
+        if isinstance(event, PhaseStarted):
+            self._phase, self._phase_started, self._phase_steps = event, now, 0
+            self._step = self._epoch_ended_at_step = event.step
+            self._epoch = event.epochs[0]
+            self._work = None
+            self._last_step_at = now
+        elif isinstance(event, StepEnded):
+            self._work = None
+            self._step, self._epoch = event.step, event.epoch
+            self._phase_steps += 1
+            rate = event.images / max(1e-9, now - self._last_step_at)
+            self._speed = rate if self._speed == 0 else 0.95 * self._speed + 0.05 * rate
+            self._last_step_at = now
+        elif isinstance(event, Worked):
+            self._work = event
+            self._last_step_at = now
+        elif isinstance(event, EpochEnded):
+            self._work = None
+            self._epoch_ended_at_step = event.step
+            self._last_step_at = now
+        elif isinstance(event, StoppedEarly):
+            self._notes.append(_stop_line(event))
+
+    def warn(self, message: str) -> None:
+        """Show a warning at the foot of the screen, and again after it."""
+        self._notes.append(f"warning: {message}")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lay the screen out for the size that the terminal has now."""
+        width, height = options.max_width, options.height or console.height
+        top: list[Text | Table] = [self._headline(), *self._bars(width)]
+        foot: list[Text] = [self._best_line(), *(plain(note, "yellow") for note in self._notes[-2:])]
+        room = height - len(top) - 2 - len(foot)
+        rows = max(1, min(8, room // 3))
+        chart_height = room - rows - 2
+        yield Group(*top, *self._charts(width, chart_height), self._table(rows, width), *foot)
+
+    def _headline(self) -> Text:
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append_text(plain(self._title.run_name, "bold"))
+        text.append_text(plain(f"  {self._title.machine}", "dim"))
+        return text
+
+    def _bars(self, width: int) -> list[Table | Text]:
+        phase = self._phase
+        if phase is None:
+            return [self._work_bar(width), Text("preparing", style="dim"), Text("")]
+        share = f"{phase.trainable:,} of {phase.trainable + phase.frozen:,} parameters train"
+        what = Text(no_wrap=True, overflow="ellipsis")
+        what.append(f"{_PHASE_TITLES[phase.name]}", style="bold mark")
+        what.append(f"  {share}{'  cached features' if phase.cached else ''}", style="dim")
+        if self._work is not None:
+            current = self._work_bar(width)
+        else:
+            done = self._step - self._epoch_ended_at_step
+            current = _bar(
+                f"epoch {self._epoch}/{self._title.epochs}",
+                done,
+                phase.steps_per_epoch,
+                f"{self._speed:,.0f} images/s",
+                width,
+            )
+        total = phase.steps_per_epoch * (phase.epochs[1] - phase.epochs[0] + 1)
+        done_before = len(self._history.epochs)
+        whole = _bar("run", done_before, self._title.epochs, self._eta(total), width)
+        return [what, current, whole]
+
+    def _work_bar(self, width: int) -> Table:
+        work = self._work or Worked("caching features", 0, 1)
+        return _bar(work.activity, work.done, work.total, f"{work.done:,}/{work.total:,}", width)
+
+    def _eta(self, steps_in_phase: int) -> str:
+        assert self._phase is not None
+        elapsed = self._clock() - self._phase_started
+        first_step = self._phase.step
+        done = self._step - first_step
+        # A resumed phase starts in its middle.
+        epochs_before = max(0, len(self._history.epochs) - self._phase.epochs[0] + 1)
+        left = steps_in_phase - max(done, epochs_before * self._phase.steps_per_epoch)
+        if self._phase_steps < 3:
+            return "estimating"
+        seconds = elapsed / self._phase_steps * max(0, left)
+        is_last = self._phase.epochs[1] == self._title.epochs
+        return f"{format_seconds(seconds)} left" + ("" if is_last else " in this phase")
+
+    def _charts(self, width: int, height: int) -> list[Table | Text]:
+        if height < 6:
+            return []
+        count = 3 if width >= 150 else 2 if width >= 72 else 1
+        stacked = count == 1 and height >= 14
+        each = height // 2 if stacked else height
+        canvas = Canvas(
+            (width - 2 * (count - 1)) // count, each - 1, not self._console.no_color, is_ascii(self._console)
+        )
+        titled = [
+            self._titled("loss by step", "loss", charts.loss_chart, canvas),
+            self._titled("accuracy", "accuracy", charts.accuracy_chart, canvas),
+            self._titled("loss", "epoch loss", charts.epoch_loss_chart, canvas),
+        ]
+        if count == 1:
+            return [*titled[0], *(titled[1] if stacked else [])]
+        grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+        for _ in range(count):
+            grid.add_column(width=canvas.width, no_wrap=True)
+        order = [titled[0], titled[2], titled[1]] if count == 3 else titled[:2]
+        grid.add_row(*(Group(*pair) for pair in order))
+        return [grid]
+
+    def _titled(self, title: str, key: str, draw: Callable[[History, Canvas], Text], canvas: Canvas) -> list[Text]:
+        state = (canvas, len(self._history.losses), len(self._history.epochs))
+        cached = self._drawn.get(key)
+        if cached is None or cached[0] != state:
+            cached = (state, draw(self._history, canvas))
+            self._drawn[key] = cached
+        heading = Text(title, style="bold")
+        if key != "loss":
+            heading.append("  train", style="train").append("  validation", style="val")
+        heading.truncate(canvas.width)
+        return [heading, cached[1]]
+
+    def _table(self, rows: int, width: int) -> Table:
+        return epoch_table(self._history.epochs[-rows:], self._history.best, width, ascii_only=is_ascii(self._console))
+
+    def _best_line(self) -> Text:
+        best = self._history.best
+        if best is None or best.val_accuracy is None:
+            return Text("no epoch is over yet", style="dim")
+        return Text(f"best so far: {best.val_accuracy:.2%} on validation, epoch {best.epoch}", style="good")
+
+
+def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int, *, ascii_only: bool = False) -> Table:
+    """Return the epochs as a table that fits the width."""
+    wide, middle = width >= 72, width >= 52
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("epoch", "train loss", "val loss", "val acc"):
+        table.add_column(heading if middle else heading.replace(" loss", "").replace("train", "loss"), justify="right")
+    if middle:
+        table.add_column("train acc", justify="right")
+    if wide:
+        table.add_column("lr", justify="right")
+        table.add_column("time", justify="right")
+    for point in points:
+        is_best = best is not None and point.epoch == best.epoch
+        cells = [
+            f"{point.epoch}{'*' if is_best else ''}",
+            _number(point.train_loss),
+            _number(point.val_loss),
+            _share(point.val_accuracy),
+        ]
+        if middle:
+            cells.append(_share(point.train_accuracy))
+        if wide:
+            rates = (point.lr_head, point.lr_backbone)
+            cells.append(" / ".join("frozen" if rate == 0 else "-" if rate is None else f"{rate:.1e}" for rate in rates))
+            cells.append("-" if point.seconds is None else format_seconds(point.seconds))
+        table.add_row(*cells, style="good" if is_best else "")
+    return table
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration for people: ``48 s``, ``3:05``, ``2:10:00``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class FileProgress:
+    """Downloads and decoding, before the run begins: a bar in a terminal, nothing in a pipe."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, transient=True, refresh_per_second=_REFRESH_PER_SECOND)
+        self._shown = is_live(console) and not console.quiet
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._shown:
+            self._live.__exit__(kind, error, trace)
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        """Show how far a file or a pass over files is."""
+        if self._shown:
+            amount = f"{done / 1e6:,.0f} MB" if total is None or total > 10_000_000 else f"{done:,}/{total:,}"
+            self._live.update(_bar(name, done, total or done, amount, self._console.width))
+
+
+def _bar(label: str, done: float, total: float, note: str, width: int) -> Table:
+    grid = Table.grid(padding=(0, 1), expand=False)
+    label_width = min(30, max(12, width // 4))
+    note_width = min(28, max(14, width // 4))
+    bar_width = max(4, width - label_width - note_width - 4)
+    grid.add_column(width=label_width, no_wrap=True, overflow="ellipsis")
+    grid.add_column(width=bar_width)
+    grid.add_column(width=note_width, no_wrap=True, overflow="ellipsis")
+    bar = ProgressBar(total=max(total, 1), completed=min(done, max(total, 1)), width=bar_width)
+    grid.add_row(plain(label), bar, plain(note, "dim"))
+    return grid
+
+
+def _phase_line(event: PhaseStarted) -> str:
+    first, last = event.epochs
+    cached = ", on features computed once" if event.cached else ""
+    total = event.trainable + event.frozen
+    return f"epochs {first}-{last}: {_PHASE_TITLES[event.name]}, {event.trainable:,} of {total:,} parameters train{cached}"
+
+
+def _stop_line(event: StoppedEarly) -> str:
+    return f"stopped after epoch {event.epoch}: validation has not become better for {event.patience} epochs"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+@contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Keep what anything (C libraries too) writes to stderr, and print it when the block is left."""
+    sys.stderr.flush()
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, ValueError):
+        yield
+        return
+    saved = os.dup(descriptor)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), descriptor)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, descriptor)
+            os.close(saved)
+            held.seek(0)
+            lines = dict.fromkeys(held.read().decode(errors="replace").splitlines())
+            if lines:
+                sys.stderr.write("\n".join(lines) + "\n")

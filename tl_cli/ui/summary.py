@@ -1,0 +1,142 @@
+"""What is printed before and after a run."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from tl_cli.inspection.freeze_plan import freeze_plan
+from tl_cli.training.estimate import Estimate
+from tl_cli.training.history import History
+from tl_cli.training.outcome import Outcome
+from tl_cli.training.phases import lr_factor
+from tl_cli.training.setup import Plan
+from tl_cli.ui import charts, tables
+from tl_cli.ui.charts import Canvas
+from tl_cli.ui.console import is_ascii, plain
+from tl_cli.ui.progress import format_seconds
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Print what will be trained on what, and what each part of the model does in each phase."""
+    counts = ", ".join(f"{len(images):,} {name}" for name, images in plan.data.parts.items())
+    size = plan.classifier.preprocessing.crop
+    console.print(plain(f"{plan.config.model}  {plan.classifier.weights.name}", "bold"))
+    console.print(plain(f"{plan.data.spec.source}: {len(plan.data.classes)} classes, {counts}, at {size} px"))
+    notes = [*plan.data.notes]
+    if "test" not in plan.data.parts:
+        notes.append("the data bring no test images: no test accuracy will be claimed")
+    if not plan.classifier.head_is_new:
+        notes.append("the head comes with the weights")
+    if plan.cache_note:
+        notes.append(f"features cannot be cached: {plan.cache_note}")
+    for note in notes:
+        console.print(plain(f"note: {note}", "yellow"))
+    console.print()
+    console.print(tables.freeze_table(freeze_plan(plan.classifier, plan.config.bn), plan.phases))
+    console.print()
+
+
+def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
+    """Print every setting with its reason, the learning rate's curve and an estimate."""
+    console.print(tables.settings_table(plan.resolved))
+    console.print()
+    console.print(Text("learning rate of the head by step", style="bold"))
+    width = min(console.width, 100)
+    canvas = Canvas(width, 10, console.is_terminal and not console.no_color, is_ascii(console))
+    if plan.config.schedule == "plateau":
+        console.print(Text("lowered when validation stops improving; until then:", style="dim"))
+    console.print(charts.lr_chart(_lr_points(plan), canvas))
+    console.print()
+    for name, seconds in forecast.seconds.items():
+        console.print(f"{name:<10} about {format_seconds(seconds)}")
+    console.print(f"{'in all':<10} about {format_seconds(forecast.total)}", style="bold")
+    console.print(f"memory     about {forecast.memory_bytes / 1e9:.1f} GB on {plan.machine.describe()}")
+    console.print("dry run: nothing was trained or recorded", style="dim")
+
+
+def print_outcome(console: Console, plan: Plan, history: History, outcome: Outcome) -> None:
+    """Print the curves and what the run came to."""
+    best = history.best
+    width = min(console.width, 120)
+    both = width >= 72
+    canvas = Canvas(
+        (width - 2) // 2 if both else width, 10, console.is_terminal and not console.no_color, is_ascii(console)
+    )
+    if not console.quiet:
+        _print_curves(console, history, canvas, side_by_side=both)
+    counters = outcome.counters
+    lines: list[tuple[str, str, str]] = []
+    if outcome.test is not None:
+        lines.append(("test accuracy", tables.format_accuracy(outcome.test.accuracy), "bold good"))
+        lines.append(("", f"95% interval, {outcome.test.accuracy.count:,} images, looked at once", "dim"))
+    if best is not None:
+        lines.append(("validation", f"{counters.best_val_accuracy:.2%} at its best, epoch {counters.best_epoch}", ""))
+    lines.append(("clean train", tables.format_accuracy(outcome.clean_train.accuracy), ""))
+    if outcome.gap is not None:
+        lines.append(("gap", f"{100 * outcome.gap:+.2f} points between training and test images", ""))
+    speeds = [len(plan.data.parts["train"]) / p.seconds for p in history.epochs if p.seconds and p.lr_backbone]
+    speed = f", {sorted(speeds)[len(speeds) // 2]:,.0f} images/s in fine-tuning" if speeds else ""
+    lines.append(("time", f"{format_seconds(counters.seconds)} in epochs{speed}", ""))
+    for name, value, style in lines:
+        console.print(Text(f"{name:<14}", style="dim").append(value, style=style))
+    if outcome.test is not None:
+        console.print()
+        console.print(Text("accuracy by class, weakest first", style="bold"))
+        console.print(tables.class_table(outcome.test, plan.data.classes, console))
+
+
+def print_next(console: Console, run: str, commands: Sequence[str]) -> None:
+    """Print the commands to try next."""
+    console.print(f"\nrun {run} is recorded. Next:")
+    for command in commands:
+        console.print(Text(f"  {command}", style="mark"), soft_wrap=True)
+
+
+def print_history(console: Console, history: History) -> None:
+    """Print a run's curves and epochs."""
+    width = console.width
+    colour = console.is_terminal and not console.no_color
+    canvas = Canvas((width - 2) // 2 if width >= 100 else width, 14, colour, is_ascii(console))
+    console.print(plain(history.name, "bold"))
+    _print_curves(console, history, canvas, side_by_side=width >= 100, all_three=True)
+    best = history.best
+    if best is not None and best.val_accuracy is not None:
+        console.print(f"best: {best.val_accuracy:.2%} on validation, epoch {best.epoch}", style="good")
+    if history.test_accuracy is not None:
+        console.print(f"test: {history.test_accuracy:.2%}")
+
+
+def _print_curves(
+    console: Console, history: History, canvas: Canvas, *, side_by_side: bool, all_three: bool = False
+) -> None:
+    blocks = [
+        (Text("loss by step", style="bold"), charts.loss_chart(history, canvas)),
+        (_legend("accuracy", history.test_accuracy), charts.accuracy_chart(history, canvas)),
+    ]
+    if all_three:
+        blocks.append((_legend("loss", history.test_loss), charts.epoch_loss_chart(history, canvas)))
+        rates = [(float(p.step), p.lr_head) for p in history.epochs if p.lr_head is not None]
+        blocks.append((Text("learning rate of the head", style="bold"), charts.lr_chart(rates, canvas)))
+    console.print(charts.arrange(blocks, canvas.width, side_by_side=side_by_side))
+    if history.unfrozen_after:
+        mark = ":" if canvas.ascii else "┊"
+        console.print(f"{mark} backbone unfrozen after epoch {history.unfrozen_after.epoch}", style="dim")
+
+
+def _legend(title: str, test: float | None) -> Text:
+    text = Text(title, style="bold")
+    text.append("  train", style="train").append("  validation", style="val")
+    return text.append("  test", style="mark") if test is not None else text
+
+
+def _lr_points(plan: Plan) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
+    before = 0
+    for phase in plan.phases:
+        total = plan.steps_per_epoch(phase) * phase.epochs
+        for step in range(0, total, max(1, total // 200)):
+            factor = lr_factor(plan.config.schedule, plan.config.warmup, step, total)
+            points.append((float(before + step + 1), phase.lr_head * factor))
+        before += total
+    return points

@@ -1,0 +1,157 @@
+"""Results and plans as tables that fit the terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from tl_cli.evaluation.metrics import Accuracy, Report
+from tl_cli.inspection.freeze_plan import Part
+from tl_cli.inspection.summary import Node
+from tl_cli.training.phases import Phase
+from tl_cli.training.recipes import Resolved
+from tl_cli.ui.console import is_ascii, plain, safe_text
+
+_SHADES = " ░▒▓█"
+_ASCII_SHADES = " .:*#"
+
+
+def freeze_table(parts: Sequence[Part], phases: Sequence[Phase]) -> Table:
+    """Return, part by part, what trains in each phase, at which rate, and what BatchNorm does."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("part", no_wrap=True, overflow="ellipsis", min_width=8)
+    table.add_column("parameters", justify="right")
+    for phase in phases:
+        table.add_column(f"epochs {phase.first}-{phase.last}")
+    for part in parts:
+        name = plain(part.name, "bold" if part.is_head else "")
+        name.append(" (head)" if part.is_head else "", style="mark")
+        table.add_row(name, f"{part.parameters:,}", *(_phase_cell(part, phase) for phase in phases))
+    total = [f"{sum(_trainable(part, phase) for part in parts):,} train" for phase in phases]
+    table.add_row("in all", f"{sum(part.parameters for part in parts):,}", *total, style="dim")
+    return table
+
+
+def settings_table(resolved: Resolved, *, only_given: bool = False) -> Table:
+    """Return the resolved settings with where each came from and why."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("from", no_wrap=True)
+    table.add_column("why", overflow="fold", style="dim")
+    for name, value in resolved.config.model_dump().items():
+        origin = resolved.origins[name]
+        if value is None or (only_given and origin.source == "default"):
+            continue
+        style = "bold" if origin.source in ("flag", "config file") else ""
+        shown = ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
+        table.add_row(plain(name.replace("_", "-"), style), plain(shown, style), origin.source, plain(origin.why))
+    return table
+
+
+def format_accuracy(accuracy: Accuracy) -> str:
+    """Return ``88.10% (87.45-88.72%)``: the 95% interval behind the figure."""
+    return f"{accuracy.value:.2%} ({100 * accuracy.low:.2f}-{accuracy.high:.2%})"
+
+
+def class_table(report: Report, classes: Sequence[str], console: Console) -> Table:
+    """Return each class's accuracy as a bar, in as many columns as fit; the weakest first."""
+    recalls = [(name, recall) for name, recall in zip(classes, report.recalls, strict=True) if recall is not None]
+    recalls.sort(key=lambda pair: pair[1].value)
+    shown = recalls if len(recalls) <= 12 else recalls[:8]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    room = max(8, min(30, console.width - 34))
+    block = "#" if is_ascii(console) else "█"
+    for name, recall in shown:
+        bar = Text(block * round(recall.value * room), style="good" if recall.value >= 0.9 else "train")
+        table.add_row(plain(safe_text(name, limit=18)), f"{recall.value:.1%}", f"of {recall.count:,}", bar)
+    if len(recalls) > len(shown):
+        table.add_row(f"and {len(recalls) - len(shown)} more", "", "", "", style="dim")
+    return table
+
+
+def confusion_table(report: Report, classes: Sequence[str], console: Console) -> Group | Table:
+    """Return the confusion matrix: rows are the truth, columns the answer, shades the share of the row."""
+    count = len(classes)
+    names = [safe_text(name, limit=14) for name in classes]
+    longest = max(len(name) for name in names)
+    digits = max(3, len(str(report.confusion.max())))
+    if longest + 2 + count * (digits + 1) > console.width:
+        return _confused_pairs(report, names)
+    shades = _ASCII_SHADES if is_ascii(console) else _SHADES
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("true \\ said", justify="right", no_wrap=True, max_width=longest + 2, overflow="crop")
+    for name in names:
+        table.add_column(name[:digits], justify="right", width=digits, no_wrap=True, overflow="crop")
+    for label, row in enumerate(report.confusion):
+        total = max(1, int(row.sum()))
+        cells = []
+        for said, number in enumerate(row):
+            if not number:
+                cells.append(Text("·" if shades is _SHADES else ".", style="dim"))
+                continue
+            style = "bold good" if said == label else "bad" if number / total >= 0.05 else ""
+            cells.append(Text(str(number), style=style))
+        table.add_row(names[label], *cells)
+    return table
+
+
+def _confused_pairs(report: Report, names: Sequence[str]) -> Group:
+    """What a matrix that is too wide for the terminal would be read for."""
+    pairs = [
+        (int(number), names[label], names[said])
+        for label, row in enumerate(report.confusion)
+        for said, number in enumerate(row)
+        if said != label and number
+    ]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for heading in ("images", "true", "said"):
+        table.add_column(heading, justify="right" if heading == "images" else "left")
+    for number, true, said in sorted(pairs, reverse=True)[:10]:
+        table.add_row(str(number), plain(true), plain(said))
+    return Group(Text("The matrix is wider than the terminal; the most confused pairs:", style="dim"), table)
+
+
+def model_tree(root: Node, depth: int, console: Console) -> Tree:
+    """Return the modules of a model as a tree, ``depth`` levels deep."""
+    tree = Tree(_node_line(root, root.type), guide_style="dim")
+    _grow(tree, root, depth)
+    return tree
+
+
+def _grow(branch: Tree, node: Node, depth: int) -> None:
+    if depth == 0:
+        return
+    for child in node.children:
+        name = child.name.rpartition(".")[2]
+        _grow(branch.add(_node_line(child, name)), child, depth - 1)
+
+
+def _node_line(node: Node, name: str) -> Text:
+    line = plain(name, "bold mark" if node.is_head else "bold")
+    if node.name:
+        line.append(f"  {node.type}")
+    if node.output is not None:
+        line.append(f"  ({', '.join(str(side) for side in node.output)})", style="train")
+    if node.parameters:
+        line.append(f"  {node.parameters:,}", style="dim")
+        if node.is_head:
+            line.append("  head, trains", style="mark")
+        elif node.trainable == 0:
+            line.append("  frozen", style="dim")
+    return line
+
+
+def _trainable(part: Part, phase: Phase) -> int:
+    return part.trainable_frozen if phase.name == "head" else part.trainable_unfrozen
+
+
+def _phase_cell(part: Part, phase: Phase) -> str:
+    rate = phase.lr_head if part.is_head else phase.lr_backbone
+    trains = f"lr {rate:g}" if _trainable(part, phase) else "frozen"
+    if not part.batch_norms:
+        return trains
+    updating = part.updating_frozen if phase.name == "head" else part.updating_unfrozen
+    return f"{trains}; {part.batch_norms} BatchNorm {'update' if updating else 'fixed'}"
