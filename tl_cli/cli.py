@@ -63,11 +63,15 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (RuntimeError, MemoryError) as error:
-        if "out of memory" not in str(error).lower() and "can't allocate" not in str(error):
-            if not isinstance(error, MemoryError):
-                raise
+        if not _is_out_of_memory(error):
+            raise
         _fail("out of memory; try a smaller --batch-size or --input-size, or fewer --workers", 1)
     sys.exit(0)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

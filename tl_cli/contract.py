@@ -43,9 +43,7 @@ class Preprocessing(Fact):
         resize = size if whole else max(size, round(size * self.resize / self.crop))
         return self.model_copy(update={"resize": resize, "crop": size})
 
-    def with_statistics(
-        self, mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None
-    ) -> Self:
+    def with_statistics(self, mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None) -> Self:
         """Return a copy with other channel statistics where they are given."""
         return self.model_copy(update={"mean": mean or self.mean, "std": std or self.std})
 

@@ -72,7 +72,7 @@ def _fetch(url: str, target: Path, expected: str, algorithm: str, progress: Prog
             cause = error
             if error.code < 500:
                 break
-        except (OSError, http.client.HTTPException, _Mismatch) as error:
+        except (OSError, http.client.HTTPException, _MismatchError) as error:
             cause = error
     reason = getattr(cause, "reason", None) or cause
     host = urlsplit(url).netloc
@@ -92,12 +92,12 @@ def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: P
                 done += len(chunk)
                 progress(target.name, done, total)
             if not seen.hexdigest().startswith(expected):
-                raise _Mismatch(f"its {algorithm} is {seen.hexdigest()[:16]}..., expected {expected[:16]}...")
+                raise _MismatchError(f"its {algorithm} is {seen.hexdigest()[:16]}..., expected {expected[:16]}...")
             if total is not None and done != total:
-                raise _Mismatch(f"only {done} of {total} bytes arrived")
+                raise _MismatchError(f"only {done} of {total} bytes arrived")
 
 
-class _Mismatch(Exception):
+class _MismatchError(Exception):
     """Leaves ``replacing`` so that the wrong file never gets its name."""
 
 
@@ -116,7 +116,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            temporary.replace(target)
             _sync_folder(target.parent)
     finally:
         with suppress(OSError):

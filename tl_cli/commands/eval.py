@@ -1,7 +1,7 @@
 """``tl eval``: how good a recorded model is, on the images that it has not learned from."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,8 +20,10 @@ tl eval mlruns/1/3f2a91c0.../state/best"""
 
 
 def evaluate(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Id or its beginning, name, latest, or a saved-model folder.")],
-    split: Annotated[str, typer.Option(help="test, val or train.", metavar="PART")] = "test",
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Id or its beginning, name, latest, or a saved-model folder.")
+    ],
+    split: Annotated[Literal["test", "val", "train"], typer.Option(help="Which images.")] = "test",
     data: Annotated[
         str | None, typer.Option(metavar="DIR", help="Where the same images are now, if they have moved.")
     ] = None,
@@ -34,15 +36,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a model on its own test images: top-1 with its interval, loss, confusion matrix."""
-    from tl_cli.errors import UsageError
     from tl_cli.models import zoo
     from tl_cli.training.evaluate import evaluate_model
     from tl_cli.ui import tables
     from tl_cli.ui.console import make_console, plain, print_warning
     from tl_cli.ui.progress import FileProgress
 
-    if split not in ("train", "val", "test"):
-        raise UsageError(f"--split {split}: known are test, val and train")
     console = make_console(quiet=quiet)
     folder = _model_folder(run, tracking_uri)
     classifier, card = zoo.restore(folder)
@@ -65,7 +64,9 @@ def evaluate(
         return
     report = measured.report
     console.print(plain(f"{card.architecture} on {card.data.source}, {split}", "bold"))
-    console.print(f"top-1     {tables.format_accuracy(report.accuracy)}, 95% interval, {report.accuracy.count:,} images")
+    console.print(
+        f"top-1     {tables.format_accuracy(report.accuracy)}, 95% interval, {report.accuracy.count:,} images"
+    )
     console.print(f"loss      {report.loss:.4f}")
     console.print()
     console.print(tables.confusion_table(report, card.classes, console))

@@ -49,7 +49,7 @@ def inspect(
     console.print(plain(f"{name}, {classes} classes, input {size} x {size}", "bold"))
     for line in lines:
         console.print(plain(line))
-    console.print(model_tree(root, depth, console))
+    console.print(model_tree(root, depth))
     head = ", ".join(zoo.find_head(name))
     console.print(plain(f"{root.parameters:,} parameters; with the backbone frozen {root.trainable:,} train: {head}"))
 

@@ -1,7 +1,7 @@
 """Options that several commands share. Imports nothing heavy: completion and ``--help`` pass through here."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,7 +25,8 @@ DataDir = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu or cuda.", metavar="NAME", rich_help_panel="Machine")
+    Literal["auto", "cpu", "cuda"] | None,
+    typer.Option("--device", help="Where to compute.", rich_help_panel="Machine"),
 ]
 Workers = Annotated[
     int | None,

@@ -19,7 +19,7 @@ tl plot 3f2a91c0 --output curves/"""
 def plot(
     run: Annotated[str, typer.Argument(metavar="[RUN]", help="Id or its beginning, name, or latest.")] = "latest",
     terminal: Annotated[bool, typer.Option("--terminal", "-t", help="Draw in the terminal instead of files.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the PNG files.")] = Path("."),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the PNG files.")] = Path(),
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Draw a run's curves: loss by iteration; accuracy, loss and learning rate by epoch."""

@@ -12,14 +12,13 @@ import typer
 from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tl_cli.tracking.run import Recorder
     from tl_cli.tracking.store import Store
     from tl_cli.training.history import History
     from tl_cli.training.outcome import Outcome
     from tl_cli.training.setup import Plan
     from tl_cli.training.state import Saver, TrainState
+    from tl_cli.ui.console import Console
 
 EXAMPLES = """Examples:
 
@@ -36,11 +35,10 @@ Three = tuple[float, float, float]
 
 
 def train(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Architecture, such as resnet18.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Architecture, such as resnet18.")] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="NAME|DIR", help="cifar10 (default), digits, or a folder.", rich_help_panel=_DATA)
+        str | None,
+        typer.Option(metavar="NAME|DIR", help="cifar10 (default), digits, or a folder.", rich_help_panel=_DATA),
     ] = None,
     data_dir: DataDir = None,
     limit: Annotated[
@@ -60,7 +58,9 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FILE|RUN", help="A weights name, none, a file, a saved model or a run.", rich_help_panel=_LEARN
+            metavar="NAME|FILE|RUN",
+            help="A weights name, none, a file, a saved model or a run.",
+            rich_help_panel=_LEARN,
         ),
     ] = None,
     mean: Annotated[
@@ -69,9 +69,7 @@ def train(
     std: Annotated[
         Three | None, typer.Option(help="Channel deviations, instead of the weights' own.", rich_help_panel=_LEARN)
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="default or blog.", metavar="NAME", rich_help_panel=_LEARN)
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="default or blog.", metavar="NAME", rich_help_panel=_LEARN)] = None,
     epochs: Annotated[int | None, typer.Option(help="In all, frozen ones included.", rich_help_panel=_LEARN)] = None,
     freeze_epochs: Annotated[
         int | None, typer.Option(help="Epochs in which only the head trains.", rich_help_panel=_LEARN)
@@ -101,10 +99,13 @@ def train(
     ] = None,
     bn: Annotated[
         str | None,
-        typer.Option(help="BatchNorm statistics once unfrozen: frozen or train.", metavar="MODE", rich_help_panel=_LEARN),
+        typer.Option(
+            help="BatchNorm statistics once unfrozen: frozen or train.", metavar="MODE", rich_help_panel=_LEARN
+        ),
     ] = None,
     early_stop: Annotated[
-        int | None, typer.Option(help="Stop after so many epochs without a better one; 0 never.", rich_help_panel=_LEARN)
+        int | None,
+        typer.Option(help="Stop after so many epochs without a better one; 0 never.", rich_help_panel=_LEARN),
     ] = None,
     feature_cache: Annotated[
         bool | None,
@@ -114,9 +115,12 @@ def train(
             rich_help_panel=_LEARN,
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of order, augmentation and the new head.", rich_help_panel=_LEARN)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of order, augmentation and the new head.", rich_help_panel=_LEARN)
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Settings by name; flags go on top.", rich_help_panel=_LEARN)
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Settings by name; flags go on top.", rich_help_panel=_LEARN),
     ] = None,
     device: Device = None,
     precision: Annotated[
@@ -142,7 +146,8 @@ def train(
         str | None, typer.Option(metavar="NAME", help="Register the model under this name.", rich_help_panel=_RECORD)
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with a run from its last full epoch.", rich_help_panel=_RECORD)
+        str | None,
+        typer.Option(metavar="RUN", help="Go on with a run from its last full epoch.", rich_help_panel=_RECORD),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings, their reasons and an estimate; train nothing.")
@@ -376,7 +381,9 @@ def _show_end(
     elif target.tracking_uri:
         browse = f"mlflow ui --backend-store-uri {target.tracking_uri}"
     name = run_id[:8]
-    print_next(console, name, [f"tl eval {name}{flag}", f"tl plot --terminal {name}{flag}", f"tl inspect {name}", browse])
+    print_next(
+        console, name, [f"tl eval {name}{flag}", f"tl plot --terminal {name}{flag}", f"tl inspect {name}", browse]
+    )
 
 
 def _uri_flag(target: _Target) -> str:

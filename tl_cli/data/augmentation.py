@@ -17,6 +17,8 @@ from torch import Tensor
 # ITU-R 601-2 luma, as Pillow's and torchvision's grayscale.
 _LUMA = (0.2989, 0.587, 0.114)
 
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
 
 class Stream(IntEnum):
     """One independent series of random numbers for each use."""
@@ -70,10 +72,10 @@ def uniform(seed: int, epoch: int, indices: np.ndarray, stream: Stream) -> np.nd
         (B,) float64.
     """
     with np.errstate(over="ignore"):
-        key = np.uint64(seed % (1 << 64))
-        for value in (np.uint64(epoch), np.uint64(int(stream))):
-            key = _mix(key + value + np.uint64(0x9E3779B97F4A7C15))
-        bits = _mix(_mix(indices.astype(np.uint64) + key) + np.uint64(0x9E3779B97F4A7C15))
+        key = np.array([seed % (1 << 64)], dtype=np.uint64)
+        for value in (epoch, int(stream)):
+            key = _mix(key + np.uint64(value) + _GOLDEN)
+        bits = _mix(_mix(indices.astype(np.uint64) + key) + _GOLDEN)
     result: np.ndarray = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return result
 
@@ -286,9 +288,11 @@ def _resize_matrices(starts: np.ndarray, lengths: np.ndarray, size: int, side: i
 def _mix(bits: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    mixed: np.ndarray = bits ^ (bits >> np.uint64(31))
+    return mixed
 
 
 def resize_to(images: Tensor, size: int) -> Tensor:
     """Return (..., 3, size, size) uint8 from a crop of any size, bilinear and antialiased."""
-    return tv.resize(images, [size, size], antialias=True)
+    resized: Tensor = tv.resize(images, [size, size], antialias=True)
+    return resized

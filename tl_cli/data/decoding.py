@@ -17,7 +17,22 @@ from tl_cli.errors import DataError
 # What Pillow may open. Others have decoders that are rarely tested, or are not pictures (PDF, EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".avif")
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".gif",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".avif",
+    )
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it only warns
 _16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")

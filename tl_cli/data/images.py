@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tl_cli.contract import Split
 from tl_cli.data.decoding import decode
-from tl_cli.errors import DataError
 from tl_cli.fetch import Progress, silent
 
 _TINY_VALUES = 3 * 64 * 64
@@ -130,5 +129,3 @@ def pack(images: FileImages, *, budget_bytes: int, workers: int, progress: Progr
 
 def _chunks(count: int, size: int = 512) -> list[range]:
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-

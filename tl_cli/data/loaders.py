@@ -126,7 +126,9 @@ class Loader:
         return batches
 
 
-def _decoded_ahead(batches: list[np.ndarray], prepare: Callable[[int], Tensor], workers: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _decoded_ahead(
+    batches: list[np.ndarray], prepare: Callable[[int], Tensor], workers: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
     if workers == 0:
         for indices in batches:
             yield indices, torch.stack([prepare(int(index)) for index in indices])

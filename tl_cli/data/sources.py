@@ -112,7 +112,9 @@ def open_cifar10(root: Path, progress: Progress = silent, dataset: type[CIFAR10]
     try:
         found = {part: dataset(str(root), train=part == "train", download=False) for part in ("train", "test")}
     except RuntimeError as error:
-        raise DataError(f"{extracted} is not the published CIFAR-10; remove it and it will be unpacked again") from error
+        raise DataError(
+            f"{extracted} is not the published CIFAR-10; remove it and it will be unpacked again"
+        ) from error
     return {
         "train": _pack_array("train", found["train"].data, found["train"].targets),
         "test": _pack_array("test", found["test"].data, found["test"].targets),

@@ -197,7 +197,7 @@ def load(
     target = model.state_dict()
     if image_size is not None and "encoder.pos_embedding" in state:
         # It was measured for another number of patches.
-        resized = interpolate_embeddings(image_size, model.patch_size, OrderedDict(state))  # type: ignore[arg-type]
+        resized = interpolate_embeddings(image_size, model.patch_size, OrderedDict(state))
         state = dict(resized)
     in_head = [key for key in target if key.rpartition(".")[0] in head]
     head_fits = keep_head and all(key in state and state[key].shape == target[key].shape for key in in_head)

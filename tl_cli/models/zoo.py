@@ -75,7 +75,8 @@ class TorchvisionSource:
 
     def names(self) -> list[str]:
         """Return torchvision's classification models."""
-        return torchvision.models.list_models(module=torchvision.models)
+        listed: list[str] = torchvision.models.list_models(module=torchvision.models)
+        return listed
 
     def build(self, name: str, num_classes: int, options: dict[str, int]) -> nn.Module:
         """Return the architecture with random weights and without auxiliary heads."""
@@ -204,7 +205,7 @@ def create(
 
 def default_preprocessing(name: str) -> Preprocessing:
     """Return what published weights of this architecture use: the guess for weights that say nothing."""
-    smallest, own = size_limits(name)
+    _, own = size_limits(name)
     return Preprocessing(resize=round(own / 0.875), crop=own)
 
 
@@ -273,7 +274,7 @@ def _regnet_on_meta() -> Iterator[None]:
     original = regnet.BlockParams.__dict__["from_init_params"]
     computed = original.__func__
 
-    def on_cpu(cls: type[regnet.BlockParams], *args: object, **kwargs: object) -> regnet.BlockParams:
+    def on_cpu(cls: type[regnet.BlockParams], /, *args: object, **kwargs: object) -> regnet.BlockParams:
         with torch.device("cpu"):
             params: regnet.BlockParams = computed(cls, *args, **kwargs)
         return params
@@ -281,7 +282,7 @@ def _regnet_on_meta() -> Iterator[None]:
     if torch.get_default_device().type != "meta":
         yield
         return
-    regnet.BlockParams.from_init_params = classmethod(on_cpu)  # type: ignore[assignment]
+    regnet.BlockParams.from_init_params = classmethod(on_cpu)
     try:
         yield
     finally:

@@ -24,9 +24,7 @@ def read_history(store: Store, run: Run) -> History:
     recorded = run.data.metrics
     losses = _points(store, run_id, "step/loss") if "step/loss" in recorded else {}
     epochs = _points(store, run_id, "epoch") if "epoch" in recorded else {}
-    columns = {
-        name: _points(store, run_id, key) if key in recorded else {} for name, key in _EPOCH_KEYS.items()
-    }
+    columns = {name: _points(store, run_id, key) if key in recorded else {} for name, key in _EPOCH_KEYS.items()}
     points = [
         EpochPoint(epoch=round(number), step=step, **{name: column.get(step) for name, column in columns.items()})
         for step, number in sorted(epochs.items())

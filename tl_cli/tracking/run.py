@@ -36,7 +36,18 @@ from tl_cli.training.state import CONFIG_FILE
 _FLUSH_EVERY_S = 3.0
 _BATCH = 1000  # what a store takes at once
 _PARAM_LENGTH = 6000
-_REQUIRED = ("mlflow", "torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "pydantic", "pandas", "filelock")
+_REQUIRED = (
+    "mlflow",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "pydantic",
+    "pandas",
+    "filelock",
+)
 
 T = TypeVar("T")
 

@@ -1,5 +1,7 @@
-"""What a logged model runs when MLflow loads or serves it. MLflow keeps this file and the package beside the weights,
-so it works where ``tl`` is not installed; it imports nothing but what the model's requirements name.
+"""What a logged model runs when MLflow loads or serves it.
+
+MLflow keeps this file and the package beside the weights, so it works where ``tl`` is not installed; it imports
+nothing but what the model's requirements name.
 """
 
 import base64

@@ -60,7 +60,9 @@ class Store:
             if found is None:
                 return str(self.client.create_experiment(name))
         if found.lifecycle_stage != "active":
-            raise TrackingError(f"the experiment {name!r} was deleted; restore it, or use --experiment with another name")
+            raise TrackingError(
+                f"the experiment {name!r} was deleted; restore it, or use --experiment with another name"
+            )
         return str(found.experiment_id)
 
     def runs(self, experiment: str | None = None) -> list[Run]:
@@ -174,7 +176,9 @@ def _store_lock() -> Iterator[None]:
     except Timeout as error:
         raise TrackingError(f"another process has held {STATE_ROOT / '.store.lock'} for two minutes") from error
     except OSError as error:
-        raise StorageError(f"cannot write {STATE_ROOT.absolute()}: {error.strerror}; run tl in a folder of yours") from error
+        raise StorageError(
+            f"cannot write {STATE_ROOT.absolute()}: {error.strerror}; run tl in a folder of yours"
+        ) from error
     try:
         yield
     finally:

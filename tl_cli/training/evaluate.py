@@ -48,7 +48,8 @@ def evaluate_model(
     threads = min(8, cores()) if workers is None else workers
     data = open_data(spec, workers=threads, progress=progress)
     if data.classes != card.classes:
-        raise DataError(f"{spec.source} has other classes than the model: {data.classes[:5]} against {card.classes[:5]}")
+        here, there = ", ".join(data.classes[:5]), ", ".join(card.classes[:5])
+        raise DataError(f"{spec.source} has other classes ({here}, ...) than the model ({there}, ...)")
     if part not in data.parts:
         raise DataError(f"{spec.source} has no {part} images; try --split val")
     machine = Machine(choose_device(device))

@@ -100,8 +100,6 @@ Event = PhaseStarted | Worked | StepEnded | LossSampled | EpochEnded | StoppedEa
 Observer = Callable[[Event], None]
 
 
-
-
 def tell_all(*observers: Observer) -> Observer:
     """Return one observer that tells several, in their order."""
 

@@ -79,7 +79,7 @@ def _run_epoch(
     config, counters = plan.config, state.counters
     log_every = config.log_every or max(1, stage.steps // 50)
     started = time.perf_counter()
-    running = _Running(*torch.zeros(2, device=plan.machine.device, dtype=torch.float64).unbind())
+    running = _Running(*(torch.zeros((), device=plan.machine.device) for _ in range(2)))
     stage.network.train()
     step = counters.step
     for batch in stage.train(epoch):
@@ -96,9 +96,7 @@ def _run_epoch(
     trained = time.perf_counter()
     train_loss = _finite(float(running.loss) / running.images, step, state)
     total = len(plan.data.parts["val"])
-    answers = answer(
-        stage.network, stage.validation(), lambda done: notify(Worked("validating", done, total))
-    )
+    answers = answer(stage.network, stage.validation(), lambda done: notify(Worked("validating", done, total)))
     val_loss = float(F.cross_entropy(answers.logits, answers.labels))
     val_accuracy = float((answers.logits.argmax(1) == answers.labels).double().mean())
     lr_head, lr_backbone = _lrs(state)

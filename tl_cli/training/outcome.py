@@ -50,7 +50,8 @@ class Outcome:
         Raises:
             StorageError: the file cannot be written.
         """
-        assert self.test_answers is not None and self.test_ids is not None
+        assert self.test_answers is not None
+        assert self.test_ids is not None
         with replacing(path) as file:
             np.savez_compressed(
                 file,

@@ -306,5 +306,3 @@ def _device_name(given: Mapping[str, object]) -> DeviceName:
 def _workers(given: Mapping[str, object]) -> int:
     workers = given.get("workers", min(8, cores()))
     return workers if isinstance(workers, int) else 1
-
-

@@ -3,7 +3,7 @@
 import os
 import unicodedata
 
-from rich.console import Console
+from rich.console import Console as Console
 from rich.text import Text
 from rich.theme import Theme
 
@@ -37,9 +37,9 @@ def is_ascii(console: Console) -> bool:
 
 
 def safe_text(value: object, *, limit: int = 200) -> str:
-    """Return text from a file name, a class or a message with nothing in it that a terminal would obey.
+    r"""Return text from a file name, a class or a message with nothing in it that a terminal would obey.
 
-    Control characters, escapes, bidirectional marks and lone surrogates become ``\\xNN``; long text is cut.
+    Control characters, escapes, bidirectional marks and lone surrogates become ``\xNN``; long text is cut.
     """
     text = "".join(_visible(character) for character in str(value)[: limit + 1])
     return text if len(text) <= limit else text[: limit - 3] + "..."
@@ -63,8 +63,6 @@ def print_warning(message: str) -> None:
     text = Text("warning: ", style="bold yellow")
     text.append("\n".join(safe_text(line, limit=2000) for line in message.splitlines()))
     make_console(stderr=True).print(text, soft_wrap=True)
-
-
 
 
 def _visible(character: str) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -35,7 +35,8 @@ def save_loss_curve(history: History, path: Path) -> None:
     axis.plot([x for x, _ in mean], [y for _, y in mean], color=_TRAIN, linewidth=1.8, label="running mean")
     if history.unfrozen_after:
         _mark(axis, history.unfrozen_after.step + 0.5)
-    axis.set(xlabel="optimizer step", ylabel="cross-entropy", title=f"{history.name}: loss by iteration", ylim=(0, None))
+    axis.set(xlabel="optimizer step", ylabel="cross-entropy", title=f"{history.name}: loss by iteration")
+    axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
     _save(figure, path)
 
@@ -102,7 +103,7 @@ def _figure(count: int) -> "tuple[Figure, list[Axes]]":
     from matplotlib.font_manager import fontManager
 
     installed = {font.name for font in fontManager.ttflist}
-    style = {
+    style: dict[Any, Any] = {
         "font.family": [name for name in _FONTS if name in installed] or ["sans-serif"],
         "axes.spines.top": False,
         "axes.spines.right": False,

@@ -275,7 +275,7 @@ class LiveScreen:
         return [heading, cached[1]]
 
     def _table(self, rows: int, width: int) -> Table:
-        return epoch_table(self._history.epochs[-rows:], self._history.best, width, ascii_only=is_ascii(self._console))
+        return epoch_table(self._history.epochs[-rows:], self._history.best, width)
 
     def _best_line(self) -> Text:
         best = self._history.best
@@ -284,7 +284,7 @@ class LiveScreen:
         return Text(f"best so far: {best.val_accuracy:.2%} on validation, epoch {best.epoch}", style="good")
 
 
-def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int, *, ascii_only: bool = False) -> Table:
+def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int) -> Table:
     """Return the epochs as a table that fits the width."""
     wide, middle = width >= 72, width >= 52
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -307,7 +307,7 @@ def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int, *
             cells.append(_share(point.train_accuracy))
         if wide:
             rates = (point.lr_head, point.lr_backbone)
-            cells.append(" / ".join("frozen" if rate == 0 else "-" if rate is None else f"{rate:.1e}" for rate in rates))
+            cells.append(" / ".join(_rate(rate) for rate in rates))
             cells.append("-" if point.seconds is None else format_seconds(point.seconds))
         table.add_row(*cells, style="good" if is_best else "")
     return table
@@ -367,7 +367,8 @@ def _phase_line(event: PhaseStarted) -> str:
     first, last = event.epochs
     cached = ", on features computed once" if event.cached else ""
     total = event.trainable + event.frozen
-    return f"epochs {first}-{last}: {_PHASE_TITLES[event.name]}, {event.trainable:,} of {total:,} parameters train{cached}"
+    counts = f"{event.trainable:,} of {total:,} parameters train"
+    return f"epochs {first}-{last}: {_PHASE_TITLES[event.name]}, {counts}{cached}"
 
 
 def _stop_line(event: StoppedEarly) -> str:
@@ -376,6 +377,12 @@ def _stop_line(event: StoppedEarly) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _rate(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "frozen" if value == 0 else f"{value:.1e}"
 
 
 def _share(value: float | None) -> str:

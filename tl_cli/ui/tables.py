@@ -114,7 +114,7 @@ def _confused_pairs(report: Report, names: Sequence[str]) -> Group:
     return Group(Text("The matrix is wider than the terminal; the most confused pairs:", style="dim"), table)
 
 
-def model_tree(root: Node, depth: int, console: Console) -> Tree:
+def model_tree(root: Node, depth: int) -> Tree:
     """Return the modules of a model as a tree, ``depth`` levels deep."""
     tree = Tree(_node_line(root, root.type), guide_style="dim")
     _grow(tree, root, depth)
