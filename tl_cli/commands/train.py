@@ -256,6 +256,8 @@ def _resume(
         raise UsageError(f"--resume takes its settings from the run; leave out {listed.replace('--model', 'MODEL')}")
     store = open_store(tracking_uri)
     run = store.find(name)
+    if run.info.status == "FINISHED":
+        raise UsageError(f"the run {run.info.run_name} is complete; to train its model further, use --weights {name}")
     folder = store.state_folder(run)
     if not (folder / CHECKPOINT).exists():
         raise UsageError(

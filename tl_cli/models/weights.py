@@ -70,12 +70,10 @@ def from_torchvision(name: str, spec: str, progress: Progress) -> Pretrained:
     entry = _torchvision_entry(name, spec)
     file_name = entry.url.rpartition("/")[2]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    # torchvision's file names end in the first characters of their SHA-256.
-    published = re.search(r"-([0-9a-f]{8,})\.pth$", file_name)
     path = fetch.download(
         entry.url,
         folder / file_name,
-        published.group(1) if published else "",
+        published_hash(entry.url),
         progress=progress,
         advice=_ADVICE.format(folder=folder),
     )
@@ -97,6 +95,12 @@ def from_torchvision(name: str, spec: str, progress: Progress) -> Pretrained:
         ),
         build_options={"image_size": entry.meta["min_size"][0]} if name.startswith("vit_") else {},
     )
+
+
+def published_hash(url: str) -> str:
+    """Return the first characters of a file's SHA-256, with which torchvision's file names end; "" where none is."""
+    found = re.search(r"-([0-9a-f]{8,})\.pth$", url)
+    return found.group(1) if found else ""
 
 
 def from_bundled_package(model: nn.Module, spec: str) -> Pretrained:

@@ -14,7 +14,7 @@ from tl_cli.data.loaders import Batch, Loader
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.machine import Machine
 
-_BYTES = torch.finfo(torch.float16).bits // 8
+STORED_AS = torch.float16
 # More than this share of the free memory is not taken.
 _MEMORY_SHARE = 0.4
 
@@ -24,7 +24,7 @@ class CachedFeatures:
     """What the backbone made of one part of the data.
 
     Attributes:
-        views: (V, N, ...) float16 on the CPU: the plain images and, where there are two, the mirrored ones.
+        views: (V, N, ...) of ``STORED_AS`` on the CPU: the plain images and, where there are two, the mirrored ones.
         labels: (N,) int64.
         batch_size: of training.
         device: where batches are wanted.
@@ -75,7 +75,7 @@ def can_cache(classifier: Classifier, machine: Machine, input_size: int, images:
         rebuilt = classifier.head_modules[0](features) if _fits(classifier.head_modules[0], features) else None
     if rebuilt is None or rebuilt.shape != logits.shape or not torch.allclose(rebuilt, logits, atol=1e-4):
         return "its head is not the last thing it computes"
-    needed = features[0].numel() * images * _BYTES
+    needed = features[0].numel() * images * STORED_AS.itemsize
     free = psutil.virtual_memory().available * _MEMORY_SHARE
     if needed > free:
         return f"they would take {needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB may be used"
@@ -105,9 +105,9 @@ def cache_features(
         for batch in loader.clean(mirrored=flip):
             with torch.inference_mode(), without_head(classifier) as backbone, machine.autocast():
                 inputs = batch.inputs.contiguous(memory_format=machine.memory_format)
-                features = backbone(inputs).to("cpu", torch.float16)
+                features = backbone(inputs).to("cpu", STORED_AS)
             if views is None:
-                views = torch.empty((1 + mirrored, count, *features.shape[1:]), dtype=torch.float16)
+                views = torch.empty((1 + mirrored, count, *features.shape[1:]), dtype=STORED_AS)
             views[view, start : start + len(features)] = features
             start += len(features)
             done += len(features)

@@ -50,7 +50,10 @@ def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
     for phase in plan.phases:
         if state.counters.epoch >= phase.last:
             continue
+        opened = time.perf_counter()
         stage = open_stage(plan, phase, notify)
+        # Computing features is part of what training costs.
+        state.counters.seconds += time.perf_counter() - opened
         before = _steps_before(plan, phase)
         notify(
             PhaseStarted(
@@ -67,7 +70,7 @@ def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
             _set_lr(state, phase, 1.0)
         for epoch in range(state.counters.epoch + 1, phase.last + 1):
             _run_epoch(plan, stage, phase, epoch, state, before, notify)
-            if plan.config.early_stop and epoch - state.counters.best_epoch >= plan.config.early_stop:
+            if _is_enough(plan, phase, epoch, state.counters):
                 notify(StoppedEarly(epoch, plan.config.early_stop))
                 return state.counters
     return state.counters
@@ -86,7 +89,7 @@ def _run_epoch(
         _schedule(config, state, phase, step - before, stage.steps)
         step += 1
         # Dropout is a function of (seed, step), so a resumed run draws what the whole one would have.
-        torch.manual_seed(config.seed * 1_000_003 + step)
+        torch.manual_seed((config.seed * 1_000_003 + step) % (1 << 63))
         stepped = train_step(stage.network, batch, state, config)
         running.add(stepped, len(batch.labels))
         if step % log_every == 0 or step == 1:
@@ -123,6 +126,13 @@ def _run_epoch(
             is_best=is_best,
         )
     )
+
+
+def _is_enough(plan: Plan, phase: Phase, epoch: int, counters: Counters) -> bool:
+    """Whether early stopping ends the run; a head that has learned all it can must not keep the rest from training."""
+    if not plan.config.early_stop or phase is not plan.phases[-1]:
+        return False
+    return epoch - max(counters.best_epoch, phase.first - 1) >= plan.config.early_stop
 
 
 def _schedule(config: TrainConfig, state: TrainState, phase: Phase, step: int, steps_per_epoch: int) -> None:

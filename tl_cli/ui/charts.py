@@ -1,7 +1,7 @@
 """Curves as text: the one file that speaks to plotext."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import plotext
@@ -55,10 +55,12 @@ def draw(lines: Sequence[Line], canvas: Canvas, *, marks: Sequence[float] = (), 
     figure.theme("simple" if canvas.colour else "colorless")
     figure.plot_size(canvas.width, canvas.height)
     figure.legend(False)  # it would cover the curves
-    _draw_marks(marks, [points for _, points in finite], canvas)
+    across = _Axis.over(x for _, points in finite for x, _ in points)
+    upward = _Axis.over(y for _, points in finite for _, y in points)
+    _draw_marks([across.place(mark) for mark in marks if across.low < mark < across.high], canvas)
     for line, points in finite:
-        _draw_line(line, points, canvas)
-    _label_axes([points for _, points in finite], canvas, percent)
+        _draw_line(line, [(across.place(x), upward.place(y)) for x, y in points], canvas)
+    _label_axes(across, upward, canvas, "%" if percent else "")
     drawn = figure.build().string()
     text = Text.from_ansi(drawn.rstrip("\n"))
     if not canvas.colour:
@@ -109,16 +111,37 @@ def smooth(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[t
     return smoothed
 
 
-def _draw_marks(marks: Sequence[float], series: list[list[tuple[float, float]]], canvas: Canvas) -> None:
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A range of values that is drawn as 0..1.
+
+    plotext gets no other numbers: its own arithmetic aborts the process on ranges such as 1e308 or 5e-324.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Iterable[float]) -> "_Axis":
+        """Return the range of the values, widened where they are all alike."""
+        known = list(values)
+        low, high = min(known), max(known)
+        if high - low > abs(high) * 1e-9:
+            return cls(low, high)
+        room = abs(high) * 0.1 or 1.0
+        return cls(low - room, high + room)
+
+    def place(self, value: float) -> float:
+        """Return where a value lies between 0 and 1."""
+        return (value - self.low) / (self.high - self.low)
+
+
+def _draw_marks(places: Sequence[float], canvas: Canvas) -> None:
     # plotext's own vertical line paints its background white under this theme.
-    low, high = _x_range(series)
-    bottom, top = _y_range(series)
-    rows = [bottom + (top - bottom) * row / canvas.height for row in range(canvas.height + 1)]
-    symbol = ":" if canvas.ascii else "┊"
-    for mark in marks:
-        if low < mark < high:
-            signal = plotext.figure.signal([mark] * len(rows), rows, marker=_marker(symbol, MARK_COLOUR, canvas))
-            plotext.figure.draw(signal)
+    rows = [row / canvas.height for row in range(canvas.height + 1)]
+    marker = _marker(":" if canvas.ascii else "┊", MARK_COLOUR, canvas)
+    for place in places:
+        plotext.figure.draw(plotext.figure.signal([place] * len(rows), rows, marker=marker))
 
 
 def _marker(symbol: str, colour: str, canvas: Canvas) -> plotext.marker:
@@ -139,40 +162,33 @@ def _draw_line(line: Line, points: list[tuple[float, float]], canvas: Canvas) ->
     plotext.figure.draw(signal)
 
 
-def _label_axes(series: list[list[tuple[float, float]]], canvas: Canvas, percent: bool) -> None:
-    low, high = _x_range(series)
-    bottom, top = _y_range(series)
-    if low == high:
-        plotext.figure.ruler("x").lim(low - 1, high + 1)
-    if bottom == top:
-        room = abs(top) * 0.1 or 1.0
-        bottom, top = bottom - room, top + room
-        plotext.figure.ruler("y").lim(bottom, top)
-    across = ticks(low, high, max(3, min(12, canvas.width // 9)), whole=True)
-    plotext.figure.ruler("x").ticks(across, [f"{tick:g}" for tick in across])
-    upward = ticks(bottom, top, max(3, min(8, canvas.height // 2)))
-    unit = "%" if percent else ""
-    plotext.figure.ruler("y").ticks(upward, [f"{tick:.4g}{unit}" for tick in upward])
+def _label_axes(across: _Axis, upward: _Axis, canvas: Canvas, unit: str) -> None:
+    columns = ticks(across.low, across.high, max(3, min(12, canvas.width // 9)), whole=True)
+    rows = ticks(upward.low, upward.high, max(3, min(8, canvas.height // 2)))
+    for name, axis, places, form in (("x", across, columns, "g"), ("y", upward, rows, ".4g")):
+        ruler = plotext.figure.ruler(name)
+        ruler.lim(0, 1)
+        labels = [f"{place:{form}}{unit if name == 'y' else ''}" for place in places]
+        ruler.ticks([axis.place(place) for place in places], labels)
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
     """Return at most about ``count`` round numbers within low..high: multiples of 1, 2 or 5 times a power of ten."""
-    if high <= low:
-        return [low]
     rough = (high - low) / count
+    if rough < 1e-300:
+        return [low]
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     if whole:
         step = max(1.0, round(step))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [number * step for number in range(first, last + 1)] or [low]
+    return [number * step for number in range(first, last + 1)]
 
 
 def _finite(points: Sequence[tuple[float, float]], scale: float) -> list[tuple[float, float]]:
-    # plotext aborts the process on NaN and raises on infinity; near the ends of the range arithmetic overflows.
-    kept = [(x, y * scale) for x, y in points if math.isfinite(x) and abs(y) < 1e300]
-    return [(x, y if abs(y) > 1e-300 else 0.0) for x, y in kept]
+    limit = 1e300  # beyond it differences overflow
+    return [(x, y * scale) for x, y in points if abs(x) < limit and abs(y) < limit]  # False for NaN
 
 
 def _thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -185,16 +201,6 @@ def _thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, flo
         part = points[start : start + stretch]
         kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
     return kept
-
-
-def _x_range(series: list[list[tuple[float, float]]]) -> tuple[float, float]:
-    places = [x for points in series for x, _ in points]
-    return min(places), max(places)
-
-
-def _y_range(series: list[list[tuple[float, float]]]) -> tuple[float, float]:
-    values = [y for points in series for _, y in points]
-    return min(values), max(values)
 
 
 def _step_marks(history: History) -> list[float]:

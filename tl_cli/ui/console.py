@@ -7,7 +7,7 @@ from rich.console import Console as Console
 from rich.text import Text
 from rich.theme import Theme
 
-_THEME = Theme(
+THEME = Theme(
     {
         "good": "green",
         "bad": "red",
@@ -21,7 +21,7 @@ _THEME = Theme(
 
 def make_console(*, quiet: bool = False, stderr: bool = False) -> Console:
     """Return a console for stdout (or stderr); Rich itself honours NO_COLOR, TERM=dumb and pipes."""
-    return Console(theme=_THEME, quiet=quiet, stderr=stderr, highlight=False, soft_wrap=False)
+    return Console(theme=THEME, quiet=quiet, stderr=stderr, highlight=False, soft_wrap=False)
 
 
 def is_live(console: Console) -> bool:

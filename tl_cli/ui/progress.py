@@ -185,6 +185,9 @@ class LiveScreen:
         """Lay the screen out for the size that the terminal has now."""
         width, height = options.max_width, options.height or console.height
         top: list[Text | Table] = [self._headline(), *self._bars(width)]
+        if self._phase is None:
+            yield Group(*top)
+            return
         foot: list[Text] = [self._best_line(), *(plain(note, "yellow") for note in self._notes[-2:])]
         room = height - len(top) - 2 - len(foot)
         rows = max(1, min(8, room // 3))
@@ -200,7 +203,7 @@ class LiveScreen:
     def _bars(self, width: int) -> list[Table | Text]:
         phase = self._phase
         if phase is None:
-            return [self._work_bar(width), Text("preparing", style="dim"), Text("")]
+            return [self._work_bar(width)]
         share = f"{phase.trainable:,} of {phase.trainable + phase.frozen:,} parameters train"
         what = Text(no_wrap=True, overflow="ellipsis")
         what.append(f"{_PHASE_TITLES[phase.name]}", style="bold mark")
@@ -281,7 +284,7 @@ class LiveScreen:
         best = self._history.best
         if best is None or best.val_accuracy is None:
             return Text("no epoch is over yet", style="dim")
-        return Text(f"best so far: {best.val_accuracy:.2%} on validation, epoch {best.epoch}", style="good")
+        return Text(f"best: {best.val_accuracy:.2%} on validation, epoch {best.epoch}", style="good")
 
 
 def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int) -> Table:

@@ -1,0 +1,249 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import COLOURS, Result, tl_process, write_pictures
+from tl_cli.tracking.store import open_store
+
+QUICK = ("shufflenet_v2_x0_5", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1")
+
+
+def train(tl, data: Path, *more: object) -> str:
+    result: Result = tl("train", *QUICK, "--data", data, *more)
+    assert result.code == 0, result.err
+    return re.search(r"run (\w{8}) is recorded", result.out).group(1)
+
+
+def test_a_run_is_trained_evaluated_plotted_and_inspected(tl, colours: Path, workplace: Path) -> None:
+    trained: Result = tl("train", *QUICK, "--data", colours)
+    assert trained.code == 0, trained.err
+    assert trained.err == ""
+    for said in (
+        "fc (head)",
+        "frozen",
+        "epoch 2/2",
+        "test accuracy",
+        "95% interval, 18 images",
+        "gap",
+        "tl eval",
+        "mlflow ui",
+    ):
+        assert said in trained.out
+    assert "\x1b" not in trained.out
+    run = re.search(r"run (\w{8}) is recorded", trained.out).group(1)
+    assert (workplace / "mlflow.db").exists()
+
+    evaluated = json.loads(tl("eval", run, "--json").out)
+    assert evaluated["images"] == 18
+    recorded = open_store(None).find(run).data.metrics
+    assert evaluated["accuracy"] == pytest.approx(recorded["test/accuracy"])
+    assert evaluated["loss"] == pytest.approx(recorded["test/loss"], rel=1e-5)
+    shown = tl("eval", run)
+    assert shown.code == 0
+    assert "true \\ said" in shown.out
+    by_folder = tl("eval", next((workplace / "mlruns").glob("*/*/state/best")), "--split", "val", "--json")
+    assert json.loads(by_folder.out)["accuracy"] == pytest.approx(recorded["best/val_accuracy"])
+
+    drawn = tl("plot", "--terminal", run)
+    assert drawn.code == 0
+    assert "loss by step" in drawn.out
+    assert "unfrozen after epoch 1" in drawn.out
+    assert "\x1b" not in drawn.out
+    assert tl("plot", "--output", "pictures").code == 0
+    assert [Image.open(path).size[0] > 500 for path in sorted(Path("pictures").iterdir())] == [True, True]
+
+    tree = tl("inspect", run)
+    assert "shufflenet_v2_x0_5, 3 classes, input 32 x 32" in tree.out
+    assert "head, trains" in tree.out
+
+
+def test_inspect_needs_no_run(tl) -> None:
+    result = tl("inspect", "efficientnet_b0", "--depth", "1")
+    assert "4,020,358 parameters; with the backbone frozen 12,810 train: classifier.1" in result.out
+
+
+def test_a_dry_run_explains_everything_and_records_nothing(tl, colours: Path, workplace: Path) -> None:
+    result = tl("train", *QUICK, "--data", colours, "--lr", "0.02", "--dry-run")
+    assert result.code == 0, result.err
+    for said in ("0.02", "flag", "recipe", "learning rate", "in all", "GB", "nothing was trained"):
+        assert said in result.out
+    assert not list((workplace / "mlruns").glob("*/*"))
+
+
+def test_a_config_can_be_given_back_with_flags_on_top(tl, colours: Path, workplace: Path) -> None:
+    train(tl, colours, "--lr", "0.004", "--seed", "7")
+    (saved,) = (workplace / "mlruns").glob("*/*/state/config.toml")
+    result = tl("train", "--config", saved, "--seed", "8")
+    assert result.code == 0, result.err
+    params = open_store(None).find("latest").data.params
+    assert (params["lr"], params["seed"], params["model"]) == ("0.004", "8", "shufflenet_v2_x0_5")
+
+
+def test_a_run_warms_the_next(tl, colours: Path) -> None:
+    run = train(tl, colours)
+    result = tl(
+        "train", "shufflenet_v2_x0_5", "--weights", run, "--data", colours, "--epochs", "1", "--freeze-epochs", "1"
+    )
+    assert result.code == 0, result.err
+    assert "the head comes with the weights" in result.out
+
+
+def test_photographs_of_many_sizes_stream(tl, workplace: Path) -> None:
+    for index, (name, colour) in enumerate(COLOURS.items()):
+        write_pictures(Path("photos"), {name: colour}, 10, size=100 + 20 * index)
+    assert train(tl, Path("photos"), "--input-size", "64", "--workers", "2", "--augment", "flip-crop")
+    assert "features computed once" in tl("train", *QUICK, "--data", "photos").out
+
+
+def test_a_folder_without_test_images_claims_no_test_figure(tl, workplace: Path) -> None:
+    for part in ("train", "val"):
+        write_pictures(Path("data") / part, COLOURS, 6)
+    result = tl("train", *QUICK, "--data", "data")
+    assert "no test accuracy will be claimed" in result.out
+    assert "95% interval" not in result.out
+    assert "test/accuracy" not in open_store(None).find("latest").data.metrics
+    missing = tl("eval", "latest")
+    assert missing.code == 2
+    assert "no test images; try --split val" in missing.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("train", "resnt18"), r"no model is called 'resnt18'. Did you mean resnet18"),
+        (("train", "resnet18", "--data", "nowhere"), "neither cifar10 nor digits nor a folder"),
+        (("train", "resnet18", "--data", "./no/where"), "no folder at"),
+        (("train", "resnet18", "--data", "digits", "--weights", "no.pth"), "no weights at no.pth"),
+        (("train", "resnet18", "--data", "digits", "--weights", "IMAGENET9"), "has no weights called 'IMAGENET9'"),
+        (("train", "resnet18", "--data", "digits", "--weights", "none", "--lr", "-1"), "--lr -1.0"),
+        (("train", "resnet18", "--data", "digits", "--tag", "novalue"), "not KEY=VALUE"),
+        (("train", "maxvit_t", "--weights", "none", "--data", "digits", "--input-size", "50"), "maxvit_t cannot take --input-size 50"),
+        (("train",), "give a MODEL"),
+        (("train", "--resume", "nothing"), "no runs"),
+        (("train", "resnet18", "--frze-epochs", "3"), "No such option"),
+        (("train", "resnet18", "--config", "no.toml"), "cannot read the config no.toml"),
+        (("eval", "nothing"), "no runs"),
+        (("plot", "--terminal"), "no runs"),
+        (("inspect", "efficentnet_b0"), "Did you mean efficientnet_b0"),
+        (("eval", "x", "--split", "tset"), "tset"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_clear_message_and_exit_code_2(tl, arguments: tuple[str, ...], said: str) -> None:
+    result: Result = tl(*arguments)
+    assert result.code == 2, result
+    assert re.search(said, " ".join(result.err.split())), result.err
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
+def test_a_bad_picture_is_named_and_nothing_is_lost(tl, workplace: Path) -> None:
+    write_pictures(Path("data"), COLOURS, 8)
+    bad = Path("data/red/003.png")
+    bad.write_bytes(bad.read_bytes()[:100])
+    result = tl("train", *QUICK, "--data", "data")
+    assert result.code == 2
+    assert "red/003.png" in result.err.replace("\n", "")
+
+
+def test_a_diverging_run_keeps_its_best_model(tl, colours: Path) -> None:
+    result = tl(
+        "train", *QUICK, "--data", colours, "--unfreeze-lr", "1e30", "--optimizer", "sgd", "--schedule", "constant"
+    )
+    assert result.code == 1
+    assert "kept the best model so far (epoch 1" in result.err
+    assert re.search(r"the loss is (nan|inf)", result.err)
+    run = open_store(None).find("latest")
+    assert run.info.status == "FAILED"
+    assert tl("eval", run.info.run_id[:8]).code == 0
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_keeps_its_best_model_and_goes_on(tl, workplace: Path, signum: int, code: int) -> None:
+    write_pictures(Path("data"), COLOURS, 60)
+    long = [
+        *QUICK[:5],
+        "--epochs",
+        "400",
+        "--freeze-epochs",
+        "1",
+        "--data",
+        "data",
+        "--batch-size",
+        "16",
+        "--schedule",
+        "constant",
+    ]
+    process = tl_process("train", *long, cwd=workplace)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 3/" in line:
+            break
+    process.send_signal(signum)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "kept the best model so far" in err
+    assert "Traceback" not in err
+    run = open_store(None).find("latest")
+    assert run.info.status == "KILLED"
+    resume = re.search(r"tl train --resume (\w+)", err).group(1)
+    assert run.info.run_id.startswith(resume)
+    (state,) = (workplace / "mlruns").glob("*/*/state")
+    config = state / "config.toml"
+    before = store_epochs(run.info.run_id)
+    config.write_text(config.read_text().replace("epochs = 400", f"epochs = {max(before) + 2}"))
+    resumed: Result = tl("train", "--resume", resume)
+    assert resumed.code == 0, resumed.err
+    after = store_epochs(run.info.run_id)
+    assert after == list(range(1, max(before) + 3))
+    assert open_store(None).find("latest").info.status == "FINISHED"
+    again = tl("train", "--resume", resume)
+    assert again.code == 2
+    assert "complete" in again.err
+
+
+def store_epochs(run_id: str) -> list[int]:
+    return sorted(round(m.value) for m in open_store(None).client.get_metric_history(run_id, "epoch"))
+
+
+def test_the_live_screen_runs_in_a_real_terminal(colours: Path, workplace: Path) -> None:
+    import pty
+    import select
+
+    leader, follower = pty.openpty()
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    environment.pop("CI", None)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tl_cli", "train", *QUICK, "--data", str(colours)],
+        stdin=follower, stdout=follower, stderr=follower, env=environment, close_fds=True,
+    )  # fmt: skip
+    os.close(follower)
+    seen = b""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if select.select([leader], [], [], 0.5)[0]:
+            try:
+                chunk = os.read(leader, 65536)
+            except OSError:
+                break
+            seen += chunk
+        elif process.poll() is not None:
+            break
+    assert process.wait(timeout=10) == 0
+    text = seen.decode(errors="replace")
+    assert "\x1b[?1049h" in text
+    assert "\x1b[?1049l" in text
+    assert text.rindex("test accuracy") > text.rindex("\x1b[?1049l")
+    assert "\x1b[?25h" in text

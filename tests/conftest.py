@@ -1,0 +1,147 @@
+"""What tests share: a small folder of pictures, a ready MLflow store, a server on loopback, and `tl` itself."""
+
+import os
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _name in ("MLFLOW_TRACKING_URI", "TL_DATA_DIR", "CI", "NO_COLOR", "FORCE_COLOR"):
+    os.environ.pop(_name, None)
+
+import http.server
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
+
+
+def write_pictures(root: Path, classes: dict[str, tuple[int, int, int]], count: int, size: int = 32) -> None:
+    """Fill ROOT/CLASS/ with noisy pictures of one colour: learned in a few steps, never identical."""
+    noise = np.random.default_rng(0)
+    for name, colour in classes.items():
+        folder = root / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            pixels = np.array(colour) + noise.integers(-40, 40, (size, size, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:03d}.png")
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/ (3 classes of 16) and test/ (3 of 6), 32 x 32."""
+    root = tmp_path_factory.mktemp("colours")
+    write_pictures(root / "train", COLOURS, 16)
+    write_pictures(root / "test", COLOURS, 6)
+    return root
+
+
+@pytest.fixture(scope="session")
+def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: made once, because that takes seconds, and copied for each test."""
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("database")
+    path = folder / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An own current folder with a ready store in it, as a person's project folder would be."""
+    import mlflow
+
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    # MLflow caches the default of the folder in which it was first asked.
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield tmp_path
+    mlflow.set_tracking_uri(None)
+
+
+@dataclass
+class Result:
+    """What a command came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def tl(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run ``tl`` in this process, where torch is imported already, as its entry point would."""
+    from tl_cli.cli import main
+
+    def run(*arguments: str | Path) -> Result:
+        monkeypatch.setattr(sys, "argv", ["tl", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capfd.readouterr()
+        code = stopped.value.code
+        return Result(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+def tl_process(*arguments: str | Path, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+    """Start ``tl`` as a process of its own, for signals."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tl_cli", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@dataclass
+class Server:
+    """A web server on loopback that gives what it is told to."""
+
+    url: str
+    files: dict[str, bytes]
+    failures: dict[str, list[int]]
+    asked: list[str]
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """Serve ``files`` by path; ``failures`` are status codes to answer first."""
+    shared = Server("", {}, {}, [])
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            shared.asked.append(self.path)
+            waiting = shared.failures.get(self.path)
+            if waiting:
+                self.send_error(waiting.pop(0))
+            elif self.path in shared.files:
+                body = shared.files[self.path]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+            else:
+                self.send_error(404)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return None
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    shared.url = f"http://127.0.0.1:{httpd.server_port}"
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    yield shared
+    httpd.shutdown()
+    httpd.server_close()

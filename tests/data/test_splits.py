@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tl_cli.data import splits
+from tl_cli.errors import DataError
+
+NAMES = tuple("abcdefgh")
+label_lists = st.lists(st.integers(1, 40), min_size=2, max_size=8).map(
+    lambda counts: np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
+)
+
+
+@given(label_lists.filter(lambda labels: np.bincount(labels).min() > 1), st.floats(0.01, 0.9), st.integers(0, 2**63))
+def test_a_split_is_disjoint_whole_and_stratified(labels: np.ndarray, fraction: float, seed: int) -> None:
+    kept, out = splits.hold_out(labels, fraction, seed, NAMES)
+    assert sorted([*kept, *out]) == list(range(len(labels)))
+    counts, held = np.bincount(labels), np.bincount(labels[out])
+    assert (held >= 1).all()
+    assert (held < counts).all()
+    assert (abs(held - counts * fraction) <= 1).all()
+
+
+@given(label_lists, st.integers(0, 2**63), st.data())
+def test_a_subset_is_stratified_and_has_every_class(labels: np.ndarray, seed: int, data: st.DataObject) -> None:
+    classes = labels.max() + 1
+    count = data.draw(st.integers(classes, len(labels)))
+    chosen = splits.subset(labels, count, seed)
+    assert len(set(chosen.tolist())) == count
+    got = np.bincount(labels[chosen], minlength=classes)
+    assert (got >= 1).all()
+    share = np.bincount(labels) * count / len(labels)
+    # One image may go to each class whose share is below one.
+    assert (got <= share + 1).all()
+    assert (got >= np.floor(share) - (share < 1).sum() - 1).all()
+
+
+def test_splits_are_the_same_for_ever() -> None:
+    labels = np.arange(40) % 4
+    _, out = splits.hold_out(labels, 0.1, 0, NAMES)
+    assert out.tolist() == splits.hold_out(labels, 0.1, 0, NAMES)[1].tolist() == [23, 32, 34, 37]
+    assert out.tolist() != splits.hold_out(labels, 0.1, 1, NAMES)[1].tolist()
+
+
+def test_a_single_image_is_named() -> None:
+    with pytest.raises(DataError, match="single image cannot be split: b"):
+        splits.hold_out(np.array([0, 0, 1]), 0.1, 0, NAMES)
+
+
+def test_a_limit_below_the_number_of_classes_is_refused() -> None:
+    with pytest.raises(DataError, match="--limit 2"):
+        splits.subset(np.arange(3), 2, 0)

@@ -1,0 +1,168 @@
+import hashlib
+import io
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from tests.conftest import Server
+from tl_cli.contract import DataSpec, ModelCard, Preprocessing, WeightsTag
+from tl_cli.errors import DownloadError, WeightsError
+from tl_cli.models import bundle, weights, zoo
+
+NAME = "shufflenet_v2_x0_5"
+
+
+def trained(num_classes: int = 3, seed: int = 5) -> torch.nn.Module:
+    model = zoo.create(NAME, num_classes, weights="none", seed=seed).model
+    model.fc.weight.data.normal_()
+    return model
+
+
+def card(classes: tuple[str, ...], architecture: str = NAME) -> ModelCard:
+    return ModelCard(
+        architecture=architecture,
+        head=("fc",),
+        classes=classes,
+        preprocessing=Preprocessing(resize=40, crop=32, mean=(0.1, 0.2, 0.3)),
+        weights=WeightsTag(name="none"),
+        data=DataSpec(source="digits", layout="classes"),
+        recipe="default",
+        epoch=1,
+    )
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3},
+                                  lambda s: {f"module.{key}": value for key, value in s.items()}])  # fmt: skip
+def test_a_pth_file_loads_in_the_shapes_people_keep(wrap, tmp_path: Path) -> None:
+    model = trained()
+    path = tmp_path / "model.pth"
+    torch.save(wrap(model.state_dict()), path)
+    loaded = zoo.create(NAME, 3, weights=str(path), mean=(0.4, 0.4, 0.4))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.model.state_dict().items())
+    assert loaded.preprocessing.mean == (0.4, 0.4, 0.4)
+    assert loaded.weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not loaded.head_is_new
+
+
+def test_a_safetensors_file_with_other_classes_keeps_its_backbone_only(tmp_path: Path) -> None:
+    model = trained(num_classes=5)
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    loaded = zoo.create(NAME, 3, weights=str(path))
+    assert loaded.head_is_new
+    assert loaded.model.fc.weight.shape[0] == 3
+    assert torch.equal(loaded.model.conv1[0].weight, model.conv1[0].weight)
+
+
+@pytest.mark.parametrize(("classes", "is_new"), [(("a", "b", "c"), False), (("a", "b", "x"), True)])
+def test_a_saved_model_keeps_its_head_for_its_own_classes(classes, is_new: bool, tmp_path: Path) -> None:
+    model = trained()
+    bundle.save(tmp_path / "best", model, card(("a", "b", "c")))
+    loaded = zoo.create(NAME, 3, weights=str(tmp_path / "best"), classes=classes)
+    assert loaded.head_is_new is is_new
+    assert torch.equal(loaded.model.fc.weight, model.fc.weight) is not is_new
+    assert loaded.preprocessing.mean == (0.1, 0.2, 0.3)
+
+
+def test_a_saved_model_survives_the_trip(tmp_path: Path) -> None:
+    model = trained()
+    bundle.save(tmp_path, model, card(("a", "b", "c")))
+    classifier, read = zoo.restore(tmp_path)
+    assert read == card(("a", "b", "c"))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(classifier.model(images), model.eval()(images))
+
+
+def test_a_saved_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    bundle.save(tmp_path, trained(), card(("a", "b", "c")))
+    with pytest.raises(WeightsError, match=f"are of {NAME}, not of resnet18"):
+        zoo.create("resnet18", 3, weights=str(tmp_path))
+
+
+def test_wrong_shapes_are_named(tmp_path: Path) -> None:
+    state = trained().state_dict()
+    state["conv1.0.weight"] = torch.zeros(9, 3, 3, 3)
+    del state["conv5.0.weight"]
+    path = tmp_path / "model.pth"
+    torch.save(state, path)
+    with pytest.raises(WeightsError, match=r"conv1.0.weight is \(9, 3, 3, 3\), expected \(24, 3, 3, 3\).*conv5.0"):
+        zoo.create(NAME, 3, weights=str(path))
+
+
+class Canary:
+    def __reduce__(self):
+        return os.mkdir, (os.environ["CANARY"],)
+
+
+def test_code_in_a_weights_file_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY", str(tmp_path / "ran"))
+    path = tmp_path / "model.pth"
+    torch.save({"conv": torch.zeros(1), "evil": Canary()}, path)
+    raw = tmp_path / "raw.pth"
+    raw.write_bytes(pickle.dumps(Canary()))
+    for file in (path, raw):
+        with pytest.raises(WeightsError):
+            weights.read(file)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04torn"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_no_weights_file_is_refused(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="model"):
+        weights.read(path)
+
+
+def test_torchvision_weights_are_fetched_checked_and_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torchvision.models.squeezenet1_1(weights=None)
+    buffer = io.BytesIO()
+    torch.save(model.state_dict(), buffer)
+    sha = hashlib.sha256(buffer.getvalue()).hexdigest()
+    path = f"/squeezenet1_1-{sha[:8]}.pth"
+    server.files[path] = buffer.getvalue()
+    published = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.value
+    monkeypatch.setattr(published, "url", server.url + path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    seen = []
+    for _ in range(2):
+        classifier = zoo.create("squeezenet1_1", 10, progress=lambda *now: seen.append(now))
+    assert (tmp_path / "hub" / "checkpoints" / path[1:]).exists()
+    assert server.asked == [path]
+    assert seen[-1][1] == len(buffer.getvalue())
+    assert classifier.weights.sha256 == sha
+    assert classifier.preprocessing == Preprocessing(resize=256, crop=224)
+    assert torch.equal(classifier.model.features[0].weight, model.features[0].weight)
+
+
+def test_every_published_weight_file_can_be_checked() -> None:
+    for name in torchvision.models.list_models(module=torchvision.models):
+        for entry in torchvision.models.get_model_weights(name):
+            assert weights.published_hash(entry.url), entry.url
+
+
+def test_missing_weights_without_network_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights.DEFAULT.value, "url", "http://127.0.0.1:9/r-0123abcd.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(DownloadError, match=rf"put it into {tmp_path}.*--weights none"):
+        zoo.create("resnet18", 10)
+
+
+def test_googlenet_normalises_once_as_its_weights_do_twice() -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=True)
+    ours = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    twice = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours.eval()((images - 0.5) / 0.5), theirs.eval()(twice))

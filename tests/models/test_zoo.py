@@ -1,0 +1,79 @@
+import pytest
+import torch
+import torchvision
+
+from tl_cli.errors import UnknownModelError
+from tl_cli.models import freezing, zoo
+
+TORCHVISION = torchvision.models.list_models(module=torchvision.models)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_every_torchvision_model_has_one_head_that_alone_trains(name: str) -> None:
+    _, size = zoo.size_limits(name)
+    with torch.device("meta"):
+        model = zoo.build(name, 7)
+        images = torch.empty(2, 3, size, size)
+    head = [model.get_submodule(part) for part in zoo.find_head(name)]
+    freezing.freeze_backbone(model, head)
+    expected = {id(parameter) for module in head for parameter in module.parameters()}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == expected
+    assert expected
+    # In training mode too: auxiliary heads would make it a tuple.
+    for mode in (False, True):
+        model.train(mode)
+        assert model(images).shape == (2, 7)
+
+
+def test_the_table_of_models_is_whole() -> None:
+    assert len(TORCHVISION) == 80
+    assert set(zoo.names()) == {*TORCHVISION, "efficientnet_lite0"}
+
+
+def test_efficientnet_b0_has_the_published_counts() -> None:
+    classifier = zoo.create("efficientnet_b0", 10, weights="none")
+    freezing.freeze_backbone(classifier.model, classifier.head_modules)
+    parameters = list(classifier.model.parameters())
+    assert sum(p.numel() for p in parameters) == 4_020_358
+    assert sum(p.numel() for p in parameters if p.requires_grad) == 12_810
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("resnt18", "resnet18"), ("efficientnetb0", "efficientnet_b0")])
+def test_a_mistyped_name_gets_the_nearest(typed: str, meant: str) -> None:
+    with pytest.raises(UnknownModelError, match=meant):
+        zoo.create(typed, 10)
+
+
+def test_the_head_is_the_seed_s_alone() -> None:
+    before = torch.get_rng_state()
+    first, second, other = (
+        zoo.create("shufflenet_v2_x0_5", 3, weights="none", seed=seed).model.state_dict() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_bundled_weights_know_their_classes() -> None:
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    from tl_cli.data.decoding import normalise, resize_crop
+
+    classifier = zoo.create("efficientnet_lite0", 1000, classes=tuple(map(str, range(1000))))
+    flower = torch.from_numpy(load_sample_image("flower.jpg").copy()).permute(2, 0, 1)[None]
+    assert isinstance(Image.fromarray(flower[0].permute(1, 2, 0).numpy()), Image.Image)
+    images = normalise(resize_crop(flower, classifier.preprocessing), classifier.preprocessing)
+    with torch.inference_mode():
+        answer = classifier.model.eval()(images).softmax(1)
+    assert not classifier.head_is_new
+    assert answer.argmax() == 723 or answer.max() > 0.3, (answer.argmax(), answer.max())
+
+
+def test_vit_takes_another_input_size_with_weights_of_its_own(tmp_path) -> None:
+    weights = tmp_path / "vit.pth"
+    torch.save(zoo.build("vit_b_32", 5).state_dict(), weights)
+    classifier = zoo.create("vit_b_32", 5, weights=str(weights), input_size=64)
+    assert classifier.build_options == {"image_size": 64}
+    with torch.inference_mode():
+        assert classifier.model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)

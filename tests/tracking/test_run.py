@@ -1,0 +1,198 @@
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+from tests.conftest import Result
+from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError
+from tl_cli.tracking.history import read_history
+from tl_cli.tracking.run import Recorder
+from tl_cli.tracking.store import Store, open_store, redacted
+from tl_cli.training.events import EpochEnded, LossSampled
+
+
+def epoch(number: int, step: int, loss: float = 0.5) -> EpochEnded:
+    return EpochEnded("head", number, step, loss, 0.8, 0.6, 0.7, 1e-3, 0.0, 2.0, 99.0, True)
+
+
+@pytest.fixture
+def store(workplace: Path) -> Store:
+    return open_store(None)
+
+
+def recorder(store: Store, **options: object) -> Recorder:
+    warnings: list[str] = []
+    made = Recorder(store, experiment_id=store.experiment("tl"), run_name="r", warn=warnings.append, **options)
+    made.warnings = warnings  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (ValueError("x"), "FAILED"), (Interrupted(15), "KILLED"), (KeyboardInterrupt(), "KILLED")],
+)
+def test_how_a_run_ended_follows_from_how_its_block_was_left(store: Store, error, status: str) -> None:
+    record = recorder(store)
+    try:
+        with record:
+            if error:
+                raise error
+    except BaseException as caught:
+        assert caught is error  # noqa: PT017
+    assert store.client.get_run(record.run_id).info.status == status
+
+
+def test_every_point_is_recorded_under_its_step(store: Store) -> None:
+    with recorder(store) as record:
+        for step in range(1, 2501):
+            record(LossSampled(step, 1, 1 / step, 1e-3, 0.0))
+        record(epoch(1, 2500))
+    history = read_history(store, store.find(record.run_id))
+    assert history.losses == [(step, pytest.approx(1 / step)) for step in range(1, 2501)]
+    (point,) = history.epochs
+    assert (point.epoch, point.step, point.train_loss, point.val_accuracy, point.lr_backbone) == (1, 2500, 0.5, 0.7, 0)
+    assert record.warnings == []
+
+
+def test_a_resumed_run_records_no_point_twice(store: Store) -> None:
+    with recorder(store) as first:
+        for step in range(1, 8):
+            first(LossSampled(step, 1, float(step), 1e-3, 0.0))
+        first(epoch(1, 5))
+    with recorder(store, run_id=first.run_id) as second:
+        for step in range(6, 11):
+            second(LossSampled(step, 2, float(step), 1e-3, 0.0))
+        second(epoch(2, 10))
+    assert second.run_id == first.run_id
+    points = store.client.get_metric_history(first.run_id, "step/loss")
+    assert sorted(point.step for point in points) == list(range(1, 11))
+    assert [point.epoch for point in read_history(store, store.find(first.run_id)).epochs] == [1, 2]
+    assert store.client.get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_a_store_that_stops_answering_is_a_warning(store: Store, workplace: Path) -> None:
+    import sqlite3
+
+    with recorder(store) as record:
+        connection = sqlite3.connect(workplace / "mlflow.db")
+        connection.execute("DROP TABLE metrics")
+        connection.commit()
+        record(epoch(1, 5))
+    assert any("did not answer" in warning for warning in record.warnings)
+    assert any("points of the curves" in warning for warning in record.warnings)
+
+
+def test_runs_are_found_by_what_people_type(store: Store) -> None:
+    with recorder(store) as one:
+        pass
+    with recorder(store) as two:
+        pass
+    assert store.find("latest").info.run_id == two.run_id
+    assert store.find(one.run_id[:6]).info.run_id == one.run_id
+    with pytest.raises(RunNotFoundError, match="2 runs are called 'r'"):
+        store.find("r")
+    with pytest.raises(RunNotFoundError, match="no run is called 'zzzz'"):
+        store.find("zzzz")
+
+
+def test_a_server_that_is_not_there_is_said_at_once(workplace: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(TrackingError, match=rf"127.0.0.1:{port} does not answer"):
+        open_store(f"http://user:secret@127.0.0.1:{port}")
+
+
+def test_secrets_are_not_shown() -> None:
+    assert redacted("https://me:secret@host:5000/x?token=1") == "https://host:5000/x"
+    assert redacted("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+
+
+def test_a_recorded_model_works_where_tl_is_not_installed(tl, colours: Path, workplace: Path) -> None:
+    trained: Result = tl(
+        "train", "shufflenet_v2_x0_5", "--weights", "none", "--data", colours, "--epochs", "2", "--freeze-epochs", "1",
+        "--input-size", "32", "--tag", "who=me", "--register", "colours",
+    )  # fmt: skip
+    assert trained.code == 0, trained.err
+    run = open_store(None).find("latest")
+    model_id = run.outputs.model_outputs[0].model_id
+    script = textwrap.dedent(f"""
+        import base64, importlib.util, sys
+        # The checkout is neither in the path nor found by an editable installation.
+        sys.path = [p for p in sys.path if not __import__("os").path.exists(__import__("os").path.join(p or ".", "tl_cli"))]
+        assert importlib.util.find_spec("tl_cli") is None
+        import mlflow, pandas as pd
+        mlflow.set_tracking_uri("sqlite:///{workplace}/mlflow.db")
+        model = mlflow.pyfunc.load_model("models:/{model_id}")
+        raw = [open("{colours}/test/" + name + "/000.png", "rb").read() for name in ("blue", "red")]
+        for column in (raw, [base64.b64encode(data).decode() for data in raw]):
+            answer = model.predict(pd.DataFrame({{"image": column}}))
+            print(answer.to_json(orient="records"))
+        import tl_cli
+        assert "site-packages" not in tl_cli.__file__ and "{Path(__file__).parents[2]}" not in tl_cli.__file__
+    """)
+    environment = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=workplace, env={**__import__("os").environ, **environment},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    import json
+
+    by_bytes, by_base64 = (json.loads(line) for line in done.stdout.splitlines())
+    assert by_bytes == by_base64
+    for row in by_bytes:
+        shares = {name: row[name] for name in ("blue", "green", "red")}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert row["label"] == max(shares, key=shares.get)
+        assert row["probability"] == pytest.approx(max(shares.values()))
+    artifacts = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
+    assert not [path for path in artifacts.rglob("*") if path.suffix in (".pkl", ".pth", ".pt", ".cloudpickle")]
+    assert mlflow.MlflowClient().get_registered_model("colours").name == "colours"
+
+
+def test_the_record_tells_the_whole_story(tl, colours: Path, workplace: Path) -> None:
+    trained: Result = tl(
+        "train", "shufflenet_v2_x0_5", "--weights", "none", "--data", colours, "--epochs", "2", "--freeze-epochs", "1",
+        "--input-size", "32", "--experiment", "trees", "--run-name", "first try", "--tag", "who=me", "--quiet",
+    )  # fmt: skip
+    assert (trained.code, trained.out) == (0, ""), trained.err
+    store = open_store(None)
+    run = store.find("first try")
+    assert run.info.status == "FINISHED"
+    params = run.data.params
+    expected = {"model": "shufflenet_v2_x0_5", "freeze_epochs": "1", "epochs": "2", "input_size": "32", "seed": "0"}
+    assert {key: params[key] for key in expected} == expected
+    assert {"lr", "unfreeze_lr", "optimizer", "schedule", "augment", "precision", "layout", "preprocessing"} <= set(
+        params
+    )
+    metrics = run.data.metrics
+    for key in ("step/loss", "train/loss", "train/accuracy", "val/loss", "val/accuracy", "epoch", "lr/backbone", "lr/head",
+                "time/images_per_second", "best/val_accuracy", "best/epoch", "test/accuracy", "test/loss",
+                "clean_train/accuracy"):  # fmt: skip
+        assert key in metrics, key
+    assert [(d.dataset.name, d.tags[0].value) for d in run.inputs.dataset_inputs] == [
+        (f"{colours.name}-train", "training"), (f"{colours.name}-val", "validation"), (f"{colours.name}-test", "testing"),
+    ]  # fmt: skip
+    assert run.data.tags["who"] == "me"
+    note = run.data.tags["mlflow.note.content"]
+    assert "tl train shufflenet_v2_x0_5 --weights none" in note
+    assert "test accuracy" in note
+    names = {
+        item.path
+        for folder in (None, "curves", "eval")
+        for item in store.client.list_artifacts(run.info.run_id, folder)
+    }
+    assert {"config.toml", "training_batch.png", "curves/loss_by_step.png", "curves/accuracy_and_loss_by_epoch.png",
+            "eval/test_logits.npz"} <= names  # fmt: skip
+    with np.load(store.artifact(run, "eval/test_logits.npz"), allow_pickle=False) as kept:
+        assert kept["logits"].shape == (18, 3)
+        assert kept["ids"][0] == "test/blue/000.png"
+        assert metrics["test/accuracy"] == pytest.approx((kept["logits"].argmax(1) == kept["labels"]).mean())
+    logged = store.client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert {metric.key for metric in logged.metrics} >= {"test/accuracy", "best/val_accuracy"}

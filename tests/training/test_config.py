@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+
+from tl_cli.errors import UsageError
+from tl_cli.training import recipes
+from tl_cli.training.config import read_toml, validated, write_toml
+from tl_cli.training.recipes import Facts
+
+TINY = Facts("cifar10", 45_000, 32, 1, 224, on_gpu=False, bf16=False, depthwise=True, cores=2)
+PHOTOS = Facts("/photos", 900, None, 1, 224, on_gpu=True, bf16=True, depthwise=False, cores=16)
+MODEL = {"model": "resnet18"}
+
+
+def test_flags_beat_the_file_and_the_file_beats_the_recipe() -> None:
+    resolved = recipes.resolve({**MODEL, "lr": 0.5}, {"lr": 0.1, "epochs": 7, "freeze_epochs": 2}, TINY)
+    assert resolved.config.lr == 0.5
+    assert resolved.config.epochs == 7
+    assert [resolved.origins[name].source for name in ("lr", "epochs", "optimizer", "momentum")] == [
+        "flag", "config file", "recipe", "default",
+    ]  # fmt: skip
+
+
+def test_the_default_recipe_depends_on_the_data_and_says_why() -> None:
+    tiny, photos = (recipes.resolve(MODEL, {}, facts) for facts in (TINY, PHOTOS))
+    assert (tiny.config.input_size, photos.config.input_size) == (64, 224)
+    assert (tiny.config.augment, photos.config.augment) == ("flip-shift", "flip-crop")
+    assert (tiny.config.precision, photos.config.precision) == ("fp32", "bf16")
+    assert (tiny.config.layout, photos.config.layout) == ("channels-last", "channels-last")
+    assert photos.config.epochs > tiny.config.epochs
+    assert all(origin.why for origin in tiny.origins.values() if origin.source == "recipe")
+
+
+def test_digits_are_not_mirrored() -> None:
+    digits = Facts("digits", 1438, 8, 1, 224, on_gpu=False, bf16=False, depthwise=True, cores=2)
+    assert recipes.resolve(MODEL, {}, digits).config.augment == "shift"
+
+
+def test_the_blog_recipe_is_the_blogs() -> None:
+    config = recipes.resolve({**MODEL, "recipe": "blog"}, {}, TINY).config
+    assert (config.epochs, config.freeze_epochs, config.batch_size, config.input_size) == (40, 5, 64, 32)
+    assert (config.optimizer, config.lr, config.unfreeze_lr, config.weight_decay) == ("adam", 1e-3, 1e-4, 1e-4)
+    assert (config.schedule, config.bn, config.augment, config.feature_cache) == ("plateau", "train", "blog", False)
+    assert config.mean == (0.4914, 0.4822, 0.4465)
+
+
+def test_epochs_given_alone_leave_room_for_both_phases() -> None:
+    config = recipes.resolve({**MODEL, "epochs": 4}, {}, TINY).config
+    assert (config.freeze_epochs, config.epochs) == (2, 4)
+
+
+def test_nothing_frozen_means_one_rate() -> None:
+    assert recipes.resolve({**MODEL, "freeze_epochs": 0, "lr": 0.02}, {}, TINY).config.unfreeze_lr == 0.02
+    config = recipes.resolve({**MODEL, "freeze_epochs": 0}, {}, TINY).config
+    assert config.lr == config.unfreeze_lr == 6e-4
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"epochs": 3, "freeze_epochs": 5}, "--epochs 3 is the total and cannot be fewer than --freeze-epochs 5"),
+        ({"freeze_epochs": 0, "unfreeze_lr": 0.1}, "nothing is unfrozen"),
+        ({"epochs": 5, "freeze_epochs": 5, "unfreeze_lr": 0.1}, "all 5 epochs are frozen"),
+        ({"lr": -1.0}, "--lr -1.0"),
+        ({"lr": float("nan")}, "--lr nan"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"optimizer": "lion"}, "--optimizer lion"),
+        ({"std": (1.0, 0.0, 1.0)}, "--std must be positive"),
+        ({"recipe": "blgo"}, "no recipe is called 'blgo'"),
+        ({"val_fraction": 1.0}, "--val-fraction 1.0"),
+    ],
+)
+def test_bad_settings_are_refused_by_their_flags_name(flags: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        recipes.resolve({**MODEL, **flags}, {}, TINY)
+
+
+def test_a_config_survives_the_trip_through_toml(tmp_path: Path) -> None:
+    config = recipes.resolve({**MODEL, "data": 'a "b"\\c/é', "recipe": "blog"}, {}, TINY).config
+    write_toml(tmp_path / "c.toml", config)
+    assert validated(read_toml(tmp_path / "c.toml")) == config
+
+
+def test_an_unknown_setting_gets_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("freeze-epoch = 3\n")
+    with pytest.raises(UsageError, match="unknown setting 'freeze_epoch'. Did you mean freeze_epochs"):
+        read_toml(tmp_path / "c.toml")
+
+
+@pytest.mark.parametrize("content", ["lr = ", "\xff"])
+def test_what_is_no_toml_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"c\.toml"):
+        read_toml(tmp_path / "c.toml")

@@ -1,0 +1,178 @@
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from tl_cli.errors import DivergedError
+from tl_cli.training import features, setup
+from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly
+from tl_cli.training.fit import fit
+from tl_cli.training.setup import Plan, new_state
+from tl_cli.training.state import BEST_FOLDER, CHECKPOINT, Saver
+
+MODEL = "shufflenet_v2_x0_5"
+
+
+def plan_for(data: Path, **settings: object) -> Plan:
+    values = {
+        "model": MODEL, "weights": "none", "data": str(data), "input_size": 32, "batch_size": 8, "lr": 0.01,
+        "unfreeze_lr": 0.005, "freeze_epochs": 1, "epochs": 3, "workers": 0, **settings,
+    }  # fmt: skip
+    return setup.prepare(values, {})
+
+
+def run(plan: Plan) -> tuple[list[Event], setup.TrainState]:
+    events: list[Event] = []
+    state = new_state(plan)
+    fit(plan, state, events.append)
+    return events, state
+
+
+def test_the_events_tell_the_story_in_order(colours: Path) -> None:
+    events, state = run(plan_for(colours, feature_cache=False))
+    phases = [event for event in events if isinstance(event, PhaseStarted)]
+    assert [(p.name, p.epochs, p.cached) for p in phases] == [("head", (1, 1), False), ("fine-tune", (2, 3), False)]
+    assert phases[0].trainable < phases[1].trainable
+    steps = [event.step for event in events if isinstance(event, StepEnded)]
+    assert steps == list(range(1, len(steps) + 1))
+    epochs = [event for event in events if isinstance(event, EpochEnded)]
+    assert [e.epoch for e in epochs] == [1, 2, 3]
+    assert epochs[0].lr_backbone == 0 < epochs[1].lr_backbone
+    best = max(epochs, key=lambda e: (e.val_accuracy, -e.val_loss))
+    assert state.counters.best_epoch == best.epoch
+    assert [e.is_best for e in epochs].index(True) == 0
+
+
+def test_a_small_model_learns_colours(colours: Path) -> None:
+    events, _ = run(plan_for(colours, epochs=6, model="resnet18", bn="train"))
+    epochs = [event for event in events if isinstance(event, EpochEnded)]
+    assert epochs[-1].train_loss < 0.5 * epochs[0].train_loss
+    assert epochs[-1].val_accuracy == 1.0
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_frozen_phase_changes_the_head_alone(colours: Path, cache: bool) -> None:
+    plan = plan_for(colours, epochs=2, freeze_epochs=2, feature_cache=cache, optimizer="adamw", weight_decay=0.5)
+    assert plan.caches is cache
+    before = copy.deepcopy(plan.classifier.model.state_dict())
+    run(plan)
+    after = plan.classifier.model.state_dict()
+    assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
+
+
+def test_cached_features_give_what_the_uncached_phase_gives(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one view, no augmentation and fp32 features, caching is only faster."""
+    monkeypatch.setattr(features, "STORED_AS", torch.float32)
+    settings = {"augment": "none", "epochs": 2, "freeze_epochs": 2, "log_every": 1}
+    losses = []
+    for cache in (True, False):
+        events, state = run(plan_for(colours, feature_cache=cache, **settings))
+        losses.append([event.loss for event in events if isinstance(event, LossSampled)])
+    assert len(losses[0]) == len(losses[1]) > 8
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_equal_seeds_give_equal_runs_and_others_do_not(colours: Path) -> None:
+    states = [run(plan_for(colours, seed=seed))[1].model.state_dict() for seed in (3, 3, 4)]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not torch.equal(states[0]["fc.weight"], states[2]["fc.weight"])
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+@pytest.mark.parametrize("schedule", ["one-cycle", "plateau"])
+def test_a_resumed_run_ends_bit_identical(colours: Path, tmp_path: Path, stop_after: int, schedule: str) -> None:
+    settings = {"model": "mobilenet_v3_small", "augment": "blog", "schedule": schedule}
+    whole = plan_for(colours, **settings)
+    events, expected = run(whole)
+
+    plan = plan_for(colours, **settings)
+    state = new_state(plan)
+    saver = Saver(tmp_path, state, plan.card())
+
+    def interrupt(event: Event) -> None:
+        saver(event)
+        if isinstance(event, StepEnded) and event.epoch > stop_after:
+            raise StopError
+
+    with pytest.raises(StopError):
+        fit(plan, state, interrupt)
+
+    resumed = plan_for(colours, **settings)
+    again = new_state(resumed)
+    again.restore(tmp_path / CHECKPOINT)
+    later: list[Event] = []
+    fit(resumed, again, later.append)
+    for key, value in expected.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[key]), key
+    wanted = [event.loss for event in events if isinstance(event, LossSampled) and event.epoch > stop_after]
+    assert [event.loss for event in later if isinstance(event, LossSampled)] == wanted
+    assert again.counters.best_epoch == expected.counters.best_epoch
+
+
+def test_the_best_model_on_disk_is_the_best_epochs(colours: Path, tmp_path: Path) -> None:
+    from tl_cli.models import bundle, zoo
+
+    plan = plan_for(colours, epochs=4)
+    state = new_state(plan)
+    saver = Saver(tmp_path, state, plan.card())
+    kept = {}
+
+    def notify(event: Event) -> None:
+        saver(event)
+        if isinstance(event, EpochEnded):
+            kept[event.epoch] = copy.deepcopy(state.model.state_dict())
+
+    assert saver.best is None
+    counters = fit(plan, state, notify)
+    classifier, card = zoo.restore(tmp_path / BEST_FOLDER)
+    assert card.epoch == counters.best_epoch
+    assert card.classes == ("blue", "green", "red")
+    assert bundle.read_card(saver.best) == card
+    best = kept[counters.best_epoch]
+    assert all(torch.equal(best[key], value) for key, value in classifier.model.state_dict().items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(colours: Path) -> None:
+    plan = plan_for(colours, freeze_epochs=0, epochs=3, optimizer="sgd", lr=1e30, schedule="constant")
+    with pytest.raises(DivergedError, match=r"loss is (nan|inf) at step \d+ .*--lr"):
+        run(plan)
+
+
+def test_early_stopping_waits_for_the_last_phase(colours: Path) -> None:
+    plan = plan_for(colours, freeze_epochs=3, epochs=9, lr=1e-9, unfreeze_lr=1e-9, schedule="constant", early_stop=2)
+    events, _ = run(plan)
+    stopped = [event for event in events if isinstance(event, StoppedEarly)]
+    ended = max(event.epoch for event in events if isinstance(event, EpochEnded))
+    assert [event.patience for event in stopped] == [2]
+    assert 3 < ended < 9
+
+
+def test_label_smoothing_is_not_in_the_reported_loss(colours: Path) -> None:
+    first = [
+        next(e for e in run(plan_for(colours, label_smoothing=s, log_every=1))[0] if isinstance(e, LossSampled)).loss
+        for s in (0.0, 0.5)
+    ]
+    assert first[0] == first[1]
+    assert first[0] == pytest.approx(math.log(3), abs=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_optimizer_and_cpu_precision_trains(colours: Path, optimizer: str, precision: str) -> None:
+    plan = plan_for(colours, optimizer=optimizer, precision=precision, clip_norm=1.0, epochs=2)
+    events, _ = run(plan)
+    losses = [event.train_loss for event in events if isinstance(event, EpochEnded)]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_a_head_that_is_not_last_is_trained_without_a_cache(colours: Path) -> None:
+    plan = plan_for(colours, model="squeezenet1_1", input_size=64, epochs=1)
+    assert not plan.caches
+    assert plan.cache_note is not None
+    run(plan)

@@ -1,0 +1,147 @@
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly, Worked
+from tl_cli.training.history import History
+from tl_cli.ui.console import THEME, make_console
+from tl_cli.ui.progress import LiveScreen, PlainLines, Title, format_seconds, open_screen
+
+TITLE = Title("digits [/] run\x1b[31m", "CPU, 2 threads, fp32", 4)
+
+
+def story() -> list[Event]:
+    """Two phases of two epochs of ten steps."""
+    events: list[Event] = []
+    for name, first in (("head", 1), ("fine-tune", 3)):
+        trainable = 12_810 if name == "head" else 4_020_358
+        events.append(Worked("caching features", 50, 100))
+        events.append(
+            PhaseStarted(
+                name, (first, first + 1), 10, (first - 1) * 10, trainable, 4_020_358 - trainable, name == "head"
+            )
+        )
+        for epoch in (first, first + 1):
+            for step in range(1, 11):
+                number = (epoch - 1) * 10 + step
+                events.append(LossSampled(number, epoch, 2 / number, 1e-3, 0.0 if name == "head" else 1e-4))
+                events.append(StepEnded(number, epoch, 64))
+            accuracy = 0.5 + epoch / 10
+            events.append(EpochEnded(name, epoch, epoch * 10, 1 / epoch, accuracy, 1.1 / epoch, accuracy - 0.05, 1e-3,
+                                     0.0 if name == "head" else 1e-4, 12.5, 640.0, True))  # fmt: skip
+    return events
+
+
+def screen(width: int, height: int, upto: int, **options: object) -> str:
+    console = Console(theme=THEME, file=io.StringIO(), width=width, height=height, force_terminal=True, **options)
+    history = History(TITLE.run_name)
+    times = iter(range(10_000))
+    live = LiveScreen(console, TITLE, history, clock=lambda: float(next(times)))
+    for event in story()[:upto]:
+        history(event)
+        live(event)
+    console.print(live)
+    return Text.from_ansi(console.file.getvalue()).plain
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 24), (80, 24), (200, 50), (24, 10), (80, 8)])
+@pytest.mark.parametrize("upto", [0, 1, 2, 5, 23, 40, len(story())])
+def test_the_screen_fits_at_every_size_and_moment(width: int, height: int, upto: int) -> None:
+    lines = screen(width, height, upto).rstrip("\n").splitlines()
+    assert max((len(line) for line in lines), default=0) <= width
+    if height >= 20:
+        assert len(lines) <= height
+
+
+def test_the_screen_says_what_matters() -> None:
+    text = screen(120, 40, len(story()) - 2)
+    for said in ("fine-tuning", "4,020,358 of 4,020,358 parameters train", "epoch 4/4", "images/s", "left",
+                 "best: 75.00% on validation, epoch 3", "validation", "frozen"):  # fmt: skip
+        assert said in text
+    assert "\x1b" not in text.replace("\\x1b", "")
+    assert "digits [/] run\\x1b[31m" in text
+
+
+def test_the_bars_count_right_in_the_second_phase() -> None:
+    events = story()
+    end = next(i for i, event in enumerate(events) if isinstance(event, StepEnded) and event.step == 25)
+    text = screen(100, 30, end + 1)
+    assert "epoch 3/4" in text
+    assert "this phase" not in text
+
+
+def test_ascii_terminals_get_ascii() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    console = Console(theme=THEME, file=stream, width=80, height=30, force_terminal=True, no_color=True)
+    history = History("run")
+    live = LiveScreen(console, Title("run", "CPU", 4), history)
+    for event in story():
+        history(event)
+        live(event)
+    console.print(live)
+    stream.flush()
+    assert stream.buffer.getvalue()
+
+
+def test_a_pipe_gets_one_plain_line_an_epoch() -> None:
+    console = Console(theme=THEME, file=io.StringIO(), width=80)
+    lines = open_screen(console, TITLE, History())
+    assert isinstance(lines, PlainLines)
+    with lines:
+        for event in story():
+            lines(event)
+        lines(StoppedEarly(4, 2))
+    printed = console.file.getvalue().splitlines()
+    assert len(printed) == 2 + 4 + 1
+    assert "epoch 3/4" in printed[4]
+    assert "val accuracy 75.00%" in printed[4]
+    assert "\x1b" not in console.file.getvalue()
+
+
+@pytest.mark.parametrize(("variable", "value"), [("TERM", "dumb"), ("CI", "true")])
+def test_dumb_terminals_and_ci_get_plain_lines(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Console(theme=THEME, file=io.StringIO(), force_terminal=True, force_interactive=True)
+    assert isinstance(open_screen(terminal, TITLE, History()), LiveScreen)
+    monkeypatch.setenv(variable, value)
+    terminal = Console(theme=THEME, file=io.StringIO(), force_terminal=True, force_interactive=True)
+    assert isinstance(open_screen(terminal, TITLE, History()), PlainLines)
+
+
+def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = open_screen(make_console(quiet=True), TITLE, History())
+    for event in story():
+        lines(event)
+    assert capsys.readouterr().out == ""
+
+
+def test_what_libraries_write_to_stderr_waits_for_the_end() -> None:
+    script = """if True:
+        import io, os, sys
+        from rich.console import Console
+        from tl_cli.training.history import History
+        from tl_cli.ui.progress import LiveScreen, Title
+        console = Console(force_terminal=True, width=80, height=24)
+        with LiveScreen(console, Title("run", "CPU", 4), History()):
+            for _ in range(3):
+                sys.stderr.write("a library's warning\\n")
+            os.write(2, b"from C\\n")
+            sys.stderr.flush()
+            console.file.flush()
+            os.write(1, b"INSIDE")
+        os.write(1, b"AFTER")
+    """
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True)
+    inside, _, after = done.stdout.decode().partition("INSIDE")
+    assert "warning" not in inside
+    assert after.count("a library's warning") == 1
+    assert "from C" in after
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(3.21, "3.2 s"), (48, "48 s"), (185, "3:05"), (7800, "2:10:00")])
+def test_durations_read_well(seconds: float, shown: str) -> None:
+    assert format_seconds(seconds) == shown
