@@ -83,6 +83,11 @@ class Interrupted(BaseException):
         return 128 + self.signum
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def suggest(name: str, known: Iterable[str], *, show: int = 5) -> str:
     """Return " Did you mean ...?" with the nearest of ``known``, or the first few when none is near."""
     known = list(known)

@@ -48,7 +48,8 @@ def test_a_run_is_trained_evaluated_plotted_and_inspected(tl, colours: Path, wor
     assert evaluated["loss"] == pytest.approx(recorded["test/loss"], rel=1e-5)
     shown = tl("eval", run)
     assert shown.code == 0
-    assert "true \\ said" in shown.out
+    assert "blu" in shown.out
+    assert "95% interval, 18 images" in shown.out
     by_folder = tl("eval", next((workplace / "mlruns").glob("*/*/state/best")), "--split", "val", "--json")
     assert json.loads(by_folder.out)["accuracy"] == pytest.approx(recorded["best/val_accuracy"])
 

@@ -12,7 +12,7 @@ TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 def test_every_torchvision_model_has_one_head_that_alone_trains(name: str) -> None:
     _, size = zoo.size_limits(name)
     with torch.device("meta"):
-        model = zoo.build(name, 7)
+        model = zoo.build(name, 7, zoo.options_for(name, size))
         images = torch.empty(2, 3, size, size)
     head = [model.get_submodule(part) for part in zoo.find_head(name)]
     freezing.freeze_backbone(model, head)

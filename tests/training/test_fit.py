@@ -18,7 +18,7 @@ MODEL = "shufflenet_v2_x0_5"
 def plan_for(data: Path, **settings: object) -> Plan:
     values = {
         "model": MODEL, "weights": "none", "data": str(data), "input_size": 32, "batch_size": 8, "lr": 0.01,
-        "unfreeze_lr": 0.005, "freeze_epochs": 1, "epochs": 3, "workers": 0, **settings,
+        "freeze_epochs": 1, "epochs": 3, "workers": 0, **settings,
     }  # fmt: skip
     return setup.prepare(values, {})
 

@@ -45,7 +45,7 @@ def inspect(
         if card.val_accuracy is not None:
             lines.append(f"validation accuracy {card.val_accuracy:.2%}")
     size = input_size or preprocessing.crop
-    root = summarize(name, classes, size, options)
+    root = summarize(name, classes, size, options | zoo.options_for(name, size))
     console.print(plain(f"{name}, {classes} classes, input {size} x {size}", "bold"))
     for line in lines:
         console.print(plain(line))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tl_cli.errors import UsageError
+from tl_cli.errors import UsageError, first_line
 from tl_cli.models import freezing, zoo
 
 
@@ -70,7 +70,7 @@ def output_shapes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]
         with torch.inference_mode():
             model(images)
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        message = str(error).splitlines()[0]
+        message = first_line(error)
         raise UsageError(f"this model cannot take images of {tuple(images.shape[-2:])}: {message}") from error
     finally:
         for handle in handles:

@@ -18,7 +18,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from tl_cli import fetch
 from tl_cli.contract import Interpolation, Preprocessing, WeightsTag
-from tl_cli.errors import WeightsError, suggest
+from tl_cli.errors import WeightsError, first_line, suggest
 from tl_cli.fetch import Progress
 from tl_cli.models import bundle
 
@@ -169,14 +169,14 @@ def read(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"cannot read weights from {path}: {error}") from error
+        raise WeightsError(f"cannot read weights from {path}: {first_line(error)}") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a file of plain tensors; it is torn, or loading it would run code from inside it. "
             "Save a state_dict, or better a .safetensors file"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{path} is not a readable weights file: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"{path} is not a readable weights file: {first_line(error)}") from error
     return _tensors_of(content, path)
 
 

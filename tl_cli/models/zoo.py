@@ -151,6 +151,11 @@ def size_limits(name: str) -> tuple[int, int]:
     return _source_of(name).size_limits(name)
 
 
+def options_for(name: str, input_size: int) -> dict[str, int]:
+    """Return what an architecture must be built with for inputs of ``input_size`` pixels: ViT's image_size."""
+    return _source_of(name).options_for(name, input_size)
+
+
 def is_known_weights(name: str, spec: str) -> bool:
     """Whether ``--weights`` is something that ``create`` can find: published, a path, or ``none``."""
     published = _source_of(name).published(name)

@@ -23,7 +23,7 @@ from mlflow.types.schema import AnyType
 import tl_cli
 from tl_cli.contract import DataSpec, SplitName, tl_version
 from tl_cli.data.sources import BUILT_IN
-from tl_cli.errors import Interrupted, TrackingError
+from tl_cli.errors import Interrupted, TrackingError, first_line
 from tl_cli.tracking import served
 from tl_cli.tracking.store import Store, state_folder
 from tl_cli.training.config import write_toml
@@ -100,7 +100,7 @@ class Recorder:
                 log_system_metrics=True,
             )
         except MlflowException as error:
-            raise TrackingError(f"cannot start a run: {str(error).splitlines()[0]}") from error
+            raise TrackingError(f"cannot start a run: {first_line(error)}") from error
         self.run_id, self.run_name = run.info.run_id, run.info.run_name
         if self._resumed_id:
             self._logged_until = self._last_steps()
@@ -293,7 +293,7 @@ class Recorder:
             return None
 
     def _warn_once(self, error: Exception) -> None:
-        message = f"the tracking store {self._store.uri} did not answer: {str(error).splitlines()[0][:200]}"
+        message = f"the tracking store {self._store.uri} did not answer: {first_line(error)[:200]}"
         if message != self._last_warning:
             self._last_warning = message
             self._warn(message)

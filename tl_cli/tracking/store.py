@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
-from tl_cli.errors import RunNotFoundError, StorageError, TrackingError, suggest
+from tl_cli.errors import RunNotFoundError, StorageError, TrackingError, first_line, suggest
 
 _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -190,7 +190,7 @@ def _reported(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        message = str(error).splitlines()[0]
+        message = first_line(error)
         advice = ""
         if "file store" in message.lower() or "filesystem" in message.lower():
             advice = "; use --tracking-uri sqlite:///mlflow.db, or move the old ./mlruns away"

@@ -26,7 +26,11 @@ class _Running:
 
     loss: Tensor
     correct: Tensor
-    images: int = 0
+    images: int
+
+    @classmethod
+    def zero(cls, device: torch.device) -> "_Running":
+        return cls(torch.zeros((), device=device), torch.zeros((), device=device), 0)
 
     def add(self, stepped: Stepped, images: int) -> None:
         self.loss += stepped.loss * images
@@ -82,7 +86,7 @@ def _run_epoch(
     config, counters = plan.config, state.counters
     log_every = config.log_every or max(1, stage.steps // 50)
     started = time.perf_counter()
-    running = _Running(*(torch.zeros((), device=plan.machine.device) for _ in range(2)))
+    running = _Running.zero(plan.machine.device)
     stage.network.train()
     step = counters.step
     for batch in stage.train(epoch):
@@ -100,7 +104,7 @@ def _run_epoch(
     train_loss = _finite(float(running.loss) / running.images, step, state)
     total = len(plan.data.parts["val"])
     answers = answer(stage.network, stage.validation(), lambda done: notify(Worked("validating", done, total)))
-    val_loss = float(F.cross_entropy(answers.logits, answers.labels))
+    val_loss = _finite(float(F.cross_entropy(answers.logits, answers.labels)), step, state)
     val_accuracy = float((answers.logits.argmax(1) == answers.labels).double().mean())
     lr_head, lr_backbone = _lrs(state)
     if config.schedule == "plateau":

@@ -61,9 +61,10 @@ def lr_factor(schedule: ScheduleName, warmup: float, step: int, steps: int) -> f
             return (step + 1) / (warmup * steps + 1)
         return _cosine(1, 0, (progress - warmup) / (1 - warmup))
     if schedule == "one-cycle":
-        if progress < _ONE_CYCLE_RISE:
-            return _cosine(_ONE_CYCLE_START, 1, progress / _ONE_CYCLE_RISE)
-        return _cosine(1, _ONE_CYCLE_END, (progress - _ONE_CYCLE_RISE) / (1 - _ONE_CYCLE_RISE))
+        top = max(0.0, _ONE_CYCLE_RISE * steps - 1)
+        if step < top:
+            return _cosine(_ONE_CYCLE_START, 1, step / top)
+        return _cosine(1, _ONE_CYCLE_END, (step - top) / max(1.0, steps - 1 - top))
     # Constant; plateau lowers the rate itself, once an epoch.
     return 1.0
 

@@ -11,7 +11,7 @@ from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data.augmentation import Augmentation
 from tl_cli.data.loaders import Batch, Loader
 from tl_cli.data.sources import LabelledData, open_data
-from tl_cli.errors import UsageError
+from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import Progress, silent
 from tl_cli.models import freezing, zoo
 from tl_cli.models.zoo import Classifier
@@ -281,7 +281,7 @@ def _check_input_size(classifier: Classifier, machine: Machine, config: TrainCon
         smallest, own = zoo.size_limits(config.model)
         raise UsageError(
             f"{config.model} cannot take --input-size {config.input_size}; its smallest is {smallest} and its own "
-            f"{own} ({str(error).splitlines()[0]})"
+            f"{own} ({first_line(error)})"
         ) from error
 
 

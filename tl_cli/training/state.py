@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tl_cli.contract import ModelCard
-from tl_cli.errors import UsageError
+from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import replacing
 from tl_cli.models import bundle
 from tl_cli.training.events import EpochEnded, Event
@@ -84,7 +84,7 @@ class TrainState:
             self.scaler.load_state_dict(saved["scaler"])
             self.counters = Counters(**saved["counters"])
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise UsageError(f"cannot resume from {path}: {str(error).splitlines()[0]}") from error
+            raise UsageError(f"cannot resume from {path}: {first_line(error)}") from error
 
 
 class Saver:

@@ -14,9 +14,6 @@ from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import Resolved
 from tl_cli.ui.console import is_ascii, plain, safe_text
 
-_SHADES = " ░▒▓█"
-_ASCII_SHADES = " .:*#"
-
 
 def freeze_table(parts: Sequence[Part], phases: Sequence[Phase]) -> Table:
     """Return, part by part, what trains in each phase, at which rate, and what BatchNorm does."""
@@ -73,16 +70,16 @@ def class_table(report: Report, classes: Sequence[str], console: Console) -> Tab
 
 
 def confusion_table(report: Report, classes: Sequence[str], console: Console) -> Group | Table:
-    """Return the confusion matrix: rows are the truth, columns the answer, shades the share of the row."""
+    """Return the confusion matrix: rows are the truth, columns the answer; common mistakes stand out."""
     count = len(classes)
     names = [safe_text(name, limit=14) for name in classes]
-    longest = max(len(name) for name in names)
+    longest = max(4, *(len(name) for name in names))
     digits = max(3, len(str(report.confusion.max())))
-    if longest + 2 + count * (digits + 1) > console.width:
+    if longest + 1 + count * (digits + 1) > console.width:
         return _confused_pairs(report, names)
-    shades = _ASCII_SHADES if is_ascii(console) else _SHADES
+    nothing = Text("." if is_ascii(console) else "·", style="dim")
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column("true \\ said", justify="right", no_wrap=True, max_width=longest + 2, overflow="crop")
+    table.add_column("true", justify="right", no_wrap=True)
     for name in names:
         table.add_column(name[:digits], justify="right", width=digits, no_wrap=True, overflow="crop")
     for label, row in enumerate(report.confusion):
@@ -90,7 +87,7 @@ def confusion_table(report: Report, classes: Sequence[str], console: Console) ->
         cells = []
         for said, number in enumerate(row):
             if not number:
-                cells.append(Text("·" if shades is _SHADES else ".", style="dim"))
+                cells.append(nothing)
                 continue
             style = "bold good" if said == label else "bad" if number / total >= 0.05 else ""
             cells.append(Text(str(number), style=style))
