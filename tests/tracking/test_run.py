@@ -196,3 +196,6 @@ def test_the_record_tells_the_whole_story(tl, colours: Path, workplace: Path) ->
         assert metrics["test/accuracy"] == pytest.approx((kept["logits"].argmax(1) == kept["labels"]).mean())
     logged = store.client.get_logged_model(run.outputs.model_outputs[0].model_id)
     assert {metric.key for metric in logged.metrics} >= {"test/accuracy", "best/val_accuracy"}
+    # One point each: MLflow draws a bar, and the bars of many runs are a leaderboard.
+    for key in ("test/accuracy", "best/val_accuracy", "clean_train/accuracy"):
+        assert len(store.client.get_metric_history(run.info.run_id, key)) == 1

@@ -182,22 +182,20 @@ class Recorder:
         }
         if outcome.test is not None:
             results |= {"test/accuracy": outcome.test.accuracy.value, "test/loss": outcome.test.loss}
-        self._put(counters.step, results)
         for path in curves:
             self._log_file(path, "curves")
         if outcome.test_answers is not None:
             logits = self.folder / "test_logits.npz"
             outcome.save_logits(logits, plan.data.classes)
             self._log_file(logits, "eval")
-        figures = {key: value for key, value in results.items() if key.startswith(("best/", "test/"))}
-        self._log_model(plan, best, figures, register)
+        model_id = self._log_model(plan, best, register)
+        self._put(counters.step, results, model_id)
         self._set_note(_note(plan, self.run_id, command, outcome))
 
     def log_unfinished(self, plan: Plan, point: EpochPoint, best: Path) -> None:
         """Record the best model of a run that ends before its time."""
         figures = {"best/val_accuracy": point.val_accuracy or 0.0, "best/epoch": float(point.epoch)}
-        self._put(point.step, figures)
-        self._log_model(plan, best, figures, None)
+        self._put(point.step, figures, self._log_model(plan, best, None))
 
     def _log_data(self, spec: DataSpec) -> None:
         contexts: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "testing"}
@@ -221,12 +219,16 @@ class Recorder:
     def _set_note(self, text: str) -> None:
         self._try(lambda: self._store.client.set_tag(self.run_id, "mlflow.note.content", text))
 
-    def _log_model(self, plan: Plan, folder: Path, figures: Mapping[str, float], register: str | None) -> None:
-        """Record a saved-model folder as an MLflow model: code as text, weights as safetensors, no pickle."""
+    def _log_model(self, plan: Plan, folder: Path, register: str | None) -> str | None:
+        """Record a saved-model folder as an MLflow model: code as text, weights as safetensors, no pickle.
+
+        Returns:
+            The model's id; None where the store did not take it.
+        """
         settings = plan.config.model_dump()
         params = {key: str(settings[key])[:500] for key in ("model", "data", "recipe", "epochs", "input_size")}
 
-        def log() -> None:
+        def log() -> str:
             logged = mlflow.pyfunc.log_model(
                 name=_model_name(plan.name),
                 python_model=str(served.__file__),
@@ -238,17 +240,16 @@ class Recorder:
                 params=params,
                 registered_model_name=register,
             )
-            for key, value in figures.items():
-                self._store.client.log_metric(self.run_id, key, value, model_id=logged.model_id)
+            return str(logged.model_id)
 
-        self._try(log)
+        return self._try(log)
 
-    def _put(self, step: int, values: Mapping[str, float]) -> None:
+    def _put(self, step: int, values: Mapping[str, float], model_id: str | None = None) -> None:
         now = int(time.time() * 1000)
         for key, value in values.items():
             # After a resume the steps that were already recorded come again, with equal values.
             if step > self._logged_until.get(key, -1):
-                self._points.put(Metric(key, float(value), now, step))
+                self._points.put(Metric(key, float(value), now, step, model_id=model_id))
 
     def _write(self) -> None:
         waiting: list[Metric] = []
