@@ -62,7 +62,10 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(StorageError, match=r"cannot write .*model: .* free"), fetch.replacing(target) as file:
+        with (
+            pytest.raises(StorageError, match=r"cannot write .*model: File too large"),
+            fetch.replacing(target) as file,
+        ):
             file.write(BODY)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -90,12 +90,12 @@ def first_line(error: BaseException) -> str:
 
 def suggest(name: str, known: Iterable[str], *, show: int = 5) -> str:
     """Return " Did you mean ...?" with the nearest of ``known``, or the first few when none is near."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     near = get_close_matches(name.lower(), known, n=show, cutoff=0.6)
     if near:
         return f" Did you mean {_either(near)}?"
-    more = ", ..." if len(known) > show else ""
-    return f" Known: {', '.join(known[:show])}{more}." if known else ""
+    end = ", ..." if len(known) > show else "."
+    return f" Known: {', '.join(known[:show])}{end}" if known else ""
 
 
 def _either(names: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Files from the network and to the disk: one checked download, one atomic write. Knows nothing of what is in them."""
 
+import errno
 import hashlib
 import http.client
 import os
@@ -50,16 +51,19 @@ def download(
         DownloadError: no network, the server refused, or the file is not the published one.
         StorageError: the disk is full or may not be written.
     """
-    with _storing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with _storing(target), FileLock(target.with_name(target.name + ".lock")):
-        if not target.exists():
-            _fetch(url, target, expected, algorithm, progress, advice)
-        elif not digest(target, algorithm).startswith(expected):
-            raise DownloadError(
-                f"{target} is not the published file: its {algorithm} does not start with {expected}. "
-                f"Delete it and it will be fetched again from {url}"
-            )
+    # A shared, read-only cache has no room for a lock, and a file that is there was renamed into place whole.
+    if not target.exists():
+        with _storing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with _storing(target), FileLock(target.with_name(target.name + ".lock")):
+            if not target.exists():
+                _fetch(url, target, expected, algorithm, progress, advice)
+                return target
+    if not digest(target, algorithm).startswith(expected):
+        raise DownloadError(
+            f"{target} is not the published file: its {algorithm} does not start with {expected}. "
+            f"Delete it and it will be fetched again from {url}"
+        )
     return target
 
 
@@ -146,7 +150,8 @@ def _storing(target: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, urllib.error.URLError | ssl.SSLError | TimeoutError | ConnectionError):
             raise
-        raise StorageError(f"cannot write {target}: {error.strerror or error} ({_free_space(target)} free)") from error
+        free = f" ({_free_space(target)} free)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise StorageError(f"cannot write {target}: {error.strerror or error}{free}") from error
 
 
 def _free_space(target: Path) -> str:

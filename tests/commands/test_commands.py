@@ -248,3 +248,58 @@ def test_the_live_screen_runs_in_a_real_terminal(colours: Path, workplace: Path)
     assert "\x1b[?1049l" in text
     assert text.rindex("test accuracy") > text.rindex("\x1b[?1049l")
     assert "\x1b[?25h" in text
+
+
+def test_a_run_that_failed_at_its_very_end_is_judged_on_resume(tl, workplace: Path) -> None:
+    for index, (name, colour) in enumerate(COLOURS.items()):
+        for part, count in (("train", 12), ("test", 4)):
+            write_pictures(Path("data") / part, {name: colour}, count, size=60 + 10 * index)
+    bad = Path("data/test/red/003.png")
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:200])
+    failed = tl("train", *QUICK, "--data", "data")
+    assert failed.code == 2
+    assert "red/003.png" in failed.err.replace("\n", "")
+    assert "tl train --resume" in failed.err
+    bad.write_bytes(whole)
+    assert tl("train", "--resume", "latest").code == 0
+    metrics = open_store(None).find("latest").data.metrics
+    assert "test/accuracy" in metrics
+
+
+def test_resuming_on_other_images_is_refused(tl, workplace: Path) -> None:
+    for index, (name, colour) in enumerate(COLOURS.items()):
+        write_pictures(Path("data"), {name: colour}, 12, size=60 + 10 * index)
+    bad = sorted(Path("data/red").iterdir())[0]
+    failed = tl("train", *QUICK[:-4], "--epochs", "3", "--data", "data", "--unfreeze-lr", "1e30", "--freeze-epochs", "1",
+                "--optimizer", "sgd", "--schedule", "constant")  # fmt: skip
+    assert failed.code == 1
+    bad.unlink()
+    refused = tl("train", "--resume", "latest")
+    assert refused.code == 2
+    assert "images have changed" in refused.err
+    Path("data").rename("moved")
+    gone = tl("train", "--resume", "latest")
+    assert gone.code == 2
+    assert "--data DIR" in gone.err
+    assert "--data DIR" in tl("eval", "latest").err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--register", "a/b"), ("--run-name", "two\nlines"), ("--data", ""), ("--mean", "nan")]
+)
+def test_names_and_numbers_are_refused_before_training(tl, colours: Path, option: str, value: str) -> None:
+    values = [value] * 3 if option == "--mean" else [value]
+    result = tl("train", *QUICK, "--data", colours, option, *values)
+    assert result.code == 2
+    assert option in result.err
+
+
+def test_odd_class_names_go_through_every_command(tl, workplace: Path) -> None:
+    for name in ("new\nline", "[/]\x1b[31m", "猫", "a" * 120):
+        write_pictures(Path("data"), {name: (len(name), 90, 200)}, 8)
+    train(tl, Path("data"))
+    for command in (("eval", "latest"), ("inspect", "latest"), ("plot", "-t"), ("plot", "-o", "out")):
+        result = tl(*command)
+        assert result.code == 0, result.err
+        assert "\x1b" not in result.out

@@ -108,3 +108,28 @@ def test_a_wrong_folder_is_told_what_was_found_and_expected(build, said: str, tm
     with pytest.raises(DataError, match=said) as raised:
         scan(root)
     assert "expected one of" in str(raised.value) or "zebra" in str(raised.value) or "no folder" in str(raised.value)
+
+
+def test_unlabelled_test_pictures_are_said(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "train", TWO, 2)
+    write_pictures(tmp_path, {"test": (1, 2, 3)}, 2)
+    with pytest.raises(DataError, match=r"test/ has no class folders; to split the training images, give .*train"):
+        scan(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"bus": (1, 2, 3), "train": (9, 9, 9)}, 2)
+    assert scan(tmp_path).classes == ("bus", "train")
+
+
+def test_files_that_are_passed_over_are_said(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 2)
+    (tmp_path / "a" / "x.HEIC").write_bytes(b"")
+    assert scan(tmp_path).notes == ("1 files are no pictures that can be read: .heic",)
+
+
+def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 2)
+    write_pictures(tmp_path, {os.fsdecode(b"caf\xe9"): (1, 2, 3)}, 2)
+    with pytest.raises(DataError, match="not valid UTF-8"):
+        scan(tmp_path)

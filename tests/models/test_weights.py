@@ -2,6 +2,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,47 @@ def test_googlenet_normalises_once_as_its_weights_do_twice() -> None:
     twice = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.inference_mode():
         torch.testing.assert_close(ours.eval()((images - 0.5) / 0.5), theirs.eval()(twice))
+
+
+@pytest.mark.parametrize("name", ["mnasnet0_5", "densenet121", "regnet_y_400mf", "vit_b_32", "efficientnet_lite0"])
+def test_every_kind_of_model_survives_being_saved(name: str, tmp_path: Path) -> None:
+    classifier = zoo.create(name, 3, weights="none", input_size=64)
+    saved = card(("a", "b", "c"), name).model_copy(
+        update={"head": classifier.head, "build_options": classifier.build_options}
+    )
+    bundle.save(tmp_path, classifier.model, saved)
+    restored, _ = zoo.restore(tmp_path)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(restored.model(images), classifier.model.eval()(images))
+    warm = zoo.create(name, 3, weights=str(tmp_path), classes=("a", "b", "c"), input_size=64)
+    assert not warm.head_is_new
+
+
+def test_files_of_older_torchvisions_load(tmp_path: Path) -> None:
+    """Published DenseNets have one dot more in their names, and files before 2018 no batch counters."""
+    model = zoo.create("densenet121", 1000, weights="none", seed=3).model
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value
+        for key, value in model.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet.pth")
+    loaded = zoo.create("densenet121", 10, weights=str(tmp_path / "densenet.pth")).model
+    key = "features.denseblock4.denselayer16.conv2.weight"
+    assert torch.equal(loaded.state_dict()[key], model.state_dict()[key])
+
+
+def test_a_file_with_auxiliary_heads_loads_without_them(tmp_path: Path) -> None:
+    whole = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False)
+    torch.save(whole.state_dict(), tmp_path / "googlenet.pth")
+    loaded = zoo.create("googlenet", 10, weights=str(tmp_path / "googlenet.pth"))
+    assert torch.equal(loaded.model.conv1.conv.weight, whole.conv1.conv.weight)
+    assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_a_bare_file_is_fed_as_the_architectures_published_weights_are() -> None:
+    assert zoo.default_preprocessing("efficientnet_v2_l").interpolation == "bicubic"
+    assert zoo.default_preprocessing("efficientnet_v2_l").mean == (0.5, 0.5, 0.5)
+    assert zoo.default_preprocessing("efficientnet_lite0").mean == (0.5, 0.5, 0.5)

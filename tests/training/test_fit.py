@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tl_cli.errors import DivergedError
+from tl_cli.errors import DivergedError, UsageError
 from tl_cli.training import features, setup
 from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly
 from tl_cli.training.fit import fit
@@ -176,3 +176,28 @@ def test_a_head_that_is_not_last_is_trained_without_a_cache(colours: Path) -> No
     assert not plan.caches
     assert plan.cache_note is not None
     run(plan)
+
+
+def test_an_untrained_backbone_is_not_frozen_by_default(colours: Path) -> None:
+    config = setup.prepare({"model": MODEL, "weights": "none", "data": str(colours), "input_size": 32}, {}).config
+    assert (config.freeze_epochs, config.bn) == (0, "train")
+
+
+def test_features_beyond_half_precision_are_said(colours: Path) -> None:
+    plan = plan_for(colours, epochs=1)
+    with torch.no_grad():
+        plan.classifier.model.conv5[1].weight.mul_(1e30)
+    with pytest.raises(DivergedError, match="--no-feature-cache"):
+        run(plan)
+
+
+def test_batch_norm_cannot_train_on_single_images(colours: Path) -> None:
+    with pytest.raises(UsageError, match="batches of one image"):
+        plan_for(colours, batch_size=1, bn="train")
+    run(plan_for(colours, batch_size=1, bn="frozen", epochs=1, limit=6))
+
+
+@pytest.mark.parametrize(("name", "value"), [("split_seed", -1), ("val_fraction", -0.1), ("limit", "x"), ("data", 5)])
+def test_settings_are_checked_before_anything_is_opened(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}"):
+        setup.prepare({"model": MODEL, "data": "/nowhere", name: value}, {})

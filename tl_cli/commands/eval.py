@@ -28,7 +28,7 @@ def evaluate(
         str | None, typer.Option(metavar="DIR", help="Where the same images are now, if they have moved.")
     ] = None,
     data_dir: DataDir = None,
-    batch_size: Annotated[int, typer.Option(help="Images at once.", min=1)] = 256,
+    batch_size: Annotated[int | None, typer.Option(help="Images at once.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     device: Device = None,
     workers: Workers = None,

@@ -64,10 +64,12 @@ def train(
         ),
     ] = None,
     mean: Annotated[
-        Three | None, typer.Option(help="Channel means, instead of the weights' own.", rich_help_panel=_LEARN)
+        Three | None,
+        typer.Option(metavar="R G B", help="Channel means, instead of the weights' own.", rich_help_panel=_LEARN),
     ] = None,
     std: Annotated[
-        Three | None, typer.Option(help="Channel deviations, instead of the weights' own.", rich_help_panel=_LEARN)
+        Three | None,
+        typer.Option(metavar="R G B", help="Channel deviations, instead of the weights' own.", rich_help_panel=_LEARN),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="default or blog.", metavar="NAME", rich_help_panel=_LEARN)] = None,
     epochs: Annotated[int | None, typer.Option(help="In all, frozen ones included.", rich_help_panel=_LEARN)] = None,
@@ -169,16 +171,21 @@ def train(
     file = read_toml(config) if config else {}
     if "model" not in flags and "model" not in file:
         raise typer.BadParameter("give a MODEL, such as efficientnet_lite0", param_hint="MODEL")
-    plan = _prepare(flags, file, tracking_uri, console)
-    _show_plan(plan, console)
+    _check_names(run_name, register)
+    _check_settings({**file, **flags})
     if dry_run:
+        plan = _prepare(flags, file, tracking_uri, console)
+        _show_plan(plan, console)
         _show_dry_run(plan, console)
         return
     from tl_cli.tracking.store import open_store
 
+    # Before the images are decoded: that may take minutes, and a server that is down is known at once.
     store = open_store(tracking_uri)
-    target = _Target(store, store.experiment(experiment), run_name or plan.name, tags, register, tracking_uri)
-    _carry_out(plan, target, console)
+    experiment_id = store.experiment(experiment)
+    plan = _prepare(flags, file, tracking_uri, console)
+    _show_plan(plan, console)
+    _carry_out(plan, _Target(store, experiment_id, run_name or plan.name, tags, register, tracking_uri), console)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +210,22 @@ def _given(settings: Mapping[str, object]) -> dict[str, object]:
     """Return the settings that the command line names, as the config wants them."""
     given = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS and value is not None}
     return {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+
+
+def _check_settings(given: Mapping[str, object]) -> None:
+    """Refuse what can be refused before anything is opened or fetched."""
+    from tl_cli.models import zoo
+    from tl_cli.training.config import check
+
+    check(given)
+    zoo.size_limits(str(given["model"]))
+
+
+def _check_names(run_name: str | None, register: str | None) -> None:
+    if run_name is not None and not (run_name.strip() and run_name.isprintable()):
+        raise typer.BadParameter(f"{run_name!r} is not a line of printable text", param_hint="--run-name")
+    if register is not None and (not register.strip() or set(register) & set("/:")):
+        raise typer.BadParameter(f"{register!r}: a registered name has no / and no :", param_hint="--register")
 
 
 def _tags(pairs: list[str]) -> dict[str, str]:
@@ -245,26 +268,36 @@ def _weights_of_run(name: str, tracking_uri: str | None) -> str:
 def _resume(
     name: str, flags: dict[str, object], tags: dict[str, str], tracking_uri: str | None, console: "Console"
 ) -> None:
+    from tl_cli.data.sources import changed_parts, check_still_there
     from tl_cli.errors import UsageError
+    from tl_cli.models import bundle
     from tl_cli.tracking.store import open_store
     from tl_cli.training.config import read_toml
-    from tl_cli.training.state import CHECKPOINT, CONFIG_FILE
+    from tl_cli.training.state import BEST_FOLDER, CHECKPOINT, CONFIG_FILE
 
-    extra = sorted(set(flags) - {"data_dir", "workers", "device"})
-    if extra:
-        listed = ", ".join("--" + key.replace("_", "-") for key in extra)
-        raise UsageError(f"--resume takes its settings from the run; leave out {listed.replace('--model', 'MODEL')}")
     store = open_store(tracking_uri)
     run = store.find(name)
     if run.info.status == "FINISHED":
         raise UsageError(f"the run {run.info.run_name} is complete; to train its model further, use --weights {name}")
+    extra = sorted(set(flags) - {"data", "data_dir", "workers", "device"})
+    if extra:
+        listed = ", ".join("--" + key.replace("_", "-") for key in extra)
+        raise UsageError(f"--resume takes its settings from the run; leave out {listed.replace('--model', 'MODEL')}")
     folder = store.state_folder(run)
     if not (folder / CHECKPOINT).exists():
         raise UsageError(
             f"the run {run.info.run_name} left no checkpoint in {folder}: it ended before its first epoch did, "
             "or was made in another folder"
         )
-    plan = _prepare(flags, read_toml(folder / CONFIG_FILE), tracking_uri, console)
+    settings = read_toml(folder / CONFIG_FILE)
+    if "data" not in flags:
+        check_still_there(str(settings["data"]))
+    plan = _prepare(flags, settings, tracking_uri, console)
+    changed = set(changed_parts(bundle.read_card(folder / BEST_FOLDER).data, plan.data.spec)) - {"test"}
+    if changed:
+        raise UsageError(
+            f"the {' and '.join(sorted(changed))} images have changed since the run began; start a new run"
+        )
     _show_plan(plan, console)
     target = _Target(
         store, run.info.experiment_id, str(run.info.run_name), tags, None, tracking_uri, resumed_id=run.info.run_id
@@ -274,7 +307,6 @@ def _resume(
 
 def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
     """Train, record and show: opens the observers, and keeps the best model however the run ends."""
-    from tl_cli.errors import Interrupted, TlError
     from tl_cli.tracking.run import Recorder
     from tl_cli.training.events import tell_all
     from tl_cli.training.fit import fit
@@ -303,7 +335,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
                 with open_screen(console, title, history) as screen:
                     counters = fit(plan, state, tell_all(saver, recorder, history, screen))
                     outcome = conclude(plan, counters, recorder.folder / BEST_FOLDER, screen)
-            except (Interrupted, TlError):
+            except BaseException:  # however it ends: a signal, a full disk, no memory
                 _keep_best(plan, recorder, saver, history, target)
                 raise
             if outcome.test is not None:
@@ -317,7 +349,6 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
 
 
 def _starting_point(plan: "Plan", target: _Target) -> "tuple[TrainState, History]":
-    from tl_cli.errors import UsageError
     from tl_cli.tracking.history import read_history
     from tl_cli.tracking.store import state_folder
     from tl_cli.training.history import History
@@ -328,8 +359,6 @@ def _starting_point(plan: "Plan", target: _Target) -> "tuple[TrainState, History
     if target.resumed_id is None:
         return state, History(target.name)
     state.restore(state_folder(target.experiment_id, target.resumed_id) / CHECKPOINT)
-    if state.counters.epoch >= plan.config.epochs:
-        raise UsageError(f"the run {target.name} is complete: all its {plan.config.epochs} epochs are done")
     history = read_history(target.store, target.store.find(target.resumed_id))
     history.cut_after(state.counters.step)
     return state, history
@@ -363,11 +392,12 @@ def _keep_best(plan: "Plan", recorder: "Recorder", saver: "Saver", history: "His
     if saver.best is None or best is None:
         print_warning("no epoch was complete, so there is no model to keep")
         return
-    recorder.log_unfinished(plan, best, saver.best)
+    # Said first: whoever presses Ctrl-C again leaves at once.
     print_warning(
         f"kept the best model so far (epoch {best.epoch}, {best.val_accuracy or 0:.2%} on validation): {saver.best}\n"
         f"go on with: tl train --resume {recorder.run_id[:8]}{_uri_flag(target)}"
     )
+    recorder.log_unfinished(plan, best, saver.best)
 
 
 def _show_end(
@@ -384,12 +414,12 @@ def _show_end(
         browse = f"mlflow ui --backend-store-uri {target.tracking_uri}"
     name = run_id[:8]
     print_next(
-        console, name, [f"tl eval {name}{flag}", f"tl plot --terminal {name}{flag}", f"tl inspect {name}", browse]
+        console, name, [f"tl eval {name}{flag}", f"tl plot --terminal {name}{flag}", f"tl inspect {name}{flag}", browse]
     )
 
 
 def _uri_flag(target: _Target) -> str:
-    return f" --tracking-uri {target.tracking_uri}" if target.tracking_uri else ""
+    return f" --tracking-uri {shlex.quote(target.tracking_uri)}" if target.tracking_uri else ""
 
 
 def _command() -> str:

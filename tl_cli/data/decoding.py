@@ -1,7 +1,9 @@
 """From the bytes of a picture to pixels, and from pixels to the input of a network. The one place for both."""
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from tl_cli.contract import Preprocessing
 from tl_cli.errors import DataError
 
 # What Pillow may open. Others have decoders that are rarely tested, or are not pictures (PDF, EPS).
+_CODEC_ERRORS = (struct.error, zlib.error)
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 SUFFIXES = frozenset(
     (
@@ -35,6 +38,8 @@ SUFFIXES = frozenset(
     )
 )
 MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it only warns
+# Smaller pictures are always decoded whole, so it does not matter who decodes them when.
+WHOLE_UP_TO = 512
 _16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # Pillow warns of odd EXIF, palettes and large pictures. The pixels are right or it raises, and size is checked here;
@@ -67,7 +72,17 @@ def decode(source: Path | bytes, *, short_side: int | None = None) -> Tensor:
         raise DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} has too many pixels to be decoded safely: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, MemoryError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        TypeError,
+        IndexError,
+        KeyError,
+        MemoryError,
+        *_CODEC_ERRORS,
+    ) as error:
         raise DataError(f"{name} cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
@@ -100,7 +115,7 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 def _draft(image: Image.Image, short_side: int) -> None:
     width, height = image.size
     scale = 2 * short_side / min(width, height)
-    if scale < 1:
+    if scale < 1 and min(width, height) > WHOLE_UP_TO:
         image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
 
 

@@ -1,6 +1,8 @@
 """A folder of pictures, one folder a class, in the layouts that people have. Names decide, never positions."""
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,14 +60,18 @@ def scan(root: Path) -> Folder:
         raise DataError(f"{root} is a file; {EXPECTED}")
     root = root.resolve()
     folders = _subfolders(root)
-    found = {part: match for part in _PART_NAMES if (match := _named(folders, _PART_NAMES[part]))}
+    # A part has class folders in it; a class may be called "train", and unlabelled pictures may lie in test/.
+    named = {part: match for part in _PART_NAMES if (match := _named(folders, _PART_NAMES[part]))}
+    found = {part: path for part, path in named.items() if _subfolders(path)}
     if "train" not in found:
         if found:
             names = ", ".join(f"{path.name}/" for path in found.values())
             raise DataError(f"{root} has {names} but no train/; {EXPECTED}")
         return _classes_only(root, folders)
     if len(found) == 1:
-        raise DataError(f"{root} has train/ but neither test/ nor val/; to split it, give {found['train']}")
+        loose = "; ".join(f"{path.name}/ has no class folders" for part, path in named.items() if part not in found)
+        missing = loose or "there is neither test/ nor val/"
+        raise DataError(f"{root} has train/, but {missing}; to split the training images, give {found['train']}")
     return _parts(root, found)
 
 
@@ -82,6 +88,7 @@ def _parts(root: Path, found: dict[SplitName, Path]) -> Folder:
         absent = [name for name in classes if not files.get(name)]
         if absent:
             notes.append(f"{found[part].name}/ has no pictures of {_some(absent)}")
+    notes += _passed_over(found.values())
     parts = {part: _images(root, files, classes) for part, files in listed.items()}
     layouts: dict[frozenset[SplitName], Layout] = {
         frozenset({"train", "test"}): "train/test",
@@ -98,11 +105,14 @@ def _classes_only(root: Path, folders: list[Path]) -> Folder:
         found = f"{loose} pictures without a class folder" if loose else _some([path.name + "/" for path in folders])
         raise DataError(f"{root} holds {found or 'nothing'}; {EXPECTED}{_hint(folders)}")
     classes = _checked(files, root, _hint(folders))
-    return Folder(classes, "classes", {"train": _images(root, files, classes)})
+    return Folder(classes, "classes", {"train": _images(root, files, classes)}, tuple(_passed_over([root])))
 
 
 def _checked(files: dict[str, list[str]], where: Path, hint: str = "") -> tuple[str, ...]:
     classes = tuple(sorted(files))
+    for name in classes:
+        if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
+            raise DataError(f"{where} has a class folder whose name is not valid UTF-8: {name!r}; rename it")
     empty = [name for name in classes if not files[name]]
     if empty:
         raise DataError(f"{where} has class folders without pictures: {_some(empty)}; fill or remove them{hint}")
@@ -136,6 +146,21 @@ def _pictures(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [os.path.join(here, name) for name in names if _is_picture(name)]
     return found
+
+
+def _passed_over(parts: Iterable[Path]) -> list[str]:
+    """Name the kinds of files that lie among the pictures and are none that can be read."""
+    kinds = Counter(
+        os.path.splitext(name)[1].lower() or name
+        for part in parts
+        for folder in _subfolders(part)
+        for _, _, names in os.walk(folder)
+        for name in names
+        if not name.startswith(".") and not _is_picture(name)
+    )
+    if not kinds:
+        return []
+    return [f"{sum(kinds.values()):,} files are no pictures that can be read: {_some(list(kinds))}"]
 
 
 def _is_picture(name: str) -> bool:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tl_cli.contract import Split
-from tl_cli.data.decoding import decode
+from tl_cli.data.decoding import WHOLE_UP_TO, decode
+from tl_cli.errors import DataError
 from tl_cli.fetch import Progress, silent
 
 _TINY_VALUES = 3 * 64 * 64
@@ -87,8 +88,15 @@ def describe(images: Images, classes: Sequence[str]) -> Split:
         if isinstance(images, PackedImages):
             seen.update(images.pixels[index].numpy().tobytes())
         else:
-            seen.update(str((images.root / str(images.ids[index])).stat().st_size).encode())
+            seen.update(str(_length(images.root / str(images.ids[index]))).encode())
     return Split(count=len(images), digest=seen.hexdigest())
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def pack(images: FileImages, *, budget_bytes: int, workers: int, progress: Progress = silent) -> Images:
@@ -103,7 +111,7 @@ def pack(images: FileImages, *, budget_bytes: int, workers: int, progress: Progr
         DataError: one of them cannot be decoded.
     """
     first = images.load(0)
-    if first.numel() * len(images) > budget_bytes:
+    if first.numel() * len(images) > budget_bytes or min(first.shape[1:]) > WHOLE_UP_TO:
         return images
     pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8)
 

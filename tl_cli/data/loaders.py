@@ -41,6 +41,7 @@ class Loader:
         batch_size: images in a batch; the last one of a pass may be smaller.
         device: where the batches are wanted.
         workers: threads that decode; 0 decodes between the steps.
+        drop_single: leave a last batch of one image out of a training epoch.
     """
 
     images: Images
@@ -48,11 +49,12 @@ class Loader:
     batch_size: int
     device: torch.device
     workers: int
+    drop_single: bool = False
 
     @property
     def steps(self) -> int:
         """Batches in one training epoch."""
-        return len(self._cut(np.arange(len(self.images)), drop_single=True))
+        return len(self._train_batches(np.arange(len(self.images))))
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
         """Return the order of the images in an epoch: a function of the two arguments alone."""
@@ -66,7 +68,7 @@ class Loader:
     def augmented(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (indices, images (B, 3, S, S) uint8 before normalisation) of one training epoch."""
         order = self.epoch_order(seed, epoch)
-        for indices, images in self._read(self._cut(order, drop_single=True), settings, seed, epoch):
+        for indices, images in self._read(self._train_batches(order), settings, seed, epoch):
             if isinstance(self.images, PackedImages):
                 images = self._geometry(images, settings, seed, epoch, indices)
             else:
@@ -118,12 +120,14 @@ class Loader:
         for indices, images in _decoded_ahead(batches, prepare, self.workers):
             yield indices, images.to(self.device, non_blocking=True)
 
-    def _cut(self, order: np.ndarray, *, drop_single: bool = False) -> list[np.ndarray]:
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        # BatchNorm in train mode cannot normalise by a batch of one image.
-        if drop_single and len(batches) > 1 and len(batches[-1]) == 1:
+    def _train_batches(self, order: np.ndarray) -> list[np.ndarray]:
+        batches = self._cut(order)
+        if self.drop_single and len(batches) > 1 and len(batches[-1]) == 1:
             batches.pop()
         return batches
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
 
 
 def _decoded_ahead(

@@ -61,8 +61,10 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
     """
     raw = _open_source(spec.source, spec.data_dir, progress)
     parts = _split(raw, spec)
+    described = {name: describe(parts[name], raw.classes) for name in SPLIT_NAMES if name in parts}
     packed: dict[SplitName, Images] = {}
-    budget = min(_PACK_LIMIT_BYTES, psutil.virtual_memory().available // 4)
+    # Of all memory, not of what happens to be free: the same data must come out the same tomorrow.
+    budget = min(_PACK_LIMIT_BYTES, psutil.virtual_memory().total // 4)
     for name in SPLIT_NAMES:
         if name in parts:
             images = parts[name]
@@ -71,7 +73,6 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
             if isinstance(images, PackedImages):
                 budget -= images.pixels.nbytes
             packed[name] = images
-    described = {name: describe(images, raw.classes) for name, images in packed.items()}
     source = spec.source if spec.source in BUILT_IN else str(Path(spec.source).expanduser().resolve())
     filled = spec.model_copy(update={"source": source, "layout": raw.layout, "splits": described})
     return LabelledData(raw.classes, packed, filled, raw.notes)
@@ -80,6 +81,16 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
 def changed_parts(then: DataSpec, now: DataSpec) -> list[SplitName]:
     """Return the parts whose images are no longer those of the digest."""
     return [name for name in SPLIT_NAMES if name in then.splits and then.splits[name] != now.splits.get(name)]
+
+
+def check_still_there(source: str) -> None:
+    """Raise where a data set that was used before has gone.
+
+    Raises:
+        DataError: the folder is not where it was; names the flag that says where it is.
+    """
+    if source not in BUILT_IN and not Path(source).exists():
+        raise DataError(f"the images are no longer in {source}; say where they are now with --data DIR")
 
 
 def cache_folder(data_dir: str | None) -> Path:
@@ -161,14 +172,13 @@ def _split(raw: _Raw, spec: DataSpec) -> dict[SplitName, Images]:
             if spec.limit < len(images):
                 parts[name] = images.subset(splits.subset(images.labels, spec.limit, spec.split_seed))
     if raw.layout == "classes":
-        fraction = spec.val_fraction + spec.test_fraction
-        kept, out = splits.hold_out(parts["train"].labels, fraction, spec.split_seed, raw.classes)
-        held = parts["train"].subset(out)
-        share = spec.test_fraction / fraction
-        val, test = splits.hold_out(held.labels, share, spec.split_seed + 1, raw.classes)
-        return {"train": parts["train"].subset(kept), "val": held.subset(val), "test": held.subset(test)}
+        rest, out = splits.hold_out(parts["train"].labels, spec.test_fraction, spec.split_seed, raw.classes)
+        parts["test"] = parts["train"].subset(out)
+        parts["train"] = parts["train"].subset(rest)
     if "val" not in parts:
-        kept, out = splits.hold_out(parts["train"].labels, spec.val_fraction, spec.split_seed, raw.classes)
+        # The share is of all training images, those already held out for the test included.
+        share = spec.val_fraction / (1 - spec.test_fraction) if raw.layout == "classes" else spec.val_fraction
+        kept, out = splits.hold_out(parts["train"].labels, share, spec.split_seed, raw.classes)
         parts["val"] = parts["train"].subset(out)
         parts["train"] = parts["train"].subset(kept)
     return parts

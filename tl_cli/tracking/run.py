@@ -238,11 +238,13 @@ class Recorder:
                 pip_requirements=[f"{name}=={version(name)}" for name in _REQUIRED],
                 signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")])),
                 params=params,
-                registered_model_name=register,
             )
             return str(logged.model_id)
 
-        return self._try(log)
+        model_id = self._try(log)
+        if register is not None and model_id is not None:
+            self._try(lambda: mlflow.register_model(f"models:/{model_id}", register))
+        return model_id
 
     def _put(self, step: int, values: Mapping[str, float], model_id: str | None = None) -> None:
         now = int(time.time() * 1000)
@@ -294,7 +296,7 @@ class Recorder:
             return None
 
     def _warn_once(self, error: Exception) -> None:
-        message = f"the tracking store {self._store.uri} did not answer: {first_line(error)[:200]}"
+        message = f"the tracking store {self._store.uri} failed: {first_line(error)[:200]}"
         if message != self._last_warning:
             self._last_warning = message
             self._warn(message)

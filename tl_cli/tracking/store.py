@@ -191,10 +191,12 @@ def _reported(uri: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         message = first_line(error)
-        advice = ""
         if "file store" in message.lower() or "filesystem" in message.lower():
-            advice = "; use --tracking-uri sqlite:///mlflow.db, or move the old ./mlruns away"
-        raise TrackingError(f"the tracking store {uri} cannot be used: {message}{advice}") from error
+            raise TrackingError(
+                "./mlruns holds runs of MLflow's old file store, which it no longer opens by default; move that folder "
+                "away, or use --tracking-uri sqlite:///mlflow.db to record beside it"
+            ) from error
+        raise TrackingError(f"the tracking store {uri} cannot be used: {message[:200]}") from error
 
 
 def _check_server(uri: str) -> None:

@@ -21,7 +21,8 @@ Layout = Literal["channels-last", "contiguous"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Statistics = tuple[float, float, float]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Statistics = tuple[Finite, Finite, Finite]
 
 
 class TrainConfig(BaseModel):
@@ -55,7 +56,7 @@ class TrainConfig(BaseModel):
 
     model: str
     weights: str = "default"
-    data: str = "cifar10"
+    data: Annotated[str, Field(min_length=1)] = "cifar10"
     data_dir: str | None = None
     limit: Annotated[int, Field(ge=2)] | None = None
     val_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
@@ -78,7 +79,7 @@ class TrainConfig(BaseModel):
     augment: AugmentName
     input_size: Annotated[int, Field(ge=8, le=2048)]
     mean: Statistics | None = None
-    std: Annotated[Statistics, Field()] | None = None
+    std: Statistics | None = None
     feature_cache: bool = True
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     device: DeviceName = "auto"
@@ -99,6 +100,20 @@ class TrainConfig(BaseModel):
         return self
 
 
+# Valid values for what a recipe has yet to choose.
+_STAND_INS: dict[str, object] = {
+    "model": "",
+    "epochs": 1 << 30,
+    "freeze_epochs": 0,
+    "optimizer": "adamw",
+    "lr": 1.0,
+    "unfreeze_lr": 1.0,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "bn": "frozen",
+    "augment": "none",
+    "input_size": 224,
+}
 FIELDS = tuple(TrainConfig.model_fields)
 
 
@@ -112,6 +127,15 @@ def validated(values: Mapping[str, object]) -> TrainConfig:
         return TrainConfig.model_validate(dict(values))
     except ValidationError as error:
         raise UsageError("; ".join(_say(problem) for problem in error.errors())) from error
+
+
+def check(given: Mapping[str, object]) -> None:
+    """Check settings that are not complete yet, so that a bad one is said before anything is fetched.
+
+    Raises:
+        UsageError: a value is out of range or of the wrong type.
+    """
+    validated({**_STAND_INS, **given})
 
 
 def read_toml(path: Path) -> dict[str, object]:

@@ -11,7 +11,7 @@ import torch
 
 from tl_cli.training.machine import Machine
 from tl_cli.training.phases import Phase
-from tl_cli.training.setup import EVAL_BATCH, Plan, new_state, open_stage
+from tl_cli.training.setup import Plan, new_state, open_stage
 from tl_cli.training.step import train_step
 
 _TIMED_STEPS = 3
@@ -57,7 +57,7 @@ def estimate(plan: Plan) -> Estimate:
 
 def _seconds_per_image_forward(plan: Plan) -> float:
     plan.classifier.model.eval()
-    loader = plan.loader("train")
+    loader = plan.loader(plan.data.parts["train"])
     batches = list(islice(loader.clean(), 2))
     with torch.inference_mode(), plan.machine.autocast():
         for batch in batches[:1]:
@@ -66,7 +66,7 @@ def _seconds_per_image_forward(plan: Plan) -> float:
         for batch in batches[-1:]:
             plan.classifier.model(batch.inputs.contiguous(memory_format=plan.machine.memory_format))
         _wait(plan.machine)
-    return (time.perf_counter() - started) / min(EVAL_BATCH, len(batches[-1].labels))
+    return (time.perf_counter() - started) / len(batches[-1].labels)
 
 
 def _seconds_per_step(plan: Plan, phase: Phase) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tl_cli.contract import ModelCard, SplitName
 from tl_cli.data.loaders import Loader
-from tl_cli.data.sources import changed_parts, open_data
+from tl_cli.data.sources import changed_parts, check_still_there, open_data
 from tl_cli.errors import DataError
 from tl_cli.evaluation.logits import answer
 from tl_cli.evaluation.metrics import Report, report
@@ -12,6 +12,7 @@ from tl_cli.fetch import Progress, silent
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.config import DeviceName
 from tl_cli.training.machine import Autocasting, Machine, choose_device, cores
+from tl_cli.training.setup import eval_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ def evaluate_model(
     source: str | None = None,
     data_dir: str | None = None,
     device: DeviceName = "auto",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     workers: int | None = None,
     progress: Progress = silent,
 ) -> Measured:
@@ -45,6 +46,7 @@ def evaluate_model(
     spec = card.data.model_copy(
         update={"source": source or card.data.source, "data_dir": data_dir or card.data.data_dir, "splits": {}}
     )
+    check_still_there(spec.source)
     threads = min(8, cores()) if workers is None else workers
     data = open_data(spec, workers=threads, progress=progress)
     if data.classes != card.classes:
@@ -54,7 +56,8 @@ def evaluate_model(
         raise DataError(f"{spec.source} has no {part} images; try --split val")
     machine = Machine(choose_device(device))
     machine.place(classifier.model)
-    loader = Loader(data.parts[part], card.preprocessing, batch_size, machine.device, threads)
+    size = batch_size or eval_batch(card.preprocessing.crop)
+    loader = Loader(data.parts[part], card.preprocessing, size, machine.device, threads)
     total = len(loader.images)
     answers = answer(
         Autocasting(classifier.model, machine), loader.clean(), lambda done: progress("evaluating", done, total)

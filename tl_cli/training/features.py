@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from tl_cli.data.augmentation import Stream, uniform
 from tl_cli.data.loaders import Batch, Loader
+from tl_cli.errors import DivergedError
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.machine import Machine
 
 STORED_AS = torch.float16
-# More than this share of the free memory is not taken.
-_MEMORY_SHARE = 0.4
+# More than this share of the memory is not taken.
+_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def can_cache(classifier: Classifier, machine: Machine, input_size: int, images:
     if rebuilt is None or rebuilt.shape != logits.shape or not torch.allclose(rebuilt, logits, atol=1e-4):
         return "its head is not the last thing it computes"
     needed = features[0].numel() * images * STORED_AS.itemsize
-    free = psutil.virtual_memory().available * _MEMORY_SHARE
+    # Of all memory, not of what happens to be free: a resumed run must decide as the first one did.
+    free = psutil.virtual_memory().total * _MEMORY_SHARE
     if needed > free:
         return f"they would take {needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB may be used"
     return None
@@ -95,6 +97,9 @@ def cache_features(
     Args:
         mirrored: keep the features of the mirrored images as a second view.
         counted: told how many images are done, over all views.
+
+    Raises:
+        DivergedError: a feature is beyond float16, as an untrained deep network's may be.
     """
     classifier.model.eval()
     count = len(loader.images)
@@ -106,6 +111,11 @@ def cache_features(
             with torch.inference_mode(), without_head(classifier) as backbone, machine.autocast():
                 inputs = batch.inputs.contiguous(memory_format=machine.memory_format)
                 features = backbone(inputs).to("cpu", STORED_AS)
+            if not torch.isfinite(features).all():
+                raise DivergedError(
+                    "the frozen backbone gives numbers that half precision cannot hold; use --no-feature-cache, "
+                    "or weights that were trained"
+                )
             if views is None:
                 views = torch.empty((1 + mirrored, count, *features.shape[1:]), dtype=STORED_AS)
             views[view, start : start + len(features)] = features

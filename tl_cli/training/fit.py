@@ -73,10 +73,10 @@ def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
         if state.counters.epoch < phase.first:
             _set_lr(state, phase, 1.0)
         for epoch in range(state.counters.epoch + 1, phase.last + 1):
-            _run_epoch(plan, stage, phase, epoch, state, before, notify)
-            if _is_enough(plan, phase, epoch, state.counters):
-                notify(StoppedEarly(epoch, plan.config.early_stop))
+            if _is_enough(plan, phase, state.counters):
+                notify(StoppedEarly(state.counters.epoch, plan.config.early_stop))
                 return state.counters
+            _run_epoch(plan, stage, phase, epoch, state, before, notify)
     return state.counters
 
 
@@ -132,11 +132,11 @@ def _run_epoch(
     )
 
 
-def _is_enough(plan: Plan, phase: Phase, epoch: int, counters: Counters) -> bool:
+def _is_enough(plan: Plan, phase: Phase, counters: Counters) -> bool:
     """Whether early stopping ends the run; a head that has learned all it can must not keep the rest from training."""
     if not plan.config.early_stop or phase is not plan.phases[-1]:
         return False
-    return epoch - max(counters.best_epoch, phase.first - 1) >= plan.config.early_stop
+    return counters.epoch - max(counters.best_epoch, phase.first - 1) >= plan.config.early_stop
 
 
 def _schedule(config: TrainConfig, state: TrainState, phase: Phase, step: int, steps_per_epoch: int) -> None:

@@ -46,7 +46,8 @@ class Machine:
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
         else:
-            name = f"CPU, {torch.get_num_threads()} threads"
+            threads = torch.get_num_threads()
+            name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
         layout = "channels-last" if self.memory_format == torch.channels_last else "contiguous"
         return f"{name}, {self.precision}, {layout}"
 

@@ -14,7 +14,7 @@ from tl_cli.fetch import replacing
 from tl_cli.models import bundle
 from tl_cli.training.events import Activity, Observer, Worked
 from tl_cli.training.machine import Autocasting
-from tl_cli.training.setup import EVAL_BATCH, Plan
+from tl_cli.training.setup import Plan
 from tl_cli.training.state import Counters
 
 # The gap needs no more precision than the test figure has.
@@ -69,14 +69,11 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     train = plan.data.parts["train"]
     count = min(_CLEAN_TRAIN_IMAGES, len(train))
     chosen = splits.stratified_order(train.labels, plan.config.split_seed)[:count]
-    config = plan.config
-    clean = Loader(
-        train.subset(np.sort(chosen)), plan.classifier.preprocessing, EVAL_BATCH, plan.machine.device, config.workers
-    )
+    clean = plan.loader(train.subset(np.sort(chosen)))
     clean_answers = _judge(network, clean, "measuring the training images", notify)
     test_answers = ids = None
     if "test" in plan.data.parts:
-        loader = plan.loader("test")
+        loader = plan.loader(plan.data.parts["test"])
         test_answers = _judge(network, loader, "testing", notify)
         ids = loader.images.ids
     return Outcome(

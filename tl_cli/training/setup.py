@@ -9,22 +9,21 @@ from torch import nn
 
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data.augmentation import Augmentation
+from tl_cli.data.images import Images
 from tl_cli.data.loaders import Batch, Loader
 from tl_cli.data.sources import LabelledData, open_data
 from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import Progress, silent
 from tl_cli.models import freezing, zoo
+from tl_cli.models.freezing import batch_norms
 from tl_cli.models.zoo import Classifier
 from tl_cli.training import features, recipes
-from tl_cli.training.config import AugmentName, DeviceName, TrainConfig
+from tl_cli.training.config import AugmentName, DeviceName, TrainConfig, check
 from tl_cli.training.events import Observer, Worked
 from tl_cli.training.machine import Autocasting, Machine, bf16_is_fast, choose_device, cores, prepare_machine
 from tl_cli.training.phases import Phase, phases_of
 from tl_cli.training.recipes import Facts, Resolved
 from tl_cli.training.state import TrainState
-
-# Evaluation keeps no gradients, so its batches may be larger than training's.
-EVAL_BATCH = 256
 
 _AUGMENTATIONS: dict[AugmentName, Augmentation] = {
     "none": Augmentation(flip=False),
@@ -72,15 +71,23 @@ class Plan:
         """What happens to training images."""
         return _AUGMENTATIONS[self.config.augment]
 
-    def loader(self, part: str, batch_size: int = EVAL_BATCH) -> Loader:
-        """Return the batches of a part of the data."""
-        images = {str(name): found for name, found in self.data.parts.items()}[part]
-        return Loader(images, self.classifier.preprocessing, batch_size, self.machine.device, self.config.workers)
+    def loader(self, images: Images) -> Loader:
+        """Return the batches in which images are evaluated."""
+        size = max(self.config.batch_size, eval_batch(self.config.input_size))
+        return Loader(images, self.classifier.preprocessing, size, self.machine.device, self.config.workers)
 
     @property
     def train_loader(self) -> Loader:
         """The batches of the training part."""
-        return self.loader("train", self.config.batch_size)
+        return Loader(
+            self.data.parts["train"],
+            self.classifier.preprocessing,
+            self.config.batch_size,
+            self.machine.device,
+            self.config.workers,
+            # BatchNorm cannot normalise by a batch of one image.
+            drop_single=self.config.bn == "train",
+        )
 
     def uses_cache(self, phase: Phase) -> bool:
         """Whether a phase trains on cached features."""
@@ -140,7 +147,8 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
         DownloadError: something must be fetched and cannot be.
     """
     given = {**file, **flags}
-    name = str(given.get("model", ""))
+    check(given)
+    name = str(given["model"])
     smallest, own = zoo.size_limits(name)
     device = choose_device(_device_name(given))
     data = open_data(_data_spec(given), workers=_workers(given), progress=progress)
@@ -154,13 +162,17 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
         bf16=bf16_is_fast(device),
         depthwise=_has_depthwise(name),
         cores=cores(),
+        pretrained=given.get("weights") != "none",
     )
+    # Whoever reads the recorded config stands in another folder, perhaps.
+    flags, file = ({**values, **_absolute(values, data)} for values in (flags, file))
     resolved = recipes.resolve(flags, file, facts)
     config = resolved.config
     machine = prepare_machine(config)
     classifier = _build(config, data, progress)
     machine.place(classifier.model)
     _check_input_size(classifier, machine, config)
+    _check_batches(classifier, data, config)
     caches, note = _plan_cache(config, data, classifier, machine)
     return Plan(resolved, data, classifier, machine, phases_of(config), caches, note)
 
@@ -199,14 +211,19 @@ def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
         network=Autocasting(classifier.model, plan.machine),
         steps=loader.steps,
         train=lambda epoch: loader.train(plan.augmentation, config.seed, epoch),
-        validation=lambda: plan.loader("val").clean(),
+        validation=lambda: plan.loader(plan.data.parts["val"]).clean(),
         cached=False,
     )
 
 
+def eval_batch(input_size: int) -> int:
+    """Return how many images are evaluated at once: as many pixels as 256 images of 64 x 64, 256 images at most."""
+    return max(1, min(256, 256 * 64 * 64 // input_size**2))
+
+
 def _cached_stage(plan: Plan, notify: Observer) -> Stage:
     mirrored = plan.augmentation.flip
-    train, val = plan.loader("train"), plan.loader("val")
+    train, val = plan.loader(plan.data.parts["train"]), plan.loader(plan.data.parts["val"])
     in_train = len(train.images) * (1 + mirrored)
     total = in_train + len(val.images)
     trained = features.cache_features(
@@ -285,6 +302,12 @@ def _check_input_size(classifier: Classifier, machine: Machine, config: TrainCon
         ) from error
 
 
+def _check_batches(classifier: Classifier, data: LabelledData, config: TrainConfig) -> None:
+    smallest = min(config.batch_size, len(data.parts["train"]))
+    if config.bn == "train" and smallest == 1 and batch_norms(classifier.model.modules()):
+        raise UsageError("BatchNorm cannot train on batches of one image; use a larger --batch-size or --bn frozen")
+
+
 def _has_depthwise(name: str) -> bool:
     with torch.device("meta"):
         modules = zoo.build(name, 2).modules()
@@ -294,6 +317,15 @@ def _has_depthwise(name: str) -> bool:
 def _data_spec(given: Mapping[str, object]) -> DataSpec:
     known = {name: given[name] for name in ("data_dir", "limit", "split_seed", "val_fraction") if name in given}
     return DataSpec.model_validate({"source": given.get("data", "cifar10"), "layout": "classes", **known})
+
+
+def _absolute(values: Mapping[str, object], data: LabelledData) -> dict[str, str]:
+    """Return those settings that name files or folders, with whole paths."""
+    paths = {"data": data.spec.source} if "data" in values else {}
+    weights = values.get("weights")
+    if isinstance(weights, str) and Path(weights).expanduser().exists():
+        paths["weights"] = str(Path(weights).expanduser().resolve())
+    return paths
 
 
 def _device_name(given: Mapping[str, object]) -> DeviceName:

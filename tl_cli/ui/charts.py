@@ -165,11 +165,21 @@ def _draw_line(line: Line, points: list[tuple[float, float]], canvas: Canvas) ->
 def _label_axes(across: _Axis, upward: _Axis, canvas: Canvas, unit: str) -> None:
     columns = ticks(across.low, across.high, max(3, min(12, canvas.width // 9)), whole=True)
     rows = ticks(upward.low, upward.high, max(3, min(8, canvas.height // 2)))
-    for name, axis, places, form in (("x", across, columns, "g"), ("y", upward, rows, ".4g")):
+    for name, axis, places in (("x", across, columns), ("y", upward, rows)):
         ruler = plotext.figure.ruler(name)
         ruler.lim(0, 1)
-        labels = [f"{place:{form}}{unit if name == 'y' else ''}" for place in places]
+        labels = [label + (unit if name == "y" else "") for label in _tick_labels(places)]
         ruler.ticks([axis.place(place) for place in places], labels)
+
+
+def _tick_labels(places: Sequence[float]) -> list[str]:
+    """Return labels with as many digits as tell the ticks apart."""
+    labels: list[str] = []
+    for digits in range(4, 17):
+        labels = [f"{place:.{digits}g}" for place in places]
+        if len(set(labels)) == len(places):
+            break
+    return labels
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:

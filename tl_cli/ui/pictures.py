@@ -11,6 +11,7 @@ from torch import Tensor
 from tl_cli.errors import StorageError
 from tl_cli.training.history import EpochPoint, History
 from tl_cli.ui.charts import smooth
+from tl_cli.ui.console import safe_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ def save_loss_curve(history: History, path: Path) -> None:
     axis.plot([x for x, _ in mean], [y for _, y in mean], color=_TRAIN, linewidth=1.8, label="running mean")
     if history.unfrozen_after:
         _mark(axis, history.unfrozen_after.step + 0.5)
-    axis.set(xlabel="optimizer step", ylabel="cross-entropy", title=f"{history.name}: loss by iteration")
+    axis.set(xlabel="optimizer step", ylabel="cross-entropy", title=f"{safe_text(history.name)}: loss by iteration")
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
     _save(figure, path)
@@ -61,7 +62,7 @@ def save_epoch_curves(history: History, path: Path) -> None:
             _mark(axis, history.unfrozen_after.epoch + 0.5)
         axis.set_xlabel("epoch")
         axis.legend(frameon=False)
-    left.set(ylabel="accuracy (%)", title=f"{history.name}: accuracy")
+    left.set(ylabel="accuracy (%)", title=f"{safe_text(history.name)}: accuracy")
     right.set(ylabel="cross-entropy", title="loss", ylim=(0, None))
     _save(figure, path)
 
@@ -87,7 +88,7 @@ def save_contact_sheet(images: Tensor, labels: Sequence[str], path: Path, *, sid
         y = gap + place // columns * (side + caption + gap)
         tile = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
         sheet.paste(tile.resize((side, side), Image.Resampling.NEAREST if side > tile.width else None), (x, y))
-        pen.text((x, y + side + 1), _fitted(label, pen, font, side), fill="black", font=font)
+        pen.text((x, y + side + 1), _fitted(safe_text(label), pen, font, side), fill="black", font=font)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)

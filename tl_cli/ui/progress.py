@@ -25,7 +25,7 @@ from tl_cli.training.events import (
     Worked,
 )
 from tl_cli.training.history import EpochPoint, History
-from tl_cli.ui import charts
+from tl_cli.ui import charts, tables
 from tl_cli.ui.charts import Canvas
 from tl_cli.ui.console import is_ascii, is_live, plain
 
@@ -158,7 +158,7 @@ class LiveScreen:
             self._phase, self._phase_started, self._phase_steps = event, now, 0
             self._step = self._epoch_ended_at_step = event.step
             self._epoch = event.epochs[0]
-            self._work = None
+            self._work, self._speed = None, 0.0
             self._last_step_at = now
         elif isinstance(event, StepEnded):
             self._work = None
@@ -371,7 +371,7 @@ def _phase_line(event: PhaseStarted) -> str:
     cached = ", on features computed once" if event.cached else ""
     total = event.trainable + event.frozen
     counts = f"{event.trainable:,} of {total:,} parameters train"
-    return f"epochs {first}-{last}: {_PHASE_TITLES[event.name]}, {counts}{cached}"
+    return f"{tables.epoch_range(first, last)}: {_PHASE_TITLES[event.name]}, {counts}{cached}"
 
 
 def _stop_line(event: StoppedEarly) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from tl_cli.inspection.freeze_plan import freeze_plan
@@ -33,7 +34,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     for note in notes:
         console.print(plain(f"note: {note}", "yellow"))
     console.print()
-    console.print(tables.freeze_table(freeze_plan(plan.classifier, plan.config.bn), plan.phases))
+    console.print(tables.freeze_table(freeze_plan(plan.classifier, plan.config.bn), plan.phases, console.width))
     console.print()
 
 
@@ -78,8 +79,10 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
     speeds = [len(plan.data.parts["train"]) / p.seconds for p in history.epochs if p.seconds and p.lr_backbone]
     speed = f", {sorted(speeds)[len(speeds) // 2]:,.0f} images/s in fine-tuning" if speeds else ""
     lines.append(("time", f"{format_seconds(counters.seconds)} in epochs{speed}", ""))
+    grid = Table.grid(padding=(0, 2, 0, 0))
     for name, value, style in lines:
-        console.print(Text(f"{name:<14}", style="dim").append(value, style=style))
+        grid.add_row(Text(name, style="dim"), Text(value, style=style))
+    console.print(grid)
     if outcome.test is not None:
         console.print()
         console.print(Text("accuracy by class, weakest first", style="bold"))

@@ -15,20 +15,37 @@ from tl_cli.training.recipes import Resolved
 from tl_cli.ui.console import is_ascii, plain, safe_text
 
 
-def freeze_table(parts: Sequence[Part], phases: Sequence[Phase]) -> Table:
-    """Return, part by part, what trains in each phase, at which rate, and what BatchNorm does."""
+def freeze_table(parts: Sequence[Part], phases: Sequence[Phase], width: int) -> Group:
+    """Return, part by part, what trains in each phase, at which rate, and what BatchNorm does.
+
+    Args:
+        width: of the terminal; a narrow one gets the statistics of BatchNorm in a line of their own.
+    """
+    narrow = width < 40 + 30 * len(phases)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("part", no_wrap=True, overflow="ellipsis", min_width=8)
-    table.add_column("parameters", justify="right")
+    table.add_column("params" if narrow else "parameters", justify="right", no_wrap=True)
     for phase in phases:
-        table.add_column(f"epochs {phase.first}-{phase.last}")
+        table.add_column(epoch_range(phase.first, phase.last), no_wrap=True)
     for part in parts:
         name = plain(part.name, "bold" if part.is_head else "")
         name.append(" (head)" if part.is_head else "", style="mark")
-        table.add_row(name, f"{part.parameters:,}", *(_phase_cell(part, phase) for phase in phases))
-    total = [f"{sum(_trainable(part, phase) for part in parts):,} train" for phase in phases]
+        table.add_row(name, f"{part.parameters:,}", *(_phase_cell(part, phase, brief=narrow) for phase in phases))
+    total = [f"{sum(_trainable(part, phase) for part in parts):,}{'' if narrow else ' train'}" for phase in phases]
     table.add_row("in all", f"{sum(part.parameters for part in parts):,}", *total, style="dim")
-    return table
+    norms = sum(part.batch_norms for part in parts)
+    if not narrow or not norms:
+        return Group(table)
+    said = []
+    for phase in phases:
+        do = "update" if any(_updating(part, phase) for part in parts) else "fixed"
+        said.append(f"{do} in {epoch_range(phase.first, phase.last)}")
+    return Group(table, Text(f"statistics of {norms} BatchNorm layers: {', '.join(said)}", style="dim"))
+
+
+def epoch_range(first: int, last: int) -> str:
+    """Return ``epochs 1-5``, or ``epoch 1``."""
+    return f"epochs {first}-{last}" if last > first else f"epoch {first}"
 
 
 def settings_table(resolved: Resolved, *, only_given: bool = False) -> Table:
@@ -145,10 +162,13 @@ def _trainable(part: Part, phase: Phase) -> int:
     return part.trainable_frozen if phase.name == "head" else part.trainable_unfrozen
 
 
-def _phase_cell(part: Part, phase: Phase) -> str:
+def _updating(part: Part, phase: Phase) -> int:
+    return part.updating_frozen if phase.name == "head" else part.updating_unfrozen
+
+
+def _phase_cell(part: Part, phase: Phase, *, brief: bool) -> str:
     rate = phase.lr_head if part.is_head else phase.lr_backbone
     trains = f"lr {rate:g}" if _trainable(part, phase) else "frozen"
-    if not part.batch_norms:
+    if brief or not part.batch_norms:
         return trains
-    updating = part.updating_frozen if phase.name == "head" else part.updating_unfrozen
-    return f"{trains}; {part.batch_norms} BatchNorm {'update' if updating else 'fixed'}"
+    return f"{trains}; {part.batch_norms} BatchNorm {'update' if _updating(part, phase) else 'fixed'}"
