@@ -22,7 +22,7 @@ app = typer.Typer(
     epilog="First try:  tl train efficientnet_lite0 --data digits --freeze-epochs 5",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train", epilog=train_command.EXAMPLES)(train_command.train)

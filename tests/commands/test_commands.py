@@ -140,7 +140,8 @@ def test_a_folder_without_test_images_claims_no_test_figure(tl, workplace: Path)
 def test_mistakes_get_one_clear_message_and_exit_code_2(tl, arguments: tuple[str, ...], said: str) -> None:
     result: Result = tl(*arguments)
     assert result.code == 2, result
-    assert re.search(said, " ".join(result.err.split())), result.err
+    message = " ".join(re.sub("[│╭╮╰╯─]", " ", result.err).split())
+    assert re.search(said, message), result.err
     assert "Traceback" not in result.err
     assert result.out == ""
 
