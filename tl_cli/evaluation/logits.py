@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -37,13 +36,3 @@ def answer(network: nn.Module, batches: Iterable[Batch], counted: Counted = lamb
             done += len(batch.labels)
             counted(done)
     return Answers(torch.cat(logits), torch.cat(labels))
-
-
-def class_order(trained: tuple[str, ...], present: tuple[str, ...]) -> np.ndarray:
-    """Return, for each present class, its index among the trained ones; names decide.
-
-    Raises:
-        KeyError: a present class was never trained.
-    """
-    index = {name: place for place, name in enumerate(trained)}
-    return np.array([index[name] for name in present], dtype=np.int64)
