@@ -52,7 +52,7 @@ def test_epochs_given_alone_leave_room_for_both_phases() -> None:
 def test_nothing_frozen_means_one_rate() -> None:
     assert recipes.resolve({**MODEL, "freeze_epochs": 0, "lr": 0.02}, {}, TINY).config.unfreeze_lr == 0.02
     config = recipes.resolve({**MODEL, "freeze_epochs": 0}, {}, TINY).config
-    assert config.lr == config.unfreeze_lr == 1e-3
+    assert config.lr == config.unfreeze_lr == 6e-4
 
 
 @pytest.mark.parametrize(
