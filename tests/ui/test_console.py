@@ -1,10 +1,11 @@
 import io
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tl_cli.ui.console import plain, safe_text
+from tl_cli.ui.console import plain, safe_text, settle_encoding
 
 HOSTILE = st.text(st.one_of(st.characters(), st.sampled_from("\x1b\x9b\x07\r\n\u202e\u2066\ud800[/]\\")), max_size=300)
 
@@ -21,3 +22,25 @@ def test_nothing_a_terminal_would_obey_passes(name: str) -> None:
 
 def test_ordinary_names_are_left_alone() -> None:
     assert safe_text("Küche 猫 [bold]") == "Küche 猫 [bold]"
+
+
+@pytest.mark.parametrize("name", ["猫", "a…b", "é[/]"])
+def test_a_stream_that_cannot_print_a_name_prints_a_stand_in(name: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    settle_encoding(stream)
+    print(safe_text(name), file=stream, flush=True)
+    printed = stream.buffer.getvalue().decode()
+    assert printed.isascii()
+    assert len(printed) == len(name) + 1
+
+
+def test_a_c_locale_gets_ascii_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("LC_ALL", "C")
+    terminal, pipe = Terminal(io.BytesIO(), encoding="utf-8"), io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    settle_encoding(terminal)
+    settle_encoding(pipe)
+    assert (terminal.encoding, pipe.encoding) == ("ascii", "utf-8")

@@ -1,7 +1,11 @@
 """The terminal: one console, what it can show, and text from outside made safe to print."""
 
+import codecs
+import io
 import os
+import sys
 import unicodedata
+from typing import TextIO
 
 from rich.console import Console as Console
 from rich.text import Text
@@ -19,8 +23,20 @@ THEME = Theme(
 )
 
 
+_STAND_IN = "tl-stand-in"
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join("~" if c == "…" else "?" for c in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(_STAND_IN, _stand_in)
+
+
 def make_console(*, quiet: bool = False, stderr: bool = False) -> Console:
     """Return a console for stdout (or stderr); Rich itself honours NO_COLOR, TERM=dumb and pipes."""
+    settle_encoding(sys.stderr if stderr else sys.stdout)
     return Console(theme=THEME, quiet=quiet, stderr=stderr, highlight=False, soft_wrap=False)
 
 
@@ -30,10 +46,21 @@ def is_live(console: Console) -> bool:
 
 
 def is_ascii(console: Console) -> bool:
-    """Whether only ASCII may be printed: by the encoding of the stream, or by an explicit C locale."""
-    if not (console.encoding or "ascii").lower().startswith("utf"):
-        return True
-    return console.is_terminal and os.environ.get("LC_ALL", "") in ("C", "POSIX")
+    """Whether only ASCII may be printed."""
+    return not console.encoding.lower().startswith("utf")
+
+
+def settle_encoding(stream: TextIO) -> None:
+    """Let a stream print what it can and something of equal width for the rest, whatever its encoding.
+
+    Under an explicit C locale Python writes UTF-8 all the same; a terminal that was told so shows rubbish.
+    """
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    if stream.isatty() and os.environ.get("LC_ALL", "") in ("C", "POSIX"):
+        stream.reconfigure(encoding="ascii", errors=_STAND_IN)
+    elif not stream.encoding.lower().startswith("utf"):
+        stream.reconfigure(errors=_STAND_IN)
 
 
 def safe_text(value: object, *, limit: int = 200) -> str:
