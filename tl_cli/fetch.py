@@ -38,8 +38,8 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 def download(
     url: str, target: Path, expected: str, *, algorithm: str = "sha256", progress: Progress = silent, advice: str = ""
-) -> Path:
-    """Return ``target``, fetched from ``url`` unless it is there, with its hash checked either way.
+) -> str:
+    """Fetch ``target`` from ``url`` unless it is there, check its hash either way, and return it, whole, in hex.
 
     Two processes that want the same file wait for each other; a broken transfer leaves nothing behind.
 
@@ -57,17 +57,17 @@ def download(
             target.parent.mkdir(parents=True, exist_ok=True)
         with _storing(target), FileLock(target.with_name(target.name + ".lock")):
             if not target.exists():
-                _fetch(url, target, expected, algorithm, progress, advice)
-                return target
-    if not digest(target, algorithm).startswith(expected):
+                return _fetch(url, target, expected, algorithm, progress, advice)
+    found = digest(target, algorithm)
+    if not found.startswith(expected):
         raise DownloadError(
             f"{target} is not the published file: its {algorithm} does not start with {expected}. "
             f"Delete it and it will be fetched again from {url}"
         )
-    return target
+    return found
 
 
-def _fetch(url: str, target: Path, expected: str, algorithm: str, progress: Progress, advice: str) -> None:
+def _fetch(url: str, target: Path, expected: str, algorithm: str, progress: Progress, advice: str) -> str:
     cause: Exception | None = None
     for _ in range(_ATTEMPTS):
         try:
@@ -83,7 +83,7 @@ def _fetch(url: str, target: Path, expected: str, algorithm: str, progress: Prog
     raise DownloadError(f"cannot fetch {target.name} from {host} ({reason}). {advice}".rstrip()) from cause
 
 
-def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: Progress) -> None:
+def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: Progress) -> str:
     request = urllib.request.Request(url, headers={"User-Agent": "tl-cli"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
         length = response.headers.get("Content-Length")
@@ -99,6 +99,7 @@ def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: P
                 raise _MismatchError(f"its {algorithm} is {seen.hexdigest()[:16]}..., expected {expected[:16]}...")
             if total is not None and done != total:
                 raise _MismatchError(f"only {done} of {total} bytes arrived")
+    return seen.hexdigest()
 
 
 class _MismatchError(Exception):

@@ -29,11 +29,9 @@ def test_each_colour_change_is_torchvisions(kind: int, operation, amounts: np.nd
     factors = [np.ones(COUNT), np.ones(COUNT), np.ones(COUNT), np.zeros(COUNT)]
     factors[kind] = amounts
     ours = augment.recolour(IMAGES, tuple(factors), np.tile(np.arange(4), (COUNT, 1)))
-    neutral = [tv.adjust_hue(image, 0.0) for image in IMAGES] if kind != 3 else list(IMAGES)
     theirs = [operation(image, float(amount)) for image, amount in zip(IMAGES, amounts, strict=True)]
     if kind != 3:
         theirs = [tv.adjust_hue(image, 0.0) for image in theirs]
-    assert neutral
     assert worst(ours, theirs) <= 1
 
 
@@ -74,10 +72,7 @@ def test_shift_and_flip_is_a_padded_crop() -> None:
     flips = augment.uniform(1, 2, INDICES, Stream.FLIP) < 0.5
     down = np.floor(augment.uniform(1, 2, INDICES, Stream.CROP_TOP) * 9).astype(int)
     right = np.floor(augment.uniform(1, 2, INDICES, Stream.CROP_LEFT) * 11).astype(int)
-    theirs = [
-        tv.crop(tv.horizontal_flip(padded[i]) if False else padded[i], int(down[i]), int(right[i]), 32, 40)
-        for i in range(COUNT)
-    ]
+    theirs = [tv.crop(padded[i], int(down[i]), int(right[i]), 32, 40) for i in range(COUNT)]
     theirs = [tv.horizontal_flip(image) if flip else image for image, flip in zip(theirs, flips, strict=True)]
     assert worst(moved, theirs) == 0
     assert 0 < flips.sum() < COUNT

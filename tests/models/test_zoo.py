@@ -55,19 +55,18 @@ def test_the_head_is_the_seed_s_alone() -> None:
 
 
 def test_bundled_weights_know_their_classes() -> None:
-    from PIL import Image
     from sklearn.datasets import load_sample_image
 
     from tl_cli.data.decoding import normalise, resize_crop
 
-    classifier = zoo.create("efficientnet_lite0", 1000, classes=tuple(map(str, range(1000))))
-    flower = torch.from_numpy(load_sample_image("flower.jpg").copy()).permute(2, 0, 1)[None]
-    assert isinstance(Image.fromarray(flower[0].permute(1, 2, 0).numpy()), Image.Image)
-    images = normalise(resize_crop(flower, classifier.preprocessing), classifier.preprocessing)
-    with torch.inference_mode():
-        answer = classifier.model.eval()(images).softmax(1)
+    classifier = zoo.create("efficientnet_lite0", 1000)
     assert not classifier.head_is_new
-    assert answer.argmax() == 723 or answer.max() > 0.3, (answer.argmax(), answer.max())
+    # ImageNet's classes 985, daisy, and 698, palace.
+    for name, expected in (("flower.jpg", 985), ("china.jpg", 698)):
+        picture = torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1)[None]
+        images = normalise(resize_crop(picture, classifier.preprocessing), classifier.preprocessing)
+        with torch.inference_mode():
+            assert classifier.model.eval()(images).argmax() == expected
 
 
 def test_vit_takes_another_input_size_with_weights_of_its_own(tmp_path) -> None:

@@ -31,6 +31,11 @@ class Batch:
     labels: Tensor
 
 
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of ``count`` images in an epoch: a function of the arguments alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+
+
 @dataclass(frozen=True, slots=True)
 class Loader:
     """Turns labelled images into batches on a device.
@@ -56,10 +61,6 @@ class Loader:
         """Batches in one training epoch."""
         return len(self._train_batches(np.arange(len(self.images))))
 
-    def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
-        """Return the order of the images in an epoch: a function of the two arguments alone."""
-        return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(self.images))
-
     def train(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the training images once, in the epoch's order, augmented."""
         for indices, images in self.augmented(settings, seed, epoch):
@@ -67,7 +68,7 @@ class Loader:
 
     def augmented(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (indices, images (B, 3, S, S) uint8 before normalisation) of one training epoch."""
-        order = self.epoch_order(seed, epoch)
+        order = epoch_order(len(self.images), seed, epoch)
         for indices, images in self._read(self._train_batches(order), settings, seed, epoch):
             if isinstance(self.images, PackedImages):
                 images = self._geometry(images, settings, seed, epoch, indices)

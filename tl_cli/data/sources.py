@@ -110,9 +110,10 @@ def open_cifar10(root: Path, progress: Progress = silent, dataset: type[CIFAR10]
     extracted = root / dataset.base_folder
     members = [name for name, _ in (*dataset.train_list, *dataset.test_list)]
     if not all((extracted / name).exists() for name in members):
-        archive = fetch.download(
+        archive = root / dataset.filename
+        fetch.download(
             dataset.url,
-            root / dataset.filename,
+            archive,
             dataset.tgz_md5,
             algorithm="md5",
             progress=progress,

@@ -74,18 +74,18 @@ def from_torchvision(name: str, spec: str, progress: Progress) -> Pretrained:
         DownloadError: they are not on this machine and cannot be fetched.
     """
     entry = _torchvision_entry(name, spec)
-    file_name = entry.url.rpartition("/")[2]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = fetch.download(
+    path = folder / entry.url.rpartition("/")[2]
+    sha256 = fetch.download(
         entry.url,
-        folder / file_name,
+        path,
         published_hash(entry.url),
         progress=progress,
         advice=_ADVICE.format(folder=folder),
     )
     return Pretrained(
         state=read(path),
-        tag=WeightsTag(name=f"torchvision:{entry}", sha256=fetch.digest(path)),
+        tag=WeightsTag(name=f"torchvision:{entry}", sha256=sha256),
         preprocessing=torchvision_preprocessing(name, entry),
         build_options={"image_size": entry.meta["min_size"][0]} if name.startswith("vit_") else {},
     )

@@ -129,13 +129,16 @@ def validated(values: Mapping[str, object]) -> TrainConfig:
         raise UsageError("; ".join(_say(problem) for problem in error.errors())) from error
 
 
-def check(given: Mapping[str, object]) -> None:
+def check(given: Mapping[str, object]) -> TrainConfig:
     """Check settings that are not complete yet, so that a bad one is said before anything is fetched.
+
+    Returns:
+        The given settings, with stand-ins for what a recipe has yet to choose.
 
     Raises:
         UsageError: a value is out of range or of the wrong type.
     """
-    validated({**_STAND_INS, **given})
+    return validated({**_STAND_INS, **given})
 
 
 def read_toml(path: Path) -> dict[str, object]:

@@ -9,7 +9,7 @@ from itertools import islice
 
 import torch
 
-from tl_cli.training.machine import Machine
+from tl_cli.training.machine import Autocasting, Machine
 from tl_cli.training.phases import Phase
 from tl_cli.training.setup import Plan, new_state, open_stage
 from tl_cli.training.step import train_step
@@ -59,12 +59,11 @@ def _seconds_per_image_forward(plan: Plan) -> float:
     plan.classifier.model.eval()
     loader = plan.loader(plan.data.parts["train"])
     batches = list(islice(loader.clean(), 2))
-    with torch.inference_mode(), plan.machine.autocast():
-        for batch in batches[:1]:
-            plan.classifier.model(batch.inputs[:8])
+    network = Autocasting(plan.classifier.model, plan.machine)
+    with torch.inference_mode():
+        network(batches[0].inputs[:8])
         started = time.perf_counter()
-        for batch in batches[-1:]:
-            plan.classifier.model(batch.inputs.contiguous(memory_format=plan.machine.memory_format))
+        network(batches[-1].inputs)
         _wait(plan.machine)
     return (time.perf_counter() - started) / len(batches[-1].labels)
 

@@ -11,7 +11,7 @@ from tl_cli.evaluation.metrics import Report, report
 from tl_cli.fetch import Progress, silent
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.config import DeviceName
-from tl_cli.training.machine import Autocasting, Machine, choose_device, cores
+from tl_cli.training.machine import Autocasting, Machine, choose_device, default_workers
 from tl_cli.training.setup import eval_batch
 
 
@@ -47,7 +47,7 @@ def evaluate_model(
         update={"source": source or card.data.source, "data_dir": data_dir or card.data.data_dir, "splits": {}}
     )
     check_still_there(spec.source)
-    threads = min(8, cores()) if workers is None else workers
+    threads = default_workers() if workers is None else workers
     data = open_data(spec, workers=threads, progress=progress)
     if data.classes != card.classes:
         here, there = ", ".join(data.classes[:5]), ", ".join(card.classes[:5])

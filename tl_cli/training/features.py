@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_cli.data.augmentation import Stream, uniform
-from tl_cli.data.loaders import Batch, Loader
+from tl_cli.data.loaders import Batch, Loader, epoch_order
 from tl_cli.errors import DivergedError
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.machine import Machine
@@ -43,7 +43,7 @@ class CachedFeatures:
 
     def train(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield every image's features once, each from a view drawn for (seed, epoch, index)."""
-        order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(self.labels))
+        order = epoch_order(len(self.labels), seed, epoch)
         view = (uniform(seed, epoch, order, Stream.VIEW) * len(self.views)).astype(np.int64)
         places, chosen = torch.from_numpy(order), torch.from_numpy(view)
         for start in range(0, len(order), self.batch_size):

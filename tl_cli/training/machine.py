@@ -105,3 +105,8 @@ def bf16_is_fast(device: torch.device) -> bool:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """Return how many threads decode images where nobody says: one a core, at most 8."""
+    return min(8, cores())

@@ -1,7 +1,7 @@
 """From settings to everything that ``fit`` needs: data, model, machine, phases, and the batches of each phase."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,9 +18,17 @@ from tl_cli.models import freezing, zoo
 from tl_cli.models.freezing import batch_norms
 from tl_cli.models.zoo import Classifier
 from tl_cli.training import features, recipes
-from tl_cli.training.config import AugmentName, DeviceName, TrainConfig, check
+from tl_cli.training.config import AugmentName, TrainConfig, check
 from tl_cli.training.events import Observer, Worked
-from tl_cli.training.machine import Autocasting, Machine, bf16_is_fast, choose_device, cores, prepare_machine
+from tl_cli.training.machine import (
+    Autocasting,
+    Machine,
+    bf16_is_fast,
+    choose_device,
+    cores,
+    default_workers,
+    prepare_machine,
+)
 from tl_cli.training.phases import Phase, phases_of
 from tl_cli.training.recipes import Facts, Resolved
 from tl_cli.training.state import TrainState
@@ -147,11 +155,11 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
         DownloadError: something must be fetched and cannot be.
     """
     given = {**file, **flags}
-    check(given)
-    name = str(given["model"])
-    smallest, own = zoo.size_limits(name)
-    device = choose_device(_device_name(given))
-    data = open_data(_data_spec(given), workers=_workers(given), progress=progress)
+    early = check(given)
+    smallest, own = zoo.size_limits(early.model)
+    device = choose_device(early.device)
+    workers = early.workers if "workers" in given else default_workers()
+    data = open_data(_data_spec(early), workers=workers, progress=progress)
     facts = Facts(
         data=data.spec.source,
         train_images=len(data.parts["train"]),
@@ -160,9 +168,9 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
         own_input=own,
         on_gpu=device.type == "cuda",
         bf16=bf16_is_fast(device),
-        depthwise=_has_depthwise(name),
+        depthwise=_has_depthwise(early.model),
         cores=cores(),
-        pretrained=given.get("weights") != "none",
+        pretrained=early.weights != "none",
     )
     # Whoever reads the recorded config stands in another folder, perhaps.
     flags, file = ({**values, **_absolute(values, data)} for values in (flags, file))
@@ -240,7 +248,7 @@ def _cached_stage(plan: Plan, notify: Observer) -> Stage:
         mirrored=False,
         counted=lambda done: notify(Worked("caching features", in_train + done, total)),
     )
-    head = features.CachedFeatures(trained.views, trained.labels, plan.config.batch_size, plan.machine.device)
+    head = replace(trained, batch_size=plan.config.batch_size)
     return Stage(
         network=plan.classifier.head_modules[0],
         steps=head.steps,
@@ -276,15 +284,7 @@ def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Class
     size = data.native_size
     is_tiny = size is not None and size < recipes.TINY_PIXELS
     sized = classifier.preprocessing.at(config.input_size, whole=is_tiny)
-    return Classifier(
-        classifier.name,
-        classifier.model,
-        classifier.head,
-        sized,
-        classifier.weights,
-        classifier.head_is_new,
-        classifier.build_options,
-    )
+    return replace(classifier, preprocessing=sized)
 
 
 def _check_input_size(classifier: Classifier, machine: Machine, config: TrainConfig) -> None:
@@ -314,9 +314,15 @@ def _has_depthwise(name: str) -> bool:
         return any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in modules)
 
 
-def _data_spec(given: Mapping[str, object]) -> DataSpec:
-    known = {name: given[name] for name in ("data_dir", "limit", "split_seed", "val_fraction") if name in given}
-    return DataSpec.model_validate({"source": given.get("data", "cifar10"), "layout": "classes", **known})
+def _data_spec(early: TrainConfig) -> DataSpec:
+    return DataSpec(
+        source=early.data,
+        data_dir=early.data_dir,
+        layout="classes",
+        split_seed=early.split_seed,
+        val_fraction=early.val_fraction,
+        limit=early.limit,
+    )
 
 
 def _absolute(values: Mapping[str, object], data: LabelledData) -> dict[str, str]:
@@ -326,15 +332,3 @@ def _absolute(values: Mapping[str, object], data: LabelledData) -> dict[str, str
     if isinstance(weights, str) and Path(weights).expanduser().exists():
         paths["weights"] = str(Path(weights).expanduser().resolve())
     return paths
-
-
-def _device_name(given: Mapping[str, object]) -> DeviceName:
-    name = given.get("device", "auto")
-    if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device {name}: known are auto, cpu and cuda")
-    return "auto" if name == "auto" else "cpu" if name == "cpu" else "cuda"
-
-
-def _workers(given: Mapping[str, object]) -> int:
-    workers = given.get("workers", min(8, cores()))
-    return workers if isinstance(workers, int) else 1

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import plotext
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from tl_cli.training.history import History
+from tl_cli.ui.console import is_ascii
 
 # Colours of the terminal's own palette that differ for colour-blind readers too.
 TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR, MARK_COLOUR = "blue", "orange", "magenta", "grey"
@@ -34,6 +35,11 @@ class Canvas:
     height: int
     colour: bool = True
     ascii: bool = False
+
+    @classmethod
+    def on(cls, console: Console, width: int, height: int) -> "Canvas":
+        """Return a canvas with what a console can show; a pipe gets no colour."""
+        return cls(width, height, console.is_terminal and not console.no_color, is_ascii(console))
 
 
 def draw(lines: Sequence[Line], canvas: Canvas, *, marks: Sequence[float] = (), percent: bool = False) -> Text:

@@ -27,7 +27,7 @@ from tl_cli.training.events import (
 from tl_cli.training.history import EpochPoint, History
 from tl_cli.ui import charts, tables
 from tl_cli.ui.charts import Canvas
-from tl_cli.ui.console import is_ascii, is_live, plain
+from tl_cli.ui.console import is_live, plain
 
 Clock = Callable[[], float]
 _REFRESH_PER_SECOND = 4
@@ -54,9 +54,6 @@ class Screen(Protocol):
 
     def __call__(self, event: Event) -> None:
         """Show the event."""
-
-    def warn(self, message: str) -> None:
-        """Show a warning without breaking the screen."""
 
 
 def open_screen(console: Console, title: Title, history: History) -> Screen:
@@ -91,10 +88,6 @@ class PlainLines:
             )
         elif isinstance(event, StoppedEarly):
             self._print(_stop_line(event))
-
-    def warn(self, message: str) -> None:
-        """Print a warning line."""
-        self._print(f"warning: {message}")
 
     def _print(self, line: str) -> None:
         self._console.print(plain(line), soft_wrap=True)
@@ -177,10 +170,6 @@ class LiveScreen:
         elif isinstance(event, StoppedEarly):
             self._notes.append(_stop_line(event))
 
-    def warn(self, message: str) -> None:
-        """Show a warning at the foot of the screen, and again after it."""
-        self._notes.append(f"warning: {message}")
-
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Lay the screen out for the size that the terminal has now."""
         width, height = options.max_width, options.height or console.height
@@ -219,27 +208,21 @@ class LiveScreen:
                 f"{self._speed:,.0f} images/s",
                 width,
             )
-        total = phase.steps_per_epoch * (phase.epochs[1] - phase.epochs[0] + 1)
-        done_before = len(self._history.epochs)
-        whole = _bar("run", done_before, self._title.epochs, self._eta(total), width)
+        whole = _bar("run", len(self._history.epochs), self._title.epochs, self._eta(phase), width)
         return [what, current, whole]
 
     def _work_bar(self, width: int) -> Table:
         work = self._work or Worked("caching features", 0, 1)
         return _bar(work.activity, work.done, work.total, f"{work.done:,}/{work.total:,}", width)
 
-    def _eta(self, steps_in_phase: int) -> str:
-        assert self._phase is not None
-        elapsed = self._clock() - self._phase_started
-        first_step = self._phase.step
-        done = self._step - first_step
-        # A resumed phase starts in its middle.
-        epochs_before = max(0, len(self._history.epochs) - self._phase.epochs[0] + 1)
-        left = steps_in_phase - max(done, epochs_before * self._phase.steps_per_epoch)
+    def _eta(self, phase: PhaseStarted) -> str:
         if self._phase_steps < 3:
             return "estimating"
+        epochs_left = phase.epochs[1] - len(self._history.epochs)
+        left = epochs_left * phase.steps_per_epoch - (self._step - self._epoch_ended_at_step)
+        elapsed = self._clock() - self._phase_started
         seconds = elapsed / self._phase_steps * max(0, left)
-        is_last = self._phase.epochs[1] == self._title.epochs
+        is_last = phase.epochs[1] == self._title.epochs
         return f"{format_seconds(seconds)} left" + ("" if is_last else " in this phase")
 
     def _charts(self, width: int, height: int) -> list[Table | Text]:
@@ -248,21 +231,18 @@ class LiveScreen:
         count = 3 if width >= 150 else 2 if width >= 72 else 1
         stacked = count == 1 and height >= 14
         each = height // 2 if stacked else height
-        canvas = Canvas(
-            (width - 2 * (count - 1)) // count, each - 1, not self._console.no_color, is_ascii(self._console)
-        )
-        titled = [
-            self._titled("loss by step", "loss", charts.loss_chart, canvas),
-            self._titled("accuracy", "accuracy", charts.accuracy_chart, canvas),
-            self._titled("loss", "epoch loss", charts.epoch_loss_chart, canvas),
-        ]
+        canvas = Canvas.on(self._console, (width - 2 * (count - 1)) // count, each - 1)
+        shown = [self._titled("loss by step", "loss", charts.loss_chart, canvas)]
+        if count == 3:
+            shown.append(self._titled("loss", "epoch loss", charts.epoch_loss_chart, canvas))
+        if count > 1 or stacked:
+            shown.append(self._titled("accuracy", "accuracy", charts.accuracy_chart, canvas))
         if count == 1:
-            return [*titled[0], *(titled[1] if stacked else [])]
+            return [line for pair in shown for line in pair]
         grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
         for _ in range(count):
             grid.add_column(width=canvas.width, no_wrap=True)
-        order = [titled[0], titled[2], titled[1]] if count == 3 else titled[:2]
-        grid.add_row(*(Group(*pair) for pair in order))
+        grid.add_row(*(Group(*pair) for pair in shown))
         return [grid]
 
     def _titled(self, title: str, key: str, draw: Callable[[History, Canvas], Text], canvas: Canvas) -> list[Text]:

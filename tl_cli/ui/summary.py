@@ -14,7 +14,7 @@ from tl_cli.training.phases import lr_factor
 from tl_cli.training.setup import Plan
 from tl_cli.ui import charts, tables
 from tl_cli.ui.charts import Canvas
-from tl_cli.ui.console import is_ascii, plain
+from tl_cli.ui.console import plain
 from tl_cli.ui.progress import format_seconds
 
 
@@ -43,8 +43,7 @@ def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
     console.print(tables.settings_table(plan.resolved))
     console.print()
     console.print(Text("learning rate of the head by step", style="bold"))
-    width = min(console.width, 100)
-    canvas = Canvas(width, 10, console.is_terminal and not console.no_color, is_ascii(console))
+    canvas = Canvas.on(console, min(console.width, 100), 10)
     if plan.config.schedule == "plateau":
         console.print(Text("lowered when validation stops improving; until then:", style="dim"))
     console.print(charts.lr_chart(_lr_points(plan), canvas))
@@ -61,9 +60,7 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
     best = history.best
     width = min(console.width, 120)
     both = width >= 72
-    canvas = Canvas(
-        (width - 2) // 2 if both else width, 10, console.is_terminal and not console.no_color, is_ascii(console)
-    )
+    canvas = Canvas.on(console, (width - 2) // 2 if both else width, 10)
     if not console.quiet:
         _print_curves(console, history, canvas, side_by_side=both)
     counters = outcome.counters
@@ -99,8 +96,7 @@ def print_next(console: Console, run: str, commands: Sequence[str]) -> None:
 def print_history(console: Console, history: History) -> None:
     """Print a run's curves and epochs."""
     width = console.width
-    colour = console.is_terminal and not console.no_color
-    canvas = Canvas((width - 2) // 2 if width >= 100 else width, 14, colour, is_ascii(console))
+    canvas = Canvas.on(console, (width - 2) // 2 if width >= 100 else width, 14)
     console.print(plain(history.name, "bold"))
     _print_curves(console, history, canvas, side_by_side=width >= 100, all_three=True)
     best = history.best
