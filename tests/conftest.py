@@ -111,16 +111,20 @@ class Server:
 
     url: str
     files: dict[str, bytes]
+    headers: dict[str, dict[str, str]]
     failures: dict[str, list[int]]
     asked: list[str]
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """Serve ``files`` by path; ``failures`` are status codes to answer first."""
-    shared = Server("", {}, {}, [])
+    """Serve ``files`` by path with ``headers``; ``failures`` are status codes to answer first."""
+    shared = Server("", {}, {}, {}, [])
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def do_GET(self) -> None:
             shared.asked.append(self.path)
             waiting = shared.failures.get(self.path)
@@ -130,8 +134,11 @@ def server() -> Iterator[Server]:
                 body = shared.files[self.path]
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
+                for key, value in shared.headers.get(self.path, {}).items():
+                    self.send_header(key, value)
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command == "GET":
+                    self.wfile.write(body)
             else:
                 self.send_error(404)
 

@@ -1,7 +1,9 @@
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -9,22 +11,32 @@ import typer
 from tl_cli.cli import app
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def paths(group: Any, prefix: str = "") -> Iterator[str]:
+    """Every command as it is typed, groups and what is in them."""
+    for name, command in sorted(group.commands.items()):
+        yield f"{prefix}{name}"
+        if hasattr(command, "commands"):
+            yield from paths(command, f"{prefix}{name} ")
+
+
+COMMANDS = list(paths(typer.main.get_command(app)))
 HEAVY = ("torch", "torchvision", "timm", "mlflow", "numpy", "matplotlib", "plotext")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example_and_a_line_in_the_readme(command: str, tl) -> None:
-    result = tl(command, "--help")
+    result = tl(*command.split(), "--help")
     assert result.code == 0
     assert f"tl {command} " in result.out
     assert "Examples:" in result.out
-    assert re.search(rf"\btl {command}\b", (ROOT / "README.md").read_text())
+    assert re.search(rf"\btl {command.removesuffix(' list')}\b", (ROOT / "README.md").read_text())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_example_in_help_uses_options_that_exist(command: str, tl) -> None:
-    text = tl(command, "--help").out
+    text = tl(*command.split(), "--help").out
     usage, _, examples = text.partition("Examples:")
     for option in re.findall(r"(--[a-z-]+)", examples):
         assert option in usage, option

@@ -12,6 +12,7 @@ import typer
 
 from tl_cli.commands import eval as eval_command
 from tl_cli.commands import inspect as inspect_command
+from tl_cli.commands import models as models_command
 from tl_cli.commands import plot as plot_command
 from tl_cli.commands import train as train_command
 from tl_cli.errors import Interrupted, TlError
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("train", epilog=train_command.EXAMPLES)(train_command.train)
 app.command("eval", epilog=eval_command.EXAMPLES)(eval_command.evaluate)
 app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
+app.add_typer(models_command.app, name="models")
 app.command("inspect", epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
 
 

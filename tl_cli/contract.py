@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+CropMode = Literal["center", "squash", "border"]
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
@@ -22,8 +23,14 @@ class Fact(BaseModel):
 class Preprocessing(Fact):
     """How a decoded RGB image becomes the input of one set of weights.
 
-    The short side is resized to ``resize`` pixels, the centre ``crop`` x ``crop`` is cut out, the values are
-    divided by 255, ``mean`` is subtracted and the result divided by ``std``, channel by channel.
+    It is resized by ``resize``, the centre ``crop`` x ``crop`` is cut out, the values are divided by 255, ``mean`` is
+    subtracted and the result divided by ``std``, channel by channel.
+
+    Attributes:
+        resize: pixels; of the short side (``center``), of both (``squash``), of the long side (``border``).
+        crop: side of the network's input in pixels.
+        crop_mode: ``center`` keeps the shape and loses the ends of the long side; ``squash`` loses the shape;
+            ``border`` keeps both and pads the short side with the mean colour.
     """
 
     resize: int = Field(gt=0)
@@ -31,6 +38,7 @@ class Preprocessing(Fact):
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    crop_mode: CropMode = "center"
 
     def at(self, size: int, *, whole: bool) -> Self:
         """Return the same preprocessing for inputs of ``size`` x ``size`` pixels.

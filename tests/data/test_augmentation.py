@@ -78,10 +78,94 @@ def test_shift_and_flip_is_a_padded_crop() -> None:
     assert 0 < flips.sum() < COUNT
 
 
+@pytest.mark.parametrize("size", [(32, 32), (20, 33)])
+def test_a_map_of_places_is_torchvisions_affine(size: tuple[int, int]) -> None:
+    height, width = size
+    images = IMAGES[:, :, :height, :32].repeat(1, 1, 1, 2)[..., :width]
+    matrices = augment.rotations(np.linspace(-80, 80, COUNT))
+    matrices[:, 0, 2], matrices[:, 1, 2] = 3, -2
+    # The inverse map of a rotation by -angle about the centre after a translation t is R x - R t.
+    angles = np.deg2rad(np.linspace(-80, 80, COUNT))
+    shifts = np.stack([-3 * np.cos(angles) + 2 * np.sin(angles), 3 * np.sin(angles) + 2 * np.cos(angles)], 1)
+    theirs = [
+        tv.affine(image, -float(angle), shift.tolist(), 1.0, [0.0, 0.0])
+        for image, angle, shift in zip(images, np.rad2deg(angles), shifts, strict=True)
+    ]
+    assert worst(augment.warp(images, matrices), theirs) == 0
+
+
+def test_large_images_are_moved_in_a_batch_as_they_are_alone() -> None:
+    images = IMAGES[:5].repeat(1, 1, 10, 10)
+    matrices = augment.rotations(np.linspace(-40, 40, 5))
+    alone = [augment.warp(images[i : i + 1], matrices[i : i + 1]) for i in range(5)]
+    assert torch.equal(augment.warp(images, matrices), torch.cat(alone))
+
+
+ERASING = Augmentation(erasing=0.5)
+FILL = (124, 116, 104)
+
+
+def test_erasing_fills_one_box_of_about_half_the_images_and_nothing_else() -> None:
+    erased = augment.erase(IMAGES, ERASING, 0, 1, INDICES, FILL)
+    chosen = augment.uniform(0, 1, INDICES, Stream.ERASE) < 0.5
+    assert 0.3 < chosen.mean() < 0.7
+    theirs = IMAGES.clone()
+    boxes = augment.erase_boxes(0, 1, INDICES, 32, 40)
+    for place in np.flatnonzero(chosen):
+        top, left, height, width = boxes[place].tolist()
+        theirs[place] = tv.erase(theirs[place], top, left, height, width, torch.tensor(FILL).view(3, 1, 1))
+    assert torch.equal(erased, theirs)
+    assert erased.dtype == torch.uint8
+    assert not torch.equal(erased, IMAGES)
+
+
+def test_erasing_does_not_depend_on_the_batch_or_touch_its_input() -> None:
+    before = IMAGES.clone()
+    whole = augment.erase(IMAGES, ERASING, 4, 2, INDICES, FILL)
+    parts = [augment.erase(IMAGES[i : i + 1], ERASING, 4, 2, INDICES[i : i + 1], FILL) for i in range(COUNT)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert torch.equal(IMAGES, before)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 100)])
+def test_erased_boxes_lie_inside_and_cover_two_to_thirty_three_percent(size: tuple[int, int]) -> None:
+    height, width = size
+    boxes = augment.erase_boxes(1, 1, np.arange(20_000), height, width)
+    top, left, box_height, box_width = boxes.T
+    assert (boxes[:, :2] >= 0).all()
+    assert (box_height > 0).all()
+    assert ((top + box_height <= height) & (left + box_width <= width)).all()
+    assert ((box_height < height) & (box_width < width)).all()
+    area = box_height * box_width / (height * width)
+    assert area.min() == pytest.approx(0.02, abs=0.003)
+    assert area.max() == pytest.approx(1 / 3, abs=0.02)
+    assert area.mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
+    ratio = box_height / box_width
+    assert ratio.min() == pytest.approx(0.3, abs=0.06)
+    assert ratio.max() == pytest.approx(3.3, abs=0.6)
+    assert len(np.unique(top)) > 50
+    assert len(np.unique(left)) > 50
+
+
+def test_an_image_without_room_for_a_box_is_left_alone() -> None:
+    line = IMAGES[:, :, :1]
+    assert torch.equal(augment.erase(line, Augmentation(erasing=1.0), 0, 1, INDICES, FILL), line)
+
+
 def test_no_augmentation_changes_nothing() -> None:
     nothing = Augmentation(flip=False)
     assert torch.equal(augment.shift_and_flip(IMAGES, nothing, 0, 1, INDICES), IMAGES)
     assert torch.equal(augment.recolour_and_rotate(IMAGES, nothing, 0, 1, INDICES), IMAGES)
+    assert torch.equal(augment.erase(IMAGES, nothing, 0, 1, INDICES, FILL), IMAGES)
+
+
+def test_the_numbers_of_the_streams_stay_what_they_were() -> None:
+    """A resumed run continues the augmentation of the version that began it."""
+    streams = "FLIP CROP_TOP CROP_LEFT BRIGHTNESS CONTRAST SATURATION HUE ORDER ANGLE AREA RATIO VIEW"
+    assert [stream.name for stream in Stream][:12] == streams.split()
+    assert [int(stream) for stream in Stream] == list(range(len(Stream)))
+    known = [0.14987000934545247, 0.12494039575486093, 0.36368996091584294]
+    assert augment.uniform(3, 2, np.array([0, 1, 50_000]), Stream.HUE).tolist() == known
 
 
 def test_an_images_augmentation_depends_on_seed_epoch_and_index_alone() -> None:

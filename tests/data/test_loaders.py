@@ -7,10 +7,11 @@ import torch
 
 from tests.conftest import COLOURS, write_pictures
 from tl_cli.contract import Preprocessing
-from tl_cli.data.augmentation import Augmentation
+from tl_cli.data.augmentation import Augmentation, erase
 from tl_cli.data.folder import scan
 from tl_cli.data.images import FileImages, PackedImages, pack
-from tl_cli.data.loaders import Loader, epoch_order
+from tl_cli.data.loaders import Loader, balanced_order, epoch_order, training_order
+from tl_cli.data.policies import apply_policy
 from tl_cli.errors import DataError
 
 SMALL = Preprocessing(resize=16, crop=16)
@@ -38,7 +39,15 @@ def test_images_of_one_size_are_packed_and_others_are_not(files: FileImages, col
     assert isinstance(pack(train, budget_bytes=1000, workers=2), FileImages)
 
 
-@pytest.mark.parametrize("settings", [Augmentation(shift=0.2), Augmentation(min_area=0.3), Augmentation(flip=False)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Augmentation(shift=0.2),
+        Augmentation(min_area=0.3),
+        Augmentation(flip=False),
+        Augmentation(policy="randaugment", erasing=0.5),
+    ],
+)
 def test_workers_change_nothing(files: FileImages, settings: Augmentation) -> None:
     alone, together = (list(loader(files, workers=workers).train(settings, seed=1, epoch=2)) for workers in (0, 3))
     assert len(alone) == len(together) == 3
@@ -47,7 +56,9 @@ def test_workers_change_nothing(files: FileImages, settings: Augmentation) -> No
         assert torch.equal(one.labels, other.labels)
 
 
-@pytest.mark.parametrize("settings", [Augmentation(shift=0.2), Augmentation(min_area=0.3, hue=0.1, rotation=9)])
+@pytest.mark.parametrize(
+    "settings", [Augmentation(shift=0.2), Augmentation(min_area=0.3, hue=0.1, rotation=9), Augmentation(erasing=0.5)]
+)
 def test_the_batch_size_does_not_change_an_image(colours: Path, settings: Augmentation) -> None:
     images = pack(scan(colours).parts["train"], budget_bytes=1 << 30, workers=1)
     small, large = (
@@ -95,3 +106,107 @@ def test_decoding_threads_leave_the_training_threads_alone(files: FileImages) ->
 def test_labels_follow_the_order(files: FileImages) -> None:
     labels = torch.cat([b.labels for b in loader(files).train(Augmentation(), 4, 7)]).numpy()
     assert np.array_equal(labels, files.labels[epoch_order(len(files), 4, 7)])
+
+
+def test_a_policy_comes_after_the_geometry_and_erasing_last_with_the_mean_colour(files: FileImages) -> None:
+    plain = Augmentation(flip=True, shift=0.1, rotation=10)
+    settings = dataclasses.replace(plain, policy="trivialaugment", erasing=0.9)
+    moved = list(loader(files).augmented(plain, 6, 2))
+    whole = list(loader(files).augmented(settings, 6, 2))
+    mean = (124, 116, 104)
+    for (indices, before), (same, after) in zip(moved, whole, strict=True):
+        assert np.array_equal(indices, same)
+        changed = apply_policy(before, settings, 6, 2, indices)
+        assert torch.equal(after, erase(changed, settings, 6, 2, indices, mean))
+        assert not torch.equal(after, changed)
+
+
+LABELS = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 5], [60, 25, 4, 12]))
+EPOCHS = [balanced_order(LABELS, 3, epoch) for epoch in range(1, 13)]
+
+
+def test_in_a_balanced_epoch_every_class_comes_equally_often() -> None:
+    given = np.zeros(6, dtype=int)
+    for indices, _ in EPOCHS:
+        counts = np.bincount(LABELS[indices], minlength=6)
+        assert len(indices) == len(LABELS) == 101
+        assert set(counts[[0, 1, 2, 5]]) <= {25, 26}
+        given += counts
+    # The place left over goes round: in 12 epochs each of the four classes has it three times.
+    assert set(given[[0, 1, 2, 5]]) == {12 * 101 // 4}
+
+
+def test_in_a_balanced_epoch_no_image_comes_again_before_all_of_its_class_have_come() -> None:
+    for indices, _ in EPOCHS:
+        for label in (0, 1, 2, 5):
+            times = np.bincount(indices, minlength=len(LABELS))[label == LABELS]
+            assert times.max() - times.min() <= 1
+
+
+def test_balanced_epochs_walk_through_a_large_class_before_repeating() -> None:
+    total = np.zeros(len(LABELS), dtype=int)
+    for indices, _ in EPOCHS:
+        total += np.bincount(indices, minlength=len(LABELS))
+        assert np.ptp(total[LABELS == 0]) <= 1
+
+
+def test_balanced_orders_are_functions_of_seed_and_epoch_and_mix_the_classes() -> None:
+    again = balanced_order(LABELS, 3, 1)
+    assert all(np.array_equal(one, other) for one, other in zip(again, EPOCHS[0], strict=True))
+    for other in (EPOCHS[1], balanced_order(LABELS, 4, 1)):
+        assert not np.array_equal(other[0], EPOCHS[0][0])
+    assert len(np.unique(LABELS[EPOCHS[0][0][:20]])) == 4
+
+
+def test_the_keys_of_an_epoch_differ_and_name_their_images() -> None:
+    for indices, keys in EPOCHS:
+        assert len(np.unique(keys)) == len(keys)
+        assert np.array_equal(keys % len(LABELS), indices)
+        first = np.unique(indices, return_index=True)[1]
+        assert np.array_equal(keys[first], indices[first])
+        for image in np.flatnonzero(LABELS == 2):
+            own = keys[indices == image]
+            assert np.array_equal(own, image + len(LABELS) * np.arange(len(own)))
+
+
+def test_an_order_that_is_not_balanced_is_the_one_it_always_was() -> None:
+    indices, keys = training_order(LABELS, 3, 7)
+    assert np.array_equal(indices, epoch_order(len(LABELS), 3, 7))
+    assert np.array_equal(keys, indices)
+    assert np.array_equal(epoch_order(8, 0, 1), [2, 0, 4, 1, 7, 5, 3, 6])
+
+
+def test_a_balanced_order_is_the_shared_one() -> None:
+    for one, other in zip(training_order(LABELS, 3, 1, balanced=True), EPOCHS[0], strict=True):
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Augmentation(flip=False, min_area=0.3),
+        Augmentation(flip=False, shift=0.4),
+        Augmentation(flip=False, policy="trivialaugment", erasing=0.9),
+    ],
+)
+def test_an_image_that_comes_again_is_augmented_differently(
+    tmp_path: Path, settings: Augmentation, workers: int, packed: bool
+) -> None:
+    write_pictures(tmp_path, {"blue": COLOURS["blue"]}, 18, size=24)
+    write_pictures(tmp_path, {"red": COLOURS["red"]}, 3, size=24)
+    images = scan(tmp_path).parts["train"]
+    if packed:
+        images = pack(images, budget_bytes=1 << 30, workers=1)
+    balanced = dataclasses.replace(loader(images, workers=workers), balanced=True)
+    seen = list(balanced.augmented(settings, 2, 1))
+    indices = np.concatenate([places for places, _ in seen])
+    pictures = torch.cat([pictures for _, pictures in seen])
+    for image in np.flatnonzero(images.labels == images.labels[-1]):
+        same = pictures[torch.from_numpy(indices == image)]
+        assert len(same) >= 2
+        assert len(same.flatten(1).unique(dim=0)) > 1
+    labels = torch.cat([b.labels for b in balanced.train(settings, 2, 1)]).numpy()
+    assert np.array_equal(labels, images.labels[indices])
+    assert balanced.steps == loader(images).steps

@@ -27,7 +27,8 @@ def test_every_torchvision_model_has_one_head_that_alone_trains(name: str) -> No
 
 def test_the_table_of_models_is_whole() -> None:
     assert len(TORCHVISION) == 80
-    assert set(zoo.names()) == {*TORCHVISION, "efficientnet_lite0"}
+    assert set(zoo.names("torchvision")) == {*TORCHVISION}
+    assert zoo.names("bundled") == ["efficientnet_lite0"]
 
 
 def test_efficientnet_b0_has_the_published_counts() -> None:

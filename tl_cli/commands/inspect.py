@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tl_cli.commands.options import TrackingUri
+from tl_cli.commands.options import TrackingUri, complete_model
 
 EXAMPLES = """Examples:
 
@@ -17,7 +17,12 @@ tl inspect latest"""
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="Architecture, run, or saved-model folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|RUN", help="Architecture, run, or saved-model folder.", autocompletion=complete_model
+        ),
+    ],
     depth: Annotated[int, typer.Option(help="Levels of the tree.", min=0)] = 2,
     num_classes: Annotated[int | None, typer.Option(help="Classes of the head; 10 for an architecture.", min=1)] = None,
     input_size: Annotated[int | None, typer.Option(help="Side of the input in pixels.", min=1)] = None,
@@ -30,7 +35,7 @@ def inspect(
     from tl_cli.ui.tables import model_tree
 
     console = make_console()
-    if model in zoo.names():
+    if zoo.has(model):
         name, classes, options = model, num_classes or 10, {}
         preprocessing = zoo.default_preprocessing(name)
         lines: list[str] = []
@@ -56,7 +61,7 @@ def inspect(
 
 def _folder(name: str, tracking_uri: str | None) -> Path:
     """Return the saved model of a run or folder; a name that is neither is probably a mistyped architecture."""
-    from tl_cli.errors import RunNotFoundError, UnknownModelError, suggest
+    from tl_cli.errors import RunNotFoundError, UnknownModelError
     from tl_cli.models import zoo
     from tl_cli.tracking.store import open_store
 
@@ -67,5 +72,5 @@ def _folder(name: str, tracking_uri: str | None) -> Path:
         store = open_store(tracking_uri)
         return store.model_folder(store.find(name))
     except RunNotFoundError as error:
-        message = f"no model, run or saved-model folder is called {name!r}.{suggest(name, zoo.names())}"
+        message = f"no model, run or saved-model folder is called {name!r}.{zoo.nearest(name)}"
         raise UnknownModelError(message) from error

@@ -5,6 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the architectures whose names begin so, for the shell."""
+    from tl_cli.models.names import complete
+
+    return complete(incomplete)
+
+
 TrackingUri = Annotated[
     str | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers
+from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, complete_model
 
 if TYPE_CHECKING:
     from tl_cli.tracking.run import Recorder
@@ -35,7 +35,12 @@ Three = tuple[float, float, float]
 
 
 def train(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Architecture, such as resnet18.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Architecture, such as resnet18; tl models lists them.", autocompletion=complete_model
+        ),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(metavar="NAME|DIR", help="cifar10 (default), digits, or a folder.", rich_help_panel=_DATA),

@@ -1,12 +1,14 @@
 """Random changes to a batch of images on its own device, with parameters of their own for every image.
 
 Every parameter is a function of (seed, epoch, index of the image), so neither the batch, the number of workers nor
-an interruption changes what an image looks like.
+an interruption changes what an image looks like. Numbers become float32 before they leave the CPU: Apple's mps has
+no float64.
 """
 
 import math
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +19,20 @@ from torch import Tensor
 # ITU-R 601-2 luma, as Pillow's and torchvision's grayscale.
 _LUMA = (0.2989, 0.587, 0.114)
 
+# As many as stay in a CPU's cache: all at once, RandAugment of 64 images of 224 x 224 took 1.3 times as long (one
+# thread of an AMD EPYC, n=14, twice).
+_WARPED_PIXELS = 1 << 18
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+# Streams are numbered below this, so that (stream, turn) is one number.
+_STREAMS = 256
+
+# Zhong et al. 2017 with torchvision's range of aspect ratios, drawn again, as there, where a box does not fit.
+_ERASED_AREA = (0.02, 1 / 3)
+_ERASED_RATIO = (0.3, 3.3)
+_ERASING_TRIES = 10
+
+Policy = Literal["none", "randaugment", "trivialaugment"]
 
 
 class Stream(IntEnum):
@@ -35,6 +50,14 @@ class Stream(IntEnum):
     AREA = 9
     RATIO = 10
     VIEW = 11
+    OP = 12
+    SIGN = 13
+    MAGNITUDE = 14
+    ERASE = 15
+    ERASE_AREA = 16
+    ERASE_RATIO = 17
+    ERASE_TOP = 18
+    ERASE_LEFT = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +73,10 @@ class Augmentation:
         saturation: the same, about each pixel's grey.
         hue: shift of the hue within -+ this, in turns of the colour circle.
         rotation: angle within -+ this, in degrees, nearest neighbour, black corners.
+        policy: a published set of operations to draw from (``policies``).
+        ops: how many operations RandAugment applies, one after another.
+        magnitude: strength of RandAugment's operations, 0..30.
+        erasing: probability that a random box is filled with one colour.
     """
 
     flip: bool = True
@@ -60,20 +87,26 @@ class Augmentation:
     saturation: float = 0.0
     hue: float = 0.0
     rotation: float = 0.0
+    policy: Policy = "none"
+    ops: int = 2
+    magnitude: int = 9
+    erasing: float = 0.0
 
 
-def uniform(seed: int, epoch: int, indices: np.ndarray, stream: Stream) -> np.ndarray:
-    """Return one number in [0, 1) for each image: SplitMix64 (Steele et al. 2014) of the four arguments.
+def uniform(seed: int, epoch: int, indices: np.ndarray, stream: Stream, turn: int = 0) -> np.ndarray:
+    """Return one number in [0, 1) for each image: SplitMix64 (Steele et al. 2014) of the arguments.
 
     Args:
-        indices: (B,) int64, positions of the images in the training part.
+        indices: (B,) int64, positions of the images in the training part, or their keys where an image comes
+            several times in an epoch (``loaders.training_order``).
+        turn: which of several numbers that one stream gives an image, from 0.
 
     Returns:
         (B,) float64.
     """
     with np.errstate(over="ignore"):
         key = np.array([seed % (1 << 64)], dtype=np.uint64)
-        for value in (epoch, int(stream)):
+        for value in (epoch, stream + _STREAMS * turn):
             key = _mix(key + np.uint64(value) + _GOLDEN)
         bits = _mix(_mix(indices.astype(np.uint64) + key) + _GOLDEN)
     result: np.ndarray = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -150,6 +183,51 @@ def resized_crops(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
+def erase(
+    images: Tensor, settings: Augmentation, seed: int, epoch: int, indices: np.ndarray, fill: tuple[int, int, int]
+) -> Tensor:
+    """Return the batch with a box of some images filled with one colour: random erasing (Zhong et al. 2017).
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        fill: red, green and blue, 0..255.
+    """
+    chosen = np.flatnonzero(uniform(seed, epoch, indices, Stream.ERASE) < settings.erasing)
+    if not len(chosen):
+        return images
+    boxes = erase_boxes(seed, epoch, indices[chosen], *images.shape[-2:])
+    colour = torch.tensor(fill, dtype=torch.uint8, device=images.device).view(3, 1, 1)
+    erased = images.clone()
+    for place, (top, left, height, width) in zip(chosen.tolist(), boxes.tolist(), strict=True):
+        erased[place, :, top : top + height, left : left + width] = colour
+    return erased
+
+
+def erase_boxes(seed: int, epoch: int, indices: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the boxes of random erasing: (B, 4) int64 top, left, height, width.
+
+    Area uniform, aspect ratio log-uniform, smaller than the image in both directions. A box of no pixels stands where
+    none of ten tries was.
+    """
+    boxes = np.zeros((len(indices), 4), dtype=np.int64)
+    waiting = np.arange(len(indices))
+    for turn in range(_ERASING_TRIES):
+        if not len(waiting):
+            break
+        area, ratio, down, right = (
+            uniform(seed, epoch, indices[waiting], stream, turn)
+            for stream in (Stream.ERASE_AREA, Stream.ERASE_RATIO, Stream.ERASE_TOP, Stream.ERASE_LEFT)
+        )
+        area = np.interp(area, (0, 1), _ERASED_AREA) * height * width
+        ratio = np.exp(np.interp(ratio, (0, 1), np.log(_ERASED_RATIO)))
+        box_height, box_width = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+        top, left = np.floor(down * (height - box_height + 1)), np.floor(right * (width - box_width + 1))
+        fits = (box_height < height) & (box_width < width)
+        boxes[waiting[fits]] = np.stack([top, left, box_height, box_width], axis=1)[fits]
+        waiting = waiting[~fits]
+    return boxes
+
+
 def rotate(images: Tensor, degrees: np.ndarray) -> Tensor:
     """Return each image rotated counter-clockwise about its centre by nearest neighbour, black outside.
 
@@ -157,17 +235,46 @@ def rotate(images: Tensor, degrees: np.ndarray) -> Tensor:
         images: (B, 3, H, W) uint8.
         degrees: (B,) float64.
     """
+    return warp(images, rotations(degrees))
+
+
+def rotations(degrees: np.ndarray) -> np.ndarray:
+    """Return the matrices (B, 2, 3) float64 with which ``warp`` rotates counter-clockwise."""
+    angles = np.deg2rad(degrees)
+    cos, sin, zero = np.cos(angles), np.sin(angles), np.zeros_like(angles)
+    return np.stack([cos, -sin, zero, sin, cos, zero], axis=1).reshape(-1, 2, 3)
+
+
+def warp(images: Tensor, matrices: np.ndarray) -> Tensor:
+    """Return each image under its own affine map, nearest neighbour, black outside.
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        matrices: (B, 2, 3) float64, from places (x, y, 1) in the output to places (x, y) in the input, in pixels from
+            the centre.
+    """
+    rows = torch.from_numpy(matrices.astype(np.float32)).to(images.device)
+    size = max(1, _WARPED_PIXELS // images[0, 0].numel())
+    pieces = zip(images.split(size), rows.split(size), strict=True)
+    return torch.cat([_warp(piece, maps) for piece, maps in pieces])
+
+
+def _warp(images: Tensor, rows: Tensor) -> Tensor:
     height, width = images.shape[-2:]
-    angle = torch.from_numpy(np.deg2rad(degrees)).to(images.device, torch.float32)
-    cos, sin = angle.cos(), angle.sin()
-    zero = torch.zeros_like(cos)
-    # From output to input coordinates, in the grid's units of half a side.
-    theta = torch.stack(
-        [torch.stack([cos, -sin * height / width, zero], -1), torch.stack([sin * width / height, cos, zero], -1)], 1
-    )
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    rotated = F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
-    return rotated.to(torch.uint8)
+    x, y = (torch.arange((1 - side) / 2, side / 2, device=images.device) for side in (width, height))
+    grid = torch.empty((len(images), height, width, 2), device=images.device)
+    # Sums of products in torchvision's order and units, so that pixels midway between two fall to its side; not by
+    # matrix products, whose rounding may depend on the size of the batch.
+    for axis, side in enumerate((width, height)):
+        by_x, by_y, shift = (rows[:, axis] / (side / 2)).view(-1, 3, 1, 1).unbind(1)
+        grid[..., axis] = (by_x * x + by_y * y[:, None]).add_(shift)
+    moved = F.grid_sample(images.float(), grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return moved.to(torch.uint8)
+
+
+def per_image(values: np.ndarray, device: torch.device) -> Tensor:
+    """Return (B, 1, 1, 1) float32 on a device, to be combined with images."""
+    return torch.from_numpy(values.astype(np.float32)).to(device).view(-1, 1, 1, 1)
 
 
 def _recolour(images: Tensor, settings: Augmentation, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
@@ -195,30 +302,38 @@ def recolour(images: Tensor, factors: tuple[np.ndarray, ...], orders: np.ndarray
         orders: (B, 4) int64, permutations of 0..3 in that order.
     """
     result = images
-    changes = (_brightness, _contrast, _saturation, _hue)
+    changes = (brightness, contrast, saturation, _hue)
     for turn in range(4):
         current = result.clone()
         for kind, change in enumerate(changes):
             chosen = np.flatnonzero(orders[:, turn] == kind)
             if len(chosen):
                 place = torch.from_numpy(chosen).to(images.device)
-                amount = torch.from_numpy(factors[kind][chosen]).to(images.device, torch.float32).view(-1, 1, 1, 1)
-                current[place] = change(result[place], amount)
+                amount = per_image(factors[kind][chosen], images.device)
+                current.index_copy_(0, place, change(result.index_select(0, place), amount))
         result = current
     return result
 
 
-def _brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return _to_levels(images.float() * factor)
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
+    """Return the images (B, 3, H, W) uint8 multiplied by factors (B, 1, 1, 1) float32."""
+    return to_levels(images.float() * factor)
 
 
-def _contrast(images: Tensor, factor: Tensor) -> Tensor:
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
+    """Return the images (B, 3, H, W) uint8 moved away from their mean grey by factors (B, 1, 1, 1) float32."""
     mean = _grey(images).floor().mean((1, 2, 3), keepdim=True)
-    return _to_levels(factor * images.float() + (1 - factor) * mean)
+    return to_levels(factor * images.float() + (1 - factor) * mean)
 
 
-def _saturation(images: Tensor, factor: Tensor) -> Tensor:
-    return _to_levels(factor * images.float() + (1 - factor) * _grey(images).floor())
+def saturation(images: Tensor, factor: Tensor) -> Tensor:
+    """Return the images (B, 3, H, W) uint8 moved away from each pixel's grey by factors (B, 1, 1, 1) float32."""
+    return to_levels(factor * images.float() + (1 - factor) * _grey(images).floor())
+
+
+def to_levels(values: Tensor) -> Tensor:
+    """Return values cut to grey levels, uint8; the argument is clamped in place."""
+    return values.clamp_(0, 255).to(torch.uint8)
 
 
 def _hue(images: Tensor, turns: Tensor) -> Tensor:
@@ -238,16 +353,12 @@ def _hue(images: Tensor, turns: Tensor) -> Tensor:
     for offset in (5, 3, 1):
         k = (offset + hue * 6) % 6
         channels.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return _to_levels(torch.stack(channels, 1) * (256 - 1e-3))
+    return to_levels(torch.stack(channels, 1) * (256 - 1e-3))
 
 
 def _grey(images: Tensor) -> Tensor:
     red, green, blue = images.float().unbind(1)
     return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue).unsqueeze(1)
-
-
-def _to_levels(values: Tensor) -> Tensor:
-    return values.clamp_(0, 255).to(torch.uint8)
 
 
 def _orders(numbers: np.ndarray) -> np.ndarray:

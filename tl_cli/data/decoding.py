@@ -96,13 +96,44 @@ def resize_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         (..., 3, crop, crop) uint8. Resizing is antialiased and rounded to grey levels, so that every path to
         a network (training, evaluation, a served model) feeds it the same numbers.
     """
-    size = min(images.shape[-2:])
-    if size != preprocessing.resize:
+    height, width = images.shape[-2:]
+    wanted = _resized(height, width, preprocessing)
+    if wanted != (height, width):
         mode = InterpolationMode(preprocessing.interpolation)
-        images = tv.resize(images, [preprocessing.resize], interpolation=mode, antialias=True)
+        images = tv.resize(images, list(wanted), interpolation=mode, antialias=True)
+    if preprocessing.crop_mode == "border":
+        images = _padded(images, preprocessing)
     if tuple(images.shape[-2:]) != (preprocessing.crop, preprocessing.crop):
         images = tv.center_crop(images, [preprocessing.crop])
     return images
+
+
+def _resized(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the height and width before the crop."""
+    resize = preprocessing.resize
+    if preprocessing.crop_mode == "squash":
+        return resize, resize
+    # Rounded as timm's ResizeKeepRatio and torchvision's Resize do, so published accuracies can be reproduced.
+    if preprocessing.crop_mode == "border":
+        side = max(height, width)
+        return max(1, round(height * resize / side)), max(1, round(width * resize / side))
+    side = min(height, width)
+    return max(1, height * resize // side), max(1, width * resize // side)
+
+
+def _padded(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return images of at least the crop's size, filled up with the mean colour around them."""
+    down, right = (max(0, preprocessing.crop - side) for side in images.shape[-2:])
+    if not (down or right):
+        return images
+    colour = torch.tensor(
+        [round(255 * value) for value in preprocessing.mean], dtype=images.dtype, device=images.device
+    )
+    size = (*images.shape[:-2], images.shape[-2] + down, images.shape[-1] + right)
+    filled = colour.view(3, 1, 1).expand(size).clone()
+    top, left = down // 2, right // 2
+    filled[..., top : top + images.shape[-2], left : left + images.shape[-1]] = images
+    return filled
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -1,22 +1,23 @@
 """Which architectures there are, how one is built, and which of its modules are the head."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
-import torchvision
 from torch import nn
-from torchvision.models import regnet
 
 from tl_cli.contract import ModelCard, Preprocessing, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
 from tl_cli.fetch import Progress, silent
 from tl_cli.models import bundle
 from tl_cli.models import weights as weights_files
+from tl_cli.models.prefix import PREFIX
+from tl_cli.models.source import Published, Source
+from tl_cli.models.timm_zoo import BundledSource, TimmSource
+from tl_cli.models.torchvision_zoo import TorchvisionSource
 from tl_cli.models.weights import Pretrained
 
 
@@ -48,113 +49,40 @@ class Classifier:
         return [self.model.get_submodule(name) for name in self.head]
 
 
-class Source(Protocol):
-    """A library of architectures. timm's whole zoo can become a second one without a change elsewhere."""
-
-    def names(self) -> list[str]:
-        """Return the names of its architectures."""
-
-    def build(self, name: str, num_classes: int, options: dict[str, int]) -> nn.Module:
-        """Return the architecture with random weights and without auxiliary heads."""
-
-    def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
-        """Return published weights: those called ``spec``, or the best for ``spec == "default"``."""
-
-    def preprocessing(self, name: str) -> Preprocessing:
-        """Return what the best published weights expect."""
-
-    def published(self, name: str) -> list[str]:
-        """Return the names of an architecture's published weights."""
-
-    def size_limits(self, name: str) -> tuple[int, int]:
-        """Return (the smallest input side, the side of the published weights), in pixels."""
-
-    def options_for(self, name: str, input_size: int) -> dict[str, int]:
-        """Return what the architecture must be built with for inputs of that side."""
+_SOURCES: dict[str, Source] = {"torchvision": TorchvisionSource(), "bundled": BundledSource(), "timm": TimmSource()}
 
 
-class TorchvisionSource:
-    """Every classification model of torchvision."""
-
-    def names(self) -> list[str]:
-        """Return torchvision's classification models."""
-        listed: list[str] = torchvision.models.list_models(module=torchvision.models)
-        return listed
-
-    def build(self, name: str, num_classes: int, options: dict[str, int]) -> nn.Module:
-        """Return the architecture with random weights and without auxiliary heads."""
-        builder = torchvision.models.get_model_builder(name)
-        extra: dict[str, object] = dict(options)
-        if name in ("googlenet", "inception_v3"):
-            # Auxiliary heads would train beside the head; init_weights only silences a warning about their slow init.
-            extra |= {"aux_logits": False, "init_weights": True}
-        with _regnet_on_meta():
-            model: nn.Module = builder(weights=None, num_classes=num_classes, **extra)
-        return model
-
-    def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
-        """Return torchvision's own weights by their name in its enum."""
-        return weights_files.from_torchvision(name, spec, progress)
-
-    def preprocessing(self, name: str) -> Preprocessing:
-        """Return what the weights' metadata say."""
-        return weights_files.torchvision_preprocessing(name)
-
-    def published(self, name: str) -> list[str]:
-        """Return the members of torchvision's enum."""
-        return [*torchvision.models.get_model_weights(name).__members__]
-
-    def size_limits(self, name: str) -> tuple[int, int]:
-        """Return the smallest and the usual input side that the weights' metadata name."""
-        best = torchvision.models.get_model_weights(name)["DEFAULT"]
-        own = max(best.transforms().crop_size)
-        return min(max(best.meta["min_size"]), own), own
-
-    def options_for(self, name: str, input_size: int) -> dict[str, int]:
-        """Return ViT's image_size: its position embeddings are made for one number of patches."""
-        return {"image_size": input_size} if name.startswith("vit_") else {}
+def names(source: str | None = None) -> list[str]:
+    """Return every name that ``create`` takes, sorted: of one library, or of all (which imports timm: seconds)."""
+    chosen = _SOURCES.values() if source is None else [_SOURCES[source]]
+    return sorted(name for library in chosen for name in library.names())
 
 
-class BundledSource:
-    """EfficientNet-Lite0: timm's architecture with ImageNet weights that arrive with pip (extra ``demo``)."""
-
-    def names(self) -> list[str]:
-        """Return the one name."""
-        return ["efficientnet_lite0"]
-
-    def build(self, name: str, num_classes: int, options: dict[str, int]) -> nn.Module:
-        """Return timm's tf_efficientnet_lite0 with random weights."""
-        import timm  # 2.7 s that no other model should pay
-
-        return timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=num_classes)
-
-    def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
-        """Return the bundled weights."""
-        return weights_files.from_bundled_package(self.build(name, 1000, {}), spec)
-
-    def preprocessing(self, name: str) -> Preprocessing:
-        """Return EfficientNet-Lite's."""
-        return weights_files.BUNDLED_PREPROCESSING
-
-    def published(self, name: str) -> list[str]:
-        """Return the one name."""
-        return ["DEFAULT"]
-
-    def size_limits(self, name: str) -> tuple[int, int]:
-        """Return (32, 224): fully convolutional, trained at 224."""
-        return 32, 224
-
-    def options_for(self, name: str, input_size: int) -> dict[str, int]:
-        """Return nothing: it takes any size."""
-        return {}
+def has(name: str) -> bool:
+    """Whether ``create`` takes the name."""
+    return any(source.has(name) for source in _SOURCES.values())
 
 
-_SOURCES: tuple[Source, ...] = (TorchvisionSource(), BundledSource())
+def library_of(name: str) -> str:
+    """Return the library that an architecture comes from: ``torchvision``, ``bundled`` or ``timm``."""
+    source = _source_of(name)
+    return next(library for library, known in _SOURCES.items() if known is source)
 
 
-def names() -> list[str]:
-    """Return every name that ``create`` takes, sorted."""
-    return sorted(name for source in _SOURCES for name in source.names())
+def about(name: str) -> Published:
+    """Return what is known of an architecture without building it."""
+    return _source_of(name).about(name)
+
+
+def fetch_weights(name: str, progress: Progress = silent) -> None:
+    """Bring an architecture's best published weights to this machine.
+
+    Raises:
+        UnknownModelError: no architecture has that name.
+        WeightsError: there are none.
+        DownloadError: they cannot be fetched, or are not the published file.
+    """
+    _source_of(name).fetch(name, progress)
 
 
 def size_limits(name: str) -> tuple[int, int]:
@@ -169,7 +97,7 @@ def options_for(name: str, input_size: int) -> dict[str, int]:
 
 def is_known_weights(name: str, spec: str) -> bool:
     """Whether ``--weights`` is something that ``create`` can find: published, a path, or ``none``."""
-    published = _source_of(name).published(name)
+    published = [tag.upper() for tag in _source_of(name).published(name)]
     return spec in ("default", "none") or weights_files.is_path(spec) or spec.rpartition(".")[2].upper() in published
 
 
@@ -182,6 +110,7 @@ def create(
     input_size: int | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    drop_path: float | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Classifier:
@@ -193,6 +122,7 @@ def create(
         input_size: side of the input in pixels, for architectures whose parameters depend on it (ViT).
         mean: statistics for weights that carry none, or to use instead of theirs.
         std: the same.
+        drop_path: largest rate of stochastic depth; None is the architecture's own.
         seed: of the new head, and of everything where there are no weights.
 
     Raises:
@@ -201,22 +131,24 @@ def create(
         DownloadError: they must be fetched and cannot be.
     """
     source = _source_of(name)
+    architecture = source.architecture(name)
     found = _find_weights(source, name, weights, progress)
-    if found is not None and found.architecture not in (None, name):
-        raise WeightsError(f"the weights in {weights} are of {found.architecture}, not of {name}")
+    if found is not None and found.architecture not in (None, architecture):
+        raise WeightsError(f"the weights in {weights} are of {found.architecture}, not of {architecture}")
     options = dict(found.build_options) if found is not None else {}
     if input_size is not None:
         options |= source.options_for(name, input_size)
-    model = _seeded(seed, lambda: build(name, num_classes, options))
-    head = find_head(name)
+    model = _seeded(seed, lambda: build(name, num_classes, options, drop_path))
+    head = find_head(architecture)
     _start_from_zero([model.get_submodule(part) for part in head])
     if found is None:
         preprocessing = default_preprocessing(name).with_statistics(mean, std)
-        return Classifier(name, model, head, preprocessing, WeightsTag(name="none"), True, options)
+        return Classifier(architecture, model, head, preprocessing, WeightsTag(name="none"), True, options)
+    state = source.adapt(name, model, found, options)
     keep_head = found.classes is None or found.classes == classes
-    is_new = weights_files.load(model, found, head, keep_head=keep_head, image_size=options.get("image_size"))
-    preprocessing = found.preprocessing or default_preprocessing(name)
-    return Classifier(name, model, head, preprocessing.with_statistics(mean, std), found.tag, is_new, options)
+    is_new = weights_files.load(model, state, head, name=found.tag.name, keep_head=keep_head)
+    preprocessing = (found.preprocessing or default_preprocessing(name)).with_statistics(mean, std)
+    return Classifier(architecture, model, head, preprocessing, found.tag, is_new, options)
 
 
 def default_preprocessing(name: str) -> Preprocessing:
@@ -224,11 +156,13 @@ def default_preprocessing(name: str) -> Preprocessing:
     return _source_of(name).preprocessing(name)
 
 
-def build(name: str, num_classes: int, options: dict[str, int] | None = None) -> nn.Module:
+def build(
+    name: str, num_classes: int, options: dict[str, int] | None = None, drop_path: float | None = None
+) -> nn.Module:
     """Return the architecture with random weights, on the current default device (``meta`` included)."""
     source = _source_of(name)
     try:
-        return source.build(name, num_classes, options or {})
+        return source.build(name, num_classes, options or {}, drop_path)
     except (AssertionError, ValueError, RuntimeError) as error:
         asked = f" with {options}" if options else ""
         raise UsageError(f"{name} cannot be built{asked}: {error}") from error
@@ -249,10 +183,26 @@ def find_head(name: str) -> tuple[str, ...]:
 
 
 def _source_of(name: str) -> Source:
-    for source in _SOURCES:
-        if name in source.names():
+    for source in _SOURCES.values():
+        if source.has(name):
             return source
-    raise UnknownModelError(f"no model is called {name!r}.{suggest(name, names())}")
+    raise UnknownModelError(f"no model is called {name!r}.{nearest(name)}")
+
+
+def nearest(name: str) -> str:
+    """Return " Did you mean ...?": the same letters and digits first, timm's without their prefix too."""
+    known = {_letters(known): known for known in reversed(names())}
+    typed = _letters(name.partition(".")[0])
+    exact = [known[letters] for letters in (typed, _letters(PREFIX) + typed) if letters in known]
+    if exact:
+        return f" Did you mean {' or '.join(exact)}?"
+    prefixed = name.lower().startswith(PREFIX)
+    near = suggest(name, [each for each in known.values() if each.startswith(PREFIX) == prefixed])
+    return near if prefixed or "Did you mean" in near else suggest(PREFIX + name, names("timm"))
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _find_weights(source: Source, name: str, spec: str, progress: Progress) -> Pretrained | None:
@@ -281,27 +231,6 @@ def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
-
-
-@contextmanager
-def _regnet_on_meta() -> Iterator[None]:
-    """Let RegNets be built under ``torch.device("meta")``: their widths are computed with ``.tolist()``."""
-    original = regnet.BlockParams.__dict__["from_init_params"]
-    computed = original.__func__
-
-    def on_cpu(cls: type[regnet.BlockParams], /, *args: object, **kwargs: object) -> regnet.BlockParams:
-        with torch.device("cpu"):
-            params: regnet.BlockParams = computed(cls, *args, **kwargs)
-        return params
-
-    if torch.get_default_device().type != "meta":
-        yield
-        return
-    regnet.BlockParams.from_init_params = classmethod(on_cpu)
-    try:
-        yield
-    finally:
-        regnet.BlockParams.from_init_params = original
 
 
 def restore(folder: Path) -> tuple[Classifier, ModelCard]:

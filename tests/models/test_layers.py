@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from tests.models.test_timm import MEMBERS
+from tl_cli.contract import WeightsTag
+from tl_cli.errors import UsageError
+from tl_cli.models import zoo
+from tl_cli.models.layers import layers_of, place_of
+from tl_cli.models.zoo import Classifier
+
+
+def on_meta(name: str, size: int | None = None) -> tuple[Classifier, torch.Tensor]:
+    size = size or zoo.about(name).input_size
+    with torch.device("meta"):
+        model = zoo.build(name, 7, zoo.options_for(name, size))
+        example = torch.empty(1, 3, size, size)
+    return Classifier(
+        name, model, zoo.find_head(name), zoo.default_preprocessing(name), WeightsTag(name="none")
+    ), example
+
+
+@pytest.mark.parametrize("name", [*zoo.names("torchvision")[::3], *(f"timm/{name}" for name in MEMBERS[::4])])
+def test_every_parameter_is_in_exactly_one_layer_and_the_head_is_last(name: str) -> None:
+    classifier, example = on_meta(name)
+    layers = layers_of(classifier, example)
+    inside = [id(parameter) for layer in layers for parameter in layer.parameters]
+    assert len(inside) == len(set(inside))
+    assert set(inside) == {id(parameter) for parameter in classifier.model.parameters()}
+    assert [layer.is_head for layer in layers] == [False] * (len(layers) - 1) + [True]
+    assert len(layers) > 4
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "first", "last"),
+    [
+        ("resnet18", 10, "conv1", "layer4.1"),  # stem, 8 blocks, head
+        ("vit_b_16", 14, "conv_proj", "encoder.layers.encoder_layer_11"),  # patches, 12 blocks, head
+        ("efficientnet_b0", 19, "features.0.0", "features.8.0"),  # stem, 16 blocks, last convolution, head
+        ("densenet121", 63, "features.conv0", "features.denseblock4.denselayer16"),
+        ("timm/vit_tiny_patch16_224", 14, "patch_embed", "blocks.11"),
+        ("timm/regnety_002", 15, "stem", "s4.b7"),
+    ],
+)
+def test_a_layer_is_a_block_of_the_architecture(name: str, count: int, first: str, last: str) -> None:
+    layers = layers_of(*on_meta(name))
+    assert (len(layers), layers[0].name, layers[-2].name) == (count, first, last)
+
+
+def test_tokens_and_position_embeddings_belong_to_the_first_layer() -> None:
+    classifier, example = on_meta("timm/vit_tiny_patch16_224")
+    first = layers_of(classifier, example)[0]
+    assert {id(classifier.model.pos_embed), id(classifier.model.cls_token)} <= {id(p) for p in first.parameters}
+
+
+@pytest.mark.parametrize(("name", "place"), [("layer3", 5), ("layer3.1", 6), ("conv1", 0), ("layer1", 1)])
+def test_a_layer_is_found_by_its_name_or_its_stages(name: str, place: int) -> None:
+    classifier, example = on_meta("resnet18", 64)
+    assert place_of(layers_of(classifier, example), classifier, name) == place
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("layer3.1.conv1", r"is a part of the layer layer3\.1"),
+        ("layr3", r"no layer 'layr3'. Did you mean .*layer3"),
+        ("fc", "is the head"),
+    ],
+)
+def test_what_is_no_layer_is_refused(name: str, said: str) -> None:
+    classifier, example = on_meta("resnet18", 64)
+    with pytest.raises(UsageError, match=said):
+        place_of(layers_of(classifier, example), classifier, name)

@@ -1,0 +1,227 @@
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub import constants
+from timm.data import create_transform, resolve_model_data_config
+from timm.models import list_models, list_modules
+
+from tests.conftest import Server
+from tl_cli.data.decoding import normalise, resize_crop
+from tl_cli.errors import DownloadError, UnknownModelError, WeightsError
+from tl_cli.models import freezing, zoo
+from tl_cli.models.timm_zoo import UNSUPPORTED, TimmSource
+
+COMMIT = "a" * 40
+
+
+def family_members() -> Iterator[str]:
+    """The architecture with the shortest name of every timm module."""
+    for module in list_modules():
+        members = [name for name in list_models(module=module) if name not in UNSUPPORTED]
+        assert members, module
+        yield min(members, key=lambda name: (len(name), name))
+
+
+MEMBERS = list(family_members())
+
+
+def test_every_family_of_timm_is_here() -> None:
+    assert len(MEMBERS) == len(list_modules()) >= 98
+    assert set(zoo.names("timm")) == {f"timm/{name}" for name in list_models()} - {f"timm/{n}" for n in UNSUPPORTED}
+
+
+@pytest.mark.parametrize("plain", MEMBERS)
+def test_a_member_of_every_family_has_the_head_that_timm_names_and_nothing_else_trains(plain: str) -> None:
+    name = f"timm/{plain}"
+    own = zoo.about(name).input_size
+    with torch.device("meta"):
+        model = zoo.build(name, 7, zoo.options_for(name, own))
+        images = torch.empty(2, 3, own, own)
+    head = zoo.find_head(name)
+    known = model.pretrained_cfg["classifier"]
+    assert set(head) == {known} if isinstance(known, str) else set(known)
+    modules = [model.get_submodule(part) for part in head]
+    freezing.freeze_backbone(model, modules)
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {
+        id(parameter) for module in modules for parameter in module.parameters()
+    }
+    for mode in (False, True):
+        model.train(mode)
+        assert model(images).shape == (2, 7)
+
+
+@pytest.mark.parametrize("plain", sorted(UNSUPPORTED))
+def test_what_is_left_out_says_why(plain: str) -> None:
+    with pytest.raises(UnknownModelError, match="cannot be used here: "):
+        zoo.about(f"timm/{plain}")
+
+
+@pytest.mark.parametrize("tagged", ["resnet18.a1_in1k", "vit_base_patch16_siglip_224.v2_webli", "tiny_vit_21m_384.dist_in22k_ft_in1k", "eva02_tiny_patch14_336.mim_in22k_ft_in1k"])  # fmt: skip
+def test_images_are_prepared_as_timm_prepares_them(tagged: str) -> None:
+    """The same crop and statistics; resizing on tensors differs from Pillow's by rounding."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    picture = load_sample_image("flower.jpg")
+    config = resolve_model_data_config(timm.get_pretrained_cfg(tagged).to_dict())
+    expected = create_transform(**config, is_training=False)(Image.fromarray(picture))
+    ours = zoo.default_preprocessing(f"timm/{tagged}")
+    inputs = normalise(resize_crop(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], ours), ours)[0]
+    assert inputs.shape == expected.shape
+    assert (inputs - expected).abs().mean() < 0.01
+
+
+def test_border_mode_pads_with_the_mean_colour() -> None:
+    from tl_cli.contract import Preprocessing
+
+    how = Preprocessing(resize=8, crop=8, crop_mode="border", mean=(0.2, 0.4, 0.6), std=(1.0, 1.0, 1.0))
+    wide = torch.full((1, 3, 4, 16), 255, dtype=torch.uint8)
+    seen = resize_crop(wide, how)[0]
+    assert seen.shape == (3, 8, 8)
+    assert (seen[:, 3:5] == 255).all()
+    assert seen[:, 0, 0].tolist() == [51, 102, 153]
+
+
+@pytest.fixture
+def hub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The hub on loopback, with an empty cache."""
+    server.files["/"] = server.files["/api/agent-harnesses"] = b"{}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return server
+
+
+def publish(hub: Server, repo: str, filename: str, model: torch.nn.Module) -> str:
+    body = safetensors.torch.save({key: value.contiguous() for key, value in model.state_dict().items()})
+    path = f"/{repo}/resolve/main/{filename}"
+    sha = hashlib.sha256(body).hexdigest()
+    hub.files[path] = body
+    hub.headers[path] = {"ETag": f'"{sha}"', "X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{sha}"'}
+    return sha
+
+
+def test_weights_come_through_the_hubs_cache(hub: Server) -> None:
+    published = timm.create_model("resnet18", num_classes=1000)
+    sha = publish(hub, "timm/resnet18.a2_in1k", "model.safetensors", published)
+    seen: list[tuple[str, int, int | None]] = []
+    assert zoo.about("timm/resnet18.a2_in1k").on_disk is False
+    classifier = zoo.create("timm/resnet18.a2_in1k", 10, progress=lambda *now: seen.append(now))
+    assert (classifier.name, classifier.head, classifier.head_is_new) == ("timm/resnet18", ("fc",), True)
+    assert (classifier.weights.name, classifier.weights.sha256) == ("timm:resnet18.a2_in1k", sha)
+    assert torch.equal(classifier.model.conv1.weight, published.conv1.weight)
+    size = len(hub.files["/timm/resnet18.a2_in1k/resolve/main/model.safetensors"])
+    assert seen[-1] == ("resnet18.a2_in1k", size, size)
+    assert zoo.about("timm/resnet18.a2_in1k").on_disk is True
+    hub.asked.clear()
+    assert zoo.create("timm/resnet18", 1000, weights="a2_in1k").head_is_new is False
+    assert hub.asked == []
+
+
+def test_position_embeddings_are_resampled_to_the_input_size(hub: Server) -> None:
+    published = timm.create_model("vit_tiny_patch16_224", num_classes=21843)
+    publish(hub, "timm/vit_tiny_patch16_224.augreg_in21k", "model.safetensors", published)
+    classifier = zoo.create("timm/vit_tiny_patch16_224.augreg_in21k", 3, input_size=96)
+    assert classifier.build_options == {"img_size": 96}
+    assert classifier.model.pos_embed.shape == (1, 6 * 6 + 1, 192)
+    assert torch.equal(classifier.model.blocks[0].attn.qkv.weight, published.blocks[0].attn.qkv.weight)
+    with torch.inference_mode():
+        assert classifier.model.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+
+
+def test_a_saved_model_of_timm_is_restored_and_warm_starts_at_another_size(tmp_path: Path) -> None:
+    from tests.models.test_weights import card
+    from tl_cli.models import bundle
+
+    first = zoo.create("timm/vit_tiny_patch16_224", 3, weights="none", input_size=64)
+    torch.nn.init.normal_(first.model.head.weight)
+    facts = {"head": first.head, "preprocessing": first.preprocessing, "build_options": first.build_options}
+    bundle.save(tmp_path, first.model, card(("a", "b", "c"), first.name).model_copy(update=facts))
+    again, _ = zoo.restore(tmp_path)
+    assert all(torch.equal(value, again.model.state_dict()[key]) for key, value in first.model.state_dict().items())
+    warm = zoo.create(
+        "timm/vit_tiny_patch16_224.augreg_in21k", 3, weights=str(tmp_path), classes=("a", "b", "c"), input_size=32
+    )
+    assert not warm.head_is_new
+    assert torch.equal(warm.model.head.weight, first.model.head.weight)
+    assert warm.model.pos_embed.shape == (1, 5, 192)
+
+
+def test_weights_that_leave_a_part_of_the_backbone_random_are_refused(hub: Server) -> None:
+    published = timm.create_model("resnet18", num_classes=1000)
+    del published.layer4[1].bn2
+    publish(hub, "timm/resnet18.a1_in1k", "model.safetensors", published)
+    with pytest.raises(WeightsError, match=r"layer4\.1\.bn2\.weight"):
+        zoo.create("timm/resnet18", 10)
+
+
+def test_a_damaged_file_in_the_cache_is_not_used(hub: Server) -> None:
+    publish(hub, "timm/resnet18.a1_in1k", "model.safetensors", timm.create_model("resnet18"))
+    zoo.fetch_weights("timm/resnet18")
+    (blob,) = (Path(constants.HF_HUB_CACHE) / "models--timm--resnet18.a1_in1k" / "blobs").glob("?" * 64)
+    content = bytearray(blob.read_bytes())
+    content[-5] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(DownloadError, match="not the published file"):
+        zoo.create("timm/resnet18", 10)
+
+
+def test_without_network_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match=r"cannot be fetched from http://127\.0\.0\.1:9 .*tl models pull"):
+        zoo.create("timm/resnet18", 10)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
+        zoo.create("timm/resnet18", 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "said"),
+    [
+        ("timm/resnet18.a9_in1k", "default", "has no weights called 'a9_in1k'. Did you mean .*a1_in1k"),
+        ("timm/resnet18", "a9_in1k", "has no weights called 'a9_in1k'"),
+        ("timm/resnet18.a1_in1k", "a2_in1k", "names the weights 'a1_in1k' and --weights 'a2_in1k'"),
+        ("timm/test_vit4", "default", "no published weights"),
+    ],
+)
+def test_weights_that_do_not_exist_are_refused_with_those_that_do(name: str, weights: str, said: str) -> None:
+    with pytest.raises(WeightsError, match=said):
+        zoo.create(name, 10, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("convnextv2_tiny", "timm/convnextv2_tiny"),
+        ("resnet-18", "resnet18"),
+        ("ViT_B_16", "vit_b_16"),
+        ("timm/resnt50", "timm/resnet50"),
+        ("vit_tiny_patch16_244", "timm/vit_tiny_patch16_224"),
+    ],
+)
+def test_a_mistyped_name_gets_the_nearest_of_either_library(typed: str, meant: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"Did you mean .*{meant}"):
+        zoo.create(typed, 10)
+
+
+def test_a_size_that_depends_on_the_input_is_found_by_trying() -> None:
+    assert zoo.size_limits("timm/vit_tiny_patch16_224")[1] == 224
+    smallest, own = zoo.size_limits("timm/convnext_atto")
+    assert (smallest, own) == (32, 224)
+
+
+def test_stochastic_depth_is_set_or_refused() -> None:
+    from tl_cli.errors import UsageError
+
+    model = TimmSource().build("timm/convnext_atto", 3, {}, 0.3)
+    rates = [module.drop_prob for module in model.modules() if hasattr(module, "drop_prob")]
+    assert max(rates) == pytest.approx(0.3)
+    with pytest.raises(UsageError, match="drop-path"):
+        zoo.build("timm/vgg11", 3, {}, 0.3)

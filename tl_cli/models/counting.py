@@ -1,0 +1,123 @@
+"""Parameters and multiply-adds of an architecture, counted on the meta device and kept for the next time."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import platformdirs
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from tl_cli.errors import StorageError, UsageError
+from tl_cli.fetch import write_text
+from tl_cli.models import zoo
+
+# As published, with ImageNet's classes.
+_CLASSES = 1000
+_SAVE_EVERY = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What an architecture costs.
+
+    Attributes:
+        parameters: with a head for ImageNet's 1,000 classes.
+        multiply_adds: of one image; what papers call FLOPs.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+class CountCache:
+    """Counts by architecture, input size and library version; written when the block is left.
+
+    Args:
+        path: of the file; None is the user's cache folder.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or platformdirs.user_cache_path("tl") / "counts.json"
+        self._known: dict[str, list[int]] = {}
+        self._unsaved = 0
+
+    def __enter__(self) -> Self:
+        with suppress(OSError, ValueError):
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                self._known = {key: value for key, value in content.items() if _is_count(value)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._save()
+
+    def known(self, name: str, input_size: int) -> Counts | None:
+        """Return the counts where they have been counted before."""
+        value = self._known.get(_key(name, input_size))
+        return Counts(*value) if value else None
+
+    def count(self, name: str, input_size: int) -> Counts | None:
+        """Return the counts, counted now if need be; None where the architecture cannot run on the meta device."""
+        found = self.known(name, input_size)
+        if found is None:
+            found = count(name, input_size)
+            if found is not None:
+                self._known[_key(name, input_size)] = [found.parameters, found.multiply_adds]
+                self._unsaved += 1
+                if self._unsaved >= _SAVE_EVERY:
+                    self._save()
+        return found
+
+    def _save(self) -> None:
+        if self._unsaved:
+            # A cache that cannot be written only costs time.
+            with suppress(StorageError):
+                write_text(self._path, json.dumps(self._known))
+            self._unsaved = 0
+
+
+def count(name: str, input_size: int) -> Counts | None:
+    """Return the counts of an architecture for one image of ``input_size`` x ``input_size``; None where it cannot run.
+
+    Multiply-adds are half of torch's FLOPs, which count convolutions, matrix products and attention.
+    """
+    try:
+        with torch.device("meta"):
+            model = zoo.build(name, _CLASSES, zoo.options_for(name, input_size)).eval()
+            image = torch.empty(1, 3, input_size, input_size)
+        # Under no_grad, not inference_mode: there composite operations are not taken apart and none is counted.
+        with _Counting() as counting, torch.no_grad():  # type: ignore[no-untyped-call]
+            model(image)
+    except (RuntimeError, NotImplementedError, ValueError, AssertionError, UsageError):
+        return None
+    return Counts(sum(p.numel() for p in model.parameters()), counting.flops // 2)
+
+
+class _Counting(TorchDispatchMode):
+    """Adds up what torch's own formulas say of each operation."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def _key(name: str, input_size: int) -> str:
+    library = "torchvision" if zoo.library_of(name) == "torchvision" else "timm"
+    return f"{name}@{input_size} {library} {version(library)}"
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value)

@@ -1,0 +1,41 @@
+"""The names of all architectures, read from the libraries' source text: completion must not import torch."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from tl_cli.models.prefix import PREFIX
+
+# A decorated builder: @register_model (timm) or @register_model() (torchvision), other decorators, def NAME(.
+_REGISTERED = re.compile(r"^@register_model(?:\(\))?[ \t]*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+
+
+def complete(incomplete: str) -> list[str]:
+    """Return the architectures whose names begin so; timm's only once their prefix is begun.
+
+    Args:
+        incomplete: what stands on the command line.
+    """
+    own = [*registered("torchvision"), "efficientnet_lite0"]
+    if not incomplete.startswith(PREFIX):
+        return sorted(name for name in (*own, PREFIX) if name.startswith(incomplete))
+    return sorted(PREFIX + name for name in registered("timm") if (PREFIX + name).startswith(incomplete))
+
+
+@cache
+def registered(library: str) -> tuple[str, ...]:
+    """Return the architectures that an installed library registers, without importing it.
+
+    Args:
+        library: ``torchvision`` or ``timm``.
+    """
+    return tuple(name for text in _sources(library) for name in _REGISTERED.findall(text))
+
+
+def _sources(library: str) -> Iterator[str]:
+    spec = find_spec(library)
+    if spec is not None and spec.origin is not None:
+        for path in sorted((Path(spec.origin).parent / "models").glob("*.py")):
+            yield path.read_text(encoding="utf-8")
