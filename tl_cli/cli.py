@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tl_cli.commands import data as data_command
 from tl_cli.commands import eval as eval_command
 from tl_cli.commands import inspect as inspect_command
 from tl_cli.commands import models as models_command
@@ -30,6 +31,7 @@ app.command("train", epilog=train_command.EXAMPLES)(train_command.train)
 app.command("eval", epilog=eval_command.EXAMPLES)(eval_command.evaluate)
 app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
 app.add_typer(models_command.app, name="models")
+app.command("data", epilog=data_command.EXAMPLES)(data_command.data)
 app.command("inspect", epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
 
 

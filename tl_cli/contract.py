@@ -74,7 +74,7 @@ class DataSpec(Fact):
     """What is needed to find the same images and the same split again.
 
     Attributes:
-        source: ``cifar10``, ``digits`` or the absolute path of a folder.
+        source: name of a built-in set, or the absolute path of a folder, a CSV or an archive.
         data_dir: where downloaded sets are kept; None is the user's cache folder.
         layout: which parts the source brings itself.
         split_seed: seed of the validation split, and of a test split where the source has none.

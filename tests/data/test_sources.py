@@ -1,80 +1,107 @@
 import hashlib
-import io
-import pickle
-import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision.datasets import CIFAR10
+from sklearn.datasets import load_digits
 
 from tests.conftest import COLOURS, Server, write_pictures
+from tests.data.published_copies import serve
 from tl_cli.contract import DataSpec
 from tl_cli.data import sources
+from tl_cli.data.catalogue import SETS, File
 from tl_cli.data.images import PackedImages
+from tl_cli.data.published import open_set
 from tl_cli.errors import DataError, DownloadError
 
 
-def tiny_cifar(server: Server) -> type[CIFAR10]:
-    """A CIFAR-10 of 20 + 10 images in the real format, behind a real server."""
-    rng = np.random.default_rng(0)
-    members = {
-        "data_batch_1": {b"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), b"labels": [i % 10 for i in range(20)]},
-        "test_batch": {b"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), b"labels": list(range(10))},
-        "batches.meta": {b"label_names": list(CIFAR10.meta)},
-    }  # fmt: skip
-    members["batches.meta"] = {"label_names": [f"c{i}" for i in range(10)]}  # type: ignore[dict-item]
-    raw = {name: pickle.dumps({k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()})
-           for name, content in members.items()}  # fmt: skip
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, data in raw.items():
-            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    server.files["/cifar-10-python.tar.gz"] = buffer.getvalue()
-    md5 = {name: hashlib.md5(data).hexdigest() for name, data in raw.items()}
-
-    class Tiny(CIFAR10):
-        url = f"{server.url}/cifar-10-python.tar.gz"
-        tgz_md5 = hashlib.md5(buffer.getvalue()).hexdigest()
-        train_list = [["data_batch_1", md5["data_batch_1"]]]
-        test_list = [["test_batch", md5["test_batch"]]]
-        meta = {"filename": "batches.meta", "key": "label_names", "md5": md5["batches.meta"]}
-
-    return Tiny
-
-
 def test_cifar10_is_fetched_once_checked_and_read(server: Server, tmp_path: Path) -> None:
-    tiny = tiny_cifar(server)
-    seen = []
+    row = serve("cifar10", server)
+    seen: list[tuple[str, int, int | None]] = []
     for _ in range(2):
-        parts = sources.open_cifar10(tmp_path, lambda *now: seen.append(now), tiny)
+        parts = open_set(row, tmp_path, lambda *now: seen.append(now)).parts
     assert len(server.asked) == 1
-    assert seen[-1][0] == "cifar-10-python.tar.gz"
+    assert {name for name, _, _ in seen} == {"cifar-10-python.tar.gz", "unpacking cifar-10-python.tar.gz"}
     train = parts["train"]
     assert isinstance(train, PackedImages)
-    assert train.pixels.shape == (20, 3, 32, 32)
-    assert train.labels.tolist() == [i % 10 for i in range(20)]
-    reference = tiny(str(tmp_path), train=True)
+    assert train.pixels.shape == (6, 3, 32, 32)
+    assert train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert train.ids[3] == "train/00003"
+    reference = row.open(str(tmp_path), "train")
     assert np.array_equal(train.pixels[3].permute(1, 2, 0).numpy(), reference.data[3])
 
 
 def test_a_rotten_cifar10_is_refused_before_its_pickles_are_read(server: Server, tmp_path: Path) -> None:
-    tiny = tiny_cifar(server)
-    sources.open_cifar10(tmp_path, dataset=tiny)
+    row = serve("cifar10", server)
+    open_set(row, tmp_path)
     member = tmp_path / "cifar-10-batches-py" / "data_batch_1"
-    member.write_bytes(b"cos\nsystem\n(S'touch /tmp/never'\ntR.")
+    member.write_bytes(b"cos\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "never").encode())
     with pytest.raises(DataError, match="not the published CIFAR-10"):
-        sources.open_cifar10(tmp_path, dataset=tiny)
+        open_set(row, tmp_path)
+    assert not (tmp_path / "never").exists()
 
 
 def test_cifar10_without_network_says_what_to_do(tmp_path: Path) -> None:
-    class Gone(CIFAR10):
-        url = "http://127.0.0.1:9/cifar-10-python.tar.gz"
-
+    row = replace(SETS["cifar10"], files=(File("http://127.0.0.1:9/cifar-10-python.tar.gz", "0"),))
     with pytest.raises(DownloadError, match=rf"put it into {tmp_path}.*--data digits"):
-        sources.open_cifar10(tmp_path, dataset=Gone)
+        open_set(row, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("cifar-10", "cifar10"),
+        ("CIFAR100", "cifar100"),
+        ("fashion_mnist", "fashionmnist"),
+        ("Oxford-IIIT-Pet", "oxfordiiitpet"),
+    ],
+)
+def test_a_built_in_name_may_be_written_in_many_ways(said: str, meant: str) -> None:
+    assert sources.locate(said) == meant
+
+
+def test_the_recorded_source_is_the_name_in_the_catalogue() -> None:
+    assert sources.open_data(DataSpec(source="Digits", layout="classes"), workers=1).spec.source == "digits"
+
+
+def test_a_folder_beats_another_spelling_and_is_told_of_beside_the_name_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "Digits", COLOURS, 3)
+    (tmp_path / "digits").mkdir(exist_ok=True)
+    assert sources.locate("Digits") == str(tmp_path / "Digits")
+    data = sources.open_data(DataSpec(source="digits", layout="classes"), workers=1)
+    assert data.classes == tuple("0123456789")
+    assert "write --data ./digits" in data.notes[0]
+
+
+def test_a_set_that_cannot_be_had_is_told_why() -> None:
+    with pytest.raises(DataError, match="--data StanfordCars cannot be had: its publisher has taken it off"):
+        sources.open_data(DataSpec(source="StanfordCars", layout="classes"), workers=1)
+
+
+def test_a_mistyped_name_is_told_the_nearest() -> None:
+    with pytest.raises(DataError, match="Did you mean flowers102"):
+        sources.open_data(DataSpec(source="flower102", layout="classes"), workers=1)
+
+
+def test_a_file_of_another_kind_is_told_what_is_expected(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("")
+    with pytest.raises(DataError, match="is a file, and neither a .csv nor an archive; expected one of"):
+        sources.open_data(DataSpec(source=str(path), layout="classes"), workers=1)
+
+
+def test_the_ids_and_pixels_of_digits_stay_those_of_older_runs() -> None:
+    reference = load_digits()
+    seen = hashlib.sha256()
+    for index, (grey, label) in enumerate(zip(reference.images, reference.target, strict=True)):
+        seen.update(f"digits/{index:05d}\0{label}\0".encode())
+        seen.update(np.repeat(np.rint(grey * (255 / 16)).astype(np.uint8)[None], 3, axis=0).tobytes())
+    found = open_set(SETS["digits"], Path())
+    assert sources.describe(found.parts["train"], found.classes).digest == seen.hexdigest()
 
 
 def test_digits_are_split_80_10_10_and_keep_their_digests() -> None:
@@ -107,8 +134,10 @@ def test_changed_files_change_the_digest(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_told_what_there_is() -> None:
-    with pytest.raises(DataError, match="'cifar100' is neither cifar10 nor digits nor a folder"):
-        sources.open_data(DataSpec(source="cifar100", layout="classes"), workers=1)
+    with pytest.raises(
+        DataError, match="'zebra' is no built-in set, and nothing here has that name. Known: digits, cifar10"
+    ):
+        sources.open_data(DataSpec(source="zebra", layout="classes"), workers=1)
 
 
 @pytest.mark.parametrize("count", [3, 4, 7])

@@ -43,7 +43,11 @@ def train(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="NAME|DIR", help="cifar10 (default), digits, or a folder.", rich_help_panel=_DATA),
+        typer.Option(
+            metavar="NAME|PATH",
+            help="A set that tl data lists (cifar10), a folder, a CSV, a zip or tar.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     data_dir: DataDir = None,
     limit: Annotated[

@@ -3,18 +3,15 @@
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from tl_cli.contract import SplitName
 from tl_cli.data.decoding import SUFFIXES
+from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages
 from tl_cli.errors import DataError
-
-Layout = Literal["train/test", "train/val", "train/val/test", "classes"]
 
 EXPECTED = (
     "expected one of\n"
@@ -22,31 +19,14 @@ EXPECTED = (
     "  DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg    (and DIR/test/, where there is one)\n"
     "  DIR/CLASS/*.jpg                                  (split 80/10/10)"
 )
-_PART_NAMES: dict[SplitName, tuple[str, ...]] = {
+PART_NAMES: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """What was found in a folder.
-
-    Attributes:
-        classes: sorted by name; of the training part.
-        layout: which parts it brings.
-        parts: images by part; ``classes`` has only ``train``.
-        notes: things a person should know (files passed over, classes without test images).
-    """
-
-    classes: tuple[str, ...]
-    layout: Layout
-    parts: dict[SplitName, FileImages]
-    notes: tuple[str, ...] = ()
-
-
-def scan(root: Path) -> Folder:
+def scan(root: Path) -> Found:
     """Return the classes and images of a folder.
 
     Raises:
@@ -57,11 +37,11 @@ def scan(root: Path) -> Folder:
     if not root.exists():
         raise DataError(f"no folder at {root}{_nearest(root)}")
     if not root.is_dir():
-        raise DataError(f"{root} is a file; {EXPECTED}")
+        raise DataError(f"{root} is a file, and neither a .csv nor an archive; {EXPECTED}")
     root = root.resolve()
     folders = _subfolders(root)
     # A part has class folders in it; a class may be called "train", and unlabelled pictures may lie in test/.
-    named = {part: match for part in _PART_NAMES if (match := _named(folders, _PART_NAMES[part]))}
+    named = {part: match for part in PART_NAMES if (match := _named(folders, PART_NAMES[part]))}
     found = {part: path for part, path in named.items() if _subfolders(path)}
     if "train" not in found:
         if found:
@@ -75,37 +55,32 @@ def scan(root: Path) -> Folder:
     return _parts(root, found)
 
 
-def _parts(root: Path, found: dict[SplitName, Path]) -> Folder:
+def _parts(root: Path, found: dict[SplitName, Path]) -> Found:
     listed = {part: _list_classes(path) for part, path in found.items()}
     classes = _checked(listed["train"], found["train"])
     notes: list[str] = []
     for part, files in listed.items():
         unknown = sorted(set(files) - set(classes))
         if unknown:
-            raise DataError(f"{found[part]} has classes that train/ has not: {_some(unknown)}")
+            raise DataError(f"{found[part]} has classes that train/ has not: {some(unknown)}")
         if not any(files.values()):
             raise DataError(f"{found[part]} has no pictures; {EXPECTED}")
         absent = [name for name in classes if not files.get(name)]
         if absent:
-            notes.append(f"{found[part].name}/ has no pictures of {_some(absent)}")
+            notes.append(f"{found[part].name}/ has no pictures of {some(absent)}")
     notes += _passed_over(found.values())
     parts = {part: _images(root, files, classes) for part, files in listed.items()}
-    layouts: dict[frozenset[SplitName], Layout] = {
-        frozenset({"train", "test"}): "train/test",
-        frozenset({"train", "val"}): "train/val",
-        frozenset({"train", "val", "test"}): "train/val/test",
-    }
-    return Folder(classes, layouts[frozenset(parts)], parts, tuple(notes))
+    return Found(classes, parts, tuple(notes))
 
 
-def _classes_only(root: Path, folders: list[Path]) -> Folder:
+def _classes_only(root: Path, folders: list[Path]) -> Found:
     files = _list_classes(root)
     if not any(files.values()):
-        loose = sum(1 for entry in os.scandir(root) if _is_picture(entry.name))
-        found = f"{loose} pictures without a class folder" if loose else _some([path.name + "/" for path in folders])
+        loose = sum(1 for entry in os.scandir(root) if is_picture(entry.name))
+        found = f"{loose} pictures without a class folder" if loose else some([path.name + "/" for path in folders])
         raise DataError(f"{root} holds {found or 'nothing'}; {EXPECTED}{_hint(folders)}")
     classes = _checked(files, root, _hint(folders))
-    return Folder(classes, "classes", {"train": _images(root, files, classes)}, tuple(_passed_over([root])))
+    return Found(classes, {"train": _images(root, files, classes)}, tuple(_passed_over([root])))
 
 
 def _checked(files: dict[str, list[str]], where: Path, hint: str = "") -> tuple[str, ...]:
@@ -115,7 +90,7 @@ def _checked(files: dict[str, list[str]], where: Path, hint: str = "") -> tuple[
             raise DataError(f"{where} has a class folder whose name is not valid UTF-8: {name!r}; rename it")
     empty = [name for name in classes if not files[name]]
     if empty:
-        raise DataError(f"{where} has class folders without pictures: {_some(empty)}; fill or remove them{hint}")
+        raise DataError(f"{where} has class folders without pictures: {some(empty)}; fill or remove them{hint}")
     if len(classes) < 2:
         found = f"one class only ({classes[0]})" if classes else "no class folders"
         raise DataError(f"{where} has {found}; a classifier needs two or more. {EXPECTED}{hint}")
@@ -144,7 +119,7 @@ def _pictures(folder: Path) -> list[str]:
             continue
         visited.add((stat.st_dev, stat.st_ino))
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(here, name) for name in names if _is_picture(name)]
+        found += [os.path.join(here, name) for name in names if is_picture(name)]
     return found
 
 
@@ -156,14 +131,15 @@ def _passed_over(parts: Iterable[Path]) -> list[str]:
         for folder in _subfolders(part)
         for _, _, names in os.walk(folder)
         for name in names
-        if not name.startswith(".") and not _is_picture(name)
+        if not name.startswith(".") and not is_picture(name)
     )
     if not kinds:
         return []
-    return [f"{sum(kinds.values()):,} files are no pictures that can be read: {_some(list(kinds))}"]
+    return [f"{sum(kinds.values()):,} files are no pictures that can be read: {some(list(kinds))}"]
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Return whether a file of this name is taken for a picture: its ending is known, and it is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -183,7 +159,7 @@ def _hint(folders: list[Path]) -> str:
     """Say where the data seem to be, when the folder given is one too high."""
     for path in folders:
         inner = _subfolders(path)
-        if _named(inner, _PART_NAMES["train"]) and len(inner) > 1:
+        if _named(inner, PART_NAMES["train"]) and len(inner) > 1:
             return f"\nDid you mean {path}?"
     return ""
 
@@ -193,9 +169,10 @@ def _nearest(path: Path) -> str:
     if parent is None:
         return ""
     inside = [entry.name for entry in _subfolders(parent)]
-    return f"; {parent} holds {_some(inside) or 'no folders'}"
+    return f"; {parent} holds {some(inside) or 'no folders'}"
 
 
-def _some(names: list[str], show: int = 5) -> str:
+def some(names: list[str], show: int = 5) -> str:
+    """Return the first few names as a list to read, and how many more there are."""
     more = f" and {len(names) - show} more" if len(names) > show else ""
     return ", ".join(names[:show]) + more

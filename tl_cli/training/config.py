@@ -31,7 +31,7 @@ class TrainConfig(BaseModel):
     Attributes:
         model: name in the zoo.
         weights: ``default``, a published name, ``none``, a file, or a saved-model folder.
-        data: ``cifar10``, ``digits`` or a folder.
+        data: a built-in set (``tl data`` lists them), a folder, a CSV, or a zip or tar of a folder.
         data_dir: where downloaded sets are kept; None is the user's cache folder.
         epochs: in all, frozen ones included.
         freeze_epochs: how many of them train the head alone.

@@ -7,6 +7,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from tl_cli.contract import SPLIT_NAMES
+from tl_cli.data.catalogue import BuiltIn
 from tl_cli.evaluation.metrics import Accuracy, Report
 from tl_cli.inspection.freeze_plan import Part
 from tl_cli.inspection.summary import Node
@@ -63,6 +65,29 @@ def settings_table(resolved: Resolved, *, only_given: bool = False) -> Table:
         shown = ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
         table.add_row(plain(name.replace("_", "-"), style), plain(shown, style), origin.source, plain(origin.why))
     return table
+
+
+def print_sets(console: Console, sets: Sequence[BuiltIn]) -> None:
+    """Print the data sets that have a name here, what is fetched for each, and the forms of one's own."""
+    wide = console.width >= 72
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("--data", no_wrap=True, style="bold")
+    for heading in ("classes", "train", "val", "test", "to fetch") if wide else ("classes", "to fetch"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("what", no_wrap=True, overflow="ellipsis")
+    for row in sets:
+        parts = [f"{row.images[part]:,}" if part in row.images else "" for part in SPLIT_NAMES]
+        amount = f"{row.download_mb:,} MB" if row.download_mb else "-"
+        table.add_row(plain(row.name), str(row.classes), *((*parts, amount, plain(row.title)) if wide else (amount,)))
+    console.print(table)
+    console.print()
+    console.print("A part that is missing is held out of the training images.")
+    console.print(
+        "Your own: a folder train/CLASS/ with test/ or val/, or CLASS/; a CSV of path,label[,split]; a zip or tar of "
+        "such a folder."
+    )
+    console.print("torchvision's other sets cannot be had or are no classification: --data NAME says why.", style="dim")
 
 
 def format_accuracy(accuracy: Accuracy) -> str:

@@ -1,0 +1,184 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import COLOURS, write_pictures
+from tl_cli.contract import DataSpec
+from tl_cli.data import sources
+from tl_cli.data.listing import scan
+from tl_cli.errors import DataError
+
+ROWS = [f"{name}/{n:03d}.png" for name in ("blue", "red") for n in range(4)]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    write_pictures(tmp_path, COLOURS, 4)
+    return tmp_path
+
+
+def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "labels.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_delimiters_bom_and_line_ends_of_every_kind_are_read(
+    delimiter: str, encoding: str, end: str, pictures: Path
+) -> None:
+    lines = [("note", " Label", "PATH "), *(("x", row.split("/")[0], row) for row in ROWS)]
+    path = write(pictures, end.join(delimiter.join(line) for line in lines), encoding)
+    found = scan(path)
+    assert found.layout == "classes"
+    assert found.classes == ("blue", "red")
+    assert found.parts["train"].ids.tolist() == ROWS
+    assert found.parts["train"].labels.tolist() == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("splits", "layout"),
+    [
+        (("train", "train"), "classes"),
+        (("Train", "test"), "train/test"),
+        (("training", "valid"), "train/val"),
+    ],
+)
+def test_the_splits_that_are_there_make_the_layout(splits: tuple[str, str], layout: str, pictures: Path) -> None:
+    rows = [f"{row},{row.split('/')[0]},{splits[index % 2]}" for index, row in enumerate(ROWS)]
+    assert scan(write(pictures, "\n".join(["path,label,split", *rows]))).layout == layout
+
+
+def test_a_csv_is_opened_as_any_source_and_finds_its_images_again(pictures: Path) -> None:
+    path = write(pictures, "\n".join(["path,label", *(f"{row},{row.split('/')[0]}" for row in ROWS)]))
+    data = sources.open_data(DataSpec(source=str(path), layout="classes"), workers=1)
+    assert data.spec.source == str(path)
+    assert {name: split.count for name, split in data.spec.splits.items()} == {"train": 4, "val": 2, "test": 2}
+    assert sources.open_data(data.spec, workers=1).spec == data.spec
+
+
+def test_the_order_of_the_rows_does_not_matter(pictures: Path) -> None:
+    rows = [f"{row},{row.split('/')[0]}" for row in ROWS]
+    specs = []
+    for order in (rows, rows[::-1]):
+        path = write(pictures, "\n".join(["path,label", *order]))
+        specs.append(sources.open_data(DataSpec(source=str(path), layout="classes"), workers=1).spec)
+    assert specs[0] == specs[1]
+
+
+def test_absolute_paths_and_paths_above_are_the_persons_own_business(pictures: Path) -> None:
+    inner = pictures / "lists"
+    inner.mkdir()
+    path = write(inner, f"path,label\n{pictures}/red/000.png,r\n../blue/000.png,b\n")
+    found = scan(path)
+    assert found.parts["train"].ids.tolist() == ["../blue/000.png", "../red/000.png"]
+    assert found.parts["train"].load(1).shape == (3, 32, 32)
+
+
+def test_quoted_values_may_hold_delimiters_and_line_ends(pictures: Path) -> None:
+    os.rename(pictures / "red" / "000.png", pictures / "red" / "a,b.png")
+    path = write(pictures, '"path","label"\n"red/a,b.png","red, or so"\nblue/000.png,"blue\nish"\n')
+    assert scan(path).classes == ("blue\nish", "red, or so")
+
+
+def test_labels_that_a_part_lacks_are_said(pictures: Path) -> None:
+    path = write(pictures, "path,label,split\nred/000.png,r,train\nblue/000.png,b,train\nred/001.png,r,test\n")
+    assert scan(path).notes == ("labels.csv lists no pictures of b in test",)
+
+
+GOOD = "path,label\nred/000.png,r\nblue/000.png,b\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"line 1: expected a header that names the columns path and label.*got ''"),
+        ("file,class\na.png,b\n", "got 'file,class'"),
+        ("path,label\n", "lists no pictures"),
+        ("path,label\n,,\n\n", "lists no pictures"),
+        ("path,label,Path\n", "line 1: more than one column is called path"),
+        (GOOD + "red/001.png,\n", "line 4: the label is empty"),
+        (GOOD + ",r\n", "line 4: the path is empty"),
+        (GOOD + "red/001.png\n", "line 4: 1 columns, but 2 in the header"),
+        (GOOD + "red/a,b.png,r\n", "line 4: 3 columns, but 2 in the header; quote a value"),
+        (GOOD + '"red/001.png,r\n', "line 4: .*are its quotes closed"),
+        (GOOD + "labels.csv,r\n", "line 4: labels.csv has no ending of a picture"),
+        (GOOD + "d.png,r\n", "line 4: d.png is a folder"),
+        (GOOD + "red/../red/000.png,r\n", "line 4: red/000.png is listed on line 2 too"),
+        (
+            GOOD + "\n\nred/none.png,r\nred\\001.png,r\n",
+            r"2 pictures that are not there: red/none.png \(line 6\).*write /",
+        ),
+        ("path,label\nred/000.png,r\nred/001.png,r\n", r"one class only \(r\)"),
+        ("path,label,split\nred/000.png,r,dev\n", "line 2: split is 'dev'; expected train, val or test"),
+        ("path,label,split\nred/000.png,r,\n", "line 2: split is ''"),
+        ("path,label,split\nred/000.png,r,test\n", "no pictures with split train"),
+        ("path,label,split\nred/000.png,r,train\nblue/000.png,b,train\ngreen/000.png,g,val\n", "line 4: the label 'g'"),
+        (GOOD + "red/\0.png,r\n", "line 4: holds a NUL byte"),
+    ],
+)
+def test_each_fault_is_named_with_its_line(text: str, said: str, pictures: Path) -> None:
+    (pictures / "d.png").mkdir()
+    path = write(pictures, text)
+    with pytest.raises(DataError, match=f"labels.csv.*{said}"):
+        scan(path)
+
+
+def test_other_encodings_are_named_with_their_line(pictures: Path) -> None:
+    with pytest.raises(DataError, match="line 4: is not UTF-8"):
+        scan(write(pictures, GOOD + "red/001.png,rösti\n", "latin-1"))
+    with pytest.raises(DataError, match="UTF-16"):
+        scan(write(pictures, GOOD, "utf-16"))
+
+
+def test_a_csv_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none.csv cannot be read: No such file"):
+        sources.open_data(DataSpec(source=str(tmp_path / "none.csv"), layout="classes"), workers=1)
+
+
+@given(body=st.binary(max_size=200) | st.text(alphabet='pathlbes,;\t"\n\r 1./\\', max_size=200).map(str.encode))
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_no_bytes_make_anything_but_a_plain_error(body: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "any.csv"
+    path.write_bytes(b"path,label\n" + body)
+    with pytest.raises(DataError, match="any.csv"):
+        scan(path)
+
+
+LABEL = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=8).map(str.strip).filter(bool)
+
+
+@given(labels=st.lists(LABEL, min_size=4, max_size=4).filter(lambda labels: len(set(labels)) > 1), data=st.data())
+@settings(
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_what_a_csv_writer_wrote_is_read_back(labels: list[str], data: st.DataObject, tmp_path: Path) -> None:
+    import csv
+
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(b"")
+    path = tmp_path / "labels.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=data.draw(st.sampled_from(",;\t")))
+        writer.writerows([("path", "label"), *((f"{n}.png", label) for n, label in enumerate(labels))])
+    found = scan(path)
+    images = found.parts["train"]
+    read = {str(images.ids[i]): found.classes[images.labels[i]] for i in range(4)}
+    assert read == {f"{n}.png": label for n, label in enumerate(labels)}
+    assert np.all(np.diff(images.labels) >= 0)
