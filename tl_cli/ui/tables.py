@@ -75,11 +75,12 @@ def print_sets(console: Console, sets: Sequence[BuiltIn]) -> None:
     for heading in ("classes", "train", "val", "test", "to fetch") if wide else ("classes", "to fetch"):
         table.add_column(heading, justify="right", no_wrap=True)
     if wide:
-        table.add_column("what", no_wrap=True, overflow="ellipsis")
+        # The numbers need 62 columns, and are not cut for the sake of a title.
+        table.add_column("what", no_wrap=True, overflow="ellipsis", max_width=console.width - 64)
     for row in sets:
-        parts = [f"{row.images[part]:,}" if part in row.images else "" for part in SPLIT_NAMES]
+        parts = tuple(f"{row.images[part]:,}" if part in row.images else "" for part in SPLIT_NAMES)
         amount = f"{row.download_mb:,} MB" if row.download_mb else "-"
-        table.add_row(plain(row.name), str(row.classes), *((*parts, amount, plain(row.title)) if wide else (amount,)))
+        table.add_row(row.name, str(row.classes), *((*parts, amount, row.title) if wide else (amount,)))
     console.print(table)
     console.print()
     console.print("A part that is missing is held out of the training images.")
