@@ -105,6 +105,7 @@ class ModelCard(Fact):
         config: the resolved training settings.
         epoch: the epoch that the weights are from, counted from 1.
         val_accuracy: fraction of the validation images that they classify correctly.
+        averaged: whether they are the moving average over the steps rather than the last step's.
     """
 
     format: Literal[1] = 1
@@ -119,6 +120,7 @@ class ModelCard(Fact):
     config: dict[str, object] = {}
     epoch: int
     val_accuracy: float | None = None
+    averaged: bool = False
     tl_version: str = Field(default_factory=lambda: tl_version())
 
 

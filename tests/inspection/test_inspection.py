@@ -4,21 +4,23 @@ from tl_cli.errors import UsageError
 from tl_cli.inspection.freeze_plan import freeze_plan
 from tl_cli.inspection.summary import summarize
 from tl_cli.models import zoo
+from tl_cli.models.freezing import BatchNormMode, freeze_backbone, unfreeze
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "vit_b_32", "vgg11_bn", "mobilenet_v3_small"])
 @pytest.mark.parametrize("bn", ["frozen", "train"])
-def test_the_freeze_plan_adds_up_and_tells_the_truth(name: str, bn) -> None:
+def test_the_freeze_plan_adds_up_and_tells_the_truth(name: str, bn: BatchNormMode) -> None:
     classifier = zoo.create(name, 10, weights="none")
-    parts = freeze_plan(classifier, bn)
-    assert sum(part.parameters for part in parts) == sum(p.numel() for p in classifier.model.parameters())
+    model = classifier.model
+    parts = freeze_plan(
+        classifier, [lambda: freeze_backbone(model, classifier.head_modules), lambda: unfreeze(model, bn)]
+    )
+    assert sum(part.parameters for part in parts) == sum(p.numel() for p in model.parameters())
     head = [part for part in parts if part.is_head]
     assert [part.name for part in head] == list(classifier.head)
     for part in parts:
-        assert part.trainable_frozen == (part.parameters if part.is_head else 0)
-        assert part.trainable_unfrozen == part.parameters
-        assert part.updating_frozen == 0
-        assert part.updating_unfrozen == (part.batch_norms if bn == "train" else 0)
+        assert part.trainable == (part.parameters if part.is_head else 0, part.parameters)
+        assert part.updating == (0, part.batch_norms if bn == "train" else 0)
 
 
 def test_the_tree_of_efficientnet_b0_is_right() -> None:

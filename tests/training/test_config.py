@@ -32,7 +32,7 @@ def test_the_default_recipe_depends_on_the_data_and_says_why() -> None:
 
 
 def test_digits_are_not_mirrored() -> None:
-    digits = Facts("digits", 1438, 8, 1, 224, on_gpu=False, bf16=False, depthwise=True, cores=2)
+    digits = Facts("digits", 1438, 8, 1, 224, on_gpu=False, bf16=False, depthwise=True, cores=2, mirrors=False)
     assert recipes.resolve(MODEL, {}, digits).config.augment == "shift"
 
 

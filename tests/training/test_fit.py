@@ -20,7 +20,7 @@ def plan_for(data: Path, **settings: object) -> Plan:
         "model": MODEL, "weights": "none", "data": str(data), "input_size": 32, "batch_size": 8, "lr": 0.01,
         "freeze_epochs": 1, "epochs": 3, "workers": 0, **settings,
     }  # fmt: skip
-    return setup.prepare(values, {})
+    return setup.prepare({key: value for key, value in values.items() if value is not None}, {})
 
 
 def run(plan: Plan) -> tuple[list[Event], setup.TrainState]:

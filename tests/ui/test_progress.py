@@ -22,7 +22,7 @@ def story() -> list[Event]:
         events.append(Worked("caching features", 50, 100))
         events.append(
             PhaseStarted(
-                name, (first, first + 1), 10, (first - 1) * 10, trainable, 4_020_358 - trainable, name == "head"
+                name, (first, first + 1), 10, 20, (first - 1) * 10, trainable, 4_020_358 - trainable, name == "head"
             )
         )
         for epoch in (first, first + 1):

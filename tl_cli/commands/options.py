@@ -33,7 +33,7 @@ DataDir = Annotated[
     ),
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"] | None,
+    Literal["auto", "cpu", "cuda", "mps"] | None,
     typer.Option("--device", help="Where to compute.", rich_help_panel="Machine"),
 ]
 Workers = Annotated[

@@ -31,6 +31,7 @@ tl train resnet18 --data ~/photos --limit 2000 --dry-run
 tl train --resume 3f2a91c0"""
 
 _DATA, _LEARN, _MACHINE, _RECORD = "Data", "Training", "Machine", "Record"
+_FREEZE, _AUGMENT, _REGULARISE = "Freezing", "Augmentation", "Regularisation"
 Three = tuple[float, float, float]
 
 
@@ -57,12 +58,18 @@ def train(
         float | None, typer.Option(help="Share of the training images held out.", rich_help_panel=_DATA)
     ] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the split.", rich_help_panel=_DATA)] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="shuffle, or balanced: every class equally often.", metavar="NAME", rich_help_panel=_DATA),
+    ] = None,
+    class_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="none, or balanced: rare classes weigh more in the loss.", metavar="NAME", rich_help_panel=_DATA
+        ),
+    ] = None,
     input_size: Annotated[
         int | None, typer.Option(help="Side of the network's input in pixels.", rich_help_panel=_DATA)
-    ] = None,
-    augment: Annotated[
-        str | None,
-        typer.Option(help="none, shift, flip, flip-shift, flip-crop or blog.", metavar="NAME", rich_help_panel=_DATA),
     ] = None,
     weights: Annotated[
         str | None,
@@ -82,21 +89,21 @@ def train(
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="default or blog.", metavar="NAME", rich_help_panel=_LEARN)] = None,
     epochs: Annotated[int | None, typer.Option(help="In all, frozen ones included.", rich_help_panel=_LEARN)] = None,
-    freeze_epochs: Annotated[
-        int | None, typer.Option(help="Epochs in which only the head trains.", rich_help_panel=_LEARN)
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="In all, instead of --epochs.", rich_help_panel=_LEARN)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=_LEARN)] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Batches whose gradients make one step.", rich_help_panel=_LEARN)
+    ] = None,
+    clip_norm: Annotated[
+        float | None, typer.Option(help="Largest gradient norm; 0 is no clipping.", rich_help_panel=_LEARN)
+    ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Learning rate while the backbone is frozen.", rich_help_panel=_LEARN)
-    ] = None,
-    unfreeze_lr: Annotated[
-        float | None, typer.Option(help="Learning rate of everything afterwards.", rich_help_panel=_LEARN)
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="adam, adamw or sgd.", metavar="NAME", rich_help_panel=_LEARN)
     ] = None,
     momentum: Annotated[float | None, typer.Option(help="Of sgd.", rich_help_panel=_LEARN)] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", rich_help_panel=_LEARN)] = None,
     schedule: Annotated[
         str | None,
         typer.Option(help="constant, cosine, one-cycle or plateau.", metavar="NAME", rich_help_panel=_LEARN),
@@ -104,27 +111,9 @@ def train(
     warmup: Annotated[
         float | None, typer.Option(help="Share of a phase in which cosine rises.", rich_help_panel=_LEARN)
     ] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="Label smoothing.", rich_help_panel=_LEARN)] = None,
-    clip_norm: Annotated[
-        float | None, typer.Option(help="Largest gradient norm; 0 is no clipping.", rich_help_panel=_LEARN)
-    ] = None,
-    bn: Annotated[
-        str | None,
-        typer.Option(
-            help="BatchNorm statistics once unfrozen: frozen or train.", metavar="MODE", rich_help_panel=_LEARN
-        ),
-    ] = None,
     early_stop: Annotated[
         int | None,
         typer.Option(help="Stop after so many epochs without a better one; 0 never.", rich_help_panel=_LEARN),
-    ] = None,
-    feature_cache: Annotated[
-        bool | None,
-        typer.Option(
-            "--feature-cache/--no-feature-cache",
-            help="Train the frozen phase on features computed once.",
-            rich_help_panel=_LEARN,
-        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Of order, augmentation and the new head.", rich_help_panel=_LEARN)
@@ -133,6 +122,74 @@ def train(
         Path | None,
         typer.Option(metavar="FILE.toml", help="Settings by name; flags go on top.", rich_help_panel=_LEARN),
     ] = None,
+    freeze_epochs: Annotated[
+        int | None, typer.Option(help="Epochs in which only the head trains.", rich_help_panel=_FREEZE)
+    ] = None,
+    unfreeze_lr: Annotated[
+        float | None, typer.Option(help="Learning rate of everything afterwards.", rich_help_panel=_FREEZE)
+    ] = None,
+    freeze_until: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers before this one never train, such as layer3.", metavar="LAYER", rich_help_panel=_FREEZE
+        ),
+    ] = None,
+    unfreeze_stages: Annotated[
+        int | None, typer.Option(help="Unfreeze in so many stages, from the head down.", rich_help_panel=_FREEZE)
+    ] = None,
+    layer_decay: Annotated[
+        float | None,
+        typer.Option(help="Each layer's rate is this times that of the one above.", rich_help_panel=_FREEZE),
+    ] = None,
+    bn: Annotated[
+        str | None,
+        typer.Option(
+            help="BatchNorm statistics once unfrozen: frozen or train.", metavar="MODE", rich_help_panel=_FREEZE
+        ),
+    ] = None,
+    feature_cache: Annotated[
+        bool | None,
+        typer.Option(
+            "--feature-cache/--no-feature-cache",
+            help="Train the frozen phase on features computed once.",
+            rich_help_panel=_FREEZE,
+        ),
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", rich_help_panel=_REGULARISE)] = None,
+    decay_norms: Annotated[
+        bool | None,
+        typer.Option("--decay-norms/--no-decay-norms", help="Decay norms and biases too.", rich_help_panel=_REGULARISE),
+    ] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Label smoothing.", rich_help_panel=_REGULARISE)] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Probability on the head's input.", rich_help_panel=_REGULARISE)
+    ] = None,
+    drop_path: Annotated[
+        float | None, typer.Option(help="Largest rate of stochastic depth.", rich_help_panel=_REGULARISE)
+    ] = None,
+    ema: Annotated[
+        float | None, typer.Option(help="Decay of averaged weights, such as 0.999.", rich_help_panel=_REGULARISE)
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="none, shift, flip, flip-shift, flip-crop or blog.", metavar="NAME", rich_help_panel=_AUGMENT
+        ),
+    ] = None,
+    auto_augment: Annotated[
+        str | None, typer.Option(help="none, randaugment or trivialaugment.", metavar="NAME", rich_help_panel=_AUGMENT)
+    ] = None,
+    auto_ops: Annotated[int | None, typer.Option(help="Operations of randaugment.", rich_help_panel=_AUGMENT)] = None,
+    auto_magnitude: Annotated[
+        int | None, typer.Option(help="Strength of randaugment, 0 to 30.", rich_help_panel=_AUGMENT)
+    ] = None,
+    random_erasing: Annotated[
+        float | None, typer.Option(help="Probability that a box is erased.", rich_help_panel=_AUGMENT)
+    ] = None,
+    mixup: Annotated[
+        float | None, typer.Option(help="Alpha of MixUp; 0.2 to 0.8 are usual.", rich_help_panel=_AUGMENT)
+    ] = None,
+    cutmix: Annotated[float | None, typer.Option(help="Alpha of CutMix; 1 is usual.", rich_help_panel=_AUGMENT)] = None,
     device: Device = None,
     precision: Annotated[
         str | None, typer.Option(help="fp32, bf16 or fp16.", metavar="NAME", rich_help_panel=_MACHINE)
@@ -401,9 +458,10 @@ def _keep_best(plan: "Plan", recorder: "Recorder", saver: "Saver", history: "His
     if saver.best is None or best is None:
         print_warning("no epoch was complete, so there is no model to keep")
         return
+    accuracy = best.judged[0] if best.judged else 0.0
     # Said first: whoever presses Ctrl-C again leaves at once.
     print_warning(
-        f"kept the best model so far (epoch {best.epoch}, {best.val_accuracy or 0:.2%} on validation): {saver.best}\n"
+        f"kept the best model so far (epoch {best.epoch}, {accuracy:.2%} on validation): {saver.best}\n"
         f"go on with: tl train --resume {recorder.run_id[:8]}{_uri_flag(target)}"
     )
     recorder.log_unfinished(plan, best, saver.best)

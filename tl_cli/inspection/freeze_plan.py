@@ -1,11 +1,11 @@
 """What trains and what does not, part by part, read off the model after freezing it as a run would."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from tl_cli.models.freezing import BatchNormMode, batch_norms, freeze_backbone, unfreeze
+from tl_cli.models.freezing import batch_norms
 from tl_cli.models.zoo import Classifier
 
 
@@ -17,34 +17,40 @@ class Part:
         name: qualified name of the module.
         is_head: whether it produces the classes.
         parameters: in all.
-        trainable_frozen: that train while the backbone is frozen.
-        trainable_unfrozen: that train afterwards.
+        trainable: that train, in each phase.
         batch_norms: layers with running statistics.
-        updating_frozen: of those, whose statistics change while the backbone is frozen.
-        updating_unfrozen: of those, whose statistics change afterwards.
+        updating: of those, whose statistics change, in each phase.
     """
 
     name: str
     is_head: bool
     parameters: int
-    trainable_frozen: int
-    trainable_unfrozen: int
+    trainable: tuple[int, ...]
     batch_norms: int
-    updating_frozen: int
-    updating_unfrozen: int
+    updating: tuple[int, ...]
 
 
-def freeze_plan(classifier: Classifier, bn: BatchNormMode) -> list[Part]:
-    """Return the parts of a model with what each phase does to them. The model is left unfrozen, in eval mode."""
-    model = classifier.model
-    freeze_backbone(model, classifier.head_modules)
-    frozen = _states(classifier)
-    unfreeze(model, bn)
-    unfrozen = _states(classifier)
-    model.eval()
+def freeze_plan(classifier: Classifier, phases: Sequence[Callable[[], None]]) -> list[Part]:
+    """Return the parts of a model with what each phase does to them. The model is left in the last one, in eval mode.
+
+    Args:
+        phases: each freezes the model as one phase of a run would.
+    """
+    seen = []
+    for freeze in phases:
+        freeze()
+        seen.append(_states(classifier))
+    classifier.model.eval()
     return [
-        Part(name, name in classifier.head, before[0], before[1], after[1], before[2], before[3], after[3])
-        for (name, before), after in zip(frozen.items(), unfrozen.values(), strict=True)
+        Part(
+            name,
+            name in classifier.head,
+            parameters=state[0],
+            trainable=tuple(states[name][1] for states in seen),
+            batch_norms=state[2],
+            updating=tuple(states[name][3] for states in seen),
+        )
+        for name, state in seen[0].items()
     ]
 
 

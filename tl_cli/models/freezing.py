@@ -41,6 +41,15 @@ def unfreeze(model: nn.Module, batch_norm: BatchNormMode) -> None:
             _pin_to_eval(module)
 
 
+def freeze(modules: Iterable[nn.Module], parameters: Iterable[nn.Parameter]) -> None:
+    """Let these modules and parameters stop changing, buffers included, as ``freeze_backbone`` does with all others."""
+    for module in modules:
+        for part in module.modules():
+            _pin_to_eval(part)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+
+
 def thaw(model: nn.Module) -> None:
     """Let ``train()`` reach every module again; parameters are left as they are."""
     for module in model.modules():

@@ -13,6 +13,8 @@ _EPOCH_KEYS = {
     "lr_head": "lr/head",
     "lr_backbone": "lr/backbone",
     "seconds": "time/epoch_seconds",
+    "ema_val_accuracy": "val/ema_accuracy",
+    "ema_val_loss": "val/ema_loss",
 }
 # MLflow stores infinity as the largest double.
 _LARGEST = 1e308

@@ -134,6 +134,7 @@ class Recorder:
                     "lr/backbone": event.lr_backbone,
                     "time/images_per_second": event.images_per_second,
                     "time/epoch_seconds": event.seconds,
+                    **_averages(event),
                 },
             )
 
@@ -194,7 +195,7 @@ class Recorder:
 
     def log_unfinished(self, plan: Plan, point: EpochPoint, best: Path) -> None:
         """Record the best model of a run that ends before its time."""
-        figures = {"best/val_accuracy": point.val_accuracy or 0.0, "best/epoch": float(point.epoch)}
+        figures = {"best/val_accuracy": point.judged[0] if point.judged else 0.0, "best/epoch": float(point.epoch)}
         self._put(point.step, figures, self._log_model(plan, best, None))
 
     def _log_data(self, spec: DataSpec) -> None:
@@ -300,6 +301,12 @@ class Recorder:
         if message != self._last_warning:
             self._last_warning = message
             self._warn(message)
+
+
+def _averages(event: EpochEnded) -> dict[str, float]:
+    if event.ema_val_accuracy is None or event.ema_val_loss is None:
+        return {}
+    return {"val/ema_accuracy": event.ema_val_accuracy, "val/ema_loss": event.ema_val_loss}
 
 
 def _model_name(name: str) -> str:

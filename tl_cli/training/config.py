@@ -15,7 +15,8 @@ RecipeName = Literal["default", "blog"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["constant", "cosine", "one-cycle", "plateau"]
 AugmentName = Literal["none", "shift", "flip", "flip-shift", "flip-crop", "blog"]
-DeviceName = Literal["auto", "cpu", "cuda"]
+AutoAugment = Literal["none", "randaugment", "trivialaugment"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Layout = Literal["channels-last", "contiguous"]
 
@@ -33,14 +34,31 @@ class TrainConfig(BaseModel):
         weights: ``default``, a published name, ``none``, a file, or a saved-model folder.
         data: a built-in set (``tl data`` lists them), a folder, a CSV, or a zip or tar of a folder.
         data_dir: where downloaded sets are kept; None is the user's cache folder.
-        epochs: in all, frozen ones included.
+        epochs: in all, frozen ones included; follows from ``steps`` where they are given.
+        steps: optimizer steps in all, the frozen ones included; None: the epochs decide.
         freeze_epochs: how many of them train the head alone.
         lr: learning rate of the head while the backbone is frozen; of everything when nothing is frozen.
         unfreeze_lr: learning rate of everything after that.
+        freeze_until: name of the layer below which the backbone stays frozen after the head phase too.
+        unfreeze_stages: in how many equal stages, from the head down, the backbone is unfrozen.
+        layer_decay: each layer's learning rate is this times that of the layer above it.
+        decay_norms: weight decay on norms, biases, tokens and embeddings too.
+        accumulate: batches of ``batch_size`` whose gradients make one optimizer step.
         warmup: share of a phase in which the cosine schedule rises.
         clip_norm: largest gradient norm; 0 is no clipping.
         bn: what BatchNorm statistics do once the backbone trains.
         early_stop: epochs without a better validation accuracy after which the run ends; 0 is never.
+        auto_augment: a published set of random operations on each image.
+        auto_ops: RandAugment's operations on each image.
+        auto_magnitude: RandAugment's strength, of 30.
+        random_erasing: probability that a box in an image is erased.
+        mixup: alpha of MixUp on image batches; 0 is off.
+        cutmix: alpha of CutMix on image batches; 0 is off. With both, each step takes one of them.
+        dropout: probability on the head's input; None is the architecture's own.
+        drop_path: largest rate of stochastic depth; None is the architecture's own.
+        ema: decay of the moving average of the weights; 0 is none.
+        class_weights: ``balanced`` weighs the loss of an image by the rarity of its class.
+        sampler: ``balanced`` shows every class equally often.
         input_size: side of the network's input in pixels.
         mean: channel statistics to use instead of the weights' own, for values in 0..1.
         std: the same.
@@ -64,19 +82,36 @@ class TrainConfig(BaseModel):
     recipe: RecipeName = "default"
     epochs: Annotated[int, Field(ge=1)]
     freeze_epochs: Annotated[int, Field(ge=0)]
+    steps: Annotated[int, Field(ge=1)] | None = None
+    freeze_until: Annotated[str, Field(min_length=1)] | None = None
+    unfreeze_stages: Annotated[int, Field(ge=1, le=100)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 64
+    accumulate: Annotated[int, Field(ge=1)] = 1
     optimizer: OptimizerName
     lr: Positive
     unfreeze_lr: Positive
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    decay_norms: bool = True
     momentum: Share = 0.9
     schedule: ScheduleName
     warmup: Share = 0.1
     label_smoothing: Share = 0.0
     clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    dropout: Share | None = None
+    drop_path: Share | None = None
+    ema: Share = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    sampler: Literal["shuffle", "balanced"] = "shuffle"
     bn: Literal["frozen", "train"]
     early_stop: Annotated[int, Field(ge=0)] = 0
     augment: AugmentName
+    auto_augment: AutoAugment = "none"
+    auto_ops: Annotated[int, Field(ge=1, le=10)] = 2
+    auto_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    random_erasing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    cutmix: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     input_size: Annotated[int, Field(ge=8, le=2048)]
     mean: Statistics | None = None
     std: Statistics | None = None
@@ -95,6 +130,15 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"--epochs {self.epochs} is the total and cannot be fewer than --freeze-epochs {self.freeze_epochs}"
             )
+        tuned = self.epochs - self.freeze_epochs
+        if 0 < tuned < self.unfreeze_stages:
+            raise ValueError(
+                f"--unfreeze-stages {self.unfreeze_stages} needs as many epochs after the frozen ones, not {tuned}"
+            )
+        if self.class_weights == "balanced" and self.sampler == "balanced":
+            raise ValueError("--class-weights balanced and --sampler balanced would correct for rare classes twice")
+        if self.freeze_until is not None and self.weights == "none":
+            raise ValueError("--freeze-until with --weights none would leave those layers random for ever")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("--std must be positive in every channel")
         return self

@@ -44,13 +44,13 @@ def estimate(plan: Plan) -> Estimate:
     forward = _seconds_per_image_forward(plan)
     seconds: dict[str, float] = {}
     for phase in plan.phases:
-        steps = plan.steps_per_epoch(phase)
+        title = f"{phase.name} {phase.stage}" if phase.stages > 1 else phase.name
         if plan.uses_cache(phase):
             views = train * (1 + plan.augmentation.flip) + val
-            seconds[phase.name] = views * forward + phase.epochs * steps * _HEAD_STEP_S
+            seconds[title] = views * forward + plan.steps_of(phase) * _HEAD_STEP_S
         else:
             step = _seconds_per_step(plan, phase)
-            seconds[phase.name] = phase.epochs * (steps * step + val * forward)
+            seconds[title] = plan.steps_of(phase) * step + phase.epochs * val * forward
     seconds["judging"] = (min(5000, train) + test) * forward
     return Estimate(seconds, _peak_memory(plan.machine))
 
@@ -75,11 +75,11 @@ def _seconds_per_step(plan: Plan, phase: Phase) -> float:
     batches = stage.train(0)
     times = []
     for batch in islice(batches, 1 + _TIMED_STEPS):
-        train_step(stage.network, batch, state, plan.config)
+        train_step(stage.network, batch, state, plan.config, stage.objective, 1)
         _wait(plan.machine)
         times.append(time.perf_counter())
     if len(times) < 2:
-        return _timed(lambda: train_step(stage.network, batch, state, plan.config))
+        return _timed(lambda: train_step(stage.network, batch, state, plan.config, stage.objective, 1))
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
@@ -92,10 +92,14 @@ def _timed(call: Callable[[], object]) -> float:
 def _wait(machine: Machine) -> None:
     if machine.device.type == "cuda":
         torch.cuda.synchronize(machine.device)
+    elif machine.device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _peak_memory(machine: Machine) -> int:
     if machine.device.type == "cuda":
         return torch.cuda.max_memory_allocated(machine.device)
+    if machine.device.type == "mps":
+        return torch.mps.driver_allocated_memory()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 PhaseName = Literal["head", "fine-tune"]
-Activity = Literal["caching features", "validating", "testing", "measuring the training images"]
+Activity = Literal[
+    "caching features", "validating", "validating the average", "testing", "measuring the training images"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,7 @@ class PhaseStarted:
     Attributes:
         epochs: its first and last epoch, from 1.
         steps_per_epoch: optimizer steps.
+        steps: of the whole phase; its last epoch may be cut short.
         step: optimizer steps before it.
         trainable: parameters that train.
         frozen: parameters that do not.
@@ -24,6 +27,7 @@ class PhaseStarted:
     name: PhaseName
     epochs: tuple[int, int]
     steps_per_epoch: int
+    steps: int
     step: int
     trainable: int
     frozen: int
@@ -71,7 +75,9 @@ class EpochEnded:
         val_accuracy: fraction.
         seconds: training and validation.
         images_per_second: of training alone.
-        is_best: better on validation than every epoch before.
+        is_best: better on validation than every epoch before, by the weights or by their average.
+        ema_val_accuracy: of the averaged weights, a fraction; None where none are kept.
+        ema_val_loss: the same.
     """
 
     phase: PhaseName
@@ -86,6 +92,22 @@ class EpochEnded:
     seconds: float
     images_per_second: float
     is_best: bool
+    ema_val_accuracy: float | None = None
+    ema_val_loss: float | None = None
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the averaged weights are the better ones."""
+        if self.ema_val_accuracy is None or self.ema_val_loss is None:
+            return False
+        return (self.ema_val_accuracy, -self.ema_val_loss) > (self.val_accuracy, -self.val_loss)
+
+    @property
+    def judged(self) -> tuple[float, float]:
+        """Accuracy and loss on validation of the better of the weights and their average."""
+        if self.averaged and self.ema_val_accuracy is not None and self.ema_val_loss is not None:
+            return self.ema_val_accuracy, self.ema_val_loss
+        return self.val_accuracy, self.val_loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_cli.data.augmentation import Stream, uniform
-from tl_cli.data.loaders import Batch, Loader, epoch_order
+from tl_cli.data.loaders import Batch, Loader, training_order
 from tl_cli.errors import DivergedError
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.machine import Machine
@@ -29,12 +29,14 @@ class CachedFeatures:
         labels: (N,) int64.
         batch_size: of training.
         device: where batches are wanted.
+        balanced: in training every class comes equally often.
     """
 
     views: Tensor
     labels: Tensor
     batch_size: int
     device: torch.device
+    balanced: bool = False
 
     @property
     def steps(self) -> int:
@@ -42,9 +44,9 @@ class CachedFeatures:
         return -(-len(self.labels) // self.batch_size)
 
     def train(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield every image's features once, each from a view drawn for (seed, epoch, index)."""
-        order = epoch_order(len(self.labels), seed, epoch)
-        view = (uniform(seed, epoch, order, Stream.VIEW) * len(self.views)).astype(np.int64)
+        """Yield the features of one training epoch (``training_order``), each from a view drawn for its key."""
+        order, keys = training_order(self.labels.numpy(), seed, epoch, balanced=self.balanced)
+        view = (uniform(seed, epoch, keys, Stream.VIEW) * len(self.views)).astype(np.int64)
         places, chosen = torch.from_numpy(order), torch.from_numpy(view)
         for start in range(0, len(order), self.batch_size):
             index = places[start : start + self.batch_size]

@@ -2,22 +2,22 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from tl_cli.errors import DivergedError
-from tl_cli.evaluation.logits import answer
+from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.events import EpochEnded, LossSampled, Observer, PhaseStarted, StepEnded, StoppedEarly, Worked
 from tl_cli.training.phases import Phase, lr_factor
 from tl_cli.training.setup import Plan, Stage, open_stage
 from tl_cli.training.state import Counters, TrainState
 from tl_cli.training.step import Stepped, train_step
-
-HEAD, BACKBONE = 0, 1
 
 
 @dataclass(slots=True)
@@ -64,6 +64,7 @@ def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
                 name=phase.name,
                 epochs=(phase.first, phase.last),
                 steps_per_epoch=stage.steps,
+                steps=plan.steps_of(phase),
                 step=state.counters.step,
                 trainable=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
                 frozen=sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
@@ -71,7 +72,7 @@ def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
             )
         )
         if state.counters.epoch < phase.first:
-            _set_lr(state, phase, 1.0)
+            _begin(state, phase, plan.config)
         for epoch in range(state.counters.epoch + 1, phase.last + 1):
             if _is_enough(plan, phase, state.counters):
                 notify(StoppedEarly(state.counters.epoch, plan.config.early_stop))
@@ -88,13 +89,16 @@ def _run_epoch(
     started = time.perf_counter()
     running = _Running.zero(plan.machine.device)
     stage.network.train()
+    if state.average is not None:
+        state.average.follow()
     step = counters.step
-    for batch in stage.train(epoch):
-        _schedule(config, state, phase, step - before, stage.steps)
+    total_steps = plan.steps_of(phase)
+    for batch in islice(stage.train(epoch), before + total_steps - step):
+        _schedule(config, state, phase, step - before, total_steps)
         step += 1
         # Dropout is a function of (seed, step), so a resumed run draws what the whole one would have.
         torch.manual_seed((config.seed * 1_000_003 + step) % (1 << 63))
-        stepped = train_step(stage.network, batch, state, config)
+        stepped = train_step(stage.network, batch, state, config, stage.objective, step)
         running.add(stepped, len(batch.labels))
         if step % log_every == 0 or step == 1:
             # .item() waits for the GPU, so the loss is read on few steps only.
@@ -104,32 +108,55 @@ def _run_epoch(
     train_loss = _finite(float(running.loss) / running.images, step, state)
     total = len(plan.data.parts["val"])
     answers = answer(stage.network, stage.validation(), lambda done: notify(Worked("validating", done, total)))
-    val_loss = _finite(float(F.cross_entropy(answers.logits, answers.labels)), step, state)
-    val_accuracy = float((answers.logits.argmax(1) == answers.labels).double().mean())
+    val_accuracy, val_loss = _judge(answers)
+    _finite(val_loss, step, state)
+    ema_accuracy, ema_loss = _judge_average(plan, stage, state, notify)
     lr_head, lr_backbone = _lrs(state)
     if config.schedule == "plateau":
         state.plateau.step(val_loss)
     seconds = time.perf_counter() - started
-    is_best = counters.is_better(val_accuracy, val_loss)
     counters.epoch, counters.step, counters.seconds = epoch, step, counters.seconds + seconds
-    if is_best:
-        counters.best_epoch, counters.best_val_accuracy, counters.best_val_loss = epoch, val_accuracy, val_loss
-    notify(
-        EpochEnded(
-            phase=phase.name,
-            epoch=epoch,
-            step=step,
-            train_loss=train_loss,
-            train_accuracy=float(running.correct) / running.images,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            lr_head=lr_head,
-            lr_backbone=lr_backbone,
-            seconds=seconds,
-            images_per_second=running.images / (trained - started),
-            is_best=is_best,
-        )
+    ended = EpochEnded(
+        phase=phase.name,
+        epoch=epoch,
+        step=step,
+        train_loss=train_loss,
+        train_accuracy=float(running.correct) / running.images,
+        val_loss=val_loss,
+        val_accuracy=val_accuracy,
+        lr_head=lr_head,
+        lr_backbone=lr_backbone,
+        seconds=seconds,
+        images_per_second=running.images / (trained - started),
+        is_best=False,
+        ema_val_accuracy=ema_accuracy,
+        ema_val_loss=ema_loss,
     )
+    is_best = counters.is_better(*ended.judged)
+    if is_best:
+        counters.best_epoch = epoch
+        counters.best_val_accuracy, counters.best_val_loss = ended.judged
+    notify(replace(ended, is_best=is_best))
+
+
+def _judge(answers: Answers) -> tuple[float, float]:
+    """Return accuracy, a fraction, and mean cross-entropy."""
+    correct = (answers.logits.argmax(1) == answers.labels).double().mean()
+    return float(correct), float(F.cross_entropy(answers.logits, answers.labels))
+
+
+def _judge_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer) -> tuple[float | None, float | None]:
+    """Return accuracy and loss of the averaged weights on validation; None where none are kept."""
+    if state.average is None:
+        return None, None
+    total = len(plan.data.parts["val"])
+    with state.average.applied():
+        answers = answer(
+            stage.network, stage.validation(), lambda done: notify(Worked("validating the average", done, total))
+        )
+    accuracy, loss = _judge(answers)
+    # An average that has overflowed is never the better one.
+    return (accuracy, loss) if math.isfinite(loss) else (None, None)
 
 
 def _is_enough(plan: Plan, phase: Phase, counters: Counters) -> bool:
@@ -139,24 +166,42 @@ def _is_enough(plan: Plan, phase: Phase, counters: Counters) -> bool:
     return counters.epoch - max(counters.best_epoch, phase.first - 1) >= plan.config.early_stop
 
 
-def _schedule(config: TrainConfig, state: TrainState, phase: Phase, step: int, steps_per_epoch: int) -> None:
+def _schedule(config: TrainConfig, state: TrainState, phase: Phase, step: int, steps: int) -> None:
     if config.schedule != "plateau":
-        total = steps_per_epoch * phase.epochs
-        _set_lr(state, phase, lr_factor(config.schedule, config.warmup, step, total))
+        _set_lr(state, phase, lr_factor(config.schedule, config.warmup, step, steps))
+
+
+def _begin(state: TrainState, phase: Phase, config: TrainConfig) -> None:
+    """Set the rates of a phase that begins; plateau goes on, from stage to stage, where it was."""
+    if config.schedule != "plateau" or phase.stage <= 1:
+        _set_lr(state, phase, 1.0)
+        return
+    groups = state.optimizer.param_groups
+    lowered = max(group["lr"] / peak for group in groups if group["lr"] and (peak := _peak(group, phase)))
+    _set_lr(state, phase, lowered)
 
 
 def _set_lr(state: TrainState, phase: Phase, factor: float) -> None:
-    state.optimizer.param_groups[HEAD]["lr"] = phase.lr_head * factor
-    state.optimizer.param_groups[BACKBONE]["lr"] = phase.lr_backbone * factor
+    for group in state.optimizer.param_groups:
+        group["lr"] = factor * _peak(group, phase)
+
+
+def _peak(group: dict[str, Any], phase: Phase) -> float:
+    """Return the phase's highest rate for the parameters of a group; 0 where they are frozen."""
+    if not any(parameter.requires_grad for parameter in group["params"]):
+        return 0.0
+    return float(phase.lr_head if group["is_head"] else phase.lr_backbone * group["share"])
 
 
 def _lrs(state: TrainState) -> tuple[float, float]:
+    """Return the rates of the head and of the backbone's highest layer that trains; 0 where none does."""
     groups = state.optimizer.param_groups
-    return float(groups[HEAD]["lr"]), float(groups[BACKBONE]["lr"])
+    rates = {part: [float(group["lr"]) for group in groups if group["is_head"] is part] for part in (True, False)}
+    return max(rates[True]), max(rates[False], default=0.0)
 
 
 def _steps_before(plan: Plan, phase: Phase) -> int:
-    return sum(plan.steps_per_epoch(earlier) * earlier.epochs for earlier in plan.phases if earlier.first < phase.first)
+    return sum(plan.steps_of(earlier) for earlier in plan.phases if earlier.first < phase.first)
 
 
 def _sample(step: int, epoch: int, loss: float, state: TrainState) -> LossSampled:

@@ -18,6 +18,15 @@ class EpochPoint:
     lr_head: float | None = None
     lr_backbone: float | None = None
     seconds: float | None = None
+    ema_val_accuracy: float | None = None
+    ema_val_loss: float | None = None
+
+    @property
+    def judged(self) -> tuple[float, float] | None:
+        """Accuracy and loss on validation of the better of the weights and their average; None: not recorded."""
+        pairs = ((self.val_accuracy, self.val_loss), (self.ema_val_accuracy, self.ema_val_loss))
+        known = [(accuracy, loss or 0.0) for accuracy, loss in pairs if accuracy is not None]
+        return max(known, key=lambda pair: (pair[0], -pair[1])) if known else None
 
 
 @dataclass(slots=True)
@@ -54,6 +63,8 @@ class History:
                     event.lr_head,
                     event.lr_backbone,
                     event.seconds,
+                    event.ema_val_accuracy,
+                    event.ema_val_loss,
                 )
             )
 
@@ -65,8 +76,8 @@ class History:
     @property
     def best(self) -> EpochPoint | None:
         """The epoch of the highest validation accuracy, at equal ones of the lowest loss."""
-        rated = [point for point in self.epochs if point.val_accuracy is not None]
-        return max(rated, key=lambda p: (p.val_accuracy or 0.0, -(p.val_loss or 0.0))) if rated else None
+        rated = [(judged, point) for point in self.epochs if (judged := point.judged) is not None]
+        return max(rated, key=lambda pair: (pair[0][0], -pair[0][1]))[1] if rated else None
 
     @property
     def unfrozen_after(self) -> EpochPoint | None:

@@ -45,6 +45,8 @@ class Machine:
         """Return one line for people: the device's name, its precision and layout."""
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
+        elif self.device.type == "mps":
+            name = "Apple GPU"
         else:
             threads = torch.get_num_threads()
             name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
@@ -70,13 +72,15 @@ class Autocasting(nn.Module):
 
 
 def choose_device(name: DeviceName) -> torch.device:
-    """Return the device that was asked for; ``auto`` is a GPU where there is one.
+    """Return the device that was asked for; ``auto`` is a GPU where there is one, NVIDIA's or Apple's.
 
     Raises:
-        UsageError: ``cuda`` was asked for and torch sees none.
+        UsageError: a GPU was asked for and torch sees none.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: torch finds no Apple GPU here; use --device cpu or auto")
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
     return torch.device(name)

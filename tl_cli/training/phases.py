@@ -21,8 +21,10 @@ class Phase:
         first: its first epoch, from 1.
         last: its last epoch.
         lr_head: peak learning rate of the head.
-        lr_backbone: peak learning rate of the backbone, 0 while it is frozen.
+        lr_backbone: peak learning rate of the backbone's last layer, 0 while it is frozen.
         bn: what BatchNorm statistics do.
+        stage: which stage of unfreezing, from 1; 0 in the head phase.
+        stages: how many there are.
     """
 
     name: PhaseName
@@ -31,6 +33,8 @@ class Phase:
     lr_head: float
     lr_backbone: float
     bn: BatchNormMode
+    stage: int = 0
+    stages: int = 1
 
     @property
     def epochs(self) -> int:
@@ -39,12 +43,29 @@ class Phase:
 
 
 def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
-    """Return the phases of a config: the head alone, then everything; either may be absent."""
+    """Return the phases of a config: the head alone, then everything, in stages where asked; either may be absent."""
     head = Phase("head", 1, config.freeze_epochs, config.lr, 0.0, "frozen")
-    tune = Phase(
-        "fine-tune", config.freeze_epochs + 1, config.epochs, config.unfreeze_lr, config.unfreeze_lr, config.bn
-    )
-    return tuple(phase for phase in (head, tune) if phase.epochs > 0)
+    lr, stages, tuned = config.unfreeze_lr, config.unfreeze_stages, config.epochs - config.freeze_epochs
+    # The last stages, in which the most trains, get the epochs that are left over.
+    ends = [config.freeze_epochs + stage * tuned // stages for stage in range(stages + 1)]
+    tune = [
+        Phase("fine-tune", ends[stage - 1] + 1, ends[stage], lr, lr, config.bn, stage, stages)
+        for stage in range(1, stages + 1)
+    ]
+    return tuple(phase for phase in (head, *tune) if phase.epochs > 0)
+
+
+def first_trained(phase: Phase, layers: int, frozen: int) -> int:
+    """Return the place of the first layer that trains in a phase.
+
+    Args:
+        layers: how many there are, the head's included.
+        frozen: how many at the beginning never train.
+    """
+    if phase.name == "head":
+        return layers - 1
+    below = layers - 1 - frozen
+    return frozen + below - math.ceil(below * phase.stage / phase.stages)
 
 
 def lr_factor(schedule: ScheduleName, warmup: float, step: int, steps: int) -> float:

@@ -9,6 +9,7 @@ from tl_cli.training.config import FIELDS, TrainConfig, validated
 
 # Images whose short side is below this are enlarged (BiT-HyperRule, Kolesnikov et al. 2020, uses the same bound).
 TINY_PIXELS = 96
+_FEWEST_STEPS = 250
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
@@ -27,6 +28,7 @@ class Facts:
         depthwise: whether the architecture has depthwise convolutions.
         cores: that this process may use.
         pretrained: whether the run starts from trained weights.
+        mirrors: whether an image mirrored left to right is still one of its class.
     """
 
     data: str
@@ -39,6 +41,7 @@ class Facts:
     depthwise: bool
     cores: int
     pretrained: bool = True
+    mirrors: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ def resolve(flags: Mapping[str, object], file: Mapping[str, object], facts: Fact
     origins |= {name: Origin("machine", setting.why) for name, setting in machine.items()}
     origins |= {name: Origin("config file") for name in file} | {name: Origin("flag") for name in flags}
     _follow(values, origins, flags)
+    _follow_steps(values, origins, facts, flags)
+    _refuse_useless(values, flags)
     return Resolved(validated(values), origins)
 
 
@@ -101,14 +106,79 @@ def _follow(values: dict[str, object], origins: dict[str, Origin], flags: Mappin
         raise UsageError(f"--unfreeze-lr has no use when all {epochs} epochs are frozen; give more --epochs")
 
 
+def _follow_steps(
+    values: dict[str, object], origins: dict[str, Origin], facts: Facts, flags: Mapping[str, object]
+) -> None:
+    """Let the epochs follow from the steps, which are exact: the last epoch may be cut short.
+
+    A config file that a run has kept names both, and they agree.
+    """
+    if "epochs" in flags and "steps" in flags:
+        raise UsageError("--steps and --epochs both say how long to train; give one of them")
+    steps = values.get("steps")
+    if "epochs" in flags:
+        values["steps"] = None
+    if not isinstance(steps, int) or "epochs" in flags:
+        return
+    freeze, batch = _int(values, "freeze_epochs", 0), _batch(values)
+    head = freeze * steps_in_epoch(facts.train_images, batch)
+    if steps < head:
+        raise UsageError(
+            f"--steps {steps} is the total and cannot be fewer than those of --freeze-epochs {freeze}, {head}"
+        )
+    an_epoch = steps_in_epoch(facts.train_images, batch, drop_single=values.get("bn") == "train")
+    values["epochs"] = freeze + -(-(steps - head) // an_epoch)
+    origins["epochs"] = Origin("follows", f"{steps:,} steps, {an_epoch:,} an epoch")
+
+
+def steps_in_epoch(images: int, batch: int, *, drop_single: bool = False) -> int:
+    """Return the optimizer steps of one pass.
+
+    Args:
+        batch: images a step.
+        drop_single: a last step of one image is left out.
+    """
+    steps = -(-images // batch)
+    return steps - 1 if drop_single and steps > 1 and images % batch == 1 else steps
+
+
+def _refuse_useless(values: Mapping[str, object], flags: Mapping[str, object]) -> None:
+    """Refuse flags that would do nothing: who gives one expects something of it."""
+    all_frozen = values.get("epochs") == values.get("freeze_epochs")
+    needs: dict[str, tuple[bool, str]] = {
+        "momentum": (values.get("optimizer") == "sgd", "without --optimizer sgd"),
+        "warmup": (values.get("schedule") == "cosine", "without --schedule cosine"),
+        "auto_ops": (values.get("auto_augment") == "randaugment", "without --auto-augment randaugment"),
+        "auto_magnitude": (values.get("auto_augment") == "randaugment", "without --auto-augment randaugment"),
+    }
+    for name in ("freeze_until", "unfreeze_stages", "layer_decay", "drop_path"):
+        needs[name] = (not all_frozen, "when all epochs are frozen")
+    if all_frozen and values.get("feature_cache"):
+        for name in ("mixup", "cutmix", "random_erasing", "auto_augment"):
+            needs[name] = (False, "on cached features; give --no-feature-cache, or more --epochs")
+    for name, (is_used, when) in needs.items():
+        if name in flags and not is_used:
+            raise UsageError(f"--{name.replace('_', '-')} has no use {when}")
+
+
+def _batch(values: Mapping[str, object]) -> int:
+    # What is out of range is refused by its own name, later.
+    return max(1, _int(values, "batch_size", 64) * _int(values, "accumulate", 1))
+
+
 def _default(facts: Facts, given: Mapping[str, object]) -> dict[str, Setting]:
     short = facts.train_images < 5000
     tune = 10 if short else 5
-    freeze = _int(given, "freeze_epochs", min(5, _int(given, "epochs", 10) // 2))
+    an_epoch = steps_in_epoch(facts.train_images, _batch(given))
+    freeze = _int(given, "freeze_epochs", _default_freeze(given, an_epoch))
     why_freeze = "a trained head before unfreezing keeps the features intact (LP-FT)"
     if not facts.pretrained and "freeze_epochs" not in given:
         freeze, why_freeze = 0, "there are no trained features to keep"
-    return {
+    length = {}
+    if "epochs" not in given and tune * an_epoch < _FEWEST_STEPS:
+        why = f"{facts.train_images:,} images are {an_epoch} a pass; a small set needs {_FEWEST_STEPS} of fine-tuning"
+        length = {"steps": Setting(freeze * an_epoch + _FEWEST_STEPS, why)}
+    return length | {
         "freeze_epochs": Setting(freeze, why_freeze),
         "epochs": Setting(freeze + tune, f"the frozen ones and {tune} more for {facts.train_images:,} images"),
         "optimizer": Setting("adamw", "weight decay apart from the gradient: the usual choice for fine-tuning"),
@@ -118,6 +188,7 @@ def _default(facts: Facts, given: Mapping[str, object]) -> dict[str, Setting]:
         # 1e-3, 81.2% at 1.5e-3; at 6e-4 BatchNorm in train mode had 78.0%.
         "unfreeze_lr": Setting(6e-4, "one-cycle peak at batch 64; 1e-3 was 0.7 points worse on all of CIFAR-10"),
         "weight_decay": Setting(0.01, "AdamW's usual value"),
+        "decay_norms": Setting(False, "norms and biases are few and are not what overfits"),
         "schedule": Setting("one-cycle", "ends each phase at a rate near zero"),
         "label_smoothing": Setting(0.1, "less overconfident answers"),
         "bn": _default_bn(facts),
@@ -127,6 +198,13 @@ def _default(facts: Facts, given: Mapping[str, object]) -> dict[str, Setting]:
     }
 
 
+def _default_freeze(given: Mapping[str, object], steps_an_epoch: int) -> int:
+    """Return 5 epochs, or half of fewer; --steps leaves half of them to the rest."""
+    steps = given.get("steps")
+    epochs = steps // steps_an_epoch if isinstance(steps, int) else _int(given, "epochs", 10)
+    return min(5, epochs // 2)
+
+
 def _default_bn(facts: Facts) -> Setting:
     if facts.pretrained:
         return Setting("frozen", "pretrained statistics beat those of small batches (80.7% against 78.0% validated)")
@@ -134,8 +212,8 @@ def _default_bn(facts: Facts) -> Setting:
 
 
 def _default_augment(facts: Facts) -> Setting:
-    if facts.data == "digits":
-        return Setting("shift", "a mirrored digit is another sign")
+    if not facts.mirrors:
+        return Setting("shift", "a mirrored digit, letter or sign is another one")
     if facts.native_size is not None and facts.native_size < TINY_PIXELS:
         return Setting("flip-shift", "a crop would leave little of a tiny image")
     return Setting("flip-crop", "random resized crops suit photographs")
@@ -161,6 +239,7 @@ def _blog(facts: Facts, given: Mapping[str, object]) -> dict[str, Setting]:
         "lr": Setting(1e-3, "as in the blog"),
         "unfreeze_lr": Setting(1e-4, "all parameters at one rate, as in the blog"),
         "weight_decay": Setting(1e-4, "as in the blog; Adam's, inside the gradient"),
+        "decay_norms": Setting(True, "on all parameters, as in the blog"),
         "schedule": Setting("plateau", "factor 0.5, patience 2 on the validation loss, across the unfreezing"),
         "label_smoothing": Setting(0.0, "as in the blog"),
         "bn": Setting("train", "as in the blog, once unfrozen"),

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data.augmentation import Augmentation
+from tl_cli.data.catalogue import SETS
 from tl_cli.data.images import Images
 from tl_cli.data.loaders import Batch, Loader
 from tl_cli.data.sources import LabelledData, open_data
@@ -16,9 +18,12 @@ from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import Progress, silent
 from tl_cli.models import freezing, zoo
 from tl_cli.models.freezing import batch_norms
+from tl_cli.models.layers import Layer, layers_of, place_of
+from tl_cli.models.regularising import set_dropout
 from tl_cli.models.zoo import Classifier
 from tl_cli.training import features, recipes
 from tl_cli.training.config import AugmentName, TrainConfig, check
+from tl_cli.training.ema import Average
 from tl_cli.training.events import Observer, Worked
 from tl_cli.training.machine import (
     Autocasting,
@@ -29,9 +34,10 @@ from tl_cli.training.machine import (
     default_workers,
     prepare_machine,
 )
-from tl_cli.training.phases import Phase, phases_of
+from tl_cli.training.phases import Phase, first_trained, phases_of
 from tl_cli.training.recipes import Facts, Resolved
 from tl_cli.training.state import TrainState
+from tl_cli.training.step import Objective
 
 _AUGMENTATIONS: dict[AugmentName, Augmentation] = {
     "none": Augmentation(flip=False),
@@ -51,6 +57,8 @@ class Plan:
         resolved: the config with the origin of each value.
         data: labelled images in train, val and test.
         classifier: on its device.
+        layers: of the model, in order of execution, the head last.
+        frozen_layers: how many of them never train (``--freeze-until``).
         phases: in order.
         caches: whether the frozen phase trains on cached features.
         cache_note: why not, where it was asked for and is not possible.
@@ -60,6 +68,8 @@ class Plan:
     data: LabelledData
     classifier: Classifier
     machine: Machine
+    layers: tuple[Layer, ...]
+    frozen_layers: int
     phases: tuple[Phase, ...]
     caches: bool
     cache_note: str | None
@@ -77,7 +87,19 @@ class Plan:
     @property
     def augmentation(self) -> Augmentation:
         """What happens to training images."""
-        return _AUGMENTATIONS[self.config.augment]
+        config = self.config
+        return replace(
+            _AUGMENTATIONS[config.augment],
+            policy=config.auto_augment,
+            ops=config.auto_ops,
+            magnitude=config.auto_magnitude,
+            erasing=config.random_erasing,
+        )
+
+    @property
+    def images_per_step(self) -> int:
+        """Images whose gradients make one optimizer step."""
+        return self.config.batch_size * self.config.accumulate
 
     def loader(self, images: Images) -> Loader:
         """Return the batches in which images are evaluated."""
@@ -90,11 +112,12 @@ class Plan:
         return Loader(
             self.data.parts["train"],
             self.classifier.preprocessing,
-            self.config.batch_size,
+            self.images_per_step,
             self.machine.device,
             self.config.workers,
             # BatchNorm cannot normalise by a batch of one image.
             drop_single=self.config.bn == "train",
+            balanced=self.config.sampler == "balanced",
         )
 
     def uses_cache(self, phase: Phase) -> bool:
@@ -104,8 +127,51 @@ class Plan:
     def steps_per_epoch(self, phase: Phase) -> int:
         """Return the optimizer steps in an epoch of a phase."""
         if self.uses_cache(phase):
-            return -(-len(self.data.parts["train"]) // self.config.batch_size)
+            return -(-len(self.data.parts["train"]) // self.images_per_step)
         return self.train_loader.steps
+
+    def steps_of(self, phase: Phase) -> int:
+        """Return the optimizer steps of a phase; ``--steps`` may cut its last epoch short."""
+        whole = self.steps_per_epoch(phase) * phase.epochs
+        if self.config.steps is None:
+            return whole
+        before = sum(self.steps_per_epoch(p) * p.epochs for p in self.phases if p.last < phase.first)
+        return min(whole, self.config.steps - before)
+
+    def trained_layers(self, phase: Phase) -> tuple[Layer, ...]:
+        """Return the layers that train in a phase, the head last."""
+        return self.layers[first_trained(phase, len(self.layers), self.frozen_layers) :]
+
+    def freeze_for(self, phase: Phase) -> None:
+        """Freeze what a phase freezes, and nothing else."""
+        model = self.classifier.model
+        if phase.name == "head":
+            freezing.freeze_backbone(model, self.classifier.head_modules)
+            return
+        freezing.unfreeze(model, phase.bn)
+        for layer in self.layers[: len(self.layers) - len(self.trained_layers(phase))]:
+            freezing.freeze(layer.modules, layer.parameters)
+
+    def objective(self, *, mixes: bool) -> Objective:
+        """Return what the steps lower.
+
+        Args:
+            mixes: whether the inputs are images, which MixUp and CutMix may blend; features are not.
+        """
+        config, count = self.config, len(self.data.classes)
+        weights = None
+        if config.class_weights == "balanced":
+            sizes = torch.bincount(torch.from_numpy(self.data.parts["train"].labels), minlength=count)
+            # As scikit-learn's "balanced": the mean weight of an image is one.
+            weights = (sizes.sum() / (count * sizes)).float().to(self.machine.device)
+        return Objective(
+            num_classes=count,
+            label_smoothing=config.label_smoothing,
+            class_weights=weights,
+            mixup=config.mixup if mixes else 0.0,
+            cutmix=config.cutmix if mixes else 0.0,
+            seed=config.seed,
+        )
 
     def card(self) -> ModelCard:
         """Return what a saved model says of itself, but for the epoch it is from."""
@@ -132,6 +198,7 @@ class Stage:
         steps: optimizer steps in an epoch.
         train: the batches of an epoch.
         validation: the batches of the validation part.
+        objective: what a step lowers.
         cached: whether the inputs are cached features.
     """
 
@@ -139,6 +206,7 @@ class Stage:
     steps: int
     train: Callable[[int], Iterator[Batch]]
     validation: Callable[[], Iterator[Batch]]
+    objective: Objective
     cached: bool
 
 
@@ -166,11 +234,12 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
         native_size=data.native_size,
         smallest_input=smallest,
         own_input=own,
-        on_gpu=device.type == "cuda",
+        on_gpu=device.type != "cpu",
         bf16=bf16_is_fast(device),
         depthwise=_has_depthwise(early.model),
         cores=cores(),
         pretrained=early.weights != "none",
+        mirrors=data.spec.source not in SETS or SETS[data.spec.source].mirrors,
     )
     # Whoever reads the recorded config stands in another folder, perhaps.
     flags, file = ({**values, **_absolute(values, data)} for values in (flags, file))
@@ -181,18 +250,17 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
     machine.place(classifier.model)
     _check_input_size(classifier, machine, config)
     _check_batches(classifier, data, config)
+    layers = tuple(layers_of(classifier, _example(classifier, machine)))
+    frozen = place_of(layers, classifier, config.freeze_until) if config.freeze_until else 0
+    _check_stages(config, len(layers) - 1 - frozen)
     caches, note = _plan_cache(config, data, classifier, machine)
-    return Plan(resolved, data, classifier, machine, phases_of(config), caches, note)
+    return Plan(resolved, data, classifier, machine, layers, frozen, phases_of(config), caches, note)
 
 
 def new_state(plan: Plan) -> TrainState:
     """Return the state of a run that has not begun: one optimizer with all parameter groups in it."""
     config, model = plan.config, plan.classifier.model
-    in_head = {id(p) for module in plan.classifier.head_modules for p in module.parameters()}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in in_head], "lr": config.lr},
-        {"params": [p for p in model.parameters() if id(p) not in in_head], "lr": 0.0},
-    ]
+    groups = parameter_groups(plan)
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
@@ -202,24 +270,62 @@ def new_state(plan: Plan) -> TrainState:
         optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
     # https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.ReduceLROnPlateau.html, the blog's values.
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
-    return TrainState(model, optimizer, plateau, plan.machine.scaler())
+    average = Average(model, config.ema) if config.ema else None
+    return TrainState(model, optimizer, plateau, plan.machine.scaler(), average)
+
+
+def parameter_groups(plan: Plan) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: by layer, and within one by whether weight decay holds; each parameter once.
+
+    A group's ``share`` is what its layer gets of the backbone's learning rate: ``layer_decay`` to the power of the
+    layers above it but for the head (Howard & Ruder 2018; BEiT's 0.65 to 0.75 a block).
+    """
+    config = plan.config
+    groups: list[dict[str, Any]] = []
+    backbone = len(plan.layers) - 1
+    spared = _spared(plan.classifier.model)
+    for place, layer in enumerate(plan.layers):
+        share = 1.0 if layer.is_head else config.layer_decay ** (backbone - 1 - place)
+        for decays in (True, False):
+            chosen = [p for p in layer.parameters if (config.decay_norms or _decays(p, spared)) is decays]
+            if chosen:
+                groups.append(
+                    {
+                        "params": chosen,
+                        "lr": config.lr if layer.is_head else 0.0,
+                        "weight_decay": config.weight_decay if decays else 0.0,
+                        "is_head": layer.is_head,
+                        "share": share,
+                    }
+                )
+    return groups
+
+
+def _decays(parameter: nn.Parameter, spared: set[int]) -> bool:
+    """Whether a parameter is a matrix or a kernel: norms, biases and scales of channels are long in one direction."""
+    return sum(side > 1 for side in parameter.shape) > 1 and id(parameter) not in spared
+
+
+def _spared(model: nn.Module) -> set[int]:
+    """Return what else weight decay leaves alone: tokens and position embeddings, which are no layer's weight."""
+    says = getattr(model, "no_weight_decay", None)  # timm's models do
+    named = says() if callable(says) else ()
+    loose = [p for part in model.modules() for p in part.parameters(recurse=False) if p.dim() == 3 and p.shape[0] == 1]
+    return {id(p) for name, p in model.named_parameters() if name in named} | {id(p) for p in loose}
 
 
 def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     """Freeze what the phase freezes and return its network and batches; features are computed here."""
-    classifier, config = plan.classifier, plan.config
-    if phase.name == "head":
-        freezing.freeze_backbone(classifier.model, classifier.head_modules)
-    else:
-        freezing.unfreeze(classifier.model, phase.bn)
+    plan.freeze_for(phase)
     if plan.uses_cache(phase):
         return _cached_stage(plan, notify)
     loader = plan.train_loader
     return Stage(
-        network=Autocasting(classifier.model, plan.machine),
+        network=Autocasting(plan.classifier.model, plan.machine),
         steps=loader.steps,
-        train=lambda epoch: loader.train(plan.augmentation, config.seed, epoch),
+        train=lambda epoch: loader.train(plan.augmentation, plan.config.seed, epoch),
         validation=lambda: plan.loader(plan.data.parts["val"]).clean(),
+        objective=plan.objective(mixes=True),
         cached=False,
     )
 
@@ -248,12 +354,14 @@ def _cached_stage(plan: Plan, notify: Observer) -> Stage:
         mirrored=False,
         counted=lambda done: notify(Worked("caching features", in_train + done, total)),
     )
-    head = replace(trained, batch_size=plan.config.batch_size)
+    balanced = plan.config.sampler == "balanced"
+    head = replace(trained, batch_size=plan.images_per_step, balanced=balanced)
     return Stage(
         network=plan.classifier.head_modules[0],
         steps=head.steps,
         train=lambda epoch: head.train(plan.config.seed, epoch),
         validation=validated.clean,
+        objective=plan.objective(mixes=False),
         cached=True,
     )
 
@@ -278,9 +386,12 @@ def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Class
         input_size=config.input_size,
         mean=config.mean,
         std=config.std,
+        drop_path=config.drop_path,
         seed=config.seed,
         progress=progress,
     )
+    if config.dropout is not None:
+        set_dropout(classifier, config.dropout)
     size = data.native_size
     is_tiny = size is not None and size < recipes.TINY_PIXELS
     sized = classifier.preprocessing.at(config.input_size, whole=is_tiny)
@@ -290,7 +401,7 @@ def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Class
 def _check_input_size(classifier: Classifier, machine: Machine, config: TrainConfig) -> None:
     """Run one image through, so that a size that does not fit is known before anything is written."""
     classifier.model.eval()
-    example = torch.zeros(1, 3, config.input_size, config.input_size, device=machine.device)
+    example = _example(classifier, machine)
     try:
         with torch.inference_mode():
             classifier.model(example)
@@ -300,6 +411,16 @@ def _check_input_size(classifier: Classifier, machine: Machine, config: TrainCon
             f"{config.model} cannot take --input-size {config.input_size}; its smallest is {smallest} and its own "
             f"{own} ({first_line(error)})"
         ) from error
+
+
+def _example(classifier: Classifier, machine: Machine) -> torch.Tensor:
+    size = classifier.preprocessing.crop
+    return torch.zeros(1, 3, size, size, device=machine.device)
+
+
+def _check_stages(config: TrainConfig, layers: int) -> None:
+    if config.unfreeze_stages > layers:
+        raise UsageError(f"--unfreeze-stages {config.unfreeze_stages}: there are only {layers} layers to unfreeze")
 
 
 def _check_batches(classifier: Classifier, data: LabelledData, config: TrainConfig) -> None:

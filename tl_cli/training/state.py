@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tl_cli.contract import ModelCard
 from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import replacing
 from tl_cli.models import bundle
+from tl_cli.training.ema import Average
 from tl_cli.training.events import EpochEnded, Event
 
 CHECKPOINT = "last.pt"
@@ -27,7 +29,7 @@ class Counters:
         epoch: epochs that are complete.
         step: optimizer steps of those epochs.
         best_epoch: 0 before the first validation.
-        best_val_accuracy: a fraction.
+        best_val_accuracy: a fraction; of the weights or of their average, whichever were better.
         best_val_loss: in nats, of the best epoch.
         seconds: of training and validation so far.
     """
@@ -52,6 +54,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     plateau: torch.optim.lr_scheduler.ReduceLROnPlateau
     scaler: torch.amp.GradScaler
+    average: Average | None = None
     counters: Counters = field(default_factory=Counters)
 
     def to_bytes(self) -> bytes:
@@ -64,6 +67,7 @@ class TrainState:
                 "optimizer": self.optimizer.state_dict(),
                 "plateau": self.plateau.state_dict(),
                 "scaler": self.scaler.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
                 "counters": asdict(self.counters),
             },
             buffer,
@@ -82,6 +86,8 @@ class TrainState:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.plateau.load_state_dict(saved["plateau"])
             self.scaler.load_state_dict(saved["scaler"])
+            if self.average is not None:
+                self.average.load_state_dict(saved["average"])
             self.counters = Counters(**saved["counters"])
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise UsageError(f"cannot resume from {path}: {first_line(error)}") from error
@@ -107,8 +113,10 @@ class Saver:
         if not isinstance(event, EpochEnded):
             return
         if event.is_best:
-            card = self._card.model_copy(update={"epoch": event.epoch, "val_accuracy": event.val_accuracy})
-            bundle.save(self.folder / BEST_FOLDER, self._state.model, card)
+            facts = {"epoch": event.epoch, "val_accuracy": event.judged[0], "averaged": event.averaged}
+            average = self._state.average
+            with average.applied() if average is not None and event.averaged else nullcontext():
+                bundle.save(self.folder / BEST_FOLDER, self._state.model, self._card.model_copy(update=facts))
         with replacing(self.folder / CHECKPOINT) as file:
             file.write(self._state.to_bytes())
 

@@ -83,7 +83,7 @@ class PlainLines:
         elif isinstance(event, EpochEnded):
             self._print(
                 f"epoch {event.epoch}/{self._title.epochs}  loss {event.train_loss:.4f}  "
-                f"val loss {event.val_loss:.4f}  val accuracy {event.val_accuracy:.2%}  "
+                f"val loss {event.val_loss:.4f}  val accuracy {event.val_accuracy:.2%}  {_average(event)}"
                 f"{event.images_per_second:,.0f} images/s  {event.seconds:.1f} s{'  best' if event.is_best else ''}"
             )
         elif isinstance(event, StoppedEarly):
@@ -218,8 +218,10 @@ class LiveScreen:
     def _eta(self, phase: PhaseStarted) -> str:
         if self._phase_steps < 3:
             return "estimating"
-        epochs_left = phase.epochs[1] - len(self._history.epochs)
-        left = epochs_left * phase.steps_per_epoch - (self._step - self._epoch_ended_at_step)
+        first = phase.epochs[0] - 1
+        # Whole epochs of this phase are over, and some steps of the next.
+        over = (len(self._history.epochs) - first) * phase.steps_per_epoch + self._step - self._epoch_ended_at_step
+        left = phase.steps - over
         elapsed = self._clock() - self._phase_started
         seconds = elapsed / self._phase_steps * max(0, left)
         is_last = phase.epochs[1] == self._title.epochs
@@ -262,9 +264,10 @@ class LiveScreen:
 
     def _best_line(self) -> Text:
         best = self._history.best
-        if best is None or best.val_accuracy is None:
+        if best is None or best.judged is None:
             return Text("no epoch is over yet", style="dim")
-        return Text(f"best: {best.val_accuracy:.2%} on validation, epoch {best.epoch}", style="good")
+        which = " (averaged weights)" if best.judged[0] == best.ema_val_accuracy != best.val_accuracy else ""
+        return Text(f"best: {best.judged[0]:.2%} on validation, epoch {best.epoch}{which}", style="good")
 
 
 def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int) -> Table:
@@ -275,6 +278,9 @@ def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int) -
         table.add_column(heading if middle else heading.replace(" loss", "").replace("train", "loss"), justify="right")
     if middle:
         table.add_column("train acc", justify="right")
+    averaged = middle and any(point.ema_val_accuracy is not None for point in points)
+    if averaged:
+        table.add_column("ema acc", justify="right")
     if wide:
         table.add_column("lr", justify="right")
         table.add_column("time", justify="right")
@@ -288,6 +294,8 @@ def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int) -
         ]
         if middle:
             cells.append(_share(point.train_accuracy))
+        if averaged:
+            cells.append(_share(point.ema_val_accuracy))
         if wide:
             rates = (point.lr_head, point.lr_backbone)
             cells.append(" / ".join(_rate(rate) for rate in rates))
@@ -356,6 +364,10 @@ def _phase_line(event: PhaseStarted) -> str:
 
 def _stop_line(event: StoppedEarly) -> str:
     return f"stopped after epoch {event.epoch}: validation has not become better for {event.patience} epochs"
+
+
+def _average(event: EpochEnded) -> str:
+    return "" if event.ema_val_accuracy is None else f"averaged {event.ema_val_accuracy:.2%}  "
 
 
 def _number(value: float | None) -> str:

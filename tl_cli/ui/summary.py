@@ -1,12 +1,14 @@
 """What is printed before and after a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tl_cli.inspection.freeze_plan import freeze_plan
+from tl_cli.training.config import TrainConfig
 from tl_cli.training.estimate import Estimate
 from tl_cli.training.history import History
 from tl_cli.training.outcome import Outcome
@@ -34,8 +36,39 @@ def print_plan(console: Console, plan: Plan) -> None:
     for note in notes:
         console.print(plain(f"note: {note}", "yellow"))
     console.print()
-    console.print(tables.freeze_table(freeze_plan(plan.classifier, plan.config.bn), plan.phases, console.width))
+    parts = freeze_plan(plan.classifier, [partial(plan.freeze_for, phase) for phase in plan.phases])
+    console.print(tables.freeze_table(parts, plan.phases, console.width))
+    for line in _refinements(plan):
+        console.print(plain(line, "dim"))
     console.print()
+
+
+def _refinements(plan: Plan) -> list[str]:
+    """Say what the table of parts does not show: where freezing ends, how rates fall, what head features miss."""
+    config, lines = plan.config, []
+    if plan.frozen_layers:
+        count = plan.frozen_layers
+        lines.append(f"frozen throughout: the first {count} of {len(plan.layers)} layers, until {config.freeze_until}")
+    if config.layer_decay < 1 and len(plan.phases) > 1 - (config.freeze_epochs == 0):
+        lowest = plan.layers[plan.frozen_layers]
+        above = len(plan.layers) - 2 - plan.frozen_layers
+        rate = config.unfreeze_lr * config.layer_decay**above
+        lines.append(
+            f"layer decay {config.layer_decay:g}: from {config.unfreeze_lr:g} down to {rate:.2g} at {lowest.name}"
+        )
+    if plan.caches:
+        idle = [flag for flag, used in _IMAGE_ONLY if used(config)]
+        if idle:
+            lines.append(f"{', '.join(idle)}: not in the head phase, which trains on cached features")
+    return lines
+
+
+_IMAGE_ONLY: tuple[tuple[str, Callable[[TrainConfig], bool]], ...] = (
+    ("MixUp", lambda config: config.mixup > 0),
+    ("CutMix", lambda config: config.cutmix > 0),
+    ("automatic augmentation", lambda config: config.auto_augment != "none"),
+    ("random erasing", lambda config: config.random_erasing > 0),
+)
 
 
 def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
@@ -100,8 +133,8 @@ def print_history(console: Console, history: History) -> None:
     console.print(plain(history.name, "bold"))
     _print_curves(console, history, canvas, side_by_side=width >= 100, all_three=True)
     best = history.best
-    if best is not None and best.val_accuracy is not None:
-        console.print(f"best: {best.val_accuracy:.2%} on validation, epoch {best.epoch}", style="good")
+    if best is not None and best.judged is not None:
+        console.print(f"best: {best.judged[0]:.2%} on validation, epoch {best.epoch}", style="good")
     if history.test_accuracy is not None:
         console.print(f"test: {history.test_accuracy:.2%}")
 
@@ -133,7 +166,7 @@ def _lr_points(plan: Plan) -> list[tuple[float, float]]:
     points: list[tuple[float, float]] = []
     before = 0
     for phase in plan.phases:
-        total = plan.steps_per_epoch(phase) * phase.epochs
+        total = plan.steps_of(phase)
         for step in range(0, total, max(1, total // 200)):
             factor = lr_factor(plan.config.schedule, plan.config.warmup, step, total)
             points.append((float(before + step + 1), phase.lr_head * factor))

@@ -32,15 +32,17 @@ def freeze_table(parts: Sequence[Part], phases: Sequence[Phase], width: int) -> 
     for part in parts:
         name = plain(part.name, "bold" if part.is_head else "")
         name.append(" (head)" if part.is_head else "", style="mark")
-        table.add_row(name, f"{part.parameters:,}", *(_phase_cell(part, phase, brief=narrow) for phase in phases))
-    total = [f"{sum(_trainable(part, phase) for part in parts):,}{'' if narrow else ' train'}" for phase in phases]
+        cells = (_phase_cell(part, phase, place, brief=narrow) for place, phase in enumerate(phases))
+        table.add_row(name, f"{part.parameters:,}", *cells)
+    places = range(len(phases))
+    total = [f"{sum(part.trainable[place] for part in parts):,}{'' if narrow else ' train'}" for place in places]
     table.add_row("in all", f"{sum(part.parameters for part in parts):,}", *total, style="dim")
     norms = sum(part.batch_norms for part in parts)
     if not narrow or not norms:
         return Group(table)
     said = []
-    for phase in phases:
-        do = "update" if any(_updating(part, phase) for part in parts) else "fixed"
+    for place, phase in enumerate(phases):
+        do = "update" if any(part.updating[place] for part in parts) else "fixed"
         said.append(f"{do} in {epoch_range(phase.first, phase.last)}")
     return Group(table, Text(f"statistics of {norms} BatchNorm layers: {', '.join(said)}", style="dim"))
 
@@ -184,17 +186,14 @@ def _node_line(node: Node, name: str) -> Text:
     return line
 
 
-def _trainable(part: Part, phase: Phase) -> int:
-    return part.trainable_frozen if phase.name == "head" else part.trainable_unfrozen
-
-
-def _updating(part: Part, phase: Phase) -> int:
-    return part.updating_frozen if phase.name == "head" else part.updating_unfrozen
-
-
-def _phase_cell(part: Part, phase: Phase, *, brief: bool) -> str:
+def _phase_cell(part: Part, phase: Phase, place: int, *, brief: bool) -> str:
     rate = phase.lr_head if part.is_head else phase.lr_backbone
-    trains = f"lr {rate:g}" if _trainable(part, phase) else "frozen"
+    trained = part.trainable[place]
+    trains = f"lr {rate:g}" if trained else "frozen"
+    if 0 < trained < part.parameters:
+        trains += f" ({trained / part.parameters:.0%} of it)" if not brief else " part"
     if brief or not part.batch_norms:
         return trains
-    return f"{trains}; {part.batch_norms} BatchNorm {'update' if _updating(part, phase) else 'fixed'}"
+    updating = part.updating[place]
+    do = "fixed" if not updating else "update" if updating == part.batch_norms else f"{updating} update"
+    return f"{trains}; {part.batch_norms} BatchNorm {do}"

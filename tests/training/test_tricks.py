@@ -1,0 +1,450 @@
+"""Each trick is tried for what it promises, and all of them in short runs."""
+
+import copy
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import COLOURS, write_pictures
+from tests.training.test_fit import StopError, plan_for, run
+from tl_cli.data.loaders import Batch
+from tl_cli.errors import UsageError
+from tl_cli.models import zoo
+from tl_cli.training.config import TrainConfig
+from tl_cli.training.ema import Average
+from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, StepEnded
+from tl_cli.training.fit import fit
+from tl_cli.training.phases import first_trained, phases_of
+from tl_cli.training.setup import new_state, parameter_groups
+from tl_cli.training.state import BEST_FOLDER, CHECKPOINT, Saver
+from tl_cli.training.step import Objective, train_step
+
+RESNET = {"model": "resnet18", "input_size": 32}
+VGG = {"model": "vgg11", "input_size": 32, "bn": "train"}  # without BatchNorm
+
+
+def weights_of(folder: Path, model: str) -> str:
+    """A file of weights, so that freezing a part of them makes sense."""
+    path = folder / "weights.pth"
+    torch.save(zoo.create(model, 3, weights="none", seed=7).model.state_dict(), path)
+    return str(path)
+
+
+# Averaged weights
+
+
+def test_an_average_equals_its_formula() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    values = [0.3, -1.0, 2.0, 5.0, 4.0]
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    average = Average(model, 0.35)
+    expected = 1.0
+    for step, value in enumerate(values, 1):
+        with torch.no_grad():
+            model.weight.fill_(value)
+        average.update()
+        decay = min(0.35, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    with average.applied():
+        assert model.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert model.weight.item() == values[-1]
+
+
+def test_the_average_of_what_is_frozen_is_what_it_was(colours: Path) -> None:
+    plan = plan_for(colours, **RESNET, ema=0.9, epochs=2, freeze_epochs=2)
+    before = copy.deepcopy(plan.classifier.model.state_dict())
+    _, state = run(plan)
+    assert state.average is not None
+    with state.average.applied():
+        after = plan.classifier.model.state_dict()
+        assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize("bn", ["frozen", "train"])
+def test_the_average_is_validated_and_kept_where_it_is_better(colours: Path, tmp_path: Path, bn: str) -> None:
+    plan = plan_for(colours, **RESNET, ema=0.95, epochs=5, freeze_epochs=1, bn=bn, schedule="constant", lr=0.003)
+    state = new_state(plan)
+    saver = Saver(tmp_path, state, plan.card())
+    raw, averaged, ended = {}, {}, []
+
+    def notify(event: object) -> None:
+        if isinstance(event, EpochEnded):
+            saver(event)
+            ended.append(event)
+            raw[event.epoch] = copy.deepcopy(state.model.state_dict())
+            assert state.average is not None
+            with state.average.applied():
+                averaged[event.epoch] = copy.deepcopy(state.model.state_dict())
+
+    counters = fit(plan, state, notify)
+    assert all(event.ema_val_accuracy is not None for event in ended)
+    best = max(ended, key=lambda event: (event.judged[0], -event.judged[1]))
+    assert (counters.best_epoch, counters.best_val_accuracy) == (best.epoch, best.judged[0])
+    classifier, card = zoo.restore(tmp_path / BEST_FOLDER)
+    assert card.averaged is best.averaged
+    wanted = (averaged if best.averaged else raw)[best.epoch]
+    assert all(torch.equal(wanted[key], value) for key, value in classifier.model.state_dict().items())
+
+
+def test_a_resumed_run_with_every_trick_ends_bit_identical(colours: Path, tmp_path: Path) -> None:
+    settings = {
+        "model": "efficientnet_b0", "epochs": 4, "ema": 0.9, "mixup": 0.4, "cutmix": 1.0, "dropout": 0.3, "drop_path": 0.2,
+        "auto_augment": "randaugment", "random_erasing": 0.5, "accumulate": 2, "layer_decay": 0.8, "unfreeze_stages": 2,
+        "freeze_until": "features.1", "weights": weights_of(tmp_path, "efficientnet_b0"), "sampler": "balanced", "decay_norms": False, "weight_decay": 0.1,
+    }  # fmt: skip
+    _, expected = run(plan_for(colours, **settings))
+    plan = plan_for(colours, **settings)
+    state = new_state(plan)
+    saver = Saver(tmp_path, state, plan.card())
+
+    def interrupt(event: object) -> None:
+        saver(event)  # type: ignore[arg-type]
+        if isinstance(event, StepEnded) and event.epoch > 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        fit(plan, state, interrupt)
+    resumed = plan_for(colours, **settings)
+    again = new_state(resumed)
+    again.restore(tmp_path / CHECKPOINT)
+    fit(resumed, again, lambda event: None)
+    assert expected.average is not None
+    assert again.average is not None
+    for applied in (False, True):
+        with (
+            expected.average.applied() if applied else torch.no_grad(),
+            again.average.applied() if applied else torch.no_grad(),
+        ):
+            for key, value in expected.model.state_dict().items():
+                assert torch.equal(value, again.model.state_dict()[key]), key
+
+
+# Accumulation
+
+
+def gradients(accumulate: int, objective: Objective, batch: Batch, **settings: object) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3)
+    ).double()
+    state = type("State", (), {})()
+    state.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    state.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state.average = None
+    config = TrainConfig.model_construct(batch_size=-(-len(batch.labels) // accumulate), clip_norm=0.0)
+    train_step(model, batch, state, config, objective, 1)
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_accumulation_equals_the_large_batch_to_rounding(smoothing: float, weighted: bool, mixup: float) -> None:
+    random = torch.Generator().manual_seed(1)
+    images = torch.randn(10, 3, 8, 8, generator=random, dtype=torch.float64)
+    batch = Batch(images, torch.randint(3, (10,), generator=random))
+    weights = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64) if weighted else None
+    if mixup and weighted:
+        weights = weights.float() if weights is not None else None
+    objective = Objective(3, smoothing, weights.double() if weights is not None else None, mixup=mixup)
+    if mixup:
+        # Targets come as float32; the comparison is in double.
+        prepare = objective.prepare(batch, 1)
+        mixed = Batch(prepare[0], prepare[1].double())  # type: ignore[arg-type]
+        whole, pieces = (soft_gradients(k, objective, mixed) for k in (1, 3))
+    else:
+        whole, pieces = (gradients(k, objective, batch) for k in (1, 3))
+    for name, value in whole.items():
+        assert torch.allclose(value, pieces[name], rtol=1e-10, atol=1e-12), name
+
+
+def soft_gradients(accumulate: int, objective: Objective, mixed: Batch) -> dict[str, torch.Tensor]:
+    class Prepared(Objective):
+        def prepare(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return mixed.inputs, mixed.labels
+
+    plain = Prepared(objective.num_classes, objective.label_smoothing, objective.class_weights)
+    return gradients(accumulate, plain, Batch(mixed.inputs, mixed.labels.argmax(1)))
+
+
+def test_accumulation_trains_as_the_large_batch_does(colours: Path) -> None:
+    losses = []
+    for size, pieces in ((16, 1), (4, 4)):
+        events, _ = run(
+            plan_for(
+                colours,
+                **VGG,
+                batch_size=size,
+                accumulate=pieces,
+                freeze_epochs=0,
+                epochs=2,
+                log_every=1,
+                dropout=0.0,
+                lr=1e-4,
+            )
+        )
+        losses.append([event.loss for event in events if isinstance(event, LossSampled)])
+    assert len(losses[0]) == len(losses[1]) == 6
+    # The architecture's hidden dropout draws by batch, so only the first loss can be equal to rounding.
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=0.02)
+
+
+def test_no_piece_of_a_step_is_a_single_image(colours: Path) -> None:
+    plan = plan_for(
+        colours, **RESNET, batch_size=4, accumulate=4, freeze_epochs=0, epochs=1, bn="train", limit=42, val_fraction=0.2
+    )
+    run(plan)
+    assert plan.images_per_step == 16
+
+
+# Imbalance
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("uneven")
+    for count, (name, colour) in zip((40, 10, 5), COLOURS.items(), strict=True):
+        write_pictures(root / "train", {name: colour}, count)
+        write_pictures(root / "test", {name: colour}, 3)
+    return root
+
+
+def test_class_weights_are_scikit_learns_balanced(uneven: Path) -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    plan = plan_for(uneven, **RESNET, class_weights="balanced")
+    labels = plan.data.parts["train"].labels
+    weights = plan.objective(mixes=False).class_weights
+    assert weights is not None
+    assert weights.numpy() == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels), rel=1e-6)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_the_balanced_sampler_shows_every_class_equally_often(uneven: Path, cache: bool) -> None:
+    from tl_cli.training.setup import open_stage
+
+    plan = plan_for(uneven, **RESNET, sampler="balanced", feature_cache=cache, bn="frozen")
+    stage = open_stage(plan, plan.phases[0], lambda event: None)
+    assert stage.cached is cache
+    seen = Counter(int(label) for batch in stage.train(1) for label in batch.labels)
+    assert sum(seen.values()) == len(plan.data.parts["train"])
+    assert max(seen.values()) - min(seen.values()) <= 1
+
+
+# Freezing in parts, and rates by layer
+
+
+def test_layers_below_the_one_named_never_change(colours: Path, tmp_path: Path) -> None:
+    weights = weights_of(tmp_path, "resnet18")
+    plan = plan_for(colours, **RESNET, weights=weights, freeze_until="layer3", epochs=3, bn="train", weight_decay=0.5)
+    before = copy.deepcopy(plan.classifier.model.state_dict())
+    run(plan)
+    after = plan.classifier.model.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert {key.partition(".")[0] for key in changed} == {"layer3", "layer4", "fc"}
+    assert any("running_mean" in key for key in changed)
+
+
+def test_the_backbone_is_unfrozen_in_stages_from_the_head_down(colours: Path) -> None:
+    plan = plan_for(colours, **RESNET, unfreeze_stages=3, freeze_epochs=1, epochs=8)
+    assert [(p.first, p.last) for p in plan.phases] == [(1, 1), (2, 3), (4, 5), (6, 8)]
+    names = [[layer.name for layer in plan.trained_layers(phase)] for phase in plan.phases]
+    assert names[0] == ["fc"]
+    assert names[1] == ["layer4.0", "layer4.1", "fc"][-len(names[1]) :] or names[1][-1] == "fc"
+    assert [len(n) for n in names] == [1, 4, 7, 10]
+    seen: dict[str, dict[str, torch.Tensor]] = {}
+
+    def notify(event: object) -> None:
+        if isinstance(event, PhaseStarted | EpochEnded):
+            seen[f"{type(event).__name__}{len(seen)}"] = copy.deepcopy(plan.classifier.model.state_dict())
+
+    state = new_state(plan)
+    fit(plan, state, notify)
+    states = list(seen.values())
+    # In the second stage everything above layer2 trains, and nothing below.
+    start, end = states[2], states[4]
+    moved = {key.rpartition(".")[0] for key in start if not torch.equal(start[key], end[key])}
+    assert {name.partition(".")[0] for name in moved} == {"layer3", "layer4", "fc"}
+
+
+def test_stages_respect_what_is_frozen_for_good(colours: Path, tmp_path: Path) -> None:
+    weights = weights_of(tmp_path, "resnet18")
+    plan = plan_for(colours, **RESNET, weights=weights, unfreeze_stages=2, freeze_until="layer2", epochs=3)
+    assert [plan.trained_layers(phase)[0].name for phase in plan.phases] == ["fc", "layer3.1", "layer2.0"]
+
+
+@pytest.mark.parametrize("frozen", [0, 2, 5])
+@pytest.mark.parametrize("stages", [1, 2, 3, 7])
+def test_every_stage_adds_layers_and_the_last_has_all(frozen: int, stages: int) -> None:
+    config = TrainConfig.model_construct(
+        epochs=30, freeze_epochs=2, lr=1.0, unfreeze_lr=1.0, unfreeze_stages=stages, bn="frozen"
+    )
+    phases = phases_of(config)
+    firsts = [first_trained(phase, 14, frozen) for phase in phases]
+    assert firsts[0] == 13
+    assert firsts == sorted(firsts, reverse=True)
+    assert len(set(firsts)) == len(firsts)
+    assert firsts[-1] == frozen
+    assert sum(phase.epochs for phase in phases) == 30
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vit_b_32", "efficientnet_b0", "timm/crossvit_9_240", "timm/levit_128"])
+def test_parameter_groups_cover_each_parameter_once_and_decay_by_layer(colours: Path, model: str) -> None:
+    size = {"vit_b_32": 64, "timm/crossvit_9_240": 240, "timm/levit_128": 224}.get(model, 32)
+    plan = plan_for(
+        colours, model=model, input_size=size, layer_decay=0.5, decay_norms=False, weight_decay=0.1, limit=6
+    )
+    groups = parameter_groups(plan)
+    inside = [id(p) for group in groups for p in group["params"]]
+    assert len(inside) == len(set(inside))
+    assert set(inside) == {id(p) for p in plan.classifier.model.parameters()}
+    shares = [group["share"] for group in groups if not group["is_head"]]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+    assert shares[0] == 0.5 ** (len(plan.layers) - 2)
+    for group in groups:
+        if group["weight_decay"]:
+            assert all(p.dim() > 1 for p in group["params"])
+    norms = [
+        m for m in plan.classifier.model.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d | nn.BatchNorm1d)
+    ]
+    spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    assert all(id(p) in spared for norm in norms for p in norm.parameters())
+
+
+def test_rates_fall_by_layer_in_training_and_are_recorded(colours: Path) -> None:
+    plan = plan_for(colours, **RESNET, layer_decay=0.5, schedule="constant", lr=0.01, unfreeze_lr=0.02, epochs=2)
+    events, state = run(plan)
+    rates = {next(id(p) for p in group["params"]): group["lr"] for group in state.optimizer.param_groups}
+    model = plan.classifier.model
+    assert rates[id(model.fc.weight)] == 0.02
+    assert rates[id(model.layer4[1].conv1.weight)] == pytest.approx(0.02)
+    assert rates[id(model.conv1.weight)] == pytest.approx(0.02 * 0.5**8)
+    last = [event for event in events if isinstance(event, EpochEnded)][-1]
+    assert (last.lr_head, last.lr_backbone) == (0.02, 0.02)
+
+
+# Dropout
+
+
+@pytest.mark.parametrize(
+    "model", ["resnet18", "efficientnet_b0", "vgg11", "squeezenet1_1", "googlenet", "timm/resnet18"]
+)
+def test_dropout_acts_on_the_heads_input_of_any_architecture_in_training_alone(colours: Path, model: str) -> None:
+    plan = plan_for(colours, model=model, input_size=64, dropout=0.75, limit=6)
+    head = plan.classifier.head_modules[0]
+    seen: list[torch.Tensor] = []
+    head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    images = torch.randn(4, 3, 64, 64)
+    plan.classifier.model.eval()(images)
+    head.train()
+    plan.classifier.model(images)
+    clean, dropped = seen
+    kept = dropped != 0
+    assert torch.allclose(dropped[kept], 4 * clean[kept], rtol=1e-4)
+    assert kept[clean != 0].float().mean().item() == pytest.approx(0.25, abs=0.08)
+
+
+def test_dropout_reaches_the_head_phase_on_cached_features(colours: Path) -> None:
+    ends = []
+    for dropout in (None, 0.5):
+        plan = plan_for(colours, **RESNET, dropout=dropout, epochs=1)
+        assert plan.caches
+        ends.append(run(plan)[1].model.fc.weight.clone())
+    assert not torch.equal(*ends)
+
+
+def test_drop_path_is_set_rising_or_refused(colours: Path) -> None:
+    from torchvision.ops import StochasticDepth
+
+    plan = plan_for(colours, model="efficientnet_b0", drop_path=0.4, limit=6)
+    rates = [module.p for module in plan.classifier.model.modules() if isinstance(module, StochasticDepth)]
+    assert rates == sorted(rates)
+    assert (rates[0], rates[-1]) == (0.0, pytest.approx(0.4))
+    with pytest.raises(UsageError, match="resnet18 has no stochastic depth"):
+        plan_for(colours, **RESNET, drop_path=0.4)
+
+
+# Steps
+
+
+@pytest.mark.parametrize("steps", [11, 12, 17, 18])
+def test_a_run_takes_exactly_the_steps_that_were_asked_for(colours: Path, steps: int) -> None:
+    plan = plan_for(colours, epochs=None, steps=steps, freeze_epochs=1)
+    events, state = run(plan)
+    assert state.counters.step == steps == sum(isinstance(event, StepEnded) for event in events)
+    assert state.counters.epoch == plan.config.epochs
+    last = [event for event in events if isinstance(event, LossSampled)][-1]
+    assert last.lr_backbone < 1e-5  # the schedule is over
+
+
+def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) -> None:
+    from tl_cli.training import setup
+
+    resolved = setup.prepare(
+        {"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32, "freeze_epochs": 2}, {}
+    ).resolved
+    assert resolved.config.steps == 2 * 1 + 250
+    assert "small set" in resolved.origins["steps"].why
+    assert resolved.origins["epochs"].source == "follows"
+    again = setup.prepare({}, resolved.config.model_dump(exclude_none=True)).config
+    assert again == resolved.config
+
+
+# Bad combinations
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"class_weights": "balanced", "sampler": "balanced"}, "twice"),
+        ({"unfreeze_stages": 3, "epochs": 3}, "--unfreeze-stages 3 needs as many epochs"),
+        ({"unfreeze_stages": 50, "epochs": 60}, "only 18 layers to unfreeze"),
+        ({"steps": 5}, "--steps and --epochs both"),
+        ({"steps": 5, "epochs": None}, "fewer than those of --freeze-epochs 1, 6"),
+        ({"freeze_until": "stage3"}, "would leave those layers random"),
+        ({"auto_ops": 3}, "--auto-ops has no use without --auto-augment randaugment"),
+        ({"momentum": 0.5}, "--momentum has no use without --optimizer sgd"),
+        ({"warmup": 0.2}, "--warmup has no use without --schedule cosine"),
+        ({"epochs": 1, "layer_decay": 0.5}, "--layer-decay has no use when all epochs are frozen"),
+        ({"epochs": 1, "mixup": 0.5}, "--mixup has no use on cached features"),
+        ({"ema": 1.0}, "--ema 1.0"),
+        ({"auto_magnitude": 31}, "--auto-magnitude 31"),
+        ({"mixup": -0.1}, "--mixup -0.1"),
+        ({"random_erasing": 1.5}, "--random-erasing 1.5"),
+        ({"auto_augment": "autoaugment"}, "--auto-augment autoaugment"),
+        ({"dropout": 1.0}, "--dropout 1.0"),
+        ({"layer_decay": 0.0}, "--layer-decay 0.0"),
+        ({"accumulate": 0}, "--accumulate 0"),
+    ],
+)  # fmt: skip
+def test_bad_combinations_are_refused_with_the_reason(colours: Path, settings: dict[str, object], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        plan_for(colours, **settings)
+
+
+# All of them, one by one and together
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced"},
+        {"auto_augment": "randaugment", "auto_ops": 3, "auto_magnitude": 12}, {"auto_augment": "trivialaugment"},
+        {"random_erasing": 1.0}, {"ema": 0.99, "schedule": "plateau"}, {"accumulate": 3}, {"unfreeze_stages": 2, "schedule": "plateau"},
+        {"layer_decay": 0.7, "schedule": "cosine"}, {"sampler": "balanced"}, {"dropout": 0.2},
+    ],
+    ids=lambda settings: "+".join(settings),
+)  # fmt: skip
+def test_every_trick_learns_colours(colours: Path, settings: dict[str, object]) -> None:
+    values = {**RESNET, "bn": "train", "epochs": 8, "lr": 0.003, "unfreeze_lr": 0.003, **settings}
+    events, _ = run(plan_for(colours, **values))
+    ended = [event for event in events if isinstance(event, EpochEnded)]
+    assert max(event.judged[0] for event in ended) == 1.0
+    assert all(math.isfinite(event.train_loss) for event in ended)
