@@ -109,8 +109,10 @@ def list_(
         notes.insert(0, f"{len(rows)} of {total:,} shown; --limit 0 shows all.")
     if "timm" not in wanted.libraries:
         from tl_cli.models.names import registered
+        from tl_cli.models.timm_zoo import UNSUPPORTED
 
-        notes.append(f"timm has {len(registered('timm')):,} more: tl models --source timm, or tl models PATTERN.")
+        more = len(set(registered("timm")) - set(UNSUPPORTED))
+        notes.append(f"timm has {more:,} more: tl models --source timm, or tl models PATTERN.")
     for note in notes:
         console.print(note, style="dim")
 

@@ -1,5 +1,6 @@
 """The rows of a list of models: what each library publishes, what is counted, and the family's history."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -115,12 +116,17 @@ def _counted(rows: Sequence[Row], cache: CountCache, counted: Counted) -> list[R
     return result
 
 
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key by which resnet18 stands before resnet101."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
 def _sorted(rows: list[Row], sort: SortKey, *, reverse: bool) -> list[Row]:
     """Sort; what is not known stands last in either direction."""
     keys: dict[SortKey, Callable[[Row], object]] = {
-        "family": lambda row: (row.family.year or 9999, row.family.title, row.library, row.name),
+        "family": lambda row: (row.family.year or 9999, row.family.title, row.library, _natural(row.name)),
         "year": lambda row: row.family.year,
-        "name": lambda row: row.name,
+        "name": lambda row: _natural(row.name),
         "params": lambda row: row.parameters,
         "flops": lambda row: row.multiply_adds,
         "top1": lambda row: row.top1,

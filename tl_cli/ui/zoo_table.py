@@ -15,7 +15,7 @@ _HEADINGS = {"params": "params", "flops": "FLOPs", "top1": "top-1", "input": "in
 
 
 def print_models(console: Console, rows: Sequence[Row], *, by_family: bool) -> None:
-    """Print the rows; what no library knows is a dash.
+    """Print the rows; what no library knows is a dash. Weights are here, to be fetched, or none are published.
 
     Args:
         by_family: under one line of history for each family; else each row names its family.
@@ -96,7 +96,11 @@ def _cell(row: Row, column: str, console: Console) -> Text:
     if column == "input":
         return Text(str(row.input_size))
     if column == "disk":
-        return Text("here", style="good") if row.on_disk else Text("none" if row.on_disk is None else dash, style="dim")
+        return (
+            Text("here", style="good")
+            if row.on_disk
+            else Text("fetch" if row.on_disk is False else "none", style="dim")
+        )
     if column == "year":
         return Text(str(row.family.year or dash))
     return plain(row.family.title)
