@@ -81,3 +81,19 @@ def test_every_option_of_train_that_is_a_setting_bears_the_settings_name() -> No
 
 def test_package_files_are_empty() -> None:
     assert all(path.read_text() == "" for path in (ROOT / "tl_cli").rglob("__init__.py"))
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"), [("tl train resnet1", "resnet18"), ("tl models pull timm/resnet1", "timm/resnet18")]
+)
+def test_names_of_models_are_completed_without_anything_heavy(words: str, offered: str) -> None:
+    script = (
+        "import os, sys\n"
+        f"os.environ.update(_TL_COMPLETE='complete_bash', COMP_WORDS={words!r}, COMP_CWORD='{words.count(' ')}')\n"
+        "sys.argv = ['tl']\nfrom tl_cli.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert offered in done.stdout.split()
+    assert "HEAVY []" in done.stdout
