@@ -304,3 +304,36 @@ def test_odd_class_names_go_through_every_command(tl, workplace: Path) -> None:
         result = tl(*command)
         assert result.code == 0, result.err
         assert "\x1b" not in result.out
+
+
+def test_a_timm_model_trains_is_evaluated_and_inspected(tl) -> None:
+    trained = tl("train", "timm/test_convnext.r160_in1k", "--weights", "none", "--data", "digits", "--limit", "60",
+                 "--epochs", "2", "--input-size", "32", "--ema", "0.9", "--mixup", "0.2", "--run-name", "small")  # fmt: skip
+    assert trained.code == 0, trained.err
+    assert "timm/test_convnext on digits" in tl("eval", "small").out
+    assert "head.fc" in tl("inspect", "small").out
+    assert "averaged" in trained.out
+
+
+def test_a_mistyped_layer_is_refused_before_a_run_is_recorded(tl, colours: Path, tmp_path: Path) -> None:
+    import torch
+
+    from tl_cli.models import zoo
+    from tl_cli.tracking.store import open_store
+
+    torch.save(zoo.create("resnet18", 3, weights="none").model.state_dict(), tmp_path / "w.pth")
+    result = tl(
+        "train",
+        "resnet18",
+        "--weights",
+        tmp_path / "w.pth",
+        "--data",
+        colours,
+        "--input-size",
+        "32",
+        "--freeze-until",
+        "layr3",
+    )
+    assert result.code == 2
+    assert "Did you mean" in result.err
+    assert open_store(None).runs() == []

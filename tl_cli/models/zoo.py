@@ -194,8 +194,9 @@ def nearest(name: str) -> str:
     known = {_letters(known): known for known in reversed(names())}
     typed = _letters(name.partition(".")[0])
     exact = [known[letters] for letters in (typed, _letters(PREFIX) + typed) if letters in known]
-    if exact:
-        return f" Did you mean {' or '.join(exact)}?"
+    begun = [name for letters, name in known.items() if typed and letters.startswith(typed)]
+    if exact or 0 < len(begun) <= 5:
+        return f" Did you mean {' or '.join(exact or sorted(begun))}?"
     prefixed = name.lower().startswith(PREFIX)
     near = suggest(name, [each for each in known.values() if each.startswith(PREFIX) == prefixed])
     return near if prefixed or "Did you mean" in near else suggest(PREFIX + name, names("timm"))
