@@ -337,3 +337,23 @@ def test_a_mistyped_layer_is_refused_before_a_run_is_recorded(tl, colours: Path,
     assert result.code == 2
     assert "Did you mean" in result.err
     assert open_store(None).runs() == []
+
+
+@pytest.mark.parametrize("flag", [("--dry-run",), ("--run-name", "x"), ("--register", "x"), ("--experiment", "x")])
+def test_a_resumed_run_refuses_what_it_would_not_heed(tl, flag: tuple[str, ...]) -> None:
+    result = tl("train", "--resume", "latest", *flag)
+    assert result.code == 2
+    assert flag[0] in result.err
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_a_plan_with_many_stages_can_be_read(tl, colours: Path, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    result = tl("train", "resnet18", "--weights", "none", "--data", colours, "--input-size", "32", "--freeze-epochs", "1",
+                "--epochs", "6", "--unfreeze-stages", "5", "--dry-run")  # fmt: skip
+    assert result.code == 0, result.err
+    table = result.out.partition("learning rate of the head")[0]
+    assert "11,178,051" in table
+    assert "epoch 3" in table
+    plan = table.partition("setting")[0]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in plan

@@ -5,6 +5,7 @@ import lzma
 import os
 import stat
 import struct
+import subprocess
 import sys
 import tarfile
 import threading
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from tests.data.published_copies import folders, picture, tar_of, zip_of
 from tl_cli.contract import DataSpec
 from tl_cli.data import sources
-from tl_cli.data.archive import Limits, scan, unpack
+from tl_cli.data.archive import Limits, Unpacked, scan, unpack
 from tl_cli.errors import DataError, StorageError
 
 FILES = folders("photos", ".png", "cat", "dog")
@@ -124,7 +125,10 @@ def test_only_pictures_and_listings_are_unpacked(tmp_path: Path) -> None:
         "photos/cat/._x.png": b"",
     }
     scan(put(tmp_path, "p.zip", zip_of({**FILES, **litter})), tmp_path)
-    assert {path.name for path in (tmp_path / "unpacked").rglob("*.*") if path.is_file()} == {
+    files = [path for path in (tmp_path / "unpacked").rglob("*.*") if path.is_file()]
+    assert [path.stat().st_size for path in files if path.name == "run.sh"] == [0]
+    assert {path.name for path in files} == {
+        "run.sh",
         *(name.rpartition("/")[2] for name in FILES),
         next((tmp_path / "unpacked").glob(".*.lock")).name,
     }
@@ -160,7 +164,7 @@ def test_links_and_devices_of_a_tar_are_left_out(kind: bytes, tmp_path: Path) ->
     (tmp_path / "outside").mkdir()
     into = tmp_path / "into"
     into.mkdir()
-    assert unpack(put(tmp_path, "p.tar", tar_with(member)), into) == 1
+    assert unpack(put(tmp_path, "p.tar", tar_with(member)), into) == Unpacked(files=1, left_out=1)
     assert not (into / "a").is_symlink()
     assert (into / "a" / "b.png").read_bytes() == b"body"
     assert not list((tmp_path / "outside").iterdir())
@@ -174,7 +178,7 @@ def test_links_of_a_zip_are_left_out(tmp_path: Path) -> None:
         zipped.writestr(info, "/etc/passwd")
     into = tmp_path / "into"
     into.mkdir()
-    assert unpack(put(tmp_path, "p.zip", buffer.getvalue()), into) == 0
+    assert unpack(put(tmp_path, "p.zip", buffer.getvalue()), into) == Unpacked(files=0, left_out=1)
     assert not list(into.iterdir())
 
 
@@ -348,3 +352,149 @@ def test_no_damage_makes_anything_but_a_plain_error(name: str, data: st.DataObje
     into.mkdir()
     with suppress(DataError, StorageError):
         unpack(put(tmp_path, name, bytes(body)), into, limits=TEN)
+
+
+def spread(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, body in files.items():
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(body)
+    return folder
+
+
+def said(source: Path, cache: Path) -> str:
+    try:
+        data = sources.open_data(DataSpec(source=str(source), data_dir=str(cache), layout="classes"), workers=1)
+    except DataError as error:
+        # Before that, it names the folder, which is another one for what was unpacked.
+        return str(error)[str(error).index("has class folders") :]
+    return str((data.classes, data.notes))
+
+
+def tar_of_folder(folder: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(folder, folder.name)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"cat/x.heic": b"heic", "dog/notes.txt": b"text", "README.md": b"read", "dog/x.csv": b"csv"},
+        {"fox/x.heic": b"heic"},
+        {"fox/": b""},
+    ],
+)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_says_what_its_folder_says(extra: dict[str, bytes], kind: str, tmp_path: Path) -> None:
+    files = {**folders(".", ".png", "cat", "dog"), **extra}
+    photos = spread(tmp_path / "photos", files)
+    in_photos = {f"photos/{name}": body for name, body in files.items()}
+    path = put(tmp_path, f"p.{kind}", zip_of(in_photos) if kind == "zip" else tar_of_folder(photos))
+    of_archive = said(path, tmp_path)
+    assert "heic" in of_archive or "class folders without pictures: fox" in of_archive
+    assert of_archive == said(photos, tmp_path)
+
+
+def test_a_class_of_pictures_and_other_files_is_not_taken_for_a_folder_around_classes(tmp_path: Path) -> None:
+    files = {**folders(".", ".png", "cat"), "cat/notes.txt": b"text"}
+    with pytest.raises(DataError, match=r"one class only \(cat\)"):
+        scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
+
+
+def test_a_folder_that_is_called_like_a_listing_is_a_folder(tmp_path: Path) -> None:
+    files = folders(".", ".png", "a.csv", "b")
+    assert scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path).classes == ("a.csv", "b")
+
+
+def test_hard_links_are_pictures_and_symbolic_ones_are_said(tmp_path: Path) -> None:
+    photos = spread(tmp_path / "photos", folders(".", ".png", "cat", "dog"))
+    os.link(photos / "cat" / "cat_0.png", photos / "dog" / "same.png")
+    (photos / "dog" / "soft.png").symlink_to(photos / "cat" / "cat_0.png")
+    path = put(tmp_path, "p.tar", tar_of_folder(photos))
+    for _ in range(2):
+        found = scan(path, tmp_path)
+        assert len(found.parts["train"]) == 7
+        assert found.notes == ("1 links or devices in the archive are left out; pack the files themselves",)
+    same = next((tmp_path / "unpacked").rglob("same.png"))
+    assert same.read_bytes() == (photos / "cat" / "cat_0.png").read_bytes()
+    assert same.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("link", ["../secret.png", "/etc/passwd", "a/none.png", "link.png", "a/b.txt"])
+def test_a_hard_link_to_what_was_not_unpacked_is_left_out(link: str, tmp_path: Path) -> None:
+    put(tmp_path, "secret.png", b"secret")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        body = tarfile.TarInfo("a/b.txt")
+        body.size = 4
+        tar.addfile(body, io.BytesIO(b"text"))
+        member = tarfile.TarInfo("link.png")
+        member.type, member.linkname = tarfile.LNKTYPE, link
+        tar.addfile(member)
+    path, into = put(tmp_path, "p.tar", buffer.getvalue()), tmp_path / "into"
+    into.mkdir()
+    unpacked = unpack(path, into, wanted=lambda name: name.endswith(".png"), named=lambda name: True)
+    assert unpacked == Unpacked(files=0, left_out=1)
+    assert not (into / "link.png").exists()
+
+
+def test_hard_links_count_as_the_bytes_that_they_become(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        body = tarfile.TarInfo("a.png")
+        body.size = 6_000_000
+        tar.addfile(body, io.BytesIO(bytes(body.size)))
+        link = tarfile.TarInfo("b.png")
+        link.type, link.linkname = tarfile.LNKTYPE, "a.png"
+        tar.addfile(link)
+    with pytest.raises(DataError, match="unpacks to more than 10 MB"):
+        unpack(put(tmp_path, "p.tar", buffer.getvalue()), tmp_path, limits=TEN)
+
+
+def copies(cache: Path) -> list[Path]:
+    return [path for path in (cache / "unpacked").iterdir() if path.is_dir()]
+
+
+def test_a_touched_archive_leaves_one_copy(tmp_path: Path) -> None:
+    path, other = put(tmp_path, "p.zip", KINDS["p.zip"]), put(tmp_path, "p.tar", KINDS["p.tar"])
+    scan(other, tmp_path)
+    for now in (1, 2, 3):
+        os.utime(path, (now, now))
+        assert len(scan(path, tmp_path).parts["train"]) == 6
+        assert len(copies(tmp_path)) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
+def test_a_copy_that_another_process_reads_stays_until_it_ends(tmp_path: Path) -> None:
+    path = put(tmp_path, "p.zip", KINDS["p.zip"])
+    code = (
+        "import sys; from pathlib import Path; from tl_cli.data.archive import scan; "
+        "scan(Path(sys.argv[1]), Path(sys.argv[2])); print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == b"open\n"
+        os.utime(path, (1, 1))
+        scan(path, tmp_path)
+        assert len(copies(tmp_path)) == 2
+        reader.communicate()
+    scan(path, tmp_path)
+    assert len(copies(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("p.tar", "p.zip"), ("p.tgz", "p.zip"), ("p.zip", "p.tar"), ("p.zip", "p.tar.gz")]
+)
+def test_what_an_archive_is_outweighs_its_name(name: str, kind: str, tmp_path: Path) -> None:
+    assert len(scan(put(tmp_path, name, KINDS[kind]), tmp_path).parts["train"]) == 6
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+def test_a_colon_in_a_name_is_no_drive(tmp_path: Path) -> None:
+    files = {f"{name}/0.png": picture("PNG") for name in ("a: x", "b")}
+    assert scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path).classes == ("a: x", "b")

@@ -125,6 +125,8 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_files_that_are_passed_over_are_said(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 2)
     (tmp_path / "a" / "x.HEIC").write_bytes(b"")
+    (tmp_path / "a" / ".git").mkdir()
+    (tmp_path / "a" / ".git" / "config").write_bytes(b"")
     assert scan(tmp_path).notes == ("1 files are no pictures that can be read: .heic",)
 
 

@@ -130,6 +130,19 @@ def test_each_fault_is_named_with_its_line(text: str, said: str, pictures: Path)
         scan(path)
 
 
+@pytest.mark.parametrize("name", ["x" * 5_000 + ".png", "x" * 5_000, "x/" * 3_000 + "y.png"])
+def test_a_path_that_is_too_long_is_named_by_its_beginning(name: str, pictures: Path) -> None:
+    with pytest.raises(DataError, match=r"labels.csv, line 4: x[x/]+\.\.\. ") as raised:
+        scan(write(pictures, f"{GOOD}{name},r\n"))
+    assert len(str(raised.value)) < 500
+
+
+def test_a_picture_listed_under_two_names_is_refused(pictures: Path) -> None:
+    (pictures / "same").symlink_to(pictures / "red")
+    with pytest.raises(DataError, match=r"line 4: same/000.png is listed on line 2 too as red/000.png; keep one"):
+        scan(write(pictures, GOOD + "same/000.png,r\n"))
+
+
 def test_other_encodings_are_named_with_their_line(pictures: Path) -> None:
     with pytest.raises(DataError, match="line 4: is not UTF-8"):
         scan(write(pictures, GOOD + "red/001.png,rösti\n", "latin-1"))

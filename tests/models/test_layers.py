@@ -59,11 +59,38 @@ def test_a_layer_is_found_by_its_name_or_its_stages(name: str, place: int) -> No
 
 
 @pytest.mark.parametrize(
+    ("model", "until"),
+    [
+        ("convnext_tiny", "features.2"),
+        ("timm/convnext_atto", "stages.1"),
+        ("densenet121", "features.transition1"),
+        ("swin_t", "features.2"),
+        ("timm/vit_tiny_patch16_224", "blocks.3"),
+    ],
+)
+def test_no_layer_before_the_named_one_is_in_it(model: str, until: str) -> None:
+    """A norm that begins a stage belongs to it, not to the block before."""
+    classifier, example = on_meta(model)
+    layers = layers_of(classifier, example)
+    place = place_of(layers, classifier, until)
+    inside = {id(p) for layer in layers[place:] for p in layer.parameters}
+    before = {id(p) for layer in layers[:place] for p in layer.parameters}
+    assert {id(p) for p in classifier.model.get_submodule(until).parameters()} <= inside
+    names = [name for name, p in classifier.model.named_parameters() if id(p) in before]
+    assert names
+    assert not any(name.startswith(f"{until}.") for name in names)
+    order = [name for name, _ in classifier.model.named_parameters()]
+    first = next(place for place, name in enumerate(order) if name.startswith(f"{until}."))
+    assert {id(p) for _, p in list(classifier.model.named_parameters())[:first]} <= before
+
+
+@pytest.mark.parametrize(
     ("name", "said"),
     [
         ("layer3.1.conv1", r"is a part of the layer layer3\.1"),
         ("layr3", r"no layer 'layr3'. Did you mean .*layer3"),
         ("fc", "is the head"),
+        ("bn1", "is a part of the layer conv1"),
     ],
 )
 def test_what_is_no_layer_is_refused(name: str, said: str) -> None:

@@ -225,3 +225,38 @@ def test_stochastic_depth_is_set_or_refused() -> None:
     assert max(rates) == pytest.approx(0.3)
     with pytest.raises(UsageError, match="drop-path"):
         zoo.build("timm/vgg11", 3, {}, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("timm/tf_efficientnet_b0_ns", "timm/tf_efficientnet_b0.ns_jft_in1k"),
+        ("convnext_tiny_in22ft1k", "timm/convnext_tiny.fb_in22k_ft_in1k"),
+    ],
+)
+def test_a_name_that_timm_has_given_up_is_refused_with_todays(old: str, new: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"timm calls it {new} now"):
+        zoo.create(old, 10)
+
+
+def test_tags_are_known_in_any_case_and_with_the_name_before_them(hub: Server) -> None:
+    publish(hub, "timm/resnet18.a2_in1k", "model.safetensors", timm.create_model("resnet18"))
+    for spec in ("A2_IN1K", "resnet18.a2_in1k"):
+        assert zoo.create("timm/resnet18", 10, weights=spec).weights.name == "timm:resnet18.a2_in1k"
+
+
+def test_the_callers_random_state_is_left_as_it_was(hub: Server) -> None:
+    publish(hub, "timm/resnet18.a1_in1k", "model.safetensors", timm.create_model("resnet18"))
+    before = torch.get_rng_state()
+    zoo.create("timm/resnet18", 10)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_card_whose_head_is_not_there_is_refused(tmp_path: Path) -> None:
+    from tests.models.test_weights import card
+    from tl_cli.models import bundle
+
+    made = zoo.create("resnet18", 3, weights="none")
+    bundle.save(tmp_path, made.model, card(("a", "b", "c"), "resnet18").model_copy(update={"head": ("nope",)}))
+    with pytest.raises(WeightsError, match="nope"):
+        zoo.restore(tmp_path)

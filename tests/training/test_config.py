@@ -81,6 +81,16 @@ def test_a_config_survives_the_trip_through_toml(tmp_path: Path) -> None:
     assert validated(read_toml(tmp_path / "c.toml")) == config
 
 
+def test_a_kept_config_names_the_steps_and_not_the_epochs_that_follow(tmp_path: Path) -> None:
+    config = recipes.resolve({**MODEL, "steps": 9000}, {}, TINY).config
+    write_toml(tmp_path / "c.toml", config)
+    kept = read_toml(tmp_path / "c.toml")
+    assert "epochs" not in kept
+    assert recipes.resolve({}, kept, TINY).config == config
+    with pytest.raises(UsageError, match="give one of them"):
+        recipes.resolve({}, {**kept, "epochs": 40}, TINY)
+
+
 def test_an_unknown_setting_gets_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("freeze-epoch = 3\n")
     with pytest.raises(UsageError, match="unknown setting 'freeze_epoch'. Did you mean freeze_epochs"):

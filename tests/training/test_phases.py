@@ -21,7 +21,8 @@ def test_cosine_rises_and_falls_to_zero() -> None:
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[0] > 0
-    assert rates[-1] == pytest.approx(0)
+    # No step is wasted on a rate of zero, which would look as if the backbone were frozen.
+    assert 0 < rates[-1] < 0.01
     assert max(rates) <= 1
 
 

@@ -137,7 +137,7 @@ def gradients(accumulate: int, objective: Objective, batch: Batch, **settings: o
     state.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     state.scaler = torch.amp.GradScaler("cpu", enabled=False)
     state.average = None
-    config = TrainConfig.model_construct(batch_size=-(-len(batch.labels) // accumulate), clip_norm=0.0)
+    config = TrainConfig.model_construct(batch_size=-(-len(batch.labels) // accumulate), clip_norm=0.0, bn="frozen")
     train_step(model, batch, state, config, objective, 1)
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -196,6 +196,19 @@ def test_accumulation_trains_as_the_large_batch_does(colours: Path) -> None:
 
 
 def test_no_piece_of_a_step_is_a_single_image(colours: Path) -> None:
+    run(
+        plan_for(
+            colours,
+            **RESNET,
+            batch_size=2,
+            accumulate=2,
+            freeze_epochs=0,
+            epochs=1,
+            bn="train",
+            limit=42,
+            val_fraction=0.2,
+        )
+    )
     plan = plan_for(
         colours, **RESNET, batch_size=4, accumulate=4, freeze_epochs=0, epochs=1, bn="train", limit=42, val_fraction=0.2
     )
@@ -393,8 +406,35 @@ def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) 
     assert resolved.config.steps == 2 * 1 + 250
     assert "small set" in resolved.origins["steps"].why
     assert resolved.origins["epochs"].source == "follows"
-    again = setup.prepare({}, resolved.config.model_dump(exclude_none=True)).config
+    again = setup.prepare({}, resolved.config.model_dump(exclude_none=True, exclude={"epochs"})).config
     assert again == resolved.config
+
+
+@pytest.mark.parametrize("steps", [7, 20])
+def test_steps_are_exact_where_a_single_image_is_left_over(colours: Path, steps: int) -> None:
+    """The frozen phase keeps it, training BatchNorm cannot."""
+    plan = plan_for(colours, **RESNET, limit=48, val_fraction=0.06, batch_size=22, feature_cache=False, bn="train",
+                    freeze_epochs=2, epochs=None, steps=steps)  # fmt: skip
+    assert len(plan.data.parts["train"]) % 22 == 1
+    _, state = run(plan)
+    assert state.counters.step == steps
+
+
+def test_numbers_of_another_type_in_a_file_mean_the_same(colours: Path) -> None:
+    from tl_cli.training import setup
+
+    flags = {"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32}
+    plain = setup.prepare(flags, {"steps": 30, "batch_size": 16}).config
+    assert setup.prepare(flags, {"steps": 30.0, "batch_size": "16"}).config == plain
+
+
+def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
+    run(plan_for(colours, **RESNET, mean=(2.0, 2.0, 2.0), std=(1.0, 1.0, 1.0), random_erasing=1.0, epochs=2))
+
+
+def test_a_hidden_layers_dropout_is_left_alone(colours: Path) -> None:
+    plan = plan_for(colours, model="alexnet", input_size=64, dropout=0.2, limit=6)
+    assert [plan.classifier.model.classifier[place].p for place in (0, 3)] == [0.5, 0.5]
 
 
 # Bad combinations
@@ -413,6 +453,8 @@ def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) 
         ({"momentum": 0.5}, "--momentum has no use without --optimizer sgd"),
         ({"warmup": 0.2}, "--warmup has no use without --schedule cosine"),
         ({"epochs": 1, "layer_decay": 0.5}, "--layer-decay has no use when all epochs are frozen"),
+        ({"epochs": 1, "bn": "train"}, "--bn has no use when all epochs are frozen"),
+        ({"epochs": None, "steps": 6, "unfreeze_lr": 0.1}, "--unfreeze-lr has no use"),
         ({"epochs": 1, "mixup": 0.5}, "--mixup has no use on cached features"),
         ({"ema": 1.0}, "--ema 1.0"),
         ({"auto_magnitude": 31}, "--auto-magnitude 31"),

@@ -9,7 +9,7 @@ from typer.core import TyperGroup
 from tl_cli.commands.options import complete_model
 
 if TYPE_CHECKING:
-    from tl_cli.models.listing import Row
+    from tl_cli.models.listing import Row, Wanted
 
 EXAMPLES = """Examples:
 
@@ -37,7 +37,8 @@ class ListsByDefault(TyperGroup):
 app = typer.Typer(
     cls=ListsByDefault,
     help="List what can be fine-tuned, with its cost, accuracy and history; fetch weights ahead.",
-    epilog="Examples:\n\ntl models\n\ntl models convnext\n\ntl models pull resnet18",
+    epilog="tl models list --help shows filters and orders.\n\n"
+    "Examples:\n\ntl models\n\ntl models convnext\n\ntl models pull resnet18",
     rich_markup_mode="rich",
 )
 
@@ -64,8 +65,8 @@ def list_(
     min_top1: Annotated[
         float | None, typer.Option(metavar="PERCENT", help="At least this ImageNet accuracy.", min=0, max=100)
     ] = None,
-    on_disk: Annotated[bool, typer.Option("--on-disk", help="Only those whose weights are here.")] = False,
-    limit: Annotated[int, typer.Option(help="Rows; 0 is all.", min=0)] = _SHOWN,
+    on_disk: Annotated[bool, typer.Option("--on-disk", help="Only those whose default weights are here.")] = False,
+    limit: Annotated[int | None, typer.Option(help=f"Rows; 0 is all, as with --json; else {_SHOWN}.", min=0)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """List models by family, oldest first, with one line of each family's history."""
@@ -89,17 +90,17 @@ def list_(
             wanted,
             sort,
             reverse=reverse,
-            limit=limit or None,
+            limit=(limit if limit is not None else 0 if as_json else _SHOWN) or None,
             cache=cache,
             counted=lambda done, of: progress("counting", done, of),
         )
-    if as_json:
-        typer.echo(_json(rows))
-        return
     if not rows:
         from tl_cli.errors import UsageError
 
-        raise UsageError(_nothing(pattern, source))
+        raise UsageError(_nothing(wanted, source))
+    if as_json:
+        typer.echo(_json(rows))
+        return
     print_models(console, rows, by_family=sort == "family")
     console.print()
     notes = [
@@ -164,15 +165,15 @@ def _number(text: str | None, flag: str) -> float | None:
     return float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}[found[2]]
 
 
-def _nothing(pattern: str | None, source: str | None) -> str:
+def _nothing(wanted: "Wanted", source: str | None) -> str:
+    """Say whether the pattern or the filters let nothing through."""
     from tl_cli.models import zoo
+    from tl_cli.models.listing import Wanted, has_any
 
-    filters = "nothing passes the filters"
-    if pattern is None:
-        return filters
-    near = zoo.nearest(pattern)
-    where = f" in {source}" if source else ""
-    return f"no model{where} matches {pattern!r} and the filters.{near}"
+    where = f" of {source}" if source else ""
+    if wanted.pattern is None or set(wanted.pattern) & set("*?[") or has_any(Wanted(wanted.pattern, wanted.libraries)):
+        return f"no model{where} passes the pattern and the filters"
+    return f"no model{where} has {wanted.pattern!r} in its name or family.{zoo.nearest(wanted.pattern)}"
 
 
 def _json(rows: "list[Row]") -> str:

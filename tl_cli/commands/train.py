@@ -230,6 +230,8 @@ def train(
 
     console = make_console(quiet=quiet)
     if resume is not None:
+        _refuse_beside_resume({"--dry-run": dry_run, "--run-name": run_name, "--register": register, "--config": config,
+                               "--experiment": experiment != "tl"})  # fmt: skip
         _resume(resume, flags, tags, tracking_uri, console)
         return
     from tl_cli.training.config import read_toml
@@ -329,6 +331,12 @@ def _weights_of_run(name: str, tracking_uri: str | None) -> str:
         return str(store.model_folder(store.find(name)))
     except RunNotFoundError:
         return name
+
+
+def _refuse_beside_resume(given: Mapping[str, object]) -> None:
+    for flag, value in given.items():
+        if value:
+            raise typer.BadParameter("a run that goes on has it already; leave it out", param_hint=flag)
 
 
 def _resume(
@@ -434,7 +442,7 @@ def _draw_contact_sheet(plan: "Plan", folder: Path) -> Path:
     """Show one augmented batch with its labels: most mistakes with data are seen at a glance."""
     from tl_cli.ui.pictures import save_contact_sheet
 
-    indices, images = next(plan.train_loader.augmented(plan.augmentation, plan.config.seed, 1))
+    indices, images = next(plan.train_loader(plan.phases[-1]).augmented(plan.augmentation, plan.config.seed, 1))
     labels = [plan.data.classes[label] for label in plan.data.parts["train"].labels[indices]]
     path = folder / "training_batch.png"
     save_contact_sheet(images[:64], labels[:64], path)

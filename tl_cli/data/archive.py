@@ -14,8 +14,8 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, Literal
@@ -39,6 +39,10 @@ _KEPT_FREE_BYTES = 1 << 30
 # Headers and pictures are read in pieces far smaller than this; a header that claims more would fill the memory.
 _LARGEST_READ = 64 << 20
 _BLOCK = 512
+# Hidden, so it is neither unpacked from an archive nor taken for a picture.
+_LEFT_OUT = ".left-out"
+# The copy of each archive that this process reads, by how all copies' paths begin; closed as the process ends.
+_held: dict[Path, tuple[Path, int]] = {}
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
@@ -58,6 +62,8 @@ _TORN: tuple[type[Exception], ...] = (
     RecursionError,
     MemoryError,
 )
+if sys.platform != "win32":
+    import fcntl
 if sys.version_info >= (3, 14):
     from compression import zstd
 
@@ -84,11 +90,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpacked:
+    """What became of an archive's entries.
+
+    Attributes:
+        files: how many were written, empty ones that keep only a name aside.
+        left_out: how many links and devices were not.
+    """
+
+    files: int
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     name: str
     size: int
-    is_file: bool
+    kind: Literal["file", "folder", "hard link", "other"]
     open: Callable[[], Any]
+    link: str = ""
 
 
 def is_archive(name: str) -> bool:
@@ -108,12 +128,16 @@ def scan(path: Path, cache: Path, progress: Progress = silent) -> Found:
         StorageError: the disk is full or may not be written.
     """
     path = path.expanduser().resolve()
-    top = _descend(_unpack_once(path, cache, progress))
-    listings = [file for file in top.iterdir() if file.suffix.lower() == ".csv" and listing.is_listing(file)]
+    unpacked = _unpack_once(path, cache, progress)
+    top = _descend(unpacked)
+    csvs = [file for file in top.iterdir() if file.suffix.lower() == ".csv" and file.is_file()]
+    listings = [file for file in csvs if listing.is_listing(file)]
     try:
-        return listing.scan(listings[0], confined=True) if len(listings) == 1 else folder.scan(top)
+        found = listing.scan(listings[0], confined=True) if len(listings) == 1 else folder.scan(top)
     except DataError as error:
         raise DataError(f"in {path}, unpacked: {error}") from error
+    left_out = unpacked / _LEFT_OUT
+    return replace(found, notes=(*found.notes, left_out.read_text())) if left_out.exists() else found
 
 
 def unpack(
@@ -121,13 +145,17 @@ def unpack(
     into: Path,
     *,
     wanted: Callable[[str], bool] = lambda name: True,
+    named: Callable[[str], bool] = lambda name: False,
     is_trusted: bool = False,
     limits: Limits | None = None,
     progress: Progress = silent,
-) -> int:
-    """Write the wanted regular files of an archive below ``into`` and return how many. Links and devices are left out.
+) -> Unpacked:
+    """Write the wanted regular files of an archive below ``into`` and return how many.
+
+    A hard link to a file that was written becomes a copy of it; other links, and devices, are left out.
 
     Args:
+        named: of which other files and folders the name is kept, as an empty file or folder.
         is_trusted: its hash is known; its entries may replace files that are there.
 
     Raises:
@@ -136,20 +164,45 @@ def unpack(
         StorageError: the disk is full or may not be written.
     """
     limits = limits or Limits.of_disk(into)
-    total = count = 0
+    total = files = left_out = 0
     with _opened(archive) as raw, _explained(archive, into):
         size = os.fstat(raw.fileno()).st_size
-        for number, entry in enumerate(_entries(archive, raw), 1):
-            _check(archive, entry)
+        for number, packed in enumerate(_entries(archive, raw), 1):
+            _check(archive, packed)
+            is_wanted = wanted(packed.name)
+            entry = _linked(packed, into, wanted) if packed.kind == "hard link" and is_wanted else packed
             total += entry.size
             _check_limits(archive, number, total, limits)
-            if entry.is_file and wanted(entry.name):
+            if entry.kind == "file" and is_wanted:
                 _write(archive, entry, into / entry.name, "wb" if is_trusted else "xb")
-                count += 1
+                files += 1
+            elif entry.kind in ("file", "folder"):
+                if named(entry.name):
+                    _keep_name(entry, into)
+            elif is_wanted or named(entry.name):
+                left_out += 1
             if number % _PROGRESS_EVERY == 0:
                 progress(f"unpacking {archive.name}", raw.tell(), size)
         progress(f"unpacking {archive.name}", size, size)
-    return count
+    return Unpacked(files, left_out)
+
+
+def _linked(entry: _Entry, into: Path, wanted: Callable[[str], bool]) -> _Entry:
+    """Return the file that a hard link stands for, or the link itself where no such file was written."""
+    target = into / entry.link
+    # A file that is not wanted may be there by its name only.
+    if _is_outside(entry.link) or not wanted(entry.link) or not target.is_file():
+        return entry
+    return _Entry(entry.name, target.stat().st_size, "file", partial(target.open, "rb"))
+
+
+def _keep_name(entry: _Entry, into: Path) -> None:
+    path = into / entry.name
+    if entry.kind == "folder":
+        path.mkdir(parents=True, exist_ok=True)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
 def make_once(target: Path, fill: Callable[[Path], Path]) -> None:
@@ -194,36 +247,120 @@ def _unpack_once(path: Path, cache: Path, progress: Progress) -> Path:
         found = path.stat()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    key = hashlib.sha256(f"{path}\0{found.st_size}\0{found.st_mtime_ns}".encode("utf-8", "surrogateescape"))
-    target = cache / "unpacked" / f"{path.name.partition('.')[0][:64]}-{key.hexdigest()[:16]}"
+    stem = f"{path.name.partition('.')[0][:64]}-{_digest(str(path))}-"
+    target = cache / "unpacked" / f"{stem}{_digest(f'{found.st_size} {found.st_mtime_ns}')}"
 
     def fill(temporary: Path) -> Path:
         content = temporary / "content"
         content.mkdir()
-        if not unpack(path, content, wanted=_is_wanted, progress=progress):
+        unpacked = unpack(path, content, wanted=_is_wanted, named=_is_visible, progress=progress)
+        if not unpacked.files:
             raise DataError(f"{path} holds no pictures; {folder.EXPECTED}")
+        if unpacked.left_out:
+            note = f"{unpacked.left_out:,} links or devices in the archive are left out; pack the files themselves"
+            with _stored(target):
+                (content / _LEFT_OUT).write_text(note)
         return content
 
     make_once(target, fill)
+    while not _hold(target, stem):
+        make_once(target, fill)
+    _remove_others(target, stem)
     return target
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _hold(target: Path, stem: str) -> bool:
+    """Keep other processes from removing a copy for as long as this one runs; return whether it is still there."""
+    if sys.platform == "win32":
+        return True
+    archive = target.with_name(stem)
+    last, descriptor = _held.pop(archive, (None, -1))
+    if last == target and _is_open(descriptor, target):
+        _held[archive] = target, descriptor
+        return True
+    if last:
+        os.close(descriptor)
+    try:
+        descriptor = os.open(target, os.O_RDONLY)
+    except OSError:
+        return target.exists()
+    # Some network disks have no locks; nothing is removed there.
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    _held[archive] = target, descriptor
+    # Removed while this waited for the lock, it may be there again as another folder.
+    return _is_open(descriptor, target)
+
+
+def _is_open(descriptor: int, place: Path) -> bool:
+    return place.exists() and os.path.samestat(os.fstat(descriptor), place.stat())
+
+
+def _remove_others(target: Path, stem: str) -> None:
+    """Remove the copies of an archive as it was before, other than those that a process reads."""
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        for copy in list(target.parent.iterdir()):
+            if copy.name.startswith(stem) and copy != target:
+                _remove_unread(copy)
+            elif copy.name.startswith(f".{stem}") and copy.name.endswith(".old"):
+                shutil.rmtree(copy, ignore_errors=True)
+
+
+def _remove_unread(copy: Path) -> None:
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        descriptor = os.open(copy, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Out of the way first: a copy is there whole or not at all.
+            aside = copy.rename(copy.with_name(f".{copy.name}.old"))
+            shutil.rmtree(aside, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _is_wanted(name: str) -> bool:
     path = PurePosixPath(name)
-    if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
-        return False
-    return folder.is_picture(path.name) or path.suffix.lower() == ".csv"
+    return _is_visible(name) and (folder.is_picture(path.name) or path.suffix.lower() == ".csv")
 
 
 def _descend(top: Path) -> Path:
     """Return the first folder with more in it than one folder: people pack the folder, not what it holds."""
-    while len(inside := list(top.iterdir())) == 1 and not all(folder.is_picture(e.name) for e in inside[0].glob("*")):
+    while len(inside := _content(top)) == 1 and inside[0].is_dir():
+        if all(folder.is_picture(entry.name) for entry in _content(inside[0])):
+            break
         top = inside[0]
     return top
 
 
+def _content(top: Path) -> list[Path]:
+    """Return the folders, pictures and CSVs in a folder; the rest is there by its name only."""
+    return [entry for entry in top.iterdir() if entry.is_dir() or _is_wanted(entry.name)]
+
+
 def _entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
-    return _zip_entries(archive, raw) if archive.name.lower().endswith(".zip") else _tar_entries(archive, raw)
+    return _zip_entries(archive, raw) if _is_zip(archive, raw) else _tar_entries(archive, raw)
+
+
+def _is_zip(archive: Path, raw: IO[bytes]) -> bool:
+    head = raw.read(_BLOCK)
+    raw.seek(0)
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        return True
+    # A zip may begin with a program that unpacks it, so only what is surely a tar outweighs the name.
+    is_tar = head[257:262] == b"ustar" or head.startswith((*_DECOMPRESSORS, _ZSTD_MAGIC))
+    return archive.name.lower().endswith(".zip") and not is_tar
 
 
 def _zip_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
@@ -232,10 +369,17 @@ def _zip_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
             if info.flag_bits & 1:
                 raise DataError(f"{archive} is encrypted; unpack it with its password and give the folder")
             kind = stat.S_IFMT(info.external_attr >> 16)
-            is_file = not info.is_dir() and kind in (0, stat.S_IFREG)
+            is_file = kind in (0, stat.S_IFREG)
             # zipfile cuts a name at its NUL; and some Windows programs write backslashes.
             name = info.orig_filename.replace("\\", "/")
-            yield _Entry(name, info.file_size, is_file, partial(zipped.open, info))
+            # Nor does it know a folder whose name ends with a backslash.
+            is_folder = name.endswith("/") or kind == stat.S_IFDIR
+            yield _Entry(
+                name,
+                info.file_size,
+                "folder" if is_folder else "file" if is_file else "other",
+                partial(zipped.open, info),
+            )
 
 
 def _tar_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
@@ -249,10 +393,18 @@ def _tar_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
     stream = _TarStream(opener(raw) if opener else raw)
     with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:
-            yield _Entry(member.name, member.size, member.isreg(), partial(tar.extractfile, member))
+            yield _Entry(member.name, member.size, _kind(member), partial(tar.extractfile, member), member.linkname)
             tar.members.clear()  # tarfile remembers every header, and there may be millions
     if stream.last != bytes(_BLOCK):
         raise EOFError("it does not end as a tar does")
+
+
+def _kind(member: tarfile.TarInfo) -> Literal["file", "folder", "hard link", "other"]:
+    if member.isreg():
+        return "file"
+    if member.isdir():
+        return "folder"
+    return "hard link" if member.islnk() else "other"
 
 
 class _TarStream:
@@ -283,12 +435,18 @@ class _TarStream:
 
 
 def _check(archive: Path, entry: _Entry) -> None:
-    # Read as Windows would, for which both slashes and drives count: what passes is safe everywhere.
-    path = PureWindowsPath(entry.name)
-    if "\0" in entry.name or path.anchor or ".." in path.parts:
+    if _is_outside(entry.name):
         raise DataError(f"{archive} is not safe to unpack: its entry {entry.name!r} would land outside its folder")
     if entry.size < 0:
         raise DataError(f"{archive} is torn: {entry.name} claims a size of {entry.size}")
+
+
+def _is_outside(name: str) -> bool:
+    # Read as Windows would, for which both slashes count: what passes is safe everywhere.
+    path = PureWindowsPath(name)
+    # Elsewhere "a: x" is a name as any other.
+    is_drive = bool(path.drive) and (os.name == "nt" or len(path.drive) > 2)
+    return "\0" in name or bool(path.root) or is_drive or ".." in path.parts
 
 
 def _check_limits(archive: Path, entries: int, size: int, limits: Limits) -> None:

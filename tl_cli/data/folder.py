@@ -129,7 +129,8 @@ def _passed_over(parts: Iterable[Path]) -> list[str]:
         os.path.splitext(name)[1].lower() or name
         for part in parts
         for folder in _subfolders(part)
-        for _, _, names in os.walk(folder)
+        for here, _, names in os.walk(folder)
+        if f"{os.sep}." not in os.path.relpath(here, part)
         for name in names
         if not name.startswith(".") and not is_picture(name)
     )

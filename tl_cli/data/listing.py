@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ _EXPECTED = (
     "expected a header that names the columns path and label, and split where the parts are given, "
     "separated by commas, semicolons or tabs"
 )
+_MOST_SHOWN = 120
 _DELIMITERS = (",", ";", "\t")
 _PARTS: dict[str, SplitName] = {name: part for part, names in PART_NAMES.items() for name in names}
 
@@ -147,11 +149,13 @@ def _id(path: Path, line: int, listed: str, confined: bool) -> str:
     if not listed:
         raise DataError(f"{path}, line {line}: the path is empty")
     if Path(listed).suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}, line {line}: {listed} has no ending of a picture ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(
+            f"{path}, line {line}: {_short(listed)} has no ending of a picture ({', '.join(sorted(SUFFIXES))})"
+        )
     is_absolute = Path(listed).is_absolute()
     relative = os.path.relpath(listed, path.parent) if is_absolute else os.path.normpath(listed)
     if confined and (is_absolute or Path(relative).parts[0] == ".."):
-        raise DataError(f"{path}, line {line}: {listed} lies outside the archive")
+        raise DataError(f"{path}, line {line}: {_short(listed)} lies outside the archive")
     return relative.replace(os.sep, "/")
 
 
@@ -162,25 +166,41 @@ def _part(path: Path, line: int, split: str) -> SplitName:
 
 
 def _check_pictures(path: Path, rows: list[_Row]) -> None:
-    first: dict[str, int] = {}
+    first: dict[tuple[int, int], _Row] = {}
     missing: list[str] = []
     for row in sorted(rows, key=lambda row: row.line):
-        if row.id in first:
+        found = _stat(path, row)
+        if found and stat.S_ISDIR(found.st_mode):
+            raise DataError(f"{path}, line {row.line}: {_short(row.id)} is a folder; list the pictures in it")
+        if not found or not stat.S_ISREG(found.st_mode):
+            missing.append(f"{_short(row.id)} (line {row.line})")
+            continue
+        # One picture may have many names: links, and folders that are links.
+        same = first.setdefault((found.st_dev, found.st_ino), row)
+        if same is not row:
+            other = "" if same.id == row.id else f" as {_short(same.id)}"
             raise DataError(
-                f"{path}, line {row.line}: {row.id} is listed on line {first[row.id]} too; keep one of them"
+                f"{path}, line {row.line}: {_short(row.id)} is listed on line {same.line} too{other}; keep one of them"
             )
-        first[row.id] = row.line
-        picture = path.parent / row.id
-        if picture.is_dir():
-            raise DataError(f"{path}, line {row.line}: {row.id} is a folder; list the pictures in it")
-        if not picture.is_file():
-            missing.append(f"{row.id} (line {row.line})")
     if missing:
         hint = "; write / where there is \\" if any("\\" in name for name in missing) else ""
         raise DataError(
             f"{path} lists {len(missing):,} pictures that are not there: {some(missing)}. "
             f"Paths are relative to {path.parent}{hint}"
         )
+
+
+def _stat(path: Path, row: _Row) -> os.stat_result | None:
+    try:
+        return os.stat(path.parent / row.id)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"{path}, line {row.line}: {_short(row.id)} cannot be read: {error.strerror}") from error
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}..."
 
 
 def _check_labels(path: Path, rows: list[_Row], classes: tuple[str, ...]) -> None:

@@ -122,7 +122,7 @@ class Loader:
     def augmented(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (indices, images (B, 3, S, S) uint8 before normalisation) of one training epoch."""
         _, order = training_order(self.images.labels, seed, epoch, balanced=self.balanced)
-        red, green, blue = (round(255 * mean) for mean in self.preprocessing.mean)
+        red, green, blue = (min(255, max(0, round(255 * mean))) for mean in self.preprocessing.mean)
         for keys, images in self._read(self._train_batches(order), settings, seed, epoch):
             if isinstance(self.images, PackedImages):
                 images = self._geometry(images, settings, seed, epoch, keys)

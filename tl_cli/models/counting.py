@@ -59,14 +59,10 @@ class CountCache:
     ) -> None:
         self._save()
 
-    def known(self, name: str, input_size: int) -> Counts | None:
-        """Return the counts where they have been counted before."""
-        value = self._known.get(_key(name, input_size))
-        return Counts(*value) if value else None
-
     def count(self, name: str, input_size: int) -> Counts | None:
         """Return the counts, counted now if need be; None where the architecture cannot run on the meta device."""
-        found = self.known(name, input_size)
+        value = self._known.get(_key(name, input_size))
+        found = Counts(*value) if value else None
         if found is None:
             found = count(name, input_size)
             if found is not None:

@@ -1,5 +1,6 @@
 """Weights on the Hugging Face hub: in its cache (HF_HOME), fetched once, checked, with clear words without network."""
 
+import http.client
 import logging
 import re
 import urllib.error
@@ -58,7 +59,8 @@ def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[P
     published = path.resolve().name
     if _SHA256.fullmatch(published) and published != sha256:
         raise DownloadError(
-            f"{path} is not the published file (its SHA-256 is {sha256[:16]}...); delete it and try again"
+            f"{path.resolve()} is not the published file (its SHA-256 is {sha256[:16]}...); delete it and "
+            f"{path}, which points to it, and try again"
         )
     return path, sha256
 
@@ -102,7 +104,7 @@ def _check_reachable(repo_id: str) -> None:
             return
     except urllib.error.HTTPError:
         return  # it is there
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise DownloadError(_unreachable(repo_id, str(getattr(error, "reason", error)))) from error
 
 

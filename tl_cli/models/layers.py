@@ -41,13 +41,11 @@ def layers_of(classifier: Classifier, example: Tensor) -> list[Layer]:
     units = dict(_units(model, "", head))
     order = _executed(model, units, example)
     groups: list[list[str]] = []
-    for name in order:
-        if groups and not _has_matrix(units[name]):
+    for place, name in enumerate(order):
+        if groups and not _starts_a_layer(name, groups[-1], order[place + 1 :], units):
             groups[-1].append(name)
         else:
             groups.append([name])
-    if len(groups) > 1 and not any(_has_matrix(units[name]) for name in groups[0]):
-        groups[:2] = [groups[0] + groups[1]]
     inside = {id(p) for unit in units.values() for p in unit.parameters()}
     in_head = {id(p) for module in classifier.head_modules for p in module.parameters()}
     loose = tuple(p for p in model.parameters() if id(p) not in inside | in_head)
@@ -77,6 +75,10 @@ def place_of(layers: Sequence[Layer], classifier: Classifier, name: str) -> int:
     for place, layer in enumerate(layers):
         paths = [qualified[id(module)] for module in layer.modules]
         if any(path == name or path.startswith(f"{name}.") for path in paths):
+            if not (paths[0] == name or paths[0].startswith(f"{name}.")):
+                raise UsageError(
+                    f"{name} is a part of the layer {layer.name}; freeze until {layer.name} or one after it"
+                )
             if layer.is_head:
                 raise UsageError(f"{name} is the head; to train it alone, give as many --freeze-epochs as --epochs")
             return place
@@ -85,6 +87,23 @@ def place_of(layers: Sequence[Layer], classifier: Classifier, name: str) -> int:
             raise UsageError(f"{name} is a part of the layer {within}; freeze until {within} or a layer after it")
     known = [*firsts, *{path.partition(".")[0]: None for path in firsts}]
     raise UsageError(f"{classifier.name} has no layer {name!r}.{suggest(name, known)} tl inspect shows them all")
+
+
+def _starts_a_layer(name: str, before: list[str], after: Sequence[str], units: dict[str, nn.Module]) -> bool:
+    """Whether a unit begins a layer: one with a matrix of its own, or the norm that stands before such a one.
+
+    A norm belongs to the convolution that it follows, but in ConvNeXt's downsampling or DenseNet's transitions to the
+    one that it precedes in the same module.
+    """
+    if _has_matrix(units[name]):
+        return any(_has_matrix(units[other]) for other in before)
+    following = next((other for other in after if _has_matrix(units[other])), "")
+    parent = _parent(name)
+    return _parent(following) == parent != "" and parent not in {_parent(other) for other in before}
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _units(module: nn.Module, prefix: str, head: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:

@@ -78,6 +78,11 @@ def list_models(
     return (shown if by_cost else _counted(shown, cache, counted)), len(rows)
 
 
+def has_any(wanted: Wanted) -> bool:
+    """Whether a pattern alone lets anything through."""
+    return any(_passes(row, wanted) for library in wanted.libraries for row in _rows(library))
+
+
 def _rows(library: str) -> Iterable[Row]:
     for name in zoo.names(library):
         known = zoo.about(name)

@@ -40,4 +40,6 @@ def _dropout_before(model: nn.Module, head: str) -> nn.Dropout | None:
             return found
         if isinstance(child, nn.Dropout):
             found = child
+        elif any(True for _ in child.parameters()):
+            found = None  # a hidden layer stands between
     return found

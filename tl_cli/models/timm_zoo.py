@@ -57,8 +57,8 @@ class TimmSource:
         return [PREFIX + name for name in _timm().list_models() if name not in UNSUPPORTED]
 
     def has(self, name: str) -> bool:
-        """Whether timm has the architecture; a tag that it does not have is refused with those that it has."""
-        return name.startswith(PREFIX) and _timm().is_model(_plain(name))
+        """Whether timm has the architecture under this name; its deprecated names are only suggestions."""
+        return name.startswith(PREFIX) and _plain(name) in _listed()
 
     def architecture(self, name: str) -> str:
         """Return the name without its tag."""
@@ -66,6 +66,7 @@ class TimmSource:
 
     def build(self, name: str, num_classes: int, options: dict[str, int], drop_path: float | None) -> nn.Module:
         """Return the architecture with random weights."""
+        _check_supported(name)
         extra: dict[str, object] = dict(options)
         if drop_path is not None:
             extra["drop_path_rate"] = drop_path
@@ -224,6 +225,24 @@ def _timm() -> Any:
     return timm
 
 
+@cache
+def _listed() -> frozenset[str]:
+    return frozenset(_timm().list_models())
+
+
+def renamed(name: str) -> str | None:
+    """Return today's name and tag of an architecture that timm has renamed: tf_efficientnet_b0_ns; else None."""
+    from timm.models._registry import _deprecated_models
+
+    found = _deprecated_models.get(_plain(name)) if name.startswith(PREFIX) else None
+    return PREFIX + found if found else None
+
+
+def _check_supported(name: str) -> None:
+    if _plain(name) in UNSUPPORTED:
+        raise UnknownModelError(f"{name} cannot be used here: {UNSUPPORTED[_plain(name)]}")
+
+
 def _tagged(name: str) -> str:
     return name.removeprefix(PREFIX)
 
@@ -235,9 +254,8 @@ def _plain(name: str) -> str:
 @cache
 def _cfg(name: str) -> Any:
     """Return timm's configuration of the weights: of the name's tag, or of the architecture's first."""
+    _check_supported(name)
     tagged = _tagged(name)
-    if _plain(name) in UNSUPPORTED:
-        raise UnknownModelError(f"{name} cannot be used here: {UNSUPPORTED[_plain(name)]}")
     _, dot, tag = tagged.partition(".")
     tags = TimmSource().published(name)
     if dot and tag not in tags:
@@ -248,7 +266,10 @@ def _cfg(name: str) -> Any:
 def _with_tag(name: str, spec: str) -> str:
     """Return the name with the tag that is asked for."""
     tag = _tagged(name).partition(".")[2]
-    if spec == "default" or spec == tag:
+    # As torchvision's names of weights, in any case and with or without the architecture before them.
+    spec = spec.removeprefix(f"{_plain(name)}.")
+    spec = {known.lower(): known for known in TimmSource().published(name)}.get(spec.lower(), spec)
+    if spec in ("default", tag):
         return name
     if tag:
         raise WeightsError(f"{name} names the weights {tag!r} and --weights {spec!r}; give one of them")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from tl_cli.models import bundle
 from tl_cli.models import weights as weights_files
 from tl_cli.models.prefix import PREFIX
 from tl_cli.models.source import Published, Source
-from tl_cli.models.timm_zoo import BundledSource, TimmSource
+from tl_cli.models.timm_zoo import BundledSource, TimmSource, renamed
 from tl_cli.models.torchvision_zoo import TorchvisionSource
 from tl_cli.models.weights import Pretrained
 
@@ -132,7 +133,8 @@ def create(
     """
     source = _source_of(name)
     architecture = source.architecture(name)
-    found = _find_weights(source, name, weights, progress)
+    # timm's loaders make models of their own on the way: the caller's random state is left as it was.
+    found = _seeded(seed, lambda: _find_weights(source, name, weights, progress))
     if found is not None and found.architecture not in (None, architecture):
         raise WeightsError(f"the weights in {weights} are of {found.architecture}, not of {architecture}")
     options = dict(found.build_options) if found is not None else {}
@@ -144,7 +146,7 @@ def create(
     if found is None:
         preprocessing = default_preprocessing(name).with_statistics(mean, std)
         return Classifier(architecture, model, head, preprocessing, WeightsTag(name="none"), True, options)
-    state = source.adapt(name, model, found, options)
+    state = _seeded(seed, lambda: source.adapt(name, model, found, options))
     keep_head = found.classes is None or found.classes == classes
     is_new = weights_files.load(model, state, head, name=found.tag.name, keep_head=keep_head)
     preprocessing = (found.preprocessing or default_preprocessing(name)).with_statistics(mean, std)
@@ -163,7 +165,7 @@ def build(
     source = _source_of(name)
     try:
         return source.build(name, num_classes, options or {}, drop_path)
-    except (AssertionError, ValueError, RuntimeError) as error:
+    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
         asked = f" with {options}" if options else ""
         raise UsageError(f"{name} cannot be built{asked}: {error}") from error
 
@@ -191,6 +193,9 @@ def _source_of(name: str) -> Source:
 
 def nearest(name: str) -> str:
     """Return " Did you mean ...?": the same letters and digits first, timm's without their prefix too."""
+    now = renamed(name) or renamed(PREFIX + name)
+    if now is not None:
+        return f" timm calls it {now} now."
     known = {_letters(known): known for known in reversed(names())}
     typed = _letters(name.partition(".")[0])
     exact = [known[letters] for letters in (typed, _letters(PREFIX) + typed) if letters in known]
@@ -199,7 +204,9 @@ def nearest(name: str) -> str:
         return f" Did you mean {' or '.join(exact or sorted(begun))}?"
     prefixed = name.lower().startswith(PREFIX)
     near = suggest(name, [each for each in known.values() if each.startswith(PREFIX) == prefixed])
-    return near if prefixed or "Did you mean" in near else suggest(PREFIX + name, names("timm"))
+    if not prefixed and "Did you mean" not in near:
+        near = suggest(PREFIX + name, names("timm"))
+    return near if "Did you mean" in near else " tl models lists them."
 
 
 def _letters(name: str) -> str:
@@ -227,7 +234,10 @@ def _start_from_zero(head: list[nn.Module]) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+T = TypeVar("T")
+
+
+def _seeded(seed: int, make: Callable[[], T]) -> T:
     # The caller's random state is left as it was.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -242,6 +252,10 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
     """
     card = bundle.read_card(folder)
     model = build(card.architecture, len(card.classes), card.build_options)
+    names = dict(model.named_modules())
+    strange = [part for part in card.head if part not in names]
+    if strange or not card.head:
+        raise WeightsError(f"{folder} names a head that {card.architecture} has not: {', '.join(strange) or 'none'}")
     bundle.load_weights(folder, model)
     model.eval()
     classifier = Classifier(

@@ -15,6 +15,7 @@ _EPOCH_KEYS = {
     "seconds": "time/epoch_seconds",
     "ema_val_accuracy": "val/ema_accuracy",
     "ema_val_loss": "val/ema_loss",
+    "images_per_second": "time/images_per_second",
 }
 # MLflow stores infinity as the largest double.
 _LARGEST = 1e308

@@ -206,7 +206,10 @@ def read_toml(path: Path) -> dict[str, object]:
 
 def write_toml(path: Path, config: TrainConfig) -> None:
     """Write every setting as TOML that ``--config`` takes; what is None is left out."""
-    lines = [f"{key} = {_toml(value)}" for key, value in config.model_dump().items() if value is not None]
+    values = config.model_dump()
+    if config.steps is not None:
+        del values["epochs"]  # they follow
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
     write_text(path, "\n".join(lines) + "\n")
 
 

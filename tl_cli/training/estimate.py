@@ -50,7 +50,7 @@ def estimate(plan: Plan) -> Estimate:
             seconds[title] = views * forward + plan.steps_of(phase) * _HEAD_STEP_S
         else:
             step = _seconds_per_step(plan, phase)
-            seconds[title] = plan.steps_of(phase) * step + phase.epochs * val * forward
+            seconds[title] = plan.steps_of(phase) * step + phase.epochs * val * forward * (2 if plan.config.ema else 1)
     seconds["judging"] = (min(5000, train) + test) * forward
     return Estimate(seconds, _peak_memory(plan.machine))
 

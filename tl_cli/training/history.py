@@ -20,6 +20,7 @@ class EpochPoint:
     seconds: float | None = None
     ema_val_accuracy: float | None = None
     ema_val_loss: float | None = None
+    images_per_second: float | None = None
 
     @property
     def judged(self) -> tuple[float, float] | None:
@@ -65,6 +66,7 @@ class History:
                     event.seconds,
                     event.ema_val_accuracy,
                     event.ema_val_loss,
+                    event.images_per_second,
                 )
             )
 

@@ -76,8 +76,9 @@ def lr_factor(schedule: ScheduleName, warmup: float, step: int, steps: int) -> f
         step: from 0 to ``steps`` - 1 within the phase.
         steps: of the phase.
     """
-    progress = step / max(1, steps - 1)
     if schedule == "cosine":
+        # Zero would come after the last step: no step is wasted on it.
+        progress = step / steps
         if progress < warmup:
             return (step + 1) / (warmup * steps + 1)
         return _cosine(1, 0, (progress - warmup) / (1 - warmup))

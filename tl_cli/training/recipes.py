@@ -9,6 +9,8 @@ from tl_cli.training.config import FIELDS, TrainConfig, validated
 
 # Images whose short side is below this are enlarged (BiT-HyperRule, Kolesnikov et al. 2020, uses the same bound).
 TINY_PIXELS = 96
+# EfficientNet-Lite0 on 180 CIFAR-10 images at 64 px, one seed, 20 images validated: 40% correct after 45 steps of
+# fine-tuning, 45% after 135, 255 and 505; ten epochs would be 30 steps.
 _FEWEST_STEPS = 250
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
@@ -84,8 +86,8 @@ def resolve(flags: Mapping[str, object], file: Mapping[str, object], facts: Fact
     origins |= {name: Origin("recipe", setting.why) for name, setting in chosen.items()}
     origins |= {name: Origin("machine", setting.why) for name, setting in machine.items()}
     origins |= {name: Origin("config file") for name in file} | {name: Origin("flag") for name in flags}
-    _follow(values, origins, flags)
     _follow_steps(values, origins, facts, flags)
+    _follow(values, origins, flags)
     _refuse_useless(values, flags)
     return Resolved(validated(values), origins)
 
@@ -111,9 +113,10 @@ def _follow_steps(
 ) -> None:
     """Let the epochs follow from the steps, which are exact: the last epoch may be cut short.
 
-    A config file that a run has kept names both, and they agree.
+    A config file that a run has kept names the steps alone.
     """
-    if "epochs" in flags and "steps" in flags:
+    both_in_file = origins["epochs"].source == origins["steps"].source == "config file"
+    if ("epochs" in flags and "steps" in flags) or both_in_file:
         raise UsageError("--steps and --epochs both say how long to train; give one of them")
     steps = values.get("steps")
     if "epochs" in flags:
@@ -151,13 +154,14 @@ def _refuse_useless(values: Mapping[str, object], flags: Mapping[str, object]) -
         "auto_ops": (values.get("auto_augment") == "randaugment", "without --auto-augment randaugment"),
         "auto_magnitude": (values.get("auto_augment") == "randaugment", "without --auto-augment randaugment"),
     }
-    for name in ("freeze_until", "unfreeze_stages", "layer_decay", "drop_path"):
+    for name in ("freeze_until", "unfreeze_stages", "layer_decay", "drop_path", "bn"):
         needs[name] = (not all_frozen, "when all epochs are frozen")
     if all_frozen and values.get("feature_cache"):
         for name in ("mixup", "cutmix", "random_erasing", "auto_augment"):
             needs[name] = (False, "on cached features; give --no-feature-cache, or more --epochs")
     for name, (is_used, when) in needs.items():
-        if name in flags and not is_used:
+        is_off = values.get(name) == TrainConfig.model_fields[name].default
+        if name in flags and not is_used and not is_off:
             raise UsageError(f"--{name.replace('_', '-')} has no use {when}")
 
 

@@ -106,9 +106,8 @@ class Plan:
         size = max(self.config.batch_size, eval_batch(self.config.input_size))
         return Loader(images, self.classifier.preprocessing, size, self.machine.device, self.config.workers)
 
-    @property
-    def train_loader(self) -> Loader:
-        """The batches of the training part."""
+    def train_loader(self, phase: Phase) -> Loader:
+        """Return the batches of the training part in a phase."""
         return Loader(
             self.data.parts["train"],
             self.classifier.preprocessing,
@@ -116,7 +115,7 @@ class Plan:
             self.machine.device,
             self.config.workers,
             # BatchNorm cannot normalise by a batch of one image.
-            drop_single=self.config.bn == "train",
+            drop_single=phase.bn == "train",
             balanced=self.config.sampler == "balanced",
         )
 
@@ -128,7 +127,7 @@ class Plan:
         """Return the optimizer steps in an epoch of a phase."""
         if self.uses_cache(phase):
             return -(-len(self.data.parts["train"]) // self.images_per_step)
-        return self.train_loader.steps
+        return self.train_loader(phase).steps
 
     def steps_of(self, phase: Phase) -> int:
         """Return the optimizer steps of a phase; ``--steps`` may cut its last epoch short."""
@@ -226,6 +225,8 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
     early = check(given)
     smallest, own = zoo.size_limits(early.model)
     device = choose_device(early.device)
+    # A number in a file may be written as another type; what is resolved is what was checked.
+    flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
     workers = early.workers if "workers" in given else default_workers()
     data = open_data(_data_spec(early), workers=workers, progress=progress)
     facts = Facts(
@@ -319,7 +320,7 @@ def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     plan.freeze_for(phase)
     if plan.uses_cache(phase):
         return _cached_stage(plan, notify)
-    loader = plan.train_loader
+    loader = plan.train_loader(phase)
     return Stage(
         network=Autocasting(plan.classifier.model, plan.machine),
         steps=loader.steps,

@@ -81,8 +81,10 @@ def train_step(
     whole = objective.weight(targets)
     loss = torch.zeros((), device=inputs.device)
     correct = torch.zeros((), device=inputs.device)
-    # Of equal size, so that none is a single image that BatchNorm cannot normalise.
     count = -(-len(batch.labels) // config.batch_size)
+    if config.bn == "train":
+        # BatchNorm cannot normalise a single image.
+        count = max(1, min(count, len(batch.labels) // 2))
     pieces = zip(*(part.tensor_split(count) for part in (inputs, targets, batch.labels)), strict=True)
     for images, wanted, labels in pieces:
         logits = network(images)

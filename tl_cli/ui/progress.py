@@ -201,10 +201,12 @@ class LiveScreen:
             current = self._work_bar(width)
         else:
             done = self._step - self._epoch_ended_at_step
+            # The phase's last epoch may be cut short.
+            rest = phase.step + phase.steps - self._epoch_ended_at_step
             current = _bar(
                 f"epoch {self._epoch}/{self._title.epochs}",
                 done,
-                phase.steps_per_epoch,
+                max(1, min(phase.steps_per_epoch, rest)),
                 f"{self._speed:,.0f} images/s",
                 width,
             )

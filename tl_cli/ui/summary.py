@@ -81,10 +81,11 @@ def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
         console.print(Text("lowered when validation stops improving; until then:", style="dim"))
     console.print(charts.lr_chart(_lr_points(plan), canvas))
     console.print()
+    width = max(map(len, forecast.seconds)) + 1
     for name, seconds in forecast.seconds.items():
-        console.print(f"{name:<10} about {format_seconds(seconds)}")
-    console.print(f"{'in all':<10} about {format_seconds(forecast.total)}", style="bold")
-    console.print(f"memory     about {forecast.memory_bytes / 1e9:.1f} GB on {plan.machine.describe()}")
+        console.print(f"{name:<{width}} about {format_seconds(seconds)}")
+    console.print(f"{'in all':<{width}} about {format_seconds(forecast.total)}", style="bold")
+    console.print(f"{'memory':<{width}} about {forecast.memory_bytes / 1e9:.1f} GB on {plan.machine.describe()}")
     console.print("dry run: nothing was trained or recorded", style="dim")
 
 
@@ -106,7 +107,7 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
     lines.append(("clean train", tables.format_accuracy(outcome.clean_train.accuracy), ""))
     if outcome.gap is not None:
         lines.append(("gap", f"{100 * outcome.gap:+.2f} points between training and test images", ""))
-    speeds = [len(plan.data.parts["train"]) / p.seconds for p in history.epochs if p.seconds and p.lr_backbone]
+    speeds = [p.images_per_second for p in history.epochs if p.images_per_second and p.lr_backbone]
     speed = f", {sorted(speeds)[len(speeds) // 2]:,.0f} images/s in fine-tuning" if speeds else ""
     lines.append(("time", f"{format_seconds(counters.seconds)} in epochs{speed}", ""))
     grid = Table.grid(padding=(0, 2, 0, 0))

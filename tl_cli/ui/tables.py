@@ -23,28 +23,42 @@ def freeze_table(parts: Sequence[Part], phases: Sequence[Phase], width: int) -> 
     Args:
         width: of the terminal; a narrow one gets the statistics of BatchNorm in a line of their own.
     """
-    narrow = width < 40 + 30 * len(phases)
+    shown = _shown_phases(len(phases), width)
+    narrow = width < 40 + 30 * len(shown)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("part", no_wrap=True, overflow="ellipsis", min_width=8)
     table.add_column("params" if narrow else "parameters", justify="right", no_wrap=True)
-    for phase in phases:
-        table.add_column(epoch_range(phase.first, phase.last), no_wrap=True)
+    for place in shown:
+        table.add_column(epoch_range(phases[place].first, phases[place].last), no_wrap=True)
     for part in parts:
         name = plain(part.name, "bold" if part.is_head else "")
         name.append(" (head)" if part.is_head else "", style="mark")
-        cells = (_phase_cell(part, phase, place, brief=narrow) for place, phase in enumerate(phases))
+        cells = (_phase_cell(part, phases[place], place, brief=narrow) for place in shown)
         table.add_row(name, f"{part.parameters:,}", *cells)
-    places = range(len(phases))
-    total = [f"{sum(part.trainable[place] for part in parts):,}{'' if narrow else ' train'}" for place in places]
-    table.add_row("in all", f"{sum(part.parameters for part in parts):,}", *total, style="dim")
+    totals = [f"{sum(part.trainable[place] for part in parts):,}" for place in range(len(phases))]
+    unit = "" if narrow else " train"
+    table.add_row(
+        "in all", f"{sum(part.parameters for part in parts):,}", *(totals[place] + unit for place in shown), style="dim"
+    )
+    lines = [
+        Text(f"{epoch_range(phase.first, phase.last)}: {totals[place]} train", style="dim")
+        for place, phase in enumerate(phases)
+        if place not in shown
+    ]
     norms = sum(part.batch_norms for part in parts)
-    if not narrow or not norms:
-        return Group(table)
-    said = []
-    for place, phase in enumerate(phases):
-        do = "update" if any(part.updating[place] for part in parts) else "fixed"
-        said.append(f"{do} in {epoch_range(phase.first, phase.last)}")
-    return Group(table, Text(f"statistics of {norms} BatchNorm layers: {', '.join(said)}", style="dim"))
+    if narrow and norms:
+        updating = [place for place in range(len(phases)) if any(part.updating[place] for part in parts)]
+        do = "fixed"
+        if updating:
+            first = phases[updating[0]].first
+            do = f"update from epoch {first}" if first > 1 else "update"
+        lines.append(Text(f"statistics of {norms} BatchNorm layers: {do}", style="dim"))
+    return Group(table, *lines)
+
+
+def _shown_phases(count: int, width: int) -> list[int]:
+    """Return the places of the phases that have room for a column: all, or the first and the last."""
+    return list(range(count)) if count <= 2 or width >= 40 + 20 * count else [0, count - 1]
 
 
 def epoch_range(first: int, last: int) -> str:
@@ -85,7 +99,7 @@ def print_sets(console: Console, sets: Sequence[BuiltIn]) -> None:
         table.add_row(row.name, str(row.classes), *((*parts, amount, row.title) if wide else (amount,)))
     console.print(table)
     console.print()
-    console.print("A part that is missing is held out of the training images.")
+    console.print("val is held out of train; a set of one part is split 80/10/10; one with train and val has no test.")
     console.print(
         "Your own: a folder train/CLASS/ with test/ or val/, or CLASS/; a CSV of path,label[,split]; a zip or tar of "
         "such a folder."
