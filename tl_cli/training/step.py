@@ -85,14 +85,14 @@ def train_step(
     if config.bn == "train":
         # BatchNorm cannot normalise a single image.
         count = max(1, min(count, len(batch.labels) // 2))
-    pieces = zip(*(part.tensor_split(count) for part in (inputs, targets, batch.labels)), strict=True)
-    for images, wanted, labels in pieces:
+    for images, wanted in zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True):
         logits = network(images)
         state.scaler.scale(objective.summed(logits, wanted) / whole).backward()
         seen = logits.detach()
         # Smoothing and weights raise the loss by themselves; without them training and validation can be compared.
         loss += F.cross_entropy(seen, wanted, reduction="sum")
-        correct += (seen.argmax(1) == labels).sum()
+        # A mixed image counts for the class that it has most of.
+        correct += (seen.argmax(1) == (wanted if wanted.dim() == 1 else wanted.argmax(1))).sum()
     if config.clip_norm:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)

@@ -283,8 +283,10 @@ def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int) -
     averaged = middle and any(point.ema_val_accuracy is not None for point in points)
     if averaged:
         table.add_column("ema acc", justify="right")
+    rates = width >= (84 if averaged else 72)
+    if rates:
+        table.add_column("lr", justify="right", no_wrap=True)
     if wide:
-        table.add_column("lr", justify="right")
         table.add_column("time", justify="right")
     for point in points:
         is_best = best is not None and point.epoch == best.epoch
@@ -298,9 +300,9 @@ def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int) -
             cells.append(_share(point.train_accuracy))
         if averaged:
             cells.append(_share(point.ema_val_accuracy))
+        if rates:
+            cells.append(" / ".join(_rate(rate) for rate in (point.lr_head, point.lr_backbone)))
         if wide:
-            rates = (point.lr_head, point.lr_backbone)
-            cells.append(" / ".join(_rate(rate) for rate in rates))
             cells.append("-" if point.seconds is None else format_seconds(point.seconds))
         table.add_row(*cells, style="good" if is_best else "")
     return table
