@@ -19,7 +19,7 @@ def on_meta(name: str, size: int | None = None) -> tuple[Classifier, torch.Tenso
     ), example
 
 
-@pytest.mark.parametrize("name", [*zoo.names("torchvision")[::3], *(f"timm/{name}" for name in MEMBERS[::4])])
+@pytest.mark.parametrize("name", [*zoo.names("torchvision")[::5], *(f"timm/{name}" for name in MEMBERS[::8])])
 def test_every_parameter_is_in_exactly_one_layer_and_the_head_is_last(name: str) -> None:
     classifier, example = on_meta(name)
     layers = layers_of(classifier, example)
