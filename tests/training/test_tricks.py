@@ -429,7 +429,13 @@ def test_numbers_of_another_type_in_a_file_mean_the_same(colours: Path) -> None:
 
 
 def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
-    run(plan_for(colours, **RESNET, mean=(2.0, 2.0, 2.0), std=(1.0, 1.0, 1.0), random_erasing=1.0, epochs=2))
+    """The colour that a box is filled with is cut to grey levels."""
+    plan = plan_for(colours, **RESNET, mean=(2.0, -1.0, 0.5), std=(1.0, 1.0, 1.0), random_erasing=1.0, epochs=2)
+    _, images = next(plan.train_loader(plan.phases[-1]).augmented(plan.augmentation, 0, 1))
+    filled = (images == torch.tensor([255, 0, 128], dtype=torch.uint8).view(3, 1, 1)).all(1)
+    assert filled.flatten(1).any(1).all()
+    events, _ = run(plan)
+    assert all(math.isfinite(event.train_loss) for event in events if isinstance(event, EpochEnded))
 
 
 def test_a_hidden_layers_dropout_is_left_alone(colours: Path) -> None:
