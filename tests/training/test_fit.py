@@ -84,16 +84,13 @@ class StopError(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_after", [1, 2])
-@pytest.mark.parametrize("schedule", ["one-cycle", "plateau"])
-def test_a_resumed_run_ends_bit_identical(colours: Path, tmp_path: Path, stop_after: int, schedule: str) -> None:
-    settings = {"model": "mobilenet_v3_small", "augment": "blog", "schedule": schedule}
-    whole = plan_for(colours, **settings)
-    events, expected = run(whole)
-
-    plan = plan_for(colours, **settings)
+def stopped_and_resumed(
+    data: Path, folder: Path, stop_after: int, **settings: object
+) -> tuple[list[Event], setup.TrainState]:
+    """Stop a run in the epoch after ``stop_after``, go on from its checkpoint; return the later events and the state."""
+    plan = plan_for(data, **settings)
     state = new_state(plan)
-    saver = Saver(tmp_path, state, plan.card())
+    saver = Saver(folder, state, plan.card())
 
     def interrupt(event: Event) -> None:
         saver(event)
@@ -102,12 +99,20 @@ def test_a_resumed_run_ends_bit_identical(colours: Path, tmp_path: Path, stop_af
 
     with pytest.raises(StopError):
         fit(plan, state, interrupt)
-
-    resumed = plan_for(colours, **settings)
+    resumed = plan_for(data, **settings)
     again = new_state(resumed)
-    again.restore(tmp_path / CHECKPOINT)
+    again.restore(folder / CHECKPOINT)
     later: list[Event] = []
     fit(resumed, again, later.append)
+    return later, again
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+@pytest.mark.parametrize("schedule", ["one-cycle", "plateau"])
+def test_a_resumed_run_ends_bit_identical(colours: Path, tmp_path: Path, stop_after: int, schedule: str) -> None:
+    settings = {"model": "mobilenet_v3_small", "augment": "blog", "schedule": schedule}
+    events, expected = run(plan_for(colours, **settings))
+    later, again = stopped_and_resumed(colours, tmp_path, stop_after, **settings)
     for key, value in expected.model.state_dict().items():
         assert torch.equal(value, again.model.state_dict()[key]), key
     wanted = [event.loss for event in events if isinstance(event, LossSampled) and event.epoch > stop_after]

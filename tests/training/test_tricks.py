@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.conftest import COLOURS, write_pictures
-from tests.training.test_fit import StopError, plan_for, run
+from tests.training.test_fit import plan_for, run, stopped_and_resumed
 from tl_cli.data.loaders import Batch
 from tl_cli.errors import UsageError
 from tl_cli.models import zoo
@@ -21,7 +21,7 @@ from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, StepEn
 from tl_cli.training.fit import fit
 from tl_cli.training.phases import first_trained, phases_of
 from tl_cli.training.setup import new_state, parameter_groups
-from tl_cli.training.state import BEST_FOLDER, CHECKPOINT, Saver
+from tl_cli.training.state import BEST_FOLDER, Saver
 from tl_cli.training.step import Objective, train_step
 
 RESNET = {"model": "resnet18", "input_size": 32}
@@ -99,21 +99,7 @@ def test_a_resumed_run_with_every_trick_ends_bit_identical(colours: Path, tmp_pa
         "freeze_until": "features.1", "weights": weights_of(tmp_path, "efficientnet_b0"), "sampler": "balanced", "decay_norms": False, "weight_decay": 0.1,
     }  # fmt: skip
     _, expected = run(plan_for(colours, **settings))
-    plan = plan_for(colours, **settings)
-    state = new_state(plan)
-    saver = Saver(tmp_path, state, plan.card())
-
-    def interrupt(event: object) -> None:
-        saver(event)  # type: ignore[arg-type]
-        if isinstance(event, StepEnded) and event.epoch > 2:
-            raise StopError
-
-    with pytest.raises(StopError):
-        fit(plan, state, interrupt)
-    resumed = plan_for(colours, **settings)
-    again = new_state(resumed)
-    again.restore(tmp_path / CHECKPOINT)
-    fit(resumed, again, lambda event: None)
+    _, again = stopped_and_resumed(colours, tmp_path, 2, **settings)
     assert expected.average is not None
     assert again.average is not None
     for applied in (False, True):

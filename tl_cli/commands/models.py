@@ -103,18 +103,7 @@ def list_(
         return
     print_models(console, rows, by_family=sort == "family")
     console.print()
-    notes = [
-        "FLOPs: multiply-adds of one image of that input size, counted. top-1: ImageNet, as the library states it."
-    ]
-    if total > len(rows):
-        notes.insert(0, f"{len(rows)} of {total:,} shown; --limit 0 shows all.")
-    if "timm" not in wanted.libraries:
-        from tl_cli.models.names import registered
-        from tl_cli.models.timm_zoo import UNSUPPORTED
-
-        more = len(set(registered("timm")) - set(UNSUPPORTED))
-        notes.append(f"timm has {more:,} more: tl models --source timm, or tl models PATTERN.")
-    for note in notes:
+    for note in _notes(wanted, len(rows), total):
         console.print(note, style="dim")
 
 
@@ -147,6 +136,21 @@ def pull(
         console.print(plain(f"{name} is here"))
     if failed:
         raise DownloadError("\n".join(failed))
+
+
+def _notes(wanted: "Wanted", shown: int, total: int) -> list[str]:
+    """Return what stands under the list: what is not shown, what the numbers are, and where there is more."""
+    notes = [f"{shown} of {total:,} shown; --limit 0 shows all."] if total > shown else []
+    notes.append(
+        "FLOPs: multiply-adds of one image of that input size, counted. top-1: ImageNet, as the library states it."
+    )
+    if "timm" not in wanted.libraries:
+        from tl_cli.models.names import registered
+        from tl_cli.models.timm_zoo import UNSUPPORTED
+
+        more = len(set(registered("timm")) - set(UNSUPPORTED))
+        notes.append(f"timm has {more:,} more: tl models --source timm, or tl models PATTERN.")
+    return notes
 
 
 def _libraries(source: str | None, pattern: str | None) -> tuple[str, ...]:

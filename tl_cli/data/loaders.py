@@ -34,6 +34,18 @@ class Batch:
     labels: Tensor
 
 
+def steps_in_epoch(images: int, batch: int, *, drop_single: bool = False) -> int:
+    """Return the optimizer steps of one pass.
+
+    Args:
+        batch: images a step.
+        drop_single: a last step of one image is left out.
+    """
+    steps = -(-images // batch)
+    is_single = images - (steps - 1) * batch == 1
+    return steps - 1 if drop_single and steps > 1 and is_single else steps
+
+
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of ``count`` images in an epoch: a function of the arguments alone."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
@@ -112,7 +124,7 @@ class Loader:
     @property
     def steps(self) -> int:
         """Batches in one training epoch."""
-        return len(self._train_batches(np.arange(len(self.images))))
+        return steps_in_epoch(len(self.images), self.batch_size, drop_single=self.drop_single)
 
     def train(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the images of one training epoch (``training_order``), augmented."""
@@ -183,10 +195,7 @@ class Loader:
             yield keys, images.to(self.device, non_blocking=True)
 
     def _train_batches(self, order: np.ndarray) -> list[np.ndarray]:
-        batches = self._cut(order)
-        if self.drop_single and len(batches) > 1 and len(batches[-1]) == 1:
-            batches.pop()
-        return batches
+        return self._cut(order)[: self.steps]
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]

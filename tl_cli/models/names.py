@@ -6,8 +6,8 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from tl_cli.models.prefix import PREFIX
-
+# How timm's architectures are told from torchvision's of the same name.
+PREFIX = "timm/"
 # A decorated builder: @register_model (timm) or @register_model() (torchvision), other decorators, def NAME(.
 _REGISTERED = re.compile(r"^@register_model(?:\(\))?[ \t]*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 

@@ -16,7 +16,7 @@ from tl_cli import fetch
 from tl_cli.contract import CropMode, Interpolation, Preprocessing, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
 from tl_cli.fetch import Progress
-from tl_cli.models.prefix import PREFIX
+from tl_cli.models.names import PREFIX
 from tl_cli.models.source import Published
 from tl_cli.models.weights import Pretrained, published_hash, read
 
@@ -257,8 +257,8 @@ def _cfg(name: str) -> Any:
     _check_supported(name)
     tagged = _tagged(name)
     _, dot, tag = tagged.partition(".")
-    tags = TimmSource().published(name)
-    if dot and tag not in tags:
+    # Listing tags takes milliseconds, which a list of all architectures would pay for each.
+    if dot and tag not in (tags := TimmSource().published(name)):
         raise WeightsError(f"{PREFIX}{_plain(name)} has no weights called {tag!r}.{suggest(tag, tags)}")
     return _timm().get_pretrained_cfg(tagged)
 

@@ -15,7 +15,7 @@ from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
 from tl_cli.fetch import Progress, silent
 from tl_cli.models import bundle
 from tl_cli.models import weights as weights_files
-from tl_cli.models.prefix import PREFIX
+from tl_cli.models.names import PREFIX
 from tl_cli.models.source import Published, Source
 from tl_cli.models.timm_zoo import BundledSource, TimmSource, renamed
 from tl_cli.models.torchvision_zoo import TorchvisionSource

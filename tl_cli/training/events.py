@@ -10,6 +10,15 @@ Activity = Literal[
 ]
 
 
+def better(*judged: tuple[float | None, float | None]) -> tuple[float, float] | None:
+    """Return the best of some pairs of accuracy and loss: more correct, or as many at a lower loss.
+
+    The first stands where two are alike; None where no accuracy is known.
+    """
+    known = [(accuracy, loss or 0.0) for accuracy, loss in judged if accuracy is not None]
+    return max(known, key=lambda pair: (pair[0], -pair[1])) if known else None
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
     """A phase begins, or goes on after a resume.
@@ -98,16 +107,13 @@ class EpochEnded:
     @property
     def averaged(self) -> bool:
         """Whether the averaged weights are the better ones."""
-        if self.ema_val_accuracy is None or self.ema_val_loss is None:
-            return False
-        return (self.ema_val_accuracy, -self.ema_val_loss) > (self.val_accuracy, -self.val_loss)
+        return self.judged != (self.val_accuracy, self.val_loss)
 
     @property
     def judged(self) -> tuple[float, float]:
         """Accuracy and loss on validation of the better of the weights and their average."""
-        if self.averaged and self.ema_val_accuracy is not None and self.ema_val_loss is not None:
-            return self.ema_val_accuracy, self.ema_val_loss
-        return self.val_accuracy, self.val_loss
+        own = (self.val_accuracy, self.val_loss)
+        return better(own, (self.ema_val_accuracy, self.ema_val_loss)) or own
 
 
 @dataclass(frozen=True, slots=True)

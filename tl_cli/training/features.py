@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_cli.data.augmentation import Stream, uniform
-from tl_cli.data.loaders import Batch, Loader, training_order
+from tl_cli.data.loaders import Batch, Loader, steps_in_epoch, training_order
 from tl_cli.errors import DivergedError
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.machine import Machine
@@ -41,7 +41,7 @@ class CachedFeatures:
     @property
     def steps(self) -> int:
         """Batches in one training epoch."""
-        return -(-len(self.labels) // self.batch_size)
+        return steps_in_epoch(len(self.labels), self.batch_size)
 
     def train(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the features of one training epoch (``training_order``), each from a view drawn for its key."""

@@ -58,7 +58,7 @@ def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
         stage = open_stage(plan, phase, notify)
         # Computing features is part of what training costs.
         state.counters.seconds += time.perf_counter() - opened
-        before = _steps_before(plan, phase)
+        before = plan.steps_before(phase)
         notify(
             PhaseStarted(
                 name=phase.name,
@@ -198,10 +198,6 @@ def _lrs(state: TrainState) -> tuple[float, float]:
     groups = state.optimizer.param_groups
     rates = {part: [float(group["lr"]) for group in groups if group["is_head"] is part] for part in (True, False)}
     return max(rates[True]), max(rates[False], default=0.0)
-
-
-def _steps_before(plan: Plan, phase: Phase) -> int:
-    return sum(plan.steps_of(earlier) for earlier in plan.phases if earlier.first < phase.first)
 
 
 def _sample(step: int, epoch: int, loss: float, state: TrainState) -> LossSampled:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from tl_cli.training.events import EpochEnded, Event, LossSampled
+from tl_cli.training.events import EpochEnded, Event, LossSampled, better
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,7 @@ class EpochPoint:
     @property
     def judged(self) -> tuple[float, float] | None:
         """Accuracy and loss on validation of the better of the weights and their average; None: not recorded."""
-        pairs = ((self.val_accuracy, self.val_loss), (self.ema_val_accuracy, self.ema_val_loss))
-        known = [(accuracy, loss or 0.0) for accuracy, loss in pairs if accuracy is not None]
-        return max(known, key=lambda pair: (pair[0], -pair[1])) if known else None
+        return better((self.val_accuracy, self.val_loss), (self.ema_val_accuracy, self.ema_val_loss))
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tl_cli.data.loaders import steps_in_epoch
 from tl_cli.errors import UsageError
 from tl_cli.training.config import FIELDS, TrainConfig, validated
 
@@ -132,17 +133,6 @@ def _follow_steps(
     an_epoch = steps_in_epoch(facts.train_images, batch, drop_single=values.get("bn") == "train")
     values["epochs"] = freeze + -(-(steps - head) // an_epoch)
     origins["epochs"] = Origin("follows", f"{steps:,} steps, {an_epoch:,} an epoch")
-
-
-def steps_in_epoch(images: int, batch: int, *, drop_single: bool = False) -> int:
-    """Return the optimizer steps of one pass.
-
-    Args:
-        batch: images a step.
-        drop_single: a last step of one image is left out.
-    """
-    steps = -(-images // batch)
-    return steps - 1 if drop_single and steps > 1 and images % batch == 1 else steps
 
 
 def _refuse_useless(values: Mapping[str, object], flags: Mapping[str, object]) -> None:

@@ -12,7 +12,7 @@ from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data.augmentation import Augmentation
 from tl_cli.data.catalogue import SETS
 from tl_cli.data.images import Images
-from tl_cli.data.loaders import Batch, Loader
+from tl_cli.data.loaders import Batch, Loader, steps_in_epoch
 from tl_cli.data.sources import LabelledData, open_data
 from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import Progress, silent
@@ -126,7 +126,7 @@ class Plan:
     def steps_per_epoch(self, phase: Phase) -> int:
         """Return the optimizer steps in an epoch of a phase."""
         if self.uses_cache(phase):
-            return -(-len(self.data.parts["train"]) // self.images_per_step)
+            return steps_in_epoch(len(self.data.parts["train"]), self.images_per_step)
         return self.train_loader(phase).steps
 
     def steps_of(self, phase: Phase) -> int:
@@ -134,8 +134,11 @@ class Plan:
         whole = self.steps_per_epoch(phase) * phase.epochs
         if self.config.steps is None:
             return whole
-        before = sum(self.steps_per_epoch(p) * p.epochs for p in self.phases if p.last < phase.first)
-        return min(whole, self.config.steps - before)
+        return min(whole, self.config.steps - self.steps_before(phase))
+
+    def steps_before(self, phase: Phase) -> int:
+        """Return the optimizer steps of the phases before; only the last phase can be cut short."""
+        return sum(self.steps_per_epoch(p) * p.epochs for p in self.phases if p.last < phase.first)
 
     def trained_layers(self, phase: Phase) -> tuple[Layer, ...]:
         """Return the layers that train in a phase, the head last."""

@@ -165,11 +165,9 @@ def _legend(title: str, test: float | None) -> Text:
 
 def _lr_points(plan: Plan) -> list[tuple[float, float]]:
     points: list[tuple[float, float]] = []
-    before = 0
     for phase in plan.phases:
-        total = plan.steps_of(phase)
+        before, total = plan.steps_before(phase), plan.steps_of(phase)
         for step in range(0, total, max(1, total // 200)):
             factor = lr_factor(plan.config.schedule, plan.config.warmup, step, total)
             points.append((float(before + step + 1), phase.lr_head * factor))
-        before += total
     return points
