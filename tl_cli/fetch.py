@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
+import platformdirs
 from filelock import FileLock
 
 from tl_cli.errors import DownloadError, StorageError
@@ -28,6 +29,12 @@ _ATTEMPTS = 3
 
 def silent(name: str, done: int, total: int | None) -> None:
     """Report progress to nobody."""
+
+
+def cache_root() -> Path:
+    """Return the folder for what can be made or fetched again: TL_CACHE_DIR, or one in the user's cache."""
+    moved = os.environ.get("TL_CACHE_DIR")
+    return Path(moved).expanduser() if moved else platformdirs.user_cache_path("tl")
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

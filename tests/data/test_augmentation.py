@@ -186,3 +186,32 @@ def test_the_numbers_are_uniform_and_unrelated() -> None:
     assert abs(counts / counts.mean() - 1).max() < 0.06
     assert abs(np.corrcoef(numbers) - np.eye(4)).max() < 0.03
     assert abs(np.corrcoef(numbers[0, 1:], numbers[0, :-1])[0, 1]) < 0.03
+
+
+def test_an_image_is_the_same_to_the_bit_in_a_large_batch_and_alone() -> None:
+    images = IMAGES.repeat(1, 1, 4, 4)
+    settings = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.5, rotation=15)
+    whole = augment.recolour_and_rotate(images, settings, 5, 1, INDICES)
+    alone = [
+        augment.recolour_and_rotate(images[i : i + 1], settings, 5, 1, INDICES[i : i + 1]) for i in range(0, COUNT, 7)
+    ]
+    assert torch.equal(whole[::7], torch.cat(alone))
+
+
+def test_hue_of_greys_of_whole_turns_and_of_all_levels_is_torchvisions() -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    image = torch.stack(
+        [levels.view(1, -1).expand(256, -1), levels.view(-1, 1).expand(-1, 256), levels.flip(0).expand(256, -1)]
+    )
+    greys = levels.view(1, 1, -1).expand(3, 256, -1)
+    factors = [np.ones(2), np.ones(2), np.ones(2), np.array([0.5, -0.5])]
+    for picture in (image, greys):
+        ours = augment.recolour(torch.stack([picture, picture]), tuple(factors), np.tile(np.arange(4), (2, 1)))
+        assert worst(ours, [tv.adjust_hue(picture, 0.5), tv.adjust_hue(picture, -0.5)]) <= 1
+
+
+def test_only_moves_is_what_keeps_every_colour() -> None:
+    assert Augmentation(shift=0.2, min_area=0.5).only_moves
+    for changed in (Augmentation(hue=0.1), Augmentation(rotation=1), Augmentation(policy="randaugment")):
+        assert not changed.only_moves
+    assert not Augmentation(erasing=0.1).only_moves

@@ -135,3 +135,13 @@ def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path, {os.fsdecode(b"caf\xe9"): (1, 2, 3)}, 2)
     with pytest.raises(DataError, match="not valid UTF-8"):
         scan(tmp_path)
+
+
+def test_pictures_behind_links_and_in_folders_of_folders_are_listed_once_in_order(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 2)
+    write_pictures(tmp_path / "a", {"b": (1, 2, 3), "000": (1, 2, 3)}, 1)
+    os.symlink(tmp_path / "a" / "b", tmp_path / "a" / "z")
+    ids = scan(tmp_path).parts["train"].ids.tolist()
+    assert ids[:3] == ["a/000.png", "a/000/000.png", "a/001.png"]
+    assert len(ids) == 6
+    assert ids[4:] == ["b/000.png", "b/001.png"]

@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import COLOURS, write_pictures
 from tl_cli.contract import Preprocessing
-from tl_cli.data.augmentation import Augmentation, erase
+from tl_cli.data.augmentation import Augmentation, crop_boxes, erase
 from tl_cli.data.folder import scan
 from tl_cli.data.images import FileImages, PackedImages, pack
 from tl_cli.data.loaders import Loader, balanced_order, epoch_order, training_order
@@ -210,3 +211,78 @@ def test_an_image_that_comes_again_is_augmented_differently(
     labels = torch.cat([b.labels for b in balanced.train(settings, 2, 1)]).numpy()
     assert np.array_equal(labels, images.labels[indices])
     assert balanced.steps == loader(images).steps
+
+
+CHANGES = [
+    Augmentation(shift=0.125),
+    Augmentation(min_area=0.35),
+    Augmentation(shift=0.1, hue=0.1, contrast=0.2, rotation=9, erasing=0.5),
+]
+
+
+@pytest.mark.parametrize("settings", CHANGES)
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("size", [16, 24, 48])
+def test_the_memory_format_changes_no_bit(colours: Path, settings: Augmentation, is_packed: bool, size: int) -> None:
+    images = scan(colours).parts["train"]
+    if is_packed:
+        images = pack(images, budget_bytes=1 << 30, workers=1)
+    plain = loader(images, how=Preprocessing(resize=size, crop=size))
+    by_pixel = dataclasses.replace(plain, memory_format=torch.channels_last)
+    for one, other in (
+        (plain.train(settings, 3, 1), by_pixel.train(settings, 3, 1)),
+        (plain.clean(mirrored=True), by_pixel.clean(mirrored=True)),
+    ):
+        for mine, theirs in zip(one, other, strict=True):
+            assert mine.inputs.is_contiguous()
+            assert theirs.inputs.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(mine.inputs, theirs.inputs)
+
+
+@pytest.mark.parametrize("settings", CHANGES)
+def test_images_that_do_not_fit_the_device_are_sent_batch_by_batch_and_are_the_same(
+    colours: Path, settings: Augmentation
+) -> None:
+    images = pack(scan(colours).parts["train"], budget_bytes=1 << 30, workers=1)
+    whole = loader(images)
+    parts = dataclasses.replace(whole, device_share=0.0)
+    for one, other in zip(whole.train(settings, 3, 1), parts.train(settings, 3, 1), strict=True):
+        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_images_in_order_are_those_of_the_epoch(files: FileImages) -> None:
+    settings = Augmentation(min_area=0.4, hue=0.1)
+    indices = np.concatenate([places for places, _ in loader(files).augmented(settings, 3, 2)])
+    shuffled = torch.cat([batch.inputs for batch in loader(files).train(settings, 3, 2)])
+    ordered = torch.cat([batch.inputs for batch in loader(files).in_order(settings, 3, 2)])
+    assert torch.equal(ordered[torch.from_numpy(indices)], shuffled)
+
+
+def test_a_random_crop_of_a_large_jpeg_is_not_enlarged(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (2400, 1800)).save(tmp_path / name / "x.jpg")
+    images = RecordingFiles(scan(tmp_path).parts["train"])
+    settings = Augmentation(min_area=0.08)
+    list(dataclasses.replace(loader(images), preprocessing=Preprocessing(resize=110, crop=96)).train(settings, 0, 1))
+    for shape in images.shapes:
+        boxes = crop_boxes(settings, 0, 1, np.arange(500), *shape[1:])
+        assert boxes[:, 2:].min() >= 96
+
+
+class RecordingFiles:
+    """Files that remember how large they were decoded."""
+
+    def __init__(self, files: FileImages) -> None:
+        self.files = files
+        self.labels = files.labels
+        self.shapes: list[torch.Size] = []
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, index: int, short_side: int | None = None) -> torch.Tensor:
+        image = self.files.load(index, short_side)
+        self.shapes.append(image.shape)
+        return image

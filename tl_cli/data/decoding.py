@@ -126,9 +126,7 @@ def _padded(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     down, right = (max(0, preprocessing.crop - side) for side in images.shape[-2:])
     if not (down or right):
         return images
-    colour = torch.tensor(
-        [round(255 * value) for value in preprocessing.mean], dtype=images.dtype, device=images.device
-    )
+    colour = send(np.array([round(255 * value) for value in preprocessing.mean]), images.device).to(images.dtype)
     size = (*images.shape[:-2], images.shape[-2] + down, images.shape[-1] + right)
     filled = colour.view(3, 1, 1).expand(size).clone()
     top, left = down // 2, right // 2
@@ -137,10 +135,35 @@ def _padded(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return (B, 3, H, W) float32 from uint8 or float images of range 0..255, by the weights' statistics."""
-    mean = torch.tensor(preprocessing.mean, device=images.device).view(3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=images.device).view(3, 1, 1)
-    return images.float().div_(255).sub_(mean).div_(std) if images.dtype == torch.uint8 else (images / 255 - mean) / std
+    """Return (B, 3, H, W) float32 in the images' memory format, by the weights' statistics.
+
+    Args:
+        images: uint8 or float, range 0..255.
+    """
+    is_by_pixel = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    if is_by_pixel:
+        batch, channels, height, width = images.shape
+        # Rows of pixels: with three values a row, as the layout has it, arithmetic takes a CPU 7 times as long.
+        rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+        mean, std = (np.tile(values, width) for values in (preprocessing.mean, preprocessing.std))
+        normalised = _normalise(rows, mean, std).view(batch, height, width, channels).permute(0, 3, 1, 2)
+    else:
+        mean, std = (np.reshape(values, (3, 1, 1)) for values in (preprocessing.mean, preprocessing.std))
+        normalised = _normalise(images, mean, std)
+    return normalised
+
+
+def _normalise(values: Tensor, mean: np.ndarray, std: np.ndarray) -> Tensor:
+    middle, spread = (send(numbers.astype(np.float32), values.device) for numbers in (mean, std))
+    if values.dtype == torch.uint8:
+        return values.float().div_(255).sub_(middle).div_(spread)
+    return (values / 255 - middle) / spread
+
+
+def send(values: np.ndarray, device: torch.device) -> Tensor:
+    """Return an array on a device; a GPU goes on with what it computes meanwhile."""
+    # Memory that is not pinned is copied before this returns, so the array may be freed.
+    return torch.from_numpy(values).to(device, non_blocking=device.type == "cuda")
 
 
 def _draft(image: Image.Image, short_side: int) -> None:

@@ -2,7 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from tl_cli.contract import SplitName
 from tl_cli.data.decoding import SUFFIXES
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages
+from tl_cli.data.names import Names
 from tl_cli.errors import DataError
 
 EXPECTED = (
@@ -24,6 +27,14 @@ PART_NAMES: dict[SplitName, tuple[str, ...]] = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """What lies in the class folders of one part: pictures by class, and how many other files of each kind."""
+
+    classes: dict[str, Names]
+    others: Counter[str] = field(default_factory=Counter)
 
 
 def scan(root: Path) -> Found:
@@ -56,10 +67,10 @@ def scan(root: Path) -> Found:
 
 
 def _parts(root: Path, found: dict[SplitName, Path]) -> Found:
-    listed = {part: _list_classes(path) for part, path in found.items()}
-    classes = _checked(listed["train"], found["train"])
+    listed = {part: _list_classes(root, path) for part, path in found.items()}
+    classes = _checked(listed["train"].classes, found["train"])
     notes: list[str] = []
-    for part, files in listed.items():
+    for part, files in ((part, listed[part].classes) for part in listed):
         unknown = sorted(set(files) - set(classes))
         if unknown:
             raise DataError(f"{found[part]} has classes that train/ has not: {some(unknown)}")
@@ -68,22 +79,23 @@ def _parts(root: Path, found: dict[SplitName, Path]) -> Found:
         absent = [name for name in classes if not files.get(name)]
         if absent:
             notes.append(f"{found[part].name}/ has no pictures of {some(absent)}")
-    notes += _passed_over(found.values())
-    parts = {part: _images(root, files, classes) for part, files in listed.items()}
+    notes += _passed_over(sum((part.others for part in listed.values()), Counter[str]()))
+    parts = {part: _images(root, here.classes, classes) for part, here in listed.items()}
     return Found(classes, parts, tuple(notes))
 
 
 def _classes_only(root: Path, folders: list[Path]) -> Found:
-    files = _list_classes(root)
+    listed = _list_classes(root, root)
+    files = listed.classes
     if not any(files.values()):
         loose = sum(1 for entry in os.scandir(root) if is_picture(entry.name))
         found = f"{loose} pictures without a class folder" if loose else some([path.name + "/" for path in folders])
         raise DataError(f"{root} holds {found or 'nothing'}; {EXPECTED}{_hint(folders)}")
     classes = _checked(files, root, _hint(folders))
-    return Found(classes, {"train": _images(root, files, classes)}, tuple(_passed_over([root])))
+    return Found(classes, {"train": _images(root, files, classes)}, tuple(_passed_over(listed.others)))
 
 
-def _checked(files: dict[str, list[str]], where: Path, hint: str = "") -> tuple[str, ...]:
+def _checked(files: Mapping[str, Names], where: Path, hint: str = "") -> tuple[str, ...]:
     classes = tuple(sorted(files))
     for name in classes:
         if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
@@ -97,46 +109,56 @@ def _checked(files: dict[str, list[str]], where: Path, hint: str = "") -> tuple[
     return classes
 
 
-def _images(root: Path, files: dict[str, list[str]], classes: tuple[str, ...]) -> FileImages:
-    ids = [path for name in classes for path in files.get(name, ())]
+def _images(root: Path, files: Mapping[str, Names], classes: tuple[str, ...]) -> FileImages:
     labels = np.repeat(np.arange(len(classes)), [len(files.get(name, ())) for name in classes])
-    relative = [os.path.relpath(path, root).replace(os.sep, "/") for path in ids]
-    return FileImages(np.array(relative, dtype=object), labels.astype(np.int64), root)
+    return FileImages(Names.joined([files[name] for name in classes if name in files]), labels.astype(np.int64), root)
 
 
-def _list_classes(root: Path) -> dict[str, list[str]]:
-    return {path.name: sorted(_pictures(path)) for path in _subfolders(root)}
+def _list_classes(root: Path, part: Path) -> _Listed:
+    listed = _Listed({})
+    for folder in _subfolders(part):
+        found = sorted(_walk(folder, os.path.relpath(folder, root), listed.others))
+        listed.classes[folder.name] = Names.of(name.replace(os.sep, "/") for name in found)
+    return listed
 
 
-def _pictures(folder: Path) -> list[str]:
-    """Every picture below ``folder``; a folder that links back to itself is walked once."""
-    found: list[str] = []
+def _walk(folder: Path, name: str, others: Counter[str]) -> Iterator[str]:
+    """Yield every picture below ``folder`` and count the other files; what links back to itself is walked once.
+
+    Args:
+        name: of the folder, with which the pictures' begin.
+    """
     visited: set[tuple[int, int]] = set()
-    for here, folders, names in os.walk(folder, followlinks=True):
+    waiting = [(str(folder), name)]
+    while waiting:
+        here, prefix = waiting.pop()
         stat = os.stat(here)
         if (stat.st_dev, stat.st_ino) in visited:
-            folders.clear()
             continue
         visited.add((stat.st_dev, stat.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(here, name) for name in names if is_picture(name)]
-    return found
+        for entry in _entries(here):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                waiting.append((entry.path, f"{prefix}{os.sep}{entry.name}"))
+            elif is_picture(entry.name):
+                yield f"{prefix}{os.sep}{entry.name}"
+            else:
+                others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
 
 
-def _passed_over(parts: Iterable[Path]) -> list[str]:
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    # A folder inside a class that may not be read is left out, as other programs do.
+    with suppress(OSError), os.scandir(folder) as entries:
+        return list(entries)
+    return []
+
+
+def _passed_over(kinds: Counter[str]) -> list[str]:
     """Name the kinds of files that lie among the pictures and are none that can be read."""
-    kinds = Counter(
-        os.path.splitext(name)[1].lower() or name
-        for part in parts
-        for folder in _subfolders(part)
-        for here, _, names in os.walk(folder)
-        if f"{os.sep}." not in os.path.relpath(here, part)
-        for name in names
-        if not name.startswith(".") and not is_picture(name)
-    )
     if not kinds:
         return []
-    return [f"{sum(kinds.values()):,} files are no pictures that can be read: {some(list(kinds))}"]
+    return [f"{kinds.total():,} files are no pictures that can be read: {some(list(kinds))}"]
 
 
 def is_picture(name: str) -> bool:

@@ -4,9 +4,11 @@ import csv
 import io
 import os
 import stat
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from tl_cli.data.decoding import SUFFIXES
 from tl_cli.data.folder import PART_NAMES, some
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages
+from tl_cli.data.names import Names
 from tl_cli.errors import DataError
 
 _EXPECTED = (
@@ -22,16 +25,40 @@ _EXPECTED = (
     "separated by commas, semicolons or tabs"
 )
 _MOST_SHOWN = 120
+_NO_DEVICE = (1 << 64) - 1
 _DELIMITERS = (",", ";", "\t")
 _PARTS: dict[str, SplitName] = {name: part for part, names in PART_NAMES.items() for name in names}
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    line: int
-    id: str
-    label: str
-    part: SplitName
+class _Rows:
+    """What a CSV lists, column by column.
+
+    Attributes:
+        lines: (N,) int64, on which each row begins.
+        ids: of the pictures.
+        classes: every label there is, sorted.
+        labels: (N,) int64, indices into ``classes``.
+        parts: (N,) int64, indices into ``SPLIT_NAMES``.
+    """
+
+    lines: np.ndarray
+    ids: Names
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    parts: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "_Rows":
+        """Return the rows at ``rows``, of integers or of bool."""
+        return _Rows(self.lines[rows], self.ids.take(rows), self.classes, self.labels[rows], self.parts[rows])
+
+    def of(self, part: SplitName) -> "_Rows":
+        """Return the rows of a part."""
+        return self.take(self.parts == SPLIT_NAMES.index(part))
+
+    def present(self) -> list[str]:
+        """Return the labels that some row has, sorted."""
+        return [self.classes[label] for label in np.unique(self.labels)]
 
 
 def scan(path: Path, *, confined: bool = False) -> Found:
@@ -45,29 +72,47 @@ def scan(path: Path, *, confined: bool = False) -> Found:
             unknown split, one class only, labels that are unknown to ``train``.
     """
     path = path.expanduser().resolve()
-    rows = sorted(_read(path, confined), key=lambda row: (row.label, row.id))
-    if not rows:
+    rows = _columns(_read(path, confined))
+    if not len(rows.ids):
         raise DataError(f"{path} lists no pictures; {_EXPECTED}")
     _check_pictures(path, rows)
-    by_part = {part: [row for row in rows if row.part == part] for part in SPLIT_NAMES}
-    classes = tuple(sorted({row.label for row in by_part["train"]}))
+    by_name = rows.ids.order()
+    rows = rows.take(by_name[np.argsort(rows.labels[by_name], kind="stable")])
+    classes = tuple(rows.of("train").present())
     _check_labels(path, rows, classes)
-    index = {label: number for number, label in enumerate(classes)}
+    # Every label is one of train's now.
+    by_part = {part: listed for part in SPLIT_NAMES if len((listed := rows.of(part)).ids)}
     notes = [
         f"{path.name} lists no pictures of {some(absent)} in {part}"
         for part, listed in by_part.items()
-        if listed and (absent := [name for name in classes if name not in {row.label for row in listed}])
+        if (absent := sorted(set(classes) - set(listed.present())))
     ]
-    parts = {
-        part: FileImages(
-            np.array([row.id for row in listed], dtype=object),
-            np.array([index[row.label] for row in listed], dtype=np.int64),
-            path.parent,
-        )
-        for part, listed in by_part.items()
-        if listed
-    }
+    parts = {part: FileImages(listed.ids, listed.labels, path.parent) for part, listed in by_part.items()}
     return Found(classes, parts, tuple(notes))
+
+
+def _columns(read: Iterable[tuple[int, str, str, SplitName]]) -> _Rows:
+    lines, labels, parts = array("q"), array("q"), array("b")
+    numbers: dict[str, int] = {}
+
+    def names() -> Iterator[str]:
+        for line, name, label, part in read:
+            lines.append(line)
+            labels.append(numbers.setdefault(label, len(numbers)))
+            parts.append(SPLIT_NAMES.index(part))
+            yield name
+
+    ids = Names.of(names())
+    classes = sorted(numbers)
+    ranks = np.empty(len(classes), dtype=np.int64)
+    ranks[[numbers[name] for name in classes]] = np.arange(len(classes))
+    return _Rows(
+        np.array(lines, dtype=np.int64),
+        ids,
+        tuple(classes),
+        ranks[np.array(labels, dtype=np.int64)],
+        np.array(parts, dtype=np.int64),
+    )
 
 
 def is_listing(path: Path) -> bool:
@@ -77,13 +122,14 @@ def is_listing(path: Path) -> bool:
     return _delimiter(first) is not None
 
 
-def _read(path: Path, confined: bool) -> Iterator[_Row]:
-    text = _text(path)
-    first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
+def _read(path: Path, confined: bool) -> Iterator[tuple[int, str, str, SplitName]]:
+    """Yield line, id, label and part of each row."""
+    raw = _checked_bytes(path)
+    first = next((line for line in _text(raw) if line.strip()), "")
     delimiter = _delimiter(first)
     if delimiter is None:
         raise DataError(f"{path}, line 1: {_EXPECTED}; got {first.strip()[:80]!r}")
-    records = _records(path, text, delimiter)
+    records = _records(path, _text(raw), delimiter)
     _, header = next(records)
     header = [name.strip().lower() for name in header]
     twice = [name for name in ("path", "label", "split") if header.count(name) > 1]
@@ -98,7 +144,7 @@ def _read(path: Path, confined: bool) -> Iterator[_Row]:
         columns = dict(zip(header, map(str.strip, values), strict=True))
         if not columns["label"]:
             raise DataError(f"{path}, line {line}: the label is empty; name a class or remove the row")
-        yield _Row(
+        yield (
             line,
             _id(path, line, columns["path"], confined),
             columns["label"],
@@ -106,7 +152,7 @@ def _read(path: Path, confined: bool) -> Iterator[_Row]:
         )
 
 
-def _text(path: Path) -> str:
+def _checked_bytes(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -115,10 +161,16 @@ def _text(path: Path) -> str:
         line = raw.count(b"\n", 0, raw.index(b"\0")) + 1
         raise DataError(f"{path}, line {line}: holds a NUL byte; it is no text, or is UTF-16: save it as UTF-8")
     try:
-        return raw.decode("utf-8-sig")
+        raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: is not UTF-8; save it as UTF-8") from error
+    return raw
+
+
+def _text(raw: bytes) -> TextIO:
+    """Return the text piece by piece: as a whole it takes four times the memory of its bytes."""
+    return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline="")
 
 
 def _delimiter(first_line: str) -> str | None:
@@ -129,9 +181,9 @@ def _delimiter(first_line: str) -> str | None:
     return None
 
 
-def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, text: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield each record that is not blank with the line on which it begins."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -148,13 +200,14 @@ def _id(path: Path, line: int, listed: str, confined: bool) -> str:
     """Return the picture's path relative to the CSV's folder, as pictures are told apart by."""
     if not listed:
         raise DataError(f"{path}, line {line}: the path is empty")
-    if Path(listed).suffix.lower() not in SUFFIXES:
+    if os.path.splitext(os.path.normpath(listed))[1].lower() not in SUFFIXES:
         raise DataError(
             f"{path}, line {line}: {_short(listed)} has no ending of a picture ({', '.join(sorted(SUFFIXES))})"
         )
-    is_absolute = Path(listed).is_absolute()
+    # pathlib takes seconds for a million rows.
+    is_absolute = os.path.isabs(listed)  # noqa: PTH117
     relative = os.path.relpath(listed, path.parent) if is_absolute else os.path.normpath(listed)
-    if confined and (is_absolute or Path(relative).parts[0] == ".."):
+    if confined and (is_absolute or relative.partition(os.sep)[0] == ".."):
         raise DataError(f"{path}, line {line}: {_short(listed)} lies outside the archive")
     return relative.replace(os.sep, "/")
 
@@ -165,23 +218,12 @@ def _part(path: Path, line: int, split: str) -> SplitName:
     return _PARTS[split.lower()]
 
 
-def _check_pictures(path: Path, rows: list[_Row]) -> None:
-    first: dict[tuple[int, int], _Row] = {}
-    missing: list[str] = []
-    for row in sorted(rows, key=lambda row: row.line):
-        found = _stat(path, row)
-        if found and stat.S_ISDIR(found.st_mode):
-            raise DataError(f"{path}, line {row.line}: {_short(row.id)} is a folder; list the pictures in it")
-        if not found or not stat.S_ISREG(found.st_mode):
-            missing.append(f"{_short(row.id)} (line {row.line})")
-            continue
-        # One picture may have many names: links, and folders that are links.
-        same = first.setdefault((found.st_dev, found.st_ino), row)
-        if same is not row:
-            other = "" if same.id == row.id else f" as {_short(same.id)}"
-            raise DataError(
-                f"{path}, line {row.line}: {_short(row.id)} is listed on line {same.line} too{other}; keep one of them"
-            )
+def _check_pictures(path: Path, rows: _Rows) -> None:
+    """Raise for the first row that lists a folder or a picture that was listed before, or for all that are missing."""
+    files, missing, fault = _look(path, rows)
+    _check_twice(path, rows, files)
+    if fault:
+        raise fault
     if missing:
         hint = "; write / where there is \\" if any("\\" in name for name in missing) else ""
         raise DataError(
@@ -190,27 +232,68 @@ def _check_pictures(path: Path, rows: list[_Row]) -> None:
         )
 
 
-def _stat(path: Path, row: _Row) -> os.stat_result | None:
+def _look(path: Path, rows: _Rows) -> tuple[np.ndarray, list[str], DataError | None]:
+    """Return (M, 2) uint64 device and number of each file, down to a row that cannot be, what is missing, the fault."""
+    files = array("Q")
+    missing: list[str] = []
+    for line, name in zip(rows.lines, rows.ids, strict=True):
+        try:
+            found = _stat(path, line, name)
+        except DataError as fault:
+            return _pairs(files), missing, fault
+        if found and stat.S_ISREG(found.st_mode):
+            files.extend((found.st_dev, found.st_ino))
+        else:
+            missing.append(f"{_short(name)} (line {line})")
+            # As no file has: what is not there is not there twice.
+            files.extend((_NO_DEVICE, len(missing)))
+    return _pairs(files), missing, None
+
+
+def _pairs(files: "array[int]") -> np.ndarray:
+    return np.array(files, dtype=np.uint64).reshape(-1, 2)
+
+
+def _check_twice(path: Path, rows: _Rows, files: np.ndarray) -> None:
+    # One picture may have many names: links, and folders that are links.
+    order = np.lexsort((files[:, 1], files[:, 0]))
+    again = np.flatnonzero((files[order[1:]] == files[order[:-1]]).all(1))
+    if not len(again):
+        return
+    # The first row that repeats another comes right after the one it repeats: sorting is stable.
+    first, row = min(zip(order[again], order[again + 1], strict=True), key=lambda pair: pair[1])
+    other = "" if rows.ids[first] == rows.ids[row] else f" as {_short(rows.ids[first])}"
+    raise DataError(
+        f"{path}, line {rows.lines[row]}: {_short(rows.ids[row])} is listed on line {rows.lines[first]} too{other}; "
+        "keep one of them"
+    )
+
+
+def _stat(path: Path, line: int, name: str) -> os.stat_result | None:
     try:
-        return os.stat(path.parent / row.id)
+        found = os.stat(os.path.join(path.parent, name))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DataError(f"{path}, line {row.line}: {_short(row.id)} cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}, line {line}: {_short(name)} cannot be read: {error.strerror}") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise DataError(f"{path}, line {line}: {_short(name)} is a folder; list the pictures in it")
+    return found
 
 
 def _short(name: str) -> str:
     return name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}..."
 
 
-def _check_labels(path: Path, rows: list[_Row], classes: tuple[str, ...]) -> None:
+def _check_labels(path: Path, rows: _Rows, classes: tuple[str, ...]) -> None:
     if not classes:
         raise DataError(f"{path} lists no pictures with split train; without a column split all would be train")
-    unknown = next((row for row in rows if row.label not in classes), None)
+    unknown = sorted(set(rows.classes) - set(classes))
     if unknown:
+        row = int(np.argmax(rows.labels == rows.classes.index(unknown[0])))
         raise DataError(
-            f"{path}, line {unknown.line}: the label {unknown.label!r} of this picture in {unknown.part} "
-            "has no picture in train"
+            f"{path}, line {rows.lines[row]}: the label {unknown[0]!r} of this picture in "
+            f"{SPLIT_NAMES[rows.parts[row]]} has no picture in train"
         )
     if len(classes) < 2:
         raise DataError(f"{path} has one class only ({classes[0]}); a classifier needs two or more")

@@ -1,5 +1,7 @@
 """Batches: which images come when, decoded ahead on threads, prepared on the training device."""
 
+import math
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +15,7 @@ from tl_cli.contract import Preprocessing
 from tl_cli.data import augmentation as augment
 from tl_cli.data import policies
 from tl_cli.data.augmentation import Augmentation
-from tl_cli.data.decoding import normalise, resize_crop
+from tl_cli.data.decoding import normalise, resize_crop, send
 from tl_cli.data.images import Images, PackedImages
 
 _BATCHES_AHEAD = 3
@@ -111,6 +113,9 @@ class Loader:
         workers: threads that decode; 0 decodes between the steps.
         drop_single: leave a last batch of one image out of a training epoch.
         balanced: in training every class comes equally often, rare ones by repetition.
+        memory_format: of the inputs.
+        device_share: of the device's free memory, that packed images may take for the length of a pass; where they
+            do not fit each batch is sent by itself.
     """
 
     images: Images
@@ -120,6 +125,8 @@ class Loader:
     workers: int
     drop_single: bool = False
     balanced: bool = False
+    memory_format: torch.memory_format = torch.contiguous_format
+    device_share: float = 0.2
 
     @property
     def steps(self) -> int:
@@ -134,8 +141,18 @@ class Loader:
     def augmented(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (indices, images (B, 3, S, S) uint8 before normalisation) of one training epoch."""
         _, order = training_order(self.images.labels, seed, epoch, balanced=self.balanced)
+        return self._augment(self._cut(order)[: self.steps], settings, seed, epoch)
+
+    def in_order(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[Batch]:
+        """Yield every image once, in order, augmented as an image of that epoch is."""
+        for indices, images in self._augment(self._cut(np.arange(len(self.images))), settings, seed, epoch):
+            yield self._batch(indices, images)
+
+    def _augment(
+        self, batches: list[np.ndarray], settings: Augmentation, seed: int, epoch: int
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
         red, green, blue = (min(255, max(0, round(255 * mean))) for mean in self.preprocessing.mean)
-        for keys, images in self._read(self._train_batches(order), settings, seed, epoch):
+        for keys, images in self._read(batches, settings, seed, epoch):
             if isinstance(self.images, PackedImages):
                 images = self._geometry(images, settings, seed, epoch, keys)
             else:
@@ -152,7 +169,8 @@ class Loader:
             mirrored: left and right exchanged, for the second view of cached features.
         """
         for indices, images in self._read(self._cut(np.arange(len(self.images)))):
-            images = resize_crop(images, self.preprocessing) if isinstance(self.images, PackedImages) else images
+            if isinstance(self.images, PackedImages):
+                images = resize_crop(self._laid_out(images), self.preprocessing)
             yield self._batch(indices, images.flip(-1) if mirrored else images)
 
     def _indices(self, keys: np.ndarray) -> np.ndarray:
@@ -165,25 +183,29 @@ class Loader:
             return augment.shift_and_flip(images, settings, seed, epoch, keys)
         # Moved at the native size, where a step is a pixel, and then resized.
         images = augment.shift_and_flip(images, settings, seed, epoch, keys)
-        return resize_crop(images, self.preprocessing)
+        # The smaller they are the cheaper it is, but colours are changed channel by channel.
+        return resize_crop(self._laid_out(images) if settings.only_moves else images, self.preprocessing)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=self.memory_format)
 
     def _batch(self, indices: np.ndarray, images: Tensor) -> Batch:
-        labels = torch.from_numpy(self.images.labels[indices]).to(self.device, non_blocking=True)
-        return Batch(normalise(images, self.preprocessing), labels)
+        return Batch(
+            normalise(self._laid_out(images), self.preprocessing), send(self.images.labels[indices], self.device)
+        )
 
     def _read(
         self, batches: list[np.ndarray], settings: Augmentation | None = None, seed: int = 0, epoch: int = 0
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (keys, images uint8): packed ones at native size, files decoded and cut to the input size."""
         if isinstance(self.images, PackedImages):
-            for keys in batches:
-                places = torch.from_numpy(self._indices(keys))
-                yield keys, self.images.pixels[places].to(self.device, non_blocking=True)
+            yield from self._packed(self.images.pixels, batches)
             return
         files = self.images
+        short_side = self._decoded_side(settings)
 
         def prepare(key: int) -> Tensor:
-            image = files.load(key % len(files), self.preprocessing.resize)
+            image = files.load(key % len(files), short_side)
             if settings is not None and settings.min_area < 1:
                 box = augment.crop_boxes(settings, seed, epoch, np.array([key]), *image.shape[-2:])[0]
                 top, left, height, width = box.tolist()
@@ -192,10 +214,32 @@ class Loader:
             return resize_crop(image, self.preprocessing)
 
         for keys, images in _decoded_ahead(batches, prepare, self.workers):
-            yield keys, images.to(self.device, non_blocking=True)
+            yield keys, self._sent(images)
 
-    def _train_batches(self, order: np.ndarray) -> list[np.ndarray]:
-        return self._cut(order)[: self.steps]
+    def _packed(self, pixels: Tensor, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield (keys, images uint8 at native size) on the device, where all of them are sent first if they fit."""
+        sizes = [len(keys) for keys in batches]
+        indices = self._indices(np.concatenate(batches))
+        if pixels.nbytes <= self.device_share * free_bytes(self.device):
+            here, places = pixels.to(self.device), send(indices, self.device)
+            for keys, chosen in zip(batches, places.split(sizes), strict=True):
+                yield keys, here.index_select(0, chosen)
+            return
+        for keys, chosen in zip(batches, torch.from_numpy(indices).split(sizes), strict=True):
+            yield keys, self._sent(pixels.index_select(0, chosen))
+
+    def _sent(self, images: Tensor) -> Tensor:
+        # Only from pinned memory do copies to a GPU go on while it computes.
+        if self.device.type == "cuda":
+            return images.pin_memory().to(self.device, non_blocking=True)
+        return images.to(self.device)
+
+    def _decoded_side(self, settings: Augmentation | None) -> int:
+        """Return the short side with which large files are decoded so that no random crop has to be enlarged."""
+        if settings is None or settings.min_area == 1:
+            return self.preprocessing.resize
+        smallest = math.sqrt(settings.min_area * augment.CROP_RATIO)
+        return max(self.preprocessing.resize, math.ceil(self.preprocessing.crop / smallest / 2))
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
@@ -215,12 +259,26 @@ def _decoded_ahead(
         for keys in batches:
             waiting.append((keys, [pool.submit(prepare, int(key)) for key in keys]))
             if len(waiting) > _BATCHES_AHEAD:
-                ready, futures = waiting.popleft()
-                yield ready, torch.stack([future.result() for future in futures])
-        for ready, futures in waiting:
-            yield ready, torch.stack([future.result() for future in futures])
+                yield _first(waiting)
+        while waiting:
+            yield _first(waiting)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _first(waiting: deque[tuple[np.ndarray, list[Future[Tensor]]]]) -> tuple[np.ndarray, Tensor]:
+    """Return the batch that was asked for first; its single images are let go before the batch is used."""
+    keys, futures = waiting.popleft()
+    return keys, torch.stack([future.result() for future in futures])
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much more a GPU's memory takes; without bound on a CPU, where tensors are already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return sys.maxsize
 
 
 def _single_threaded() -> None:

@@ -20,6 +20,7 @@ from tl_cli.data import archive
 from tl_cli.data.catalogue import BuiltIn, File
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages, Images, PackedImages
+from tl_cli.data.names import Names
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, silent
 
@@ -130,14 +131,14 @@ def _pack(prefix: str, pixels: np.ndarray, labels: np.ndarray) -> PackedImages:
         pixels = np.repeat(pixels[:, None], 3, axis=1)
     elif pixels.shape[-1] == 3:
         pixels = pixels.transpose(0, 3, 1, 2)
-    ids = np.array([f"{prefix}/{index:05d}" for index in range(len(pixels))], dtype=object)
+    ids = Names.of(f"{prefix}/{index:05d}" for index in range(len(pixels)))
     return PackedImages(ids, labels.astype(np.int64), torch.from_numpy(np.ascontiguousarray(pixels)))
 
 
 def _files(folder: Path, listed: Iterable[tuple[str | Path, int]]) -> FileImages:
     pairs = list(listed)
-    ids = [Path(path).relative_to(folder).as_posix() for path, _ in pairs]
-    return FileImages(np.array(ids, dtype=object), np.array([label for _, label in pairs], dtype=np.int64), folder)
+    ids = Names.of(Path(path).relative_to(folder).as_posix() for path, _ in pairs)
+    return FileImages(ids, np.array([label for _, label in pairs], dtype=np.int64), folder)
 
 
 def _listed(dataset: Any) -> Iterable[tuple[str | Path, int]]:

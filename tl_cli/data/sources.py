@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
 import psutil
 
 from tl_cli.contract import SPLIT_NAMES, DataSpec, SplitName
@@ -12,7 +11,8 @@ from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages, Images, PackedImages, describe, pack
 from tl_cli.errors import DataError, suggest
-from tl_cli.fetch import Progress, silent
+from tl_cli.fetch import Progress, cache_root, silent
+from tl_cli.store import Store
 
 BUILT_IN = tuple(SETS)
 _PACK_LIMIT_BYTES = 4 << 30
@@ -53,13 +53,14 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
     parts = _split(found, spec)
     described = {name: describe(parts[name], found.classes) for name in SPLIT_NAMES if name in parts}
     packed: dict[SplitName, Images] = {}
+    store = Store(cache_root() / "decoded")
     # Of all memory, not of what happens to be free: the same data must come out the same tomorrow.
     budget = min(_PACK_LIMIT_BYTES, psutil.virtual_memory().total // 4)
     for name in SPLIT_NAMES:
         if name in parts:
             images = parts[name]
             if isinstance(images, FileImages):
-                images = pack(images, budget_bytes=budget, workers=workers, progress=progress)
+                images = pack(images, budget_bytes=budget, workers=workers, progress=progress, store=store)
             if isinstance(images, PackedImages):
                 budget -= images.pixels.nbytes
             packed[name] = images
@@ -105,8 +106,8 @@ def check_still_there(source: str) -> None:
 
 
 def cache_folder(data_dir: str | None) -> Path:
-    """Return where downloaded sets are kept: ``--data-dir``, or the user's cache folder."""
-    return Path(data_dir).expanduser() if data_dir else platformdirs.user_cache_path("tl") / "data"
+    """Return where downloaded sets are kept: ``--data-dir``, or a folder in the cache."""
+    return Path(data_dir).expanduser() if data_dir else cache_root() / "data"
 
 
 def _open(source: str, cache: Path, progress: Progress) -> Found:

@@ -28,7 +28,7 @@ def subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     if count < len(classes):
         raise DataError(f"--limit {count} is fewer than the {len(classes)} classes; each needs an image")
     order = stratified_order(labels, seed)
-    firsts = np.array([order[np.argmax(labels[order] == label)] for label in classes])
+    firsts = order[np.unique(labels[order], return_index=True)[1]]
     rest = order[~np.isin(order, firsts)]
     return np.sort(np.concatenate([firsts, rest])[:count])
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import platformdirs
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from tl_cli.errors import StorageError, UsageError
-from tl_cli.fetch import write_text
+from tl_cli.fetch import cache_root, write_text
 from tl_cli.models import zoo
 
 # As published, with ImageNet's classes.
@@ -43,7 +42,7 @@ class CountCache:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or platformdirs.user_cache_path("tl") / "counts.json"
+        self._path = path or cache_root() / "counts.json"
         self._known: dict[str, list[int]] = {}
         self._unsaved = 0
 
@@ -90,15 +89,19 @@ def count(name: str, input_size: int) -> Counts | None:
             model = zoo.build(name, _CLASSES, zoo.options_for(name, input_size)).eval()
             image = torch.empty(1, 3, input_size, input_size)
         # Under no_grad, not inference_mode: there composite operations are not taken apart and none is counted.
-        with _Counting() as counting, torch.no_grad():  # type: ignore[no-untyped-call]
+        with Counting() as counting, torch.no_grad():  # type: ignore[no-untyped-call]
             model(image)
     except (RuntimeError, NotImplementedError, ValueError, AssertionError, UsageError):
         return None
     return Counts(sum(p.numel() for p in model.parameters()), counting.flops // 2)
 
 
-class _Counting(TorchDispatchMode):
-    """Adds up what torch's own formulas say of each operation."""
+class Counting(TorchDispatchMode):
+    """Adds up what torch's own formulas say of each operation.
+
+    Attributes:
+        flops: so far; a multiply-add counts two.
+    """
 
     flops = 0
 

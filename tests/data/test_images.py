@@ -1,0 +1,155 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import COLOURS, write_pictures
+from tl_cli.data.folder import scan
+from tl_cli.data.images import FileImages, PackedImages, describe, pack
+from tl_cli.data.names import Names
+from tl_cli.errors import DataError
+from tl_cli.fetch import Progress
+from tl_cli.store import Store
+
+# Names whose order as text, as UTF-8 and as bytes in the file system differs.
+ODD = ("b/2.png", "b/10.png", "b-c/1.png", "b-c/x/0.png", "é/z.png", os.fsdecode("é/caf".encode() + b"\xe9.png"),
+       "é/\ufffd.png", "é/\U0001f600.png", "b/\udc80.png", "b/\U00010000.png")  # fmt: skip
+
+
+def test_the_digest_of_files_is_the_one_that_saved_models_carry(tmp_path: Path) -> None:
+    for number, name in enumerate(ODD):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"x" * number * 7)
+    found = scan(tmp_path)
+    train = found.parts["train"]
+    part = train.subset(np.array([7, 2, 0]))
+    # Computed when ids were an array of str.
+    assert describe(train, found.classes).digest == "b7aabd3f2175504e5efaa1b8528575bb80f45dffbde80f88a9f4cd359afec353"
+    assert describe(part, found.classes).digest == "c5556ee48070a4a7c86ed5725d26c7fcf4a2909a0a9e51ad328fc77ed9de7f0d"
+
+
+def test_the_digest_of_packed_images_is_the_one_that_saved_models_carry() -> None:
+    pixels = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
+    packed = PackedImages(Names.of(["b", "a", "é", "aa"]), np.arange(4) % 2, pixels)
+    wanted = "bfef6e0f647d4df06ecf75fff5ec18b8a5a76287ea7531ba76c4534766115bef"
+    assert describe(packed, ("x", "y")).digest == wanted
+    by_columns = pixels.contiguous(memory_format=torch.channels_last)
+    assert describe(PackedImages(packed.ids, packed.labels, by_columns), ("x", "y")).digest == wanted
+
+
+def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
+    write_pictures(tmp_path, COLOURS, 2)
+    found = scan(tmp_path)
+    (tmp_path / "red" / "001.png").unlink()
+    with pytest.raises(DataError, match=r"red/001\.png cannot be read: No such file"):
+        describe(found.parts["train"], found.classes)
+
+
+SIZE = (512, 480)
+
+
+class Counted:
+    """Counts how often images are decoded."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self, name: str, done: int, total: int | None) -> None:
+        self.times += name == "decoding images" and done == total
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "cache", disk_share=0.9)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> FileImages:
+    # As many bytes as are worth keeping.
+    for name in ("a", "b", "c"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(4):
+            colour = (10 * number, ord(name), 255)
+            Image.new("RGB", SIZE, colour).save(tmp_path / "data" / name / f"{number}.png", compress_level=1)
+    images = scan(tmp_path / "data").parts["train"]
+    assert isinstance(images, FileImages)
+    return images
+
+
+def packed(files: FileImages, store: Store, progress: Progress) -> PackedImages:
+    images = pack(files, budget_bytes=1 << 30, workers=1, store=store, progress=progress)
+    assert isinstance(images, PackedImages)
+    return images
+
+
+def test_images_are_decoded_once_and_then_read_back_the_same(files: FileImages, store: Store) -> None:
+    counted = Counted()
+    first, second = (packed(files, store, counted) for _ in range(2))
+    assert counted.times == 1
+    assert torch.equal(first.pixels, second.pixels)
+    assert torch.equal(second.pixels, torch.stack([files.load(place) for place in range(12)]))
+    second.pixels[0] = 0
+    assert torch.equal(packed(files, store, counted).pixels, first.pixels)
+
+
+def rewrite(path: Path) -> None:
+    Image.new("RGB", SIZE, "white").save(path)
+
+
+def touch(path: Path) -> None:
+    os.utime(path, ns=(1, 1))
+
+
+def swap(path: Path) -> None:
+    """Put another file of the same length and the same time of modification in its place."""
+    stat = path.stat()
+    other = path.with_name("other")
+    other.write_bytes(path.read_bytes())
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(path)
+
+
+@pytest.mark.parametrize("change", [rewrite, touch, swap])
+def test_a_file_that_changed_is_decoded_again(change, files: FileImages, store: Store) -> None:
+    counted = Counted()
+    packed(files, store, counted)
+    change(files.root / files.ids[4])
+    again = packed(files, store, counted)
+    assert counted.times == 2
+    assert torch.equal(again.pixels[4], files.load(4))
+
+
+def test_other_parts_and_other_folders_are_kept_apart(files: FileImages, store: Store, tmp_path: Path) -> None:
+    counted = Counted()
+    packed(files, store, counted)
+    turned = packed(files.subset(np.arange(12)[::-1].copy()), store, counted)
+    assert torch.equal(turned.pixels[0], files.load(11))
+    (tmp_path / "data").rename(tmp_path / "moved")
+    packed(FileImages(files.ids, files.labels, tmp_path / "moved"), store, counted)
+    assert counted.times == 3
+
+
+@pytest.mark.parametrize("where", ["cache", "/proc/nowhere"])
+def test_where_nothing_can_be_kept_images_are_decoded_as_ever(where: str, files: FileImages, store: Store) -> None:
+    place = store.folder.with_name(where) if where == "cache" else Path(where)
+    if where == "cache":
+        place.write_text("a file where the folder should be")
+    counted = Counted()
+    for _ in range(2):
+        images = packed(files, Store(place), counted)
+    assert counted.times == 2
+    assert torch.equal(images.pixels[8], files.load(8))
+
+
+def test_images_of_many_sizes_are_not_kept(files: FileImages, store: Store) -> None:
+    Image.new("RGB", (480, 480)).save(files.root / files.ids[8])
+    assert pack(files, budget_bytes=1 << 30, workers=1, store=store) is files
+    assert not list(store.folder.glob("*.npy"))
+
+
+def test_few_images_are_not_worth_keeping(files: FileImages, store: Store) -> None:
+    packed(files.subset(np.arange(11)), store, Counted())
+    assert not store.folder.exists()

@@ -1,0 +1,127 @@
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from tl_cli.errors import StorageError
+from tl_cli.store import Store
+
+VALUES = np.arange(60, dtype=np.uint8).reshape(5, 3, 2, 2)
+
+
+def put(store: Store, key: str, values: np.ndarray = VALUES) -> None:
+    with store.keep(key, values.shape, values.dtype) as append:
+        for piece in np.array_split(values, 2):
+            append(piece)
+
+
+def file_of(store: Store) -> Path:
+    (path,) = store.folder.glob("*.npy")
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", disk_share=0.9)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32])
+def test_an_array_is_found_again_and_another_key_is_not(store: Store, dtype: type) -> None:
+    assert store.find("a") is None
+    put(store, "a", VALUES.astype(dtype))
+    found = store.find("a")
+    assert isinstance(found, np.memmap)
+    assert found.dtype == dtype
+    assert np.array_equal(found, VALUES)
+    assert store.find("b") is None
+
+
+def test_what_is_written_to_an_array_that_was_found_stays_in_this_process(store: Store) -> None:
+    put(store, "a")
+    found = store.find("a")
+    assert found is not None
+    found[:] = 0
+    again = store.find("a")
+    assert again is not None
+    assert np.array_equal(again, VALUES)
+
+
+@pytest.mark.parametrize("place", [0, 20, 100, -1])
+def test_one_bit_that_flipped_is_seen_and_the_array_is_kept_anew(store: Store, place: int) -> None:
+    put(store, "a")
+    raw = bytearray(file_of(store).read_bytes())
+    raw[place] ^= 4
+    file_of(store).write_bytes(raw)
+    assert store.find("a") is None
+    put(store, "a")
+    assert store.find("a") is not None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha256": null}', "\udcff"])
+def test_a_torn_manifest_is_an_array_that_is_not_there(store: Store, text: str) -> None:
+    put(store, "a")
+    file_of(store).with_suffix(".json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert store.find("a") is None
+
+
+def test_a_block_that_fails_keeps_nothing(store: Store) -> None:
+    def stumble() -> None:
+        with store.keep("a", VALUES.shape, VALUES.dtype) as append:
+            append(VALUES[:2])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        stumble()
+    assert store.find("a") is None
+    assert not [path for path in store.folder.iterdir() if path.suffix in (".tmp", ".npy")]
+
+
+def test_the_least_recently_used_go_when_there_is_no_room(tmp_path: Path) -> None:
+    store = Store(tmp_path, most_bytes=600, disk_share=0.9)
+    for age, key in enumerate("abc"):
+        before = set(tmp_path.glob("*.npy"))
+        put(store, key)
+        (path,) = set(tmp_path.glob("*.npy")) - before
+        os.utime(path, (age, age))
+    assert store.find("a") is not None
+    put(store, "d")
+    assert [store.find(key) is not None for key in "abcd"] == [True, False, True, True]
+    assert len(list(tmp_path.glob("*.json"))) == 3
+
+
+def test_what_is_larger_than_all_the_room_is_refused_and_removes_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path, most_bytes=300, disk_share=0.9)
+    put(store, "a")
+    with pytest.raises(StorageError, match="has room for"):
+        put(store, "b", np.zeros((5, 100), np.uint8))
+    assert store.find("a") is not None
+
+
+def test_an_array_that_another_process_writes_is_not_waited_for(store: Store) -> None:
+    put(store, "a")
+    lock = file_of(store).with_name(f".{file_of(store).stem}.lock")
+    with FileLock(lock), pytest.raises(StorageError, match="another process"):
+        put(store, "a")
+    assert store.find("a") is not None
+
+
+def test_a_folder_that_cannot_be_written_is_a_plain_error_and_reads_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file" / "inner")
+    assert store.find("a") is None
+    with pytest.raises(StorageError, match="cannot write"):
+        put(store, "a")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(store: Store) -> None:
+    store.folder.mkdir()
+    old, new = (store.folder / f".{name}.npy.1.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"x")
+    os.utime(old, (0, time.time() - 1e6))
+    put(store, "a")
+    assert not old.exists()
+    assert new.exists()
