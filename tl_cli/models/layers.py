@@ -38,7 +38,7 @@ def layers_of(classifier: Classifier, example: Tensor) -> list[Layer]:
         example: one image (1, 3, S, S), on the model's device.
     """
     model, head = classifier.model, classifier.head
-    units = dict(_units(model, "", head))
+    units = units_of(classifier)
     order = _executed(model, units, example)
     groups: list[list[str]] = []
     for place, name in enumerate(order):
@@ -62,6 +62,11 @@ def layers_of(classifier: Classifier, example: Tensor) -> list[Layer]:
         layers.append(Layer(names[0], modules, tuple(parameters)))
     heads = tuple(classifier.head_modules)
     return [*layers, Layer(head[0], heads, tuple(p for m in heads for p in m.parameters()), is_head=True)]
+
+
+def units_of(classifier: Classifier) -> dict[str, nn.Module]:
+    """Return what layers are made of, by qualified name: blocks, and modules that stand outside of any; no head."""
+    return dict(_units(classifier.model, "", classifier.head))
 
 
 def place_of(layers: Sequence[Layer], classifier: Classifier, name: str) -> int:

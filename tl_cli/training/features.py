@@ -1,144 +1,315 @@
-"""Features of a frozen backbone, computed once: the head then trains on them at almost no cost."""
+"""What a frozen prefix makes of the images, computed once and kept: the rest then trains on it at almost no cost."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor, nn
 
-from tl_cli.data.augmentation import Stream, uniform
-from tl_cli.data.loaders import Batch, Loader, steps_in_epoch, training_order
-from tl_cli.errors import DivergedError
-from tl_cli.models.zoo import Classifier
-from tl_cli.training.machine import Machine
+from tl_cli.data.augmentation import Augmentation, Stream, uniform
+from tl_cli.data.decoding import send
+from tl_cli.data.images import fingerprint
+from tl_cli.data.loaders import Batch, Loader, free_bytes, steps_in_epoch, training_order
+from tl_cli.errors import DivergedError, StorageError
+from tl_cli.fetch import cache_root
+from tl_cli.models.graph import Cut
+from tl_cli.store import Store
+from tl_cli.training.config import FeatureDtype, TrainConfig
+from tl_cli.training.machine import Autocasting, Machine
+from tl_cli.training.phases import Phase
 
-STORED_AS = torch.float16
-# More than this share of the memory is not taken.
+# Changed whenever the same images and weights give other features.
+_FORMAT = 1
+# More than this share of the memory is not taken; what needs more is read from the disk.
 _MEMORY_SHARE = 0.25
+_DEVICE_SHARE = 0.2
+_MOST_DISK_BYTES = 50 << 30
+_DISK_SHARE = 0.5
+# Views of an image are fewer than its augmentations: beyond the head alone, they must save at least this much time.
+_LEAST_GAIN = 1.5
+_DTYPES: dict[FeatureDtype, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
+
+View = Literal["plain", "mirrored"] | int
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """How a phase trains on features.
+
+    Attributes:
+        cut: of the network, as the phase freezes it.
+        views: of each training image: plain, mirrored, or the number of an augmentation.
+        dtype: in which features are kept.
+        size_bytes: of all features of the phase.
+        in_memory: else they are read from the disk.
+        gain: how many times faster the phase becomes, by multiply-adds.
+    """
+
+    cut: Cut
+    views: tuple[View, ...]
+    dtype: torch.dtype
+    size_bytes: int
+    in_memory: bool
+    gain: float
+
+    def describe(self) -> str:
+        """Return what is kept, for people."""
+        numbers = " x ".join(map(str, self.cut.shape))
+        views = f"{len(self.views)} augmented views" if isinstance(self.views[0], int) else " and ".join(
+            str(view) for view in self.views
+        )  # fmt: skip
+        place = "memory" if self.in_memory else "a file"
+        return f"features after {self.cut.after}: {numbers}, {views}, {self.size_bytes / 1e6:,.0f} MB in {place}"
 
 
 @dataclass(frozen=True, slots=True)
 class CachedFeatures:
-    """What the backbone made of one part of the data.
+    """What the prefix made of one part of the data.
 
     Attributes:
-        views: (V, N, ...) of ``STORED_AS`` on the CPU: the plain images and, where there are two, the mirrored ones.
-        labels: (N,) int64.
+        views: (N, ...) each, of one dtype; on the device where they fit there, else on the CPU.
+        labels: (N,) int64, on the CPU.
         batch_size: of training.
         device: where batches are wanted.
         balanced: in training every class comes equally often.
+        drop_single: leave a last batch of one image out of a training epoch.
+        flips: the second view is the first one's mirror image, and is drawn as the augmentation's flip is.
     """
 
-    views: Tensor
+    views: tuple[Tensor, ...]
     labels: Tensor
     batch_size: int
     device: torch.device
     balanced: bool = False
+    drop_single: bool = False
+    flips: bool = False
 
     @property
     def steps(self) -> int:
         """Batches in one training epoch."""
-        return steps_in_epoch(len(self.labels), self.batch_size)
+        return steps_in_epoch(len(self.labels), self.batch_size, drop_single=self.drop_single)
 
     def train(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the features of one training epoch (``training_order``), each from a view drawn for its key."""
         order, keys = training_order(self.labels.numpy(), seed, epoch, balanced=self.balanced)
-        view = (uniform(seed, epoch, keys, Stream.VIEW) * len(self.views)).astype(np.int64)
-        places, chosen = torch.from_numpy(order), torch.from_numpy(view)
-        for start in range(0, len(order), self.batch_size):
-            index = places[start : start + self.batch_size]
-            yield self._batch(self.views[chosen[start : start + self.batch_size], index], self.labels[index])
+        chosen = self._draw(seed, epoch, keys)
+        labels = self.labels[torch.from_numpy(order)].to(self.device)
+        for start in range(0, self.steps * self.batch_size, self.batch_size):
+            batch = slice(start, start + self.batch_size)
+            yield Batch(self._gather(chosen[batch], order[batch]), labels[batch])
 
     def clean(self) -> Iterator[Batch]:
-        """Yield the plain view of every image, in order."""
-        for start in range(0, len(self.labels), 4096):
-            yield self._batch(self.views[0, start : start + 4096], self.labels[start : start + 4096])
+        """Yield the first view of every image, in order."""
+        for features, labels in zip(self.views[0].split(4096), self.labels.split(4096), strict=True):
+            yield Batch(self._moved(features), labels.to(self.device))
 
-    def _batch(self, features: Tensor, labels: Tensor) -> Batch:
-        return Batch(features.to(self.device).float(), labels.to(self.device))
+    def _draw(self, seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
+        """Return the place of a view for each key, (B,) int64."""
+        if self.flips:
+            return (uniform(seed, epoch, keys, Stream.FLIP) < 0.5).astype(np.int64)
+        return (uniform(seed, epoch, keys, Stream.VIEW) * len(self.views)).astype(np.int64)
+
+    def _gather(self, chosen: np.ndarray, places: np.ndarray) -> Tensor:
+        first = self.views[0]
+        gathered = torch.empty((len(places), *first.shape[1:]), dtype=first.dtype, device=first.device)
+        for number, view in enumerate(self.views):
+            rows = np.flatnonzero(chosen == number)
+            taken = view.index_select(0, send(places[rows], first.device))
+            gathered.index_copy_(0, send(rows, first.device), taken)
+        return self._moved(gathered)
+
+    def _moved(self, features: Tensor) -> Tensor:
+        return features.to(self.device, non_blocking=True).float()
 
 
-def can_cache(classifier: Classifier, machine: Machine, input_size: int, images: int) -> str | None:
-    """Return None where the head can train on cached features, else the reason why not.
+def at_hand(views: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Return the views on the device, if they take little of its memory, else where they are."""
+    if device.type == "cpu" or sum(view.nbytes for view in views) > _DEVICE_SHARE * free_bytes(device):
+        return views
+    return tuple(view.to(device) for view in views)
+
+
+def views_of(config: TrainConfig, settings: Augmentation, epochs: int) -> tuple[View, ...]:
+    """Return the views of each training image; never more than epochs that could look at them."""
+    if config.feature_views == "flip":
+        chosen: tuple[View, ...] = ("plain", "mirrored") if settings.flip else ("plain",)
+    elif config.feature_views == "plain":
+        chosen = ("plain",)
+    else:
+        chosen = tuple(range(1, int(config.feature_views) + 1))
+    return chosen[:epochs]
+
+
+def plan_cache(
+    cut: Cut | None, phase: Phase, config: TrainConfig, settings: Augmentation, train: int, val: int
+) -> CachePlan | str:
+    """Return how a phase may train on features, or why it should not.
 
     Args:
-        images: how many feature vectors would be kept, views counted.
+        cut: of the network as the phase freezes it.
+        settings: what happens to training images without a cache.
+        train: images.
+        val: images.
     """
-    if len(classifier.head) != 1:
-        return "its head has several parts"
-    classifier.model.eval()
-    example = torch.zeros(2, 3, input_size, input_size, device=machine.device)
-    with torch.inference_mode():
-        logits = classifier.model(example)
-        with without_head(classifier) as backbone:
-            features = backbone(example)
-        rebuilt = classifier.head_modules[0](features) if _fits(classifier.head_modules[0], features) else None
-    if rebuilt is None or rebuilt.shape != logits.shape or not torch.allclose(rebuilt, logits, atol=1e-4):
-        return "its head is not the last thing it computes"
-    needed = features[0].numel() * images * STORED_AS.itemsize
+    if cut is None:
+        return "no single tensor passes from what is frozen to what trains"
+    is_head = phase.name == "head"
+    if not is_head and _needs_images(config):
+        return f"{', '.join(_needs_images(config))} need images"
+    views = views_of(config, settings, phase.epochs)
+    # A backward pass costs as much as two forward ones.
+    tail = 3 * cut.tail_cost * phase.epochs * train
+    without = tail + cut.prefix_cost * phase.epochs * (train + val)
+    gain = without / (tail + cut.prefix_cost * (len(views) * train + val))
+    if not is_head and gain < _LEAST_GAIN:
+        return f"images would be seen in {len(views)} views only, and it would be only {gain:.1f} times faster"
+    dtype = _DTYPES[config.feature_dtype]
+    size = (len(views) * train + val) * int(np.prod(cut.shape)) * dtype.itemsize
     # Of all memory, not of what happens to be free: a resumed run must decide as the first one did.
-    free = psutil.virtual_memory().total * _MEMORY_SHARE
-    if needed > free:
-        return f"they would take {needed / 1e9:.1f} GB of memory, of which {free / 1e9:.1f} GB may be used"
-    return None
+    memory = psutil.virtual_memory().total * _MEMORY_SHARE
+    room = store().room
+    if size > max(memory, room):
+        return f"they would take {size / 1e9:.1f} GB; {memory / 1e9:.1f} GB of memory or {room / 1e9:.1f} GB of disk"
+    return CachePlan(cut, views, dtype, size, size <= memory, gain)
 
 
-def cache_features(
-    classifier: Classifier,
-    machine: Machine,
-    loader: Loader,
-    *,
-    mirrored: bool,
-    counted: Callable[[int], None],
-) -> CachedFeatures:
-    """Return the features of a loader's images, in float16.
+def store() -> Store:
+    """Return where features are kept between runs."""
+    return Store(cache_root() / "features", most_bytes=_MOST_DISK_BYTES, disk_share=_DISK_SHARE)
 
-    Args:
-        mirrored: keep the features of the mirrored images as a second view.
-        counted: told how many images are done, over all views.
 
-    Raises:
-        DivergedError: a feature is beyond float16, as an untrained deep network's may be.
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Computes features, or finds them where an earlier run has left them.
+
+    Attributes:
+        plan: what is cached.
+        machine: where it is computed.
+        keep: leave the features to later runs.
     """
-    classifier.model.eval()
-    count = len(loader.images)
-    views: Tensor | None = None
-    done = 0
-    for view, flip in enumerate((False, True) if mirrored else (False,)):
+
+    plan: CachePlan
+    machine: Machine
+    keep: bool = True
+
+    def features(
+        self, loader: Loader, views: Sequence[View], settings: Augmentation, seed: int, counted: Callable[[int], None]
+    ) -> tuple[tuple[Tensor, ...], bool]:
+        """Return the features (N, ...) of a loader's images in each view, and whether all were found.
+
+        Args:
+            settings: of the augmented views.
+            seed: the same.
+            counted: told how many images are done, over all views.
+
+        Raises:
+            DivergedError: a feature is beyond the dtype, as those of an untrained deep network may be.
+            StorageError: the features do not fit the memory, and the disk is full.
+        """
+        data = fingerprint(loader.images)
+        tensors, all_found = [], True
+        for number, view in enumerate(views):
+            key = self._key(loader, data, view, settings, seed)
+            before = number * len(loader.images)
+            found = store().find(key) if self.keep else None
+            all_found = all_found and found is not None
+            if found is None:
+                batches = _batches(loader, view, settings, seed)
+                found = self._compute(key, batches, len(loader.images), _after(before, counted))
+            elif self.plan.in_memory:
+                found = np.array(found)
+            tensors.append(torch.from_numpy(found))
+            counted(before + len(loader.images))
+        return tuple(tensors), all_found
+
+    def _compute(self, key: str, batches: Iterator[Batch], count: int, counted: Callable[[int], None]) -> np.ndarray:
+        shape, dtype = (count, *self.plan.cut.shape), torch.empty(0, dtype=self.plan.dtype).numpy().dtype
+        if not self.plan.in_memory:
+            with store().keep(key, shape, dtype) as append:
+                for rows in self._rows(batches, counted):
+                    append(rows)
+            found = store().find(key)
+            if found is None:
+                raise StorageError(f"the features in {store().folder} are not what was written; is the disk sound?")
+            return found
+        computed = np.empty(shape, dtype)
         start = 0
-        for batch in loader.clean(mirrored=flip):
-            with torch.inference_mode(), without_head(classifier) as backbone, machine.autocast():
-                inputs = batch.inputs.contiguous(memory_format=machine.memory_format)
-                features = backbone(inputs).to("cpu", STORED_AS)
+        for rows in self._rows(batches, counted):
+            computed[start : start + len(rows)] = rows
+            start += len(rows)
+        if self.keep:
+            # What cannot be kept only costs time the next time.
+            with suppress(StorageError), store().keep(key, shape, dtype) as append:
+                for rows in np.array_split(computed, max(1, computed.nbytes >> 26)):
+                    append(rows)
+        return computed
+
+    def _rows(self, batches: Iterator[Batch], counted: Callable[[int], None]) -> Iterator[np.ndarray]:
+        network = Autocasting(self.plan.cut.prefix, self.machine).eval()
+        done = 0
+        for batch in batches:
+            with torch.inference_mode():
+                features = network(batch.inputs).to("cpu", self.plan.dtype)
             if not torch.isfinite(features).all():
                 raise DivergedError(
-                    "the frozen backbone gives numbers that half precision cannot hold; use --no-feature-cache, "
-                    "or weights that were trained"
+                    f"the frozen layers give numbers that {str(self.plan.dtype).removeprefix('torch.')} cannot hold; "
+                    "use --feature-dtype fp32, --no-feature-cache, or weights that were trained"
                 )
-            if views is None:
-                views = torch.empty((1 + mirrored, count, *features.shape[1:]), dtype=STORED_AS)
-            views[view, start : start + len(features)] = features
-            start += len(features)
+            yield features.numpy()
             done += len(features)
             counted(done)
-    assert views is not None
-    return CachedFeatures(views, torch.from_numpy(loader.images.labels), loader.batch_size, loader.device)
+
+    def _key(self, loader: Loader, data: str, view: View, settings: Augmentation, seed: int) -> str:
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "torch": torch.__version__,
+                "timm": version("timm"),
+                "torchvision": version("torchvision"),
+                "code": self.plan.cut.code,
+                "weights": _digest(self.plan.cut.prefix),
+                "data": data,
+                "preprocessing": loader.preprocessing.model_dump(mode="json"),
+                "view": [view, repr(settings), seed] if isinstance(view, int) else view,
+                "dtype": str(self.plan.dtype),
+                "machine": [self.machine.device.type, self.machine.precision, str(self.machine.memory_format)],
+            },
+            sort_keys=True,
+        )
 
 
-@contextmanager
-def without_head(classifier: Classifier) -> Iterator[nn.Module]:
-    """Lend the model with its one head replaced by the identity: it then returns the head's input."""
-    (name,) = classifier.head
-    head = classifier.model.get_submodule(name)
-    classifier.model.set_submodule(name, nn.Identity())
-    try:
-        yield classifier.model
-    finally:
-        classifier.model.set_submodule(name, head)
+def _after(before: int, counted: Callable[[int], None]) -> Callable[[int], None]:
+    """Return what counts on from ``before``."""
+    return lambda done: counted(before + done)
 
 
-def _fits(head: nn.Module, features: Tensor) -> bool:
-    return isinstance(head, nn.Linear) and features.dim() == 2 and features.shape[1] == head.in_features
+def _batches(loader: Loader, view: View, settings: Augmentation, seed: int) -> Iterator[Batch]:
+    if isinstance(view, int):
+        return loader.in_order(settings, seed, view)
+    return loader.clean(mirrored=view == "mirrored")
+
+
+def _needs_images(config: TrainConfig) -> list[str]:
+    used: Mapping[str, bool] = {
+        "MixUp": config.mixup > 0,
+        "CutMix": config.cutmix > 0,
+        "automatic augmentation": config.auto_augment != "none",
+        "random erasing": config.random_erasing > 0,
+    }
+    return [name for name, is_on in used.items() if is_on]
+
+
+def _digest(network: nn.Module) -> str:
+    """Return SHA-256 over all parameters and buffers, and over what modules say of themselves."""
+    seen = hashlib.sha256(repr(network).encode())
+    for name, value in network.state_dict().items():
+        seen.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        seen.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()

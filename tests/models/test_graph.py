@@ -1,0 +1,171 @@
+import pytest
+import torch
+from torch import nn
+
+from tl_cli.models import freezing, zoo
+from tl_cli.models.graph import Cut, Network
+from tl_cli.models.layers import layers_of
+from tl_cli.models.zoo import Classifier
+
+# One of each kind of forward pass: residual, squeeze-excitation, dense, branches, tokens, windows, several heads.
+NAMES = [
+    ("resnet18", 32), ("efficientnet_b0", 32), ("mobilenet_v3_small", 32), ("densenet121", 32), ("googlenet", 32),
+    ("squeezenet1_1", 64), ("shufflenet_v2_x0_5", 32),
+    ("timm/levit_128s", 224), ("timm/vit_tiny_patch16_224", 32), ("timm/convnextv2_atto", 32),
+]  # fmt: skip
+
+
+def network(name: str, size: int, **options: float) -> tuple[Classifier, torch.Tensor]:
+    classifier = zoo.create(name, 5, weights="none", input_size=size, **options)
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for head in classifier.head_modules:
+            for parameter in head.parameters():
+                parameter.normal_(generator=torch.Generator().manual_seed(2))
+    return classifier, images
+
+
+def freeze_below(classifier: Classifier, images: torch.Tensor, share: float) -> list[nn.Parameter]:
+    """Freeze a share of the layers; return the parameters that train."""
+    layers = layers_of(classifier, images[:1])
+    freezing.unfreeze(classifier.model, "frozen")
+    for layer in layers[: int(share * len(layers))]:
+        freezing.freeze(layer.modules, layer.parameters)
+    return [p for p in classifier.model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize(("name", "size"), NAMES)
+def test_the_parts_answer_and_learn_as_the_whole(name: str, size: int) -> None:
+    classifier, images = network(name, size)
+    net = Network(classifier, images[:1])
+    for share in (0.5, 1.0):
+        if share == 1.0:
+            freezing.freeze_backbone(classifier.model, classifier.head_modules)
+            trained = [p for p in classifier.model.parameters() if p.requires_grad]
+        else:
+            trained = freeze_below(classifier, images, share)
+        cut = net.cut()
+        assert cut is not None
+        model = classifier.model.train()
+        torch.manual_seed(0)
+        whole = model(images)
+        wanted = torch.autograd.grad(whole.square().sum(), trained, allow_unused=True)
+        with torch.inference_mode():
+            passed = cut.prefix(images)
+        assert passed.shape == (3, *cut.shape)
+        torch.manual_seed(0)
+        parts = cut.tail.train()(passed.clone())
+        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
+        got = torch.autograd.grad(parts.square().sum(), trained, allow_unused=True)
+        assert [g is None for g in got] == [w is None for w in wanted]
+        for one, other in zip(got, wanted, strict=True):
+            if one is not None:
+                torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()) + 1e-4)
+
+
+def test_the_longest_frozen_prefix_is_found() -> None:
+    classifier, images = network("resnet18", 32)
+    net = Network(classifier, images[:1])
+    assert net.cut() is None  # nothing is frozen
+    freezing.freeze_backbone(classifier.model, classifier.head_modules)
+    head = net.cut()
+    assert head is not None
+    assert (head.after, head.shape) == ("avgpool", (512,))
+    assert head.tail_cost == 5 * 512
+    freezing.unfreeze(classifier.model, "train")
+    for part in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2"):
+        module = classifier.model.get_submodule(part)
+        freezing.freeze([module], module.parameters())
+    half = net.cut()
+    assert half is not None
+    assert (half.after, half.shape) == ("layer2.1", (128, 4, 4))
+    assert half.prefix_cost + half.tail_cost == head.prefix_cost + head.tail_cost
+    # BatchNorm above trains on, in the tail as in the whole.
+    assert any(m.training for m in half.tail.train().modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_a_layer_whose_statistics_move_is_not_in_the_prefix() -> None:
+    classifier, images = network("resnet18", 32)
+    net = Network(classifier, images[:1])
+    freezing.unfreeze(classifier.model, "train")
+    for parameter in classifier.model.parameters():
+        parameter.requires_grad_(False)
+    classifier.model.fc.requires_grad_(True)
+    cut = net.cut()
+    assert cut is not None
+    assert cut.after == "conv1"
+
+
+def test_what_trains_while_dense_layers_pass_their_sum_is_cut_between_blocks() -> None:
+    classifier, images = network("densenet121", 32)
+    layers = layers_of(classifier, images[:1])
+    place = next(i for i, layer in enumerate(layers) if layer.name.endswith("denseblock2.denselayer5"))
+    freezing.unfreeze(classifier.model, "frozen")
+    for layer in layers[:place]:
+        freezing.freeze(layer.modules, layer.parameters)
+    cut = Network(classifier, images[:1]).cut()
+    assert cut is not None
+    assert cut.after == "features.transition1.pool"
+
+
+class Branching(nn.Module):
+    """Looks at its data, so that it cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.body(images).mean((2, 3))
+        if features.sum() > 0:
+            features = features * 2
+        return self.fc(features)
+
+
+def test_a_network_that_cannot_be_traced_is_cut_before_its_head() -> None:
+    classifier, images = network("resnet18", 32)
+    branching = Classifier("own", Branching(), ("fc",), classifier.preprocessing, classifier.weights)
+    net = Network(branching, images[:1])
+    assert net.cut() is None
+    freezing.freeze_backbone(branching.model, branching.head_modules)
+    cut = net.cut()
+    assert cut is not None
+    assert cut.shape == (8,)
+    torch.testing.assert_close(cut.tail(cut.prefix(images)), branching.model.eval()(images))
+
+
+class TwoPasses(nn.Module):
+    """Uses its head in the middle, so that nothing can be cut before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3 * 32 * 32, 8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.body(images.flatten(1))
+        return self.fc(features) + images.mean((1, 2, 3))[:, None]
+
+
+def test_where_the_images_pass_the_frozen_part_too_there_is_no_cut() -> None:
+    classifier, images = network("resnet18", 32)
+    odd = Classifier("own", TwoPasses(), ("fc",), classifier.preprocessing, classifier.weights)
+    freezing.freeze_backbone(odd.model, odd.head_modules)
+    assert Network(odd, images[:1]).cut() is None
+
+
+def test_cutting_leaves_the_network_as_it_was() -> None:
+    classifier, images = network("efficientnet_b0", 32)
+    trained = freeze_below(classifier, images, 0.5)
+    before = {key: value.clone() for key, value in classifier.model.state_dict().items()}
+    names = [name for name, _ in classifier.model.named_modules()]
+    modes = [module.training for module in classifier.model.modules()]
+    cut = Network(classifier, images[:1]).cut()
+    assert isinstance(cut, Cut)
+    assert [name for name, _ in classifier.model.named_modules()] == names
+    assert [module.training for module in classifier.model.modules()] == modes
+    assert all(torch.equal(before[key], value) for key, value in classifier.model.state_dict().items())
+    inside = {id(p) for p in cut.tail.parameters()}
+    assert {id(p) for p in trained} <= inside
+    assert not inside & {id(p) for p in cut.prefix.parameters()}

@@ -1,0 +1,344 @@
+"""The graph of a network at the level of its layers, and its cut into a frozen prefix and a tail that trains."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tl_cli.models.counting import Counting
+from tl_cli.models.layers import units_of
+from tl_cli.models.zoo import Classifier
+
+# Parts of the class names of what draws at random in training mode.
+_STOCHASTIC = ("Drop", "StochasticDepth", "RReLU")
+_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A network in two parts that share its modules. ``tail(prefix(images))`` is what the network answers.
+
+    Attributes:
+        prefix: maps images (B, 3, S, S) to one tensor (B, ...), always as in eval mode; nothing in it trains.
+        tail: maps that tensor to logits (B, num_classes), in training as in evaluation.
+        after: the last module of the prefix, by its qualified name.
+        shape: of what passes for one image.
+        prefix_cost: multiply-adds of the prefix for one image.
+        tail_cost: the same of the tail.
+        code: what the prefix computes, as text; two prefixes of equal code and equal weights give equal features.
+    """
+
+    prefix: nn.Module
+    tail: nn.Module
+    after: str
+    shape: tuple[int, ...]
+    prefix_cost: int
+    tail_cost: int
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a graph may be cut: after a node, when one tensor with a row for each image is all that is used later."""
+
+    node: fx.Node
+    key: tuple[object, ...]
+
+
+class Network:
+    """A classifier with its traced graph, to be cut wherever its freezing allows.
+
+    Args:
+        example: a batch of one image (1, 3, S, S) on the model's device.
+    """
+
+    def __init__(self, classifier: Classifier, example: Tensor) -> None:
+        self._classifier = classifier
+        # Two images that differ: what mixes images up, or gives no row to each, shows itself.
+        noise = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
+        self._example = noise.to(example)
+        self._graphs = _trace(classifier)
+        self._values = _values(classifier.model, self._graphs[False], self._example) if self._graphs else {}
+
+    def cut(self) -> Cut | None:
+        """Return the network cut after its longest prefix in which nothing trains; None where there is no such place.
+
+        A network that cannot be traced is cut before its head, where everything else is frozen.
+        """
+        model = self._classifier.model
+        was_training = model.training
+        try:
+            found = self._cut_graph() if self._graphs else _cut_before_head(self._classifier, self._example)
+            return found if found and self._is_equal(found) else None
+        finally:
+            model.train(was_training)
+
+    def _cut_graph(self) -> Cut | None:
+        assert self._graphs is not None
+        model = self._classifier.model.train()
+        evaluated = list(_places(self._graphs[False], lambda node: node in self._values and _is_still(node, model)))
+        trained = {place.key: place.node for place in _places(self._graphs[True], lambda node: _is_still(node, model))}
+        images = len(self._example)
+        for place in reversed(evaluated):
+            value = self._values[place.node].value
+            if place.key in trained and isinstance(value, Tensor) and value.dim() and len(value) == images:
+                return self._build(place, trained[place.key])
+        return None
+
+    def _build(self, place: _Place, in_training: fx.Node) -> Cut | None:
+        assert self._graphs is not None
+        model = self._classifier.model
+        before, after = _split(self._graphs[False], place.node)
+        _, training = _split(self._graphs[True], in_training)
+        modules = [node.target for node in before.nodes if node.op == "call_module"]
+        if not modules:
+            return None
+        prefix = fx.GraphModule(model, before)
+        known = self._values
+        earlier = set(_needed(self._graphs[False], place.node, ()))
+        return Cut(
+            prefix=_Evaluating(prefix),
+            tail=_Tail(fx.GraphModule(model, training), fx.GraphModule(model, after)),
+            after=str(modules[-1]),
+            shape=tuple(known[place.node].value.shape[1:]),
+            prefix_cost=sum(seen.cost for node, seen in known.items() if node in earlier) // len(self._example),
+            tail_cost=sum(seen.cost for node, seen in known.items() if node not in earlier) // len(self._example),
+            code=prefix.code,
+        )
+
+    def _is_equal(self, cut: Cut) -> bool:
+        """Whether the two parts together answer as the whole does, whatever the head."""
+        model = self._classifier.model.eval()
+        with _random_head(self._classifier), torch.inference_mode():
+            whole = model(self._example)
+            parts = cut.tail.eval()(cut.prefix(self._example))
+        scale = whole.abs().max().clamp(min=1e-6)
+        return whole.shape == parts.shape and bool(((whole - parts).abs().max() <= _TOLERANCE * scale).item())
+
+
+class _Evaluating(nn.Module):
+    """Stays in eval mode, and so do its modules while it runs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what passes the cut."""
+        self.network.eval()
+        passed: Tensor = self.network(images)
+        return passed
+
+
+class _Tail(nn.Module):
+    """The layers after a cut: as they are traced in training mode, or in eval mode, by the mode it is in."""
+
+    def __init__(self, in_training: nn.Module, evaluated: nn.Module) -> None:
+        super().__init__()
+        self.in_training = in_training
+        self.evaluated = evaluated
+
+    def forward(self, passed: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.in_training(passed) if self.training else self.evaluated(passed)
+        return logits
+
+
+class _BeforeHead(nn.Module):
+    """A network without its head."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.model = classifier.model
+        (self.name,) = classifier.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the head's input."""
+        head = self.model.get_submodule(self.name)
+        self.model.set_submodule(self.name, nn.Identity())
+        try:
+            passed: Tensor = self.model(images)
+        finally:
+            self.model.set_submodule(self.name, head)
+        return passed
+
+
+class _LayerTracer(fx.Tracer):
+    """Does not look into layers: their insides may branch, and look at whether they train."""
+
+    def __init__(self, leaves: set[str]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """Whether a module is one node of the graph."""
+        return name in self._leaves or super().is_leaf_module(module, name)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Return the images as the one argument; others keep their defaults (an attention mask, in timm)."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    value: Any
+    cost: int
+
+
+class _Watching(fx.Interpreter):
+    """Remembers what every node gave and how many multiply-adds it took."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(module, graph=graph)
+        self.seen: dict[fx.Node, _Seen] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        with Counting() as counting:  # type: ignore[no-untyped-call]
+            value = super().run_node(node)
+        self.seen[node] = _Seen(value, counting.flops // 2)
+        return value
+
+
+def _trace(classifier: Classifier) -> dict[bool, fx.Graph] | None:
+    """Return the graphs in training and in eval mode; None where the forward pass depends on its data."""
+    model = classifier.model
+    leaves = {*units_of(classifier), *classifier.head}
+    was_training = model.training
+    try:
+        return {mode: _LayerTracer(leaves).trace(model.train(mode)) for mode in (True, False)}
+    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, NameError):
+        # What a proxy meets in a stranger's forward pass is the stranger's choice.
+        return None
+    finally:
+        model.train(was_training)
+
+
+def _values(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node, _Seen]:
+    was_training = model.training
+    watching = _Watching(model.eval(), graph)
+    try:
+        with torch.no_grad():
+            watching.run(example)
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return {}
+    finally:
+        model.train(was_training)
+    return watching.seen
+
+
+def _places(graph: fx.Graph, is_still: Callable[[fx.Node], bool]) -> Iterator[_Place]:
+    """Yield the places after a beginning of the graph in which nothing trains, where one value is used later."""
+    nodes = list(graph.nodes)
+    last_use = {node: max((nodes.index(user) for user in node.users), default=-1) for node in nodes}
+    called: list[object] = []
+    alive: set[fx.Node] = set()
+    since: list[object] = []
+    for place, node in enumerate(nodes):
+        if node.op == "output" or not is_still(node):
+            return
+        if node.op != "get_attr":
+            alive.add(node)
+        if node.op == "call_module":
+            called.append(node.target)
+            since = []
+        elif node.op != "get_attr":
+            since.append(str(node.target))
+        alive = {value for value in alive if last_use[value] > place}
+        if len(alive) == 1 and node.op != "placeholder":
+            # What was called so far says the same place in the graphs of both modes.
+            yield _Place(next(iter(alive)), (tuple(called), tuple(since)))
+
+
+def _is_still(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a node computes the same for the same image in every step, the model being in training mode."""
+    if node.op == "get_attr":
+        value = _attribute(model, str(node.target))
+        return not (isinstance(value, Tensor) and value.requires_grad)
+    if node.op != "call_module":
+        return True
+    module = model.get_submodule(str(node.target))
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return False
+    return not any(part.training and _changes(part) for part in module.modules())
+
+
+def _changes(part: nn.Module) -> bool:
+    """Whether a module in training mode draws at random, or has statistics that move."""
+    named = type(part).__name__
+    return any(name in named for name in _STOCHASTIC) or any(True for _ in part.buffers(recurse=False))
+
+
+def _attribute(model: nn.Module, path: str) -> object:
+    owner, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(owner), name)
+
+
+def _split(graph: fx.Graph, passed: fx.Node) -> tuple[fx.Graph, fx.Graph]:
+    """Return the graph of what a node needs, and the graph of what the output needs beyond that node."""
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    before, after = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in _needed(graph, passed, ()):
+        copies[node] = before.node_copy(node, copies.__getitem__)
+    before.output(copies[passed])
+    copies = {passed: after.placeholder("passed")}
+    for node in _needed(graph, output, (passed,)):
+        copies[node] = after.node_copy(node, copies.__getitem__)
+    return before, after
+
+
+def _needed(graph: fx.Graph, wanted: fx.Node, given: tuple[fx.Node, ...]) -> list[fx.Node]:
+    """Return the nodes that ``wanted`` is computed from, itself the last, in order; without those that are given."""
+    needed, waiting = {wanted}, [wanted]
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node not in needed and node not in given:
+                needed.add(node)
+                waiting.append(node)
+    return [node for node in graph.nodes if node in needed]
+
+
+def _cut_before_head(classifier: Classifier, example: Tensor) -> Cut | None:
+    if len(classifier.head) != 1:
+        return None
+    (head,) = classifier.head_modules
+    inside = {id(p) for p in head.parameters()}
+    if any(p.requires_grad for p in classifier.model.parameters() if id(p) not in inside):
+        return None
+    prefix = _BeforeHead(classifier)
+    classifier.model.eval()
+    with torch.no_grad(), Counting() as counting:  # type: ignore[no-untyped-call]
+        passed = prefix(example)
+    if not isinstance(passed, Tensor) or len(passed) != len(example):
+        return None
+    name = classifier.head[0]
+    return Cut(
+        prefix=_Evaluating(prefix),
+        tail=head,
+        after=f"all but {name}",
+        shape=tuple(passed.shape[1:]),
+        prefix_cost=counting.flops // 2 // len(example),
+        tail_cost=sum(p.numel() for p in head.parameters()),
+        code=f"{classifier.name} without {name}",
+    )
+
+
+@contextmanager
+def _random_head(classifier: Classifier) -> Iterator[None]:
+    """Give the head weights that are not zero, so that what reaches it matters; its own come back."""
+    parameters = [p for head in classifier.head_modules for p in head.parameters()]
+    own = [p.detach().clone() for p in parameters]
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.copy_(torch.randn(parameter.shape, generator=random))
+        try:
+            yield
+        finally:
+            for parameter, value in zip(parameters, own, strict=True):
+                parameter.copy_(value)
