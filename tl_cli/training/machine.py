@@ -1,16 +1,22 @@
 """The one place for device, precision and memory layout."""
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import nn
 
 from tl_cli.errors import UsageError
-from tl_cli.training.config import DeviceName, Precision, TrainConfig
+from tl_cli.models.shortcuts import Shortcut, find_shortcuts, lent
+from tl_cli.training.config import DeviceName, Layout, Precision, TrainConfig
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BUSY_WITHIN_S = 0.3
+# As torch.cpu.get_capabilities calls them.
+_BF16_CPUS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +27,14 @@ class Machine:
         device: of the model and its batches.
         precision: of matrix products and convolutions; weights and losses stay fp32.
         memory_format: of images and convolution weights.
+        fold: whether BatchNorm in eval mode is folded into a convolution that learns, where that is the smaller work;
+            None is what the kind of device says: on a CPU it is. Where nothing learns a CPU always folds.
     """
 
     device: torch.device
     precision: Precision = "fp32"
     memory_format: torch.memory_format = torch.contiguous_format
+    fold: bool | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which a forward pass runs."""
@@ -36,6 +45,11 @@ class Machine:
     def scaler(self) -> torch.amp.GradScaler:
         """Return what keeps small fp16 gradients from vanishing; it does nothing in other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def takes_shortcuts(self) -> bool:
+        """Whether networks go by ``models.shortcuts``, which are about a CPU but for the folding."""
+        return self.device.type == "cpu" or self.fold is True
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model here, in this layout, in place."""
@@ -55,20 +69,37 @@ class Machine:
 
 
 class Autocasting(nn.Module):
-    """A network whose forward pass runs in a machine's precision and layout. Owns no parameters of its own."""
+    """A network whose forward pass runs in a machine's precision and layout, and by the shortcuts that pay there.
+
+    It owns no parameters of its own, and the network is as it was after each pass.
+    """
 
     def __init__(self, network: nn.Module, machine: Machine) -> None:
         super().__init__()
         self.network = network
         self.machine = machine
+        self._shortcuts: tuple[Shortcut, ...] | None = None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return logits, float32, of images (B, 3, H, W) or of features (B, ...)."""
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=self.machine.memory_format)
-        with self.machine.autocast():
+        with self._by_shortcuts(inputs), self.machine.autocast():
             logits: torch.Tensor = self.network(inputs)
         return logits.float()
+
+    @contextmanager
+    def _by_shortcuts(self, inputs: torch.Tensor) -> Iterator[None]:
+        if inputs.dim() != 4 or not self.machine.takes_shortcuts:
+            yield
+            return
+        if self._shortcuts is None:
+            # Noise, not the batch: an image of one colour would prove little.
+            generator = torch.Generator().manual_seed(0)
+            example = torch.randn((1, *inputs.shape[1:]), generator=generator).to(inputs.device)
+            self._shortcuts = find_shortcuts(self.network, example)
+        with lent(self._shortcuts, fold=self.machine.fold is not False):
+            yield
 
 
 def choose_device(name: DeviceName) -> torch.device:
@@ -97,8 +128,16 @@ def prepare_machine(config: TrainConfig) -> Machine:
         raise UsageError("--precision fp16 is for GPUs; on a CPU use fp32 or bf16")
     if config.threads:
         torch.set_num_threads(config.threads)
-    layout = torch.channels_last if config.layout == "channels-last" else torch.contiguous_format
-    return Machine(device, config.precision, layout)
+    if device.type == "cuda":
+        # Batches are of one size but for the last, so looking for the fastest algorithm pays. As for TensorFloat-32,
+        # torch's own choice stays: convolutions use it, and matrix products in fp32 are fp32.
+        torch.backends.cudnn.benchmark = True
+    return Machine(device, config.precision, memory_format_of(config.layout), config.fold)
+
+
+def memory_format_of(layout: Layout) -> torch.memory_format:
+    """Return torch's name of a layout."""
+    return torch.channels_last if layout == "channels-last" else torch.contiguous_format
 
 
 def bf16_is_fast(device: torch.device) -> bool:
@@ -106,9 +145,31 @@ def bf16_is_fast(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def bf16_may_be_fast(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16 by itself; on a CPU fp32 may be the faster one all the same."""
+    if device.type != "cpu":
+        return bf16_is_fast(device)
+    return any(cpu_facts().get(name) for name in _BF16_CPUS)
+
+
+def cpu_facts() -> Mapping[str, object]:
+    """Return what torch knows of the CPU, such as ``cpu_name`` and ``avx512_bf16``; older versions know nothing."""
+    ask: Callable[[], Mapping[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
+    return ask()
+
+
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def idle_cores() -> int:
+    """Return how many threads torch may use so that no two share a core: what it would use, less what is busy now.
+
+    Two threads of one matrix product wait for each other: on two busy cores they took 4 times as long as one.
+    """
+    busy = psutil.cpu_percent(interval=_BUSY_WITHIN_S) / 100 * cores()
+    return max(1, min(torch.get_num_threads(), round(cores() - busy)))
 
 
 def default_workers() -> int:

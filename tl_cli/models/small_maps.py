@@ -1,0 +1,280 @@
+"""Convolutions in equal but cheaper forms, for maps so small that most of a kernel only ever meets padding."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+# All bounds: one thread of a Zen 4 core, torch 2.15, float32, 64 images, minima of 5 to 9 alternated rounds.
+# A 3x3 kernel of 512 channels on 1x1 maps, forward and backward: 16.4 ms as a convolution, 5.4 as a matrix; of 256 on
+# 2x2 maps 15.4 and 7.1. On 4x4 maps the matrix has more zeros than the kernel has weights.
+_MATRIX_PIXELS = 4
+# The matrix is written anew each time, which few images do not pay back.
+_MATRIX_IMAGES = 16
+# The weight gradient of a 5x5 depthwise kernel, 480 channels on 4x4 maps: 14.5 ms in oneDNN, 4.5 as matrix products;
+# on 8x8 maps both take 15.
+_PRODUCT_PIXELS = 16
+# oneDNN's fast weight gradient of a 3x3 depthwise kernel wants maps of 4x4: 0.6 ms, and 5 on maps of 2x2.
+_FAST_SIDE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One side of a map under a kernel that is cut down to the taps which ever meet the map.
+
+    Attributes:
+        size: of the map.
+        first: the first tap that is kept.
+        taps: how many are kept.
+        stride: of the kernel.
+        before: zeros before the map, for the taps that are kept.
+        after: zeros after it.
+        out: size of the result.
+    """
+
+    size: int
+    first: int
+    taps: int
+    stride: int
+    before: int
+    after: int
+    out: int
+
+    def window(self, place: int) -> tuple[slice, slice]:
+        """Return which of the kept taps meet which part of the map for one place of the result."""
+        start = place * self.stride - self.before
+        low, high = max(0, start), min(self.size, start + self.taps)
+        return slice(low - start, high - start), slice(low, high)
+
+
+def is_known(conv: nn.Conv2d) -> bool:
+    """Whether ``convolve`` knows what a convolution computes: plain ones padded with zeros, and timm's Conv2dSame."""
+    is_plain = type(conv).forward is nn.Conv2d.forward and not isinstance(conv.padding, str)
+    return conv.padding_mode == "zeros" and (is_plain or _pads_itself(conv))
+
+
+def results(conv: nn.Conv2d, maps: Tensor) -> int:
+    """Return how many places the result of a convolution has on one map."""
+    rows, columns = _whole_sides(conv, maps)
+    return rows.out * columns.out
+
+
+def convolve(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what ``conv`` would make of maps with these weights, equal but for the order of sums.
+
+    On a CPU a depthwise convolution that has a gradient is computed in float32 under autocast too: there its bfloat16
+    gradient took 7 times as long, while that of the dense ones gained.
+
+    Args:
+        maps: (B, C, H, W).
+        weight: shaped as ``conv.weight``.
+        bias: (out_channels,), or None.
+    """
+    if maps.device.type != "cpu":
+        return _plain(maps, weight, bias, _whole_sides(conv, maps), conv)
+    is_depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
+    learns = torch.is_grad_enabled() and (maps.requires_grad or weight.requires_grad)
+    if is_depthwise and learns and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return _depthwise(conv, maps.float(), weight, bias)
+    if is_depthwise:
+        return _depthwise(conv, maps, weight, bias)
+    return _dense(conv, maps, weight, bias)
+
+
+def _depthwise(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    sides = _whole_sides(conv, maps)
+    if math.prod(conv.dilation) > 1:
+        return _plain(maps, weight, bias, sides, conv)
+    rows, columns = (_cropped(side) for side in sides)
+    weight = _kept(weight, rows, columns)
+    if weight.shape[2:] == maps.shape[2:] == (1, 1):
+        product = maps * weight.view(1, -1, 1, 1)
+        return product if bias is None else product + bias.view(1, -1, 1, 1)
+    learns = weight.requires_grad and torch.is_grad_enabled()
+    is_short = any(_missing(side) for side in (rows, columns))
+    fits = all(side.taps == 3 and side.after <= side.before + _missing(side) for side in (rows, columns))
+    if learns and is_short and fits:
+        return _enlarged(conv, maps, weight, bias, rows, columns)
+    if learns and rows.taps * columns.taps > 9 and rows.size * columns.size <= _PRODUCT_PIXELS:
+        found: Tensor = _Depthwise.apply(maps, weight, rows, columns)
+        return found if bias is None else found + bias.view(1, -1, 1, 1)
+    return _plain(maps, weight, bias, (rows, columns), conv)
+
+
+def _dense(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    sides = _whole_sides(conv, maps)
+    rows, columns = sides
+    pixels, places = rows.size * columns.size, rows.out * columns.out
+    is_small = max(pixels, places) <= _MATRIX_PIXELS and len(maps) >= _MATRIX_IMAGES
+    if not is_small or conv.groups > 1 or math.prod(conv.dilation) > 1:
+        return _plain(maps, weight, bias, sides, conv)
+    if pixels == weight[0, 0].numel() == places == 1:
+        return F.linear(maps.flatten(1), weight.flatten(1), bias)[:, :, None, None]
+    # A single tap is a matrix product already, and other layouts than this one would have to be moved first.
+    if weight[0, 0].numel() == 1 or weight.stride(1) > 1:
+        return _plain(maps, weight, bias, sides, conv)
+    rows, columns = (_cropped(side) for side in sides)
+    matrix: Tensor = _Matrix.apply(_kept(weight, rows, columns), rows, columns)
+    found = F.linear(maps.permute(0, 2, 3, 1).flatten(1), matrix)
+    found = found.view(len(maps), rows.out, columns.out, -1).permute(0, 3, 1, 2)
+    return found if bias is None else found + bias.to(found.dtype).view(1, -1, 1, 1)
+
+
+def _plain(maps: Tensor, weight: Tensor, bias: Tensor | None, sides: tuple[_Side, _Side], conv: nn.Conv2d) -> Tensor:
+    maps, padding = _padded(maps, *sides)
+    return F.conv2d(maps, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
+
+
+def _enlarged(
+    conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None, rows: _Side, columns: _Side
+) -> Tensor:
+    """Convolve maps with zeros behind them; what comes after the wanted results is cut off."""
+    larger = F.pad(maps, (0, _missing(columns), 0, _missing(rows)))
+    found = F.conv2d(larger, weight, bias, conv.stride, (rows.before, columns.before), 1, conv.groups)
+    return found[:, :, : rows.out, : columns.out]
+
+
+def _missing(side: _Side) -> int:
+    return max(0, _FAST_SIDE - side.size)
+
+
+def _pads_itself(conv: nn.Conv2d) -> bool:
+    # By name: timm is imported only where a model of its own is used, which takes seconds.
+    return type(conv).__name__ == "Conv2dSame" and type(conv).__module__.startswith("timm.")
+
+
+def _whole_sides(conv: nn.Conv2d, maps: Tensor) -> tuple[_Side, _Side]:
+    return _whole(conv, maps, 0), _whole(conv, maps, 1)
+
+
+def _whole(conv: nn.Conv2d, maps: Tensor, axis: int) -> _Side:
+    size, taps, stride, dilation = maps.shape[2 + axis], conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis]
+    reach = (taps - 1) * dilation + 1
+    if _pads_itself(conv):
+        # TensorFlow's "SAME": the odd zero comes after.
+        zeros = max(0, (math.ceil(size / stride) - 1) * stride + reach - size)
+        before, after = zeros // 2, zeros - zeros // 2
+    else:
+        assert not isinstance(conv.padding, str)
+        before = after = int(conv.padding[axis])
+    out = (size + before + after - reach) // stride + 1
+    return _Side(size, 0, taps, stride, before, after, out)
+
+
+def _cropped(side: _Side) -> _Side:
+    """Return the side with only those taps that meet the map at some place of the result."""
+    last_start = side.stride * (side.out - 1)
+    first = max(0, side.before - last_start)
+    taps = min(side.taps - 1, side.before + side.size - 1) - first + 1
+    before = side.before - first
+    after = max(0, last_start + taps - side.size - before)
+    return _Side(side.size, first, taps, side.stride, before, after, side.out)
+
+
+def _kept(weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
+    if weight.shape[2:] == (rows.taps, columns.taps):
+        return weight
+    return weight[:, :, rows.first : rows.first + rows.taps, columns.first : columns.first + columns.taps]
+
+
+def _padded(maps: Tensor, rows: _Side, columns: _Side) -> tuple[Tensor, tuple[int, int]]:
+    """Return maps and the padding that is left to the convolution, which pads both ends alike."""
+    if rows.before == rows.after and columns.before == columns.after:
+        return maps, (rows.before, columns.before)
+    return F.pad(maps, (columns.before, columns.after, rows.before, rows.after)), (0, 0)
+
+
+class _Matrix(torch.autograd.Function):
+    """A kernel (O, I, h, w), channels-last, as the matrix (places x O, pixels x I) from a whole map to its result."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
+        ctx.sides, ctx.channels = (rows, columns), weight.shape[:2]
+        kernel = weight.permute(2, 3, 0, 1)
+        wide = weight.new_zeros(_matrix_shape(rows, columns, *ctx.channels))
+        for place, taps, pixels in _windows(rows, columns):
+            wide[place][:, *pixels] = kernel[taps].permute(2, 0, 1, 3)
+        return wide.flatten(3).flatten(0, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = ctx.sides
+        wide = gradient.view(_matrix_shape(rows, columns, *ctx.channels))
+        kernel = gradient.new_zeros((rows.taps, columns.taps, *ctx.channels))
+        for place, taps, pixels in _windows(rows, columns):
+            kernel[taps] += wide[place][:, *pixels].permute(1, 2, 0, 3)
+        return kernel.permute(2, 3, 0, 1), None, None
+
+
+def _matrix_shape(rows: _Side, columns: _Side, outputs: int, inputs: int) -> tuple[int, ...]:
+    return (rows.out, columns.out, outputs, rows.size, columns.size, inputs)
+
+
+def _windows(rows: _Side, columns: _Side) -> Iterator[tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]]:
+    for row in range(rows.out):
+        row_taps, row_pixels = rows.window(row)
+        for column in range(columns.out):
+            column_taps, column_pixels = columns.window(column)
+            yield (row, column), (row_taps, column_taps), (row_pixels, column_pixels)
+
+
+class _Depthwise(torch.autograd.Function):
+    """A depthwise convolution whose weight gradient is a matrix product per channel, over the images."""
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
+        ctx.save_for_backward(maps, weight)
+        ctx.sides = rows, columns
+        padded, padding = _padded(maps, rows, columns)
+        return F.conv2d(padded, weight, None, (rows.stride, columns.stride), padding, 1, len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        maps, weight = ctx.saved_tensors
+        rows, columns = ctx.sides
+        of_maps = _maps_gradient(gradient, maps, weight, ctx.sides) if ctx.needs_input_grad[0] else None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            channels = len(weight)
+            seen = maps.permute(1, 0, 2, 3).reshape(channels, len(maps), -1)
+            wanted = gradient.permute(1, 0, 2, 3).reshape(channels, len(maps), -1)
+            # (C, places of the result, pixels of the map): how often each pixel stood beside each gradient.
+            together = torch.bmm(wanted.transpose(1, 2), seen).flatten(1)
+            of_weight = (together @ _meetings(rows, columns, weight.dtype)).view(weight.shape)
+        return of_maps, of_weight, None, None
+
+
+def _maps_gradient(gradient: Tensor, maps: Tensor, weight: Tensor, sides: tuple[_Side, _Side]) -> Tensor:
+    rows, columns = sides
+    padded, padding = _padded(maps, rows, columns)
+    found: Tensor = torch.ops.aten.convolution_backward(
+        gradient, padded, weight, None, [rows.stride, columns.stride], list(padding), [1, 1], False, [0, 0],
+        len(weight), [True, False, False],
+    )[0]  # fmt: skip
+    if padded is maps:
+        return found
+    return found[:, :, rows.before : rows.before + rows.size, columns.before : columns.before + columns.size]
+
+
+@lru_cache(maxsize=64)
+def _meetings(rows: _Side, columns: _Side, dtype: torch.dtype) -> Tensor:
+    """Return (places x pixels, taps): 1 where a tap meets a pixel for a place of the result."""
+    high, wide = (_meetings_along(side) for side in (rows, columns))
+    found = torch.einsum("oit,pju->opijtu", high, wide)
+    return found.reshape(-1, rows.taps * columns.taps).to(dtype)
+
+
+def _meetings_along(side: _Side) -> Tensor:
+    place, pixel, tap = torch.meshgrid(
+        torch.arange(side.out), torch.arange(side.size), torch.arange(side.taps), indexing="ij"
+    )
+    return (place * side.stride + tap - side.before == pixel).float()
