@@ -1,0 +1,110 @@
+"""``python -m tests.benchmarks``: the command line of the benchmarks, from the root of the project."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from tests.benchmarks import accuracy, report
+from tests.benchmarks.material import Material, PicturesError, write_pictures
+from tests.benchmarks.rows import ROWS, Comparison
+from tests.benchmarks.timing import Bench, say
+
+ACCURACY = "accuracy"
+_TINY = {"rounds": 1, "count": 20, "batch_size": 8, "steps": 2}
+_TINY_EPOCHS = 2
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure the rows that are named (all but ``accuracy`` where none is), print a table, write JSON where wanted."""
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    names = list(dict.fromkeys(asked.rows)) or list(ROWS)
+    if ACCURACY in names and asked.images is None and not asked.tiny:
+        parser.error("accuracy needs --images DIR with CIFAR-10's train/CLASS/ and test/CLASS/")
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    with tempfile.TemporaryDirectory(prefix="tl-benchmarks-") as folder:
+        bench = _bench(asked, Path(folder))
+        known = report.facts(bench)
+        comparisons: list[Comparison] = []
+        try:
+            for name in names:
+                say(name)
+                comparisons += _accuracy(asked, bench) if name == ACCURACY else ROWS[name](bench)
+        except PicturesError as error:
+            parser.error(str(error))
+    print(report.as_text(known, comparisons))
+    if asked.json:
+        asked.json.write_text(report.as_json(known, comparisons), encoding="utf-8")
+
+
+def _bench(asked: argparse.Namespace, folder: Path) -> Bench:
+    given = {name: getattr(asked, name) for name in ("rounds", "count", "batch_size", "steps")}
+    return Bench(
+        material=Material(folder, asked.images),
+        **{**given, **(_TINY if asked.tiny else {})},
+        threads=asked.threads,
+        device=asked.device,
+        size=asked.size,
+        blog_workers=asked.blog_workers,
+        is_tiny=asked.tiny,
+    )
+
+
+def _accuracy(asked: argparse.Namespace, bench: Bench) -> list[Comparison]:
+    images = asked.images
+    if images is None:
+        images = bench.material.folder / "colours"
+        write_pictures(images, {"train": bench.count, "test": bench.count})
+    state = asked.state or bench.material.folder / "state"
+    limits = accuracy.Limits(state, asked.blog_epochs, _TINY_EPOCHS if asked.tiny else asked.tl_epochs, asked.target)
+    return accuracy.measure(bench, images, limits)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description="tl beside the blog's loop, in one process, in turns. The table goes to stdout.",
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", type=_row, help=", ".join([*ROWS, ACCURACY]))
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="32 x 32 JPEGs in CLASS/, or train/CLASS/ and test/CLASS/; made ones if not given",
+    )
+    parser.add_argument("--rounds", type=_count, default=3, help="turns of each side (3)")
+    parser.add_argument("--count", type=_count, default=10_000, help="training images (10,000); CIFAR-10 has 50,000")
+    parser.add_argument("--batch-size", type=_count, default=64, help="images a step, on every side (64)")
+    parser.add_argument("--steps", type=_count, default=40, help="steps after which a slow side is extrapolated (40)")
+    parser.add_argument("--threads", type=_count, help="of torch on every side; each side's own choice if not given")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--size", type=_count, help="input size of the rows that fine-tune (32)")
+    parser.add_argument("--blog-workers", type=int, default=0, help="processes of the blog's DataLoader (0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every round, with versions and machine")
+    parser.add_argument("--tiny", action="store_true", help="only see that everything works")
+    long = parser.add_argument_group("accuracy (hours on a CPU; goes on where it stopped)")
+    long.add_argument("--state", type=Path, metavar="DIR", help="where its epochs are kept")
+    long.add_argument("--blog-epochs", type=_count, default=1, help="of the blog's 40, the others extrapolated (1)")
+    long.add_argument("--tl-epochs", type=_count, help="in all; the recipe's if not given")
+    long.add_argument("--target", type=float, default=accuracy.TARGET, help="a fraction (0.8553)")
+    return parser
+
+
+def _row(text: str) -> str:
+    if text not in (*ROWS, ACCURACY):
+        raise argparse.ArgumentTypeError(f"no row is called {text!r}; there are {', '.join([*ROWS, ACCURACY])}")
+    return text
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The side of ``tl``: what ``tl train`` does between its flags and its last epoch, but for screen, MLflow and saving."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.material import Pictures
+from tests.benchmarks.timing import Bench, Timed, Work, now
+from tl_cli.data.loaders import Batch
+from tl_cli.training import setup
+from tl_cli.training.events import Event, StepEnded
+from tl_cli.training.fit import fit
+from tl_cli.training.setup import Plan, new_state, open_stage
+from tl_cli.training.step import train_step
+
+# They fill caches: kernels, memory, decoded batches.
+_WARM_STEPS = 3
+_SYNTHETIC_BATCHES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Training speed in images per second: with data, and of the same steps on tensors that lie ready."""
+
+    trained: float
+    ceiling: float
+    images: int
+    note: str
+
+
+class _Counter:
+    """An observer that counts the images trained on and looks at the clock after some of the steps."""
+
+    def __init__(self, clock: Callable[[], float], looks_after: tuple[int, ...] = ()) -> None:
+        self.images = 0
+        self.looks: list[tuple[float, int]] = []
+        self._clock = clock
+        self._looks_after = looks_after
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepEnded):
+            self.images += event.images
+            if event.step in self._looks_after:
+                self.looks.append((self._clock(), self.images))
+
+
+@contextmanager
+def kept_in(folder: Path) -> Iterator[None]:
+    """Let ``tl`` keep decoded images, features and the like in ``folder``, not in the person's own cache."""
+    before = os.environ.get("TL_CACHE_DIR")
+    os.environ["TL_CACHE_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TL_CACHE_DIR"]
+        else:
+            os.environ["TL_CACHE_DIR"] = before
+
+
+@contextmanager
+def _first_run() -> Iterator[None]:
+    """Nothing is there from an earlier run: what ``tl`` keeps for the next one must not be counted as speed."""
+    with tempfile.TemporaryDirectory(prefix="tl-benchmarks-cache-") as folder, kept_in(Path(folder)):
+        yield
+
+
+@_first_run()
+def run(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Timed:
+    """Return what the whole work takes in a first run; nothing is extrapolated."""
+    started = now(bench.device)
+    plan = setup.prepare(flags(work, pictures, bench, weights), {})
+    state = new_state(plan)
+    ready = now(bench.device)
+    counter = _Counter(lambda: now(bench.device))
+    fit(plan, state, counter)
+    return Timed(
+        seconds=now(bench.device) - started,
+        setup_seconds=ready - started,
+        images=counter.images,
+        measured=counter.images,
+        threads=torch.get_num_threads(),
+        note=plan.machine.describe(),
+    )
+
+
+def flags(work: Work, pictures: Pictures, bench: Bench, weights: str) -> dict[str, object]:
+    """Return what ``tl train`` would be given for the work; the default recipe says the rest."""
+    given = {
+        "model": work.model,
+        "weights": weights,
+        "data": str(pictures.root),
+        "input_size": work.input_size,
+        "batch_size": bench.batch_size,
+        "epochs": work.epochs,
+        "freeze_epochs": work.epochs if work.frozen else 0,
+        "device": bench.device,
+    }
+    return given | ({"threads": bench.threads} if bench.threads else {})
+
+
+@_first_run()
+def rates(work: Work, bench: Bench, weights: str) -> Rates:
+    """Return how fast ``work.steps`` steps train on pictures, and how fast the same network does without any data."""
+    last = _WARM_STEPS + work.steps
+    pictures = bench.material.pictures(last * bench.batch_size)
+    plan = setup.prepare(flags(work, pictures, bench, weights), {})
+    in_epoch = -(-pictures.train // bench.batch_size)
+    counter = _Counter(lambda: now(bench.device), (_WARM_STEPS, in_epoch))
+    # Half before and half after, so that a machine that becomes slower or faster does so for both.
+    half = max(1, work.steps // 2)
+    step_seconds = _synthetic_step_seconds(plan, half)
+    fit(plan, new_state(plan), counter)
+    step_seconds = (step_seconds + _synthetic_step_seconds(plan, half)) / 2
+    (began, before), (ended, after) = counter.looks
+    return Rates(
+        trained=(after - before) / (ended - began),
+        ceiling=plan.images_per_step / step_seconds,
+        images=after - before,
+        note=plan.machine.describe(),
+    )
+
+
+def _synthetic_step_seconds(plan: Plan, steps: int) -> float:
+    stage, state = open_stage(plan, plan.phases[-1], lambda event: None), new_state(plan)
+    stage.network.train()
+    ready = [_synthetic_batch(plan) for _ in range(_SYNTHETIC_BATCHES)]
+    began = 0.0
+    for step in range(_WARM_STEPS + steps):
+        if step == _WARM_STEPS:
+            began = now(plan.machine.device)
+        train_step(stage.network, ready[step % len(ready)], state, plan.config, stage.objective, step + 1)
+    return (now(plan.machine.device) - began) / steps
+
+
+def _synthetic_batch(plan: Plan) -> Batch:
+    count, size = plan.images_per_step, plan.classifier.preprocessing.crop
+    options: dict[str, Any] = {"device": plan.machine.device}
+    images = torch.randn(count, 3, size, size, **options).contiguous(memory_format=plan.machine.memory_format)
+    return Batch(images, torch.randint(len(plan.data.classes), (count,), **options))

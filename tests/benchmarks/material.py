@@ -1,0 +1,146 @@
+"""What every side is given alike: 32 x 32 JPEG pictures in train/ and val/, and a file of weights."""
+
+import colorsys
+import shutil
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+
+NATIVE = 32
+_CLASSES = 10
+# CIFAR-10's 10,000 of 50,000.
+_VAL_SHARE = 5
+
+
+class PicturesError(Exception):
+    """A person's folder of pictures cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """A folder that every side reads.
+
+    Attributes:
+        root: holds train/CLASS/*.jpg and val/CLASS/*.jpg.
+        classes: how many.
+        train: images in train/.
+        val: images in val/.
+    """
+
+    root: Path
+    classes: int
+    train: int
+    val: int
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Pictures and weights, made when they are first wanted.
+
+    Attributes:
+        folder: where they are put.
+        images: a person's folder of pictures to take them from; None makes some.
+    """
+
+    folder: Path
+    images: Path | None = None
+    _pictures: dict[int, Pictures] = field(default_factory=dict)
+
+    def pictures(self, count: int) -> Pictures:
+        """Return ``count`` training images, rounded to whole classes, and a fifth as many for validation.
+
+        Raises:
+            PicturesError: the person's folder has no class folders, or its pictures have another size.
+        """
+        if count not in self._pictures:
+            root = self.folder / f"pictures-{count}"
+            parts = {"train": count, "val": max(1, count // _VAL_SHARE)}
+            found = _copy(self.images, root, parts) if self.images else write_pictures(root, parts)
+            self._pictures[count] = Pictures(root, _CLASSES if self.images is None else found[0], *found[1:])
+        return self._pictures[count]
+
+    def weights(self, model: str) -> Path:
+        """Return a file of torchvision's 1,000-class network with random weights and fitting BatchNorm statistics.
+
+        With a file in hand ``tl`` resolves its recipe as for trained weights, and speed does not ask what they are.
+        """
+        path = self.folder / f"{model}.safetensors"
+        if not path.exists():
+            torch.manual_seed(0)
+            network = torchvision.models.get_model(model)
+            _fit_statistics(network)
+            safetensors.torch.save_file(network.state_dict(), path)
+        return path
+
+
+def write_pictures(root: Path, parts: dict[str, int]) -> tuple[int, int, int]:
+    """Fill ROOT/PART/CLASS/ with noisy JPEGs of ten colours, learned in a few steps.
+
+    Args:
+        parts: how many pictures in each, over all classes.
+
+    Returns:
+        The number of classes, then of pictures in each part.
+    """
+    noise = np.random.default_rng(0)
+    written = []
+    for part, count in parts.items():
+        per_class = max(1, count // _CLASSES)
+        for label in range(_CLASSES):
+            folder = root / part / f"class-{label}"
+            folder.mkdir(parents=True)
+            colour = 255 * np.array(colorsys.hsv_to_rgb(label / _CLASSES, 0.7, 0.7))
+            for index in range(per_class):
+                pixels = colour + noise.normal(0, 40, (NATIVE, NATIVE, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:05d}.jpg", quality=90)
+        written.append(per_class * _CLASSES)
+    return _CLASSES, written[0], written[1]
+
+
+def _copy(images: Path, root: Path, parts: dict[str, int]) -> tuple[int, int, int]:
+    """Copy pictures evenly from the classes of a person's folder: a part's own where there are any, else the next."""
+    train = images / "train" if (images / "train").is_dir() else images
+    val = next((images / name for name in ("test", "val") if (images / name).is_dir()), train)
+    classes = sorted(path for path in train.iterdir() if path.is_dir())
+    if len(classes) < 2:
+        raise PicturesError(f"{images} has no class folders, neither in itself nor in its train/")
+    sizes = dict.fromkeys(parts, 0)
+    for source in classes:
+        waiting = {train: iter(sorted(source.glob("*.jp*g"))), val: iter(sorted((val / source.name).glob("*.jp*g")))}
+        for part, folder in (("train", train), ("val", val)):
+            target = root / part / source.name
+            target.mkdir(parents=True)
+            for path in islice(waiting[folder], max(1, parts[part] // len(classes))):
+                shutil.copy(path, target)
+                sizes[part] += 1
+        if not sizes["train"] or not sizes["val"]:
+            raise PicturesError(f"{source} has too few JPEGs to train and to validate on")
+        _check_size(next((root / "train" / source.name).iterdir()))
+    return len(classes), sizes["train"], sizes["val"]
+
+
+def _check_size(path: Path) -> None:
+    with Image.open(path) as image:
+        if image.size != (NATIVE, NATIVE):
+            raise PicturesError(
+                f"{path.name} is {image.width} x {image.height}; the blog's crop wants {NATIVE} x {NATIVE}"
+            )
+
+
+def _fit_statistics(network: nn.Module) -> None:
+    """Let BatchNorm know what this network makes of noise: without it activations fade or grow from layer to layer."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None
+    with torch.no_grad():
+        network.train()(torch.randn(32, 3, 64, 64))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

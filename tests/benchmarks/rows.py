@@ -1,0 +1,184 @@
+"""The rows of the benchmark: which work, by which sides, and what is asked of it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Literal
+
+from tests.benchmarks import blog, engine
+from tests.benchmarks.material import NATIVE, Pictures
+from tests.benchmarks.timing import Bench, Timed, Work, alternate, now, say
+
+_ROOT = Path(__file__).parents[2]
+_HEAD_EPOCHS = 5
+_FEWEST_HELPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is asked of a figure: no worse than the floor, and the aim if it can be had."""
+
+    floor: float
+    aim: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One line of the report.
+
+    Attributes:
+        work: in words.
+        baseline: which side ``tl`` is held against; "" where there is none.
+        kind: a speed-up and plain seconds are measured in seconds, a share in images per second.
+        theirs: the baseline's rounds.
+        ours: the rounds of ``tl``.
+        notes: what a reader must know to read the figure.
+        rounds: everything that is known of each round, by side.
+    """
+
+    work: str
+    baseline: str
+    kind: Literal["speed-up", "share", "seconds"]
+    theirs: tuple[float, ...]
+    ours: tuple[float, ...]
+    goal: Goal | None = None
+    notes: tuple[str, ...] = ()
+    rounds: Mapping[str, list[Timed]] | None = None
+
+    @property
+    def figure(self) -> float:
+        """The median of the rounds' figures: within a round, a busy machine was busy for both sides."""
+        return median(self.figures)
+
+    @property
+    def figures(self) -> tuple[float, ...]:
+        """The ratio of the two sides in each round, or ``tl``'s own value where there is no baseline."""
+        theirs = self.theirs or (1.0,) * len(self.ours)
+        return tuple(_figure(self.kind, a, b) for a, b in zip(theirs, self.ours, strict=True))
+
+    @property
+    def verdict(self) -> str:
+        """Whether floor and aim are held."""
+        if self.goal is None:
+            return ""
+        sign = -1 if self.kind == "seconds" else 1
+        if sign * self.figure >= sign * self.goal.aim:
+            return "aim"
+        return "floor" if sign * self.figure >= sign * self.goal.floor else "BELOW"
+
+
+Row = Callable[[Bench], list[Comparison]]
+
+
+def _figure(kind: str, theirs: float, ours: float) -> float:
+    return theirs / ours if kind == "speed-up" else ours / theirs
+
+
+def _head(bench: Bench, *, size: int, fewer: int, goals: Mapping[blog.Kind, Goal]) -> list[Comparison]:
+    """Five epochs of the head alone; ``fewer`` times fewer images and steps than the bench says."""
+    work = Work("efficientnet_b0", size, _HEAD_EPOCHS, frozen=True, steps=max(2, bench.steps // fewer))
+    pictures = bench.material.pictures(max(10 * fewer, bench.count) // fewer)
+    return _compare(bench, work, pictures, goals)
+
+
+def _tune(bench: Bench, *, model: str, goal: Goal) -> list[Comparison]:
+    """One epoch in which everything trains."""
+    work = Work(model, bench.size or NATIVE, 1, frozen=False, steps=bench.steps)
+    return _compare(bench, work, bench.material.pictures(bench.count), {"blog": goal})
+
+
+def _compare(bench: Bench, work: Work, pictures: Pictures, goals: Mapping[blog.Kind, Goal]) -> list[Comparison]:
+    weights = str(bench.material.weights(work.model))
+
+    def sides(seen: Pictures) -> dict[str, Callable[[], Timed]]:
+        every: dict[str, Callable[[], Timed]] = {
+            kind: partial(blog.run, kind, work, seen, bench, weights) for kind in goals
+        }
+        return every | {"tl": partial(engine.run, work, seen, bench, weights)}
+
+    if not bench.is_tiny:
+        say("  warming up")
+        alternate(sides(bench.material.pictures(2 * bench.batch_size)), 1)
+    rounds = alternate(sides(pictures), bench.rounds)
+    ours = rounds["tl"]
+    return [
+        Comparison(
+            work=_words(work, pictures),
+            baseline=kind,
+            kind="speed-up",
+            theirs=tuple(side.seconds for side in rounds[kind]),
+            ours=tuple(side.seconds for side in ours),
+            goal=goal if bench.has_goals else None,
+            notes=_notes(rounds[kind], ours),
+            rounds={kind: rounds[kind], "tl": ours},
+        )
+        for kind, goal in goals.items()
+    ]
+
+
+def _words(work: Work, pictures: Pictures) -> str:
+    what = f"head, {work.epochs} epochs" if work.frozen else "fine-tuning, 1 epoch"
+    return f"{what}, {work.model} @{work.input_size}, {pictures.train:,} + {pictures.val:,} images"
+
+
+def _notes(theirs: list[Timed], ours: list[Timed]) -> tuple[str, ...]:
+    slow, fast = theirs[0], ours[0]
+    without = median(side.loop_seconds for side in theirs) / median(side.loop_seconds for side in ours)
+    notes = [
+        f"setup takes {median(side.setup_seconds for side in theirs):.2f} s and "
+        f"{median(side.setup_seconds for side in ours):.2f} s; without it the ratio is {without:.1f}x",
+        f"threads: {slow.threads} and {fast.threads}; tl runs on {fast.note}",
+    ]
+    if slow.measured < slow.images:
+        notes.insert(0, f"baseline extrapolated from {slow.measured:,} of {slow.images:,} training images")
+    return tuple(notes)
+
+
+def _ceiling(bench: Bench, *, model: str, goal: Goal) -> list[Comparison]:
+    """Training speed as a share of the same steps without data."""
+    work = Work(model, bench.size or NATIVE, 1, frozen=False, steps=bench.steps)
+    weights = str(bench.material.weights(model))
+    rounds = alternate({"tl": partial(engine.rates, work, bench, weights)}, bench.rounds)["tl"]
+    return [
+        Comparison(
+            work=f"training images/s, {model} @{work.input_size}",
+            baseline="ceiling",
+            kind="share",
+            theirs=tuple(rates.ceiling for rates in rounds),
+            ours=tuple(rates.trained for rates in rounds),
+            goal=goal if bench.has_goals else None,
+            notes=(f"{rounds[0].images:,} images a round; {rounds[0].note}",),
+        )
+    ]
+
+
+def _help(bench: Bench, *, goal: Goal) -> list[Comparison]:
+    """Wall time of ``tl --help`` in a process of its own."""
+    count = 1 if bench.is_tiny else max(_FEWEST_HELPS, bench.rounds)
+    # The first one may write bytecode.
+    seconds = alternate({"tl": _ask_for_help}, 1 + count)["tl"][1:]
+    return [Comparison("tl --help", "", "seconds", (), tuple(seconds), goal if bench.has_goals else None)]
+
+
+def _ask_for_help() -> float:
+    started = now("cpu")
+    command = [sys.executable, "-m", "tl_cli", "--help"]
+    subprocess.run(command, cwd=_ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL, check=True)
+    return now("cpu") - started
+
+
+# What is asked of each row on a CPU.
+ROWS: dict[str, Row] = {
+    "head-32": partial(_head, size=32, fewer=1, goals={"blog": Goal(25, 38), "naive": Goal(15, 24)}),
+    "head-224": partial(_head, size=224, fewer=10, goals={"naive": Goal(10, 20)}),
+    "tune-b0": partial(_tune, model="efficientnet_b0", goal=Goal(2.5, 3.3)),
+    "tune-resnet18": partial(_tune, model="resnet18", goal=Goal(1.2, 1.45)),
+    "ceiling-b0": partial(_ceiling, model="efficientnet_b0", goal=Goal(0.9, 0.97)),
+    "ceiling-resnet18": partial(_ceiling, model="resnet18", goal=Goal(0.9, 0.97)),
+    "help": partial(_help, goal=Goal(0.35, 0.25)),
+}
