@@ -8,12 +8,13 @@ for _name in ("MLFLOW_TRACKING_URI", "TL_DATA_DIR", "CI", "NO_COLOR", "FORCE_COL
     os.environ.pop(_name, None)
 
 import http.server
+import multiprocessing
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ def write_pictures(root: Path, classes: dict[str, tuple[int, int, int]], count: 
         for index in range(count):
             pixels = np.array(colour) + noise.integers(-40, 40, (size, size, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:03d}.png")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that an earlier test or run has kept is found."""
+    monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="session")
@@ -93,16 +100,34 @@ def tl(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     return run
 
 
-def tl_process(*arguments: str | Path, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
-    """Start ``tl`` as a process of its own, for signals."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "tl_cli", *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# Processes of tl are forked from one that has imported what is slow: a start takes a moment, not many seconds.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["torch", "torchvision", "timm", "mlflow.store.tracking.sqlalchemy_store", "mlflow.pyfunc", "sklearn.metrics",
+     "matplotlib.pyplot", "plotext"]
+)  # fmt: skip
+
+
+def tl_process(
+    *arguments: str | Path, cwd: Path, stdout: int, stderr: int, **environment: str
+) -> "multiprocessing.process.BaseProcess":
+    """Start ``tl`` as a process of its own, for signals and terminals; the descriptors stay open in this one too."""
+    streams = (DupFd(stdout), DupFd(stderr))
+    process = _FORKS.Process(target=_be_tl, args=([*map(str, arguments)], cwd, {**os.environ, **environment}, streams))
+    process.start()
+    return process
+
+
+def _be_tl(arguments: list[str], cwd: Path, environment: dict[str, str], streams: tuple[DupFd, DupFd]) -> None:
+    from tl_cli.cli import main
+
+    for descriptor, stream in zip((1, 2), streams, strict=True):
+        os.dup2(stream.detach(), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = ["tl", *arguments]
+    main()
 
 
 @dataclass

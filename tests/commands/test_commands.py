@@ -2,8 +2,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -183,14 +181,17 @@ def test_an_interrupted_run_keeps_its_best_model_and_goes_on(tl, workplace: Path
         "--schedule",
         "constant",
     ]
-    process = tl_process("train", *long, cwd=workplace)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "epoch 3/" in line:
-            break
-    process.send_signal(signum)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
+    reader, writer = os.pipe()
+    with open("stderr.txt", "w+") as said, open(reader) as stdout:
+        process = tl_process("train", *long, cwd=workplace, stdout=writer, stderr=said.fileno())
+        os.close(writer)
+        assert any("epoch 3/" in line for line in stdout)
+        os.kill(process.pid, signum)
+        stdout.read()
+        process.join(60)
+        said.seek(0)
+        err = said.read()
+    assert process.exitcode == code, err
     assert "kept the best model so far" in err
     assert "Traceback" not in err
     run = open_store(None).find("latest")
@@ -225,12 +226,9 @@ def test_the_live_screen_runs_in_a_real_terminal(colours: Path, workplace: Path)
     import termios
 
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    environment.pop("CI", None)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tl_cli", "train", *QUICK, "--data", str(colours)],
-        stdin=follower, stdout=follower, stderr=follower, env=environment, close_fds=True,
-    )  # fmt: skip
+    process = tl_process(
+        "train", *QUICK, "--data", colours, cwd=workplace, stdout=follower, stderr=follower, TERM="xterm-256color"
+    )
     os.close(follower)
     seen = b""
     deadline = time.monotonic() + 120
@@ -241,9 +239,10 @@ def test_the_live_screen_runs_in_a_real_terminal(colours: Path, workplace: Path)
             except OSError:
                 break
             seen += chunk
-        elif process.poll() is not None:
+        elif process.exitcode is not None:
             break
-    assert process.wait(timeout=10) == 0
+    process.join(10)
+    assert process.exitcode == 0
     text = seen.decode(errors="replace")
     assert "\x1b[?1049h" in text
     assert "\x1b[?1049l" in text

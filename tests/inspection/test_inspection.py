@@ -1,16 +1,16 @@
 import pytest
 
+from tests.models.test_layers import on_meta
 from tl_cli.errors import UsageError
 from tl_cli.inspection.freeze_plan import freeze_plan
 from tl_cli.inspection.summary import summarize
-from tl_cli.models import zoo
 from tl_cli.models.freezing import BatchNormMode, freeze_backbone, unfreeze
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "vit_b_32", "vgg11_bn", "mobilenet_v3_small"])
 @pytest.mark.parametrize("bn", ["frozen", "train"])
 def test_the_freeze_plan_adds_up_and_tells_the_truth(name: str, bn: BatchNormMode) -> None:
-    classifier = zoo.create(name, 10, weights="none")
+    classifier, _ = on_meta(name)
     model = classifier.model
     parts = freeze_plan(
         classifier, [lambda: freeze_backbone(model, classifier.head_modules), lambda: unfreeze(model, bn)]

@@ -4,12 +4,43 @@ import torchvision
 
 from tl_cli.errors import UnknownModelError
 from tl_cli.models import freezing, zoo
+from tl_cli.models.families import family_of
 
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 
 
+# Where each module of torchvision makes its classes, read in its source.
+HEADS = {
+    "alexnet": "classifier.6", "convnext": "classifier.2", "densenet": "classifier", "efficientnet": "classifier.1",
+    "googlenet": "fc", "inception": "fc", "maxvit": "classifier.5", "mnasnet": "classifier.1", "mobilenetv2": "classifier.1",
+    "mobilenetv3": "classifier.3", "regnet": "fc", "resnet": "fc", "shufflenetv2": "fc", "squeezenet": "classifier.1",
+    "swin_transformer": "head", "vgg": "classifier.6", "vision_transformer": "heads.head",
+}  # fmt: skip
+
+
+def module_of(name: str) -> str:
+    return torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
+
+
+def smallest_of_each_family() -> list[str]:
+    """Siblings differ in depth and width alone; what they compute is tried on the one with the fewest parameters."""
+    families: dict[str, list[str]] = {}
+    for name in TORCHVISION:
+        families.setdefault(family_of(name, module_of(name)).title, []).append(name)
+
+    def parameters(name: str) -> int:
+        return torchvision.models.get_model_weights(name)["DEFAULT"].meta["num_params"]
+
+    return [min(members, key=parameters) for members in families.values()]
+
+
 @pytest.mark.parametrize("name", TORCHVISION)
-def test_every_torchvision_model_has_one_head_that_alone_trains(name: str) -> None:
+def test_the_head_of_every_torchvision_model_is_found(name: str) -> None:
+    assert zoo.find_head(name) == (HEADS[module_of(name)],)
+
+
+@pytest.mark.parametrize("name", smallest_of_each_family())
+def test_in_every_family_of_torchvision_the_head_alone_trains_and_its_classes_alone_come_out(name: str) -> None:
     _, size = zoo.size_limits(name)
     with torch.device("meta"):
         model = zoo.build(name, 7, zoo.options_for(name, size))

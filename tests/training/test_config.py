@@ -7,8 +7,8 @@ from tl_cli.training import recipes
 from tl_cli.training.config import read_toml, validated, write_toml
 from tl_cli.training.recipes import Facts
 
-TINY = Facts("cifar10", 45_000, 32, 1, 224, on_gpu=False, bf16=False, depthwise=True, cores=2)
-PHOTOS = Facts("/photos", 900, None, 1, 224, on_gpu=True, bf16=True, depthwise=False, cores=16)
+TINY = Facts("cifar10", 45_000, 32, 1, 224, on_gpu=False, bf16=False, cores=2)
+PHOTOS = Facts("/photos", 900, None, 1, 224, on_gpu=True, bf16=True, cores=16)
 MODEL = {"model": "resnet18"}
 
 
@@ -32,7 +32,7 @@ def test_the_default_recipe_depends_on_the_data_and_says_why() -> None:
 
 
 def test_digits_are_not_mirrored() -> None:
-    digits = Facts("digits", 1438, 8, 1, 224, on_gpu=False, bf16=False, depthwise=True, cores=2, mirrors=False)
+    digits = Facts("digits", 1438, 8, 1, 224, on_gpu=False, bf16=False, cores=2, mirrors=False)
     assert recipes.resolve(MODEL, {}, digits).config.augment == "shift"
 
 

@@ -87,7 +87,9 @@ def train(
         Three | None,
         typer.Option(metavar="R G B", help="Channel deviations, instead of the weights' own.", rich_help_panel=_LEARN),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="default or blog.", metavar="NAME", rich_help_panel=_LEARN)] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="default, fast or blog.", metavar="NAME", rich_help_panel=_LEARN)
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="In all, frozen ones included.", rich_help_panel=_LEARN)] = None,
     steps: Annotated[int | None, typer.Option(help="In all, instead of --epochs.", rich_help_panel=_LEARN)] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.", rich_help_panel=_LEARN)] = None,
@@ -151,9 +153,21 @@ def train(
         bool | None,
         typer.Option(
             "--feature-cache/--no-feature-cache",
-            help="Train the frozen phase on features computed once.",
+            help="Train what follows frozen layers on features computed once.",
             rich_help_panel=_FREEZE,
         ),
+    ] = None,
+    feature_views: Annotated[
+        str | None,
+        typer.Option(
+            help="Views of an image in the features: plain, flip, or a number of augmented ones.",
+            metavar="NAME|N",
+            rich_help_panel=_FREEZE,
+        ),
+    ] = None,
+    feature_dtype: Annotated[
+        str | None,
+        typer.Option(help="fp16 or fp32, in which features are kept.", metavar="NAME", rich_help_panel=_FREEZE),
     ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", rich_help_panel=_REGULARISE)] = None,
     decay_norms: Annotated[
@@ -199,6 +213,22 @@ def train(
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch on the CPU; 0 is torch's own choice.", rich_help_panel=_MACHINE)
+    ] = None,
+    fold: Annotated[
+        bool | None,
+        typer.Option(
+            "--fold/--no-fold",
+            help="Compute BatchNorm that stands still inside the convolution before it.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None,
+    probe: Annotated[
+        bool | None,
+        typer.Option(
+            "--probe/--no-probe",
+            help="Time a few steps to choose precision, layout, threads and folding.",
+            rich_help_panel=_MACHINE,
+        ),
     ] = None,
     workers: Workers = None,
     log_every: Annotated[

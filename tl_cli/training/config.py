@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tl_cli.errors import UsageError, suggest
 from tl_cli.fetch import write_text
 
-RecipeName = Literal["default", "blog"]
+RecipeName = Literal["default", "fast", "blog"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["constant", "cosine", "one-cycle", "plateau"]
 AugmentName = Literal["none", "shift", "flip", "flip-shift", "flip-crop", "blog"]
@@ -19,6 +19,7 @@ AutoAugment = Literal["none", "randaugment", "trivialaugment"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Layout = Literal["channels-last", "contiguous"]
+FeatureDtype = Literal["fp16", "fp32"]
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -62,11 +63,17 @@ class TrainConfig(BaseModel):
         input_size: side of the network's input in pixels.
         mean: channel statistics to use instead of the weights' own, for values in 0..1.
         std: the same.
-        feature_cache: train the frozen phase on features computed once.
+        feature_cache: train a phase whose first layers are frozen on what they give, computed once.
+        feature_views: of each training image: ``plain``, ``flip`` (the mirror image too, where images are flipped), or
+            the number of augmented views.
+        feature_dtype: in which features are kept.
         limit: at most so many images a part, stratified; None is all.
         val_fraction: share of the training images held out where the data bring no validation part.
         workers: threads that decode images from files.
         threads: threads of a tensor operation on the CPU; 0 leaves torch's own number.
+        fold: compute BatchNorm whose statistics stand still inside the convolution before it; None is what pays on the
+            kind of device.
+        probe: time a few steps to choose layout, precision, threads and folding, where a run is long enough.
         log_every: steps between two points of the iteration loss; 0 chooses about 50 an epoch.
     """
 
@@ -116,11 +123,15 @@ class TrainConfig(BaseModel):
     mean: Statistics | None = None
     std: Statistics | None = None
     feature_cache: bool = True
+    feature_views: Annotated[str, Field(pattern=r"^(plain|flip|[1-9][0-9]?)$")] = "flip"
+    feature_dtype: FeatureDtype = "fp16"
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 0
     device: DeviceName = "auto"
     precision: Precision = "fp32"
     layout: Layout = "channels-last"
     threads: Annotated[int, Field(ge=0)] = 0
+    fold: bool | None = None
+    probe: bool = True
     workers: Annotated[int, Field(ge=0, le=64)] = 2
     log_every: Annotated[int, Field(ge=0)] = 0
 

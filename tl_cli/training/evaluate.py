@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from tl_cli.contract import ModelCard, SplitName
 from tl_cli.data.loaders import Loader
 from tl_cli.data.sources import changed_parts, check_still_there, open_data
@@ -54,10 +56,13 @@ def evaluate_model(
         raise DataError(f"{spec.source} has other classes ({here}, ...) than the model ({there}, ...)")
     if part not in data.parts:
         raise DataError(f"{spec.source} has no {part} images; try --split val")
-    machine = Machine(choose_device(device))
+    # Channels-last: the faster layout on a CPU for every network that was tried, and what a GPU's tensor cores want.
+    machine = Machine(choose_device(device), memory_format=torch.channels_last)
     machine.place(classifier.model)
     size = batch_size or eval_batch(card.preprocessing.crop)
-    loader = Loader(data.parts[part], card.preprocessing, size, machine.device, threads)
+    loader = Loader(
+        data.parts[part], card.preprocessing, size, machine.device, threads, memory_format=machine.memory_format
+    )
     total = len(loader.images)
     answers = answer(
         Autocasting(classifier.model, machine), loader.clean(), lambda done: progress("evaluating", done, total)

@@ -31,6 +31,7 @@ class PhaseStarted:
         trainable: parameters that train.
         frozen: parameters that do not.
         cached: whether it trains on features computed once.
+        found: whether an earlier run had computed them.
     """
 
     name: PhaseName
@@ -41,6 +42,7 @@ class PhaseStarted:
     trainable: int
     frozen: int
     cached: bool
+    found: bool = False
 
 
 @dataclass(frozen=True, slots=True)

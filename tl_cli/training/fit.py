@@ -69,6 +69,7 @@ def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
                 trainable=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
                 frozen=sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
                 cached=stage.cached,
+                found=stage.found,
             )
         )
         if state.counters.epoch < phase.first:
@@ -104,8 +105,9 @@ def _run_epoch(
             # .item() waits for the GPU, so the loss is read on few steps only.
             notify(_sample(step, epoch, stepped.loss.item(), state))
         notify(StepEnded(step, epoch, len(batch.labels)))
-    trained = time.perf_counter()
     train_loss = _finite(float(running.loss) / running.images, step, state)
+    # After the loss was read, for which a GPU has to be done.
+    trained = time.perf_counter()
     total = len(plan.data.parts["val"])
     answers = answer(stage.network, stage.validation(), lambda done: notify(Worked("validating", done, total)))
     val_accuracy, val_loss = _judge(answers)

@@ -1,6 +1,6 @@
 """The end of a run: the best model is judged once, on the test images and on clean training images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ from torch import nn
 
 from tl_cli.data import splits
 from tl_cli.data.loaders import Loader
+from tl_cli.data.names import Names
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.evaluation.metrics import Report, report
 from tl_cli.fetch import replacing
@@ -36,7 +37,7 @@ class Outcome:
     counters: Counters
     test: Report | None
     test_answers: Answers | None
-    test_ids: np.ndarray | None
+    test_ids: Names | None
     clean_train: Report
 
     @property
@@ -57,7 +58,7 @@ class Outcome:
                 file,
                 logits=self.test_answers.logits.numpy(),
                 labels=self.test_answers.labels.numpy(),
-                ids=self.test_ids.astype(np.str_),
+                ids=np.array(self.test_ids.tolist(), dtype=np.str_),
                 classes=np.array(classes, dtype=np.str_),
             )
 
@@ -65,7 +66,8 @@ class Outcome:
 def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Outcome:
     """Load the best model and judge it; the test images are looked at here and nowhere before."""
     bundle.load_weights(best, plan.classifier.model)
-    network = Autocasting(plan.classifier.model, plan.machine)
+    # In fp32, as the saved model will be used; what training computed in is over.
+    network = Autocasting(plan.classifier.model, replace(plan.machine, precision="fp32"))
     train = plan.data.parts["train"]
     count = min(_CLEAN_TRAIN_IMAGES, len(train))
     chosen = splits.stratified_order(train.labels, plan.config.split_seed)[:count]

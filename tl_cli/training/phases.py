@@ -37,6 +37,11 @@ class Phase:
     stages: int = 1
 
     @property
+    def title(self) -> str:
+        """What it is called in a list of all phases."""
+        return f"{self.name} {self.stage}" if self.stages > 1 else self.name
+
+    @property
     def epochs(self) -> int:
         """How many epochs it has."""
         return self.last - self.first + 1

@@ -1,10 +1,11 @@
 """From settings to everything that ``fit`` needs: data, model, machine, phases, and the batches of each phase."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,12 +13,14 @@ from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data.augmentation import Augmentation
 from tl_cli.data.catalogue import SETS
 from tl_cli.data.images import Images
-from tl_cli.data.loaders import Batch, Loader, steps_in_epoch
+from tl_cli.data.loaders import Batch, Loader
 from tl_cli.data.sources import LabelledData, open_data
 from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import Progress, silent
 from tl_cli.models import freezing, zoo
+from tl_cli.models.counting import Counting
 from tl_cli.models.freezing import batch_norms
+from tl_cli.models.graph import Network
 from tl_cli.models.layers import Layer, layers_of, place_of
 from tl_cli.models.regularising import set_dropout
 from tl_cli.models.zoo import Classifier
@@ -25,6 +28,7 @@ from tl_cli.training import features, recipes
 from tl_cli.training.config import AugmentName, TrainConfig, check
 from tl_cli.training.ema import Average
 from tl_cli.training.events import Observer, Worked
+from tl_cli.training.features import CachedFeatures, CachePlan, View
 from tl_cli.training.machine import (
     Autocasting,
     Machine,
@@ -32,10 +36,12 @@ from tl_cli.training.machine import (
     choose_device,
     cores,
     default_workers,
+    idle_cores,
     prepare_machine,
 )
 from tl_cli.training.phases import Phase, first_trained, phases_of
-from tl_cli.training.recipes import Facts, Resolved
+from tl_cli.training.probe import Fixed, Work, probe
+from tl_cli.training.recipes import Facts, Origin, Resolved
 from tl_cli.training.state import TrainState
 from tl_cli.training.step import Objective
 
@@ -49,6 +55,13 @@ _AUGMENTATIONS: dict[AugmentName, Augmentation] = {
 }
 
 
+_PROBED = ("layout", "precision", "threads", "fold")
+# Of the time that a run is expected to take.
+_PROBE_SHARE = 0.02
+# EfficientNet-Lite0 at 64 px on two 2020s server cores; a GPU only has to be told from them.
+_MULTIPLY_ADDS_PER_S = {"cpu": 2e10, "gpu": 2e12}
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that a run works with.
@@ -60,8 +73,9 @@ class Plan:
         layers: of the model, in order of execution, the head last.
         frozen_layers: how many of them never train (``--freeze-until``).
         phases: in order.
-        caches: whether the frozen phase trains on cached features.
-        cache_note: why not, where it was asked for and is not possible.
+        probed: what the probe found, for people.
+        cached: how a phase trains on cached features, by its first epoch; the others train on images.
+        cache_notes: why a phase does not, where it was asked for and something is frozen.
     """
 
     resolved: Resolved
@@ -71,8 +85,9 @@ class Plan:
     layers: tuple[Layer, ...]
     frozen_layers: int
     phases: tuple[Phase, ...]
-    caches: bool
-    cache_note: str | None
+    probed: str | None = None
+    cached: Mapping[int, CachePlan] = field(default_factory=dict)
+    cache_notes: tuple[str, ...] = ()
 
     @property
     def config(self) -> TrainConfig:
@@ -104,7 +119,14 @@ class Plan:
     def loader(self, images: Images) -> Loader:
         """Return the batches in which images are evaluated."""
         size = max(self.config.batch_size, eval_batch(self.config.input_size))
-        return Loader(images, self.classifier.preprocessing, size, self.machine.device, self.config.workers)
+        return Loader(
+            images,
+            self.classifier.preprocessing,
+            size,
+            self.machine.device,
+            self.config.workers,
+            memory_format=self.machine.memory_format,
+        )
 
     def train_loader(self, phase: Phase) -> Loader:
         """Return the batches of the training part in a phase."""
@@ -117,16 +139,15 @@ class Plan:
             # BatchNorm cannot normalise by a batch of one image.
             drop_single=phase.bn == "train",
             balanced=self.config.sampler == "balanced",
+            memory_format=self.machine.memory_format,
         )
 
     def uses_cache(self, phase: Phase) -> bool:
         """Whether a phase trains on cached features."""
-        return phase.name == "head" and self.caches
+        return phase.first in self.cached
 
     def steps_per_epoch(self, phase: Phase) -> int:
         """Return the optimizer steps in an epoch of a phase."""
-        if self.uses_cache(phase):
-            return steps_in_epoch(len(self.data.parts["train"]), self.images_per_step)
         return self.train_loader(phase).steps
 
     def steps_of(self, phase: Phase) -> int:
@@ -153,6 +174,11 @@ class Plan:
         freezing.unfreeze(model, phase.bn)
         for layer in self.layers[: len(self.layers) - len(self.trained_layers(phase))]:
             freezing.freeze(layer.modules, layer.parameters)
+
+    def network(self, phase: Phase) -> nn.Module:
+        """Return what maps the inputs of a phase's batches to logits: the whole model, or its tail after features."""
+        trained = self.cached[phase.first].cut.tail if self.uses_cache(phase) else self.classifier.model
+        return Autocasting(trained, self.machine)
 
     def objective(self, *, mixes: bool) -> Objective:
         """Return what the steps lower.
@@ -202,6 +228,7 @@ class Stage:
         validation: the batches of the validation part.
         objective: what a step lowers.
         cached: whether the inputs are cached features.
+        found: whether an earlier run had left all of them.
     """
 
     network: nn.Module
@@ -210,6 +237,7 @@ class Stage:
     validation: Callable[[], Iterator[Batch]]
     objective: Objective
     cached: bool
+    found: bool = False
 
 
 def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: Progress = silent) -> Plan:
@@ -240,8 +268,9 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
         own_input=own,
         on_gpu=device.type != "cpu",
         bf16=bf16_is_fast(device),
-        depthwise=_has_depthwise(early.model),
+        imbalance=_imbalance(data),
         cores=cores(),
+        idle_cores=idle_cores() if device.type == "cpu" else 0,
         pretrained=early.weights != "none",
         mirrors=data.spec.source not in SETS or SETS[data.spec.source].mirrors,
     )
@@ -257,8 +286,10 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
     layers = tuple(layers_of(classifier, _example(classifier, machine)))
     frozen = place_of(layers, classifier, config.freeze_until) if config.freeze_until else 0
     _check_stages(config, len(layers) - 1 - frozen)
-    caches, note = _plan_cache(config, data, classifier, machine)
-    return Plan(resolved, data, classifier, machine, layers, frozen, phases_of(config), caches, note)
+    plan = Plan(resolved, data, classifier, machine, layers, frozen, phases_of(config))
+    if config.probe:
+        plan = _with_probed_machine(plan, given)
+    return _with_caches(plan) if config.feature_cache else plan
 
 
 def new_state(plan: Plan) -> TrainState:
@@ -322,10 +353,10 @@ def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     """Freeze what the phase freezes and return its network and batches; features are computed here."""
     plan.freeze_for(phase)
     if plan.uses_cache(phase):
-        return _cached_stage(plan, notify)
+        return _cached_stage(plan, phase, notify)
     loader = plan.train_loader(phase)
     return Stage(
-        network=Autocasting(plan.classifier.model, plan.machine),
+        network=plan.network(phase),
         steps=loader.steps,
         train=lambda epoch: loader.train(plan.augmentation, plan.config.seed, epoch),
         validation=lambda: plan.loader(plan.data.parts["val"]).clean(),
@@ -339,46 +370,92 @@ def eval_batch(input_size: int) -> int:
     return max(1, min(256, 256 * 64 * 64 // input_size**2))
 
 
-def _cached_stage(plan: Plan, notify: Observer) -> Stage:
-    mirrored = plan.augmentation.flip
-    train, val = plan.loader(plan.data.parts["train"]), plan.loader(plan.data.parts["val"])
-    in_train = len(train.images) * (1 + mirrored)
+def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
+    cached = plan.cached[phase.first]
+    cache = features.Cache(cached, plan.machine)
+    train, val = (plan.loader(plan.data.parts[part]) for part in ("train", "val"))
+    in_train = len(cached.views) * len(train.images)
     total = in_train + len(val.images)
-    trained = features.cache_features(
-        plan.classifier,
-        plan.machine,
-        train,
-        mirrored=mirrored,
-        counted=lambda done: notify(Worked("caching features", done, total)),
-    )
-    validated = features.cache_features(
-        plan.classifier,
-        plan.machine,
-        val,
-        mirrored=False,
-        counted=lambda done: notify(Worked("caching features", in_train + done, total)),
-    )
-    balanced = plan.config.sampler == "balanced"
-    head = replace(trained, batch_size=plan.images_per_step, balanced=balanced)
+    seed = plan.config.seed
+
+    def batches_of(loader: Loader, views: tuple[View, ...], before: int) -> tuple[CachedFeatures, bool]:
+        tensors, found = cache.features(
+            loader, views, plan.augmentation, seed,
+            lambda done: notify(Worked("caching features", before + done, total)),
+        )  # fmt: skip
+        made = CachedFeatures(
+            features.at_hand(tensors, plan.machine.device),
+            torch.from_numpy(loader.images.labels),
+            plan.images_per_step,
+            plan.machine.device,
+            balanced=plan.config.sampler == "balanced",
+            drop_single=phase.bn == "train",
+            flips="mirrored" in views,
+        )
+        return made, found
+
+    trained, train_found = batches_of(train, cached.views, 0)
+    validated, val_found = batches_of(val, ("plain",), in_train)
     return Stage(
-        network=plan.classifier.head_modules[0],
-        steps=head.steps,
-        train=lambda epoch: head.train(plan.config.seed, epoch),
+        network=plan.network(phase),
+        steps=trained.steps,
+        train=lambda epoch: trained.train(seed, epoch),
         validation=validated.clean,
         objective=plan.objective(mixes=False),
         cached=True,
+        found=train_found and val_found,
     )
 
 
-def _plan_cache(
-    config: TrainConfig, data: LabelledData, classifier: Classifier, machine: Machine
-) -> tuple[bool, str | None]:
-    if not config.feature_cache or config.freeze_epochs == 0:
-        return False, None
-    views = 1 + _AUGMENTATIONS[config.augment].flip
-    images = len(data.parts["train"]) * views + len(data.parts["val"])
-    reason = features.can_cache(classifier, machine, config.input_size, images)
-    return reason is None, reason
+def _with_probed_machine(plan: Plan, given: Mapping[str, object]) -> Plan:
+    """Return the plan with what the probe chose for the settings that nobody has given."""
+    fixed = Fixed(**{name: given[name] for name in _PROBED if name in given})  # type: ignore[arg-type]
+    if None not in (fixed.layout, fixed.precision, fixed.threads):
+        return plan  # a run that goes on, too: its config names them all
+    config, phase = plan.config, plan.phases[-1]
+    plan.freeze_for(phase)
+    work = Work(config.model, plan.machine.device, config.input_size, config.batch_size, phase.name != "head")
+    choice = probe(
+        plan.classifier.model, work, fixed, budget_s=_PROBE_SHARE * _expected_seconds(plan), machine=plan.machine
+    )
+    if choice is None:
+        return plan
+    values = {name: value for name, value in asdict(choice.best).items() if name not in given}
+    origins = plan.resolved.origins | {name: Origin("machine", choice.why_of(name)) for name in values}
+    resolved = Resolved(config.model_copy(update=values), origins)
+    machine = prepare_machine(resolved.config)
+    machine.place(plan.classifier.model)
+    return replace(plan, resolved=resolved, machine=machine, probed=choice.why)
+
+
+def _expected_seconds(plan: Plan) -> float:
+    """Return roughly how long a run takes, from its multiply-adds: good enough to say what a probe may take."""
+    with torch.no_grad(), Counting() as counting:  # type: ignore[no-untyped-call]
+        plan.classifier.model.eval()(_example(plan.classifier, plan.machine))
+    images = len(plan.data.parts["train"])
+    # A backward pass costs as much as two forward ones; frozen layers see plain and mirrored images once.
+    passes = [3 * phase.epochs if phase.name != "head" else 2 for phase in plan.phases]
+    speed = _MULTIPLY_ADDS_PER_S["cpu" if plan.machine.device.type == "cpu" else "gpu"]
+    return float(sum(passes) * images * counting.flops / 2 / speed)
+
+
+def _with_caches(plan: Plan) -> Plan:
+    """Return the plan with what each phase can train on instead of images."""
+    frozen = [phase for phase in plan.phases if len(plan.trained_layers(phase)) < len(plan.layers)]
+    if not frozen:
+        return plan
+    network = Network(plan.classifier, _example(plan.classifier, plan.machine))
+    cached: dict[int, CachePlan] = {}
+    notes: list[str] = []
+    train, val = len(plan.data.parts["train"]), len(plan.data.parts["val"])
+    for phase in frozen:
+        plan.freeze_for(phase)
+        found = features.plan_cache(network.cut(), phase, plan.config, plan.augmentation, train, val)
+        if isinstance(found, CachePlan):
+            cached[phase.first] = found
+        else:
+            notes.append(f"{phase.title} trains on images: {found}")
+    return replace(plan, cached=cached, cache_notes=tuple(notes))
 
 
 def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Classifier:
@@ -433,10 +510,10 @@ def _check_batches(classifier: Classifier, data: LabelledData, config: TrainConf
         raise UsageError("BatchNorm cannot train on batches of one image; use a larger --batch-size or --bn frozen")
 
 
-def _has_depthwise(name: str) -> bool:
-    with torch.device("meta"):
-        modules = zoo.build(name, 2).modules()
-        return any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in modules)
+def _imbalance(data: LabelledData) -> float:
+    """Return how many times as many training images the largest class has as the smallest."""
+    sizes = np.bincount(data.parts["train"].labels, minlength=len(data.classes))
+    return float(sizes.max() / max(1, sizes.min()))
 
 
 def _data_spec(early: TrainConfig) -> DataSpec:

@@ -360,7 +360,8 @@ def _bar(label: str, done: float, total: float, note: str, width: int) -> Table:
 
 def _phase_line(event: PhaseStarted) -> str:
     first, last = event.epochs
-    cached = ", on features computed once" if event.cached else ""
+    features = "features kept from an earlier run" if event.found else "features computed once"
+    cached = f", on {features}" if event.cached else ""
     total = event.trainable + event.frozen
     counts = f"{event.trainable:,} of {total:,} parameters train"
     return f"{tables.epoch_range(first, last)}: {_PHASE_TITLES[event.name]}, {counts}{cached}"

@@ -31,8 +31,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         notes.append("the data bring no test images: no test accuracy will be claimed")
     if not plan.classifier.head_is_new:
         notes.append("the head comes with the weights")
-    if plan.cache_note:
-        notes.append(f"features cannot be cached: {plan.cache_note}")
+    notes += plan.cache_notes
     for note in notes:
         console.print(plain(f"note: {note}", "yellow"))
     console.print()
@@ -56,7 +55,10 @@ def _refinements(plan: Plan) -> list[str]:
         lines.append(
             f"layer decay {config.layer_decay:g}: from {config.unfreeze_lr:g} down to {rate:.2g} at {lowest.name}"
         )
-    if plan.caches:
+    if plan.probed:
+        lines.append(f"probe: {plan.machine.describe()} ({plan.probed})")
+    lines += [f"{p.title} trains on {plan.cached[p.first].describe()}" for p in plan.phases if plan.uses_cache(p)]
+    if any(phase.name == "head" and plan.uses_cache(phase) for phase in plan.phases):
         idle = [flag for flag, used in _IMAGE_ONLY if used(config)]
         if idle:
             lines.append(f"{', '.join(idle)}: not in the head phase, which trains on cached features")
