@@ -1,4 +1,5 @@
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from tl_cli import store as store_module
 from tl_cli.errors import StorageError
-from tl_cli.store import Store
+from tl_cli.store import Store, memory_bytes
 
 VALUES = np.arange(60, dtype=np.uint8).reshape(5, 3, 2, 2)
 
@@ -125,3 +127,37 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
     put(store, "a")
     assert not old.exists()
     assert new.exists()
+
+
+def test_an_array_that_another_process_writes_is_waited_for(store: Store) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with store.keep("a", VALUES.shape, VALUES.dtype) as append:
+            writing.set()
+            go_on.wait(10)
+            append(VALUES)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert writing.wait(10)
+    threading.Timer(0.1, go_on.set).start()
+    found = store.wait_for("a")
+    thread.join()
+    assert found is not None
+    assert np.array_equal(found, VALUES)
+    assert store.wait_for("b") is None
+
+
+def test_a_folder_that_cannot_be_written_has_no_room() -> None:
+    assert Store(Path("/dev/null/store")).room == 0
+
+
+@pytest.mark.parametrize(("said", "limited"), [("1000000\n", True), ("max\n", False), ("", False)])
+def test_the_limit_of_a_container_is_the_memory(
+    said: str, limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_CGROUPS", tmp_path)
+    whole = memory_bytes()
+    (tmp_path / "memory.max").write_text(said)
+    assert memory_bytes() == (1_000_000 if limited else whole)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import psutil
 from filelock import FileLock, Timeout
 
 from tl_cli.errors import StorageError
@@ -19,6 +20,9 @@ from tl_cli.fetch import digest, replacing, write_text
 
 # A writer is never idle for as long, so what is older was left by one that was killed.
 _TORN_AFTER_S = 24 * 3600
+# https://docs.kernel.org/admin-guide/cgroup-v2.html and its forerunner; "max" is no number and no limit.
+_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,15 @@ class Store:
                 # Before the array has its name: one without the other is an array that is not there.
                 write_text(path.with_suffix(".json"), json.dumps({"sha256": writer.seen.hexdigest()}))
 
+    def wait_for(self, key: str) -> np.ndarray | None:
+        """Return an array once no other process is writing it, or None as ``find`` does.
+
+        Raises:
+            StorageError: the folder may not be written.
+        """
+        with self._alone(self._path(key), wait=True):
+            return self.find(key)
+
     @property
     def room(self) -> int:
         """Bytes that a new array may take, all others removed for it; 0 where there is no disk."""
@@ -80,6 +93,8 @@ class Store:
     def _room(self, kept: int) -> int:
         with suppress(OSError):
             existing = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+            if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+                return 0
             return min(self.most_bytes, int(self.disk_share * (shutil.disk_usage(existing).free + kept)))
         return 0
 
@@ -87,8 +102,8 @@ class Store:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
     @contextmanager
-    def _alone(self, path: Path) -> Iterator[None]:
-        lock = FileLock(path.with_name(f".{path.stem}.lock"), timeout=0)
+    def _alone(self, path: Path, *, wait: bool = False) -> Iterator[None]:
+        lock = FileLock(path.with_name(f".{path.stem}.lock"), timeout=-1 if wait else 0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -126,6 +141,15 @@ class Store:
         for path in self.folder.glob(pattern):
             with suppress(OSError):
                 yield path, path.stat()
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use: the machine's, or less in a container with a limit."""
+    limits = [psutil.virtual_memory().total]
+    for name in _CGROUP_LIMITS:
+        with suppress(OSError, ValueError):
+            limits.append(int((_CGROUPS / name).read_text(encoding="ascii")))
+    return min(limits)
 
 
 class _Hashing:

@@ -145,3 +145,9 @@ def test_pictures_behind_links_and_in_folders_of_folders_are_listed_once_in_orde
     assert ids[:3] == ["a/000.png", "a/000/000.png", "a/001.png"]
     assert len(ids) == 6
     assert ids[4:] == ["b/000.png", "b/001.png"]
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path: Path) -> None:
+    write_pictures(tmp_path, COLOURS, 3)
+    (tmp_path / "red" / "loop").symlink_to("loop")
+    assert len(scan(tmp_path).parts["train"]) == 9

@@ -12,6 +12,7 @@ from tl_cli.data.augmentation import Augmentation, crop_boxes, erase
 from tl_cli.data.folder import scan
 from tl_cli.data.images import FileImages, PackedImages, pack
 from tl_cli.data.loaders import Loader, balanced_order, epoch_order, training_order
+from tl_cli.data.names import Names
 from tl_cli.data.policies import apply_policy
 from tl_cli.errors import DataError
 
@@ -286,3 +287,16 @@ class RecordingFiles:
         image = self.files.load(index, short_side)
         self.shapes.append(image.shape)
         return image
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 39), (33, 20)])
+def test_an_image_that_training_mirrors_is_the_mirrored_view(shape: tuple[int, int]) -> None:
+    pixels = torch.randint(0, 256, (8, 3, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    packed = PackedImages(Names.of(map(str, range(8))), np.zeros(8, dtype=np.int64), pixels)
+    own = loader(packed, batch_size=8)
+    (plain,), (mirrored,) = list(own.clean()), list(own.clean(mirrored=True))
+    (drawn,) = list(own.in_order(Augmentation(), seed=0, epoch=1))
+    same = [[torch.equal(image, view) for view in views] for image, *views in
+            zip(drawn.inputs, plain.inputs, mirrored.inputs, strict=True)]  # fmt: skip
+    assert all(any(row) for row in same)
+    assert any(row[1] and not row[0] for row in same)

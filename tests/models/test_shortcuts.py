@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tl_cli.models import freezing, zoo
+from tl_cli.models import freezing, small_maps, zoo
 from tl_cli.models.shortcuts import Shortcut, find_shortcuts, lent
 
 # Pre-activated blocks, asymmetric padding, an auxiliary head, norms with activations inside, no norms that can be
@@ -223,3 +223,17 @@ def test_every_kernel_equals_itself_on_every_small_map(
             plain = answers(conv, inputs)
             with lent([Shortcut(conv)], fold=False):
                 assert_same(answers(conv, inputs), plain)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "groups"), [(1, 1, 4), (1, 1, 1), (3, 3, 4), (2, 2, 1), (3, 2, 4), (3, 1, 4)]
+)
+def test_a_kernel_that_meets_only_padding_is_left_to_torch(kernel: int, padding: int, groups: int) -> None:
+    conv = nn.Conv2d(4, 4, kernel, padding=padding, groups=groups)
+    if not small_maps.is_known(conv):
+        assert padding >= kernel
+        return
+    for side in (1, 2, 3):
+        maps = torch.randn(16, 4, side, side)
+        expected = conv(maps)
+        torch.testing.assert_close(small_maps.convolve(conv, maps, conv.weight, conv.bias), expected)

@@ -1,4 +1,7 @@
+import gc
 import shutil
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +130,7 @@ def test_augmented_views_are_those_of_the_epochs_they_are_named_for(colours: Pat
                 expected = cached.cut.prefix(loader._batch(indices, images).inputs)
             torch.testing.assert_close(view[torch.from_numpy(indices)], expected, rtol=1e-4, atol=1e-5)
             break
-    batches = CachedFeatures(tensors, torch.from_numpy(loader.images.labels), 8, torch.device("cpu"))
+    batches = CachedFeatures(tensors, torch.from_numpy(loader.images.labels), 8, 8, torch.device("cpu"))
     drawn = torch.cat([batch.inputs for batch in batches.train(0, 1)])
     among = [(drawn[:, None] == view[None]).all(-1).any() for view in tensors]
     assert all(among)
@@ -276,3 +279,78 @@ def test_the_digest_of_a_network_is_of_all_its_numbers() -> None:
         moved[1].running_var[0] += 1e-6
     strided[0].stride = (2, 2)
     assert len({features._digest(each) for each in (same, other, moved, strided)}) == 4
+
+
+def test_validation_of_maps_goes_by_the_batches_of_images(colours: Path) -> None:
+    plan = plan_for(colours, epochs=7, freeze_epochs=1, freeze_until="conv5", weights=str(saved()), input_size=64,
+                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), limit=12)  # fmt: skip
+    maps = CachedFeatures((torch.zeros(9, 4, 2, 2),), torch.zeros(9).long(), 2, 4, torch.device("cpu"))
+    assert [len(batch.labels) for batch in maps.clean()] == [4, 4, 1]
+    sizes = []
+    for phase in plan.phases:
+        stage = setup.open_stage(plan, phase, lambda event: None)
+        sizes.append(stage.validation.__self__.clean_batch)  # type: ignore[attr-defined]
+    assert sizes == [4096, plan.loader(plan.data.parts["val"]).batch_size]
+
+
+def test_what_takes_a_batch_may_write_to_it() -> None:
+    kept = torch.ones(4, 3)
+    features_of = CachedFeatures((kept,), torch.zeros(4).long(), 2, 2, torch.device("cpu"))
+    for batch in (*features_of.clean(), *features_of.train(0, 1)):
+        batch.inputs.zero_()
+    assert bool((kept == 1).all())
+
+
+def test_a_run_that_began_on_features_does_not_go_on_without(colours: Path, tmp_path: Path) -> None:
+    plan = plan_for(colours, epochs=2, freeze_epochs=2)
+    path = tmp_path / "last.pt"
+    path.write_bytes(setup.new_state(plan).to_bytes())
+    setup.new_state(plan).restore(path)
+    other = setup.new_state(plan_for(colours, epochs=2, freeze_epochs=2, feature_cache=False))
+    with pytest.raises(UsageError, match="cached features"):
+        other.restore(path)
+
+
+def test_the_features_of_a_stage_are_gone_before_the_next_ones_are_computed(
+    colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "_LEAST_GAIN", 1.0)
+    alive: list[int] = []
+    seen: list[weakref.ref[torch.Tensor]] = []
+    at_hand = features.at_hand
+
+    def counted(views: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in seen))
+        seen.append(weakref.ref(views[0]))
+        return at_hand(views, device)
+
+    monkeypatch.setattr(features, "at_hand", counted)
+    run(plan_for(colours, epochs=14, freeze_epochs=2, unfreeze_stages=2, bn="frozen", limit=12, batch_size=12))
+    # Of the training part and of the validation part, of two phases.
+    assert alive == [0, 1, 0, 1]
+
+
+def test_two_runs_may_want_the_same_features_on_the_disk(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_MEMORY_SHARE", 0.0)
+    settings = {"epochs": 2, "freeze_epochs": 2}
+    failed: list[BaseException] = []
+
+    def one() -> None:
+        try:
+            run(plan_for(colours, **settings))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_an_unwritable_cache_promises_no_file(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "_MEMORY_SHARE", 0.0)
+    monkeypatch.setenv("TL_CACHE_DIR", "/dev/null/cache")
+    assert not plan_for(colours, epochs=2, freeze_epochs=2).cached

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,3 +101,13 @@ def test_a_cpu_is_never_said_to_be_fast_in_bf16_unmeasured() -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(UsageError, match="torch sees no CUDA device here; use --device cpu or auto"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(("said", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
+def test_a_containers_share_of_the_cores_is_what_there_is(
+    said: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(said)
+    monkeypatch.setattr(machine, "_CPU_QUOTA", tmp_path / "cpu.max")
+    assert machine.cores() == expected

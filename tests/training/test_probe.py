@@ -9,7 +9,17 @@ from torch import nn
 
 from tl_cli.models import freezing, zoo
 from tl_cli.training.machine import Machine, cores
-from tl_cli.training.probe import Axis, Candidate, Choice, Fixed, Work, probe, search, thread_counts
+from tl_cli.training.probe import (
+    Axis,
+    Candidate,
+    Choice,
+    Fixed,
+    Work,
+    _with_threads_of,
+    probe,
+    search,
+    thread_counts,
+)
 
 CPU = torch.device("cpu")
 WORK = Work("mobilenet_v3_small", CPU, 32, 4)
@@ -183,3 +193,9 @@ def test_a_feature_pass_is_timed_without_gradients(tmp_path: Path) -> None:
     choice = probe(model(), work, fixed, budget_s=1000, machine=Machine(CPU), path=tmp_path / "probes.json")
     assert choice is not None
     assert [timing.candidate.layout for timing in choice.timings] == ["contiguous", "channels-last"]
+
+
+def test_a_gpu_keeps_torchs_threads() -> None:
+    choice = Choice(Candidate(threads=1), (), (), 4, 1.0, "2026-11-24")
+    kept = _with_threads_of(choice, Fixed(), Machine(torch.device("cuda")))
+    assert kept.best.threads == torch.get_num_threads()

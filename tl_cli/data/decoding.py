@@ -49,7 +49,12 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decode(source: Path | bytes, *, short_side: int | None = None) -> Tensor:
-    """Return a picture as it is meant to be seen: (3, H, W) uint8, RGB, upright, on white where transparent.
+    """Return a picture as ``decode_pixels`` does, laid out for a network: (3, H, W) uint8."""
+    return torch.from_numpy(decode_pixels(source, short_side=short_side)).permute(2, 0, 1).contiguous()
+
+
+def decode_pixels(source: str | Path | bytes, *, short_side: int | None = None) -> np.ndarray:
+    """Return a picture as it is meant to be seen: (H, W, 3) uint8, RGB, upright, on white where transparent.
 
     Args:
         source: a file, or the bytes of one.
@@ -59,15 +64,15 @@ def decode(source: Path | bytes, *, short_side: int | None = None) -> Tensor:
     Raises:
         DataError: it is no picture of a known format, is torn, or is larger than ``MAX_PIXELS``. Names the file.
     """
-    name = str(source) if isinstance(source, Path) else "the image"
+    name = "the image" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
             if short_side is not None:
                 _draft(image, short_side)
             ImageOps.exif_transpose(image, in_place=True)
-            return _pixels(image)
+            return np.array(_to_rgb(image))
     except UnidentifiedImageError as error:
         raise DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from error
     except Image.DecompressionBombError as error:
@@ -171,10 +176,6 @@ def _draft(image: Image.Image, short_side: int) -> None:
     scale = 2 * short_side / min(width, height)
     if scale < 1 and min(width, height) > WHOLE_UP_TO:
         image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
-
-
-def _pixels(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1).contiguous()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -139,12 +139,19 @@ def _walk(folder: Path, name: str, others: Counter[str]) -> Iterator[str]:
         for entry in _entries(here):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 waiting.append((entry.path, f"{prefix}{os.sep}{entry.name}"))
             elif is_picture(entry.name):
                 yield f"{prefix}{os.sep}{entry.name}"
             else:
                 others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # A link to itself, or into a folder that may not be entered, is none.
+    with suppress(OSError):
+        return entry.is_dir()
+    return False
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -168,7 +175,7 @@ def is_picture(name: str) -> bool:
 
 def _subfolders(root: Path) -> list[Path]:
     try:
-        entries = [entry for entry in os.scandir(root) if entry.is_dir()]
+        entries = [entry for entry in os.scandir(root) if _is_folder(entry)]
     except OSError as error:
         raise DataError(f"cannot look into {root}: {error.strerror}") from error
     return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.name != "__MACOSX")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tl_cli.contract import Split
-from tl_cli.data.decoding import WHOLE_UP_TO, decode
+from tl_cli.data.decoding import WHOLE_UP_TO, decode, decode_pixels
 from tl_cli.data.names import Names
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, silent
@@ -81,6 +81,14 @@ class FileImages:
             DataError: it cannot be decoded; names the file.
         """
         return decode(self.root / self.ids[index], short_side=short_side)
+
+    def load_pixels(self, index: int) -> np.ndarray:
+        """Return one image decoded whole, (H, W, 3) uint8: what ``load`` does, without a tensor for each.
+
+        Raises:
+            DataError: it cannot be decoded; names the file.
+        """
+        return decode_pixels(os.path.join(self.root, self.ids[index]))
 
 
 Images = PackedImages | FileImages
@@ -161,13 +169,15 @@ def _decode_once(images: FileImages, first: Tensor, workers: int, progress: Prog
 def _decode_all(images: FileImages, first: Tensor, workers: int, progress: Progress) -> Tensor | None:
     """Return the pixels (N, 3, H, W) uint8 of images that are all as large as the first, else None."""
     pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8)
+    # For pictures this small, a tensor of each takes as long as decoding it.
+    by_pixel = pixels.permute(0, 2, 3, 1).numpy()
 
     def fill(chunk: range) -> bool:
         for index in chunk:
-            image = images.load(index)
-            if image.shape != first.shape:
+            image = images.load_pixels(index)
+            if image.shape != by_pixel.shape[1:]:
                 return False
-            pixels[index] = image
+            by_pixel[index] = image
         return True
 
     threads = 1 if first.numel() <= _TINY_VALUES else max(1, workers)

@@ -169,9 +169,11 @@ class Loader:
             mirrored: left and right exchanged, for the second view of cached features.
         """
         for indices, images in self._read(self._cut(np.arange(len(self.images)))):
+            # Where training mirrors them: packed images before they are cut, files after.
+            images = images.flip(-1) if mirrored else images
             if isinstance(self.images, PackedImages):
                 images = resize_crop(self._laid_out(images), self.preprocessing)
-            yield self._batch(indices, images.flip(-1) if mirrored else images)
+            yield self._batch(indices, images)
 
     def _indices(self, keys: np.ndarray) -> np.ndarray:
         return keys % len(self.images)

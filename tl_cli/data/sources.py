@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from tl_cli.contract import SPLIT_NAMES, DataSpec, SplitName
 from tl_cli.data import archive, folder, listing, published, splits
 from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
@@ -12,7 +10,7 @@ from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages, Images, PackedImages, describe, pack
 from tl_cli.errors import DataError, suggest
 from tl_cli.fetch import Progress, cache_root, silent
-from tl_cli.store import Store
+from tl_cli.store import Store, memory_bytes
 
 BUILT_IN = tuple(SETS)
 _PACK_LIMIT_BYTES = 4 << 30
@@ -55,7 +53,7 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
     packed: dict[SplitName, Images] = {}
     store = Store(cache_root() / "decoded")
     # Of all memory, not of what happens to be free: the same data must come out the same tomorrow.
-    budget = min(_PACK_LIMIT_BYTES, psutil.virtual_memory().total // 4)
+    budget = min(_PACK_LIMIT_BYTES, memory_bytes() // 4)
     for name in SPLIT_NAMES:
         if name in parts:
             images = parts[name]

@@ -1,6 +1,8 @@
 """What a network answers: logits of labelled images, batch by batch, in eval mode."""
 
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +27,60 @@ class Answers:
     labels: Tensor
 
 
-def answer(network: nn.Module, batches: Iterable[Batch], counted: Counted = lambda done: None) -> Answers:
-    """Return the logits of every batch. ``network`` is left in eval mode."""
-    network.eval()
+def answer(
+    network: nn.Module, batches: Iterable[Batch], counted: Counted = lambda done: None, *, at_once: int = 1
+) -> Answers:
+    """Return the logits of every batch. ``network`` is left in eval mode.
+
+    Args:
+        at_once: batches that are computed side by side (``outputs``).
+    """
     logits, labels, done = [], [], 0
-    with torch.inference_mode():
-        for batch in batches:
-            logits.append(network(batch.inputs).float().cpu())
-            labels.append(batch.labels.cpu())
-            done += len(batch.labels)
-            counted(done)
+    for batch, found in outputs(network, batches, at_once=at_once):
+        logits.append(found.float().cpu())
+        labels.append(batch.labels.cpu())
+        done += len(batch.labels)
+        counted(done)
     return Answers(torch.cat(logits), torch.cat(labels))
+
+
+def outputs(network: nn.Module, batches: Iterable[Batch], *, at_once: int = 1) -> Iterator[tuple[Batch, Tensor]]:
+    """Yield each batch with what the network makes of it in eval mode, in order. ``network`` is left in eval mode.
+
+    Args:
+        at_once: batches that are computed side by side, each on a thread with an equal share of torch's own; the
+            network must allow it, as all do that keep nothing from one pass to the next.
+    """
+    network.eval()
+    if at_once == 1:
+        for batch in batches:
+            yield batch, _infer(network, batch)
+        return
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(max(1, threads // at_once),))
+    # Batches are prepared on one thread: the others of a team would go on to spin, and take the time of those here.
+    torch.set_num_threads(1)
+    try:
+        waiting: deque[tuple[Batch, Future[Tensor]]] = deque()
+        for batch in batches:
+            waiting.append((batch, pool.submit(_infer, network, batch)))
+            # One more than are computed, so that none waits while a batch is prepared.
+            if len(waiting) > at_once:
+                yield _first(waiting)
+        while waiting:
+            yield _first(waiting)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _first(waiting: deque[tuple[Batch, Future[Tensor]]]) -> tuple[Batch, Tensor]:
+    batch, found = waiting.popleft()
+    return batch, found.result()
+
+
+def _infer(network: nn.Module, batch: Batch) -> Tensor:
+    # Inference mode is a thread's own.
+    with torch.inference_mode():
+        found: Tensor = network(batch.inputs)
+    return found

@@ -106,7 +106,7 @@ class Network:
             shape=tuple(known[place.node].value.shape[1:]),
             prefix_cost=sum(seen.cost for node, seen in known.items() if node in earlier) // len(self._example),
             tail_cost=sum(seen.cost for node, seen in known.items() if node not in earlier) // len(self._example),
-            code=prefix.code,
+            code=f"{self._classifier.name} {self._classifier.build_options}\n{prefix.code}",
         )
 
     def _is_equal(self, cut: Cut) -> bool:

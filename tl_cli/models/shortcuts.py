@@ -4,10 +4,11 @@ A network is lent its shortcuts for a forward pass and is itself again afterward
 keys of its state stay as they are.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -73,20 +74,29 @@ def find_shortcuts(model: nn.Module, example: Tensor) -> tuple[Shortcut, ...]:
     return ()
 
 
-@dataclass(slots=True)
+class _Told(threading.local):
+    """What a convolution tells the norm behind it, on each thread by itself: batches may be of different sizes."""
+
+    folded: bool = False
+
+    def __deepcopy__(self, memo: object) -> "_Told":
+        return _Told()
+
+
+@dataclass(frozen=True, slots=True)
 class _Route:
-    """What a convolution and its norm do while a shortcut is lent; ``folded`` tells the one what the other did."""
+    """What a convolution and its norm do while a shortcut is lent."""
 
     conv: nn.Conv2d
     norm: nn.BatchNorm2d | None
     fold: bool
     least: float
-    folded: bool = False
+    told: _Told = field(default_factory=_Told)
 
     def convolve(self, maps: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
-        self.folded = norm is not None and self._folds(norm, maps)
-        if norm is None or not self.folded:
+        self.told.folded = norm is not None and self._folds(norm, maps)
+        if norm is None or not self.told.folded:
             return convolve(conv, maps, conv.weight, conv.bias)
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -96,7 +106,7 @@ class _Route:
 
     def follow(self, maps: Tensor) -> Tensor:
         assert self.norm is not None
-        if not self.folded:
+        if not self.told.folded:
             found: Tensor = type(self.norm).forward(self.norm, maps)
             return found
         for part in _after_norm(self.norm):
@@ -211,8 +221,11 @@ class _Uses(TorchDispatchMode):
 
 def _agree(model: nn.Module, example: Tensor, watched: _Watched, shortcuts: Sequence[Shortcut]) -> bool:
     """Whether with shortcuts every module answers as it did, but for convolutions that now do their norm's work."""
-    with lent(shortcuts, fold=True, least=0):
-        again = _watch(model, example)
+    try:
+        with lent(shortcuts, fold=True, least=0):
+            again = _watch(model, example)
+    except RuntimeError:
+        return False
     folded = {shortcut.conv for shortcut in shortcuts if shortcut.norm is not None}
     before, after = ([pair for pair in seen.outputs if pair[0] not in folded] for seen in (watched, again))
     return len(before) == len(after) and all(

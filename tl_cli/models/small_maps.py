@@ -56,7 +56,7 @@ class _Side:
 def is_known(conv: nn.Conv2d) -> bool:
     """Whether ``convolve`` knows what a convolution computes: plain ones padded with zeros, and timm's Conv2dSame."""
     is_plain = type(conv).forward is nn.Conv2d.forward and not isinstance(conv.padding, str)
-    return conv.padding_mode == "zeros" and (is_plain or _pads_itself(conv))
+    return conv.padding_mode == "zeros" and ((is_plain and _meets_maps(conv)) or _pads_itself(conv))
 
 
 def results(conv: nn.Conv2d, maps: Tensor) -> int:
@@ -143,6 +143,14 @@ def _enlarged(
 
 def _missing(side: _Side) -> int:
     return max(0, _FAST_SIDE - side.size)
+
+
+def _meets_maps(conv: nn.Conv2d) -> bool:
+    """Whether the kernel meets the map at every place of the result, however small the map is."""
+    if isinstance(conv.padding, str):
+        return True
+    sides = zip(conv.kernel_size, conv.padding, conv.dilation, strict=True)
+    return all(padding <= (taps - 1) * dilation for taps, padding, dilation in sides)
 
 
 def _pads_itself(conv: nn.Conv2d) -> bool:

@@ -59,13 +59,16 @@ def evaluate_model(
     # Channels-last: the faster layout on a CPU for every network that was tried, and what a GPU's tensor cores want.
     machine = Machine(choose_device(device), memory_format=torch.channels_last)
     machine.place(classifier.model)
-    size = batch_size or eval_batch(card.preprocessing.crop)
+    size = batch_size or eval_batch(machine.device, card.preprocessing.crop)
     loader = Loader(
         data.parts[part], card.preprocessing, size, machine.device, threads, memory_format=machine.memory_format
     )
     total = len(loader.images)
     answers = answer(
-        Autocasting(classifier.model, machine), loader.clean(), lambda done: progress("evaluating", done, total)
+        Autocasting(classifier.model, machine),
+        loader.clean(),
+        lambda done: progress("evaluating", done, total),
+        at_once=machine.at_once,
     )
     changed = changed_parts(card.data, data.spec)
     return Measured(report(answers), [name for name in changed if name == part])

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +17,10 @@ from tl_cli.data.decoding import send
 from tl_cli.data.images import fingerprint
 from tl_cli.data.loaders import Batch, Loader, free_bytes, steps_in_epoch, training_order
 from tl_cli.errors import DivergedError, StorageError
+from tl_cli.evaluation.logits import outputs
 from tl_cli.fetch import cache_root
 from tl_cli.models.graph import Cut
-from tl_cli.store import Store
+from tl_cli.store import Store, memory_bytes
 from tl_cli.training.config import FeatureDtype, TrainConfig
 from tl_cli.training.machine import Autocasting, Machine
 from tl_cli.training.phases import Phase
@@ -77,6 +77,7 @@ class CachedFeatures:
         views: (N, ...) each, of one dtype; on the device where they fit there, else on the CPU.
         labels: (N,) int64, on the CPU.
         batch_size: of training.
+        clean_batch: of evaluation.
         device: where batches are wanted.
         balanced: in training every class comes equally often.
         drop_single: leave a last batch of one image out of a training epoch.
@@ -86,6 +87,7 @@ class CachedFeatures:
     views: tuple[Tensor, ...]
     labels: Tensor
     batch_size: int
+    clean_batch: int
     device: torch.device
     balanced: bool = False
     drop_single: bool = False
@@ -107,8 +109,11 @@ class CachedFeatures:
 
     def clean(self) -> Iterator[Batch]:
         """Yield the first view of every image, in order."""
-        for features, labels in zip(self.views[0].split(4096), self.labels.split(4096), strict=True):
-            yield Batch(self._moved(features), labels.to(self.device))
+        count = self.clean_batch
+        for features, labels in zip(self.views[0].split(count), self.labels.split(count), strict=True):
+            # A copy in any case: what takes it may write to it.
+            inputs = features.to(self.device, torch.float32, non_blocking=True, copy=True)
+            yield Batch(inputs, labels.to(self.device))
 
     def _draw(self, seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
         """Return the place of a view for each key, (B,) int64."""
@@ -123,10 +128,7 @@ class CachedFeatures:
             rows = np.flatnonzero(chosen == number)
             taken = view.index_select(0, send(places[rows], first.device))
             gathered.index_copy_(0, send(rows, first.device), taken)
-        return self._moved(gathered)
-
-    def _moved(self, features: Tensor) -> Tensor:
-        return features.to(self.device, non_blocking=True).float()
+        return gathered.to(self.device, non_blocking=True).float()
 
 
 def at_hand(views: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
@@ -173,7 +175,7 @@ def plan_cache(
     dtype = _DTYPES[config.feature_dtype]
     size = (len(views) * train + val) * int(np.prod(cut.shape)) * dtype.itemsize
     # Of all memory, not of what happens to be free: a resumed run must decide as the first one did.
-    memory = psutil.virtual_memory().total * _MEMORY_SHARE
+    memory = memory_bytes() * _MEMORY_SHARE
     room = store().room
     if size > max(memory, room):
         return f"they would take {size / 1e9:.1f} GB; {memory / 1e9:.1f} GB of memory or {room / 1e9:.1f} GB of disk"
@@ -232,6 +234,10 @@ class Cache:
     def _compute(self, key: str, batches: Iterator[Batch], count: int, counted: Callable[[int], None]) -> np.ndarray:
         shape, dtype = (count, *self.plan.cut.shape), torch.empty(0, dtype=self.plan.dtype).numpy().dtype
         if not self.plan.in_memory:
+            # Another run may be computing the same.
+            found = store().wait_for(key)
+            if found is not None:
+                return found
             with store().keep(key, shape, dtype) as append:
                 for rows in self._rows(batches, counted):
                     append(rows)
@@ -252,11 +258,10 @@ class Cache:
         return computed
 
     def _rows(self, batches: Iterator[Batch], counted: Callable[[int], None]) -> Iterator[np.ndarray]:
-        network = Autocasting(self.plan.cut.prefix, self.machine).eval()
+        network = Autocasting(self.plan.cut.prefix, self.machine)
         done = 0
-        for batch in batches:
-            with torch.inference_mode():
-                features = network(batch.inputs).to("cpu", self.plan.dtype)
+        for _, found in outputs(network, batches, at_once=self.machine.at_once):
+            features = found.to("cpu", self.plan.dtype)
             if not torch.isfinite(features).all():
                 raise DivergedError(
                     f"the frozen layers give numbers that {str(self.plan.dtype).removeprefix('torch.')} cannot hold; "

@@ -52,34 +52,39 @@ def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
         DivergedError: the loss is no longer finite.
     """
     for phase in plan.phases:
-        if state.counters.epoch >= phase.last:
-            continue
-        opened = time.perf_counter()
-        stage = open_stage(plan, phase, notify)
-        # Computing features is part of what training costs.
-        state.counters.seconds += time.perf_counter() - opened
-        before = plan.steps_before(phase)
-        notify(
-            PhaseStarted(
-                name=phase.name,
-                epochs=(phase.first, phase.last),
-                steps_per_epoch=stage.steps,
-                steps=plan.steps_of(phase),
-                step=state.counters.step,
-                trainable=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
-                frozen=sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
-                cached=stage.cached,
-                found=stage.found,
-            )
-        )
-        if state.counters.epoch < phase.first:
-            _begin(state, phase, plan.config)
-        for epoch in range(state.counters.epoch + 1, phase.last + 1):
-            if _is_enough(plan, phase, state.counters):
-                notify(StoppedEarly(state.counters.epoch, plan.config.early_stop))
-                return state.counters
-            _run_epoch(plan, stage, phase, epoch, state, before, notify)
+        if state.counters.epoch < phase.last and not _run_phase(plan, phase, state, notify):
+            break
     return state.counters
+
+
+def _run_phase(plan: Plan, phase: Phase, state: TrainState, notify: Observer) -> bool:
+    """Run the epochs of a phase that are left; return whether the run goes on. Its features are let go at the end."""
+    opened = time.perf_counter()
+    stage = open_stage(plan, phase, notify)
+    # Computing features is part of what training costs.
+    state.counters.seconds += time.perf_counter() - opened
+    before = plan.steps_before(phase)
+    notify(
+        PhaseStarted(
+            name=phase.name,
+            epochs=(phase.first, phase.last),
+            steps_per_epoch=stage.steps,
+            steps=plan.steps_of(phase),
+            step=state.counters.step,
+            trainable=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
+            frozen=sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
+            cached=stage.cached,
+            found=stage.found,
+        )
+    )
+    if state.counters.epoch < phase.first:
+        _begin(state, phase, plan.config)
+    for epoch in range(state.counters.epoch + 1, phase.last + 1):
+        if _is_enough(plan, phase, state.counters):
+            notify(StoppedEarly(state.counters.epoch, plan.config.early_stop))
+            return False
+        _run_epoch(plan, stage, phase, epoch, state, before, notify)
+    return True
 
 
 def _run_epoch(
@@ -98,7 +103,7 @@ def _run_epoch(
         _schedule(config, state, phase, step - before, total_steps)
         step += 1
         # Dropout is a function of (seed, step), so a resumed run draws what the whole one would have.
-        torch.manual_seed((config.seed * 1_000_003 + step) % (1 << 63))
+        plan.machine.seed((config.seed * 1_000_003 + step) % (1 << 63))
         stepped = train_step(stage.network, batch, state, config, stage.objective, step)
         running.add(stepped, len(batch.labels))
         if step % log_every == 0 or step == 1:
@@ -109,7 +114,12 @@ def _run_epoch(
     # After the loss was read, for which a GPU has to be done.
     trained = time.perf_counter()
     total = len(plan.data.parts["val"])
-    answers = answer(stage.network, stage.validation(), lambda done: notify(Worked("validating", done, total)))
+    answers = answer(
+        stage.network,
+        stage.validation(),
+        lambda done: notify(Worked("validating", done, total)),
+        at_once=plan.machine.at_once,
+    )
     val_accuracy, val_loss = _judge(answers)
     _finite(val_loss, step, state)
     ema_accuracy, ema_loss = _judge_average(plan, stage, state, notify)
@@ -153,8 +163,13 @@ def _judge_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer
         return None, None
     total = len(plan.data.parts["val"])
     with state.average.applied():
+        # LeViT keeps what it computed from its weights in eval mode until it trains again.
+        stage.network.train()
         answers = answer(
-            stage.network, stage.validation(), lambda done: notify(Worked("validating the average", done, total))
+            stage.network,
+            stage.validation(),
+            lambda done: notify(Worked("validating the average", done, total)),
+            at_once=plan.machine.at_once,
         )
     accuracy, loss = _judge(answers)
     # An average that has overflowed is never the better one.

@@ -1,9 +1,11 @@
 """The one place for device, precision and memory layout."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -15,6 +17,7 @@ from tl_cli.training.config import DeviceName, Layout, Precision, TrainConfig
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BUSY_WITHIN_S = 0.3
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # As torch.cpu.get_capabilities calls them.
 _BF16_CPUS = {"avx512_bf16", "amx_bf16", "bf16"}
 
@@ -46,6 +49,26 @@ class Machine:
         """Return what keeps small fp16 gradients from vanishing; it does nothing in other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
+    def seed(self, seed: int) -> None:
+        """Seed what dropout and the like draw from.
+
+        Not as ``torch.manual_seed`` does, on every kind of device: of those that are not in use it keeps each call,
+        with its stack, until they are.
+        """
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+
+    @property
+    def at_once(self) -> int:
+        """Batches that pass a network side by side where nothing learns: one for each of torch's threads on a CPU.
+
+        Each is computed on its own thread, which never waits for another between two layers.
+        """
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
     @property
     def takes_shortcuts(self) -> bool:
         """Whether networks go by ``models.shortcuts``, which are about a CPU but for the folding."""
@@ -68,10 +91,22 @@ class Machine:
         return f"{name}, {self.precision}, {layout}"
 
 
+class _Passes:
+    """The threads inside a network, and what it is lent while there are any."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.threads = 0
+        self.lent = ExitStack()
+
+    def __deepcopy__(self, memo: object) -> "_Passes":
+        return _Passes()
+
+
 class Autocasting(nn.Module):
     """A network whose forward pass runs in a machine's precision and layout, and by the shortcuts that pay there.
 
-    It owns no parameters of its own, and the network is as it was after each pass.
+    It owns no parameters of its own, and the network is as it was after each pass. Several threads may pass at once.
     """
 
     def __init__(self, network: nn.Module, machine: Machine) -> None:
@@ -79,6 +114,7 @@ class Autocasting(nn.Module):
         self.network = network
         self.machine = machine
         self._shortcuts: tuple[Shortcut, ...] | None = None
+        self._passes = _Passes()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return logits, float32, of images (B, 3, H, W) or of features (B, ...)."""
@@ -93,13 +129,28 @@ class Autocasting(nn.Module):
         if inputs.dim() != 4 or not self.machine.takes_shortcuts:
             yield
             return
+        passes = self._passes
+        with passes.lock:
+            # The network is one for all threads: the first to come takes them for the others, the last gives them back.
+            if not passes.threads:
+                fold = self.machine.fold is not False
+                passes.lent.enter_context(lent(self._find_shortcuts(inputs), fold=fold))
+            passes.threads += 1
+        try:
+            yield
+        finally:
+            with passes.lock:
+                passes.threads -= 1
+                if not passes.threads:
+                    passes.lent.close()
+
+    def _find_shortcuts(self, inputs: torch.Tensor) -> tuple[Shortcut, ...]:
         if self._shortcuts is None:
             # Noise, not the batch: an image of one colour would prove little.
             generator = torch.Generator().manual_seed(0)
             example = torch.randn((1, *inputs.shape[1:]), generator=generator).to(inputs.device)
             self._shortcuts = find_shortcuts(self.network, example)
-        with lent(self._shortcuts, fold=self.machine.fold is not False):
-            yield
+        return self._shortcuts
 
 
 def choose_device(name: DeviceName) -> torch.device:
@@ -160,7 +211,12 @@ def cpu_facts() -> Mapping[str, object]:
 
 def cores() -> int:
     """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        # A container may be given a share of the time instead: microseconds in a period, or "max".
+        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
 
 
 def idle_cores() -> int:

@@ -12,7 +12,7 @@ from tl_cli.data.names import Names
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.evaluation.metrics import Report, report
 from tl_cli.fetch import replacing
-from tl_cli.models import bundle
+from tl_cli.models import bundle, freezing
 from tl_cli.training.events import Activity, Observer, Worked
 from tl_cli.training.machine import Autocasting
 from tl_cli.training.setup import Plan
@@ -66,17 +66,20 @@ class Outcome:
 def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Outcome:
     """Load the best model and judge it; the test images are looked at here and nowhere before."""
     bundle.load_weights(best, plan.classifier.model)
+    # LeViT keeps what it computed from its weights in eval mode until it trains again.
+    freezing.thaw(plan.classifier.model)
+    plan.classifier.model.train()
     # In fp32, as the saved model will be used; what training computed in is over.
     network = Autocasting(plan.classifier.model, replace(plan.machine, precision="fp32"))
     train = plan.data.parts["train"]
     count = min(_CLEAN_TRAIN_IMAGES, len(train))
     chosen = splits.stratified_order(train.labels, plan.config.split_seed)[:count]
     clean = plan.loader(train.subset(np.sort(chosen)))
-    clean_answers = _judge(network, clean, "measuring the training images", notify)
+    clean_answers = _judge(plan, network, clean, "measuring the training images", notify)
     test_answers = ids = None
     if "test" in plan.data.parts:
         loader = plan.loader(plan.data.parts["test"])
-        test_answers = _judge(network, loader, "testing", notify)
+        test_answers = _judge(plan, network, loader, "testing", notify)
         ids = loader.images.ids
     return Outcome(
         counters=counters,
@@ -87,6 +90,11 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     )
 
 
-def _judge(network: nn.Module, loader: Loader, activity: Activity, notify: Observer) -> Answers:
+def _judge(plan: Plan, network: nn.Module, loader: Loader, activity: Activity, notify: Observer) -> Answers:
     total = len(loader.images)
-    return answer(network, loader.clean(), lambda done: notify(Worked(activity, done, total)))
+    return answer(
+        network,
+        loader.clean(),
+        lambda done: notify(Worked(activity, done, total)),
+        at_once=plan.machine.at_once,
+    )

@@ -178,12 +178,12 @@ def probe(
     known = memory.recall(key)
     axes = _axes(work, fixed)
     if budget_s < _LEAST_BUDGET_S:
-        return _with_threads_of(known, fixed) if known else None
+        return _with_threads_of(known, fixed, machine) if known else None
     started = time.perf_counter()
     if known is not None:
         axes = [(axis, values) for axis, values in axes if axis == "threads"]
     with _undisturbed(work.device), _Bench(model, work) as bench:
-        start = replace(known.best, threads=1) if known else _start(fixed, machine)
+        start = replace(known.best, threads=_start(fixed, machine).threads) if known else _start(fixed, machine)
         images = bench.fit(start, budget_s / _STEPS) if axes else work.batch_size
         if images < min(_FEWEST_IMAGES, work.batch_size):
             return None
@@ -202,9 +202,10 @@ def probe(
     return choice
 
 
-def _with_threads_of(known: Choice, fixed: Fixed) -> Choice:
+def _with_threads_of(known: Choice, fixed: Fixed, machine: Machine) -> Choice:
     """Return what is remembered but for the threads: how many pay depends on what else the machine does now."""
-    best = replace(known.best, threads=fixed.threads or idle_cores())
+    idle = idle_cores() if machine.device.type == "cpu" else torch.get_num_threads()
+    best = replace(known.best, threads=fixed.threads or idle)
     kept = tuple(each for each in known.comparisons if each.axis != "threads")
     return replace(known, best=best, comparisons=kept, remembered=True)
 

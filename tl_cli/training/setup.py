@@ -55,6 +55,7 @@ _AUGMENTATIONS: dict[AugmentName, Augmentation] = {
 }
 
 
+_VECTORS_AT_ONCE = 4096
 _PROBED = ("layout", "precision", "threads", "fold")
 # Of the time that a run is expected to take.
 _PROBE_SHARE = 0.02
@@ -118,7 +119,7 @@ class Plan:
 
     def loader(self, images: Images) -> Loader:
         """Return the batches in which images are evaluated."""
-        size = max(self.config.batch_size, eval_batch(self.config.input_size))
+        size = eval_batch(self.machine.device, self.config.input_size)
         return Loader(
             images,
             self.classifier.preprocessing,
@@ -295,18 +296,20 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
 def new_state(plan: Plan) -> TrainState:
     """Return the state of a run that has not begun: one optimizer with all parameter groups in it."""
     config, model = plan.config, plan.classifier.model
+    # Fused: AdamW takes EfficientNet-B0's parameters in a quarter of the time on a CPU too, a tenth of a step at 32 px.
+    options: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": True}
     groups = parameter_groups(plan)
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=config.momentum, weight_decay=config.weight_decay)
+        optimizer = torch.optim.SGD(groups, momentum=config.momentum, **options)
     elif config.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, weight_decay=config.weight_decay)
+        optimizer = torch.optim.Adam(groups, **options)
     else:
-        optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, **options)
     # https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.ReduceLROnPlateau.html, the blog's values.
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
     average = Average(model, config.ema) if config.ema else None
-    return TrainState(model, optimizer, plateau, plan.machine.scaler(), average)
+    return TrainState(model, optimizer, plateau, plan.machine.scaler(), average, cached=tuple(plan.cached))
 
 
 def parameter_groups(plan: Plan) -> list[dict[str, Any]]:
@@ -365,9 +368,13 @@ def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     )
 
 
-def eval_batch(input_size: int) -> int:
-    """Return how many images are evaluated at once: as many pixels as 256 images of 64 x 64, 256 images at most."""
-    return max(1, min(256, 256 * 64 * 64 // input_size**2))
+def eval_batch(device: torch.device, input_size: int) -> int:
+    """Return how many images are evaluated in a batch, 256 at most.
+
+    A CPU is fastest while the maps stay in its caches: as many pixels as 48 images of 64 x 64. A GPU wants more.
+    """
+    images = 48 if device.type == "cpu" else 256
+    return max(1, min(256, images * 64 * 64 // input_size**2))
 
 
 def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
@@ -387,6 +394,8 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
             features.at_hand(tensors, plan.machine.device),
             torch.from_numpy(loader.images.labels),
             plan.images_per_step,
+            # Maps take a tail as much memory as images would; vectors next to none.
+            loader.batch_size if len(cached.cut.shape) > 1 else _VECTORS_AT_ONCE,
             plan.machine.device,
             balanced=plan.config.sampler == "balanced",
             drop_single=phase.bn == "train",

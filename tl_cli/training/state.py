@@ -48,7 +48,11 @@ class Counters:
 
 @dataclass(slots=True)
 class TrainState:
-    """Everything that training changes."""
+    """Everything that training changes.
+
+    Attributes:
+        cached: first epochs of the phases that train on cached features; a run that goes on must do as it began.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -56,6 +60,7 @@ class TrainState:
     scaler: torch.amp.GradScaler
     average: Average | None = None
     counters: Counters = field(default_factory=Counters)
+    cached: tuple[int, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Return a checkpoint of plain types and tensors."""
@@ -69,6 +74,7 @@ class TrainState:
                 "scaler": self.scaler.state_dict(),
                 "average": self.average.state_dict() if self.average else None,
                 "counters": asdict(self.counters),
+                "cached": list(self.cached),
             },
             buffer,
         )
@@ -89,8 +95,18 @@ class TrainState:
             if self.average is not None:
                 self.average.load_state_dict(saved["average"])
             self.counters = Counters(**saved["counters"])
+            began = tuple(saved["cached"])
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise UsageError(f"cannot resume from {path}: {first_line(error)}") from error
+        if began != self.cached:
+            raise UsageError(
+                f"cannot resume from {path}: the phases that begin with epochs {_listed(began)} trained on cached "
+                f"features, now those of epochs {_listed(self.cached)} would; memory or free disk have changed"
+            )
+
+
+def _listed(epochs: tuple[int, ...]) -> str:
+    return ", ".join(map(str, epochs)) or "none"
 
 
 class Saver:
