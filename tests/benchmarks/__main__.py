@@ -59,7 +59,8 @@ def _accuracy(asked: argparse.Namespace, bench: Bench) -> list[Comparison]:
         images = bench.material.folder / "colours"
         write_pictures(images, {"train": bench.count, "test": bench.count})
     state = asked.state or bench.material.folder / "state"
-    limits = accuracy.Limits(state, asked.blog_epochs, _TINY_EPOCHS if asked.tiny else asked.tl_epochs, asked.target)
+    epochs = _TINY_EPOCHS if asked.tiny else asked.tl_epochs
+    limits = accuracy.Limits(state, asked.blog_epochs, asked.tl_recipe, epochs, asked.target)
     return accuracy.measure(bench, images, limits)
 
 
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     long = parser.add_argument_group("accuracy (hours on a CPU; goes on where it stopped)")
     long.add_argument("--state", type=Path, metavar="DIR", help="where its epochs are kept")
     long.add_argument("--blog-epochs", type=_count, default=1, help="of the blog's 40, the others extrapolated (1)")
+    long.add_argument("--tl-recipe", default="default", metavar="NAME", help="by which tl trains (default)")
     long.add_argument("--tl-epochs", type=_count, help="in all; the recipe's if not given")
     long.add_argument("--target", type=float, default=accuracy.TARGET, help="a fraction (0.8553)")
     return parser

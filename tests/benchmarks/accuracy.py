@@ -1,4 +1,4 @@
-"""Time to an accuracy on real pictures with real weights: the blog's recipe in its own loop, and ``tl``'s default.
+"""Time to an accuracy on real pictures with real weights: the blog's recipe in its own loop, and a recipe of ``tl``.
 
 Hours on a CPU, so what is done is kept in a folder: a second call goes on from the last whole epoch of either side.
 """
@@ -57,12 +57,14 @@ class Limits:
     Attributes:
         state: where epochs are kept.
         blog_epochs: of the blog's 40; the seconds of the others are extrapolated.
+        tl_recipe: by which ``tl`` trains.
         tl_epochs: in all; None leaves them to the recipe.
         target: the accuracy, a fraction.
     """
 
     state: Path
     blog_epochs: int = 1
+    tl_recipe: str = "default"
     tl_epochs: int | None = None
     target: float = TARGET
 
@@ -217,6 +219,7 @@ def _flags(bench: Bench, images: Path, limits: Limits) -> dict[str, object]:
     given: Mapping[str, object] = {
         "model": MODEL,
         "data": str(images),
+        "recipe": limits.tl_recipe,
         "device": bench.device,
         "batch_size": bench.batch_size,
         "epochs": limits.tl_epochs,

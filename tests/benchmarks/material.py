@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+import torch.nn.functional as F  # noqa: N812
 import torchvision
 from PIL import Image
 from torch import nn
@@ -17,6 +18,7 @@ NATIVE = 32
 _CLASSES = 10
 # CIFAR-10's 10,000 of 50,000.
 _VAL_SHARE = 5
+_STATISTICS_IMAGES = 30
 
 
 class PicturesError(Exception):
@@ -66,16 +68,21 @@ class Material:
             self._pictures[count] = Pictures(root, _CLASSES if self.images is None else found[0], *found[1:])
         return self._pictures[count]
 
-    def weights(self, model: str) -> Path:
+    def weights(self, model: str, size: int) -> Path:
         """Return a file of torchvision's 1,000-class network with random weights and fitting BatchNorm statistics.
 
         With a file in hand ``tl`` resolves its recipe as for trained weights, and speed does not ask what they are.
+
+        Args:
+            size: of the pictures on which the statistics are taken, in pixels: at another, activations would grow from
+                layer to layer beyond what half precision holds.
         """
-        path = self.folder / f"{model}.safetensors"
+        path = self.folder / f"{model}-{size}.safetensors"
         if not path.exists():
             torch.manual_seed(0)
             network = torchvision.models.get_model(model)
-            _fit_statistics(network)
+            files = sorted((self.pictures(_STATISTICS_IMAGES).root / "train").glob("*/*"))
+            _fit_statistics(network, _enlarged(files[:_STATISTICS_IMAGES], size))
             safetensors.torch.save_file(network.state_dict(), path)
         return path
 
@@ -134,13 +141,22 @@ def _check_size(path: Path) -> None:
             )
 
 
-def _fit_statistics(network: nn.Module) -> None:
-    """Let BatchNorm know what this network makes of noise: without it activations fade or grow from layer to layer."""
+def _enlarged(files: list[Path], size: int) -> torch.Tensor:
+    """Return pictures (N, 3, size, size) float32, standardised all together."""
+    pixels = torch.stack(
+        [torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1) for file in files]
+    )
+    images = F.interpolate(pixels.float(), (size, size), mode="bilinear", antialias=True)
+    return (images - images.mean()) / images.std()
+
+
+def _fit_statistics(network: nn.Module, images: torch.Tensor) -> None:
+    """Let BatchNorm know what this network makes of pictures; else activations fade or grow from layer to layer."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = None
     with torch.no_grad():
-        network.train()(torch.randn(32, 3, 64, 64))
+        network.train()(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

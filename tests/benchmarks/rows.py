@@ -93,7 +93,7 @@ def _tune(bench: Bench, *, model: str, goal: Goal) -> list[Comparison]:
 
 
 def _compare(bench: Bench, work: Work, pictures: Pictures, goals: Mapping[blog.Kind, Goal]) -> list[Comparison]:
-    weights = str(bench.material.weights(work.model))
+    weights = str(bench.material.weights(work.model, work.input_size))
 
     def sides(seen: Pictures) -> dict[str, Callable[[], Timed]]:
         every: dict[str, Callable[[], Timed]] = {
@@ -142,7 +142,7 @@ def _notes(theirs: list[Timed], ours: list[Timed]) -> tuple[str, ...]:
 def _ceiling(bench: Bench, *, model: str, goal: Goal) -> list[Comparison]:
     """Training speed as a share of the same steps without data."""
     work = Work(model, bench.size or NATIVE, 1, frozen=False, steps=bench.steps)
-    weights = str(bench.material.weights(model))
+    weights = str(bench.material.weights(model, work.input_size))
     rounds = alternate({"tl": partial(engine.rates, work, bench, weights)}, bench.rounds)["tl"]
     return [
         Comparison(

@@ -27,7 +27,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 def open_loop(bench: Bench, model: str = B0) -> blog.Loop:
     pictures = bench.material.pictures(bench.count)
-    network, head = blog.build(model, pictures.classes, str(bench.material.weights(model)))
+    network, head = blog.build(model, pictures.classes, str(bench.material.weights(model, 32)))
     return blog.open_loop(network, head, blog.batches(pictures, 32, bench), bench.device)
 
 
@@ -94,7 +94,7 @@ def test_a_pass_of_the_blog_sees_every_image_once_and_a_short_one_the_first_batc
 
 
 def test_extrapolation_says_how_much_was_measured(bench: Bench) -> None:
-    pictures, weights = bench.material.pictures(bench.count), str(bench.material.weights("resnet18"))
+    pictures, weights = bench.material.pictures(bench.count), str(bench.material.weights("resnet18", 32))
     work = Work("resnet18", 32, 5, frozen=True, steps=1)
     short = blog.run("naive", work, pictures, bench, weights)
     assert (short.measured, short.images) == (8, 100)
@@ -105,7 +105,7 @@ def test_extrapolation_says_how_much_was_measured(bench: Bench) -> None:
 def test_tl_begins_every_round_with_an_empty_cache(bench: Bench, tmp_path: Path) -> None:
     with engine.kept_in(tmp_path):
         assert os.environ["TL_CACHE_DIR"] == str(tmp_path)
-        pictures, weights = bench.material.pictures(bench.count), str(bench.material.weights("resnet18"))
+        pictures, weights = bench.material.pictures(bench.count), str(bench.material.weights("resnet18", 32))
         engine.run(Work("resnet18", 32, 1, frozen=True, steps=1), pictures, bench, weights)
         assert list(tmp_path.iterdir()) == []
     assert os.environ.get("TL_CACHE_DIR") != str(tmp_path)

@@ -111,3 +111,15 @@ def test_a_containers_share_of_the_cores_is_what_there_is(
     (tmp_path / "cpu.max").write_text(said)
     monkeypatch.setattr(machine, "_CPU_QUOTA", tmp_path / "cpu.max")
     assert machine.cores() == expected
+
+
+def test_seeding_keeps_nothing_for_devices_that_are_not_there() -> None:
+    waiting = len(torch.cuda._queued_calls)
+    here = Machine(torch.device("cpu"))
+    here.seed(5)
+    drawn = torch.rand(4)
+    here.seed(5)
+    assert torch.equal(drawn, torch.rand(4))
+    here.seed(6)
+    assert not torch.equal(drawn, torch.rand(4))
+    assert len(torch.cuda._queued_calls) == waiting

@@ -36,6 +36,7 @@ class _Side:
         before: zeros before the map, for the taps that are kept.
         after: zeros after it.
         out: size of the result.
+        dilation: of the kernel.
     """
 
     size: int
@@ -45,6 +46,13 @@ class _Side:
     before: int
     after: int
     out: int
+    dilation: int = 1
+
+    @property
+    def takes_even_padding(self) -> bool:
+        """Whether as many zeros after the map as before it give the same result: a stride may never reach the last."""
+        reach = (self.taps - 1) * self.dilation + 1
+        return self.out == (self.size + 2 * self.before - reach) // self.stride + 1
 
     def window(self, place: int) -> tuple[slice, slice]:
         """Return which of the kept taps meet which part of the map for one place of the result."""
@@ -173,7 +181,7 @@ def _whole(conv: nn.Conv2d, maps: Tensor, axis: int) -> _Side:
         assert not isinstance(conv.padding, str)
         before = after = int(conv.padding[axis])
     out = (size + before + after - reach) // stride + 1
-    return _Side(size, 0, taps, stride, before, after, out)
+    return _Side(size, 0, taps, stride, before, after, out, dilation)
 
 
 def _cropped(side: _Side) -> _Side:
@@ -194,7 +202,7 @@ def _kept(weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
 
 def _padded(maps: Tensor, rows: _Side, columns: _Side) -> tuple[Tensor, tuple[int, int]]:
     """Return maps and the padding that is left to the convolution, which pads both ends alike."""
-    if rows.before == rows.after and columns.before == columns.after:
+    if rows.takes_even_padding and columns.takes_even_padding:
         return maps, (rows.before, columns.before)
     return F.pad(maps, (columns.before, columns.after, rows.before, rows.after)), (0, 0)
 

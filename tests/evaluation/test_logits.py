@@ -1,0 +1,87 @@
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tl_cli.data.loaders import Batch
+from tl_cli.evaluation.logits import answer, outputs
+from tl_cli.models import freezing, zoo
+from tl_cli.training.machine import Autocasting, Machine
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+class _Slower(nn.Module):
+    """Takes the longer, the earlier the batch; refuses negative numbers."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if float(inputs.min()) < 0:
+            raise ValueError("negative")
+        time.sleep(0.02 / (1 + float(inputs[0, 0])))
+        return 2 * inputs
+
+
+def _numbered(count: int) -> Iterator[Batch]:
+    for number in range(count):
+        yield Batch(torch.full((2, 1), float(number)), torch.tensor([number, number]))
+
+
+def _images(*counts: int) -> list[Batch]:
+    random = torch.Generator().manual_seed(3)
+    return [Batch(torch.randn(count, 3, 32, 32, generator=random), torch.zeros(count).long()) for count in counts]
+
+
+def test_batches_come_back_in_order_whatever_takes_longer() -> None:
+    answers = answer(_Slower(), _numbered(9), at_once=3)
+    assert answers.labels.tolist() == [number for number in range(9) for _ in range(2)]
+    assert answers.logits[:, 0].tolist() == [2.0 * label for label in answers.labels.tolist()]
+
+
+def test_a_network_side_by_side_answers_as_one_by_one() -> None:
+    """The last batch is so small that its convolutions keep their BatchNorm, while another batch folds it."""
+    classifier = zoo.create("mobilenet_v3_small", 4, weights="none")
+    freezing.freeze_backbone(classifier.model, classifier.head_modules)
+    network = Autocasting(classifier.model, Machine(torch.device("cpu"), memory_format=torch.channels_last))
+    batches = _images(24, 24, 1, 24, 1, 24, 1)
+    alone = torch.cat([found for _, found in outputs(network, batches)])
+    for _ in range(3):
+        together = torch.cat([found for _, found in outputs(network, batches, at_once=2)])
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert not any("forward" in vars(module) for module in classifier.model.modules())
+
+
+def test_nothing_is_left_behind_by_a_network_that_fails() -> None:
+    batches = [*_numbered(2), Batch(torch.full((2, 1), -1.0), torch.zeros(2).long()), *_numbered(20)]
+    with pytest.raises(ValueError, match="negative"):
+        list(outputs(_Slower(), batches, at_once=2))
+    assert torch.get_num_threads() == 2
+
+
+def test_who_stops_reading_has_the_threads_back() -> None:
+    found = outputs(_Slower(), _numbered(50), at_once=2)
+    next(found)
+    found.close()  # type: ignore[attr-defined]
+    assert torch.get_num_threads() == 2
+
+
+def test_batches_are_read_as_they_are_needed() -> None:
+    read: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number, batch in enumerate(_numbered(50)):
+            read.append(number)
+            yield batch
+
+    found = outputs(_Slower(), batches(), at_once=2)
+    next(found)
+    assert len(read) <= 4
+    list(found)
+    assert len(read) == 50
