@@ -1,6 +1,7 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -142,11 +143,44 @@ def test_an_array_that_another_process_writes_is_waited_for(store: Store) -> Non
     thread.start()
     assert writing.wait(10)
     threading.Timer(0.1, go_on.set).start()
-    found = store.wait_for("a")
+    found = store.find_or_make("a", VALUES.shape, VALUES.dtype, never())
     thread.join()
-    assert found is not None
     assert np.array_equal(found, VALUES)
-    assert store.wait_for("b") is None
+
+
+def never() -> Iterator[np.ndarray]:
+    raise AssertionError("asked for what is there already")
+    yield
+
+
+def test_an_array_that_several_want_at_once_is_made_by_one_of_them(store: Store) -> None:
+    made, found = list[int](), list[np.ndarray]()
+
+    def rows(place: int) -> Iterator[np.ndarray]:
+        made.append(place)
+        for part in np.array_split(VALUES, 3):
+            time.sleep(0.01)
+            yield part
+
+    def want(place: int) -> None:
+        found.append(store.find_or_make("a", VALUES.shape, VALUES.dtype, rows(place)))
+
+    threads = [threading.Thread(target=want, args=(place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert len(found) == 8
+    assert all(np.array_equal(each, VALUES) for each in found)
+
+
+def test_a_disk_that_does_not_give_back_what_was_written_is_a_plain_error(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Store, "find", lambda self, key: None)
+    with pytest.raises(StorageError, match="what was written"):
+        store.find_or_make("a", VALUES.shape, VALUES.dtype, [VALUES])
 
 
 def test_a_folder_that_cannot_be_written_has_no_room() -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,24 +66,32 @@ class Store:
             StorageError: there is no room, the folder may not be written, or another process is writing this array.
         """
         path = self._path(key)
-        with self._alone(path):
-            self._make_room(int(np.prod(shape)) * dtype.itemsize)
-            with replacing(path) as file:
-                writer = _Hashing(file)
-                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(writer, header)
-                yield lambda rows: writer.write(np.ascontiguousarray(rows, dtype).data.cast("B"))
-                # Before the array has its name: one without the other is an array that is not there.
-                write_text(path.with_suffix(".json"), json.dumps({"sha256": writer.seen.hexdigest()}))
+        with self._alone(path), self._writing(path, shape, dtype) as append:
+            yield append
 
-    def wait_for(self, key: str) -> np.ndarray | None:
-        """Return an array once no other process is writing it, or None as ``find`` does.
+    def find_or_make(
+        self, key: str, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]
+    ) -> np.ndarray:
+        """Return an array as ``find`` does, made of these rows where it is not there; or by another process.
+
+        Args:
+            parts: rows in order, asked for only where they are wanted.
 
         Raises:
-            StorageError: the folder may not be written.
+            StorageError: there is no room, the folder may not be written, or the disk does not give back what was
+                written.
         """
-        with self._alone(self._path(key), wait=True):
-            return self.find(key)
+        path = self._path(key)
+        with self._alone(path, wait=True):
+            found = self.find(key)
+            if found is None:
+                with self._writing(path, shape, dtype) as append:
+                    for rows in parts:
+                        append(rows)
+                found = self.find(key)
+        if found is None:
+            raise StorageError(f"{path} does not hold what was written; is the disk sound?")
+        return found
 
     @property
     def room(self) -> int:
@@ -115,6 +123,17 @@ class Store:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def _writing(self, path: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[Callable[[np.ndarray], None]]:
+        self._make_room(int(np.prod(shape)) * dtype.itemsize)
+        with replacing(path) as file:
+            writer = _Hashing(file)
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(writer, header)
+            yield lambda rows: writer.write(np.ascontiguousarray(rows, dtype).data.cast("B"))
+            # Before the array has its name: one without the other is an array that is not there.
+            write_text(path.with_suffix(".json"), json.dumps({"sha256": writer.seen.hexdigest()}))
 
     def _make_room(self, needed: int) -> None:
         self._remove_torn()

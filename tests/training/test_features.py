@@ -333,16 +333,17 @@ def test_the_features_of_a_stage_are_gone_before_the_next_ones_are_computed(
 
 def test_two_runs_may_want_the_same_features_on_the_disk(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features, "_MEMORY_SHARE", 0.0)
-    settings = {"epochs": 2, "freeze_epochs": 2}
+    # Tracing a network holds for the whole process, whose threads stand for two processes here: it comes before.
+    plans = [plan_for(colours, epochs=2, freeze_epochs=2) for _ in range(2)]
     failed: list[BaseException] = []
 
-    def one() -> None:
+    def one(plan: setup.Plan) -> None:
         try:
-            run(plan_for(colours, **settings))
+            run(plan)
         except BaseException as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=one) for _ in range(2)]
+    threads = [threading.Thread(target=one, args=(plan,)) for plan in plans]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -234,17 +234,7 @@ class Cache:
     def _compute(self, key: str, batches: Iterator[Batch], count: int, counted: Callable[[int], None]) -> np.ndarray:
         shape, dtype = (count, *self.plan.cut.shape), torch.empty(0, dtype=self.plan.dtype).numpy().dtype
         if not self.plan.in_memory:
-            # Another run may be computing the same.
-            found = store().wait_for(key)
-            if found is not None:
-                return found
-            with store().keep(key, shape, dtype) as append:
-                for rows in self._rows(batches, counted):
-                    append(rows)
-            found = store().find(key)
-            if found is None:
-                raise StorageError(f"the features in {store().folder} are not what was written; is the disk sound?")
-            return found
+            return store().find_or_make(key, shape, dtype, self._rows(batches, counted))
         computed = np.empty(shape, dtype)
         start = 0
         for rows in self._rows(batches, counted):
