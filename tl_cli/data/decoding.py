@@ -1,94 +1,20 @@
-"""From the bytes of a picture to pixels, and from pixels to the input of a network. The one place for both."""
+"""From pixels to the input of a network: the one place for it."""
 
-import io
-import struct
-import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as tv
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
 from tl_cli.contract import Preprocessing
-from tl_cli.errors import DataError
-
-# What Pillow may open. Others have decoders that are rarely tested, or are not pictures (PDF, EPS).
-_CODEC_ERRORS = (struct.error, zlib.error)
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
-SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".gif",
-        ".bmp",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".avif",
-    )
-)
-MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it only warns
-# Smaller pictures are always decoded whole, so it does not matter who decodes them when.
-WHOLE_UP_TO = 512
-_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
-
-# Pillow warns of odd EXIF, palettes and large pictures. The pixels are right or it raises, and size is checked here;
-# a filter for each call would not be safe on several threads.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+from tl_cli.data.pictures import decode_pixels
 
 
 def decode(source: Path | bytes, *, short_side: int | None = None) -> Tensor:
     """Return a picture as ``decode_pixels`` does, laid out for a network: (3, H, W) uint8."""
     return torch.from_numpy(decode_pixels(source, short_side=short_side)).permute(2, 0, 1).contiguous()
-
-
-def decode_pixels(source: str | Path | bytes, *, short_side: int | None = None) -> np.ndarray:
-    """Return a picture as it is meant to be seen: (H, W, 3) uint8, RGB, upright, on white where transparent.
-
-    Args:
-        source: a file, or the bytes of one.
-        short_side: a large JPEG may be decoded at a fraction of its size, as long as its short side keeps at
-            least twice this many pixels. None decodes it whole.
-
-    Raises:
-        DataError: it is no picture of a known format, is torn, or is larger than ``MAX_PIXELS``. Names the file.
-    """
-    name = "the image" if isinstance(source, bytes) else str(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
-            if short_side is not None:
-                _draft(image, short_side)
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.array(_to_rgb(image))
-    except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name} has too many pixels to be decoded safely: {error}") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        TypeError,
-        IndexError,
-        KeyError,
-        MemoryError,
-        *_CODEC_ERRORS,
-    ) as error:
-        raise DataError(f"{name} cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
 def resize_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -169,24 +95,3 @@ def send(values: np.ndarray, device: torch.device) -> Tensor:
     """Return an array on a device; a GPU goes on with what it computes meanwhile."""
     # Memory that is not pinned is copied before this returns, so the array may be freed.
     return torch.from_numpy(values).to(device, non_blocking=device.type == "cuda")
-
-
-def _draft(image: Image.Image, short_side: int) -> None:
-    width, height = image.size
-    scale = 2 * short_side / min(width, height)
-    if scale < 1 and min(width, height) > WHOLE_UP_TO:
-        image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _16_BIT_MODES or image.mode == "I":
-        # Pillow's own conversion clips 16-bit values at 255.
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; save it as 8 or 16 bit")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from tl_cli.contract import SplitName
-from tl_cli.data.decoding import SUFFIXES
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages
 from tl_cli.data.names import Names
+from tl_cli.data.pictures import SUFFIXES
 from tl_cli.errors import DataError
 
 EXPECTED = (

@@ -14,13 +14,17 @@ import torch
 from torch import Tensor
 
 from tl_cli.contract import Split
-from tl_cli.data.decoding import WHOLE_UP_TO, decode, decode_pixels
+from tl_cli.data.decoders import decode_aside
+from tl_cli.data.decoding import decode
 from tl_cli.data.names import Names
+from tl_cli.data.pictures import WHOLE_UP_TO, decode_pixels
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, silent
 from tl_cli.store import Store
 
 _TINY_VALUES = 3 * 64 * 64
+# Fewer are decoded before a process has started.
+_WORTH_PROCESSES = 6000
 # Fewer are decoded in a tenth of a second (2,700 of 32 x 32).
 _WORTH_KEEPING_BYTES = 8 << 20
 # Of the pixels that are kept: one higher whenever the same files are decoded to others.
@@ -130,7 +134,7 @@ def pack(
 
     Args:
         budget_bytes: how much memory the pixels may take.
-        workers: threads that decode. Tiny images are decoded on one: they hold the GIL most of the time
+        workers: threads that decode; processes where images are tiny, which hold the GIL most of the time
             (32x32 JPEGs: two threads took 1.5 times as long as one).
         progress: told as they are decoded, which they are not where ``store`` has their pixels.
         store: where the pixels are kept for the next time.
@@ -180,10 +184,19 @@ def _decode_all(images: FileImages, first: Tensor, workers: int, progress: Progr
             by_pixel[index] = image
         return True
 
-    threads = 1 if first.numel() <= _TINY_VALUES else max(1, workers)
-    with ThreadPoolExecutor(threads) as pool:
-        done = 0
-        for chunk, is_same_size in zip(_chunks(len(images)), pool.map(fill, _chunks(len(images))), strict=True):
+    is_tiny = first.numel() <= _TINY_VALUES
+    left = [range(len(images))]
+    if is_tiny and workers > 1 and len(images) >= _WORTH_PROCESSES:
+        left = decode_aside(
+            lambda share: [os.path.join(images.root, images.ids[index]) for index in share],
+            pixels.numpy(),
+            workers,
+            lambda done: progress("decoding images", done, len(images)),
+        )
+    chunks = [chunk for part in left for chunk in _chunks(part)]
+    with ThreadPoolExecutor(1 if is_tiny else max(1, workers)) as pool:
+        done = len(images) - sum(map(len, left))
+        for chunk, is_same_size in zip(chunks, pool.map(fill, chunks), strict=True):
             if not is_same_size:
                 pool.shutdown(wait=False, cancel_futures=True)
                 return None
@@ -214,5 +227,5 @@ def fingerprint(images: Images) -> str:
     return seen.hexdigest()
 
 
-def _chunks(count: int, size: int = 512) -> list[range]:
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+def _chunks(part: range, size: int = 512) -> list[range]:
+    return [part[start : start + size] for start in range(0, len(part), size)]

@@ -313,13 +313,14 @@ def new_state(plan: Plan) -> TrainState:
 
 
 def parameter_groups(plan: Plan) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: by layer, and within one by whether weight decay holds; each parameter once.
+    """Return the optimizer's groups: by learning rate, and by whether weight decay holds; each parameter once.
 
     A group's ``share`` is what its layer gets of the backbone's learning rate: ``layer_decay`` to the power of the
     layers above it but for the head (Howard & Ruder 2018; BEiT's 0.65 to 0.75 a block).
     """
     config = plan.config
-    groups: list[dict[str, Any]] = []
+    # As few as can be: the optimizer's own work for each, learning or not, is most of a step on cached features.
+    groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
     backbone = len(plan.layers) - 1
     spared = _spared(plan.classifier.model)
     for place, layer in enumerate(plan.layers):
@@ -327,16 +328,15 @@ def parameter_groups(plan: Plan) -> list[dict[str, Any]]:
         for decays in (True, False):
             chosen = [p for p in layer.parameters if (config.decay_norms or _decays(p, spared)) is decays]
             if chosen:
-                groups.append(
-                    {
-                        "params": chosen,
-                        "lr": config.lr if layer.is_head else 0.0,
-                        "weight_decay": config.weight_decay if decays else 0.0,
-                        "is_head": layer.is_head,
-                        "share": share,
-                    }
-                )
-    return groups
+                group = {
+                    "params": [],
+                    "lr": config.lr if layer.is_head else 0.0,
+                    "weight_decay": config.weight_decay if decays else 0.0,
+                    "is_head": layer.is_head,
+                    "share": share,
+                }
+                groups.setdefault((layer.is_head, share, decays), group)["params"] += chosen
+    return list(groups.values())
 
 
 def _decays(parameter: nn.Parameter, spared: set[int]) -> bool:

@@ -1,0 +1,126 @@
+"""From the files of pictures to pixels: the one place for it, and a program that decodes many of one size.
+
+``python -m tl_cli.data.pictures HEIGHT WIDTH`` reads names from its input, NUL after each, and writes their pixels,
+(3, HEIGHT, WIDTH) uint8, one after another; it ends where one cannot be decoded or has another size. Tiny pictures are
+decoded under the GIL most of the time, so threads do not help; and processes that do not load torch start at once.
+"""
+
+import io
+import os
+import struct
+import sys
+import warnings
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from tl_cli.errors import DataError
+
+# What Pillow may open. Others have decoders that are rarely tested, or are not pictures (PDF, EPS).
+_CODEC_ERRORS = (struct.error, zlib.error)
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
+SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".gif",
+        ".bmp",
+        ".webp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".avif",
+    )
+)
+MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it only warns
+# Smaller pictures are always decoded whole, so it does not matter who decodes them when.
+WHOLE_UP_TO = 512
+_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+# Pillow warns of odd EXIF, palettes and large pictures. The pixels are right or it raises, and size is checked here;
+# a filter for each call would not be safe on several threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+def decode_pixels(source: str | Path | bytes, *, short_side: int | None = None) -> np.ndarray:
+    """Return a picture as it is meant to be seen: (H, W, 3) uint8, RGB, upright, on white where transparent.
+
+    Args:
+        source: a file, or the bytes of one.
+        short_side: a large JPEG may be decoded at a fraction of its size, as long as its short side keeps at
+            least twice this many pixels. None decodes it whole.
+
+    Raises:
+        DataError: it is no picture of a known format, is torn, or is larger than ``MAX_PIXELS``. Names the file.
+    """
+    name = "the image" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+            if short_side is not None:
+                _draft(image, short_side)
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.array(_to_rgb(image))
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name} has too many pixels to be decoded safely: {error}") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        TypeError,
+        IndexError,
+        KeyError,
+        MemoryError,
+        *_CODEC_ERRORS,
+    ) as error:
+        raise DataError(f"{name} cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _draft(image: Image.Image, short_side: int) -> None:
+    width, height = image.size
+    scale = 2 * short_side / min(width, height)
+    if scale < 1 and min(width, height) > WHOLE_UP_TO:
+        image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _16_BIT_MODES or image.mode == "I":
+        # Pillow's own conversion clips 16-bit values at 255.
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels have no agreed range; save it as 8 or 16 bit")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def write_pixels(names: BinaryIO, pixels: BinaryIO, height: int, width: int) -> None:
+    """Write what the pictures of these names hold, up to the first that cannot be decoded or has another size."""
+    for name in names.read().split(b"\0")[:-1]:
+        try:
+            found = decode_pixels(os.fsdecode(name))
+        except DataError:
+            return
+        if found.shape != (height, width, 3):
+            return
+        pixels.write(found.transpose(2, 0, 1).tobytes())
+
+
+if __name__ == "__main__":
+    write_pixels(sys.stdin.buffer, sys.stdout.buffer, *map(int, sys.argv[1:]))
