@@ -131,6 +131,35 @@ def test_a_network_that_would_answer_otherwise_has_nothing_folded() -> None:
     assert shortcut.norm is None
 
 
+class Steep(nn.Module):
+    """Makes much of the last digits, as a deep network of random weights does."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.sin(maps * 1e6)
+
+
+def test_rounding_that_grows_through_the_network_keeps_nothing_from_being_folded() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Steep(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)).eval()
+    model[1].running_mean.normal_()
+    inputs = images(8, 1).float()
+    assert [shortcut.norm for shortcut in found(model, 8)] == [model[1], model[4]]
+    with torch.no_grad():
+        with lent(found(model, 8), fold=True, least=0):
+            folded = model(inputs)
+        # Or the test would prove nothing.
+        assert float((folded - model(inputs)).abs().max()) > 0.01 * float(folded.abs().max())
+
+
+def test_a_network_that_computes_in_float32_by_itself_is_compared_in_float32() -> None:
+    class Stubborn(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            return maps.float()
+
+    model = nn.Sequential(Stubborn(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    assert [shortcut.norm for shortcut in found(model, 8)] == [model[2]]
+
+
 def test_a_norm_that_trains_is_not_folded() -> None:
     model = trained("resnet18", 32).model
     shortcuts = found(model, 32)

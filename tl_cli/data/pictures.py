@@ -107,7 +107,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    # Pillow would copy one that is RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def write_pixels(names: BinaryIO, pixels: BinaryIO, height: int, width: int) -> None:
