@@ -1,6 +1,7 @@
 """What every side is given alike: 32 x 32 JPEG pictures in train/ and val/, and a file of weights."""
 
 import colorsys
+import os
 import shutil
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,6 +20,8 @@ _CLASSES = 10
 # CIFAR-10's 10,000 of 50,000.
 _VAL_SHARE = 5
 _STATISTICS_IMAGES = 30
+# A file has a limited number of names: 65,000 on ext4.
+_LISTED_CLASSES = 100
 
 
 class PicturesError(Exception):
@@ -85,6 +88,18 @@ class Material:
             _fit_statistics(network, _enlarged(files[:_STATISTICS_IMAGES], size))
             safetensors.torch.save_file(network.state_dict(), path)
         return path
+
+    def listing(self, count: int) -> Path:
+        """Return a folder of ``count`` names of 800 x 600 JPEGs, a picture for each of its classes."""
+        root = self.folder / f"listing-{count}"
+        per_class = max(10, count // _LISTED_CLASSES)
+        for label in range(0 if root.exists() else count // per_class):
+            folder = root / f"class-{label:03d}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (800, 600), (label, label, label)).save(folder / "000000.jpg")
+            for index in range(1, per_class):
+                os.link(folder / "000000.jpg", folder / f"{index:06d}.jpg")
+        return root
 
 
 def write_pictures(root: Path, parts: dict[str, int]) -> tuple[int, int, int]:

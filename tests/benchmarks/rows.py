@@ -17,6 +17,19 @@ from tests.benchmarks.timing import Bench, Timed, Work, alternate, now, say
 _ROOT = Path(__file__).parents[2]
 _HEAD_EPOCHS = 5
 _FEWEST_HELPS = 5
+_MILLION = 1_000_000
+_LIST = """
+import resource, sys, time
+from tl_cli.contract import DataSpec
+from tl_cli.data.sources import open_data
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+before, started = peak(), time.perf_counter()
+open_data(DataSpec(source=sys.argv[1], layout="classes", split_seed=0, val_fraction=0.1), workers=2)
+print(time.perf_counter() - started, peak() - before)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +185,24 @@ def _ask_for_help() -> float:
     return now("cpu") - started
 
 
+def _listing(bench: Bench) -> list[Comparison]:
+    """Finding, splitting and hashing many images, in a process of its own."""
+    count = 2000 if bench.is_tiny else _MILLION
+    root = bench.material.listing(count)
+    rounds = alternate({"tl": partial(_list_images, root)}, bench.rounds)["tl"]
+    seconds, megabytes = (tuple(values) for values in zip(*rounds, strict=True))
+    note = f"{median(megabytes):,.0f} MB of memory more at the peak than before; pictures are not decoded"
+    return [Comparison(f"a folder of {count:,} images", "", "seconds", (), seconds, notes=(note,))]
+
+
+def _list_images(root: Path) -> tuple[float, float]:
+    """Return seconds and megabytes."""
+    command = [sys.executable, "-c", _LIST, str(root)]
+    said = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+    seconds, megabytes = map(float, said.split())
+    return seconds, megabytes
+
+
 # What is asked of each row on a CPU.
 ROWS: dict[str, Row] = {
     "head-32": partial(_head, size=32, fewer=1, goals={"blog": Goal(25, 38), "naive": Goal(15, 24)}),
@@ -181,4 +212,5 @@ ROWS: dict[str, Row] = {
     "ceiling-b0": partial(_ceiling, model="efficientnet_b0", goal=Goal(0.9, 0.97)),
     "ceiling-resnet18": partial(_ceiling, model="resnet18", goal=Goal(0.9, 0.97)),
     "help": partial(_help, goal=Goal(0.35, 0.25)),
+    "listing": _listing,
 }
