@@ -13,7 +13,7 @@ from tl_cli.data import decoders, images
 from tl_cli.data.decoders import decode_aside
 from tl_cli.data.folder import scan
 from tl_cli.data.images import FileImages, PackedImages, pack
-from tl_cli.data.pictures import write_pixels
+from tl_cli.data.pictures import OPENING, write_pixels
 from tl_cli.errors import DataError
 
 COUNT = 40
@@ -122,7 +122,7 @@ def test_the_program_writes_pixels_by_channel_up_to_the_first_misfit(files: File
     names = [os.fsencode(os.path.join(files.root, name)) for name in (*files.ids, "missing.png")]
     written = io.BytesIO()
     write_pixels(io.BytesIO(b"".join(name + b"\0" for name in names)), written, SIDE, SIDE)
-    assert written.getvalue() == expected(files).tobytes()
+    assert written.getvalue() == OPENING + expected(files).tobytes()
 
 
 def test_a_module_in_the_current_folder_is_not_taken_for_one_of_ours(
@@ -133,3 +133,18 @@ def test_a_module_in_the_current_folder_is_not_taken_for_one_of_ours(
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     _, left, _ = aside(files)
     assert [len(share) for share in left] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("printed", "left"),
+    [("print('hello')", [20, 20]), ("import atexit; atexit.register(print, 'bye')", [0, 0])],
+)
+def test_what_a_python_prints_by_itself_is_not_taken_for_pixels(
+    files: FileImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, left: list[int]
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(printed)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
+    pixels, found, _ = aside(files)
+    assert [len(share) for share in found] == left
+    assert left == [20, 20] or np.array_equal(pixels, expected(files))

@@ -2,6 +2,8 @@ import pytest
 import torch
 from torch import nn
 
+from tl_cli.data.loaders import Batch
+from tl_cli.evaluation.logits import outputs
 from tl_cli.models import freezing, zoo
 from tl_cli.models.graph import Cut, Network
 from tl_cli.models.layers import layers_of
@@ -133,6 +135,84 @@ def test_a_network_that_cannot_be_traced_is_cut_before_its_head() -> None:
     assert cut is not None
     assert cut.shape == (8,)
     torch.testing.assert_close(cut.tail(cut.prefix(images)), branching.model.eval()(images))
+
+
+def test_several_threads_may_be_in_what_comes_before_the_head() -> None:
+    classifier, _ = network("resnet18", 32)
+    branching = Classifier("own", Branching(), ("fc",), classifier.preprocessing, classifier.weights)
+    freezing.freeze_backbone(branching.model, branching.head_modules)
+    images = torch.randn(64, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+    cut = Network(branching, images[:1]).cut()
+    assert cut is not None
+    head = branching.model.fc
+    batches = [Batch(part, torch.zeros(len(part), dtype=torch.int64)) for part in images.split(1)]
+    together = [found for _, found in outputs(cut.prefix, batches, at_once=4)]
+    assert branching.model.fc is head
+    assert {tuple(found.shape) for found in together} == {(1, 8)}
+    with torch.inference_mode():
+        assert all(torch.equal(found, cut.prefix(batch.inputs)) for found, batch in zip(together, batches, strict=True))
+    # What the head has learned does not change what comes before it.
+    assert not any(name.startswith("fc") for name in cut.prefix.state_dict())
+
+
+class Nested(nn.Module):
+    """Has its head within other modules, and looks at its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.top = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 5))})
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = images.mean((2, 3))
+        return self.top["mlp"](means if means.sum() > 0 else -means)
+
+
+def test_a_head_within_other_modules_is_left_out() -> None:
+    classifier, images = network("resnet18", 32)
+    nested = Classifier("own", Nested(), ("top.mlp.2",), classifier.preprocessing, classifier.weights)
+    freezing.freeze_backbone(nested.model, nested.head_modules)
+    cut = Network(nested, images[:1]).cut()
+    assert cut is not None
+    assert cut.shape == (8,)
+    torch.testing.assert_close(cut.tail(cut.prefix(images)), nested.model.eval()(images))
+    assert isinstance(nested.model.top["mlp"][2], nn.Linear)
+
+
+class AsksItsHead(Branching):
+    """Looks at its head's weights, so that it cannot do without."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.to(self.fc.weight.dtype))
+
+
+def test_a_head_that_is_looked_at_by_others_is_not_cut_off() -> None:
+    classifier, images = network("resnet18", 32)
+    odd = Classifier("own", AsksItsHead(), ("fc",), classifier.preprocessing, classifier.weights)
+    freezing.freeze_backbone(odd.model, odd.head_modules)
+    assert Network(odd, images[:1]).cut() is None
+
+
+class DropsByItself(nn.Module):
+    """Drops features as its own mode says, not by a module."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.body = nn.Linear(3, 64)
+        self.middle = nn.Linear(64, 64)
+        self.fc = nn.Linear(64, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = nn.functional.dropout(self.body(images.mean((2, 3))), self.share, self.training)
+        return self.fc(self.middle(features))
+
+
+@pytest.mark.parametrize(("share", "is_cut"), [(0.0, True), (0.5, False)])
+def test_what_would_train_otherwise_in_parts_than_as_a_whole_is_not_cut(share: float, is_cut: bool) -> None:
+    classifier, images = network("resnet18", 32)
+    odd = Classifier("own", DropsByItself(share), ("fc",), classifier.preprocessing, classifier.weights)
+    freezing.freeze([odd.model.body], odd.model.body.parameters())
+    assert (Network(odd, images[:1]).cut() is not None) is is_cut
 
 
 class TwoPasses(nn.Module):

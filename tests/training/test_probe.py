@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -77,6 +78,36 @@ def test_threads_that_collapse_once_are_not_taken() -> None:
 def test_a_hopeless_candidate_is_not_timed_to_the_end() -> None:
     _, _, timings = search(Candidate(), [("precision", ("fp32", "bf16"))], timer({"bf16": 7.0}))
     assert [timing.seconds for timing in timings] == [(1.0, 1.0, 1.0), (7.0,)]
+
+
+def test_a_candidate_that_fails_is_not_taken_and_the_reason_says_so() -> None:
+    best, comparisons, _ = search(Candidate(), [("precision", ("fp32", "bf16"))], timer({"fp32": math.inf}))
+    assert best.precision == "bf16"
+    assert str(comparisons[0]) == "bf16, for fp32 fails here"
+    best, comparisons, _ = search(Candidate(), [("precision", ("fp32", "bf16"))], lambda candidate: math.inf)
+    assert (best, comparisons) == (Candidate(), ())
+
+
+class Failing(nn.Module):
+    """Has no memory for more than a few images, or for any."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("no memory")
+        return self.fc(images.mean((2, 3)))
+
+
+@pytest.mark.parametrize("most", [0, 8])
+def test_a_network_that_fails_ends_the_probe_and_not_the_run(most: int, tmp_path: Path) -> None:
+    work, path = replace(WORK, batch_size=64), tmp_path / "probes.json"
+    choice = probe(Failing(most), work, Fixed(threads=1), budget_s=1000, machine=Machine(CPU), path=path)
+    assert choice is None
+    assert not path.exists()
 
 
 def test_candidates_take_turns() -> None:

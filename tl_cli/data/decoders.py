@@ -9,6 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from tl_cli.data.pictures import OPENING
+
 _CHUNK = 512
 _REPORT_EVERY_S = 0.2
 
@@ -64,6 +66,8 @@ def _read(child: "subprocess.Popen[bytes]", names: list[str], pixels: np.ndarray
         child.stdin.write(b"".join(os.fsencode(name) + b"\0" for name in names))
         child.stdin.close()
     except OSError:
+        return
+    if child.stdout.read(len(OPENING)) != OPENING:
         return
     an_image = pixels[0].nbytes if len(pixels) else 1
     for start in range(0, len(pixels), _CHUNK):

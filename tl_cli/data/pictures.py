@@ -1,8 +1,9 @@
 """From the files of pictures to pixels: the one place for it, and a program that decodes many of one size.
 
-``python -m tl_cli.data.pictures HEIGHT WIDTH`` reads names from its input, NUL after each, and writes their pixels,
-(3, HEIGHT, WIDTH) uint8, one after another; it ends where one cannot be decoded or has another size. Tiny pictures are
-decoded under the GIL most of the time, so threads do not help; and processes that do not load torch start at once.
+``python -m tl_cli.data.pictures HEIGHT WIDTH`` reads names from its input, NUL after each, and writes ``OPENING`` and
+their pixels, (3, HEIGHT, WIDTH) uint8, one after another; it ends where one cannot be decoded or has another size. Tiny
+pictures are decoded under the GIL most of the time, so threads do not help; and processes that do not load torch start
+at once.
 """
 
 import io
@@ -43,6 +44,8 @@ SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it only warns
 # Smaller pictures are always decoded whole, so it does not matter who decodes them when.
 WHOLE_UP_TO = 512
+# Before all pixels that are written, so that what else a Python prints when it starts is not taken for any.
+OPENING = b"\0tl pixels\0"
 _16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # Pillow warns of odd EXIF, palettes and large pictures. The pixels are right or it raises, and size is checked here;
@@ -113,6 +116,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def write_pixels(names: BinaryIO, pixels: BinaryIO, height: int, width: int) -> None:
     """Write what the pictures of these names hold, up to the first that cannot be decoded or has another size."""
+    pixels.write(OPENING)
     for name in names.read().split(b"\0")[:-1]:
         try:
             found = decode_pixels(os.fsdecode(name))
@@ -124,4 +128,7 @@ def write_pixels(names: BinaryIO, pixels: BinaryIO, height: int, width: int) -> 
 
 
 if __name__ == "__main__":
-    write_pixels(sys.stdin.buffer, sys.stdout.buffer, *map(int, sys.argv[1:]))
+    # Nobody else writes among the pixels: what is printed goes to stderr from here on.
+    with os.fdopen(os.dup(1), "wb") as _output:
+        os.dup2(2, 1)
+        write_pixels(sys.stdin.buffer, _output, *map(int, sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from tl_cli.models.zoo import Classifier
 # Parts of the class names of what draws at random in training mode.
 _STOCHASTIC = ("Drop", "StochasticDepth", "RReLU")
 _TOLERANCE = 1e-3
+# What a proxy, or a network in other company than usual, meets in a stranger's forward pass is the stranger's choice.
+_STRANGERS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Network:
         try:
             found = self._cut_graph() if self._graphs else _cut_before_head(self._classifier, self._example)
             return found if found and self._is_equal(found) else None
+        except _STRANGERS:
+            return None
         finally:
             model.train(was_training)
 
@@ -110,13 +115,22 @@ class Network:
         )
 
     def _is_equal(self, cut: Cut) -> bool:
-        """Whether the two parts together answer as the whole does, whatever the head."""
-        model = self._classifier.model.eval()
-        with _random_head(self._classifier), torch.inference_mode():
-            whole = model(self._example)
-            parts = cut.tail.eval()(cut.prefix(self._example))
-        scale = whole.abs().max().clamp(min=1e-6)
-        return whole.shape == parts.shape and bool(((whole - parts).abs().max() <= _TOLERANCE * scale).item())
+        """Whether the two parts together answer as the whole does, in training as in evaluation, whatever the head."""
+        model, device = self._classifier.model, self._example.device
+        with _random_head(self._classifier), _kept_buffers(model), torch.no_grad():
+            for training in (False, True):
+                model.train(training)
+                with _seeded(device):
+                    whole = model(self._example)
+                cut.tail.train(training)
+                with _seeded(device):
+                    parts = cut.tail(cut.prefix(self._example))
+                if whole.shape != parts.shape:
+                    return False
+                scale = whole.abs().max().clamp(min=1e-6)
+                if not bool(((whole - parts).abs().max() <= _TOLERANCE * scale).item()):
+                    return False
+        return True
 
 
 class _Evaluating(nn.Module):
@@ -147,23 +161,17 @@ class _Tail(nn.Module):
         return logits
 
 
-class _BeforeHead(nn.Module):
-    """A network without its head."""
+def _without(model: nn.Module, name: str) -> nn.Module:
+    """Return a network that passes on what reaches the module of that name; all its other modules are the model's own.
 
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.model = classifier.model
-        (self.name,) = classifier.head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the head's input."""
-        head = self.model.get_submodule(self.name)
-        self.model.set_submodule(self.name, nn.Identity())
-        try:
-            passed: Tensor = self.model(images)
-        finally:
-            self.model.set_submodule(self.name, head)
-        return passed
+    The model is left alone: several threads may be in it.
+    """
+    first, _, rest = name.partition(".")
+    copied = copy(model)
+    copied.__dict__.pop("train", None)  # of a frozen module, bound to the original
+    inside = model.get_submodule(first)
+    copied._modules = {**model._modules, first: _without(inside, rest) if rest else nn.Identity()}
+    return copied
 
 
 class _LayerTracer(fx.Tracer):
@@ -211,8 +219,7 @@ def _trace(classifier: Classifier) -> dict[bool, fx.Graph] | None:
     was_training = model.training
     try:
         return {mode: _LayerTracer(leaves).trace(model.train(mode)) for mode in (True, False)}
-    except (fx.proxy.TraceError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, NameError):
-        # What a proxy meets in a stranger's forward pass is the stranger's choice.
+    except (fx.proxy.TraceError, NameError, *_STRANGERS):
         return None
     finally:
         model.train(was_training)
@@ -224,7 +231,7 @@ def _values(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node,
     try:
         with torch.no_grad():
             watching.run(example)
-    except (RuntimeError, TypeError, ValueError, AttributeError):
+    except _STRANGERS:
         return {}
     finally:
         model.train(was_training)
@@ -310,13 +317,13 @@ def _cut_before_head(classifier: Classifier, example: Tensor) -> Cut | None:
     inside = {id(p) for p in head.parameters()}
     if any(p.requires_grad for p in classifier.model.parameters() if id(p) not in inside):
         return None
-    prefix = _BeforeHead(classifier)
+    (name,) = classifier.head
     classifier.model.eval()
+    prefix = _without(classifier.model, name).eval()
     with torch.no_grad(), Counting() as counting:  # type: ignore[no-untyped-call]
         passed = prefix(example)
     if not isinstance(passed, Tensor) or len(passed) != len(example):
         return None
-    name = classifier.head[0]
     return Cut(
         prefix=_Evaluating(prefix),
         tail=head,
@@ -326,6 +333,27 @@ def _cut_before_head(classifier: Classifier, example: Tensor) -> Cut | None:
         tail_cost=sum(p.numel() for p in head.parameters()),
         code=f"{classifier.name} without {name}",
     )
+
+
+@contextmanager
+def _seeded(device: torch.device) -> Iterator[None]:
+    """Draw the same numbers in each such block, and leave those outside as they would have been."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(0)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(0)
+        yield
+
+
+@contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Put back the statistics that a pass in training mode moves."""
+    own = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in own:
+            buffer.copy_(value)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from tl_cli.models.small_maps import convolve, is_known, results
 # In float32 a deep network of random weights may differ by 1% of its largest value for the order of sums alone, and so
 # would not be told from one in which folding is wrong; in float64 by 1e-11.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3}
+# What a stranger's network may raise in float64, or where a convolution is not computed as it is wont to be.
+_STRANGERS = (RuntimeError, TypeError, ValueError, IndexError)
 # Of larger networks no copy is made to compute in float64.
 _MOST_PARAMETERS = 200_000_000
 # Folding touches every weight, a norm every number of the maps. One thread, median step: folding everything made
@@ -71,7 +73,7 @@ def find_shortcuts(model: nn.Module, example: Tensor) -> tuple[Shortcut, ...]:
             example = example.clone()
         try:
             return _find(*_in_float64(model, example))
-        except (RuntimeError, TypeError):
+        except _STRANGERS:
             # No memory for the copy, a device without float64, or a network that makes tensors in float32 by itself.
             return _find(model, example, model)
 
@@ -185,6 +187,8 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        # LeViT keeps what it computed from its weights in eval mode until it is told to train.
+        model.train()
         for module, was in were:
             module.training = was
 
@@ -252,7 +256,7 @@ def _agree(model: nn.Module, example: Tensor, watched: _Watched, shortcuts: Sequ
     try:
         with lent(shortcuts, fold=True, least=0):
             again = _watch(model, example)
-    except RuntimeError:
+    except _STRANGERS:
         return False
     folded = {shortcut.conv for shortcut in shortcuts if shortcut.norm is not None}
     before, after = ([pair for pair in seen.outputs if pair[0] not in folded] for seen in (watched, again))

@@ -59,7 +59,10 @@ def evaluate_model(
     # Channels-last: the faster layout on a CPU for every network that was tried, and what a GPU's tensor cores want.
     machine = Machine(choose_device(device), memory_format=torch.channels_last)
     machine.place(classifier.model)
-    size = batch_size or eval_batch(machine.device, card.preprocessing.crop)
+    size = eval_batch(machine.device, card.preprocessing.crop)
+    if batch_size is not None:
+        # What a person gives is what may be in memory at once.
+        size = max(1, batch_size // machine.at_once)
     loader = Loader(
         data.parts[part], card.preprocessing, size, machine.device, threads, memory_format=machine.memory_format
     )

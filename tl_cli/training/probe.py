@@ -1,6 +1,7 @@
 """Which layout, precision, number of threads and folding a model trains fastest with here, by timing real steps."""
 
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -112,6 +113,8 @@ class Comparison:
     ratio: float
 
     def __str__(self) -> str:
+        if math.isinf(self.ratio):
+            return f"{self.winner}, for {self.other} fails here"
         if self.ratio < _CLEAR:
             return f"{self.winner}, with no clear gain from {self.other}"
         return f"{self.winner} {self.ratio:.1f}x as fast as {self.other}"
@@ -188,6 +191,8 @@ def probe(
         if images < min(_FEWEST_IMAGES, work.batch_size):
             return None
         best, comparisons, timings = search(start, axes, bench.seconds)
+        if axes and not comparisons and all(math.isinf(min(timing.seconds)) for timing in timings):
+            return None
     took = time.perf_counter() - started
     if known is not None:
         return replace(
@@ -228,6 +233,8 @@ def search(
         found = _timed(candidates, timer, rounds)
         timings += found
         winner = _winner(axis, found)
+        if math.isinf(min(winner.seconds)):
+            continue  # none of them works
         rest = [timing for timing in found if timing is not winner]
         other = min(rest, key=lambda timing: min(timing.seconds))
         ratio = min(other.seconds) / min(winner.seconds)
@@ -271,7 +278,7 @@ def _start(fixed: Fixed, machine: Machine) -> Candidate:
     is_cpu = machine.device.type == "cpu"
     return Candidate(
         layout=fixed.layout or layout,
-        precision=fixed.precision or "fp32",
+        precision=fixed.precision or machine.precision,
         threads=fixed.threads or (1 if is_cpu else torch.get_num_threads()),
         fold=machine.fold if machine.fold is not None else is_cpu,
     )
@@ -328,14 +335,20 @@ class _Bench:
         return self._images
 
     def seconds(self, candidate: Candidate) -> float:
-        """Return how long a step takes."""
+        """Return how long a step takes; infinity where it fails, for want of memory or of an operation."""
         torch.set_num_threads(candidate.threads)
         network = self._network(candidate)
         images = self._noise[: self._images].contiguous(memory_format=memory_format_of(candidate.layout))
         self._wait()
         started = time.perf_counter()
-        self._step(network, images)
-        self._wait()
+        try:
+            self._step(network, images)
+            self._wait()
+        except RuntimeError:
+            self._model.zero_grad(set_to_none=True)
+            if self._work.device.type == "cuda":
+                torch.cuda.empty_cache()
+            return math.inf
         return time.perf_counter() - started
 
     def _network(self, candidate: Candidate) -> Autocasting:
