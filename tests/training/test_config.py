@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ def test_flags_beat_the_file_and_the_file_beats_the_recipe() -> None:
 
 def test_the_default_recipe_depends_on_the_data_and_says_why() -> None:
     tiny, photos = (recipes.resolve(MODEL, {}, facts) for facts in (TINY, PHOTOS))
-    assert (tiny.config.input_size, photos.config.input_size) == (64, 224)
-    assert (tiny.config.augment, photos.config.augment) == ("flip-shift", "flip-crop")
+    assert (tiny.config.input_size, photos.config.input_size) == (96, 224)
+    assert (tiny.config.augment, photos.config.augment) == ("flip", "flip-crop")
     assert (tiny.config.precision, photos.config.precision) == ("fp32", "bf16")
     assert (tiny.config.layout, photos.config.layout) == ("channels-last", "channels-last")
     assert photos.config.epochs > tiny.config.epochs
@@ -34,6 +35,27 @@ def test_the_default_recipe_depends_on_the_data_and_says_why() -> None:
 def test_digits_are_not_mirrored() -> None:
     digits = Facts("digits", 1438, 8, 1, 224, on_gpu=False, bf16=False, cores=2, mirrors=False)
     assert recipes.resolve(MODEL, {}, digits).config.augment == "shift"
+
+
+@pytest.mark.parametrize(
+    ("changed", "size"),
+    [({}, 96), ({"native_size": 8}, 64), ({"native_size": 95}, 96), ({"native_size": 96}, 224), ({"on_gpu": True}, 128),
+     ({"smallest_input": 112}, 112), ({"own_input": 64}, 64), ({"native_size": None}, 224)],
+)  # fmt: skip
+def test_tiny_images_are_enlarged_as_far_as_the_machine_affords(changed: dict[str, object], size: int) -> None:
+    assert recipes.resolve(MODEL, {}, replace(TINY, **changed)).config.input_size == size
+
+
+def test_few_tiny_images_are_moved_too_since_they_are_seen_often() -> None:
+    assert recipes.resolve(MODEL, {}, replace(TINY, train_images=900)).config.augment == "flip-shift"
+
+
+def test_the_fast_recipe_is_the_default_one_but_shorter() -> None:
+    for facts in (TINY, PHOTOS, replace(TINY, train_images=900)):
+        default, fast = (recipes.resolve({**MODEL, "recipe": name}, {}, facts).config for name in ("default", "fast"))
+        assert fast.epochs - fast.freeze_epochs < (default.epochs - default.freeze_epochs) * 2 / 3
+        changed = {name: value for name, value in fast if getattr(default, name) != value}
+        assert set(changed) <= {"recipe", "epochs", "steps"}
 
 
 def test_the_blog_recipe_is_the_blogs() -> None:
