@@ -2,9 +2,9 @@
 
     python recipe_search.py ~/cifar10-jpeg/train --seeds 3 --together 2
 
-The folder holds one folder a class. Of CIFAR-10's 50,000 training images 8,950 train, 5,000 validate, and the rest is
-not looked at. Runs are recorded in the current folder, in the experiment ``recipes``; those that are complete are not
-repeated.
+The folder holds one folder a class. Of CIFAR-10's 50,000 training images 8,950 train and 5,000 validate; the test
+images are not looked at. Runs are recorded in the current folder, in the experiment ``recipes``; those that are
+complete are not repeated.
 """
 
 import argparse
@@ -18,11 +18,13 @@ from mlflow.entities import Run  # noqa: TID251
 
 MODEL = "efficientnet_lite0"
 PART = ["--limit", "15500", "--val-fraction", "0.3226"]
+# What the settings start from, and change.
+START = ["--input-size", "64", "--augment", "flip-shift", "--unfreeze-lr", "6e-4"]
 EPOCHS = ["--freeze-epochs", "5", "--epochs", "8"]
 # One thread each and one precision, so that nothing but the setting differs.
 COMPUTE = ["--threads", "1", "--precision", "bf16", "--layout", "channels-last"]
 SETTINGS = {
-    "the default recipe": "",
+    "the starting point": "",
     "rate 3e-4": "--unfreeze-lr 3e-4",
     "rate 1e-3": "--unfreeze-lr 1e-3",
     "rate 1.5e-3": "--unfreeze-lr 1.5e-3",
@@ -81,7 +83,7 @@ def title(name: str, seed: int) -> str:
 def train(data: str, name: str, seed: int) -> None:
     """Train once; a run that fails is told and left out."""
     command = [sys.executable, "-m", "tl_cli", "train", MODEL, "--data", data, "--quiet"]
-    command += [*PART, *EPOCHS, *COMPUTE, *SETTINGS[name].split(), "--seed", str(seed)]
+    command += [*PART, *START, *EPOCHS, *COMPUTE, *SETTINGS[name].split(), "--seed", str(seed)]
     command += ["--experiment", "recipes", "--run-name", title(name, seed)]
     subprocess.run(command, stdout=subprocess.DEVNULL, check=False)  # noqa: S603
 
