@@ -76,6 +76,31 @@ def test_where_a_process_ends_at_once_all_is_left(files: FileImages, monkeypatch
     assert left == [range(20), range(20, 40)]
 
 
+def test_where_only_some_processes_start_the_share_of_the_others_is_left(
+    files: FileImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, started = subprocess.Popen, list[int]()
+
+    def only_once(*args: object, **options: object) -> "subprocess.Popen[bytes]":
+        if started:
+            raise OSError("no more processes")
+        started.append(1)
+        return real(*args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(decoders.subprocess, "Popen", only_once)
+    pixels, left, _ = aside(files)
+    assert left == [range(20, 20), range(20, 40)]
+    assert np.array_equal(pixels[:20], expected(files)[:20])
+
+
+def test_an_error_of_whoever_is_told_is_not_swallowed(files: FileImages) -> None:
+    def broken(done: int) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        decode_aside(lambda share: [str(files.root)] * len(share), np.zeros((8, 3, 8, 8), np.uint8), 2, broken)
+
+
 def test_no_process_is_left_behind_when_the_work_is_stopped(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[subprocess.Popen[bytes]] = []
     real = subprocess.Popen

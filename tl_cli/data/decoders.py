@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
@@ -35,26 +36,29 @@ def decode_aside(
     command = [sys.executable, "-P", "-m", "tl_cli.data.pictures", *map(str, pixels.shape[2:])]
     done = [0] * processes
     children: list[subprocess.Popen[bytes]] = []
-    try:
-        for _ in shares:
-            child = subprocess.Popen(  # noqa: S603 - ourselves
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-            )
-            children.append(child)
-        with ThreadPoolExecutor(processes) as pool:
-            try:
-                running = {
-                    pool.submit(_read, child, names(share), pixels[share.start : share.stop], done, place)
-                    for place, (child, share) in enumerate(zip(children, shares, strict=True))
-                }
-                while running:
-                    running = wait(running, _REPORT_EVERY_S).not_done
-                    counted(sum(done))
-            finally:
-                _end(children)
-    except OSError:
-        # No process could be started, or one is gone.
-        _end(children)
+    with ThreadPoolExecutor(processes) as pool:
+        try:
+            # The share of a process that cannot be started is left.
+            with suppress(OSError):
+                for _ in shares:
+                    child = subprocess.Popen(  # noqa: S603 - ourselves
+                        command,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,
+                        env=environment,
+                    )
+                    children.append(child)
+            running = {
+                pool.submit(_read, child, names(share), pixels[share.start : share.stop], done, place)
+                for place, (child, share) in enumerate(zip(children, shares, strict=False))
+            }
+            while running:
+                running = wait(running, _REPORT_EVERY_S).not_done
+                counted(sum(done))
+        finally:
+            # Before the pool waits for its threads, which may be reading.
+            _end(children)
     return [range(share.start + count, share.stop) for share, count in zip(shares, done, strict=True)]
 
 
@@ -85,7 +89,6 @@ def _end(children: "Sequence[subprocess.Popen[bytes]]") -> None:
         child.wait()
         for pipe in (child.stdin, child.stdout):
             if pipe is not None:
-                try:
+                # What was still to be written to it has no reader any more.
+                with suppress(OSError):
                     pipe.close()
-                except OSError:
-                    continue
