@@ -198,6 +198,16 @@ def test_how_many_threads_pay_is_asked_anew(tmp_path: Path) -> None:
     assert all(each.axis != "threads" for each in short.comparisons)
 
 
+def test_one_core_remembers_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tl_cli.training.probe.cores", lambda: 1)
+    open_threads = Fixed(layout="channels-last", precision="fp32")
+    first, again = (measured(model(), tmp_path / "probes.json", open_threads) for _ in range(2))
+    assert first is not None
+    assert again is not None
+    assert again.remembered
+    assert replace(again.best, threads=1) == replace(first.best, threads=1)
+
+
 @pytest.mark.parametrize("torn", ["", "{", "[]", '{"a": 1}', "\x00"])
 def test_a_torn_memory_is_no_memory(torn: str, tmp_path: Path) -> None:
     path = tmp_path / "probes.json"

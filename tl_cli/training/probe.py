@@ -191,7 +191,7 @@ def probe(
         if images < min(_FEWEST_IMAGES, work.batch_size):
             return None
         best, comparisons, timings = search(start, axes, bench.seconds)
-        if axes and not comparisons and all(math.isinf(min(timing.seconds)) for timing in timings):
+        if timings and all(math.isinf(min(timing.seconds)) for timing in timings):
             return None
     took = time.perf_counter() - started
     if known is not None:
