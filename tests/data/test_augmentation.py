@@ -65,10 +65,11 @@ def test_random_resized_crops_are_torchvisions(size: int) -> None:
     assert len(np.unique(boxes, axis=0)) > COUNT // 2
 
 
-def test_shift_and_flip_is_a_padded_crop() -> None:
-    settings = Augmentation(shift=0.125)
+@pytest.mark.parametrize(("border", "padding"), [("black", "constant"), ("reflect", "reflect")])
+def test_shift_and_flip_is_a_padded_crop(border: augment.Border, padding: str) -> None:
+    settings = Augmentation(shift=0.125, border=border)
     moved = augment.shift_and_flip(IMAGES, settings, 1, 2, INDICES)
-    padded = tv.pad(IMAGES, [5, 4])
+    padded = tv.pad(IMAGES, [5, 4], padding_mode=padding)
     flips = augment.uniform(1, 2, INDICES, Stream.FLIP) < 0.5
     down = np.floor(augment.uniform(1, 2, INDICES, Stream.CROP_TOP) * 9).astype(int)
     right = np.floor(augment.uniform(1, 2, INDICES, Stream.CROP_LEFT) * 11).astype(int)

@@ -38,6 +38,7 @@ _ERASED_RATIO = (0.3, 3.3)
 _ERASING_TRIES = 10
 
 Policy = Literal["none", "randaugment", "trivialaugment"]
+Border = Literal["black", "reflect"]
 
 
 class Stream(IntEnum):
@@ -71,7 +72,8 @@ class Augmentation:
 
     Attributes:
         flip: mirrored left to right with probability one half.
-        shift: moved by up to this share of its side, black coming in (RandomCrop with padding).
+        shift: moved by up to this share of its side (RandomCrop with padding).
+        border: what comes in where an image has moved away.
         min_area: smallest share of the area that a random resized crop keeps; 1 is no such crop.
         brightness: factor within 1 -+ this.
         contrast: the same, about the mean grey.
@@ -86,6 +88,7 @@ class Augmentation:
 
     flip: bool = True
     shift: float = 0.0
+    border: Border = "black"
     min_area: float = 1.0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -157,10 +160,12 @@ def shift_and_flip(images: Tensor, settings: Augmentation, seed: int, epoch: int
     columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
     # Few numbers are sent; places and what lies outside are worked out where the images are.
     row, column = send(rows, images.device)[:, :, None], send(columns, images.device)[:, None, :]
+    if settings.border == "reflect":
+        row, column = _reflected(row, height), _reflected(column, width)
     place = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
     index = place.view(len(place), 1, -1).expand(-1, images.shape[1], -1)
     moved = images.flatten(2).gather(2, index).view_as(images)
-    if not (down.any() or right.any()):
+    if settings.border == "reflect" or not (down.any() or right.any()):
         return moved
     inside = ((row >= 0) & (row < height)) & ((column >= 0) & (column < width))
     return moved.mul_(inside[:, None])
@@ -406,6 +411,12 @@ def _offsets(share: float, side: int, numbers: np.ndarray) -> np.ndarray:
     reach = round(share * side)
     offsets: np.ndarray = np.floor(numbers * (2 * reach + 1)).astype(np.int64) - reach
     return offsets
+
+
+def _reflected(places: Tensor, side: int) -> Tensor:
+    """Return places that lie outside 0..side-1, by less than a side, mirrored at the outermost pixel's centre."""
+    last = side - 1
+    return last - (last - places.abs()).abs()
 
 
 def _resize_matrices(starts: np.ndarray, lengths: np.ndarray, size: int, side: int) -> np.ndarray:

@@ -47,9 +47,9 @@ from tl_cli.training.step import Objective
 
 _AUGMENTATIONS: dict[AugmentName, Augmentation] = {
     "none": Augmentation(flip=False),
-    "shift": Augmentation(flip=False, shift=0.125),
+    "shift": Augmentation(flip=False, shift=0.125, border="reflect"),
     "flip": Augmentation(),
-    "flip-shift": Augmentation(shift=0.125),
+    "flip-shift": Augmentation(shift=0.125, border="reflect"),
     "flip-crop": Augmentation(min_area=0.35),
     "blog": Augmentation(shift=0.125, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, rotation=15),
 }
