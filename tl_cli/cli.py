@@ -10,11 +10,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from tl_cli.commands import compare as compare_command
 from tl_cli.commands import data as data_command
 from tl_cli.commands import eval as eval_command
+from tl_cli.commands import export as export_command
 from tl_cli.commands import inspect as inspect_command
 from tl_cli.commands import models as models_command
 from tl_cli.commands import plot as plot_command
+from tl_cli.commands import predict as predict_command
 from tl_cli.commands import train as train_command
 from tl_cli.errors import Interrupted, TlError
 
@@ -29,6 +32,11 @@ app = typer.Typer(
 )
 app.command("train", epilog=train_command.EXAMPLES)(train_command.train)
 app.command("eval", epilog=eval_command.EXAMPLES)(eval_command.evaluate)
+app.command("predict", epilog=predict_command.EXAMPLES)(predict_command.predict)
+app.command("compare", epilog=compare_command.EXAMPLES, context_settings={"ignore_unknown_options": True})(
+    compare_command.compare
+)
+app.command("export", epilog=export_command.EXAMPLES)(export_command.export)
 app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
 app.add_typer(models_command.app, name="models")
 app.command("data", epilog=data_command.EXAMPLES)(data_command.data)

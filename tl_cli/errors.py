@@ -15,7 +15,7 @@ Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP (not a TlEr
 """
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import ClassVar
 
@@ -86,6 +86,12 @@ class Interrupted(BaseException):
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def some(names: Sequence[str], show: int = 5) -> str:
+    """Return the first few names as a list to read, and how many more there are."""
+    more = f" and {len(names) - show} more" if len(names) > show else ""
+    return ", ".join(names[:show]) + more
 
 
 def suggest(name: str, known: Iterable[str], *, show: int = 5) -> str:

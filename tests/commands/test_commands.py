@@ -47,7 +47,7 @@ def test_a_run_is_trained_evaluated_plotted_and_inspected(tl, colours: Path, wor
     shown = tl("eval", run)
     assert shown.code == 0
     assert "blu" in shown.out
-    assert "95% interval, 18 images" in shown.out
+    assert "test: 18 images of 3 classes" in shown.out
     by_folder = tl("eval", next((workplace / "mlruns").glob("*/*/state/best")), "--split", "val", "--json")
     assert json.loads(by_folder.out)["accuracy"] == pytest.approx(recorded["best/val_accuracy"])
 
@@ -111,7 +111,7 @@ def test_a_folder_without_test_images_claims_no_test_figure(tl, workplace: Path)
     assert "test/accuracy" not in open_store(None).find("latest").data.metrics
     missing = tl("eval", "latest")
     assert missing.code == 2
-    assert "no test images; try --split val" in missing.err
+    assert "has no test images; there are: train, val" in missing.err
 
 
 @pytest.mark.parametrize(

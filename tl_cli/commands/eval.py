@@ -5,51 +5,80 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers
+from tl_cli.commands.options import DataDir, Device, Quiet, RunName, TrackingUri, Workers
 
 if TYPE_CHECKING:
-    from tl_cli.evaluation.metrics import Report
+    from tl_cli.commands.resolve import Target
+    from tl_cli.evaluation.calibration import Calibration
+    from tl_cli.evaluation.judgement import Judgement
+    from tl_cli.training.evaluate import Judge, Measured
 
 EXAMPLES = """Examples:
 
 tl eval latest
 
+tl eval best --data ~/new-photos
+
 tl eval 3f2a91c0 --split val --json
 
-tl eval mlruns/1/3f2a91c0.../state/best"""
+tl eval mlruns/1/3f2a91c0.../state/best --output report"""
+
+_OUTPUT = "Output"
 
 
 def evaluate(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Id or its beginning, name, latest, or a saved-model folder.")
-    ],
-    split: Annotated[Literal["test", "val", "train"], typer.Option(help="Which images.")] = "test",
+    run: RunName,
+    split: Annotated[
+        Literal["test", "val", "train", "all"] | None,
+        typer.Option(help="Which images; default is test, or all of a folder that is not split.", show_default=False),
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Where the same images are now, if they have moved.")
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH", help="Other images, matched by the names of their classes; or where its own are now."
+        ),
     ] = None,
     data_dir: DataDir = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at once.", min=1)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Fit a temperature on the model's validation images.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.", rich_help_panel=_OUTPUT)] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print the table of classes as CSV.", rich_help_panel=_OUTPUT)
+    ] = False,
+    pictures: Annotated[int, typer.Option(help="Worst mistakes to show.", min=0, max=24, rich_help_panel=_OUTPUT)] = 8,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write report, predictions and pictures there too.", rich_help_panel=_OUTPUT),
+    ] = None,
+    log: Annotated[
+        bool, typer.Option("--log/--no-log", help="Add the results to the run.", rich_help_panel=_OUTPUT)
+    ] = True,
     device: Device = None,
     workers: Workers = None,
     tracking_uri: TrackingUri = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model on its own test images: top-1 with its interval, loss, confusion matrix."""
+    """Measure a model on its own test images, or on others: figures with intervals, calibration, mistakes."""
+    if as_json and as_csv:
+        raise typer.BadParameter("give one of --json and --csv", param_hint="--csv")
+    from tl_cli.commands.resolve import find_model
+    from tl_cli.evaluation.judgement import judge
     from tl_cli.models import zoo
-    from tl_cli.training.evaluate import evaluate_model
-    from tl_cli.ui import tables
-    from tl_cli.ui.console import make_console, plain, print_warning
+    from tl_cli.training.evaluate import Judge
+    from tl_cli.ui.console import make_console
     from tl_cli.ui.progress import FileProgress
+    from tl_cli.ui.report import print_judgement
 
     console = make_console(quiet=quiet)
-    folder = _model_folder(run, tracking_uri)
-    classifier, card = zoo.restore(folder)
-    with FileProgress(console) as progress:
-        measured = evaluate_model(
+    target = find_model(run, tracking_uri)
+    classifier, card = zoo.restore(target.folder)
+    # What is printed for programs is nothing else.
+    with FileProgress(make_console(quiet=quiet, stderr=as_json or as_csv)) as progress:
+        examiner = Judge(
             classifier,
             card,
-            part=split,
             source=data,
             data_dir=str(data_dir) if data_dir else None,
             device=device or "auto",
@@ -57,45 +86,123 @@ def evaluate(
             workers=workers,
             progress=progress,
         )
-    if measured.changed:
-        print_warning(f"the images of {', '.join(measured.changed)} are not those that the model was trained with")
+        measured = examiner.measure(split)
+        calibration = _calibration(examiner, measured, target, fit=calibrate)
+    judgement = judge(measured.answers, calibration)
+    _warn(measured)
     if as_json:
-        typer.echo(_json(measured.report, card.classes, split))
-        return
-    report = measured.report
-    console.print(plain(f"{card.architecture} on {card.data.source}, {split}", "bold"))
-    console.print(
-        f"top-1     {tables.format_accuracy(report.accuracy)}, 95% interval, {report.accuracy.count:,} images"
-    )
-    console.print(f"loss      {report.loss:.4f}")
-    console.print()
-    console.print(tables.confusion_table(report, card.classes, console))
-    console.print()
-    console.print(tables.class_table(report, card.classes, console))
+        typer.echo(_json(measured, judgement, card.classes))
+    elif as_csv:
+        typer.echo(_csv(judgement, card.classes), nl=False)
+    else:
+        title = f"{card.architecture}, {target.name}"
+        print_judgement(console, title, measured, judgement, card.classes, pictures=pictures)
+    for path in _keep(target, measured, judgement, card.classes, output=output, log=log):
+        if not (as_json or as_csv):
+            console.print(str(path), markup=False, soft_wrap=True, style="dim")
 
 
-def _model_folder(run: str, tracking_uri: str | None) -> Path:
-    folder = Path(run).expanduser()
-    if (folder / "model.json").exists():
-        return folder
-    from tl_cli.tracking.store import open_store
+def _calibration(examiner: "Judge", measured: "Measured", target: "Target", *, fit: bool) -> "Calibration | None":
+    """Return the temperature: fitted anew on the model's own validation images, or the one that was kept."""
+    from tl_cli.commands.resolve import kept_calibration
+    from tl_cli.evaluation.calibration import FILE
+    from tl_cli.fetch import write_text
+    from tl_cli.tracking.evaluations import log_calibration
 
-    store = open_store(tracking_uri)
-    return store.model_folder(store.find(run))
+    kept = kept_calibration(target)
+    if kept is not None or not fit:
+        return kept
+    calibration = examiner.calibrate(target.folder, measured if measured.is_own and measured.part == "val" else None)
+    if calibration is None:
+        return None
+    if target.store is not None and target.run is not None:
+        log_calibration(target.store, target.run, calibration)
+    else:
+        write_text(target.folder / FILE, calibration.model_dump_json(indent=2) + "\n")
+    return calibration
 
 
-def _json(report: "Report", classes: tuple[str, ...], split: str) -> str:
+def _warn(measured: "Measured") -> None:
+    from tl_cli.errors import some
+    from tl_cli.ui.console import print_warning
+
+    if measured.is_changed:
+        print_warning(f"the {measured.part} images are not those that the model was trained with")
+    if measured.is_own and measured.part == "train":
+        print_warning("these images were trained on: the figures say how much was learned by heart, not how good it is")
+    if measured.missing:
+        print_warning(
+            f"{measured.source} has no images of {some(measured.missing, 8)}; "
+            "the means over classes are over the others"
+        )
+
+
+def _keep(
+    target: "Target",
+    measured: "Measured",
+    judgement: "Judgement",
+    classes: tuple[str, ...],
+    *,
+    output: Path | None,
+    log: bool,
+) -> list[Path]:
+    """Write what was found where it is wanted; return the files that a person asked for."""
+    from tl_cli.evaluation.judgement import headline
+    from tl_cli.tracking.evaluations import evaluation_name, log_evaluation
+
+    name = evaluation_name(measured)
+    store, run = target.store, target.run
+    written: list[Path] = []
+    if output is not None:
+        written = _write(output, measured, judgement, classes)
+    if log and store is not None and run is not None:
+        kept = _write(store.state_folder(run) / "eval" / name, measured, judgement, classes)
+        log_evaluation(store, run, measured, headline(judgement), kept)
+    return written
+
+
+def _write(folder: Path, measured: "Measured", judgement: "Judgement", classes: tuple[str, ...]) -> list[Path]:
+    from tl_cli.evaluation.logits import save_answers
+    from tl_cli.fetch import write_text
+    from tl_cli.ui.pictures import save_confusion, save_contact_sheet, save_reliability
+
+    title = f"{Path(measured.source).name}, {measured.part}"
+    report, table, logits = folder / "report.json", folder / "classes.csv", folder / "logits.npz"
+    write_text(report, _json(measured, judgement, classes) + "\n")
+    write_text(table, _csv(judgement, classes))
+    save_answers(logits, measured.answers, measured.images.ids, classes)
+    paths = [report, table, logits, folder / "confusion.png", folder / "reliability.png"]
+    save_confusion(judgement.report.confusion, classes, title, paths[3])
+    save_reliability(judgement.reliability, judgement.calibrated, title, paths[4])
+    if judgement.mistakes:
+        paths.append(folder / "mistakes.png")
+        captions = [
+            f"{each.probability:.0%} {classes[each.answered]}\nis {classes[each.true]}" for each in judgement.mistakes
+        ]
+        pictures = (measured.images.load(each.index, 256) for each in judgement.mistakes)
+        save_contact_sheet(pictures, captions, paths[-1], side=128)
+    return paths
+
+
+def _json(measured: "Measured", judgement: "Judgement", classes: tuple[str, ...]) -> str:
     import json
 
-    return json.dumps(
-        {
-            "split": split,
-            "images": report.accuracy.count,
-            "accuracy": report.accuracy.value,
-            "accuracy_low": report.accuracy.low,
-            "accuracy_high": report.accuracy.high,
-            "loss": report.loss,
-            "classes": list(classes),
-            "confusion": report.confusion.tolist(),
-        }
-    )
+    from tl_cli.evaluation.judgement import as_data
+
+    about = {"data": measured.source, "split": measured.part, "digest": measured.split.digest,
+             "missing": list(measured.missing)}  # fmt: skip
+    return json.dumps({**about, **as_data(judgement, classes, measured.images.ids.tolist())})
+
+
+def _csv(judgement: "Judgement", classes: tuple[str, ...]) -> str:
+    import csv
+    import io
+
+    from tl_cli.evaluation.judgement import class_rows
+
+    rows = class_rows(judgement, classes)
+    text = io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()

@@ -13,6 +13,21 @@ def complete_model(incomplete: str) -> list[str]:
     return complete(incomplete)
 
 
+def complete_run(incomplete: str) -> list[tuple[str, str]]:
+    """Return what runs may be called, for the shell."""
+    from tl_cli.tracking.names import complete_run as complete
+
+    return complete(incomplete)
+
+
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Id or its beginning, name, latest, best, or a saved-model folder.",
+        autocompletion=complete_run,
+    ),
+]
 TrackingUri = Annotated[
     str | None,
     typer.Option(

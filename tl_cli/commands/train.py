@@ -443,7 +443,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
                 _keep_best(plan, recorder, saver, history, target)
                 raise
             if outcome.test is not None:
-                history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss
+                history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
             curves = _draw_curves(history, recorder.folder)
             recorder.log_end(plan, outcome, _command(), curves, recorder.folder / BEST_FOLDER, target.register)
     finally:

@@ -14,7 +14,7 @@ from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages
 from tl_cli.data.names import Names
 from tl_cli.data.pictures import SUFFIXES
-from tl_cli.errors import DataError
+from tl_cli.errors import DataError, some
 
 EXPECTED = (
     "expected one of\n"
@@ -37,11 +37,14 @@ class _Listed:
     others: Counter[str] = field(default_factory=Counter)
 
 
-def scan(root: Path) -> Found:
+def scan(root: Path, *, fewest: int = 2) -> Found:
     """Return the classes and images of a folder.
 
+    Args:
+        fewest: classes that there must be.
+
     Raises:
-        DataError: it is not there, has no known layout, one class only, an empty class, or parts whose classes
+        DataError: it is not there, has no known layout, too few classes, an empty class, or parts whose classes
             are unknown to ``train``. The message says what was found and what was expected.
     """
     root = root.expanduser()
@@ -58,17 +61,17 @@ def scan(root: Path) -> Found:
         if found:
             names = ", ".join(f"{path.name}/" for path in found.values())
             raise DataError(f"{root} has {names} but no train/; {EXPECTED}")
-        return _classes_only(root, folders)
+        return _classes_only(root, folders, fewest)
     if len(found) == 1:
         loose = "; ".join(f"{path.name}/ has no class folders" for part, path in named.items() if part not in found)
         missing = loose or "there is neither test/ nor val/"
         raise DataError(f"{root} has train/, but {missing}; to split the training images, give {found['train']}")
-    return _parts(root, found)
+    return _parts(root, found, fewest)
 
 
-def _parts(root: Path, found: dict[SplitName, Path]) -> Found:
+def _parts(root: Path, found: dict[SplitName, Path], fewest: int) -> Found:
     listed = {part: _list_classes(root, path) for part, path in found.items()}
-    classes = _checked(listed["train"].classes, found["train"])
+    classes = _checked(listed["train"].classes, found["train"], fewest)
     notes: list[str] = []
     for part, files in ((part, listed[part].classes) for part in listed):
         unknown = sorted(set(files) - set(classes))
@@ -84,18 +87,18 @@ def _parts(root: Path, found: dict[SplitName, Path]) -> Found:
     return Found(classes, parts, tuple(notes))
 
 
-def _classes_only(root: Path, folders: list[Path]) -> Found:
+def _classes_only(root: Path, folders: list[Path], fewest: int) -> Found:
     listed = _list_classes(root, root)
     files = listed.classes
     if not any(files.values()):
         loose = sum(1 for entry in os.scandir(root) if is_picture(entry.name))
         found = f"{loose} pictures without a class folder" if loose else some([path.name + "/" for path in folders])
         raise DataError(f"{root} holds {found or 'nothing'}; {EXPECTED}{_hint(folders)}")
-    classes = _checked(files, root, _hint(folders))
+    classes = _checked(files, root, fewest, _hint(folders))
     return Found(classes, {"train": _images(root, files, classes)}, tuple(_passed_over(listed.others)))
 
 
-def _checked(files: Mapping[str, Names], where: Path, hint: str = "") -> tuple[str, ...]:
+def _checked(files: Mapping[str, Names], where: Path, fewest: int, hint: str = "") -> tuple[str, ...]:
     classes = tuple(sorted(files))
     for name in classes:
         if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
@@ -103,7 +106,7 @@ def _checked(files: Mapping[str, Names], where: Path, hint: str = "") -> tuple[s
     empty = [name for name in classes if not files[name]]
     if empty:
         raise DataError(f"{where} has class folders without pictures: {some(empty)}; fill or remove them{hint}")
-    if len(classes) < 2:
+    if len(classes) < max(1, fewest):
         found = f"one class only ({classes[0]})" if classes else "no class folders"
         raise DataError(f"{where} has {found}; a classifier needs two or more. {EXPECTED}{hint}")
     return classes
@@ -200,9 +203,3 @@ def _nearest(path: Path) -> str:
         return ""
     inside = [entry.name for entry in _subfolders(parent)]
     return f"; {parent} holds {some(inside) or 'no folders'}"
-
-
-def some(names: list[str], show: int = 5) -> str:
-    """Return the first few names as a list to read, and how many more there are."""
-    more = f" and {len(names) - show} more" if len(names) > show else ""
-    return ", ".join(names[:show]) + more

@@ -13,12 +13,12 @@ from typing import TextIO
 import numpy as np
 
 from tl_cli.contract import SPLIT_NAMES, SplitName
-from tl_cli.data.folder import PART_NAMES, some
+from tl_cli.data.folder import PART_NAMES
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages
 from tl_cli.data.names import Names
 from tl_cli.data.pictures import SUFFIXES
-from tl_cli.errors import DataError
+from tl_cli.errors import DataError, some
 
 _EXPECTED = (
     "expected a header that names the columns path and label, and split where the parts are given, "

@@ -1,9 +1,11 @@
 """From ``--data`` to labelled images in train, val and test, and from a saved model's data spec back to the same."""
 
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tl_cli.contract import SPLIT_NAMES, DataSpec, SplitName
+from tl_cli.contract import SPLIT_NAMES, DataSpec, Split, SplitName
 from tl_cli.data import archive, folder, listing, published, splits
 from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
 from tl_cli.data.found import Found
@@ -48,25 +50,58 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
     """
     source = locate(spec.source)
     found = _open(source, cache_folder(spec.data_dir), progress)
-    parts = _split(found, spec)
-    described = {name: describe(parts[name], found.classes) for name in SPLIT_NAMES if name in parts}
+    return _labelled(found, _split(found, spec), spec.model_copy(update={"source": source}), workers, progress)
+
+
+def open_to_judge(
+    then: DataSpec, source: str, *, data_dir: str | None, workers: int, progress: Progress = silent
+) -> tuple[LabelledData, bool]:
+    """Return the images of ``source``, and whether a model that was trained on ``then`` knows them.
+
+    Its own images are split as they were for its training, wherever they are now: any part is told by its digest.
+    Others come as they lie there, in the parts that the source has; one of classes only has them all in ``train``.
+
+    Raises:
+        DataError: the source is unknown or its images cannot be used; says what was found.
+        DownloadError: it must be fetched and cannot be.
+    """
+    spec = then.model_copy(update={"source": locate(source), "data_dir": data_dir or then.data_dir, "splits": {}})
+    found = _open(spec.source, cache_folder(spec.data_dir), progress, fewest=1)
+    is_same_place = spec.source == then.source
+    # A few images cannot be split, and then are not its own.
+    with suppress(DataError) if not is_same_place else nullcontext():
+        parts = _split(found, spec)
+        described = _described(parts, found.classes)
+        if is_same_place or any(split == then.splits.get(name) for name, split in described.items()):
+            return _labelled(found, parts, spec, workers, progress), True
+    return _labelled(found, dict(found.parts), spec, workers, progress), False
+
+
+def _labelled(
+    found: Found, parts: Mapping[SplitName, Images], spec: DataSpec, workers: int, progress: Progress
+) -> LabelledData:
+    """Return the parts described and, where they are small, decoded."""
+    described = _described(parts, found.classes)
     packed: dict[SplitName, Images] = {}
     store = Store(cache_root() / "decoded")
     # Of all memory, not of what happens to be free: the same data must come out the same tomorrow.
     budget = min(_PACK_LIMIT_BYTES, memory_bytes() // 4)
-    for name in SPLIT_NAMES:
-        if name in parts:
-            images = parts[name]
-            if isinstance(images, FileImages):
-                images = pack(images, budget_bytes=budget, workers=workers, progress=progress, store=store)
-            if isinstance(images, PackedImages):
-                budget -= images.pixels.nbytes
-            packed[name] = images
-    filled = spec.model_copy(update={"source": source, "layout": found.layout, "splits": described})
-    notes = found.notes
+    for name in described:
+        images = parts[name]
+        if isinstance(images, FileImages):
+            images = pack(images, budget_bytes=budget, workers=workers, progress=progress, store=store)
+        if isinstance(images, PackedImages):
+            budget -= images.pixels.nbytes
+        packed[name] = images
+    filled = spec.model_copy(update={"layout": found.layout, "splits": described})
+    notes, source = found.notes, spec.source
     if source in BUILT_IN and Path(source).exists():
         notes += (f"--data {source} is the published set; for what is here under that name, write --data ./{source}",)
     return LabelledData(found.classes, packed, filled, notes)
+
+
+def _described(parts: Mapping[SplitName, Images], classes: tuple[str, ...]) -> dict[SplitName, Split]:
+    return {name: describe(parts[name], classes) for name in SPLIT_NAMES if name in parts}
 
 
 def locate(source: str) -> str:
@@ -108,12 +143,12 @@ def cache_folder(data_dir: str | None) -> Path:
     return Path(data_dir).expanduser() if data_dir else cache_root() / "data"
 
 
-def _open(source: str, cache: Path, progress: Progress) -> Found:
+def _open(source: str, cache: Path, progress: Progress, *, fewest: int = 2) -> Found:
     if source in SETS:
         return published.open_set(SETS[source], cache, progress)
     path = Path(source)
     if path.is_dir():
-        return folder.scan(path)
+        return folder.scan(path, fewest=fewest)
     if _is_listing(path):
         return listing.scan(path)
     return archive.scan(path, cache, progress) if archive.is_archive(path.name) else folder.scan(path)

@@ -1,14 +1,20 @@
 """What a network answers: logits of labelled images, batch by batch, in eval mode."""
 
+import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tl_cli.data.loaders import Batch
+from tl_cli.data.names import Names
+from tl_cli.errors import DataError
+from tl_cli.fetch import replacing
 
 # Told how many images are done.
 Counted = Callable[[int], None]
@@ -25,6 +31,51 @@ class Answers:
 
     logits: Tensor
     labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswers:
+    """Answers as they were written.
+
+    Attributes:
+        answers: logits and labels.
+        ids: of the images.
+        classes: names, by label.
+    """
+
+    answers: Answers
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+def save_answers(path: Path, answers: Answers, ids: Names, classes: tuple[str, ...]) -> None:
+    """Write logits, labels, image ids and class names as .npz without pickled objects.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    with replacing(path) as file:
+        np.savez_compressed(
+            file,
+            logits=answers.logits.numpy(),
+            labels=answers.labels.numpy(),
+            ids=np.array(ids.tolist(), dtype=np.str_),
+            classes=np.array(classes, dtype=np.str_),
+        )
+
+
+def load_answers(path: Path) -> KeptAnswers:
+    """Return what ``save_answers`` wrote.
+
+    Raises:
+        DataError: the file is none of those.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            answers = Answers(torch.from_numpy(kept["logits"]), torch.from_numpy(kept["labels"]))
+            return KeptAnswers(answers, tuple(kept["ids"].tolist()), tuple(kept["classes"].tolist()))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} holds no answers of a model: {error}") from error
 
 
 def answer(

@@ -1,13 +1,19 @@
 """Numbers about answers, each with its uncertainty where it is an estimate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F  # noqa: N812
-from scipy.stats import binomtest
+from scipy.stats import binomtest, sem, t
 from sklearn.metrics import confusion_matrix
 
 from tl_cli.evaluation.logits import Answers
+
+_DRAWS = 1000
+# Resampled numbers are held at once; more are drawn in parts.
+_MOST_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +39,28 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """An estimate with the two ends of its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """How good a classifier is on one part of the data.
 
     Attributes:
         accuracy: top-1, with its interval.
-        loss: mean cross-entropy, in nats.
+        top5: whether the true class is among the five likeliest; None with five classes or fewer.
+        loss: mean cross-entropy, in nats; the interval is Student's.
         confusion: (num_classes, num_classes) int64; rows are the truth, columns the answer.
     """
 
     accuracy: Accuracy
-    loss: float
+    top5: Accuracy | None
+    loss: Measure
     confusion: np.ndarray
 
     @property
@@ -54,6 +71,74 @@ class Report:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class.
+
+    Attributes:
+        images: of the class.
+        answers: how often it was answered.
+        recall: share of its images that are answered so; None without images.
+        precision: share of the answers that are right; None where it was never answered.
+        f1: harmonic mean of the two, 0 where it was never answered rightly; None without images.
+    """
+
+    images: int
+    answers: int
+    recall: Accuracy | None
+    precision: Accuracy | None
+    f1: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MacroScores:
+    """Means over the classes that have images, each class counting as much as any other.
+
+    A class that was never answered has precision 0, as in scikit-learn. The intervals are percentiles of 1,000
+    bootstrap samples of the images.
+    """
+
+    precision: Measure
+    recall: Measure
+    f1: Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """A pair of classes that is mixed up.
+
+    Attributes:
+        true: index of the class that the images are of.
+        answered: index of the class that was answered.
+        count: images.
+        share: of the images of the true class.
+    """
+
+    true: int
+    answered: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """An image that was classified wrongly.
+
+    Attributes:
+        index: place among the answers.
+        true: index of its class.
+        answered: index of the class that was answered.
+        probability: of the answer.
+        true_probability: of its class.
+    """
+
+    index: int
+    true: int
+    answered: int
+    probability: float
+    true_probability: float
+
+
 def wilson(correct: int, count: int) -> Accuracy:
     """Return an accuracy with its 95% Wilson score interval (Wilson 1927), by SciPy."""
     interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
@@ -62,10 +147,114 @@ def wilson(correct: int, count: int) -> Accuracy:
 
 def report(answers: Answers) -> Report:
     """Return accuracy, loss and confusion matrix of a set of answers."""
-    predicted = answers.logits.argmax(1)
-    num_classes = answers.logits.shape[1]
+    logits, labels = answers.logits, answers.labels
+    predicted = logits.argmax(1)
+    count, num_classes = logits.shape
+    top5 = None
+    if num_classes > 5:
+        top5 = wilson(int((logits.topk(5, 1).indices == labels[:, None]).sum()), count)
     return Report(
-        accuracy=wilson(int((predicted == answers.labels).sum()), len(answers.labels)),
-        loss=float(F.cross_entropy(answers.logits, answers.labels)),
-        confusion=confusion_matrix(answers.labels.numpy(), predicted.numpy(), labels=range(num_classes)),
+        accuracy=wilson(int((predicted == labels).sum()), count),
+        top5=top5,
+        loss=_mean(F.cross_entropy(logits.double(), labels, reduction="none").numpy()),
+        confusion=confusion_matrix(labels.numpy(), predicted.numpy(), labels=range(num_classes)),
     )
+
+
+def class_scores(confusion: np.ndarray) -> list[ClassScore]:
+    """Return recall, precision and F1 of every class of a confusion matrix."""
+    scores = []
+    for label, (images, answers) in enumerate(zip(confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True)):
+        right = int(confusion[label, label])
+        scores.append(
+            ClassScore(
+                images=images,
+                answers=answers,
+                recall=wilson(right, images) if images else None,
+                precision=wilson(right, answers) if answers else None,
+                f1=2 * right / (images + answers) if images else None,
+            )
+        )
+    return scores
+
+
+def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
+    """Return the macro averages with bootstrap intervals.
+
+    Args:
+        confusion: (num_classes, num_classes) int64 of at least one image.
+        seed: of the bootstrap.
+    """
+    true, answered = np.nonzero(confusion)
+    counts = confusion[true, answered]
+    total = int(counts.sum())
+    generator = np.random.default_rng(seed)
+    # Resampling images is drawing anew how many fall in each cell that has any.
+    size = max(1, _MOST_AT_ONCE // max(len(counts), len(confusion)))
+    drawn = []
+    for start in range(0, _DRAWS, size):
+        draws = generator.multinomial(total, counts / total, min(size, _DRAWS - start))
+        drawn.append(_macro(true, answered, draws, len(confusion)))
+    sampled = np.concatenate(drawn, axis=1)
+    values = _macro(true, answered, counts[None], len(confusion))[:, 0]
+    low, high = np.percentile(sampled, [2.5, 97.5], axis=1)
+    precision, recall, f1 = (Measure(*map(float, each)) for each in zip(values, low, high, strict=True))
+    return MacroScores(precision, recall, f1)
+
+
+def most_confused(confusion: np.ndarray, most: int) -> list[Confusion]:
+    """Return the pairs of classes that are mixed up most often, the most frequent first."""
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    images = confusion.sum(1)
+    places = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(places, wrong.shape), strict=True)
+    return [
+        Confusion(int(true), int(said), int(wrong[true, said]), float(wrong[true, said] / images[true]))
+        for true, said in pairs
+        if wrong[true, said]
+    ]
+
+
+def worst_mistakes(answers: Answers, most: int) -> list[Mistake]:
+    """Return the wrong answers that were given with the most confidence against the truth: the largest loss first."""
+    # As probabilities, several wrong classes may all round to one.
+    losses = F.cross_entropy(answers.logits.double(), answers.labels, reduction="none")
+    predicted = answers.logits.argmax(1)
+    wrong = torch.nonzero(predicted != answers.labels).flatten()
+    order = wrong[losses[wrong].argsort(descending=True, stable=True)][:most]
+    probabilities = answers.logits[order].softmax(1)
+    return [
+        Mistake(place, true, said, float(row[said]), float(row[true]))
+        for place, true, said, row in zip(
+            order.tolist(), answers.labels[order].tolist(), predicted[order].tolist(), probabilities, strict=True
+        )
+    ]
+
+
+def _macro(true: np.ndarray, answered: np.ndarray, draws: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return macro precision, recall and F1 of each draw, (3, D).
+
+    Args:
+        true: (C,) class of each cell.
+        answered: (C,) answer of each cell.
+        draws: (D, C) images in each cell.
+    """
+    images, answers, right = (np.zeros((num_classes, len(draws))) for _ in range(3))
+    np.add.at(images, true, draws.T)
+    np.add.at(answers, answered, draws.T)
+    diagonal = true == answered
+    right[true[diagonal]] = draws.T[diagonal]
+    is_there = images > 0
+    scores = (
+        np.divide(right, divisor, out=np.zeros_like(right), where=is_there & (divisor > 0))
+        for divisor in (answers, images, (images + answers) / 2)
+    )
+    return np.stack([score.sum(0) / is_there.sum(0) for score in scores])
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> Measure:
+    """Return a mean with Student's 95% interval; of one value it is unknown and takes no room."""
+    mean = float(np.mean(values))
+    half = float(sem(values) * t.ppf(0.975, len(values) - 1)) if len(values) > 1 else 0.0
+    return Measure(mean, mean - half, mean + half)

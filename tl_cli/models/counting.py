@@ -26,7 +26,7 @@ class Counts:
     """What an architecture costs.
 
     Attributes:
-        parameters: with a head for ImageNet's 1,000 classes.
+        parameters: with the head, of ImageNet's 1,000 classes where no other number is said.
         multiply_adds: of one image; what papers call FLOPs.
     """
 
@@ -79,14 +79,14 @@ class CountCache:
             self._unsaved = 0
 
 
-def count(name: str, input_size: int) -> Counts | None:
+def count(name: str, input_size: int, num_classes: int = _CLASSES) -> Counts | None:
     """Return the counts of an architecture for one image of ``input_size`` x ``input_size``; None where it cannot run.
 
     Multiply-adds are half of torch's FLOPs, which count convolutions, matrix products and attention.
     """
     try:
         with torch.device("meta"):
-            model = zoo.build(name, _CLASSES, zoo.options_for(name, input_size)).eval()
+            model = zoo.build(name, num_classes, zoo.options_for(name, input_size)).eval()
             image = torch.empty(1, 3, input_size, input_size)
         # Under no_grad, not inference_mode: there composite operations are not taken apart and none is counted.
         with Counting() as counting, torch.no_grad():  # type: ignore[no-untyped-call]

@@ -24,7 +24,9 @@ import tl_cli
 from tl_cli.contract import DataSpec, SplitName, tl_version
 from tl_cli.data.sources import BUILT_IN
 from tl_cli.errors import Interrupted, TrackingError, first_line
+from tl_cli.evaluation.logits import save_answers
 from tl_cli.tracking import served
+from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS
 from tl_cli.tracking.store import Store, state_folder
 from tl_cli.training.config import write_toml
 from tl_cli.training.events import EpochEnded, Event, LossSampled
@@ -178,17 +180,17 @@ class Recorder:
             "best/val_loss": counters.best_val_loss,
             "best/epoch": counters.best_epoch,
             "clean_train/accuracy": outcome.clean_train.accuracy.value,
-            "clean_train/loss": outcome.clean_train.loss,
+            "clean_train/loss": outcome.clean_train.loss.value,
             "time/train_seconds": counters.seconds,
         }
         if outcome.test is not None:
-            results |= {"test/accuracy": outcome.test.accuracy.value, "test/loss": outcome.test.loss}
+            results |= {"test/accuracy": outcome.test.accuracy.value, "test/loss": outcome.test.loss.value}
         for path in curves:
             self._log_file(path, "curves")
-        if outcome.test_answers is not None:
-            logits = self.folder / "test_logits.npz"
-            outcome.save_logits(logits, plan.data.classes)
-            self._log_file(logits, "eval")
+        if outcome.test_answers is not None and outcome.test_ids is not None:
+            logits = self.folder / TEST_LOGITS
+            save_answers(logits, outcome.test_answers, outcome.test_ids, plan.data.classes)
+            self._log_file(logits, EVALUATIONS)
         model_id = self._log_model(plan, best, register)
         self._put(counters.step, results, model_id)
         self._set_note(_note(plan, self.run_id, command, outcome))

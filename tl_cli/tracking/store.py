@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -31,6 +31,9 @@ from mlflow.exceptions import MlflowException  # noqa: E402
 
 STATE_ROOT = Path("mlruns")
 DEFAULT_EXPERIMENT = "tl"
+# Of a run that holds others together and has no model of its own.
+PARENT_TAG = "tl.compares"
+_BEST = "best/val_accuracy"
 # Their lines would break a live screen.
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -65,6 +68,10 @@ class Store:
             )
         return str(found.experiment_id)
 
+    def reported(self) -> AbstractContextManager[None]:
+        """Return a context in which what MLflow raises becomes a TrackingError."""
+        return _reported(self.uri)
+
     def runs(self, experiment: str | None = None) -> list[Run]:
         """Return the runs of one experiment, or of all, latest first."""
         with _reported(self.uri):
@@ -81,7 +88,10 @@ class Store:
         return found
 
     def find(self, name: str) -> Run:
-        """Return the run of that id, unique beginning of an id, or name; ``latest`` is the latest.
+        """Return the run of that id, unique beginning of an id, or name.
+
+        ``latest`` is the latest training. ``best`` is, of the latest one's experiment, the run with the highest
+        validation accuracy on the same validation images.
 
         Raises:
             RunNotFoundError: none or several answer to it; the message lists what there is.
@@ -90,7 +100,9 @@ class Store:
         if not runs:
             raise RunNotFoundError(f"there are no runs in {self.uri} yet; make one with tl train")
         if name == "latest":
-            return runs[0]
+            return next((run for run in runs if PARENT_TAG not in run.data.tags), runs[0])
+        if name == "best":
+            return self._best(runs)
         exact = [run for run in runs if name in (run.info.run_id, run.info.run_name)]
         found = exact or [run for run in runs if len(name) >= 3 and run.info.run_id.startswith(name)]
         if len(found) == 1:
@@ -100,6 +112,15 @@ class Store:
             raise RunNotFoundError(f"{len(found)} runs are called {name!r}: {listed}; use the id")
         known = [name for run in runs for name in (run.info.run_name, short_id(run))]
         raise RunNotFoundError(f"no run is called {name!r} in {self.uri}.{suggest(name, known)}")
+
+    def _best(self, runs: list[Run]) -> Run:
+        judged = [run for run in runs if _BEST in run.data.metrics and dataset_digest(run, "validation")]
+        if not judged:
+            raise RunNotFoundError(f"no run in {self.uri} has a validation accuracy yet; give an id or a name")
+        latest = judged[0]
+        same = [run for run in judged if _judged_on(run) == _judged_on(latest)]
+        # Of equal ones the earlier stands.
+        return max(reversed(same), key=lambda run: float(run.data.metrics[_BEST]))
 
     def model_folder(self, run: Run) -> Path:
         """Return the saved model of a run, fetched where the store is remote.
@@ -128,6 +149,18 @@ class Store:
     def state_folder(self, run: Run) -> Path:
         """Return where this machine keeps what a run needs to go on."""
         return state_folder(run.info.experiment_id, run.info.run_id)
+
+
+def _judged_on(run: Run) -> tuple[str, str | None]:
+    return str(run.info.experiment_id), dataset_digest(run, "validation")
+
+
+def dataset_digest(run: Run, context: str) -> str | None:
+    """Return the digest of a run's images of one context: ``training``, ``validation`` or ``testing``."""
+    for each in run.inputs.dataset_inputs if run.inputs else []:
+        if any(tag.key == "mlflow.data.context" and tag.value == context for tag in each.tags):
+            return str(each.dataset.digest)
+    return None
 
 
 def state_folder(experiment_id: str, run_id: str) -> Path:

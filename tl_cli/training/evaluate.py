@@ -1,77 +1,193 @@
-"""Measuring a saved model on the images that its card names, split as they were for its training."""
+"""Measuring a saved model on labelled images: those that its card names, split as they were, or others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 
-from tl_cli.contract import ModelCard, SplitName
+from tl_cli.contract import ModelCard, Split, SplitName
+from tl_cli.data.images import Images, describe
 from tl_cli.data.loaders import Loader
-from tl_cli.data.sources import changed_parts, check_still_there, open_data
-from tl_cli.errors import DataError
-from tl_cli.evaluation.logits import answer
-from tl_cli.evaluation.metrics import Report, report
-from tl_cli.fetch import Progress, silent
+from tl_cli.data.sources import LabelledData, changed_parts, check_still_there, open_to_judge
+from tl_cli.errors import DataError, some
+from tl_cli.evaluation.calibration import Calibration, fit_temperature, mean_loss
+from tl_cli.evaluation.logits import Answers, answer
+from tl_cli.fetch import Progress, digest, silent
+from tl_cli.models.bundle import WEIGHTS_FILE
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.config import DeviceName
 from tl_cli.training.machine import Autocasting, Machine, choose_device, default_workers
 from tl_cli.training.setup import eval_batch
 
+Part = SplitName | Literal["all"]
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A report, and the parts of the data that are no longer what they were."""
+    """What a model answered to one part of a data set.
 
-    report: Report
-    changed: list[SplitName]
+    Attributes:
+        answers: logits and labels; a label is an index into the model's classes.
+        images: in the order of the answers.
+        source: where they are.
+        part: which of the source's images; ``all`` where it is not split.
+        split: their number and digest.
+        is_own: whether they are of the data that the model was trained on.
+        is_changed: whether they are of those data, but no longer what they were.
+        missing: classes of the model without images here.
+        notes: things a person should know of the source.
+    """
+
+    answers: Answers
+    images: Images
+    source: str
+    part: Part
+    split: Split
+    is_own: bool
+    is_changed: bool
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
-def evaluate_model(
-    classifier: Classifier,
-    card: ModelCard,
-    *,
-    part: SplitName,
-    source: str | None = None,
-    data_dir: str | None = None,
-    device: DeviceName = "auto",
-    batch_size: int | None = None,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> Measured:
-    """Return how good a model is on one part of its own data.
+class Judge:
+    """A saved model, ready to answer in fp32, and the data on which it is judged.
 
     Args:
-        source: where the images are now; None is where they were.
+        source: where the images are; None is where those of its training were.
+        batch_size: images in memory at once; None chooses.
+        workers: threads that decode; None chooses.
+        progress: told as images are opened and answered.
 
     Raises:
-        DataError: the images are not there, have other classes, or have no such part.
+        DataError: the images are not there, or have classes that the model does not know.
     """
-    spec = card.data.model_copy(
-        update={"source": source or card.data.source, "data_dir": data_dir or card.data.data_dir, "splits": {}}
-    )
-    check_still_there(spec.source)
-    threads = default_workers() if workers is None else workers
-    data = open_data(spec, workers=threads, progress=progress)
-    if data.classes != card.classes:
-        here, there = ", ".join(data.classes[:5]), ", ".join(card.classes[:5])
-        raise DataError(f"{spec.source} has other classes ({here}, ...) than the model ({there}, ...)")
-    if part not in data.parts:
-        raise DataError(f"{spec.source} has no {part} images; try --split val")
-    # Channels-last: the faster layout on a CPU for every network that was tried, and what a GPU's tensor cores want.
-    machine = Machine(choose_device(device), memory_format=torch.channels_last)
-    machine.place(classifier.model)
-    size = eval_batch(machine.device, card.preprocessing.crop)
-    if batch_size is not None:
-        # What a person gives is what may be in memory at once.
-        size = max(1, batch_size // machine.at_once)
-    loader = Loader(
-        data.parts[part], card.preprocessing, size, machine.device, threads, memory_format=machine.memory_format
-    )
-    total = len(loader.images)
-    answers = answer(
-        Autocasting(classifier.model, machine),
-        loader.clean(),
-        lambda done: progress("evaluating", done, total),
-        at_once=machine.at_once,
-    )
-    changed = changed_parts(card.data, data.spec)
-    return Measured(report(answers), [name for name in changed if name == part])
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        card: ModelCard,
+        *,
+        source: str | None = None,
+        data_dir: str | None = None,
+        device: DeviceName = "auto",
+        batch_size: int | None = None,
+        workers: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self._card = card
+        self._progress = progress
+        self._workers = default_workers() if workers is None else workers
+        if source is None:
+            check_still_there(card.data.source)
+        self._data, self.is_own = open_to_judge(
+            card.data, source or card.data.source, data_dir=data_dir, workers=self._workers, progress=progress
+        )
+        self._places = _places(self._data, card)
+        # Channels-last: on a CPU faster for every network that was tried, and what a GPU's tensor cores want.
+        self._machine = Machine(choose_device(device), memory_format=torch.channels_last)
+        self._machine.place(classifier.model)
+        self._network = Autocasting(classifier.model, self._machine)
+        self._batch = eval_batch(self._machine.device, card.preprocessing.crop)
+        if batch_size is not None:
+            # What a person gives is what may be in memory at once.
+            self._batch = max(1, batch_size // self._machine.at_once)
+
+    @property
+    def preferred(self) -> Part:
+        """The images that say most: the test images; where a foreign source has none, its validation or all of them."""
+        if self.is_own or "test" in self._data.parts:
+            return "test"
+        return "val" if "val" in self._data.parts else "all"
+
+    def measure(self, part: Part | None = None) -> Measured:
+        """Return what the model answers to a part of the data; ``None`` is the preferred one.
+
+        Raises:
+            DataError: there is no such part, or an image cannot be decoded.
+        """
+        part = part or self.preferred
+        images = self._images(part)
+        loader = Loader(
+            replace(images, labels=self._places[images.labels]),
+            self._card.preprocessing,
+            self._batch,
+            self._machine.device,
+            self._workers,
+            memory_format=self._machine.memory_format,
+        )
+        total = len(images)
+        answers = answer(
+            self._network,
+            loader.clean(),
+            lambda done: self._progress("evaluating", done, total),
+            at_once=self._machine.at_once,
+        )
+        seen = np.bincount(answers.labels.numpy(), minlength=len(self._card.classes))
+        changed = changed_parts(self._card.data, self._data.spec) if self.is_own else []
+        return Measured(
+            answers=answers,
+            images=loader.images,
+            source=self._data.spec.source,
+            part=part,
+            split=describe(images, self._data.classes) if part == "all" else self._data.spec.splits[part],
+            is_own=self.is_own,
+            is_changed=part in changed,
+            missing=tuple(name for name, count in zip(self._card.classes, seen, strict=True) if not count),
+            notes=self._data.notes,
+        )
+
+    def calibrate(self, folder: Path, validation: Measured | None = None) -> Calibration | None:
+        """Return the temperature fitted on the model's own validation images; None where these are not at hand.
+
+        Args:
+            folder: of the saved model.
+            validation: what it answers to them, if that is known already.
+        """
+        if not self.is_own or "val" not in self._data.parts:
+            return None
+        measured = validation or self.measure("val")
+        temperature, note = fit_temperature(measured.answers)
+        return Calibration(
+            temperature=temperature,
+            weights_sha256=digest(folder / WEIGHTS_FILE),
+            source=measured.source,
+            split=measured.split,
+            loss=mean_loss(measured.answers),
+            calibrated_loss=mean_loss(measured.answers, temperature),
+            note=note,
+        )
+
+    def _images(self, part: Part) -> Images:
+        parts = self._data.parts
+        source = self._data.spec.source
+        if part == "all":
+            if self.is_own:
+                raise DataError(
+                    f"{source} holds the images that the model was trained on, which say nothing of it; "
+                    "give --split test, val or train"
+                )
+            if len(parts) > 1:
+                raise DataError(f"{source} has the parts {', '.join(parts)}; name one of them with --split")
+            return parts["train"]
+        if part not in parts or (part == "train" and not self.is_own and len(parts) == 1):
+            there = ", ".join(parts) if self.is_own or len(parts) > 1 else "all"
+            raise DataError(f"{source} has no {part} images; there are: {there} (--split)")
+        return parts[part]
+
+
+def _places(data: LabelledData, card: ModelCard) -> np.ndarray:
+    """Return for each class of the data its place among the model's, (num_classes,) int64: names decide.
+
+    Raises:
+        DataError: the model does not know one of them.
+    """
+    known = {name: place for place, name in enumerate(card.classes)}
+    unknown = [name for name in data.classes if name not in known]
+    if unknown:
+        raise DataError(
+            f"{data.spec.source} has classes that the model does not know: {some(unknown, 8)}; "
+            f"it knows {some(card.classes, 8)}. Rename the folders, or leave those images out"
+        )
+    return np.array([known[name] for name in data.classes], dtype=np.int64)

@@ -11,7 +11,6 @@ from tl_cli.data.loaders import Loader
 from tl_cli.data.names import Names
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.evaluation.metrics import Report, report
-from tl_cli.fetch import replacing
 from tl_cli.models import bundle, freezing
 from tl_cli.training.events import Activity, Observer, Worked
 from tl_cli.training.machine import Autocasting
@@ -44,23 +43,6 @@ class Outcome:
     def gap(self) -> float | None:
         """Clean training accuracy less test accuracy, a fraction: how much was learned by heart."""
         return self.clean_train.accuracy.value - self.test.accuracy.value if self.test else None
-
-    def save_logits(self, path: Path, classes: tuple[str, ...]) -> None:
-        """Write test logits, labels, image ids and class names as .npz without pickled objects.
-
-        Raises:
-            StorageError: the file cannot be written.
-        """
-        assert self.test_answers is not None
-        assert self.test_ids is not None
-        with replacing(path) as file:
-            np.savez_compressed(
-                file,
-                logits=self.test_answers.logits.numpy(),
-                labels=self.test_answers.labels.numpy(),
-                ids=np.array(self.test_ids.tolist(), dtype=np.str_),
-                classes=np.array(classes, dtype=np.str_),
-            )
 
 
 def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Outcome:

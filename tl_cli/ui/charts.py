@@ -14,8 +14,13 @@ from tl_cli.ui.console import is_ascii
 
 # Colours of the terminal's own palette that differ for colour-blind readers too.
 TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR, MARK_COLOUR = "blue", "orange", "magenta", "grey"
-_CODES = {"blue": 33, "orange": 208, "magenta": 170, "grey": 245}
+_CODES = {"blue": 33, "orange": 208, "magenta": 170, "green": 36, "yellow": 178, "cyan": 80, "grey": 245}
 _BOX_TO_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼┊┈", "-|+++++++++:-")
+
+
+def style_of(colour: str) -> str:
+    """Return Rich's style for text in the colour of a curve."""
+    return f"color({_CODES[colour]})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,18 @@
 """Pictures as files: curves by matplotlib, contact sheets of images by Pillow."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from tl_cli.errors import StorageError
+from tl_cli.evaluation.calibration import Reliability
+from tl_cli.evaluation.comparison import Comparison
+from tl_cli.evaluation.metrics import wilson
 from tl_cli.training.history import EpochPoint, History
 from tl_cli.ui.charts import smooth
 from tl_cli.ui.console import safe_text
@@ -17,8 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Classes whose names, and whose numbers too, a confusion matrix has room for.
+_NAMED, _NUMBERED = 60, 25
+
 # Okabe and Ito (2008): told apart by colour-blind readers.
 _TRAIN, _VAL, _TEST, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
+_MANY = (_TRAIN, _VAL, _TEST, "#009E73", "#E69F00", "#56B4E9", "#000000")
 _FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "SimHei", "Arial Unicode MS"]
 
 
@@ -67,28 +75,33 @@ def save_epoch_curves(history: History, path: Path) -> None:
     _save(figure, path)
 
 
-def save_contact_sheet(images: Tensor, labels: Sequence[str], path: Path, *, side: int = 96) -> None:
+def save_contact_sheet(images: Iterable[Tensor], labels: Sequence[str], path: Path, *, side: int = 96) -> None:
     """Write a sheet of pictures with their labels.
 
     Args:
-        images: (B, 3, H, W) uint8.
+        images: (3, H, W) uint8 each, of any sizes; what is larger than its place is made smaller, its shape kept.
+        labels: one a picture, of one line or several.
         side: of one picture on the sheet, in pixels.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    columns = min(8, max(1, math.ceil(math.sqrt(len(images)))))
-    rows = math.ceil(len(images) / columns)
-    gap, caption = 6, 16
+    columns = min(8, max(1, math.ceil(math.sqrt(len(labels)))))
+    rows = math.ceil(len(labels) / columns)
+    lines = max((label.count("\n") + 1 for label in labels), default=1)
+    gap, line_height = 6, 14
+    caption = line_height * lines + 2
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + caption + gap) + gap), "white")
     pen = ImageDraw.Draw(sheet)
     font = _caption_font()
     for place, (image, label) in enumerate(zip(images, labels, strict=True)):
         x = gap + place % columns * (side + gap)
         y = gap + place // columns * (side + caption + gap)
-        tile = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-        sheet.paste(tile.resize((side, side), Image.Resampling.NEAREST if side > tile.width else None), (x, y))
-        pen.text((x, y + side + 1), _fitted(safe_text(label), pen, font, side), fill="black", font=font)
+        tile = _tile(image, side)
+        sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
+        for number, line in enumerate(label.split("\n")):
+            text = _fitted(safe_text(line), pen, font, side)
+            pen.text((x, y + side + 1 + number * line_height), text, fill="black", font=font)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
@@ -96,7 +109,133 @@ def save_contact_sheet(images: Tensor, labels: Sequence[str], path: Path, *, sid
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _figure(count: int) -> "tuple[Figure, list[Axes]]":
+def save_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
+    """Write a confusion matrix: rows are the truth, coloured by their shares; numbers where there is room.
+
+    Args:
+        confusion: (num_classes, num_classes) int64.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    from matplotlib.colors import PowerNorm
+
+    count = len(classes)
+    side = min(16.0, max(4.5, 1.8 + 0.5 * count)) if count <= _NUMBERED else 10.0
+    figure, (axis,) = _figure(1, (side + 1.2, side))
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    # By the root: mistakes are small shares, and what the matrix is looked at for.
+    drawn = axis.imshow(shares, cmap="cividis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    figure.colorbar(drawn, ax=axis, shrink=0.8, label="share of the true class")
+    axis.grid(visible=False)
+    axis.set(xlabel="answered", ylabel="true", title=safe_text(title))
+    if count <= _NAMED:
+        names = [safe_text(name, limit=20) for name in classes]
+        axis.set_xticks(range(count), names, rotation=90 if count > 4 else 0, fontsize=8)
+        axis.set_yticks(range(count), names, fontsize=8)
+    if count <= _NUMBERED:
+        for true, said in zip(*np.nonzero(confusion), strict=True):
+            colour = "black" if shares[true, said] > 0.35 else "white"
+            axis.text(said, true, f"{confusion[true, said]:,}", ha="center", va="center", color=colour, fontsize=7)
+    _save(figure, path)
+
+
+def save_reliability(found: Reliability, calibrated: Reliability | None, title: str, path: Path) -> None:
+    """Write a reliability diagram, as the probabilities are and with the temperature.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    figure, (left, right) = _figure(2)
+    left.plot([0, 1], [0, 1], ":", color=_GREY, label="calibrated")
+    shown = [(found, _TRAIN, "as it is")] + ([(calibrated, _VAL, "with temperature")] if calibrated else [])
+    for each, colour, label in shown:
+        said = [one.confidence for one in each.bins]
+        intervals = [wilson(one.correct, one.count) for one in each.bins]
+        value = [interval.value for interval in intervals]
+        errors = [[v - i.low for v, i in zip(value, intervals, strict=True)],
+                  [i.high - v for v, i in zip(value, intervals, strict=True)]]  # fmt: skip
+        name = f"{label}: error {each.ece:.2%}"
+        left.errorbar(said, value, yerr=errors, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
+    width = 1 / 15 / (len(shown) + 0.5)
+    for place, (each, colour, label) in enumerate(shown):
+        middles = [(one.low + one.high) / 2 + (place - (len(shown) - 1) / 2) * width for one in each.bins]
+        right.bar(middles, [one.count for one in each.bins], width, color=colour, label=label)
+    left.set(xlabel="probability of the answer", ylabel="share of right answers", title=safe_text(title))
+    left.legend(frameon=False)
+    right.set(xlabel="probability of the answer", ylabel="images", title="how often each is said")
+    right.legend(frameon=False)
+    _save(figure, path)
+
+
+def save_tradeoff(comparison: Comparison, path: Path) -> None:
+    """Write accuracy, with its intervals, against what it costs to use and to train.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    figure, axes = _figure(2)
+    costs: list[tuple[str, list[float | None]]] = [
+        ("inference, ms an image", [_milliseconds(each.cost.images_per_second) for each in comparison.contenders]),
+        ("training, minutes", [_minutes(each.train_seconds) for each in comparison.contenders]),
+    ]
+    largest = max(each.cost.parameters for each in comparison.contenders)
+    for axis, (label, values) in zip(axes, costs, strict=True):
+        for place, (model, accuracy, cost) in enumerate(
+            zip(comparison.contenders, comparison.accuracies, values, strict=True)
+        ):
+            if cost is None:
+                continue
+            colour = _MANY[place % len(_MANY)]
+            value, low, high = (100 * number for number in (accuracy.value, accuracy.low, accuracy.high))
+            axis.errorbar([cost], [value], yerr=[[value - low], [high - value]], color=colour, capsize=3)
+            axis.scatter([cost], [value], s=30 + 270 * model.cost.parameters / largest, color=colour, alpha=0.6)
+            axis.annotate(
+                safe_text(model.name, limit=30), (cost, value), xytext=(0, 9), textcoords="offset points",
+                ha="center", fontsize=8, clip_on=False,
+            )  # fmt: skip
+        axis.set(xlabel=label, xscale="log")
+        axis.margins(x=0.25, y=0.2)
+    axes[0].set(ylabel="accuracy (%), 95% interval", title="accuracy against cost; areas are parameters")
+    _save(figure, path)
+
+
+def save_overlaid(names: Sequence[str], curves: Sequence[Sequence[History]], path: Path) -> None:
+    """Write the curves of several models over each other: validation accuracy and loss by epoch.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    figure, (left, right) = _figure(2)
+    for place, (name, histories) in enumerate(zip(names, curves, strict=True)):
+        colour = _MANY[place % len(_MANY)]
+        for number, history in enumerate(histories):
+            label = safe_text(name, limit=30) if number == 0 else "_nolegend_"
+            _curve(left, history.epochs, "val_accuracy", 100, colour, label)
+            _curve(right, history.epochs, "val_loss", 1, colour, label)
+    left.set(xlabel="epoch", ylabel="accuracy (%)", title="accuracy on validation images")
+    right.set(xlabel="epoch", ylabel="cross-entropy", title="loss on validation images", ylim=(0, None))
+    for axis in (left, right):
+        axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def _milliseconds(per_second: float | None) -> float | None:
+    return 1000 / per_second if per_second else None
+
+
+def _minutes(seconds: float | None) -> float | None:
+    return seconds / 60 if seconds else None
+
+
+def _tile(image: Tensor, side: int) -> Image.Image:
+    tile = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    scale = side / max(tile.size)
+    size = tuple(max(1, round(length * scale)) for length in tile.size)
+    return tile.resize((size[0], size[1]), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def _figure(count: int, size: tuple[float, float] | None = None) -> "tuple[Figure, list[Axes]]":
     import matplotlib
 
     matplotlib.use("Agg")
@@ -115,7 +254,7 @@ def _figure(count: int) -> "tuple[Figure, list[Axes]]":
         "text.parse_math": False,
     }
     with plt.rc_context(style):
-        figure, axes = plt.subplots(1, count, figsize=(6.4 * count, 4.2), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(1, count, figsize=size or (6.4 * count, 4.2), layout="constrained", squeeze=False)
     return figure, list(axes[0])
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tl_cli.evaluation.metrics import class_scores
 from tl_cli.inspection.freeze_plan import freeze_plan
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.estimate import Estimate
@@ -119,7 +120,7 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
     if outcome.test is not None:
         console.print()
         console.print(Text("accuracy by class, weakest first", style="bold"))
-        console.print(tables.class_table(outcome.test, plan.data.classes, console))
+        console.print(tables.class_table(class_scores(outcome.test.confusion), plan.data.classes, console))
 
 
 def print_next(console: Console, run: str, commands: Sequence[str]) -> None:

@@ -9,12 +9,15 @@ from rich.tree import Tree
 
 from tl_cli.contract import SPLIT_NAMES
 from tl_cli.data.catalogue import BuiltIn
-from tl_cli.evaluation.metrics import Accuracy, Report
+from tl_cli.evaluation.metrics import Accuracy, ClassScore
 from tl_cli.inspection.freeze_plan import Part
 from tl_cli.inspection.summary import Node
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import Resolved
 from tl_cli.ui.console import is_ascii, plain, safe_text
+
+_FEW_CLASSES = 12
+_SHOWN_CLASSES = 10
 
 
 def freeze_table(parts: Sequence[Part], phases: Sequence[Phase], width: int) -> Group:
@@ -112,62 +115,34 @@ def format_accuracy(accuracy: Accuracy) -> str:
     return f"{accuracy.value:.2%} ({100 * accuracy.low:.2f}-{accuracy.high:.2%})"
 
 
-def class_table(report: Report, classes: Sequence[str], console: Console) -> Table:
-    """Return each class's accuracy as a bar, in as many columns as fit; the weakest first."""
-    recalls = [(name, recall) for name, recall in zip(classes, report.recalls, strict=True) if recall is not None]
-    recalls.sort(key=lambda pair: pair[1].value)
-    shown = recalls if len(recalls) <= 12 else recalls[:8]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    room = max(8, min(30, console.width - 34))
-    block = "#" if is_ascii(console) else "█"
-    for name, recall in shown:
-        bar = Text(block * round(recall.value * room), style="good" if recall.value >= 0.9 else "train")
-        table.add_row(plain(safe_text(name, limit=18)), f"{recall.value:.1%}", f"of {recall.count:,}", bar)
-    if len(recalls) > len(shown):
-        table.add_row(f"and {len(recalls) - len(shown)} more", "", "", "", style="dim")
-    return table
-
-
-def confusion_table(report: Report, classes: Sequence[str], console: Console) -> Group | Table:
-    """Return the confusion matrix: rows are the truth, columns the answer; common mistakes stand out."""
-    count = len(classes)
-    names = [safe_text(name, limit=14) for name in classes]
-    longest = max(4, *(len(name) for name in names))
-    digits = max(3, len(str(report.confusion.max())))
-    if longest + 1 + count * (digits + 1) > console.width:
-        return _confused_pairs(report, names)
-    nothing = Text("." if is_ascii(console) else "·", style="dim")
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column("true", justify="right", no_wrap=True)
-    for name in names:
-        table.add_column(name[:digits], justify="right", width=digits, no_wrap=True, overflow="crop")
-    for label, row in enumerate(report.confusion):
-        total = max(1, int(row.sum()))
-        cells = []
-        for said, number in enumerate(row):
-            if not number:
-                cells.append(nothing)
-                continue
-            style = "bold good" if said == label else "bad" if number / total >= 0.05 else ""
-            cells.append(Text(str(number), style=style))
-        table.add_row(names[label], *cells)
-    return table
-
-
-def _confused_pairs(report: Report, names: Sequence[str]) -> Group:
-    """What a matrix that is too wide for the terminal would be read for."""
-    pairs = [
-        (int(number), names[label], names[said])
-        for label, row in enumerate(report.confusion)
-        for said, number in enumerate(row)
-        if said != label and number
-    ]
+def class_table(scores: Sequence[ClassScore], classes: Sequence[str], console: Console) -> Group | Table:
+    """Return recall, precision and F1 by class, the weakest recall first, as many columns as fit."""
+    rows = sorted(
+        ((name, score) for name, score in zip(classes, scores, strict=True) if score.recall is not None),
+        key=lambda row: row[1].recall.value if row[1].recall else 0.0,
+    )
+    shown = rows if len(rows) <= _FEW_CLASSES else rows[:_SHOWN_CLASSES]
+    wide, medium = console.width >= 76, console.width >= 56
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("images", "true", "said"):
-        table.add_column(heading, justify="right" if heading == "images" else "left")
-    for number, true, said in sorted(pairs, reverse=True)[:10]:
-        table.add_row(str(number), plain(true), plain(said))
-    return Group(Text("The matrix is wider than the terminal; the most confused pairs:", style="dim"), table)
+    table.add_column("class", no_wrap=True)
+    for heading in ("images", "recall", *(("95% interval",) if wide else ()), *(("precision", "F1") if medium else ())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    bar = max(4, min(30, console.width - (76 if wide else 56 if medium else 36)))
+    table.add_column("", no_wrap=True)
+    block = "#" if is_ascii(console) else "█"
+    for name, score in shown:
+        recall = score.recall
+        assert recall is not None
+        cells = [f"{score.images:,}", f"{recall.value:.1%}"]
+        if wide:
+            cells.append(f"{100 * recall.low:.1f}-{100 * recall.high:.1f}")
+        if medium:
+            cells += [f"{score.precision.value:.1%}" if score.precision else "-", f"{score.f1:.1%}"]
+        style = "good" if recall.value >= 0.9 else "train"
+        table.add_row(plain(safe_text(name, limit=18)), *cells, Text(block * round(recall.value * bar), style=style))
+    if len(shown) == len(rows):
+        return table
+    return Group(table, Text(f"and {len(rows) - len(shown)} better ones; tl eval --csv has all of them", "dim"))
 
 
 def model_tree(root: Node, depth: int) -> Tree:

@@ -1,0 +1,378 @@
+"""eval, predict, compare and export on two recorded runs, which all tests share and none changes for another."""
+
+import base64
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score
+
+from tests.conftest import COLOURS, Result, write_pictures
+from tl_cli.cli import main
+from tl_cli.evaluation.logits import load_answers
+from tl_cli.models import export, zoo
+from tl_cli.tracking.store import Store, open_store, short_id
+from tl_cli.training.evaluate import Judge
+from tl_cli.training.predict import predict
+
+GOOD = ("shufflenet_v2_x0_5", "--steps", "40", "--freeze-epochs", "1", "--unfreeze-lr", "3e-3", "--run-name", "good")
+POOR = ("squeezenet1_1", "--epochs", "1", "--freeze-epochs", "1", "--run-name", "poor")
+SHARED = ("--weights", "none", "--input-size", "48", "--batch-size", "12", "--augment", "none", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, colours: Path) -> Path:
+    """A folder in which two models were trained on the same images, the poor one last."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "mlflow.db").write_bytes(ready_database.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TL_CACHE_DIR", str(folder / "cache"))
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        for options in (GOOD, POOR):
+            patch.setattr(sys, "argv", ["tl", "train", *options, *SHARED, "--data", str(colours)])
+            with pytest.raises(SystemExit) as stopped:
+                main()
+            assert stopped.value.code == 0
+    return folder
+
+
+@pytest.fixture
+def there(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The store of the two runs, in whose folder ``tl`` runs now."""
+    monkeypatch.chdir(trained)
+    mlflow.set_tracking_uri(f"sqlite:///{trained}/mlflow.db")
+    return open_store(None)
+
+
+def folder_of(store: Store, name: str) -> Path:
+    return store.model_folder(store.find(name))
+
+
+def test_an_evaluation_is_what_scikit_learn_says_and_becomes_part_of_the_run(tl, there: Store, tmp_path: Path) -> None:
+    result: Result = tl("eval", "good", "--json", "--output", tmp_path / "report")
+    assert (result.code, result.err) == (0, "")
+    said = json.loads(result.out)
+    kept = load_answers(tmp_path / "report" / "logits.npz")
+    predicted = kept.answers.logits.argmax(1)
+    assert said["accuracy"] == pytest.approx(accuracy_score(kept.answers.labels, predicted))
+    assert said["accuracy_low"] < said["accuracy"] <= said["accuracy_high"]
+    assert np.array(said["confusion"]).sum() == said["images"] == 18
+    assert [row["class"] for row in said["by_class"]] == sorted(COLOURS)
+    written = sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert written[:3] == ["classes.csv", "confusion.png", "logits.npz"]
+    assert Image.open(tmp_path / "report" / "confusion.png").width > 400
+    run = there.find("good")
+    assert run.data.metrics["test/macro_f1"] == pytest.approx(said["macro_f1"])
+    assert run.data.metrics["test/accuracy"] == pytest.approx(said["accuracy"])
+    names = [each.dataset.name for each in run.inputs.dataset_inputs]
+    assert any(name.endswith("-test") for name in names)
+    assert there.artifact(run, f"eval/{names[-1] if names[-1].endswith('-test') else names[0]}") is not None
+
+
+def test_a_table_of_classes_is_csv(tl, there: Store) -> None:
+    result = tl("eval", "good", "--csv", "--no-log")
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert [row["class"] for row in rows] == sorted(COLOURS)
+    assert all(row["images"] == "6" for row in rows)
+    assert tl("eval", "good", "--csv", "--json").code == 2
+
+
+def test_best_is_the_best_on_the_same_data_and_latest_the_latest(there: Store) -> None:
+    assert there.find("best").info.run_name == "good"
+    assert there.find("latest").info.run_name == "poor"
+
+
+def test_other_images_are_matched_by_the_names_of_their_classes(tl, there: Store, tmp_path: Path) -> None:
+    # "green" would be class 0 of this folder and is class 1 of the model.
+    write_pictures(tmp_path / "new", {"green": COLOURS["green"], "red": COLOURS["red"]}, 4)
+    result = tl("eval", "good", "--data", tmp_path / "new", "--json")
+    assert result.code == 0
+    assert "no images of blue" in result.err
+    said = json.loads(result.out)
+    assert (said["split"], said["images"], said["missing"]) == ("all", 8, ["blue"])
+    assert [row["images"] for row in said["by_class"]] == [0, 4, 4]
+    assert said["macro_recall"] == pytest.approx(np.mean([row["recall"] for row in said["by_class"][1:]]))
+    metrics = there.find("good").data.metrics
+    assert metrics["eval/new-all/accuracy"] == said["accuracy"]
+    assert "eval/new-all/accuracy" not in there.find("poor").data.metrics
+
+
+def test_one_class_alone_can_be_judged(tl, there: Store, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "one", {"red": COLOURS["red"]}, 3)
+    said = json.loads(tl("eval", "good", "--data", tmp_path / "one", "--json", "--no-log").out)
+    assert said["images"] == 3
+
+
+def test_its_own_images_are_known_again_wherever_they_are(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "moved").symlink_to(colours)
+    copied = tmp_path / "copied"
+    for path in colours.rglob("*.png"):
+        target = copied / path.relative_to(colours)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    expected = json.loads(tl("eval", "good", "--json", "--no-log").out)["digest"]
+    for place in (tmp_path / "moved", copied):
+        said = json.loads(tl("eval", "good", "--data", place, "--json", "--no-log").out)
+        assert (said["split"], said["digest"]) == ("test", expected)
+        val = json.loads(tl("eval", "good", "--data", place, "--split", "val", "--json", "--no-log").out)
+        assert val["images"] == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda root: write_pictures(root, {"red": (9, 9, 9), "violet": (9, 9, 9)}, 2), "does not know: violet"),
+        (lambda root: root.mkdir(), "holds nothing"),
+        (lambda root: write_pictures(root.parent, {root.name: (9, 9, 9)}, 2), "2 pictures without a class folder"),
+        (lambda root: None, "no folder at"),
+    ],
+)
+def test_images_that_cannot_judge_are_refused_in_words(tl, there: Store, tmp_path: Path, make, said: str) -> None:
+    make(tmp_path / "new")
+    result = tl("eval", "good", "--data", tmp_path / "new")
+    assert result.code == 2
+    assert said in result.err
+
+
+def test_parts_that_are_not_there_are_named(tl, there: Store, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "new", COLOURS, 2)
+    result = tl("eval", "good", "--data", tmp_path / "new", "--split", "test")
+    assert result.code == 2
+    assert "has no test images; there are: all" in result.err
+    assert "say nothing of it" in tl("eval", "good", "--split", "all").err
+    train = tl("eval", "good", "--split", "train", "--json", "--no-log")
+    assert "learned by heart" in train.err
+
+
+def test_unknown_and_ambiguous_runs_list_what_there_is(tl, there: Store) -> None:
+    result = tl("eval", "goood")
+    assert result.code == 2
+    assert "Did you mean good" in result.err
+    assert "no run is called" in tl("predict", "zzz", "x.png").err
+
+
+def test_a_temperature_is_fitted_on_validation_once_and_used_by_predict(
+    tl, there: Store, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = json.loads(tl("eval", "poor", "--json").out)
+    fitted = said["calibration"]["fitted"]
+    assert fitted["split"]["count"] == 6
+    assert fitted["temperature"] != 1.0
+    assert fitted["calibrated_loss"] < fitted["loss"]
+    path = there.artifact(there.find("poor"), "eval/calibration.json")
+    assert json.loads(path.read_text())["temperature"] == fitted["temperature"]
+    picture = next((colours / "test" / "red").iterdir())
+    both = [json.loads(tl("predict", "poor", picture, *flag).out)["predictions"] for flag in ((), ("--raw",))]
+    spread = [max(p["probability"] for p in each) for each in both]
+    assert (spread[0] > spread[1]) == (fitted["temperature"] < 1)
+    assert spread[0] != spread[1]
+    again = json.loads(tl("eval", "poor", "--json").out)
+    assert again["calibration"]["fitted"] == fitted
+
+
+def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: Path, tmp_path: Path) -> None:
+    run = there.find("good")
+    folder = there.model_folder(run)
+    classifier, card = zoo.restore(folder)
+    kept = load_answers(there.artifact(run, "eval/test_logits.npz"))
+    expected = kept.answers.logits.log_softmax(1)
+    paths = [colours / name for name in kept.ids]
+
+    measured = Judge(classifier, card).measure("test")
+    assert tuple(measured.images.ids) == kept.ids
+    answers = {"eval": measured.answers.logits.log_softmax(1)}
+    said = list(predict(classifier, map(str, paths), batch_size=5))
+    assert [each.path for each in said] == [str(path) for path in paths]
+    answers["predict"] = torch.stack([each.probabilities for each in said]).log()
+    (output,) = run.outputs.model_outputs
+    served = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    import pandas as pd
+
+    rows = served.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
+    answers["pyfunc"] = torch.from_numpy(np.log(rows[list(card.classes)].to_numpy(dtype=np.float32)))
+    classifier, card = zoo.restore(folder)
+    export.write_onnx(classifier, card, tmp_path / "m.onnx")
+    from tl_cli.data.decoding import decode, resize_crop
+
+    inputs = torch.stack([resize_crop(decode(path), card.preprocessing) for path in paths])
+    found = export.run_onnx(tmp_path / "m.onnx", inputs.numpy().astype(np.float32))
+    answers["onnx"] = torch.from_numpy(found).log_softmax(1)
+    for name, logits in answers.items():
+        assert float((logits - expected).abs().max()) < 1e-4, name
+
+
+def test_predictions_go_on_past_what_cannot_be_read(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    pictures = sorted((colours / "test" / "green").iterdir())
+    result = tl("predict", "good", pictures[0], tmp_path / "torn.png", tmp_path / "gone.png", pictures[1])
+    assert result.code == 1
+    said = [json.loads(line) for line in result.out.splitlines()]
+    assert [each["path"] for each in said] == [str(pictures[0]), str(pictures[1])]
+    assert "2 of 4 pictures could not be read" in result.err
+    assert "torn.png" in result.err
+    assert "gone.png: there is no such file" in result.err
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 50])
+def test_failures_anywhere_keep_the_order(there: Store, colours: Path, tmp_path: Path, batch: int) -> None:
+    classifier, _ = zoo.restore(folder_of(there, "good"))
+    good = [str(path) for path in sorted((colours / "test").rglob("*.png"))]
+    bad = [str(tmp_path / f"{n}.png") for n in range(7)]
+    paths = [*bad[:4], good[0], bad[4], good[1], good[2], *bad[5:], good[3], bad[6]]
+    found = list(predict(classifier, iter(paths), batch_size=batch))
+    assert [each.path for each in found] == paths
+    assert [each.probabilities is None for each in found] == [path in bad for path in paths]
+    alone = [next(predict(classifier, [path])).probabilities for path in good[:4]]
+    together = [each.probabilities for each in found if each.probabilities is not None]
+    assert torch.allclose(torch.stack(alone), torch.stack(together), atol=1e-6)
+
+
+def test_pictures_are_not_read_far_ahead(there: Store, colours: Path) -> None:
+    classifier, _ = zoo.restore(folder_of(there, "good"))
+    asked = 0
+
+    def endless():
+        nonlocal asked
+        while True:
+            asked += 1
+            yield str(colours / "test" / "red" / "000.png")
+
+    found = predict(classifier, endless(), batch_size=4)
+    for _ in range(20):
+        next(found)
+    assert asked < 20 + 4 * 8
+    found.close()
+
+
+def test_predictions_as_a_table_and_as_csv(tl, there: Store, colours: Path) -> None:
+    table = tl("predict", "good", colours / "test", "--format", "table", "--top", "2")
+    assert (table.code, table.err) == (0, "")
+    assert len(table.out.splitlines()) == 18
+    assert "%" in table.out
+    assert "\x1b" not in table.out
+    rows = list(csv.DictReader(io.StringIO(tl("predict", "good", colours / "test", "--format", "csv").out)))
+    assert len(rows) == 18
+    assert float(rows[0]["probability_1"]) >= float(rows[0]["probability_2"])
+    assert list(rows[0]) == ["path", *(f"{what}_{n}" for n in (1, 2, 3) for what in ("class", "probability"))]
+    assert "no pictures in" in tl("predict", "good", colours / "test" / "*.gif").err
+
+
+def test_names_that_are_no_text_come_out_as_their_bytes(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+    odd = os.path.join(os.fsencode(tmp_path), b"\xff\xfe \x1b[31m.png")
+    with open(odd, "wb") as file:
+        file.write((colours / "test" / "red" / "000.png").read_bytes())
+    line = tl("predict", "good", os.fsdecode(odd)).out
+    assert os.fsencode(json.loads(line)["path"]) == odd
+    shown = tl("predict", "good", os.fsdecode(odd), "--format", "table").out
+    assert "\x1b" not in shown
+
+
+def test_two_runs_are_compared_image_by_image(tl, there: Store, tmp_path: Path) -> None:
+    result = tl("compare", "good", "poor", "--format", "json", "--output", tmp_path / "out")
+    assert result.code == 0, result.err
+    said = json.loads(result.out)
+    assert [row["model"] for row in said["models"]] == ["good", "poor"]
+    rights = []
+    for name in ("good", "poor"):
+        kept = load_answers(there.artifact(there.find(name), "eval/test_logits.npz"))
+        rights.append((kept.answers.logits.argmax(1) == kept.answers.labels).numpy())
+    (pair,) = said["pairs"]
+    assert pair["only_better_right"] == int((rights[0] & ~rights[1]).sum())
+    assert pair["difference"] == pytest.approx(rights[0].mean() - rights[1].mean())
+    row = said["models"][0]
+    assert row["parameters"] == 344_867
+    assert row["size_bytes"] == (folder_of(there, "good") / "model.safetensors").stat().st_size
+    assert row["inference_images_per_second"] > 0
+    metrics = there.find("good").data.metrics
+    assert row["gap"] == pytest.approx(metrics["clean_train/accuracy"] - metrics["test/accuracy"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "accuracy_against_cost.png", "comparison.csv", "comparison.json", "comparison.md", "curves.png",
+    ]  # fmt: skip
+    shown = tl("compare", "good", "poor", "--no-speed")
+    for heading in ("accuracy", "cost", "what can be claimed", "when to choose which", "validation accuracy by epoch"):
+        assert heading in shown.out
+    assert tl("compare", "good", "poor", "--no-speed", "--format", "markdown").out.startswith("| model | accuracy |")
+
+
+def test_a_folder_is_compared_with_a_run_on_other_images(tl, there: Store, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "new", COLOURS, 5)
+    result = tl(
+        "compare", "good", folder_of(there, "poor"), "--data", tmp_path / "new", "--format", "csv", "--no-speed"
+    )
+    assert result.code == 0, result.err
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert len(rows) == 2
+    assert {row["train_seconds"] == "" for row in rows} == {True, False}
+
+
+def test_what_cannot_be_compared_is_refused(tl, there: Store) -> None:
+    assert "two or more" in tl("compare", "good").err
+    assert "twice" in tl("compare", "good", "good").err
+    assert "the same model" in tl("compare", "good", short_id(there.find("good"))).err
+    assert "with --models" in tl("compare", "good", "poor", "--epochs", "3").err
+    assert "with --models" in tl("compare", "good", "poor", "--seeds", "3").err
+    assert "resnt18" in tl("compare", "--models", "resnt18", "resnet18").err
+    assert "No such option" in tl("compare", "--models", "resnet18", "resnet34", "--epoch", "3").err
+    assert "give --seeds" in tl("compare", "--models", "resnet18", "resnet34", "--seed", "3").err
+
+
+def test_an_export_is_checked_and_not_written_over(tl, there: Store, tmp_path: Path) -> None:
+    result = tl("export", "good", "--output", tmp_path / "m.onnx")
+    assert result.code == 0, result.err
+    assert "checked on 16 of its images" in result.out
+    assert "is there already" in tl("export", "good", "--output", tmp_path / "m.onnx").err
+    assert tl("export", "good", "--output", tmp_path / "m.onnx", "--force").code == 0
+    assert tl("export", "good", "--format", "folder", "--output", tmp_path / "m").code == 0
+    assert tl("eval", tmp_path / "m", "--json").code == 0
+
+
+def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
+    (output,) = there.find("good").outputs.model_outputs
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{output.model_id}", "-p", str(port)]
+    # It starts others, which a signal to it alone would leave behind.
+    server = subprocess.Popen(
+        [*command, "--env-manager", "local"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        picture = colours / "test" / "red" / "000.png"
+        body = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(picture.read_bytes()).decode()]]}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            data=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=30) as response:
+                    (row,) = json.load(response)["predictions"]
+                break
+            except (urllib.error.URLError, ConnectionError):
+                assert server.poll() is None, server.stdout.read().decode()
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.3)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait(30)
+    classifier, card = zoo.restore(folder_of(there, "good"))
+    (expected,) = predict(classifier, [str(picture)])
+    assert row["label"] == card.classes[int(expected.probabilities.argmax())]
+    assert [row[name] for name in card.classes] == pytest.approx(expected.probabilities.tolist(), abs=1e-5)

@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tl_cli.errors import UsageError
+from tl_cli.evaluation.comparison import Contender, Cost, Training, advice, as_data, compare_all, rows, verdicts
+from tl_cli.evaluation.logits import Answers, KeptAnswers
+
+CLASSES = ("ant", "bee", "cow")
+COST = Cost(1000, 2000, 32, 4000, 100.0)
+
+
+def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> KeptAnswers:
+    """Answers of which these are right; the labels go round the classes."""
+    labels = np.arange(len(right)) % 3
+    said = np.where(right, labels, (labels + 1) % 3)
+    order = np.random.default_rng(0).permutation(len(right)) if shuffled else np.arange(len(right))
+    places = np.array([classes.index(name) for name in CLASSES])
+    logits = torch.nn.functional.one_hot(torch.from_numpy(places[said[order]]), len(classes)).float()
+    labels_there = torch.from_numpy(places[labels[order]])
+    return KeptAnswers(Answers(logits, labels_there), tuple(f"{i}.png" for i in order), classes)
+
+
+def contender(name: str, *rights: np.ndarray, cost: Cost = COST, **facts: float) -> Contender:
+    return Contender(name, tuple(Training(f"{name}-{i}", kept(each), **facts) for i, each in enumerate(rights)), cost)
+
+
+def some_right(share: float, count: int = 1000, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(count) < share
+
+
+def test_the_most_accurate_comes_first_and_what_can_be_claimed_is_said() -> None:
+    found = compare_all([contender("weak", some_right(0.6, seed=1)), contender("strong", some_right(0.9, seed=2))])
+    assert [each.name for each in found.contenders] == ["strong", "weak"]
+    (sentence,) = verdicts(found)
+    assert sentence.startswith("strong is better than weak: +")
+    assert "on 1,000 images" in sentence
+    assert "McNemar p = " in sentence
+    assert advice(found)[0].startswith("strong: where accuracy counts most")
+
+
+def test_a_small_difference_is_not_called_an_advantage() -> None:
+    right = some_right(0.85)
+    other = right.copy()
+    other[np.flatnonzero(~right)[:9]] = True
+    other[np.flatnonzero(right)[:2]] = False
+    found = compare_all([contender("a", right), contender("b", other)])
+    (sentence,) = verdicts(found)
+    # 9 against 2 images: p = 0.065.
+    assert sentence.startswith("No difference between b and a can be claimed on 1,000 images: +0.70 points")
+    assert "p = 0.065" in sentence
+    assert advice(found)[0] == "Where accuracy counts, none of b, a can be preferred to another"
+
+
+def test_a_pair_among_many_needs_more() -> None:
+    right = some_right(0.85)
+    other = right.copy()
+    other[np.flatnonzero(~right)[:9]] = True
+    other[np.flatnonzero(right)[:1]] = False
+    two = compare_all([contender("a", right), contender("b", other)])
+    assert two.pairs[0].is_claimed  # 9 against 1: p = 0.021
+    four = compare_all([contender(n, r) for n, r in (("a", right), ("b", other), ("c", right), ("d", other))])
+    assert not any(pair.is_claimed for pair in four.pairs)
+    assert "for 6 pairs" in verdicts(four)[0]
+
+
+def test_answers_in_another_order_and_with_other_numbers_for_classes_are_lined_up() -> None:
+    right, other = some_right(0.8), some_right(0.7, seed=5)
+    plain = compare_all([contender("a", right), contender("b", other)])
+    moved = Contender("b", (Training("b", kept(other, classes=("cow", "ant", "bee"), shuffled=True)),), COST)
+    found = compare_all([contender("a", right), moved])
+    assert found.pairs[0].paired == plain.pairs[0].paired
+
+
+def test_other_images_are_refused() -> None:
+    fewer = contender("b", some_right(0.5, count=90))
+    with pytest.raises(UsageError, match="10 images are in one of them only"):
+        compare_all([contender("a", some_right(0.5, count=100)), fewer])
+    labels = kept(some_right(0.5))
+    wrong = KeptAnswers(Answers(labels.answers.logits, (labels.answers.labels + 1) % 3), labels.ids, CLASSES)
+    with pytest.raises(UsageError, match="their classes differ"):
+        compare_all([contender("a", some_right(0.5)), Contender("b", (Training("b", wrong),), COST)])
+
+
+def test_costs_give_reasons_only_where_they_differ_by_enough() -> None:
+    small = Cost(10, 10, 32, 1000, 500.0)
+    found = compare_all(
+        [
+            contender("big", some_right(0.95), cost=COST, train_seconds=100.0),
+            contender("small", some_right(0.5, seed=3), cost=small, train_seconds=95.0),
+        ]
+    )
+    words = advice(found)
+    assert words[1].startswith("small: fastest to use (5.0x), smallest on disk (4.0x), for ")
+    assert "quickest" not in words[1]
+    nothing = compare_all([contender("a", some_right(0.95)), contender("b", some_right(0.5, seed=3))])
+    assert advice(nothing)[1] == "b: nothing measured here speaks for it"
+
+
+def test_seeds_are_averaged_and_kept_apart_in_the_data() -> None:
+    rights = [some_right(share, seed=seed) for seed, share in enumerate((0.8, 0.82, 0.84))]
+    found = compare_all(
+        [contender("a", *rights, clean_train=0.9), contender("b", *[each & some_right(0.9) for each in rights])]
+    )
+    row = rows(found)[0]
+    assert row["accuracies"] == pytest.approx([float(each.mean()) for each in rights])
+    assert row["accuracy"] == pytest.approx(np.mean(row["accuracies"]))
+    assert row["gap"] == pytest.approx(0.9 - row["accuracy"])
+    assert rows(found)[1]["gap"] is None
+    data = json.loads(json.dumps(as_data(found)))
+    assert data["pairs"][0]["mcnemar_p"] is None
+    assert "3 and 3 seeds" in data["pairs"][0]["verdict"]

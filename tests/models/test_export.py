@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from tl_cli.contract import DataSpec, ModelCard
+from tl_cli.data.decoding import normalise
+from tl_cli.errors import TlError, UsageError
+from tl_cli.models import bundle, export, zoo
+
+
+def made(name: str, folder: Path, size: int = 64) -> tuple[zoo.Classifier, ModelCard]:
+    classifier = zoo.create(name, 3, weights="none", input_size=size)
+    for parameter in classifier.model.parameters():
+        # A head that starts from zero would answer the same to everything.
+        torch.nn.init.normal_(parameter, std=0.1)
+    card = ModelCard(
+        architecture=name,
+        build_options=classifier.build_options,
+        head=classifier.head,
+        classes=("ant", "b\u00eae", "c,d"),
+        preprocessing=classifier.preprocessing.at(size, whole=True),
+        weights=classifier.weights,
+        data=DataSpec(source="/nowhere", layout="classes"),
+        recipe="default",
+        epoch=1,
+    )
+    bundle.save(folder, classifier.model, card)
+    return zoo.restore(folder)
+
+
+PICTURES = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_a_file_answers_as_the_model_does_to_any_number_of_images(name: str, form: str, tmp_path: Path) -> None:
+    classifier, card = made(name, tmp_path / "model")
+    with torch.inference_mode():
+        expected = classifier.model(normalise(PICTURES, classifier.preprocessing)).numpy()
+    path = tmp_path / f"file.{form}"
+    (export.write_onnx if form == "onnx" else export.write_pt2)(classifier, card, path)
+    run = export.run_onnx if form == "onnx" else export.run_pt2
+    for count in (1, 2, 3):
+        found = run(path, PICTURES[:count].numpy().astype(np.float32))
+        assert np.abs(found - expected[:count]).max() < 1e-4 * max(1, np.abs(expected).max())
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, "model"]
+
+
+def test_what_must_be_known_is_in_the_file(tmp_path: Path) -> None:
+    classifier, card = made("resnet18", tmp_path / "model")
+    export.write_onnx(classifier, card, tmp_path / "file.onnx")
+    found = {each.key: each.value for each in onnx.load(tmp_path / "file.onnx").metadata_props}
+    assert json.loads(found["classes"]) == ["ant", "b\u00eae", "c,d"]
+    assert json.loads(found["preprocessing"])["crop"] == 64
+    extra = {"classes": "", "preprocessing": ""}
+    export.write_pt2(classifier, card, tmp_path / "file.pt2")
+    torch.export.load(tmp_path / "file.pt2", extra_files=extra)
+    assert json.loads(extra["classes"]) == list(card.classes)
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    with pytest.raises(UsageError, match=r"pip install 'tl-cli\[export\]'"):
+        export.write_onnx(*made("resnet18", tmp_path / "model"), tmp_path / "file.onnx")
+
+
+def test_a_file_that_is_none_is_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "file.onnx"
+    path.write_bytes(b"nothing")
+    with pytest.raises(TlError, match="onnxruntime cannot run"):
+        export.run_onnx(path, np.zeros((1, 3, 8, 8), np.float32))

@@ -1,0 +1,408 @@
+"""``tl compare``: which of several models is better, at which cost, and whether that can be claimed."""
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, complete_run
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run  # noqa: TID251 (a type)
+
+    from tl_cli.commands.resolve import Target
+    from tl_cli.contract import SplitName
+    from tl_cli.evaluation.comparison import Comparison, Contender, Cost
+    from tl_cli.evaluation.logits import KeptAnswers
+    from tl_cli.fetch import Progress
+    from tl_cli.tracking.comparisons import Parent
+    from tl_cli.tracking.store import Store
+    from tl_cli.training.history import History
+    from tl_cli.ui.console import Console
+
+EXAMPLES = """Examples:
+
+tl compare 3f2a91c0 best
+
+tl compare resnet18-run efficientnet-run --data ~/new-photos --format markdown
+
+tl compare --models resnet18 efficientnet_b0 --data cifar10 --freeze-epochs 5 --seeds 3"""
+
+# What the command gives to each training itself.
+_NOT_FOR_TRAINING = ("--seed", "--resume", "--dry-run", "--run-name", "--register", "--tag", "--quiet", "-q")
+_OUTPUT = "Output"
+
+
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME",
+            help="Runs or saved-model folders; with --models architectures, and options of tl train after them.",
+            autocompletion=complete_run,
+        ),
+    ],
+    models: Annotated[bool, typer.Option("--models", help="Train each architecture first, on the same split.")] = False,
+    seeds: Annotated[int, typer.Option(help="Trainings of each, with seeds 0, 1, ...", min=1, max=100)] = 1,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|PATH", help="Images: of the trainings, or on which runs are judged now."),
+    ] = None,
+    split: Annotated[
+        Literal["test", "val"] | None, typer.Option(help="Which images; default is test.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure images/s of inference now.")] = True,
+    form: Annotated[
+        Literal["table", "markdown", "csv", "json"], typer.Option("--format", rich_help_panel=_OUTPUT)
+    ] = "table",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write tables and pictures there too.", show_default=False, rich_help_panel=_OUTPUT
+        ),
+    ] = None,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment of the trainings.")] = "tl",
+    device: Device = None,
+    workers: Workers = None,
+    tracking_uri: TrackingUri = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare models image by image: accuracy with intervals, paired tests, overfitting, size and speed."""
+    given = list(takewhile(lambda name: not name.startswith("-"), names))
+    options = names[len(given) :]
+    _check(given, options, models=models, seeds=seeds)
+    from tl_cli.evaluation.comparison import compare_all
+    from tl_cli.tracking.store import open_store
+    from tl_cli.ui.console import make_console
+    from tl_cli.ui.progress import FileProgress
+
+    console = make_console(quiet=quiet)
+    aside = make_console(quiet=quiet, stderr=True) if form != "table" else console
+    parent: Parent | None = None
+    try:
+        if models:
+            shared = {"--data": data, "--data-dir": data_dir, "--device": device, "--workers": workers}
+            store = open_store(tracking_uri)
+            parent = _parent(store, experiment, given)
+            passed = [*options, *_flags(shared | {"--tracking-uri": tracking_uri, "--experiment": experiment})]
+            groups, failed = _train_all(parent, given, seeds, passed, aside)
+            entries = [_Entry(name, _targets(store, runs)) for name, runs in groups.items()]
+        else:
+            failed = []
+            entries = _entries(given, tracking_uri)
+        how = _How(None if models else data, split, data_dir, device, workers)
+        with FileProgress(aside) as progress:
+            contenders = _contenders(entries, how, progress, speed=speed)
+            comparison = compare_all(contenders)
+            curves = _curves(comparison, entries)
+        _show(console, comparison, curves, form)
+        if output is not None:
+            for path in _write(output, comparison, curves):
+                aside.print(str(path), markup=False, soft_wrap=True, style="dim")
+        if parent is not None:
+            _record(parent, comparison, curves)
+            parent.end("FINISHED")
+    except BaseException:
+        if parent is not None:
+            # How it ended is said by the error itself; a store that is gone must not hide it.
+            with suppress(Exception):
+                parent.end("FAILED")
+        raise
+    if failed:
+        from tl_cli.ui.console import print_error
+
+        print_error(f"not trained, and not in the comparison: {', '.join(failed)}")
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A model to compare: what it is called, and its trainings."""
+
+    name: str
+    targets: "list[Target]"
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """On which images models are judged; all None is on what they were tested on."""
+
+    data: str | None
+    split: "SplitName | None"
+    data_dir: Path | None
+    device: Literal["auto", "cpu", "cuda", "mps"] | None
+    workers: int | None
+
+
+def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds: int) -> None:
+    """Refuse what can be refused before anything is opened or trained."""
+    from tl_cli.errors import UsageError
+
+    if len(names) < 2:
+        raise UsageError("give two or more to compare")
+    if len(set(names)) < len(names):
+        raise UsageError("one of them is given twice")
+    if not models:
+        if options:
+            raise UsageError(f"no such option: {options[0]}; those of tl train go with --models")
+        if seeds > 1:
+            raise UsageError("--seeds goes with --models: these were trained already")
+        return
+    for option in options:
+        name = option.partition("=")[0]
+        if name in _NOT_FOR_TRAINING:
+            instead = "; give --seeds" if name == "--seed" else ""
+            raise UsageError(f"tl compare sets {name} itself{instead}")
+    from tl_cli.commands.train import train
+    from tl_cli.models import zoo
+
+    app = typer.Typer()
+    app.command("train", context_settings={"help_option_names": []})(train)
+    command = typer.main.get_command(app)
+    for name in names:
+        zoo.size_limits(name)
+        # What tl train refuses is refused now, and not after the first of them has trained.
+        command.make_context("tl train", [name, *options])
+
+
+def _flags(values: Mapping[str, object]) -> list[str]:
+    return [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
+
+
+def _parent(store: "Store", experiment: str, names: Sequence[str]) -> "Parent":
+    from tl_cli.tracking.comparisons import Parent
+
+    title = " against ".join(names) if len(names) < 4 else f"{len(names)} models"
+    return Parent(store, store.experiment(experiment), title, shlex.join(["tl", *sys.argv[1:]]))
+
+
+def _train_all(
+    parent: "Parent", models: Sequence[str], seeds: int, options: Sequence[str], console: "Console"
+) -> "tuple[dict[str, list[Run]], list[str]]":
+    """Train each model with each seed, one process after another; return the complete ones, and what failed.
+
+    Raises:
+        UsageError: fewer than two models came through.
+    """
+    from tl_cli.errors import UsageError
+    from tl_cli.tracking.comparisons import CHILD_TAG, CONTENDER_TAG
+    from tl_cli.ui.console import plain
+
+    failed = []
+    # Seed by seed, so that what else the machine does hits all models alike.
+    work = [(model, seed) for seed in range(seeds) for model in models]
+    for number, (model, seed) in enumerate(work, 1):
+        title = f"{model}, seed {seed}" if seeds > 1 else model
+        console.print(plain(f"\u2022 {number} of {len(work)}: {title}" if console.encoding.startswith("utf")
+                            else f"* {number} of {len(work)}: {title}", "bold mark"))  # fmt: skip
+        command = [sys.executable, "-m", "tl_cli", "train", model, *options, "--seed", str(seed), "--run-name", title]
+        command += ["--tag", f"{CHILD_TAG}={parent.run_id}", "--tag", f"{CONTENDER_TAG}={model}"]
+        code = _run(command + (["--quiet"] if console.quiet else []), aside=console.stderr)
+        if code in (129, 130, 143):
+            raise typer.Exit(code)
+        if code != 0:
+            failed.append(title)
+    found = parent.children()
+    groups = {model: found[model] for model in models if model in found}
+    if len(groups) < 2:
+        raise UsageError(f"too few trainings came through to compare: {', '.join(failed)} failed")
+    return groups, failed
+
+
+def _run(command: list[str], *, aside: bool) -> int:
+    """Run a training to its end, or until this process is stopped, and the training with it."""
+    process = subprocess.Popen(command, stdout=sys.stderr if aside else None)  # noqa: S603 (this program itself)
+    try:
+        return process.wait()
+    except BaseException:
+        # In a terminal it has had the signal as well, and does not mind a second one so soon.
+        process.terminate()
+        process.wait()
+        raise
+
+
+def _targets(store: "Store", runs: "Sequence[Run]") -> "list[Target]":
+    from tl_cli.commands.resolve import Target
+    from tl_cli.tracking.store import short_id
+
+    return [Target(store.model_folder(run), f"{run.info.run_name} ({short_id(run)})", store, run) for run in runs]
+
+
+def _entries(names: Sequence[str], tracking_uri: str | None) -> "list[_Entry]":
+    """Return the runs and folders that are meant, each with a name of its own.
+
+    Raises:
+        UsageError: two names mean the same model.
+    """
+    from tl_cli.commands.resolve import find_model
+    from tl_cli.errors import UsageError
+
+    targets = [find_model(name, tracking_uri) for name in names]
+    folders = [target.folder.resolve() for target in targets]
+    for place, folder in enumerate(folders):
+        if folder in folders[:place]:
+            raise UsageError(f"{names[folders.index(folder)]} and {names[place]} are the same model")
+    short = [str(target.run.info.run_name) if target.run else target.folder.name for target in targets]
+    return [
+        _Entry(target.name if short.count(name) > 1 else name, [target])
+        for name, target in zip(short, targets, strict=True)
+    ]
+
+
+def _contenders(entries: Sequence[_Entry], how: _How, progress: "Progress", *, speed: bool) -> "list[Contender]":
+    from tl_cli.evaluation.comparison import Contender, Training
+    from tl_cli.models import zoo
+    from tl_cli.tracking.comparisons import training_of
+    from tl_cli.tracking.history import read_history
+    from tl_cli.training.speed import inference_speeds
+
+    kept = _kept_answers(entries, how)
+    classifiers, groups = [], []
+    for entry in entries:
+        trainings: list[Training] = []
+        for target in entry.targets:
+            answers = kept.get(target.name) or _answers(target, how, progress)
+            if target.store is not None and target.run is not None:
+                history = read_history(target.store, target.run)
+                trainings.append(training_of(target.run, history, answers))
+            else:
+                trainings.append(Training(target.name, answers))
+        groups.append(tuple(trainings))
+        classifiers.append(zoo.restore(entry.targets[0].folder)[0])
+    speeds: list[float | None] = [None] * len(classifiers)
+    if speed:
+        speeds = list(inference_speeds(classifiers, how.device or "auto", progress))
+    return [
+        Contender(entry.name, trainings, _cost(entry.targets[0], images_per_second))
+        for entry, trainings, images_per_second in zip(entries, groups, speeds, strict=True)
+    ]
+
+
+def _kept_answers(entries: Sequence[_Entry], how: _How) -> "dict[str, KeptAnswers]":
+    """Return the answers to the test images by target, as they were recorded, if all are and to the same images."""
+    from tl_cli.tracking.comparisons import kept_answers, tested_on
+
+    targets = [target for entry in entries for target in entry.targets]
+    if how.data is not None or how.split == "val":
+        return {}
+    if len({tested_on(target.run) if target.run else None for target in targets}) > 1:
+        return {}
+    found = {}
+    for target in targets:
+        answers = kept_answers(target.store, target.run) if target.store and target.run else None
+        if answers is None:
+            return {}
+        found[target.name] = answers
+    return found
+
+
+def _answers(target: "Target", how: _How, progress: "Progress") -> "KeptAnswers":
+    """Return what a model answers now."""
+    from tl_cli.errors import UsageError
+    from tl_cli.evaluation.logits import KeptAnswers
+    from tl_cli.models import zoo
+    from tl_cli.training.evaluate import Judge
+    from tl_cli.ui.console import print_warning
+
+    classifier, card = zoo.restore(target.folder)
+    if how.data is None and how.split is None and "test" not in card.data.splits:
+        raise UsageError(
+            f"{target.name} was trained on data without test images; give other images with --data, or --split val, "
+            "which is kinder to both: validation chose their epochs"
+        )
+    examiner = Judge(
+        classifier,
+        card,
+        source=how.data,
+        data_dir=str(how.data_dir) if how.data_dir else None,
+        device=how.device or "auto",
+        workers=how.workers,
+        progress=progress,
+    )
+    measured = examiner.measure(how.split)
+    if measured.is_changed:
+        print_warning(f"the {measured.part} images are not those that {target.name} was trained with")
+    return KeptAnswers(measured.answers, tuple(measured.images.ids), card.classes)
+
+
+def _cost(target: "Target", images_per_second: float | None) -> "Cost":
+    from tl_cli.evaluation.comparison import Cost
+    from tl_cli.models import counting
+    from tl_cli.models.bundle import WEIGHTS_FILE, read_card
+
+    card = read_card(target.folder)
+    side = card.preprocessing.crop
+    counts = counting.count(card.architecture, side, len(card.classes))
+    size = (target.folder / WEIGHTS_FILE).stat().st_size
+    # Where the architecture cannot be counted: four bytes a number.
+    parameters = counts.parameters if counts else size // 4
+    return Cost(parameters, counts.multiply_adds if counts else None, side, size, images_per_second)
+
+
+def _curves(comparison: "Comparison", entries: Sequence[_Entry]) -> "list[list[History]]":
+    """Return the curves of each contender's trainings, in the order of the comparison."""
+    from tl_cli.tracking.history import read_history
+
+    by_name = {entry.name: entry.targets for entry in entries}
+    return [
+        [
+            read_history(target.store, target.run)
+            for target in by_name[model.name]
+            if target.store is not None and target.run is not None
+        ]
+        for model in comparison.contenders
+    ]
+
+
+def _show(console: "Console", comparison: "Comparison", curves: "list[list[History]]", form: str) -> None:
+    from tl_cli.ui import comparison as shown
+
+    if form == "table":
+        shown.print_comparison(console, comparison, curves)
+    elif form == "markdown":
+        typer.echo(shown.markdown(comparison), nl=False)
+    elif form == "csv":
+        typer.echo(shown.as_csv(comparison), nl=False)
+    else:
+        typer.echo(_json(comparison))
+
+
+def _json(comparison: "Comparison") -> str:
+    import json
+
+    from tl_cli.evaluation.comparison import as_data
+
+    return json.dumps(as_data(comparison))
+
+
+def _write(folder: Path, comparison: "Comparison", curves: "list[list[History]]") -> list[Path]:
+    from tl_cli.fetch import write_text
+    from tl_cli.ui import comparison as shown
+
+    texts = {"md": shown.markdown(comparison), "csv": shown.as_csv(comparison), "json": _json(comparison) + "\n"}
+    paths = [folder / f"comparison.{ending}" for ending in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_text(path, text)
+    return paths + shown.save_pictures(comparison, curves, folder)
+
+
+def _record(parent: "Parent", comparison: "Comparison", curves: "list[list[History]]") -> None:
+    import tempfile
+
+    from tl_cli.ui.comparison import markdown
+
+    # MLflow takes few letters in a name.
+    numbers = {
+        f"accuracy/{''.join(c if c.isalnum() or c in '_-.' else '_' for c in model.name)}": accuracy.value
+        for model, accuracy in zip(comparison.contenders, comparison.accuracies, strict=True)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        parent.log(markdown(comparison), numbers, _write(Path(folder), comparison, curves))

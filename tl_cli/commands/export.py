@@ -1,0 +1,131 @@
+"""``tl export``: a recorded model as a file for other programs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tl_cli.commands.options import DataDir, Quiet, RunName, TrackingUri
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from tl_cli.contract import ModelCard
+    from tl_cli.models.zoo import Classifier
+    from tl_cli.ui.console import Console
+
+EXAMPLES = """Examples:
+
+tl export latest
+
+tl export best --format pt2 --output flowers.pt2
+
+tl export 3f2a91c0 --format folder --output flowers"""
+
+
+def export(
+    run: RunName,
+    form: Annotated[
+        Literal["onnx", "pt2", "folder"],
+        typer.Option("--format", help="ONNX, a torch.export program, or the saved-model folder."),
+    ] = "onnx",
+    output: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Default is the architecture's name, here.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over what is there.")] = False,
+    data_dir: DataDir = None,
+    tracking_uri: TrackingUri = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model as a file, and check that it answers as the model does, on real images where they are at hand."""
+    from tl_cli.commands.resolve import find_model, kept_calibration
+    from tl_cli.errors import UsageError
+    from tl_cli.evaluation import calibration
+    from tl_cli.fetch import write_text
+    from tl_cli.models import export as exporting
+    from tl_cli.models import zoo
+    from tl_cli.models.bundle import CARD_FILE, read_card
+    from tl_cli.ui.console import make_console, plain
+
+    console = make_console(quiet=quiet)
+    target = find_model(run, tracking_uri)
+    name = read_card(target.folder).architecture.replace("/", "_")
+    path = (output or Path(name if form == "folder" else f"{name}.{form}")).expanduser()
+    there = path / CARD_FILE if form == "folder" else path
+    if there.exists() and not force:
+        raise UsageError(f"{there} is there already; give --force to write over it, or another --output")
+    classifier, card = zoo.restore(target.folder)
+    if form == "folder":
+        exporting.copy_folder(target.folder, path)
+        kept = kept_calibration(target)
+        if kept is not None:
+            write_text(path / calibration.FILE, kept.model_dump_json(indent=2) + "\n")
+        console.print(plain(f"{path}: the saved model of {target.name}"), soft_wrap=True)
+        return
+    images, what = _images(card, str(data_dir) if data_dir else None, console)
+    expected = _expected(classifier, images)
+    (exporting.write_onnx if form == "onnx" else exporting.write_pt2)(classifier, card, path)
+    run_file = exporting.run_onnx if form == "onnx" else exporting.run_pt2
+    difference = _check(run_file, path, images, expected)
+    console.print(plain(f"{path}: {path.stat().st_size / 1e6:.1f} MB, any batch size", "bold"), soft_wrap=True)
+    console.print(plain(f"input   images: float32 (batch, 3, {images.shape[2]}, {images.shape[3]}), RGB, 0 to 255"))
+    console.print(plain(f"output  logits: float32 (batch, {len(card.classes)})"))
+    where = "in the file's metadata" if form == "onnx" else "in the file's extra files"
+    console.print(plain(f"classes and preprocessing are {where}"))
+    console.print(plain(f"checked on {what}: logits differ from PyTorch's by at most {difference:.1e}", "good"))
+
+
+def _images(card: "ModelCard", data_dir: str | None, console: "Console") -> "tuple[Tensor, str]":
+    """Return inputs (16 or fewer, 3, crop, crop) uint8 for the check, and what they are."""
+    import torch
+
+    from tl_cli.data.decoding import resize_crop
+    from tl_cli.data.sources import open_to_judge
+    from tl_cli.errors import DataError, DownloadError
+    from tl_cli.ui.progress import FileProgress
+
+    how = card.preprocessing
+    try:
+        with FileProgress(console) as progress:
+            data, _ = open_to_judge(card.data, card.data.source, data_dir=data_dir, workers=1, progress=progress)
+        images = data.parts.get("test", data.parts["val" if "val" in data.parts else "train"])
+        places = range(0, len(images), max(1, len(images) // 16))[:16]
+        pictures = [resize_crop(images.load(place, how.resize), how) for place in places]
+        return torch.stack(pictures), f"{len(pictures)} of its images"
+    except (DataError, DownloadError):
+        noise = torch.randint(0, 256, (16, 3, how.crop, how.crop), generator=torch.Generator().manual_seed(0))
+        return noise.to(torch.uint8), "noise, because its images are no longer where they were"
+
+
+def _expected(classifier: "Classifier", images: "Tensor") -> "np.ndarray":
+    """Return the logits as ``tl eval`` computes them."""
+    import torch
+
+    from tl_cli.data.decoding import normalise
+
+    with torch.inference_mode():
+        logits: np.ndarray = classifier.model(normalise(images, classifier.preprocessing)).numpy()
+    return logits
+
+
+def _check(run_file: object, path: Path, images: "Tensor", expected: "np.ndarray") -> float:
+    """Return how far the file's logits are from the model's, all images at once and one alone.
+
+    Raises:
+        TlError: they are not the same; the file is removed.
+    """
+    import numpy as np
+
+    from tl_cli.errors import TlError
+    from tl_cli.models.export import TOLERANCE
+
+    assert callable(run_file)
+    inputs = images.numpy().astype(np.float32)
+    found = np.concatenate([run_file(path, inputs), run_file(path, inputs[:1])])
+    difference = float(np.abs(found - np.concatenate([expected, expected[:1]])).max())
+    # Large logits are rounded in larger steps.
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        path.unlink(missing_ok=True)
+        raise TlError(f"the exported file's logits differ from the model's by {difference:.2g}; it was removed")
+    return difference

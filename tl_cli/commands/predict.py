@@ -1,0 +1,97 @@
+"""``tl predict``: what a recorded model says of pictures."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+
+from tl_cli.commands.options import Device, Quiet, RunName, TrackingUri, Workers
+
+if TYPE_CHECKING:
+    from tl_cli.training.predict import Prediction
+
+EXAMPLES = """Examples:
+
+tl predict latest photo.jpg --show
+
+tl predict best holiday/ --top 1 --format csv > labels.csv
+
+find . -name '*.jpg' | tl predict 3f2a91c0 - --format jsonl"""
+
+
+def predict(
+    run: RunName,
+    paths: Annotated[
+        list[str], typer.Argument(metavar="PATH", help="Pictures, folders, patterns, or - for a list on stdin.")
+    ],
+    top: Annotated[int, typer.Option(help="Likeliest classes to name.", min=1)] = 3,
+    form: Annotated[
+        Literal["table", "jsonl", "csv"] | None,
+        typer.Option("--format", help="Default is table in a terminal, jsonl in a pipe.", show_default=False),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="A small picture of each in the terminal.")] = False,
+    calibrated: Annotated[
+        bool, typer.Option("--calibrated/--raw", help="Use the temperature that tl eval has fitted.")
+    ] = True,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures at once.", min=1)] = None,
+    device: Device = None,
+    workers: Workers = None,
+    tracking_uri: TrackingUri = None,
+    quiet: Quiet = False,
+) -> None:
+    """Name what is in pictures: the likeliest classes with their probabilities."""
+    if show and form in ("jsonl", "csv"):
+        raise typer.BadParameter("pictures are shown in a table only", param_hint="--show")
+    from tl_cli.commands.resolve import find_model, kept_calibration
+    from tl_cli.data.wanted import STDIN, wanted_pictures
+    from tl_cli.errors import UsageError
+    from tl_cli.models import zoo
+    from tl_cli.training.predict import predict as predictions_of
+    from tl_cli.ui import predictions as shown
+    from tl_cli.ui.console import make_console
+    from tl_cli.ui.progress import FileProgress
+
+    target = find_model(run, tracking_uri)
+    classifier, card = zoo.restore(target.folder)
+    kept = kept_calibration(target) if calibrated else None
+    form = form or ("table" if show or sys.stdout.isatty() else "jsonl")
+    # A list on stdin is read once and is of any length.
+    total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
+    if total == 0:
+        raise UsageError(f"there are no pictures in {', '.join(paths)}")
+    console = make_console(quiet=quiet)
+    writer: shown.Writer
+    if form == "table":
+        writer = shown.Lines(console, card.classes, top, show=show)
+    else:
+        writer = (shown.JsonLines if form == "jsonl" else shown.Csv)(card.classes, top)
+    failed: list[Prediction] = []
+    found = predictions_of(
+        classifier,
+        wanted_pictures(paths, sys.stdin),
+        temperature=kept.temperature if kept else 1.0,
+        device=device or "auto",
+        batch_size=batch_size,
+        workers=workers,
+    )
+    with FileProgress(console if form == "table" else make_console(quiet=quiet, stderr=True)) as progress:
+        done = 0
+        for done, each in enumerate(found, 1):
+            if each.probabilities is None:
+                failed.append(each)
+            else:
+                writer(each.path, each.probabilities)
+            progress("predicting", done, total)
+    writer.close()
+    if not done:
+        raise UsageError("the list on stdin is empty")
+    if failed:
+        _report(failed, done)
+
+
+def _report(failed: "list[Prediction]", done: int) -> NoReturn:
+    from tl_cli.ui.console import print_error
+
+    lines = [each.error if each.path in each.error else f"{each.path}: {each.error}" for each in failed]
+    print_error(f"{len(failed):,} of {done:,} pictures could not be read:\n" + "\n".join(lines))
+    raise typer.Exit(1)

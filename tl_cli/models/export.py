@@ -1,0 +1,180 @@
+"""A saved model as a file that runs without ``tl``: ONNX, torch.export, or the folder itself."""
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tl_cli.contract import ModelCard
+from tl_cli.errors import StorageError, TlError, UsageError, first_line
+from tl_cli.models.bundle import CARD_FILE, WEIGHTS_FILE
+from tl_cli.models.zoo import Classifier
+
+INPUT, OUTPUT = "images", "logits"
+# Written one after another by two programs that compute in fp32: more than rounding is a fault.
+TOLERANCE = 1e-3
+
+
+class Deployed(nn.Module):
+    """A network that normalises by itself: (B, 3, crop, crop) float32, RGB, 0 to 255, to logits (B, num_classes)."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        how = classifier.preprocessing
+        self.network = classifier.model
+        self.mean = nn.Buffer(torch.tensor(how.mean).view(3, 1, 1))
+        self.std = nn.Buffer(torch.tensor(how.std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits."""
+        logits: Tensor = self.network((images / 255 - self.mean) / self.std)
+        return logits
+
+
+def facts(card: ModelCard) -> dict[str, str]:
+    """Return what must be known to use the file, as ONNX keeps it: names to texts, JSON where it is structured."""
+    return {
+        "classes": json.dumps(list(card.classes), ensure_ascii=False),
+        "preprocessing": card.preprocessing.model_dump_json(),
+        "architecture": card.architecture,
+        "tl_version": card.tl_version,
+        "input": "images: float32 (batch, 3, crop, crop), RGB, 0 to 255; normalisation is inside",
+    }
+
+
+def write_onnx(classifier: Classifier, card: ModelCard, path: Path) -> None:
+    """Write the network with its normalisation as ONNX; any batch size. Classes and preprocessing are its metadata.
+
+    Raises:
+        UsageError: onnx is not installed.
+        TlError: torch cannot export this network.
+        StorageError: the file cannot be written.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"ONNX needs {error.name}: pip install 'tl-cli[export]'") from error
+    program = _exported(classifier)
+    with _exporting(card, "ONNX"):
+        made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT])
+        assert made is not None
+        made.model.metadata_props.update(facts(card))
+    with _temporary(path) as temporary:
+        made.save(temporary)
+
+
+def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
+    """Return the logits (B, num_classes) float32 that onnxruntime computes.
+
+    Args:
+        images: (B, 3, crop, crop) float32, 0 to 255.
+
+    Raises:
+        UsageError: onnxruntime is not installed.
+        TlError: it cannot run the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError("checking ONNX needs onnxruntime: pip install 'tl-cli[export]'") from error
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        logits: np.ndarray = session.run([OUTPUT], {INPUT: images})[0]
+    except Exception as error:  # its own kinds of exceptions, which have no common base
+        raise TlError(f"onnxruntime cannot run {path}: {first_line(error)}") from error
+    return logits
+
+
+def write_pt2(classifier: Classifier, card: ModelCard, path: Path) -> None:
+    """Write the network with its normalisation as a torch.export program; any batch size.
+
+    Raises:
+        TlError: torch cannot export this network.
+        StorageError: the file cannot be written.
+    """
+    program = _exported(classifier)
+    with _temporary(path) as temporary, _quiet():
+        torch.export.save(program, temporary, extra_files=facts(card))
+
+
+def run_pt2(path: Path, images: np.ndarray) -> np.ndarray:
+    """Return the logits (B, num_classes) float32 that the program computes.
+
+    Args:
+        images: (B, 3, crop, crop) float32, 0 to 255.
+    """
+    with _quiet(), torch.inference_mode():
+        logits: Tensor = torch.export.load(path).module()(torch.from_numpy(images))
+    return logits.numpy()
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a saved-model folder: ``model.safetensors`` first and ``model.json`` last.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    for name in (WEIGHTS_FILE, CARD_FILE):
+        with _temporary(target / name) as temporary:
+            shutil.copyfile(source / name, temporary)
+
+
+def _exported(classifier: Classifier) -> torch.export.ExportedProgram:
+    model = Deployed(classifier).cpu().to(memory_format=torch.contiguous_format).eval()
+    side = classifier.preprocessing.crop
+    # Two, because a batch of one is taken for a constant.
+    example = torch.zeros(2, 3, side, side)
+    try:
+        with _quiet(), torch.no_grad():
+            return torch.export.export(model, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}})
+    except Exception as error:  # torch.export raises a kind of its own for each thing that it cannot do
+        raise TlError(f"torch cannot export {classifier.name}: {first_line(error)[:300]}") from error
+
+
+@contextmanager
+def _exporting(card: ModelCard, kind: str) -> Iterator[None]:
+    try:
+        with _quiet():
+            yield
+    except Exception as error:
+        raise TlError(f"torch cannot export {card.architecture} as {kind}: {first_line(error)[:300]}") from error
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """Give a path of the same name in a folder of its own; what is in there takes its place when the block ends well.
+
+    ONNX keeps weights beyond 2 GB in a second file, which the first one calls by its name.
+    """
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True)
+        yield folder / path.name
+        for written in folder.iterdir():
+            written.replace(path.with_name(written.name))
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what exporters say of themselves from the screen."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,98 @@
+"""Comparisons in the record: what runs bring to one, and the run that holds trainings together."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from mlflow.entities import Run
+
+from tl_cli.evaluation.comparison import Training
+from tl_cli.evaluation.logits import KeptAnswers, load_answers
+from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS
+from tl_cli.tracking.history import read_history
+from tl_cli.tracking.store import PARENT_TAG, Store, dataset_digest, short_id
+from tl_cli.training.history import History
+
+CHILD_TAG = "mlflow.parentRunId"
+CONTENDER_TAG = "tl.contender"
+
+
+def kept_answers(store: Store, run: Run) -> KeptAnswers | None:
+    """Return what a run answered to its test images, as it was recorded; None where it was not.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    path = store.artifact(run, f"{EVALUATIONS}/{TEST_LOGITS}")
+    return load_answers(path) if path is not None else None
+
+
+def tested_on(run: Run) -> str | None:
+    """Return the digest of the images that a run was tested on."""
+    return dataset_digest(run, "testing")
+
+
+def training_of(run: Run, history: History, kept: KeptAnswers) -> Training:
+    """Return what a run brings to a comparison."""
+    metrics = run.data.metrics
+    speeds = [each.images_per_second for each in history.epochs if each.images_per_second and each.lr_backbone]
+    return Training(
+        name=f"{run.info.run_name} ({short_id(run)})",
+        kept=kept,
+        clean_train=metrics.get("clean_train/accuracy"),
+        train_seconds=metrics.get("time/train_seconds"),
+        images_per_second=median(speeds) if speeds else None,
+    )
+
+
+def histories(store: Store, runs: Sequence[Run]) -> list[History]:
+    """Return the curves of the runs."""
+    return [read_history(store, run) for run in runs]
+
+
+class Parent:
+    """The run under which the trainings of a comparison stand; a context manager, which ends it as it is left.
+
+    Attributes:
+        run_id: of the run.
+    """
+
+    def __init__(self, store: Store, experiment_id: str, name: str, command: str) -> None:
+        self._store = store
+        tags = {PARENT_TAG: "models", "tl.command": command}
+        with store.reported():
+            run = store.client.create_run(experiment_id, run_name=name, tags=tags)
+        self.run_id = str(run.info.run_id)
+
+    def end(self, status: str) -> None:
+        """End the run: FINISHED, FAILED or KILLED.
+
+        Raises:
+            TrackingError: the store cannot be used.
+        """
+        with self._store.reported():
+            self._store.client.set_terminated(self.run_id, status)
+
+    def children(self) -> dict[str, list[Run]]:
+        """Return the complete trainings by contender, the first seed first."""
+        found: dict[str, list[Run]] = {}
+        for run in reversed(self._store.runs()):
+            if run.data.tags.get(CHILD_TAG) == self.run_id and run.info.status == "FINISHED":
+                found.setdefault(run.data.tags[CONTENDER_TAG], []).append(run)
+        return found
+
+    def log(self, note: str, numbers: Mapping[str, float], files: Sequence[Path]) -> None:
+        """Record what the comparison came to.
+
+        Args:
+            note: Markdown.
+
+        Raises:
+            TrackingError: the store cannot be used.
+        """
+        with self._store.reported():
+            self._store.client.set_tag(self.run_id, "mlflow.note.content", note)
+            for name, value in numbers.items():
+                self._store.client.log_metric(self.run_id, name, value)
+            for path in files:
+                self._store.client.log_artifact(self.run_id, str(path), "comparison")

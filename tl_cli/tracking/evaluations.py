@@ -1,0 +1,83 @@
+"""Later judgements of a recorded run: numbers, files and the images that they were measured on, added to its record."""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
+
+from tl_cli.data.sources import BUILT_IN
+from tl_cli.evaluation.calibration import FILE, Calibration
+from tl_cli.fetch import write_text
+from tl_cli.tracking.store import Store
+from tl_cli.training.evaluate import Measured
+
+EVALUATIONS = "eval"
+TEST_LOGITS = "test_logits.npz"
+
+
+def log_evaluation(
+    store: Store, run: Run, measured: Measured, numbers: Mapping[str, float], files: Sequence[Path]
+) -> str:
+    """Add a judgement to a run; return the folder of its artifacts.
+
+    What was measured on the run's own, unchanged test images belongs to ``test/``, anything else to
+    ``eval/DATA-PART/``: a number never stands under a name that promises other images. The first measurement of a
+    number stands.
+
+    Raises:
+        TrackingError: the store cannot be used.
+    """
+    label = evaluation_name(measured)
+    is_test = measured.is_own and measured.part == "test" and not measured.is_changed
+    prefix = "test" if is_test else f"eval/{label}"
+    dataset = Dataset(
+        name=label,
+        digest=measured.split.digest[:16],
+        source_type="code" if measured.source in BUILT_IN else "local",
+        source=json.dumps({"uri": measured.source}),
+        profile=json.dumps({"num_rows": measured.split.count, "sha256": measured.split.digest}),
+    )
+    model_id = next((output.model_id for output in (run.outputs.model_outputs if run.outputs else [])), None)
+    now = int(time.time() * 1000)
+    points = [
+        Metric(f"{prefix}/{name}", value, now, 0, model_id, dataset.name, dataset.digest, run.info.run_id)
+        for name, value in numbers.items()
+        if f"{prefix}/{name}" not in run.data.metrics
+    ]
+    folder = f"{EVALUATIONS}/{label}"
+    with store.reported():
+        store.client.log_inputs(
+            run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])]
+        )
+        if points:
+            store.client.log_batch(run.info.run_id, metrics=points)
+        for path in files:
+            store.client.log_artifact(run.info.run_id, str(path), folder)
+    return folder
+
+
+def evaluation_name(measured: Measured) -> str:
+    """Return the name of what was measured, in letters that MLflow takes anywhere: ``photos-test``."""
+    name = f"{Path(measured.source).name}-{measured.part}" + ("-changed" if measured.is_changed else "")
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]
+
+
+def log_calibration(store: Store, run: Run, calibration: Calibration) -> None:
+    """Keep a temperature with its run.
+
+    Raises:
+        StorageError: it cannot be written here.
+        TrackingError: the store cannot be used.
+    """
+    path = store.state_folder(run) / FILE
+    write_text(path, calibration.model_dump_json(indent=2) + "\n")
+    with store.reported():
+        store.client.log_artifact(run.info.run_id, str(path), EVALUATIONS)
+
+
+def recorded_calibration(store: Store, run: Run) -> Path | None:
+    """Return the file of a run's temperature, or None where none was fitted."""
+    return store.artifact(run, f"{EVALUATIONS}/{FILE}")

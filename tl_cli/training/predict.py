@@ -1,0 +1,120 @@
+"""What a saved model says of pictures without labels, one after another, in memory that does not grow with them."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tl_cli.contract import Preprocessing
+from tl_cli.data.decoding import decode, normalise, resize_crop
+from tl_cli.data.loaders import Batch
+from tl_cli.errors import DataError
+from tl_cli.evaluation.logits import outputs
+from tl_cli.models.zoo import Classifier
+from tl_cli.training.config import DeviceName
+from tl_cli.training.machine import Autocasting, Machine, choose_device, default_workers
+from tl_cli.training.setup import eval_batch
+
+_MOST_IN_A_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of a picture.
+
+    Attributes:
+        path: as it was named.
+        probabilities: (num_classes,) float32; None where the picture cannot be decoded.
+        error: why it cannot, else empty.
+    """
+
+    path: str
+    probabilities: Tensor | None
+    error: str = ""
+
+
+def predict(
+    classifier: Classifier,
+    paths: Iterable[str],
+    *,
+    temperature: float = 1.0,
+    device: DeviceName = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+) -> Iterator[Prediction]:
+    """Yield a prediction for each path, in order. A picture that cannot be decoded does not stop the others.
+
+    Args:
+        temperature: logits are divided by it before the softmax.
+        batch_size: pictures computed at once; None chooses.
+        workers: threads that decode; None chooses.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    machine.place(classifier.model)
+    network = Autocasting(classifier.model, machine)
+    how = classifier.preprocessing
+    size = batch_size or min(_MOST_IN_A_BATCH, eval_batch(machine.device, how.crop))
+    threads = default_workers() if workers is None else workers
+    # Of each batch that is on its way: what its pictures are called, and which of them it holds.
+    underway: deque[list[Prediction | str]] = deque()
+
+    def batches() -> Iterator[Batch]:
+        for group in _decoded(paths, how, size, max(1, threads)):
+            inputs = [found for _, found in group if isinstance(found, Tensor)]
+            underway.append([path if isinstance(found, Tensor) else found for path, found in group])
+            if inputs:
+                images = torch.stack(inputs).to(machine.device)
+                # What is unknown is no label.
+                yield Batch(normalise(images, how), torch.full((len(inputs),), -1))
+
+    for _, logits in outputs(network, batches(), at_once=machine.at_once):
+        rows = iter((logits / temperature).softmax(1).float().cpu())
+        yield from _failed(underway)
+        yield from (
+            each if isinstance(each, Prediction) else Prediction(each, next(rows)) for each in underway.popleft()
+        )
+    yield from _failed(underway)
+
+
+def _failed(underway: deque[list[Prediction | str]]) -> Iterator[Prediction]:
+    """Yield the predictions of the first batches that hold no picture."""
+    while underway and all(isinstance(each, Prediction) for each in underway[0]):
+        yield from (each for each in underway.popleft() if isinstance(each, Prediction))
+
+
+def _decoded(
+    paths: Iterable[str], how: Preprocessing, size: int, workers: int
+) -> Iterator[list[tuple[str, Tensor | Prediction]]]:
+    """Yield groups of ``size`` pictures, cut to the input size, (3, crop, crop) uint8, or why they cannot be."""
+
+    def load(path: str) -> Tensor | Prediction:
+        if not Path(path).is_file():
+            return Prediction(path, None, f"{path}: there is no such file")
+        try:
+            return resize_crop(decode(Path(path), short_side=how.resize), how)
+        except DataError as error:
+            return Prediction(path, None, str(error))
+
+    remaining = iter(paths)
+    waiting: deque[tuple[str, Future[Tensor | Prediction]]] = deque()
+    # OpenMP's setting is the thread's own.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            while True:
+                # Up to two batches ahead of what is computed, and no more.
+                for path in islice(remaining, 2 * size - len(waiting)):
+                    waiting.append((path, pool.submit(load, path)))
+                if not waiting:
+                    return
+                group = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+                yield [(path, future.result()) for path, future in group]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

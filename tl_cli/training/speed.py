@@ -1,0 +1,68 @@
+"""How fast models answer on this machine, measured in turns so that what else it does hits all of them alike."""
+
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from tl_cli.fetch import Progress, silent
+from tl_cli.models.zoo import Classifier
+from tl_cli.training.config import DeviceName
+from tl_cli.training.machine import Autocasting, Machine, choose_device
+
+BATCH = 64
+_ROUNDS = 5
+# A round of a model is as many batches as take about so long.
+_ROUND_S = 0.5
+
+
+def inference_speeds(
+    classifiers: Sequence[Classifier], device: DeviceName = "auto", progress: Progress = silent
+) -> list[float]:
+    """Return images per second of each model in fp32, the median of 5 rounds in turns, on batches of 64 in memory.
+
+    Decoding is not in it.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    benches = [_Bench(classifier, machine) for classifier in classifiers]
+    batches = [max(1, round(_ROUND_S / bench.seconds(1))) for bench in benches]
+    taken: list[list[float]] = [[] for _ in benches]
+    for turn in range(_ROUNDS):
+        for place, (bench, count) in enumerate(zip(benches, batches, strict=True)):
+            taken[place].append(bench.seconds(count) / count)
+            progress("measuring speed", turn * len(benches) + place + 1, _ROUNDS * len(benches))
+    return [BATCH / median(each) for each in taken]
+
+
+class _Bench:
+    """One model with a batch that is always the same; warmed up."""
+
+    def __init__(self, classifier: Classifier, machine: Machine) -> None:
+        self._machine = machine
+        machine.place(classifier.model)
+        self._network: nn.Module = Autocasting(classifier.model.eval(), machine)
+        side = classifier.preprocessing.crop
+        noise = torch.randn(BATCH, 3, side, side, generator=torch.Generator().manual_seed(0))
+        self._images: Tensor = noise.to(machine.device).contiguous(memory_format=machine.memory_format)
+        self.seconds(1)
+
+    def seconds(self, count: int) -> float:
+        """Return how long ``count`` batches take."""
+        self._wait()
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for _ in range(count):
+                self._network(self._images)
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self._machine.device.type == "cuda":
+            torch.cuda.synchronize(self._machine.device)
+        elif self._machine.device.type == "mps":
+            torch.mps.synchronize()

@@ -1,0 +1,176 @@
+"""A comparison as tables that fit the terminal, as Markdown and CSV, and as pictures."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_cli.evaluation.comparison import Comparison, Contender, advice, rows, verdicts
+from tl_cli.evaluation.metrics import Measure
+from tl_cli.training.history import History
+from tl_cli.ui import charts, pictures
+from tl_cli.ui.charts import Canvas, Line
+from tl_cli.ui.console import plain, safe_text
+from tl_cli.ui.progress import format_seconds
+
+# The terminal's names of the pictures' colours, in the order of the contenders.
+COLOURS = ("blue", "orange", "magenta", "green", "yellow", "cyan", "grey")
+Number = TypeVar("Number", int, float)
+Series = Sequence[Sequence[History]]
+
+
+def print_comparison(console: Console, comparison: Comparison, curves: Series) -> None:
+    """Print accuracy, cost, what can be claimed, when to choose which, and the curves one over the other.
+
+    Args:
+        curves: of each contender's trainings, in the contenders' order.
+    """
+    seeds = max(len(model.trainings) for model in comparison.contenders)
+    by = f", {seeds} trainings each" if seeds > 1 else ""
+    console.print(
+        Text(f"{len(comparison.contenders)} models on the same {comparison.images:,} images{by}", style="bold")
+    )
+    for title, columns in (("accuracy", _accuracy_columns(comparison)), ("cost", _cost_columns(comparison))):
+        console.print()
+        console.print(Text(title, style="bold"))
+        console.print(_table(columns, comparison.contenders, console))
+    console.print()
+    console.print(Text("what can be claimed", style="bold"))
+    for sentence in verdicts(comparison):
+        console.print(plain(f"- {sentence}"))
+    console.print()
+    console.print(Text("when to choose which", style="bold"))
+    for sentence in advice(comparison):
+        console.print(plain(f"- {sentence}"))
+    if any(history.epochs for each in curves for history in each):
+        console.print()
+        console.print(_legend(comparison))
+        console.print(charts.draw(_lines(curves), Canvas.on(console, min(console.width, 120), 14), percent=True))
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return both tables in one, the verdicts and the advice."""
+    columns = _accuracy_columns(comparison) | _cost_columns(comparison)
+    names = ["model", *columns]
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    for place, model in enumerate(comparison.contenders):
+        cells = [safe_text(model.name), *(values[place] for values in columns.values())]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", f"{comparison.images:,} images; intervals are 95%.", ""]
+    lines += [f"- {sentence}" for sentence in verdicts(comparison)]
+    lines += ["", "When to choose which:", ""]
+    lines += [f"- {sentence}" for sentence in advice(comparison)]
+    return "\n".join(lines) + "\n"
+
+
+def as_csv(comparison: Comparison) -> str:
+    """Return one row a model, numbers as they are."""
+    text = io.StringIO()
+    found = [
+        {key: ";".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
+        for row in rows(comparison)
+    ]
+    table = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(found)
+    return text.getvalue()
+
+
+def save_pictures(comparison: Comparison, curves: Series, folder: Path) -> list[Path]:
+    """Write accuracy against cost, and the curves one over the other where there are any.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    paths = [folder / "accuracy_against_cost.png"]
+    pictures.save_tradeoff(comparison, paths[0])
+    if any(history.epochs for each in curves for history in each):
+        paths.append(folder / "curves.png")
+        pictures.save_overlaid([model.name for model in comparison.contenders], curves, paths[-1])
+    return paths
+
+
+def _accuracy_columns(comparison: Comparison) -> dict[str, list[str]]:
+    columns = {
+        "accuracy": [f"{each.value:.2%}" for each in comparison.accuracies],
+        "95% interval": [_interval(each) for each in comparison.accuracies],
+        "behind the first": [_behind(comparison, place) for place in range(len(comparison.contenders))],
+        "train - test": [_or_dash(model.gap, lambda gap: f"{100 * gap:+.1f}") for model in comparison.contenders],
+    }
+    if any(len(model.trainings) > 1 for model in comparison.contenders):
+        columns["each training"] = [
+            " ".join(f"{100 * value.mean():.1f}" for value in model.right) for model in comparison.contenders
+        ]
+    return columns
+
+
+def _cost_columns(comparison: Comparison) -> dict[str, list[str]]:
+    models = comparison.contenders
+    return {
+        "parameters": [f"{each.cost.parameters / 1e6:.2f} M" for each in models],
+        "multiply-adds": [_or_dash(each.cost.multiply_adds, lambda n: f"{n / 1e6:,.0f} M") for each in models],
+        "on disk": [f"{each.cost.size_bytes / 1e6:.1f} MB" for each in models],
+        "inference": [_or_dash(each.cost.images_per_second, lambda n: f"{n:,.0f}/s") for each in models],
+        "fine-tuning": [_or_dash(each.training_speed, lambda n: f"{n:,.0f}/s") for each in models],
+        "training": [_or_dash(each.train_seconds, format_seconds) for each in models],
+    }
+
+
+def _behind(comparison: Comparison, place: int) -> str:
+    if place == 0:
+        return ""
+    difference = comparison.pair(0, place).paired.difference
+    return f"{-100 * difference.value:+.2f} ({-100 * difference.high:+.2f} to {-100 * difference.low:+.2f})"
+
+
+def _table(columns: dict[str, list[str]], models: Sequence[Contender], console: Console) -> Table:
+    """Return a row a model, or a block of rows a model where the terminal is narrow."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    widest = max(len(safe_text(model.name, limit=28)) for model in models)
+    needed = widest + sum(2 + max(map(len, [name, *values])) for name, values in columns.items())
+    if needed <= console.width:
+        table.add_column("model", no_wrap=True)
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+        for place, model in enumerate(models):
+            label = plain(safe_text(model.name, limit=28), "bold" if place == 0 else "")
+            table.add_row(label, *(values[place] for values in columns.values()))
+        return table
+    table.show_header = False
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for place, model in enumerate(models):
+        table.add_row(plain(safe_text(model.name, limit=28), "bold"))
+        for name, values in columns.items():
+            if values[place]:
+                table.add_row(Text(f"  {name}", style="dim"), values[place])
+    return table
+
+
+def _legend(comparison: Comparison) -> Text:
+    text = Text("validation accuracy by epoch", style="bold")
+    for place, model in enumerate(comparison.contenders):
+        text.append("  ").append(safe_text(model.name, limit=28), style=charts.style_of(COLOURS[place % len(COLOURS)]))
+    return text
+
+
+def _lines(curves: Series) -> list[Line]:
+    lines = []
+    for place, histories in enumerate(curves):
+        for history in histories:
+            points = [(float(p.epoch), p.val_accuracy) for p in history.epochs if p.val_accuracy is not None]
+            lines.append(Line(points, COLOURS[place % len(COLOURS)]))
+    return lines[::-1]
+
+
+def _interval(measure: Measure) -> str:
+    return f"{100 * measure.low:.2f}-{100 * measure.high:.2f}"
+
+
+def _or_dash(value: Number | None, shown: Callable[[Number], str]) -> str:
+    return "-" if value is None else shown(value)

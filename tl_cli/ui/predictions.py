@@ -1,0 +1,125 @@
+"""Predictions as they come: lines in a terminal, JSON lines, CSV."""
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+
+from tl_cli.data.decoding import decode
+from tl_cli.ui.console import safe_text
+from tl_cli.ui.report import thumbnail
+
+_THUMBNAIL = 32
+
+
+class Writer(Protocol):
+    """Takes one prediction after another."""
+
+    def __call__(self, path: str, probabilities: Tensor) -> None:
+        """Write what was said of a picture; ``probabilities`` is (num_classes,) float32."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class Lines:
+    """One line a picture: its name, and the likeliest classes with bars for the first."""
+
+    def __init__(self, console: Console, classes: Sequence[str], top: int, *, show: bool) -> None:
+        self._console = console
+        self._classes = classes
+        self._top = top
+        self._show = show and console.color_system is not None
+        self._label = min(24, max(len(safe_text(name, limit=24)) for name in classes))
+
+    def __call__(self, path: str, probabilities: Tensor) -> None:
+        """Print the line, after a small picture where one is wanted."""
+        if self._show:
+            self._console.print(thumbnail(decode(Path(path), short_side=2 * _THUMBNAIL), _THUMBNAIL))
+        best = likeliest(probabilities, self._classes, self._top)
+        # As many as fit, but always the first.
+        cell = self._label + 8
+        fits = max(1, min(len(best), (self._console.width - 16) // cell))
+        line = Text(_ending(safe_text(path), self._console.width - fits * cell - 2))
+        line.pad_right(max(0, self._console.width - fits * cell - len(line.plain)))
+        for place, (name, probability) in enumerate(best[:fits]):
+            style = "bold" if place == 0 else "dim"
+            line.append(f"{probability:>6.1%} ", style=style)
+            line.append(f"{safe_text(name, limit=24):<{self._label}} ", style=style)
+        line.rstrip()
+        self._console.print(line, no_wrap=True, overflow="ellipsis", crop=False)
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+class JsonLines:
+    """One JSON object a line: ``{"path": ..., "predictions": [{"class": ..., "probability": ...}, ...]}``."""
+
+    def __init__(self, classes: Sequence[str], top: int) -> None:
+        self._classes = classes
+        self._top = top
+
+    def __call__(self, path: str, probabilities: Tensor) -> None:
+        """Write the object."""
+        best = likeliest(probabilities, self._classes, self._top)
+        answers = [{"class": name, "probability": round(probability, 6)} for name, probability in best]
+        _write(json.dumps({"path": path, "predictions": answers}) + "\n")
+
+    def close(self) -> None:
+        """Write what is left."""
+        sys.stdout.flush()
+
+
+class Csv:
+    """Path, and class and probability of the likeliest ones, with a header."""
+
+    def __init__(self, classes: Sequence[str], top: int) -> None:
+        self._classes = classes
+        self._top = min(top, len(classes))
+        header = ["path"]
+        for place in range(1, self._top + 1):
+            header += ["class", "probability"] if self._top == 1 else [f"class_{place}", f"probability_{place}"]
+        self._write_row(header)
+
+    def __call__(self, path: str, probabilities: Tensor) -> None:
+        """Write the row."""
+        row = [path]
+        for name, probability in likeliest(probabilities, self._classes, self._top):
+            row += [name, f"{probability:.6f}"]
+        self._write_row(row)
+
+    def close(self) -> None:
+        """Write what is left."""
+        sys.stdout.flush()
+
+    def _write_row(self, row: Sequence[str]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow(row)
+        _write(text.getvalue())
+
+
+def likeliest(probabilities: Tensor, classes: Sequence[str], top: int) -> list[tuple[str, float]]:
+    """Return the names of the likeliest classes with their probabilities, the first first."""
+    values, places = probabilities.topk(min(top, len(classes)))
+    return [(classes[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
+
+
+def _ending(path: str, room: int) -> str:
+    """Return the end of a path, which tells it from its neighbours."""
+    room = max(8, room)
+    return path if len(path) <= room else "..." + path[-(room - 3) :]
+
+
+def _write(text: str) -> None:
+    # A file's name may be no text: its bytes come out as they are.
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(text) if sys.getfilesystemencoding() == "utf-8" else text.encode("utf-8"))
