@@ -331,10 +331,15 @@ def test_what_cannot_be_compared_is_refused(tl, there: Store) -> None:
     assert "give --seeds" in tl("compare", "--models", "resnet18", "resnet34", "--seed", "3").err
 
 
-def test_an_export_is_checked_and_not_written_over(tl, there: Store, tmp_path: Path) -> None:
+def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Path, tmp_path: Path) -> None:
     result = tl("export", "good", "--output", tmp_path / "m.onnx")
     assert result.code == 0, result.err
     assert "checked on 16 of its images" in result.out
+    picture = colours / "test" / "green" / "002.png"
+    script = Path(__file__).parents[2] / "examples" / "predict_with_onnx.py"
+    said = subprocess.run([sys.executable, script, tmp_path / "m.onnx", picture], capture_output=True, check=True)
+    expected = json.loads(tl("predict", "good", picture, "--top", "1").out)["predictions"][0]["class"]
+    assert said.stdout.decode().strip() == expected
     assert "is there already" in tl("export", "good", "--output", tmp_path / "m.onnx").err
     assert tl("export", "good", "--output", tmp_path / "m.onnx", "--force").code == 0
     assert tl("export", "good", "--format", "folder", "--output", tmp_path / "m").code == 0
