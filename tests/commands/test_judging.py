@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlflow
@@ -23,8 +24,10 @@ from sklearn.metrics import accuracy_score
 
 from tests.conftest import COLOURS, Result, write_pictures
 from tl_cli.cli import main
+from tl_cli.errors import Interrupted
 from tl_cli.evaluation.logits import load_answers
 from tl_cli.models import export, zoo
+from tl_cli.tracking.comparisons import Parent
 from tl_cli.tracking.store import Store, open_store, short_id
 from tl_cli.training.evaluate import Judge
 from tl_cli.training.predict import predict
@@ -320,8 +323,44 @@ def test_a_folder_is_compared_with_a_run_on_other_images(tl, there: Store, tmp_p
     assert {row["train_seconds"] == "" for row in rows} == {True, False}
 
 
+def test_models_are_trained_on_the_same_split_and_compared_without_those_that_fail(
+    tl, workplace: Path, colours: Path
+) -> None:
+    options = ("--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs", "1")
+    models = ("shufflenet_v2_x0_5", "squeezenet1_1")
+    # Inception takes no images so small.
+    result: Result = tl("compare", "--models", *models, "inception_v3", *options, "--data", colours, "--format", "json")
+    assert result.code == 1
+    assert "not in the comparison: inception_v3" in result.err
+    said = json.loads(result.out)
+    assert sorted(row["model"] for row in said["models"]) == sorted(models)
+    assert all(row["trainings"] == 1 and row["train_seconds"] > 0 for row in said["models"])
+    store = open_store(None)
+    *trainings, parent = store.runs()
+    assert {run.data.tags["mlflow.parentRunId"] for run in trainings} == {parent.info.run_id}
+    assert len({run.inputs.dataset_inputs[0].dataset.digest for run in trainings}) == 1
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["mlflow.note.content"].startswith("| model |")
+    assert store.artifact(parent, "comparison/accuracy_against_cost.png") is not None
+    assert store.find("latest").info.run_id == trainings[0].info.run_id
+    again = json.loads(tl("compare", parent.info.run_id, "--format", "json", "--no-speed").out)
+    assert again["pairs"] == said["pairs"]
+
+
+@pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (OSError(), "FAILED"), (Interrupted(2), "KILLED")])
+def test_a_comparison_ends_as_its_block_was_left(workplace: Path, error: BaseException | None, status: str) -> None:
+    store = open_store(None)
+    parent = Parent(store, store.experiment("tl"), "a against b", "tl compare")
+    with pytest.raises(type(error)) if error else nullcontext(), parent:
+        if error:
+            raise error
+    (run,) = store.runs()
+    assert (run.info.status, run.info.run_id) == (status, parent.run_id)
+
+
 def test_what_cannot_be_compared_is_refused(tl, there: Store) -> None:
     assert "two or more" in tl("compare", "good").err
+    assert "two or more" in tl("compare", "--models", "resnet18").err
     assert "twice" in tl("compare", "good", "good").err
     assert "the same model" in tl("compare", "good", short_id(there.find("good"))).err
     assert "with --models" in tl("compare", "good", "poor", "--epochs", "3").err

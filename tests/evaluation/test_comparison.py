@@ -110,5 +110,5 @@ def test_seeds_are_averaged_and_kept_apart_in_the_data() -> None:
     assert row["gap"] == pytest.approx(0.9 - row["accuracy"])
     assert rows(found)[1]["gap"] is None
     data = json.loads(json.dumps(as_data(found)))
-    assert data["pairs"][0]["mcnemar_p"] is None
-    assert "3 and 3 seeds" in data["pairs"][0]["verdict"]
+    assert data["pairs"][0]["test"] == "Student"
+    assert "with 3 seeds each" in data["pairs"][0]["verdict"]

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_ind, ttest_rel
 
 from tl_cli.evaluation.paired import compare, holm, mcnemar, mean_accuracy
 
@@ -26,7 +27,7 @@ def test_what_agrees_everywhere_differs_by_nothing() -> None:
     found = compare(first[None], first[None])
     assert (found.difference.value, found.difference.low, found.difference.high) == (0, 0, 0)
     assert found.mcnemar.p_value == 1
-    assert not found.is_claimed
+    assert not found.excludes_zero
 
 
 def test_the_interval_is_that_of_a_paired_difference() -> None:
@@ -38,7 +39,8 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
     assert found.difference.value == pytest.approx(share)
     assert found.difference.low == pytest.approx(share - half, abs=3e-4)
     assert found.difference.high == pytest.approx(share + half, abs=3e-4)
-    assert found.is_claimed
+    assert found.excludes_zero
+    assert found.p_value == found.mcnemar.p_value < 0.01
     assert compare(second[None], first[None]).difference.value == pytest.approx(-share)
 
 
@@ -48,33 +50,58 @@ def test_the_same_difference_cannot_be_claimed_where_more_is_disputed() -> None:
     assert found.difference.value == pytest.approx(0.0077)
     assert found.difference.low < 0 < found.difference.high
     assert found.mcnemar.p_value > 0.05
-    assert not found.is_claimed
+    assert not found.excludes_zero
 
 
 def test_several_trainings_widen_the_interval_by_their_own_spread() -> None:
-    random = np.random.default_rng(0)
-    truth = random.random((1, 2000))
-    steady = np.concatenate([truth < 0.8] * 3)
-    shaky = np.concatenate([truth < accuracy for accuracy in (0.76, 0.82, 0.88)])
-    alone = compare(steady[:1], shaky[1:2])
-    several = compare(steady, shaky)
-    assert several.difference.value == pytest.approx(float(shaky.mean() - steady.mean()))
-    assert several.mcnemar is None
-    assert several.seeds == (3, 3)
-    assert several.difference.high - several.difference.low > 2 * (alone.difference.high - alone.difference.low)
-    # Means of three drawn from three: the variance of the trainings is a third of theirs, the images' hardly matters.
-    spread = np.std([each.mean() for each in shaky]) / math.sqrt(3)
-    assert several.difference.high - several.difference.value == pytest.approx(1.96 * spread, rel=0.25)
+    truth = np.random.default_rng(0).random((1, 100_000))
+    first = np.concatenate([truth < accuracy for accuracy in (0.75, 0.78, 0.80)])
+    second = np.concatenate([truth < accuracy for accuracy in (0.76, 0.82, 0.88)])
+    found = compare(first, second)
+    assert found.mcnemar is None
+    assert found.seeds == (3, 3)
+    # With so many images only the trainings are left, and it is Welch's test of their accuracies.
+    welch = ttest_ind(second.mean(1), first.mean(1), equal_var=False)
+    assert found.p_value == pytest.approx(welch.pvalue, rel=0.02)
+    interval = welch.confidence_interval()
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high), rel=0.02)
+    assert not found.excludes_zero
+    # One of those trainings against one of the others would have been claimed.
+    assert compare(first[:1], second[1:2]).excludes_zero
 
 
-def test_the_interval_of_one_training_is_wilsons_and_of_equal_ones_as_wide() -> None:
-    right = np.random.default_rng(1).random(3000) < 0.9
-    one = mean_accuracy(right[None])
-    three = mean_accuracy(np.stack([right] * 3))
-    p, n = right.mean(), 3000
-    assert one.value == three.value == pytest.approx(p)
-    assert one.high - one.low == pytest.approx(2 * 1.96 * math.sqrt(p * (1 - p) / n), rel=0.02)
-    assert three.high - three.low == pytest.approx(one.high - one.low, rel=0.06)
+def test_trainings_that_all_agree_vary_as_the_images_do() -> None:
+    first, second = answers(830, 33, 60, 77)
+    found = compare(np.stack([first] * 4), np.stack([second] * 4))
+    paired = ttest_rel(second.astype(float), first.astype(float))
+    assert found.p_value == pytest.approx(paired.pvalue, rel=1e-6)
+    interval = paired.confidence_interval()
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    same = compare(np.stack([first] * 2), np.stack([first] * 2))
+    assert (same.p_value, same.difference.low, same.difference.high) == (1, 0, 0)
+
+
+def test_a_single_training_is_taken_to_vary_as_the_others_do() -> None:
+    truth = np.random.default_rng(0).random((1, 50_000))
+    several = np.concatenate([truth < accuracy for accuracy in (0.76, 0.80, 0.84)])
+    found = compare(truth < 0.7, several)
+    spread = several.mean(1).std(ddof=1)
+    error = math.sqrt(spread**2 + spread**2 / 3)
+    assert found.difference.high - found.difference.value > 1.96 * error
+
+
+@pytest.mark.parametrize("shares", [(0.9,), (0.9, 0.9, 0.9), (0.85, 0.9, 0.95)])
+def test_how_wide_the_interval_of_an_accuracy_is(shares: tuple[float, ...]) -> None:
+    random = np.random.default_rng(1).random(3000)
+    right = np.stack([random < share for share in shares])
+    found = mean_accuracy(right)
+    assert found.value == pytest.approx(right.mean())
+    images = 2 * 1.96 * math.sqrt(0.9 * 0.1 / 3000)
+    if len(set(shares)) == 1:
+        assert found.high - found.low == pytest.approx(images, rel=0.06)
+    else:
+        # Student's t with two degrees of freedom, 97.5%.
+        assert found.high == pytest.approx(min(1, found.value + 4.3 * np.std(right.mean(1), ddof=1) / 3**0.5), abs=0.01)
 
 
 def test_p_values_of_several_pairs_are_adjusted_by_holm() -> None:

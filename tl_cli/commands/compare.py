@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -33,10 +33,14 @@ tl compare 3f2a91c0 best
 
 tl compare resnet18-run efficientnet-run --data ~/new-photos --format markdown
 
-tl compare --models resnet18 efficientnet_b0 --data cifar10 --freeze-epochs 5 --seeds 3"""
+tl compare --models resnet18 efficientnet_b0 --data cifar10 --freeze-epochs 5 --seeds 3
+
+tl compare 9c01d2e4     (that comparison again)"""
 
 # What the command gives to each training itself.
 _NOT_FOR_TRAINING = ("--seed", "--resume", "--dry-run", "--run-name", "--register", "--tag", "--quiet", "-q")
+# How tl train exits after SIGHUP, SIGINT and SIGTERM.
+_STOPPED = (129, 130, 143)
 _OUTPUT = "Output"
 
 
@@ -45,7 +49,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="NAME",
-            help="Runs or saved-model folders; with --models architectures, and options of tl train after them.",
+            help="Runs or folders of saved models, or one run of an earlier --models; "
+            "with --models architectures, then options of tl train.",
             autocompletion=complete_run,
         ),
     ],
@@ -86,36 +91,28 @@ def compare(
 
     console = make_console(quiet=quiet)
     aside = make_console(quiet=quiet, stderr=True) if form != "table" else console
-    parent: Parent | None = None
-    try:
+    with ExitStack() as lasting:
+        parent, failed = None, list[str]()
         if models:
             shared = {"--data": data, "--data-dir": data_dir, "--device": device, "--workers": workers}
+            shared |= {"--tracking-uri": tracking_uri, "--experiment": experiment}
             store = open_store(tracking_uri)
-            parent = _parent(store, experiment, given)
-            passed = [*options, *_flags(shared | {"--tracking-uri": tracking_uri, "--experiment": experiment})]
-            groups, failed = _train_all(parent, given, seeds, passed, aside)
+            parent = lasting.enter_context(_parent(store, experiment, given))
+            groups, failed = _train_all(store, parent, given, seeds, [*options, *_flags(shared)], aside)
             entries = [_Entry(name, _targets(store, runs)) for name, runs in groups.items()]
         else:
-            failed = []
             entries = _entries(given, tracking_uri)
         how = _How(None if models else data, split, data_dir, device, workers)
         with FileProgress(aside) as progress:
-            contenders = _contenders(entries, how, progress, speed=speed)
-            comparison = compare_all(contenders)
-            curves = _curves(comparison, entries)
+            comparison = compare_all(_contenders(entries, how, progress, speed=speed))
+        curves = _curves(comparison, entries)
         _show(console, comparison, curves, form)
         if output is not None:
             for path in _write(output, comparison, curves):
                 aside.print(str(path), markup=False, soft_wrap=True, style="dim")
         if parent is not None:
             _record(parent, comparison, curves)
-            parent.end("FINISHED")
-    except BaseException:
-        if parent is not None:
-            # How it ended is said by the error itself; a store that is gone must not hide it.
-            with suppress(Exception):
-                parent.end("FAILED")
-        raise
+            aside.print(f"\nrecorded; to see it again: tl compare {parent.run_id[:8]}", style="dim")
     if failed:
         from tl_cli.ui.console import print_error
 
@@ -146,7 +143,7 @@ def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds:
     """Refuse what can be refused before anything is opened or trained."""
     from tl_cli.errors import UsageError
 
-    if len(names) < 2:
+    if not names or (models and len(names) < 2):
         raise UsageError("give two or more to compare")
     if len(set(names)) < len(names):
         raise UsageError("one of them is given twice")
@@ -185,15 +182,15 @@ def _parent(store: "Store", experiment: str, names: Sequence[str]) -> "Parent":
 
 
 def _train_all(
-    parent: "Parent", models: Sequence[str], seeds: int, options: Sequence[str], console: "Console"
+    store: "Store", parent: "Parent", models: Sequence[str], seeds: int, options: Sequence[str], console: "Console"
 ) -> "tuple[dict[str, list[Run]], list[str]]":
     """Train each model with each seed, one process after another; return the complete ones, and what failed.
 
     Raises:
         UsageError: fewer than two models came through.
     """
-    from tl_cli.errors import UsageError
-    from tl_cli.tracking.comparisons import CHILD_TAG, CONTENDER_TAG
+    from tl_cli.errors import Interrupted, UsageError
+    from tl_cli.tracking.comparisons import CHILD_TAG, CONTENDER_TAG, trainings_of
     from tl_cli.ui.console import plain
 
     failed = []
@@ -201,16 +198,15 @@ def _train_all(
     work = [(model, seed) for seed in range(seeds) for model in models]
     for number, (model, seed) in enumerate(work, 1):
         title = f"{model}, seed {seed}" if seeds > 1 else model
-        console.print(plain(f"\u2022 {number} of {len(work)}: {title}" if console.encoding.startswith("utf")
-                            else f"* {number} of {len(work)}: {title}", "bold mark"))  # fmt: skip
+        console.print(plain(f"training {number} of {len(work)}: {title}", "bold mark"))
         command = [sys.executable, "-m", "tl_cli", "train", model, *options, "--seed", str(seed), "--run-name", title]
         command += ["--tag", f"{CHILD_TAG}={parent.run_id}", "--tag", f"{CONTENDER_TAG}={model}"]
         code = _run(command + (["--quiet"] if console.quiet else []), aside=console.stderr)
-        if code in (129, 130, 143):
-            raise typer.Exit(code)
+        if code in _STOPPED:
+            raise Interrupted(code - 128)
         if code != 0:
             failed.append(title)
-    found = parent.children()
+    found = trainings_of(store, parent.run_id)
     groups = {model: found[model] for model in models if model in found}
     if len(groups) < 2:
         raise UsageError(f"too few trainings came through to compare: {', '.join(failed)} failed")
@@ -245,6 +241,8 @@ def _entries(names: Sequence[str], tracking_uri: str | None) -> "list[_Entry]":
     from tl_cli.commands.resolve import find_model
     from tl_cli.errors import UsageError
 
+    if len(names) == 1:
+        return _again(names[0], tracking_uri)
     targets = [find_model(name, tracking_uri) for name in names]
     folders = [target.folder.resolve() for target in targets]
     for place, folder in enumerate(folders):
@@ -255,6 +253,24 @@ def _entries(names: Sequence[str], tracking_uri: str | None) -> "list[_Entry]":
         _Entry(target.name if short.count(name) > 1 else name, [target])
         for name, target in zip(short, targets, strict=True)
     ]
+
+
+def _again(name: str, tracking_uri: str | None) -> "list[_Entry]":
+    """Return what an earlier comparison has trained.
+
+    Raises:
+        UsageError: the run is none.
+    """
+    from tl_cli.errors import UsageError
+    from tl_cli.tracking.comparisons import is_parent, trainings_of
+    from tl_cli.tracking.store import open_store
+
+    store = open_store(tracking_uri)
+    run = store.find(name)
+    groups = trainings_of(store, run.info.run_id)
+    if not is_parent(run) or len(groups) < 2:
+        raise UsageError(f"{name} is one run; give two or more to compare, or a run of tl compare --models")
+    return [_Entry(model, _targets(store, runs)) for model, runs in groups.items()]
 
 
 def _contenders(entries: Sequence[_Entry], how: _How, progress: "Progress", *, speed: bool) -> "list[Contender]":

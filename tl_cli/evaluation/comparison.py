@@ -94,18 +94,18 @@ class Pair:
     """Two contenders, by their places, and what can be said of them.
 
     Attributes:
-        adjusted_p: McNemar's p-value adjusted for the number of pairs (Holm); None with several seeds.
+        adjusted_p: the p-value adjusted for the number of pairs (Holm).
     """
 
     first: int
     second: int
     paired: Paired
-    adjusted_p: float | None
+    adjusted_p: float
 
     @property
     def is_claimed(self) -> bool:
-        """Whether a difference can be claimed."""
-        return self.paired.is_claimed and (self.adjusted_p is None or self.adjusted_p < LEVEL)
+        """Whether a difference can be claimed: the interval leaves zero out, and the test agrees."""
+        return self.paired.excludes_zero and self.adjusted_p < LEVEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +141,7 @@ def compare_all(contenders: Sequence[Contender]) -> Comparison:
     places = list(combinations(range(len(ranked)), 2))
     # The upper one is the second of the two: what is told is by how much it is better.
     found = [compare(rights[lower], rights[upper]) for upper, lower in places]
-    adjusted: list[float | None] = [None] * len(found)
-    if all(each.mcnemar is not None for each in found):
-        adjusted = list(holm([each.mcnemar.p_value for each in found if each.mcnemar is not None]))
+    adjusted = holm([each.p_value for each in found])
     pairs = tuple(Pair(*place, paired, p) for place, paired, p in zip(places, found, adjusted, strict=True))
     return Comparison(ranked, tuple(map(mean_accuracy, rights)), pairs, rights[0].shape[1])
 
@@ -187,7 +185,8 @@ def as_data(comparison: Comparison) -> dict[str, object]:
                 "difference_high": pair.paired.difference.high,
                 "only_better_right": pair.paired.mcnemar.only_second if pair.paired.mcnemar else None,
                 "only_worse_right": pair.paired.mcnemar.only_first if pair.paired.mcnemar else None,
-                "mcnemar_p": pair.paired.mcnemar.p_value if pair.paired.mcnemar else None,
+                "test": _test(pair.paired),
+                "p": pair.paired.p_value,
                 "adjusted_p": pair.adjusted_p,
                 "claimed": pair.is_claimed,
                 "verdict": _verdict(comparison, pair),
@@ -271,16 +270,20 @@ def _verdict(comparison: Comparison, pair: Pair) -> str:
     paired = pair.paired
     points = f"{100 * paired.difference.value:+.2f} points"
     evidence = f"95% interval {100 * paired.difference.low:+.2f} to {100 * paired.difference.high:+.2f}"
-    if paired.mcnemar is not None:
-        evidence += f"; McNemar p = {_p(paired.mcnemar.p_value)}"
-        if pair.adjusted_p is not None and len(comparison.pairs) > 1:
-            evidence += f", {_p(pair.adjusted_p)} for {len(comparison.pairs)} pairs"
+    evidence += f"; {_test(paired)} p = {_p(paired.p_value)}"
+    if len(comparison.pairs) > 1:
+        evidence += f", {_p(pair.adjusted_p)} for {len(comparison.pairs)} pairs"
     on = f"on {paired.images:,} images"
+    upper, lower = paired.seeds[1], paired.seeds[0]
     if max(paired.seeds) > 1:
-        on += f" and {paired.seeds[1]} and {paired.seeds[0]} seeds"
+        on += f" with {upper} seeds each" if upper == lower else f" with {upper} against {lower} seeds"
     if pair.is_claimed:
         return f"{better} is better than {worse}: {points} {on} ({evidence})"
     return f"No difference between {better} and {worse} can be claimed {on}: {points} ({evidence})"
+
+
+def _test(paired: Paired) -> str:
+    return "McNemar" if paired.mcnemar is not None else "Student"
 
 
 def _p(value: float) -> str:

@@ -1,15 +1,15 @@
 """Whether one classifier is better than another, judged image by image on the same images."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 
 from tl_cli.evaluation.metrics import Measure, wilson
 
 _DRAWS = 10_000
-_MOST_AT_ONCE = 1 << 22
 LEVEL = 0.05
 
 
@@ -33,22 +33,23 @@ class Paired:
     """The second classifier against the first, on the same images.
 
     Attributes:
-        difference: accuracy of the second less that of the first, a fraction, with its bootstrap interval.
+        difference: accuracy of the second less that of the first, a fraction, with its 95% interval.
+        p_value: that a difference so large comes by chance: McNemar's, or Student's with several trainings.
         mcnemar: None where either was trained with several seeds: it knows nothing of the spread between trainings.
         images: that both were judged on.
         seeds: trainings of the first and of the second.
     """
 
     difference: Measure
+    p_value: float
     mcnemar: McNemar | None
     images: int
     seeds: tuple[int, int]
 
     @property
-    def is_claimed(self) -> bool:
-        """Whether a difference can be claimed: the interval leaves zero out, and the test agrees where there is one."""
-        excludes = self.difference.low > 0 or self.difference.high < 0
-        return excludes and (self.mcnemar is None or self.mcnemar.p_value < LEVEL)
+    def excludes_zero(self) -> bool:
+        """Whether the interval leaves no difference out."""
+        return self.difference.low > 0 or self.difference.high < 0
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
@@ -67,45 +68,40 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
 def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Paired:
     """Return the paired comparison of two classifiers, each trained once or with several seeds.
 
-    The interval is of 10,000 bootstrap samples, of the images and, where there are several, of the trainings too:
-    another training would have come out differently, as other images would.
+    Of one training each: percentiles of 10,000 bootstrap samples of the images, and McNemar's test. Of several:
+    Student's interval and test, over images and trainings alike, for another training would have come out differently,
+    as other images would (a bootstrap of so few trainings would be too sure).
 
     Args:
         first: (S, N) bool, which images each training of the first has right.
         second: (T, N) bool, of the same images.
         seed: of the bootstrap.
     """
-    images = first.shape[1]
-    value = float(second.mean() - first.mean())
-    generator = np.random.default_rng(seed)
-    differences = []
-    for shares in _drawn(np.concatenate([first, second]), generator):
-        ones, others = (_resampled(part, generator) for part in np.split(shares, [len(first)], axis=1))
-        differences.append(others - ones)
-    low, high = np.percentile(np.concatenate(differences), [2.5, 97.5])
-    is_single = len(first) == len(second) == 1
-    return Paired(
-        difference=Measure(value, float(low), float(high)),
-        mcnemar=mcnemar(first[0], second[0]) if is_single else None,
-        images=images,
-        seeds=(len(first), len(second)),
-    )
+    images, seeds = first.shape[1], (len(first), len(second))
+    if max(seeds) > 1:
+        difference, p_value = _student([first, second])
+        return Paired(difference, p_value, None, images, seeds)
+    test = mcnemar(first[0], second[0])
+    # Resampling images is drawing anew how many fall in each of three kinds.
+    rest = images - test.only_first - test.only_second
+    shares = np.array([test.only_first, test.only_second, rest]) / images
+    drawn = np.random.default_rng(seed).multinomial(images, shares, _DRAWS)
+    low, high = np.percentile((drawn[:, 1] - drawn[:, 0]) / images, [2.5, 97.5])
+    value = (test.only_second - test.only_first) / images
+    return Paired(Measure(value, float(low), float(high)), test.p_value, test, images, seeds)
 
 
-def mean_accuracy(right: np.ndarray, seed: int = 0) -> Measure:
-    """Return the mean accuracy of several trainings, its interval over images and trainings alike; of one, Wilson's.
+def mean_accuracy(right: np.ndarray) -> Measure:
+    """Return the mean accuracy of several trainings with Student's interval over both; of one, with Wilson's.
 
     Args:
         right: (S, N) bool, which images each training has right.
-        seed: of the bootstrap.
     """
     if len(right) == 1:
         one = wilson(int(right.sum()), right.shape[1])
         return Measure(one.value, one.low, one.high)
-    shares = np.concatenate(list(_drawn(right, np.random.default_rng(seed))))
-    means = _resampled(shares, np.random.default_rng(seed + 1))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Measure(float(right.mean()), float(low), float(high))
+    found, _ = _student([right])
+    return Measure(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -118,19 +114,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _drawn(right: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Yield the accuracies (D, S) of all trainings (S, N) on bootstrap samples of the images."""
-    # Images on which all trainings agree alike are one kind, and resampling is drawing anew how many there are of each.
-    kinds, counts = np.unique(right.T, axis=0, return_counts=True)
-    images = right.shape[1]
-    at_once = max(1, _MOST_AT_ONCE // len(kinds))
-    for start in range(0, _DRAWS, at_once):
-        drawn = generator.multinomial(images, counts / images, min(at_once, _DRAWS - start))
-        yield drawn @ kinds.astype(np.float64) / images
+def _student(models: Sequence[np.ndarray]) -> tuple[Measure, float]:
+    """Return the mean accuracy of one model, or how much that of the second of two is higher, and the p-value.
 
+    The variance is that of the mean over images plus, for each model, that of the mean over its trainings, with
+    degrees of freedom by Welch and Satterthwaite. A model that was trained once is taken to vary as the other does.
 
-def _resampled(shares: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Return the mean accuracy of as many trainings, drawn anew: (D,) of (D, trainings)."""
-    chosen = generator.integers(0, shares.shape[1], shares.shape)
-    means: np.ndarray = np.take_along_axis(shares, chosen, 1).mean(1)
-    return means
+    Args:
+        models: (S, N) bool each.
+    """
+    per_image = models[-1].mean(0) - (models[0].mean(0) if len(models) == 2 else 0.0)
+    spreads = [(right.mean(1).var(ddof=1), len(right) - 1) for right in models if len(right) > 1]
+    widest = max(spreads)
+    parts = [(per_image.var(ddof=1) / len(per_image), len(per_image) - 1)]
+    for right in models:
+        variance, freedom = (right.mean(1).var(ddof=1), len(right) - 1) if len(right) > 1 else widest
+        parts.append((variance / len(right), freedom))
+    total = float(sum(variance for variance, _ in parts))
+    value = float(per_image.mean())
+    if total == 0:
+        return Measure(value, value, value), 1.0 if value == 0 else 0.0
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
+    error = math.sqrt(total)
+    half = float(t.ppf(0.975, freedom)) * error
+    return Measure(value, value - half, value + half), float(2 * t.sf(abs(value) / error, freedom))

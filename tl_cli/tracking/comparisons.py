@@ -1,16 +1,18 @@
 """Comparisons in the record: what runs bring to one, and the run that holds trainings together."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from types import TracebackType
+from typing import Self
 
 from mlflow.entities import Run
 
 from tl_cli.evaluation.comparison import Training
 from tl_cli.evaluation.logits import KeptAnswers, load_answers
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS
-from tl_cli.tracking.history import read_history
-from tl_cli.tracking.store import PARENT_TAG, Store, dataset_digest, short_id
+from tl_cli.tracking.store import PARENT_TAG, Store, dataset_digest, ending, short_id
 from tl_cli.training.history import History
 
 CHILD_TAG = "mlflow.parentRunId"
@@ -45,13 +47,23 @@ def training_of(run: Run, history: History, kept: KeptAnswers) -> Training:
     )
 
 
-def histories(store: Store, runs: Sequence[Run]) -> list[History]:
-    """Return the curves of the runs."""
-    return [read_history(store, run) for run in runs]
+def is_parent(run: Run) -> bool:
+    """Whether a run holds the trainings of a comparison together."""
+    return PARENT_TAG in run.data.tags
+
+
+def trainings_of(store: Store, parent_id: str) -> dict[str, list[Run]]:
+    """Return the complete trainings of a comparison by contender, the first seed first."""
+    found: dict[str, list[Run]] = {}
+    for run in reversed(store.runs()):
+        tags = run.data.tags
+        if tags.get(CHILD_TAG) == parent_id and CONTENDER_TAG in tags and run.info.status == "FINISHED":
+            found.setdefault(tags[CONTENDER_TAG], []).append(run)
+    return found
 
 
 class Parent:
-    """The run under which the trainings of a comparison stand; a context manager, which ends it as it is left.
+    """The run under which the trainings of a comparison stand; a context manager, which ends it as the block is left.
 
     Attributes:
         run_id: of the run.
@@ -59,27 +71,23 @@ class Parent:
 
     def __init__(self, store: Store, experiment_id: str, name: str, command: str) -> None:
         self._store = store
-        tags = {PARENT_TAG: "models", "tl.command": command}
-        with store.reported():
-            run = store.client.create_run(experiment_id, run_name=name, tags=tags)
-        self.run_id = str(run.info.run_id)
+        self._experiment_id = experiment_id
+        self._name = name
+        self._tags = {PARENT_TAG: "models", "tl.command": command}
+        self.run_id = ""
 
-    def end(self, status: str) -> None:
-        """End the run: FINISHED, FAILED or KILLED.
-
-        Raises:
-            TrackingError: the store cannot be used.
-        """
+    def __enter__(self) -> Self:
         with self._store.reported():
-            self._store.client.set_terminated(self.run_id, status)
+            run = self._store.client.create_run(self._experiment_id, run_name=self._name, tags=self._tags)
+        self.run_id = str(run.info.run_id)
+        return self
 
-    def children(self) -> dict[str, list[Run]]:
-        """Return the complete trainings by contender, the first seed first."""
-        found: dict[str, list[Run]] = {}
-        for run in reversed(self._store.runs()):
-            if run.data.tags.get(CHILD_TAG) == self.run_id and run.info.status == "FINISHED":
-                found.setdefault(run.data.tags[CONTENDER_TAG], []).append(run)
-        return found
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A store that is gone must not hide why this ends.
+        with self._store.reported() if kind is None else suppress(Exception):
+            self._store.client.set_terminated(self.run_id, ending(kind))
 
     def log(self, note: str, numbers: Mapping[str, float], files: Sequence[Path]) -> None:
         """Record what the comparison came to.

@@ -23,11 +23,11 @@ from mlflow.types.schema import AnyType
 import tl_cli
 from tl_cli.contract import DataSpec, SplitName, tl_version
 from tl_cli.data.sources import BUILT_IN
-from tl_cli.errors import Interrupted, TrackingError, first_line
+from tl_cli.errors import TrackingError, first_line
 from tl_cli.evaluation.logits import save_answers
 from tl_cli.tracking import served
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS
-from tl_cli.tracking.store import Store, state_folder
+from tl_cli.tracking.store import Store, ending, state_folder
 from tl_cli.training.config import write_toml
 from tl_cli.training.events import EpochEnded, Event, LossSampled
 from tl_cli.training.history import EpochPoint
@@ -114,10 +114,7 @@ class Recorder:
     ) -> None:
         self._points.put(None)
         self._thread.join(timeout=60)
-        status = "FINISHED"
-        if kind is not None:
-            status = "KILLED" if issubclass(kind, Interrupted | KeyboardInterrupt) else "FAILED"
-        self._try(lambda: mlflow.end_run(status))
+        self._try(lambda: mlflow.end_run(ending(kind)))
 
     def __call__(self, event: Event) -> None:
         """Queue the numbers of a sampled step or of an epoch."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
-from tl_cli.errors import RunNotFoundError, StorageError, TrackingError, first_line, suggest
+from tl_cli.errors import Interrupted, RunNotFoundError, StorageError, TrackingError, first_line, suggest
 
 _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -166,6 +166,13 @@ def dataset_digest(run: Run, context: str) -> str | None:
 def state_folder(experiment_id: str, run_id: str) -> Path:
     """Return ``mlruns/<experiment>/<run>/state`` in the current folder, with a remote store too."""
     return STATE_ROOT / experiment_id / run_id / "state"
+
+
+def ending(kind: type[BaseException] | None) -> str:
+    """Return how a run ended whose block was left so: FINISHED, FAILED or KILLED."""
+    if kind is None:
+        return "FINISHED"
+    return "KILLED" if issubclass(kind, Interrupted | KeyboardInterrupt) else "FAILED"
 
 
 def short_id(run: Run) -> str:

@@ -247,9 +247,7 @@ def _default_augment(facts: Facts) -> Setting:
     if facts.native_size is not None and facts.native_size < TINY_PIXELS:
         if facts.train_images < _SMALL:
             return Setting("flip-shift", "few images, seen often; a crop would leave little of a tiny image")
-        return Setting(
-            "flip", "in a few epochs a shift costs more than it gives (83.1% against 81.9% validated, three seeds)"
-        )
+        return Setting("flip", "in a few epochs a shift costs more than it gives (83.1% against 82.6% validated)")
     return Setting("flip-crop", "random resized crops suit photographs")
 
 

@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from itertools import repeat
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
+from tl_cli.data.loaders import Batch
+from tl_cli.evaluation.logits import outputs
 from tl_cli.fetch import Progress, silent
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.config import DeviceName
@@ -30,7 +33,9 @@ def inference_speeds(
     """
     machine = Machine(choose_device(device), memory_format=torch.channels_last)
     benches = [_Bench(classifier, machine) for classifier in classifiers]
-    batches = [max(1, round(_ROUND_S / bench.seconds(1))) for bench in benches]
+    # As many for each thread, so that none is idle at the end.
+    least = machine.at_once
+    batches = [least * max(1, round(_ROUND_S / bench.seconds(least))) for bench in benches]
     taken: list[list[float]] = [[] for _ in benches]
     for turn in range(_ROUNDS):
         for place, (bench, count) in enumerate(zip(benches, batches, strict=True)):
@@ -55,9 +60,10 @@ class _Bench:
         """Return how long ``count`` batches take."""
         self._wait()
         start = time.perf_counter()
-        with torch.inference_mode():
-            for _ in range(count):
-                self._network(self._images)
+        # Side by side, as evaluation computes them: threads of one batch wait for each other where a core is busy.
+        batch = Batch(self._images, torch.zeros(BATCH, dtype=torch.int64))
+        for _ in outputs(self._network, repeat(batch, count), at_once=self._machine.at_once):
+            pass
         self._wait()
         return time.perf_counter() - start
 

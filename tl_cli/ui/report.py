@@ -20,6 +20,7 @@ from tl_cli.ui.console import is_ascii, plain, safe_text
 _RIGHT = ((0.9, "white on #00507d"), (0.7, "white on #00679f"), (0.0, "white on #4682a8"))
 _WRONG = ((0.2, "white on #b34400"), (0.1, "white on #8a4a1c"), (0.05, "val"), (0.0, ""))
 _SHADES = " .:-=+*#%@"
+_NARROW = 60
 _THUMBNAIL = 18  # columns, and half as many rows
 
 
@@ -37,7 +38,7 @@ def print_judgement(
     console.print(plain(title, "bold"))
     console.print(plain(f"{measured.source}, {part}: {count:,} images of {len(classes)} classes", "dim"))
     console.print()
-    console.print(_figures(judgement))
+    console.print(_figures(judgement, short=console.width < _NARROW))
     if judgement.calibration is not None:
         console.print(Text(_temperature(judgement.calibration), style="dim"))
     _section(console, "confusion, true classes down, answers across", confusion_map(judgement, classes, console))
@@ -46,7 +47,7 @@ def print_judgement(
     _section(console, _classes_title(judgement.classes), tables.class_table(judgement.classes, classes, console))
     _section(
         console,
-        "probabilities: said, and how often right",
+        f"probabilities: bars are how often right, {_mark(console)} what was said",
         reliability_table(judgement.calibrated or judgement.reliability, console),
     )
     if judgement.mistakes:
@@ -63,8 +64,10 @@ def confusion_map(judgement: Judgement, classes: Sequence[str], console: Console
     room = console.width - longest - 1
     if len(classes) * (digits + 1) <= room:
         return _numbers(judgement, names, digits, console)
+    if len(classes) + longest + 1 <= console.width:
+        return _shades(judgement, [name.rjust(longest) + " " for name in names])
     if len(classes) <= console.width:
-        return _shades(judgement, console)
+        return _shades(judgement, [""] * len(classes))
     return Text("The matrix is wider than the terminal.", style="dim")
 
 
@@ -75,8 +78,7 @@ def reliability_table(found: Reliability, console: Console) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     room = max(10, min(50, console.width - 30))
     table.add_column("", no_wrap=True, width=room + 1)
-    ascii_only = is_ascii(console)
-    block, mark = ("#", "|") if ascii_only else ("█", "┃")
+    block, mark = "#" if is_ascii(console) else "█", _mark(console)
     for each in found.bins:
         right = each.correct / each.count
         place, length = round(each.confidence * room), round(right * room)
@@ -84,7 +86,6 @@ def reliability_table(found: Reliability, console: Console) -> Table:
         bar.append(mark, style="mark")
         bar.append(block * max(0, length - place), style="train")
         table.add_row(f"{each.confidence:.0%}", f"{right:.0%}", f"{each.count:,}", bar)
-    table.add_row("", "", "", Text(f"{mark} what the probabilities say", style="mark"))
     return table
 
 
@@ -124,13 +125,17 @@ def thumbnail(picture: Tensor, columns: int) -> Pixels:
     return pixels
 
 
+def _mark(console: Console) -> str:
+    return "|" if is_ascii(console) else "┃"
+
+
 def _section(console: Console, title: str, content: RenderableType) -> None:
     console.print()
     console.print(Text(title, style="bold"))
     console.print(content)
 
 
-def _figures(judgement: Judgement) -> Table:
+def _figures(judgement: Judgement, *, short: bool) -> Table:
     measured, macro = judgement.report, judgement.macro
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
@@ -141,19 +146,20 @@ def _figures(judgement: Judgement) -> Table:
         rows.append(("top-5", _as_measure(measured.top5), _percent))
     rows.append(("loss", measured.loss, lambda value: f"{value:.4f}"))
     rows += [
-        ("macro precision", macro.precision, _percent),
-        ("macro recall", macro.recall, _percent),
-        ("macro F1", macro.f1, _percent),
+        ("precision" if short else "macro precision", macro.precision, _percent),
+        ("recall" if short else "macro recall", macro.recall, _percent),
+        ("F1" if short else "macro F1", macro.f1, _percent),
     ]
     for name, measure, shown in rows:
         style = "bold good" if name == "top-1" else ""
         interval = f"{shown(measure.low).rstrip('%')} to {shown(measure.high)}"
         table.add_row(Text(name, style="dim"), Text(shown(measure.value), style=style), interval)
-    errors = [("calibration error", judgement.reliability)]
+    errors = [("calib. error" if short else "calibration error", judgement.reliability)]
     if judgement.calibrated is not None:
-        errors.append(("with temperature", judgement.calibrated))
+        errors.append(("scaled" if short else "with temperature", judgement.calibrated))
     for name, found in errors:
-        table.add_row(Text(name, style="dim"), _percent(found.ece), f"{found.chance_ece:.2%} by chance alone")
+        by_chance = f"{found.chance_ece:.2%} by chance" + ("" if short else " alone")
+        table.add_row(Text(name, style="dim"), _percent(found.ece), by_chance)
     return table
 
 
@@ -185,18 +191,18 @@ def _numbers(judgement: Judgement, names: Sequence[str], digits: int, console: C
     return table
 
 
-def _shades(judgement: Judgement, console: Console) -> Group:
+def _shades(judgement: Judgement, names: Sequence[str]) -> Group:
     """Return one character a class and row of the matrix: no numbers, but where they would stand out."""
     lines = []
     for label, row in enumerate(judgement.report.confusion.tolist()):
         total = max(1, sum(row))
-        line = Text()
+        line = Text(names[label])
         for said, number in enumerate(row):
             share = number / total
             symbol = _SHADES[min(len(_SHADES) - 1, 1 + int(share * (len(_SHADES) - 1)))] if number else " "
             line.append(symbol, style=("train" if said == label else "val") if number else "")
         lines.append(line)
-    legend = Text("shares of each true class: ", style="dim").append(" ".join(_SHADES[1:]), style="dim")
+    legend = Text("shares of a class: ", style="dim").append(" ".join(_SHADES[1:]), style="dim")
     return Group(*lines, legend)
 
 
