@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -82,9 +83,7 @@ def test_an_evaluation_is_what_scikit_learn_says_and_becomes_part_of_the_run(tl,
     run = there.find("good")
     assert run.data.metrics["test/macro_f1"] == pytest.approx(said["macro_f1"])
     assert run.data.metrics["test/accuracy"] == pytest.approx(said["accuracy"])
-    names = [each.dataset.name for each in run.inputs.dataset_inputs]
-    assert any(name.endswith("-test") for name in names)
-    assert there.artifact(run, f"eval/{names[-1] if names[-1].endswith('-test') else names[0]}") is not None
+    assert there.artifact(run, "eval/test/reliability.png") is not None
 
 
 def test_a_table_of_classes_is_csv(tl, there: Store) -> None:
@@ -110,9 +109,21 @@ def test_other_images_are_matched_by_the_names_of_their_classes(tl, there: Store
     assert (said["split"], said["images"], said["missing"]) == ("all", 8, ["blue"])
     assert [row["images"] for row in said["by_class"]] == [0, 4, 4]
     assert said["macro_recall"] == pytest.approx(np.mean([row["recall"] for row in said["by_class"][1:]]))
+    name = f"eval/new-all-{said['digest'][:8]}/accuracy"
+    run = there.find("good")
+    assert run.data.metrics[name] == said["accuracy"]
+    contexts = {each.dataset.name: each.tags[0].value for each in run.inputs.dataset_inputs}
+    assert contexts["new-all"] == "evaluation"
+    assert name not in there.find("poor").data.metrics
+    # Other images in a folder of the same name have numbers and files of their own.
+    write_pictures(tmp_path / "other" / "new", COLOURS, 3)
+    other = json.loads(tl("eval", "good", "--data", tmp_path / "other" / "new", "--json").out)
     metrics = there.find("good").data.metrics
-    assert metrics["eval/new-all/accuracy"] == said["accuracy"]
-    assert "eval/new-all/accuracy" not in there.find("poor").data.metrics
+    assert metrics[name] == said["accuracy"]
+    assert metrics[f"eval/new-all-{other['digest'][:8]}/accuracy"] == other["accuracy"]
+    for each in (said, other):
+        kept = there.artifact(there.find("good"), f"eval/new-all-{each['digest'][:8]}/report.json")
+        assert json.loads(kept.read_text())["images"] == each["images"]
 
 
 def test_one_class_alone_can_be_judged(tl, there: Store, tmp_path: Path) -> None:
@@ -188,6 +199,31 @@ def test_a_temperature_is_fitted_on_validation_once_and_used_by_predict(
     assert again["calibration"]["fitted"] == fitted
 
 
+def test_what_is_not_to_be_kept_is_not_and_what_cannot_be_is_said_after_the_figures(
+    tl, there: Store, tmp_path: Path
+) -> None:
+    export.copy_folder(folder_of(there, "good"), tmp_path / "model")
+    assert tl("eval", tmp_path / "model", "--no-log", "--json").code == 0
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
+    # Nothing can be written to the null device's folder, not by root either.
+    written = tl("eval", tmp_path / "model", "--no-log", "--csv", "--output", "/dev/null/x")
+    assert written.code == 1
+    assert written.out.startswith("class,")
+    assert "cannot write" in written.err
+
+
+def test_validation_images_that_have_changed_fit_no_temperature(
+    tl, there: Store, colours: Path, tmp_path: Path
+) -> None:
+    export.copy_folder(folder_of(there, "good"), tmp_path / "model")
+    shutil.copytree(colours, tmp_path / "grown")
+    write_pictures(tmp_path / "grown" / "train", COLOURS, 30)
+    said = json.loads(tl("eval", tmp_path / "model", "--data", tmp_path / "grown", "--json").out)
+    assert (said["split"], said["images"]) == ("test", 18)
+    assert "fitted" not in said["calibration"]
+    assert not (tmp_path / "model" / "calibration.json").exists()
+
+
 def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: Path, tmp_path: Path) -> None:
     run = there.find("good")
     folder = there.model_folder(run)
@@ -229,6 +265,9 @@ def test_predictions_go_on_past_what_cannot_be_read(tl, there: Store, colours: P
     assert "2 of 4 pictures could not be read" in result.err
     assert "torn.png" in result.err
     assert "gone.png: there is no such file" in result.err
+    odd = tl("predict", "good", pictures[0], "x" * 300, "\0.png", "--format", "jsonl")
+    assert (odd.code, len(odd.out.splitlines())) == (1, 1)
+    assert tl("predict", "x" * 300, pictures[0]).code == 2
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 50])
@@ -343,8 +382,19 @@ def test_models_are_trained_on_the_same_split_and_compared_without_those_that_fa
     assert parent.data.tags["mlflow.note.content"].startswith("| model |")
     assert store.artifact(parent, "comparison/accuracy_against_cost.png") is not None
     assert store.find("latest").info.run_id == trainings[0].info.run_id
+    assert f"tl compare {parent.info.run_id[:8]} shows it" in tl("eval", parent.info.run_id).err
     again = json.loads(tl("compare", parent.info.run_id, "--format", "json", "--no-speed").out)
     assert again["pairs"] == said["pairs"]
+
+
+def test_data_without_test_images_are_refused_after_the_first_training(tl, workplace: Path) -> None:
+    for part in ("train", "val"):
+        write_pictures(Path("data") / part, COLOURS, 6)
+    result = tl("compare", "--models", "shufflenet_v2_x0_5", "squeezenet1_1", "--weights", "none", "--input-size", "32",
+                "--epochs", "1", "--freeze-epochs", "1", "--data", "data", "--format", "csv")  # fmt: skip
+    assert result.code == 2
+    assert "give --split val" in result.err
+    assert [run.info.status for run in open_store(None).runs()] == ["FINISHED", "FAILED"]
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (OSError(), "FAILED"), (Interrupted(2), "KILLED")])
@@ -368,6 +418,10 @@ def test_what_cannot_be_compared_is_refused(tl, there: Store) -> None:
     assert "resnt18" in tl("compare", "--models", "resnt18", "resnet18").err
     assert "No such option" in tl("compare", "--models", "resnet18", "resnet34", "--epoch", "3").err
     assert "give --seeds" in tl("compare", "--models", "resnet18", "resnet34", "--seed", "3").err
+    assert "momentum" in tl("compare", "--models", "resnet18", "resnet34", "--momentum", "-1").err
+    assert "names come first" in tl("compare", "--models", "--epochs", "3", "resnet18", "resnet34").err
+    assert "nofile.toml" in tl("compare", "--models", "resnet18", "resnet34", "--config", "nofile.toml").err
+    assert "goes with --models" in tl("compare", "good", "poor", "--experiment", "x").err
 
 
 def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Path, tmp_path: Path) -> None:
@@ -392,31 +446,33 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{output.model_id}", "-p", str(port)]
     # It starts others, which a signal to it alone would leave behind.
-    server = subprocess.Popen(
-        [*command, "--env-manager", "local"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+    server = subprocess.Popen([*command, "--env-manager", "local"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              start_new_session=True)  # fmt: skip
+    url, pictures = f"http://127.0.0.1:{port}", [colours / "test" / name / "001.png" for name in ("red", "blue")]
     try:
-        picture = colours / "test" / "red" / "000.png"
-        body = {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(picture.read_bytes()).decode()]]}}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 120
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=30) as response:
-                    (row,) = json.load(response)["predictions"]
-                break
+                with urllib.request.urlopen(f"{url}/ping", timeout=30):
+                    break
             except (urllib.error.URLError, ConnectionError):
-                assert server.poll() is None, server.stdout.read().decode()
+                assert server.poll() is None, "the server has ended"
                 assert time.monotonic() < deadline, "the server did not start"
                 time.sleep(0.3)
+        script = Path(__file__).parents[2] / "examples" / "ask_server.py"
+        shown = subprocess.run([sys.executable, script, url, *pictures], capture_output=True, text=True, check=True)
+        encoded = [[base64.b64encode(path.read_bytes()).decode()] for path in pictures]
+        body = json.dumps({"dataframe_split": {"columns": ["image"], "data": encoded}}).encode()
+        request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as response:
+            rows = json.load(response)["predictions"]
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(30)
     classifier, card = zoo.restore(folder_of(there, "good"))
-    (expected,) = predict(classifier, [str(picture)])
-    assert row["label"] == card.classes[int(expected.probabilities.argmax())]
-    assert [row[name] for name in card.classes] == pytest.approx(expected.probabilities.tolist(), abs=1e-5)
+    for row, expected, line in zip(
+        rows, predict(classifier, map(str, pictures)), shown.stdout.splitlines(), strict=True
+    ):
+        assert row["label"] == card.classes[int(expected.probabilities.argmax())]
+        assert [row[name] for name in card.classes] == pytest.approx(expected.probabilities.tolist(), abs=1e-5)
+        assert line.startswith(f"{expected.path}: {row['label']} (")

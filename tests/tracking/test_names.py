@@ -39,7 +39,9 @@ def test_where_there_is_no_store_none_is_made(tmp_path: Path, monkeypatch: pytes
     assert len(complete_run("")) == 2
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "file:///x", "http://[", "databricks"])
+@pytest.mark.parametrize(
+    "uri", ["http://127.0.0.1:9", "http://127.0.0.1:abc", "http://user:p@ss", "file:///x", "http://[", "databricks"]
+)
 def test_a_store_that_cannot_be_asked_offers_no_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert len(complete_run("")) == 2

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from rich.cells import cell_len
 from rich.console import Console
 
 from tl_cli.contract import Split
@@ -17,7 +18,7 @@ from tl_cli.evaluation.logits import Answers, KeptAnswers
 from tl_cli.training.evaluate import Measured
 from tl_cli.training.history import EpochPoint, History
 from tl_cli.ui.comparison import as_csv, markdown, print_comparison, save_pictures
-from tl_cli.ui.console import THEME
+from tl_cli.ui.console import THEME, shortened
 from tl_cli.ui.predictions import Lines
 from tl_cli.ui.report import print_judgement, thumbnail
 
@@ -68,6 +69,21 @@ def test_an_evaluation_fits_the_terminal(width: int, classes: int, colour: bool)
     assert ("▄" in text or "▀" in text) == colour
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_wide_letters_and_markup_in_names_leave_every_number(width: int) -> None:
+    found, _ = measured(6)
+    on = console(width)
+    names = ["[/red]", "[bold]cat", "\u65e5\u672c\u8a9e" * 4, "\u732b", "a|b", "x" * 50]
+    judgement = judge(found.answers)
+    print_judgement(on, "model", found, judgement, names, pictures=2)
+    text = printed(on)
+    assert max(map(cell_len, text.splitlines())) <= width
+    assert "[/red]" in text
+    if width == 80:
+        for number in judgement.report.confusion.diagonal():
+            assert str(number) in text
+
+
 def test_an_evaluation_is_printed_in_ascii_where_nothing_else_can_be() -> None:
     found, names = measured(12)
     on = console(80, encoding="ascii")
@@ -91,6 +107,12 @@ def test_a_thumbnail_keeps_the_shape_and_stays_small(size: tuple[int, int]) -> N
     on.print(thumbnail(torch.zeros(3, *size, dtype=torch.uint8), 18))
     rows = printed(on).rstrip("\n").split("\n")
     assert 1 <= len(rows) <= 10
+
+
+def test_a_name_is_shortened_in_its_middle() -> None:
+    assert shortened("short", 10) == "short"
+    assert shortened("/home/someone/flowers/first/best", 20) == "/home/som...rst/best"
+    assert [cell_len(shortened("\u732b" * 30, room)) <= room for room in range(3, 30)] == [True] * 27
 
 
 def a_comparison(models: int = 3, seeds: int = 1):
@@ -121,10 +143,13 @@ def test_a_comparison_fits_the_terminal(width: int, seeds: int) -> None:
     for said in ("multiply-adds", "what can be claimed", "validation accuracy by epoch"):
         assert said in text
     assert "\x1b" not in text
+    # Sentences are long, and said to their end.
+    assert "".join(text.split()).count("for3pairs)") == 3
 
 
 def test_a_comparison_as_text_and_pictures(tmp_path) -> None:
     comparison, curves = a_comparison(9)
+    assert "\x1b" not in markdown(comparison)
     table = markdown(comparison).splitlines()
     assert len({line.count("|") for line in table[:11]}) == 1
     assert len(as_csv(comparison).splitlines()) == 10

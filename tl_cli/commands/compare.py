@@ -5,21 +5,21 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, complete_run
+from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, complete_contender
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
 
     from tl_cli.commands.resolve import Target
     from tl_cli.contract import SplitName
-    from tl_cli.evaluation.comparison import Comparison, Contender, Cost
+    from tl_cli.evaluation.comparison import Comparison, Contender, Cost, Training
     from tl_cli.evaluation.logits import KeptAnswers
     from tl_cli.fetch import Progress
     from tl_cli.tracking.comparisons import Parent
@@ -38,7 +38,8 @@ tl compare --models resnet18 efficientnet_b0 --data cifar10 --freeze-epochs 5 --
 tl compare 9c01d2e4     (that comparison again)"""
 
 # What the command gives to each training itself.
-_NOT_FOR_TRAINING = ("--seed", "--resume", "--dry-run", "--run-name", "--register", "--tag", "--quiet", "-q")
+_NOT_FOR_TRAINING = {"--seed": "seed", "--resume": "resume", "--dry-run": "dry_run", "--run-name": "run_name",
+                     "--register": "register", "--tag": "tag"}  # fmt: skip
 # How tl train exits after SIGHUP, SIGINT and SIGTERM.
 _STOPPED = (129, 130, 143)
 _OUTPUT = "Output"
@@ -51,7 +52,7 @@ def compare(
             metavar="NAME",
             help="Runs or folders of saved models, or one run of an earlier --models; "
             "with --models architectures, then options of tl train.",
-            autocompletion=complete_run,
+            autocompletion=complete_contender,
         ),
     ],
     models: Annotated[bool, typer.Option("--models", help="Train each architecture first, on the same split.")] = False,
@@ -74,7 +75,9 @@ def compare(
             metavar="DIR", help="Write tables and pictures there too.", show_default=False, rich_help_panel=_OUTPUT
         ),
     ] = None,
-    experiment: Annotated[str, typer.Option(help="MLflow experiment of the trainings.")] = "tl",
+    experiment: Annotated[
+        str | None, typer.Option(help="MLflow experiment of the trainings; default is tl.", show_default=False)
+    ] = None,
     device: Device = None,
     workers: Workers = None,
     tracking_uri: TrackingUri = None,
@@ -83,7 +86,7 @@ def compare(
     """Compare models image by image: accuracy with intervals, paired tests, overfitting, size and speed."""
     given = list(takewhile(lambda name: not name.startswith("-"), names))
     options = names[len(given) :]
-    _check(given, options, models=models, seeds=seeds)
+    _check(given, options, models=models, seeds=seeds, experiment=experiment)
     from tl_cli.evaluation.comparison import compare_all
     from tl_cli.tracking.store import open_store
     from tl_cli.ui.console import make_console
@@ -95,24 +98,26 @@ def compare(
         parent, failed = None, list[str]()
         if models:
             shared = {"--data": data, "--data-dir": data_dir, "--device": device, "--workers": workers}
+            experiment = experiment or "tl"
             shared |= {"--tracking-uri": tracking_uri, "--experiment": experiment}
             store = open_store(tracking_uri)
             parent = lasting.enter_context(_parent(store, experiment, given))
-            groups, failed = _train_all(store, parent, given, seeds, [*options, *_flags(shared)], aside)
+            groups, failed = _train_all(store, parent, _Work(given, seeds, split), [*options, *_flags(shared)], aside)
             entries = [_Entry(name, _targets(store, runs)) for name, runs in groups.items()]
         else:
             entries = _entries(given, tracking_uri)
         how = _How(None if models else data, split, data_dir, device, workers)
         with FileProgress(aside) as progress:
-            comparison = compare_all(_contenders(entries, how, progress, speed=speed))
+            contenders, judged_on = _contenders(entries, how, progress, speed=speed)
+        comparison = compare_all(contenders, judged_on)
         curves = _curves(comparison, entries)
         _show(console, comparison, curves, form)
-        if output is not None:
-            for path in _write(output, comparison, curves):
-                aside.print(str(path), markup=False, soft_wrap=True, style="dim")
         if parent is not None:
             _record(parent, comparison, curves)
             aside.print(f"\nrecorded; to see it again: tl compare {parent.run_id[:8]}", style="dim")
+        if output is not None:
+            for path in _write(output, comparison, curves):
+                aside.print(str(path), markup=False, soft_wrap=True, style="dim")
     if failed:
         from tl_cli.ui.console import print_error
 
@@ -129,6 +134,15 @@ class _Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class _Work:
+    """What is trained: each model with so many seeds, to be judged on a part of the data."""
+
+    models: Sequence[str]
+    seeds: int
+    split: "SplitName | None"
+
+
+@dataclass(frozen=True, slots=True)
 class _How:
     """On which images models are judged; all None is on what they were tested on."""
 
@@ -139,35 +153,36 @@ class _How:
     workers: int | None
 
 
-def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds: int) -> None:
+def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds: int, experiment: str | None) -> None:
     """Refuse what can be refused before anything is opened or trained."""
     from tl_cli.errors import UsageError
 
     if not names or (models and len(names) < 2):
-        raise UsageError("give two or more to compare")
+        first = "; their names come first, then the options" if options else ""
+        raise UsageError(f"give two or more to compare{first}")
     if len(set(names)) < len(names):
         raise UsageError("one of them is given twice")
     if not models:
         if options:
             raise UsageError(f"no such option: {options[0]}; those of tl train go with --models")
-        if seeds > 1:
-            raise UsageError("--seeds goes with --models: these were trained already")
+        for flag, is_given in (("--seeds", seeds > 1), ("--experiment", experiment is not None)):
+            if is_given:
+                raise UsageError(f"{flag} goes with --models: these were trained already")
         return
-    for option in options:
-        name = option.partition("=")[0]
-        if name in _NOT_FOR_TRAINING:
-            instead = "; give --seeds" if name == "--seed" else ""
-            raise UsageError(f"tl compare sets {name} itself{instead}")
-    from tl_cli.commands.train import train
-    from tl_cli.models import zoo
+    from tl_cli.commands.train import check_settings, given_settings, train
+    from tl_cli.training.config import read_toml
 
     app = typer.Typer()
     app.command("train", context_settings={"help_option_names": []})(train)
     command = typer.main.get_command(app)
     for name in names:
-        zoo.size_limits(name)
         # What tl train refuses is refused now, and not after the first of them has trained.
-        command.make_context("tl train", [name, *options])
+        settings = command.make_context("tl train", [name, *options]).params
+        for flag, key in _NOT_FOR_TRAINING.items():
+            if settings[key]:
+                raise UsageError(f"tl compare sets {flag} itself" + ("; give --seeds" if flag == "--seed" else ""))
+        file = read_toml(settings["config"]) if settings["config"] else {}
+        check_settings({**file, **given_settings(settings)})
 
 
 def _flags(values: Mapping[str, object]) -> list[str]:
@@ -182,22 +197,22 @@ def _parent(store: "Store", experiment: str, names: Sequence[str]) -> "Parent":
 
 
 def _train_all(
-    store: "Store", parent: "Parent", models: Sequence[str], seeds: int, options: Sequence[str], console: "Console"
+    store: "Store", parent: "Parent", wanted: _Work, options: Sequence[str], console: "Console"
 ) -> "tuple[dict[str, list[Run]], list[str]]":
     """Train each model with each seed, one process after another; return the complete ones, and what failed.
 
     Raises:
-        UsageError: fewer than two models came through.
+        UsageError: fewer than two models came through, or the data have no images to judge them on.
     """
     from tl_cli.errors import Interrupted, UsageError
-    from tl_cli.tracking.comparisons import CHILD_TAG, CONTENDER_TAG, trainings_of
+    from tl_cli.tracking.comparisons import CHILD_TAG, CONTENDER_TAG, tested_on, trainings_of
     from tl_cli.ui.console import plain
 
     failed = []
     # Seed by seed, so that what else the machine does hits all models alike.
-    work = [(model, seed) for seed in range(seeds) for model in models]
+    work = [(model, seed) for seed in range(wanted.seeds) for model in wanted.models]
     for number, (model, seed) in enumerate(work, 1):
-        title = f"{model}, seed {seed}" if seeds > 1 else model
+        title = f"{model}, seed {seed}" if wanted.seeds > 1 else model
         console.print(plain(f"training {number} of {len(work)}: {title}", "bold mark"))
         command = [sys.executable, "-m", "tl_cli", "train", model, *options, "--seed", str(seed), "--run-name", title]
         command += ["--tag", f"{CHILD_TAG}={parent.run_id}", "--tag", f"{CONTENDER_TAG}={model}"]
@@ -206,8 +221,15 @@ def _train_all(
             raise Interrupted(code - 128)
         if code != 0:
             failed.append(title)
+        elif number == 1 + len(failed) and wanted.split is None:
+            ((first,),) = trainings_of(store, parent.run_id).values()
+            if tested_on(first) is None:
+                raise UsageError(
+                    "these data have no test images; give --split val to compare on the validation images, which is "
+                    "kinder to all: they chose the epochs"
+                )
     found = trainings_of(store, parent.run_id)
-    groups = {model: found[model] for model in models if model in found}
+    groups = {model: found[model] for model in wanted.models if model in found}
     if len(groups) < 2:
         raise UsageError(f"too few trainings came through to compare: {', '.join(failed)} failed")
     return groups, failed
@@ -248,7 +270,7 @@ def _entries(names: Sequence[str], tracking_uri: str | None) -> "list[_Entry]":
     for place, folder in enumerate(folders):
         if folder in folders[:place]:
             raise UsageError(f"{names[folders.index(folder)]} and {names[place]} are the same model")
-    short = [str(target.run.info.run_name) if target.run else target.folder.name for target in targets]
+    short = [str(target.run.info.run_name) if target.run else target.folder.resolve().name for target in targets]
     return [
         _Entry(target.name if short.count(name) > 1 else name, [target])
         for name, target in zip(short, targets, strict=True)
@@ -273,33 +295,40 @@ def _again(name: str, tracking_uri: str | None) -> "list[_Entry]":
     return [_Entry(model, _targets(store, runs)) for model, runs in groups.items()]
 
 
-def _contenders(entries: Sequence[_Entry], how: _How, progress: "Progress", *, speed: bool) -> "list[Contender]":
-    from tl_cli.evaluation.comparison import Contender, Training
-    from tl_cli.models import zoo
-    from tl_cli.tracking.comparisons import training_of
-    from tl_cli.tracking.history import read_history
+def _contenders(
+    entries: Sequence[_Entry], how: _How, progress: "Progress", *, speed: bool
+) -> "tuple[list[Contender], str]":
+    """Return the models with what they answered and cost, and which images these are answers to."""
+    from tl_cli.evaluation.comparison import Contender
+    from tl_cli.models import bundle, zoo
     from tl_cli.training.speed import inference_speeds
 
     kept = _kept_answers(entries, how)
-    classifiers, groups = [], []
-    for entry in entries:
-        trainings: list[Training] = []
-        for target in entry.targets:
-            answers = kept.get(target.name) or _answers(target, how, progress)
-            if target.store is not None and target.run is not None:
-                history = read_history(target.store, target.run)
-                trainings.append(training_of(target.run, history, answers))
-            else:
-                trainings.append(Training(target.name, answers))
-        groups.append(tuple(trainings))
-        classifiers.append(zoo.restore(entry.targets[0].folder)[0])
-    speeds: list[float | None] = [None] * len(classifiers)
+    groups = [tuple(_training(target, kept, how, progress) for target in entry.targets) for entry in entries]
+    first = [entry.targets[0] for entry in entries]
+    speeds: list[float | None] = [None] * len(first)
     if speed:
+        classifiers = [zoo.restore(target.folder)[0] for target in first]
         speeds = list(inference_speeds(classifiers, how.device or "auto", progress))
-    return [
-        Contender(entry.name, trainings, _cost(entry.targets[0], images_per_second))
-        for entry, trainings, images_per_second in zip(entries, groups, speeds, strict=True)
+    contenders = [
+        Contender(entry.name, trainings, _cost(target, images_per_second))
+        for entry, trainings, target, images_per_second in zip(entries, groups, first, speeds, strict=True)
     ]
+    source = how.data or bundle.read_card(first[0].folder).data.source
+    return contenders, f"{source}, {how.split or 'test'}"
+
+
+def _training(target: "Target", kept: "dict[str, KeptAnswers]", how: _How, progress: "Progress") -> "Training":
+    from tl_cli.evaluation.comparison import Training
+    from tl_cli.tracking.comparisons import training_of
+    from tl_cli.tracking.history import read_history
+
+    answers = kept.get(target.name) or _answers(target, how, progress)
+    if target.store is None or target.run is None:
+        return Training(target.name, answers)
+    training = training_of(target.run, read_history(target.store, target.run), answers)
+    # Training images less others than the test images would be another gap.
+    return training if how.data is None and how.split != "val" else replace(training, clean_train=None)
 
 
 def _kept_answers(entries: Sequence[_Entry], how: _How) -> "dict[str, KeptAnswers]":

@@ -53,7 +53,7 @@ def evaluate(
         typer.Option(metavar="DIR", help="Write report, predictions and pictures there too.", rich_help_panel=_OUTPUT),
     ] = None,
     log: Annotated[
-        bool, typer.Option("--log/--no-log", help="Add the results to the run.", rich_help_panel=_OUTPUT)
+        bool, typer.Option("--log/--no-log", help="Keep the results with the run or model.", rich_help_panel=_OUTPUT)
     ] = True,
     device: Device = None,
     workers: Workers = None,
@@ -87,7 +87,7 @@ def evaluate(
             progress=progress,
         )
         measured = examiner.measure(split)
-        calibration = _calibration(examiner, measured, target, fit=calibrate)
+        calibration, is_new = _calibration(examiner, measured, target, fit=calibrate)
     judgement = judge(measured.answers, calibration)
     _warn(measured)
     if as_json:
@@ -97,29 +97,41 @@ def evaluate(
     else:
         title = f"{card.architecture}, {target.name}"
         print_judgement(console, title, measured, judgement, card.classes, pictures=pictures)
+    if log and is_new and calibration is not None:
+        _keep_calibration(calibration, target)
     for path in _keep(target, measured, judgement, card.classes, output=output, log=log):
         if not (as_json or as_csv):
             console.print(str(path), markup=False, soft_wrap=True, style="dim")
 
 
-def _calibration(examiner: "Judge", measured: "Measured", target: "Target", *, fit: bool) -> "Calibration | None":
-    """Return the temperature: fitted anew on the model's own validation images, or the one that was kept."""
+def _calibration(
+    examiner: "Judge", measured: "Measured", target: "Target", *, fit: bool
+) -> "tuple[Calibration | None, bool]":
+    """Return the temperature, and whether it is new: fitted on the model's own validation images, not kept before."""
     from tl_cli.commands.resolve import kept_calibration
-    from tl_cli.evaluation.calibration import FILE
-    from tl_cli.fetch import write_text
-    from tl_cli.tracking.evaluations import log_calibration
 
     kept = kept_calibration(target)
     if kept is not None or not fit:
-        return kept
+        return kept, False
     calibration = examiner.calibrate(target.folder, measured if measured.is_own and measured.part == "val" else None)
-    if calibration is None:
-        return None
-    if target.store is not None and target.run is not None:
-        log_calibration(target.store, target.run, calibration)
-    else:
-        write_text(target.folder / FILE, calibration.model_dump_json(indent=2) + "\n")
-    return calibration
+    return calibration, calibration is not None
+
+
+def _keep_calibration(calibration: "Calibration", target: "Target") -> None:
+    """Keep a temperature with its model; where that may not be written it is only a pity."""
+    from tl_cli.errors import StorageError, TrackingError
+    from tl_cli.evaluation.calibration import FILE
+    from tl_cli.fetch import write_text
+    from tl_cli.tracking.evaluations import log_calibration
+    from tl_cli.ui.console import print_warning
+
+    try:
+        if target.store is not None and target.run is not None:
+            log_calibration(target.store, target.run, calibration)
+        else:
+            write_text(target.folder / FILE, calibration.model_dump_json(indent=2) + "\n")
+    except (StorageError, TrackingError) as error:
+        print_warning(f"the temperature is not kept: {error}")
 
 
 def _warn(measured: "Measured") -> None:

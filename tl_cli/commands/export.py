@@ -61,14 +61,15 @@ def export(
         kept = kept_calibration(target)
         if kept is not None:
             write_text(path / calibration.FILE, kept.model_dump_json(indent=2) + "\n")
-        console.print(plain(f"{path}: the saved model of {target.name}"), soft_wrap=True)
+        console.print(plain(f"{path}: the saved model of {target.name}", limit=4000), soft_wrap=True)
         return
     images, what = _images(card, str(data_dir) if data_dir else None, console)
     expected = _expected(classifier, images)
     (exporting.write_onnx if form == "onnx" else exporting.write_pt2)(classifier, card, path)
     run_file = exporting.run_onnx if form == "onnx" else exporting.run_pt2
     difference = _check(run_file, path, images, expected)
-    console.print(plain(f"{path}: {path.stat().st_size / 1e6:.1f} MB, any batch size", "bold"), soft_wrap=True)
+    size = path.stat().st_size / 1e6
+    console.print(plain(f"{path}: {size:.1f} MB, any batch size", "bold", limit=4000), soft_wrap=True)
     console.print(plain(f"input   images: float32 (batch, 3, {images.shape[2]}, {images.shape[3]}), RGB, 0 to 255"))
     console.print(plain(f"output  logits: float32 (batch, {len(card.classes)})"))
     where = "in the file's metadata" if form == "onnx" else "in the file's extra files"
@@ -81,12 +82,14 @@ def _images(card: "ModelCard", data_dir: str | None, console: "Console") -> "tup
     import torch
 
     from tl_cli.data.decoding import resize_crop
-    from tl_cli.data.sources import open_to_judge
+    from tl_cli.data.sources import is_at_hand, open_to_judge
     from tl_cli.errors import DataError, DownloadError
     from tl_cli.ui.progress import FileProgress
 
     how = card.preprocessing
     try:
+        if not is_at_hand(card.data, data_dir):
+            raise DataError("they are not at hand")
         with FileProgress(console) as progress:
             data, _ = open_to_judge(card.data, card.data.source, data_dir=data_dir, workers=1, progress=progress)
         images = data.parts.get("test", data.parts["val" if "val" in data.parts else "train"])
@@ -95,7 +98,7 @@ def _images(card: "ModelCard", data_dir: str | None, console: "Console") -> "tup
         return torch.stack(pictures), f"{len(pictures)} of its images"
     except (DataError, DownloadError):
         noise = torch.randint(0, 256, (16, 3, how.crop, how.crop), generator=torch.Generator().manual_seed(0))
-        return noise.to(torch.uint8), "noise, because its images are no longer where they were"
+        return noise.to(torch.uint8), "noise, because its images are not at hand"
 
 
 def _expected(classifier: "Classifier", images: "Tensor") -> "np.ndarray":

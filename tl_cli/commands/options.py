@@ -13,11 +13,18 @@ def complete_model(incomplete: str) -> list[str]:
     return complete(incomplete)
 
 
-def complete_run(incomplete: str) -> list[tuple[str, str]]:
+def complete_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return what runs may be called, for the shell."""
     from tl_cli.tracking.names import complete_run as complete
 
-    return complete(incomplete)
+    return complete(incomplete, ctx.params.get("tracking_uri"))
+
+
+def complete_contender(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return what may be compared: architectures after ``--models``, else runs."""
+    if ctx.params.get("models"):
+        return [(name, "") for name in complete_model(incomplete)]
+    return complete_run(ctx, incomplete)
 
 
 RunName = Annotated[

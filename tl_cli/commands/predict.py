@@ -1,5 +1,6 @@
 """``tl predict``: what a recorded model says of pictures."""
 
+import io
 import sys
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -66,6 +67,9 @@ def predict(
     else:
         writer = (shown.JsonLines if form == "jsonl" else shown.Csv)(card.classes, top)
     failed: list[Prediction] = []
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # A file's name may be no text.
+        sys.stdin.reconfigure(errors="surrogateescape")
     found = predictions_of(
         classifier,
         wanted_pictures(paths, sys.stdin),

@@ -1,5 +1,6 @@
 """From what a person calls RUN to the model that is meant."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,8 +37,9 @@ def find_model(name: str, tracking_uri: str | None) -> Target:
         TrackingError: the store cannot be used.
     """
     folder = Path(name).expanduser()
-    if (folder / "model.json").exists():
-        return Target(folder, str(folder))
+    # os.path takes any name, as long as it may be.
+    if os.path.isfile(folder / "model.json"):  # noqa: PTH113
+        return Target(folder, str(folder.resolve()))
     from tl_cli.tracking.store import open_store, short_id
 
     store = open_store(tracking_uri)

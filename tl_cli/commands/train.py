@@ -254,7 +254,7 @@ def train(
 ) -> None:
     """Fine-tune a pretrained classifier: its new head first, then all of it."""
     settings = dict(locals())
-    flags = _given(settings)
+    flags = given_settings(settings)
     tags = _tags(tag or [])
     from tl_cli.ui.console import make_console
 
@@ -270,7 +270,7 @@ def train(
     if "model" not in flags and "model" not in file:
         raise typer.BadParameter("give a MODEL, such as efficientnet_lite0", param_hint="MODEL")
     _check_names(run_name, register)
-    _check_settings({**file, **flags})
+    check_settings({**file, **flags})
     if dry_run:
         plan = _prepare(flags, file, tracking_uri, console)
         _show_plan(plan, console)
@@ -304,13 +304,13 @@ _NOT_SETTINGS = frozenset(
 )
 
 
-def _given(settings: Mapping[str, object]) -> dict[str, object]:
+def given_settings(settings: Mapping[str, object]) -> dict[str, object]:
     """Return the settings that the command line names, as the config wants them."""
     given = {key: value for key, value in settings.items() if key not in _NOT_SETTINGS and value is not None}
     return {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
 
 
-def _check_settings(given: Mapping[str, object]) -> None:
+def check_settings(given: Mapping[str, object]) -> None:
     """Refuse what can be refused before anything is opened or fetched."""
     from tl_cli.models import zoo
     from tl_cli.training.config import check

@@ -48,6 +48,11 @@ def open_set(built_in: BuiltIn, root: Path, progress: Progress = silent) -> Foun
     return Found(classes, parts)
 
 
+def is_here(built_in: BuiltIn, root: Path) -> bool:
+    """Whether a set of the catalogue can be opened without fetching anything."""
+    return not built_in.files or _place(built_in, root.expanduser().resolve()).exists()
+
+
 def _fetch(built_in: BuiltIn, root: Path, progress: Progress) -> None:
     """Bring the files of a set to where torchvision looks for them."""
     if built_in.folder is None:

@@ -128,6 +128,13 @@ def changed_parts(then: DataSpec, now: DataSpec) -> list[SplitName]:
     return [name for name in SPLIT_NAMES if name in then.splits and then.splits[name] != now.splits.get(name)]
 
 
+def is_at_hand(spec: DataSpec, data_dir: str | None = None) -> bool:
+    """Whether the images of a saved model can be opened without fetching them."""
+    if spec.source in SETS:
+        return published.is_here(SETS[spec.source], cache_folder(data_dir or spec.data_dir))
+    return Path(spec.source).exists()
+
+
 def check_still_there(source: str) -> None:
     """Raise where a data set that was used before has gone.
 

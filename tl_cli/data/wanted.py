@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from tl_cli.data.folder import is_picture
 
@@ -19,16 +18,21 @@ def wanted_pictures(names: Sequence[str], lines: Iterable[str]) -> Iterator[str]
     for name in names:
         if name == STDIN:
             yield from (line for line in (each.rstrip("\r\n") for each in lines) if line)
-        elif Path(name).is_dir():
+        elif _is_folder(name):
             yield from _below(name)
         elif glob.has_magic(name) and not os.path.lexists(name):
             for match in sorted(glob.glob(name, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
-                if not Path(match).is_dir():
+                if not _is_folder(match):
                     yield match
                 elif "**" not in name:
                     yield from _below(match)
         else:
             yield name
+
+
+def _is_folder(name: str) -> bool:
+    # Unlike Path it takes any name: one that is too long for the system, or in a folder that may not be entered.
+    return os.path.isdir(name)  # noqa: PTH112
 
 
 def _below(folder: str) -> Iterator[str]:

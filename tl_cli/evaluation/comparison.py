@@ -114,6 +114,7 @@ class Comparison:
 
     Attributes:
         images: that all were judged on.
+        data: which they are, for people.
         accuracies: one a contender.
         pairs: the first of each is the one that stands further up.
     """
@@ -122,14 +123,18 @@ class Comparison:
     accuracies: tuple[Measure, ...]
     pairs: tuple[Pair, ...]
     images: int
+    data: str = ""
 
     def pair(self, first: int, second: int) -> Pair:
         """Return what is said of two contenders, ``first`` above ``second``."""
         return next(each for each in self.pairs if (each.first, each.second) == (first, second))
 
 
-def compare_all(contenders: Sequence[Contender]) -> Comparison:
+def compare_all(contenders: Sequence[Contender], data: str = "") -> Comparison:
     """Return the comparison of two or more models that were judged on the same images.
+
+    Args:
+        data: which images these are, for people.
 
     Raises:
         UsageError: they were not.
@@ -143,7 +148,7 @@ def compare_all(contenders: Sequence[Contender]) -> Comparison:
     found = [compare(rights[lower], rights[upper]) for upper, lower in places]
     adjusted = holm([each.p_value for each in found])
     pairs = tuple(Pair(*place, paired, p) for place, paired, p in zip(places, found, adjusted, strict=True))
-    return Comparison(ranked, tuple(map(mean_accuracy, rights)), pairs, rights[0].shape[1])
+    return Comparison(ranked, tuple(map(mean_accuracy, rights)), pairs, rights[0].shape[1], data)
 
 
 def verdicts(comparison: Comparison) -> list[str]:
@@ -174,6 +179,7 @@ def advice(comparison: Comparison) -> list[str]:
 def as_data(comparison: Comparison) -> dict[str, object]:
     """Return the comparison as what JSON can hold."""
     return {
+        "data": comparison.data,
         "images": comparison.images,
         "models": rows(comparison),
         "pairs": [

@@ -24,17 +24,16 @@ def log_evaluation(
     """Add a judgement to a run; return the folder of its artifacts.
 
     What was measured on the run's own, unchanged test images belongs to ``test/``, anything else to
-    ``eval/DATA-PART/``: a number never stands under a name that promises other images. The first measurement of a
-    number stands.
+    ``eval/DATA-PART-DIGEST/``: a number never stands under a name that promises other images, and other images of the
+    same name have numbers of their own. The first measurement of a number stands.
 
     Raises:
         TrackingError: the store cannot be used.
     """
     label = evaluation_name(measured)
-    is_test = measured.is_own and measured.part == "test" and not measured.is_changed
-    prefix = "test" if is_test else f"eval/{label}"
+    prefix = "test" if _is_test(measured) else f"{EVALUATIONS}/{label}"
     dataset = Dataset(
-        name=label,
+        name=_in_letters(f"{Path(measured.source).name}-{measured.part}"),
         digest=measured.split.digest[:16],
         source_type="code" if measured.source in BUILT_IN else "local",
         source=json.dumps({"uri": measured.source}),
@@ -60,9 +59,18 @@ def log_evaluation(
 
 
 def evaluation_name(measured: Measured) -> str:
-    """Return the name of what was measured, in letters that MLflow takes anywhere: ``photos-test``."""
-    name = f"{Path(measured.source).name}-{measured.part}" + ("-changed" if measured.is_changed else "")
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]
+    """Return the name of what was measured, in letters that MLflow takes: ``test``, ``photos-all-3f2a91c0``."""
+    if _is_test(measured):
+        return "test"
+    return _in_letters(f"{Path(measured.source).name}-{measured.part}-{measured.split.digest[:8]}")
+
+
+def _is_test(measured: Measured) -> bool:
+    return measured.is_own and measured.part == "test" and not measured.is_changed
+
+
+def _in_letters(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-100:]
 
 
 def log_calibration(store: Store, run: Run, calibration: Calibration) -> None:

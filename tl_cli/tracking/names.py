@@ -1,5 +1,6 @@
 """What people may call a run, for the shell's completion: without MLflow, which takes seconds to import."""
 
+import http.client
 import json
 import os
 import sqlite3
@@ -13,19 +14,18 @@ _TIMEOUT_S = 1.5
 _WORDS = (("latest", "the latest run"), ("best", "the highest validation accuracy on the same data"))
 
 
-def complete_run(incomplete: str) -> list[tuple[str, str]]:
+def complete_run(incomplete: str, tracking_uri: str | None = None) -> list[tuple[str, str]]:
     """Return the names that begin so, each with a word of help; none where the store cannot be asked at once."""
     known = dict(_WORDS)
-    with suppress(OSError, sqlite3.Error, ValueError, KeyError, TypeError):
-        for run_id, name in _runs():
+    with suppress(OSError, sqlite3.Error, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):
+        for run_id, name in _runs(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")):
             known.setdefault(name, run_id[:8])
             known.setdefault(run_id[:8], name)
     return [(name, about) for name, about in known.items() if name.startswith(incomplete)]
 
 
-def _runs() -> list[tuple[str, str]]:
+def _runs(uri: str) -> list[tuple[str, str]]:
     """Return id and name of the runs that are not deleted, latest first."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     if uri.startswith("sqlite:///"):
         return _in_database(Path(uri.removeprefix("sqlite:///")))
     return _on_server(uri) if urlsplit(uri).scheme in ("http", "https") else []

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 import urllib.error
 import urllib.request
 import warnings
@@ -128,11 +129,16 @@ class Store:
         Raises:
             RunNotFoundError: the run recorded no model.
         """
+        if PARENT_TAG in run.data.tags:
+            raise RunNotFoundError(
+                f"{short_id(run)} ({run.info.run_name}) is a comparison and has no model of its own; "
+                f"tl compare {short_id(run)} shows it"
+            )
         with _reported(self.uri):
             outputs = run.outputs.model_outputs if run.outputs else []
             for output in outputs:
                 with suppress(MlflowException):
-                    root = Path(mlflow.artifacts.download_artifacts(f"models:/{output.model_id}"))
+                    root = Path(self._download(artifact_uri=f"models:/{output.model_id}"))
                     for card in sorted(root.rglob("model.json")):
                         return card.parent
         local = self.state_folder(run) / "best"
@@ -143,8 +149,13 @@ class Store:
     def artifact(self, run: Run, path: str) -> Path | None:
         """Return an artifact of a run as a local file, or None where there is none."""
         with suppress(MlflowException, OSError):
-            return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=path))
+            return Path(self._download(run_id=run.info.run_id, artifact_path=path))
         return None
+
+    def _download(self, **what: str) -> str:
+        """Return where an artifact lies: in place if on this machine, else in a folder that goes with the process."""
+        aside = _scratch() if self.uri.startswith(("http://", "https://")) else None
+        return str(mlflow.artifacts.download_artifacts(**what, dst_path=aside))
 
     def state_folder(self, run: Run) -> Path:
         """Return where this machine keeps what a run needs to go on."""
@@ -207,6 +218,15 @@ def redacted(uri: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+_SCRATCH: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _scratch() -> str:
+    """Return a new folder, which is removed as the process ends."""
+    _SCRATCH.append(tempfile.TemporaryDirectory(prefix="tl-"))
+    return _SCRATCH[-1].name
+
+
 @contextmanager
 def _store_lock() -> Iterator[None]:
     try:
@@ -237,6 +257,8 @@ def _reported(uri: str) -> Iterator[None]:
                 "away, or use --tracking-uri sqlite:///mlflow.db to record beside it"
             ) from error
         raise TrackingError(f"the tracking store {uri} cannot be used: {message[:200]}") from error
+    except OSError as error:  # of a folder of artifacts, or of the network
+        raise TrackingError(f"the tracking store {uri} cannot be used: {first_line(error)[:200]}") from error
 
 
 def _check_server(uri: str) -> None:

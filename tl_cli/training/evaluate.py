@@ -141,11 +141,13 @@ class Judge:
     def calibrate(self, folder: Path, validation: Measured | None = None) -> Calibration | None:
         """Return the temperature fitted on the model's own validation images; None where these are not at hand.
 
+        Images that have changed since may be among those that it was trained on, and are not used.
+
         Args:
             folder: of the saved model.
             validation: what it answers to them, if that is known already.
         """
-        if not self.is_own or "val" not in self._data.parts:
+        if not self.is_own or "val" not in self._data.parts or "val" in changed_parts(self._card.data, self._data.spec):
             return None
         measured = validation or self.measure("val")
         temperature, note = fit_temperature(measured.answers)

@@ -1,5 +1,6 @@
 """What a saved model says of pictures without labels, one after another, in memory that does not grow with them."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,8 +97,10 @@ def _decoded(
     """Yield groups of ``size`` pictures, cut to the input size, (3, crop, crop) uint8, or why they cannot be."""
 
     def load(path: str) -> Tensor | Prediction:
-        if not Path(path).is_file():
-            return Prediction(path, None, f"{path}: there is no such file")
+        # os.path takes any name: one that is too long for the system, or in a folder that may not be entered.
+        if not os.path.isfile(path):  # noqa: PTH113
+            what = "is a folder" if os.path.isdir(path) else "there is no such file"  # noqa: PTH112
+            return Prediction(path, None, f"{path}: {what}")
         try:
             return resize_crop(decode(Path(path), short_side=how.resize), how)
         except DataError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -15,11 +16,13 @@ from tl_cli.evaluation.metrics import Measure
 from tl_cli.training.history import History
 from tl_cli.ui import charts, pictures
 from tl_cli.ui.charts import Canvas, Line
-from tl_cli.ui.console import plain, safe_text
+from tl_cli.ui.console import plain, safe_text, shortened
 from tl_cli.ui.progress import format_seconds
 
 # The terminal's names of the pictures' colours, in the order of the contenders.
 COLOURS = ("blue", "orange", "magenta", "green", "yellow", "cyan", "grey")
+_NAME = 32  # cells
+
 Number = TypeVar("Number", int, float)
 Series = Sequence[Sequence[History]]
 
@@ -35,6 +38,7 @@ def print_comparison(console: Console, comparison: Comparison, curves: Series) -
     console.print(
         Text(f"{len(comparison.contenders)} models on the same {comparison.images:,} images{by}", style="bold")
     )
+    console.print(plain(comparison.data, "dim", limit=4000))
     for title, columns in (("accuracy", _accuracy_columns(comparison)), ("cost", _cost_columns(comparison))):
         console.print()
         console.print(Text(title, style="bold"))
@@ -42,11 +46,11 @@ def print_comparison(console: Console, comparison: Comparison, curves: Series) -
     console.print()
     console.print(Text("what can be claimed", style="bold"))
     for sentence in verdicts(comparison):
-        console.print(plain(f"- {sentence}"))
+        console.print(plain(f"- {sentence}", limit=4000))
     console.print()
     console.print(Text("when to choose which", style="bold"))
     for sentence in advice(comparison):
-        console.print(plain(f"- {sentence}"))
+        console.print(plain(f"- {sentence}", limit=4000))
     if any(history.epochs for each in curves for history in each):
         console.print()
         console.print(_legend(comparison))
@@ -60,11 +64,11 @@ def markdown(comparison: Comparison) -> str:
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for place, model in enumerate(comparison.contenders):
         cells = [safe_text(model.name), *(values[place] for values in columns.values())]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", f"{comparison.images:,} images; intervals are 95%.", ""]
-    lines += [f"- {sentence}" for sentence in verdicts(comparison)]
+        lines.append("| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", f"{safe_text(comparison.data)}: {comparison.images:,} images; intervals are 95%.", ""]
+    lines += [f"- {safe_text(sentence, limit=4000)}" for sentence in verdicts(comparison)]
     lines += ["", "When to choose which:", ""]
-    lines += [f"- {sentence}" for sentence in advice(comparison)]
+    lines += [f"- {safe_text(sentence, limit=4000)}" for sentence in advice(comparison)]
     return "\n".join(lines) + "\n"
 
 
@@ -125,27 +129,30 @@ def _behind(comparison: Comparison, place: int) -> str:
     if place == 0:
         return ""
     difference = comparison.pair(0, place).paired.difference
-    return f"{-100 * difference.value:+.2f} ({-100 * difference.high:+.2f} to {-100 * difference.low:+.2f})"
+    # Adding zero makes nothing of a negative one.
+    return (
+        f"{0.0 - 100 * difference.value:+.2f} ({0.0 - 100 * difference.high:+.2f} to {0.0 - 100 * difference.low:+.2f})"
+    )
 
 
 def _table(columns: dict[str, list[str]], models: Sequence[Contender], console: Console) -> Table:
     """Return a row a model, or a block of rows a model where the terminal is narrow."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    widest = max(len(safe_text(model.name, limit=28)) for model in models)
+    widest = max(cell_len(shortened(model.name, _NAME)) for model in models)
     needed = widest + sum(2 + max(map(len, [name, *values])) for name, values in columns.items())
     if needed <= console.width:
         table.add_column("model", no_wrap=True)
         for name in columns:
             table.add_column(name, justify="right", no_wrap=True)
         for place, model in enumerate(models):
-            label = plain(safe_text(model.name, limit=28), "bold" if place == 0 else "")
+            label = Text(shortened(model.name, _NAME), "bold" if place == 0 else "")
             table.add_row(label, *(values[place] for values in columns.values()))
         return table
     table.show_header = False
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for place, model in enumerate(models):
-        table.add_row(plain(safe_text(model.name, limit=28), "bold"))
+        table.add_row(Text(shortened(model.name, _NAME), "bold"))
         for name, values in columns.items():
             if values[place]:
                 table.add_row(Text(f"  {name}", style="dim"), values[place])
@@ -155,7 +162,7 @@ def _table(columns: dict[str, list[str]], models: Sequence[Contender], console: 
 def _legend(comparison: Comparison) -> Text:
     text = Text("validation accuracy by epoch", style="bold")
     for place, model in enumerate(comparison.contenders):
-        text.append("  ").append(safe_text(model.name, limit=28), style=charts.style_of(COLOURS[place % len(COLOURS)]))
+        text.append("  ").append(shortened(model.name, _NAME), style=charts.style_of(COLOURS[place % len(COLOURS)]))
     return text
 
 

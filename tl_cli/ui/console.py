@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from typing import TextIO
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console as Console
 from rich.text import Text
 from rich.theme import Theme
@@ -72,9 +73,20 @@ def safe_text(value: object, *, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def plain(value: object, style: str = "") -> Text:
+def plain(value: object, style: str = "", *, limit: int = 200) -> Text:
     """Return safe text that Rich never reads as markup."""
-    return Text(safe_text(value), style=style)
+    return Text(safe_text(value, limit=limit), style=style)
+
+
+def shortened(value: object, cells: int) -> str:
+    """Return safe text of at most so many cells of a terminal; of a longer one both ends, where names differ."""
+    text = safe_text(value, limit=4000)
+    if cell_len(text) <= cells:
+        return text
+    room = max(0, cells - 3)
+    end = text[::-1]
+    # Cut by cells, as wide characters have two; what is padded where one would not fit whole is taken off.
+    return set_cell_size(text, room - room // 2).rstrip() + "..."[:cells] + set_cell_size(end, room // 2)[::-1].lstrip()
 
 
 def print_error(message: str) -> None:

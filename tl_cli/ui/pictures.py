@@ -1,6 +1,7 @@
 """Pictures as files: curves by matplotlib, contact sheets of images by Pillow."""
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from tl_cli.evaluation.comparison import Comparison
 from tl_cli.evaluation.metrics import wilson
 from tl_cli.training.history import EpochPoint, History
 from tl_cli.ui.charts import smooth
-from tl_cli.ui.console import safe_text
+from tl_cli.ui.console import safe_text, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +131,7 @@ def save_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
     axis.grid(visible=False)
     axis.set(xlabel="answered", ylabel="true", title=safe_text(title))
     if count <= _NAMED:
-        names = [safe_text(name, limit=20) for name in classes]
+        names = [shortened(name, 20) for name in classes]
         axis.set_xticks(range(count), names, rotation=90 if count > 4 else 0, fontsize=8)
         axis.set_yticks(range(count), names, fontsize=8)
     if count <= _NUMBERED:
@@ -191,7 +192,7 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
             axis.errorbar([cost], [value], yerr=[[value - low], [high - value]], color=colour, capsize=3)
             axis.scatter([cost], [value], s=30 + 270 * model.cost.parameters / largest, color=colour, alpha=0.6)
             axis.annotate(
-                safe_text(model.name, limit=30), (cost, value), xytext=(0, 9), textcoords="offset points",
+                shortened(model.name, 30), (cost, value), xytext=(0, 9), textcoords="offset points",
                 ha="center", fontsize=8, clip_on=False,
             )  # fmt: skip
         axis.set(xlabel=label, xscale="log")
@@ -210,7 +211,7 @@ def save_overlaid(names: Sequence[str], curves: Sequence[Sequence[History]], pat
     for place, (name, histories) in enumerate(zip(names, curves, strict=True)):
         colour = _MANY[place % len(_MANY)]
         for number, history in enumerate(histories):
-            label = safe_text(name, limit=30) if number == 0 else "_nolegend_"
+            label = shortened(name, 30) if number == 0 else "_nolegend_"
             _curve(left, history.epochs, "val_accuracy", 100, colour, label)
             _curve(right, history.epochs, "val_loss", 1, colour, label)
     left.set(xlabel="epoch", ylabel="accuracy (%)", title="accuracy on validation images")
@@ -274,7 +275,10 @@ def _save(figure: "Figure", path: Path) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        with warnings.catch_warnings():
+            # A letter that no font here has is a box in the picture, and no line on the screen for each.
+            warnings.filterwarnings("ignore", message="Glyph")
+            figure.savefig(path, dpi=130)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

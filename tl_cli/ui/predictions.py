@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
 from tl_cli.data.decoding import decode
-from tl_cli.ui.console import safe_text
+from tl_cli.ui.console import safe_text, shortened
 from tl_cli.ui.report import thumbnail
 
 _THUMBNAIL = 32
@@ -38,7 +39,7 @@ class Lines:
         self._classes = classes
         self._top = top
         self._show = show and console.color_system is not None
-        self._label = min(24, max(len(safe_text(name, limit=24)) for name in classes))
+        self._label = max(cell_len(shortened(name, 24)) for name in classes)
 
     def __call__(self, path: str, probabilities: Tensor) -> None:
         """Print the line, after a small picture where one is wanted."""
@@ -48,12 +49,13 @@ class Lines:
         # As many as fit, but always the first.
         cell = self._label + 8
         fits = max(1, min(len(best), (self._console.width - 16) // cell))
-        line = Text(_ending(safe_text(path), self._console.width - fits * cell - 2))
-        line.pad_right(max(0, self._console.width - fits * cell - len(line.plain)))
+        room = self._console.width - fits * cell
+        line = Text(_ending(safe_text(path, limit=8000), room - 2))
+        line.pad_right(max(0, room - line.cell_len))
         for place, (name, probability) in enumerate(best[:fits]):
             style = "bold" if place == 0 else "dim"
             line.append(f"{probability:>6.1%} ", style=style)
-            line.append(f"{safe_text(name, limit=24):<{self._label}} ", style=style)
+            line.append(set_cell_size(shortened(name, 24), self._label) + " ", style=style)
         line.rstrip()
         self._console.print(line, no_wrap=True, overflow="ellipsis", crop=False)
 
@@ -116,7 +118,7 @@ def likeliest(probabilities: Tensor, classes: Sequence[str], top: int) -> list[t
 def _ending(path: str, room: int) -> str:
     """Return the end of a path, which tells it from its neighbours."""
     room = max(8, room)
-    return path if len(path) <= room else "..." + path[-(room - 3) :]
+    return path if cell_len(path) <= room else "..." + set_cell_size(path[::-1], room - 3)[::-1].lstrip()
 
 
 def _write(text: str) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from PIL import Image
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,7 @@ from tl_cli.evaluation.judgement import Judgement
 from tl_cli.evaluation.metrics import Accuracy, ClassScore, Confusion, Measure, Mistake
 from tl_cli.training.evaluate import Measured
 from tl_cli.ui import tables
-from tl_cli.ui.console import is_ascii, plain, safe_text
+from tl_cli.ui.console import is_ascii, plain, shortened
 
 # Blue where the answer is right and orange where not, as the curves have them; told apart by colour-blind readers.
 _RIGHT = ((0.9, "white on #00507d"), (0.7, "white on #00679f"), (0.0, "white on #4682a8"))
@@ -36,7 +37,8 @@ def print_judgement(
     part = "all images" if measured.part == "all" else measured.part
     count = judgement.report.accuracy.count
     console.print(plain(title, "bold"))
-    console.print(plain(f"{measured.source}, {part}: {count:,} images of {len(classes)} classes", "dim"))
+    about = f"{measured.source}, {part}: {count:,} images of {len(classes)} classes"
+    console.print(plain(about, "dim", limit=4000))
     console.print()
     console.print(_figures(judgement, short=console.width < _NARROW))
     if judgement.calibration is not None:
@@ -58,14 +60,14 @@ def print_judgement(
 def confusion_map(judgement: Judgement, classes: Sequence[str], console: Console) -> RenderableType:
     """Return the confusion matrix with numbers where they fit, in shades where they do not; rows are the truth."""
     matrix = judgement.report.confusion
-    names = [safe_text(name, limit=14) for name in classes]
+    names = [shortened(name, 14) for name in classes]
     digits = max(3, len(str(matrix.max())))
-    longest = min(14, max(4, *(len(name) for name in names)))
+    longest = max(4, *map(cell_len, names))
     room = console.width - longest - 1
     if len(classes) * (digits + 1) <= room:
         return _numbers(judgement, names, digits, console)
     if len(classes) + longest + 1 <= console.width:
-        return _shades(judgement, [name.rjust(longest) + " " for name in names])
+        return _shades(judgement, [" " * (longest - cell_len(name)) + name + " " for name in names])
     if len(classes) <= console.width:
         return _shades(judgement, [""] * len(classes))
     return Text("The matrix is wider than the terminal.", style="dim")
@@ -175,19 +177,20 @@ def _temperature(calibration: Calibration) -> str:
 
 def _numbers(judgement: Judgement, names: Sequence[str], digits: int, console: Console) -> Table:
     nothing = Text("." if is_ascii(console) else "·", style="dim")
-    longest = max(map(len, names))
+    longest = max(map(cell_len, names))
     width = max(digits, min(longest, (console.width - longest - 1) // len(names) - 1))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("", justify="right", no_wrap=True)
     for name in names:
-        table.add_column(name[:width], justify="right", width=width, no_wrap=True, overflow="crop")
+        heading = set_cell_size(name, width).rstrip()
+        table.add_column(Text(heading), justify="right", width=width, no_wrap=True, overflow="crop")
     for label, row in enumerate(judgement.report.confusion.tolist()):
         total = max(1, sum(row))
         cells = [
             Text(str(number).rjust(width), style=_shade(number / total, is_right=said == label)) if number else nothing
             for said, number in enumerate(row)
         ]
-        table.add_row(names[label], *cells)
+        table.add_row(Text(names[label]), *cells)
     return table
 
 
@@ -216,7 +219,7 @@ def _confused_table(pairs: Sequence[Confusion], classes: Sequence[str], console:
     for heading in ("images", "of it", "true", "answered"):
         table.add_column(heading, justify="right" if heading in ("images", "of it") else "left", no_wrap=True)
     for pair in pairs:
-        names = (plain(safe_text(classes[place], limit=limit)) for place in (pair.true, pair.answered))
+        names = (Text(shortened(classes[place], limit)) for place in (pair.true, pair.answered))
         table.add_row(f"{pair.count:,}", f"{pair.share:.1%}", *names)
     return table
 

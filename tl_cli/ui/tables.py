@@ -14,7 +14,7 @@ from tl_cli.inspection.freeze_plan import Part
 from tl_cli.inspection.summary import Node
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import Resolved
-from tl_cli.ui.console import is_ascii, plain, safe_text
+from tl_cli.ui.console import is_ascii, plain, shortened
 
 _FEW_CLASSES = 12
 _SHOWN_CLASSES = 10
@@ -139,7 +139,7 @@ def class_table(scores: Sequence[ClassScore], classes: Sequence[str], console: C
         if medium:
             cells += [f"{score.precision.value:.1%}" if score.precision else "-", f"{score.f1:.1%}"]
         style = "good" if recall.value >= 0.9 else "train"
-        table.add_row(plain(safe_text(name, limit=18)), *cells, Text(block * round(recall.value * bar), style=style))
+        table.add_row(Text(shortened(name, 18)), *cells, Text(block * round(recall.value * bar), style=style))
     if len(shown) == len(rows):
         return table
     return Group(table, Text(f"and {len(rows) - len(shown)} better ones; tl eval --csv has all of them", "dim"))
