@@ -27,7 +27,7 @@ from tests.conftest import COLOURS, Result, write_pictures
 from tl_cli.cli import main
 from tl_cli.errors import Interrupted
 from tl_cli.evaluation.logits import load_answers
-from tl_cli.models import export, zoo
+from tl_cli.models import bundle, export, zoo
 from tl_cli.tracking.comparisons import Parent
 from tl_cli.tracking.store import Store, open_store, short_id
 from tl_cli.training.evaluate import Judge
@@ -145,6 +145,53 @@ def test_its_own_images_are_known_again_wherever_they_are(tl, there: Store, colo
         assert (said["split"], said["digest"]) == ("test", expected)
         val = json.loads(tl("eval", "good", "--data", place, "--split", "val", "--json", "--no-log").out)
         assert val["images"] == 6
+
+
+def test_images_that_were_trained_on_are_counted_among_others(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+    learned = sorted((colours / "train" / "red").iterdir())
+    write_pictures(tmp_path / "new", {"red": (200, 60, 50)}, 5, size=40)
+    for number, path in enumerate(learned):
+        shutil.copy(path, tmp_path / "new" / "red" / f"copy{number}.png")
+    result = tl("eval", "good", "--data", tmp_path / "new", "--json", "--no-log")
+    # Of the 16 red training images 2 were held out to validate.
+    assert "14 of these 21 images were trained on" in result.err
+    fresh = tmp_path / "fresh"
+    write_pictures(fresh, {"red": (200, 60, 50)}, 5, size=40)
+    assert "trained on" not in tl("eval", "good", "--data", fresh, "--json", "--no-log").err
+
+
+def test_a_changed_source_whose_parts_were_drawn_by_lot_is_refused(tl, workplace: Path) -> None:
+    write_pictures(Path("pictures"), COLOURS, 20)
+    quick = ("--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs", "1")
+    assert tl("train", "squeezenet1_1", *quick, "--data", "pictures", "--quiet").code == 0
+    assert tl("eval", "latest", "--json").code == 0
+    write_pictures(Path("pictures"), COLOURS, 23)
+    for part in ("test", "val"):
+        result = tl("eval", "latest", "--split", part)
+        assert result.code == 2
+        assert "some of them trained on" in result.err
+
+
+def test_pictures_of_one_length_are_not_taken_for_one_another(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+    for path in colours.rglob("*.png"):
+        target = tmp_path / "other" / path.relative_to(colours)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The same name and length, which is all that the digest of files knows of them.
+        target.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    assert tl("eval", "good", "--data", colours, "--split", "val", "--no-log", "--json").code == 0
+    # Validation is held out of its own images; others have none.
+    result = tl("eval", "good", "--data", tmp_path / "other", "--split", "val", "--no-log")
+    assert result.code == 2
+    assert "there are: train, test" in result.err
+
+
+def test_weights_that_are_broken_are_said_so(tl, there: Store, tmp_path: Path) -> None:
+    classifier, card = zoo.restore(folder_of(there, "good"))
+    torch.nn.init.constant_(next(classifier.model.parameters()), float("nan"))
+    bundle.save(tmp_path / "broken", classifier.model, card)
+    result = tl("eval", tmp_path / "broken", "--json")
+    assert result.code == 2
+    assert "18 images with what is no number" in result.err
 
 
 @pytest.mark.parametrize(
@@ -270,8 +317,17 @@ def test_predictions_go_on_past_what_cannot_be_read(tl, there: Store, colours: P
     assert tl("predict", "x" * 300, pictures[0]).code == 2
 
 
+@pytest.fixture
+def threads(request: pytest.FixtureRequest):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.parametrize("batch", [1, 2, 3, 50])
-def test_failures_anywhere_keep_the_order(there: Store, colours: Path, tmp_path: Path, batch: int) -> None:
+def test_failures_anywhere_keep_the_order(there: Store, colours: Path, tmp_path: Path, threads, batch: int) -> None:
     classifier, _ = zoo.restore(folder_of(there, "good"))
     good = [str(path) for path in sorted((colours / "test").rglob("*.png"))]
     bad = [str(tmp_path / f"{n}.png") for n in range(7)]
@@ -301,6 +357,22 @@ def test_pictures_are_not_read_far_ahead(there: Store, colours: Path) -> None:
     found.close()
 
 
+def test_failures_are_told_as_they_come(there: Store) -> None:
+    classifier, _ = zoo.restore(folder_of(there, "good"))
+    asked = 0
+
+    def endless():
+        nonlocal asked
+        while True:
+            asked += 1
+            yield "/nowhere.png"
+
+    found = predict(classifier, endless(), batch_size=4)
+    assert [next(found).probabilities for _ in range(20)] == [None] * 20
+    assert asked < 20 + 4 * 8
+    found.close()
+
+
 def test_predictions_as_a_table_and_as_csv(tl, there: Store, colours: Path) -> None:
     table = tl("predict", "good", colours / "test", "--format", "table", "--top", "2")
     assert (table.code, table.err) == (0, "")
@@ -311,7 +383,7 @@ def test_predictions_as_a_table_and_as_csv(tl, there: Store, colours: Path) -> N
     assert len(rows) == 18
     assert float(rows[0]["probability_1"]) >= float(rows[0]["probability_2"])
     assert list(rows[0]) == ["path", *(f"{what}_{n}" for n in (1, 2, 3) for what in ("class", "probability"))]
-    assert "no pictures in" in tl("predict", "good", colours / "test" / "*.gif").err
+    assert "*.gif: there is no such file" in tl("predict", "good", colours / "test" / "*.gif").err
 
 
 def test_names_that_are_no_text_come_out_as_their_bytes(tl, there: Store, colours: Path, tmp_path: Path) -> None:
@@ -435,6 +507,7 @@ def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Pa
     assert said.stdout.decode().strip() == expected
     assert "is there already" in tl("export", "good", "--output", tmp_path / "m.onnx").err
     assert tl("export", "good", "--output", tmp_path / "m.onnx", "--force").code == 0
+    assert "is a folder" in tl("export", "good", "--output", tmp_path, "--force").err
     assert tl("export", "good", "--format", "folder", "--output", tmp_path / "m").code == 0
     assert tl("eval", tmp_path / "m", "--json").code == 0
 

@@ -31,7 +31,22 @@ def test_patterns_match_as_in_a_shell(pictures: Path) -> None:
     assert wanted("*.jpg") == ["[x].jpg", "b.jpg"]
     assert wanted("**/*.webp") == ["sub/deep/d.webp"]
     assert wanted("s*") == ["sub/c.JPG", "sub/deep/d.webp"]
-    assert wanted("*.gif") == []
+    assert wanted("**") == ["[x].jpg", "a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
+    assert wanted("*") == wanted("**")
+    assert wanted("**/deep") == ["sub/deep/d.webp"]
+
+
+def test_what_stands_for_nothing_is_told(pictures: Path) -> None:
+    (pictures / "empty").mkdir()
+    assert wanted("*.gif", "empty", "a.png") == ["*.gif", "empty", "a.png"]
+
+
+def test_links_are_followed_once(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "sub" / "deep" / "loop").symlink_to(pictures / "sub")
+    assert wanted("sub") == ["sub/c.JPG", "sub/deep/d.webp"]
+    (pictures / "linked").mkdir()
+    (pictures / "linked" / "there").symlink_to(pictures / "sub" / "deep")
+    assert wanted("linked") == ["linked/there/d.webp", "linked/there/loop/c.JPG"]
 
 
 def test_a_dash_stands_for_the_lines(pictures: Path) -> None:

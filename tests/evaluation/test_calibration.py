@@ -77,6 +77,14 @@ def test_images_without_a_mistake_say_nothing_of_how_sure_to_be() -> None:
     assert "all 15 validation images" in note
 
 
+def test_a_temperature_at_the_edge_of_what_is_looked_at_is_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    random = Answers(5 * torch.randn(500, 4, generator=generator), torch.randint(0, 4, (500,), generator=generator))
+    temperature, note = fit_temperature(Answers(9 * random.logits, random.labels))
+    assert temperature == 1.0
+    assert "outside 0.1 to 10" in note
+
+
 def test_a_kept_temperature_is_for_its_weights_alone(tmp_path: Path) -> None:
     path = tmp_path / calibration.FILE
     assert calibration.read(path, "abc") is None

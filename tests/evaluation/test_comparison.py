@@ -34,7 +34,8 @@ def some_right(share: float, count: int = 1000, seed: int = 0) -> np.ndarray:
 def test_the_most_accurate_comes_first_and_what_can_be_claimed_is_said() -> None:
     found = compare_all([contender("weak", some_right(0.6, seed=1)), contender("strong", some_right(0.9, seed=2))])
     assert [each.name for each in found.contenders] == ["strong", "weak"]
-    (sentence,) = verdicts(found)
+    sentence, note = verdicts(found)
+    assert note.startswith("One training each: this is about the trained models")
     assert sentence.startswith("strong is better than weak: +")
     assert "on 1,000 images" in sentence
     assert "McNemar p = " in sentence
@@ -47,11 +48,25 @@ def test_a_small_difference_is_not_called_an_advantage() -> None:
     other[np.flatnonzero(~right)[:9]] = True
     other[np.flatnonzero(right)[:2]] = False
     found = compare_all([contender("a", right), contender("b", other)])
-    (sentence,) = verdicts(found)
+    sentence, _ = verdicts(found)
     # 9 against 2 images: p = 0.065.
     assert sentence.startswith("No difference between b and a can be claimed on 1,000 images: +0.70 points")
     assert "p = 0.065" in sentence
-    assert advice(found)[0] == "Where accuracy counts, none of b, a can be preferred to another"
+    assert advice(found)[0] == "b: where accuracy counts most, or a: no difference to it can be claimed"
+
+
+def test_what_cannot_be_told_from_the_first_may_still_differ_from_each_other() -> None:
+    right = some_right(0.6, 4000)
+    wrong = np.flatnonzero(~right)
+    first, second, third = right.copy(), right.copy(), right.copy()
+    first[wrong[:60]], second[wrong[60:110]] = True, True
+    third[np.flatnonzero(right)[:1]] = False
+    first[np.flatnonzero(right)[:40]] = False
+    found = compare_all([contender("a", first), contender("b", second), contender("c", third)])
+    top, *others = (model.name for model in found.contenders)
+    claimed = {(found.contenders[p.first].name, found.contenders[p.second].name): p.is_claimed for p in found.pairs}
+    assert (top, claimed["b", "c"], claimed["b", "a"]) == ("b", True, True)
+    assert advice(found)[0] == "b: where accuracy counts most; it is better than each of the others"
 
 
 def test_a_pair_among_many_needs_more() -> None:

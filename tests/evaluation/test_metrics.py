@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -77,11 +79,28 @@ def test_the_interval_of_a_mean_over_classes_is_a_bootstrap_of_the_images() -> N
     labels, predicted = answers.labels.numpy(), answers.logits.argmax(1).numpy()
     theirs = bootstrap(
         (labels, predicted), lambda true, said: f1_score(true, said, average="macro"), paired=True, vectorized=False,
-        n_resamples=1000, method="percentile", random_state=0,
+        n_resamples=1000, method="basic", random_state=0,
     ).confidence_interval  # fmt: skip
     ours = macro_scores(report(answers).confusion).f1
     assert ours.low == pytest.approx(theirs.low, abs=0.012)
     assert ours.high == pytest.approx(theirs.high, abs=0.012)
+
+
+@pytest.mark.parametrize(("count", "classes"), [(2000, 100), (1000, 10), (60, 3)])
+def test_the_intervals_hold_what_so_many_more_images_would_show(count: int, classes: int) -> None:
+    truth = macro_scores(report(some_answers(100_000, classes, 99)).confusion).f1.value
+    found = [macro_scores(report(some_answers(count, classes, seed)).confusion).f1 for seed in range(30)]
+    assert all(each.low <= each.value <= each.high for each in found)
+    assert sum(each.low <= truth <= each.high for each in found) >= 25
+
+
+def test_where_nothing_says_how_sure_a_number_is_there_is_no_interval() -> None:
+    one = report(some_answers(1, 3))
+    assert not one.loss.is_known
+    assert not macro_scores(one.confusion).f1.is_known
+    assert not macro_scores(np.diag([50, 50, 50])).recall.is_known
+    # Three images a class: their means are far from what more would show.
+    assert not macro_scores(report(some_answers(300, 100)).confusion).f1.is_known
 
 
 def test_means_are_over_the_classes_that_have_images() -> None:
@@ -96,11 +115,12 @@ def test_means_are_over_the_classes_that_have_images() -> None:
     assert (scores[2].recall, scores[2].f1, scores[2].answers) == (None, None, 1)
 
 
-def test_many_classes_take_little_memory_and_time() -> None:
-    answers = some_answers(20_000, 1000)
+def test_many_classes_take_little_time() -> None:
+    answers = some_answers(50_000, 1000)
+    start = time.perf_counter()
     macro = macro_scores(report(answers).confusion)
-    assert macro.f1.low < macro.f1.value + 0.02
-    assert macro.f1.high > macro.f1.low
+    assert time.perf_counter() - start < 20
+    assert macro.f1.low <= macro.f1.value <= macro.f1.high
 
 
 def test_the_most_confused_pairs_are_the_largest_cells_beside_the_diagonal() -> None:

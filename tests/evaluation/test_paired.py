@@ -104,6 +104,15 @@ def test_how_wide_the_interval_of_an_accuracy_is(shares: tuple[float, ...]) -> N
         assert found.high == pytest.approx(min(1, found.value + 4.3 * np.std(right.mean(1), ddof=1) / 3**0.5), abs=0.01)
 
 
+def test_few_images_claim_nothing() -> None:
+    for images in (1, 2, 4):
+        found = compare(np.zeros((2, images), bool), np.ones((2, images), bool))
+        assert found.p_value > 0.05
+        assert found.difference.value == 1
+    alike = mean_accuracy(np.ones((3, 5), bool))
+    assert alike.low == pytest.approx(mean_accuracy(np.ones((1, 5), bool)).low)
+
+
 def test_p_values_of_several_pairs_are_adjusted_by_holm() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]

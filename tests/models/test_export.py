@@ -62,6 +62,20 @@ def test_what_must_be_known_is_in_the_file(tmp_path: Path) -> None:
     assert json.loads(extra["classes"]) == list(card.classes)
 
 
+def test_a_file_that_fails_its_check_takes_no_name(tmp_path: Path) -> None:
+    classifier, card = made("resnet18", tmp_path / "model")
+
+    def refuse(written: Path) -> None:
+        assert written.stat().st_size > 1000
+        raise TlError("no")
+
+    (tmp_path / "file.pt2").write_bytes(b"old")
+    with pytest.raises(TlError, match="no"):
+        export.write_pt2(classifier, card, tmp_path / "file.pt2", refuse)
+    assert (tmp_path / "file.pt2").read_bytes() == b"old"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file.pt2", "model"]
+
+
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(UsageError, match=r"pip install 'tl-cli\[export\]'"):

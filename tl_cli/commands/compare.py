@@ -375,6 +375,8 @@ def _answers(target: "Target", how: _How, progress: "Progress") -> "KeptAnswers"
     measured = examiner.measure(how.split)
     if measured.is_changed:
         print_warning(f"the {measured.part} images are not those that {target.name} was trained with")
+    if measured.trained_on:
+        print_warning(f"{target.name} was trained on {measured.trained_on:,} of these {measured.split.count:,} images")
     return KeptAnswers(measured.answers, tuple(measured.images.ids), card.classes)
 
 

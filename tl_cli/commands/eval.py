@@ -142,6 +142,11 @@ def _warn(measured: "Measured") -> None:
         print_warning(f"the {measured.part} images are not those that the model was trained with")
     if measured.is_own and measured.part == "train":
         print_warning("these images were trained on: the figures say how much was learned by heart, not how good it is")
+    if measured.trained_on:
+        known, count = measured.trained_on, measured.split.count
+        print_warning(f"{known:,} of these {count:,} images were trained on: the figures flatter the model")
+    if not measured.is_own and measured.trained_on is None:
+        print_warning("the training images are not at hand: nothing says whether some of these were among them")
     if measured.missing:
         print_warning(
             f"{measured.source} has no images of {some(measured.missing, 8)}; "

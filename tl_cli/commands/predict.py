@@ -58,8 +58,6 @@ def predict(
     form = form or ("table" if show or sys.stdout.isatty() else "jsonl")
     # A list on stdin is read once and is of any length.
     total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
-    if total == 0:
-        raise UsageError(f"there are no pictures in {', '.join(paths)}")
     console = make_console(quiet=quiet)
     writer: shown.Writer
     if form == "table":

@@ -9,7 +9,7 @@ from tl_cli.contract import SPLIT_NAMES, DataSpec, Split, SplitName
 from tl_cli.data import archive, folder, listing, published, splits
 from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
 from tl_cli.data.found import Found
-from tl_cli.data.images import FileImages, Images, PackedImages, describe, pack
+from tl_cli.data.images import FileImages, Images, PackedImages, are_same, describe, pack, shared
 from tl_cli.errors import DataError, suggest
 from tl_cli.fetch import Progress, cache_root, silent
 from tl_cli.store import Store, memory_bytes
@@ -53,10 +53,24 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
     return _labelled(found, _split(found, spec), spec.model_copy(update={"source": source}), workers, progress)
 
 
-def open_to_judge(
-    then: DataSpec, source: str, *, data_dir: str | None, workers: int, progress: Progress = silent
-) -> tuple[LabelledData, bool]:
-    """Return the images of ``source``, and whether a model that was trained on ``then`` knows them.
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Images on which a trained model is judged, none of them decoded yet.
+
+    Attributes:
+        data: the images, whole.
+        is_own: whether they are those that the model was trained on, split as they were.
+        trained_on: where they are others, how many of them it was trained on all the same; None where its own images
+            are no longer there to be compared.
+    """
+
+    data: LabelledData
+    is_own: bool
+    trained_on: Mapping[SplitName, int] | None = None
+
+
+def open_to_judge(then: DataSpec, source: str, *, data_dir: str | None, progress: Progress = silent) -> Judged:
+    """Return the images of ``source`` for a model that was trained on ``then``.
 
     Its own images are split as they were for its training, wherever they are now: any part is told by its digest.
     Others come as they lie there, in the parts that the source has; one of classes only has them all in ``train``.
@@ -68,13 +82,50 @@ def open_to_judge(
     spec = then.model_copy(update={"source": locate(source), "data_dir": data_dir or then.data_dir, "splits": {}})
     found = _open(spec.source, cache_folder(spec.data_dir), progress, fewest=1)
     is_same_place = spec.source == then.source
+    own = {} if is_same_place else _own_images(then, progress)
     # A few images cannot be split, and then are not its own.
     with suppress(DataError) if not is_same_place else nullcontext():
         parts = _split(found, spec)
         described = _described(parts, found.classes)
-        if is_same_place or any(split == then.splits.get(name) for name, split in described.items()):
-            return _labelled(found, parts, spec, workers, progress), True
-    return _labelled(found, dict(found.parts), spec, workers, progress), False
+        alike = [name for name, split in described.items() if split == then.splits.get(name)]
+        if is_same_place or (alike and all(are_same(parts[name], own[name]) for name in alike if name in own)):
+            return Judged(_whole(found, parts, spec), is_own=True)
+    parts = dict(found.parts)
+    trained_on = {name: shared(images, own["train"]) for name, images in parts.items()} if own else None
+    return Judged(_whole(found, parts, spec), is_own=False, trained_on=trained_on)
+
+
+def _own_images(then: DataSpec, progress: Progress) -> dict[SplitName, Images]:
+    """Return the images of a training by part, as they are where they were; nothing where they are not at hand."""
+    with suppress(DataError):
+        if is_at_hand(then):
+            return _split(_open(then.source, cache_folder(then.data_dir), progress), then)
+    return {}
+
+
+def decoded(images: Images, *, workers: int, progress: Progress = silent) -> Images:
+    """Return the images decoded where they are of one size and small, else as they are.
+
+    Raises:
+        DataError: one of them cannot be decoded.
+    """
+    if isinstance(images, PackedImages):
+        return images
+    return pack(
+        images, budget_bytes=_budget(), workers=workers, progress=progress, store=Store(cache_root() / "decoded")
+    )
+
+
+def _budget() -> int:
+    # Of all memory, not of what happens to be free: the same data must come out the same tomorrow.
+    return min(_PACK_LIMIT_BYTES, memory_bytes() // 4)
+
+
+def _whole(found: Found, parts: Mapping[SplitName, Images], spec: DataSpec) -> LabelledData:
+    described = _described(parts, found.classes)
+    ordered = {name: parts[name] for name in described}
+    filled = spec.model_copy(update={"layout": found.layout, "splits": described})
+    return LabelledData(found.classes, ordered, filled, found.notes)
 
 
 def _labelled(
@@ -84,8 +135,7 @@ def _labelled(
     described = _described(parts, found.classes)
     packed: dict[SplitName, Images] = {}
     store = Store(cache_root() / "decoded")
-    # Of all memory, not of what happens to be free: the same data must come out the same tomorrow.
-    budget = min(_PACK_LIMIT_BYTES, memory_bytes() // 4)
+    budget = _budget()
     for name in described:
         images = parts[name]
         if isinstance(images, FileImages):

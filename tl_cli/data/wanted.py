@@ -10,24 +10,38 @@ STDIN = "-"
 
 
 def wanted_pictures(names: Sequence[str], lines: Iterable[str]) -> Iterator[str]:
-    """Yield the paths that are meant, one by one: nothing is held that was yielded.
+    """Yield the paths that are meant, one by one: of folders and lists nothing is held that was yielded.
 
     A folder stands for every picture below it, in order; a pattern for what it matches, ``**`` for folders between;
-    ``-`` for the lines. What is named itself is taken as it is, whatever its ending and whether it is there or not.
+    ``-`` for the lines. What is named itself is taken as it is, whatever its ending and whether it is there or not; so
+    is a folder or a pattern that stands for nothing, so that it is told.
     """
     for name in names:
         if name == STDIN:
             yield from (line for line in (each.rstrip("\r\n") for each in lines) if line)
-        elif _is_folder(name):
-            yield from _below(name)
+            continue
+        if _is_folder(name):
+            meant = _below(name)
         elif glob.has_magic(name) and not os.path.lexists(name):
-            for match in sorted(glob.glob(name, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
-                if not _is_folder(match):
-                    yield match
-                elif "**" not in name:
-                    yield from _below(match)
+            meant = _matching(name)
         else:
-            yield name
+            meant = iter((name,))
+        first = next(meant, name)
+        yield first
+        yield from meant
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """Yield what a pattern matches: of folders the pictures below them, of files those that it names."""
+    is_any = os.path.basename(pattern) in ("*", "**")  # noqa: PTH119 (a pattern is no path)
+    seen: set[str] = set()
+    for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
+        found = _below(match) if _is_folder(match) else iter((match,) if not is_any or is_picture(match) else ())
+        for path in found:
+            # A folder's pictures may be matched by themselves too.
+            if os.path.normpath(path) not in seen:
+                seen.add(os.path.normpath(path))
+                yield path
 
 
 def _is_folder(name: str) -> bool:
@@ -36,6 +50,13 @@ def _is_folder(name: str) -> bool:
 
 
 def _below(folder: str) -> Iterator[str]:
-    for here, inner, files in os.walk(folder):
+    visited: set[tuple[int, int]] = set()
+    for here, inner, files in os.walk(folder, followlinks=True):
+        place = os.stat(here)
+        if (place.st_dev, place.st_ino) in visited:
+            # A link back to where this came from.
+            inner.clear()
+            continue
+        visited.add((place.st_dev, place.st_ino))
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield from (os.path.join(here, name) for name in sorted(files) if is_picture(name))

@@ -89,7 +89,8 @@ def reliability(answers: Answers, temperature: float = 1.0, seed: int = 0) -> Re
     place = np.clip(np.ceil(confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
     counts, sums = (np.bincount(place, weights, _BINS) for weights in (None, confidence))
     correct = np.bincount(place, right, _BINS)
-    drawn = np.random.default_rng(seed).random((_DRAWS, len(confidence))) < confidence
+    generator = np.random.default_rng(seed)
+    drawn = (generator.random(len(confidence)) < confidence for _ in range(_DRAWS))
     by_chance = [np.abs(np.bincount(place, each, _BINS) - sums).sum() / len(confidence) for each in drawn]
     bins = tuple(
         Bin(number / _BINS, (number + 1) / _BINS, int(count), float(total / count), int(hits))
@@ -115,7 +116,11 @@ def fit_temperature(answers: Answers) -> tuple[float, str]:
 
     # Convex in 1/T, so with one minimum in log T.
     found = minimize_scalar(loss, bounds=tuple(np.log(_TEMPERATURES)), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x)), ""
+    temperature = float(np.exp(found.x))
+    low, high = _TEMPERATURES
+    if not 1.01 * low < temperature < high / 1.01:
+        return 1.0, f"the best one would lie outside {low:g} to {high:g}: the probabilities say next to nothing"
+    return temperature, ""
 
 
 def mean_loss(answers: Answers, temperature: float = 1.0) -> float:

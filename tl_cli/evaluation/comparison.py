@@ -152,8 +152,14 @@ def compare_all(contenders: Sequence[Contender], data: str = "") -> Comparison:
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """Return one sentence a pair, in plain words."""
-    return [_verdict(comparison, pair) for pair in comparison.pairs]
+    """Return one sentence a pair, in plain words, and what they are not about."""
+    sentences = [_verdict(comparison, pair) for pair in comparison.pairs]
+    if any(len(model.trainings) == 1 for model in comparison.contenders):
+        sentences.append(
+            "One training each: this is about the trained models, not about their architectures or settings; "
+            "another seed could turn a small difference (tl compare --models ... --seeds 3)"
+        )
+    return sentences
 
 
 def advice(comparison: Comparison) -> list[str]:
@@ -164,8 +170,8 @@ def advice(comparison: Comparison) -> list[str]:
     if len(best) == 1:
         lines.append(f"{models[0].name}: where accuracy counts most; it is better than each of the others")
     else:
-        names = [models[place].name for place in best]
-        lines.append(f"Where accuracy counts, none of {', '.join(names)} can be preferred to another")
+        others = " or ".join(models[place].name for place in best[1:])
+        lines.append(f"{models[0].name}: where accuracy counts most, or {others}: no difference to it can be claimed")
     for place in range(len(models)):
         reasons = _reasons(comparison, place)
         if reasons:
@@ -293,6 +299,8 @@ def _test(paired: Paired) -> str:
 
 
 def _p(value: float) -> str:
+    if value < 1e-300:
+        return "0"
     return f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}"
 
 

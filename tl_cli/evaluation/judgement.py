@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from tl_cli.evaluation.calibration import Calibration, Reliability, reliability
 from tl_cli.evaluation.logits import Answers
 from tl_cli.evaluation.metrics import (
@@ -21,6 +23,8 @@ from tl_cli.evaluation.metrics import (
 )
 
 _PAIRS = 20
+# Beyond so many classes a matrix is mostly nothing.
+_DENSE = 1000
 _MISTAKES = 24
 
 
@@ -105,7 +109,7 @@ def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) ->
         },
         "classes": list(classes),
         "by_class": class_rows(judgement, classes),
-        "confusion": measured.confusion.tolist(),
+        **_confusion(measured.confusion),
         "most_confused": [
             {"true": classes[pair.true], "answered": classes[pair.answered], "images": pair.count, "share": pair.share}
             for pair in judgement.confused
@@ -121,6 +125,14 @@ def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) ->
             for each in judgement.mistakes
         ],
     }
+
+
+def _confusion(matrix: np.ndarray) -> dict[str, object]:
+    """Return the matrix, or of a large one the cells that are not empty: true, answered, images."""
+    if len(matrix) <= _DENSE:
+        return {"confusion": matrix.tolist()}
+    true, answered = np.nonzero(matrix)
+    return {"confusion_cells": np.stack([true, answered, matrix[true, answered]], 1).tolist()}
 
 
 def class_rows(judgement: Judgement, classes: Sequence[str]) -> list[dict[str, object]]:
@@ -142,12 +154,13 @@ def class_rows(judgement: Judgement, classes: Sequence[str]) -> list[dict[str, o
     ]
 
 
-def _share(name: str, accuracy: Accuracy) -> dict[str, float]:
+def _share(name: str, accuracy: Accuracy) -> dict[str, float | None]:
     return _measure(name, Measure(accuracy.value, accuracy.low, accuracy.high))
 
 
-def _measure(name: str, measure: Measure) -> dict[str, float]:
-    return {name: measure.value, f"{name}_low": measure.low, f"{name}_high": measure.high}
+def _measure(name: str, measure: Measure) -> dict[str, float | None]:
+    low, high = (measure.low, measure.high) if measure.is_known else (None, None)
+    return {name: measure.value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _reliability(found: Reliability) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Numbers about answers, each with its uncertainty where it is an estimate."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from sklearn.metrics import confusion_matrix
 from tl_cli.evaluation.logits import Answers
 
 _DRAWS = 1000
+# With fewer images a class, means over classes are too far from what more would show for an interval to hold it.
+_FEWEST_A_CLASS = 10
 # Resampled numbers are held at once; more are drawn in parts.
 _MOST_AT_ONCE = 1 << 24
 
@@ -40,11 +43,16 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """An estimate with the two ends of its 95% interval."""
+    """An estimate with the two ends of its 95% interval; NaN where so few images say nothing of it."""
 
     value: float
     low: float
     high: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an interval."""
+        return not math.isnan(self.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +102,9 @@ class ClassScore:
 class MacroScores:
     """Means over the classes that have images, each class counting as much as any other.
 
-    A class that was never answered has precision 0, as in scikit-learn. The intervals are percentiles of 1,000
-    bootstrap samples of the images.
+    A class that was never answered has precision 0, as in scikit-learn. The intervals are basic ones (Davison and
+    Hinkley 1997) of 1,000 bootstrap samples of the images, drawn class by class so that none is lost; with fewer than
+    ten images a class there are none.
     """
 
     precision: Measure
@@ -187,19 +196,29 @@ def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
     """
     true, answered = np.nonzero(confusion)
     counts = confusion[true, answered]
-    total = int(counts.sum())
     generator = np.random.default_rng(seed)
-    # Resampling images is drawing anew how many fall in each cell that has any.
+    # Cells come row by row, and a row is a class.
+    rows = np.split(counts, np.flatnonzero(np.diff(true)) + 1)
+    values = _macro(true, answered, counts[None], len(confusion))[:, 0]
+    if counts.sum() < _FEWEST_A_CLASS * len(rows):
+        precision, recall, f1 = (Measure(float(value), math.nan, math.nan) for value in values)
+        return MacroScores(precision, recall, f1)
     size = max(1, _MOST_AT_ONCE // max(len(counts), len(confusion)))
     drawn = []
     for start in range(0, _DRAWS, size):
-        draws = generator.multinomial(total, counts / total, min(size, _DRAWS - start))
-        drawn.append(_macro(true, answered, draws, len(confusion)))
-    sampled = np.concatenate(drawn, axis=1)
-    values = _macro(true, answered, counts[None], len(confusion))[:, 0]
-    low, high = np.percentile(sampled, [2.5, 97.5], axis=1)
-    precision, recall, f1 = (Measure(*map(float, each)) for each in zip(values, low, high, strict=True))
+        # Resampling images is drawing anew how many of a class fall in each cell that has any.
+        draws = [generator.multinomial(row.sum(), row / row.sum(), min(size, _DRAWS - start)) for row in rows]
+        drawn.append(_macro(true, answered, np.concatenate(draws, axis=1), len(confusion)))
+    quantiles = np.percentile(np.concatenate(drawn, axis=1), [2.5, 97.5], axis=1).T
+    precision, recall, f1 = (_basic(float(value), *each) for value, each in zip(values, quantiles, strict=True))
     return MacroScores(precision, recall, f1)
+
+
+def _basic(value: float, low: float, high: float) -> Measure:
+    """Return the interval that is the quantiles' mirror image about the estimate, within 0..1 and around it."""
+    if low == high:
+        return Measure(value, math.nan, math.nan)
+    return Measure(value, max(0.0, min(value, 2 * value - high)), min(1.0, max(value, 2 * value - low)))
 
 
 def most_confused(confusion: np.ndarray, most: int) -> list[Confusion]:
@@ -254,7 +273,7 @@ def _macro(true: np.ndarray, answered: np.ndarray, draws: np.ndarray, num_classe
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> Measure:
-    """Return a mean with Student's 95% interval; of one value it is unknown and takes no room."""
+    """Return a mean with Student's 95% interval; of one value it is unknown."""
     mean = float(np.mean(values))
-    half = float(sem(values) * t.ppf(0.975, len(values) - 1)) if len(values) > 1 else 0.0
+    half = float(sem(values) * t.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.nan
     return Measure(mean, mean - half, mean + half)

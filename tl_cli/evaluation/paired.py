@@ -101,7 +101,9 @@ def mean_accuracy(right: np.ndarray) -> Measure:
         one = wilson(int(right.sum()), right.shape[1])
         return Measure(one.value, one.low, one.high)
     found, _ = _student([right])
-    return Measure(found.value, max(0.0, found.low), min(1.0, found.high))
+    # Never surer than the images alone allow.
+    least = wilson(round(found.value * right.shape[1]), right.shape[1])
+    return Measure(found.value, max(0.0, min(found.low, least.low)), min(1.0, max(found.high, least.high)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -123,6 +125,9 @@ def _student(models: Sequence[np.ndarray]) -> tuple[Measure, float]:
     Args:
         models: (S, N) bool each.
     """
+    if models[0].shape[1] < 2:
+        value = float(models[-1].mean() - (models[0].mean() if len(models) == 2 else 0.0))
+        return Measure(value, -1.0, 1.0), 1.0
     per_image = models[-1].mean(0) - (models[0].mean(0) if len(models) == 2 else 0.0)
     spreads = [(right.mean(1).var(ddof=1), len(right) - 1) for right in models if len(right) > 1]
     widest = max(spreads)
@@ -130,10 +135,14 @@ def _student(models: Sequence[np.ndarray]) -> tuple[Measure, float]:
     for right in models:
         variance, freedom = (right.mean(1).var(ddof=1), len(right) - 1) if len(right) > 1 else widest
         parts.append((variance / len(right), freedom))
-    total = float(sum(variance for variance, _ in parts))
     value = float(per_image.mean())
+    total = float(sum(variance for variance, _ in parts))
     if total == 0:
-        return Measure(value, value, value), 1.0 if value == 0 else 0.0
+        # All images and trainings are alike, and only their number says how sure that is.
+        images = len(per_image)
+        share = wilson(images, images).low
+        low, high = sorted((value * share, value))
+        return Measure(value, low, high), 1.0 if value == 0 else float(binomtest(images, images).pvalue)
     freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
     error = math.sqrt(total)
     half = float(t.ppf(0.975, freedom)) * error

@@ -5,7 +5,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,9 @@ from tl_cli.contract import ModelCard
 from tl_cli.errors import StorageError, TlError, UsageError, first_line
 from tl_cli.models.bundle import CARD_FILE, WEIGHTS_FILE
 from tl_cli.models.zoo import Classifier
+
+# Told where a file was written; raises where it is not as it should be.
+Check = Callable[[Path], None]
 
 INPUT, OUTPUT = "images", "logits"
 # Written one after another by two programs that compute in fp32: more than rounding is a fault.
@@ -50,8 +53,11 @@ def facts(card: ModelCard) -> dict[str, str]:
     }
 
 
-def write_onnx(classifier: Classifier, card: ModelCard, path: Path) -> None:
+def write_onnx(classifier: Classifier, card: ModelCard, path: Path, check: Check = lambda written: None) -> None:
     """Write the network with its normalisation as ONNX; any batch size. Classes and preprocessing are its metadata.
+
+    Args:
+        check: given the file before it takes the name of ``path``, which it does not where this raises.
 
     Raises:
         UsageError: onnx is not installed.
@@ -70,6 +76,7 @@ def write_onnx(classifier: Classifier, card: ModelCard, path: Path) -> None:
         made.model.metadata_props.update(facts(card))
     with _temporary(path) as temporary:
         made.save(temporary)
+        check(temporary)
 
 
 def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
@@ -94,16 +101,21 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
     return logits
 
 
-def write_pt2(classifier: Classifier, card: ModelCard, path: Path) -> None:
+def write_pt2(classifier: Classifier, card: ModelCard, path: Path, check: Check = lambda written: None) -> None:
     """Write the network with its normalisation as a torch.export program; any batch size.
+
+    Args:
+        check: given the file before it takes the name of ``path``, which it does not where this raises.
 
     Raises:
         TlError: torch cannot export this network.
         StorageError: the file cannot be written.
     """
     program = _exported(classifier)
-    with _temporary(path) as temporary, _quiet():
-        torch.export.save(program, temporary, extra_files=facts(card))
+    with _temporary(path) as temporary:
+        with _exporting(card, "pt2"):
+            torch.export.save(program, temporary, extra_files=facts(card))
+        check(temporary)
 
 
 def run_pt2(path: Path, images: np.ndarray) -> np.ndarray:
@@ -145,7 +157,9 @@ def _exporting(card: ModelCard, kind: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except Exception as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch raises a kind of its own for each thing that it cannot do
         raise TlError(f"torch cannot export {card.architecture} as {kind}: {first_line(error)[:300]}") from error
 
 

@@ -10,8 +10,8 @@ import torch
 from tl_cli.contract import ModelCard, Split, SplitName
 from tl_cli.data.images import Images, describe
 from tl_cli.data.loaders import Loader
-from tl_cli.data.sources import LabelledData, changed_parts, check_still_there, open_to_judge
-from tl_cli.errors import DataError, some
+from tl_cli.data.sources import LabelledData, changed_parts, check_still_there, decoded, open_to_judge
+from tl_cli.errors import DataError, WeightsError, some
 from tl_cli.evaluation.calibration import Calibration, fit_temperature, mean_loss
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.fetch import Progress, digest, silent
@@ -36,6 +36,7 @@ class Measured:
         split: their number and digest.
         is_own: whether they are of the data that the model was trained on.
         is_changed: whether they are of those data, but no longer what they were.
+        trained_on: of others, how many of them were among the training images all the same; None where nothing says so.
         missing: classes of the model without images here.
         notes: things a person should know of the source.
     """
@@ -47,6 +48,7 @@ class Measured:
     split: Split
     is_own: bool
     is_changed: bool
+    trained_on: int | None
     missing: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -81,9 +83,8 @@ class Judge:
         self._workers = default_workers() if workers is None else workers
         if source is None:
             check_still_there(card.data.source)
-        self._data, self.is_own = open_to_judge(
-            card.data, source or card.data.source, data_dir=data_dir, workers=self._workers, progress=progress
-        )
+        judged = open_to_judge(card.data, source or card.data.source, data_dir=data_dir, progress=progress)
+        self._data, self.is_own, self._trained_on = judged.data, judged.is_own, judged.trained_on
         self._places = _places(self._data, card)
         # Channels-last: on a CPU faster for every network that was tried, and what a GPU's tensor cores want.
         self._machine = Machine(choose_device(device), memory_format=torch.channels_last)
@@ -109,6 +110,9 @@ class Judge:
         """
         part = part or self.preferred
         images = self._images(part)
+        described = describe(images, self._data.classes) if part == "all" else self._data.spec.splits[part]
+        name: SplitName = "train" if part == "all" else part
+        images = decoded(images, workers=self._workers, progress=self._progress)
         loader = Loader(
             replace(images, labels=self._places[images.labels]),
             self._card.preprocessing,
@@ -124,16 +128,17 @@ class Judge:
             lambda done: self._progress("evaluating", done, total),
             at_once=self._machine.at_once,
         )
+        _check_finite(answers, images)
         seen = np.bincount(answers.labels.numpy(), minlength=len(self._card.classes))
-        changed = changed_parts(self._card.data, self._data.spec) if self.is_own else []
         return Measured(
             answers=answers,
             images=loader.images,
             source=self._data.spec.source,
             part=part,
-            split=describe(images, self._data.classes) if part == "all" else self._data.spec.splits[part],
+            split=described,
             is_own=self.is_own,
-            is_changed=part in changed,
+            is_changed=part in self._changed,
+            trained_on=self._trained_on.get(name) if self._trained_on is not None else None,
             missing=tuple(name for name, count in zip(self._card.classes, seen, strict=True) if not count),
             notes=self._data.notes,
         )
@@ -147,7 +152,7 @@ class Judge:
             folder: of the saved model.
             validation: what it answers to them, if that is known already.
         """
-        if not self.is_own or "val" not in self._data.parts or "val" in changed_parts(self._card.data, self._data.spec):
+        if not self.is_own or "val" not in self._data.parts or "val" in self._changed:
             return None
         measured = validation or self.measure("val")
         temperature, note = fit_temperature(measured.answers)
@@ -160,6 +165,10 @@ class Judge:
             calibrated_loss=mean_loss(measured.answers, temperature),
             note=note,
         )
+
+    @property
+    def _changed(self) -> list[SplitName]:
+        return changed_parts(self._card.data, self._data.spec) if self.is_own else []
 
     def _images(self, part: Part) -> Images:
         parts = self._data.parts
@@ -176,7 +185,22 @@ class Judge:
         if part not in parts or (part == "train" and not self.is_own and len(parts) == 1):
             there = ", ".join(parts) if self.is_own or len(parts) > 1 else "all"
             raise DataError(f"{source} has no {part} images; there are: {there} (--split)")
+        if part in self._changed and part not in self._data.spec.layout.split("/"):
+            raise DataError(
+                f"the images in {source} have changed since the training, so that its {part} images, which were held "
+                "out of them by lot, would be others now, and some of them trained on. Put images that are new in a "
+                "folder of their own and give it with --data"
+            )
         return parts[part]
+
+
+def _check_finite(answers: Answers, images: Images) -> None:
+    wrong = torch.nonzero(~answers.logits.isfinite().all(1)).flatten().tolist()
+    if wrong:
+        raise WeightsError(
+            f"the model answers {len(wrong):,} images with what is no number (NaN or infinity), "
+            f"{images.ids[wrong[0]]} first: its weights are broken"
+        )
 
 
 def _places(data: LabelledData, card: ModelCard) -> np.ndarray:

@@ -69,26 +69,19 @@ def predict(
 
     def batches() -> Iterator[Batch]:
         for group in _decoded(paths, how, size, max(1, threads)):
-            inputs = [found for _, found in group if isinstance(found, Tensor)]
+            # A group without any picture goes the same way with one that nobody asked for: it does not wait for others.
+            nothing = torch.zeros(3, how.crop, how.crop, dtype=torch.uint8)
+            inputs = [found for _, found in group if isinstance(found, Tensor)] or [nothing]
             underway.append([path if isinstance(found, Tensor) else found for path, found in group])
-            if inputs:
-                images = torch.stack(inputs).to(machine.device)
-                # What is unknown is no label.
-                yield Batch(normalise(images, how), torch.full((len(inputs),), -1))
+            images = torch.stack(inputs).to(machine.device)
+            # What is unknown is no label.
+            yield Batch(normalise(images, how), torch.full((len(inputs),), -1))
 
     for _, logits in outputs(network, batches(), at_once=machine.at_once):
         rows = iter((logits / temperature).softmax(1).float().cpu())
-        yield from _failed(underway)
         yield from (
             each if isinstance(each, Prediction) else Prediction(each, next(rows)) for each in underway.popleft()
         )
-    yield from _failed(underway)
-
-
-def _failed(underway: deque[list[Prediction | str]]) -> Iterator[Prediction]:
-    """Yield the predictions of the first batches that hold no picture."""
-    while underway and all(isinstance(each, Prediction) for each in underway[0]):
-        yield from (each for each in underway.popleft() if isinstance(each, Prediction))
 
 
 def _decoded(
@@ -99,7 +92,7 @@ def _decoded(
     def load(path: str) -> Tensor | Prediction:
         # os.path takes any name: one that is too long for the system, or in a folder that may not be entered.
         if not os.path.isfile(path):  # noqa: PTH113
-            what = "is a folder" if os.path.isdir(path) else "there is no such file"  # noqa: PTH112
+            what = "is a folder without pictures" if os.path.isdir(path) else "there is no such file"  # noqa: PTH112
             return Prediction(path, None, f"{path}: {what}")
         try:
             return resize_crop(decode(Path(path), short_side=how.resize), how)

@@ -42,7 +42,7 @@ def print_judgement(
     console.print()
     console.print(_figures(judgement, short=console.width < _NARROW))
     if judgement.calibration is not None:
-        console.print(Text(_temperature(judgement.calibration), style="dim"))
+        console.print(Text(_temperature(judgement.calibration, measured), style="dim"))
     _section(console, "confusion, true classes down, answers across", confusion_map(judgement, classes, console))
     if judgement.confused:
         _section(console, "most confused", _confused_table(judgement.confused[:8], classes, console))
@@ -154,7 +154,7 @@ def _figures(judgement: Judgement, *, short: bool) -> Table:
     ]
     for name, measure, shown in rows:
         style = "bold good" if name == "top-1" else ""
-        interval = f"{shown(measure.low).rstrip('%')} to {shown(measure.high)}"
+        interval = f"{shown(measure.low).rstrip('%')} to {shown(measure.high)}" if measure.is_known else "-"
         table.add_row(Text(name, style="dim"), Text(shown(measure.value), style=style), interval)
     errors = [("calib. error" if short else "calibration error", judgement.reliability)]
     if judgement.calibrated is not None:
@@ -165,13 +165,14 @@ def _figures(judgement: Judgement, *, short: bool) -> Table:
     return table
 
 
-def _temperature(calibration: Calibration) -> str:
+def _temperature(calibration: Calibration, measured: Measured) -> str:
     if calibration.note:
         return f"no temperature: {calibration.note}"
     kind = "less" if calibration.temperature > 1 else "more"
+    here = " (these, so the error with it is too kind)" if measured.is_own and measured.part == "val" else ""
     return (
         f"temperature {calibration.temperature:.3f} ({kind} sure), fitted on {calibration.split.count:,} validation "
-        "images; tl predict uses it"
+        f"images{here}; tl predict uses it"
     )
 
 
