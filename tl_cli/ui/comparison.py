@@ -39,7 +39,10 @@ def print_comparison(console: Console, comparison: Comparison, curves: Series) -
         Text(f"{len(comparison.contenders)} models on the same {comparison.images:,} images{by}", style="bold")
     )
     console.print(plain(comparison.data, "dim", limit=4000))
-    for title, columns in (("accuracy", _accuracy_columns(comparison)), ("cost", _cost_columns(comparison))):
+    for title, columns in (
+        ("accuracy; gap: training images less these", _accuracy_columns(comparison)),
+        ("cost; multiply-adds an image, images/s", _cost_columns(comparison)),
+    ):
         console.print()
         console.print(Text(title, style="bold"))
         console.print(_table(columns, comparison.contenders, console))
@@ -65,7 +68,11 @@ def markdown(comparison: Comparison) -> str:
     for place, model in enumerate(comparison.contenders):
         cells = [safe_text(model.name), *(values[place] for values in columns.values())]
         lines.append("| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", f"{safe_text(comparison.data)}: {comparison.images:,} images; intervals are 95%.", ""]
+    lines += [
+        "",
+        f"{safe_text(comparison.data)}: {comparison.images:,} images; intervals are 95%; gap: clean training ",
+    ]
+    lines += ["images less these; multiply-adds are of one image; inference and tuning in images/s.", ""]
     lines += [f"- {safe_text(sentence, limit=4000)}" for sentence in verdicts(comparison)]
     lines += ["", "When to choose which:", ""]
     lines += [f"- {safe_text(sentence, limit=4000)}" for sentence in advice(comparison)]
@@ -104,7 +111,7 @@ def _accuracy_columns(comparison: Comparison) -> dict[str, list[str]]:
         "accuracy": [f"{each.value:.2%}" for each in comparison.accuracies],
         "95% interval": [_interval(each) for each in comparison.accuracies],
         "behind the first": [_behind(comparison, place) for place in range(len(comparison.contenders))],
-        "train - test": [_or_dash(model.gap, lambda gap: f"{100 * gap:+.1f}") for model in comparison.contenders],
+        "gap": [_or_dash(model.gap, lambda gap: f"{100 * gap:+.1f}") for model in comparison.contenders],
     }
     if any(len(model.trainings) > 1 for model in comparison.contenders):
         columns["each training"] = [
@@ -116,11 +123,11 @@ def _accuracy_columns(comparison: Comparison) -> dict[str, list[str]]:
 def _cost_columns(comparison: Comparison) -> dict[str, list[str]]:
     models = comparison.contenders
     return {
-        "parameters": [f"{each.cost.parameters / 1e6:.2f} M" for each in models],
-        "multiply-adds": [_or_dash(each.cost.multiply_adds, lambda n: f"{n / 1e6:,.0f} M") for each in models],
+        "params": [f"{each.cost.parameters / 1e6:.2f} M" for each in models],
+        "mult-adds": [_or_dash(each.cost.multiply_adds, lambda n: f"{n / 1e6:,.0f} M") for each in models],
         "on disk": [f"{each.cost.size_bytes / 1e6:.1f} MB" for each in models],
         "inference": [_or_dash(each.cost.images_per_second, lambda n: f"{n:,.0f}/s") for each in models],
-        "fine-tuning": [_or_dash(each.training_speed, lambda n: f"{n:,.0f}/s") for each in models],
+        "tuning": [_or_dash(each.training_speed, lambda n: f"{n:,.0f}/s") for each in models],
         "training": [_or_dash(each.train_seconds, format_seconds) for each in models],
     }
 

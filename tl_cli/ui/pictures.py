@@ -175,11 +175,15 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, axes = _figure(2)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     costs: list[tuple[str, list[float | None]]] = [
         ("inference, ms an image", [_milliseconds(each.cost.images_per_second) for each in comparison.contenders]),
         ("training, minutes", [_minutes(each.train_seconds) for each in comparison.contenders]),
+        ("parameters, millions", [each.cost.parameters / 1e6 for each in comparison.contenders]),
     ]
+    costs = [(label, values) for label, values in costs if any(values)][:2]
+    figure, axes = _figure(len(costs))
     largest = max(each.cost.parameters for each in comparison.contenders)
     for axis, (label, values) in zip(axes, costs, strict=True):
         for place, (model, accuracy, cost) in enumerate(
@@ -192,10 +196,17 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
             axis.errorbar([cost], [value], yerr=[[value - low], [high - value]], color=colour, capsize=3)
             axis.scatter([cost], [value], s=30 + 270 * model.cost.parameters / largest, color=colour, alpha=0.6)
             axis.annotate(
-                shortened(model.name, 30), (cost, value), xytext=(0, 9), textcoords="offset points",
+                shortened(model.name, 30), (cost, high), xytext=(0, 10), textcoords="offset points",
                 ha="center", fontsize=8, clip_on=False,
             )  # fmt: skip
-        axis.set(xlabel=label, xscale="log")
+        known = [value for value in values if value is not None]
+        is_wide = max(known) > 10 * min(known)
+        axis.set(xlabel=label, xscale="log" if is_wide else "linear")
+        if is_wide:
+            # Numbers as they are written, not as mathematics.
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.25, y=0.2)
     axes[0].set(ylabel="accuracy (%), 95% interval", title="accuracy against cost; areas are parameters")
     _save(figure, path)
