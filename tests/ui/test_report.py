@@ -151,7 +151,7 @@ def test_a_comparison_as_text_and_pictures(tmp_path) -> None:
     comparison, curves = a_comparison(9)
     assert "\x1b" not in markdown(comparison)
     table = markdown(comparison).splitlines()
-    assert len({line.count("|") for line in table[:11]}) == 1
+    assert [len({line.count("|") for line in part}) for part in (table[:11], table[12:23])] == [1, 1]
     assert len(as_csv(comparison).splitlines()) == 10
     for path in save_pictures(comparison, curves, tmp_path):
         assert path.stat().st_size > 10_000

@@ -61,18 +61,17 @@ def print_comparison(console: Console, comparison: Comparison, curves: Series) -
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return both tables in one, the verdicts and the advice."""
-    columns = _accuracy_columns(comparison) | _cost_columns(comparison)
-    names = ["model", *columns]
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for place, model in enumerate(comparison.contenders):
-        cells = [safe_text(model.name), *(values[place] for values in columns.values())]
-        lines.append("| " + " | ".join(cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells) + " |")
-    lines += [
-        "",
-        f"{safe_text(comparison.data)}: {comparison.images:,} images; intervals are 95%; gap: clean training ",
-    ]
-    lines += ["images less these; multiply-adds are of one image; inference and tuning in images/s.", ""]
+    """Return both tables, the verdicts and the advice."""
+    lines: list[str] = []
+    for columns in (_accuracy_columns(comparison), _cost_columns(comparison)):
+        names = ["model", *columns]
+        lines += [*([""] if lines else []), "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+        for place, model in enumerate(comparison.contenders):
+            cells = [safe_text(model.name), *(values[place] for values in columns.values())]
+            escaped = (cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells)
+            lines.append("| " + " | ".join(escaped) + " |")
+    about = f"{safe_text(comparison.data)}: {comparison.images:,} images; intervals are 95%; gap: clean training images"
+    lines += ["", f"{about} less these; multiply-adds are of one image; inference and tuning in images/s.", ""]
     lines += [f"- {safe_text(sentence, limit=4000)}" for sentence in verdicts(comparison)]
     lines += ["", "When to choose which:", ""]
     lines += [f"- {safe_text(sentence, limit=4000)}" for sentence in advice(comparison)]
