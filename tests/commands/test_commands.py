@@ -309,7 +309,7 @@ def test_a_timm_model_trains_is_evaluated_and_inspected(tl) -> None:
     trained = tl("train", "timm/test_convnext.r160_in1k", "--weights", "none", "--data", "digits", "--limit", "60",
                  "--epochs", "2", "--input-size", "32", "--ema", "0.9", "--mixup", "0.2", "--run-name", "small")  # fmt: skip
     assert trained.code == 0, trained.err
-    assert "timm/test_convnext on digits" in tl("eval", "small").out
+    assert "timm/test_convnext, small" in tl("eval", "small").out
     assert "head.fc" in tl("inspect", "small").out
     assert "averaged" in trained.out
 
