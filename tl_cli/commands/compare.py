@@ -444,11 +444,11 @@ def _write(folder: Path, comparison: "Comparison", curves: "list[list[History]]"
 def _record(parent: "Parent", comparison: "Comparison", curves: "list[list[History]]") -> None:
     import tempfile
 
+    from tl_cli.tracking.evaluations import in_letters
     from tl_cli.ui.comparison import markdown
 
-    # MLflow takes few letters in a name.
     numbers = {
-        f"accuracy/{''.join(c if c.isalnum() or c in '_-.' else '_' for c in model.name)}": accuracy.value
+        f"accuracy/{in_letters(model.name)}": accuracy.value
         for model, accuracy in zip(comparison.contenders, comparison.accuracies, strict=True)
     }
     with tempfile.TemporaryDirectory() as folder:

@@ -61,16 +61,12 @@ def inspect(
 
 def _folder(name: str, tracking_uri: str | None) -> Path:
     """Return the saved model of a run or folder; a name that is neither is probably a mistyped architecture."""
+    from tl_cli.commands.resolve import find_model
     from tl_cli.errors import RunNotFoundError, UnknownModelError
     from tl_cli.models import zoo
-    from tl_cli.tracking.store import open_store
 
-    folder = Path(name).expanduser()
-    if (folder / "model.json").exists():
-        return folder
     try:
-        store = open_store(tracking_uri)
-        return store.model_folder(store.find(name))
+        return find_model(name, tracking_uri).folder
     except RunNotFoundError as error:
         message = f"no model, run or saved-model folder is called {name!r}.{zoo.nearest(name)}"
         raise UnknownModelError(message) from error

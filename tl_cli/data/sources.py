@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tl_cli.contract import SPLIT_NAMES, DataSpec, Split, SplitName
@@ -132,22 +132,20 @@ def _labelled(
     found: Found, parts: Mapping[SplitName, Images], spec: DataSpec, workers: int, progress: Progress
 ) -> LabelledData:
     """Return the parts described and, where they are small, decoded."""
-    described = _described(parts, found.classes)
+    whole = _whole(found, parts, spec)
     packed: dict[SplitName, Images] = {}
     store = Store(cache_root() / "decoded")
     budget = _budget()
-    for name in described:
-        images = parts[name]
+    for name, images in whole.parts.items():
         if isinstance(images, FileImages):
             images = pack(images, budget_bytes=budget, workers=workers, progress=progress, store=store)
         if isinstance(images, PackedImages):
             budget -= images.pixels.nbytes
         packed[name] = images
-    filled = spec.model_copy(update={"layout": found.layout, "splits": described})
-    notes, source = found.notes, spec.source
+    notes, source = whole.notes, spec.source
     if source in BUILT_IN and Path(source).exists():
         notes += (f"--data {source} is the published set; for what is here under that name, write --data ./{source}",)
-    return LabelledData(found.classes, packed, filled, notes)
+    return replace(whole, parts=packed, notes=notes)
 
 
 def _described(parts: Mapping[SplitName, Images], classes: tuple[str, ...]) -> dict[SplitName, Split]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 
+from tl_cli.contract import Split
 from tl_cli.data.sources import BUILT_IN
 from tl_cli.evaluation.calibration import FILE, Calibration
 from tl_cli.fetch import write_text
@@ -32,13 +33,7 @@ def log_evaluation(
     """
     label = evaluation_name(measured)
     prefix = "test" if _is_test(measured) else f"{EVALUATIONS}/{label}"
-    dataset = Dataset(
-        name=_in_letters(f"{Path(measured.source).name}-{measured.part}"),
-        digest=measured.split.digest[:16],
-        source_type="code" if measured.source in BUILT_IN else "local",
-        source=json.dumps({"uri": measured.source}),
-        profile=json.dumps({"num_rows": measured.split.count, "sha256": measured.split.digest}),
-    )
+    dataset = dataset_of(in_letters(f"{Path(measured.source).name}-{measured.part}"), measured.source, measured.split)
     model_id = next((output.model_id for output in (run.outputs.model_outputs if run.outputs else [])), None)
     now = int(time.time() * 1000)
     points = [
@@ -58,18 +53,31 @@ def log_evaluation(
     return folder
 
 
+def dataset_of(name: str, source: str, split: Split) -> Dataset:
+    """Return one part of a data set as MLflow records it."""
+    return Dataset(
+        name=name,
+        # MLflow keeps at most 36 characters of a digest.
+        digest=split.digest[:16],
+        source_type="code" if source in BUILT_IN else "local",
+        source=json.dumps({"uri": source}),
+        profile=json.dumps({"num_rows": split.count, "sha256": split.digest}),
+    )
+
+
 def evaluation_name(measured: Measured) -> str:
     """Return the name of what was measured, in letters that MLflow takes: ``test``, ``photos-all-3f2a91c0``."""
     if _is_test(measured):
         return "test"
-    return _in_letters(f"{Path(measured.source).name}-{measured.part}-{measured.split.digest[:8]}")
+    return in_letters(f"{Path(measured.source).name}-{measured.part}-{measured.split.digest[:8]}")
 
 
 def _is_test(measured: Measured) -> bool:
     return measured.is_own and measured.part == "test" and not measured.is_changed
 
 
-def _in_letters(name: str) -> str:
+def in_letters(name: str) -> str:
+    """Return a name in the letters that MLflow takes anywhere, the end of a long one."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-100:]
 
 

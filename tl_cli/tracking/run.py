@@ -1,6 +1,5 @@
 """The record of a run that is being written: parameters, metrics, data, pictures and the model, in MLflow."""
 
-import json
 import os
 import queue
 import re
@@ -14,7 +13,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
@@ -22,11 +21,10 @@ from mlflow.types.schema import AnyType
 
 import tl_cli
 from tl_cli.contract import DataSpec, SplitName, tl_version
-from tl_cli.data.sources import BUILT_IN
 from tl_cli.errors import TrackingError, first_line
 from tl_cli.evaluation.logits import save_answers
 from tl_cli.tracking import served
-from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS
+from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_of
 from tl_cli.tracking.store import Store, ending, state_folder
 from tl_cli.training.config import write_toml
 from tl_cli.training.events import EpochEnded, Event, LossSampled
@@ -202,14 +200,7 @@ class Recorder:
         name = Path(spec.source).name
         inputs = []
         for part, split in spec.splits.items():
-            dataset = Dataset(
-                name=f"{name}-{part}",
-                # MLflow keeps at most 36 characters of a digest.
-                digest=split.digest[:16],
-                source_type="code" if spec.source in BUILT_IN else "local",
-                source=json.dumps({"uri": spec.source}),
-                profile=json.dumps({"num_rows": split.count, "sha256": split.digest}),
-            )
+            dataset = dataset_of(f"{name}-{part}", spec.source, split)
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", contexts[part])]))
         self._try(lambda: self._store.client.log_inputs(self.run_id, inputs))
 
