@@ -40,7 +40,11 @@ app.command("export", epilog=export_command.EXAMPLES)(export_command.export)
 app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
 app.add_typer(models_command.app, name="models")
 app.command("data", epilog=data_command.EXAMPLES)(data_command.data)
-app.command("inspect", epilog=inspect_command.EXAMPLES)(inspect_command.inspect)
+app.command(
+    "inspect",
+    epilog=inspect_command.EXAMPLES,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)(inspect_command.inspect)
 
 
 def _print_version(wanted: bool) -> None:

@@ -118,7 +118,7 @@ def test_augmented_views_are_those_of_the_epochs_they_are_named_for(colours: Pat
     plan = plan_for(colours, **FP32, feature_views="3", augment="flip-shift", epochs=3, freeze_epochs=3, input_size=64)
     cached = plan.cached[1]
     loader = plan.loader(plan.data.parts["train"])
-    plan.freeze_for(plan.phases[0])
+    plan.strategy.freeze_for(plan.phases[0])
     tensors, _ = features.Cache(cached, plan.machine).features(
         loader, cached.views, plan.augmentation, plan.config.seed, lambda done: None
     )

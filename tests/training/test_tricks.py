@@ -22,7 +22,7 @@ from tl_cli.training.ema import Average
 from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, StepEnded
 from tl_cli.training.fit import fit
 from tl_cli.training.phases import first_trained, phases_of
-from tl_cli.training.setup import new_state, parameter_groups
+from tl_cli.training.setup import new_state
 from tl_cli.training.state import BEST_FOLDER, Saver
 from tl_cli.training.step import Objective, train_step
 
@@ -262,7 +262,7 @@ def test_layers_below_the_one_named_never_change(colours: Path, tmp_path: Path) 
 def test_the_backbone_is_unfrozen_in_stages_from_the_head_down(colours: Path) -> None:
     plan = plan_for(colours, **RESNET, unfreeze_stages=3, freeze_epochs=1, epochs=8)
     assert [(p.first, p.last) for p in plan.phases] == [(1, 1), (2, 3), (4, 5), (6, 8)]
-    names = [[layer.name for layer in plan.trained_layers(phase)] for phase in plan.phases]
+    names = [[layer.name for layer in plan.strategy.trained_layers(phase)] for phase in plan.phases]
     assert [len(n) for n in names] == [1, 4, 7, 10]
     assert all(above == below[-len(above) :] for above, below in pairwise(names))
     assert names[1] == ["layer3.1", "layer4.0", "layer4.1", "fc"]
@@ -280,7 +280,7 @@ def test_every_stage_trains_its_layers_and_nothing_below(colours: Path) -> None:
     fit(plan, new_state(plan), notify)
     stages = zip(plan.phases, states[::2], states[1::2], strict=True)
     for phase, start, end in stages:
-        inside = {id(parameter) for layer in plan.trained_layers(phase) for parameter in layer.parameters}
+        inside = {id(parameter) for layer in plan.strategy.trained_layers(phase) for parameter in layer.parameters}
         expected = {name for name, parameter in model.named_parameters() if id(parameter) in inside}
         assert {name for name in start if not torch.equal(start[name], end[name])} == expected
 
@@ -288,7 +288,7 @@ def test_every_stage_trains_its_layers_and_nothing_below(colours: Path) -> None:
 def test_stages_respect_what_is_frozen_for_good(colours: Path, tmp_path: Path) -> None:
     weights = weights_of(tmp_path, "resnet18")
     plan = plan_for(colours, **RESNET, weights=weights, unfreeze_stages=2, freeze_until="layer2", epochs=3)
-    assert [plan.trained_layers(phase)[0].name for phase in plan.phases] == ["fc", "layer3.1", "layer2.0"]
+    assert [plan.strategy.trained_layers(phase)[0].name for phase in plan.phases] == ["fc", "layer3.1", "layer2.0"]
 
 
 @pytest.mark.parametrize("frozen", [0, 2, 5])
@@ -312,14 +312,14 @@ def test_parameter_groups_cover_each_parameter_once_and_decay_by_layer(colours: 
     plan = plan_for(
         colours, model=model, input_size=size, layer_decay=0.5, decay_norms=False, weight_decay=0.1, limit=6
     )
-    groups = parameter_groups(plan)
+    groups = plan.strategy.parameter_groups()
     inside = [id(p) for group in groups for p in group["params"]]
     assert len(inside) == len(set(inside))
     assert set(inside) == {id(p) for p in plan.classifier.model.parameters()}
     shares = [group["share"] for group in groups if not group["is_head"]]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
-    assert shares[0] == 0.5 ** (len(plan.layers) - 2)
+    assert shares[0] == 0.5 ** (len(plan.strategy.layers) - 2)
     for group in groups:
         if group["weight_decay"]:
             assert all(p.dim() > 1 for p in group["params"])

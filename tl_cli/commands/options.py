@@ -27,6 +27,11 @@ def complete_contender(ctx: typer.Context, incomplete: str) -> list[tuple[str, s
     return complete_run(ctx, incomplete)
 
 
+def complete_model_or_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return architectures and what runs may be called, for the shell."""
+    return [*((name, "") for name in complete_model(incomplete)), *complete_run(ctx, incomplete)]
+
+
 RunName = Annotated[
     str,
     typer.Argument(

@@ -57,6 +57,7 @@ class BuiltIn:
         folder: what the unpacked files make below the data folder; None: they are read as they come.
         names: the classes' names where torchvision has none, or others than these.
         transposed: its images are stored with rows and columns exchanged.
+        pixels: side of its images, where all are of one size.
     """
 
     name: str
@@ -70,6 +71,7 @@ class BuiltIn:
     folder: str | None = None
     names: tuple[str, ...] | None = None
     transposed: bool = False
+    pixels: int | None = None
 
 
 def canonical(name: str) -> str:
@@ -124,6 +126,7 @@ _ROWS = (
         classes=10,
         images={"train": 1_797},
         download_mb=0,
+        pixels=8,
         mirrors=False,
         open=_digits,
         names=_DIGITS,
@@ -134,6 +137,7 @@ _ROWS = (
         classes=10,
         images={"train": 50_000, "test": 10_000},
         download_mb=170,
+        pixels=32,
         mirrors=True,
         open=_flagged(tv.CIFAR10),
         files=(File(f"{_TORONTO}cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
@@ -145,6 +149,7 @@ _ROWS = (
         classes=100,
         images={"train": 50_000, "test": 10_000},
         download_mb=169,
+        pixels=32,
         mirrors=True,
         open=_flagged(tv.CIFAR100),
         files=(File(f"{_TORONTO}cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),),
@@ -156,6 +161,7 @@ _ROWS = (
         classes=10,
         images={"train": 60_000, "test": 10_000},
         download_mb=12,
+        pixels=28,
         mirrors=False,
         open=_flagged(tv.MNIST),
         files=_idx(
@@ -177,6 +183,7 @@ _ROWS = (
         classes=10,
         images={"train": 60_000, "test": 10_000},
         download_mb=31,
+        pixels=28,
         mirrors=True,
         open=_flagged(tv.FashionMNIST),
         files=_idx(
@@ -197,6 +204,7 @@ _ROWS = (
         classes=10,
         images={"train": 60_000, "test": 10_000},
         download_mb=21,
+        pixels=28,
         mirrors=False,
         open=_flagged(tv.KMNIST),
         files=_idx(
@@ -217,6 +225,7 @@ _ROWS = (
         classes=47,
         images={"train": 112_800, "test": 18_800},
         download_mb=562,
+        pixels=28,
         mirrors=False,
         open=_flagged(tv.EMNIST, split="balanced"),
         files=(
@@ -236,6 +245,7 @@ _ROWS = (
         classes=10,
         images={"train": 60_000, "test": 60_000},
         download_mb=20,
+        pixels=28,
         mirrors=False,
         open=_flagged(tv.QMNIST),
         files=(
@@ -253,6 +263,7 @@ _ROWS = (
         classes=10,
         images={"train": 7_291, "test": 2_007},
         download_mb=8,
+        pixels=16,
         mirrors=False,
         open=_flagged(tv.USPS),
         files=(
@@ -267,6 +278,7 @@ _ROWS = (
         classes=10,
         images={"train": 73_257, "test": 26_032},
         download_mb=246,
+        pixels=32,
         mirrors=False,
         open=_split(tv.SVHN),
         files=(
@@ -281,6 +293,7 @@ _ROWS = (
         classes=10,
         images={"train": 1_593},
         download_mb=3,
+        pixels=16,
         mirrors=False,
         open=lambda root, part: tv.SEMEION(root, download=False),
         files=(
@@ -297,6 +310,7 @@ _ROWS = (
         classes=10,
         images={"train": 5_000, "test": 8_000},
         download_mb=2_640,
+        pixels=96,
         mirrors=True,
         open=_split(tv.STL10),
         files=(File("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb"),),
@@ -375,6 +389,7 @@ _ROWS = (
         classes=10,
         images={"train": 27_000},
         download_mb=94,
+        pixels=64,
         mirrors=True,
         open=lambda root, part: tv.EuroSAT(root, loader=str),
         files=(File(f"{_TORCHGEO}EuroSAT.zip", "c8fa014336c82ac7804f0398fcb19387", "eurosat"),),

@@ -33,6 +33,11 @@ def subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([firsts, rest])[:count])
 
 
+def beginning(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return the sorted indices of ``count`` images in the classes' own proportions, as far as so few can have them."""
+    return np.sort(stratified_order(labels, seed)[:count])
+
+
 def hold_out(labels: np.ndarray, fraction: float, seed: int, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return (kept, held out) as sorted indices; every class has an image on both sides.
 

@@ -54,6 +54,51 @@ def freeze_plan(classifier: Classifier, phases: Sequence[Callable[[], None]]) ->
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class ByName:
+    """What freezing every parameter without some letters in its name would do, which is how it is often written.
+
+    Attributes:
+        letters: that a name must hold for its parameter to train.
+        frozen: parameters that would be frozen.
+        trainable: parameters that would train.
+        head_frozen: modules of the head that would be frozen all the same.
+        body_trained: how many modules outside of the head would train.
+        example: one of them; "" where there is none.
+    """
+
+    letters: str
+    frozen: int
+    trainable: int
+    head_frozen: tuple[str, ...]
+    body_trained: int
+    example: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it would freeze what should be frozen and nothing else, as in ResNet."""
+        return not self.head_frozen and not self.body_trained
+
+
+def freeze_by_name(classifier: Classifier, letters: str = "fc") -> ByName:
+    """Return what ``if 'fc' not in name: parameter.requires_grad = False`` would do to a model."""
+    named = list(classifier.model.named_parameters())
+    trained = [(name, p) for name, p in named if letters in name]
+    owners = {name.rpartition(".")[0] for name, _ in trained}
+    body = [
+        name for name in dict.fromkeys(name.rpartition(".")[0] for name, _ in trained)
+        if not any(name == part or name.startswith(f"{part}.") for part in classifier.head)
+    ]  # fmt: skip
+    return ByName(
+        letters,
+        frozen=_count(p for name, p in named if letters not in name),
+        trainable=_count(p for _, p in trained),
+        head_frozen=tuple(part for part in classifier.head if part not in owners),
+        body_trained=len(body),
+        example=body[0] if body else "",
+    )
+
+
 def _states(classifier: Classifier) -> dict[str, tuple[int, int, int, int]]:
     """Return (parameters, trainable, BatchNorm layers, those that update) by part, in training mode."""
     classifier.model.train()

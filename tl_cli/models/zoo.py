@@ -50,6 +50,8 @@ class Classifier:
         return [self.model.get_submodule(name) for name in self.head]
 
 
+# Of a head that nobody has said anything of.
+_USUAL_CLASSES = 10
 _SOURCES: dict[str, Source] = {"torchvision": TorchvisionSource(), "bundled": BundledSource(), "timm": TimmSource()}
 
 
@@ -104,7 +106,7 @@ def is_known_weights(name: str, spec: str) -> bool:
 
 def create(
     name: str,
-    num_classes: int,
+    num_classes: int | None,
     *,
     weights: str = "default",
     classes: tuple[str, ...] | None = None,
@@ -118,6 +120,7 @@ def create(
     """Return a classifier with ``num_classes`` outputs, its backbone from ``weights``.
 
     Args:
+        num_classes: None is as many as the weights have, with their own head; 10 where they have none.
         weights: ``default``, a published name, ``none``, a ``.safetensors`` or ``.pth`` file, or a saved-model folder.
         classes: names of the outputs; a saved model's head is kept only where its classes are the same.
         input_size: side of the input in pixels, for architectures whose parameters depend on it (ViT).
@@ -137,6 +140,9 @@ def create(
     found = _seeded(seed, lambda: _find_weights(source, name, weights, progress))
     if found is not None and found.architecture not in (None, architecture):
         raise WeightsError(f"the weights in {weights} are of {found.architecture}, not of {architecture}")
+    if num_classes is None:
+        num_classes = _outputs_of(found, architecture)
+        classes = found.classes if found is not None else None
     options = dict(found.build_options) if found is not None else {}
     if input_size is not None:
         options |= source.options_for(name, input_size)
@@ -151,6 +157,31 @@ def create(
     is_new = weights_files.load(model, state, head, name=found.tag.name, keep_head=keep_head)
     preprocessing = (found.preprocessing or default_preprocessing(name)).with_statistics(mean, std)
     return Classifier(architecture, model, head, preprocessing, found.tag, is_new, options)
+
+
+def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
+    """Return what a saved model was trained from: the same backbone before, under a head of the same classes.
+
+    Raises:
+        WeightsError: the weights are not at hand any more, or are others now.
+        DownloadError: they must be fetched and cannot be.
+    """
+    config = card.config
+    drop_path, seed = config.get("drop_path"), config.get("seed", 0)
+    was = create(
+        str(config.get("model", card.architecture)),
+        len(card.classes),
+        weights=str(config.get("weights", "default")),
+        classes=card.classes,
+        input_size=card.preprocessing.crop,
+        drop_path=drop_path if isinstance(drop_path, float) else None,
+        seed=seed if isinstance(seed, int) else 0,
+        progress=progress,
+    )
+    if was.weights.sha256 != card.weights.sha256:
+        raise WeightsError(f"the weights {was.weights.name} are others now than the model was trained from")
+    was.model.eval()
+    return was
 
 
 def default_preprocessing(name: str) -> Preprocessing:
@@ -219,6 +250,18 @@ def _find_weights(source: Source, name: str, spec: str, progress: Progress) -> P
     if weights_files.is_path(spec):
         return weights_files.from_path(spec)
     return source.pretrained(name, spec, progress)
+
+
+def _outputs_of(found: Pretrained | None, architecture: str) -> int:
+    """Return how many classes weights have; 10 where they have no head."""
+    if found is None:
+        return _USUAL_CLASSES
+    if found.outputs is not None:
+        return found.outputs or _USUAL_CLASSES
+    if found.classes is not None:
+        return len(found.classes)
+    sizes = {len(found.state[f"{part}.weight"]) for part in find_head(architecture) if f"{part}.weight" in found.state}
+    return sizes.pop() if len(sizes) == 1 else _USUAL_CLASSES
 
 
 def _start_from_zero(head: list[nn.Module]) -> None:

@@ -53,6 +53,17 @@ def log_evaluation(
     return folder
 
 
+def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> None:
+    """Keep what was seen inside a run's model with the run, under ``inspect/VIEW/``.
+
+    Raises:
+        TrackingError: the store cannot be used.
+    """
+    with store.reported():
+        for path in files:
+            store.client.log_artifact(run.info.run_id, str(path), f"inspect/{view}")
+
+
 def dataset_of(name: str, source: str, split: Split) -> Dataset:
     """Return one part of a data set as MLflow records it."""
     return Dataset(

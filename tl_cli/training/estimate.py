@@ -71,7 +71,7 @@ def _seconds_per_image_forward(plan: Plan) -> float:
 
 def _seconds_per_step(plan: Plan, phase: Phase) -> float:
     """Return the time of a step, on real images or on features that are made up; from the second step on."""
-    plan.freeze_for(phase)
+    plan.strategy.freeze_for(phase)
     network, objective = plan.network(phase), plan.objective(mixes=not plan.uses_cache(phase))
     state = new_state(plan)
     network.train()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from tl_cli.contract import ModelCard, Split, SplitName
+from tl_cli.data import splits
 from tl_cli.data.images import Images, describe
 from tl_cli.data.loaders import Loader
 from tl_cli.data.sources import LabelledData, changed_parts, check_still_there, decoded, open_to_judge
@@ -87,13 +88,13 @@ class Judge:
         self._data, self.is_own, self._trained_on = judged.data, judged.is_own, judged.trained_on
         self._places = _places(self._data, card)
         # Channels-last: on a CPU faster for every network that was tried, and what a GPU's tensor cores want.
-        self._machine = Machine(choose_device(device), memory_format=torch.channels_last)
-        self._machine.place(classifier.model)
-        self._network = Autocasting(classifier.model, self._machine)
-        self._batch = eval_batch(self._machine.device, card.preprocessing.crop)
+        self.machine = Machine(choose_device(device), memory_format=torch.channels_last)
+        self.machine.place(classifier.model)
+        self._network = Autocasting(classifier.model, self.machine)
+        self._batch = eval_batch(self.machine.device, card.preprocessing.crop)
         if batch_size is not None:
             # What a person gives is what may be in memory at once.
-            self._batch = max(1, batch_size // self._machine.at_once)
+            self._batch = max(1, batch_size // self.machine.at_once)
 
     @property
     def preferred(self) -> Part:
@@ -112,21 +113,13 @@ class Judge:
         images = self._images(part)
         described = describe(images, self._data.classes) if part == "all" else self._data.spec.splits[part]
         name: SplitName = "train" if part == "all" else part
-        images = decoded(images, workers=self._workers, progress=self._progress)
-        loader = Loader(
-            replace(images, labels=self._places[images.labels]),
-            self._card.preprocessing,
-            self._batch,
-            self._machine.device,
-            self._workers,
-            memory_format=self._machine.memory_format,
-        )
+        loader = self._loader(images)
         total = len(images)
         answers = answer(
             self._network,
             loader.clean(),
             lambda done: self._progress("evaluating", done, total),
-            at_once=self._machine.at_once,
+            at_once=self.machine.at_once,
         )
         _check_finite(answers, images)
         seen = np.bincount(answers.labels.numpy(), minlength=len(self._card.classes))
@@ -141,6 +134,31 @@ class Judge:
             trained_on=self._trained_on.get(name) if self._trained_on is not None else None,
             missing=tuple(name for name, count in zip(self._card.classes, seen, strict=True) if not count),
             notes=self._data.notes,
+        )
+
+    def loader(self, part: Part | None = None, *, most: int | None = None) -> Loader:
+        """Return batches of a part of the data for this model; ``None`` is the preferred part.
+
+        Args:
+            most: at most so many images, each class by its share as far as they go; the same ones every time.
+
+        Raises:
+            DataError: there is no such part, or an image cannot be decoded.
+        """
+        images = self._images(part or self.preferred)
+        if most is not None and most < len(images):
+            images = images.subset(splits.beginning(images.labels, most, seed=0))
+        return self._loader(images)
+
+    def _loader(self, images: Images) -> Loader:
+        images = decoded(images, workers=self._workers, progress=self._progress)
+        return Loader(
+            replace(images, labels=self._places[images.labels]),
+            self._card.preprocessing,
+            self._batch,
+            self.machine.device,
+            self._workers,
+            memory_format=self.machine.memory_format,
         )
 
     def calibrate(self, folder: Path, validation: Measured | None = None) -> Calibration | None:

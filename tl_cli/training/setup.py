@@ -9,19 +9,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from tl_cli.contract import DataSpec, ModelCard
+from tl_cli.contract import DataSpec, ModelCard, WeightsTag
 from tl_cli.data.augmentation import Augmentation
 from tl_cli.data.catalogue import SETS
 from tl_cli.data.images import Images
 from tl_cli.data.loaders import Batch, Loader
-from tl_cli.data.sources import LabelledData, open_data
+from tl_cli.data.sources import LabelledData, locate, open_data
 from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import Progress, silent
-from tl_cli.models import freezing, zoo
+from tl_cli.models import zoo
 from tl_cli.models.counting import Counting
 from tl_cli.models.freezing import batch_norms
 from tl_cli.models.graph import Network
-from tl_cli.models.layers import Layer, layers_of, place_of
 from tl_cli.models.regularising import set_dropout
 from tl_cli.models.zoo import Classifier
 from tl_cli.training import features, recipes
@@ -39,11 +38,12 @@ from tl_cli.training.machine import (
     idle_cores,
     prepare_machine,
 )
-from tl_cli.training.phases import Phase, first_trained, phases_of
+from tl_cli.training.phases import Phase
 from tl_cli.training.probe import Fixed, Work, probe
 from tl_cli.training.recipes import Facts, Origin, Resolved
 from tl_cli.training.state import TrainState
 from tl_cli.training.step import Objective
+from tl_cli.training.strategy import Strategy, plan_strategy
 
 _AUGMENTATIONS: dict[AugmentName, Augmentation] = {
     "none": Augmentation(flip=False),
@@ -71,9 +71,7 @@ class Plan:
         resolved: the config with the origin of each value.
         data: labelled images in train, val and test.
         classifier: on its device.
-        layers: of the model, in order of execution, the head last.
-        frozen_layers: how many of them never train (``--freeze-until``).
-        phases: in order.
+        strategy: which of its layers train in which phase.
         probed: what the probe found, for people.
         cached: how a phase trains on cached features, by its first epoch; the others train on images.
         cache_notes: why a phase does not, where it was asked for and something is frozen.
@@ -83,9 +81,7 @@ class Plan:
     data: LabelledData
     classifier: Classifier
     machine: Machine
-    layers: tuple[Layer, ...]
-    frozen_layers: int
-    phases: tuple[Phase, ...]
+    strategy: Strategy
     probed: str | None = None
     cached: Mapping[int, CachePlan] = field(default_factory=dict)
     cache_notes: tuple[str, ...] = ()
@@ -162,19 +158,10 @@ class Plan:
         """Return the optimizer steps of the phases before; only the last phase can be cut short."""
         return sum(self.steps_per_epoch(p) * p.epochs for p in self.phases if p.last < phase.first)
 
-    def trained_layers(self, phase: Phase) -> tuple[Layer, ...]:
-        """Return the layers that train in a phase, the head last."""
-        return self.layers[first_trained(phase, len(self.layers), self.frozen_layers) :]
-
-    def freeze_for(self, phase: Phase) -> None:
-        """Freeze what a phase freezes, and nothing else."""
-        model = self.classifier.model
-        if phase.name == "head":
-            freezing.freeze_backbone(model, self.classifier.head_modules)
-            return
-        freezing.unfreeze(model, phase.bn)
-        for layer in self.layers[: len(self.layers) - len(self.trained_layers(phase))]:
-            freezing.freeze(layer.modules, layer.parameters)
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases, in order."""
+        return self.strategy.phases
 
     def network(self, phase: Phase) -> nn.Module:
         """Return what maps the inputs of a phase's batches to logits: the whole model, or its tail after features."""
@@ -255,25 +242,18 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
     """
     given = {**file, **flags}
     early = check(given)
-    smallest, own = zoo.size_limits(early.model)
     device = choose_device(early.device)
     # A number in a file may be written as another type; what is resolved is what was checked.
     flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
     workers = early.workers if "workers" in given else default_workers()
     data = open_data(_data_spec(early), workers=workers, progress=progress)
-    facts = Facts(
-        data=data.spec.source,
+    facts = _facts(
+        early,
+        device,
+        source=data.spec.source,
         train_images=len(data.parts["train"]),
         native_size=data.native_size,
-        smallest_input=smallest,
-        own_input=own,
-        on_gpu=device.type != "cpu",
-        bf16=bf16_is_fast(device),
         imbalance=_imbalance(data),
-        cores=cores(),
-        idle_cores=idle_cores() if device.type == "cpu" else 0,
-        pretrained=early.weights != "none",
-        mirrors=data.spec.source not in SETS or SETS[data.spec.source].mirrors,
     )
     # Whoever reads the recorded config stands in another folder, perhaps.
     flags, file = ({**values, **_absolute(values, data)} for values in (flags, file))
@@ -282,15 +262,109 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
     machine = prepare_machine(config)
     classifier = _build(config, data, progress)
     machine.place(classifier.model)
-    _check_input_size(classifier, machine, config)
+    example = _example(classifier, machine)
+    _check_input_size(classifier, example, config)
     _check_batches(classifier, data, config)
-    layers = tuple(layers_of(classifier, _example(classifier, machine)))
-    frozen = place_of(layers, classifier, config.freeze_until) if config.freeze_until else 0
-    _check_stages(config, len(layers) - 1 - frozen)
-    plan = Plan(resolved, data, classifier, machine, layers, frozen, phases_of(config))
+    plan = Plan(resolved, data, classifier, machine, plan_strategy(config, classifier, example))
     if config.probe:
         plan = _with_probed_machine(plan, given)
     return _with_caches(plan) if config.feature_cache else plan
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run would do to a model, known without its images and weights.
+
+    Attributes:
+        resolved: the config with the origin of each value.
+        strategy: of a model on the meta device.
+    """
+
+    resolved: Resolved
+    strategy: Strategy
+
+
+def foresee(
+    flags: Mapping[str, object],
+    file: Mapping[str, object],
+    *,
+    num_classes: int | None = None,
+    build_options: Mapping[str, int] | None = None,
+    progress: Progress = silent,
+) -> Forecast:
+    """Return what ``prepare`` would settle for these settings; of a built-in set only what the catalogue says is used.
+
+    Args:
+        num_classes: of the head; None is as many as the data have.
+        build_options: with which a trained model was built.
+
+    Raises:
+        UsageError: a setting or the data cannot be used.
+    """
+    given = {**file, **flags}
+    early = check(given)
+    flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
+    source = locate(early.data) if early.data in SETS or num_classes is None else early.data
+    if source in SETS:
+        known, share = SETS[source], 1 - early.val_fraction * ("val" not in SETS[source].images)
+        parts = known.images
+        # A set of one part gives a tenth of it as test images.
+        images = round(min(early.limit or parts["train"], parts["train"]) * (share - 0.1 * (len(parts) == 1)))
+        classes, native_size, imbalance = known.classes, known.pixels, 1.0
+    elif num_classes is None or Path(source).exists():
+        data = open_data(_data_spec(early), workers=default_workers(), progress=progress)
+        images, native_size, imbalance = len(data.parts["train"]), data.native_size, _imbalance(data)
+        classes = len(data.classes)
+    else:
+        # Of a model that was trained: its own settings leave nothing to the data.
+        images, native_size, imbalance, classes = 1, None, 1.0, num_classes
+    facts = _facts(
+        early,
+        choose_device(early.device),
+        source=source,
+        train_images=images,
+        native_size=native_size,
+        imbalance=imbalance,
+    )
+    resolved = recipes.resolve(flags, file, facts)
+    config = resolved.config
+    options = dict(build_options or {}) | zoo.options_for(config.model, config.input_size)
+    with torch.device("meta"):
+        model = zoo.build(config.model, num_classes or classes, options, config.drop_path)
+        example = torch.empty(1, 3, config.input_size, config.input_size)
+    head = zoo.find_head(config.model)
+    preprocessing = zoo.default_preprocessing(config.model)
+    classifier = Classifier(
+        config.model, model, head, preprocessing, WeightsTag(name=config.weights), build_options=options
+    )
+    _check_input_size(classifier, example, config)
+    return Forecast(resolved, plan_strategy(config, classifier, example))
+
+
+def _facts(
+    early: TrainConfig,
+    device: torch.device,
+    *,
+    source: str,
+    train_images: int,
+    native_size: int | None,
+    imbalance: float,
+) -> Facts:
+    smallest, own = zoo.size_limits(early.model)
+    return Facts(
+        data=source,
+        train_images=train_images,
+        native_size=native_size,
+        smallest_input=smallest,
+        own_input=own,
+        on_gpu=device.type != "cpu",
+        bf16=bf16_is_fast(device),
+        imbalance=imbalance,
+        cores=cores(),
+        idle_cores=idle_cores() if device.type == "cpu" else 0,
+        pretrained=early.weights != "none",
+        mirrors=source not in SETS or SETS[source].mirrors,
+    )
 
 
 def new_state(plan: Plan) -> TrainState:
@@ -298,7 +372,7 @@ def new_state(plan: Plan) -> TrainState:
     config, model = plan.config, plan.classifier.model
     # Fused: AdamW takes EfficientNet-B0's parameters in a quarter of the time on a CPU too, a tenth of a step at 32 px.
     options: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": True}
-    groups = parameter_groups(plan)
+    groups = plan.strategy.parameter_groups()
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, momentum=config.momentum, **options)
@@ -312,49 +386,9 @@ def new_state(plan: Plan) -> TrainState:
     return TrainState(model, optimizer, plateau, plan.machine.scaler(), average, cached=tuple(plan.cached))
 
 
-def parameter_groups(plan: Plan) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: by learning rate, and by whether weight decay holds; each parameter once.
-
-    A group's ``share`` is what its layer gets of the backbone's learning rate: ``layer_decay`` to the power of the
-    layers above it but for the head (Howard & Ruder 2018; BEiT's 0.65 to 0.75 a block).
-    """
-    config = plan.config
-    # As few as can be: the optimizer's own work for each, learning or not, is most of a step on cached features.
-    groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
-    backbone = len(plan.layers) - 1
-    spared = _spared(plan.classifier.model)
-    for place, layer in enumerate(plan.layers):
-        share = 1.0 if layer.is_head else config.layer_decay ** (backbone - 1 - place)
-        for decays in (True, False):
-            chosen = [p for p in layer.parameters if (config.decay_norms or _decays(p, spared)) is decays]
-            if chosen:
-                group = {
-                    "params": [],
-                    "lr": config.lr if layer.is_head else 0.0,
-                    "weight_decay": config.weight_decay if decays else 0.0,
-                    "is_head": layer.is_head,
-                    "share": share,
-                }
-                groups.setdefault((layer.is_head, share, decays), group)["params"] += chosen
-    return list(groups.values())
-
-
-def _decays(parameter: nn.Parameter, spared: set[int]) -> bool:
-    """Whether a parameter is a matrix or a kernel: norms, biases and scales of channels are long in one direction."""
-    return sum(side > 1 for side in parameter.shape) > 1 and id(parameter) not in spared
-
-
-def _spared(model: nn.Module) -> set[int]:
-    """Return what else weight decay leaves alone: tokens and position embeddings, which are no layer's weight."""
-    says = getattr(model, "no_weight_decay", None)  # timm's models do
-    named = says() if callable(says) else ()
-    loose = [p for part in model.modules() for p in part.parameters(recurse=False) if p.dim() == 3 and p.shape[0] == 1]
-    return {id(p) for name, p in model.named_parameters() if name in named} | {id(p) for p in loose}
-
-
 def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     """Freeze what the phase freezes and return its network and batches; features are computed here."""
-    plan.freeze_for(phase)
+    plan.strategy.freeze_for(phase)
     if plan.uses_cache(phase):
         return _cached_stage(plan, phase, notify)
     loader = plan.train_loader(phase)
@@ -422,7 +456,7 @@ def _with_probed_machine(plan: Plan, given: Mapping[str, object]) -> Plan:
     if None not in (fixed.layout, fixed.precision, fixed.threads):
         return plan  # a run that goes on, too: its config names them all
     config, phase = plan.config, plan.phases[-1]
-    plan.freeze_for(phase)
+    plan.strategy.freeze_for(phase)
     work = Work(config.model, plan.machine.device, config.input_size, config.batch_size, phase.name != "head")
     choice = probe(
         plan.classifier.model, work, fixed, budget_s=_PROBE_SHARE * _expected_seconds(plan), machine=plan.machine
@@ -434,7 +468,8 @@ def _with_probed_machine(plan: Plan, given: Mapping[str, object]) -> Plan:
     resolved = Resolved(config.model_copy(update=values), origins)
     machine = prepare_machine(resolved.config)
     machine.place(plan.classifier.model)
-    return replace(plan, resolved=resolved, machine=machine, probed=choice.why)
+    strategy = replace(plan.strategy, config=resolved.config)
+    return replace(plan, resolved=resolved, machine=machine, strategy=strategy, probed=choice.why)
 
 
 def _expected_seconds(plan: Plan) -> float:
@@ -450,7 +485,7 @@ def _expected_seconds(plan: Plan) -> float:
 
 def _with_caches(plan: Plan) -> Plan:
     """Return the plan with what each phase can train on instead of images."""
-    frozen = [phase for phase in plan.phases if len(plan.trained_layers(phase)) < len(plan.layers)]
+    frozen = [phase for phase in plan.phases if len(plan.strategy.trained_layers(phase)) < len(plan.strategy.layers)]
     if not frozen:
         return plan
     network = Network(plan.classifier, _example(plan.classifier, plan.machine))
@@ -458,7 +493,7 @@ def _with_caches(plan: Plan) -> Plan:
     notes: list[str] = []
     train, val = len(plan.data.parts["train"]), len(plan.data.parts["val"])
     for phase in frozen:
-        plan.freeze_for(phase)
+        plan.strategy.freeze_for(phase)
         found = features.plan_cache(network.cut(), phase, plan.config, plan.augmentation, train, val)
         if isinstance(found, CachePlan):
             cached[phase.first] = found
@@ -488,10 +523,9 @@ def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Class
     return replace(classifier, preprocessing=sized)
 
 
-def _check_input_size(classifier: Classifier, machine: Machine, config: TrainConfig) -> None:
+def _check_input_size(classifier: Classifier, example: torch.Tensor, config: TrainConfig) -> None:
     """Run one image through, so that a size that does not fit is known before anything is written."""
     classifier.model.eval()
-    example = _example(classifier, machine)
     try:
         with torch.inference_mode():
             classifier.model(example)
@@ -506,11 +540,6 @@ def _check_input_size(classifier: Classifier, machine: Machine, config: TrainCon
 def _example(classifier: Classifier, machine: Machine) -> torch.Tensor:
     size = classifier.preprocessing.crop
     return torch.zeros(1, 3, size, size, device=machine.device)
-
-
-def _check_stages(config: TrainConfig, layers: int) -> None:
-    if config.unfreeze_stages > layers:
-        raise UsageError(f"--unfreeze-stages {config.unfreeze_stages}: there are only {layers} layers to unfreeze")
 
 
 def _check_batches(classifier: Classifier, data: LabelledData, config: TrainConfig) -> None:

@@ -27,7 +27,7 @@ _NAMED, _NUMBERED = 60, 25
 
 # Okabe and Ito (2008): told apart by colour-blind readers.
 _TRAIN, _VAL, _TEST, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
-_MANY = (_TRAIN, _VAL, _TEST, "#009E73", "#E69F00", "#56B4E9", "#000000")
+MANY = (_TRAIN, _VAL, _TEST, "#009E73", "#E69F00", "#56B4E9", "#000000")
 _FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "SimHei", "Arial Unicode MS"]
 
 
@@ -37,7 +37,7 @@ def save_loss_curve(history: History, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, axes = _figure(1)
+    figure, axes = new_figure(1)
     (axis,) = axes
     steps = [step for step, _ in history.losses]
     axis.plot(steps, [loss for _, loss in history.losses], color=_GREY, linewidth=0.6, alpha=0.7, label="batch")
@@ -48,7 +48,7 @@ def save_loss_curve(history: History, path: Path) -> None:
     axis.set(xlabel="optimizer step", ylabel="cross-entropy", title=f"{safe_text(history.name)}: loss by iteration")
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_epoch_curves(history: History, path: Path) -> None:
@@ -57,7 +57,7 @@ def save_epoch_curves(history: History, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = new_figure(2)
     best = history.best
     for axis, train, val, test, scale in (
         (left, "train_accuracy", "val_accuracy", history.test_accuracy, 100.0),
@@ -73,7 +73,7 @@ def save_epoch_curves(history: History, path: Path) -> None:
         axis.legend(frameon=False)
     left.set(ylabel="accuracy (%)", title=f"{safe_text(history.name)}: accuracy")
     right.set(ylabel="cross-entropy", title="loss", ylim=(0, None))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_contact_sheet(images: Iterable[Tensor], labels: Sequence[str], path: Path, *, side: int = 96) -> None:
@@ -123,7 +123,7 @@ def save_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
 
     count = len(classes)
     side = min(16.0, max(4.5, 1.8 + 0.5 * count)) if count <= _NUMBERED else 10.0
-    figure, (axis,) = _figure(1, (side + 1.2, side))
+    figure, (axis,) = new_figure(1, (side + 1.2, side))
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     # By the root: mistakes are small shares, and what the matrix is looked at for.
     drawn = axis.imshow(shares, cmap="cividis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -138,7 +138,7 @@ def save_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
         for true, said in zip(*np.nonzero(confusion), strict=True):
             colour = "black" if shares[true, said] > 0.35 else "white"
             axis.text(said, true, f"{confusion[true, said]:,}", ha="center", va="center", color=colour, fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_reliability(found: Reliability, calibrated: Reliability | None, title: str, path: Path) -> None:
@@ -147,7 +147,7 @@ def save_reliability(found: Reliability, calibrated: Reliability | None, title: 
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = new_figure(2)
     left.plot([0, 1], [0, 1], ":", color=_GREY, label="calibrated")
     shown = [(found, _TRAIN, "as it is")] + ([(calibrated, _VAL, "with temperature")] if calibrated else [])
     for each, colour, label in shown:
@@ -166,7 +166,7 @@ def save_reliability(found: Reliability, calibrated: Reliability | None, title: 
     left.legend(frameon=False)
     right.set(xlabel="probability of the answer", ylabel="images", title="how often each is said")
     right.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_tradeoff(comparison: Comparison, path: Path) -> None:
@@ -183,7 +183,7 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
         ("parameters, millions", [each.cost.parameters / 1e6 for each in comparison.contenders]),
     ]
     costs = [(label, values) for label, values in costs if any(values)][:2]
-    figure, axes = _figure(len(costs))
+    figure, axes = new_figure(len(costs))
     largest = max(each.cost.parameters for each in comparison.contenders)
     for axis, (label, values) in zip(axes, costs, strict=True):
         for place, (model, accuracy, cost) in enumerate(
@@ -191,7 +191,7 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
         ):
             if cost is None:
                 continue
-            colour = _MANY[place % len(_MANY)]
+            colour = MANY[place % len(MANY)]
             value, low, high = (100 * number for number in (accuracy.value, accuracy.low, accuracy.high))
             axis.errorbar([cost], [value], yerr=[[value - low], [high - value]], color=colour, capsize=3)
             axis.scatter([cost], [value], s=30 + 270 * model.cost.parameters / largest, color=colour, alpha=0.6)
@@ -209,7 +209,7 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
             axis.xaxis.set_minor_formatter(NullFormatter())
         axis.margins(x=0.25, y=0.2)
     axes[0].set(ylabel="accuracy (%), 95% interval", title="accuracy against cost; areas are parameters")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_overlaid(names: Sequence[str], curves: Sequence[Sequence[History]], path: Path) -> None:
@@ -218,9 +218,9 @@ def save_overlaid(names: Sequence[str], curves: Sequence[Sequence[History]], pat
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = new_figure(2)
     for place, (name, histories) in enumerate(zip(names, curves, strict=True)):
-        colour = _MANY[place % len(_MANY)]
+        colour = MANY[place % len(MANY)]
         for number, history in enumerate(histories):
             label = shortened(name, 30) if number == 0 else "_nolegend_"
             _curve(left, history.epochs, "val_accuracy", 100, colour, label)
@@ -229,7 +229,7 @@ def save_overlaid(names: Sequence[str], curves: Sequence[Sequence[History]], pat
     right.set(xlabel="epoch", ylabel="cross-entropy", title="loss on validation images", ylim=(0, None))
     for axis in (left, right):
         axis.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _milliseconds(per_second: float | None) -> float | None:
@@ -247,7 +247,13 @@ def _tile(image: Tensor, side: int) -> Image.Image:
     return tile.resize((size[0], size[1]), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def _figure(count: int, size: tuple[float, float] | None = None) -> "tuple[Figure, list[Axes]]":
+def new_figure(count: int, size: tuple[float, float] | None = None, *, rows: int = 1) -> "tuple[Figure, list[Axes]]":
+    """Return a figure in the house's style, to be given to ``save_figure``, and its axes row by row.
+
+    Args:
+        count: axes in a row.
+        size: in inches.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -266,8 +272,10 @@ def _figure(count: int, size: tuple[float, float] | None = None) -> "tuple[Figur
         "text.parse_math": False,
     }
     with plt.rc_context(style):
-        figure, axes = plt.subplots(1, count, figsize=size or (6.4 * count, 4.2), layout="constrained", squeeze=False)
-    return figure, list(axes[0])
+        figure, axes = plt.subplots(
+            rows, count, figsize=size or (6.4 * count, 4.2 * rows), layout="constrained", squeeze=False
+        )
+    return figure, list(axes.flat)
 
 
 def _curve(axis: "Axes", epochs: list[EpochPoint], name: str, scale: float, colour: str, label: str) -> None:
@@ -281,7 +289,12 @@ def _mark(axis: "Axes", place: float) -> None:
     axis.axvline(place, color=_GREY, linestyle=":", linewidth=1.2, label="backbone unfrozen")
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure and forget it.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
     import matplotlib.pyplot as plt
 
     try:

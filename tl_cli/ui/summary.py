@@ -36,7 +36,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     for note in notes:
         console.print(plain(f"note: {note}", "yellow"))
     console.print()
-    parts = freeze_plan(plan.classifier, [partial(plan.freeze_for, phase) for phase in plan.phases])
+    parts = freeze_plan(plan.classifier, [partial(plan.strategy.freeze_for, phase) for phase in plan.phases])
     console.print(tables.freeze_table(parts, plan.phases, console.width))
     for line in _refinements(plan):
         console.print(plain(line, "dim"))
@@ -45,13 +45,15 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 def _refinements(plan: Plan) -> list[str]:
     """Say what the table of parts does not show: where freezing ends, how rates fall, what head features miss."""
-    config, lines = plan.config, []
-    if plan.frozen_layers:
-        count = plan.frozen_layers
-        lines.append(f"frozen throughout: the first {count} of {len(plan.layers)} layers, until {config.freeze_until}")
+    config, strategy, lines = plan.config, plan.strategy, []
+    if strategy.frozen_layers:
+        count = strategy.frozen_layers
+        lines.append(
+            f"frozen throughout: the first {count} of {len(strategy.layers)} layers, until {config.freeze_until}"
+        )
     if config.layer_decay < 1 and len(plan.phases) > 1 - (config.freeze_epochs == 0):
-        lowest = plan.layers[plan.frozen_layers]
-        above = len(plan.layers) - 2 - plan.frozen_layers
+        lowest = strategy.layers[strategy.frozen_layers]
+        above = len(strategy.layers) - 2 - strategy.frozen_layers
         rate = config.unfreeze_lr * config.layer_decay**above
         lines.append(
             f"layer decay {config.layer_decay:g}: from {config.unfreeze_lr:g} down to {rate:.2g} at {lowest.name}"
