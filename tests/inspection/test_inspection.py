@@ -1,10 +1,21 @@
+from collections.abc import Iterator
+
 import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from tests.models.test_layers import on_meta
 from tl_cli.errors import UsageError
-from tl_cli.inspection.freeze_plan import freeze_plan
-from tl_cli.inspection.summary import summarize
+from tl_cli.inspection.freeze_plan import freeze_by_name, freeze_plan
+from tl_cli.inspection.summary import Node, head_reason, summarize
+from tl_cli.models import counting, zoo
 from tl_cli.models.freezing import BatchNormMode, freeze_backbone, unfreeze
+
+
+def all_of(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children:
+        yield from all_of(child)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "vit_b_32", "vgg11_bn", "mobilenet_v3_small"])
@@ -23,6 +34,22 @@ def test_the_freeze_plan_adds_up_and_tells_the_truth(name: str, bn: BatchNormMod
         assert part.updating == (0, part.batch_norms if bn == "train" else 0)
 
 
+def test_freezing_by_name_is_shown_for_what_it_does() -> None:
+    with torch.device("meta"):
+        model = zoo.build("efficientnet_b0", 10)
+    classifier, _ = on_meta("efficientnet_b0")
+    found = freeze_by_name(
+        type(classifier)("efficientnet_b0", model, classifier.head, classifier.preprocessing, classifier.weights)
+    )
+    assert (found.frozen, found.frozen + found.trainable) == (3_383_818, 4_020_358)
+    assert found.head_frozen == ("classifier.1",)
+    assert (found.body_trained, found.example) == (32, "features.1.0.block.1.fc1")
+    assert not found.is_right
+    assert freeze_by_name(on_meta("resnet18")[0]).is_right
+    nothing = freeze_by_name(on_meta("vit_b_32")[0])
+    assert (nothing.trainable, nothing.head_frozen, nothing.body_trained) == (0, ("heads.head",), 0)
+
+
 def test_the_tree_of_efficientnet_b0_is_right() -> None:
     root = summarize("efficientnet_b0", 10, 224)
     assert (root.parameters, root.trainable, root.output) == (4_020_358, 12_810, (1, 10))
@@ -30,6 +57,47 @@ def test_the_tree_of_efficientnet_b0_is_right() -> None:
     assert (features.name, features.output) == ("features", (1, 1280, 7, 7))
     assert [child.name for child in root.children[2].children if child.is_head] == ["classifier.1"]
     assert sum(child.parameters for child in root.children) == root.parameters
+    assert sum(child.multiply_adds for child in root.children) == root.multiply_adds
+    assert sum(child.activation_bytes for child in root.children) == root.activation_bytes
+    # As published (Tan & Le 2019, table 1): 0.39 billion.
+    assert round(summarize("efficientnet_b0", 1000, 224).multiply_adds / 1e9, 2) == 0.39
+    assert root.children[2].children[1].multiply_adds == 12_800
+    (reason,) = head_reason(root)
+    assert reason.startswith("classifier.1 (Linear): its parameters change shape")
+
+
+@pytest.mark.parametrize("name", [*zoo.names("torchvision")[::6], "timm/test_vit", "timm/levit_128s"])
+def test_work_is_what_is_listed_elsewhere_and_every_part_is_within_its_parent(name: str) -> None:
+    size = zoo.about(name).input_size
+    root = summarize(name, 10, size, zoo.options_for(name, size))
+    counts = counting.count(name, size, 10)
+    assert counts is not None
+    assert (root.parameters, root.multiply_adds) == (counts.parameters, counts.multiply_adds)
+    for node in all_of(root):
+        assert sum(child.multiply_adds for child in node.children) <= node.multiply_adds
+        assert sum(child.activation_bytes for child in node.children) <= node.activation_bytes
+    assert root.activation_bytes > 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_t"])
+def test_memory_is_what_autograd_keeps_for_real(name: str) -> None:
+    classifier = zoo.create(name, 10, weights="none")
+    model = classifier.model.eval()
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.randn(1, 3, 64, 64))
+    # BatchNorm keeps two numbers a channel more on the meta device.
+    assert summarize(name, 10, 64).activation_bytes == pytest.approx(sum(kept.values()), rel=0.04)
 
 
 def test_an_input_that_does_not_fit_is_refused() -> None:

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
 
-from tl_cli.errors import UnknownModelError
+from tl_cli.contract import DataSpec, ModelCard
+from tl_cli.errors import UnknownModelError, WeightsError
 from tl_cli.models import freezing, zoo
 from tl_cli.models.families import family_of
 
@@ -108,3 +111,27 @@ def test_vit_takes_another_input_size_with_weights_of_its_own(tmp_path) -> None:
     assert classifier.build_options == {"image_size": 64}
     with torch.inference_mode():
         assert classifier.model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_a_saved_model_says_what_it_was_trained_from(tmp_path: Path) -> None:
+    weights = tmp_path / "random.pth"
+    torch.save(zoo.create("resnet18", 10, weights="none", seed=5).model.state_dict(), weights)
+    start = zoo.create("resnet18", 3, weights=str(weights), classes=("a", "b", "c"))
+    card = ModelCard(
+        architecture="resnet18", head=start.head, classes=("a", "b", "c"), preprocessing=start.preprocessing,
+        weights=start.weights, data=DataSpec(source="digits", layout="classes"), recipe="default", epoch=1,
+        config={"model": "resnet18", "weights": str(weights), "seed": 0},
+    )  # fmt: skip
+    was = zoo.starting_point(card)
+    assert all(torch.equal(value, start.model.state_dict()[key]) for key, value in was.model.state_dict().items())
+    random = zoo.create("resnet18", 3, weights="none", seed=7)
+    again = zoo.starting_point(
+        card.model_copy(update={"config": {"weights": "none", "seed": 7}, "weights": random.weights})
+    )
+    assert torch.equal(again.model.layer4[1].conv2.weight, random.model.layer4[1].conv2.weight)
+    torch.save(zoo.create("resnet18", 10, weights="none", seed=6).model.state_dict(), weights)
+    with pytest.raises(WeightsError, match="are others now"):
+        zoo.starting_point(card)
+    weights.unlink()
+    with pytest.raises(WeightsError, match="no weights at"):
+        zoo.starting_point(card)

@@ -254,9 +254,10 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
     subject = wanted.subject()
     classifier = subject.classifier
     title = wanted.title(classifier)
+    other = _other(wanted, subject, against) if against is not None else None
     example = next(iter(subject.batches(2).clean())).inputs
     found = find_residuals(classifier.model, example, classifier.head)
-    if not found or len(found) == 0:
+    if not found:
         data: dict[str, object] = {"model": classifier.name, "residuals": []}
         return View("residuals", data, lambda console: shown.print_found(console, title, found))
     chosen = _block(found, block) if block is not None or image is not None else None
@@ -268,7 +269,13 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
         classifier.model, found, loader.clean(), scales=scales,
         counted=lambda done: wanted.progress("looking at residuals", done, steps),
     )  # fmt: skip
-    before = _before(wanted, subject, found, most, against) if against is not None else None
+    before = None
+    if other is not None:
+        steps = -(-len(loader.images) // loader.batch_size)
+        before = dissect(
+            other.model, found, loader.clean(),
+            counted=lambda done: wanted.progress(f"looking at {against}", done, steps),
+        )  # fmt: skip
     data = {
         "model": classifier.name,
         "source": subject.source,
@@ -310,14 +317,14 @@ def _affordable(classifier: "Classifier", residuals: int) -> int:
 
 
 def _block(found: "Sequence[Residual]", name: str | None) -> "Residual":
-    from tl_cli.errors import UsageError, some, suggest
+    from tl_cli.errors import UsageError, some
 
     if name is None:
         return found[0]
     meant = [each for each in found if name in (each.name, each.block)]
     if not meant:
         names = [each.name for each in found]
-        raise UsageError(f"no residual block is called {name!r}.{suggest(name, names)} There are {some(names, 8)}")
+        raise UsageError(f"no residual block is called {name!r}; there are {some(names, 12)}")
     return meant[0]
 
 
@@ -331,19 +338,6 @@ def _rows(seen: "Anatomy", before: "Anatomy | None") -> list[dict[str, object]]:
             row["before"] = asdict(before.strengths[place])
         rows.append(row)
     return rows
-
-
-def _before(wanted: Wanted, subject: "Subject", found: "Sequence[Residual]", most: int, against: str) -> "Anatomy":
-    """Return the same residuals of another state of the network, on the same images."""
-    from tl_cli.inspection.dissection import dissect
-
-    other = _other(wanted, subject, against)
-    loader = subject.batches(most)
-    steps = -(-len(loader.images) // loader.batch_size)
-    return dissect(
-        other.model, found, loader.clean(),
-        counted=lambda done: wanted.progress(f"looking at {against}", done, steps),
-    )  # fmt: skip
 
 
 def _other(wanted: Wanted, subject: "Subject", against: str) -> "Classifier":
@@ -385,7 +379,7 @@ def _parts(subject: "Subject", residual: "Residual", image: str) -> _Parts:
     from tl_cli.inspection.maps import places_of
 
     seen = subject.prepared(_picture(subject, image))
-    found = operands(subject.classifier.model, residual, subject.inputs(seen[None]))
+    (found,) = operands(subject.classifier.model, [residual], subject.inputs(seen[None]))
     places = places_of(tuple(found.sum.shape), 1)
     if places is None:
         raise UsageError(f"the parts of {residual.name} do not lie on the image as maps do; choose another --block")

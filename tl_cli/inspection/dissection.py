@@ -155,39 +155,38 @@ class Operands:
     sum: Tensor
 
 
-def operands(model: nn.Module, residual: Residual, images: Tensor) -> Operands:
-    """Return what a residual adds up in a forward pass. The model is left in eval mode.
+def operands(model: nn.Module, residuals: Sequence[Residual], images: Tensor) -> list[Operands]:
+    """Return what each residual adds up in a forward pass. The model is left in eval mode.
 
     Args:
         images: (B, 3, H, W), normalised, on the model's device.
 
     Raises:
-        UsageError: the network does not compute these images as it did the ones in which the residual was found.
+        UsageError: the network does not compute these images as it did the ones in which the residuals were found.
     """
     model.eval()
-    with torch.no_grad(), _Keeping(residual) as keeping:
+    with torch.no_grad(), _Keeping(residuals) as keeping:
         model(images)
-    found: Operands = keeping.found()
-    return found
+    kept: dict[int, Operands] = keeping.kept
+    for residual in residuals:
+        if residual.addition not in kept:
+            raise _lost(residual)
+    return [kept[each.addition] for each in residuals]
 
 
 class _Keeping(Additions):
-    def __init__(self, residual: Residual) -> None:
+    def __init__(self, residuals: Sequence[Residual]) -> None:
         super().__init__()
-        self._residual = residual
-        self._kept: Operands | None = None
+        self._places = {each.addition: each for each in residuals}
+        self.kept: dict[int, Operands] = {}
 
     def added(self, place: int, one: Tensor, other: Tensor, alpha: float) -> Tensor | None:
-        if place == self._residual.addition:
-            x, branch = _parts(self._residual, one, other, alpha)
+        residual = self._places.get(place)
+        if residual is not None:
+            x, branch = _parts(residual, one, other, alpha)
             # Copies: what follows may write into them.
-            self._kept = Operands(x.clone(), branch.clone(), x + branch)
+            self.kept[place] = Operands(x.clone(), branch.clone(), x + branch)
         return None
-
-    def found(self) -> Operands:
-        if self._kept is None:
-            raise _lost(self._residual)
-        return self._kept
 
 
 class _Weighing(Additions):

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, cat
 
 # Tokens that stand for no place: of the class, of distillation, registers.
-_MOST_PREFIX_TOKENS = 16
+_MOST_PREFIX_TOKENS = 8
 _SMALLEST_GRID = 2
 
 

@@ -88,7 +88,7 @@ class _Watch:
 
     costs: dict[str, _Cost]
     counting: Counting
-    parameters: set[int]
+    own: set[int]
     saved: set[int] = field(default_factory=set)
     # Alive, so that no other comes to bear the number of one.
     kept: list[Tensor] = field(default_factory=list)
@@ -97,7 +97,7 @@ class _Watch:
 
     def keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.saved | self.parameters:
+        if storage._cdata not in self.saved | self.own:
             self.saved.add(storage._cdata)
             self.kept.append(tensor)
             self.bytes += storage.nbytes()
@@ -119,7 +119,7 @@ def _measure(model: nn.Module, images: Tensor) -> dict[str, _Cost]:
     model.eval()
     costs = {name: _Cost() for name, _ in model.named_modules()}
     counting = Counting()  # type: ignore[no-untyped-call]
-    watch = _Watch(costs, counting, {p.untyped_storage()._cdata for p in model.parameters()})
+    watch = _Watch(costs, counting, {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())})
     try:
         with _hooked(model, watch), saved_tensors_hooks(watch.keep, lambda kept: kept), counting:
             model(images)

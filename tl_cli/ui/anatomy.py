@@ -25,11 +25,12 @@ from tl_cli.ui.report import thumbnail
 from tl_cli.ui.zoo_table import format_count
 
 _GUIDES = {True: ("|-- ", "`-- ", "|   "), False: ("├── ", "└── ", "│   ")}
-_SHORTCUTS = {"identity": "x", "pooling": "pooled", "projection": "projected"}
+_SHORTCUTS = {"identity": "identity", "pooling": "pooled", "projection": "projected"}
 _SHADES = " .:-=+*#%@"
 _COLOURS = ("blue", "dark_orange", "magenta", "green", "yellow", "cyan", "red", "white")
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-_TILE = 22  # columns
+_SHORTEST_TYPE = 8
+_TILE, _SMALLEST_TILE = 24, 16  # columns
 
 
 def print_tree(console: Console, title: str, lines: Sequence[str], root: Node, depth: int, how: Preprocessing) -> None:
@@ -240,20 +241,28 @@ def _tree_table(root: Node, depth: int, console: Console) -> Table:
         columns.append(("memory", [Text(_bytes(n.activation_bytes) if n.activation_bytes else "") for _, n in rows]))
     if width >= 88:
         columns.append(("at first", [_state(node) for _, node in rows]))
+    # Numbers are never cut; names are, the types behind them first.
+    widths = [max(len(heading), *(cell.cell_len for cell in cells)) for heading, cells in columns]
+    room = max(8, width - sum(widths) - 2 * len(widths))
+    names = [_module(prefix, node, room, with_type=width >= 60) for prefix, node in rows]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("module", no_wrap=True, overflow="ellipsis")
-    for heading, cells in columns:
-        # Numbers are never cut; names are.
-        widest = max(len(heading), *(cell.cell_len for cell in cells))
-        side = "left" if heading in ("output", "at first") else "right"
-        table.add_column(heading, justify=side, no_wrap=True, min_width=widest)  # type: ignore[arg-type]
-    for place, (prefix, node) in enumerate(rows):
-        name = node.name.rpartition(".")[2] if node.name else node.type
-        line = Text(prefix, style="dim").append_text(plain(name, "bold mark" if node.is_head else "bold"))
-        if node.name and width >= 60:
-            line.append_text(plain(f" {node.type}", "dim"))
-        table.add_row(line, *(cells[place] for _, cells in columns))
+    table.add_column("module", no_wrap=True, overflow="ellipsis", max_width=room)
+    for (heading, _), widest in zip(columns, widths, strict=True):
+        is_text = heading in ("output", "at first")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=True, width=widest)
+    for place, name in enumerate(names):
+        table.add_row(name, *(cells[place] for _, cells in columns))
     return table
+
+
+def _module(prefix: str, node: Node, room: int, *, with_type: bool) -> Text:
+    name = node.name.rpartition(".")[2] if node.name else node.type
+    line = Text(prefix, style="dim")
+    line.append(shortened(name, max(4, room - len(prefix))), style="bold mark" if node.is_head else "bold")
+    left = room - line.cell_len - 1
+    if node.name and with_type and left >= min(_SHORTEST_TYPE, len(node.type)):
+        line.append(f" {shortened(node.type, left)}", style="dim")
+    return line
 
 
 def _rows(node: Node, prefix: str, below: str, depth: int, *, ascii_only: bool) -> Iterator[tuple[str, Node]]:
@@ -440,8 +449,10 @@ def _tiles(pictures: Sequence[Tensor], captions: Sequence[str], console: Console
         for picture, caption in zip(pictures, captions, strict=True):
             grid.add_row(Group(plain(caption), _shaded(picture.float().mean(0) / 255, size)))
         return grid
-    columns = max(1, min(len(pictures), (console.width + 2) // (largest + 2)))
-    size = min(largest, console.width)
+    # As many in a row as stay large enough, and rows of equal length where that can be.
+    columns = max(1, min(len(pictures), (console.width + 2) // (_SMALLEST_TILE + 2)))
+    columns = next((each for each in range(columns, columns // 2, -1) if len(pictures) % each == 0), columns)
+    size = min(largest, (console.width + 2) // columns - 2)
     grid = Table.grid(padding=(0, 2, 1, 0), pad_edge=False)
     for _ in range(columns):
         grid.add_column(width=size, overflow="fold")
@@ -461,9 +472,7 @@ def _grey(values: Tensor) -> Tensor:
     from matplotlib import colormaps
 
     return (
-        torch.from_numpy(colormaps["cividis"](values.clamp(0, 1).numpy())[..., :3] * 255)
-        .permute(2, 0, 1)
-        .to(torch.uint8)
+        torch.from_numpy(colormaps["magma"](values.clamp(0, 1).numpy())[..., :3] * 255).permute(2, 0, 1).to(torch.uint8)
     )
 
 
@@ -486,7 +495,8 @@ def _table(*headings: str) -> Table:
 
 
 def _bar(share: float, room: int, console: Console) -> Text:
-    return Text(("#" if is_ascii(console) else "█") * round(share * room), style="train")
+    # Thin: rows stay apart.
+    return Text(("=" if is_ascii(console) else "━") * round(share * room), style="train")
 
 
 def _number(value: float | None, digits: int) -> str:

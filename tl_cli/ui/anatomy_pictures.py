@@ -96,7 +96,7 @@ def save_parts(
             first.imshow(picture.permute(1, 2, 0).numpy())
             first.set_title("the picture", fontsize=9)
         first.set_axis_off()
-        second.imshow(energy.numpy(), cmap="cividis", vmin=0, vmax=brightest)
+        second.imshow(energy.numpy(), cmap="magma", vmin=0, vmax=brightest)
         second.set_ylabel(name, fontsize=12)
         if row == 0:
             second.set_title("all channels", fontsize=9)

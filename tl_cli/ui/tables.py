@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 from tl_cli.contract import SPLIT_NAMES
 from tl_cli.data.catalogue import BuiltIn
 from tl_cli.evaluation.metrics import Accuracy, ClassScore
 from tl_cli.inspection.freeze_plan import Part
-from tl_cli.inspection.summary import Node
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import Resolved
 from tl_cli.ui.console import is_ascii, plain, shortened
@@ -143,36 +141,6 @@ def class_table(scores: Sequence[ClassScore], classes: Sequence[str], console: C
     if len(shown) == len(rows):
         return table
     return Group(table, Text(f"and {len(rows) - len(shown)} better ones; tl eval --csv has all of them", "dim"))
-
-
-def model_tree(root: Node, depth: int) -> Tree:
-    """Return the modules of a model as a tree, ``depth`` levels deep."""
-    tree = Tree(_node_line(root, root.type), guide_style="dim")
-    _grow(tree, root, depth)
-    return tree
-
-
-def _grow(branch: Tree, node: Node, depth: int) -> None:
-    if depth == 0:
-        return
-    for child in node.children:
-        name = child.name.rpartition(".")[2]
-        _grow(branch.add(_node_line(child, name)), child, depth - 1)
-
-
-def _node_line(node: Node, name: str) -> Text:
-    line = plain(name, "bold mark" if node.is_head else "bold")
-    if node.name:
-        line.append(f"  {node.type}")
-    if node.output is not None:
-        line.append(f"  ({', '.join(str(side) for side in node.output)})", style="train")
-    if node.parameters:
-        line.append(f"  {node.parameters:,}", style="dim")
-        if node.is_head:
-            line.append("  head, trains", style="mark")
-        elif node.trainable == 0:
-            line.append("  frozen", style="dim")
-    return line
 
 
 def _phase_cell(part: Part, phase: Phase, place: int, *, brief: bool) -> str:
