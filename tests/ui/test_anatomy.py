@@ -84,7 +84,7 @@ def test_the_tree_fits_and_is_never_cut_in_its_numbers(width: int, encoding: str
     text = fits(out, width)
     lines = text.splitlines()
     total = next(line for line in lines if line.startswith("VisionTransformer"))
-    assert ("88,192,778" if width >= 60 else "87.5M") in total or f"{root.parameters:,}" in total or "87.5M" in total
+    assert (f"{root.parameters:,}" if width >= 60 else "87.5M") in total
     rows = [line for line in lines if "ln_1" in line]
     assert len(rows) == 12
     assert all(("1,536" if width >= 60 else "1.54k") in line for line in rows)
@@ -103,7 +103,7 @@ def test_drift_fits_and_says_what_moved(width: int) -> None:
     text = fits(out, width)
     assert "25.00%" in text
     assert "123x" in text
-    assert "1 layers not at all" in " ".join(text.split()) or "1 layer not at all" in " ".join(text.split())
+    assert "1 layer has not moved at all" in " ".join(text.split())
     assert "\x1b" not in text
     screen, out = console(width)
     shown.print_drift(screen, "net", "data", [])

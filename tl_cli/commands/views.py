@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _SCALES = (0.0, 0.5)
 # Images of a run that are looked at, where nobody says how many.
 _LOOKED_AT, _KNOWN, _ASKED, _ON_MAP = 256, 5000, 2000, 1000
-# Forward passes without a branch are made on fewer of them where they would take longer than a minute or two of two
-# cores, which have done some 2e10 multiply-adds a second.
+# On a CPU fewer where it would take longer than a minute or two of two cores: they do some 2e10 multiply-adds a second.
 _WORK, _FEWEST = 2e12, 32
 _CKA_BATCH = 32
+_ALL = 1 << 40
 
 
 def _nothing(folder: Path) -> list[Path]:
@@ -126,10 +126,6 @@ class Wanted:
         if isinstance(self.model, Target):
             return f"{classifier.name}, {self.model.name}, {size} px"
         return f"{classifier.name}, weights {classifier.weights.name}, {size} px"
-
-    def most(self, usual: int) -> int:
-        """Return how many images are looked at."""
-        return self.images or usual
 
 
 def tree(wanted: Wanted, num_classes: int | None, depth: int) -> View:
@@ -261,7 +257,8 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
         data: dict[str, object] = {"model": classifier.name, "residuals": []}
         return View("residuals", data, lambda console: shown.print_found(console, title, found))
     chosen = _block(found, block) if block is not None or image is not None else None
-    most = wanted.most(_LOOKED_AT if not ablate else min(_LOOKED_AT, _affordable(classifier, len(found))))
+    passes = 1 + len(_SCALES) * len(found) * ablate
+    most = wanted.images or _affordable(subject, _LOOKED_AT, least=_FEWEST, passes=passes)
     loader = subject.batches(most)
     scales = _SCALES if ablate else ()
     steps = -(-len(loader.images) // loader.batch_size) * (1 + len(scales) * len(found))
@@ -274,7 +271,7 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
         steps = -(-len(loader.images) // loader.batch_size)
         before = dissect(
             other.model, found, loader.clean(),
-            counted=lambda done: wanted.progress(f"looking at {against}", done, steps),
+            counted=lambda done: wanted.progress("looking at the state before", done, steps),
         )  # fmt: skip
     data = {
         "model": classifier.name,
@@ -286,7 +283,7 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
         "in_words": explain(seen),
     }
     parts = _parts(subject, chosen, image) if chosen is not None and image is not None else None
-    name = against or ""
+    name = _state_name(other, against) if other is not None else ""
 
     def show(console: "Console") -> None:
         shown.print_residuals(console, title, subject.source, seen, before, against=name)
@@ -307,13 +304,19 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
     return View("residuals", data, show, save)
 
 
-def _affordable(classifier: "Classifier", residuals: int) -> int:
-    """Return on how many images each branch is left out in a minute or two, 32 at least: of a large model fewer."""
+def _affordable(subject: "Subject", most: int, *, least: int, passes: int = 1) -> int:
+    """Return how many images are looked at in a minute or two of a small CPU: of a large model fewer, on a GPU all.
+
+    Args:
+        passes: forward passes for each of them.
+    """
     from tl_cli.models.counting import count
 
-    counts = count(classifier.name, classifier.preprocessing.crop)
-    each = (counts.multiply_adds if counts else 10**9) * len(_SCALES) * residuals
-    return max(_FEWEST, int(_WORK / each))
+    if subject.machine.device.type != "cpu":
+        return most
+    counts = count(subject.classifier.name, subject.classifier.preprocessing.crop)
+    each = passes * (counts.multiply_adds if counts else 10**9)
+    return min(most, max(least, int(_WORK / each)))
 
 
 def _block(found: "Sequence[Residual]", name: str | None) -> "Residual":
@@ -338,6 +341,13 @@ def _rows(seen: "Anatomy", before: "Anatomy | None") -> list[dict[str, object]]:
             row["before"] = asdict(before.strengths[place])
         rows.append(row)
     return rows
+
+
+def _state_name(other: "Classifier", against: str | None) -> str:
+    """Return what the state before is called: the weights that training began with, or what was given."""
+    if against not in (None, "pretrained"):
+        return against
+    return other.weights.name if other.weights.name != "none" else "random weights"
 
 
 def _other(wanted: Wanted, subject: "Subject", against: str) -> "Classifier":
@@ -392,7 +402,7 @@ def _picture(subject: "Subject", image: str) -> "Tensor":
     from tl_cli.training.subject import decoded_picture
 
     if image.isdigit() and not Path(image).exists():
-        images = subject.batches(1 << 40).images
+        images = subject.batches(_ALL).images
         if int(image) >= len(images):
             raise UsageError(f"--image {image}: there are {len(images):,} images, counted from 0")
         return images.load(int(image))
@@ -409,14 +419,14 @@ def drift(wanted: Wanted, *, against: str | None) -> View:
         raise UsageError("--drift goes with a run: an architecture has not moved from its weights")
     subject = wanted.subject()
     other = _other(wanted, subject, against or "pretrained")
-    loader = subject.batches(wanted.most(_LOOKED_AT), _CKA_BATCH)
+    loader = subject.batches(wanted.images or _affordable(subject, _LOOKED_AT, least=_FEWEST, passes=2), _CKA_BATCH)
     steps = -(-len(loader.images) // _CKA_BATCH)
     example = next(iter(subject.batches(1).clean())).inputs
     layers = measure_drift(
         other, subject.classifier, example, loader.clean(),
         lambda done: wanted.progress("comparing layers", done, steps),
     )  # fmt: skip
-    title = f"{wanted.title(subject.classifier)}, against {other.weights.name if against is None else against}"
+    title = f"{wanted.title(subject.classifier)}, against {_state_name(other, against)}"
     about = f"outputs compared on {len(loader.images):,} images: {subject.source}"
 
     def save(folder: Path) -> list[Path]:
@@ -428,7 +438,7 @@ def drift(wanted: Wanted, *, against: str | None) -> View:
 
     data = {
         "model": subject.classifier.name,
-        "against": against or "pretrained",
+        "against": _state_name(other, against),
         "source": subject.source,
         "images": len(loader.images),
         "layers": [asdict(layer) for layer in layers],
@@ -447,7 +457,8 @@ def features(wanted: Wanted) -> View:
         raise UsageError("--features needs training images whose classes are known, beside those that are asked for: "
                          "give --data for an architecture, and no --data for a run")  # fmt: skip
     title = wanted.title(subject.classifier)
-    known_images, asked_images = subject.open_known(_KNOWN), subject.open(wanted.most(_ASKED), None)
+    asked_images = subject.open(wanted.images or _affordable(subject, _ASKED, least=200), None)
+    known_images = subject.open_known(_affordable(subject, _KNOWN, least=500))
     total = len(known_images.images) + len(asked_images.images)
     known = features_of(subject.classifier, known_images.clean(), lambda done: wanted.progress("features", done, total))
     before = len(known_images.images)
@@ -517,7 +528,7 @@ def worst(wanted: Wanted, count: int) -> View:
     subject = wanted.subject()
     if not subject.is_judged:
         raise typer.BadParameter("only a run can be wrong: give one, not an architecture", param_hint="--worst")
-    loader = subject.batches(wanted.most(1 << 40))
+    loader = subject.batches(wanted.images or _ALL)
     total = len(loader.images)
     answers = answer(
         subject.classifier.model, loader.clean(), lambda done: wanted.progress("evaluating", done, total),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -284,7 +285,7 @@ def explain(anatomy: Anatomy) -> list[str]:
         )
     ratios = [each.ratio for each in anatomy.strengths]
     strongest, weakest = (pick(range(len(ratios)), key=ratios.__getitem__) for pick in (max, min))
-    middle = sorted(ratios)[len(ratios) // 2]
+    middle = median(ratios)
     names = [each.name for each in anatomy.residuals]
     lines.append(
         f"The median F is {middle:.2f} times as long as its x: longest in {names[strongest]}, "

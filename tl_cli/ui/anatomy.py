@@ -378,11 +378,11 @@ def _drift_in_words(layers: Sequence[LayerDrift]) -> list[str]:
         return []
     if all(each.moved == 0 for each in body):
         return ["The backbone has not moved at all: it was frozen throughout."]
-    still = sum(each.moved == 0 for each in body)
     most = max(body, key=lambda each: each.moved or 0.0)
-    lines = [
-        f"{most.name} moved most ({most.moved:.1%} of its length)" + (f"; {still} layers not at all." if still else ".")
-    ]
+    lines = [f"{most.name} moved most, by {most.moved:.1%} of its length."]
+    still = sum(each.moved == 0 for each in body)
+    if still:
+        lines.append("1 layer has not moved at all." if still == 1 else f"{still} layers have not moved at all.")
     compared = [each for each in body if each.similarity is not None]
     if compared:
         least = min(compared, key=lambda each: each.similarity or 0.0)
@@ -500,7 +500,8 @@ def _bar(share: float, room: int, console: Console) -> Text:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    # Rounded first, so that no zero is negative.
+    return "-" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def _share(value: float | None) -> str:

@@ -43,7 +43,8 @@ def save_residuals(anatomy: Anatomy, before: Anatomy | None, title: str, against
         if each.shortcut != "identity":
             ratio.annotate("p", (place + shift, anatomy.strengths[place].ratio), ha="center", va="bottom", fontsize=7)
     ratio.set(ylabel="|F| / |x|")
-    ratio.set_title(f"residuals along the depth\n{safe_text(title)}", fontsize=9)
+    marked = "; p: x is pooled or projected" if any(each.shortcut != "identity" for each in anatomy.residuals) else ""
+    ratio.set_title(f"residuals along the depth{marked}\n{safe_text(title)}", fontsize=9)
     if before:
         ratio.legend(frameon=False)
     cosines = [each.cosine for each in anatomy.strengths]
@@ -189,7 +190,7 @@ def save_heat(pictures: Sequence[Tensor], heats: Sequence[Tensor], captions: Seq
     """
     tiles = [tile for picture, heat in zip(pictures, heats, strict=True) for tile in (picture, overlaid(picture, heat))]
     lines = [line for caption in captions for line in (caption, "where it looked")]
-    save_contact_sheet(tiles, lines, path, side=_SIDE if len(pictures) == 1 else 160)
+    save_contact_sheet(tiles, lines, path, side=_SIDE if len(pictures) == 1 else 160, together=2)
 
 
 def _draw_effects(anatomy: Anatomy, axis: object) -> None:

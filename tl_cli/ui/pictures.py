@@ -76,18 +76,22 @@ def save_epoch_curves(history: History, path: Path) -> None:
     save_figure(figure, path)
 
 
-def save_contact_sheet(images: Iterable[Tensor], labels: Sequence[str], path: Path, *, side: int = 96) -> None:
+def save_contact_sheet(
+    images: Iterable[Tensor], labels: Sequence[str], path: Path, *, side: int = 96, together: int = 1
+) -> None:
     """Write a sheet of pictures with their labels.
 
     Args:
         images: (3, H, W) uint8 each, of any sizes; what is larger than its place is made smaller, its shape kept.
         labels: one a picture, of one line or several.
         side: of one picture on the sheet, in pixels.
+        together: so many belong together and stand in one row.
 
     Raises:
         StorageError: the file cannot be written.
     """
     columns = min(8, max(1, math.ceil(math.sqrt(len(labels)))))
+    columns = max(1, round(columns / together)) * together
     rows = math.ceil(len(labels) / columns)
     lines = max((label.count("\n") + 1 for label in labels), default=1)
     gap, line_height = 6, 14
