@@ -38,8 +38,8 @@ def test_every_command_has_help_with_an_example_and_a_line_in_the_readme(command
 def test_every_example_in_help_uses_options_that_exist(command: str, tl) -> None:
     text = tl(*command.split(), "--help").out
     usage, _, examples = text.partition("Examples:")
-    if command == "compare":
-        # Options of tl train follow the names of what it trains.
+    if command in ("compare", "inspect"):
+        # Options of tl train follow, of what is trained or what would be.
         usage += tl("train", "--help").out
     for option in re.findall(r"(--[a-z-]+)", examples):
         assert option in usage, option

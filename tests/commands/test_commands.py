@@ -61,12 +61,13 @@ def test_a_run_is_trained_evaluated_plotted_and_inspected(tl, colours: Path, wor
 
     tree = tl("inspect", run)
     assert "shufflenet_v2_x0_5, 3 classes, input 32 x 32" in tree.out
-    assert "head, trains" in tree.out
+    assert "fc (Linear): its parameters change shape" in " ".join(tree.out.split())
 
 
 def test_inspect_needs_no_run(tl) -> None:
     result = tl("inspect", "efficientnet_b0", "--depth", "1")
-    assert "4,020,358 parameters; with the backbone frozen 12,810 train: classifier.1" in result.out
+    assert "4,020,358, of which the head has 12,810" in result.out
+    assert "classifier.1 (Linear)" in result.out
 
 
 def test_a_dry_run_explains_everything_and_records_nothing(tl, colours: Path, workplace: Path) -> None:
