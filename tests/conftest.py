@@ -12,7 +12,7 @@ import multiprocessing
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -72,6 +72,25 @@ def workplace(tmp_path: Path, ready_database: Path, monkeypatch: pytest.MonkeyPa
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     yield tmp_path
     mlflow.set_tracking_uri(None)
+
+
+def train_in(folder: Path, ready_database: Path, *commands: Sequence[str | Path]) -> Path:
+    """Make a folder in which each of these commands of ``tl train`` has run, for several tests to share."""
+    import mlflow
+
+    from tl_cli.cli import main
+
+    (folder / "mlflow.db").write_bytes(ready_database.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TL_CACHE_DIR", str(folder / "cache"))
+        patch.chdir(folder)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        for options in commands:
+            patch.setattr(sys, "argv", ["tl", "train", *map(str, options)])
+            with pytest.raises(SystemExit) as stopped:
+                main()
+            assert stopped.value.code == 0
+    return folder
 
 
 @dataclass

@@ -1,15 +1,13 @@
 """inspect in all its views on one recorded run, which no test changes for another."""
 
 import json
-import sys
 from pathlib import Path
 
 import mlflow
 import pytest
 from PIL import Image
 
-from tests.conftest import Result
-from tl_cli.cli import main
+from tests.conftest import Result, train_in
 from tl_cli.models import zoo
 from tl_cli.tracking.store import Store, open_store
 
@@ -20,17 +18,7 @@ TRAIN = ("efficientnet_lite0", "--input-size", "48", "--batch-size", "12", "--au
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, colours: Path) -> Path:
     """A folder in which one model was trained."""
-    folder = tmp_path_factory.mktemp("inspected")
-    (folder / "mlflow.db").write_bytes(ready_database.read_bytes())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TL_CACHE_DIR", str(folder / "cache"))
-        patch.chdir(folder)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        patch.setattr(sys, "argv", ["tl", "train", *TRAIN, "--data", str(colours)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code == 0
-    return folder
+    return train_in(tmp_path_factory.mktemp("inspected"), ready_database, (*TRAIN, "--data", colours))
 
 
 @pytest.fixture

@@ -23,8 +23,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score
 
-from tests.conftest import COLOURS, Result, write_pictures
-from tl_cli.cli import main
+from tests.conftest import COLOURS, Result, train_in, write_pictures
 from tl_cli.errors import Interrupted
 from tl_cli.evaluation.logits import load_answers
 from tl_cli.models import bundle, export, zoo
@@ -41,18 +40,8 @@ SHARED = ("--weights", "none", "--input-size", "48", "--batch-size", "12", "--au
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, colours: Path) -> Path:
     """A folder in which two models were trained on the same images, the poor one last."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "mlflow.db").write_bytes(ready_database.read_bytes())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TL_CACHE_DIR", str(folder / "cache"))
-        patch.chdir(folder)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        for options in (GOOD, POOR):
-            patch.setattr(sys, "argv", ["tl", "train", *options, *SHARED, "--data", str(colours)])
-            with pytest.raises(SystemExit) as stopped:
-                main()
-            assert stopped.value.code == 0
-    return folder
+    commands = [(*options, *SHARED, "--data", colours) for options in (GOOD, POOR)]
+    return train_in(tmp_path_factory.mktemp("trained"), ready_database, *commands)
 
 
 @pytest.fixture

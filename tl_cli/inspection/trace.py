@@ -1,7 +1,5 @@
 """The graph of a network at the level of torch's own operations, as one forward pass computed it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tl_cli.errors import UsageError, first_line
+from tl_cli.models.freezing import in_eval_mode
 
 # What a stranger's forward pass raises is the stranger's choice.
 _STRANGERS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
@@ -57,7 +56,7 @@ def trace(model: nn.Module, images: Tensor) -> list[Step]:
     Raises:
         UsageError: the network cannot be run on them, or not be followed.
     """
-    with _evaluated(model), torch.no_grad():
+    with in_eval_mode(model), torch.no_grad():
         try:
             # What is made at the first call only (masks, tables of positions) is not part of it.
             model(images)
@@ -189,17 +188,6 @@ class _Calls:
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    were = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, was in were:
-            module.training = was
 
 
 def ancestors(step: Step, after: int) -> list[Step]:

@@ -1,6 +1,7 @@
 """What trains and what stays as it is, by module identity. Never by a part of a parameter's name."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Literal
 
@@ -54,6 +55,20 @@ def thaw(model: nn.Module) -> None:
     """Let ``train()`` reach every module again; parameters are left as they are."""
     for module in model.modules():
         module.__dict__.pop("train", None)
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode while the block lasts; each module is in its own mode again afterwards."""
+    were = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        # LeViT keeps what it computed from its weights in eval mode until it is told to train.
+        model.train()
+        for module, was in were:
+            module.training = was
 
 
 def batch_norms(modules: Iterable[nn.Module]) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tl_cli.models.freezing import in_eval_mode
 from tl_cli.models.small_maps import convolve, is_known, results
 
 # In float32 a deep network of random weights may differ by 1% of its largest value for the order of sums alone, and so
@@ -87,7 +88,7 @@ def _in_float64(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, n
 def _find(tried: nn.Module, example: Tensor, model: nn.Module) -> tuple[Shortcut, ...]:
     """Return the shortcuts of ``model``, of which ``tried`` is a copy or itself."""
     original = dict(zip(tried.modules(), model.modules(), strict=True))
-    with _in_eval_mode(tried):
+    with in_eval_mode(tried):
         watched = _watch(tried, example)
         known = [module for module in tried.modules() if isinstance(module, nn.Conv2d) and is_known(module)]
         folding = tuple(Shortcut(conv, watched.norms.get(conv)) for conv in known)
@@ -178,19 +179,6 @@ def _forward_of(module: nn.Module, forward: Any) -> Iterator[None]:
         del module.__dict__["forward"]
         if before is not None:
             module.__dict__["forward"] = before
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    were = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # LeViT keeps what it computed from its weights in eval mode until it is told to train.
-        model.train()
-        for module, was in were:
-            module.training = was
 
 
 @dataclass(frozen=True, slots=True)
