@@ -5,10 +5,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import Result, train_in
-from tl_cli.models import zoo
+from tl_cli.models import bundle, zoo
 from tl_cli.tracking.store import Store, open_store
 
 TRAIN = ("efficientnet_lite0", "--input-size", "48", "--batch-size", "12", "--augment", "none", "--steps", "24",
@@ -211,3 +212,18 @@ def test_what_cannot_be_seen_is_said_with_what_to_try(
     result = tl("inspect", *arguments)
     assert result.code == 2
     assert message in " ".join((result.out + result.err).replace("│", " ").split())
+
+
+@pytest.mark.parametrize("view", [("--residual",), ("--drift",), ("--features",), ("--worst", "2"), ("--cam",)])
+def test_a_model_of_broken_numbers_is_named_so(
+    tl, there: Store, tmp_path: Path, colours: Path, view: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "broken"
+    classifier, card = zoo.restore(there.model_folder(there.find("seen")))
+    with torch.no_grad():
+        classifier.model.get_submodule("blocks.3.1.bn2").weight[0] = float("nan")
+    bundle.save(folder, classifier.model, card)
+    options = (*view, colours / "test" / "red" / "000.png") if view == ("--cam",) else view
+    result = tl("inspect", folder, *options)
+    assert result.code == 2
+    assert "what is no number (NaN or infinity)" in result.err

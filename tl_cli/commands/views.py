@@ -522,7 +522,7 @@ def worst(wanted: Wanted, count: int) -> View:
     """Return where a model looked in its worst mistakes, each for the class that it answers."""
     import torch
 
-    from tl_cli.evaluation.logits import answer
+    from tl_cli.evaluation.logits import answer, check_finite
     from tl_cli.evaluation.metrics import worst_mistakes
 
     subject = wanted.subject()
@@ -534,6 +534,7 @@ def worst(wanted: Wanted, count: int) -> View:
         subject.classifier.model, loader.clean(), lambda done: wanted.progress("evaluating", done, total),
         at_once=subject.machine.at_once,
     )  # fmt: skip
+    check_finite(answers.logits)
     mistakes = worst_mistakes(answers, count)
     if not mistakes:
         return View("cam", {"model": subject.classifier.name, "images": []}, _say_perfect(total))
@@ -560,8 +561,11 @@ def _say_perfect(total: int) -> "Callable[[Console], None]":
 def _probabilities(subject: "Subject", seen: "Tensor") -> "Tensor":
     import torch
 
+    from tl_cli.evaluation.logits import check_finite
+
     with torch.inference_mode():
         logits: Tensor = subject.classifier.model(subject.inputs(seen))
+    check_finite(logits)
     return logits.float().softmax(1).cpu()
 
 

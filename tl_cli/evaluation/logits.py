@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tl_cli.data.loaders import Batch
 from tl_cli.data.names import Names
-from tl_cli.errors import DataError
+from tl_cli.errors import DataError, WeightsError
 from tl_cli.fetch import replacing
 
 # Told how many images are done.
@@ -93,6 +93,25 @@ def answer(
         done += len(batch.labels)
         counted(done)
     return Answers(torch.cat(logits), torch.cat(labels))
+
+
+def check_finite(logits: Tensor, ids: Names | None = None) -> None:
+    """Raise where a network answers with what is no number.
+
+    Args:
+        logits: (N, num_classes).
+        ids: of the images, where they are to be named.
+
+    Raises:
+        WeightsError: its weights are broken.
+    """
+    wrong = torch.nonzero(~logits.isfinite().all(1)).flatten().tolist()
+    if wrong:
+        first = f", {ids[wrong[0]]} first" if ids is not None else ""
+        raise WeightsError(
+            f"the model answers {len(wrong):,} images with what is no number (NaN or infinity){first}: "
+            "its weights are broken"
+        )
 
 
 def outputs(network: nn.Module, batches: Iterable[Batch], *, at_once: int = 1) -> Iterator[tuple[Batch, Tensor]]:

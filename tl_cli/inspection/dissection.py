@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from tl_cli.data.loaders import Batch
 from tl_cli.errors import UsageError
-from tl_cli.evaluation.logits import Counted
+from tl_cli.evaluation.logits import Counted, check_finite
 from tl_cli.evaluation.paired import holm, mcnemar
 from tl_cli.inspection.residuals import Residual
 from tl_cli.inspection.trace import Additions
@@ -107,6 +107,7 @@ def dissect(
 
     Raises:
         UsageError: the network does not compute these images as it did the ones in which the residuals were found.
+        WeightsError: it answers with what is no number.
     """
     model.eval()
     places = {each.addition: each for each in residuals}
@@ -117,6 +118,7 @@ def dissect(
         for batch in batches:
             with _Weighing(places, len(batch.labels), seen):
                 answers[None].append(model(batch.inputs).float().cpu())
+            check_finite(answers[None][-1])
             labels.append(batch.labels.cpu())
             counted(done := done + 1)
             for place, residual in places.items():

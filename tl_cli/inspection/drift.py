@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tl_cli.data.loaders import Batch
 from tl_cli.errors import UsageError
-from tl_cli.evaluation.logits import Counted
+from tl_cli.evaluation.logits import Counted, check_finite
 from tl_cli.models.layers import Layer, layers_of
 from tl_cli.models.zoo import Classifier
 
@@ -62,6 +62,7 @@ def measure_drift(
 
     Raises:
         UsageError: the two are of different architectures.
+        WeightsError: one of them answers with what is no number.
     """
     layers, earlier = layers_of(after, example), layers_of(before, example)
     if [layer.name for layer in layers] != [layer.name for layer in earlier]:
@@ -141,8 +142,8 @@ def _similarities(
     with _noting(before_places, alike, 0), _noting(after_places, alike, 1), torch.no_grad():
         for number, batch in enumerate(batches, 1):
             if len(batch.labels) >= FEWEST_IMAGES:
-                before(batch.inputs)
-                after(batch.inputs)
+                check_finite(before(batch.inputs))
+                check_finite(after(batch.inputs))
                 for each in alike:
                     each.add()
             counted(number)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_cli.data.loaders import Batch
 from tl_cli.errors import UsageError
-from tl_cli.evaluation.logits import Answers, Counted
+from tl_cli.evaluation.logits import Answers, Counted, check_finite
 from tl_cli.evaluation.metrics import Accuracy, wilson
 from tl_cli.models.zoo import Classifier
 
@@ -43,6 +43,7 @@ def features_of(classifier: Classifier, batches: Iterable[Batch], counted: Count
 
     Raises:
         UsageError: what reaches the head has no row for each image.
+        WeightsError: the model answers with what is no number.
     """
     reached: list[Tensor] = []
     vectors, logits, labels, done = [], [], [], 0
@@ -54,6 +55,7 @@ def features_of(classifier: Classifier, batches: Iterable[Batch], counted: Count
             for batch in batches:
                 reached.clear()
                 logits.append(classifier.model(batch.inputs).float().cpu())
+                check_finite(logits[-1])
                 labels.append(batch.labels.cpu())
                 if not reached or len(reached[0]) != len(batch.labels):
                     raise UsageError(f"what reaches the head of {classifier.name} has no row for each image")

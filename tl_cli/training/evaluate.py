@@ -12,9 +12,9 @@ from tl_cli.data import splits
 from tl_cli.data.images import Images, describe
 from tl_cli.data.loaders import Loader
 from tl_cli.data.sources import LabelledData, changed_parts, check_still_there, decoded, open_to_judge
-from tl_cli.errors import DataError, WeightsError, some
+from tl_cli.errors import DataError, some
 from tl_cli.evaluation.calibration import Calibration, fit_temperature, mean_loss
-from tl_cli.evaluation.logits import Answers, answer
+from tl_cli.evaluation.logits import Answers, answer, check_finite
 from tl_cli.fetch import Progress, digest, silent
 from tl_cli.models.bundle import WEIGHTS_FILE
 from tl_cli.models.zoo import Classifier
@@ -121,7 +121,7 @@ class Judge:
             lambda done: self._progress("evaluating", done, total),
             at_once=self.machine.at_once,
         )
-        _check_finite(answers, images)
+        check_finite(answers.logits, images.ids)
         seen = np.bincount(answers.labels.numpy(), minlength=len(self._card.classes))
         return Measured(
             answers=answers,
@@ -210,15 +210,6 @@ class Judge:
                 "folder of their own and give it with --data"
             )
         return parts[part]
-
-
-def _check_finite(answers: Answers, images: Images) -> None:
-    wrong = torch.nonzero(~answers.logits.isfinite().all(1)).flatten().tolist()
-    if wrong:
-        raise WeightsError(
-            f"the model answers {len(wrong):,} images with what is no number (NaN or infinity), "
-            f"{images.ids[wrong[0]]} first: its weights are broken"
-        )
 
 
 def _places(data: LabelledData, card: ModelCard) -> np.ndarray:
