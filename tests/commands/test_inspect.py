@@ -227,3 +227,16 @@ def test_a_model_of_broken_numbers_is_named_so(
     result = tl("inspect", folder, *options)
     assert result.code == 2
     assert "what is no number (NaN or infinity)" in result.err
+
+
+def test_pictures_of_ones_own_need_no_data(tl, there: Store, trained: Path, colours: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "alone"
+    classifier, card = zoo.restore(there.model_folder(there.find("seen")))
+    gone = card.data.model_copy(update={"source": str(tmp_path / "gone")})
+    bundle.save(folder, classifier.model, card.model_copy(update={"data": gone}))
+    found = seen(tl, folder, "--cam", colours / "test" / "red" / "000.png")
+    assert found["images"][0]["answered"] in ("blue", "green", "red")
+    result = tl("inspect", folder, "--residual")
+    assert result.code == 2
+    assert "gone" in result.err
+    assert tl("inspect", folder).code == 0

@@ -22,25 +22,27 @@ def test_photographs_come_with_pip_and_are_the_same_every_time() -> None:
 
 def test_an_architecture_has_its_own_head_and_answers_what_is_in_a_photograph() -> None:
     subject = subject_of_architecture("efficientnet_lite0")
-    loader = subject.batches(2)
+    images = subject.show()
+    loader = images.batches(2)
     assert len(loader.images) == 2
     with torch.inference_mode():
         answers = torch.cat([subject.classifier.model(batch.inputs) for batch in loader.clean()]).argmax(1).tolist()
     # A temple in China, a flower.
     assert [subject.name_of(answer) for answer in answers] == ["bell cote", "daisy"]
-    assert (subject.is_judged, subject.open_known, subject.classes) == (False, None, ())
+    assert (images.is_judged, images.open_known, images.classes) == (False, None, ())
     seen = subject.prepared(loader.images.load(1))
-    assert torch.equal(subject.inputs(seen[None])[0], next(iter(subject.batches(2, 2).clean())).inputs[1])
+    assert torch.equal(subject.inputs(seen[None])[0], next(iter(images.batches(2, 2).clean())).inputs[1])
 
 
 def test_other_images_have_labels_that_say_nothing_of_the_answers(colours: Path) -> None:
     subject = subject_of_architecture("squeezenet1_1", weights="none", source=str(colours), input_size=64)
-    assert subject.classes == ("blue", "green", "red")
-    assert subject.source == f"{colours}, test"
-    assert {label for batch in subject.batches(6).clean() for label in batch.labels.tolist()} == {-1}
-    assert {label for batch in subject.open(18, None).clean() for label in batch.labels.tolist()} == {0, 1, 2}
-    assert subject.open_known is not None
-    assert len(subject.open_known(10).images) == 10
+    images = subject.show()
+    assert images.classes == ("blue", "green", "red")
+    assert images.source == f"{colours}, test"
+    assert {label for batch in images.batches(6).clean() for label in batch.labels.tolist()} == {-1}
+    assert {label for batch in images.open(18, None).clean() for label in batch.labels.tolist()} == {0, 1, 2}
+    assert images.open_known is not None
+    assert len(images.open_known(10).images) == 10
     assert subject.classifier.preprocessing.crop == 64
 
 

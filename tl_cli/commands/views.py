@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tl_cli.inspection.summary import Node
     from tl_cli.models.zoo import Classifier
     from tl_cli.training.evaluate import Part
-    from tl_cli.training.subject import Subject
+    from tl_cli.training.subject import Shown, Subject
 
 _SCALES = (0.0, 0.5)
 # Images of a run that are looked at, where nobody says how many.
@@ -251,7 +251,8 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
     classifier = subject.classifier
     title = wanted.title(classifier)
     other = _other(wanted, subject, against) if against is not None else None
-    example = next(iter(subject.batches(2).clean())).inputs
+    images = subject.show()
+    example = next(iter(images.batches(2).clean())).inputs
     found = find_residuals(classifier.model, example, classifier.head)
     if not found:
         data: dict[str, object] = {"model": classifier.name, "residuals": []}
@@ -259,7 +260,7 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
     chosen = _block(found, block) if block is not None or image is not None else None
     passes = 1 + len(_SCALES) * len(found) * ablate
     most = wanted.images or _affordable(subject, _LOOKED_AT, least=_FEWEST, passes=passes)
-    loader = subject.batches(most)
+    loader = images.batches(most)
     scales = _SCALES if ablate else ()
     steps = -(-len(loader.images) // loader.batch_size) * (1 + len(scales) * len(found))
     seen = dissect(
@@ -275,18 +276,18 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
         )  # fmt: skip
     data = {
         "model": classifier.name,
-        "source": subject.source,
+        "source": images.source,
         "images": seen.images,
         "accuracy": seen.accuracy,
         "loss": seen.loss,
         "residuals": _rows(seen, before),
         "in_words": explain(seen),
     }
-    parts = _parts(subject, chosen, image) if chosen is not None and image is not None else None
+    parts = _parts(subject, images, chosen, image) if chosen is not None and image is not None else None
     name = _state_name(other, against) if other is not None else ""
 
     def show(console: "Console") -> None:
-        shown.print_residuals(console, title, subject.source, seen, before, against=name)
+        shown.print_residuals(console, title, images.source, seen, before, against=name)
         if parts is not None:
             energies = [each.square().mean(0).sqrt() for each in parts.maps]
             shown.print_parts(console, parts.residual, parts.picture, energies)
@@ -383,12 +384,12 @@ class _Parts:
     maps: "Sequence[Tensor]"
 
 
-def _parts(subject: "Subject", residual: "Residual", image: str) -> _Parts:
+def _parts(subject: "Subject", images: "Shown", residual: "Residual", image: str) -> _Parts:
     from tl_cli.errors import UsageError
     from tl_cli.inspection.dissection import operands
     from tl_cli.inspection.maps import places_of
 
-    seen = subject.prepared(_picture(subject, image))
+    seen = subject.prepared(_picture(subject, images, image))
     (found,) = operands(subject.classifier.model, [residual], subject.inputs(seen[None]))
     places = places_of(tuple(found.sum.shape), 1)
     if places is None:
@@ -396,13 +397,13 @@ def _parts(subject: "Subject", residual: "Residual", image: str) -> _Parts:
     return _Parts(residual, seen, [places.maps(each)[0].float().cpu() for each in (found.x, found.branch, found.sum)])
 
 
-def _picture(subject: "Subject", image: str) -> "Tensor":
+def _picture(subject: "Subject", shown: "Shown", image: str) -> "Tensor":
     """Return a picture file, or an image of the data by its number."""
     from tl_cli.errors import UsageError
     from tl_cli.training.subject import decoded_picture
 
     if image.isdigit() and not Path(image).exists():
-        images = subject.batches(_ALL).images
+        images = shown.batches(_ALL).images
         if int(image) >= len(images):
             raise UsageError(f"--image {image}: there are {len(images):,} images, counted from 0")
         return images.load(int(image))
@@ -419,15 +420,16 @@ def drift(wanted: Wanted, *, against: str | None) -> View:
         raise UsageError("--drift goes with a run: an architecture has not moved from its weights")
     subject = wanted.subject()
     other = _other(wanted, subject, against or "pretrained")
-    loader = subject.batches(wanted.images or _affordable(subject, _LOOKED_AT, least=_FEWEST, passes=2), _CKA_BATCH)
+    images = subject.show()
+    loader = images.batches(wanted.images or _affordable(subject, _LOOKED_AT, least=_FEWEST, passes=2), _CKA_BATCH)
     steps = -(-len(loader.images) // _CKA_BATCH)
-    example = next(iter(subject.batches(1).clean())).inputs
+    example = next(iter(images.batches(1).clean())).inputs
     layers = measure_drift(
         other, subject.classifier, example, loader.clean(),
         lambda done: wanted.progress("comparing layers", done, steps),
     )  # fmt: skip
     title = f"{wanted.title(subject.classifier)}, against {_state_name(other, against)}"
-    about = f"outputs compared on {len(loader.images):,} images: {subject.source}"
+    about = f"outputs compared on {len(loader.images):,} images: {images.source}"
 
     def save(folder: Path) -> list[Path]:
         from tl_cli.ui.anatomy_pictures import save_drift
@@ -439,7 +441,7 @@ def drift(wanted: Wanted, *, against: str | None) -> View:
     data = {
         "model": subject.classifier.name,
         "against": _state_name(other, against),
-        "source": subject.source,
+        "source": images.source,
         "images": len(loader.images),
         "layers": [asdict(layer) for layer in layers],
     }
@@ -453,31 +455,32 @@ def features(wanted: Wanted) -> View:
     from tl_cli.ui.anatomy import print_neighbourhood
 
     subject = wanted.subject()
-    if subject.open_known is None:
+    images = subject.show()
+    if images.open_known is None:
         raise UsageError("--features needs training images whose classes are known, beside those that are asked for: "
                          "give --data for an architecture, and no --data for a run")  # fmt: skip
     title = wanted.title(subject.classifier)
-    asked_images = subject.open(wanted.images or _affordable(subject, _ASKED, least=200), None)
-    known_images = subject.open_known(_affordable(subject, _KNOWN, least=500))
+    asked_images = images.open(wanted.images or _affordable(subject, _ASKED, least=200), None)
+    known_images = images.open_known(_affordable(subject, _KNOWN, least=500))
     total = len(known_images.images) + len(asked_images.images)
     known = features_of(subject.classifier, known_images.clean(), lambda done: wanted.progress("features", done, total))
     before = len(known_images.images)
     asked = features_of(
         subject.classifier, asked_images.clean(), lambda done: wanted.progress("features", before + done, total)
     )
-    found = explore(known, asked, is_judged=subject.is_judged, most_on_map=_ON_MAP)
-    about = f"{len(found.labels):,} of {len(asked_images.images):,} images on the map: {subject.source}"
+    found = explore(known, asked, is_judged=images.is_judged, most_on_map=_ON_MAP)
+    about = f"{len(found.labels):,} of {len(asked_images.images):,} images on the map: {images.source}"
 
     def save(folder: Path) -> list[Path]:
         from tl_cli.ui.anatomy_pictures import save_map
 
         path = folder / "features.png"
-        save_map(found, subject.classes, title, path)
+        save_map(found, images.classes, title, path)
         return [path]
 
     data = {
         "model": subject.classifier.name,
-        "source": subject.source,
+        "source": images.source,
         "images": len(asked_images.images),
         "accuracy": found.by_head.value if found.by_head else None,
         "knn_accuracy": found.by_neighbours.value,
@@ -485,14 +488,14 @@ def features(wanted: Wanted) -> View:
         "known": found.known,
         "agreement": found.agree,
         "map": [
-            {"id": name, "class": subject.classes[label], "x": round(x, 4), "y": round(y, 4)}
+            {"id": name, "class": images.classes[label], "x": round(x, 4), "y": round(y, 4)}
             for name, label, (x, y) in zip(
                 asked_images.images.ids, found.labels.tolist(), found.places.tolist(), strict=False
             )
         ],
     }
     return View(
-        "features", data, lambda console: print_neighbourhood(console, title, about, found, subject.classes), save
+        "features", data, lambda console: print_neighbourhood(console, title, about, found, images.classes), save
     )
 
 
@@ -525,10 +528,10 @@ def worst(wanted: Wanted, count: int) -> View:
     from tl_cli.evaluation.logits import answer, check_finite
     from tl_cli.evaluation.metrics import worst_mistakes
 
-    subject = wanted.subject()
-    if not subject.is_judged:
+    if wanted.target is None:
         raise typer.BadParameter("only a run can be wrong: give one, not an architecture", param_hint="--worst")
-    loader = subject.batches(wanted.images or _ALL)
+    subject = wanted.subject()
+    loader = subject.show().batches(wanted.images or _ALL)
     total = len(loader.images)
     answers = answer(
         subject.classifier.model, loader.clean(), lambda done: wanted.progress("evaluating", done, total),

@@ -28,24 +28,17 @@ _CUTS, _CUT_SIDE = 32, 256
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
-    """A network and images for it.
+class Shown:
+    """Images for a network to look at.
 
     Attributes:
-        classifier: in eval mode, in fp32, on its device.
-        machine: where it computes.
-        names: of its outputs; empty where they have none.
-        source: where the images are, for people.
-        classes: names of the images' classes; empty where they have no labels.
+        source: where they are, for people.
+        classes: names of their classes; empty where they have no labels.
         is_judged: whether the labels are those that the network was trained to give, so that it can be right or wrong.
-        known: the training images, for those who may look up what others are like; None where there are none.
-        open: batches of the images that are looked at: at most so many images, in batches of so many.
-        open_known: the same of ``known``.
+        open: batches of them: at most so many images, in batches of so many.
+        open_known: the same of training images, to look up what others are like; None where there are none.
     """
 
-    classifier: Classifier
-    machine: Machine
-    names: tuple[str, ...]
     source: str
     classes: tuple[str, ...]
     is_judged: bool
@@ -59,6 +52,23 @@ class Subject:
             return loader
         unknown = np.full(len(loader.images), photographs.UNKNOWN, dtype=np.int64)
         return replace(loader, images=replace(loader.images, labels=unknown))
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A network that is looked into.
+
+    Attributes:
+        classifier: in eval mode, in fp32, on its device.
+        machine: where it computes.
+        names: of its outputs; empty where they have none.
+        show: opens the images that it is shown; not needed for pictures that a person gives.
+    """
+
+    classifier: Classifier
+    machine: Machine
+    names: tuple[str, ...]
+    show: Callable[[], Shown]
 
     def prepared(self, picture: Tensor) -> Tensor:
         """Return what the network sees of a picture: (3, S, S) uint8.
@@ -111,23 +121,27 @@ def subject_of_model(
         part: of the data; None is the validation images, of others what says most.
 
     Raises:
-        DataError: the images are not there, or have classes that the model does not know.
+        WeightsError: the folder is no saved model.
     """
     classifier, card = zoo.restore(folder)
-    judge = Judge(classifier, card, source=source, data_dir=data_dir, device=device, workers=workers, progress=progress)
-    # Held out of training; the test images are looked at once, to judge.
-    chosen = part or ("val" if judge.is_own and "val" in card.data.splits else judge.preferred)
-    where = f"{source or card.data.source}, {chosen if chosen != 'all' else 'all images'}"
-    return Subject(
-        classifier,
-        judge.machine,
-        card.classes,
-        where,
-        card.classes,
-        is_judged=True,
-        open=lambda most, batch: _in_batches(judge.loader(chosen, most=most), batch),
-        open_known=(lambda most: judge.loader("train", most=most)) if judge.is_own else None,
-    )
+    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    machine.place(classifier.model)
+
+    def show() -> Shown:
+        judge = Judge(
+            classifier, card, source=source, data_dir=data_dir, device=device, workers=workers, progress=progress
+        )
+        # Held out of training; the test images are looked at once, to judge.
+        chosen = part or ("val" if judge.is_own and "val" in card.data.splits else judge.preferred)
+        return Shown(
+            f"{source or card.data.source}, {chosen if chosen != 'all' else 'all images'}",
+            card.classes,
+            is_judged=True,
+            open=lambda most, batch: _in_batches(judge.loader(chosen, most=most), batch),
+            open_known=(lambda most: judge.loader("train", most=most)) if judge.is_own else None,
+        )
+
+    return Subject(classifier, machine, card.classes, show)
 
 
 def subject_of_architecture(
@@ -149,8 +163,8 @@ def subject_of_architecture(
         input_size: side of the input in pixels; None is the weights' own.
 
     Raises:
-        UsageError: the images, the weights or the size cannot be used.
-        DownloadError: something must be fetched and cannot be.
+        UsageError: the weights or the size cannot be used.
+        DownloadError: the weights must be fetched and cannot be.
     """
     machine = Machine(choose_device(device), memory_format=torch.channels_last)
     classifier = zoo.create(name, None, weights=weights, input_size=input_size, progress=progress)
@@ -160,7 +174,6 @@ def subject_of_architecture(
     machine.place(classifier.model)
     classifier.model.eval()
     threads = default_workers() if workers is None else workers
-    data = _labelled(source, data_dir, threads, progress) if source is not None else None
 
     def loader(images: Images, batch: int | None = None) -> Loader:
         size = batch or eval_batch(machine.device, classifier.preprocessing.crop)
@@ -168,30 +181,28 @@ def subject_of_architecture(
             images, classifier.preprocessing, size, machine.device, threads, memory_format=machine.memory_format
         )
 
-    if data is None:
-        cuts = photographs.photographs(_CUTS, _CUT_SIDE)
-        return Subject(
-            classifier,
-            machine,
-            _names(classifier),
-            photographs.ABOUT,
-            (),
+    def show() -> Shown:
+        if source is None:
+            cuts = photographs.photographs(_CUTS, _CUT_SIDE)
+            return Shown(
+                photographs.ABOUT,
+                (),
+                is_judged=False,
+                open=lambda most, batch: loader(cuts.subset(np.arange(min(most, _CUTS))), batch),
+            )
+        data = _labelled(source, data_dir, threads, progress)
+        chosen = part if part not in (None, "all") else ("test" if "test" in data.parts else "val")
+        if chosen not in data.parts:
+            raise DataError(f"{source} has no {chosen} images; there are: {', '.join(data.parts)} (--split)")
+        return Shown(
+            f"{data.spec.source}, {chosen}",
+            data.classes,
             is_judged=False,
-            open=lambda most, batch: loader(cuts.subset(np.arange(min(most, _CUTS))), batch),
+            open=lambda most, batch: loader(_most(data.parts[chosen], most), batch),
+            open_known=lambda most: loader(_most(data.parts["train"], most)),
         )
-    chosen = part if part not in (None, "all") else ("test" if "test" in data.parts else "val")
-    if chosen not in data.parts:
-        raise DataError(f"{source} has no {chosen} images; there are: {', '.join(data.parts)} (--split)")
-    return Subject(
-        classifier,
-        machine,
-        _names(classifier),
-        f"{data.spec.source}, {chosen}",
-        data.classes,
-        is_judged=False,
-        open=lambda most, batch: loader(_most(data.parts[chosen], most), batch),
-        open_known=lambda most: loader(_most(data.parts["train"], most)),
-    )
+
+    return Subject(classifier, machine, _names(classifier), show)
 
 
 def _labelled(source: str, data_dir: str | None, workers: int, progress: Progress) -> LabelledData:
