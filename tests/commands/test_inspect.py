@@ -124,6 +124,10 @@ def test_residuals_of_an_architecture_and_of_one_without(tl, there: Store) -> No
     assert result.code == 0
     assert "4 images: square cuts of three photographs" in result.out
     assert "answers that stay" in result.out
+    random = tl("inspect", "resnet18", "--residual", "--weights", "none", "--images", "2", "--input-size", "64")
+    assert "resnet18, random weights" in random.out
+    assert "The head is new and has learned nothing" in random.out
+    assert "no F" not in random.out
     none = tl("inspect", "squeezenet1_1", "--residual", "--weights", "none")
     assert none.code == 0
     assert "no residual connections" in none.out

@@ -125,7 +125,8 @@ class Wanted:
         size = classifier.preprocessing.crop
         if isinstance(self.model, Target):
             return f"{classifier.name}, {self.model.name}, {size} px"
-        return f"{classifier.name}, weights {classifier.weights.name}, {size} px"
+        weights = f"weights {classifier.weights.name}" if classifier.weights.name != "none" else "random weights"
+        return f"{classifier.name}, {weights}, {size} px"
 
 
 def tree(wanted: Wanted, num_classes: int | None, depth: int) -> View:
@@ -257,6 +258,10 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
     if not found:
         data: dict[str, object] = {"model": classifier.name, "residuals": []}
         return View("residuals", data, lambda console: shown.print_found(console, title, found))
+    notes = []
+    if ablate and classifier.head_is_new and not images.is_judged:
+        ablate = False
+        notes = ["The head is new and has learned nothing: no answers could show what is missing without a branch."]
     chosen = _block(found, block) if block is not None or image is not None else None
     passes = 1 + len(_SCALES) * len(found) * ablate
     most = wanted.images or _affordable(subject, _LOOKED_AT, least=_FEWEST, passes=passes)
@@ -281,13 +286,13 @@ def residuals(wanted: Wanted, *, ablate: bool, against: str | None, image: str |
         "accuracy": seen.accuracy,
         "loss": seen.loss,
         "residuals": _rows(seen, before),
-        "in_words": explain(seen),
+        "in_words": [*explain(seen), *notes],
     }
     parts = _parts(subject, images, chosen, image) if chosen is not None and image is not None else None
     name = _state_name(other, against) if other is not None else ""
 
     def show(console: "Console") -> None:
-        shown.print_residuals(console, title, images.source, seen, before, against=name)
+        shown.print_residuals(console, title, images.source, seen, before, against=name, notes=notes)
         if parts is not None:
             energies = [each.square().mean(0).sqrt() for each in parts.maps]
             shown.print_parts(console, parts.residual, parts.picture, energies)

@@ -1,5 +1,6 @@
 """Which layers train in which phase, at which learning rates: what a run does to a model, without its images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,7 @@ class Group:
         tensors: how many they are in.
         weight_decay: of each.
         rates: peak learning rate in each phase; 0 where none of them trains.
+        trained: how many of the parameters train in each phase.
     """
 
     is_head: bool
@@ -89,30 +91,34 @@ class Group:
     tensors: int
     weight_decay: float
     rates: tuple[float, ...]
+    trained: tuple[int, ...]
 
 
 def describe_groups(strategy: Strategy) -> list[Group]:
     """Return the optimizer's groups with what they do in each phase."""
     groups = strategy.parameter_groups()
-    trains = []
+    trained = []
     for phase in strategy.phases:
         strategy.freeze_for(phase)
-        trains.append([any(p.requires_grad for p in group["params"]) for group in groups])
+        trained.append([sum(p.numel() for p in group["params"] if p.requires_grad) for group in groups])
     return [
         Group(
-            group["is_head"],
-            sum(p.numel() for p in group["params"]),
-            len(group["params"]),
-            group["weight_decay"],
-            tuple(
-                (phase.lr_head if group["is_head"] else phase.lr_backbone * group["share"])
-                if trains[number][place]
-                else 0.0
-                for number, phase in enumerate(strategy.phases)
+            is_head=group["is_head"],
+            parameters=sum(p.numel() for p in group["params"]),
+            tensors=len(group["params"]),
+            weight_decay=group["weight_decay"],
+            rates=tuple(
+                _rate(phase, group) if counts[place] else 0.0
+                for phase, counts in zip(strategy.phases, trained, strict=True)
             ),
+            trained=tuple(counts[place] for counts in trained),
         )
         for place, group in enumerate(groups)
     ]
+
+
+def _rate(phase: Phase, group: Mapping[str, Any]) -> float:
+    return float(phase.lr_head if group["is_head"] else phase.lr_backbone * group["share"])
 
 
 def plan_strategy(config: TrainConfig, classifier: Classifier, example: Tensor) -> Strategy:

@@ -99,7 +99,8 @@ def decoded_picture(path: Path, how: Preprocessing) -> Tensor:
         DataError: it is none, or is not there.
     """
     if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
+        what = "is a folder; give a picture" if path.is_dir() else "there is no such file"
+        raise DataError(f"{path}: {what}")
     return decode(path, short_side=max(how.resize, how.crop))
 
 
@@ -191,8 +192,8 @@ def subject_of_architecture(
                 open=lambda most, batch: loader(cuts.subset(np.arange(min(most, _CUTS))), batch),
             )
         data = _labelled(source, data_dir, threads, progress)
-        chosen = part if part not in (None, "all") else ("test" if "test" in data.parts else "val")
-        if chosen not in data.parts:
+        chosen = part or ("test" if "test" in data.parts else "val")
+        if chosen == "all" or chosen not in data.parts:
             raise DataError(f"{source} has no {chosen} images; there are: {', '.join(data.parts)} (--split)")
         return Shown(
             f"{data.spec.source}, {chosen}",

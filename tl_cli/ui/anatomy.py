@@ -88,7 +88,14 @@ def print_freeze_plan(
 
 
 def print_residuals(
-    console: Console, title: str, source: str, anatomy: Anatomy, before: Anatomy | None, *, against: str = ""
+    console: Console,
+    title: str,
+    source: str,
+    anatomy: Anatomy,
+    before: Anatomy | None,
+    *,
+    against: str = "",
+    notes: Sequence[str] = (),
 ) -> None:
     """Print a network's residual blocks: a table with bars along the depth, and what is seen in plain words.
 
@@ -96,6 +103,7 @@ def print_residuals(
         source: the images.
         before: the same of another state of the network.
         against: what that state is called.
+        notes: what a person should know.
     """
     console.print(plain(title, "bold"))
     judged = f", accuracy {anatomy.accuracy:.2%}, loss {anatomy.loss:.4f}" if anatomy.accuracy is not None else ""
@@ -104,7 +112,7 @@ def print_residuals(
     console.print(_residual_table(anatomy, before, console))
     console.print(_columns_explained(anatomy, before, against, console))
     console.print()
-    for line in explain(anatomy):
+    for line in (*explain(anatomy), *notes):
         console.print(plain(line, limit=4000))
 
 
@@ -290,7 +298,12 @@ def _groups_table(strategy: Strategy, groups: Sequence[ParameterGroup]) -> Table
     for is_head, found in groupby(groups, key=lambda each: each.is_head):
         for group in found:
             name = Text("head" if is_head else "backbone", style="mark" if is_head else "")
-            rates = (f"lr {rate:.3g}" if rate else "frozen" for rate in group.rates)
+            rates = [
+                f"lr {rate:.3g}" + (f" ({count / group.parameters:.0%})" if count < group.parameters else "")
+                if count
+                else "frozen"
+                for rate, count in zip(group.rates, group.trained, strict=True)
+            ]
             table.add_row(name, f"{group.parameters:,}", f"{group.weight_decay:g}", *rates)
     return table
 
@@ -339,7 +352,7 @@ def _residual_table(anatomy: Anatomy, before: Anatomy | None, console: Console) 
         if before and medium:
             cells.append(Text(f"{before.strengths[place].ratio:.2f}", style="dim"))
         cells.append(f"{strength.ratio:.2f}")
-        cells += [_number(strength.cosine, 2), f"{strength.share:.0%}"] if medium else []
+        cells += [_number(strength.cosine, 2), f"{round(strength.share, 2) + 0.0:.0%}"] if medium else []
         if any(anatomy.effects):
             shown = anatomy.effects[place] if medium else anatomy.effects[place][:1]
             cells += [_effect(each, anatomy) for each in shown]
