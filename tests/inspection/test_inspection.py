@@ -100,6 +100,14 @@ def test_memory_is_what_autograd_keeps_for_real(name: str) -> None:
     assert summarize(name, 10, 64).activation_bytes == pytest.approx(sum(kept.values()), rel=0.04)
 
 
+def test_a_list_of_blocks_costs_what_its_blocks_cost() -> None:
+    root = summarize("maxvit_t", 10, 224)
+    blocks = next(child for child in root.children if child.name == "blocks")
+    assert blocks.output is None
+    assert blocks.multiply_adds == sum(child.multiply_adds for child in blocks.children) > 5e9
+    assert blocks.activation_bytes == sum(child.activation_bytes for child in blocks.children) > 1e8
+
+
 def test_an_input_that_does_not_fit_is_refused() -> None:
     with pytest.raises(UsageError, match=r"cannot take images of \(50, 50\)"):
         summarize("vit_b_16", 10, 50)

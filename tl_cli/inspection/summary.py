@@ -154,8 +154,9 @@ def _node(name: str, module: nn.Module, head: tuple[str, ...], costs: Mapping[st
         output=cost.output,
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        multiply_adds=cost.multiply_adds,
-        activation_bytes=cost.activation_bytes,
+        # A list of modules is not called itself.
+        multiply_adds=cost.multiply_adds or sum(child.multiply_adds for child in children),
+        activation_bytes=cost.activation_bytes or sum(child.activation_bytes for child in children),
         is_head=name in head,
         children=children,
     )
