@@ -18,6 +18,7 @@ from tl_cli.commands import inspect as inspect_command
 from tl_cli.commands import models as models_command
 from tl_cli.commands import plot as plot_command
 from tl_cli.commands import predict as predict_command
+from tl_cli.commands import runs as runs_command
 from tl_cli.commands import train as train_command
 from tl_cli.errors import Interrupted, TlError
 
@@ -38,6 +39,7 @@ app.command("compare", epilog=compare_command.EXAMPLES, context_settings={"ignor
 )
 app.command("export", epilog=export_command.EXAMPLES)(export_command.export)
 app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
+app.add_typer(runs_command.app, name="runs")
 app.add_typer(models_command.app, name="models")
 app.command("data", epilog=data_command.EXAMPLES)(data_command.data)
 app.command(

@@ -205,7 +205,8 @@ def _train_all(
         UsageError: fewer than two models came through, or the data have no images to judge them on.
     """
     from tl_cli.errors import Interrupted, UsageError
-    from tl_cli.tracking.comparisons import CHILD_TAG, CONTENDER_TAG, tested_on, trainings_of
+    from tl_cli.tracking.comparisons import CONTENDER_TAG, tested_on, trainings_of
+    from tl_cli.tracking.store import CHILD_TAG
     from tl_cli.ui.console import plain
 
     failed = []
@@ -284,8 +285,8 @@ def _again(name: str, tracking_uri: str | None) -> "list[_Entry]":
         UsageError: the run is none.
     """
     from tl_cli.errors import UsageError
-    from tl_cli.tracking.comparisons import is_parent, trainings_of
-    from tl_cli.tracking.store import open_store
+    from tl_cli.tracking.comparisons import trainings_of
+    from tl_cli.tracking.store import is_parent, open_store
 
     store = open_store(tracking_uri)
     run = store.find(name)

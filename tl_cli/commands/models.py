@@ -1,12 +1,11 @@
 """``tl models``: what there is to fine-tune, what it costs and where it comes from; and fetching weights ahead."""
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.core import TyperGroup
 
-from tl_cli.commands.options import complete_model
+from tl_cli.commands.options import ListsByDefault, complete_model
 
 if TYPE_CHECKING:
     from tl_cli.models.listing import Row, Wanted
@@ -22,16 +21,6 @@ tl models list --source timm --max-params 6M --limit 20
 tl models pull resnet18 timm/vit_tiny_patch16_224"""
 
 _SHOWN = 100
-
-
-class ListsByDefault(TyperGroup):
-    """``tl models convnext`` is ``tl models list convnext``."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put ``list`` before what is no command and no question for help."""
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(

@@ -1,9 +1,10 @@
 """Options that several commands share. Imports nothing heavy: completion and ``--help`` pass through here."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -30,6 +31,16 @@ def complete_contender(ctx: typer.Context, incomplete: str) -> list[tuple[str, s
 def complete_model_or_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return architectures and what runs may be called, for the shell."""
     return [*((name, "") for name in complete_model(incomplete)), *complete_run(ctx, incomplete)]
+
+
+class ListsByDefault(TyperGroup):
+    """A group whose bare form lists: ``tl models convnext`` is ``tl models list convnext``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put ``list`` before what is no command and no question for help."""
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
 
 
 RunName = Annotated[

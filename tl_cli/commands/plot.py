@@ -1,45 +1,223 @@
-"""``tl plot``: the curves of a run, in the terminal or as pictures."""
+"""``tl plot``: the curves of runs, in the terminal, as pictures, or followed while they grow."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl_cli.commands.options import TrackingUri
+from tl_cli.commands.options import TrackingUri, complete_run
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run  # noqa: TID251 (a type)
+
+    from tl_cli.tracking.store import Store
+    from tl_cli.training.history import History
+    from tl_cli.training.record import RunFacts
+    from tl_cli.ui.console import Console
+    from tl_cli.ui.curves import Wanted
 
 EXAMPLES = """Examples:
 
 tl plot --terminal
 
-tl plot --terminal 3f2a91c0
+tl plot --terminal best 3f2a91c0 --x time
 
-tl plot 3f2a91c0 --output curves/"""
+tl plot --follow
+
+tl plot --terminal --metric 'val/*' --last 10
+
+tl plot latest --output curves.pdf"""
+
+_POLL_S = 2.0
+_DRAWN, _WHERE = "What is drawn", "Where"
 
 
 def plot(
-    run: Annotated[str, typer.Argument(metavar="[RUN]", help="Id or its beginning, name, or latest.")] = "latest",
-    terminal: Annotated[bool, typer.Option("--terminal", "-t", help="Draw in the terminal instead of files.")] = False,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the PNG files.")] = Path(),
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN",
+            help="Ids or their beginnings, names, latest, best; a comparison stands for its trainings. "
+            "Several are drawn over each other. [default: latest]",
+            autocompletion=complete_run,
+        ),
+    ] = None,
+    terminal: Annotated[
+        bool, typer.Option("--terminal", "-t", help="Draw in the terminal instead of files.", rich_help_panel=_WHERE)
+    ] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow", "-f", help="Draw a run in the terminal as it goes on, until it ends.", rich_help_panel=_WHERE
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", rich_help_panel=_WHERE,
+            help="A folder for PNG files, or one file .png, .svg or .pdf for all panels. [default: this folder]",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="A recorded metric, or a pattern such as 'val/*'; may be repeated.",
+            rich_help_panel=_DRAWN,
+        ),
+    ] = None,
+    x: Annotated[
+        Literal["step", "epoch", "time"] | None,
+        typer.Option("--x", help="The x axis of every panel.", rich_help_panel=_DRAWN),
+    ] = None,
+    smooth: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=0.9999, metavar="WEIGHT", rich_help_panel=_DRAWN,
+            help="Of the past in the running mean; 0 draws none. By default it looks back over a 50th of the points.",
+        ),
+    ] = None,
+    log: Annotated[
+        bool,
+        typer.Option("--log", help="Losses and learning rates on a logarithmic axis.", rich_help_panel=_DRAWN),
+    ] = False,
+    last: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", rich_help_panel=_DRAWN,
+            help="Only the last N epochs; steps with --x step, minutes with --x time.",
+        ),
+    ] = None,
     tracking_uri: TrackingUri = None,
-) -> None:
-    """Draw a run's curves: loss by iteration; accuracy, loss and learning rate by epoch."""
+) -> None:  # fmt: skip
+    """Draw the curves of runs: loss by iteration; accuracy, loss and learning rate by epoch."""
+    if output is not None and (terminal or follow):
+        raise typer.BadParameter("the terminal or a file, one of them", param_hint="--output")
+    if output is not None:
+        _check_ending(output)
     from tl_cli.errors import UsageError
-    from tl_cli.tracking.history import read_history
-    from tl_cli.tracking.store import open_store, short_id
+    from tl_cli.tracking.history import matching_metrics
+    from tl_cli.tracking.store import open_store
     from tl_cli.ui.console import make_console
-    from tl_cli.ui.pictures import save_epoch_curves, save_loss_curve
-    from tl_cli.ui.summary import print_history
+    from tl_cli.ui.curves import Wanted
 
     store = open_store(tracking_uri)
-    found = store.find(run)
-    history = read_history(store, found)
+    found = _find(store, list(dict.fromkeys(runs or ["latest"])))
+    wanted = Wanted(tuple(matching_metrics(found, metric or ())), x, smooth, log, last)
     console = make_console()
-    if terminal:
-        print_history(console, history)
+    if follow:
+        _follow(store, found, wanted, console)
         return
-    if not history.losses and not history.epochs:
-        raise UsageError(f"the run {history.name} has recorded no curves yet")
-    for name, save in (("loss_by_step", save_loss_curve), ("accuracy_and_loss_by_epoch", save_epoch_curves)):
-        path = output / f"{short_id(found)}-{name}.png"
-        save(history, path)
+    shown = _read(store, found, wanted)
+    if terminal:
+        _print(console, shown, wanted)
+        return
+    if not any(history.losses or history.epochs or history.others for _, history in shown):
+        raise UsageError(f"the run {shown[0][1].name} has recorded no curves yet")
+    for path in _save(shown, wanted, output or Path()):
         console.print(str(path), markup=False, soft_wrap=True)
+
+
+def _check_ending(output: Path) -> None:
+    from tl_cli.ui.pictures import FORMATS
+
+    if output.suffix and output.suffix.lower() not in FORMATS and not output.is_dir():
+        raise typer.BadParameter(
+            f"{output} ends in none of {', '.join(FORMATS)}; a folder for PNG files may be named without a point",
+            param_hint="--output",
+        )
+
+
+def _find(store: "Store", names: Sequence[str]) -> "list[Run]":
+    """Return the runs that are meant, each once; a comparison stands for its trainings."""
+    from tl_cli.tracking.store import children_of, is_parent
+
+    found: dict[str, Run] = {}
+    for name in names:
+        run = store.find(name)
+        for each in (children_of(store, run.info.run_id) if is_parent(run) else []) or [run]:
+            found.setdefault(each.info.run_id, each)
+    return list(found.values())
+
+
+def _read(store: "Store", runs: "Sequence[Run]", wanted: "Wanted") -> "list[tuple[RunFacts, History]]":
+    from tl_cli.tracking.history import read_history
+    from tl_cli.tracking.listing import facts_of
+
+    facts = facts_of(store, runs)
+    histories = [read_history(store, run, wanted.metrics) for run in runs]
+    if len(runs) > 1:
+        # Two runs of one name would have one legend.
+        names = [history.name for history in histories]
+        for each, history in zip(facts, histories, strict=True):
+            if names.count(history.name) > 1:
+                history.name = f"{history.name} ({each.short_id})"
+    return list(zip(facts, histories, strict=True))
+
+
+def _print(console: "Console", shown: "Sequence[tuple[RunFacts, History]]", wanted: "Wanted") -> None:
+    from tl_cli.ui.plot import print_curves
+
+    print_curves(console, shown, wanted)
+
+
+def _save(shown: "Sequence[tuple[RunFacts, History]]", wanted: "Wanted", output: Path) -> list[Path]:
+    from tl_cli.ui.curves import panels
+    from tl_cli.ui.pictures import save_figures, save_panels
+
+    histories = [history for _, history in shown]
+    if not output.suffix or output.is_dir():
+        prefix = f"{shown[0][0].short_id}-" if len(shown) == 1 else f"{len(shown)}-runs-"
+        return save_figures(histories, wanted, output, prefix)
+    save_panels(panels(histories, wanted), output, histories[0].name if len(shown) == 1 else f"{len(shown)} runs")
+    return [output]
+
+
+def _follow(store: "Store", runs: "Sequence[Run]", wanted: "Wanted", console: "Console") -> None:
+    """Show the runs until none goes on any more; then print their curves and how they ended.
+
+    Raises:
+        typer.Exit: a person left; the runs go on.
+    """
+    import signal
+
+    from tl_cli.errors import Interrupted, TrackingError
+    from tl_cli.ui.console import plain
+    from tl_cli.ui.plot import open_follower
+
+    shown: list[tuple[RunFacts, History]] = []
+    try:
+        with open_follower(console, wanted) as screen:
+            while not shown or any(facts.status == "running" for facts, _ in shown):
+                began = time.monotonic()
+                try:
+                    runs = store.again(runs)
+                    shown = _read(store, runs, wanted)
+                    screen.show(shown)
+                except TrackingError as error:
+                    if not shown:
+                        raise
+                    screen.show(shown, f"{error}; trying again")
+                if any(facts.status == "running" for facts, _ in shown):
+                    # A long history takes long to read: half of the time at most.
+                    time.sleep(max(_POLL_S, time.monotonic() - began))
+    except Interrupted as stopped:
+        if stopped.signum != signal.SIGINT:
+            raise
+        names = " ".join(facts.short_id for facts, _ in shown)
+        console.print(plain(f"left; the run goes on. Look again: tl plot --follow {names}"), soft_wrap=True)
+        raise typer.Exit(stopped.exit_code) from None
+    _print(console, shown, wanted)
+    for facts, _ in shown:
+        name = f"{facts.name} " if len(shown) > 1 else "the run "
+        console.print(plain(f"{name}{_ENDS.get(facts.status, facts.status)}"), soft_wrap=True)
+
+
+_ENDS = {
+    "finished": "is complete",
+    "failed": "has failed",
+    "killed": "was stopped; tl train --resume goes on with it",
+    "dead": "is dead: its process is gone; tl train --resume goes on with it, tl runs close records its end",
+    "silent": "has not been heard of for minutes; its machine may have lost the server",
+}

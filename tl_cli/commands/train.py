@@ -375,12 +375,15 @@ def _resume(
     from tl_cli.data.sources import changed_parts, check_still_there
     from tl_cli.errors import UsageError
     from tl_cli.models import bundle
+    from tl_cli.tracking.listing import check_stopped
     from tl_cli.tracking.store import open_store
     from tl_cli.training.config import read_toml
     from tl_cli.training.state import BEST_FOLDER, CHECKPOINT, CONFIG_FILE
 
     store = open_store(tracking_uri)
     run = store.find(name)
+    # Two processes would write the same checkpoint.
+    check_stopped(run)
     if run.info.status == "FINISHED":
         raise UsageError(f"the run {run.info.run_name} is complete; to train its model further, use --weights {name}")
     extra = sorted(set(flags) - {"data", "data_dir", "workers", "device"})
@@ -417,6 +420,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
     from tl_cli.training.outcome import conclude
     from tl_cli.training.state import BEST_FOLDER, Saver
     from tl_cli.ui.console import print_warning
+    from tl_cli.ui.pictures import save_curves
     from tl_cli.ui.progress import Title, open_screen
 
     state, history = _starting_point(plan, target)
@@ -444,7 +448,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
                 raise
             if outcome.test is not None:
                 history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
-            curves = _draw_curves(history, recorder.folder)
+            curves = save_curves(history, recorder.folder)
             recorder.log_end(plan, outcome, _command(), curves, recorder.folder / BEST_FOLDER, target.register)
     finally:
         for message in warnings:
@@ -477,15 +481,6 @@ def _draw_contact_sheet(plan: "Plan", folder: Path) -> Path:
     path = folder / "training_batch.png"
     save_contact_sheet(images[:64], labels[:64], path)
     return path
-
-
-def _draw_curves(history: "History", folder: Path) -> list[Path]:
-    from tl_cli.ui.pictures import save_epoch_curves, save_loss_curve
-
-    paths = [folder / "loss_by_step.png", folder / "accuracy_and_loss_by_epoch.png"]
-    save_loss_curve(history, paths[0])
-    save_epoch_curves(history, paths[1])
-    return paths
 
 
 def _keep_best(plan: "Plan", recorder: "Recorder", saver: "Saver", history: "History", target: _Target) -> None:

@@ -12,10 +12,10 @@ from mlflow.entities import Run
 from tl_cli.evaluation.comparison import Training
 from tl_cli.evaluation.logits import KeptAnswers, load_answers
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS
-from tl_cli.tracking.store import PARENT_TAG, Store, dataset_digest, ending, short_id
+from tl_cli.tracking.liveness import identity
+from tl_cli.tracking.store import PARENT_TAG, Store, children_of, dataset_digest, ending, short_id
 from tl_cli.training.history import History
 
-CHILD_TAG = "mlflow.parentRunId"
 CONTENDER_TAG = "tl.contender"
 
 
@@ -47,18 +47,12 @@ def training_of(run: Run, history: History, kept: KeptAnswers) -> Training:
     )
 
 
-def is_parent(run: Run) -> bool:
-    """Whether a run holds the trainings of a comparison together."""
-    return PARENT_TAG in run.data.tags
-
-
 def trainings_of(store: Store, parent_id: str) -> dict[str, list[Run]]:
     """Return the complete trainings of a comparison by contender, the first seed first."""
     found: dict[str, list[Run]] = {}
-    for run in reversed(store.runs()):
-        tags = run.data.tags
-        if tags.get(CHILD_TAG) == parent_id and CONTENDER_TAG in tags and run.info.status == "FINISHED":
-            found.setdefault(tags[CONTENDER_TAG], []).append(run)
+    for run in children_of(store, parent_id):
+        if CONTENDER_TAG in run.data.tags and run.info.status == "FINISHED":
+            found.setdefault(run.data.tags[CONTENDER_TAG], []).append(run)
     return found
 
 
@@ -73,7 +67,7 @@ class Parent:
         self._store = store
         self._experiment_id = experiment_id
         self._name = name
-        self._tags = {PARENT_TAG: "models", "tl.command": command}
+        self._tags = {PARENT_TAG: "models", "tl.command": command, **identity()}
         self.run_id = ""
 
     def __enter__(self) -> Self:

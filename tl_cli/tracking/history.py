@@ -1,7 +1,14 @@
 """The curves of a run as MLflow keeps them, so that a run made on another machine can be drawn too."""
 
-from mlflow.entities import Run
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
+from mlflow.entities import Metric, Run
+
+from tl_cli.errors import UsageError, suggest
+from tl_cli.tracking.liveness import paused
 from tl_cli.tracking.store import Store
 from tl_cli.training.history import EpochPoint, History
 
@@ -17,35 +24,130 @@ _EPOCH_KEYS = {
     "ema_val_loss": "val/ema_loss",
     "images_per_second": "time/images_per_second",
 }
+_LOSS, _EPOCH, _VAL_ACCURACY = "step/loss", "epoch", "val/accuracy"
 # MLflow stores infinity as the largest double.
 _LARGEST = 1e308
+# Counted in samples of their own, not in optimizer steps.
+_SYSTEM = "system/"
+_AT_ONCE = 8
 
 
-def read_history(store: Store, run: Run) -> History:
-    """Return the curves of a run; numbers that are not finite are left out."""
-    run_id = run.info.run_id
+def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History:
+    """Return the curves of a run; numbers that are not finite are in none, and are named.
+
+    Args:
+        metrics: others to read as well; of a run that recorded none of tl's own, all that were recorded over time.
+    """
     recorded = run.data.metrics
-    losses = _points(store, run_id, "step/loss") if "step/loss" in recorded else {}
-    epochs = _points(store, run_id, "epoch") if "epoch" in recorded else {}
-    columns = {name: _points(store, run_id, key) if key in recorded else {} for name, key in _EPOCH_KEYS.items()}
-    points = [
-        EpochPoint(epoch=round(number), step=step, **{name: column.get(step) for name, column in columns.items()})
-        for step, number in sorted(epochs.items())
-    ]
-    return History(
+    own = [key for key in (_LOSS, _EPOCH, *_EPOCH_KEYS.values()) if key in recorded]
+    others = [key for key in metrics if key in recorded]
+    if not own and not others:
+        others = [key for key in recorded if not key.startswith(_SYSTEM)]
+    found = _read(store, run.info.run_id, {*own, *others})
+    clock = _clock(run, [*found.get(_LOSS, []), *found.get(_EPOCH, [])] or [p for each in found.values() for p in each])
+    columns = {name: _finite(found.get(key, [])) for name, key in _EPOCH_KEYS.items()}
+    history = History(
         name=str(run.info.run_name),
-        losses=sorted(losses.items()),
-        epochs=points,
+        losses=sorted(_finite(found.get(_LOSS, [])).items()),
+        epochs=[
+            EpochPoint(epoch=round(number), step=step, **{name: column.get(step) for name, column in columns.items()})
+            for step, number in sorted(_finite(found.get(_EPOCH, [])).items())
+        ],
         test_accuracy=recorded.get("test/accuracy"),
         test_loss=recorded.get("test/loss"),
+        clock=clock,
     )
+    for key in others:
+        points = found[key]
+        if key.startswith(_SYSTEM) and clock:
+            points = _by_time(points, clock, run)
+        history.others[key] = sorted(_finite(points).items())
+    for key, points in found.items():
+        if bad := sorted({point.step for point in points if not _is_finite(point.value)}):
+            history.not_finite[key] = bad
+    return history
 
 
-def _points(store: Store, run_id: str, key: str) -> dict[int, float]:
-    """Return value by step; where a step was recorded twice, the first value stands."""
-    history = sorted(store.client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
-    values: dict[int, float] = {}
-    for point in history:
-        if abs(point.value) < _LARGEST:  # False for NaN too
-            values.setdefault(point.step, point.value)
-    return values
+def read_sparks(store: Store, runs: Iterable[Run]) -> dict[str, tuple[float, ...]]:
+    """Return the validation accuracy by epoch of runs, by their ids."""
+    asked = [run.info.run_id for run in runs if _VAL_ACCURACY in run.data.metrics]
+
+    def read(run_id: str) -> tuple[float, ...]:
+        return tuple(value for _, value in sorted(_finite(_points(store, run_id, _VAL_ACCURACY)).items()))
+
+    with store.reported(), ThreadPoolExecutor(_AT_ONCE if store.is_remote else 1) as pool:
+        return dict(zip(asked, pool.map(read, asked), strict=True))
+
+
+def matching_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+    """Return the recorded metrics that are meant: names, or patterns such as ``val/*``.
+
+    Raises:
+        UsageError: no run has recorded such a one.
+    """
+    from fnmatch import fnmatchcase
+
+    recorded = list(dict.fromkeys(key for run in runs for key in run.data.metrics))
+    found: list[str] = []
+    for pattern in wanted:
+        some = [key for key in recorded if key == pattern] or [key for key in recorded if fnmatchcase(key, pattern)]
+        if not some:
+            raise UsageError(f"no metric {pattern!r} is recorded.{suggest(pattern, recorded)}")
+        found += [key for key in some if key not in found]
+    return found
+
+
+def _read(store: Store, run_id: str, keys: Iterable[str]) -> dict[str, list[Metric]]:
+    """Return the points by metric; a server is asked for several at once."""
+    asked = sorted(keys)
+    with store.reported(), ThreadPoolExecutor(_AT_ONCE if store.is_remote else 1) as pool:
+        return dict(zip(asked, pool.map(lambda key: _points(store, run_id, key), asked), strict=True))
+
+
+def _points(store: Store, run_id: str, key: str) -> list[Metric]:
+    """Return the points, one a step; where a step was recorded twice, the first stands."""
+    points: dict[int, Metric] = {}
+    for point in sorted(store.client.get_metric_history(run_id, key), key=lambda point: point.timestamp):
+        points.setdefault(point.step, point)
+    return list(points.values())
+
+
+def _clock(run: Run, points: Iterable[Metric]) -> list[tuple[int, float]]:
+    """Return the seconds since the run began at each of its steps, in order."""
+    elapsed = _elapsed(run)
+    clock: dict[int, float] = {}
+    latest = 0.0
+    for point in sorted(points, key=lambda point: point.step):
+        latest = max(latest, elapsed(point))
+        clock.setdefault(point.step, latest)
+    return list(clock.items())
+
+
+def _elapsed(run: Run) -> Callable[[Metric], float]:
+    """Return how many seconds of its run lie before a point, less those in which the run was stopped."""
+    began, breaks = run.info.start_time, paused(run.data.tags)
+
+    def seconds(point: Metric) -> float:
+        stopped = sum(min(end, point.timestamp) - start for start, end in breaks if start < point.timestamp)
+        return float(point.timestamp - began - stopped) / 1000
+
+    return seconds
+
+
+def _by_time(points: Sequence[Metric], clock: Sequence[tuple[int, float]], run: Run) -> list[Metric]:
+    """Place points at the optimizer step of their time."""
+    seconds, elapsed = [second for _, second in clock], _elapsed(run)
+    placed: dict[int, Metric] = {}
+    for point in points:
+        place = bisect_right(seconds, elapsed(point))
+        step = clock[place - 1][0] if place else 0
+        placed.setdefault(step, Metric(point.key, point.value, point.timestamp, step))
+    return list(placed.values())
+
+
+def _finite(points: Iterable[Metric]) -> dict[int, float]:
+    return {point.step: point.value for point in points if _is_finite(point.value)}
+
+
+def _is_finite(value: float) -> bool:
+    return math.isfinite(value) and abs(value) < _LARGEST

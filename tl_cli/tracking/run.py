@@ -1,9 +1,7 @@
 """The record of a run that is being written: parameters, metrics, data, pictures and the model, in MLflow."""
 
-import os
 import queue
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +11,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import mlflow
-from mlflow.entities import DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
@@ -25,7 +23,9 @@ from tl_cli.errors import TrackingError, first_line
 from tl_cli.evaluation.logits import save_answers
 from tl_cli.tracking import served
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_of
-from tl_cli.tracking.store import Store, ending, state_folder
+from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
+from tl_cli.tracking.overview import refresh_overview
+from tl_cli.tracking.store import Store, ending, last_seen, state_folder
 from tl_cli.training.config import write_toml
 from tl_cli.training.events import EpochEnded, Event, LossSampled
 from tl_cli.training.history import EpochPoint
@@ -85,13 +85,10 @@ class Recorder:
         self.run_name = ""
 
     def __enter__(self) -> Self:
-        tags = {
-            "tl.version": tl_version(),
-            "tl.host": socket.gethostname(),
-            "tl.pid": str(os.getpid()),
-            **self._tags,
-        }
+        tags = {"tl.version": tl_version(), **identity(), HEARTBEAT_TAG: f"{time.time():.0f}", **self._tags}
         try:
+            if self._resumed_id:
+                tags |= self._pause(self._resumed_id)
             run = mlflow.start_run(
                 run_id=self._resumed_id,
                 experiment_id=None if self._resumed_id else self._experiment_id,
@@ -113,6 +110,8 @@ class Recorder:
         self._points.put(None)
         self._thread.join(timeout=60)
         self._try(lambda: mlflow.end_run(ending(kind)))
+        if not self._last_warning:
+            self._try(lambda: refresh_overview(self._store, self._experiment_id))
 
     def __call__(self, event: Event) -> None:
         """Queue the numbers of a sampled step or of an epoch."""
@@ -170,16 +169,17 @@ class Recorder:
             register: name in the model registry, or None.
         """
         counters = outcome.counters
-        results = {
-            "best/val_accuracy": counters.best_val_accuracy,
-            "best/val_loss": counters.best_val_loss,
-            "best/epoch": counters.best_epoch,
-            "clean_train/accuracy": outcome.clean_train.accuracy.value,
-            "clean_train/loss": outcome.clean_train.loss.value,
-            "time/train_seconds": counters.seconds,
+        results: dict[str, tuple[float, SplitName | None]] = {
+            "best/val_accuracy": (counters.best_val_accuracy, "val"),
+            "best/val_loss": (counters.best_val_loss, "val"),
+            "best/epoch": (counters.best_epoch, None),
+            "clean_train/accuracy": (outcome.clean_train.accuracy.value, "train"),
+            "clean_train/loss": (outcome.clean_train.loss.value, "train"),
+            "time/train_seconds": (counters.seconds, None),
         }
         if outcome.test is not None:
-            results |= {"test/accuracy": outcome.test.accuracy.value, "test/loss": outcome.test.loss.value}
+            results["test/accuracy"] = (outcome.test.accuracy.value, "test")
+            results["test/loss"] = (outcome.test.loss.value, "test")
         for path in curves:
             self._log_file(path, "curves")
         if outcome.test_answers is not None and outcome.test_ids is not None:
@@ -187,21 +187,22 @@ class Recorder:
             save_answers(logits, outcome.test_answers, outcome.test_ids, plan.data.classes)
             self._log_file(logits, EVALUATIONS)
         model_id = self._log_model(plan, best, register)
-        self._put(counters.step, results, model_id)
+        datasets = _datasets(plan.data.spec)
+        for key, (value, part) in results.items():
+            self._put(counters.step, {key: value}, model_id, datasets[part] if part else None)
         self._set_note(_note(plan, self.run_id, command, outcome))
 
     def log_unfinished(self, plan: Plan, point: EpochPoint, best: Path) -> None:
         """Record the best model of a run that ends before its time."""
         figures = {"best/val_accuracy": point.judged[0] if point.judged else 0.0, "best/epoch": float(point.epoch)}
-        self._put(point.step, figures, self._log_model(plan, best, None))
+        self._put(point.step, figures, self._log_model(plan, best, None), _datasets(plan.data.spec)["val"])
 
     def _log_data(self, spec: DataSpec) -> None:
         contexts: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "testing"}
-        name = Path(spec.source).name
-        inputs = []
-        for part, split in spec.splits.items():
-            dataset = dataset_of(f"{name}-{part}", spec.source, split)
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", contexts[part])]))
+        inputs = [
+            DatasetInput(dataset, [InputTag("mlflow.data.context", contexts[part])])
+            for part, dataset in _datasets(spec).items()
+        ]
         self._try(lambda: self._store.client.log_inputs(self.run_id, inputs))
 
     def _log_file(self, path: Path, folder: str | None = None) -> None:
@@ -237,17 +238,24 @@ class Recorder:
             self._try(lambda: mlflow.register_model(f"models:/{model_id}", register))
         return model_id
 
-    def _put(self, step: int, values: Mapping[str, float], model_id: str | None = None) -> None:
+    def _put(
+        self, step: int, values: Mapping[str, float], model_id: str | None = None, measured_on: Dataset | None = None
+    ) -> None:
         now = int(time.time() * 1000)
+        name, digest = (measured_on.name, measured_on.digest) if measured_on else (None, None)
         for key, value in values.items():
             # After a resume the steps that were already recorded come again, with equal values.
             if step > self._logged_until.get(key, -1):
-                self._points.put(Metric(key, float(value), now, step, model_id=model_id))
+                self._points.put(Metric(key, float(value), now, step, model_id, name, digest, self.run_id))
 
     def _write(self) -> None:
         waiting: list[Metric] = []
         closed = False
+        beaten = time.monotonic()
         while not closed:
+            if time.monotonic() - beaten >= BEAT_EVERY_S:
+                beaten = time.monotonic()
+                self._beat()
             deadline = time.monotonic() + _FLUSH_EVERY_S
             while not closed and (left := deadline - time.monotonic()) > 0:
                 try:
@@ -273,6 +281,14 @@ class Recorder:
             points = points[_BATCH:]
         return points
 
+    def _pause(self, run_id: str) -> dict[str, str]:
+        run = self._store.client.get_run(run_id)
+        return with_pause(run.data.tags, round(1000 * last_seen(run)), round(1000 * time.time()))
+
+    def _beat(self) -> None:
+        # Who looks from elsewhere has nothing else to tell a run that goes on from one that was killed.
+        self._try(lambda: self._store.client.set_tag(self.run_id, HEARTBEAT_TAG, f"{time.time():.0f}"))
+
     def _last_steps(self) -> dict[str, int]:
         keys = self._store.client.get_run(self.run_id).data.metrics
         histories = {key: self._store.client.get_metric_history(self.run_id, key) for key in keys}
@@ -291,6 +307,11 @@ class Recorder:
         if message != self._last_warning:
             self._last_warning = message
             self._warn(message)
+
+
+def _datasets(spec: DataSpec) -> dict[SplitName, Dataset]:
+    name = Path(spec.source).name
+    return {part: dataset_of(f"{name}-{part}", spec.source, split) for part, split in spec.splits.items()}
 
 
 def _averages(event: EpochEnded) -> dict[str, float]:

@@ -6,15 +6,16 @@ import tempfile
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
 from tl_cli.errors import Interrupted, RunNotFoundError, StorageError, TrackingError, first_line, suggest
+from tl_cli.tracking.liveness import HEARTBEAT_TAG
 
 _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -34,6 +35,7 @@ STATE_ROOT = Path("mlruns")
 DEFAULT_EXPERIMENT = "tl"
 # Of a run that holds others together and has no model of its own.
 PARENT_TAG = "tl.compares"
+CHILD_TAG = "mlflow.parentRunId"
 _BEST = "best/val_accuracy"
 # Their lines would break a live screen.
 for _name in ("mlflow", "alembic"):
@@ -53,6 +55,11 @@ class Store:
     client: mlflow.MlflowClient
     uri: str
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a server, to be asked over the network."""
+        return self.uri.startswith(("http://", "https://"))
+
     def experiment(self, name: str) -> str:
         """Return the id of an experiment, made where there is none.
 
@@ -68,6 +75,12 @@ class Store:
                 f"the experiment {name!r} was deleted; restore it, or use --experiment with another name"
             )
         return str(found.experiment_id)
+
+    def experiments(self) -> dict[str, str]:
+        """Return the ids of the experiments that are not deleted, by their names."""
+        with _reported(self.uri):
+            found = self.client.search_experiments(view_type=ViewType.ACTIVE_ONLY)
+        return {str(each.name): str(each.experiment_id) for each in found}
 
     def reported(self) -> AbstractContextManager[None]:
         """Return a context in which what MLflow raises becomes a TrackingError."""
@@ -88,6 +101,11 @@ class Store:
                     break
         return found
 
+    def again(self, runs: Iterable[Run]) -> list[Run]:
+        """Return runs as they are now."""
+        with _reported(self.uri):
+            return [self.client.get_run(run.info.run_id) for run in runs]
+
     def find(self, name: str) -> Run:
         """Return the run of that id, unique beginning of an id, or name.
 
@@ -101,7 +119,7 @@ class Store:
         if not runs:
             raise RunNotFoundError(f"there are no runs in {self.uri} yet; make one with tl train")
         if name == "latest":
-            return next((run for run in runs if PARENT_TAG not in run.data.tags), runs[0])
+            return next((run for run in runs if not is_parent(run)), runs[0])
         if name == "best":
             return self._best(runs)
         exact = [run for run in runs if name in (run.info.run_id, run.info.run_name)]
@@ -129,7 +147,7 @@ class Store:
         Raises:
             RunNotFoundError: the run recorded no model.
         """
-        if PARENT_TAG in run.data.tags:
+        if is_parent(run):
             raise RunNotFoundError(
                 f"{short_id(run)} ({run.info.run_name}) is a comparison and has no model of its own; "
                 f"tl compare {short_id(run)} shows it"
@@ -152,9 +170,25 @@ class Store:
             return Path(self._download(run_id=run.info.run_id, artifact_path=path))
         return None
 
+    def local_uri(self) -> str:
+        """Return the URI of a store on this machine, as other programs take it."""
+        return str(mlflow.get_tracking_uri())
+
+    def local_artifacts(self, run: Run) -> list[Path]:
+        """Return the folder of a run's artifacts where it is on this machine."""
+        return _local(str(run.info.artifact_uri))
+
+    def local_models(self, model_ids: Iterable[str]) -> list[Path]:
+        """Return the folders of logged models that are on this machine."""
+        found: list[Path] = []
+        for model_id in model_ids:
+            with suppress(MlflowException):
+                found += _local(str(self.client.get_logged_model(model_id).artifact_location))
+        return found
+
     def _download(self, **what: str) -> str:
         """Return where an artifact lies: in place if on this machine, else in a folder that goes with the process."""
-        aside = _scratch() if self.uri.startswith(("http://", "https://")) else None
+        aside = _scratch() if self.is_remote else None
         return str(mlflow.artifacts.download_artifacts(**what, dst_path=aside))
 
     def state_folder(self, run: Run) -> Path:
@@ -162,8 +196,26 @@ class Store:
         return state_folder(run.info.experiment_id, run.info.run_id)
 
 
+def _local(uri: str) -> list[Path]:
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file"):
+        return []
+    folder = Path(unquote(parts.path)) if parts.scheme else Path(uri)
+    return [folder] if folder.is_dir() else []
+
+
 def _judged_on(run: Run) -> tuple[str, str | None]:
     return str(run.info.experiment_id), dataset_digest(run, "validation")
+
+
+def is_parent(run: Run) -> bool:
+    """Whether a run holds the trainings of a comparison together."""
+    return PARENT_TAG in run.data.tags
+
+
+def children_of(store: Store, parent_id: str) -> list[Run]:
+    """Return the runs that a comparison holds together, whatever became of them, the first of them first."""
+    return [run for run in reversed(store.runs()) if run.data.tags.get(CHILD_TAG) == parent_id]
 
 
 def dataset_digest(run: Run, context: str) -> str | None:
@@ -184,6 +236,15 @@ def ending(kind: type[BaseException] | None) -> str:
     if kind is None:
         return "FINISHED"
     return "KILLED" if issubclass(kind, Interrupted | KeyboardInterrupt) else "FAILED"
+
+
+def last_seen(run: Run) -> float:
+    """Return when a run ended, or was last heard of, in seconds since 1970."""
+    if run.info.end_time and run.info.status != "RUNNING":
+        return float(run.info.end_time) / 1000
+    with suppress(ValueError):
+        return max(float(run.info.start_time) / 1000, float(run.data.tags.get(HEARTBEAT_TAG, "")))
+    return float(run.info.start_time) / 1000
 
 
 def short_id(run: Run) -> str:

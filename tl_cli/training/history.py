@@ -38,6 +38,9 @@ class History:
         epochs: in order.
         test_accuracy: of the best epoch's model, where it was measured.
         test_loss: the same.
+        clock: (step, seconds since the run began, less the time in which it was stopped), where it was recorded.
+        others: (step, value) of other recorded metrics, by their names, where they were asked for.
+        not_finite: steps at which a metric was NaN or infinite, by its name; such points are in no curve.
     """
 
     name: str = ""
@@ -45,28 +48,16 @@ class History:
     epochs: list[EpochPoint] = field(default_factory=list)
     test_accuracy: float | None = None
     test_loss: float | None = None
+    clock: list[tuple[int, float]] = field(default_factory=list)
+    others: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    not_finite: dict[str, list[int]] = field(default_factory=dict)
 
     def __call__(self, event: Event) -> None:
         """Take up the event where it is a point of a curve."""
         if isinstance(event, LossSampled):
             self.losses.append((event.step, event.loss))
         elif isinstance(event, EpochEnded):
-            self.epochs.append(
-                EpochPoint(
-                    event.epoch,
-                    event.step,
-                    event.train_loss,
-                    event.train_accuracy,
-                    event.val_loss,
-                    event.val_accuracy,
-                    event.lr_head,
-                    event.lr_backbone,
-                    event.seconds,
-                    event.ema_val_accuracy,
-                    event.ema_val_loss,
-                    event.images_per_second,
-                )
-            )
+            self.epochs.append(point_of(event))
 
     def cut_after(self, step: int) -> None:
         """Forget what came after a step: a resumed run goes through it again."""
@@ -85,3 +76,21 @@ class History:
         frozen = [point for point in self.epochs if point.lr_backbone == 0]
         thawed = [point for point in self.epochs if point.lr_backbone]
         return frozen[-1] if frozen and thawed else None
+
+
+def point_of(event: EpochEnded) -> EpochPoint:
+    """Return the numbers of an epoch that has just ended."""
+    return EpochPoint(
+        event.epoch,
+        event.step,
+        event.train_loss,
+        event.train_accuracy,
+        event.val_loss,
+        event.val_accuracy,
+        event.lr_head,
+        event.lr_backbone,
+        event.seconds,
+        event.ema_val_accuracy,
+        event.ema_val_loss,
+        event.images_per_second,
+    )

@@ -21,6 +21,7 @@ from tl_cli.training.strategy import Group as ParameterGroup
 from tl_cli.training.strategy import Strategy
 from tl_cli.ui import tables
 from tl_cli.ui.console import is_ascii, plain, shortened
+from tl_cli.ui.progress import epoch_range
 from tl_cli.ui.report import thumbnail
 from tl_cli.ui.zoo_table import format_count
 
@@ -294,7 +295,7 @@ def _state(node: Node) -> Text:
 
 def _groups_table(strategy: Strategy, groups: Sequence[ParameterGroup]) -> Table:
     phases = strategy.phases
-    table = _table("group", "parameters", "decay", *(tables.epoch_range(each.first, each.last) for each in phases))
+    table = _table("group", "parameters", "decay", *(epoch_range(each.first, each.last) for each in phases))
     for is_head, found in groupby(groups, key=lambda each: each.is_head):
         for group in found:
             name = Text("head" if is_head else "backbone", style="mark" if is_head else "")

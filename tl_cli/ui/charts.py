@@ -9,27 +9,22 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from tl_cli.training.history import History
-from tl_cli.ui.console import is_ascii
+from tl_cli.ui.console import is_ascii, shortened
+from tl_cli.ui.curves import Line, Panel, Points
 
-# Colours of the terminal's own palette that differ for colour-blind readers too.
-TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR, MARK_COLOUR = "blue", "orange", "magenta", "grey"
-_CODES = {"blue": 33, "orange": 208, "magenta": 170, "green": 36, "yellow": 178, "cyan": 80, "grey": 245}
+_CODES = {
+    "blue": 33, "orange": 208, "magenta": 170, "green": 36, "yellow": 178, "cyan": 80, "black": 250, "grey": 245,
+}  # fmt: skip
 _BOX_TO_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼┊┈", "-|+++++++++:-")
+# Where colours do not tell lines apart, or have all been used, these do: lines, then points.
+_LINE_SYMBOLS, _ASCII_LINES = ("braille", "•", "+", "x", "o", "%", "&"), ".o*x+%&"
+_POINT_SYMBOLS, _ASCII_POINTS = {"test": "◆", "best": "★"}, {"test": "#", "best": "@"}
+_MARK, _ASCII_MARK = "┊", ":"
 
 
 def style_of(colour: str) -> str:
     """Return Rich's style for text in the colour of a curve."""
     return f"color({_CODES[colour]})"
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One curve: points in order of x; points that are not finite are left out when it is drawn."""
-
-    points: Sequence[tuple[float, float]]
-    colour: str
-    marker: str = "line"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +42,29 @@ class Canvas:
         return cls(width, height, console.is_terminal and not console.no_color, is_ascii(console))
 
 
-def draw(lines: Sequence[Line], canvas: Canvas, *, marks: Sequence[float] = (), percent: bool = False) -> Text:
-    """Return the curves as a block of text, or a word of why there are none.
+def draw(panel: Panel, canvas: Canvas) -> Text:
+    """Return the curves of a panel as a block of text as large as the canvas, or a word of why there are none.
 
     Args:
-        lines: the later ones are drawn over the earlier ones.
         canvas: size in characters, with axes and labels.
-        marks: places on the x axis for a vertical dotted line.
-        percent: values are fractions, the axis shows percent.
     """
-    finite = [(line, _thin(_finite(line.points, 100 if percent else 1), 2 * canvas.width)) for line in lines]
-    finite = [(line, points) for line, points in finite if points]
-    if not finite or canvas.width < 16 or canvas.height < 4:
-        return Text("no points yet" if not finite else "", style="dim")
+    shown = _shown(panel, canvas)
+    if not shown or canvas.width < 16 or canvas.height < 4:
+        return Text("no points yet" if not shown else "", style="dim")
     figure = plotext.figure
     plotext.terminal.limit(False, False)  # it would clip to 80 columns in a pipe
     figure.clear()
     figure.theme("simple" if canvas.colour else "colorless")
     figure.plot_size(canvas.width, canvas.height)
     figure.legend(False)  # it would cover the curves
-    across = _Axis.over(x for _, points in finite for x, _ in points)
-    upward = _Axis.over(y for _, points in finite for _, y in points)
-    _draw_marks([across.place(mark) for mark in marks if across.low < mark < across.high], canvas)
-    for line, points in finite:
-        _draw_line(line, [(across.place(x), upward.place(y)) for x, y in points], canvas)
-    _label_axes(across, upward, canvas, "%" if percent else "")
+    across = _Axis.over(x for _, points in shown for x, _ in points)
+    upward = _Axis.over(y for _, points in shown for _, y in points)
+    _draw_marks(panel, across, canvas)
+    for line, points in shown:
+        _draw_line(
+            line, symbol_of(panel, line, canvas), [(across.place(x), upward.place(y)) for x, y in points], canvas
+        )
+    _label_axes(panel, across, upward, canvas)
     drawn = figure.build().string()
     text = Text.from_ansi(drawn.rstrip("\n"))
     if not canvas.colour:
@@ -79,47 +72,74 @@ def draw(lines: Sequence[Line], canvas: Canvas, *, marks: Sequence[float] = (), 
     return Text(text.plain.translate(_BOX_TO_ASCII)) if canvas.ascii else text
 
 
-def loss_chart(history: History, canvas: Canvas) -> Text:
-    """Return the iteration loss: the samples, and their running mean drawn over them."""
-    raw = [(float(step), loss) for step, loss in history.losses]
-    smoothed = smooth(raw)
-    raw_line = Line(raw, MARK_COLOUR, "dots")
-    return draw([raw_line, Line(smoothed, TRAIN_COLOUR)], canvas, marks=_step_marks(history))
+def heading(panel: Panel, canvas: Canvas, *, with_legend: bool = True) -> list[Text]:
+    """Return title, legend and notes of a panel, in as many lines of the canvas's width as they need."""
+    lines = [Text(shortened(panel.title, canvas.width), style="bold")]
+    for entry in legend(panel, canvas) if with_legend else []:
+        if lines[-1].cell_len + 2 + entry.cell_len > canvas.width:
+            lines.append(Text())
+        if lines[-1]:
+            lines[-1].append("  ")
+        lines[-1].append_text(entry)
+    return [*lines, *(Text(shortened(note, canvas.width), style="yellow") for note in panel.notes)]
 
 
-def epoch_loss_chart(history: History, canvas: Canvas) -> Text:
-    """Return training and validation loss by epoch, with the test point where it was measured."""
-    train = [(float(p.epoch), p.train_loss) for p in history.epochs if p.train_loss is not None]
-    val = [(float(p.epoch), p.val_loss) for p in history.epochs if p.val_loss is not None]
-    test = _test_point(history, history.test_loss)
-    lines = [Line(train, TRAIN_COLOUR), Line(val, VAL_COLOUR), Line(test, TEST_COLOUR, "point")]
-    return draw(lines, canvas, marks=_epoch_marks(history))
+def mark_lines(panels: Sequence[Panel], canvas: Canvas) -> list[Text]:
+    """Return what the dotted lines of some panels are, each once."""
+    symbol = _ASCII_MARK if canvas.ascii else _MARK
+    found = {(mark.label, mark.colour) for panel in panels for mark in panel.marks if mark.label}
+    return [
+        Text(f"{symbol} {shortened(label, max(4, canvas.width - 2))}", style=style_of(colour) if canvas.colour else "")
+        for label, colour in sorted(found)
+    ]
 
 
-def accuracy_chart(history: History, canvas: Canvas) -> Text:
-    """Return training and validation accuracy by epoch in percent, with the test point."""
-    train = [(float(p.epoch), p.train_accuracy) for p in history.epochs if p.train_accuracy is not None]
-    val = [(float(p.epoch), p.val_accuracy) for p in history.epochs if p.val_accuracy is not None]
-    test = _test_point(history, history.test_accuracy)
-    lines = [Line(train, TRAIN_COLOUR), Line(val, VAL_COLOUR), Line(test, TEST_COLOUR, "point")]
-    return draw(lines, canvas, marks=_epoch_marks(history), percent=True)
+def points_line(canvas: Canvas) -> Text:
+    """Return what the single points of runs are, whose legend names the runs alone."""
+    symbols = _ASCII_POINTS if canvas.ascii else _POINT_SYMBOLS
+    return Text(f"{symbols['best']} best epoch  {symbols['test']} test", style="dim")
 
 
-def lr_chart(points: Sequence[tuple[float, float]], canvas: Canvas) -> Text:
-    """Return the learning rate by step."""
-    return draw([Line(points, TRAIN_COLOUR)], canvas)
+def legend(panel: Panel, canvas: Canvas) -> list[Text]:
+    """Return what the lines of a panel are, each beside its symbol."""
+    entries: list[Text] = []
+    for line in panel.lines:
+        if line.label and line.points:
+            # As it is drawn: a braille line looks like a stroke.
+            symbol = symbol_of(panel, line, canvas).replace("braille", "·" if line.kind == "samples" else "━")
+            label = shortened(line.label, max(4, canvas.width - 2))
+            entries.append(Text(f"{symbol} {label}", style=style_of(line.colour) if canvas.colour else ""))
+    return entries
 
 
-def smooth(points: Sequence[tuple[float, float]], weight: float = 0.9) -> list[tuple[float, float]]:
-    """Return the running mean with exponential weights, without the bias towards zero at its start."""
-    smoothed, total, share = [], 0.0, 0.0
-    for place, value in points:
-        if not math.isfinite(value):
-            continue
-        total = weight * total + (1 - weight) * value
-        share = weight * share + (1 - weight)
-        smoothed.append((place, total / share))
-    return smoothed
+def symbol_of(panel: Panel, line: Line, canvas: Canvas) -> str:
+    """Return the letter that a line is drawn with, "braille" for the finest."""
+    if line.kind in ("best", "test"):
+        return (_ASCII_POINTS if canvas.ascii else _POINT_SYMBOLS)[line.kind]
+    symbols_of_lines = _ASCII_LINES if canvas.ascii else _LINE_SYMBOLS
+    if line.kind == "samples":
+        return symbols_of_lines[0]
+    others = [each for each in panel.lines if each.kind == "line"]
+    before = next(place for place, each in enumerate(others) if each is line)
+    if canvas.colour and not canvas.ascii:
+        # The colours begin anew after the last; then the symbol is another.
+        before = sum(each.colour == line.colour for each in others[:before])
+    elif any(each.kind == "samples" for each in panel.lines):
+        before += 1
+    return symbols_of_lines[before % len(symbols_of_lines)]
+
+
+def _shown(panel: Panel, canvas: Canvas) -> list[tuple[Line, Points]]:
+    """Return the lines that have points, these as they are drawn: finite, scaled and as many as can be seen."""
+    scale = 100 if panel.percent else 1
+    found = []
+    for line in panel.lines:
+        points = _finite(line.points, scale)
+        if panel.log:
+            points = [(x, math.log10(y)) for x, y in points if y > 0]
+        if points:
+            found.append((line, _thin(points, 2 * canvas.width)))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,40 +167,53 @@ class _Axis:
         return (value - self.low) / (self.high - self.low)
 
 
-def _draw_marks(places: Sequence[float], canvas: Canvas) -> None:
+def _draw_marks(panel: Panel, across: _Axis, canvas: Canvas) -> None:
     # plotext's own vertical line paints its background white under this theme.
     rows = [row / canvas.height for row in range(canvas.height + 1)]
-    marker = _marker(":" if canvas.ascii else "┊", MARK_COLOUR, canvas)
-    for place in places:
-        plotext.figure.draw(plotext.figure.signal([place] * len(rows), rows, marker=marker))
+    for mark in panel.marks:
+        if across.low < mark.place < across.high:
+            marker = _marker(_ASCII_MARK if canvas.ascii else _MARK, mark.colour, canvas)
+            plotext.figure.draw(plotext.figure.signal([across.place(mark.place)] * len(rows), rows, marker=marker))
 
 
 def _marker(symbol: str, colour: str, canvas: Canvas) -> plotext.marker:
     return plotext.marker(symbol, _CODES[colour] if canvas.colour else None)
 
 
-def _draw_line(line: Line, points: list[tuple[float, float]], canvas: Canvas) -> None:
-    if line.marker == "point":
-        symbol = "x" if canvas.ascii else "◆"
-    elif canvas.ascii:
-        symbol = "." if line.marker == "dots" else "o" if line.colour == TRAIN_COLOUR else "*"
-    else:
-        symbol = "braille"
+def _draw_line(line: Line, symbol: str, points: Points, canvas: Canvas) -> None:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     signal = plotext.figure.signal(xs, ys, marker=_marker(symbol, line.colour, canvas))
-    if line.marker == "line" and len(points) > 1:
+    if line.kind == "line" and len(points) > 1:
         signal.lines()
     plotext.figure.draw(signal)
 
 
-def _label_axes(across: _Axis, upward: _Axis, canvas: Canvas, unit: str) -> None:
-    columns = ticks(across.low, across.high, max(3, min(12, canvas.width // 9)), whole=True)
+def _label_axes(panel: Panel, across: _Axis, upward: _Axis, canvas: Canvas) -> None:
+    columns = ticks(across.low, across.high, max(3, min(12, canvas.width // 9)), whole=panel.whole)
     rows = ticks(upward.low, upward.high, max(3, min(8, canvas.height // 2)))
-    for name, axis, places in (("x", across, columns), ("y", upward, rows)):
+    unit = "%" if panel.percent else ""
+    labels = [label + unit for label in _tick_labels(rows)]
+    if panel.log:
+        rows = _log_ticks(upward.low, upward.high, max(3, min(8, canvas.height // 2)))
+        labels = [f"{10**row:.3g}{unit}" for row in rows]
+    for name, axis, places, texts in (("x", across, columns, _tick_labels(columns)), ("y", upward, rows, labels)):
         ruler = plotext.figure.ruler(name)
         ruler.lim(0, 1)
-        labels = [label + (unit if name == "y" else "") for label in _tick_labels(places)]
-        ruler.ticks([axis.place(place) for place in places], labels)
+        ruler.ticks([axis.place(place) for place in places], texts)
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Return logarithms of round numbers: powers of ten, with 2 and 5 between them, or evenly spaced ones."""
+    for factors in ((1,), (1, 2, 5)):
+        found = [
+            power + math.log10(factor)
+            for power in range(math.floor(low), math.ceil(high) + 1)
+            for factor in factors
+            if low <= power + math.log10(factor) <= high
+        ]
+        if len(found) >= 3:
+            return found[:: math.ceil(len(found) / most)]
+    return [math.log10(number) for number in ticks(10**low, 10**high, most) if number > 0]
 
 
 def _tick_labels(places: Sequence[float]) -> list[str]:
@@ -224,27 +257,13 @@ def _thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, flo
     return kept
 
 
-def _step_marks(history: History) -> list[float]:
-    unfrozen = history.unfrozen_after
-    return [unfrozen.step + 0.5] if unfrozen else []
-
-
-def _epoch_marks(history: History) -> list[float]:
-    unfrozen = history.unfrozen_after
-    return [unfrozen.epoch + 0.5] if unfrozen else []
-
-
-def _test_point(history: History, value: float | None) -> list[tuple[float, float]]:
-    best = history.best
-    return [(float(best.epoch), value)] if best and value is not None else []
-
-
-def arrange(blocks: Sequence[tuple[Text, Text]], width: int, *, side_by_side: bool) -> Table:
-    """Return titled charts below each other, or two in a row."""
+def arrange(blocks: Sequence[tuple[list[Text], Text]], width: int, columns: int) -> Table:
+    """Return charts with their headings in rows of so many, charts of one row at one height."""
     grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
-    columns = 2 if side_by_side else 1
     for _ in range(columns):
         grid.add_column(width=width, no_wrap=True)
     for start in range(0, len(blocks), columns):
-        grid.add_row(*(Group(title, chart) for title, chart in blocks[start : start + columns]))
+        row = blocks[start : start + columns]
+        tallest = max(len(heading) for heading, _ in row)
+        grid.add_row(*(Group(*heading, *[Text()] * (tallest - len(heading)), chart) for heading, chart in row))
     return grid

@@ -15,12 +15,11 @@ from tl_cli.evaluation.comparison import Comparison, Contender, advice, rows, ve
 from tl_cli.evaluation.metrics import Measure
 from tl_cli.training.history import History
 from tl_cli.ui import charts, pictures
-from tl_cli.ui.charts import Canvas, Line
+from tl_cli.ui.charts import Canvas
 from tl_cli.ui.console import plain, safe_text, shortened
+from tl_cli.ui.curves import overlaid
 from tl_cli.ui.progress import format_seconds
 
-# The terminal's names of the pictures' colours, in the order of the contenders.
-COLOURS = ("blue", "orange", "magenta", "green", "yellow", "cyan", "grey")
 _NAME = 32  # cells
 
 Number = TypeVar("Number", int, float)
@@ -56,8 +55,11 @@ def print_comparison(console: Console, comparison: Comparison, curves: Series) -
         console.print(plain(f"- {sentence}", limit=4000))
     if any(history.epochs for each in curves for history in each):
         console.print()
-        console.print(_legend(comparison))
-        console.print(charts.draw(_lines(curves), Canvas.on(console, min(console.width, 120), 14), percent=True))
+        canvas = Canvas.on(console, min(console.width, 120), 14)
+        accuracy, _ = overlaid([model.name for model in comparison.contenders], curves)
+        for line in charts.heading(accuracy, canvas):
+            console.print(line)
+        console.print(charts.draw(accuracy, canvas))
 
 
 def markdown(comparison: Comparison) -> str:
@@ -101,7 +103,7 @@ def save_pictures(comparison: Comparison, curves: Series, folder: Path) -> list[
     pictures.save_tradeoff(comparison, paths[0])
     if any(history.epochs for each in curves for history in each):
         paths.append(folder / "curves.png")
-        pictures.save_overlaid([model.name for model in comparison.contenders], curves, paths[-1])
+        pictures.save_panels(overlaid([model.name for model in comparison.contenders], curves), paths[-1])
     return paths
 
 
@@ -163,22 +165,6 @@ def _table(columns: dict[str, list[str]], models: Sequence[Contender], console: 
             if values[place]:
                 table.add_row(Text(f"  {name}", style="dim"), values[place])
     return table
-
-
-def _legend(comparison: Comparison) -> Text:
-    text = Text("validation accuracy by epoch", style="bold")
-    for place, model in enumerate(comparison.contenders):
-        text.append("  ").append(shortened(model.name, _NAME), style=charts.style_of(COLOURS[place % len(COLOURS)]))
-    return text
-
-
-def _lines(curves: Series) -> list[Line]:
-    lines = []
-    for place, histories in enumerate(curves):
-        for history in histories:
-            points = [(float(p.epoch), p.val_accuracy) for p in history.epochs if p.val_accuracy is not None]
-            lines.append(Line(points, COLOURS[place % len(COLOURS)]))
-    return lines[::-1]
 
 
 def _interval(measure: Measure) -> str:

@@ -1,8 +1,8 @@
 """Pictures as files: curves by matplotlib, contact sheets of images by Pillow."""
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,66 +14,155 @@ from tl_cli.errors import StorageError
 from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.comparison import Comparison
 from tl_cli.evaluation.metrics import wilson
-from tl_cli.training.history import EpochPoint, History
-from tl_cli.ui.charts import smooth
+from tl_cli.training.history import History
 from tl_cli.ui.console import safe_text, shortened
+from tl_cli.ui.curves import COLOURS, Line, Panel, Wanted, panels
+from tl_cli.ui.fonts import LATIN, drawable, families, file_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Classes whose names, and whose numbers too, a confusion matrix has room for.
 _NAMED, _NUMBERED = 60, 25
 
 # Okabe and Ito (2008): told apart by colour-blind readers.
-_TRAIN, _VAL, _TEST, _GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
-MANY = (_TRAIN, _VAL, _TEST, "#009E73", "#E69F00", "#56B4E9", "#000000")
-_FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "SimHei", "Arial Unicode MS"]
+HEX = {
+    "blue": "#0072B2", "orange": "#D55E00", "magenta": "#CC79A7", "green": "#009E73", "yellow": "#E69F00",
+    "cyan": "#56B4E9", "black": "#000000", "grey": "#999999",
+}  # fmt: skip
+MANY = tuple(HEX[colour] for colour in COLOURS)
+_TRAIN, _VAL, _GREY = HEX["blue"], HEX["orange"], HEX["grey"]
+FORMATS = (".png", ".svg", ".pdf")
+_LEGEND_ROOM = 32  # points above the axes, for two rows
+_LEGEND: Any = {"frameon": False, "fontsize": 8, "handlelength": 1.8, "columnspacing": 1.2}
+_DASHES = ("-", "--", ":", "-.")
+_STYLE: Any = {
+    "font.family": [LATIN],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 11,
+    "axes.edgecolor": "#555555",
+    # A name with dollars is a name, not mathematics.
+    "text.parse_math": False,
+}
 
 
-def save_loss_curve(history: History, path: Path) -> None:
-    """Write the iteration loss: samples and running mean, the unfreezing marked.
+def save_panels(panels: Sequence[Panel], path: Path, title: str = "") -> None:
+    """Write panels as one picture, two in a row; the ending of the file says in which format.
+
+    Args:
+        title: over all of them.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, axes = new_figure(1)
-    (axis,) = axes
-    steps = [step for step, _ in history.losses]
-    axis.plot(steps, [loss for _, loss in history.losses], color=_GREY, linewidth=0.6, alpha=0.7, label="batch")
-    mean = smooth([(float(step), loss) for step, loss in history.losses])
-    axis.plot([x for x, _ in mean], [y for _, y in mean], color=_TRAIN, linewidth=1.8, label="running mean")
-    if history.unfrozen_after:
-        _mark(axis, history.unfrozen_after.step + 0.5)
-    axis.set(xlabel="optimizer step", ylabel="cross-entropy", title=f"{safe_text(history.name)}: loss by iteration")
-    axis.set_ylim(bottom=0)
-    axis.legend(frameon=False)
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = new_figure(columns, rows=rows)
+    names = {line.label for panel in panels for line in panel.lines if line.label}
+    # The same runs in every panel: named once, under all of them.
+    together = len(panels) > 1 and all(
+        names - {"best", "test"} <= {line.label for line in panel.lines} for panel in panels
+    )
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_panel(axis, panel, with_legend=not together)
+    if together:
+        found = {
+            label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(found.values(), found.keys(), loc="outside lower left", ncols=2 * columns, **_LEGEND)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    if title:
+        figure.suptitle(shortened(title, 80), fontweight="bold", x=0.01, ha="left")
     save_figure(figure, path)
 
 
-def save_epoch_curves(history: History, path: Path) -> None:
-    """Write accuracy and loss by epoch, training against validation, with the one test point.
+def save_curves(history: History, folder: Path, prefix: str = "") -> list[Path]:
+    """Write the two pictures of a run: loss by iteration; accuracy and loss by epoch. Return their files.
 
     Raises:
-        StorageError: the file cannot be written.
+        StorageError: a file cannot be written.
     """
-    figure, (left, right) = new_figure(2)
-    best = history.best
-    for axis, train, val, test, scale in (
-        (left, "train_accuracy", "val_accuracy", history.test_accuracy, 100.0),
-        (right, "train_loss", "val_loss", history.test_loss, 1.0),
+    return save_figures([history], Wanted(), folder, prefix)
+
+
+def save_figures(histories: Sequence[History], wanted: Wanted, folder: Path, prefix: str = "") -> list[Path]:
+    """Write the two pictures of some runs, or one of the metrics that were asked for. Return their files.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    shown = panels(histories, wanted)
+    title = histories[0].name if len(histories) == 1 else f"{len(histories)} runs"
+    pictures = {"metrics": shown}
+    if (
+        [panel.x for panel in shown]
+        and any(history.losses or history.epochs for history in histories)
+        and not wanted.metrics
     ):
-        _curve(axis, history.epochs, train, scale, _TRAIN, "train (as augmented)")
-        _curve(axis, history.epochs, val, scale, _VAL, "validation")
-        if best is not None and test is not None:
-            axis.plot([best.epoch], [test * scale], "D", color=_TEST, markersize=7, label=f"test, epoch {best.epoch}")
-        if history.unfrozen_after:
-            _mark(axis, history.unfrozen_after.epoch + 0.5)
-        axis.set_xlabel("epoch")
-        axis.legend(frameon=False)
-    left.set(ylabel="accuracy (%)", title=f"{safe_text(history.name)}: accuracy")
-    right.set(ylabel="cross-entropy", title="loss", ylim=(0, None))
-    save_figure(figure, path)
+        pictures = {"loss_by_step": shown[:1], "accuracy_and_loss_by_epoch": shown[1:3]}
+    paths = []
+    for name, some in pictures.items():
+        paths.append(folder / f"{prefix}{name}.png")
+        save_panels(some, paths[-1], title)
+    return paths
+
+
+def _has_points(panel: Panel) -> bool:
+    return any(math.isfinite(y) and (y > 0 or not panel.log) for line in panel.lines for _, y in line.points)
+
+
+def _draw_panel(axis: "Axes", panel: Panel, *, with_legend: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    scale = 100 if panel.percent else 1
+    drawn: list[Line] = []
+    for line in panel.lines:
+        points = [(x, y * scale) for x, y in line.points if math.isfinite(y) and (y > 0 or not panel.log)]
+        if not points:
+            continue
+        xs, ys = [x for x, _ in points], [y for _, y in points]
+        label = shortened(line.label, 40) if line.label else "_nolegend_"
+        colour = HEX[line.colour]
+        if line.kind == "samples":
+            axis.plot(xs, ys, color=colour, linewidth=0.5, alpha=0.6, label=label)
+        elif line.kind == "line":
+            few = len(points) <= 60
+            # The colours begin anew after the last.
+            dashes = _DASHES[sum(each.colour == line.colour for each in drawn) % len(_DASHES)]
+            drawn.append(line)
+            marker = "o" if few else None
+            axis.plot(xs, ys, dashes, color=colour, linewidth=1.8, marker=marker, markersize=3, label=label)
+        else:
+            # Both stand at the best epoch: the star is seen around the diamond.
+            symbol, size = ("*", 16) if line.kind == "best" else ("D", 6)
+            axis.plot(xs, ys, symbol, color=colour, markersize=size, markeredgecolor="white", label=label, zorder=5)
+    for mark in panel.marks:
+        axis.axvline(mark.place, color=HEX[mark.colour], linestyle=":", linewidth=1.2, label=mark.label or None)
+    axis.set_title(panel.title, loc="left", pad=_LEGEND_ROOM if with_legend else None)
+    axis.set(xlabel=panel.x, ylabel=panel.y, yscale="log" if panel.log else "linear")
+    if panel.log and _has_points(panel):
+        _label_logarithms(axis.yaxis)
+    if panel.whole:
+        axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    if panel.y == "cross-entropy" and not panel.log:
+        axis.set_ylim(bottom=0)
+    handles, _ = axis.get_legend_handles_labels()
+    if not _has_points(panel):
+        axis.text(0.5, 0.5, "no points yet", transform=axis.transAxes, ha="center", color=HEX["grey"])
+    elif with_legend and handles:
+        # Above the axes: there it covers no curve.
+        axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, **_LEGEND)
+    if panel.notes:
+        note = "\n".join(shortened(note, 90) for note in panel.notes)
+        axis.annotate(note, (1, 0), xytext=(0, -32), xycoords="axes fraction", textcoords="offset points",
+                      ha="right", va="top", fontsize=7, color=HEX["orange"])  # fmt: skip
 
 
 def save_contact_sheet(
@@ -98,14 +187,14 @@ def save_contact_sheet(
     caption = line_height * lines + 2
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + caption + gap) + gap), "white")
     pen = ImageDraw.Draw(sheet)
-    font = _caption_font()
     for place, (image, label) in enumerate(zip(images, labels, strict=True)):
         x = gap + place % columns * (side + gap)
         y = gap + place // columns * (side + caption + gap)
         tile = _tile(image, side)
         sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
         for number, line in enumerate(label.split("\n")):
-            text = _fitted(safe_text(line), pen, font, side)
+            font = _caption_font(file_for(line))
+            text = _fitted(drawable(safe_text(line)), pen, font, side)
             pen.text((x, y + side + 1 + number * line_height), text, fill="black", font=font)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,8 +268,6 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     costs: list[tuple[str, list[float | None]]] = [
         ("inference, ms an image", [_milliseconds(each.cost.images_per_second) for each in comparison.contenders]),
         ("training, minutes", [_minutes(each.train_seconds) for each in comparison.contenders]),
@@ -207,33 +294,22 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
         is_wide = max(known) > 10 * min(known)
         axis.set(xlabel=label, xscale="log" if is_wide else "linear")
         if is_wide:
-            # Numbers as they are written, not as mathematics.
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axis.xaxis.set_minor_formatter(NullFormatter())
+            _label_logarithms(axis.xaxis)
         axis.margins(x=0.25, y=0.2)
     axes[0].set(ylabel="accuracy (%), 95% interval", title="accuracy against cost; areas are parameters")
     save_figure(figure, path)
 
 
-def save_overlaid(names: Sequence[str], curves: Sequence[Sequence[History]], path: Path) -> None:
-    """Write the curves of several models over each other: validation accuracy and loss by epoch.
+def _label_logarithms(axis: "Axis") -> None:
+    """Label a logarithmic axis with numbers as they are written, not as mathematics."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    Raises:
-        StorageError: the file cannot be written.
-    """
-    figure, (left, right) = new_figure(2)
-    for place, (name, histories) in enumerate(zip(names, curves, strict=True)):
-        colour = MANY[place % len(MANY)]
-        for number, history in enumerate(histories):
-            label = shortened(name, 30) if number == 0 else "_nolegend_"
-            _curve(left, history.epochs, "val_accuracy", 100, colour, label)
-            _curve(right, history.epochs, "val_loss", 1, colour, label)
-    left.set(xlabel="epoch", ylabel="accuracy (%)", title="accuracy on validation images")
-    right.set(xlabel="epoch", ylabel="cross-entropy", title="loss on validation images", ylim=(0, None))
-    for axis in (left, right):
-        axis.legend(frameon=False)
-    save_figure(figure, path)
+    low, high = axis.get_view_interval()
+    # With few powers of ten in sight, what lies between them is named too.
+    between = (1,) if high > 1e4 * low else (1, 2, 5) if high > 5 * low else (1, 2, 3, 4, 5, 6, 7, 8, 9)
+    axis.set_major_locator(LogLocator(subs=between))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _milliseconds(per_second: float | None) -> float | None:
@@ -262,35 +338,12 @@ def new_figure(count: int, size: tuple[float, float] | None = None, *, rows: int
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.font_manager import fontManager
 
-    installed = {font.name for font in fontManager.ttflist}
-    style: dict[Any, Any] = {
-        "font.family": [name for name in _FONTS if name in installed] or ["sans-serif"],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.25,
-        "axes.titlesize": 11,
-        # A name with dollars is a name, not mathematics.
-        "text.parse_math": False,
-    }
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(
-            rows, count, figsize=size or (6.4 * count, 4.2 * rows), layout="constrained", squeeze=False
-        )
-    return figure, list(axes.flat)
-
-
-def _curve(axis: "Axes", epochs: list[EpochPoint], name: str, scale: float, colour: str, label: str) -> None:
-    points = [(p.epoch, getattr(p, name)) for p in epochs if getattr(p, name) is not None]
-    axis.plot(
-        [x for x, _ in points], [y * scale for _, y in points], marker="o", markersize=3, color=colour, label=label
+    matplotlib.rcParams.update(_STYLE)
+    figure, axes = plt.subplots(
+        rows, count, figsize=size or (6.4 * count, 4.4 * rows), layout="constrained", squeeze=False
     )
-
-
-def _mark(axis: "Axes", place: float) -> None:
-    axis.axvline(place, color=_GREY, linestyle=":", linewidth=1.2, label="backbone unfrozen")
+    return figure, list(axes.flat)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
@@ -300,25 +353,24 @@ def save_figure(figure: "Figure", path: Path) -> None:
         StorageError: the file cannot be written.
     """
     import matplotlib.pyplot as plt
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_text(drawable(text.get_text()))
+        text.set_fontfamily(families([text.get_text()]))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
-            # A letter that no font here has is a box in the picture, and no line on the screen for each.
-            warnings.filterwarnings("ignore", message="Glyph")
-            figure.savefig(path, dpi=130)
+        figure.savefig(path, dpi=130)
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         plt.close(figure)
 
 
-def _caption_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    from matplotlib.font_manager import FontProperties, findfont, fontManager
-
-    installed = {font.name for font in fontManager.ttflist}
-    names = [name for name in reversed(_FONTS) if name in installed]
-    return ImageFont.truetype(findfont(FontProperties(family=names[:1] or ["DejaVu Sans"])), 11)
+@cache
+def _caption_font(file: Path) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.truetype(str(file), 11)
 
 
 def _fitted(label: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, side: int) -> str:

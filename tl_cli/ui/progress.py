@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,10 +24,11 @@ from tl_cli.training.events import (
     StoppedEarly,
     Worked,
 )
-from tl_cli.training.history import EpochPoint, History
-from tl_cli.ui import charts, tables
+from tl_cli.training.history import EpochPoint, History, point_of
+from tl_cli.ui import charts, curves
 from tl_cli.ui.charts import Canvas
 from tl_cli.ui.console import is_live, plain
+from tl_cli.ui.curves import Panel
 
 Clock = Callable[[], float]
 _REFRESH_PER_SECOND = 4
@@ -81,11 +82,7 @@ class PlainLines:
         if isinstance(event, PhaseStarted):
             self._print(_phase_line(event))
         elif isinstance(event, EpochEnded):
-            self._print(
-                f"epoch {event.epoch}/{self._title.epochs}  loss {event.train_loss:.4f}  "
-                f"val loss {event.val_loss:.4f}  val accuracy {event.val_accuracy:.2%}  {_average(event)}"
-                f"{event.images_per_second:,.0f} images/s  {event.seconds:.1f} s{'  best' if event.is_best else ''}"
-            )
+            self._print(epoch_line(point_of(event), self._title.epochs, is_best=event.is_best))
         elif isinstance(event, StoppedEarly):
             self._print(_stop_line(event))
 
@@ -117,7 +114,7 @@ class LiveScreen:
         self._speed = 0.0
         self._last_step_at = self._started
         self._notes: list[str] = []
-        self._drawn: dict[str, tuple[object, Text]] = {}
+        self._drawn: dict[str, tuple[object, list[Text], Text]] = {}
         self._live = Live(
             get_renderable=lambda: self,
             console=console,
@@ -203,19 +200,19 @@ class LiveScreen:
             done = self._step - self._epoch_ended_at_step
             # The phase's last epoch may be cut short.
             rest = phase.step + phase.steps - self._epoch_ended_at_step
-            current = _bar(
+            current = bar(
                 f"epoch {self._epoch}/{self._title.epochs}",
                 done,
                 max(1, min(phase.steps_per_epoch, rest)),
                 f"{self._speed:,.0f} images/s",
                 width,
             )
-        whole = _bar("run", len(self._history.epochs), self._title.epochs, self._eta(phase), width)
+        whole = bar("run", len(self._history.epochs), self._title.epochs, self._eta(phase), width)
         return [what, current, whole]
 
     def _work_bar(self, width: int) -> Table:
         work = self._work or Worked("caching features", 0, 1)
-        return _bar(work.activity, work.done, work.total, f"{work.done:,}/{work.total:,}", width)
+        return bar(work.activity, work.done, work.total, f"{work.done:,}/{work.total:,}", width)
 
     def _eta(self, phase: PhaseStarted) -> str:
         if self._phase_steps < 3:
@@ -236,30 +233,24 @@ class LiveScreen:
         stacked = count == 1 and height >= 14
         each = height // 2 if stacked else height
         canvas = Canvas.on(self._console, (width - 2 * (count - 1)) // count, each - 1)
-        shown = [self._titled("loss by step", "loss", charts.loss_chart, canvas)]
+        shown = [self._chart(curves.loss_by_step, canvas)]
         if count == 3:
-            shown.append(self._titled("loss", "epoch loss", charts.epoch_loss_chart, canvas))
+            shown.append(self._chart(curves.loss_by_epoch, canvas))
         if count > 1 or stacked:
-            shown.append(self._titled("accuracy", "accuracy", charts.accuracy_chart, canvas))
-        if count == 1:
-            return [line for pair in shown for line in pair]
-        grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
-        for _ in range(count):
-            grid.add_column(width=canvas.width, no_wrap=True)
-        grid.add_row(*(Group(*pair) for pair in shown))
-        return [grid]
+            shown.append(self._chart(curves.accuracy_by_epoch, canvas))
+        return [charts.arrange(shown, canvas.width, count)]
 
-    def _titled(self, title: str, key: str, draw: Callable[[History, Canvas], Text], canvas: Canvas) -> list[Text]:
+    def _chart(self, make: Callable[[Sequence[History]], Panel], canvas: Canvas) -> tuple[list[Text], Text]:
+        """Return a panel with one line of title and legend, drawn anew only where something has changed."""
         state = (canvas, len(self._history.losses), len(self._history.epochs))
-        cached = self._drawn.get(key)
-        if cached is None or cached[0] != state:
-            cached = (state, draw(self._history, canvas))
-            self._drawn[key] = cached
-        heading = Text(title, style="bold")
-        if key != "loss":
-            heading.append("  train", style="train").append("  validation", style="val")
-        heading.truncate(canvas.width)
-        return [heading, cached[1]]
+        kept = self._drawn.get(make.__name__)
+        if kept is not None and kept[0] == state:
+            return kept[1], kept[2]
+        panel = make([self._history])
+        title, *_ = charts.heading(panel, canvas)
+        drawn = charts.draw(panel, canvas)
+        self._drawn[make.__name__] = (state, [title], drawn)
+        return [title], drawn
 
     def _table(self, rows: int, width: int) -> Table:
         return epoch_table(self._history.epochs[-rows:], self._history.best, width)
@@ -308,6 +299,27 @@ def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int) -
     return table
 
 
+def epoch_line(point: EpochPoint, epochs: int | None, *, is_best: bool) -> str:
+    """Return an epoch as one plain line."""
+    parts = [f"epoch {point.epoch}/{epochs}" if epochs else f"epoch {point.epoch}"]
+    for name, value, shown in (
+        ("loss", point.train_loss, "{:.4f}"),
+        ("val loss", point.val_loss, "{:.4f}"),
+        ("val accuracy", point.val_accuracy, "{:.2%}"),
+        ("averaged", point.ema_val_accuracy, "{:.2%}"),
+        ("", point.images_per_second, "{:,.0f} images/s"),
+        ("", point.seconds, "{:.1f} s"),
+    ):
+        if value is not None:
+            parts.append(f"{name} {shown.format(value)}".strip())
+    return "  ".join([*parts, *(["best"] if is_best else [])])
+
+
+def epoch_range(first: int, last: int) -> str:
+    """Return ``epochs 1-5``, or ``epoch 1``."""
+    return f"epochs {first}-{last}" if last > first else f"epoch {first}"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration for people: ``48 s``, ``3:05``, ``2:10:00``."""
     if seconds < 10:
@@ -342,10 +354,11 @@ class FileProgress:
         """Show how far a file or a pass over files is."""
         if self._shown:
             amount = f"{done / 1e6:,.0f} MB" if total is None or total > 10_000_000 else f"{done:,}/{total:,}"
-            self._live.update(_bar(name, done, total or done, amount, self._console.width))
+            self._live.update(bar(name, done, total or done, amount, self._console.width))
 
 
-def _bar(label: str, done: float, total: float, note: str, width: int) -> Table:
+def bar(label: str, done: float, total: float, note: str, width: int) -> Table:
+    """Return a progress bar with its label and a note, as wide as the terminal."""
     grid = Table.grid(padding=(0, 1), expand=False)
     label_width = min(30, max(12, width // 4))
     note_width = min(28, max(14, width // 4))
@@ -364,15 +377,11 @@ def _phase_line(event: PhaseStarted) -> str:
     cached = f", on {features}" if event.cached else ""
     total = event.trainable + event.frozen
     counts = f"{event.trainable:,} of {total:,} parameters train"
-    return f"{tables.epoch_range(first, last)}: {_PHASE_TITLES[event.name]}, {counts}{cached}"
+    return f"{epoch_range(first, last)}: {_PHASE_TITLES[event.name]}, {counts}{cached}"
 
 
 def _stop_line(event: StoppedEarly) -> str:
     return f"stopped after epoch {event.epoch}: validation has not become better for {event.patience} epochs"
-
-
-def _average(event: EpochEnded) -> str:
-    return "" if event.ema_val_accuracy is None else f"averaged {event.ema_val_accuracy:.2%}  "
 
 
 def _number(value: float | None) -> str:

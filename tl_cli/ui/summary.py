@@ -15,9 +15,10 @@ from tl_cli.training.history import History
 from tl_cli.training.outcome import Outcome
 from tl_cli.training.phases import lr_factor
 from tl_cli.training.setup import Plan
-from tl_cli.ui import charts, tables
+from tl_cli.ui import charts, curves, tables
 from tl_cli.ui.charts import Canvas
 from tl_cli.ui.console import plain
+from tl_cli.ui.curves import TRAIN_COLOUR, Line, Panel
 from tl_cli.ui.progress import format_seconds
 
 
@@ -84,7 +85,7 @@ def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
     canvas = Canvas.on(console, min(console.width, 100), 10)
     if plan.config.schedule == "plateau":
         console.print(Text("lowered when validation stops improving; until then:", style="dim"))
-    console.print(charts.lr_chart(_lr_points(plan), canvas))
+    console.print(charts.draw(Panel("learning rate", [Line(_lr_points(plan), TRAIN_COLOUR)]), canvas))
     console.print()
     width = max(map(len, forecast.seconds)) + 1
     for name, seconds in forecast.seconds.items():
@@ -101,7 +102,12 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
     both = width >= 72
     canvas = Canvas.on(console, (width - 2) // 2 if both else width, 10)
     if not console.quiet:
-        _print_curves(console, history, canvas, side_by_side=both)
+        shown = [curves.loss_by_step([history]), curves.accuracy_by_epoch([history])]
+        console.print(
+            charts.arrange([(charts.heading(p, canvas), charts.draw(p, canvas)) for p in shown], canvas.width, 1 + both)
+        )
+        for line in charts.mark_lines(shown, canvas):
+            console.print(line)
     counters = outcome.counters
     lines: list[tuple[str, str, str]] = []
     if outcome.test is not None:
@@ -130,42 +136,6 @@ def print_next(console: Console, run: str, commands: Sequence[str]) -> None:
     console.print(f"\nrun {run} is recorded. Next:")
     for command in commands:
         console.print(Text(f"  {command}", style="mark"), soft_wrap=True)
-
-
-def print_history(console: Console, history: History) -> None:
-    """Print a run's curves and epochs."""
-    width = console.width
-    canvas = Canvas.on(console, (width - 2) // 2 if width >= 100 else width, 14)
-    console.print(plain(history.name, "bold"))
-    _print_curves(console, history, canvas, side_by_side=width >= 100, all_three=True)
-    best = history.best
-    if best is not None and best.judged is not None:
-        console.print(f"best: {best.judged[0]:.2%} on validation, epoch {best.epoch}", style="good")
-    if history.test_accuracy is not None:
-        console.print(f"test: {history.test_accuracy:.2%}")
-
-
-def _print_curves(
-    console: Console, history: History, canvas: Canvas, *, side_by_side: bool, all_three: bool = False
-) -> None:
-    blocks = [
-        (Text("loss by step", style="bold"), charts.loss_chart(history, canvas)),
-        (_legend("accuracy", history.test_accuracy), charts.accuracy_chart(history, canvas)),
-    ]
-    if all_three:
-        blocks.append((_legend("loss", history.test_loss), charts.epoch_loss_chart(history, canvas)))
-        rates = [(float(p.step), p.lr_head) for p in history.epochs if p.lr_head is not None]
-        blocks.append((Text("learning rate of the head", style="bold"), charts.lr_chart(rates, canvas)))
-    console.print(charts.arrange(blocks, canvas.width, side_by_side=side_by_side))
-    if history.unfrozen_after:
-        mark = ":" if canvas.ascii else "┊"
-        console.print(f"{mark} backbone unfrozen after epoch {history.unfrozen_after.epoch}", style="dim")
-
-
-def _legend(title: str, test: float | None) -> Text:
-    text = Text(title, style="bold")
-    text.append("  train", style="train").append("  validation", style="val")
-    return text.append("  test", style="mark") if test is not None else text
 
 
 def _lr_points(plan: Plan) -> list[tuple[float, float]]:

@@ -13,6 +13,7 @@ from tl_cli.inspection.freeze_plan import Part
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import Resolved
 from tl_cli.ui.console import is_ascii, plain, shortened
+from tl_cli.ui.progress import epoch_range
 
 _FEW_CLASSES = 12
 _SHOWN_CLASSES = 10
@@ -60,11 +61,6 @@ def freeze_table(parts: Sequence[Part], phases: Sequence[Phase], width: int) -> 
 def _shown_phases(count: int, width: int) -> list[int]:
     """Return the places of the phases that have room for a column: all, or the first and the last."""
     return list(range(count)) if count <= 2 or width >= 40 + 20 * count else [0, count - 1]
-
-
-def epoch_range(first: int, last: int) -> str:
-    """Return ``epochs 1-5``, or ``epoch 1``."""
-    return f"epochs {first}-{last}" if last > first else f"epoch {first}"
 
 
 def settings_table(resolved: Resolved, *, only_given: bool = False) -> Table:

@@ -1,0 +1,314 @@
+"""``tl runs``: what has been recorded; closing what died, removing what is not wanted, and what tells runs apart."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tl_cli.commands.options import ListsByDefault, TrackingUri, complete_run
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run  # noqa: TID251 (a type)
+
+    from tl_cli.tracking.store import Store
+    from tl_cli.training.record import RunFacts
+
+EXAMPLES = """Examples:
+
+tl runs
+
+tl runs resnet --sort val
+
+tl runs --status dead --json
+
+tl runs --since 2d --data digits"""
+
+_SHOWN = 20
+_FILTERS = "Which runs"
+Names = Annotated[
+    list[str], typer.Argument(metavar="RUN", help="Ids or their beginnings, or names.", autocompletion=complete_run)
+]
+
+app = typer.Typer(
+    cls=ListsByDefault,
+    help="List recorded runs with their curves; compare settings; close dead ones; remove.",
+    epilog="tl runs list --help shows filters and orders.\n\n"
+    "Examples:\n\ntl runs\n\ntl runs resnet --sort val\n\ntl runs diff latest best\n\ntl runs close\n\n"
+    "tl runs rm 3f2a91c0",
+    rich_markup_mode="rich",
+)
+
+
+@app.command("list", epilog=EXAMPLES)
+def list_(
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="[PATTERN]", help="Part of a name, id, model or data, or a glob.")
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Of this MLflow experiment alone.", rich_help_panel=_FILTERS)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Architecture, or a glob: 'resnet*'.", rich_help_panel=_FILTERS)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Part of what the data are called.", rich_help_panel=_FILTERS)
+    ] = None,
+    status: Annotated[
+        Literal["running", "finished", "failed", "killed", "dead", "silent"] | None,
+        typer.Option(help="How they stand.", rich_help_panel=_FILTERS),
+    ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(metavar="K[=V]", help="With this tag; may be repeated.", rich_help_panel=_FILTERS),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Begun in the last 30m, 12h, 2d or 3w.", rich_help_panel=_FILTERS)
+    ] = None,
+    sort: Annotated[
+        Literal["started", "val", "test", "time", "name", "model"], typer.Option(help="Order.")
+    ] = "started",
+    reverse: Annotated[bool, typer.Option("--reverse", help="The other way round.")] = False,
+    limit: Annotated[int | None, typer.Option(help=f"Rows; 0 is all, as with --json; else {_SHOWN}.", min=0)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:  # fmt: skip
+    """List runs, the latest first: how they stand, their accuracies, and validation accuracy as a spark line."""
+    from tl_cli.tracking.listing import facts_of, with_curves
+    from tl_cli.tracking.store import open_store
+    from tl_cli.ui.console import make_console
+    from tl_cli.ui.runs_table import print_runs
+
+    oldest = time.time() - _seconds(since) if since else 0.0
+    store = open_store(tracking_uri)
+    _check_experiment(store, experiment)
+    runs = [run for run in store.runs(experiment) if _has_tags(run, tag or ())]
+    wanted = _Wanted(pattern, model, data, status, oldest)
+    found = [facts for facts in facts_of(store, runs) if wanted.lets_through(facts)]
+    found = _sorted(found, sort, reverse=reverse)
+    most = limit if limit is not None else 0 if as_json else _SHOWN
+    shown = with_curves(store, runs, found[:most] if most else found)
+    if as_json:
+        typer.echo(json.dumps([_as_data(facts) for facts in shown], indent=2))
+        return
+    print_runs(make_console(), shown, total=len(found), where=store.uri, filtered=len(found) < len(runs))
+
+
+@app.command("diff", epilog="Examples:\n\ntl runs diff latest best\n\ntl runs diff 3f2a91c0 81bb02d4 --all")
+def diff(
+    runs: Names,
+    everything: Annotated[bool, typer.Option("--all", help="Settings that are equal, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the differences as JSON.")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Show what was set differently in two or more runs, and what they came to."""
+    from tl_cli.errors import UsageError
+    from tl_cli.tracking.listing import differences
+    from tl_cli.tracking.store import open_store
+    from tl_cli.ui.console import make_console
+    from tl_cli.ui.runs_table import print_differences
+
+    store = open_store(tracking_uri)
+    found = _find(store, runs)
+    if len(found) < 2:
+        raise UsageError("give two runs or more, which are not the same one")
+    apart, alike = differences(store, found)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "runs": [_as_data(facts) for facts in apart.runs],
+                    "settings": apart.settings,
+                    "made_with": apart.made_with,
+                    "results": apart.results,
+                    **({"alike": alike} if everything else {}),
+                },
+                indent=2,
+            )
+        )
+        return
+    print_differences(make_console(), apart, alike if everything else {})
+
+
+@app.command("close", epilog="Examples:\n\ntl runs close\n\ntl runs close 3f2a91c0")
+def close(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="By default all that are dead.", autocompletion=complete_run),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Record runs whose process is gone as killed, at the time when they were last heard of.
+
+    A run that is dead lost its process on this machine. One that is silent runs elsewhere and has not been heard of
+    for minutes: it is closed when it is named.
+    """
+    from tl_cli.tracking import listing
+    from tl_cli.tracking.store import open_store
+    from tl_cli.ui.console import make_console, plain
+
+    store = open_store(tracking_uri)
+    found = _find(store, runs) if runs else [run for run in store.runs() if listing.status_of(run) == "dead"]
+    console = make_console()
+    if not found:
+        console.print("no run is dead")
+    for run in found:
+        listing.close(store, run)
+        console.print(plain(f"{_name(run)} is recorded as killed; tl train --resume goes on with it"), soft_wrap=True)
+
+
+@app.command("rm", epilog="Examples:\n\ntl runs rm 3f2a91c0\n\ntl runs rm 3f2a91c0 81bb02d4 --purge --yes")
+def rm(
+    runs: Names,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Delete files and record for good, and free the disk.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Remove runs with their models, after a question; without --purge their files stay and MLflow can restore them."""
+    from tl_cli.tracking import listing
+    from tl_cli.tracking.overview import refresh
+    from tl_cli.tracking.store import open_store
+    from tl_cli.ui.console import make_console, plain
+
+    store = open_store(tracking_uri)
+    found = _find(store, runs)
+    for run in found:
+        listing.check_stopped(run)
+    if purge:
+        listing.check_purgeable(store)
+    console = make_console()
+    sizes = [listing.bytes_of(store, run) for run in found]
+    if not yes:
+        _ask(store, found, sizes, purge=purge)
+    for run in found:
+        listing.remove(store, run)
+    if purge:
+        listing.purge(store, found)
+    refresh(store, {str(run.info.experiment_id) for run in found})
+    for run, size in zip(found, sizes, strict=True):
+        is_gone = f"is deleted, {size / 1e6:,.0f} MB are free" if purge else "is removed"
+        console.print(plain(f"{_name(run)} {is_gone}"), soft_wrap=True)
+    stays = sum(sizes) / 1e6
+    if not purge and stays:
+        restored = "mlflow runs restore --run-id ID brings one back, until mlflow gc"
+        console.print(f"their {stays:,.0f} MB stay on the disk; {restored}", style="dim")
+
+
+def _ask(store: "Store", runs: "Sequence[Run]", sizes: Sequence[int], *, purge: bool) -> None:
+    """Show what would go, and ask.
+
+    Raises:
+        UsageError: nobody is there to answer.
+        typer.Exit: the answer is no.
+    """
+    from tl_cli.errors import UsageError
+    from tl_cli.tracking.listing import facts_of
+    from tl_cli.tracking.store import children_of, is_parent
+    from tl_cli.ui.console import make_console, plain
+    from tl_cli.ui.runs_table import runs_table
+
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to be asked; --yes removes without a question")
+    console = make_console()
+    console.print(runs_table(console, facts_of(store, runs)))
+    for run in runs:
+        left = [child for child in children_of(store, run.info.run_id) if child not in runs] if is_parent(run) else []
+        if left:
+            console.print(plain(f"{_name(run)} is a comparison; its {len(left)} trainings stay", "yellow"))
+    how = f"Delete for good ({sum(sizes) / 1e6:,.0f} MB)" if purge else "Remove"
+    if not typer.confirm(f"{how} {'this run' if len(runs) == 1 else f'these {len(runs)} runs'}?"):
+        console.print("nothing was removed")
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which runs are listed."""
+
+    pattern: str | None
+    model: str | None
+    data: str | None
+    status: str | None
+    oldest: float
+
+    def lets_through(self, facts: "RunFacts") -> bool:
+        """Whether a run passes every filter."""
+        return (
+            (self.status is None or facts.status == self.status)
+            and facts.started >= self.oldest
+            and (self.pattern is None or any(_matches(name, self.pattern) for name in self._names(facts)))
+            and (self.model is None or _matches(facts.model or "", self.model, whole=True))
+            and (self.data is None or _matches(facts.data or "", self.data))
+        )
+
+    def _names(self, facts: "RunFacts") -> tuple[str, ...]:
+        return (facts.name, facts.run_id, facts.model or "", facts.data or "")
+
+
+def _matches(name: str, pattern: str, *, whole: bool = False) -> bool:
+    from fnmatch import fnmatchcase
+
+    name, pattern = name.lower(), pattern.lower()
+    if set(pattern) & set("*?["):
+        return fnmatchcase(name, pattern)
+    return name == pattern if whole else pattern in name
+
+
+def _has_tags(run: "Run", wanted: Sequence[str]) -> bool:
+    tags = run.data.tags
+    pairs = [pair.partition("=") for pair in wanted]
+    return all(key in tags and (not equals or tags[key] == value) for key, equals, value in pairs)
+
+
+def _seconds(age: str) -> float:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([smhdw])\s*", age.lower())
+    if found is None:
+        raise typer.BadParameter(f"{age!r} is not an age such as 30m, 12h, 2d or 3w", param_hint="--since")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
+
+
+def _sorted(found: "list[RunFacts]", key: str, *, reverse: bool) -> "list[RunFacts]":
+    """Return runs in the order that people want: the latest, the best, the fastest first; names from a to z."""
+    if key in ("name", "model"):
+        return sorted(found, key=lambda facts: str(getattr(facts, key) or "~").lower(), reverse=reverse)
+
+    def number(facts: "RunFacts") -> float | None:
+        value: float | None = getattr(facts, _NUMBERS[key])
+        return value if value is None or key == "time" else -value
+
+    known = [(value, facts) for facts in found if (value := number(facts)) is not None]
+    # Those without the figure stand last, either way.
+    rest = [facts for facts in found if number(facts) is None]
+    return [facts for _, facts in sorted(known, key=lambda pair: pair[0], reverse=reverse)] + rest
+
+
+_NUMBERS = {"started": "started", "val": "val_accuracy", "test": "test_accuracy", "time": "seconds"}
+
+
+def _check_experiment(store: "Store", name: str | None) -> None:
+    from tl_cli.errors import UsageError, suggest
+
+    known = store.experiments()
+    if name is not None and name not in known:
+        raise UsageError(f"no experiment is called {name!r} in {store.uri}.{suggest(name, known)}")
+
+
+def _find(store: "Store", names: Sequence[str]) -> "list[Run]":
+    found = {run.info.run_id: run for run in map(store.find, names)}
+    return list(found.values())
+
+
+def _name(run: "Run") -> str:
+    return f"{run.info.run_id[:8]} ({run.info.run_name})"
+
+
+def _as_data(facts: "RunFacts") -> dict[str, object]:
+    data = asdict(facts)
+    done, total = data.pop("epochs")
+    return {**data, "epochs": done, "epochs_wanted": total}

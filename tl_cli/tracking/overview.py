@@ -1,0 +1,167 @@
+"""What ``mlflow ui`` shows of an experiment at first sight: a note that names the best run, and a view sorted by it.
+
+The view is written as MLflow's own interface writes the views that a person saves there (3.17); it is undocumented, and
+an MLflow that does not know it shows its usual table.
+"""
+
+import base64
+import hashlib
+import json
+import time
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from tl_cli.tracking.store import Store, dataset_digest, is_parent, short_id
+
+VIEW = "tl-best"
+_NOTE_TAG, _OURS_TAG = "mlflow.note.content", "tl.note"
+_VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+# Else MLflow guesses, and shows a page for language models while it has nothing to guess from.
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+_BEST, _TEST = "best/val_accuracy", "test/accuracy"
+_METRICS = (_BEST, _TEST, "test/loss", "clean_train/accuracy", "best/epoch", "time/train_seconds")
+_PARAMS = ("model", "data", "epochs", "freeze_epochs", "input_size", "recipe", "lr", "unfreeze_lr", "seed")
+_SHOWN = 20
+_LONGEST = 4900  # MLflow takes 5000 characters
+
+
+def refresh_overview(store: Store, experiment_id: str) -> None:
+    """Bring an experiment's note and view up to date; a note that a person wrote is left alone.
+
+    Raises:
+        MlflowException: the store does not take them.
+    """
+    experiment = store.client.get_experiment(experiment_id)
+    tags = dict(experiment.tags)
+    wanted = dict(_KIND) if "mlflow.experimentKind" not in tags else {}
+    if _VIEW_TAG not in tags:
+        wanted[_VIEW_TAG] = _view()
+    note, there = _note(store, experiment_id), tags.get(_NOTE_TAG, "")
+    if note != there and (not there or _digest(there) == tags.get(_OURS_TAG)):
+        wanted |= {_NOTE_TAG: note, _OURS_TAG: _digest(note)}
+    for key, value in wanted.items():
+        store.client.set_experiment_tag(experiment_id, key, value)
+
+
+def refresh(store: Store, experiment_ids: Iterable[str]) -> None:
+    """Bring several experiments up to date, as far as the store takes it: nothing that matters is lost without it."""
+    with suppress(MlflowException, OSError):
+        for experiment_id in experiment_ids:
+            refresh_overview(store, experiment_id)
+
+
+def link_to(uri: str, experiment_id: str) -> str:
+    """Return the address of the view at a server."""
+    return (
+        f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+    )
+
+
+def _note(store: Store, experiment_id: str) -> str:
+    """Return which run is best on each data set, then all of them, best first, as Markdown."""
+    runs = store.client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], max_results=1000)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if not is_parent(run) and _BEST in run.data.metrics:
+            groups.setdefault(dataset_digest(run, "validation") or "", []).append(run)
+    lines: list[str] = []
+    tables: list[str] = []
+    for group in groups.values():
+        # Of equal ones the earlier stands.
+        ranked = sorted(group, key=lambda run: (-float(run.data.metrics[_BEST]), run.info.start_time))
+        lines.append(_sentence(ranked))
+        tables += ["", *_table(ranked)]
+    # The first line is all that a list of experiments shows.
+    note = "\n".join(["  \n".join(lines), *tables]) if lines else ""
+    return note if len(note) <= _LONGEST else note[:_LONGEST].rpartition("\n")[0]
+
+
+def _sentence(ranked: Sequence[Run]) -> str:
+    best = ranked[0]
+    test = best.data.metrics.get(_TEST)
+    tested = f", {test:.2%} on test images" if test is not None else ""
+    of = f"of {len(ranked)} " if len(ranked) > 1 else ""
+    return (
+        f"Best {of}on {_data(best)}: {_cell(str(best.info.run_name))} ({short_id(best)}), "
+        f"{best.data.metrics[_BEST]:.2%} on validation images{tested}"
+    )
+
+
+def _table(ranked: Sequence[Run]) -> list[str]:
+    lines = ["| run | id | model | data | validation | test | epochs | minutes |", "|---|---|---|---|---|---|---|---|"]
+    for run in ranked[:_SHOWN]:
+        metrics = run.data.metrics
+        seconds = metrics.get("time/train_seconds")
+        minutes = "" if seconds is None else f"{seconds / 60:.1f}"
+        about = (str(run.info.run_name), short_id(run), run.data.params.get("model", ""), _data(run))
+        cells = (
+            *about,
+            _percent(metrics.get(_BEST)),
+            _percent(metrics.get(_TEST)),
+            f"{metrics.get('epoch', 0):.0f}",
+            minutes,
+        )
+        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+    if len(ranked) > _SHOWN:
+        lines += ["", f"and {len(ranked) - _SHOWN} more"]
+    return lines
+
+
+def _data(run: Run) -> str:
+    source = run.data.tags.get("tl.data") or run.data.params.get("data", "")
+    return _cell(source.rstrip("/").rpartition("/")[2])
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _cell(text: str) -> str:
+    """Return text that Markdown shows as it is."""
+    return "".join(f"\\{letter}" if letter in "\\|*`[]<>#" else letter for letter in " ".join(text.split()))
+
+
+def _view() -> str:
+    columns = [
+        "attributes.`Models`",
+        *(f"metrics.`{key}`" for key in _METRICS),
+        *(f"params.`{key}`" for key in _PARAMS),
+        "attributes.`Dataset`",
+    ]
+    state = {
+        "searchFilter": "",
+        "orderByKey": f"metrics.`{_BEST}`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "columnWidths": {},
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_10_RUNS",
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    now = round(time.time() * 1000)
+    return json.dumps({"name": "Best first", "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"})
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,417 @@
+"""From the curves of one or several runs to panels: what is drawn, in a terminal and in a picture alike.
+
+Neither plotext nor matplotlib here: ``charts`` draws a panel as text, ``pictures`` draws it in a file.
+"""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tl_cli.training.history import History
+
+XAxis = Literal["step", "epoch", "time"]
+Kind = Literal["line", "samples", "best", "test"]
+Points = list[tuple[float, float]]
+
+# Told apart by colour-blind readers, as colours of the terminal and in pictures (Okabe and Ito, 2008).
+TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR, MARK_COLOUR = "blue", "orange", "magenta", "grey"
+COLOURS = ("blue", "orange", "magenta", "green", "yellow", "cyan", "black")
+_FEWEST = 10  # samples in the running mean
+_TIMES = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+_SHARE = 50  # of the samples shown, the running mean looks back over one in so many
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One curve: points in order of x; points that are not finite are left out when it is drawn.
+
+    Attributes:
+        kind: a line through its points, samples that are dots, or the one point of a best epoch or of a test.
+        label: in the legend; empty for none.
+    """
+
+    points: Sequence[tuple[float, float]]
+    colour: str
+    kind: Kind = "line"
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place on the x axis, for a dotted line."""
+
+    place: float
+    colour: str = MARK_COLOUR
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One chart.
+
+    Attributes:
+        lines: the later ones are drawn over the earlier ones.
+        x: what the x axis counts.
+        y: what the y axis measures.
+        percent: values are fractions, the axis shows percent.
+        log: the y axis is logarithmic; values of zero and below are left out.
+        whole: the x axis counts things.
+        notes: what the chart does not show.
+    """
+
+    title: str
+    lines: Sequence[Line]
+    marks: Sequence[Mark] = ()
+    x: str = ""
+    y: str = ""
+    percent: bool = False
+    log: bool = False
+    whole: bool = True
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a person asked to see.
+
+    Attributes:
+        metrics: by name; empty for the usual ones.
+        x: of all panels; None for steps where batches are drawn, and epochs where epochs are.
+        smooth: weight of the past in the running mean, 0 for none; None: by how many points are shown.
+        log: losses and learning rates on a logarithmic axis, and everything that was asked for by name.
+        last: only so much at the end of the x axis: epochs, or steps or minutes where x is these.
+    """
+
+    metrics: tuple[str, ...] = ()
+    x: XAxis | None = None
+    smooth: float | None = None
+    log: bool = False
+    last: float | None = None
+
+
+def panels(histories: Sequence[History], wanted: Wanted | None = None) -> list[Panel]:
+    """Return the panels of some runs: of one, training against validation; of several, each against the others."""
+    wanted = wanted or Wanted()
+    if not is_usual(histories, wanted):
+        names = wanted.metrics or tuple(dict.fromkeys(name for history in histories for name in history.others))
+        return [metric_panel(histories, name, wanted) for name in names]
+    return [
+        loss_by_step(histories, wanted),
+        accuracy_by_epoch(histories, wanted),
+        loss_by_epoch(histories, wanted),
+        rates_by_epoch(histories, wanted),
+    ]
+
+
+def is_usual(histories: Sequence[History], wanted: Wanted) -> bool:
+    """Whether the panels are those of a training: no others were asked for, and tl has recorded the runs."""
+    return not wanted.metrics and any(history.losses or history.epochs for history in histories)
+
+
+def loss_by_step(histories: Sequence[History], wanted: Wanted | None = None) -> Panel:
+    """Return the iteration loss: of one run its samples and their running mean, of several the running means."""
+    wanted = wanted or Wanted()
+    axis = _XAxis.of(histories, wanted, "step")
+    lines: list[Line] = []
+    for place, history in enumerate(histories):
+        points = axis.place(history, history.losses)
+        lines += _smoothed(points, wanted, _colour(histories, place), _label(histories, place, "running mean"),
+                           raw_label="batch" if len(histories) == 1 else None)  # fmt: skip
+    lines += _best_points(histories, axis, lines)
+    # Beside the loss by epoch, which has the same axis then, this is the one of batches.
+    title = "loss by step" if axis.unit == "step" else f"loss of batches by {axis.name}"
+    return _panel(title, lines, histories, axis, wanted, ("step/loss",), y="cross-entropy", log=wanted.log)
+
+
+def accuracy_by_epoch(histories: Sequence[History], wanted: Wanted | None = None) -> Panel:
+    """Return training and validation accuracy by epoch with the test point; of several runs validation alone."""
+    curves = (("train_accuracy", "val_accuracy", "ema_val_accuracy"), [each.test_accuracy for each in histories])
+    return _by_epoch("accuracy", histories, wanted or Wanted(), *curves, percent=True)
+
+
+def loss_by_epoch(histories: Sequence[History], wanted: Wanted | None = None) -> Panel:
+    """Return training and validation loss by epoch with the test point; of several runs validation alone."""
+    curves = (("train_loss", "val_loss", "ema_val_loss"), [each.test_loss for each in histories])
+    return _by_epoch("loss", histories, wanted or Wanted(), *curves)
+
+
+def rates_by_epoch(histories: Sequence[History], wanted: Wanted | None = None) -> Panel:
+    """Return the learning rates of head and backbone by epoch; of several runs that of the head."""
+    wanted = wanted or Wanted()
+    axis = _XAxis.of(histories, wanted, "epoch")
+    lines = []
+    for place, history in enumerate(histories):
+        head = axis.place_epochs(history, "lr_head")
+        lines.append(Line(head, _colour(histories, place), label=_label(histories, place, "head")))
+        if len(histories) == 1:
+            lines.append(Line(axis.place_epochs(history, "lr_backbone"), VAL_COLOUR, label="backbone"))
+    title = "learning rate" if len(histories) == 1 else "learning rate of the head"
+    return _panel(axis.titled(title), lines, histories, axis, wanted, ("lr/head", "lr/backbone"), log=wanted.log)
+
+
+def metric_panel(histories: Sequence[History], name: str, wanted: Wanted) -> Panel:
+    """Return one metric by its name, of each run."""
+    axis = _XAxis.of(histories, wanted, "step")
+    lines: list[Line] = []
+    for place, history in enumerate(histories):
+        points = axis.place(history, history.others.get(name, []))
+        single = len(histories) == 1
+        lines += _smoothed(points, wanted, _colour(histories, place), _label(histories, place, "running mean"),
+                           raw_label="recorded" if single else None)  # fmt: skip
+    percent = name.rpartition("/")[2].endswith("accuracy")
+    title = f"{name} by {axis.name}"
+    return _panel(title, lines, histories, axis, wanted, (name,), percent=percent, log=wanted.log)
+
+
+def overlaid(names: Sequence[str], curves: Sequence[Sequence[History]]) -> list[Panel]:
+    """Return validation accuracy and loss by epoch of several models, each by the curves of its trainings."""
+    found = []
+    for title, metric, percent in (
+        ("validation accuracy", "val_accuracy", True),
+        ("validation loss", "val_loss", False),
+    ):
+        lines = []
+        for place, (name, histories) in enumerate(zip(names, curves, strict=True)):
+            for number, history in enumerate(histories):
+                points = [
+                    (float(p.epoch), getattr(p, metric)) for p in history.epochs if getattr(p, metric) is not None
+                ]
+                lines.append(Line(points, COLOURS[place % len(COLOURS)], label=name if number == 0 else ""))
+        y = "accuracy (%)" if percent else "cross-entropy"
+        found.append(Panel(title, lines[::-1], x="epoch", y=y, percent=percent))
+    return found
+
+
+def smooth(points: Sequence[tuple[float, float]], weight: float = 0.9) -> Points:
+    """Return the running mean with exponential weights, without the bias towards zero at its start.
+
+    As TensorBoard's smoothing; the correction is Adam's (Kingma and Ba, 2015).
+    """
+    smoothed: Points = []
+    total = share = 0.0
+    for place, value in points:
+        if not math.isfinite(value):
+            continue
+        total = weight * total + (1 - weight) * value
+        share = weight * share + (1 - weight)
+        smoothed.append((place, total / share))
+    return smoothed
+
+
+def _by_epoch(
+    title: str,
+    histories: Sequence[History],
+    wanted: Wanted,
+    columns: tuple[str, str, str],
+    tested: Sequence[float | None],
+    *,
+    percent: bool = False,
+) -> Panel:
+    axis = _XAxis.of(histories, wanted, "epoch")
+    train, val, average = columns
+    lines: list[Line] = []
+    for place, history in enumerate(histories):
+        own = axis.place_epochs(history, val)
+        if len(histories) == 1:
+            lines.append(Line(axis.place_epochs(history, train), TRAIN_COLOUR, label="train"))
+            lines.append(Line(own, VAL_COLOUR, label="validation"))
+            if averaged := axis.place_epochs(history, average):
+                lines.append(Line(averaged, "green", label="of averaged weights"))
+        else:
+            lines.append(Line(own, _colour(histories, place), label=_label(histories, place, "")))
+    best = _best_points(histories, axis, [line for line in lines if line.label != "train"], columns=(val, average))
+    lines += best
+    for place, (history, value) in enumerate(zip(histories, tested, strict=True)):
+        if value is not None and history.best is not None:
+            where = axis.place(history, [(history.best.step, value)])
+            colour = TEST_COLOUR if len(histories) == 1 else _colour(histories, place)
+            lines.append(Line(where, colour, "test", "test" if place == 0 else ""))
+    kind = "accuracy (%)" if percent else "cross-entropy"
+    name = title if len(histories) == 1 else f"validation {title}"
+    keys = tuple(key for key in (f"train/{title}", f"val/{title}", f"val/ema_{title}"))
+    log = wanted.log and not percent
+    return _panel(axis.titled(name), lines, histories, axis, wanted, keys, y=kind, percent=percent, log=log)
+
+
+def _panel(
+    title: str,
+    lines: Sequence[Line],
+    histories: Sequence[History],
+    axis: "_XAxis",
+    wanted: Wanted,
+    keys: Sequence[str],
+    *,
+    y: str = "",
+    percent: bool = False,
+    log: bool = False,
+) -> Panel:
+    marks = axis.marks(histories)
+    if wanted.last is not None:
+        lines, marks = _cut(lines, marks, axis, wanted.last)
+    notes = []
+    for history in histories:
+        name = f"{history.name}: " if len(histories) > 1 else ""
+        bad = [(key, history.not_finite[key]) for key in keys if key in history.not_finite]
+        notes += [
+            f"{name}{key} is not finite at {len(steps):,} step{'s' * (len(steps) > 1)}, first at step {steps[0]:,}"
+            for key, steps in bad
+        ]
+    if log:
+        hidden = sum(value <= 0 for line in lines for _, value in line.points)
+        if hidden:
+            notes.append(f"not on a logarithmic axis: {hidden:,} of zero or below")
+    return Panel(title, lines, marks, axis.label, y, percent, log, axis.unit != "time", notes)
+
+
+def _smoothed(points: Points, wanted: Wanted, colour: str, label: str, *, raw_label: str | None) -> list[Line]:
+    """Return samples with their running mean over them; the mean alone where there is no label for the samples."""
+    weight = wanted.smooth
+    if weight is None:
+        weight = 1 - 1 / max(_FEWEST, len(points) / _SHARE) if len(points) > 2 * _FEWEST else 0.0
+    if weight == 0:
+        return [Line(points, colour, label=raw_label if raw_label is not None else label)]
+    mean = Line(smooth(points, weight), colour, label=label)
+    return [mean] if raw_label is None else [Line(points, MARK_COLOUR, "samples", raw_label), mean]
+
+
+def _best_points(
+    histories: Sequence[History], axis: "_XAxis", lines: Sequence[Line], columns: tuple[str, str] | None = None
+) -> list[Line]:
+    """Return a star for the best epoch of each run: on its judged curve, or else where its line passes."""
+    found = []
+    drawn = [line for line in lines if line.kind == "line"]
+    for place, history in enumerate(histories):
+        best = history.best
+        if best is None:
+            continue
+        if columns is not None:
+            values = [getattr(best, column) for column in columns]
+            is_average = best.judged is not None and best.judged[0] == best.ema_val_accuracy != best.val_accuracy
+            value = values[1] if is_average else values[0]
+            where = axis.place(history, [(best.step, value)]) if value is not None else []
+        else:
+            (x, _), *_ = axis.place(history, [(best.step, 0.0)]) or [(math.nan, 0.0)]
+            line = drawn[place].points if place < len(drawn) else []
+            where = [(x, value)] if (value := _at(line, x)) is not None else []
+        colour = "green" if len(histories) == 1 else _colour(histories, place)
+        label = f"best, epoch {best.epoch}" if len(histories) == 1 else "best" if place == 0 else ""
+        found.append(Line(where, colour, "best", label))
+    return found
+
+
+def _at(points: Sequence[tuple[float, float]], x: float) -> float | None:
+    """Return the value of the last point at or before a place."""
+    place = bisect_left(points, (x, math.inf))
+    return points[place - 1][1] if place else None
+
+
+def _colour(histories: Sequence[History], place: int) -> str:
+    return TRAIN_COLOUR if len(histories) == 1 else COLOURS[place % len(COLOURS)]
+
+
+def _label(histories: Sequence[History], place: int, alone: str) -> str:
+    return alone if len(histories) == 1 else histories[place].name
+
+
+def _cut(lines: Sequence[Line], marks: Sequence[Mark], axis: "_XAxis", last: float) -> tuple[list[Line], list[Mark]]:
+    """Keep the end of the x axis."""
+    end = max((line.points[-1][0] for line in lines if line.points), default=0.0)
+    start = end - axis.span(last)
+    kept = [replace(line, points=[point for point in line.points if point[0] > start]) for line in lines]
+    return kept, [mark for mark in marks if mark.place > start]
+
+
+@dataclass(frozen=True, slots=True)
+class _XAxis:
+    """The x axis of a panel, and where a run's steps lie on it.
+
+    Attributes:
+        divisor: seconds in the unit of time.
+        steps_per_epoch: where the axis shows steps and ``last`` counts epochs.
+        whole_epochs: its points are ends of epochs.
+    """
+
+    unit: XAxis
+    label: str
+    divisor: float = 1.0
+    steps_per_epoch: float | None = None
+    whole_epochs: bool = False
+
+    @classmethod
+    def of(cls, histories: Sequence[History], wanted: Wanted, usual: XAxis) -> "_XAxis":
+        unit = wanted.x or usual
+        if unit == "epoch" and not any(history.epochs for history in histories):
+            unit = "step"
+        if unit == "time":
+            longest = max((history.clock[-1][1] for history in histories if history.clock), default=0.0)
+            name, divisor = next((name, size) for name, size in _TIMES if longest > 3 * size or size == 1)
+            return cls(unit, f"{name} since the run began", divisor)
+        per_epoch = None
+        if wanted.x is None and unit == "step":
+            per_epoch = max((h.epochs[-1].step / h.epochs[-1].epoch for h in histories if h.epochs), default=None)
+        label = "optimizer step" if unit == "step" else "epoch"
+        return cls(unit, label, steps_per_epoch=per_epoch, whole_epochs=usual == "epoch")
+
+    @property
+    def name(self) -> str:
+        """What one of its units is called."""
+        return self.unit if self.unit != "time" else self.label.split("s ")[0]
+
+    def titled(self, title: str) -> str:
+        """Return the title of a panel by epoch, with the axis where it is another."""
+        return title if self.unit == "epoch" else f"{title} by {self.name}"
+
+    def span(self, last: float) -> float:
+        """Return how much of the axis ``last`` is: steps, epochs or minutes."""
+        if self.unit == "time":
+            return last * 60 / self.divisor
+        return last * (self.steps_per_epoch or 1.0)
+
+    def place(self, history: History, points: Sequence[tuple[int, float]]) -> Points:
+        """Return points by step as points of this axis; those without a place on it are left out."""
+        where = self._where(history)
+        return [(x, value) for step, value in points if (x := where(step)) is not None]
+
+    def place_epochs(self, history: History, column: str) -> Points:
+        """Return one number of each epoch."""
+        values = [(point.step, getattr(point, column)) for point in history.epochs]
+        return self.place(history, [(step, value) for step, value in values if value is not None])
+
+    def marks(self, histories: Sequence[History]) -> list[Mark]:
+        """Return where backbones began to train: once where all agree."""
+        found = []
+        for place, history in enumerate(histories):
+            if history.unfrozen_after is None:
+                continue
+            x = self._where(history)(history.unfrozen_after.step)
+            if x is not None:
+                colour = MARK_COLOUR if len(histories) == 1 else _colour(histories, place)
+                # Of points that stand at the ends of epochs, the mark stands between two.
+                half = 0.5 if self.whole_epochs and self.unit == "epoch" else 0.0
+                found.append(Mark(x + half, colour, f"backbone unfrozen after epoch {history.unfrozen_after.epoch}"))
+        if len(found) > 1 and len({mark.place for mark in found}) == 1:
+            return [replace(found[0], colour=MARK_COLOUR)]
+        return found
+
+    def _where(self, history: History) -> Callable[[float], float | None]:
+        if self.unit == "step":
+            return lambda step: float(step)
+        if self.unit == "epoch":
+            known = [(0.0, 0.0), *((float(point.step), float(point.epoch)) for point in history.epochs)]
+        else:
+            known = [(float(step), seconds / self.divisor) for step, seconds in history.clock]
+        return lambda step: _between(known, step)
+
+
+def _between(known: Sequence[tuple[float, float]], step: float) -> float | None:
+    """Return the value at a step by straight lines between known ones, and on beyond the last as it went before."""
+    if not known or (len(known) == 1 and known[0][0] != step):
+        return None
+    place = bisect_left(known, (step, -math.inf))
+    if place < len(known) and known[place][0] == step:
+        return known[place][1]
+    place = min(max(place, 1), len(known) - 1)
+    (left, low), (right, high) = known[place - 1], known[place]
+    return low + (step - left) / (right - left) * (high - low)
