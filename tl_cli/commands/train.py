@@ -503,13 +503,14 @@ def _keep_best(plan: "Plan", recorder: "Recorder", saver: "Saver", history: "His
 def _show_end(
     plan: "Plan", target: _Target, run_id: str, history: "History", outcome: "Outcome", console: "Console"
 ) -> None:
+    from tl_cli.tracking.overview import link_to
     from tl_cli.ui.summary import print_next, print_outcome
 
     print_outcome(console, plan, history, outcome)
     flag = _uri_flag(target)
     browse = "mlflow ui"
     if target.store.uri.startswith("http"):
-        browse = f"open {target.store.uri} in a browser"
+        browse = link_to(target.store.uri, target.experiment_id)
     elif target.tracking_uri:
         browse = f"mlflow ui --backend-store-uri {target.tracking_uri}"
     name = run_id[:8]

@@ -38,17 +38,15 @@ def facts_of(store: Store, runs: Sequence[Run]) -> list[RunFacts]:
     """Return what is known of runs, in their order, without their curves."""
     experiments = {experiment_id: name for name, experiment_id in store.experiments().items()}
     facts = [_facts(run, experiments.get(run.info.experiment_id, "")) for run in runs]
-    best: dict[tuple[str, str], float] = {}
-    for each in facts:
+    best: dict[tuple[str, str], RunFacts] = {}
+    # Of equal ones the earlier stands.
+    for each in sorted(facts, key=lambda each: each.started):
         if each.val_digest and each.val_accuracy is not None:
-            key = (each.experiment, each.val_digest)
-            best[key] = max(best.get(key, -1.0), each.val_accuracy)
-    return [
-        replace(each, is_best=True)
-        if each.val_digest and each.val_accuracy == best.get((each.experiment, each.val_digest), -1.0)
-        else each
-        for each in facts
-    ]
+            other = best.setdefault((each.experiment, each.val_digest), each)
+            if each.val_accuracy > (other.val_accuracy or 0.0):
+                best[each.experiment, each.val_digest] = each
+    found = {each.run_id for each in best.values()}
+    return [replace(each, is_best=each.run_id in found) for each in facts]
 
 
 def with_curves(store: Store, runs: Sequence[Run], facts: Sequence[RunFacts]) -> list[RunFacts]:

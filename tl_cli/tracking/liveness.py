@@ -11,11 +11,12 @@ from typing import Literal
 import psutil
 
 HOST_TAG, PID_TAG = "tl.host", "tl.pid"
-PROCESS_TAG = "tl.process"
-HEARTBEAT_TAG = "tl.heartbeat"  # seconds since 1970
+# MLflow shows no tag that begins so.
+PROCESS_TAG = "mlflow.tl.process"
+HEARTBEAT_TAG = "mlflow.tl.heartbeat"  # seconds since 1970
 BEAT_EVERY_S = 30.0
 # When it was stopped before it went on: milliseconds since 1970, FROM-TO,FROM-TO.
-_PAUSES_TAG = "tl.pauses"
+_PAUSES_TAG = "mlflow.tl.pauses"
 # Clocks of two machines differ, and a server may be away for a while.
 _SILENT_AFTER_S = 600.0
 

@@ -18,7 +18,9 @@ from mlflow.exceptions import MlflowException
 from tl_cli.tracking.store import Store, dataset_digest, is_parent, short_id
 
 VIEW = "tl-best"
-_NOTE_TAG, _OURS_TAG = "mlflow.note.content", "tl.note"
+# A tag that begins so is not shown; it says that the note is ours.
+_NOTE_TAG, _OURS_TAG = "mlflow.note.content", "mlflow.tl.note"
+_BEST_TAG = "best"  # in the list of experiments, where a note is cut
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # Else MLflow guesses, and shows a page for language models while it has nothing to guess from.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -26,6 +28,7 @@ _BEST, _TEST = "best/val_accuracy", "test/accuracy"
 _METRICS = (_BEST, _TEST, "test/loss", "clean_train/accuracy", "best/epoch", "time/train_seconds")
 _PARAMS = ("model", "data", "epochs", "freeze_epochs", "input_size", "recipe", "lr", "unfreeze_lr", "seed")
 _SHOWN = 20
+_WIDTH = 150  # pixels: the names of metrics are read whole
 _LONGEST = 4900  # MLflow takes 5000 characters
 
 
@@ -40,9 +43,13 @@ def refresh_overview(store: Store, experiment_id: str) -> None:
     wanted = dict(_KIND) if "mlflow.experimentKind" not in tags else {}
     if _VIEW_TAG not in tags:
         wanted[_VIEW_TAG] = _view()
-    note, there = _note(store, experiment_id), tags.get(_NOTE_TAG, "")
+    groups = _by_data(store, experiment_id)
+    note, there = _note(groups), tags.get(_NOTE_TAG, "")
     if note != there and (not there or _digest(there) == tags.get(_OURS_TAG)):
         wanted |= {_NOTE_TAG: note, _OURS_TAG: _digest(note)}
+    if groups:
+        best = groups[0][0]
+        wanted[_BEST_TAG] = f"{short_id(best)}, {best.data.metrics[_BEST]:.2%}"
     for key, value in wanted.items():
         store.client.set_experiment_tag(experiment_id, key, value)
 
@@ -61,22 +68,27 @@ def link_to(uri: str, experiment_id: str) -> str:
     )
 
 
-def _note(store: Store, experiment_id: str) -> str:
-    """Return which run is best on each data set, then all of them, best first, as Markdown."""
+def _by_data(store: Store, experiment_id: str) -> list[list[Run]]:
+    """Return the runs that were validated on the same images, the best first; the latest used images first."""
     runs = store.client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], max_results=1000)
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if not is_parent(run) and _BEST in run.data.metrics:
             groups.setdefault(dataset_digest(run, "validation") or "", []).append(run)
-    lines: list[str] = []
-    tables: list[str] = []
-    for group in groups.values():
-        # Of equal ones the earlier stands.
-        ranked = sorted(group, key=lambda run: (-float(run.data.metrics[_BEST]), run.info.start_time))
-        lines.append(_sentence(ranked))
-        tables += ["", *_table(ranked)]
-    # The first line is all that a list of experiments shows.
-    note = "\n".join(["  \n".join(lines), *tables]) if lines else ""
+    # Of equal ones the earlier stands.
+    return [
+        sorted(group, key=lambda run: (-float(run.data.metrics[_BEST]), run.info.start_time))
+        for group in groups.values()
+    ]
+
+
+def _note(groups: Sequence[Sequence[Run]]) -> str:
+    """Return which run is best on each data set, then all of them, best first, as Markdown."""
+    if not groups:
+        return ""
+    # The first line is all that is shown of a long note.
+    parts = ["  \n".join(_sentence(ranked) for ranked in groups), *("\n".join(_table(ranked)) for ranked in groups)]
+    note = "\n\n".join(parts)
     return note if len(note) <= _LONGEST else note[:_LONGEST].rpartition("\n")[0]
 
 
@@ -84,9 +96,9 @@ def _sentence(ranked: Sequence[Run]) -> str:
     best = ranked[0]
     test = best.data.metrics.get(_TEST)
     tested = f", {test:.2%} on test images" if test is not None else ""
-    of = f"of {len(ranked)} " if len(ranked) > 1 else ""
+    of = f"the best of {len(ranked)}" if len(ranked) > 1 else "the only run"
     return (
-        f"Best {of}on {_data(best)}: {_cell(str(best.info.run_name))} ({short_id(best)}), "
+        f"{_cell(str(best.info.run_name))} ({short_id(best)}) is {of} on {_data(best)}: "
         f"{best.data.metrics[_BEST]:.2%} on validation images{tested}"
     )
 
@@ -142,7 +154,7 @@ def _view() -> str:
         "modelVersionFilter": "All Runs",
         "selectedColumns": columns,
         "columnOrder": columns,
-        "columnWidths": {},
+        "columnWidths": {column: _WIDTH for column in columns if column.startswith("metrics")},
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],

@@ -189,13 +189,14 @@ class Recorder:
         model_id = self._log_model(plan, best, register)
         datasets = _datasets(plan.data.spec)
         for key, (value, part) in results.items():
-            self._put(counters.step, {key: value}, model_id, datasets[part] if part else None)
+            self._put_result(key, value, model_id, datasets[part] if part else None)
         self._set_note(_note(plan, self.run_id, command, outcome))
 
     def log_unfinished(self, plan: Plan, point: EpochPoint, best: Path) -> None:
         """Record the best model of a run that ends before its time."""
-        figures = {"best/val_accuracy": point.judged[0] if point.judged else 0.0, "best/epoch": float(point.epoch)}
-        self._put(point.step, figures, self._log_model(plan, best, None), _datasets(plan.data.spec)["val"])
+        model_id, measured_on = self._log_model(plan, best, None), _datasets(plan.data.spec)["val"]
+        self._put_result("best/val_accuracy", point.judged[0] if point.judged else 0.0, model_id, measured_on)
+        self._put_result("best/epoch", point.epoch, model_id, None)
 
     def _log_data(self, spec: DataSpec) -> None:
         contexts: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "testing"}
@@ -238,15 +239,21 @@ class Recorder:
             self._try(lambda: mlflow.register_model(f"models:/{model_id}", register))
         return model_id
 
-    def _put(
-        self, step: int, values: Mapping[str, float], model_id: str | None = None, measured_on: Dataset | None = None
-    ) -> None:
+    def _put(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        name, digest = (measured_on.name, measured_on.digest) if measured_on else (None, None)
         for key, value in values.items():
             # After a resume the steps that were already recorded come again, with equal values.
             if step > self._logged_until.get(key, -1):
-                self._points.put(Metric(key, float(value), now, step, model_id, name, digest, self.run_id))
+                self._points.put(Metric(key, float(value), now, step, run_id=self.run_id))
+
+    def _put_result(self, key: str, value: float, model_id: str | None, measured_on: Dataset | None) -> None:
+        """Queue a figure that a run has one of. It has no step: MLflow draws those of many runs as bars side by side.
+
+        A later one replaces it, where a run was stopped, and went on.
+        """
+        name, digest = (measured_on.name, measured_on.digest) if measured_on else (None, None)
+        now = int(time.time() * 1000)
+        self._points.put(Metric(key, float(value), now, 0, model_id, name, digest, self.run_id))
 
     def _write(self) -> None:
         waiting: list[Metric] = []

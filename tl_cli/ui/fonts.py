@@ -1,11 +1,14 @@
 """Fonts for pictures: every letter of a name is drawn by some font, or written out as its number; never as a box."""
 
+import logging
 from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 LATIN = "DejaVu Sans"  # comes with matplotlib
+# It would say on the screen that a font has no bold letters.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 # Chinese, Japanese and Korean letters in one font; the package is asked for its file alone.
 _CJK_PACKAGE, _CJK_FILE = "notojp_matplotlib", "fonts/NotoSansCJKjp-Regular.otf"
 

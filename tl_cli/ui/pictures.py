@@ -140,9 +140,11 @@ def _draw_panel(axis: "Axes", panel: Panel, *, with_legend: bool) -> None:
             marker = "o" if few else None
             axis.plot(xs, ys, dashes, color=colour, linewidth=1.8, marker=marker, markersize=3, label=label)
         else:
-            # Both stand at the best epoch: the star is seen around the diamond.
-            symbol, size = ("*", 16) if line.kind == "best" else ("D", 6)
-            axis.plot(xs, ys, symbol, color=colour, markersize=size, markeredgecolor="white", label=label, zorder=5)
+            # Both stand at the best epoch: a ring, and a diamond in it.
+            look: dict[str, Any] = {"marker": "D", "markersize": 6, "markeredgecolor": "white"}
+            if line.kind == "best":
+                look = {"marker": "o", "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.6}
+            axis.plot(xs, ys, linestyle="none", color=colour, label=label, zorder=5, **look)
     for mark in panel.marks:
         axis.axvline(mark.place, color=HEX[mark.colour], linestyle=":", linewidth=1.2, label=mark.label or None)
     axis.set_title(panel.title, loc="left", pad=_LEGEND_ROOM if with_legend else None)
