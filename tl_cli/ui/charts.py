@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_cli.ui.console import is_ascii, shortened
-from tl_cli.ui.curves import Line, Panel, Points
+from tl_cli.ui.curves import Line, Panel, Points, drawn_points
 
 _CODES = {
     "blue": 33, "orange": 208, "magenta": 170, "green": 36, "yellow": 178, "cyan": 80, "black": 250, "grey": 245,
@@ -131,12 +131,11 @@ def symbol_of(panel: Panel, line: Line, canvas: Canvas) -> str:
 
 def _shown(panel: Panel, canvas: Canvas) -> list[tuple[Line, Points]]:
     """Return the lines that have points, these as they are drawn: finite, scaled and as many as can be seen."""
-    scale = 100 if panel.percent else 1
     found = []
     for line in panel.lines:
-        points = _finite(line.points, scale)
+        points = drawn_points(panel, line)
         if panel.log:
-            points = [(x, math.log10(y)) for x, y in points if y > 0]
+            points = [(x, math.log10(y)) for x, y in points]
         if points:
             found.append((line, _thin(points, 2 * canvas.width)))
     return found
@@ -238,11 +237,6 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [number * step for number in range(first, last + 1)]
-
-
-def _finite(points: Sequence[tuple[float, float]], scale: float) -> list[tuple[float, float]]:
-    limit = 1e300  # beyond it differences overflow
-    return [(x, y * scale) for x, y in points if abs(x) < limit and abs(y) < limit]  # False for NaN
 
 
 def _thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:

@@ -20,6 +20,7 @@ TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR, MARK_COLOUR = "blue", "orange", "magenta"
 COLOURS = ("blue", "orange", "magenta", "green", "yellow", "cyan", "black")
 _FEWEST = 10  # samples in the running mean
 _TIMES = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+_LARGEST = 1e290  # beyond it differences overflow
 _SHARE = 50  # of the samples shown, the running mean looks back over one in so many
 
 
@@ -169,8 +170,8 @@ def overlaid(names: Sequence[str], curves: Sequence[Sequence[History]]) -> list[
     """Return validation accuracy and loss by epoch of several models, each by the curves of its trainings."""
     found = []
     for title, metric, percent in (
-        ("validation accuracy", "val_accuracy", True),
-        ("validation loss", "val_loss", False),
+        ("validation accuracy by epoch", "val_accuracy", True),
+        ("validation loss by epoch", "val_loss", False),
     ):
         lines = []
         for place, (name, histories) in enumerate(zip(names, curves, strict=True)):
@@ -180,8 +181,18 @@ def overlaid(names: Sequence[str], curves: Sequence[Sequence[History]]) -> list[
                 ]
                 lines.append(Line(points, COLOURS[place % len(COLOURS)], label=name if number == 0 else ""))
         y = "accuracy (%)" if percent else "cross-entropy"
-        found.append(Panel(title, lines[::-1], x="epoch", y=y, percent=percent))
+        found.append(Panel(title, lines, x="epoch", y=y, percent=percent))
     return found
+
+
+def drawn_points(panel: Panel, line: Line) -> Points:
+    """Return the points of a line that can be drawn, in the unit of the y axis."""
+    scale = 100 if panel.percent else 1
+    return [
+        (x, y * scale)
+        for x, y in line.points
+        if abs(x) < _LARGEST and abs(y) < _LARGEST and (y > 0 or not panel.log)  # False for NaN
+    ]
 
 
 def smooth(points: Sequence[tuple[float, float]], weight: float = 0.9) -> Points:

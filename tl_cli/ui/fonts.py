@@ -12,6 +12,8 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 # Chinese, Japanese and Korean letters in one font; the package is asked for its file alone.
 _CJK_PACKAGE, _CJK_FILE = "notojp_matplotlib", "fonts/NotoSansCJKjp-Regular.otf"
 
+_LAST_RESORT = "Last Resort"  # has every letter there is, as a box
+
 
 def families(texts: Iterable[str] = ()) -> list[str]:
     """Return font families for matplotlib that have the letters of some texts between them, the usual one first."""
@@ -57,7 +59,8 @@ def _files() -> dict[str, Path]:
                 fontManager.addfont(path)
             files.update({font.name: path for font in fontManager.ttflist if Path(font.fname) == path})
     for font in sorted(fontManager.ttflist, key=lambda font: (font.style != "normal", font.weight != 400)):
-        files.setdefault(font.name, Path(font.fname))
+        if not font.name.startswith(_LAST_RESORT):
+            files.setdefault(font.name, Path(font.fname))
     return files
 
 

@@ -16,7 +16,7 @@ from tl_cli.evaluation.comparison import Comparison
 from tl_cli.evaluation.metrics import wilson
 from tl_cli.training.history import History
 from tl_cli.ui.console import safe_text, shortened
-from tl_cli.ui.curves import COLOURS, Line, Panel, Wanted, panels
+from tl_cli.ui.curves import COLOURS, Line, Panel, Wanted, drawn_points, is_usual, panels
 from tl_cli.ui.fonts import LATIN, drawable, families, file_for
 
 if TYPE_CHECKING:
@@ -101,11 +101,7 @@ def save_figures(histories: Sequence[History], wanted: Wanted, folder: Path, pre
     shown = panels(histories, wanted)
     title = histories[0].name if len(histories) == 1 else f"{len(histories)} runs"
     pictures = {"metrics": shown}
-    if (
-        [panel.x for panel in shown]
-        and any(history.losses or history.epochs for history in histories)
-        and not wanted.metrics
-    ):
+    if is_usual(histories, wanted):
         pictures = {"loss_by_step": shown[:1], "accuracy_and_loss_by_epoch": shown[1:3]}
     paths = []
     for name, some in pictures.items():
@@ -115,16 +111,15 @@ def save_figures(histories: Sequence[History], wanted: Wanted, folder: Path, pre
 
 
 def _has_points(panel: Panel) -> bool:
-    return any(math.isfinite(y) and (y > 0 or not panel.log) for line in panel.lines for _, y in line.points)
+    return any(drawn_points(panel, line) for line in panel.lines)
 
 
 def _draw_panel(axis: "Axes", panel: Panel, *, with_legend: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    scale = 100 if panel.percent else 1
     drawn: list[Line] = []
     for line in panel.lines:
-        points = [(x, y * scale) for x, y in line.points if math.isfinite(y) and (y > 0 or not panel.log)]
+        points = drawn_points(panel, line)
         if not points:
             continue
         xs, ys = [x for x, _ in points], [y for _, y in points]

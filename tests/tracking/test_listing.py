@@ -1,0 +1,197 @@
+import base64
+import json
+import re
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+
+from tests.tracking.test_run import epoch, recorder, store  # noqa: F401 (a fixture)
+from tl_cli.errors import Interrupted, UsageError
+from tl_cli.tracking import listing, overview
+from tl_cli.tracking.liveness import HEARTBEAT_TAG, PROCESS_TAG, identity
+from tl_cli.tracking.store import Store
+from tl_cli.training.events import LossSampled
+
+
+def dead_run(store: Store, beat: float | None = None) -> str:  # noqa: F811
+    """A run that a process of this machine began, which is gone."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    machine = identity()[PROCESS_TAG].split(" ")[0]
+    process.wait()
+    tags = {"tl.version": "0", PROCESS_TAG: f"{machine} {process.pid} 1"}
+    if beat is not None:
+        tags[HEARTBEAT_TAG] = str(beat)
+    return str(store.client.create_run(store.experiment("tl"), run_name="gone", tags=tags).info.run_id)
+
+
+def silent_run(store: Store) -> str:  # noqa: F811
+    tags = {"tl.version": "0", "tl.host": "far", PROCESS_TAG: "far/boot 7 1", HEARTBEAT_TAG: str(time.time() - 3600)}
+    return str(store.client.create_run(store.experiment("tl"), run_name="far", tags=tags).info.run_id)
+
+
+def facts(store: Store, run_id: str):  # noqa: F811
+    runs = [store.find(run_id)]
+    return listing.with_curves(store, runs, listing.facts_of(store, runs))[0]
+
+
+def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr("tl_cli.tracking.run.BEAT_EVERY_S", 0.0)
+    monkeypatch.setattr("tl_cli.tracking.run._FLUSH_EVERY_S", 0.05)
+    with recorder(store) as record:
+        first = float(store.find(record.run_id).data.tags[HEARTBEAT_TAG])
+        assert facts(store, record.run_id).status == "running"
+        record(epoch(1, 5))
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            beat = float(store.find(record.run_id).data.tags[HEARTBEAT_TAG])
+            if beat > first and facts(store, record.run_id).curve:
+                break
+            time.sleep(0.2)
+        assert beat > first, "no heartbeat came"
+        seen = facts(store, record.run_id)
+        assert (seen.curve, seen.val_accuracy, seen.best_epoch, seen.epochs[0]) == ((0.7,), 0.7, 1, 1)
+    assert facts(store, record.run_id).status == "finished"
+    try:
+        with recorder(store) as record:
+            raise Interrupted(15)
+    except Interrupted:
+        pass
+    assert facts(store, record.run_id).status == "killed"
+
+
+def test_a_dead_run_is_closed_at_the_time_when_it_was_last_heard_of(store: Store) -> None:  # noqa: F811
+    beat = round(time.time()) + 100  # later than its beginning
+    run_id = dead_run(store, beat)
+    assert facts(store, run_id).status == "dead"
+    listing.close(store, store.find(run_id))
+    info = store.find(run_id).info
+    assert (info.status, info.end_time) == ("KILLED", beat * 1000)
+    with pytest.raises(UsageError, match="has ended already: killed"):
+        listing.close(store, store.find(run_id))
+
+
+def test_a_silent_run_can_be_closed_and_a_running_one_cannot(store: Store) -> None:  # noqa: F811
+    run_id = silent_run(store)
+    assert facts(store, run_id).status == "silent"
+    listing.close(store, store.find(run_id))
+    assert facts(store, run_id).status == "killed"
+    with recorder(store) as record:
+        for refused in (listing.close, listing.remove):
+            with pytest.raises(UsageError, match="is running on .*; stop it first"):
+                refused(store, store.find(record.run_id))
+
+
+def test_the_best_is_told_on_the_same_validation_images_alone(store: Store) -> None:  # noqa: F811
+    from mlflow.entities import DatasetInput, InputTag
+
+    from tl_cli.contract import Split
+    from tl_cli.tracking.evaluations import dataset_of
+
+    ids = []
+    for digest, accuracy in (("a", 0.8), ("a", 0.9), ("a", 0.9), ("b", 0.5), (None, 0.99)):
+        run_id = store.client.create_run(store.experiment("tl"), run_name=f"{digest}{accuracy}").info.run_id
+        store.client.log_metric(run_id, "best/val_accuracy", accuracy)
+        if digest:
+            data = dataset_of("digits-val", "digits", Split(count=1, digest=digest * 64))
+            store.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "validation")])])
+        store.client.set_terminated(run_id)
+        ids.append(run_id)
+        time.sleep(0.005)
+    best = {each.run_id for each in listing.facts_of(store, store.runs()) if each.is_best}
+    assert best == {ids[1], ids[3]}, "of equal ones the earlier"
+
+
+def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -> None:  # noqa: F811
+    from tl_cli.tracking.history import read_history
+
+    with recorder(store) as first:
+        first(LossSampled(1, 1, 1.0, 1e-3, 0.0))
+    # As if it had ended an hour ago.
+    run = store.find(first.run_id)
+    ended = run.info.end_time
+    with recorder(store, run_id=first.run_id) as second:
+        tags = store.find(first.run_id).data.tags
+        began, over = (int(part) for part in tags["mlflow.tl.pauses"].split("-"))
+        assert began == ended
+        assert over >= began
+        store.client.set_tag(first.run_id, "mlflow.tl.pauses", f"{began - 3_600_000}-{over}")
+        second(LossSampled(2, 1, 1.0, 1e-3, 0.0))
+    seconds = dict(read_history(store, store.find(first.run_id)).clock)
+    assert seconds[2] - seconds[1] < 60
+
+
+def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(tl, colours: Path, workplace: Path) -> None:
+    from tl_cli.tracking.store import open_store
+
+    for name in ("one", "two"):
+        done = tl("train", "shufflenet_v2_x0_5", "--weights", "none", "--data", colours, "--epochs", "1", "--freeze-epochs",
+                  "1", "--input-size", "32", "--run-name", name, "--quiet")  # fmt: skip
+        assert done.code == 0, done.err
+    store = open_store(None)  # noqa: F811
+    one, two = store.find("one"), store.find("two")
+    assert listing.bytes_of(store, one) > 1_000_000
+    asked = tl("runs", "rm", "one")
+    assert (asked.code, "--yes" in asked.err) == (2, True)
+    removed = tl("runs", "rm", "one", "--yes")
+    assert removed.code == 0, removed.err
+    assert "mlflow runs restore" in removed.out
+    assert [run.info.run_name for run in store.runs()] == ["two"]
+    assert "the only run" in store.client.get_experiment(two.info.experiment_id).tags["mlflow.note.content"]
+    store.client.restore_run(one.info.run_id)
+    assert store.find("one").info.run_id == one.info.run_id
+    kept = [*store.local_artifacts(two), *store.local_models(listing._models(two)), store.state_folder(two)]
+    gone = [*store.local_artifacts(one), *store.local_models(listing._models(one)), store.state_folder(one)]
+    assert len(kept) == 3
+    purged = tl("runs", "rm", "one", "--purge", "--yes")
+    assert purged.code == 0, purged.err
+    assert re.search(r"is deleted, \d+ MB are free", purged.out)
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in gone)
+    with pytest.raises(Exception, match="not found"):
+        store.client.get_run(one.info.run_id)
+
+
+def test_a_note_that_a_person_wrote_is_left_alone(store: Store) -> None:  # noqa: F811
+    experiment = store.experiment("tl")
+    run = store.client.create_run(experiment, run_name="a | b `c`")
+    store.client.log_metric(run.info.run_id, "best/val_accuracy", 0.5)
+    overview.refresh_overview(store, experiment)
+    tags = store.client.get_experiment(experiment).tags
+    first, *table = tags["mlflow.note.content"].splitlines()
+    assert first.startswith(r"a \| b \`c\` (")
+    assert "50.00% on validation images" in first
+    assert len({line.replace(r"\|", "").count("|") for line in table if line}) == 1
+    assert tags["best"] == f"{run.info.run_id[:8]}, 50.00%"
+    store.client.log_metric(run.info.run_id, "best/val_accuracy", 0.6)
+    overview.refresh_overview(store, experiment)
+    assert "60.00%" in store.client.get_experiment(experiment).tags["mlflow.note.content"]
+    store.client.set_experiment_tag(experiment, "mlflow.note.content", "mine")
+    overview.refresh_overview(store, experiment)
+    assert store.client.get_experiment(experiment).tags["mlflow.note.content"] == "mine"
+
+
+def test_the_saved_view_is_what_mlflows_own_pages_read(store: Store) -> None:  # noqa: F811
+    experiment = store.experiment("tl")
+    overview.refresh_overview(store, experiment)
+    view = json.loads(store.client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{overview.VIEW}"])
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`best/val_accuracy`", False)
+    assert "metrics.`test/accuracy`" in state["selectedColumns"]
+    assert overview.link_to("http://host/", "7").startswith(
+        "http://host/#/experiments/7/runs?viewStateShareKey=tl-best"
+    )
+
+
+def test_a_long_list_of_runs_fits_into_a_note(store: Store) -> None:  # noqa: F811
+    experiment = store.experiment("tl")
+    for number in range(60):
+        run = store.client.create_run(experiment, run_name=f"{number} " + "x" * 200)
+        store.client.log_metric(run.info.run_id, "best/val_accuracy", number / 100)
+    overview.refresh_overview(store, experiment)
+    note = store.client.get_experiment(experiment).tags["mlflow.note.content"]
+    assert len(note) <= 5000
+    assert "59.00%" in note.splitlines()[0]

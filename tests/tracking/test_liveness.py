@@ -1,0 +1,90 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tl_cli.tracking import liveness
+from tl_cli.tracking.liveness import (
+    HEARTBEAT_TAG,
+    HOST_TAG,
+    PID_TAG,
+    PROCESS_TAG,
+    identity,
+    paused,
+    state_of,
+    with_pause,
+)
+
+NOW = 1_800_000_000.0
+
+
+def elsewhere(**tags: str) -> dict[str, str]:
+    return {**identity(), PROCESS_TAG: "other/boot 17 123", HOST_TAG: "other", **tags}
+
+
+@pytest.fixture
+def sleeper():
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def tags_of(pid: int) -> dict[str, str]:
+    machine, _, _ = identity()[PROCESS_TAG].split(" ")
+    return {PROCESS_TAG: f"{machine} {pid} {liveness._began(pid)}"}
+
+
+def test_this_process_is_alive_without_any_heartbeat() -> None:
+    assert state_of(identity(), NOW) == "alive"
+    assert state_of({**identity(), HEARTBEAT_TAG: "0"}, NOW) == "alive"
+
+
+def test_a_killed_process_is_dead_at_once_and_so_is_one_that_nobody_waited_for(sleeper) -> None:
+    tags = tags_of(sleeper.pid)
+    assert state_of(tags, NOW) == "alive"
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    assert state_of(tags, NOW) == "alive", "stopped is not dead"
+    os.kill(sleeper.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while state_of(tags, NOW) != "dead" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert state_of(tags, NOW) == "dead", "it has ended, and waits for its parent"
+    sleeper.wait()
+    assert state_of(tags, NOW) == "dead"
+
+
+def test_another_process_of_the_same_number_is_not_the_run() -> None:
+    machine, pid, began = identity()[PROCESS_TAG].split(" ")
+    assert state_of({PROCESS_TAG: f"{machine} {pid} {int(float(began)) + 1}"}, NOW) == "dead"
+
+
+@pytest.mark.parametrize(
+    ("ago", "state"), [(0, "alive"), (60, "alive"), (599, "alive"), (601, "silent"), (86400, "silent")]
+)
+def test_a_run_elsewhere_is_silent_when_it_has_not_been_heard_of(ago: float, state: str) -> None:
+    assert state_of(elsewhere(**{HEARTBEAT_TAG: f"{NOW - ago:.0f}"}), NOW) == state
+
+
+@pytest.mark.parametrize("tags", [{}, {PROCESS_TAG: "nonsense"}, elsewhere(), elsewhere(**{HEARTBEAT_TAG: "soon"})])
+def test_what_cannot_be_told_is_alive(tags: dict[str, str]) -> None:
+    assert state_of({key: value for key, value in tags.items() if key != PID_TAG}, NOW) == "alive"
+
+
+def test_a_run_of_an_earlier_version_is_known_by_its_number(sleeper) -> None:
+    tags = {HOST_TAG: identity()[HOST_TAG], PID_TAG: str(sleeper.pid)}
+    assert state_of(tags, NOW) == "alive"
+    sleeper.kill()
+    sleeper.wait()
+    assert state_of(tags, NOW) == "dead"
+    assert state_of({**tags, HOST_TAG: "other"}, NOW) == "alive"
+
+
+def test_pauses_add_up() -> None:
+    once = with_pause({}, 100, 200)
+    twice = with_pause(once, 500, 400)
+    assert paused(twice) == [(100, 200), (500, 500)]
+    assert paused({next(iter(once)): "rubbish"}) == []

@@ -1,0 +1,115 @@
+import math
+
+import pytest
+
+from tests.ui.test_charts import history
+from tl_cli.training.history import EpochPoint, History
+from tl_cli.ui.curves import Line, Wanted, accuracy_by_epoch, loss_by_epoch, loss_by_step, panels, smooth
+
+
+def line(panel, label: str) -> Line:
+    (found,) = [each for each in panel.lines if each.label == label]
+    return found
+
+
+def test_one_run_is_training_against_validation_and_several_are_each_against_the_others() -> None:
+    assert [panel.title for panel in panels([history()])] == ["loss by step", "accuracy", "loss", "learning rate"]
+    alone = accuracy_by_epoch([history()])
+    assert [each.label for each in alone.lines] == ["train", "validation", "best, epoch 10", "test"]
+    several = accuracy_by_epoch([history(name="a"), history(name="b")])
+    assert several.title == "validation accuracy"
+    assert [each.label for each in several.lines if each.kind == "line"] == ["a", "b"]
+    assert len({each.colour for each in several.lines if each.kind == "line"}) == 2
+
+
+def test_the_best_epoch_and_the_test_stand_on_their_values() -> None:
+    panel = accuracy_by_epoch([history()])
+    ((x, value),) = line(panel, "best, epoch 10").points
+    assert (x, value) == (10, pytest.approx(1 - 1.2 / 11))
+    assert line(panel, "test").points == [(10, 0.88)]
+    assert line(loss_by_epoch([history()]), "test").points == [(10, 0.3)]
+    ((x, value),) = line(loss_by_step([history()]), "best, epoch 10").points
+    assert x == 500
+    assert value == line(loss_by_step([history()]), "running mean").points[-1][1]
+
+
+def test_averaged_weights_are_a_line_and_may_be_the_best() -> None:
+    one = history()
+    one.epochs = [EpochPoint(1, 50, 1, 0.5, 1, 0.5, 1e-3, 0, ema_val_accuracy=0.7, ema_val_loss=0.8)]
+    panel = accuracy_by_epoch([one])
+    assert line(panel, "of averaged weights").points == [(1, 0.7)]
+    assert line(panel, "best, epoch 1").points == [(1, 0.7)]
+
+
+def test_the_x_axis_counts_steps_epochs_or_time() -> None:
+    one = history()  # 50 steps an epoch, half a second a step
+    by_step, by_epoch, by_time = (accuracy_by_epoch([one], Wanted(x=x)) for x in ("step", "epoch", "time"))
+    assert [x for x, _ in line(by_step, "train").points][:2] == [50, 100]
+    assert [x for x, _ in line(by_epoch, "train").points][:2] == [1, 2]
+    assert by_time.x == "minutes since the run began"
+    assert [x for x, _ in line(by_time, "train").points][:2] == pytest.approx([25 / 60, 50 / 60])
+    assert by_step.title == "accuracy by step"
+    batches = loss_by_step([one], Wanted(x="epoch"))
+    assert line(batches, "batch").points[24] == (0.5, one.losses[24][1])
+    assert line(batches, "batch").points[-1][0] == pytest.approx(499 / 50)
+
+
+def test_the_unfreezing_lies_between_the_epochs_and_after_the_steps() -> None:
+    assert [mark.place for mark in accuracy_by_epoch([history()]).marks] == [5.5]
+    assert [mark.place for mark in loss_by_step([history()]).marks] == [250]
+    assert [mark.place for mark in loss_by_step([history()], Wanted(x="epoch")).marks] == [5]
+    both = accuracy_by_epoch([history(name="a"), history(name="b")]).marks
+    assert len(both) == 1, "where all agree, one mark stands for all"
+
+
+def test_the_last_epochs_are_shown_in_every_panel() -> None:
+    for panel in panels([history()], Wanted(last=3)):
+        first = min(x for each in panel.lines for x, _ in each.points)
+        assert first == (351 if panel.title == "loss by step" else 8), panel.title
+    steps = loss_by_step([history()], Wanted(x="step", last=100))
+    assert line(steps, "batch").points[0][0] == 401
+    minutes = loss_by_step([history()], Wanted(x="time", last=1))
+    assert line(minutes, "batch").points[-1][0] - line(minutes, "batch").points[0][0] == pytest.approx(1, abs=0.02)
+
+
+def test_smoothing_follows_the_wish_and_else_the_number_of_points() -> None:
+    assert [value for _, value in smooth([(float(x), 3.0) for x in range(50)])] == pytest.approx([3.0] * 50)
+    assert smooth([(1.0, math.nan), (2.0, 4.0)]) == [(2.0, pytest.approx(4.0))]
+    none = loss_by_step([history()], Wanted(smooth=0))
+    assert [each.label for each in none.lines if each.kind != "best"] == ["batch"]
+    strong, weak = (line(loss_by_step([history()], Wanted(smooth=w)), "running mean").points for w in (0.99, 0.1))
+    assert strong[-1][1] > weak[-1][1]
+    # A step from 0 to 1 in the middle of many points: after a 50th of them, the mean is most of the way there.
+    many = History("x", [(step, float(step > 50_000)) for step in range(1, 100_001)])
+    mean = dict(line(loss_by_step([many]), "running mean").points)
+    assert mean[52_000] == pytest.approx(1 - math.exp(-1), abs=0.01)
+
+
+def test_points_that_are_not_drawn_are_named() -> None:
+    bad = history()
+    bad.not_finite = {"step/loss": [310, 311], "val/loss": [400]}
+    assert loss_by_step([bad]).notes == ["step/loss is not finite at 2 steps, first at step 310"]
+    assert loss_by_epoch([bad]).notes == ["val/loss is not finite at 1 step, first at step 400"]
+    assert accuracy_by_epoch([bad]).notes == []
+    rates = panels([history()], Wanted(log=True))[3]
+    assert rates.notes == ["not on a logarithmic axis: 5 of zero or below"]
+    assert not panels([history()], Wanted(log=True))[1].log, "accuracies stay on an even axis"
+
+
+def test_metrics_by_name_have_a_panel_each_and_a_foreign_run_shows_what_it_has() -> None:
+    one = history()
+    one.others = {"system/cpu": [(1, 50.0), (400, 90.0)], "val/f1_accuracy": [(50, 0.5)]}
+    cpu, f1 = panels([one], Wanted(metrics=("system/cpu", "val/f1_accuracy"), x="epoch"))
+    assert (cpu.title, cpu.lines[0].points) == ("system/cpu by epoch", [(0.02, 50.0), (8.0, 90.0)])
+    assert (cpu.percent, f1.percent) == (False, True)
+    foreign = History("lightning", others={"train_loss": [(0, 1.0), (9, 0.5)]})
+    assert [panel.title for panel in panels([foreign])] == ["train_loss by step"]
+    assert panels([History("empty")]) == []
+
+
+@pytest.mark.parametrize("x", [None, "step", "epoch", "time"])
+def test_a_run_of_one_point_or_none_has_panels_all_the_same(x) -> None:
+    for points in ([], [(1, 2.0)], [(1, math.nan)]):
+        for log in (False, True):
+            shown = panels([History("x", points, test_accuracy=0.5)], Wanted(x=x, log=log, last=2))
+            assert len(shown) in (0, 4)
