@@ -19,7 +19,8 @@ _STYLES = {"finished": "", "running": "blue", "failed": "red", "killed": "yellow
 def print_runs(console: Console, runs: Sequence[RunFacts], *, total: int, where: str, filtered: bool) -> None:
     """Print the list, and under it what it does not show."""
     if not runs:
-        console.print(plain(f"no run in {where} passes the filters" if filtered else f"no runs in {where} yet"))
+        said = f"no run in {where} passes the filters" if filtered else f"no runs in {where} yet"
+        console.print(plain(said, limit=400), soft_wrap=True)
         return
     console.print(runs_table(console, runs))
     notes = []
