@@ -335,13 +335,21 @@ def _model_name(name: str) -> str:
 def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str:
     """Return the run's description, Markdown."""
     source = plan.data.spec.source
-    lines = [f"`{command}`", "", f"**{plan.config.model}** ({plan.classifier.weights.name}) on `{source}`"]
+    lines = []
+    if outcome is not None:
+        # The first line is all that is shown of a long note.
+        validated = f"{outcome.counters.best_val_accuracy:.2%} on validation images"
+        tested = (
+            f"**{outcome.test.accuracy.value:.2%} on test images**, {validated}" if outcome.test else f"**{validated}**"
+        )
+        lines += [tested, ""]
+    lines += [f"{plan.config.model} ({plan.classifier.weights.name}) on `{source}`", "", f"`{command}`"]
     if outcome is not None:
         lines += ["", "| result | |", "|---|---|"]
         if outcome.test is not None:
             accuracy = outcome.test.accuracy
             interval = f"95% interval {100 * accuracy.low:.2f} to {accuracy.high:.2%}, {accuracy.count:,} images"
-            lines.append(f"| test accuracy | **{accuracy.value:.2%}** ({interval}) |")
+            lines.append(f"| test accuracy | {accuracy.value:.2%} ({interval}) |")
         lines.append(f"| validation accuracy | {outcome.counters.best_val_accuracy:.2%} |")
         lines.append(f"| clean training images | {outcome.clean_train.accuracy.value:.2%} |")
         lines.append(f"| best epoch | {outcome.counters.best_epoch} of {outcome.counters.epoch} |")
