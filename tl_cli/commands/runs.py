@@ -38,7 +38,7 @@ app = typer.Typer(
     cls=ListsByDefault,
     help="List recorded runs with their curves; compare settings; close dead ones; remove.",
     epilog="tl runs list --help shows filters and orders.\n\n"
-    "Examples:\n\ntl runs\n\ntl runs resnet --sort val\n\ntl runs diff latest best\n\ntl runs close\n\n"
+    "Examples:\n\ntl runs\n\ntl runs resnet\n\ntl runs diff latest best\n\ntl runs close\n\n"
     "tl runs rm 3f2a91c0",
     rich_markup_mode="rich",
 )
