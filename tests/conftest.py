@@ -51,6 +51,20 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def odd_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of many sizes, which are decoded from their files again in each epoch."""
+    root, noise = tmp_path_factory.mktemp("odd"), np.random.default_rng(0)
+    for part, count in (("train", 16), ("test", 4)):
+        for label, name in enumerate(("blue", "green", "red")):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = noise.integers(0, 120, (33 + index % 5, 32 + index % 3, 3)) + 100 * np.eye(3)[label]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
 def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database: made once, because that takes seconds, and copied for each test."""
     import mlflow

@@ -1,15 +1,12 @@
 """The Typer app, and the one place where an error or a signal becomes a message and an exit code."""
 
 import os
-import signal
 import sys
-import time
-from collections.abc import Callable
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
+from tl_cli import interrupts
 from tl_cli.commands import compare as compare_command
 from tl_cli.commands import data as data_command
 from tl_cli.commands import eval as eval_command
@@ -69,13 +66,13 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input, 128 + signal when stopped."""
-    _on_signals(_interrupt)
+    interrupts.listen()
     try:
         try:
             app()
         finally:
             # What was asked for is done, or has failed; the rest is Python's own clearing up.
-            _on_signals(signal.SIG_IGN)
+            interrupts.ignore()
     except TlError as error:
         _fail(str(error), error.exit_code)
     except Interrupted as stopped:
@@ -91,29 +88,9 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _on_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), handler)
-
-
 def _is_out_of_memory(error: Exception) -> bool:
     said = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
-
-
-_interrupted_at = -1.0
-_SAME_PRESS_S = 1.0
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Stop, as soon as Python runs again. A second press leaves at once, but not a nervous double press."""
-    global _interrupted_at
-    now = time.monotonic()
-    is_double = 0 <= now - _interrupted_at < _SAME_PRESS_S
-    _interrupted_at = now
-    if not is_double:
-        raise Interrupted(signum)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -106,6 +106,7 @@ class ModelCard(Fact):
         epoch: the epoch that the weights are from, counted from 1.
         val_accuracy: fraction of the validation images that they classify correctly.
         averaged: whether they are the moving average over the steps rather than the last step's.
+        weights_sha256: of the file of weights; None in folders of an earlier version.
     """
 
     format: Literal[1] = 1
@@ -121,6 +122,7 @@ class ModelCard(Fact):
     epoch: int
     val_accuracy: float | None = None
     averaged: bool = False
+    weights_sha256: str | None = None
     tl_version: str = Field(default_factory=lambda: tl_version())
 
 

@@ -25,7 +25,7 @@ from tl_cli.training.events import EpochEnded, Event, tell_all
 from tl_cli.training.fit import fit
 from tl_cli.training.machine import Autocasting
 from tl_cli.training.setup import Plan, new_state
-from tl_cli.training.state import CHECKPOINT, Saver
+from tl_cli.training.state import Saver
 
 MODEL = "efficientnet_lite0"
 # What the blog's author reports of EfficientNet-B0, and after how many epochs.
@@ -34,6 +34,8 @@ _FROZEN_EPOCHS = 5
 _BLOG_EPOCHS = 40
 _GOAL = Goal(5, 20)
 _KEPT = ("model", "optimizer", "plateau")
+
+_CHECKPOINT = "last.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ def _blog_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
     started = now(bench.device)
     loop = _open_blog_loop(bench, images)
     elapsed = now(bench.device) - started
-    done = _restore(loop, folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else []
+    done = _restore(loop, folder / _CHECKPOINT) if (folder / _CHECKPOINT).exists() else []
     elapsed = done[-1].seconds if done else elapsed
     for epoch in range(len(done) + 1, limits.blog_epochs + 1):
         started = now(bench.device)
@@ -118,7 +120,7 @@ def _blog_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
         loop.plateau.step(validated.loss)
         elapsed += now(bench.device) - started
         done.append(Epoch(epoch, elapsed, validated.accuracy))
-        _keep(loop, done, folder / CHECKPOINT)
+        _keep(loop, done, folder / _CHECKPOINT)
         say(f"    epoch {epoch}: {100 * validated.accuracy:.2f}% after {elapsed:.0f} s")
     _write(folder, done)
     reached = _reached(done, limits.target)
@@ -192,8 +194,7 @@ def _tl_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
     plan = setup.prepare(_flags(bench, images, limits), {})
     state = new_state(plan)
     setup_seconds = now(bench.device) - started
-    if (folder / CHECKPOINT).exists():
-        state.restore(folder / CHECKPOINT)
+    state.restore(folder)
 
     def keep(event: Event) -> None:
         if isinstance(event, EpochEnded):

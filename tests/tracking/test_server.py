@@ -1,11 +1,13 @@
 """The record on a real tracking server, whose artifacts only it can reach."""
 
 import os
+import re
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,8 +17,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.tracking.test_run import epoch, recorder
 from tl_cli.tracking.history import read_history
 from tl_cli.tracking.store import open_store
+from tl_cli.tracking.sync import Synced, sync
+from tl_cli.training.events import LossSampled
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +106,152 @@ def test_a_server_serves_as_well_as_a_local_file(
     assert (refused.code, "local store" in refused.err) == (2, True)
     assert tl("runs", "rm", "far", "--yes", *flag).code == 0
     assert "no runs" in tl("runs", *flag).out
+
+
+class Proxy:
+    """Stands between a run and its server, and is in a bad mood on demand."""
+
+    def __init__(self, target: int) -> None:
+        self.mood = "well"
+        self.asked = 0
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(client, self.mood), daemon=True).start()
+
+    def _answer(self, client: socket.socket, mood: str) -> None:
+        with client:
+            self.asked += 1
+            if mood == "refuses":
+                return
+            request = self._request(client)
+            if mood == "hangs":
+                time.sleep(30)
+            elif mood == "answers 500":
+                client.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            elif request:
+                with socket.create_connection(("127.0.0.1", self._target)) as server:
+                    server.sendall(
+                        re.sub(rb"(?i)\r\nconnection: keep-alive", b"\r\nConnection: close", request, count=1)
+                    )
+                    answer = b""
+                    while part := server.recv(1 << 16):
+                        answer += part
+                # The server has done it, and the news is lost.
+                if mood != "drops after it committed":
+                    client.sendall(answer)
+
+    def _request(self, client: socket.socket) -> bytes:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            part = client.recv(1 << 16)
+            if not part:
+                return b""
+            request += part
+        head, _, body = request.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        while length and len(body) < int(length[1]):
+            body += client.recv(1 << 16)
+        return head + b"\r\n\r\n" + body
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.fixture
+def proxy(at_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    made = Proxy(int(at_server.rpartition(":")[2]))
+    for name, value in (("RETRIES", "0"), ("TIMEOUT", "1")):
+        monkeypatch.setenv(
+            {"RETRIES": "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "TIMEOUT": "MLFLOW_HTTP_REQUEST_TIMEOUT"}[name], value
+        )
+    monkeypatch.setattr("tl_cli.tracking.run._FLUSH_EVERY_S", 0.05)
+    monkeypatch.setattr("tl_cli.tracking.run._LAST_WAIT_S", 3.0)
+    yield made
+    made.close()
+
+
+def points_of(store, run_id: str, key: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in store.client.get_metric_history(run_id, key))
+
+
+@pytest.mark.parametrize("mood", ["refuses", "hangs", "answers 500", "drops after it committed"])
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_no_point_is_lost_or_doubled_whatever_the_server_does(
+    proxy: Proxy, at_server: str, mood: str, comes_back: bool
+) -> None:
+    store = open_store(proxy.url)
+    made = recorder(store)
+    with made:
+        for step in range(1, 41):
+            if step == 11:
+                proxy.mood = mood
+            if step == 31 and comes_back:
+                proxy.mood = "well"
+            before = time.monotonic()
+            made(LossSampled(step, 1, step / 100, 1e-3, 0.0))
+            longest = time.monotonic() - before
+            assert longest < 0.5, "training waited for the server"
+            time.sleep(0.03)
+        made(epoch(1, 40))
+        if comes_back:
+            time.sleep(2.5)  # until what hangs is given up
+    proxy.mood = "well"
+    assert made.warnings, "nothing was said"
+    direct = open_store(at_server)
+    run = direct.client.get_run(made.run_id)
+    # What the server has is right as far as it goes.
+    there = points_of(direct, made.run_id, "step/loss")
+    assert len(there) == len(set(there))
+    if not comes_back:
+        assert any("tl runs sync" in warning for warning in made.warnings)
+        sent = sync(direct, run)
+        assert sent.status == "FINISHED"
+        assert sync(direct, direct.client.get_run(made.run_id)) == Synced(0, 0, None)
+    assert points_of(direct, made.run_id, "step/loss") == [(step, step / 100) for step in range(1, 41)]
+    assert points_of(direct, made.run_id, "val/accuracy") == [(40, 0.7)]
+    assert direct.client.get_run(made.run_id).info.status == "FINISHED"
+
+
+def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sync(
+    proxy: Proxy, at_server: str, tl, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tl_cli.tracking import run as recording
+
+    started = recording.Recorder.log_start
+
+    def and_then_gone(self, *arguments) -> None:
+        started(self, *arguments)
+        proxy.mood = "refuses"
+
+    monkeypatch.setattr(recording.Recorder, "log_start", and_then_gone)
+    trained = tl("train", "shufflenet_v2_x0_5", "--weights", "none", "--data", colours, "--epochs", "2", "--freeze-epochs",
+                 "1", "--input-size", "32", "--run-name", "gone", "--tracking-uri", proxy.url)  # fmt: skip
+    assert trained.code == 0, trained.err
+    assert "test accuracy" in trained.out
+    assert "tl runs sync" in trained.err
+    store = open_store(at_server)
+    run = store.find("gone")
+    assert run.info.status == "RUNNING"
+    assert not run.outputs.model_outputs
+    synced = tl("runs", "sync", "--tracking-uri", at_server)
+    assert synced.code == 0, synced.err
+    assert "recorded as finished" in synced.out
+    run = store.find("gone")
+    assert run.info.status == "FINISHED"
+    assert "test/accuracy" in run.data.metrics
+    assert "on test images" in run.data.tags["mlflow.note.content"]
+    assert {item.path for item in store.client.list_artifacts(run.info.run_id, "curves")} == {
+        "curves/loss_by_step.png", "curves/accuracy_and_loss_by_epoch.png",
+    }  # fmt: skip
+    assert tl("eval", "gone", "--tracking-uri", at_server).code == 0
+    assert len(run.outputs.model_outputs) == 1
+    assert [value for _, value in points_of(store, run.info.run_id, "epoch")] == [1, 2]

@@ -303,12 +303,11 @@ def test_what_takes_a_batch_may_write_to_it() -> None:
 
 def test_a_run_that_began_on_features_does_not_go_on_without(colours: Path, tmp_path: Path) -> None:
     plan = plan_for(colours, epochs=2, freeze_epochs=2)
-    path = tmp_path / "last.pt"
-    path.write_bytes(setup.new_state(plan).to_bytes())
-    setup.new_state(plan).restore(path)
+    (tmp_path / "step-00000001.ckpt").write_bytes(setup.new_state(plan).to_bytes())
+    assert setup.new_state(plan).restore(tmp_path) == []
     other = setup.new_state(plan_for(colours, epochs=2, freeze_epochs=2, feature_cache=False))
     with pytest.raises(UsageError, match="cached features"):
-        other.restore(path)
+        other.restore(tmp_path)
 
 
 def test_the_features_of_a_stage_are_gone_before_the_next_ones_are_computed(

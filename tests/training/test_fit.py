@@ -11,7 +11,7 @@ from tl_cli.training import setup
 from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly
 from tl_cli.training.fit import fit
 from tl_cli.training.setup import Plan, new_state
-from tl_cli.training.state import BEST_FOLDER, CHECKPOINT, Saver
+from tl_cli.training.state import BEST_FOLDER, Saver
 
 MODEL = "shufflenet_v2_x0_5"
 
@@ -90,7 +90,7 @@ def stopped_and_resumed(
         fit(plan, state, interrupt)
     resumed = plan_for(data, **settings)
     again = new_state(resumed)
-    again.restore(folder / CHECKPOINT)
+    assert again.restore(folder) == []
     later: list[Event] = []
     fit(resumed, again, later.append)
     return later, again

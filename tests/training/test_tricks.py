@@ -238,7 +238,7 @@ def test_the_balanced_sampler_shows_every_class_equally_often(uneven: Path, cach
     plan = plan_for(uneven, **RESNET, sampler="balanced", feature_cache=cache, bn="frozen")
     stage = open_stage(plan, plan.phases[0], lambda event: None)
     assert stage.cached is cache
-    seen = Counter(int(label) for batch in stage.train(1) for label in batch.labels)
+    seen = Counter(int(label) for batch in stage.train(1, 0) for label in batch.labels)
     assert sum(seen.values()) == len(plan.data.parts["train"])
     assert max(seen.values()) - min(seen.values()) <= 1
 

@@ -161,6 +161,49 @@ def close(
         console.print(plain(f"{_name(run)} is recorded as killed; tl train --resume goes on with it"), soft_wrap=True)
 
 
+@app.command("sync", epilog="Examples:\n\ntl runs sync\n\ntl runs sync 3f2a91c0 --tracking-uri http://server:5000")
+def sync(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN", help="By default all that were made in this folder.", autocompletion=complete_run
+        ),
+    ] = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Send to the tracking store what it did not take while runs went on: their journals are in this folder."""
+    from tl_cli.errors import RunNotFoundError, UsageError
+    from tl_cli.tracking.store import open_store
+    from tl_cli.tracking.sync import goes_on, journaled_runs
+    from tl_cli.tracking.sync import sync as send
+    from tl_cli.ui.console import make_console, plain
+
+    store = open_store(tracking_uri)
+    console = make_console()
+    asked = runs or journaled_runs()
+    if not asked:
+        raise UsageError("no run was made in this folder: mlruns/ holds no journal")
+    for name in asked:
+        try:
+            run = store.find(name)
+        except RunNotFoundError:
+            if runs:
+                raise
+            continue  # of another store, or removed
+        if goes_on(store, run):
+            if runs:
+                raise UsageError(f"{_name(run)} is running, and sends by itself")
+            continue
+        sent = send(store, run)
+        if sent.points or sent.pieces or sent.status or runs:
+            status = f", recorded as {sent.status.lower()}" if sent.status else ""
+            console.print(
+                plain(f"{_name(run)}: {sent.points:,} points and {sent.pieces} other pieces sent{status}"),
+                soft_wrap=True,
+            )
+    console.print("the store has everything")
+
+
 @app.command("rm", epilog="Examples:\n\ntl runs rm 3f2a91c0\n\ntl runs rm 3f2a91c0 81bb02d4 --purge --yes")
 def rm(
     runs: Names,

@@ -231,6 +231,14 @@ def train(
         ),
     ] = None,
     workers: Workers = None,
+    checkpoint_every: Annotated[
+        str | None,
+        typer.Option(
+            help="Steps, or time such as 5m, between checkpoints within an epoch; 0 for its end alone.",
+            metavar="N|TIME",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = None,
     log_every: Annotated[
         int | None, typer.Option(help="Steps between points of the loss curve; 0 chooses.", rich_help_panel=_MACHINE)
     ] = None,
@@ -245,7 +253,7 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Go on with a run from its last full epoch.", rich_help_panel=_RECORD),
+        typer.Option(metavar="RUN", help="Go on with a run from its last checkpoint.", rich_help_panel=_RECORD),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings, their reasons and an estimate; train nothing.")
@@ -377,30 +385,32 @@ def _resume(
     from tl_cli.models import bundle
     from tl_cli.tracking.listing import check_stopped
     from tl_cli.tracking.store import open_store
+    from tl_cli.tracking.sync import sync
     from tl_cli.training.config import read_toml
-    from tl_cli.training.state import BEST_FOLDER, CHECKPOINT, CONFIG_FILE
+    from tl_cli.training.state import CARD_FILE, CONFIG_FILE
 
     store = open_store(tracking_uri)
     run = store.find(name)
     # Two processes would write the same checkpoint.
     check_stopped(run)
+    sync(store, run)
     if run.info.status == "FINISHED":
         raise UsageError(f"the run {run.info.run_name} is complete; to train its model further, use --weights {name}")
-    extra = sorted(set(flags) - {"data", "data_dir", "workers", "device"})
+    extra = sorted(set(flags) - {"data", "data_dir", "workers", "device", "checkpoint_every"})
     if extra:
         listed = ", ".join("--" + key.replace("_", "-") for key in extra)
         raise UsageError(f"--resume takes its settings from the run; leave out {listed.replace('--model', 'MODEL')}")
     folder = store.state_folder(run)
-    if not (folder / CHECKPOINT).exists():
+    if not (folder / CONFIG_FILE).exists():
         raise UsageError(
-            f"the run {run.info.run_name} left no checkpoint in {folder}: it ended before its first epoch did, "
+            f"nothing of the run {run.info.run_name} is in {folder}: it ended before its training began, "
             "or was made in another folder"
         )
     settings = read_toml(folder / CONFIG_FILE)
     if "data" not in flags:
         check_still_there(str(settings["data"]))
     plan = _prepare(flags, settings, tracking_uri, console)
-    changed = set(changed_parts(bundle.read_card(folder / BEST_FOLDER).data, plan.data.spec)) - {"test"}
+    changed = set(changed_parts(bundle.read_card(folder, CARD_FILE).data, plan.data.spec)) - {"test"}
     if changed:
         raise UsageError(
             f"the {' and '.join(sorted(changed))} images have changed since the run began; start a new run"
@@ -414,11 +424,12 @@ def _resume(
 
 def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
     """Train, record and show: opens the observers, and keeps the best model however the run ends."""
+    from tl_cli.errors import Interrupted
     from tl_cli.tracking.run import Recorder
     from tl_cli.training.events import tell_all
     from tl_cli.training.fit import fit
     from tl_cli.training.outcome import conclude
-    from tl_cli.training.state import BEST_FOLDER, Saver
+    from tl_cli.training.state import BEST_FOLDER, Every, Saver
     from tl_cli.ui.console import print_warning
     from tl_cli.ui.pictures import save_curves
     from tl_cli.ui.progress import Title, open_screen
@@ -435,16 +446,17 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
     )
     try:
         with recorder:
-            saver = Saver(recorder.folder, state, plan.card())
+            saver = Saver(recorder.folder, state, plan.card(), Every.parse(plan.config.checkpoint_every))
             if target.resumed_id is None:
+                saver.begin()
                 recorder.log_start(plan, _command(), _draw_contact_sheet(plan, recorder.folder))
             title = Title(recorder.run_name, plan.machine.describe(), plan.config.epochs)
             try:
                 with open_screen(console, title, history) as screen:
-                    counters = fit(plan, state, tell_all(saver, recorder, history, screen))
+                    counters = fit(plan, state, tell_all(recorder, saver, history, screen))
                     outcome = conclude(plan, counters, recorder.folder / BEST_FOLDER, screen)
-            except BaseException:  # however it ends: a signal, a full disk, no memory
-                _keep_best(plan, recorder, saver, history, target)
+            except BaseException as error:  # however it ends: a signal, a full disk, no memory
+                _keep(plan, recorder, saver, history, target, is_stopped=isinstance(error, Interrupted))
                 raise
             if outcome.test is not None:
                 history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
@@ -461,14 +473,15 @@ def _starting_point(plan: "Plan", target: _Target) -> "tuple[TrainState, History
     from tl_cli.tracking.store import state_folder
     from tl_cli.training.history import History
     from tl_cli.training.setup import new_state
-    from tl_cli.training.state import CHECKPOINT
+    from tl_cli.ui.console import print_warning
 
     state = new_state(plan)
     if target.resumed_id is None:
         return state, History(target.name)
-    state.restore(state_folder(target.experiment_id, target.resumed_id) / CHECKPOINT)
+    for problem in state.restore(state_folder(target.experiment_id, target.resumed_id)):
+        print_warning(f"{problem}; going on from step {state.step}")
     history = read_history(target.store, target.store.find(target.resumed_id))
-    history.cut_after(state.counters.step)
+    history.cut_after(state.step)
     return state, history
 
 
@@ -483,19 +496,27 @@ def _draw_contact_sheet(plan: "Plan", folder: Path) -> Path:
     return path
 
 
-def _keep_best(plan: "Plan", recorder: "Recorder", saver: "Saver", history: "History", target: _Target) -> None:
-    """Record the best model of a run that did not reach its end, and say so."""
+def _keep(
+    plan: "Plan", recorder: "Recorder", saver: "Saver", history: "History", target: _Target, *, is_stopped: bool
+) -> None:
+    """Keep what a run has come to that did not reach its end, and say so: where it stands, and its best model.
+
+    Args:
+        is_stopped: by a signal; else its state is what made it fail, and the checkpoint before that counts.
+    """
     from tl_cli.ui.console import print_warning
 
+    resume = f"go on with: tl train --resume {recorder.run_id[:8]}{_uri_flag(target)}"
+    if is_stopped and saver.save():
+        resume = f"step {saver.step} is saved; {resume}"
     best = history.best
     if saver.best is None or best is None:
-        print_warning("no epoch was complete, so there is no model to keep")
+        print_warning(f"no epoch was complete, so there is no model to keep\n{resume}")
         return
     accuracy = best.judged[0] if best.judged else 0.0
     # Said first: whoever presses Ctrl-C again leaves at once.
     print_warning(
-        f"kept the best model so far (epoch {best.epoch}, {accuracy:.2%} on validation): {saver.best}\n"
-        f"go on with: tl train --resume {recorder.run_id[:8]}{_uri_flag(target)}"
+        f"kept the best model so far (epoch {best.epoch}, {accuracy:.2%} on validation): {saver.best}\n{resume}"
     )
     recorder.log_unfinished(plan, best, saver.best)
 

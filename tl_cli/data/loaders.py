@@ -133,15 +133,17 @@ class Loader:
         """Batches in one training epoch."""
         return steps_in_epoch(len(self.images), self.batch_size, drop_single=self.drop_single)
 
-    def train(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield the images of one training epoch (``training_order``), augmented."""
-        for indices, images in self.augmented(settings, seed, epoch):
+    def train(self, settings: Augmentation, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the images of one training epoch (``training_order``), augmented, from its batch ``start`` on."""
+        for indices, images in self.augmented(settings, seed, epoch, start):
             yield self._batch(indices, images)
 
-    def augmented(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+    def augmented(
+        self, settings: Augmentation, seed: int, epoch: int, start: int = 0
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (indices, images (B, 3, S, S) uint8 before normalisation) of one training epoch."""
         _, order = training_order(self.images.labels, seed, epoch, balanced=self.balanced)
-        return self._augment(self._cut(order)[: self.steps], settings, seed, epoch)
+        return self._augment(self._cut(order)[start : self.steps], settings, seed, epoch)
 
     def in_order(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield every image once, in order, augmented as an image of that epoch is."""

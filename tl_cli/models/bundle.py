@@ -1,7 +1,10 @@
 """The saved model: a folder with ``model.safetensors`` and ``model.json``. Nothing else is needed to use it."""
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors
@@ -11,37 +14,89 @@ from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard
 from tl_cli.errors import WeightsError
-from tl_cli.fetch import replacing, write_text
+from tl_cli.fetch import digest, replacing, write_text
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
+_NEXT_CARD = ".model.json.next"
+_SEAL = "sha256"
 
 
 def save(folder: Path, model: nn.Module, card: ModelCard) -> None:
-    """Write the saved model: the weights first and the card last, each atomically.
+    """Write the saved model so that at every moment a card with the SHA-256 of the weights lies beside them.
 
     Raises:
         StorageError: the disk is full or may not be written.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    weights = safetensors.torch.save(tensors)
+    card = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
+    write_card(folder, card, _NEXT_CARD)
     with replacing(folder / WEIGHTS_FILE) as file:
-        file.write(safetensors.torch.save(tensors))
-    write_text(folder / CARD_FILE, card.model_dump_json(indent=2) + "\n")
+        file.write(weights)
+    write_card(folder, card)
+    (folder / _NEXT_CARD).unlink(missing_ok=True)
 
 
-def read_card(folder: Path) -> ModelCard:
+def write_card(folder: Path, card: ModelCard, name: str = CARD_FILE) -> None:
+    """Write what is known of a model, with a digest of all that it says.
+
+    Raises:
+        StorageError: the disk is full or may not be written.
+    """
+    facts = card.model_dump(mode="json")
+    write_text(folder / name, json.dumps({**facts, _SEAL: _seal(facts)}, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_card(folder: Path, name: str = CARD_FILE) -> ModelCard:
     """Return what the folder says of its weights.
 
     Raises:
-        WeightsError: it is no saved model, or of a newer format.
+        WeightsError: it is no saved model, damaged, or of a newer format.
     """
-    path = folder / CARD_FILE
+    path = folder / name
     if not path.exists():
-        raise WeightsError(f"{folder} is not a saved model: it has no {CARD_FILE}")
+        raise WeightsError(f"{folder} is not a saved model: it has no {name}")
     try:
-        return ModelCard.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
+        data = path.read_bytes()
+        card = ModelCard.model_validate_json(data)
+        seal = json.loads(data).get(_SEAL)
+    except (ValidationError, ValueError, AttributeError, OSError) as error:
         raise WeightsError(f"{path} cannot be read: {error}") from error
+    # A folder of an earlier version has no seal.
+    if seal is not None and seal != _seal(json.loads(data)):
+        raise WeightsError(f"{path} is damaged: it is not what was written")
+    return card
+
+
+def verified_card(folder: Path) -> ModelCard:
+    """Return what the folder says of its weights, which are what was written.
+
+    Raises:
+        WeightsError: the card or the weights are damaged, or it is no saved model.
+    """
+    card = read_card(folder)
+    if card.weights_sha256 is None:
+        return card
+    try:
+        found = digest(folder / WEIGHTS_FILE)
+    except OSError as error:
+        raise WeightsError(f"cannot read {folder / WEIGHTS_FILE}: {error.strerror or error}") from error
+    if found == card.weights_sha256:
+        return card
+    # Written between the weights and their card, when the process was killed.
+    with suppress(WeightsError):
+        following = read_card(folder, _NEXT_CARD)
+        if following.weights_sha256 == found:
+            return following
+    raise WeightsError(
+        f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 is not the one that {CARD_FILE} names; use another copy of it"
+    )
+
+
+def _seal(facts: Mapping[str, object]) -> str:
+    said = {key: value for key, value in facts.items() if key != _SEAL}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def with_versions(model: nn.Module, tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

@@ -60,7 +60,7 @@ def from_path(spec: str) -> Pretrained:
     """
     path = Path(spec).expanduser()
     if path.is_dir():
-        card = bundle.read_card(path)
+        card = bundle.verified_card(path)
         file = path / bundle.WEIGHTS_FILE
         return Pretrained(
             state=read(file),

@@ -291,9 +291,9 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
     """Return the classifier of a saved-model folder, in eval mode on the CPU, and its card.
 
     Raises:
-        WeightsError: the folder is no saved model, or its parts do not fit each other.
+        WeightsError: the folder is no saved model, damaged, or its parts do not fit each other.
     """
-    card = bundle.read_card(folder)
+    card = bundle.verified_card(folder)
     model = build(card.architecture, len(card.classes), card.build_options)
     names = dict(model.named_modules())
     strange = [part for part in card.head if part not in names]

@@ -1,11 +1,10 @@
 """The record of a run that is being written: parameters, metrics, data, pictures and the model, in MLflow."""
 
 import queue
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -13,17 +12,14 @@ from typing import Self, TypeVar
 import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema
-from mlflow.types.schema import AnyType
 
-import tl_cli
 from tl_cli.contract import DataSpec, SplitName, tl_version
-from tl_cli.errors import TrackingError, first_line
+from tl_cli.errors import StorageError, TrackingError, first_line
 from tl_cli.evaluation.logits import save_answers
-from tl_cli.tracking import served
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_of
+from tl_cli.tracking.journal import JOURNAL, Ending, Journal, Left, read
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
+from tl_cli.tracking.models import Naming, log_model
 from tl_cli.tracking.overview import refresh_overview
 from tl_cli.tracking.store import Store, ending, last_seen, state_folder
 from tl_cli.training.config import write_toml
@@ -36,19 +32,7 @@ from tl_cli.training.state import CONFIG_FILE
 _FLUSH_EVERY_S = 3.0
 _BATCH = 1000  # what a store takes at once
 _PARAM_LENGTH = 6000
-_REQUIRED = (
-    "mlflow",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pillow",
-    "safetensors",
-    "pydantic",
-    "pandas",
-    "filelock",
-)
-
+_LAST_WAIT_S = 60.0  # for the last points, at the end
 T = TypeVar("T")
 
 
@@ -79,8 +63,9 @@ class Recorder:
         self._warn = warn
         self._points: queue.SimpleQueue[Metric | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="tl-recorder", daemon=True)
-        self._logged_until: dict[str, int] = {}
+        self._seen: set[tuple[str, int]] = set()
         self._last_warning = ""
+        self._is_away = False
         self.run_id = ""
         self.run_name = ""
 
@@ -99,8 +84,9 @@ class Recorder:
         except MlflowException as error:
             raise TrackingError(f"cannot start a run: {first_line(error)}") from error
         self.run_id, self.run_name = run.info.run_id, run.info.run_name
+        self._journal = Journal(self.folder / JOURNAL)
         if self._resumed_id:
-            self._logged_until = self._last_steps()
+            self._seen = self._recorded()
         self._thread.start()
         return self
 
@@ -108,10 +94,18 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._points.put(None)
-        self._thread.join(timeout=60)
+        self._thread.join(timeout=_LAST_WAIT_S)
+        with suppress(StorageError), self._journal:
+            self._journal.end(Ending(ending(kind), int(time.time() * 1000)))
         self._try(lambda: mlflow.end_run(ending(kind)))
-        if not self._last_warning:
+        if not self._is_away:
             self._try(lambda: refresh_overview(self._store, self._experiment_id))
+        if self._is_away:
+            _let_go(self.run_id)
+            self._warn(
+                f"what the tracking store did not take is in {self.folder / JOURNAL}; once it is back: "
+                f"tl runs sync {self.run_id[:8]}"
+            )
 
     def __call__(self, event: Event) -> None:
         """Queue the numbers of a sampled step or of an epoch."""
@@ -151,9 +145,12 @@ class Recorder:
             "num_classes": len(plan.data.classes),
         }
         params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in settings.items()]
-        self._try(lambda: self._store.client.log_batch(self.run_id, params=params))
+        self._try(
+            lambda: self._store.client.log_batch(self.run_id, params=params),
+            *(Left("param", param.key, param.value) for param in params),
+        )
         tags = {"tl.model": plan.config.model, "tl.data": plan.data.spec.source, "tl.command": command}
-        self._try(lambda: mlflow.set_tags(tags))
+        self._try(lambda: mlflow.set_tags(tags), *(Left("tag", key, value) for key, value in tags.items()))
         self._log_data(plan.data.spec)
         for path in (config_file, contact_sheet):
             self._log_file(path)
@@ -207,44 +204,31 @@ class Recorder:
         self._try(lambda: self._store.client.log_inputs(self.run_id, inputs))
 
     def _log_file(self, path: Path, folder: str | None = None) -> None:
-        self._try(lambda: self._store.client.log_artifact(self.run_id, str(path), folder))
+        self._try(
+            lambda: self._store.client.log_artifact(self.run_id, str(path), folder),
+            Left("file", str(path), folder or ""),
+        )
 
     def _set_note(self, text: str) -> None:
-        self._try(lambda: self._store.client.set_tag(self.run_id, "mlflow.note.content", text))
+        tag = "mlflow.note.content"
+        self._try(lambda: self._store.client.set_tag(self.run_id, tag, text), Left("tag", tag, text))
 
     def _log_model(self, plan: Plan, folder: Path, register: str | None) -> str | None:
-        """Record a saved-model folder as an MLflow model: code as text, weights as safetensors, no pickle.
-
-        Returns:
-            The model's id; None where the store did not take it.
-        """
+        """Record a saved model; return its id, or None where the store did not take it."""
         settings = plan.config.model_dump()
         params = {key: str(settings[key])[:500] for key in ("model", "data", "recipe", "epochs", "input_size")}
-
-        def log() -> str:
-            logged = mlflow.pyfunc.log_model(
-                name=_model_name(plan.name),
-                python_model=str(served.__file__),
-                artifacts={"model": str(folder)},
-                # The package itself travels with the model, so that one preprocessing serves everywhere.
-                code_paths=[str(Path(str(tl_cli.__file__)).parent)],
-                pip_requirements=[f"{name}=={version(name)}" for name in _REQUIRED],
-                signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")])),
-                params=params,
-            )
-            return str(logged.model_id)
-
-        model_id = self._try(log)
-        if register is not None and model_id is not None:
-            self._try(lambda: mlflow.register_model(f"models:/{model_id}", register))
-        return model_id
+        naming = Naming(plan.name, params, register)
+        return self._try(lambda: log_model(folder, naming), Left("model", str(folder), naming.to_json()))
 
     def _put(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        for key, value in values.items():
-            # After a resume the steps that were already recorded come again, with equal values.
-            if step > self._logged_until.get(key, -1):
-                self._points.put(Metric(key, float(value), now, step, run_id=self.run_id))
+        # After a resume the steps that were already recorded come again, with equal values.
+        new = [
+            Metric(key, float(value), now, step, run_id=self.run_id)
+            for key, value in values.items()
+            if (key, step) not in self._seen
+        ]
+        self._queue(new)
 
     def _put_result(self, key: str, value: float, model_id: str | None, measured_on: Dataset | None) -> None:
         """Queue a figure that a run has one of. It has no step: MLflow draws those of many runs as bars side by side.
@@ -253,7 +237,13 @@ class Recorder:
         """
         name, digest = (measured_on.name, measured_on.digest) if measured_on else (None, None)
         now = int(time.time() * 1000)
-        self._points.put(Metric(key, float(value), now, 0, model_id, name, digest, self.run_id))
+        self._queue([Metric(key, float(value), now, 0, model_id, name, digest, self.run_id)])
+
+    def _queue(self, points: Sequence[Metric]) -> None:
+        # On the disk first: what a checkpoint covers is never measured again.
+        self._journal.add(points)
+        for point in points:
+            self._points.put(point)
 
     def _write(self) -> None:
         waiting: list[Metric] = []
@@ -275,6 +265,7 @@ class Recorder:
                     waiting.append(point)
             waiting = self._flush(waiting)
         if waiting:
+            self._is_away = True
             self._warn(f"the tracking store did not take {len(waiting)} points of the curves")
 
     def _flush(self, points: list[Metric]) -> list[Metric]:
@@ -285,6 +276,7 @@ class Recorder:
             except (MlflowException, OSError) as error:
                 self._warn_once(error)
                 return points
+            self._is_away = False
             points = points[_BATCH:]
         return points
 
@@ -296,24 +288,45 @@ class Recorder:
         # Who looks from elsewhere has nothing else to tell a run that goes on from one that was killed.
         self._try(lambda: self._store.client.set_tag(self.run_id, HEARTBEAT_TAG, f"{time.time():.0f}"))
 
-    def _last_steps(self) -> dict[str, int]:
+    def _recorded(self) -> set[tuple[str, int]]:
+        """Return the metrics and steps that this run has recorded already, here or in the store."""
+        here = {(point.key, point.step) for point in read(self.folder / JOURNAL, self.run_id).points}
         keys = self._store.client.get_run(self.run_id).data.metrics
-        histories = {key: self._store.client.get_metric_history(self.run_id, key) for key in keys}
-        return {key: max(point.step for point in points) for key, points in histories.items() if points}
+        histories = [self._store.client.get_metric_history(self.run_id, key) for key in keys]
+        return here | {(point.key, point.step) for points in histories for point in points}
 
-    def _try(self, call: Callable[[], T]) -> T | None:
-        """Turn an unreachable store into a warning: a trained model is not thrown away for it."""
-        try:
-            return call()
-        except (MlflowException, OSError) as error:
-            self._warn_once(error)
-            return None
+    def _try(self, call: Callable[[], T], *left: Left) -> T | None:
+        """Turn an unreachable store into a warning: a trained model is not thrown away for it.
+
+        Args:
+            left: what is to be done later, where it cannot be done now.
+        """
+        # Each call to a server that is gone takes as long as the last one.
+        if not self._is_away or self._store.answers():
+            try:
+                return call()
+            except (MlflowException, OSError) as error:
+                self._is_away = True
+                self._warn_once(error)
+        if left:
+            with suppress(StorageError):
+                self._journal.leave(left)
+        return None
 
     def _warn_once(self, error: Exception) -> None:
+        self._is_away = True
         message = f"the tracking store {self._store.uri} failed: {first_line(error)[:200]}"
         if message != self._last_warning:
             self._last_warning = message
             self._warn(message)
+
+
+def _let_go(run_id: str) -> None:
+    """Let MLflow forget a run that it could not end: it would try again as the process exits, and say FINISHED."""
+    fluent = mlflow.tracking.fluent
+    with suppress(AttributeError, KeyError):
+        fluent._active_run_stack.get().clear()
+        fluent.run_id_to_system_metrics_monitor.pop(run_id).finish()
 
 
 def _datasets(spec: DataSpec) -> dict[SplitName, Dataset]:
@@ -325,11 +338,6 @@ def _averages(event: EpochEnded) -> dict[str, float]:
     if event.ema_val_accuracy is None or event.ema_val_loss is None:
         return {}
     return {"val/ema_accuracy": event.ema_val_accuracy, "val/ema_loss": event.ema_val_loss}
-
-
-def _model_name(name: str) -> str:
-    """Return the name without what MLflow refuses in a model's name."""
-    return re.sub(r"[/:.%\"']", "-", name)
 
 
 def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str:

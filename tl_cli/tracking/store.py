@@ -171,6 +171,16 @@ class Store:
             return Path(self._download(run_id=run.info.run_id, artifact_path=path))
         return None
 
+    def answers(self) -> bool:
+        """Whether the server says that it is there; a store on this machine always is."""
+        if not self.is_remote:
+            return True
+        try:
+            _check_server(str(mlflow.get_tracking_uri()))
+        except TrackingError:
+            return False
+        return True
+
     def local_uri(self) -> str:
         """Return the URI of a store on this machine, as other programs take it."""
         return str(mlflow.get_tracking_uri())

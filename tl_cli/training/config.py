@@ -74,6 +74,7 @@ class TrainConfig(BaseModel):
         fold: compute BatchNorm whose statistics stand still inside the convolution before it; None is what pays on the
             kind of device.
         probe: time a few steps to choose layout, precision, threads and folding, where a run is long enough.
+        checkpoint_every: steps, minutes (``5m``) or seconds (``30s``) between checkpoints within an epoch; ``0``: none.
         log_every: steps between two points of the iteration loss; 0 chooses about 50 an epoch.
     """
 
@@ -133,6 +134,7 @@ class TrainConfig(BaseModel):
     fold: bool | None = None
     probe: bool = True
     workers: Annotated[int, Field(ge=0, le=64)] = 2
+    checkpoint_every: Annotated[str, Field(pattern=r"^\d{1,9}[sm]?$")] = "5m"
     log_every: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

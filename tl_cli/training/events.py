@@ -28,6 +28,8 @@ class PhaseStarted:
         steps_per_epoch: optimizer steps.
         steps: of the whole phase; its last epoch may be cut short.
         step: optimizer steps before it.
+        ended: steps of the run's complete epochs.
+        into: steps of the epoch that goes on after a resume.
         trainable: parameters that train.
         frozen: parameters that do not.
         cached: whether it trains on features computed once.
@@ -43,6 +45,8 @@ class PhaseStarted:
     frozen: int
     cached: bool
     found: bool = False
+    ended: int = 0
+    into: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,13 +98,17 @@ class CachedFeatures:
         """Batches in one training epoch."""
         return steps_in_epoch(len(self.labels), self.batch_size, drop_single=self.drop_single)
 
-    def train(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield the features of one training epoch (``training_order``), each from a view drawn for its key."""
+    def train(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the features of one training epoch (``training_order``), each from a view drawn for its key.
+
+        Args:
+            start: batches at the beginning that are left out.
+        """
         order, keys = training_order(self.labels.numpy(), seed, epoch, balanced=self.balanced)
         chosen = self._draw(seed, epoch, keys)
         labels = self.labels[torch.from_numpy(order)].to(self.device)
-        for start in range(0, self.steps * self.batch_size, self.batch_size):
-            batch = slice(start, start + self.batch_size)
+        for first in range(start * self.batch_size, self.steps * self.batch_size, self.batch_size):
+            batch = slice(first, first + self.batch_size)
             yield Batch(self._gather(chosen[batch], order[batch]), labels[batch])
 
     def clean(self) -> Iterator[Batch]:

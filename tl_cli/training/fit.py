@@ -2,40 +2,21 @@
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
 
 from tl_cli.errors import DivergedError
 from tl_cli.evaluation.logits import Answers, answer
+from tl_cli.interrupts import held
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.events import EpochEnded, LossSampled, Observer, PhaseStarted, StepEnded, StoppedEarly, Worked
 from tl_cli.training.phases import Phase, lr_factor
 from tl_cli.training.setup import Plan, Stage, open_stage
-from tl_cli.training.state import Counters, TrainState
-from tl_cli.training.step import Stepped, train_step
-
-
-@dataclass(slots=True)
-class _Running:
-    """Sums over an epoch, kept on the device so that no step waits for them."""
-
-    loss: Tensor
-    correct: Tensor
-    images: int
-
-    @classmethod
-    def zero(cls, device: torch.device) -> "_Running":
-        return cls(torch.zeros((), device=device), torch.zeros((), device=device), 0)
-
-    def add(self, stepped: Stepped, images: int) -> None:
-        self.loss += stepped.loss * images
-        self.correct += stepped.correct
-        self.images += images
+from tl_cli.training.state import Counters, Partial, TrainState
+from tl_cli.training.step import train_step
 
 
 def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
@@ -70,14 +51,16 @@ def _run_phase(plan: Plan, phase: Phase, state: TrainState, notify: Observer) ->
             epochs=(phase.first, phase.last),
             steps_per_epoch=stage.steps,
             steps=plan.steps_of(phase),
-            step=state.counters.step,
+            step=before,
+            ended=state.counters.step,
+            into=state.partial.steps if state.partial else 0,
             trainable=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
             frozen=sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
             cached=stage.cached,
             found=stage.found,
         )
     )
-    if state.counters.epoch < phase.first:
+    if state.counters.epoch < phase.first and state.partial is None:
         _begin(state, phase, plan.config)
     for epoch in range(state.counters.epoch + 1, phase.last + 1):
         if _is_enough(plan, phase, state.counters):
@@ -90,27 +73,37 @@ def _run_phase(plan: Plan, phase: Phase, state: TrainState, notify: Observer) ->
 def _run_epoch(
     plan: Plan, stage: Stage, phase: Phase, epoch: int, state: TrainState, before: int, notify: Observer
 ) -> None:
-    config, counters = plan.config, state.counters
+    config = plan.config
     log_every = config.log_every or max(1, stage.steps // 50)
-    started = time.perf_counter()
-    running = _Running.zero(plan.machine.device)
+    if state.partial is None or state.partial.epoch != epoch:
+        state.partial = Partial.begin(epoch, plan.machine.device)
+    partial = state.partial
+    started = time.perf_counter() - partial.seconds
     stage.network.train()
     if state.average is not None:
         state.average.follow()
-    step = counters.step
+    step = state.step
     total_steps = plan.steps_of(phase)
-    for batch in islice(stage.train(epoch), before + total_steps - step):
-        _schedule(config, state, phase, step - before, total_steps)
-        step += 1
-        # Dropout is a function of (seed, step), so a resumed run draws what the whole one would have.
-        plan.machine.seed((config.seed * 1_000_003 + step) % (1 << 63))
-        stepped = train_step(stage.network, batch, state, config, stage.objective, step)
-        running.add(stepped, len(batch.labels))
-        if step % log_every == 0 or step == 1:
-            # .item() waits for the GPU, so the loss is read on few steps only.
-            notify(_sample(step, epoch, stepped.loss.item(), state))
-        notify(StepEnded(step, epoch, len(batch.labels)))
-    train_loss = _finite(float(running.loss) / running.images, step, state)
+    for batch in islice(stage.train(epoch, partial.steps), before + total_steps - step):
+        # A step is taken or not: a signal waits for its end.
+        with held():
+            state.whole = False
+            _schedule(config, state, phase, step - before, total_steps)
+            step += 1
+            # Dropout is a function of (seed, step), so a resumed run draws what the whole one would have.
+            plan.machine.seed((config.seed * 1_000_003 + step) % (1 << 63))
+            stepped = train_step(stage.network, batch, state, config, stage.objective, step)
+            partial.loss += stepped.loss * len(batch.labels)
+            partial.correct += stepped.correct
+            partial.images += len(batch.labels)
+            partial.steps += 1
+            partial.seconds = time.perf_counter() - started
+            state.whole = True
+            if step % log_every == 0 or step == 1:
+                # .item() waits for the GPU, so the loss is read on few steps only.
+                notify(_sample(step, epoch, stepped.loss.item(), state))
+            notify(StepEnded(step, epoch, len(batch.labels)))
+    train_loss = _finite(float(partial.loss) / partial.images, step, state)
     # After the loss was read, for which a GPU has to be done.
     trained = time.perf_counter()
     total = len(plan.data.parts["val"])
@@ -123,30 +116,57 @@ def _run_epoch(
     val_accuracy, val_loss = _judge(answers)
     _finite(val_loss, step, state)
     ema_accuracy, ema_loss = _judge_average(plan, stage, state, notify)
+    with held():
+        _end_epoch(plan, phase, state, notify, train_loss, (val_accuracy, val_loss), (ema_accuracy, ema_loss),
+                   (started, trained))  # fmt: skip
+
+
+def _end_epoch(
+    plan: Plan,
+    phase: Phase,
+    state: TrainState,
+    notify: Observer,
+    train_loss: float,
+    validated: tuple[float, float],
+    averaged: tuple[float | None, float | None],
+    since: tuple[float, float],
+) -> None:
+    """Count an epoch that is trained and validated, and tell of it.
+
+    Args:
+        validated: accuracy and loss.
+        averaged: the same of the averaged weights.
+        since: when the epoch began, and when its steps were done, by the clock.
+    """
+    counters, partial = state.counters, state.partial
+    assert partial is not None
+    started, trained = since
     lr_head, lr_backbone = _lrs(state)
-    if config.schedule == "plateau":
-        state.plateau.step(val_loss)
+    if plan.config.schedule == "plateau":
+        state.plateau.step(validated[1])
     seconds = time.perf_counter() - started
-    counters.epoch, counters.step, counters.seconds = epoch, step, counters.seconds + seconds
+    step = state.step
+    counters.epoch, counters.step, counters.seconds = partial.epoch, step, counters.seconds + seconds
+    state.partial = None
     ended = EpochEnded(
         phase=phase.name,
-        epoch=epoch,
+        epoch=partial.epoch,
         step=step,
         train_loss=train_loss,
-        train_accuracy=float(running.correct) / running.images,
-        val_loss=val_loss,
-        val_accuracy=val_accuracy,
+        train_accuracy=float(partial.correct) / partial.images,
+        val_loss=validated[1],
+        val_accuracy=validated[0],
         lr_head=lr_head,
         lr_backbone=lr_backbone,
         seconds=seconds,
-        images_per_second=running.images / (trained - started),
+        images_per_second=partial.images / (trained - started),
         is_best=False,
-        ema_val_accuracy=ema_accuracy,
-        ema_val_loss=ema_loss,
+        ema_val_accuracy=averaged[0],
+        ema_val_loss=averaged[1],
     )
     is_best = counters.is_better(*ended.judged)
     if is_best:
-        counters.best_epoch = epoch
+        counters.best_epoch = partial.epoch
         counters.best_val_accuracy, counters.best_val_loss = ended.judged
     notify(replace(ended, is_best=is_best))
 

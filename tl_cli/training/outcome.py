@@ -47,6 +47,7 @@ class Outcome:
 
 def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Outcome:
     """Load the best model and judge it; the test images are looked at here and nowhere before."""
+    bundle.verified_card(best)
     bundle.load_weights(best, plan.classifier.model)
     # LeViT keeps what it computed from its weights in eval mode until it trains again.
     freezing.thaw(plan.classifier.model)

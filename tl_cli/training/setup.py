@@ -221,7 +221,7 @@ class Stage:
 
     network: nn.Module
     steps: int
-    train: Callable[[int], Iterator[Batch]]
+    train: Callable[[int, int], Iterator[Batch]]
     validation: Callable[[], Iterator[Batch]]
     objective: Objective
     cached: bool
@@ -395,7 +395,7 @@ def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     return Stage(
         network=plan.network(phase),
         steps=loader.steps,
-        train=lambda epoch: loader.train(plan.augmentation, plan.config.seed, epoch),
+        train=lambda epoch, start: loader.train(plan.augmentation, plan.config.seed, epoch, start),
         validation=lambda: plan.loader(plan.data.parts["val"]).clean(),
         objective=plan.objective(mixes=True),
         cached=False,
@@ -442,7 +442,7 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     return Stage(
         network=plan.network(phase),
         steps=trained.steps,
-        train=lambda epoch: trained.train(seed, epoch),
+        train=lambda epoch, start: trained.train(seed, epoch, start),
         validation=validated.clean,
         objective=plan.objective(mixes=False),
         cached=True,

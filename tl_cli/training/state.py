@@ -1,24 +1,35 @@
-"""What a run must remember to go on: counters, optimizer, best model; written after every epoch, read to resume."""
+"""What a run must remember to go on: counters, optimizer, how far its epoch is; the best model beside it.
 
+A checkpoint is one file under a name of its own, written aside and renamed; it begins with the SHA-256 of the rest.
+The one before it stays, for the day on which the last one is torn or rotten.
+"""
+
+import hashlib
 import io
+import math
 import pickle
-from contextlib import nullcontext
+import re
+import time
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard
 from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import replacing
 from tl_cli.models import bundle
 from tl_cli.training.ema import Average
-from tl_cli.training.events import EpochEnded, Event
+from tl_cli.training.events import EpochEnded, Event, StepEnded
 
-CHECKPOINT = "last.pt"
 BEST_FOLDER = "best"
 CONFIG_FILE = "config.toml"
+CARD_FILE = "card.json"  # of the model that is trained, from before the first step
+_PREFIX = b"tl checkpoint 2\n"
+_KEPT = 2
 
 
 @dataclass(slots=True)
@@ -47,11 +58,39 @@ class Counters:
 
 
 @dataclass(slots=True)
+class Partial:
+    """How far an epoch is: sums over its steps, kept on the device so that no step waits for them.
+
+    Attributes:
+        epoch: the one that goes on.
+        steps: of it that are taken.
+        images: in them.
+        loss: sum of their losses over images, (), in nats.
+        correct: images classified correctly, ().
+        seconds: that the epoch took before it was interrupted.
+    """
+
+    epoch: int
+    loss: Tensor
+    correct: Tensor
+    steps: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def begin(cls, epoch: int, device: torch.device) -> "Partial":
+        """Return an epoch of which nothing is done."""
+        return cls(epoch, torch.zeros((), device=device), torch.zeros((), device=device))
+
+
+@dataclass(slots=True)
 class TrainState:
     """Everything that training changes.
 
     Attributes:
+        partial: the epoch that is under way; None between epochs.
         cached: first epochs of the phases that train on cached features; a run that goes on must do as it began.
+        whole: no step is half taken.
     """
 
     model: nn.Module
@@ -60,34 +99,48 @@ class TrainState:
     scaler: torch.amp.GradScaler
     average: Average | None = None
     counters: Counters = field(default_factory=Counters)
+    partial: Partial | None = None
     cached: tuple[int, ...] = ()
+    whole: bool = True
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self.counters.step + (self.partial.steps if self.partial else 0)
 
     def to_bytes(self) -> bytes:
-        """Return a checkpoint of plain types and tensors."""
+        """Return a checkpoint of plain types and tensors, after the SHA-256 of them."""
         buffer = io.BytesIO()
         torch.save(
             {
-                "format": 1,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "plateau": self.plateau.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "average": self.average.state_dict() if self.average else None,
                 "counters": asdict(self.counters),
+                "partial": asdict(self.partial) if self.partial else None,
                 "cached": list(self.cached),
             },
             buffer,
         )
-        return buffer.getvalue()
+        payload = buffer.getvalue()
+        return _PREFIX + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
 
-    def restore(self, path: Path) -> None:
+    def from_bytes(self, data: bytes) -> None:
         """Take over a checkpoint.
 
         Raises:
-            UsageError: it is missing, torn or of another model.
+            UsageError: it is torn, rotten, of another model, or of a run that trained on other features.
         """
+        saved = _verified(data)
+        began = tuple(saved["cached"])
+        if began != self.cached:
+            raise UsageError(
+                f"the phases that begin with epochs {_listed(began)} trained on cached features, now those of epochs "
+                f"{_listed(self.cached)} would; memory or free disk have changed"
+            )
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.plateau.load_state_dict(saved["plateau"])
@@ -95,49 +148,182 @@ class TrainState:
             if self.average is not None:
                 self.average.load_state_dict(saved["average"])
             self.counters = Counters(**saved["counters"])
-            began = tuple(saved["cached"])
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise UsageError(f"cannot resume from {path}: {first_line(error)}") from error
-        if began != self.cached:
-            raise UsageError(
-                f"cannot resume from {path}: the phases that begin with epochs {_listed(began)} trained on cached "
-                f"features, now those of epochs {_listed(self.cached)} would; memory or free disk have changed"
-            )
+            device = next(self.model.parameters()).device
+            partial = saved["partial"]
+            self.partial = Partial(**_on(device, partial)) if partial else None
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"it is of another model: {first_line(error)}") from error
+
+    def restore(self, folder: Path) -> list[str]:
+        """Take over the newest checkpoint of a folder that is whole; without any the run begins anew.
+
+        Returns:
+            What is wrong with newer ones, for people.
+
+        Raises:
+            UsageError: there are checkpoints, and none can be used.
+        """
+        problems: list[str] = []
+        found = checkpoints(folder)
+        for path in found:
+            try:
+                data = path.read_bytes()
+                _check_digest(data)
+            except (OSError, UsageError) as error:
+                problems.append(f"{path.name} cannot be used: {first_line(error)}")
+                continue
+            try:
+                self.from_bytes(data)
+            except UsageError as error:
+                raise UsageError(f"cannot resume from {path}: {error}") from error
+            return problems
+        if found:
+            raise UsageError(f"cannot resume from {folder}: {'; '.join(problems)}")
+        return problems
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run, the newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+def _check_digest(data: bytes) -> bytes:
+    """Return what follows the digest of a checkpoint.
+
+    Raises:
+        UsageError: it is not what was written.
+    """
+    if not data.startswith(_PREFIX):
+        raise UsageError("it is torn, or no checkpoint of this version")
+    digest, _, payload = data[len(_PREFIX) :].partition(b"\n")
+    if digest != hashlib.sha256(payload).hexdigest().encode():
+        raise UsageError("it is damaged: its SHA-256 is not the one that it was written with")
+    return payload
+
+
+def _verified(data: bytes) -> dict[str, Any]:
+    try:
+        saved: dict[str, Any] = torch.load(io.BytesIO(_check_digest(data)), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise UsageError(f"it cannot be read: {first_line(error)}") from error
+    return saved
+
+
+def _on(device: torch.device, values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in values.items()}
+
+
+def _is_sound(state: TrainState) -> bool:
+    """Whether losses and weights are finite: from others nothing can go on."""
+    loss = state.partial.loss if state.partial else torch.zeros(())
+    values = [value for value in state.model.state_dict().values() if value.is_floating_point()]
+    return math.isfinite(float(loss)) and all(bool(torch.isfinite(value).all()) for value in values)
 
 
 def _listed(epochs: tuple[int, ...]) -> str:
     return ", ".join(map(str, epochs)) or "none"
 
 
-class Saver:
-    """An observer that writes the state after every epoch, and the model whenever it is the best so far.
+@dataclass(frozen=True, slots=True)
+class Every:
+    """How often a checkpoint is written within epochs: after so many steps or seconds; 0 and 0: at their ends alone."""
 
-    It is told first, so that what the others show and record is safe on the disk.
+    steps: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Every":
+        """Return what ``200`` (steps), ``5m``, ``30s`` or ``0`` ask for.
+
+        Raises:
+            UsageError: it is none of these.
+        """
+        found = re.fullmatch(r"(\d+)([sm]?)", text.strip())
+        if found is None:
+            raise UsageError(f"--checkpoint-every {text!r} is neither steps, such as 200, nor time, such as 5m or 30s")
+        number = int(found[1])
+        return cls(seconds=number * (60 if found[2] == "m" else 1)) if found[2] else cls(steps=number)
+
+
+class Saver:
+    """An observer that writes checkpoints, and the model whenever it is the best so far.
+
+    Args:
+        every: besides the ends of epochs.
     """
 
-    def __init__(self, folder: Path, state: TrainState, card: ModelCard) -> None:
+    def __init__(self, folder: Path, state: TrainState, card: ModelCard, every: Every | None = None) -> None:
         self.folder = folder
         self._state = state
         self._card = card
+        self._every = every or Every()
+        self._saved_at = time.monotonic()
+        self._saved: tuple[int, bool] | None = None  # step, and whether its epoch had ended
 
     def __call__(self, event: Event) -> None:
-        """Save at the end of an epoch.
+        """Save at the end of an epoch, and after a step where it is time to.
 
         Raises:
             StorageError: the disk is full or may not be written; what was saved before is intact.
         """
-        if not isinstance(event, EpochEnded):
-            return
-        if event.is_best:
-            facts = {"epoch": event.epoch, "val_accuracy": event.judged[0], "averaged": event.averaged}
-            average = self._state.average
-            with average.applied() if average is not None and event.averaged else nullcontext():
-                bundle.save(self.folder / BEST_FOLDER, self._state.model, self._card.model_copy(update=facts))
-        with replacing(self.folder / CHECKPOINT) as file:
-            file.write(self._state.to_bytes())
+        if isinstance(event, StepEnded):
+            if self._is_time(event.step):
+                self.save()
+        elif isinstance(event, EpochEnded):
+            if event.is_best:
+                self._save_best(event)
+            self.save()
+
+    def begin(self) -> None:
+        """Write down what is trained, before anything is.
+
+        Raises:
+            StorageError: the disk is full or may not be written.
+        """
+        bundle.write_card(self.folder, self._card, CARD_FILE)
+
+    def save(self) -> bool:
+        """Write a checkpoint, unless this very step is saved, half taken, or past all hope; return whether it is safe.
+
+        Raises:
+            StorageError: the disk is full or may not be written; what was saved before is intact.
+        """
+        state, partial = self._state, self._state.partial
+        if not state.whole or not _is_sound(state):
+            return False
+        self._saved_at = time.monotonic()
+        if self._saved == (state.step, partial is None):
+            return True
+        with replacing(self.folder / f"step-{state.step:08d}.ckpt") as file:
+            file.write(state.to_bytes())
+        self._saved = (state.step, partial is None)
+        for old in checkpoints(self.folder)[_KEPT:]:
+            with suppress(OSError):
+                old.unlink()
+        return True
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self._state.step
 
     @property
     def best(self) -> Path | None:
         """The folder of the best model so far, or None before the first epoch's end."""
         folder = self.folder / BEST_FOLDER
         return folder if (folder / bundle.CARD_FILE).exists() else None
+
+    def _is_time(self, step: int) -> bool:
+        if self._every.steps:
+            return step % self._every.steps == 0
+        return bool(self._every.seconds) and time.monotonic() - self._saved_at >= self._every.seconds
+
+    def _save_best(self, event: EpochEnded) -> None:
+        facts = {"epoch": event.epoch, "val_accuracy": event.judged[0], "averaged": event.averaged}
+        average = self._state.average
+        with average.applied() if average is not None and event.averaged else nullcontext():
+            bundle.save(self.folder / BEST_FOLDER, self._state.model, self._card.model_copy(update=facts))

@@ -146,8 +146,9 @@ class LiveScreen:
         now = self._clock()
         if isinstance(event, PhaseStarted):
             self._phase, self._phase_started, self._phase_steps = event, now, 0
-            self._step = self._epoch_ended_at_step = event.step
-            self._epoch = event.epochs[0]
+            self._epoch_ended_at_step = max(event.step, event.ended)
+            self._step = self._epoch_ended_at_step + event.into
+            self._epoch = max(event.epochs[0], len(self._history.epochs) + 1)
             self._work, self._speed = None, 0.0
             self._last_step_at = now
         elif isinstance(event, StepEnded):

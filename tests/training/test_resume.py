@@ -1,0 +1,161 @@
+"""A run that was stopped and goes on is the run that was never stopped, from wherever it was stopped."""
+
+import hashlib
+import signal
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.test_fit import plan_for
+from tl_cli.errors import Interrupted
+from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, Worked
+from tl_cli.training.fit import fit
+from tl_cli.training.setup import new_state
+from tl_cli.training.state import Saver, TrainState
+
+SMALL = "timm/test_efficientnet"
+
+
+def bits(state: TrainState) -> str:
+    """A digest of everything that training changes but the time."""
+    found = hashlib.sha256()
+
+    def take(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(value, dict):
+            for key in value:
+                found.update(str(key).encode())
+                take(value[key])
+        elif isinstance(value, list | tuple):
+            for each in value:
+                take(each)
+        else:
+            found.update(repr(value).encode())
+
+    counters = astuple(state.counters)[:-1]
+    take([state.model.state_dict(), state.optimizer.state_dict(), state.plateau.state_dict(), counters])
+    take(state.average.state_dict() if state.average else None)
+    return found.hexdigest()
+
+
+def told(events: list[Event], after: int) -> list[tuple[object, ...]]:
+    """What was told of the steps after one, but for times."""
+    samples = [
+        (e.step, e.loss, e.lr_head, e.lr_backbone) for e in events if isinstance(e, LossSampled) and e.step > after
+    ]
+    epochs = [
+        (e.step, e.train_loss, e.train_accuracy, e.val_loss, e.val_accuracy, e.is_best, e.ema_val_accuracy, e.lr_head)
+        for e in events
+        if isinstance(e, EpochEnded) and (e.step > after or (e.step == after))
+    ]
+    return [*samples, *epochs]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that was never stopped, and a checkpoint after each of its steps and epochs."""
+
+    settings: dict[str, object]
+    events: list[Event]
+    saved: dict[int, bytes]
+    bits: str
+
+
+CASES = {
+    "cached head, one-cycle, average": {"feature_cache": True, "ema": 0.9, "schedule": "one-cycle"},
+    "images, plateau, BatchNorm learns": {"feature_cache": False, "schedule": "plateau", "bn": "train"},
+    "mixup, accumulation, balanced, dropout": {
+        "feature_cache": True, "mixup": 0.4, "accumulate": 2, "batch_size": 4, "sampler": "balanced", "dropout": 0.5,
+        "schedule": "cosine",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[(case, workers) for case in CASES for workers in (0, 2)], ids=str)
+def whole(request: pytest.FixtureRequest, odd_pictures: Path) -> Whole:
+    case, workers = request.param
+    # 43 training images: 4 epochs of 6 steps, the backbone frozen in the first two.
+    settings = {"model": SMALL, "augment": "blog", "epochs": 4, "freeze_epochs": 2, "batch_size": 8,
+                "log_every": 1, "workers": workers, **CASES[case]}  # fmt: skip
+    plan = plan_for(odd_pictures, **settings)
+    state = new_state(plan)
+    events: list[Event] = []
+    saved: dict[int, bytes] = {}
+
+    def observe(event: Event) -> None:
+        events.append(event)
+        # Of a last step both: before its epoch is validated, and after.
+        if isinstance(event, StepEnded):
+            saved[event.step] = state.to_bytes()
+        elif isinstance(event, EpochEnded):
+            saved[-event.step] = state.to_bytes()
+
+    fit(plan, state, observe)
+    assert max(saved) == 24
+    return Whole(settings, events, saved, bits(state))
+
+
+def test_a_run_resumed_after_any_step_ends_bit_for_bit_as_the_whole_one(whole: Whole, odd_pictures: Path) -> None:
+    plan = plan_for(odd_pictures, **whole.settings)
+    for place, data in whole.saved.items():
+        # The same model object, as different as training has made it.
+        again = new_state(plan)
+        again.from_bytes(data)
+        assert again.step == abs(place)
+        later: list[Event] = []
+        fit(plan, again, later.append)
+        assert bits(again) == whole.bits, f"resumed after step {place}"
+        expected = [each for each in told(whole.events, abs(place)) if place > 0 or each[0] != -place]
+        assert told(later, abs(place)) == expected, f"resumed after step {place}"
+
+
+@pytest.mark.parametrize("where", ["a step", "validation", "caching", "the end of an epoch"])
+def test_a_signal_is_heeded_where_a_run_can_go_on(odd_pictures: Path, tmp_path: Path, where: str, monkeypatch) -> None:
+    import os
+
+    from tl_cli import interrupts
+
+    monkeypatch.setattr(interrupts, "_signalled_at", -1.0)
+    settings = {"model": SMALL, "epochs": 2, "freeze_epochs": 1, "batch_size": 8}
+    plan = plan_for(odd_pictures, **settings)
+    expected = new_state(plan)
+    fit(plan, expected, lambda event: None)
+    plan = plan_for(odd_pictures, **settings)
+    state = new_state(plan)
+    saver = Saver(tmp_path, state, plan.card())
+    sent_at: list[int] = []
+    steps_after: list[int] = []
+
+    def observe(event: Event) -> None:
+        saver(event)
+        if sent_at and isinstance(event, StepEnded):
+            steps_after.append(event.step)
+        wanted = {
+            "a step": isinstance(event, StepEnded) and event.step == 8,
+            "validation": isinstance(event, Worked) and event.activity == "validating",
+            "caching": isinstance(event, Worked) and event.activity == "caching features",
+            "the end of an epoch": isinstance(event, EpochEnded),
+        }[where]
+        if wanted and not sent_at:
+            sent_at.append(state.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = {name: signal.getsignal(getattr(signal, name)) for name in interrupts.NAMES}
+    interrupts.listen()
+    try:
+        with pytest.raises(Interrupted) as stopped:
+            fit(plan, state, observe)
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+    assert stopped.value.exit_code == 143
+    assert steps_after == []
+    assert saver.save()
+    again = new_state(plan)
+    again.restore(tmp_path)
+    assert again.step == sent_at[0]
+    fit(plan, again, lambda event: None)
+    assert bits(again) == bits(expected)

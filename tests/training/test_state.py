@@ -1,0 +1,183 @@
+"""What a run leaves on the disk is whole, or is seen not to be."""
+
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.test_fit import plan_for
+from tests.training.test_resume import SMALL, bits
+from tl_cli.errors import DivergedError, StorageError, UsageError, WeightsError
+from tl_cli.models import bundle, zoo
+from tl_cli.training import setup
+from tl_cli.training.events import EpochEnded, Event, StepEnded
+from tl_cli.training.fit import fit
+from tl_cli.training.setup import new_state
+from tl_cli.training.state import BEST_FOLDER, Every, Saver, checkpoints
+
+
+def test_checkpoints_come_after_so_many_steps_and_two_are_kept(odd_pictures: Path, tmp_path: Path) -> None:
+    plan = plan_for(odd_pictures, model=SMALL, epochs=4, freeze_epochs=2, batch_size=8)
+    state = new_state(plan)
+    saver = Saver(tmp_path, state, plan.card(), Every.parse("4"))
+    seen: list[list[str]] = []
+
+    def observe(event: Event) -> None:
+        saver(event)
+        if isinstance(event, StepEnded | EpochEnded):
+            seen.append([path.name for path in checkpoints(tmp_path)])
+
+    fit(plan, state, observe)
+    assert [f"step-{step:08d}.ckpt" for step in (4, 6, 8, 12, 16, 18, 20, 24)] == sorted(
+        {n for names in seen for n in names}
+    )
+    assert all(len(names) <= 2 for names in seen)
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize(
+    ("text", "every"), [("200", Every(200)), ("5m", Every(0, 300)), ("30s", Every(0, 30)), ("0", Every())]
+)
+def test_how_often_is_said_in_steps_or_time(text: str, every: Every) -> None:
+    assert Every.parse(text) == every
+    with pytest.raises(UsageError, match="neither steps"):
+        Every.parse("often")
+
+
+@pytest.fixture(scope="module")
+def saved_run(odd_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[setup.Plan, Path]:
+    """A run with two checkpoints and a best model."""
+    folder = tmp_path_factory.mktemp("saved")
+    plan = plan_for(odd_pictures, model=SMALL, epochs=2, freeze_epochs=1, batch_size=8)
+    state = new_state(plan)
+    fit(plan, state, Saver(folder, state, plan.card()))
+    return plan, folder
+
+
+def damaged(whole: bytes, kind: str, number: int) -> bytes:
+    places = np.random.default_rng(number)
+    if kind == "truncated":
+        return whole[: places.integers(0, len(whole))]
+    data = bytearray(whole)
+    # Half of them in the beginning, where formats keep what they are.
+    place = int(places.integers(0, min(len(data), 2000) if number % 2 else len(data)))
+    data[place] ^= 1 << int(places.integers(0, 8))
+    return bytes(data)
+
+
+DAMAGES = [("flipped", number) for number in range(400)] + [("truncated", number) for number in range(200)]
+
+
+def test_a_damaged_checkpoint_is_always_seen_and_the_one_before_it_used(saved_run, tmp_path: Path) -> None:
+    plan, folder = saved_run
+    newest, before = checkpoints(folder)
+    whole_bytes = newest.read_bytes()
+    (tmp_path / before.name).write_bytes(before.read_bytes())
+    state = new_state(plan)
+    for number, (kind, seed) in enumerate(DAMAGES):
+        data = damaged(whole_bytes, kind, seed)
+        with pytest.raises(UsageError):
+            state.from_bytes(data)
+        if number % 60 == 0:
+            (tmp_path / newest.name).write_bytes(data)
+            (problem,) = state.restore(tmp_path)
+            assert newest.name in problem
+            assert state.step == 6
+    (tmp_path / before.name).write_bytes(b"")
+    with pytest.raises(UsageError, match=rf"{newest.name} cannot be used.*{before.name} cannot be used"):
+        state.restore(tmp_path)
+
+
+@pytest.mark.parametrize("name", [bundle.WEIGHTS_FILE, bundle.CARD_FILE])
+def test_a_damaged_saved_model_is_always_seen(saved_run, tmp_path: Path, name: str) -> None:
+    _, folder = saved_run
+    for each in (bundle.WEIGHTS_FILE, bundle.CARD_FILE):
+        (tmp_path / each).write_bytes((folder / BEST_FOLDER / each).read_bytes())
+    bundle.verified_card(tmp_path)
+    whole_bytes = (tmp_path / name).read_bytes()
+    for kind, seed in DAMAGES:
+        (tmp_path / name).write_bytes(damaged(whole_bytes, kind, seed))
+        with pytest.raises(WeightsError):
+            bundle.verified_card(tmp_path)
+    with pytest.raises(WeightsError):
+        zoo.restore(tmp_path)
+
+
+def test_a_model_whose_saving_was_cut_short_is_whole_at_every_moment(saved_run, tmp_path: Path, monkeypatch) -> None:
+    plan, folder = saved_run
+    card = bundle.verified_card(folder / BEST_FOLDER)
+    renamed = Path.replace
+
+    class CutError(Exception):
+        pass
+
+    for cut in range(1, 4):
+        target = tmp_path / str(cut)
+        bundle.save(target, plan.classifier.model, card.model_copy(update={"epoch": 1}))
+        with torch.no_grad():
+            next(plan.classifier.model.parameters()).add_(1)
+        calls = []
+
+        def replace(self: Path, to: Path, cut: int = cut, calls: list = calls) -> Path:
+            calls.append(to)
+            if len(calls) == cut:
+                raise CutError
+            return renamed(self, to)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        with pytest.raises(CutError):
+            bundle.save(target, plan.classifier.model, card.model_copy(update={"epoch": 2}))
+        monkeypatch.setattr(Path, "replace", renamed)
+        # The old one until the new weights are there, and then the new one.
+        assert bundle.verified_card(target).epoch == (1 if cut < 3 else 2)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file may grow beyond this, as on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_fills_while_a_checkpoint_is_written_costs_nothing(saved_run, tmp_path: Path) -> None:
+    plan, _ = saved_run
+    state = new_state(plan)
+    saver = Saver(tmp_path, state, plan.card())
+    assert saver.save()
+    first = bits(state)
+    size = len(state.to_bytes())
+    for offset in np.linspace(0, size - 1, 20).astype(int):
+        state.counters.step += 1
+        with largest_file(int(offset)), pytest.raises(StorageError, match=r"cannot write .*step-0.*ckpt"):
+            saver.save()
+        again = new_state(plan)
+        assert again.restore(tmp_path) == []
+        assert again.step == 0
+        assert bits(again) == first
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000000.ckpt"]
+
+
+def test_weights_that_are_past_all_hope_are_not_saved(odd_pictures: Path, tmp_path: Path) -> None:
+    plan = plan_for(odd_pictures, model=SMALL, epochs=2, freeze_epochs=1, batch_size=8, log_every=4,
+                    unfreeze_lr=1e30, schedule="constant", optimizer="sgd")  # fmt: skip
+    state = new_state(plan)
+    saver = Saver(tmp_path, state, plan.card(), Every(steps=1))
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at step (8|12) \(lr 1e\+30\); try a lower --lr"):
+        fit(plan, state, saver)
+    assert not saver.save()
+    good = new_state(plan)
+    assert good.restore(tmp_path) == []
+    assert good.step < 12
+    assert all(bool(torch.isfinite(value).all()) for value in good.model.state_dict().values())
+    assert bundle.verified_card(tmp_path / BEST_FOLDER).epoch == 1

@@ -1,0 +1,66 @@
+"""Signals become exceptions: at once where that harms nothing, at the end of a block that must not be left halfway.
+
+The second signal of a person who cannot wait is raised at once wherever it comes.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from tl_cli.errors import Interrupted
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+# A nervous double press is one.
+_SAME_PRESS_S = 1.0
+
+_depth = 0
+_waiting: int | None = None
+_signalled_at = -1.0
+
+
+def listen() -> None:
+    """Raise ``Interrupted`` for Ctrl-C, SIGTERM and SIGHUP from now on."""
+    for name in NAMES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _handle)
+
+
+def ignore() -> None:
+    """Let no signal disturb what is left to do."""
+    for name in NAMES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep a signal until the block is done, and raise it then: what the block changes is never left half changed.
+
+    Raises:
+        Interrupted: a signal came meanwhile; from within the block, if it was the second one.
+    """
+    global _depth, _waiting
+    _depth += 1
+    try:
+        yield
+    finally:
+        _depth -= 1
+        if _depth == 0 and _waiting is not None:
+            signum, _waiting = _waiting, None
+            raise Interrupted(signum)
+
+
+def _handle(signum: int, frame: FrameType | None) -> None:
+    global _waiting, _signalled_at
+    now = time.monotonic()
+    is_double = 0 <= now - _signalled_at < _SAME_PRESS_S
+    _signalled_at = now
+    if is_double:
+        return
+    if _depth and _waiting is None:
+        _waiting = signum
+        return
+    _waiting = None
+    raise Interrupted(signum)

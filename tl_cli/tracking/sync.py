@@ -1,0 +1,99 @@
+"""What a run's journal has and its store has not: sent when the store can be reached again."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Metric, Run
+
+from tl_cli.tracking.journal import JOURNAL, Left, forget_left, read
+from tl_cli.tracking.listing import status_of
+from tl_cli.tracking.models import Naming, log_model
+from tl_cli.tracking.overview import refresh
+from tl_cli.tracking.store import STATE_ROOT, Store
+
+_BATCH = 1000  # what a store takes at once
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """What a run was missing in its store: points of its curves, other pieces of its record, and how it ended."""
+
+    points: int
+    pieces: int
+    status: str | None
+
+
+def journaled_runs() -> list[str]:
+    """Return the ids of the runs whose journals are in this folder."""
+    return [path.parents[1].name for path in sorted(STATE_ROOT.glob(f"*/*/state/{JOURNAL}"))]
+
+
+def goes_on(store: Store, run: Run) -> bool:
+    """Whether a run is still writing its journal."""
+    ended = read(store.state_folder(run) / JOURNAL, str(run.info.run_id)).ending is not None
+    return not ended and status_of(run) == "running"
+
+
+def sync(store: Store, run: Run) -> Synced:
+    """Send what the store has not: each point once, with the time at which it was measured.
+
+    Raises:
+        TrackingError: the store cannot be used.
+        StorageError: the journal cannot be written.
+    """
+    run_id = str(run.info.run_id)
+    path = store.state_folder(run) / JOURNAL
+    recorded = read(path, run_id)
+    with store.reported():
+        waiting = missing(store, run_id, recorded.points)
+        for start in range(0, len(waiting), _BATCH):
+            store.client.log_batch(run_id, metrics=waiting[start : start + _BATCH])
+        for work in recorded.left:
+            _do(store, run_id, work)
+        status = None
+        if recorded.ending is not None and run.info.status == "RUNNING":
+            status = recorded.ending.status
+            store.client.set_terminated(run_id, status, end_time=recorded.ending.at)
+    if recorded.left:
+        forget_left(path)
+    if waiting or recorded.left or status:
+        refresh(store, [str(run.info.experiment_id)])
+    return Synced(len(waiting), len(recorded.left), status)
+
+
+def _do(store: Store, run_id: str, work: Left) -> None:
+    """Do what a run had to leave."""
+    if work.kind == "tag":
+        store.client.set_tag(run_id, work.name, work.value)
+    elif work.kind == "param":
+        store.client.log_param(run_id, work.name, work.value)
+    elif work.kind == "file":
+        if Path(work.name).exists():
+            store.client.log_artifact(run_id, work.name, work.value or None)
+    elif Path(work.name).exists():
+        status = store.client.get_run(run_id).info.status
+        mlflow.start_run(run_id=run_id)
+        try:
+            log_model(Path(work.name), Naming.from_json(work.value))
+        finally:
+            # It stood as it stands.
+            mlflow.end_run("RUNNING" if status == "RUNNING" else status)
+
+
+def missing(store: Store, run_id: str, points: Iterable[Metric]) -> list[Metric]:
+    """Return those points that a store has not, by metric and step; of figures without a step by their time."""
+    by_key: dict[str, list[Metric]] = {}
+    for point in points:
+        by_key.setdefault(point.key, []).append(point)
+    found: list[Metric] = []
+    for key, of_key in by_key.items():
+        there = store.client.get_metric_history(run_id, key)
+        known = {_place(point) for point in there}
+        found += [point for point in of_key if _place(point) not in known]
+    return found
+
+
+def _place(point: Metric) -> tuple[int, int]:
+    return (point.step, 0 if point.step else point.timestamp)
