@@ -1,0 +1,137 @@
+"""Killed at any moment, a run goes on as if nothing had been: 25 times here, ``python -m tests.test_kills 200`` for more."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import tl_process
+from tl_cli.training.state import _verified, checkpoints
+
+TRAIN = ("train", "timm/test_efficientnet", "--weights", "none", "--input-size", "32", "--epochs", "4", "--freeze-epochs",
+         "2", "--batch-size", "8", "--log-every", "1", "--workers", "0", "--checkpoint-every", "1", "--schedule", "one-cycle",
+         "--threads", "1")  # fmt: skip
+TRIALS = 25
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a run has come to."""
+
+    weights: dict[str, torch.Tensor]
+    points: dict[tuple[str, int], float]
+    doubled: list[tuple[str, int]]
+
+
+def run_tl(folder: Path, *arguments: str, kill: "random.Random | None" = None, writing: bool = False) -> int | None:
+    """Run tl, killed at a random moment of its training if asked to; return how it ended.
+
+    Args:
+        writing: kill it while a checkpoint is being written.
+    """
+    with (folder / "said").open("ab") as said:
+        process = tl_process(*arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(),
+                             MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", TL_CACHE_DIR=str(folder / "cache"))  # fmt: skip
+    if kill is not None:
+        while process.is_alive() and not list(folder.glob("mlruns/*/*/state/card.json")):
+            time.sleep(0.005)
+        time.sleep(kill.uniform(0, 1.5))
+        deadline = time.monotonic() + 1
+        while writing and process.is_alive() and time.monotonic() < deadline:
+            if list(folder.glob("mlruns/*/*/state/.step-*.tmp")):
+                break
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+    process.join(120)
+    return process.exitcode
+
+
+def outcome_of(folder: Path) -> Ended:
+    (state,) = folder.glob("mlruns/*/*/state")
+    saved = _verified(checkpoints(state)[0].read_bytes())
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        rows = database.execute(
+            "select key, step, value from metrics where key not like 'system/%' and key not like 'time/%'"
+        ).fetchall()
+    counted = Counter((key, step) for key, step, _ in rows)
+    return Ended(
+        saved["model"], {(key, step): value for key, step, value in rows}, [k for k, n in counted.items() if n > 1]
+    )
+
+
+def whole_run(folder: Path, database: Path, data: Path) -> Ended:
+    folder.mkdir()
+    shutil.copy(database, folder / "mlflow.db")
+    assert run_tl(folder, *TRAIN, "--data", str(data)) == 0, (folder / "said").read_text()
+    return outcome_of(folder)
+
+
+def killed_run(folder: Path, database: Path, data: Path, seed: int) -> tuple[Ended, bool]:
+    """Kill a run, and now and then what resumes it too; return what came of it, and whether it was killed at all."""
+    chance = random.Random(seed)
+    folder.mkdir()
+    shutil.copy(database, folder / "mlflow.db")
+    code = run_tl(folder, *TRAIN, "--data", str(data), kill=chance, writing=seed % 2 == 1)
+    was_killed = code == -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        again = chance if chance.random() < 0.2 else None
+        code = run_tl(folder, "train", "--resume", "latest", kill=again)
+    assert code == 0, (folder / "said").read_text()
+    return outcome_of(folder), was_killed
+
+
+def check(ended: Ended, whole: Ended, seed: int) -> None:
+    assert ended.weights.keys() == whole.weights.keys()
+    different = [key for key, value in whole.weights.items() if not torch.equal(value, ended.weights[key])]
+    assert not different, f"trial {seed}: {different[:3]}"
+    assert not ended.doubled, f"trial {seed}: recorded twice: {ended.doubled[:3]}"
+    assert ended.points == whole.points, f"trial {seed}"
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    whole = whole_run(tmp_path / "whole", ready_database, colours)
+    assert len([key for key, step in whole.points if key == "step/loss"]) == 24
+    killed = 0
+    for seed in range(TRIALS):
+        ended, was_killed = killed_run(tmp_path / str(seed), ready_database, colours, seed)
+        check(ended, whole, seed)
+        killed += was_killed
+        shutil.rmtree(tmp_path / str(seed))
+    assert killed >= TRIALS * 0.8
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    import mlflow
+
+    from tests.conftest import COLOURS, write_pictures
+
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db").search_experiments()
+        write_pictures(root / "data" / "train", COLOURS, 16)
+        write_pictures(root / "data" / "test", COLOURS, 6)
+        reference = whole_run(root / "whole", root / "mlflow.db", root / "data")
+        times = 0
+        for number in range(count):
+            found, hit = killed_run(root / str(number), root / "mlflow.db", root / "data", number)
+            check(found, reference, number)
+            times += hit
+            shutil.rmtree(root / str(number))
+            print(f"{number + 1} of {count}, {times} killed", end="\r", flush=True)
+        print(f"{count} of {count} went on as if nothing had been; {times} had been killed")
