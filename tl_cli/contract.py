@@ -81,6 +81,7 @@ class DataSpec(Fact):
         val_fraction: share of the training images held out, where the source has no validation part.
         test_fraction: share held out as test where the source is classes only.
         limit: at most so many images a part, stratified; None is all.
+        on_bad_image: what happens to files that cannot be decoded: they are named, or left out before the split.
         splits: the parts that came out.
     """
 
@@ -91,6 +92,7 @@ class DataSpec(Fact):
     val_fraction: float = 0.1
     test_fraction: float = 0.1
     limit: int | None = None
+    on_bad_image: Literal["error", "skip"] = "error"
     splits: dict[SplitName, Split] = {}
 
 

@@ -257,11 +257,20 @@ def test_a_run_that_failed_at_its_very_end_is_judged_on_resume(tl, workplace: Pa
             write_pictures(Path("data") / part, {name: colour}, count, size=60 + 10 * index)
     bad = Path("data/test/red/003.png")
     whole = bad.read_bytes()
-    bad.write_bytes(whole[:200])
-    failed = tl("train", *QUICK, "--data", "data")
-    assert failed.code == 2
-    assert "red/003.png" in failed.err.replace("\n", "")
-    assert "tl train --resume" in failed.err
+    reader, writer = os.pipe()
+    with open("stderr.txt", "w+") as said, open(reader) as stdout:
+        process = tl_process("train", *QUICK, "--data", "data", cwd=workplace, stdout=writer, stderr=said.fileno())
+        os.close(writer)
+        # It was whole when all files were looked at.
+        assert any("epoch 1/" in line for line in stdout)
+        bad.write_bytes(whole[:200])
+        stdout.read()
+        process.join(60)
+        said.seek(0)
+        err = said.read()
+    assert process.exitcode == 2
+    assert "red/003.png" in err.replace("\n", "")
+    assert "tl train --resume" in err
     bad.write_bytes(whole)
     assert tl("train", "--resume", "latest").code == 0
     metrics = open_store(None).find("latest").data.metrics

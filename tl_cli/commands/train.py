@@ -68,6 +68,12 @@ def train(
             help="none, or balanced: rare classes weigh more in the loss.", metavar="NAME", rich_help_panel=_DATA
         ),
     ] = None,
+    on_bad_image: Annotated[
+        str | None,
+        typer.Option(
+            help="error, or skip: leave files out that cannot be decoded.", metavar="NAME", rich_help_panel=_DATA
+        ),
+    ] = None,
     input_size: Annotated[
         int | None, typer.Option(help="Side of the network's input in pixels.", rich_help_panel=_DATA)
     ] = None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tl_cli.contract import SPLIT_NAMES, DataSpec, Split, SplitName
-from tl_cli.data import archive, folder, listing, published, splits
+from tl_cli.data import archive, checks, folder, listing, published, splits
 from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages, Images, PackedImages, are_same, describe, pack, shared
@@ -49,7 +49,7 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
         DownloadError: it must be fetched and cannot be.
     """
     source = locate(spec.source)
-    found = _open(source, cache_folder(spec.data_dir), progress)
+    found = _readable(_open(source, cache_folder(spec.data_dir), progress), spec, workers, progress)
     return _labelled(found, _split(found, spec), spec.model_copy(update={"source": source}), workers, progress)
 
 
@@ -80,7 +80,7 @@ def open_to_judge(then: DataSpec, source: str, *, data_dir: str | None, progress
         DownloadError: it must be fetched and cannot be.
     """
     spec = then.model_copy(update={"source": locate(source), "data_dir": data_dir or then.data_dir, "splits": {}})
-    found = _open(spec.source, cache_folder(spec.data_dir), progress, fewest=1)
+    found = _readable(_open(spec.source, cache_folder(spec.data_dir), progress, fewest=1), spec, 2, progress)
     is_same_place = spec.source == then.source
     own = {} if is_same_place else _own_images(then, progress)
     # A few images cannot be split, and then are not its own.
@@ -99,7 +99,7 @@ def _own_images(then: DataSpec, progress: Progress) -> dict[SplitName, Images]:
     """Return the images of a training by part, as they are where they were; nothing where they are not at hand."""
     with suppress(DataError):
         if is_at_hand(then):
-            return _split(_open(then.source, cache_folder(then.data_dir), progress), then)
+            return _split(_readable(_open(then.source, cache_folder(then.data_dir), progress), then, 2, progress), then)
     return {}
 
 
@@ -121,6 +121,13 @@ def _budget() -> int:
     return min(_PACK_LIMIT_BYTES, memory_bytes() // 4)
 
 
+def _readable(found: Found, spec: DataSpec, workers: int, progress: Progress) -> Found:
+    """Return the images as they are, or without those that cannot be decoded where the spec says so."""
+    if spec.on_bad_image == "error":
+        return found  # they are named as they are decoded, or before they stream
+    return checks.without_unreadable(found, workers=workers, progress=progress)
+
+
 def _whole(found: Found, parts: Mapping[SplitName, Images], spec: DataSpec) -> LabelledData:
     described = _described(parts, found.classes)
     ordered = {name: parts[name] for name in described}
@@ -131,17 +138,30 @@ def _whole(found: Found, parts: Mapping[SplitName, Images], spec: DataSpec) -> L
 def _labelled(
     found: Found, parts: Mapping[SplitName, Images], spec: DataSpec, workers: int, progress: Progress
 ) -> LabelledData:
-    """Return the parts described and, where they are small, decoded."""
+    """Return the parts described and, where they are small, decoded; else each file was looked at.
+
+    Raises:
+        DataError: some cannot be decoded; names all of them.
+    """
     whole = _whole(found, parts, spec)
+    files = {name: images for name, images in whole.parts.items() if isinstance(images, FileImages)}
     packed: dict[SplitName, Images] = {}
     store = Store(cache_root() / "decoded")
     budget = _budget()
     for name, images in whole.parts.items():
         if isinstance(images, FileImages):
-            images = pack(images, budget_bytes=budget, workers=workers, progress=progress, store=store)
+            try:
+                images = pack(images, budget_bytes=budget, workers=workers, progress=progress, store=store)
+            except DataError:
+                checks.check_all(files, workers=workers, progress=progress)
+                raise
         if isinstance(images, PackedImages):
             budget -= images.pixels.nbytes
         packed[name] = images
+    # Those that stream would be found out in the middle of the training.
+    streams = any(isinstance(images, FileImages) for images in packed.values())
+    if streams and spec.on_bad_image == "error":
+        checks.check_all(files, workers=workers, progress=progress)
     notes, source = whole.notes, spec.source
     if source in BUILT_IN and Path(source).exists():
         notes += (f"--data {source} is the published set; for what is here under that name, write --data ./{source}",)

@@ -69,6 +69,7 @@ class TrainConfig(BaseModel):
         feature_dtype: in which features are kept.
         limit: at most so many images a part, stratified; None is all.
         val_fraction: share of the training images held out where the data bring no validation part.
+        on_bad_image: ``error`` names the files that cannot be decoded; ``skip`` leaves them out before the split.
         workers: threads that decode images from files.
         threads: threads of a tensor operation on the CPU; 0 leaves torch's own number.
         fold: compute BatchNorm whose statistics stand still inside the convolution before it; None is what pays on the
@@ -85,6 +86,7 @@ class TrainConfig(BaseModel):
     data: Annotated[str, Field(min_length=1)] = "cifar10"
     data_dir: str | None = None
     limit: Annotated[int, Field(ge=2)] | None = None
+    on_bad_image: Literal["error", "skip"] = "error"
     val_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     split_seed: Annotated[int, Field(ge=0)] = 0
     recipe: RecipeName = "default"

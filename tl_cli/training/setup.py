@@ -562,6 +562,7 @@ def _data_spec(early: TrainConfig) -> DataSpec:
         split_seed=early.split_seed,
         val_fraction=early.val_fraction,
         limit=early.limit,
+        on_bad_image=early.on_bad_image,
     )
 
 

@@ -1,0 +1,183 @@
+import io
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import COLOURS, Result, write_pictures
+from tl_cli.contract import DataSpec
+from tl_cli.data import checks, folder
+from tl_cli.data.pictures import decode_pixels
+from tl_cli.data.sources import open_data, open_to_judge
+from tl_cli.errors import DataError
+
+
+def picture(kind: str, seed: int = 0, size: tuple[int, int] = (64, 48), **options: object) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
+    held = io.BytesIO()
+    Image.fromarray(pixels).save(held, kind, **options)
+    return held.getvalue()
+
+
+def odd_folder(root: Path, classes: int = 3, count: int = 8) -> Path:
+    """Pictures of many sizes, so that they stream."""
+    for index, (name, colour) in enumerate(list(COLOURS.items())[:classes]):
+        write_pictures(root, {name: colour}, count, size=60 + 10 * index)
+    return root
+
+
+def scan(root: Path) -> list[str]:
+    found = folder.scan(root)
+    return [bad.name for bad in checks.unreadable(found.parts["train"], workers=2)]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+def test_every_mutated_picture_is_decoded_or_named_and_nothing_dies(kind: str, tmp_path: Path) -> None:
+    chance = random.Random(kind)
+    whole = picture(kind, 1)
+    for number in range(150):
+        data = bytearray(whole)
+        if number % 3 == 0:
+            data = data[: chance.randrange(1, len(data))]
+        for _ in range(chance.randrange(1, 8)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        try:
+            found = decode_pixels(bytes(data))
+        except DataError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        else:
+            assert found.dtype == np.uint8
+            assert found.shape[2] == 3
+
+
+def _png_with(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is of any size."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    body = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def by_hand() -> dict[str, tuple[bytes, bool]]:
+    """Thirty pictures made by hand, and whether each can be decoded."""
+    grey16 = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
+
+    def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+        held = io.BytesIO()
+        image.save(held, kind, **options)
+        return held.getvalue()
+
+    palette = Image.new("P", (64, 48), 3)
+    palette.info["transparency"] = 3
+    colour = Image.fromarray(np.full((48, 64, 3), (200, 30, 30), np.uint8))
+    rotated = {}
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        rotated[f"exif{turn}.jpg"] = (saved(colour, "JPEG", exif=exif), True)
+    frames = [Image.new("RGB", (64, 48), (index * 60, 0, 0)) for index in range(4)]
+    jpeg = picture("JPEG", 2, (600, 400))
+    return {
+        **rotated,
+        "cmyk.jpg": (saved(colour.convert("CMYK"), "JPEG"), True),
+        "grey.jpg": (saved(colour.convert("L"), "JPEG"), True),
+        "sixteen.png": (saved(Image.fromarray(grey16), "PNG"), True),
+        "sixteen.tif": (saved(Image.fromarray(grey16), "TIFF"), True),
+        "float.tif": (saved(Image.fromarray(grey16.astype(np.float32)), "TIFF"), False),
+        "palette.png": (saved(palette, "PNG", transparency=3), True),
+        "alpha.png": (saved(colour.convert("RGBA"), "PNG"), True),
+        "grey_alpha.png": (saved(colour.convert("LA"), "PNG"), True),
+        "one_bit.png": (saved(colour.convert("1"), "PNG"), True),
+        "animated.gif": (saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), True),
+        "animated.webp": (saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), True),
+        "empty.jpg": (b"", False),
+        "thin.png": (saved(Image.new("RGB", (1, 3000)), "PNG"), True),
+        "flat.png": (saved(Image.new("RGB", (3000, 1)), "PNG"), True),
+        "bomb.png": (_png_with(60_000, 60_000), False),
+        "page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", False),
+        "text.png": (b"not found\n", False),
+        "half.jpg": (jpeg[: len(jpeg) // 2], False),
+        "one_byte_short.jpg": (jpeg[:-200], False),
+        "nul.png": (b"\0" * 5000, False),
+        "png_named.jpg": (saved(colour, "PNG"), True),
+        "pdf.jpg": (b"%PDF-1.4\n%%EOF", False),
+    }
+
+
+def test_thirty_pictures_made_by_hand_are_each_told_right(tmp_path: Path) -> None:
+    made = by_hand()
+    assert len(made) >= 30
+    for name, (data, _) in made.items():
+        (tmp_path / "odd").mkdir(exist_ok=True)
+        (tmp_path / "odd" / name).write_bytes(data)
+    write_pictures(tmp_path, {"plain": (1, 2, 3)}, 3)
+    assert scan(tmp_path) == sorted(f"odd/{name}" for name, (_, is_good) in made.items() if not is_good)
+
+
+def test_a_bad_file_is_named_before_training_and_no_file_is_changed(tl, workplace: Path) -> None:
+    root = odd_folder(workplace / "data", count=12)
+    for name in ("blue/002.png", "red/004.png"):
+        (root / name).write_bytes((root / name).read_bytes()[:300])
+    before = {path: path.read_bytes() for path in root.rglob("*.png")}
+    train = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1",
+             "--data", root)  # fmt: skip
+    refused: Result = tl(*train)
+    assert refused.code == 2
+    assert "2 of 36 images cannot be decoded" in refused.err
+    for said in ("blue/002.png", "red/004.png", "--on-bad-image skip"):
+        assert said in refused.err
+    assert "epoch 1" not in refused.out
+    skipped = tl(*train, "--on-bad-image", "skip")
+    assert skipped.code == 0, skipped.err
+    assert "2 of 36 train images cannot be decoded and are left out: blue/002.png, red/004.png" in " ".join(
+        skipped.out.split()
+    )
+    # The same images again, without being asked to leave any out.
+    judged = tl("eval", "latest", "--json")
+    assert judged.code == 0, judged.err
+    assert "differ" not in judged.err
+    assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
+
+
+def test_what_is_left_out_is_left_out_of_every_part_and_stays_out(tmp_path: Path) -> None:
+    root = odd_folder(tmp_path / "data" / "train")
+    odd_folder(tmp_path / "data" / "test", count=4)
+    bad = tmp_path / "data" / "test" / "red" / "001.png"
+    bad.write_bytes(b"")
+    spec = DataSpec(source=str(root.parent), layout="classes", on_bad_image="skip")
+    data = open_data(spec, workers=2)
+    assert [len(data.parts[part]) for part in ("train", "val", "test")] == [21, 3, 11]
+    again = open_to_judge(data.spec, data.spec.source, data_dir=None)
+    assert again.data.spec.splits == data.spec.splits
+    with pytest.raises(DataError, match="1 of 36 images cannot be decoded"):
+        open_data(spec.model_copy(update={"on_bad_image": "error"}), workers=2)
+
+
+def test_a_class_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
+    root = odd_folder(tmp_path)
+    for path in (root / "green").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="no image of green can be decoded"):
+        open_data(DataSpec(source=str(root), layout="classes", on_bad_image="skip"), workers=2)
+
+
+def test_files_are_looked_at_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = odd_folder(tmp_path / "data")
+    monkeypatch.setattr(checks, "_WORTH_REMEMBERING", 1)
+    looked: list[object] = []
+    decode = checks.decode_pixels
+    monkeypatch.setattr(checks, "decode_pixels", lambda *args, **kw: looked.append(args) or decode(*args, **kw))
+    assert scan(root) == []
+    assert len(looked) == 24
+    assert scan(root) == []
+    assert len(looked) == 24
+    (root / "red" / "000.png").write_bytes(b"no picture")
+    assert scan(root) == ["red/000.png"]
+    assert scan(root) == ["red/000.png"]
+    assert len(looked) == 48
