@@ -40,9 +40,10 @@ def test_several_runs_and_a_comparison_are_drawn_over_each_other(tl, workplace: 
         assert "validation accuracy" in drawn.out
         assert "\x1b" not in drawn.out
     assert tl("plot", "both", "-o", "pictures").code == 0
-    assert sorted(path.name for path in Path("pictures").iterdir()) == [
-        "2-runs-accuracy_and_loss_by_epoch.png", "2-runs-loss_by_step.png",
-    ]  # fmt: skip
+    assert len(list(Path("pictures").glob("2-runs-*.png"))) == 2
+    record("three")
+    assert tl("plot", "one", "three", "-o", "pictures").code == 0
+    assert len(list(Path("pictures").glob("2-runs-*.png"))) == 4, "others of the same number have other pictures"
 
 
 def test_runs_of_one_name_are_told_apart(tl, workplace: Path) -> None:
@@ -110,6 +111,13 @@ def test_a_run_that_tl_did_not_record_shows_its_own_metrics(tl, workplace: Path)
     drawn = tl("plot", "-t", "lightning")
     assert drawn.code == 0, drawn.err
     assert "train_loss by step" in drawn.out
+    for step in range(3):
+        store.client.log_metric(run.info.run_id, "epoch", step / 10, step=step)
+        store.client.log_metric(run.info.run_id, "stepless", float(step))
+    drawn = tl("plot", "-t", "lightning")
+    assert drawn.code == 0, drawn.err
+    for said in ("train_loss by step", "epoch by step", "stepless by step"):
+        assert said in drawn.out
     empty = store.client.create_run(store.experiment("other"), run_name="empty")
     assert "no points yet" in tl("plot", "-t", "empty").out
     assert empty.info.run_name in tl("plot", "empty").err
@@ -172,3 +180,19 @@ def test_following_a_dead_run_ends_at_once_and_says_so(tl, workplace: Path) -> N
     followed = tl("plot", "--follow", "gone")
     assert followed.code == 0, followed.err
     assert "is dead" in followed.out
+
+
+def test_a_metric_that_comes_later_is_followed_and_a_run_that_is_removed_ends_it(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tl_cli.tracking.run._FLUSH_EVERY_S", 0.1)
+    made = record("one", epochs=0, end=False)
+    process, stream = follow(
+        workplace, "one", "--metric", "val/*", MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db"
+    )
+    made(epoch(1, 20))
+    read_until(stream, b"val/accuracy 0.7")
+    open_store(None).client.delete_run(made.run_id)
+    said = read_until(stream, b"has been removed")
+    process.join(30)
+    assert process.exitcode == 1
+    assert b"Traceback" not in said
+    made.__exit__(None, None, None)

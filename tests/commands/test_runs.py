@@ -113,6 +113,25 @@ def test_a_question_is_asked_before_anything_goes(tl, some_runs: None, monkeypat
     assert names(tl("runs", "--json")) == ["third"]
 
 
+def test_json_has_null_for_what_is_no_number(tl, some_runs: None) -> None:
+    store = open_store(None)
+    store.client.log_metric(store.find("third").info.run_id, "test/accuracy", float("nan"))
+    (third,) = json.loads(tl("runs", "third", "--json").out, parse_constant=pytest.fail)
+    assert third["test_accuracy"] is None
+
+
+def test_a_run_that_goes_on_takes_its_place_among_the_best(tl, some_runs: None) -> None:
+    made = record("busy", end=False)
+    store = open_store(None)
+    store.client.log_metric(made.run_id, "val/accuracy", 0.95, step=99)
+    assert names(tl("runs", "--sort", "val", "--limit", "1", "--json")) == ["busy"]
+    made.__exit__(None, None, None)
+
+
+def test_an_empty_list_says_whether_filters_made_it_so(tl, some_runs: None) -> None:
+    assert "passes the filters" in tl("runs", "--tag", "nosuch").out
+
+
 def test_a_run_that_goes_on_is_neither_removed_nor_resumed(tl, workplace: Path) -> None:
     made = record("busy", end=False)
     for command in (("runs", "rm", "busy", "--yes"), ("train", "--resume", "busy")):

@@ -124,7 +124,10 @@ def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -
     assert seconds[2] - seconds[1] < 60
 
 
-def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(tl, colours: Path, workplace: Path) -> None:
+def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
+    tl, colours: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tl_cli.tracking import store as store_module
     from tl_cli.tracking.store import open_store
 
     for name in ("one", "two"):
@@ -138,14 +141,19 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(tl, colo
     assert (asked.code, "--yes" in asked.err) == (2, True)
     removed = tl("runs", "rm", "one", "--yes")
     assert removed.code == 0, removed.err
-    assert "mlflow runs restore" in removed.out
+    assert "mlflow runs restore" in " ".join(removed.out.split())
     assert [run.info.run_name for run in store.runs()] == ["two"]
     assert "the only run" in store.client.get_experiment(two.info.experiment_id).tags["mlflow.note.content"]
     store.client.restore_run(one.info.run_id)
-    assert store.find("one").info.run_id == one.info.run_id
+    # With its model, wherever it is asked for.
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(store_module, "STATE_ROOT", Path("elsewhere"))
+        assert (store.model_folder(store.find("one")) / "model.json").exists()
     kept = [*store.local_artifacts(two), *store.local_models(listing._models(two)), store.state_folder(two)]
     gone = [*store.local_artifacts(one), *store.local_models(listing._models(one)), store.state_folder(one)]
     assert len(kept) == 3
+    assert tl("runs", "rm", "one", "--yes").code == 0
+    # A run that was removed earlier can be purged by its id or name.
     purged = tl("runs", "rm", "one", "--purge", "--yes")
     assert purged.code == 0, purged.err
     assert re.search(r"is deleted, \d+ MB are free", purged.out)
@@ -195,3 +203,84 @@ def test_a_long_list_of_runs_fits_into_a_note(store: Store) -> None:  # noqa: F8
     note = store.client.get_experiment(experiment).tags["mlflow.note.content"]
     assert len(note) <= 5000
     assert "59.00%" in note.splitlines()[0]
+
+
+def test_purging_one_run_takes_nothing_else_along(tl, workplace: Path) -> None:
+    import mlflow
+
+    from tl_cli.tracking.store import open_store
+
+    store = open_store(None)  # noqa: F811
+    client = store.client
+    precious = client.create_experiment("precious")
+    kept = client.create_run(precious, run_name="kept")
+    (workplace / "keep.txt").write_text("keep")
+    client.log_artifact(kept.info.run_id, str(workplace / "keep.txt"))
+    client.delete_experiment(precious)
+    experiment = store.experiment("tl")
+    with mlflow.start_run(experiment_id=experiment, run_name="earlier") as earlier:
+        model = mlflow.pyfunc.log_model(name="m", python_model=lambda model_input: model_input, pip_requirements=[])
+    client.create_run(experiment, run_name="purged")
+    client.set_terminated(store.find("purged").info.run_id)
+    assert tl("runs", "rm", "earlier", "--yes").code == 0
+    purged = tl("runs", "rm", "purged", "--purge", "--yes")
+    assert purged.code == 0, purged.err
+    client.restore_experiment(precious)
+    assert [item.path for item in client.list_artifacts(kept.info.run_id)] == ["keep.txt"]
+    client.restore_run(earlier.info.run_id)
+    assert store.local_models([model.model_id])
+    assert client.get_logged_model(model.model_id).name == "m"
+
+
+def test_a_registered_model_is_not_purged(tl, workplace: Path) -> None:
+    import mlflow
+
+    from tl_cli.tracking.store import open_store
+
+    store = open_store(None)  # noqa: F811
+    with mlflow.start_run(experiment_id=store.experiment("tl"), run_name="served"):
+        mlflow.pyfunc.log_model(
+            name="m", python_model=lambda model_input: model_input, pip_requirements=[], registered_model_name="prod"
+        )
+    refused = tl("runs", "rm", "served", "--purge", "--yes")
+    assert (refused.code, "prod version 1" in refused.err) == (2, True)
+
+
+def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) -> None:  # noqa: F811
+    stopped = store.find(dead_run(store))
+    store.client.set_terminated(stopped.info.run_id, "KILLED")
+    stopped = store.find(stopped.info.run_id)
+    store.client.update_run(stopped.info.run_id, status="RUNNING")
+    for key, value in identity().items():
+        store.client.set_tag(stopped.info.run_id, key, value)
+    for refused in (listing.close, listing.remove):
+        with pytest.raises(UsageError, match="is running"):
+            refused(store, stopped)
+    assert store.find(stopped.info.run_id).info.lifecycle_stage == "active"
+
+
+def test_a_run_that_cannot_be_told_is_closed_when_it_is_named(store: Store) -> None:  # noqa: F811
+    run = store.client.create_run(store.experiment("tl"), run_name="foreign")
+    assert listing.status_of(store.find("foreign")) == "running"
+    listing.close(store, store.find("foreign"))
+    assert store.client.get_run(run.info.run_id).info.status == "KILLED"
+
+
+def test_a_comparison_says_that_it_lives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    from tl_cli.tracking import comparisons
+
+    monkeypatch.setattr(comparisons, "BEAT_EVERY_S", 0.02)
+    with comparisons.Parent(store, store.experiment("tl"), "both", "tl compare") as parent:
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and HEARTBEAT_TAG not in store.find("both").data.tags:
+            time.sleep(0.02)
+        assert abs(time.time() - float(store.find("both").data.tags[HEARTBEAT_TAG])) < 10
+        assert listing.status_of(store.find(parent.run_id)) == "running"
+
+
+def test_the_best_so_far_of_a_run_that_goes_on_counts_epochs_that_were_no_number(store: Store) -> None:  # noqa: F811
+    run = store.client.create_run(store.experiment("tl"), run_name="nan")
+    for step, value in ((10, float("nan")), (20, 0.5)):
+        store.client.log_metric(run.info.run_id, "val/accuracy", value, step=step)
+    seen = facts(store, run.info.run_id)
+    assert (seen.val_accuracy, seen.best_epoch) == (0.5, 2)

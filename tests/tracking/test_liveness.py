@@ -21,6 +21,10 @@ from tl_cli.tracking.liveness import (
 NOW = 1_800_000_000.0
 
 
+def _state_of(tags: dict[str, str], now: float) -> str:
+    return state_of(tags, now - 86400, now)
+
+
 def elsewhere(**tags: str) -> dict[str, str]:
     return {**identity(), PROCESS_TAG: "other/boot 17 123", HOST_TAG: "other", **tags}
 
@@ -39,48 +43,64 @@ def tags_of(pid: int) -> dict[str, str]:
 
 
 def test_this_process_is_alive_without_any_heartbeat() -> None:
-    assert state_of(identity(), NOW) == "alive"
-    assert state_of({**identity(), HEARTBEAT_TAG: "0"}, NOW) == "alive"
+    assert _state_of(identity(), NOW) == "alive"
+    assert _state_of({**identity(), HEARTBEAT_TAG: "0"}, NOW) == "alive"
 
 
 def test_a_killed_process_is_dead_at_once_and_so_is_one_that_nobody_waited_for(sleeper) -> None:
     tags = tags_of(sleeper.pid)
-    assert state_of(tags, NOW) == "alive"
+    assert _state_of(tags, NOW) == "alive"
     os.kill(sleeper.pid, signal.SIGSTOP)
-    assert state_of(tags, NOW) == "alive", "stopped is not dead"
+    assert _state_of(tags, NOW) == "alive", "stopped is not dead"
     os.kill(sleeper.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while state_of(tags, NOW) != "dead" and time.monotonic() < deadline:
+    while _state_of(tags, NOW) != "dead" and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert state_of(tags, NOW) == "dead", "it has ended, and waits for its parent"
+    assert _state_of(tags, NOW) == "dead", "it has ended, and waits for its parent"
     sleeper.wait()
-    assert state_of(tags, NOW) == "dead"
+    assert _state_of(tags, NOW) == "dead"
 
 
 def test_another_process_of_the_same_number_is_not_the_run() -> None:
     machine, pid, began = identity()[PROCESS_TAG].split(" ")
-    assert state_of({PROCESS_TAG: f"{machine} {pid} {int(float(began)) + 1}"}, NOW) == "dead"
+    assert _state_of({PROCESS_TAG: f"{machine} {pid} {int(float(began)) + 1}"}, NOW) == "dead"
 
 
 @pytest.mark.parametrize(
     ("ago", "state"), [(0, "alive"), (60, "alive"), (599, "alive"), (601, "silent"), (86400, "silent")]
 )
 def test_a_run_elsewhere_is_silent_when_it_has_not_been_heard_of(ago: float, state: str) -> None:
-    assert state_of(elsewhere(**{HEARTBEAT_TAG: f"{NOW - ago:.0f}"}), NOW) == state
+    assert _state_of(elsewhere(**{HEARTBEAT_TAG: f"{NOW - ago:.0f}"}), NOW) == state
 
 
-@pytest.mark.parametrize("tags", [{}, {PROCESS_TAG: "nonsense"}, elsewhere(), elsewhere(**{HEARTBEAT_TAG: "soon"})])
-def test_what_cannot_be_told_is_alive(tags: dict[str, str]) -> None:
-    assert state_of({key: value for key, value in tags.items() if key != PID_TAG}, NOW) == "alive"
+@pytest.mark.parametrize("tags", [{}, {PROCESS_TAG: "nonsense"}, {HOST_TAG: "other", PID_TAG: "17"}])
+def test_what_cannot_be_told_is_said_to_be_unknown(tags: dict[str, str]) -> None:
+    assert _state_of(tags, NOW) == "unknown"
+
+
+@pytest.mark.parametrize("beat", [{}, {HEARTBEAT_TAG: "soon"}])
+def test_a_run_elsewhere_that_never_beat_is_silent_some_time_after_its_beginning(beat: dict[str, str]) -> None:
+    assert state_of(elsewhere(**beat), NOW - 60, NOW) == "alive"
+    assert state_of(elsewhere(**beat), NOW - 3600, NOW) == "silent"
+
+
+def test_what_ran_before_this_machine_was_started_again_is_dead() -> None:
+    machine, pid, began = identity()[PROCESS_TAG].split(" ")
+    parts = machine.split("/")
+    if len(parts) < 2:
+        pytest.skip("this machine does not say when it was started")
+    tags = {PROCESS_TAG: f"{parts[0]}/another-boot/{parts[-1]} {pid} {began}"}
+    assert _state_of({**tags, HEARTBEAT_TAG: str(NOW)}, NOW) == "alive", "a namesake may be alive elsewhere"
+    assert _state_of({**tags, HEARTBEAT_TAG: str(NOW - 3600)}, NOW) == "dead"
 
 
 def test_a_run_of_an_earlier_version_is_known_by_its_number(sleeper) -> None:
     tags = {HOST_TAG: identity()[HOST_TAG], PID_TAG: str(sleeper.pid)}
-    assert state_of(tags, NOW) == "alive"
+    assert _state_of(tags, NOW) == "alive"
     sleeper.kill()
     sleeper.wait()
-    assert state_of(tags, NOW) == "dead"
-    assert state_of({**tags, HOST_TAG: "other"}, NOW) == "alive"
+    assert _state_of(tags, NOW) == "dead"
+    assert _state_of({**tags, HOST_TAG: "other"}, NOW) == "unknown"
 
 
 def test_pauses_add_up() -> None:

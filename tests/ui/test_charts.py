@@ -85,7 +85,7 @@ def test_ascii_is_ascii_and_colourless_has_no_colour() -> None:
 
 @pytest.mark.parametrize("canvas", [GREY, Canvas(60, 12, colour=False, ascii=True)])
 def test_without_colour_every_line_has_a_symbol_of_its_own_and_the_legend_says_which(canvas: Canvas) -> None:
-    for panel in (*panels([history()]), *panels([history(name=name) for name in "abcdef"])):
+    for panel in (*panels([history()]), *panels([history(name=name) for name in "abcdefghijklmnop"])):
         lines = [line for line in panel.lines if line.kind != "samples" and (line.kind == "line" or line.label)]
         symbols = [symbol_of(panel, line, canvas) for line in lines]
         assert len(set(symbols)) == len(symbols), panel.title

@@ -113,3 +113,30 @@ def test_a_run_of_one_point_or_none_has_panels_all_the_same(x) -> None:
         for log in (False, True):
             shown = panels([History("x", points, test_accuracy=0.5)], Wanted(x=x, log=log, last=2))
             assert len(shown) in (0, 4)
+
+
+def test_epochs_that_count_from_zero_or_have_no_step_are_drawn_all_the_same() -> None:
+    from_zero = History("zero", [(step, 1.0) for step in range(20)], [EpochPoint(0, step, 1.0) for step in range(20)])
+    without_step = History("none", [(step, 1.0) for step in range(20)], [EpochPoint(1, 0, 1.0)])
+    for one in (from_zero, without_step):
+        for x in (None, "step", "epoch", "time"):
+            for last in (None, 2):
+                assert len(panels([one], Wanted(x=x, last=last))) == 4
+
+
+def test_the_last_of_each_run_is_shown_by_its_own_end() -> None:
+    short, long = history(epochs=4, steps=200, name="short"), history(epochs=10, name="long")
+    panel = accuracy_by_epoch([short, long], Wanted(last=2))
+    assert [x for x, _ in line(panel, "short").points] == [3, 4]
+    assert [x for x, _ in line(panel, "long").points] == [9, 10]
+
+
+def test_accuracies_that_are_percent_already_are_drawn_as_they_are() -> None:
+    one = History("x", others={"accuracy": [(1, 97.5)], "val/accuracy": [(1, 0.9)]})
+    percent = {panel.title: panel.percent for panel in panels([one], Wanted(metrics=("accuracy", "val/accuracy")))}
+    assert percent == {"accuracy by step": False, "val/accuracy by step": True}
+
+
+def test_a_run_whose_losses_are_no_numbers_says_so() -> None:
+    shown = panels([History("x", not_finite={"step/loss": [1, 2, 3]})])
+    assert shown[0].notes == ["step/loss is not finite at 3 steps, first at step 1"]

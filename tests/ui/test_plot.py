@@ -75,8 +75,8 @@ def test_the_screen_of_a_followed_run_fits_and_ends_with_its_foot(
     width: int, height: int, epochs: int, count: int
 ) -> None:
     screen = console(width, height)
-    follower = FollowScreen(screen, Wanted())
-    follower.show(shown(count, epochs=epochs), "the server does not answer; trying again")
+    follower = FollowScreen(screen)
+    follower.show(shown(count, epochs=epochs), Wanted(), "the server does not answer; trying again")
     screen.print(follower, height=height)
     lines = text_of(screen).rstrip("\n").splitlines()
     assert max(map(len, lines)) <= width
@@ -90,22 +90,35 @@ def test_the_screen_of_a_followed_run_fits_and_ends_with_its_foot(
 
 def test_a_followed_run_says_how_far_it_is() -> None:
     screen = console(100)
-    follower = FollowScreen(screen, Wanted())
+    follower = FollowScreen(screen)
     one = history()
     one.epochs = [replace(point, seconds=30.0) for point in one.epochs]
-    follower.show([(FACTS, one)])
+    follower.show([(FACTS, one)], Wanted())
     screen.print(follower)
     assert "epoch 10/12, 1:00 left" in text_of(screen)
 
 
 def test_lines_of_a_followed_run_come_once_each() -> None:
     pipe = console(80, terminal=False)
-    assert isinstance(open_follower(pipe, Wanted()), FollowLines)
+    assert isinstance(open_follower(pipe), FollowLines)
     with FollowLines(pipe) as follower:
         for epochs in (0, 2, 2, 3):
-            follower.show([(FACTS, history(epochs=epochs))])
-        follower.show([(FACTS, history(epochs=3))], "away")
-        follower.show([(FACTS, history(epochs=3))], "away")
+            follower.show([(FACTS, history(epochs=epochs))], Wanted())
+        follower.show([(FACTS, history(epochs=3))], Wanted(), "away")
+        follower.show([(FACTS, history(epochs=3))], Wanted(), "away")
     lines = pipe.file.getvalue().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/12", "epoch 2/12", "epoch 3/12", "away"]
     assert all(line.endswith("best") for line in lines[:3])
+
+
+def test_other_metrics_are_followed_too() -> None:
+    pipe, screen = console(80, terminal=False), console(80, 30)
+    lines, whole = FollowLines(pipe), FollowScreen(screen)
+    for values in ([1.0], [1.0, 700.0], [1.0, 700.0]):
+        one = History("x", others={"m": list(enumerate(values, 1))})
+        for follower in (lines, whole):
+            follower.show([(FACTS, one)], Wanted(metrics=("m",)))
+        screen.file.truncate(0)
+        screen.print(whole)
+    assert pipe.file.getvalue().splitlines() == ["step 1  m 1", "step 2  m 700"]
+    assert "600" in text_of(screen)

@@ -1,7 +1,9 @@
 """``tl plot``: the curves of runs, in the terminal, as pictures, or followed while they grow."""
 
+import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -104,17 +106,19 @@ def plot(
 
     store = open_store(tracking_uri)
     found = _find(store, list(dict.fromkeys(runs or ["latest"])))
-    wanted = Wanted(tuple(matching_metrics(found, metric or ())), x, smooth, log, last)
+    wanted = Wanted((), x, smooth, log, last)
     console = make_console()
     if follow:
-        _follow(store, found, wanted, console)
+        _follow(store, found, wanted, tuple(metric or ()), console)
         return
+    wanted = replace(wanted, metrics=tuple(matching_metrics(found, metric or ())))
     shown = _read(store, found, wanted)
     if terminal:
         _print(console, shown, wanted)
         return
     if not any(history.losses or history.epochs or history.others for _, history in shown):
-        raise UsageError(f"the run {shown[0][1].name} has recorded no curves yet")
+        bad = [f"; {key} is not finite" for _, history in shown for key in history.not_finite]
+        raise UsageError(f"the run {shown[0][1].name} has recorded no curves yet{''.join(bad[:1])}")
     for path in _save(shown, wanted, output or Path()):
         console.print(str(path), markup=False, soft_wrap=True)
 
@@ -168,37 +172,51 @@ def _save(shown: "Sequence[tuple[RunFacts, History]]", wanted: "Wanted", output:
 
     histories = [history for _, history in shown]
     if not output.suffix or output.is_dir():
-        prefix = f"{shown[0][0].short_id}-" if len(shown) == 1 else f"{len(shown)}-runs-"
+        prefix = f"{shown[0][0].short_id}-"
+        if len(shown) > 1:
+            # Others of the same number have other pictures.
+            which = hashlib.sha256("".join(facts.run_id for facts, _ in shown).encode()).hexdigest()[:6]
+            prefix = f"{len(shown)}-runs-{which}-"
         return save_figures(histories, wanted, output, prefix)
     save_panels(panels(histories, wanted), output, histories[0].name if len(shown) == 1 else f"{len(shown)} runs")
     return [output]
 
 
-def _follow(store: "Store", runs: "Sequence[Run]", wanted: "Wanted", console: "Console") -> None:
+def _follow(
+    store: "Store", runs: "Sequence[Run]", wanted: "Wanted", metrics: Sequence[str], console: "Console"
+) -> None:
     """Show the runs until none goes on any more; then print their curves and how they ended.
+
+    Args:
+        metrics: names and patterns; what they mean may come while the run goes on.
 
     Raises:
         typer.Exit: a person left; the runs go on.
+        TrackingError: a run was removed meanwhile.
     """
     import signal
 
-    from tl_cli.errors import Interrupted, TrackingError
+    from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError
+    from tl_cli.tracking.history import matching_metrics
     from tl_cli.ui.console import plain
     from tl_cli.ui.plot import open_follower
 
     shown: list[tuple[RunFacts, History]] = []
     try:
-        with open_follower(console, wanted) as screen:
+        with open_follower(console) as screen:
             while not shown or any(facts.status == "running" for facts, _ in shown):
                 began = time.monotonic()
                 try:
                     runs = store.again(runs)
+                    wanted = replace(wanted, metrics=tuple(matching_metrics(runs, metrics, strict=False)) or ())
                     shown = _read(store, runs, wanted)
-                    screen.show(shown)
+                    screen.show(shown, wanted)
+                except RunNotFoundError as error:
+                    raise TrackingError(str(error)) from error
                 except TrackingError as error:
                     if not shown:
                         raise
-                    screen.show(shown, f"{error}; trying again")
+                    screen.show(shown, wanted, f"{error}; trying again")
                 if any(facts.status == "running" for facts, _ in shown):
                     # A long history takes long to read: half of the time at most.
                     time.sleep(max(_POLL_S, time.monotonic() - began))

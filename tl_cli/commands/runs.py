@@ -1,6 +1,7 @@
 """``tl runs``: what has been recorded; closing what died, removing what is not wanted, and what tells runs apart."""
 
 import json
+import math
 import re
 import sys
 import time
@@ -78,7 +79,7 @@ def list_(
     tracking_uri: TrackingUri = None,
 ) -> None:  # fmt: skip
     """List runs, the latest first: how they stand, their accuracies, and validation accuracy as a spark line."""
-    from tl_cli.tracking.listing import facts_of, with_curves
+    from tl_cli.tracking.listing import facts_of, with_accuracies, with_curves
     from tl_cli.tracking.store import open_store
     from tl_cli.ui.console import make_console
     from tl_cli.ui.runs_table import print_runs
@@ -86,16 +87,23 @@ def list_(
     oldest = time.time() - _seconds(since) if since else 0.0
     store = open_store(tracking_uri)
     _check_experiment(store, experiment)
-    runs = [run for run in store.runs(experiment) if _has_tags(run, tag or ())]
-    wanted = _Wanted(pattern, model, data, status, oldest)
-    found = [facts for facts in facts_of(store, runs) if wanted.lets_through(facts)]
+    everything = store.runs()
+    ids = {run.info.run_id: run for run in everything}
+    wanted = _Wanted(pattern, experiment, model, data, status, oldest)
+    found = [
+        facts
+        for facts in facts_of(store, everything, everything)
+        if wanted.lets_through(facts) and _has_tags(ids[facts.run_id], tag or ())
+    ]
+    if sort == "val":
+        found = with_accuracies(store, everything, found)
     found = _sorted(found, sort, reverse=reverse)
     most = limit if limit is not None else 0 if as_json else _SHOWN
-    shown = with_curves(store, runs, found[:most] if most else found)
+    shown = with_curves(store, everything, found[:most] if most else found)
     if as_json:
-        typer.echo(json.dumps([_as_data(facts) for facts in shown], indent=2))
+        _print_json([_as_data(facts) for facts in shown])
         return
-    print_runs(make_console(), shown, total=len(found), where=store.uri, filtered=len(found) < len(runs))
+    print_runs(make_console(), shown, total=len(found), where=store.uri, filtered=len(found) < len(everything))
 
 
 @app.command("diff", epilog="Examples:\n\ntl runs diff latest best\n\ntl runs diff 3f2a91c0 81bb02d4 --all")
@@ -118,17 +126,14 @@ def diff(
         raise UsageError("give two runs or more, which are not the same one")
     apart, alike = differences(store, found)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "runs": [_as_data(facts) for facts in apart.runs],
-                    "settings": apart.settings,
-                    "made_with": apart.made_with,
-                    "results": apart.results,
-                    **({"alike": alike} if everything else {}),
-                },
-                indent=2,
-            )
+        _print_json(
+            {
+                "runs": [_as_data(facts) for facts in apart.runs],
+                "settings": apart.settings,
+                "made_with": apart.made_with,
+                "results": apart.results,
+                **({"alike": alike} if everything else {}),
+            }
         )
         return
     print_differences(make_console(), apart, alike if everything else {})
@@ -208,39 +213,41 @@ def sync(
 def rm(
     runs: Names,
     purge: Annotated[
-        bool, typer.Option("--purge", help="Delete files and record for good, and free the disk.")
+        bool, typer.Option("--purge", help="Delete files, models and records for good, and free the disk.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Remove runs with their models, after a question; without --purge their files stay and MLflow can restore them."""
+    """Remove runs, after a question; without --purge their models and files stay, and MLflow can restore them."""
     from tl_cli.tracking import listing
     from tl_cli.tracking.overview import refresh
     from tl_cli.tracking.store import open_store
     from tl_cli.ui.console import make_console, plain
 
     store = open_store(tracking_uri)
-    found = _find(store, runs)
+    found = _find(store, runs, or_removed=purge)
     for run in found:
         listing.check_stopped(run)
     if purge:
-        listing.check_purgeable(store)
+        listing.check_purgeable(store, found)
     console = make_console()
     sizes = [listing.bytes_of(store, run) for run in found]
     if not yes:
         _ask(store, found, sizes, purge=purge)
     for run in found:
-        listing.remove(store, run)
+        if run.info.lifecycle_stage == "active":
+            listing.remove(store, run)
     if purge:
         listing.purge(store, found)
     refresh(store, {str(run.info.experiment_id) for run in found})
     for run, size in zip(found, sizes, strict=True):
-        is_gone = f"is deleted, {size / 1e6:,.0f} MB are free" if purge else "is removed"
+        left = listing.bytes_of(store, run) if purge else 0
+        is_gone = f"is deleted, {(size - left) / 1e6:,.0f} MB are free" if purge else "is removed"
         console.print(plain(f"{_name(run)} {is_gone}"), soft_wrap=True)
     stays = sum(sizes) / 1e6
     if not purge and stays:
-        restored = "mlflow runs restore --run-id ID brings one back, until mlflow gc"
-        console.print(f"their {stays:,.0f} MB stay on the disk; {restored}", style="dim")
+        restored = "mlflow runs restore --run-id ID brings one back, tl runs rm --purge ID frees the disk"
+        console.print(f"their {stays:,.0f} MB stay on the disk; {restored}", style="dim", soft_wrap=True)
 
 
 def _ask(store: "Store", runs: "Sequence[Run]", sizes: Sequence[int], *, purge: bool) -> None:
@@ -259,9 +266,11 @@ def _ask(store: "Store", runs: "Sequence[Run]", sizes: Sequence[int], *, purge: 
     if not sys.stdin.isatty():
         raise UsageError("nobody is there to be asked; --yes removes without a question")
     console = make_console()
-    console.print(runs_table(console, facts_of(store, runs)))
+    console.print(runs_table(console, facts_of(store, runs, store.runs())))
+    going = {run.info.run_id for run in runs}
     for run in runs:
-        left = [child for child in children_of(store, run.info.run_id) if child not in runs] if is_parent(run) else []
+        children = children_of(store, run.info.run_id) if is_parent(run) else []
+        left = [child for child in children if child.info.run_id not in going]
         if left:
             console.print(plain(f"{_name(run)} is a comparison; its {len(left)} trainings stay", "yellow"))
     how = f"Delete for good ({sum(sizes) / 1e6:,.0f} MB)" if purge else "Remove"
@@ -275,6 +284,7 @@ class _Wanted:
     """Which runs are listed."""
 
     pattern: str | None
+    experiment: str | None
     model: str | None
     data: str | None
     status: str | None
@@ -285,6 +295,7 @@ class _Wanted:
         return (
             (self.status is None or facts.status == self.status)
             and facts.started >= self.oldest
+            and self.experiment in (None, facts.experiment)
             and (self.pattern is None or any(_matches(name, self.pattern) for name in self._names(facts)))
             and (self.model is None or _matches(facts.model or "", self.model, whole=True))
             and (self.data is None or _matches(facts.data or "", self.data))
@@ -342,13 +353,42 @@ def _check_experiment(store: "Store", name: str | None) -> None:
         raise UsageError(f"no experiment is called {name!r} in {store.uri}.{suggest(name, known)}")
 
 
-def _find(store: "Store", names: Sequence[str]) -> "list[Run]":
-    found = {run.info.run_id: run for run in map(store.find, names)}
+def _find(store: "Store", names: Sequence[str], *, or_removed: bool = False) -> "list[Run]":
+    """Return the runs that are meant, each once.
+
+    Args:
+        or_removed: those that were removed earlier, too.
+    """
+    from tl_cli.errors import RunNotFoundError
+
+    found: dict[str, Run] = {}
+    for name in names:
+        try:
+            run = store.find(name)
+        except RunNotFoundError:
+            removed = store.find_removed(name) if or_removed else None
+            if removed is None:
+                raise
+            run = removed
+        found[run.info.run_id] = run
     return list(found.values())
 
 
 def _name(run: "Run") -> str:
     return f"{run.info.run_id[:8]} ({run.info.run_name})"
+
+
+def _print_json(data: object) -> None:
+    typer.echo(json.dumps(_without_nan(data), indent=2))
+
+
+def _without_nan(data: object) -> object:
+    """Return the same with null for what is no number: JSON has none."""
+    if isinstance(data, dict):
+        return {key: _without_nan(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_without_nan(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _as_data(facts: "RunFacts") -> dict[str, object]:

@@ -1,5 +1,7 @@
 """Comparisons in the record: what runs bring to one, and the run that holds trainings together."""
 
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,11 +10,12 @@ from types import TracebackType
 from typing import Self
 
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from tl_cli.evaluation.comparison import Training
 from tl_cli.evaluation.logits import KeptAnswers, load_answers
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS
-from tl_cli.tracking.liveness import identity
+from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity
 from tl_cli.tracking.store import PARENT_TAG, Store, children_of, dataset_digest, ending, short_id
 from tl_cli.training.history import History
 
@@ -68,20 +71,28 @@ class Parent:
         self._experiment_id = experiment_id
         self._name = name
         self._tags = {PARENT_TAG: "models", "tl.command": command, **identity()}
+        self._ended = threading.Event()
         self.run_id = ""
 
     def __enter__(self) -> Self:
         with self._store.reported():
             run = self._store.client.create_run(self._experiment_id, run_name=self._name, tags=self._tags)
         self.run_id = str(run.info.run_id)
+        threading.Thread(target=self._beat, name="tl-heart", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         # A store that is gone must not hide why this ends.
         with self._store.reported() if kind is None else suppress(Exception):
             self._store.client.set_terminated(self.run_id, ending(kind))
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_EVERY_S):
+            with suppress(MlflowException, OSError):
+                self._store.client.set_tag(self.run_id, HEARTBEAT_TAG, f"{time.time():.0f}")
 
     def log(self, note: str, numbers: Mapping[str, float], files: Sequence[Path]) -> None:
         """Record what the comparison came to.

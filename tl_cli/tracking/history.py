@@ -39,8 +39,11 @@ def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History
         metrics: others to read as well; of a run that recorded none of tl's own, all that were recorded over time.
     """
     recorded = run.data.metrics
-    own = [key for key in (_LOSS, _EPOCH, *_EPOCH_KEYS.values()) if key in recorded]
+    own = [key for key in (_LOSS, *_EPOCH_KEYS.values()) if key in recorded]
     others = [key for key in metrics if key in recorded]
+    # Other programs count epochs under that name too.
+    if own and _EPOCH in recorded:
+        own.append(_EPOCH)
     if not own and not others:
         others = [key for key in recorded if not key.startswith(_SYSTEM)]
     found = _read(store, run.info.run_id, {*own, *others})
@@ -51,7 +54,7 @@ def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History
         losses=sorted(_finite(found.get(_LOSS, [])).items()),
         epochs=[
             EpochPoint(epoch=round(number), step=step, **{name: column.get(step) for name, column in columns.items()})
-            for step, number in sorted(_finite(found.get(_EPOCH, [])).items())
+            for step, number in sorted(_finite(found.get(_EPOCH, []) if own else []).items())
         ],
         test_accuracy=recorded.get("test/accuracy"),
         test_loss=recorded.get("test/loss"),
@@ -69,18 +72,22 @@ def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History
 
 
 def read_sparks(store: Store, runs: Iterable[Run]) -> dict[str, tuple[float, ...]]:
-    """Return the validation accuracy by epoch of runs, by their ids."""
+    """Return the validation accuracy by epoch of runs, by their ids; NaN where it was no number."""
     asked = [run.info.run_id for run in runs if _VAL_ACCURACY in run.data.metrics]
 
     def read(run_id: str) -> tuple[float, ...]:
-        return tuple(value for _, value in sorted(_finite(_points(store, run_id, _VAL_ACCURACY)).items()))
+        points = sorted(_points(store, run_id, _VAL_ACCURACY), key=lambda point: point.step)
+        return tuple(point.value if _is_finite(point.value) else math.nan for point in points)
 
     with store.reported(), ThreadPoolExecutor(_AT_ONCE if store.is_remote else 1) as pool:
         return dict(zip(asked, pool.map(read, asked), strict=True))
 
 
-def matching_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
+def matching_metrics(runs: Sequence[Run], wanted: Sequence[str], *, strict: bool = True) -> list[str]:
     """Return the recorded metrics that are meant: names, or patterns such as ``val/*``.
+
+    Args:
+        strict: refuse what no run has recorded; else it may come yet.
 
     Raises:
         UsageError: no run has recorded such a one.
@@ -91,7 +98,7 @@ def matching_metrics(runs: Sequence[Run], wanted: Sequence[str]) -> list[str]:
     found: list[str] = []
     for pattern in wanted:
         some = [key for key in recorded if key == pattern] or [key for key in recorded if fnmatchcase(key, pattern)]
-        if not some:
+        if not some and strict:
             raise UsageError(f"no metric {pattern!r} is recorded.{suggest(pattern, recorded)}")
         found += [key for key in some if key not in found]
     return found
@@ -105,9 +112,15 @@ def _read(store: Store, run_id: str, keys: Iterable[str]) -> dict[str, list[Metr
 
 
 def _points(store: Store, run_id: str, key: str) -> list[Metric]:
-    """Return the points, one a step; where a step was recorded twice, the first stands."""
+    """Return the points, one a step. Of a step that was recorded twice the first stands, as a resumed run repeats it.
+
+    Where nobody has named steps they are counted, as the points came.
+    """
+    history = sorted(store.client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
+    if len(history) > 1 and not any(point.step for point in history):
+        return [Metric(key, point.value, point.timestamp, place) for place, point in enumerate(history, 1)]
     points: dict[int, Metric] = {}
-    for point in sorted(store.client.get_metric_history(run_id, key), key=lambda point: point.timestamp):
+    for point in history:
         points.setdefault(point.step, point)
     return list(points.values())
 

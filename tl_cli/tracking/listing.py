@@ -1,9 +1,7 @@
 """Recorded runs as a list: their facts, what tells them apart, closing dead ones and removing them."""
 
-import os
+import math
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,9 +9,9 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
-from tl_cli.errors import TrackingError, UsageError
+from tl_cli.errors import UsageError
 from tl_cli.tracking.history import read_sparks
-from tl_cli.tracking.liveness import HOST_TAG, state_of
+from tl_cli.tracking.liveness import HOST_TAG, State, state_of
 from tl_cli.tracking.store import CHILD_TAG, Store, dataset_digest, is_parent, last_seen, short_id
 from tl_cli.training.record import Differences, Kind, RunFacts, Status
 
@@ -34,13 +32,18 @@ _RESULTS = (
 _IMAGES = {"training": "training images", "validation": "validation images", "testing": "test images"}
 
 
-def facts_of(store: Store, runs: Sequence[Run]) -> list[RunFacts]:
-    """Return what is known of runs, in their order, without their curves."""
+def facts_of(store: Store, runs: Sequence[Run], among: Sequence[Run] | None = None) -> list[RunFacts]:
+    """Return what is known of runs, in their order, without their curves.
+
+    Args:
+        among: all runs of the store, of which some are the best; None: those of the list itself.
+    """
     experiments = {experiment_id: name for name, experiment_id in store.experiments().items()}
     facts = [_facts(run, experiments.get(run.info.experiment_id, "")) for run in runs]
+    all_facts = facts if among is None else [_facts(run, experiments.get(run.info.experiment_id, "")) for run in among]
     best: dict[tuple[str, str], RunFacts] = {}
     # Of equal ones the earlier stands.
-    for each in sorted(facts, key=lambda each: each.started):
+    for each in sorted(all_facts, key=lambda each: each.started):
         if each.val_digest and each.val_accuracy is not None:
             other = best.setdefault((each.experiment, each.val_digest), each)
             if each.val_accuracy > (other.val_accuracy or 0.0):
@@ -55,12 +58,20 @@ def with_curves(store: Store, runs: Sequence[Run], facts: Sequence[RunFacts]) ->
     return [_with_curve(each, sparks.get(each.run_id, ())) for each in facts]
 
 
+def with_accuracies(store: Store, runs: Sequence[Run], facts: Sequence[RunFacts]) -> list[RunFacts]:
+    """Return the facts with the best accuracy so far of runs that have not recorded one at their end."""
+    unfinished = [each for each in facts if each.val_accuracy is None]
+    known = {each.run_id: each for each in with_curves(store, runs, unfinished)}
+    return [known.get(each.run_id, each) for each in facts]
+
+
 def _with_curve(facts: RunFacts, curve: tuple[float, ...]) -> RunFacts:
-    if facts.val_accuracy is not None or not curve:
+    judged = [(value, -place) for place, value in enumerate(curve, 1) if math.isfinite(value)]
+    if facts.val_accuracy is not None or not judged:
         return replace(facts, curve=curve)
     # A run that has not ended has recorded no best epoch yet.
-    best = max(curve)
-    return replace(facts, curve=curve, val_accuracy=best, best_epoch=curve.index(best) + 1)
+    best, place = max(judged)
+    return replace(facts, curve=curve, val_accuracy=best, best_epoch=-place)
 
 
 def status_of(run: Run) -> Status:
@@ -68,36 +79,37 @@ def status_of(run: Run) -> Status:
     known = _STATUS.get(run.info.status)
     if known is not None:
         return known
-    state = state_of(run.data.tags, time.time())
-    return "running" if state == "alive" else state
+    state = _state(run)
+    return state if state in ("dead", "silent") else "running"
 
 
 def close(store: Store, run: Run) -> None:
-    """Record a run whose process is gone as killed, at the time when it was last heard of.
+    """Record a run whose process is gone, or cannot be told, as killed, at the time when it was last heard of.
 
     Raises:
         UsageError: it goes on, or has ended already.
         TrackingError: the store cannot be used.
     """
+    (run,) = store.again([run])
     check_stopped(run)
-    status = status_of(run)
-    if status not in ("dead", "silent"):
-        raise UsageError(f"{_named(run)} has ended already: {status}")
+    if run.info.status != "RUNNING":
+        raise UsageError(f"{_named(run)} has ended already: {status_of(run)}")
     with store.reported():
         store.client.set_terminated(run.info.run_id, "KILLED", end_time=round(1000 * last_seen(run)))
 
 
 def remove(store: Store, run: Run) -> None:
-    """Take a run and its models out of every list; MLflow can restore the run until ``mlflow gc`` has been there.
+    """Take a run out of every list; MLflow can restore it, and its models stay, until it is purged.
 
     Raises:
         UsageError: it goes on.
+        RunNotFoundError: it has been removed meanwhile.
         TrackingError: the store cannot be used.
     """
+    # A question may have been open for long.
+    (run,) = store.again([run])
     check_stopped(run)
     with store.reported():
-        for model_id in _models(run):
-            store.client.delete_logged_model(model_id)
         store.client.delete_run(run.info.run_id)
 
 
@@ -107,48 +119,64 @@ def check_stopped(run: Run) -> None:
     Raises:
         UsageError: it does.
     """
-    if status_of(run) == "running":
+    if run.info.status == "RUNNING" and _state(run) == "alive":
         raise UsageError(f"{_named(run)} is running{_where(run)}; stop it first, there with Ctrl-C")
 
 
-def check_purgeable(store: Store) -> None:
-    """Refuse a store whose files are not here.
+def _state(run: Run) -> State:
+    return state_of(run.data.tags, run.info.start_time / 1000, time.time())
+
+
+def check_purgeable(store: Store, runs: Sequence[Run]) -> None:
+    """Refuse a store whose files are not here, and models that others may be using.
 
     Raises:
-        UsageError: it is a server, which keeps them to itself.
+        UsageError: it is a server, or a model is registered.
     """
     if store.is_remote:
         raise UsageError("--purge works on a local store; on the server's machine: mlflow gc --run-ids ID,ID")
+    for run in runs:
+        with store.reported():
+            versions = store.client.search_model_versions(f"run_id = '{run.info.run_id}'")
+        if versions:
+            names = ", ".join(f"{each.name} version {each.version}" for each in versions)
+            raise UsageError(f"{_named(run)} is registered as {names}; take it out of the registry first")
 
 
 def purge(store: Store, runs: Sequence[Run]) -> None:
     """Delete removed runs for good: their records, artifacts, models and what is needed to resume them.
 
+    Not by ``mlflow gc``, which takes along everything else that has ever been removed.
+
     Raises:
-        UsageError: the store is a server, which keeps its files to itself.
-        TrackingError: MLflow could not do it.
+        UsageError: the store is a server, or a model is registered.
+        TrackingError: the store cannot do it.
     """
-    check_purgeable(store)
-    uri = store.local_uri()
-    command = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
-    command += ["--run-ids", ",".join(run.info.run_id for run in runs)]
-    models = [model_id for run in runs for model_id in _models(run)]
-    if models:
-        command += ["--logged-model-ids", ",".join(models)]
-    done = subprocess.run(  # noqa: S603 (MLflow's own)
-        command, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise TrackingError(f"mlflow gc failed: {reason[:300]}")
+    check_purgeable(store, runs)
     for run in runs:
-        shutil.rmtree(store.state_folder(run).parent, ignore_errors=True)
+        folders = _folders(store, run)
+        with store.reported():
+            for model_id in _models(run):
+                store.client.delete_logged_model(model_id)
+            store.delete_for_good(run, _models(run))
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def bytes_of(store: Store, run: Run) -> int:
     """Return how much of the disk here a run takes: state, artifacts and models, as far as they are local."""
-    roots = [store.state_folder(run), *store.local_artifacts(run), *store.local_models(_models(run))]
-    return sum(_size(root) for root in roots)
+    return sum(_size(folder) for folder in _folders(store, run))
+
+
+def _folders(store: Store, run: Run) -> list[Path]:
+    """Return the folders of a run on this machine, none within another: artifacts, state, models."""
+    artifacts = store.local_artifacts(run)
+    # Beside its artifacts lies the state of a run that was made there, wherever this is asked from.
+    beside = [folder.parent for folder in artifacts if folder.parent.name == run.info.run_id]
+    found = {folder.resolve() for folder in (*artifacts, *beside, *store.local_models(_models(run)))}
+    if (state := store.state_folder(run)).is_dir():
+        found.add(state.parent.resolve())
+    return [folder for folder in sorted(found) if not found & set(folder.parents)]
 
 
 def differences(store: Store, runs: Sequence[Run]) -> tuple[Differences, dict[str, str]]:
@@ -164,7 +192,7 @@ def differences(store: Store, runs: Sequence[Run]) -> tuple[Differences, dict[st
     alike = {key: str(values[0]) for key, values in settings.items() if len(set(values)) == 1}
     return (
         Differences(
-            runs=facts_of(store, runs),
+            runs=facts_of(store, runs, store.runs()),
             settings=apart,
             made_with={key: values for key, values in made_with.items() if len(set(values)) > 1},
             results={key: values for key, values in results.items() if any(value is not None for value in values)},

@@ -31,25 +31,37 @@ def identity() -> dict[str, str]:
     }
 
 
-def state_of(tags: Mapping[str, str], now: float) -> Literal["alive", "dead", "silent"]:
+State = Literal["alive", "dead", "silent", "unknown"]
+
+
+def state_of(tags: Mapping[str, str], started: float, now: float) -> State:
     """Return what has become of the process that wrote these tags.
 
-    ``dead`` is known; ``silent`` is a process elsewhere that has not been heard of. What cannot be told is alive.
+    ``dead`` is known; ``silent`` is a process elsewhere that has not been heard of; ``unknown`` has left no trace by
+    which it could be told.
 
     Args:
-        now: seconds since 1970.
+        started: when the run began, seconds since 1970.
+        now: the same.
     """
     process = tags.get(PROCESS_TAG, "").split(" ")
-    if len(process) == 3 and process[0] == _machine():
-        return "alive" if process[1].isdecimal() and _began(int(process[1])) == process[2] else "dead"
     if len(process) == 3:
+        machine, pid, began = process
+        if machine == _machine():
+            return "alive" if pid.isdecimal() and _began(int(pid)) == began else "dead"
+        heard = started
         with suppress(ValueError):
-            return "silent" if now - float(tags.get(HEARTBEAT_TAG, "")) > _SILENT_AFTER_S else "alive"
-        return "alive"
+            heard = float(tags.get(HEARTBEAT_TAG, ""))
+        if now - heard <= _SILENT_AFTER_S:
+            return "alive"
+        # Of a machine that has been started again since, nothing of before is left.
+        here, there = _machine().split("/"), machine.split("/")
+        return "dead" if here[0] == there[0] and here[1:2] != there[1:2] else "silent"
     # A run of an earlier tl. Its number may be another process by now, and then it passes for alive.
     pid = tags.get(PID_TAG, "")
-    is_here = tags.get(HOST_TAG) == socket.gethostname() and pid.isdecimal()
-    return "dead" if is_here and not psutil.pid_exists(int(pid)) else "alive"
+    if tags.get(HOST_TAG) != socket.gethostname() or not pid.isdecimal():
+        return "unknown"
+    return "alive" if psutil.pid_exists(int(pid)) else "dead"
 
 
 def paused(tags: Mapping[str, str]) -> list[tuple[int, int]]:

@@ -64,6 +64,7 @@ class Recorder:
         self._points: queue.SimpleQueue[Metric | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="tl-recorder", daemon=True)
         self._seen: set[tuple[str, int]] = set()
+        self._results: dict[str, float] = {}
         self._last_warning = ""
         self._is_away = False
         self.run_id = ""
@@ -86,7 +87,7 @@ class Recorder:
         self.run_id, self.run_name = run.info.run_id, run.info.run_name
         self._journal = Journal(self.folder / JOURNAL)
         if self._resumed_id:
-            self._seen = self._recorded()
+            self._recall()
         self._thread.start()
         return self
 
@@ -235,6 +236,8 @@ class Recorder:
 
         A later one replaces it, where a run was stopped, and went on.
         """
+        if self._results.get(key) == value:
+            return  # recorded by a run that was killed right afterwards
         name, digest = (measured_on.name, measured_on.digest) if measured_on else (None, None)
         now = int(time.time() * 1000)
         self._queue([Metric(key, float(value), now, 0, model_id, name, digest, self.run_id)])
@@ -288,12 +291,14 @@ class Recorder:
         # Who looks from elsewhere has nothing else to tell a run that goes on from one that was killed.
         self._try(lambda: self._store.client.set_tag(self.run_id, HEARTBEAT_TAG, f"{time.time():.0f}"))
 
-    def _recorded(self) -> set[tuple[str, int]]:
-        """Return the metrics and steps that this run has recorded already, here or in the store."""
-        here = {(point.key, point.step) for point in read(self.folder / JOURNAL, self.run_id).points}
-        keys = self._store.client.get_run(self.run_id).data.metrics
-        histories = [self._store.client.get_metric_history(self.run_id, key) for key in keys]
-        return here | {(point.key, point.step) for points in histories for point in points}
+    def _recall(self) -> None:
+        """Note the metrics and steps that this run has recorded already, here or in the store."""
+        points = read(self.folder / JOURNAL, self.run_id).points
+        for key in self._store.client.get_run(self.run_id).data.metrics:
+            points += self._store.client.get_metric_history(self.run_id, key)
+        self._seen = {(point.key, point.step) for point in points}
+        latest = sorted((point for point in points if point.step == 0), key=lambda point: point.timestamp)
+        self._results = {point.key: point.value for point in latest}
 
     def _try(self, call: Callable[[], T], *left: Left) -> T | None:
         """Turn an unreachable store into a warning: a trained model is not thrown away for it.

@@ -87,15 +87,20 @@ class Store:
         """Return a context in which what MLflow raises becomes a TrackingError."""
         return _reported(self.uri)
 
-    def runs(self, experiment: str | None = None) -> list[Run]:
-        """Return the runs of one experiment, or of all, latest first."""
+    def runs(self, experiment: str | None = None, *, removed: bool = False) -> list[Run]:
+        """Return the runs of one experiment, or of all, latest first.
+
+        Args:
+            removed: those that are removed, which MLflow can restore, instead of the others.
+        """
+        view = ViewType.DELETED_ONLY if removed else ViewType.ACTIVE_ONLY
         with _reported(self.uri):
             experiments = self.client.search_experiments(view_type=ViewType.ACTIVE_ONLY)
             ids = [e.experiment_id for e in experiments if experiment in (None, e.name)]
             found: list[Run] = []
             token = None
             while ids:
-                page = self.client.search_runs(ids, order_by=["attributes.start_time DESC"], page_token=token)
+                page = self.client.search_runs(ids, "", view, order_by=["attributes.start_time DESC"], page_token=token)
                 found += page
                 token = page.token
                 if not token:
@@ -103,9 +108,33 @@ class Store:
         return found
 
     def again(self, runs: Iterable[Run]) -> list[Run]:
-        """Return runs as they are now."""
-        with _reported(self.uri):
-            return [self.client.get_run(run.info.run_id) for run in runs]
+        """Return runs as they are now.
+
+        Raises:
+            RunNotFoundError: one has been removed.
+        """
+        found = []
+        for run in runs:
+            with _reported(self.uri):
+                try:
+                    now = self.client.get_run(run.info.run_id)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                        raise
+                    now = None
+            if now is None or now.info.lifecycle_stage != run.info.lifecycle_stage:
+                raise RunNotFoundError(f"the run {short_id(run)} ({run.info.run_name}) has been removed meanwhile")
+            found.append(now)
+        return found
+
+    def find_removed(self, name: str) -> Run | None:
+        """Return the removed run of that id, unique beginning of an id, or name, if there is one."""
+        found = [
+            run
+            for run in self.runs(removed=True)
+            if name in (run.info.run_id, run.info.run_name) or (len(name) >= 3 and run.info.run_id.startswith(name))
+        ]
+        return found[0] if len(found) == 1 else None
 
     def find(self, name: str) -> Run:
         """Return the run of that id, unique beginning of an id, or name.
@@ -181,9 +210,18 @@ class Store:
             return False
         return True
 
-    def local_uri(self) -> str:
-        """Return the URI of a store on this machine, as other programs take it."""
-        return str(mlflow.get_tracking_uri())
+    def delete_for_good(self, run: Run, model_ids: Iterable[str]) -> None:
+        """Delete the records of a removed run and of its models, as ``mlflow gc`` does, and nothing else.
+
+        Raises:
+            TrackingError: this kind of store cannot.
+        """
+        backend = self.client._tracking_client.store
+        if not hasattr(backend, "_hard_delete_run") or not hasattr(backend, "_hard_delete_logged_model"):
+            raise TrackingError(f"the tracking store {self.uri} cannot delete a run for good")
+        for model_id in model_ids:
+            backend._hard_delete_logged_model(model_id)
+        backend._hard_delete_run(run.info.run_id)
 
     def local_artifacts(self, run: Run) -> list[Path]:
         """Return the folder of a run's artifacts where it is on this machine."""

@@ -17,7 +17,8 @@ _CODES = {
 }  # fmt: skip
 _BOX_TO_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼┊┈", "-|+++++++++:-")
 # Where colours do not tell lines apart, or have all been used, these do: lines, then points.
-_LINE_SYMBOLS, _ASCII_LINES = ("braille", "•", "+", "x", "o", "%", "&"), ".o*x+%&"
+_LETTERS = "abcdefghijklmnpqrstuvwyzABCDEFGHIJKLMNPQRSTUVWXYZ"
+_LINE_SYMBOLS, _ASCII_LINES = ("braille", "•", "+", "x", "o", "%", "&", *_LETTERS), ".o*x+%&" + _LETTERS
 _POINT_SYMBOLS, _ASCII_POINTS = {"test": "◆", "best": "★"}, {"test": "#", "best": "@"}
 _MARK, _ASCII_MARK = "┊", ":"
 

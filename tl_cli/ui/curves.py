@@ -108,7 +108,9 @@ def panels(histories: Sequence[History], wanted: Wanted | None = None) -> list[P
 
 def is_usual(histories: Sequence[History], wanted: Wanted) -> bool:
     """Whether the panels are those of a training: no others were asked for, and tl has recorded the runs."""
-    return not wanted.metrics and any(history.losses or history.epochs for history in histories)
+    return not wanted.metrics and any(
+        history.losses or history.epochs or (history.not_finite and not history.others) for history in histories
+    )
 
 
 def loss_by_step(histories: Sequence[History], wanted: Wanted | None = None) -> Panel:
@@ -161,7 +163,9 @@ def metric_panel(histories: Sequence[History], name: str, wanted: Wanted) -> Pan
         single = len(histories) == 1
         lines += _smoothed(points, wanted, _colour(histories, place), _label(histories, place, "running mean"),
                            raw_label="recorded" if single else None)  # fmt: skip
-    percent = name.rpartition("/")[2].endswith("accuracy")
+    # A fraction, as tl records them; others record percent under such a name.
+    values = [value for history in histories for _, value in history.others.get(name, [])]
+    percent = name.rpartition("/")[2].endswith("accuracy") and all(abs(value) <= 1 for value in values)
     title = f"{name} by {axis.name}"
     return _panel(title, lines, histories, axis, wanted, (name,), percent=percent, log=wanted.log)
 
@@ -259,8 +263,6 @@ def _panel(
     log: bool = False,
 ) -> Panel:
     marks = axis.marks(histories)
-    if wanted.last is not None:
-        lines, marks = _cut(lines, marks, axis, wanted.last)
     notes = []
     for history in histories:
         name = f"{history.name}: " if len(histories) > 1 else ""
@@ -326,14 +328,6 @@ def _label(histories: Sequence[History], place: int, alone: str) -> str:
     return alone if len(histories) == 1 else histories[place].name
 
 
-def _cut(lines: Sequence[Line], marks: Sequence[Mark], axis: "_XAxis", last: float) -> tuple[list[Line], list[Mark]]:
-    """Keep the end of the x axis."""
-    end = max((line.points[-1][0] for line in lines if line.points), default=0.0)
-    start = end - axis.span(last)
-    kept = [replace(line, points=[point for point in line.points if point[0] > start]) for line in lines]
-    return kept, [mark for mark in marks if mark.place > start]
-
-
 @dataclass(frozen=True, slots=True)
 class _XAxis:
     """The x axis of a panel, and where a run's steps lie on it.
@@ -342,6 +336,7 @@ class _XAxis:
         divisor: seconds in the unit of time.
         steps_per_epoch: where the axis shows steps and ``last`` counts epochs.
         whole_epochs: its points are ends of epochs.
+        last: how much of the end of each run is shown; None is all.
     """
 
     unit: XAxis
@@ -349,6 +344,7 @@ class _XAxis:
     divisor: float = 1.0
     steps_per_epoch: float | None = None
     whole_epochs: bool = False
+    last: float | None = None
 
     @classmethod
     def of(cls, histories: Sequence[History], wanted: Wanted, usual: XAxis) -> "_XAxis":
@@ -358,12 +354,13 @@ class _XAxis:
         if unit == "time":
             longest = max((history.clock[-1][1] for history in histories if history.clock), default=0.0)
             name, divisor = next((name, size) for name, size in _TIMES if longest > 3 * size or size == 1)
-            return cls(unit, f"{name} since the run began", divisor)
+            return cls(unit, f"{name} since the run began", divisor, last=wanted.last)
         per_epoch = None
         if wanted.x is None and unit == "step":
-            per_epoch = max((h.epochs[-1].step / h.epochs[-1].epoch for h in histories if h.epochs), default=None)
+            ends = [history.epochs[-1] for history in histories if history.epochs]
+            per_epoch = max((end.step / end.epoch for end in ends if end.epoch > 0 and end.step > 0), default=None)
         label = "optimizer step" if unit == "step" else "epoch"
-        return cls(unit, label, steps_per_epoch=per_epoch, whole_epochs=usual == "epoch")
+        return cls(unit, label, steps_per_epoch=per_epoch, whole_epochs=usual == "epoch", last=wanted.last)
 
     @property
     def name(self) -> str:
@@ -382,8 +379,8 @@ class _XAxis:
 
     def place(self, history: History, points: Sequence[tuple[int, float]]) -> Points:
         """Return points by step as points of this axis; those without a place on it are left out."""
-        where = self._where(history)
-        return [(x, value) for step, value in points if (x := where(step)) is not None]
+        where, start = self._where(history), self._start(history)
+        return [(x, value) for step, value in points if (x := where(step)) is not None and x > start]
 
     def place_epochs(self, history: History, column: str) -> Points:
         """Return one number of each epoch."""
@@ -397,7 +394,7 @@ class _XAxis:
             if history.unfrozen_after is None:
                 continue
             x = self._where(history)(history.unfrozen_after.step)
-            if x is not None:
+            if x is not None and x > self._start(history):
                 colour = MARK_COLOUR if len(histories) == 1 else _colour(histories, place)
                 # Of points that stand at the ends of epochs, the mark stands between two.
                 half = 0.5 if self.whole_epochs and self.unit == "epoch" else 0.0
@@ -406,11 +403,23 @@ class _XAxis:
             return [replace(found[0], colour=MARK_COLOUR)]
         return found
 
+    def _start(self, history: History) -> float:
+        """Return where the part of a run begins that is shown: so much before its own end."""
+        if self.last is None:
+            return -math.inf
+        steps = [*(step for step, _ in history.losses[-1:]), *(point.step for point in history.epochs[-1:])]
+        steps += [points[-1][0] for points in history.others.values() if points]
+        end = self._where(history)(max(steps, default=0))
+        return -math.inf if end is None else end - self.span(self.last)
+
     def _where(self, history: History) -> Callable[[float], float | None]:
         if self.unit == "step":
             return lambda step: float(step)
         if self.unit == "epoch":
-            known = [(0.0, 0.0), *((float(point.step), float(point.epoch)) for point in history.epochs)]
+            known = [
+                (0.0, 0.0),
+                *((float(point.step), float(point.epoch)) for point in history.epochs if point.step > 0),
+            ]
         else:
             known = [(float(step), seconds / self.divisor) for step, seconds in history.clock]
         return lambda step: _between(known, step)

@@ -14,7 +14,7 @@ from tl_cli.training.record import RunFacts
 from tl_cli.ui import charts
 from tl_cli.ui.charts import Canvas
 from tl_cli.ui.console import is_live, plain, shortened
-from tl_cli.ui.curves import COLOURS, Panel, Wanted, panels
+from tl_cli.ui.curves import COLOURS, Panel, Wanted, is_usual, panels
 from tl_cli.ui.progress import bar, epoch_line, epoch_table, format_seconds
 
 Shown = Sequence[tuple[RunFacts, History]]
@@ -54,13 +54,13 @@ class Follower(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def show(self, runs: Shown, trouble: str = "") -> None:
+    def show(self, runs: Shown, wanted: Wanted, trouble: str = "") -> None:
         """Show how far they are; ``trouble`` says why this may be out of date."""
 
 
-def open_follower(console: Console, wanted: Wanted) -> Follower:
+def open_follower(console: Console) -> Follower:
     """Return a screen that is redrawn where the terminal can show one, else plain lines."""
-    return FollowScreen(console, wanted) if is_live(console) else FollowLines(console)
+    return FollowScreen(console) if is_live(console) else FollowLines(console)
 
 
 class FollowLines:
@@ -69,6 +69,7 @@ class FollowLines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._epochs: dict[str, int] = {}
+        self._steps: dict[tuple[str, str], int] = {}
         self._trouble = ""
 
     def __enter__(self) -> Self:
@@ -79,19 +80,29 @@ class FollowLines:
     ) -> None:
         return None
 
-    def show(self, runs: Shown, trouble: str = "") -> None:
-        """Print the epochs that have ended since the last time."""
+    def show(self, runs: Shown, wanted: Wanted, trouble: str = "") -> None:
+        """Print the epochs that have ended since the last time; of other metrics the latest value."""
         if trouble and trouble != self._trouble:
             self._console.print(plain(trouble, "yellow", limit=400), soft_wrap=True)
         self._trouble = trouble
         for facts, history in runs:
-            for place, point in enumerate(history.epochs[self._epochs.get(facts.run_id, 0) :]):
-                known = history.epochs[: self._epochs.get(facts.run_id, 0) + place + 1]
-                name = f"{facts.name}  " if len(runs) > 1 else ""
-                is_best = History(epochs=list(known)).best is point
-                line = f"{name}{epoch_line(point, facts.epochs[1], is_best=is_best)}"
-                self._console.print(plain(line), soft_wrap=True)
-            self._epochs[facts.run_id] = len(history.epochs)
+            name = f"{facts.name}  " if len(runs) > 1 else ""
+            if is_usual([history], wanted):
+                self._show_epochs(facts, history, name)
+                continue
+            for metric, points in history.others.items():
+                if points and points[-1][0] > self._steps.get((facts.run_id, metric), -1):
+                    step, value = points[-1]
+                    self._steps[facts.run_id, metric] = step
+                    self._console.print(plain(f"{name}step {step:,}  {metric} {value:.6g}"), soft_wrap=True)
+
+    def _show_epochs(self, facts: RunFacts, history: History, name: str) -> None:
+        shown = self._epochs.get(facts.run_id, 0)
+        for place in range(shown, len(history.epochs)):
+            is_best = History(epochs=history.epochs[: place + 1]).best is history.epochs[place]
+            line = epoch_line(history.epochs[place], facts.epochs[1], is_best=is_best)
+            self._console.print(plain(f"{name}{line}"), soft_wrap=True)
+        self._epochs[facts.run_id] = max(shown, len(history.epochs))
 
 
 class FollowScreen:
@@ -100,10 +111,11 @@ class FollowScreen:
     It uses the terminal's alternate screen: a resize leaves nothing behind, and what was there before comes back.
     """
 
-    def __init__(self, console: Console, wanted: Wanted) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._wanted = wanted
+        self._wanted = Wanted()
         self._runs: Shown = []
+        self._shown = 0
         self._trouble = ""
         self._drawn: tuple[object, RenderableType] | None = None
         self._live = Live(
@@ -120,9 +132,10 @@ class FollowScreen:
     ) -> None:
         self._live.__exit__(kind, error, trace)
 
-    def show(self, runs: Shown, trouble: str = "") -> None:
+    def show(self, runs: Shown, wanted: Wanted, trouble: str = "") -> None:
         """Take note; the next refresh shows it."""
-        self._runs, self._trouble = runs, trouble
+        self._runs, self._wanted, self._trouble = runs, wanted, trouble
+        self._shown += 1
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Lay the screen out for the size that the terminal has now."""
@@ -130,7 +143,7 @@ class FollowScreen:
         if not self._runs:
             yield Text("reading the run", style="dim")
             return
-        state = (width, height, self._trouble, [(f.status, len(h.losses), len(h.epochs)) for f, h in self._runs])
+        state = (width, height, self._trouble, self._shown)
         if self._drawn is None or self._drawn[0] != state:
             self._drawn = (state, Group(*self._lines(console, width, height)))
         yield self._drawn[1]
