@@ -38,7 +38,7 @@ app.command("export", epilog=export_command.EXAMPLES)(export_command.export)
 app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
 app.add_typer(runs_command.app, name="runs")
 app.add_typer(models_command.app, name="models")
-app.command("data", epilog=data_command.EXAMPLES)(data_command.data)
+app.add_typer(data_command.app, name="data")
 app.command(
     "inspect",
     epilog=inspect_command.EXAMPLES,

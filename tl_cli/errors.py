@@ -14,6 +14,7 @@ TlError                   exit 1: the work failed
 Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP (not a TlError: nothing may swallow it)
 """
 
+import re
 import signal
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -86,6 +87,15 @@ class Interrupted(BaseException):
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its kind where it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """Return text in which addresses have neither user and password nor a query: it is shown, and recorded."""
+    return _QUERY.sub(r"\1", _CREDENTIALS.sub(r"\1", text))
+
+
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]*@", re.IGNORECASE)
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 
 
 def some(names: Sequence[str], show: int = 5) -> str:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import Result
-from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError
+from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, without_secrets
 from tl_cli.tracking.history import read_history
 from tl_cli.tracking.run import Recorder
-from tl_cli.tracking.store import Store, open_store, redacted
+from tl_cli.tracking.store import Store, open_store
 from tl_cli.training.events import EpochEnded, LossSampled
 
 
@@ -108,9 +108,34 @@ def test_a_server_that_is_not_there_is_said_at_once(workplace: Path) -> None:
         open_store(f"http://user:secret@127.0.0.1:{port}")
 
 
-def test_secrets_are_not_shown() -> None:
-    assert redacted("https://me:secret@host:5000/x?token=1") == "https://host:5000/x"
-    assert redacted("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:secret@host:5000/x?token=1", "https://host:5000/x"),
+        ("sqlite:///mlflow.db", "sqlite:///mlflow.db"),
+        ("postgresql+psycopg2://me:se%20cret@db/runs", "postgresql+psycopg2://db/runs"),
+        ("cannot reach 'http://u:p@h/a?sig=abc' now", "cannot reach 'http://h/a' now"),
+        ("http://token@h", "http://h"),
+        ("what is this? a question", "what is this? a question"),
+        ("me@example.org", "me@example.org"),
+    ],
+)
+def test_secrets_are_not_shown(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+
+
+def test_secrets_are_neither_said_nor_recorded(tl, colours: Path, workplace: Path) -> None:
+    trained = tl("train", "timm/test_resnet", "--weights", "none", "--data", colours, "--epochs", "1", "--freeze-epochs", "1",
+                 "--input-size", "32", "--tag", "where=https://me:secret@host/?key=hidden")  # fmt: skip
+    assert trained.code == 0, trained.err
+    run = open_store(None).find("latest")
+    recorded = {key: value for key, value in run.data.tags.items() if key != "where"}
+    assert "secret" not in str(recorded)
+    assert "hidden" not in str(recorded)
+    refused: Result = tl("runs", "--tracking-uri", "http://me:secret@127.0.0.1:9/x?token=hidden")
+    assert refused.code == 1
+    assert "secret" not in refused.out + refused.err
+    assert "hidden" not in refused.out + refused.err
 
 
 def test_a_recorded_model_works_where_tl_is_not_installed(tl, colours: Path, workplace: Path) -> None:
@@ -199,3 +224,31 @@ def test_the_record_tells_the_whole_story(tl, colours: Path, workplace: Path) ->
     # One point each: MLflow draws a bar, and the bars of many runs are a leaderboard.
     for key in ("test/accuracy", "best/val_accuracy", "clean_train/accuracy"):
         assert len(store.client.get_metric_history(run.info.run_id, key)) == 1
+
+
+def _first_run(folder: str, number: int) -> None:
+    import os
+
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    mlflow.set_tracking_uri(None)
+    store = open_store(None)
+    with Recorder(store, experiment_id=store.experiment("tl"), run_name=f"run {number}", warn=print) as made:
+        made(LossSampled(1, 1, float(number), 1e-3, 0.0))
+
+
+def test_eight_first_runs_at_once_on_a_new_store_all_come_through(tmp_path: Path) -> None:
+    from tests.conftest import _FORKS
+
+    processes = [_FORKS.Process(target=_first_run, args=(str(tmp_path), number)) for number in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 8
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("tl")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.info.run_name for run in runs) == [f"run {number}" for number in range(8)]
+    assert sorted(run.data.metrics["step/loss"] for run in runs) == list(range(8))
+    assert {run.info.status for run in runs} == {"FINISHED"}

@@ -190,10 +190,11 @@ def _flags(values: Mapping[str, object]) -> list[str]:
 
 
 def _parent(store: "Store", experiment: str, names: Sequence[str]) -> "Parent":
+    from tl_cli.errors import without_secrets
     from tl_cli.tracking.comparisons import Parent
 
     title = " against ".join(names) if len(names) < 4 else f"{len(names)} models"
-    return Parent(store, store.experiment(experiment), title, shlex.join(["tl", *sys.argv[1:]]))
+    return Parent(store, store.experiment(experiment), title, shlex.join(["tl", *map(without_secrets, sys.argv[1:])]))
 
 
 def _train_all(

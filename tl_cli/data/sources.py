@@ -53,6 +53,16 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
     return _labelled(found, _split(found, spec), spec.model_copy(update={"source": source}), workers, progress)
 
 
+def open_source(source: str, data_dir: str | None, progress: Progress = silent) -> Found:
+    """Return the images of a source as they lie there: not split, not decoded, and of one class if need be.
+
+    Raises:
+        DataError: the source is unknown or has no images.
+        DownloadError: it must be fetched and cannot be.
+    """
+    return _open(locate(source), cache_folder(data_dir), progress, fewest=1)
+
+
 @dataclass(frozen=True, slots=True)
 class Judged:
     """Images on which a trained model is judged, none of them decoded yet.

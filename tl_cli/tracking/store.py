@@ -14,7 +14,15 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
-from tl_cli.errors import Interrupted, RunNotFoundError, StorageError, TrackingError, first_line, suggest
+from tl_cli.errors import (
+    Interrupted,
+    RunNotFoundError,
+    StorageError,
+    TrackingError,
+    first_line,
+    suggest,
+    without_secrets,
+)
 from tl_cli.tracking.liveness import HEARTBEAT_TAG
 
 _ENVIRONMENT = {
@@ -313,19 +321,11 @@ def open_store(tracking_uri: str | None) -> Store:
     uri = mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
-    with _reported(redacted(uri)), _store_lock():
+    with _reported(without_secrets(uri)), _store_lock():
         # The first use creates the database; two processes that do so at once would crash one of them.
         client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
-    return Store(client, redacted(uri))
-
-
-def redacted(uri: str) -> str:
-    """Return a URI without user, password and query."""
-    parts = urlsplit(uri)
-    if not parts.netloc:
-        return uri
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    return Store(client, without_secrets(uri))
 
 
 _SCRATCH: list[tempfile.TemporaryDirectory[str]] = []
@@ -385,6 +385,6 @@ def _check_server(uri: str) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
     raise TrackingError(
-        f"the tracking server {redacted(uri)} does not answer ({reason}); start it, or leave --tracking-uri and "
+        f"the tracking server {without_secrets(uri)} does not answer ({reason}); start it, or leave --tracking-uri and "
         "MLFLOW_TRACKING_URI out to record in ./mlflow.db"
     )

@@ -12,6 +12,8 @@ from rich.console import Console as Console
 from rich.text import Text
 from rich.theme import Theme
 
+from tl_cli.errors import without_secrets
+
 THEME = Theme(
     {
         "good": "green",
@@ -93,14 +95,14 @@ def print_error(message: str) -> None:
     """Print a failure to stderr, line by line safe."""
     console = make_console(stderr=True)
     text = Text("error: ", style="bold red")
-    text.append("\n".join(safe_text(line, limit=2000) for line in message.splitlines()))
+    text.append("\n".join(safe_text(line, limit=2000) for line in without_secrets(message).splitlines()))
     console.print(text, soft_wrap=True)
 
 
 def print_warning(message: str) -> None:
     """Print a warning to stderr."""
     text = Text("warning: ", style="bold yellow")
-    text.append("\n".join(safe_text(line, limit=2000) for line in message.splitlines()))
+    text.append("\n".join(safe_text(line, limit=2000) for line in without_secrets(message).splitlines()))
     make_console(stderr=True).print(text, soft_wrap=True)
 
 

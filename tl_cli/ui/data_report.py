@@ -1,0 +1,231 @@
+"""What the doctor found in a data set, for people and as JSON."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_cli.contract import SplitName
+from tl_cli.data.checks import Findings, Look, Twins
+from tl_cli.evaluation.suspicion import Suspect
+from tl_cli.ui.console import is_ascii, plain, shortened
+
+_SHOWN = 10
+_CLASSES = 30
+# Classes more unequal than that are worth a sampler; the default recipe uses one from there on too.
+_UNEQUAL = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """Labels of training images that are doubted.
+
+    Attributes:
+        compared: how many images were looked at.
+        why_not: why none were; else empty.
+        model: the network that looked.
+    """
+
+    suspects: tuple[Suspect, ...]
+    compared: int
+    why_not: str = ""
+    model: str = ""
+
+
+def print_findings(console: Console, findings: Findings, doubts: Doubts | None) -> None:
+    """Print what was found, what matters most last."""
+    _print_classes(console, findings)
+    console.print()
+    _print_files(console, findings)
+    for note in findings.found.notes:
+        console.print(plain(f"note: {note}", "yellow", limit=400))
+    bad = findings.bad()
+    _print_list(
+        console,
+        f"{len(bad):,} files cannot be decoded" if bad else "every file can be decoded",
+        [f"{found.name}: {found.reason}" for _, found in bad],
+        is_good=not bad,
+    )
+    _print_twins(console, findings)
+    if doubts is not None:
+        _print_doubts(console, findings, doubts)
+
+
+def as_data(findings: Findings, doubts: Doubts | None) -> dict[str, object]:
+    """Return everything that was found, as plain types."""
+    found = findings.found
+    return {
+        "classes": {name: _counts(findings)[place] for place, name in enumerate(found.classes)},
+        "images": {part: len(images) for part, images in found.parts.items()},
+        "imbalance": _imbalance(findings),
+        "sizes": _sizes(findings),
+        "formats": dict(Counter(look.kind for look in _good(findings))),
+        "modes": dict(Counter(look.mode for look in _good(findings))),
+        "turned_by_exif": sum(look.turned for look in _good(findings)),
+        "animated": sum(look.frames > 1 for look in _good(findings)),
+        "notes": list(found.notes),
+        "bad": [{"part": part, "file": each.name, "reason": each.reason} for part, each in findings.bad()],
+        "duplicates": [_twins_as_data(findings, group) for group in findings.twins],
+        "doubted_labels": None
+        if doubts is None
+        else {
+            "compared": doubts.compared,
+            "model": doubts.model,
+            "why_not": doubts.why_not,
+            "images": [
+                {
+                    "file": findings.name(("train", suspect.index)),
+                    "label": found.classes[suspect.given],
+                    "likely": found.classes[suspect.likely],
+                    "confidence": suspect.confidence,
+                    "doubt": suspect.doubt,
+                }
+                for suspect in doubts.suspects
+            ],
+        },
+    }
+
+
+def _print_classes(console: Console, findings: Findings) -> None:
+    found, counts = findings.found, _counts(findings)
+    parts = list(found.parts)
+    largest = max((sum(row.values()) for row in counts), default=1)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("class", no_wrap=True)
+    for part in parts:
+        table.add_column(part, justify="right", no_wrap=True)
+    room = console.width - 24 - 9 * len(parts)
+    if room >= 6:
+        table.add_column("", no_wrap=True)
+    order = sorted(range(len(counts)), key=lambda place: -sum(counts[place].values()))
+    shown = order if len(order) <= _CLASSES else [*order[: _CLASSES // 2], *order[-_CLASSES // 2 :]]
+    block = "#" if is_ascii(console) else "█"
+    for place in shown:
+        row = counts[place]
+        cells: list[Text] = [Text(f"{row[part]:,}") for part in parts]
+        if room >= 6:
+            cells.append(Text(block * max(1, round(sum(row.values()) / largest * min(30, room))), style="train"))
+        table.add_row(Text(shortened(found.classes[place], 20)), *cells)
+    console.print(table)
+    if len(shown) < len(order):
+        console.print(Text(f"and {len(order) - len(shown)} classes between these; --json has all", style="dim"))
+    ratio = _imbalance(findings)
+    if ratio is not None and ratio > _UNEQUAL:
+        console.print(
+            plain(f"the largest class has {ratio:.1f} times as many training images as the smallest; "
+                  "the default recipe balances that (--sampler)", "yellow")
+        )  # fmt: skip
+
+
+def _print_files(console: Console, findings: Findings) -> None:
+    looks = _good(findings)
+    sizes = _sizes(findings)
+    if sizes is None:
+        return
+    same = sizes["shortest_side"][0] == sizes["shortest_side"][2] and sizes["one_size"]
+    if same:
+        console.print(f"{len(looks):,} pictures of {looks[0].size[0]} x {looks[0].size[1]} pixels")
+    else:
+        low, middle, high = sizes["shortest_side"]
+        console.print(f"{len(looks):,} pictures, shorter side {low} to {high} pixels, half of them under {middle}")
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(look.kind for look in looks).most_common())
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in Counter(look.mode for look in looks).most_common())
+    console.print(plain(f"{kinds}; {modes}", "dim"))
+    odd = [
+        (sum(look.turned for look in looks), "are turned by their EXIF data, and are used upright"),
+        (sum(look.frames > 1 for look in looks), "are animated; the first frame is used"),
+        (sum(max(look.size) > 5 * min(look.size) for look in looks), "are over five times as long as wide"),
+    ]
+    for count, what in odd:
+        if count:
+            console.print(plain(f"{count:,} {what}", "dim"))
+
+
+def _print_twins(console: Console, findings: Findings) -> None:
+    across, conflicting = findings.across(), findings.conflicting()
+    within = [group for group in findings.twins if group not in across and group not in conflicting]
+    if not findings.twins:
+        console.print(Text("no two pictures are the same or look the same", style="good"))
+        return
+    _print_groups(console, findings, "pictures are in several parts: what is tested was learned", across, "bad")
+    only = [group for group in conflicting if group not in across]
+    _print_groups(console, findings, "pictures are in several classes", only, "bad")
+    _print_groups(console, findings, "pictures come more than once", within, "yellow")
+
+
+def _print_groups(console: Console, findings: Findings, title: str, groups: Sequence[Twins], style: str) -> None:
+    if not groups:
+        return
+    exact = sum(group.exact for group in groups)
+    how = f"{exact:,} to the last byte, {len(groups) - exact:,} by their looks"
+    console.print(plain(f"{len(groups):,} {title} ({how})", style))
+    for group in groups[:_SHOWN]:
+        names = [f"{findings.name(place)}" for place in group.places[:4]]
+        more = f" and {len(group.places) - 4} more" if len(group.places) > 4 else ""
+        sign = "=" if group.exact else "~"
+        console.print(plain(f"  {f' {sign} '.join(names)}{more}", limit=600))
+    if len(groups) > _SHOWN:
+        console.print(Text(f"  and {len(groups) - _SHOWN:,} more; --json has all", style="dim"))
+
+
+def _print_doubts(console: Console, findings: Findings, doubts: Doubts) -> None:
+    if doubts.why_not:
+        console.print(plain(doubts.why_not, "dim", limit=400))
+        return
+    classes = findings.found.classes
+    compared = f"{len(doubts.suspects):,} of {doubts.compared:,} labels"
+    title = f"{compared} are in doubt, as {doubts.model} sees the images; the surest first"
+    rows = [
+        f"{findings.name(('train', each.index))}: {classes[each.given]}, likely {classes[each.likely]} "
+        f"({each.confidence:.0%})"
+        for each in doubts.suspects
+    ]
+    _print_list(console, title, rows, is_good=not rows)
+
+
+def _print_list(console: Console, title: str, rows: Sequence[str], *, is_good: bool) -> None:
+    console.print(plain(title, "good" if is_good else "yellow"))
+    for row in rows[:_SHOWN]:
+        console.print(plain(f"  {row}", limit=600))
+    if len(rows) > _SHOWN:
+        console.print(Text(f"  and {len(rows) - _SHOWN:,} more; --json has all", style="dim"))
+
+
+def _counts(findings: Findings) -> list[dict[SplitName, int]]:
+    found = findings.found
+    by_part = {part: np.bincount(each.labels, minlength=len(found.classes)) for part, each in found.parts.items()}
+    return [{part: int(counts[place]) for part, counts in by_part.items()} for place in range(len(found.classes))]
+
+
+def _imbalance(findings: Findings) -> float | None:
+    images = findings.found.parts["train"]
+    sizes = np.bincount(images.labels, minlength=len(findings.found.classes))
+    return float(sizes.max() / sizes.min()) if len(sizes) and sizes.min() else None
+
+
+def _good(findings: Findings) -> list[Look]:
+    return [look for looks in findings.looks.values() for look in looks if not look.bad]
+
+
+def _sizes(findings: Findings) -> dict[str, Any] | None:
+    sides = sorted(min(look.size) for look in _good(findings))
+    if not sides:
+        return None
+    return {
+        "shortest_side": [sides[0], sides[len(sides) // 2], sides[-1]],
+        "one_size": len({look.size for look in _good(findings)}) == 1,
+    }
+
+
+def _twins_as_data(findings: Findings, group: Twins) -> dict[str, object]:
+    return {
+        "exact": group.exact,
+        "images": [
+            {"part": place[0], "file": findings.name(place), "label": findings.label(place)} for place in group.places
+        ],
+    }
