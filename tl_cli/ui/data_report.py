@@ -47,7 +47,7 @@ def print_findings(console: Console, findings: Findings, doubts: Doubts | None) 
     bad = findings.bad()
     _print_list(
         console,
-        f"{len(bad):,} files cannot be decoded" if bad else "every file can be decoded",
+        f"{_count(len(bad), 'file')} cannot be decoded" if bad else "every file can be decoded",
         [f"{found.name}: {found.reason}" for _, found in bad],
         is_good=not bad,
     )
@@ -137,9 +137,9 @@ def _print_files(console: Console, findings: Findings) -> None:
     modes = ", ".join(f"{count:,} {mode}" for mode, count in Counter(look.mode for look in looks).most_common())
     console.print(plain(f"{kinds}; {modes}", "dim"))
     odd = [
-        (sum(look.turned for look in looks), "are turned by their EXIF data, and are used upright"),
-        (sum(look.frames > 1 for look in looks), "are animated; the first frame is used"),
-        (sum(max(look.size) > 5 * min(look.size) for look in looks), "are over five times as long as wide"),
+        (sum(look.turned for look in looks), "turned by EXIF data, and used upright"),
+        (sum(look.frames > 1 for look in looks), "animated: the first frame is used"),
+        (sum(max(look.size) > 5 * min(look.size) for look in looks), "over five times as long as wide"),
     ]
     for count, what in odd:
         if count:
@@ -152,10 +152,10 @@ def _print_twins(console: Console, findings: Findings) -> None:
     if not findings.twins:
         console.print(Text("no two pictures are the same or look the same", style="good"))
         return
-    _print_groups(console, findings, "pictures are in several parts: what is tested was learned", across, "bad")
+    _print_groups(console, findings, "of equal pictures in several parts: what is tested was learned", across, "bad")
     only = [group for group in conflicting if group not in across]
-    _print_groups(console, findings, "pictures are in several classes", only, "bad")
-    _print_groups(console, findings, "pictures come more than once", within, "yellow")
+    _print_groups(console, findings, "of equal pictures in several classes", only, "bad")
+    _print_groups(console, findings, "of equal pictures", within, "yellow")
 
 
 def _print_groups(console: Console, findings: Findings, title: str, groups: Sequence[Twins], style: str) -> None:
@@ -163,7 +163,7 @@ def _print_groups(console: Console, findings: Findings, title: str, groups: Sequ
         return
     exact = sum(group.exact for group in groups)
     how = f"{exact:,} to the last byte, {len(groups) - exact:,} by their looks"
-    console.print(plain(f"{len(groups):,} {title} ({how})", style))
+    console.print(plain(f"{_count(len(groups), 'group')} {title} ({how})", style))
     for group in groups[:_SHOWN]:
         names = [f"{findings.name(place)}" for place in group.places[:4]]
         more = f" and {len(group.places) - 4} more" if len(group.places) > 4 else ""
@@ -194,6 +194,10 @@ def _print_list(console: Console, title: str, rows: Sequence[str], *, is_good: b
         console.print(plain(f"  {row}", limit=600))
     if len(rows) > _SHOWN:
         console.print(Text(f"  and {len(rows) - _SHOWN:,} more; --json has all", style="dim"))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _counts(findings: Findings) -> list[dict[SplitName, int]]:
