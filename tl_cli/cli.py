@@ -84,7 +84,11 @@ def main() -> NoReturn:
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
-        _fail("out of memory; try a smaller --batch-size or --input-size, or fewer --workers", 1)
+        _fail(
+            "out of memory; try a smaller --batch-size (with --accumulate the step stays as large), a smaller "
+            "--input-size, or fewer --workers",
+            1,
+        )
     sys.exit(0)
 
 

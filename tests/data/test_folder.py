@@ -151,3 +151,21 @@ def test_a_link_to_itself_is_no_folder(tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, 3)
     (tmp_path / "red" / "loop").symlink_to("loop")
     assert len(scan(tmp_path).parts["train"]) == 9
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path, COLOURS, 2)
+    closed = tmp_path / "red" / "closed"
+    closed.mkdir()
+    look = os.scandir
+
+    # Not by its mode: whoever may do anything may look into any folder.
+    def scandir(path):
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (note,) = scan(tmp_path).notes
+    assert "closed" in note
+    assert "Permission denied" in note

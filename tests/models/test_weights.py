@@ -3,6 +3,9 @@ import io
 import os
 import pickle
 import re
+import runpy
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -72,9 +75,11 @@ def test_a_saved_model_keeps_its_head_for_its_own_classes(classes, is_new: bool,
 
 def test_a_saved_model_survives_the_trip(tmp_path: Path) -> None:
     model = trained()
-    bundle.save(tmp_path, model, card(("a", "b", "c")))
+    saved = bundle.save(tmp_path, model, card(("a", "b", "c")))
     classifier, read = zoo.restore(tmp_path)
-    assert read == card(("a", "b", "c"))
+    assert read == saved
+    assert read.weights_sha256 == hashlib.sha256((tmp_path / bundle.WEIGHTS_FILE).read_bytes()).hexdigest()
+    assert read.model_copy(update={"weights_sha256": None}) == card(("a", "b", "c"))
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(classifier.model(images), model.eval()(images))
 
@@ -95,21 +100,70 @@ def test_wrong_shapes_are_named(tmp_path: Path) -> None:
         zoo.create(NAME, 3, weights=str(path))
 
 
+def leave_canary() -> None:
+    os.mkdir(os.environ["CANARY"])
+
+
 class Canary:
+    """Runs something as it is unpickled."""
+
+    def __init__(self, function, *arguments) -> None:
+        self.what = (function, arguments)
+
     def __reduce__(self):
-        return os.mkdir, (os.environ["CANARY"],)
+        return self.what
 
 
-def test_code_in_a_weights_file_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CANARY", str(tmp_path / "ran"))
-    path = tmp_path / "model.pth"
-    torch.save({"conv": torch.zeros(1), "evil": Canary()}, path)
-    raw = tmp_path / "raw.pth"
-    raw.write_bytes(pickle.dumps(Canary()))
-    for file in (path, raw):
+class SetState:
+    def __reduce__(self):
+        return Holder, (), {"evil": Canary(os.mkdir, os.environ["CANARY"])}
+
+
+class Holder:
+    pass
+
+
+def evils(canary: str) -> dict[str, object]:
+    """Fifteen things that leave a canary when they are unpickled by a reader that runs code."""
+    code = f"__import__('os').mkdir({canary!r})"
+    return {
+        "os.mkdir": Canary(os.mkdir, canary),
+        "os.system": Canary(os.system, f"mkdir {canary}"),
+        "os.popen": Canary(os.popen, f"mkdir {canary}"),
+        "eval": Canary(eval, code),
+        "exec": Canary(exec, code),
+        "subprocess": Canary(subprocess.check_call, ["mkdir", canary]),
+        "runpy": Canary(runpy.run_path, canary + ".py"),
+        "shutil": Canary(shutil.copytree, os.path.dirname(canary), canary),
+        "open": Canary(open, canary, "w"),
+        "pathlib": Canary(Path.mkdir, Path(canary)),
+        "a function of a module": Canary(leave_canary),
+        "in a list": [torch.zeros(1), Canary(os.mkdir, canary)],
+        "as a key": {Holder: Canary(os.mkdir, canary)},
+        "in the state of an object": SetState(),
+        "getattr": Canary(map, os.mkdir, [canary]),
+    }
+
+
+@pytest.mark.parametrize("form", ["torch", "torch, old format", "pickle", "pickle, protocol 0", "in a state_dict"])
+def test_code_in_a_weights_file_is_never_run(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = tmp_path / "ran"
+    monkeypatch.setenv("CANARY", str(canary))
+    (tmp_path / "ran.py").write_text(f"__import__('os').mkdir({str(canary)!r})")
+    made = evils(str(canary))
+    assert len(made) == 15
+    for name, evil in made.items():
+        path = tmp_path / "model.pth"
+        if form.startswith("torch"):
+            torch.save(evil, path, _use_new_zipfile_serialization=form == "torch")
+        elif form.startswith("pickle"):
+            path.write_bytes(pickle.dumps(evil, protocol=0 if form.endswith("0") else 4))
+        else:
+            torch.save({"state_dict": {"conv.weight": torch.zeros(1), "evil": evil}}, path)
+        assert not canary.exists(), "the test itself has left it"
         with pytest.raises(WeightsError):
-            weights.read(file)
-    assert not (tmp_path / "ran").exists()
+            weights.read(path)
+        assert not canary.exists(), name
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04torn"])

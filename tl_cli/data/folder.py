@@ -139,7 +139,7 @@ def _walk(folder: Path, name: str, others: Counter[str]) -> Iterator[str]:
         if (stat.st_dev, stat.st_ino) in visited:
             continue
         visited.add((stat.st_dev, stat.st_ino))
-        for entry in _entries(here):
+        for entry in _entries(here, others):
             if entry.name.startswith("."):
                 continue
             if _is_folder(entry):
@@ -157,11 +157,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    # A folder inside a class that may not be read is left out, as other programs do.
-    with suppress(OSError), os.scandir(folder) as entries:
-        return list(entries)
-    return []
+def _entries(folder: str, others: Counter[str]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        # Left out, as other programs do, but not in silence.
+        others[f"{folder} ({error.strerror})"] += 1
+        return []
 
 
 def _passed_over(kinds: Counter[str]) -> list[str]:

@@ -22,8 +22,11 @@ _NEXT_CARD = ".model.json.next"
 _SEAL = "sha256"
 
 
-def save(folder: Path, model: nn.Module, card: ModelCard) -> None:
+def save(folder: Path, model: nn.Module, card: ModelCard) -> ModelCard:
     """Write the saved model so that at every moment a card with the SHA-256 of the weights lies beside them.
+
+    Returns:
+        The card as it is written.
 
     Raises:
         StorageError: the disk is full or may not be written.
@@ -36,6 +39,7 @@ def save(folder: Path, model: nn.Module, card: ModelCard) -> None:
         file.write(weights)
     write_card(folder, card)
     (folder / _NEXT_CARD).unlink(missing_ok=True)
+    return card
 
 
 def write_card(folder: Path, card: ModelCard, name: str = CARD_FILE) -> None:
