@@ -181,3 +181,20 @@ def test_files_are_looked_at_once_and_again_when_they_change(tmp_path: Path, mon
     assert scan(root) == ["red/000.png"]
     assert scan(root) == ["red/000.png"]
     assert len(looked) == 48
+
+
+def test_looking_at_files_can_be_stopped(tmp_path: Path) -> None:
+    found = folder.scan(odd_folder(tmp_path, count=100)).parts["train"]
+    seen: list[int] = []
+
+    class StopError(Exception):
+        pass
+
+    def progress(name: str, done: int, total: int | None) -> None:
+        seen.append(done)
+        if done >= 128:
+            raise StopError
+
+    with pytest.raises(StopError):
+        checks.unreadable(found, workers=2, progress=progress)
+    assert seen[-1] < len(found)

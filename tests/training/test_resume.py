@@ -112,7 +112,7 @@ def test_a_run_resumed_after_any_step_ends_bit_for_bit_as_the_whole_one(whole: W
         assert told(later, abs(place)) == expected, f"resumed after step {place}"
 
 
-@pytest.mark.parametrize("where", ["a step", "validation", "caching", "the end of an epoch"])
+@pytest.mark.parametrize("where", ["a step", "validation", "caching", "the end of an epoch", "saving"])
 def test_a_signal_is_heeded_where_a_run_can_go_on(odd_pictures: Path, tmp_path: Path, where: str, monkeypatch) -> None:
     import os
 
@@ -138,11 +138,22 @@ def test_a_signal_is_heeded_where_a_run_can_go_on(odd_pictures: Path, tmp_path: 
             "validation": isinstance(event, Worked) and event.activity == "validating",
             "caching": isinstance(event, Worked) and event.activity == "caching features",
             "the end of an epoch": isinstance(event, EpochEnded),
+            "saving": False,
         }[where]
         if wanted and not sent_at:
             sent_at.append(state.step)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    synced = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        # In the middle of writing a checkpoint, before it has its name.
+        if where == "saving" and not sent_at and state.step:
+            sent_at.append(state.step)
+            os.kill(os.getpid(), signal.SIGTERM)
+        synced(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     before = {name: signal.getsignal(getattr(signal, name)) for name in interrupts.NAMES}
     interrupts.listen()
     try:

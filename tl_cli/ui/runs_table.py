@@ -1,5 +1,6 @@
 """Recorded runs as tables: the list with spark lines, and what tells some of them apart."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_cli.training.record import Differences, RunFacts
-from tl_cli.ui.console import is_ascii, plain, shortened
+from tl_cli.ui.console import is_ascii, plain, safe_text, shortened
 from tl_cli.ui.progress import format_seconds
 
 _SPARK, _ASCII_SPARK = "▁▂▃▄▅▆▇█", "_.,-=+*#"
@@ -73,6 +74,7 @@ _ALWAYS = ("id", "name", "val")
 _BY_VALUE = ("status", "curve", "test", "epochs", "started", "time", "data", "model", "experiment")
 _NUMBERS = frozenset(("val", "test", "epochs", "time", "started"))
 _MIN_NAME = 10
+_LONGEST_KEY = 24
 
 
 def _columns(console: Console, runs: Sequence[RunFacts]) -> dict[str, list[Text]]:
@@ -102,14 +104,18 @@ def _name(run: RunFacts, width: int) -> Text:
 
 
 def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
-    """Return a curve as a line of blocks, from its lowest value to its highest; of a long one the ends of stretches."""
+    """Return a curve as a line of blocks, from its lowest value to its highest; of a long one the ends of stretches.
+
+    What is no number has no block.
+    """
+    values = [value for value in values if math.isfinite(value)]
     if not values:
         return ""
     letters = _ASCII_SPARK if ascii_only else _SPARK
     count = min(len(values), width)
     picked = [values[round((place + 1) * len(values) / count) - 1] for place in range(count)]
     low, high = min(values), max(values)
-    if high == low:
+    if high == low or not math.isfinite(high - low):
         return letters[len(letters) // 2] * count
     return "".join(letters[round((value - low) / (high - low) * (len(letters) - 1))] for value in picked)
 
@@ -138,7 +144,7 @@ def print_differences(console: Console, apart: Differences, alike: Mapping[str, 
 
 def _print_block(console: Console, title: str, names: Sequence[str], rows: Mapping[str, Sequence[str | None]]) -> None:
     """Print a row a setting, or a block of rows a setting where the terminal is too narrow for a column a run."""
-    first = max(len(title), *(len(key) for key in rows))
+    first = max(len(title), *(min(_LONGEST_KEY, cell_len(safe_text(key))) for key in rows))
     room = (console.width - first - 2 * len(names)) // len(names)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     if room >= 12:
@@ -146,12 +152,12 @@ def _print_block(console: Console, title: str, names: Sequence[str], rows: Mappi
         for name in names:
             table.add_column(plain(shortened(name, room)), overflow="fold", max_width=room)
         for key, values in rows.items():
-            table.add_row(key, *(_value(value) for value in values))
+            table.add_row(plain(shortened(key, first)), *(_value(value) for value in values))
         console.print(table)
         return
     lines: list[RenderableType] = [Text(title, style="bold")]
     for key, values in rows.items():
-        lines.append(Text(key, style="dim"))
+        lines.append(plain(shortened(key, console.width), "dim"))
         for name, value in zip(names, values, strict=True):
             short = shortened(name, max(6, console.width // 2 - 2))
             lines.append(Text(f"  {short}  ") + _value(value))

@@ -1,0 +1,118 @@
+"""Names from files, classes, servers and people, through whatever prints them: nothing breaks, nothing is obeyed."""
+
+import io
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tests.conftest import write_pictures
+from tests.ui.test_charts import history
+from tests.ui.test_plot import FACTS
+from tl_cli.evaluation.metrics import ClassScore, wilson
+from tl_cli.tracking.store import open_store
+from tl_cli.training.record import Differences
+from tl_cli.ui.console import THEME, safe_text, shortened
+from tl_cli.ui.curves import Wanted
+from tl_cli.ui.plot import print_curves
+from tl_cli.ui.runs_table import print_differences, print_runs
+from tl_cli.ui.tables import class_table
+
+NASTY = [
+    "[/] [bold]markup[/bold] [link=http://x]y[/link]", "\x1b[31mred\x1b[0m \x1b]8;;http://x\x07link", "\x9b31m C1 \x85 next",
+    "\u202ebidi\u2066 marks\u2069", "lone \ud800 surrogate", "..", "../../etc/passwd", "x" * 300, "猫" * 80, "a\nb\rc\td\0e",
+    "$(touch ran) `touch ran` ; touch ran", "%s %d {0} {name}", "", " ", "-rf", "\u200b\u200d\ufeff", "é\u0301\u0301\u0301",
+]  # fmt: skip
+NAMES = st.one_of(st.sampled_from(NASTY), st.text(max_size=60))
+# What a terminal would obey, but for the colours that Rich writes itself.
+OBEYED = re.compile("[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\x1b(?!\\[[0-9;]*m)")
+
+
+def printed(show, *arguments, **options) -> str:
+    console = Console(theme=THEME, file=io.StringIO(), width=80, force_terminal=True, color_system="truecolor")
+    show(console, *arguments, **options)
+    text = console.file.getvalue()
+    text.encode()
+    assert not OBEYED.search(text), ascii(OBEYED.search(text))
+    return text
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(NAMES, NAMES, st.lists(st.sampled_from([0.0, math.nan, math.inf, -math.inf, 1e308, 5e-324, 0.5]), max_size=6))
+def test_no_name_and_no_number_breaks_what_is_printed(name: str, other: str, values: list[float]) -> None:
+    facts = [
+        replace(FACTS, name=name, model=other, data=other, experiment=name, curve=tuple(values)),
+        replace(FACTS, name=other, run_id="a" * 32, experiment=other, status="dead", val_accuracy=None),
+    ]
+    printed(print_runs, facts, total=2, where=name, filtered=False)
+    number = values[0] if values else None
+    apart = Differences(facts, {name: [other, None]}, {other: [name, name]}, {"test/accuracy": [number, None]}, 3)
+    printed(print_differences, apart, {name: other})
+    curves = [(facts[0], history(name=name)), (facts[1], history(name=other, epochs=0))]
+    curves[0][1].losses[:0] = [(0, value) for value in values]
+    for shown in (curves, curves[:1]):
+        printed(print_curves, shown, Wanted(log=True))
+    score = ClassScore(3, 3, wilson(1, 3), wilson(2, 3), 0.5)
+    printed(lambda console: console.print(class_table([score, score], [name, other], console)))
+    for text in (safe_text(name), shortened(name, 12)):
+        assert not OBEYED.search(text)
+
+
+def test_nasty_names_of_runs_go_through_every_command(tl, workplace: Path) -> None:
+    store = open_store(None)
+    for place, name in enumerate(NASTY):
+        if not name.strip() or "\0" in name or "\ud800" in name:
+            continue  # no store takes them
+        run = store.client.create_run(store.experiment("tl"), run_name=name, tags={"tl.data": name})
+        store.client.log_param(run.info.run_id, "model", name)
+        store.client.log_metric(run.info.run_id, "step/loss", place + 0.5, step=1)
+        store.client.log_metric(run.info.run_id, "step/loss", place + 0.1, step=2)
+        store.client.log_metric(run.info.run_id, "best/val_accuracy", 0.5)
+        store.client.set_terminated(run.info.run_id)
+        ident = run.info.run_id[:8]
+        for command in (
+            ("plot", "-t", ident),
+            ("plot", ident, "-o", "pictures"),
+            ("runs", "diff", ident, "latest", "--all"),
+            ("eval", ident),
+        ):
+            result = tl(*command)
+            assert result.code in (0, 2), (command, result.err)
+            assert "Traceback" not in result.err
+            assert not OBEYED.search(result.out + result.err), ascii(name)
+    for command in (("runs",), ("runs", "--json"), ("plot", "-t", *(run.info.run_id[:8] for run in store.runs()[:9]))):
+        result = tl(*command)
+        assert result.code == 0, result.err
+        assert not OBEYED.search(result.out + result.err)
+    from tl_cli.tracking.overview import refresh_overview
+
+    refresh_overview(store, store.experiment("tl"))
+    assert not (workplace / "ran").exists()
+    assert {path.name for path in workplace.iterdir()} <= {"mlflow.db", "mlruns", "pictures"}
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_nasty_names_of_files_and_classes_go_through(command: str, tl, workplace: Path) -> None:
+    for place, name in enumerate(NASTY):
+        folder = name.replace("/", "_").replace("\0", "_")[:60] or f"empty{place}"
+        if folder in ("..", " ") or "\ud800" in folder:
+            continue
+        write_pictures(workplace / "data", {folder: (10 * place, 255 - 10 * place, (37 * place) % 256)}, 12)
+    if command == "check":
+        result = tl("data", "check", "data", "--no-labels")
+    else:
+        result = tl("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs",
+                    "1", "--data", "data")  # fmt: skip
+    assert result.code == 0, result.err
+    assert not OBEYED.search(result.out + result.err)
+    if command == "train":
+        for following in (("eval", "latest"), ("predict", "latest", "data"), ("inspect", "latest"), ("plot", "latest")):
+            done = tl(*following)
+            assert done.code == 0, (following, done.err)
+            assert not OBEYED.search(done.out + done.err), following
+    assert not (workplace / "ran").exists()
