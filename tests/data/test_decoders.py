@@ -162,14 +162,20 @@ def test_a_module_in_the_current_folder_is_not_taken_for_one_of_ours(
 
 @pytest.mark.parametrize(
     ("printed", "left"),
-    [("print('hello')", [20, 20]), ("import atexit; atexit.register(print, 'bye')", [0, 0])],
+    [
+        ("print('hello', flush=True)", [20, 20]),
+        ("print('hello')", None),
+        ("import atexit; atexit.register(print, 'bye')", [0, 0]),
+    ],
 )
 def test_what_a_python_prints_by_itself_is_not_taken_for_pixels(
-    files: FileImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, left: list[int]
+    files: FileImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, left: list[int] | None
 ) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(printed)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
     pixels, found, _ = aside(files)
-    assert [len(share) for share in found] == left
-    assert left == [20, 20] or np.array_equal(pixels, expected(files))
+    # Whether an unflushed line goes out before the pixels is the environment's affair (PYTHONUNBUFFERED).
+    counts = [len(share) for share in found]
+    assert counts == left if left else counts in ([0, 0], [20, 20])
+    assert counts == [20, 20] or np.array_equal(pixels, expected(files))
