@@ -42,7 +42,7 @@ def plot(
         typer.Argument(
             metavar="RUN",
             help="Ids or their beginnings, names, latest, best; a comparison stands for its trainings. "
-            "Several are drawn over each other. [default: latest]",
+            "Several are drawn over each other. By default the latest.",
             autocompletion=complete_run,
         ),
     ] = None,
@@ -59,7 +59,7 @@ def plot(
         Path | None,
         typer.Option(
             "--output", "-o", metavar="PATH", rich_help_panel=_WHERE,
-            help="A folder for PNG files, or one file .png, .svg or .pdf for all panels. [default: this folder]",
+            help="A folder for PNG files, or one file .png, .svg or .pdf for all panels. By default this folder.",
         ),
     ] = None,
     metric: Annotated[
@@ -77,7 +77,7 @@ def plot(
         float | None,
         typer.Option(
             min=0, max=0.9999, metavar="WEIGHT", rich_help_panel=_DRAWN,
-            help="Of the past in the running mean; 0 draws none. By default it looks back over a 50th of the points.",
+            help="Weight of the past in the running mean; 0 draws none. By default it looks back over a 50th of the points.",
         ),
     ] = None,
     log: Annotated[
