@@ -77,7 +77,7 @@ def plot(
         float | None,
         typer.Option(
             min=0, max=0.9999, metavar="WEIGHT", rich_help_panel=_DRAWN,
-            help="Weight of the past in the running mean; 0 draws none. By default it looks back over a 50th of the points.",
+            help="Weight of the past in the running mean; 0: none. By default it looks back over a 50th of the points.",
         ),
     ] = None,
     log: Annotated[
