@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training.test_fit import plan_for
+from tl_cli.data.images import PackedImages
 from tl_cli.errors import Interrupted
 from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, Worked
 from tl_cli.training.fit import fit
@@ -58,6 +59,7 @@ def told(events: list[Event], after: int) -> list[tuple[object, ...]]:
 class Whole:
     """A run that was never stopped, and a checkpoint after each of its steps and epochs."""
 
+    data: Path
     settings: dict[str, object]
     events: list[Event]
     saved: dict[int, bytes]
@@ -74,13 +76,22 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[(case, workers) for case in CASES for workers in (0, 2)], ids=str)
-def whole(request: pytest.FixtureRequest, odd_pictures: Path) -> Whole:
-    case, workers = request.param
+PACKED = "images, plateau, BatchNorm learns"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*((case, workers, False) for case in CASES for workers in (0, 2)), (PACKED, 0, True)],
+    ids=str,
+)
+def whole(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> Whole:
+    case, workers, is_packed = request.param
+    data = colours if is_packed else odd_pictures
     # 43 training images: 4 epochs of 6 steps, the backbone frozen in the first two.
     settings = {"model": SMALL, "augment": "blog", "epochs": 4, "freeze_epochs": 2, "batch_size": 8,
                 "log_every": 1, "workers": workers, **CASES[case]}  # fmt: skip
-    plan = plan_for(odd_pictures, **settings)
+    plan = plan_for(data, **settings)
+    assert isinstance(plan.data.parts["train"], PackedImages) is is_packed
     state = new_state(plan)
     events: list[Event] = []
     saved: dict[int, bytes] = {}
@@ -95,11 +106,11 @@ def whole(request: pytest.FixtureRequest, odd_pictures: Path) -> Whole:
 
     fit(plan, state, observe)
     assert max(saved) == 24
-    return Whole(settings, events, saved, bits(state))
+    return Whole(data, settings, events, saved, bits(state))
 
 
-def test_a_run_resumed_after_any_step_ends_bit_for_bit_as_the_whole_one(whole: Whole, odd_pictures: Path) -> None:
-    plan = plan_for(odd_pictures, **whole.settings)
+def test_a_run_resumed_after_any_step_ends_bit_for_bit_as_the_whole_one(whole: Whole) -> None:
+    plan = plan_for(whole.data, **whole.settings)
     for place, data in whole.saved.items():
         # The same model object, as different as training has made it.
         again = new_state(plan)

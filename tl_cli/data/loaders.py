@@ -202,6 +202,8 @@ class Loader:
         self, batches: list[np.ndarray], settings: Augmentation | None = None, seed: int = 0, epoch: int = 0
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (keys, images uint8): packed ones at native size, files decoded and cut to the input size."""
+        if not batches:
+            return  # an epoch that goes on after its last step
         if isinstance(self.images, PackedImages):
             yield from self._packed(self.images.pixels, batches)
             return
