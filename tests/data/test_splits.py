@@ -31,8 +31,8 @@ def test_a_subset_is_stratified_and_has_every_class(labels: np.ndarray, seed: in
     got = np.bincount(labels[chosen], minlength=classes)
     assert (got >= 1).all()
     share = np.bincount(labels) * count / len(labels)
-    # One image may go to each class whose share is below one.
-    assert (got <= share + 1).all()
+    # One image may go to each class whose share is below one; classes interleave at the middles of their images.
+    assert (got <= share + 1.5).all()
     assert (got >= np.floor(share) - (share < 1).sum() - 1).all()
 
 
