@@ -63,5 +63,8 @@ def test_a_double_press_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_signals_disturb_nothing_once_they_are_ignored() -> None:
     interrupts.ignore()
+    survived = []
     for name in interrupts.NAMES:
         send(getattr(signal, name))
+        survived.append(name)
+    assert survived == list(interrupts.NAMES)

@@ -1,6 +1,5 @@
 """``tl compare``: which of several models is better, at which cost, and whether that can be claimed."""
 
-import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, complete_contender
+from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, command_line, complete_contender
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
@@ -190,11 +189,10 @@ def _flags(values: Mapping[str, object]) -> list[str]:
 
 
 def _parent(store: "Store", experiment: str, names: Sequence[str]) -> "Parent":
-    from tl_cli.errors import without_secrets
     from tl_cli.tracking.comparisons import Parent
 
     title = " against ".join(names) if len(names) < 4 else f"{len(names)} models"
-    return Parent(store, store.experiment(experiment), title, shlex.join(["tl", *map(without_secrets, sys.argv[1:])]))
+    return Parent(store, store.experiment(experiment), title, command_line())
 
 
 def _train_all(

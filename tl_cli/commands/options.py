@@ -1,5 +1,7 @@
 """Options that several commands share. Imports nothing heavy: completion and ``--help`` pass through here."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +33,13 @@ def complete_contender(ctx: typer.Context, incomplete: str) -> list[tuple[str, s
 def complete_model_or_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return architectures and what runs may be called, for the shell."""
     return [*((name, "") for name in complete_model(incomplete)), *complete_run(ctx, incomplete)]
+
+
+def command_line() -> str:
+    """Return what was typed, as it may be recorded: without the secrets of addresses."""
+    from tl_cli.errors import without_secrets
+
+    return shlex.join(["tl", *map(without_secrets, sys.argv[1:])])
 
 
 class ListsByDefault(TyperGroup):

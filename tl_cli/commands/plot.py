@@ -124,7 +124,7 @@ def plot(
 
 
 def _check_ending(output: Path) -> None:
-    from tl_cli.ui.pictures import FORMATS
+    from tl_cli.ui.curves import FORMATS
 
     if output.suffix and output.suffix.lower() not in FORMATS and not output.is_dir():
         raise typer.BadParameter(

@@ -92,7 +92,7 @@ def list_(
     wanted = _Wanted(pattern, experiment, model, data, status, oldest)
     found = [
         facts
-        for facts in facts_of(store, everything, everything)
+        for facts in facts_of(store, everything)
         if wanted.lets_through(facts) and _has_tags(ids[facts.run_id], tag or ())
     ]
     if sort == "val":
@@ -153,7 +153,7 @@ def close(
     for minutes: it is closed when it is named.
     """
     from tl_cli.tracking import listing
-    from tl_cli.tracking.store import open_store
+    from tl_cli.tracking.store import named, open_store
     from tl_cli.ui.console import make_console, plain
 
     store = open_store(tracking_uri)
@@ -163,7 +163,7 @@ def close(
         console.print("no run is dead")
     for run in found:
         listing.close(store, run)
-        console.print(plain(f"{_name(run)} is recorded as killed; tl train --resume goes on with it"), soft_wrap=True)
+        console.print(plain(f"{named(run)} is recorded as killed; tl train --resume goes on with it"), soft_wrap=True)
 
 
 @app.command("sync", epilog="Examples:\n\ntl runs sync\n\ntl runs sync 3f2a91c0 --tracking-uri http://server:5000")
@@ -178,7 +178,7 @@ def sync(
 ) -> None:
     """Send to the tracking store what it did not take while runs went on: their journals are in this folder."""
     from tl_cli.errors import RunNotFoundError, UsageError
-    from tl_cli.tracking.store import open_store
+    from tl_cli.tracking.store import named, open_store
     from tl_cli.tracking.sync import goes_on, journaled_runs
     from tl_cli.tracking.sync import sync as send
     from tl_cli.ui.console import make_console, plain
@@ -197,13 +197,13 @@ def sync(
             continue  # of another store, or removed
         if goes_on(store, run):
             if runs:
-                raise UsageError(f"{_name(run)} is running, and sends by itself")
+                raise UsageError(f"{named(run)} is running, and sends by itself")
             continue
         sent = send(store, run)
         if sent.points or sent.pieces or sent.status or runs:
             status = f", recorded as {sent.status.lower()}" if sent.status else ""
             console.print(
-                plain(f"{_name(run)}: {sent.points:,} points and {sent.pieces} other pieces sent{status}"),
+                plain(f"{named(run)}: {sent.points:,} points and {sent.pieces} other pieces sent{status}"),
                 soft_wrap=True,
             )
     console.print("the store has everything")
@@ -221,7 +221,7 @@ def rm(
     """Remove runs, after a question; without --purge their models and files stay, and MLflow can restore them."""
     from tl_cli.tracking import listing
     from tl_cli.tracking.overview import refresh
-    from tl_cli.tracking.store import open_store
+    from tl_cli.tracking.store import named, open_store
     from tl_cli.ui.console import make_console, plain
 
     store = open_store(tracking_uri)
@@ -243,7 +243,7 @@ def rm(
     for run, size in zip(found, sizes, strict=True):
         left = listing.bytes_of(store, run) if purge else 0
         is_gone = f"is deleted, {(size - left) / 1e6:,.0f} MB are free" if purge else "is removed"
-        console.print(plain(f"{_name(run)} {is_gone}"), soft_wrap=True)
+        console.print(plain(f"{named(run)} {is_gone}"), soft_wrap=True)
     stays = sum(sizes) / 1e6
     if not purge and stays:
         restored = "mlflow runs restore --run-id ID brings one back, tl runs rm --purge ID frees the disk"
@@ -259,7 +259,7 @@ def _ask(store: "Store", runs: "Sequence[Run]", sizes: Sequence[int], *, purge: 
     """
     from tl_cli.errors import UsageError
     from tl_cli.tracking.listing import facts_of
-    from tl_cli.tracking.store import children_of, is_parent
+    from tl_cli.tracking.store import children_of, is_parent, named
     from tl_cli.ui.console import make_console, plain
     from tl_cli.ui.runs_table import runs_table
 
@@ -272,7 +272,7 @@ def _ask(store: "Store", runs: "Sequence[Run]", sizes: Sequence[int], *, purge: 
         children = children_of(store, run.info.run_id) if is_parent(run) else []
         left = [child for child in children if child.info.run_id not in going]
         if left:
-            console.print(plain(f"{_name(run)} is a comparison; its {len(left)} trainings stay", "yellow"))
+            console.print(plain(f"{named(run)} is a comparison; its {len(left)} trainings stay", "yellow"))
     how = f"Delete for good ({sum(sizes) / 1e6:,.0f} MB)" if purge else "Remove"
     if not typer.confirm(f"{how} {'this run' if len(runs) == 1 else f'these {len(runs)} runs'}?"):
         console.print("nothing was removed")
@@ -372,10 +372,6 @@ def _find(store: "Store", names: Sequence[str], *, or_removed: bool = False) -> 
             run = removed
         found[run.info.run_id] = run
     return list(found.values())
-
-
-def _name(run: "Run") -> str:
-    return f"{run.info.run_id[:8]} ({run.info.run_name})"
 
 
 def _print_json(data: object) -> None:

@@ -1,7 +1,6 @@
 """``tl train``: settings in, a recorded model out."""
 
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, complete_model
+from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, command_line, complete_model
 
 if TYPE_CHECKING:
     from tl_cli.tracking.run import Recorder
@@ -455,7 +454,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
             saver = Saver(recorder.folder, state, plan.card(), Every.parse(plan.config.checkpoint_every))
             if target.resumed_id is None:
                 saver.begin()
-                recorder.log_start(plan, _command(), _draw_contact_sheet(plan, recorder.folder))
+                recorder.log_start(plan, command_line(), _draw_contact_sheet(plan, recorder.folder))
             title = Title(recorder.run_name, plan.machine.describe(), plan.config.epochs)
             try:
                 with open_screen(console, title, history) as screen:
@@ -467,7 +466,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
             if outcome.test is not None:
                 history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
             curves = save_curves(history, recorder.folder)
-            recorder.log_end(plan, outcome, _command(), curves, recorder.folder / BEST_FOLDER, target.register)
+            recorder.log_end(plan, outcome, command_line(), curves, recorder.folder / BEST_FOLDER, target.register)
     finally:
         for message in warnings:
             print_warning(message)
@@ -550,12 +549,6 @@ def _uri_flag(target: _Target) -> str:
     from tl_cli.errors import without_secrets
 
     return f" --tracking-uri {shlex.quote(without_secrets(target.tracking_uri))}" if target.tracking_uri else ""
-
-
-def _command() -> str:
-    from tl_cli.errors import without_secrets
-
-    return shlex.join(["tl", *map(without_secrets, sys.argv[1:])])
 
 
 def _show_plan(plan: "Plan", console: "Console") -> None:

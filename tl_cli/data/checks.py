@@ -87,15 +87,11 @@ def check_all(parts: Mapping[SplitName, FileImages], *, workers: int, progress: 
     Raises:
         DataError: some cannot be; the message names them.
     """
-    bad = [
-        (part, each)
-        for part, images in parts.items()
-        for each in unreadable(images, workers=workers, progress=progress)
-    ]
+    bad = [found for images in parts.values() for found in unreadable(images, workers=workers, progress=progress)]
     if not bad:
         return
     total = sum(len(images) for images in parts.values())
-    lines = [f"  {found.name}: {found.reason}" for _, found in bad[:_NAMED]]
+    lines = [f"  {found.name}: {found.reason}" for found in bad[:_NAMED]]
     if len(bad) > _NAMED:
         lines.append(f"  and {len(bad) - _NAMED:,} more; tl data check lists them all")
     raise DataError(
@@ -259,6 +255,9 @@ _LEAST_CORRELATION = 0.99
 
 def _twins(places: Sequence[tuple[SplitName, int]], looks: Sequence[Look]) -> list[Twins]:
     """Return groups of images with the same content, and of others that look the same."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     by_digest: dict[bytes, list[int]] = {}
     for number, look in enumerate(looks):
         by_digest.setdefault(look.digest, []).append(number)
@@ -267,22 +266,15 @@ def _twins(places: Sequence[tuple[SplitName, int]], looks: Sequence[Look]) -> li
     ]
     # One of each, for what only looks the same.
     firsts = [numbers[0] for numbers in by_digest.values()]
-    parent = {number: number for number in firsts}
-
-    def root(number: int) -> int:
-        while parent[number] != number:
-            parent[number] = parent[parent[number]]
-            number = parent[number]
-        return number
-
-    for one, other in _alike(firsts, looks):
-        parent[root(one)] = root(other)
+    pairs = np.array(list(_alike(firsts, looks)), dtype=np.int64).reshape(-1, 2)
+    if not len(pairs):
+        return groups
+    links = coo_array((np.ones(len(pairs), np.int8), pairs.T), shape=(len(looks), len(looks)))
+    _, component = connected_components(links, directed=False)
     alike: dict[int, list[int]] = {}
-    for number in firsts:
-        alike.setdefault(root(number), []).append(number)
-    return groups + [
-        Twins(tuple(places[n] for n in sorted(numbers)), exact=False) for numbers in alike.values() if len(numbers) > 1
-    ]
+    for number in np.unique(pairs).tolist():
+        alike.setdefault(int(component[number]), []).append(number)
+    return groups + [Twins(tuple(places[n] for n in sorted(numbers)), exact=False) for numbers in alike.values()]
 
 
 def _alike(numbers: Sequence[int], looks: Sequence[Look]) -> Iterator[tuple[int, int]]:

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from mlflow.entities import Metric, Run
 
@@ -30,6 +31,8 @@ _LARGEST = 1e308
 # Counted in samples of their own, not in optimizer steps.
 _SYSTEM = "system/"
 _AT_ONCE = 8
+
+T = TypeVar("T")
 
 
 def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History:
@@ -79,8 +82,7 @@ def read_sparks(store: Store, runs: Iterable[Run]) -> dict[str, tuple[float, ...
         points = sorted(_points(store, run_id, _VAL_ACCURACY), key=lambda point: point.step)
         return tuple(point.value if _is_finite(point.value) else math.nan for point in points)
 
-    with store.reported(), ThreadPoolExecutor(_AT_ONCE if store.is_remote else 1) as pool:
-        return dict(zip(asked, pool.map(read, asked), strict=True))
+    return _ask(store, asked, read)
 
 
 def matching_metrics(runs: Sequence[Run], wanted: Sequence[str], *, strict: bool = True) -> list[str]:
@@ -105,10 +107,14 @@ def matching_metrics(runs: Sequence[Run], wanted: Sequence[str], *, strict: bool
 
 
 def _read(store: Store, run_id: str, keys: Iterable[str]) -> dict[str, list[Metric]]:
-    """Return the points by metric; a server is asked for several at once."""
-    asked = sorted(keys)
+    """Return the points by metric."""
+    return _ask(store, sorted(keys), lambda key: _points(store, run_id, key))
+
+
+def _ask(store: Store, names: Sequence[str], question: Callable[[str], T]) -> dict[str, T]:
+    """Return the answer to a question about each name; a server is asked for several at once."""
     with store.reported(), ThreadPoolExecutor(_AT_ONCE if store.is_remote else 1) as pool:
-        return dict(zip(asked, pool.map(lambda key: _points(store, run_id, key), asked), strict=True))
+        return dict(zip(names, pool.map(question, names), strict=True))
 
 
 def _points(store: Store, run_id: str, key: str) -> list[Metric]:
@@ -163,4 +169,4 @@ def _finite(points: Iterable[Metric]) -> dict[int, float]:
 
 
 def _is_finite(value: float) -> bool:
-    return math.isfinite(value) and abs(value) < _LARGEST
+    return abs(value) < _LARGEST  # False for NaN

@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from tl_cli.errors import UsageError
 from tl_cli.tracking.history import read_sparks
 from tl_cli.tracking.liveness import HOST_TAG, State, state_of
-from tl_cli.tracking.store import CHILD_TAG, Store, dataset_digest, is_parent, last_seen, short_id
+from tl_cli.tracking.store import CHILD_TAG, Store, dataset_digest, is_parent, last_seen, named
 from tl_cli.training.record import Differences, Kind, RunFacts, Status
 
 _STATUS: Mapping[str, Status] = {
@@ -93,7 +93,7 @@ def close(store: Store, run: Run) -> None:
     (run,) = store.again([run])
     check_stopped(run)
     if run.info.status != "RUNNING":
-        raise UsageError(f"{_named(run)} has ended already: {status_of(run)}")
+        raise UsageError(f"{named(run)} has ended already: {status_of(run)}")
     with store.reported():
         store.client.set_terminated(run.info.run_id, "KILLED", end_time=round(1000 * last_seen(run)))
 
@@ -120,7 +120,7 @@ def check_stopped(run: Run) -> None:
         UsageError: it does.
     """
     if run.info.status == "RUNNING" and _state(run) == "alive":
-        raise UsageError(f"{_named(run)} is running{_where(run)}; stop it first, there with Ctrl-C")
+        raise UsageError(f"{named(run)} is running{_where(run)}; stop it first, there with Ctrl-C")
 
 
 def _state(run: Run) -> State:
@@ -140,7 +140,7 @@ def check_purgeable(store: Store, runs: Sequence[Run]) -> None:
             versions = store.client.search_model_versions(f"run_id = '{run.info.run_id}'")
         if versions:
             names = ", ".join(f"{each.name} version {each.version}" for each in versions)
-            raise UsageError(f"{_named(run)} is registered as {names}; take it out of the registry first")
+            raise UsageError(f"{named(run)} is registered as {names}; take it out of the registry first")
 
 
 def purge(store: Store, runs: Sequence[Run]) -> None:
@@ -254,10 +254,6 @@ def _made_with(run: Run) -> dict[str, str]:
 def _table(columns: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:
     keys = dict.fromkeys(key for column in columns for key in column)
     return {key: [column.get(key) for column in columns] for key in keys}
-
-
-def _named(run: Run) -> str:
-    return f"{short_id(run)} ({run.info.run_name})"
 
 
 def _where(run: Run) -> str:

@@ -268,7 +268,6 @@ class Recorder:
                     waiting.append(point)
             waiting = self._flush(waiting)
         if waiting:
-            self._is_away = True
             self._warn(f"the tracking store did not take {len(waiting)} points of the curves")
 
     def _flush(self, points: list[Metric]) -> list[Metric]:
@@ -311,7 +310,6 @@ class Recorder:
             try:
                 return call()
             except (MlflowException, OSError) as error:
-                self._is_away = True
                 self._warn_once(error)
         if left:
             with suppress(StorageError):

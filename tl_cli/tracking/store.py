@@ -131,7 +131,7 @@ class Store:
                         raise
                     now = None
             if now is None or now.info.lifecycle_stage != run.info.lifecycle_stage:
-                raise RunNotFoundError(f"the run {short_id(run)} ({run.info.run_name}) has been removed meanwhile")
+                raise RunNotFoundError(f"the run {named(run)} has been removed meanwhile")
             found.append(now)
         return found
 
@@ -165,7 +165,7 @@ class Store:
         if len(found) == 1:
             return found[0]
         if found:
-            listed = ", ".join(f"{short_id(run)} ({run.info.run_name})" for run in found[:5])
+            listed = ", ".join(f"{named(run)}" for run in found[:5])
             raise RunNotFoundError(f"{len(found)} runs are called {name!r}: {listed}; use the id")
         known = [name for run in runs for name in (run.info.run_name, short_id(run))]
         raise RunNotFoundError(f"no run is called {name!r} in {self.uri}.{suggest(name, known)}")
@@ -187,8 +187,7 @@ class Store:
         """
         if is_parent(run):
             raise RunNotFoundError(
-                f"{short_id(run)} ({run.info.run_name}) is a comparison and has no model of its own; "
-                f"tl compare {short_id(run)} shows it"
+                f"{named(run)} is a comparison and has no model of its own; tl compare {short_id(run)} shows it"
             )
         with _reported(self.uri):
             outputs = run.outputs.model_outputs if run.outputs else []
@@ -200,7 +199,7 @@ class Store:
         local = self.state_folder(run) / "best"
         if (local / "model.json").exists():
             return local
-        raise RunNotFoundError(f"the run {short_id(run)} ({run.info.run_name}) has no model; it ended before an epoch")
+        raise RunNotFoundError(f"the run {named(run)} has no model; it ended before an epoch")
 
     def artifact(self, run: Run, path: str) -> Path | None:
         """Return an artifact of a run as a local file, or None where there is none."""
@@ -307,6 +306,11 @@ def last_seen(run: Run) -> float:
 def short_id(run: Run) -> str:
     """Return the first characters of a run's id: what people type."""
     return str(run.info.run_id)[:8]
+
+
+def named(run: Run) -> str:
+    """Return what a message calls a run: its short id and its name."""
+    return f"{short_id(run)} ({run.info.run_name})"
 
 
 def open_store(tracking_uri: str | None) -> Store:

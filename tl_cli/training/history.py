@@ -27,6 +27,11 @@ class EpochPoint:
         """Accuracy and loss on validation of the better of the weights and their average; None: not recorded."""
         return better((self.val_accuracy, self.val_loss), (self.ema_val_accuracy, self.ema_val_loss))
 
+    @property
+    def averaged(self) -> bool:
+        """Whether the averaged weights are the more accurate ones."""
+        return self.judged is not None and self.judged[0] == self.ema_val_accuracy != self.val_accuracy
+
 
 @dataclass(slots=True)
 class History:

@@ -133,7 +133,9 @@ class TrainState:
         Raises:
             UsageError: it is torn, rotten, of another model, or of a run that trained on other features.
         """
-        saved = _verified(data)
+        self._take(_verified(data))
+
+    def _take(self, saved: dict[str, Any]) -> None:
         began = tuple(saved["cached"])
         if began != self.cached:
             raise UsageError(
@@ -167,13 +169,12 @@ class TrainState:
         found = checkpoints(folder)
         for path in found:
             try:
-                data = path.read_bytes()
-                _check_digest(data)
+                saved = _verified(path.read_bytes())
             except (OSError, UsageError) as error:
                 problems.append(f"{path.name} cannot be used: {first_line(error)}")
                 continue
             try:
-                self.from_bytes(data)
+                self._take(saved)
             except UsageError as error:
                 raise UsageError(f"cannot resume from {path}: {error}") from error
             return problems

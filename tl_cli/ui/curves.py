@@ -17,6 +17,7 @@ Points = list[tuple[float, float]]
 
 # Told apart by colour-blind readers, as colours of the terminal and in pictures (Okabe and Ito, 2008).
 TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR, MARK_COLOUR = "blue", "orange", "magenta", "grey"
+FORMATS = (".png", ".svg", ".pdf")  # of pictures
 COLOURS = ("blue", "orange", "magenta", "green", "yellow", "cyan", "black")
 _FEWEST = 10  # samples in the running mean
 _TIMES = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
@@ -122,7 +123,7 @@ def loss_by_step(histories: Sequence[History], wanted: Wanted | None = None) -> 
         points = axis.place(history, history.losses)
         lines += _smoothed(points, wanted, _colour(histories, place), _label(histories, place, "running mean"),
                            raw_label="batch" if len(histories) == 1 else None)  # fmt: skip
-    lines += _best_points(histories, axis, lines)
+    lines += _best_points(histories, axis, lines=lines)
     # Beside the loss by epoch, which has the same axis then, this is the one of batches.
     title = "loss by step" if axis.unit == "step" else f"loss of batches by {axis.name}"
     return _panel(title, lines, histories, axis, wanted, ("step/loss",), y="cross-entropy", log=wanted.log)
@@ -236,8 +237,7 @@ def _by_epoch(
                 lines.append(Line(averaged, "green", label="of averaged weights"))
         else:
             lines.append(Line(own, _colour(histories, place), label=_label(histories, place, "")))
-    best = _best_points(histories, axis, [line for line in lines if line.label != "train"], columns=(val, average))
-    lines += best
+    lines += _best_points(histories, axis, columns=(val, average))
     for place, (history, value) in enumerate(zip(histories, tested, strict=True)):
         if value is not None and history.best is not None:
             where = axis.place(history, [(history.best.step, value)])
@@ -245,7 +245,7 @@ def _by_epoch(
             lines.append(Line(where, colour, "test", "test" if place == 0 else ""))
     kind = "accuracy (%)" if percent else "cross-entropy"
     name = title if len(histories) == 1 else f"validation {title}"
-    keys = tuple(key for key in (f"train/{title}", f"val/{title}", f"val/ema_{title}"))
+    keys = (f"train/{title}", f"val/{title}", f"val/ema_{title}")
     log = wanted.log and not percent
     return _panel(axis.titled(name), lines, histories, axis, wanted, keys, y=kind, percent=percent, log=log)
 
@@ -290,9 +290,18 @@ def _smoothed(points: Points, wanted: Wanted, colour: str, label: str, *, raw_la
 
 
 def _best_points(
-    histories: Sequence[History], axis: "_XAxis", lines: Sequence[Line], columns: tuple[str, str] | None = None
+    histories: Sequence[History],
+    axis: "_XAxis",
+    *,
+    lines: Sequence[Line] = (),
+    columns: tuple[str, str] | None = None,
 ) -> list[Line]:
-    """Return a star for the best epoch of each run: on its judged curve, or else where its line passes."""
+    """Return a star for the best epoch of each run: on the curve that judged it, or else where its line passes.
+
+    Args:
+        lines: of the runs, where no columns are given.
+        columns: of the weights and of their average.
+    """
     found = []
     drawn = [line for line in lines if line.kind == "line"]
     for place, history in enumerate(histories):
@@ -300,9 +309,7 @@ def _best_points(
         if best is None:
             continue
         if columns is not None:
-            values = [getattr(best, column) for column in columns]
-            is_average = best.judged is not None and best.judged[0] == best.ema_val_accuracy != best.val_accuracy
-            value = values[1] if is_average else values[0]
+            value = getattr(best, columns[best.averaged])
             where = axis.place(history, [(best.step, value)]) if value is not None else []
         else:
             (x, _), *_ = axis.place(history, [(best.step, 0.0)]) or [(math.nan, 0.0)]

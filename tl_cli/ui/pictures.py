@@ -34,7 +34,6 @@ HEX = {
 }  # fmt: skip
 MANY = tuple(HEX[colour] for colour in COLOURS)
 _TRAIN, _VAL, _GREY = HEX["blue"], HEX["orange"], HEX["grey"]
-FORMATS = (".png", ".svg", ".pdf")
 _LEGEND_ROOM = 32  # points above the axes, for two rows
 _LEGEND: Any = {"frameon": False, "fontsize": 8, "handlelength": 1.8, "columnspacing": 1.2}
 _DASHES = ("-", "--", ":", "-.")

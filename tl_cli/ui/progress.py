@@ -260,7 +260,7 @@ class LiveScreen:
         best = self._history.best
         if best is None or best.judged is None:
             return Text("no epoch is over yet", style="dim")
-        which = " (averaged weights)" if best.judged[0] == best.ema_val_accuracy != best.val_accuracy else ""
+        which = " (averaged weights)" if best.averaged else ""
         return Text(f"best: {best.judged[0]:.2%} on validation, epoch {best.epoch}{which}", style="good")
 
 
