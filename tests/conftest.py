@@ -147,16 +147,32 @@ _FORKS.set_forkserver_preload(
 
 
 def tl_process(
-    *arguments: str | Path, cwd: Path, stdout: int, stderr: int, **environment: str
+    *arguments: str | Path,
+    cwd: Path,
+    stdout: int,
+    stderr: int,
+    prepare: Callable[[], None] | None = None,
+    **environment: str,
 ) -> "multiprocessing.process.BaseProcess":
-    """Start ``tl`` as a process of its own, for signals and terminals; the descriptors stay open in this one too."""
+    """Start ``tl`` as a process of its own, for signals and terminals; the descriptors stay open in this one too.
+
+    Args:
+        prepare: called in that process before tl begins.
+    """
     streams = (DupFd(stdout), DupFd(stderr))
-    process = _FORKS.Process(target=_be_tl, args=([*map(str, arguments)], cwd, {**os.environ, **environment}, streams))
+    surroundings = (cwd, {**os.environ, **environment}, streams, prepare)
+    process = _FORKS.Process(target=_be_tl, args=([*map(str, arguments)], *surroundings))
     process.start()
     return process
 
 
-def _be_tl(arguments: list[str], cwd: Path, environment: dict[str, str], streams: tuple[DupFd, DupFd]) -> None:
+def _be_tl(
+    arguments: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    streams: tuple[DupFd, DupFd],
+    prepare: Callable[[], None] | None,
+) -> None:
     from tl_cli.cli import main
 
     for descriptor, stream in zip((1, 2), streams, strict=True):
@@ -165,6 +181,8 @@ def _be_tl(arguments: list[str], cwd: Path, environment: dict[str, str], streams
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = ["tl", *arguments]
+    if prepare is not None:
+        prepare()
     main()
 
 

@@ -1,6 +1,10 @@
-"""Folders, homes and locales that are not as one would like them."""
+"""Folders, homes, disks and locales that are not as one would like them."""
 
+import ctypes
 import os
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,15 +15,37 @@ TRAIN = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32",
          "--data", "pictures", "--workers", "0")  # fmt: skip
 
 
-def said_by(folder: Path, *arguments: str, **environment: str) -> tuple[int | None, str]:
+NOT_ALLOWED = 77
+
+
+def said_by(
+    folder: Path, *arguments: str, prepare: Callable[[], None] | None = None, **environment: str
+) -> tuple[int | None, str]:
     said_in = folder / "said.txt"
     with said_in.open("wb") as said:
-        process = tl_process(*arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(), **environment)
+        process = tl_process(
+            *arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(), prepare=prepare, **environment
+        )
         process.join(100)
+    if process.exitcode == NOT_ALLOWED:
+        pytest.skip("mounting is not allowed here")
     return process.exitcode, said_in.read_bytes().decode(errors="replace")
 
 
-def work_in(folder: Path, **environment: str) -> str:
+def mount_here(target: str, options: str) -> None:
+    """Mount an empty file system that this process alone sees."""
+    new_namespace, private_and_all_below = 0x00020000, (1 << 18) | (1 << 14)
+    libc = ctypes.CDLL(None, use_errno=True)
+    read_only = 1 if options == "ro" else 0
+    if (
+        libc.unshare(new_namespace)
+        or libc.mount(b"none", b"/", None, private_and_all_below, None)
+        or libc.mount(b"none", target.encode(), b"tmpfs", read_only, b"" if read_only else options.encode())
+    ):
+        os._exit(NOT_ALLOWED)
+
+
+def work_in(folder: Path, prepare: Callable[[], None] | None = None, **environment: str) -> str:
     """Train, list, draw and evaluate in a folder; return what was said."""
     write_pictures(folder / "pictures", COLOURS, 12)
     everything = ""
@@ -31,7 +57,7 @@ def work_in(folder: Path, **environment: str) -> str:
         ("eval", "latest"),
         ("data", "check", "pictures", "--no-labels"),
     ):
-        code, said = said_by(folder, *command, **environment)
+        code, said = said_by(folder, *command, prepare=prepare, **environment)
         assert code == 0, f"{command}: {said}"
         assert "Traceback" not in said
         everything += said
@@ -79,3 +105,57 @@ def test_a_name_that_is_no_utf8_is_refused_or_shown_as_it_can_be(tmp_path: Path,
     code, said = said_by(tmp_path, *TRAIN[:-4], "--data", str(folder), "--workers", "0")
     assert "Traceback" not in said, said
     assert code in (0, 2), said
+
+
+def test_no_shared_memory_is_needed(tmp_path: Path, ready_database: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(ready_database.read_bytes())
+    without = partial(mount_here, "/dev/shm", "ro")
+    probe = tmp_path / "probe"
+    probe.mkdir()
+    code, said = said_by(probe, "--version", prepare=partial(refuse_shared_memory, without))
+    assert code == 0, said
+    assert "test accuracy" in work_in(tmp_path, prepare=without)
+
+
+def refuse_shared_memory(without: Callable[[], None]) -> None:
+    without()
+    with pytest.raises(OSError, match="Read-only"):
+        Path("/dev/shm/probe").touch()
+
+
+@pytest.mark.parametrize("kilobytes", [40, 460, 900, 1300, 2200, 3000])
+def test_a_disk_that_is_full_is_named_and_training_says_so(
+    kilobytes: int, tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    """The disk of checkpoints, saved models, journal and artifacts; the record itself lies elsewhere."""
+    (tmp_path / "mlflow.db").write_bytes(ready_database.read_bytes())
+    (tmp_path / "mlruns").mkdir()
+    small = partial(mount_here, str(tmp_path / "mlruns"), f"size={kilobytes}k")
+    command = ("train", "timm/test_efficientnet", *TRAIN[2:-4], "--data", str(colours), "--checkpoint-every", "1",
+               "--epochs", "4", "--freeze-epochs", "2", "--batch-size", "8")  # fmt: skip
+    code, said = said_by(tmp_path, *command, prepare=small)
+    assert "Traceback" not in said
+    assert "No space left on device" in said
+    if code:
+        assert code == 1, said
+        assert re.search(r"error: cannot write \S*mlruns/\S+: No space left on device \(0 MB free\)", said), said
+
+
+def test_a_record_whose_disk_is_full_is_a_warning(tmp_path: Path, ready_database: Path, colours: Path) -> None:
+    (tmp_path / "small").mkdir()
+    code, said = said_by(
+        tmp_path, *TRAIN[:-4], "--data", str(colours), "--batch-size", "2", "--epochs", "9", "--log-every", "1", "--tracking-uri", f"sqlite:///{tmp_path}/small/mlflow.db",
+        prepare=partial(put_on_a_small_disk, ready_database, tmp_path / "small"),
+    )  # fmt: skip
+    assert code == 0, said
+    for expected in ("test accuracy", "database or disk is full", "tl runs sync"):
+        assert expected in said
+    assert "Traceback" not in said
+    assert "sqlalche" not in said
+
+
+def put_on_a_small_disk(file: Path, folder: Path) -> None:
+    """Leave room for the beginning of a run's record."""
+    data = file.read_bytes()
+    mount_here(str(folder), f"size={len(data) // 1024 + 40}k")
+    (folder / "mlflow.db").write_bytes(data)

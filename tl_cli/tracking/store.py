@@ -46,9 +46,9 @@ DEFAULT_EXPERIMENT = "tl"
 PARENT_TAG = "tl.compares"
 CHILD_TAG = "mlflow.parentRunId"
 _BEST = "best/val_accuracy"
-# Their lines would break a live screen.
-for _name in ("mlflow", "alembic"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+# Their lines would break a live screen; what MLflow logs before it raises is told by whoever catches it.
+for _name, _level in (("mlflow", logging.ERROR), ("alembic", logging.ERROR), ("mlflow.store.db", logging.CRITICAL)):
+    logging.getLogger(_name).setLevel(_level)
 warnings.filterwarnings("ignore", module=r"mlflow\.")
 
 

@@ -1,0 +1,154 @@
+"""Signals to a process of tl, wherever it is: what is done is kept, how it ended is recorded, and the shell is told."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tl_process
+from tests.test_kills import TRAIN
+from tl_cli.training.state import _verified, checkpoints
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+def send_at(place: str, signum: int) -> None:
+    """Let this process send itself a signal, once, at that place; it notes after how many steps."""
+    from tl_cli.data import checks
+    from tl_cli.training import events, state
+    from tl_cli.training.events import Event, StepEnded, Worked
+
+    steps = 0
+    sent = False
+
+    def send() -> None:
+        nonlocal sent
+        if not sent:
+            sent = True
+            Path("sent").write_text(str(steps))
+            os.kill(os.getpid(), signum)
+
+    def watch(event: Event) -> None:
+        nonlocal steps
+        if isinstance(event, StepEnded):
+            steps = event.step
+            if place == "training" and steps == 8:
+                send()
+        elif isinstance(event, Worked) and (event.activity, place) in (
+            ("caching features", "caching"), ("validating", "validating")
+        ):  # fmt: skip
+            send()
+
+    def before(name: str, module: object, wanted: Callable[[], bool]) -> None:
+        real = getattr(module, name)
+
+        def instead(*arguments: object, **options: object) -> object:
+            if wanted():
+                send()
+            return real(*arguments, **options)
+
+        setattr(module, name, instead)
+
+    tell = events.tell_all
+    events.tell_all = lambda *observers: tell(watch, *observers)
+    if place == "scanning":
+        before("decode_pixels", checks, lambda: True)
+    elif place == "saving":
+        before("to_bytes", state.TrainState, lambda: steps == 5)
+
+
+def run(folder: Path, *arguments: str, prepare: Callable[[], None] | None = None) -> tuple[int | None, str]:
+    with (folder / "said").open("wb") as said:
+        process = tl_process(*arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(), prepare=prepare,
+                             MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", TL_CACHE_DIR=str(folder / "cache"))  # fmt: skip
+        process.join(120)
+    return process.exitcode, (folder / "said").read_text()
+
+
+@pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
+@pytest.mark.parametrize("place", ["scanning", "caching", "training", "validating", "saving"])
+def test_a_signal_is_heeded_within_a_step(
+    place: str, signum: signal.Signals, tmp_path: Path, ready_database: Path, odd_pictures: Path
+) -> None:
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    code, said = run(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, place, signum))
+    assert code == CODES[signum], said
+    assert f"stopped by {signum.name}" in said
+    assert "Traceback" not in said
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        recorded = database.execute("select status from runs").fetchall()
+    if place == "scanning":
+        assert recorded == []
+        return
+    assert recorded == [("KILLED",)]
+    (state,) = tmp_path.glob("mlruns/*/*/state")
+    saved = _verified(checkpoints(state)[0].read_bytes())
+    steps = saved["counters"]["step"] + (saved["partial"]["steps"] if saved["partial"] else 0)
+    assert steps == int((tmp_path / "sent").read_text())
+    if signum is signal.SIGINT:
+        code, said = run(tmp_path, "train", "--resume", "latest")
+        assert code == 0, said
+
+
+@pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
+def test_looking_at_a_data_set_is_stopped_at_once(signum: signal.Signals, tmp_path: Path, odd_pictures: Path) -> None:
+    code, said = run(
+        tmp_path, "data", "check", str(odd_pictures), "--no-labels", prepare=partial(look_then_send, signum)
+    )
+    assert code == CODES[signum], said
+    assert said.strip() == f"error: stopped by {signum.name}"
+
+
+def look_then_send(signum: int) -> None:
+    from tl_cli.data import checks
+
+    look = checks._look_at_file
+
+    def instead(path: str) -> object:
+        if path.endswith("green/0.png"):
+            os.kill(os.getpid(), signum)
+        return look(path)
+
+    checks._look_at_file = instead
+
+
+def hang_in(place: str) -> None:
+    """Let a step, or the last record of a run that was stopped, take longer than anybody waits."""
+    from tl_cli.tracking.run import Recorder
+    from tl_cli.training import fit
+
+    def hang(*arguments: object, **options: object) -> None:
+        Path("hangs").touch()
+        time.sleep(600)
+
+    if place == "a step":
+        fit.train_step = hang
+    else:
+        send_at("training", signal.SIGINT)
+        Recorder.log_unfinished = hang
+
+
+@pytest.mark.parametrize("place", ["a step", "the last record"])
+def test_a_second_ctrl_c_leaves_at_once(place: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    with (tmp_path / "said").open("wb") as said:
+        process = tl_process(*TRAIN, "--data", str(colours), cwd=tmp_path, stdout=said.fileno(), stderr=said.fileno(),
+                             prepare=partial(hang_in, place), MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")  # fmt: skip
+        while process.is_alive() and not (tmp_path / "hangs").exists():
+            time.sleep(0.02)
+        if place == "a step":
+            os.kill(process.pid, signal.SIGINT)
+        time.sleep(1.3)
+        assert process.is_alive()
+        os.kill(process.pid, signal.SIGINT)
+        process.join(60)
+    told = (tmp_path / "said").read_text()
+    assert process.exitcode == 130, told
+    assert "Traceback" not in told
