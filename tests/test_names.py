@@ -111,8 +111,28 @@ def test_nasty_names_of_files_and_classes_go_through(command: str, tl, workplace
     assert result.code == 0, result.err
     assert not OBEYED.search(result.out + result.err)
     if command == "train":
-        for following in (("eval", "latest"), ("predict", "latest", "data"), ("inspect", "latest"), ("plot", "latest")):
+        assert tl("train", "--config", next(workplace.glob("mlruns/*/*/state/config.toml")), "--seed", "7").code == 0
+        first, second = (run.info.run_id[:8] for run in open_store(None).runs())
+        for following in (
+            ("eval", "latest"),
+            ("eval", "latest", "--output", "report"),
+            ("predict", "latest", "data"),
+            ("inspect", "latest"),
+            ("plot", "latest"),
+            ("compare", first, second, "--output", "compared"),
+            ("compare", first, second, "--format", "markdown"),
+            ("export", "latest", "--format", "folder", "--output", "exported"),
+            ("export", "latest", "--output", "exported.onnx"),
+            ("inspect", "exported"),
+        ):
             done = tl(*following)
             assert done.code == 0, (following, done.err)
             assert not OBEYED.search(done.out + done.err), following
+        made = {path.name for path in workplace.iterdir()} - {"data", "mlflow.db", "mlruns"}
+        assert {name for name in made if not name.endswith(".png")} == {
+            "report",
+            "compared",
+            "exported",
+            "exported.onnx",
+        }
     assert not (workplace / "ran").exists()

@@ -2,22 +2,30 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from tests.benchmarks.material import Pictures
-from tests.benchmarks.timing import Bench, Timed, Work, now
+from tests.benchmarks.timing import Bench, Timed, Work, now, say
 from tl_cli.data.loaders import Batch
+from tl_cli.tracking.run import Recorder
+from tl_cli.tracking.store import open_store
 from tl_cli.training import setup
-from tl_cli.training.events import Event, StepEnded
+from tl_cli.training.events import EpochEnded, Event, LossSampled, Observer, StepEnded, tell_all
 from tl_cli.training.fit import fit
+from tl_cli.training.history import History
 from tl_cli.training.setup import Plan, new_state, open_stage
+from tl_cli.training.state import Every, Saver
 from tl_cli.training.step import train_step
+from tl_cli.ui.console import THEME
+from tl_cli.ui.progress import LiveScreen, Title
 
 # They fill caches: kernels, memory, decoded batches.
 _WARM_STEPS = 3
@@ -32,6 +40,47 @@ class Rates:
     ceiling: float
     images: int
     note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What it costs a run to tell its observers, in seconds.
+
+    Attributes:
+        training: of all steps, from the first of an epoch to its last, telling included.
+        in_steps: of those, in which observers were told of steps and losses.
+        at_ends: in which they were told that an epoch is over, which is when checkpoints are written.
+        steps: how many there were.
+    """
+
+    training: float
+    in_steps: float
+    at_ends: float
+    steps: int
+
+
+class _Stopwatch:
+    """An observer that times another one."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self.training = self.in_steps = self.at_ends = 0.0
+        self.steps = 0
+        self._images = 0
+
+    def __call__(self, event: Event) -> None:
+        began = time.perf_counter()
+        self._observer(event)
+        took = time.perf_counter() - began
+        if isinstance(event, StepEnded | LossSampled):
+            self.in_steps += took
+            if isinstance(event, StepEnded):
+                self.steps += 1
+                self._images += event.images
+        elif isinstance(event, EpochEnded):
+            self.at_ends += took
+            self.training += self._images / event.images_per_second
+            self._images = 0
 
 
 class _Counter:
@@ -125,6 +174,28 @@ def rates(work: Work, bench: Bench, weights: str) -> Rates:
         images=after - before,
         note=plan.machine.describe(),
     )
+
+
+@_first_run()
+def told(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Told:
+    """Return what the observers of ``tl train`` cost: an MLflow store, checkpoints, curves and the live screen."""
+    plan = setup.prepare(flags(work, pictures, bench, weights), {})
+    state, history = new_state(plan), History(plan.name)
+    with (
+        tempfile.TemporaryDirectory(prefix="tl-benchmarks-told-") as folder,
+        chdir(folder),
+        Path(os.devnull).open("w") as nowhere,
+    ):
+        store = open_store(f"sqlite:///{folder}/mlflow.db")
+        console = Console(file=nowhere, theme=THEME, force_terminal=True, width=120, height=40)
+        with (
+            Recorder(store, experiment_id=store.experiment("tl"), warn=say) as recorder,
+            LiveScreen(console, Title(plan.name, plan.machine.describe(), work.epochs), history) as screen,
+        ):
+            saver = Saver(recorder.folder, state, plan.card(), Every.parse(plan.config.checkpoint_every))
+            stopwatch = _Stopwatch(tell_all(recorder, saver, history, screen))
+            fit(plan, state, stopwatch)
+    return Told(stopwatch.training, stopwatch.in_steps, stopwatch.at_ends, stopwatch.steps)
 
 
 def _synthetic_step_seconds(plan: Plan, steps: int) -> float:

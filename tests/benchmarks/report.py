@@ -83,7 +83,12 @@ def _cells(comparison: Comparison) -> tuple[str, ...]:
 
 def _figure(comparison: Comparison, value: float) -> str:
     ratio = f"{value:,.1f}x" if value >= 10 else f"{value:.2f}x"
-    return {"speed-up": ratio, "share": f"{100 * value:.1f}%", "seconds": f"{value:.2f} s"}[comparison.kind]
+    return {
+        "speed-up": ratio,
+        "share": f"{100 * value:.1f}%",
+        "cost": f"{100 * value:.2f}%",
+        "seconds": f"{value:.2f} s",
+    }[comparison.kind]
 
 
 def _in_a_line(values: object) -> str:

@@ -47,7 +47,8 @@ class Comparison:
     Attributes:
         work: in words.
         baseline: which side ``tl`` is held against; "" where there is none.
-        kind: a speed-up and plain seconds are measured in seconds, a share in images per second.
+        kind: a speed-up, a cost and plain seconds are measured in seconds, a share in images per second. A cost is a
+            share too: the less the better.
         theirs: the baseline's rounds.
         ours: the rounds of ``tl``.
         notes: what a reader must know to read the figure.
@@ -56,7 +57,7 @@ class Comparison:
 
     work: str
     baseline: str
-    kind: Literal["speed-up", "share", "seconds"]
+    kind: Literal["speed-up", "share", "cost", "seconds"]
     theirs: tuple[float, ...]
     ours: tuple[float, ...]
     goal: Goal | None = None
@@ -79,7 +80,7 @@ class Comparison:
         """Whether floor and aim are held."""
         if self.goal is None:
             return ""
-        sign = -1 if self.kind == "seconds" else 1
+        sign = -1 if self.kind in ("seconds", "cost") else 1
         if sign * self.figure >= sign * self.goal.aim:
             return "aim"
         return "floor" if sign * self.figure >= sign * self.goal.floor else "BELOW"
@@ -170,6 +171,31 @@ def _ceiling(bench: Bench, *, model: str, goal: Goal) -> list[Comparison]:
     ]
 
 
+def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
+    """The observers of a run as a share of the time of its steps: of large ones, and of the smallest that there are."""
+    found = []
+    for model, epochs, frozen in (("efficientnet_b0", 1, False), ("efficientnet_b0", _HEAD_EPOCHS, True)):
+        work = Work(model, bench.size or NATIVE, epochs, frozen=frozen, steps=bench.steps)
+        pictures, weights = bench.material.pictures(bench.count), str(bench.material.weights(model, work.input_size))
+        rounds = alternate({"tl": partial(engine.told, work, pictures, bench, weights)}, bench.rounds)["tl"]
+        each, ends = (
+            1000 * median(told.training / told.steps for told in rounds),
+            1000 * median(told.at_ends / epochs for told in rounds),
+        )
+        found.append(
+            Comparison(
+                work=f"telling observers, {_words(work, pictures)}",
+                baseline="steps",
+                kind="cost",
+                theirs=tuple(told.training for told in rounds),
+                ours=tuple(told.in_steps for told in rounds),
+                goal=goal if bench.has_goals else None,
+                notes=(f"a step takes {each:.2f} ms; at the end of an epoch, checkpoint included, {ends:.0f} ms more",),
+            )
+        )
+    return found
+
+
 def _help(bench: Bench, *, goal: Goal) -> list[Comparison]:
     """Wall time of ``tl --help`` in a process of its own."""
     count = 1 if bench.is_tiny else max(_FEWEST_HELPS, bench.rounds)
@@ -211,6 +237,7 @@ ROWS: dict[str, Row] = {
     "tune-resnet18": partial(_tune, model="resnet18", goal=Goal(1.2, 1.45)),
     "ceiling-b0": partial(_ceiling, model="efficientnet_b0", goal=Goal(0.9, 0.97)),
     "ceiling-resnet18": partial(_ceiling, model="resnet18", goal=Goal(0.9, 0.97)),
+    "telling": partial(_telling, goal=Goal(0.01, 0.005)),
     "help": partial(_help, goal=Goal(0.35, 0.25)),
     "listing": _listing,
 }
