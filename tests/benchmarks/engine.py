@@ -42,25 +42,15 @@ class Rates:
     note: str
 
 
-@dataclass(frozen=True, slots=True)
 class Told:
-    """What it costs a run to tell its observers, in seconds.
+    """An observer that times another one: what it costs a run to tell it, in seconds.
 
     Attributes:
         training: of all steps, from the first of an epoch to its last, telling included.
-        in_steps: of those, in which observers were told of steps and losses.
-        at_ends: in which they were told that an epoch is over, which is when checkpoints are written.
+        in_steps: of those, in which the observer was told of steps and losses.
+        at_ends: in which it was told that an epoch is over, which is when checkpoints are written.
         steps: how many there were.
     """
-
-    training: float
-    in_steps: float
-    at_ends: float
-    steps: int
-
-
-class _Stopwatch:
-    """An observer that times another one."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -193,9 +183,9 @@ def told(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Told:
             LiveScreen(console, Title(plan.name, plan.machine.describe(), work.epochs), history) as screen,
         ):
             saver = Saver(recorder.folder, state, plan.card(), Every.parse(plan.config.checkpoint_every))
-            stopwatch = _Stopwatch(tell_all(recorder, saver, history, screen))
-            fit(plan, state, stopwatch)
-    return Told(stopwatch.training, stopwatch.in_steps, stopwatch.at_ends, stopwatch.steps)
+            timed = Told(tell_all(recorder, saver, history, screen))
+            fit(plan, state, timed)
+    return timed
 
 
 def _synthetic_step_seconds(plan: Plan, steps: int) -> float:

@@ -174,9 +174,12 @@ def _ceiling(bench: Bench, *, model: str, goal: Goal) -> list[Comparison]:
 def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
     """The observers of a run as a share of the time of its steps: of large ones, and of the smallest that there are."""
     found = []
-    for model, epochs, frozen in (("efficientnet_b0", 1, False), ("efficientnet_b0", _HEAD_EPOCHS, True)):
-        work = Work(model, bench.size or NATIVE, epochs, frozen=frozen, steps=bench.steps)
-        pictures, weights = bench.material.pictures(bench.count), str(bench.material.weights(model, work.input_size))
+    for epochs, frozen in ((1, False), (_HEAD_EPOCHS, True)):
+        work = Work("efficientnet_b0", bench.size or NATIVE, epochs, frozen=frozen, steps=bench.steps)
+        pictures, weights = (
+            bench.material.pictures(bench.count),
+            str(bench.material.weights(work.model, work.input_size)),
+        )
         rounds = alternate({"tl": partial(engine.told, work, pictures, bench, weights)}, bench.rounds)["tl"]
         each, ends = (
             1000 * median(told.training / told.steps for told in rounds),
