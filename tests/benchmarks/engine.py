@@ -182,7 +182,8 @@ def told(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Told:
             Recorder(store, experiment_id=store.experiment("tl"), warn=say) as recorder,
             LiveScreen(console, Title(plan.name, plan.machine.describe(), work.epochs), history) as screen,
         ):
-            saver = Saver(recorder.folder, state, plan.card(), Every.parse(plan.config.checkpoint_every))
+            every = Every.parse(plan.config.checkpoint_every)
+            saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
             timed = Told(tell_all(recorder, saver, history, screen))
             fit(plan, state, timed)
     return timed

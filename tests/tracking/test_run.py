@@ -2,6 +2,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import mlflow
@@ -9,11 +10,18 @@ import numpy as np
 import pytest
 
 from tests.conftest import Result
+from tests.training.test_fit import plan_for
+from tests.training.test_resume import SMALL
 from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, without_secrets
+from tl_cli.tracking import run
 from tl_cli.tracking.history import read_history
+from tl_cli.tracking.journal import JOURNAL, read
 from tl_cli.tracking.run import Recorder
 from tl_cli.tracking.store import Store, open_store
-from tl_cli.training.events import EpochEnded, LossSampled
+from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, tell_all
+from tl_cli.training.fit import fit
+from tl_cli.training.setup import new_state
+from tl_cli.training.state import Every, Saver
 
 
 def epoch(number: int, step: int, loss: float = 0.5) -> EpochEnded:
@@ -57,6 +65,42 @@ def test_every_point_is_recorded_under_its_step(store: Store) -> None:
     (point,) = history.epochs
     assert (point.epoch, point.step, point.train_loss, point.val_accuracy, point.lr_backbone) == (1, 2500, 0.5, 0.7, 0)
     assert record.warnings == []
+
+
+def test_many_points_are_written_to_the_journal_at_once_but_none_waits_long(store: Store) -> None:
+    sizes = set()
+    with recorder(store) as record:
+        journal = record.folder / JOURNAL
+        for step in range(1, 20_001):
+            record(LossSampled(step, 1, 1.0, 1e-3, 0.0))
+            sizes.add(journal.stat().st_size)
+        assert sizes != {0}
+        assert len(sizes) < 20_000 / 20
+        record.settle()
+        time.sleep(0.3)
+        record(LossSampled(20_001, 1, 1.0, 1e-3, 0.0))
+        assert len(read(journal, record.run_id).points) == 20_001
+
+
+def test_what_a_checkpoint_covers_is_in_the_journal_before_it(
+    store: Store, odd_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No point is written for its age.
+    monkeypatch.setattr(run, "_SETTLE_EVERY_S", float("inf"))
+    monkeypatch.setattr(run, "_FLUSH_EVERY_S", 1e6)
+    plan = plan_for(odd_pictures, model=SMALL, epochs=2, freeze_epochs=1, batch_size=8, log_every=1)
+    state = new_state(plan)
+    covered: list[tuple[int, set[int]]] = []
+    with recorder(store) as record:
+        saver = Saver(record.folder, state, plan.card(), Every(steps=2), record.settle)
+
+        def look(event: Event) -> None:
+            if isinstance(event, StepEnded) and event.step % 2 == 0:
+                recorded = read(record.folder / JOURNAL, record.run_id).points
+                covered.append((event.step, {point.step for point in recorded if point.key == "step/loss"}))
+
+        fit(plan, state, tell_all(record, saver, look))
+    assert covered == [(step, set(range(1, step + 1))) for step in range(2, 13, 2)]
 
 
 def test_a_resumed_run_records_no_point_twice(store: Store) -> None:

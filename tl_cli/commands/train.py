@@ -451,7 +451,8 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
     )
     try:
         with recorder:
-            saver = Saver(recorder.folder, state, plan.card(), Every.parse(plan.config.checkpoint_every))
+            every = Every.parse(plan.config.checkpoint_every)
+            saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
             if target.resumed_id is None:
                 saver.begin()
                 recorder.log_start(plan, command_line(), _draw_contact_sheet(plan, recorder.folder))

@@ -10,6 +10,7 @@ import math
 import pickle
 import re
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -255,13 +256,22 @@ class Saver:
 
     Args:
         every: besides the ends of epochs.
+        first: called before each checkpoint, to write down what it covers and nobody measures again.
     """
 
-    def __init__(self, folder: Path, state: TrainState, card: ModelCard, every: Every | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: TrainState,
+        card: ModelCard,
+        every: Every | None = None,
+        first: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder = folder
         self._state = state
         self._card = card
         self._every = every or Every()
+        self._first = first
         self._saved_at = time.monotonic()
         self._saved: tuple[int, bool] | None = None  # step, and whether its epoch had ended
 
@@ -299,6 +309,7 @@ class Saver:
         self._saved_at = time.monotonic()
         if self._saved == (state.step, partial is None):
             return True
+        self._first()
         with replacing(self.folder / f"step-{state.step:08d}.ckpt") as file:
             file.write(state.to_bytes())
         self._saved = (state.step, partial is None)

@@ -144,19 +144,19 @@ class LiveScreen:
     def __call__(self, event: Event) -> None:
         """Take note; the next refresh shows it."""
         now = self._clock()
-        if isinstance(event, PhaseStarted):
-            self._phase, self._phase_started, self._phase_steps = event, now, 0
-            self._epoch_ended_at_step = max(event.step, event.ended)
-            self._step = self._epoch_ended_at_step + event.into
-            self._epoch = max(event.epochs[0], len(self._history.epochs) + 1)
-            self._work, self._speed = None, 0.0
-            self._last_step_at = now
-        elif isinstance(event, StepEnded):
+        if isinstance(event, StepEnded):
             self._work = None
             self._step, self._epoch = event.step, event.epoch
             self._phase_steps += 1
             rate = event.images / max(1e-9, now - self._last_step_at)
             self._speed = rate if self._speed == 0 else 0.95 * self._speed + 0.05 * rate
+            self._last_step_at = now
+        elif isinstance(event, PhaseStarted):
+            self._phase, self._phase_started, self._phase_steps = event, now, 0
+            self._epoch_ended_at_step = max(event.step, event.ended)
+            self._step = self._epoch_ended_at_step + event.into
+            self._epoch = max(event.epochs[0], len(self._history.epochs) + 1)
+            self._work, self._speed = None, 0.0
             self._last_step_at = now
         elif isinstance(event, Worked):
             self._work = event
