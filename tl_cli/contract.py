@@ -1,10 +1,11 @@
 """The plain facts that travel with a model: classes, preprocessing, weights, data. No torch, no files here."""
 
 from importlib.metadata import version
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 CropMode = Literal["center", "squash", "border"]
 SplitName = Literal["train", "val", "test"]
@@ -37,7 +38,7 @@ class Preprocessing(Fact):
     crop: int = Field(gt=0)
     interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     crop_mode: CropMode = "center"
 
     def at(self, size: int, *, whole: bool) -> Self:

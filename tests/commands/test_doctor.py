@@ -97,11 +97,55 @@ def test_planted_wrong_labels_are_found(tl, tmp_path: Path) -> None:
     assert hits / len(found) >= 0.3
 
 
+def test_a_class_of_one_image_is_not_compared_and_the_others_are(tl, tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"blue": (40, 60, 220), "red": (220, 50, 40)}, 20)
+    write_pictures(tmp_path, {"lonely": (9, 9, 9)}, 1)
+    (tmp_path / "red" / "000.png").rename(tmp_path / "blue" / "wrong.png")
+    found = json.loads(tl("data", "check", tmp_path, "--json").out)["doubted_labels"]
+    assert (found["compared"], found["left_out"], found["why_not"]) == (40, ["lonely"], "")
+    assert [each["file"] for each in found["images"]] == ["blue/wrong.png"]
+    assert "not compared, for want of a second image: lonely" in tl("data", "check", tmp_path).out
+
+
+def test_all_that_is_wrong_with_folders_is_named_at_once(tl, tmp_path: Path) -> None:
+    colours = {"blue": (40, 60, 220), "red": (220, 50, 40)}
+    write_pictures(
+        tmp_path / "train", {**colours, "RED": (1, 1, 1), "cafe\u0301": (2, 2, 2), "caf\u00e9": (3, 3, 3)}, 3
+    )
+    write_pictures(tmp_path / "test", {**colours, "unknown": (5, 5, 5)}, 3)
+    write_pictures(tmp_path / "train_extra", colours, 2)
+    (tmp_path / "train" / "empty").mkdir()
+    for odd in ("__MACOSX", "__pycache__", ".ipynb_checkpoints"):
+        write_pictures(tmp_path / "train" / "red", {odd: (7, 7, 7)}, 2)
+    (tmp_path / "train" / "red" / "up").symlink_to("..")
+    (tmp_path / "train" / "loop").symlink_to(".")
+    result = tl("data", "check", tmp_path, "--no-labels", "--json")
+    assert result.code == 0, result.err
+    said = json.loads(result.out)
+    assert said["classes"]["red"]["train"] == 3
+    assert len(said["faults"]) == 2
+    assert "class folders without pictures: empty, loop" in said["faults"][0]
+    assert "classes that train/ has not: unknown" in said["faults"][1]
+    notes = "; ".join(said["notes"])
+    for expected in (
+        "'RED' and 'red'",
+        "'cafe\\u0301' and 'caf\\xe9'",
+        "train_extra/ beside train/",
+        "a link to a folder above",
+    ):
+        assert expected in notes, expected
+    refused = tl("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--data", tmp_path)
+    assert (refused.code, "without pictures: empty, loop" in refused.err) == (2, True)
+
+
 def test_one_class_and_a_known_set_can_be_examined(tl, tmp_path: Path) -> None:
     write_pictures(tmp_path / "one", {"blue": (1, 2, 3)}, 4)
     result = tl("data", "check", tmp_path / "one")
     assert result.code == 0, result.err
-    assert "but one class" in result.out
+    assert "a training is refused" in result.out
+    assert "one class only (blue)" in " ".join(result.out.split())
+    assert "labels were not compared" in result.out
+    assert tl("data", "check", tmp_path / "one", "--no-labels", "--strict").code == 1
     digits = json.loads(tl("data", "check", "digits", "--no-labels", "--json").out)
     assert sum(row["train"] for row in digits["classes"].values()) == 1797
     assert digits["bad"] == []

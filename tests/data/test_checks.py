@@ -1,4 +1,7 @@
+import errno
 import io
+import json
+import os
 import random
 import struct
 import zlib
@@ -10,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import COLOURS, Result, write_pictures
 from tl_cli.contract import DataSpec
-from tl_cli.data import checks, folder
+from tl_cli.data import checks, folder, pictures
 from tl_cli.data.pictures import decode_pixels
 from tl_cli.data.sources import open_data, open_to_judge
 from tl_cli.errors import DataError
@@ -35,7 +38,11 @@ def scan(root: Path) -> list[str]:
     return [bad.name for bad in checks.unreadable(found.parts["train"], workers=2)]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP"])
+KINDS = ["PNG", "JPEG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "PPM"]
+FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (64, 48), (60 * n, 0, 0)) for n in range(3)]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_mutated_picture_is_decoded_or_named_and_nothing_dies(kind: str, tmp_path: Path) -> None:
     chance = random.Random(kind)
     whole = picture(kind, 1)
@@ -52,6 +59,51 @@ def test_every_mutated_picture_is_decoded_or_named_and_nothing_dies(kind: str, t
         else:
             assert found.dtype == np.uint8
             assert found.shape[2] == 3
+        # What comes after the first frame may be torn too.
+        (tmp_path / "file").write_bytes(data)
+        look = checks._look_at_file(str(tmp_path / "file"))
+        assert bool(look.bad) != bool(look.kind)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG", "AVIF"])
+def test_an_animation_that_is_cut_anywhere_is_looked_at(kind: str, tmp_path: Path) -> None:
+    whole = picture(kind, 1, **FRAMES)
+    kinds = set()
+    for end in range(1, len(whole) + 1, max(1, len(whole) // 120)):
+        (tmp_path / "file").write_bytes(whole[:end])
+        look = checks._look_at_file(str(tmp_path / "file"))
+        assert bool(look.bad) != bool(look.kind)
+        kinds.add("bad" if look.bad else look.frames)
+    assert "bad" in kinds
+
+
+def test_what_never_ends_is_no_picture(tmp_path: Path, tl) -> None:
+    root = odd_folder(tmp_path / "data")
+    os.mkfifo(root / "red" / "pipe.png")
+    (root / "red" / "zero.png").symlink_to("/dev/zero")
+    (root / "red" / "gone.png").symlink_to("nowhere")
+    (root / "red" / "itself.png").symlink_to("itself.png")
+    assert scan(root) == [f"red/{name}.png" for name in ("gone", "itself", "pipe", "zero")]
+    named = tl("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--data", root)
+    assert named.code == 2
+    assert "4 of 28 images cannot be decoded" in named.err
+    assert "red/pipe.png: cannot be decoded: is no regular file" in named.err
+    data = open_data(DataSpec(source=str(root), layout="classes", on_bad_image="skip"), workers=2)
+    assert sum(len(part) for part in data.parts.values()) == 24
+    examined = tl("data", "check", root, "--no-labels", "--json", "--strict")
+    assert examined.code == 1
+    assert len(json.loads(examined.out)["bad"]) == 4
+    weights = tl("train", "timm/test_resnet", "--weights", root / "red" / "pipe.png", "--data", root)
+    assert (weights.code, "no regular file" in weights.err) == (2, True)
+
+
+def test_where_nothing_of_a_part_can_be_decoded_that_is_said(tmp_path: Path) -> None:
+    odd_folder(tmp_path / "train")
+    odd_folder(tmp_path / "test", count=2)
+    for path in (tmp_path / "test").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="no test image can be decoded: test/blue/000.png"):
+        open_data(DataSpec(source=str(tmp_path), layout="classes", on_bad_image="skip"), workers=2)
 
 
 def _png_with(width: int, height: int) -> bytes:
@@ -142,6 +194,8 @@ def test_a_bad_file_is_named_before_training_and_no_file_is_changed(tl, workplac
     judged = tl("eval", "latest", "--json")
     assert judged.code == 0, judged.err
     assert "differ" not in judged.err
+    assert "2 of 36 train images cannot be decoded and are left out" in judged.err
+    assert "left out" in json.loads(judged.out)["notes"][0]
     assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
 
 
@@ -181,6 +235,52 @@ def test_files_are_looked_at_once_and_again_when_they_change(tmp_path: Path, mon
     assert scan(root) == ["red/000.png"]
     assert scan(root) == ["red/000.png"]
     assert len(looked) == 48
+
+
+def test_what_may_pass_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = odd_folder(tmp_path / "data")
+    monkeypatch.setattr(checks, "_WORTH_REMEMBERING", 1)
+
+    def tired(path: str) -> None:
+        if str(path).endswith("red/000.png"):
+            raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "_check_regular", tired)
+        assert scan(root) == ["red/000.png"]
+    assert scan(root) == []
+
+
+def test_pictures_of_which_there_are_many_alike_are_found_all_the_same(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (12, 12, 3)).astype(np.uint8)).resize(
+        (64, 64), Image.Resampling.BICUBIC
+    )
+    for number in range(120):
+        folder_of = tmp_path / ("red" if number % 2 else "blue")
+        folder_of.mkdir(exist_ok=True)
+        small.save(folder_of / f"{number:03}.jpg", quality=60 + number % 40, comment=str(number))
+    write_pictures(tmp_path, {"red": (1, 2, 3), "blue": (3, 2, 1)}, 20, size=64)
+    findings = checks.examine(folder.scan(tmp_path), workers=2)
+    (group,) = findings.conflicting()
+    assert len(group.places) == 120
+    assert findings.not_compared == 0
+
+
+def test_near_hashes_are_found_among_many_and_what_is_too_much_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 1 << 63, 50_000, dtype=np.uint64)
+    for place in range(500):
+        flipped = hashes[place]
+        for bit in rng.choice(64, rng.integers(0, 5), replace=False):
+            flipped ^= np.uint64(1) << np.uint64(bit)
+        hashes[-1 - place] = flipped
+    found, left = checks._near(hashes)
+    assert {(place, 49_999 - place) for place in range(500)} <= found
+    assert left == 0
+    monkeypatch.setattr(checks, "_MOST_PAIRS", 1000)
+    found, left = checks._near(hashes)
+    assert left > 40_000
 
 
 def test_looking_at_files_can_be_stopped(tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ def check(
     ] = None,
     most: Annotated[int, typer.Option("--most", help="Images whose labels are compared.", min=10)] = 20_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Exit 1 where files do not decode, parts or classes share pictures, or worse."),
+    ] = False,
     data_dir: DataDir = None,
     device: Device = None,
     workers: Workers = None,
@@ -77,8 +81,10 @@ def check(
         doubts = _doubts(found, findings, model, most, device or "auto", threads, progress) if labels else None
     if as_json:
         typer.echo(json.dumps(as_data(findings, doubts), indent=2))
-        return
-    print_findings(console, findings, doubts)
+    else:
+        print_findings(console, findings, doubts)
+    if strict and (found.faults or findings.bad() or findings.across() or findings.conflicting()):
+        raise typer.Exit(1)
 
 
 def _doubts(
@@ -106,11 +112,17 @@ def _doubts(
     looks = findings.looks["train"]
     good = np.array([index for index, look in enumerate(looks) if not look.bad], dtype=np.int64)
     images = found.parts["train"].subset(good)
-    if len(found.classes) < 2 or not len(good):
-        return Doubts((), 0, "labels were not compared: there is but one class")
-    suspects = doubted(images, model, most=most, device=device, workers=workers, progress=progress)
+    if not len(good):
+        return Doubts((), 0, "labels were not compared: no training image can be decoded")
+    suspects, compared = doubted(images, model, most=most, device=device, workers=workers, progress=progress)
+    if not len(compared):
+        return Doubts((), 0, "labels were not compared: that takes two classes with two images each")
+    left_out = tuple(name for place, name in enumerate(found.classes) if place not in set(compared.tolist()))
     return Doubts(
-        tuple(replace(suspect, index=int(good[suspect.index])) for suspect in suspects), min(most, len(good)), "", model
+        tuple(replace(suspect, index=int(good[suspect.index])) for suspect in suspects),
+        len(compared),
+        model=model,
+        left_out=left_out,
     )
 
 

@@ -138,6 +138,8 @@ def _warn(measured: "Measured") -> None:
     from tl_cli.errors import some
     from tl_cli.ui.console import print_warning
 
+    for note in measured.notes:
+        print_warning(note)
     if measured.is_changed:
         print_warning(f"the {measured.part} images are not those that the model was trained with")
     if measured.is_own and measured.part == "train":
@@ -207,19 +209,13 @@ def _json(measured: "Measured", judgement: "Judgement", classes: tuple[str, ...]
     from tl_cli.evaluation.judgement import as_data
 
     about = {"data": measured.source, "split": measured.part, "digest": measured.split.digest,
-             "missing": list(measured.missing)}  # fmt: skip
+             "missing": list(measured.missing), "notes": list(measured.notes)}  # fmt: skip
     return json.dumps({**about, **as_data(judgement, classes, measured.images.ids.tolist())})
 
 
 def _csv(judgement: "Judgement", classes: tuple[str, ...]) -> str:
-    import csv
-    import io
-
     from tl_cli.evaluation.judgement import class_rows
+    from tl_cli.ui.console import csv_text
 
     rows = class_rows(judgement, classes)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue()
+    return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])

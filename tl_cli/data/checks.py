@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from tl_cli.contract import SplitName
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages, Images, fingerprint
-from tl_cli.data.pictures import decode_pixels, header
+from tl_cli.data.pictures import decode_pixels, header, open_regular
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, cache_root, silent, write_text
 
@@ -37,29 +38,38 @@ class Bad:
 
 
 def unreadable(images: FileImages, *, workers: int, progress: Progress = silent) -> list[Bad]:
-    """Return the files that do not decode to their last byte. What was looked at once is looked at when it changes.
-
-    Raises:
-        DataError: a file is no longer there.
-    """
-    key = hashlib.sha256(fingerprint(images).encode()).hexdigest()
-    path = cache_root() / "looked-at" / f"{key}.json"
-    if len(images) >= _WORTH_REMEMBERING:
+    """Return the files that do not decode to their last byte. What was looked at once is looked at when it changes."""
+    path = _remembered_in(images) if len(images) >= _WORTH_REMEMBERING else None
+    if path is not None:
         with suppress(OSError, ValueError, TypeError):
             return [Bad(*row) for row in json.loads(path.read_text())]
+    passing = False
 
     def look(index: int) -> Bad | None:
+        nonlocal passing
         try:
             decode_pixels(os.path.join(images.root, images.ids[index]), short_side=_LOOK_SIDE)
         except DataError as error:
+            # Memory, a network, permissions: it may be another day's no more.
+            cause = error.__cause__
+            passing |= isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
             return Bad(images.ids[index], _reason(error, images, index))
         return None
 
     found = [bad for bad in each(len(images), look, workers, progress, "checking images") if bad is not None]
-    if len(images) >= _WORTH_REMEMBERING:
+    if path is not None and not passing:
         with suppress(StorageError):
             write_text(path, json.dumps([[bad.name, bad.reason] for bad in found]))
     return found
+
+
+def _remembered_in(images: FileImages) -> Path | None:
+    """Return where it is kept what came of looking at these very files; None where one of them is not there."""
+    try:
+        key = hashlib.sha256(fingerprint(images).encode()).hexdigest()
+    except DataError:
+        return None
+    return cache_root() / "looked-at" / f"{key}.json"
 
 
 def each(
@@ -116,12 +126,14 @@ def without_unreadable(found: Found, *, workers: int, progress: Progress = silen
         kept = np.array([index for index, name in enumerate(images.ids) if name not in bad], dtype=np.int64)
         parts[part] = images.subset(kept)
         named = ", ".join(sorted(bad)[:5]) + (" ..." if len(bad) > 5 else "")
+        if not len(kept):
+            raise DataError(f"no {part} image can be decoded: {named}")
         notes.append(f"{len(bad):,} of {len(images):,} {part} images cannot be decoded and are left out: {named}")
         gone = sorted(set(images.labels.tolist()) - set(parts[part].labels.tolist()))
         if part == "train" and gone:
             names = ", ".join(found.classes[label] for label in gone)
             raise DataError(f"no image of {names} can be decoded; {named}")
-    return Found(found.classes, parts, tuple(notes))
+    return Found(found.classes, parts, tuple(notes), found.faults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ class Look:
         mode: Pillow's: ``RGB``, ``L``, ``P``, ``CMYK``.
         size: width and height in pixels, as it is stored.
         turned: its EXIF data say that it is to be turned.
-        frames: more than one: an animation, of which the first is used.
+        frames: more than one: an animation, of which the first is used; 0: those after the first are torn.
         likeness: 64 bits that are alike for pictures that look alike (a perceptual hash of their lowest frequencies).
         thumbnail: (256,) uint8, 16 x 16, grey.
         bad: why it cannot be decoded; empty where it can be. The rest is then unknown.
@@ -166,11 +178,13 @@ class Findings:
     Attributes:
         looks: of each image, by part.
         twins: groups of the same pictures and of pictures that look the same.
+        not_compared: pictures that are like too many others to be compared with all of them.
     """
 
     found: Found
     looks: Mapping[SplitName, list[Look]]
     twins: list[Twins]
+    not_compared: int = 0
 
     def bad(self) -> list[tuple[SplitName, Bad]]:
         """Return the files that cannot be decoded."""
@@ -206,7 +220,8 @@ def examine(found: Found, *, workers: int, progress: Progress = silent) -> Findi
     for part, images in found.parts.items():
         looks[part] = list(each(len(images), _looker(images), workers, progress, f"looking at {part}"))
     places = [(part, index) for part, seen in looks.items() for index, look in enumerate(seen) if not look.bad]
-    return Findings(found, looks, _twins(places, [looks[part][index] for part, index in places]))
+    twins, not_compared = _twins(places, [looks[part][index] for part, index in places])
+    return Findings(found, looks, twins, not_compared)
 
 
 def _looker(images: Images) -> Callable[[int], Look]:
@@ -217,7 +232,7 @@ def _looker(images: Images) -> Callable[[int], Look]:
 
 def _look_at_file(path: str) -> Look:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open_regular(path) as file:
             data = file.read()
     except OSError as error:
         return Look(b"", bad=f"cannot be read: {error.strerror}")
@@ -248,13 +263,14 @@ def _likeness(pixels: np.ndarray) -> tuple[int, bytes]:
 
 _THUMB = 16
 _MOST_BITS = 4  # in which hashes of twins may differ
-# Hashes that so many images share are those of images with next to nothing in them.
-_COMMON = 64
+# Kinds of pictures of one hash, of each of which one stands for all: those with next to nothing in them share hashes.
+_KINDS = 8
+_MOST_PAIRS = 2_000_000_000  # of hashes that are held against each other: some seconds
 _LEAST_CORRELATION = 0.99
 
 
-def _twins(places: Sequence[tuple[SplitName, int]], looks: Sequence[Look]) -> list[Twins]:
-    """Return groups of images with the same content, and of others that look the same."""
+def _twins(places: Sequence[tuple[SplitName, int]], looks: Sequence[Look]) -> tuple[list[Twins], int]:
+    """Return groups of the same content, and of others that look the same; and how many were not compared."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -265,42 +281,67 @@ def _twins(places: Sequence[tuple[SplitName, int]], looks: Sequence[Look]) -> li
         Twins(tuple(places[n] for n in numbers), exact=True) for numbers in by_digest.values() if len(numbers) > 1
     ]
     # One of each, for what only looks the same.
-    firsts = [numbers[0] for numbers in by_digest.values()]
-    pairs = np.array(list(_alike(firsts, looks)), dtype=np.int64).reshape(-1, 2)
-    if not len(pairs):
-        return groups
-    links = coo_array((np.ones(len(pairs), np.int8), pairs.T), shape=(len(looks), len(looks)))
-    _, component = connected_components(links, directed=False)
+    by_hash: dict[int, list[int]] = {}
+    for numbers in by_digest.values():
+        by_hash.setdefault(looks[numbers[0]].likeness, []).append(numbers[0])
+    links: list[tuple[int, int]] = []
+    kinds: list[int] = []
+    for numbers in by_hash.values():
+        kinds += _kinds(numbers, looks, links)
+    near, not_compared = _near(np.array([looks[number].likeness for number in kinds], dtype=np.uint64))
+    links += [(kinds[one], kinds[other]) for one, other in near if _is_alike(looks[kinds[one]], looks[kinds[other]])]
+    if not links:
+        return groups, not_compared
+    pairs = np.array(links, dtype=np.int64)
+    graph = coo_array((np.ones(len(pairs), np.int8), pairs.T), shape=(len(looks), len(looks)))
+    _, component = connected_components(graph, directed=False)
     alike: dict[int, list[int]] = {}
     for number in np.unique(pairs).tolist():
         alike.setdefault(int(component[number]), []).append(number)
-    return groups + [Twins(tuple(places[n] for n in sorted(numbers)), exact=False) for numbers in alike.values()]
+    groups += [Twins(tuple(places[n] for n in sorted(numbers)), exact=False) for numbers in alike.values()]
+    return groups, not_compared
 
 
-def _alike(numbers: Sequence[int], looks: Sequence[Look]) -> Iterator[tuple[int, int]]:
-    """Yield pairs whose hashes differ in a few bits and whose thumbnails are next to equal.
+def _kinds(numbers: Sequence[int], looks: Sequence[Look], links: list[tuple[int, int]]) -> list[int]:
+    """Return some pictures of one hash that stand for the others, which are linked to them where they look the same."""
+    kinds: list[int] = []
+    for number in numbers:
+        like = next((kind for kind in kinds if _is_alike(looks[kind], looks[number])), None)
+        if like is not None:
+            links.append((like, number))
+        elif len(kinds) < _KINDS:
+            kinds.append(number)
+    return kinds
 
-    Of hashes that differ in four bits at most, one of five pieces is equal.
+
+def _near(hashes: np.ndarray) -> tuple[set[tuple[int, int]], int]:
+    """Return the pairs of (N,) uint64 hashes that differ in a few bits, and how many hashes were not compared with all.
+
+    Of hashes that differ in four bits at most, one of five pieces is equal. Where that is true of too many, the largest
+    groups of an equal piece are left out.
     """
-    hashes = np.array([looks[number].likeness for number in numbers], dtype=np.uint64)
-    seen: set[tuple[int, int]] = set()
+    groups: list[np.ndarray] = []
     for piece in range(_MOST_BITS + 1):
         start, stop = 64 * piece // (_MOST_BITS + 1), 64 * (piece + 1) // (_MOST_BITS + 1)
         values = (hashes >> np.uint64(start)) & np.uint64((1 << (stop - start)) - 1)
         order = np.argsort(values, kind="stable")
-        bounds = np.flatnonzero(np.diff(values[order])) + 1
-        for group in np.split(order, bounds):
-            if not 1 < len(group) <= _COMMON:
-                continue
-            for place, one in enumerate(group[:-1].tolist()):
-                rest = group[place + 1 :]
-                near = rest[np.bitwise_count(hashes[one] ^ hashes[rest]) <= _MOST_BITS] if len(rest) else rest
-                for other in near.tolist():
-                    pair = (numbers[one], numbers[other])
-                    if pair not in seen:
-                        seen.add(pair)
-                        if _correlation(looks[pair[0]].thumbnail, looks[pair[1]].thumbnail) >= _LEAST_CORRELATION:
-                            yield pair
+        groups += [g for g in np.split(order, np.flatnonzero(np.diff(values[order])) + 1) if len(g) > 1]
+    groups.sort(key=len)
+    cost = np.cumsum([len(group) * (len(group) - 1) // 2 for group in groups]) if groups else np.zeros(0)
+    fits = int(np.searchsorted(cost, _MOST_PAIRS, side="right"))
+    found: set[tuple[int, int]] = set()
+    for group in groups[:fits]:
+        own = hashes[group]
+        for place in range(len(group) - 1):
+            for other in np.flatnonzero(np.bitwise_count(own[place] ^ own[place + 1 :]) <= _MOST_BITS).tolist():
+                one, two = int(group[place]), int(group[place + 1 + other])
+                found.add((min(one, two), max(one, two)))
+    left = groups[fits:]
+    return found, len(np.unique(np.concatenate(left))) if left else 0
+
+
+def _is_alike(one: Look, other: Look) -> bool:
+    return _correlation(one.thumbnail, other.thumbnail) >= _LEAST_CORRELATION
 
 
 def _correlation(one: bytes, other: bytes) -> float:

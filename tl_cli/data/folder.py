@@ -1,6 +1,7 @@
 """A folder of pictures, one folder a class, in the layouts that people have. Names decide, never positions."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,6 +17,8 @@ from tl_cli.data.names import Names
 from tl_cli.data.pictures import SUFFIXES
 from tl_cli.errors import DataError, some
 
+# What other programs leave among data.
+_NO_DATA = ("__MACOSX", "__pycache__")
 EXPECTED = (
     "expected one of\n"
     "  DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg   (validation is held out of train)\n"
@@ -37,11 +40,12 @@ class _Listed:
     others: Counter[str] = field(default_factory=Counter)
 
 
-def scan(root: Path, *, fewest: int = 2) -> Found:
+def scan(root: Path, *, fewest: int = 2, lenient: bool = False) -> Found:
     """Return the classes and images of a folder.
 
     Args:
         fewest: classes that there must be.
+        lenient: go on where classes are empty, too few or unknown to ``train``, and name that among the faults.
 
     Raises:
         DataError: it is not there, has no known layout, too few classes, an empty class, or parts whose classes
@@ -61,22 +65,25 @@ def scan(root: Path, *, fewest: int = 2) -> Found:
         if found:
             names = ", ".join(f"{path.name}/" for path in found.values())
             raise DataError(f"{root} has {names} but no train/; {EXPECTED}")
-        return _classes_only(root, folders, fewest)
+        return _classes_only(root, folders, fewest, lenient)
     if len(found) == 1:
         loose = "; ".join(f"{path.name}/ has no class folders" for part, path in named.items() if part not in found)
         missing = loose or "there is neither test/ nor val/"
         raise DataError(f"{root} has train/, but {missing}; to split the training images, give {found['train']}")
-    return _parts(root, found, fewest)
+    return _parts(root, found, fewest, lenient, [path.name for path in folders if path not in found.values()])
 
 
-def _parts(root: Path, found: dict[SplitName, Path], fewest: int) -> Found:
+def _parts(root: Path, found: dict[SplitName, Path], fewest: int, lenient: bool, others: list[str]) -> Found:
     listed = {part: _list_classes(root, path) for part, path in found.items()}
-    classes = _checked(listed["train"].classes, found["train"], fewest)
-    notes: list[str] = []
+    faults = _Faults(lenient)
+    classes = _checked(listed["train"].classes, found["train"], fewest, faults)
+    notes = _odd_names(classes)
+    if others:
+        notes.append(f"{some([name + '/' for name in others])} beside train/ is no part of these data and left out")
     for part, files in ((part, listed[part].classes) for part in listed):
-        unknown = sorted(set(files) - set(classes))
+        unknown = sorted(set(files) - set(listed["train"].classes))
         if unknown:
-            raise DataError(f"{found[part]} has classes that train/ has not: {some(unknown)}")
+            faults.add(f"{found[part]} has classes that train/ has not: {some(unknown)}")
         if not any(files.values()):
             raise DataError(f"{found[part]} has no pictures; {EXPECTED}")
         absent = [name for name in classes if not files.get(name)]
@@ -84,31 +91,66 @@ def _parts(root: Path, found: dict[SplitName, Path], fewest: int) -> Found:
             notes.append(f"{found[part].name}/ has no pictures of {some(absent)}")
     notes += _passed_over(sum((part.others for part in listed.values()), Counter[str]()))
     parts = {part: _images(root, here.classes, classes) for part, here in listed.items()}
-    return Found(classes, parts, tuple(notes))
+    return Found(classes, parts, tuple(notes), tuple(faults.named))
 
 
-def _classes_only(root: Path, folders: list[Path], fewest: int) -> Found:
+def _classes_only(root: Path, folders: list[Path], fewest: int, lenient: bool) -> Found:
     listed = _list_classes(root, root)
     files = listed.classes
+    loose = sum(1 for entry in os.scandir(root) if is_picture(entry.name))
     if not any(files.values()):
-        loose = sum(1 for entry in os.scandir(root) if is_picture(entry.name))
         found = f"{loose} pictures without a class folder" if loose else some([path.name + "/" for path in folders])
         raise DataError(f"{root} holds {found or 'nothing'}; {EXPECTED}{_hint(folders)}")
-    classes = _checked(files, root, fewest, _hint(folders))
-    return Found(classes, {"train": _images(root, files, classes)}, tuple(_passed_over(listed.others)))
+    faults = _Faults(lenient)
+    classes = _checked(files, root, fewest, faults, _hint(folders))
+    notes = _odd_names(classes)
+    if loose:
+        notes.append(f"{loose:,} pictures beside the class folders have no class and are left out")
+    notes += _passed_over(listed.others)
+    return Found(classes, {"train": _images(root, files, classes)}, tuple(notes), tuple(faults.named))
 
 
-def _checked(files: Mapping[str, Names], where: Path, fewest: int, hint: str = "") -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class _Faults:
+    """What no training would take: refused, or named where all is to be named."""
+
+    lenient: bool
+    named: list[str] = field(default_factory=list)
+
+    def add(self, fault: str) -> None:
+        """Name a fault.
+
+        Raises:
+            DataError: it is refused.
+        """
+        if not self.lenient:
+            raise DataError(fault)
+        self.named.append(fault)
+
+
+def _odd_names(classes: tuple[str, ...]) -> list[str]:
+    """Name classes that look like one to a person, and on some disks are one."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
+    twins = [" and ".join(map(ascii, names)) for names in alike.values() if len(names) > 1]
+    return [f"classes that differ in case or in the form of their letters only: {some(twins)}"] if twins else []
+
+
+def _checked(files: Mapping[str, Names], where: Path, fewest: int, faults: _Faults, hint: str = "") -> tuple[str, ...]:
+    """Return the classes that have pictures, sorted."""
     classes = tuple(sorted(files))
     for name in classes:
         if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
             raise DataError(f"{where} has a class folder whose name is not valid UTF-8: {name!r}; rename it")
     empty = [name for name in classes if not files[name]]
     if empty:
-        raise DataError(f"{where} has class folders without pictures: {some(empty)}; fill or remove them{hint}")
+        faults.add(f"{where} has class folders without pictures: {some(empty)}; fill or remove them{hint}")
+    classes = tuple(name for name in classes if files[name])
+    if not classes:
+        raise DataError(f"{where} has no class folders with pictures. {EXPECTED}{hint}")
     if len(classes) < max(1, fewest):
-        found = f"one class only ({classes[0]})" if classes else "no class folders"
-        raise DataError(f"{where} has {found}; a classifier needs two or more. {EXPECTED}{hint}")
+        faults.add(f"{where} has one class only ({classes[0]}); a classifier needs two or more. {EXPECTED}{hint}")
     return classes
 
 
@@ -131,16 +173,21 @@ def _walk(folder: Path, name: str, others: Counter[str]) -> Iterator[str]:
     Args:
         name: of the folder, with which the pictures' begin.
     """
+    # A class that is a link to a folder above it would hold all the others.
+    above = {_number(parent) for parent in folder.absolute().parents}
     visited: set[tuple[int, int]] = set()
     waiting = [(str(folder), name)]
     while waiting:
         here, prefix = waiting.pop()
-        stat = os.stat(here)
-        if (stat.st_dev, stat.st_ino) in visited:
+        number = _number(here)
+        if number in above:
+            others[f"{prefix} (a link to a folder above it)"] += 1
             continue
-        visited.add((stat.st_dev, stat.st_ino))
+        if number in visited:
+            continue
+        visited.add(number)
         for entry in _entries(here, others):
-            if entry.name.startswith("."):
+            if entry.name.startswith(".") or entry.name in _NO_DATA:
                 continue
             if _is_folder(entry):
                 waiting.append((entry.path, f"{prefix}{os.sep}{entry.name}"))
@@ -148,6 +195,11 @@ def _walk(folder: Path, name: str, others: Counter[str]) -> Iterator[str]:
                 yield f"{prefix}{os.sep}{entry.name}"
             else:
                 others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1
+
+
+def _number(folder: str | Path) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -184,7 +236,7 @@ def _subfolders(root: Path) -> list[Path]:
         entries = [entry for entry in os.scandir(root) if _is_folder(entry)]
     except OSError as error:
         raise DataError(f"cannot look into {root}: {error.strerror}") from error
-    return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.name != "__MACOSX")
+    return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.name not in _NO_DATA)
 
 
 def _named(folders: list[Path], names: tuple[str, ...]) -> Path | None:

@@ -24,11 +24,13 @@ class Found:
         classes: a label is an index into them.
         parts: images by part; a source of classes only has just ``train``.
         notes: things a person should know (files passed over, classes without test images).
+        faults: for which a training would be refused, where that was asked for.
     """
 
     classes: tuple[str, ...]
     parts: Mapping[SplitName, Images]
     notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def layout(self) -> Layout:

@@ -17,7 +17,7 @@ from tl_cli.contract import Split
 from tl_cli.data.decoders import decode_aside
 from tl_cli.data.decoding import decode
 from tl_cli.data.names import Names
-from tl_cli.data.pictures import WHOLE_UP_TO, decode_pixels
+from tl_cli.data.pictures import WHOLE_UP_TO, decode_pixels, open_regular
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, silent
 from tl_cli.store import Store
@@ -126,7 +126,7 @@ def content_digest(images: Images, index: int) -> bytes:
         return hashlib.sha256(images.pixels[index].contiguous().numpy().data).digest()
     path = os.path.join(images.root, images.ids[index])
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error

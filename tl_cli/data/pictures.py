@@ -6,12 +6,13 @@ pictures are decoded under the GIL most of the time, so threads do not help; and
 at once.
 """
 
+import errno
 import io
 import os
-import struct
+import stat
 import sys
 import warnings
-import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from tl_cli.errors import DataError
 
 # What Pillow may open. Others have decoders that are rarely tested, or are not pictures (PDF, EPS).
-_CODEC_ERRORS = (struct.error, zlib.error)
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
 SUFFIXES = frozenset(
     (
@@ -67,6 +67,8 @@ def decode_pixels(source: str | Path | bytes, *, short_side: int | None = None) 
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
+        if not isinstance(source, bytes):
+            _check_regular(source)
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
@@ -74,29 +76,56 @@ def decode_pixels(source: str | Path | bytes, *, short_side: int | None = None) 
                 _draft(image, short_side)
             ImageOps.exif_transpose(image, in_place=True)
             return np.array(_to_rgb(image))
-    except UnidentifiedImageError as error:
-        raise DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(f"{name} has too many pixels to be decoded safely: {error}") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        TypeError,
-        IndexError,
-        KeyError,
-        MemoryError,
-        *_CODEC_ERRORS,
-    ) as error:
-        raise DataError(f"{name} cannot be decoded: {str(error) or type(error).__name__}") from error
+    except DataError:
+        raise
+    except Exception as error:
+        raise _refusal(name, error) from error
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a file for reading that ends: neither a pipe, nor a device.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    _check_regular(path)
+    return open(path, "rb")  # noqa: PTH123 (the caller closes it)
+
+
+def _check_regular(path: str | Path) -> None:
+    # Even opening a pipe waits, for somebody who writes into it.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "is no regular file")
+
+
+def _refusal(name: str, error: Exception) -> DataError:
+    """Return what to say of a picture; each of many decoders has errors of its own for what is torn."""
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})")
+    if isinstance(error, Image.DecompressionBombError):
+        return DataError(f"{name} has too many pixels to be decoded safely: {error}")
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return DataError(f"{name} cannot be decoded: {reason}")
 
 
 def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int]:
-    """Return format, mode, width and height, whether EXIF turns it, and frames, of a picture that can be decoded."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-        return str(image.format), image.mode, image.size, turned, getattr(image, "n_frames", 1)
+    """Return format, mode, width and height, whether EXIF turns it, and frames, of a picture that can be decoded.
+
+    Frames are 0 where those after the first, which is used, are torn.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            form, mode, size, turned, frames = str(image.format), image.mode, image.size, False, 0
+            with suppress(Exception):
+                turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
+            with suppress(Exception):
+                frames = getattr(image, "n_frames", 1)
+            return form, mode, size, turned, frames
+    except Exception as error:
+        raise _refusal("the image", error) from error
 
 
 _ORIENTATION = 0x0112

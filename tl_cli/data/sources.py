@@ -54,13 +54,17 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
 
 
 def open_source(source: str, data_dir: str | None, progress: Progress = silent) -> Found:
-    """Return the images of a source as they lie there: not split, not decoded, and of one class if need be.
+    """Return the images of a source as they lie there: not split, not decoded. What no training would take is a fault.
 
     Raises:
         DataError: the source is unknown or has no images.
         DownloadError: it must be fetched and cannot be.
     """
-    return _open(locate(source), cache_folder(data_dir), progress, fewest=1)
+    source = locate(source)
+    if source not in SETS and Path(source).is_dir():
+        return folder.scan(Path(source), lenient=True)
+    found = _open(source, cache_folder(data_dir), progress, fewest=1)
+    return found if len(found.classes) > 1 else replace(found, faults=("there is but one class",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +157,13 @@ def _labelled(
     Raises:
         DataError: some cannot be decoded; names all of them.
     """
-    whole = _whole(found, parts, spec)
-    files = {name: images for name, images in whole.parts.items() if isinstance(images, FileImages)}
+    files = {name: images for name, images in parts.items() if isinstance(images, FileImages)}
+    try:
+        whole = _whole(found, parts, spec)
+    except DataError:
+        # One is not there; there may be more.
+        checks.check_all(files, workers=workers, progress=progress)
+        raise
     packed: dict[SplitName, Images] = {}
     store = Store(cache_root() / "decoded")
     budget = _budget()

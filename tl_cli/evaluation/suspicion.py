@@ -31,6 +31,11 @@ class Suspect:
     doubt: float
 
 
+def are_comparable(labels: np.ndarray) -> np.ndarray:
+    """Return (N,) bool: whether an image's class has another one, from which it could be told what the class is."""
+    return np.asarray(np.bincount(labels)[labels] >= _FEWEST) if len(labels) else np.zeros(0, dtype=bool)
+
+
 def suspects(vectors: np.ndarray, labels: np.ndarray, seed: int = 0) -> list[Suspect]:
     """Return the images whose labels are doubted, the surest first.
 
@@ -40,7 +45,7 @@ def suspects(vectors: np.ndarray, labels: np.ndarray, seed: int = 0) -> list[Sus
 
     Args:
         vectors: (N, D) float, of images as a pretrained network sees them.
-        labels: (N,) int64, as given.
+        labels: (N,) int64, as given, of two classes or more, each of which ``are_comparable``.
         seed: of the folds.
     """
     from sklearn.decomposition import PCA
@@ -50,10 +55,7 @@ def suspects(vectors: np.ndarray, labels: np.ndarray, seed: int = 0) -> list[Sus
     from sklearn.preprocessing import StandardScaler
 
     classes, places = np.unique(labels, return_inverse=True)
-    smallest = int(np.bincount(places).min()) if len(labels) else 0
-    if len(classes) < 2 or smallest < _FEWEST:
-        return []
-    folds = StratifiedKFold(min(_FOLDS, smallest), shuffle=True, random_state=seed)
+    folds = StratifiedKFold(min(_FOLDS, int(np.bincount(places).min())), shuffle=True, random_state=seed)
     learners = len(labels) - len(labels) // folds.n_splits
     components = min(_COMPONENTS, vectors.shape[1], learners - 1)
     weak = LogisticRegression(C=_STRENGTH / max(1, learners), max_iter=300)

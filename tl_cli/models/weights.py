@@ -72,6 +72,8 @@ def from_path(spec: str) -> Pretrained:
         )
     if not path.exists():
         raise WeightsError(f"no weights at {path}")
+    if not path.is_file():
+        raise WeightsError(f"{path} is no regular file")
     return Pretrained(state=read(path), tag=WeightsTag(name=f"file:{path.name}", sha256=fetch.digest(path)))
 
 
@@ -92,7 +94,7 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path} is not a file of plain tensors; it is torn, or loading it would run code from inside it. "
             "Save a state_dict, or better a .safetensors file"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+    except Exception as error:  # of a pickle that is torn, whatever its bytes make of it
         raise WeightsError(f"{path} is not a readable weights file: {first_line(error)}") from error
     return _tensors_of(content, path)
 

@@ -8,7 +8,7 @@ import torch
 from tl_cli.data import splits
 from tl_cli.data.images import Images
 from tl_cli.data.loaders import Loader
-from tl_cli.evaluation.suspicion import Suspect, suspects
+from tl_cli.evaluation.suspicion import Suspect, are_comparable, suspects
 from tl_cli.fetch import Progress, silent
 from tl_cli.inspection.features import features_of
 from tl_cli.models import zoo
@@ -29,10 +29,13 @@ def doubted(
     device: DeviceName = "auto",
     workers: int | None = None,
     progress: Progress = silent,
-) -> list[Suspect]:
-    """Return the images whose labels are doubted, the surest first; all of them can be decoded.
+) -> tuple[list[Suspect], np.ndarray]:
+    """Return the images whose labels are doubted, the surest first, and the labels of those that were compared, sorted.
+
+    A class of one image cannot be compared, nor can a class that is the only one.
 
     Args:
+        images: all of which can be decoded.
         model: a pretrained architecture.
         most: images that are looked at, stratified; of more the others are left out.
 
@@ -43,7 +46,10 @@ def doubted(
     chosen = np.arange(len(images))
     if most < len(images):
         chosen = np.sort(splits.subset(images.labels, most, seed=0))
+    chosen = chosen[are_comparable(images.labels[chosen])]
     looked_at = images.subset(chosen)
+    if len(np.unique(looked_at.labels)) < 2:
+        return [], np.zeros(0, dtype=np.int64)
     machine = Machine(choose_device(device), memory_format=torch.channels_last)
     classifier = zoo.create(model, None, progress=progress)
     first = looked_at.load(0)
@@ -59,7 +65,8 @@ def doubted(
         memory_format=machine.memory_format,
     )
     found = features_of(classifier, loader.clean(), lambda done: progress("comparing labels", done, len(looked_at)))
-    return [
+    doubts = [
         replace(suspect, index=int(chosen[suspect.index]))
         for suspect in suspects(found.vectors.numpy(), looked_at.labels)
     ]
+    return doubts, np.sort(looked_at.labels)

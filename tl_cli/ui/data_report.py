@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tl_cli.contract import SplitName
 from tl_cli.data.checks import Findings, Look, Twins
+from tl_cli.errors import some
 from tl_cli.evaluation.suspicion import Suspect
 from tl_cli.ui.console import is_ascii, plain, shortened
 
@@ -29,12 +30,14 @@ class Doubts:
         compared: how many images were looked at.
         why_not: why none were; else empty.
         model: the network that looked.
+        left_out: classes that could not be compared, since they have but one image.
     """
 
     suspects: tuple[Suspect, ...]
     compared: int
     why_not: str = ""
     model: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def print_findings(console: Console, findings: Findings, doubts: Doubts | None) -> None:
@@ -44,6 +47,8 @@ def print_findings(console: Console, findings: Findings, doubts: Doubts | None) 
     _print_files(console, findings)
     for note in findings.found.notes:
         console.print(plain(f"note: {note}", "yellow", limit=400))
+    for fault in findings.found.faults:
+        console.print(plain(f"a training is refused: {fault.splitlines()[0]}", "bad", limit=400))
     bad = findings.bad()
     _print_list(
         console,
@@ -58,9 +63,9 @@ def print_findings(console: Console, findings: Findings, doubts: Doubts | None) 
 
 def as_data(findings: Findings, doubts: Doubts | None) -> dict[str, object]:
     """Return everything that was found, as plain types."""
-    found = findings.found
+    found, counts = findings.found, _counts(findings)
     return {
-        "classes": {name: _counts(findings)[place] for place, name in enumerate(found.classes)},
+        "classes": {name: counts[place] for place, name in enumerate(found.classes)},
         "images": {part: len(images) for part, images in found.parts.items()},
         "imbalance": _imbalance(findings),
         "sizes": _sizes(findings),
@@ -68,15 +73,19 @@ def as_data(findings: Findings, doubts: Doubts | None) -> dict[str, object]:
         "modes": dict(Counter(look.mode for look in _good(findings))),
         "turned_by_exif": sum(look.turned for look in _good(findings)),
         "animated": sum(look.frames > 1 for look in _good(findings)),
+        "torn_after_first_frame": sum(not look.frames for look in _good(findings)),
         "notes": list(found.notes),
+        "faults": list(found.faults),
         "bad": [{"part": part, "file": each.name, "reason": each.reason} for part, each in findings.bad()],
         "duplicates": [_twins_as_data(findings, group) for group in findings.twins],
+        "not_compared_by_looks": findings.not_compared,
         "doubted_labels": None
         if doubts is None
         else {
             "compared": doubts.compared,
             "model": doubts.model,
             "why_not": doubts.why_not,
+            "left_out": list(doubts.left_out),
             "images": [
                 {
                     "file": findings.name(("train", suspect.index)),
@@ -132,13 +141,15 @@ def _print_files(console: Console, findings: Findings) -> None:
         console.print(f"{len(looks):,} pictures of {looks[0].size[0]} x {looks[0].size[1]} pixels")
     else:
         low, middle, high = sizes["shortest_side"]
-        console.print(f"{len(looks):,} pictures, shorter side {low} to {high} pixels, half of them under {middle}")
+        sides = f"{low} to {high} pixels, median {middle}" if low < high else f"{low} pixels"
+        console.print(f"{len(looks):,} pictures, shorter side {sides}")
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(look.kind for look in looks).most_common())
     modes = ", ".join(f"{count:,} {mode}" for mode, count in Counter(look.mode for look in looks).most_common())
     console.print(plain(f"{kinds}; {modes}", "dim"))
     odd = [
         (sum(look.turned for look in looks), "turned by EXIF data, and used upright"),
         (sum(look.frames > 1 for look in looks), "animated: the first frame is used"),
+        (sum(not look.frames for look in looks), "torn after the first frame, which is used"),
         (sum(max(look.size) > 5 * min(look.size) for look in looks), "over five times as long as wide"),
     ]
     for count, what in odd:
@@ -148,12 +159,18 @@ def _print_files(console: Console, findings: Findings) -> None:
 
 def _print_twins(console: Console, findings: Findings) -> None:
     across, conflicting = findings.across(), findings.conflicting()
-    within = [group for group in findings.twins if group not in across and group not in conflicting]
-    if not findings.twins:
+    # By which object they are: groups may be thousands, and large.
+    elsewhere = {id(group) for group in across}
+    worse = elsewhere | {id(group) for group in conflicting}
+    within = [group for group in findings.twins if id(group) not in worse]
+    if findings.not_compared:
+        many = f"{findings.not_compared:,} pictures are like too many others to be compared with all of them"
+        console.print(plain(many, "yellow"))
+    elif not findings.twins:
         console.print(Text("no two pictures are the same or look the same", style="good"))
         return
     _print_groups(console, findings, "of equal pictures in several parts: what is tested was learned", across, "bad")
-    only = [group for group in conflicting if group not in across]
+    only = [group for group in conflicting if id(group) not in elsewhere]
     _print_groups(console, findings, "of equal pictures in several classes", only, "bad")
     _print_groups(console, findings, "of equal pictures", within, "yellow")
 
@@ -165,7 +182,10 @@ def _print_groups(console: Console, findings: Findings, title: str, groups: Sequ
     how = f"{exact:,} to the last byte, {len(groups) - exact:,} by their looks"
     console.print(plain(f"{_count(len(groups), 'group')} {title} ({how})", style))
     for group in groups[:_SHOWN]:
-        names = [f"{findings.name(place)}" for place in group.places[:4]]
+        have_labels = len({findings.label(place) for place in group.places}) > 1
+        names = [
+            findings.name(place) + (f" ({findings.label(place)})" if have_labels else "") for place in group.places[:4]
+        ]
         more = f" and {len(group.places) - 4} more" if len(group.places) > 4 else ""
         sign = "=" if group.exact else "~"
         console.print(plain(f"  {f' {sign} '.join(names)}{more}", limit=600))
@@ -178,6 +198,10 @@ def _print_doubts(console: Console, findings: Findings, doubts: Doubts) -> None:
         console.print(plain(doubts.why_not, "dim", limit=400))
         return
     classes = findings.found.classes
+    if doubts.left_out:
+        console.print(plain(f"not compared, for want of a second image: {some(doubts.left_out)}", "yellow", limit=400))
+    if len(doubts.suspects) > doubts.compared / 2:
+        console.print(plain(f"{doubts.model} cannot tell these classes apart: its doubts say little", "yellow"))
     compared = f"{len(doubts.suspects):,} of {doubts.compared:,} labels"
     title = f"{compared} are in doubt, as {doubts.model} sees the images; the surest first"
     rows = [
