@@ -85,8 +85,8 @@ class Interrupted(BaseException):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says, or its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """Return the first line of what an error says without secrets, or its kind where it says nothing."""
+    return without_secrets(next(iter(str(error).splitlines()), "")) or type(error).__name__
 
 
 def without_secrets(text: str) -> str:
@@ -94,8 +94,9 @@ def without_secrets(text: str) -> str:
     return _QUERY.sub(r"\1", _CREDENTIALS.sub(r"\1", text))
 
 
-_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@'\"]*@", re.IGNORECASE)
-_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?'\"]*)\?[^\s'\"]*", re.IGNORECASE)
+# A password may hold anything but a slash, and more than one @; what closes a sentence or a quotation is left.
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/]*@", re.IGNORECASE)
+_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#]*)(?:\?|#(?!/))\S*?(?=[\])}>'\",;:.!]*(?:\s|$))", re.IGNORECASE)
 
 
 def some(names: Sequence[str], show: int = 5) -> str:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import textwrap
@@ -29,6 +30,29 @@ def test_runs_are_offered_by_name_and_by_id(runs: dict[str, str]) -> None:
     assert offered[runs["second"][:8]] == "second"
     assert "gone" not in offered
     assert [name for name, _ in complete_run("sec")] == ["second"]
+
+
+def test_no_name_that_a_shell_would_obey_is_offered(workplace: Path) -> None:
+    store = open_store(None)
+    idents = []
+    for name in (
+        "$(touch ran)",
+        "`x`",
+        "a\\b",
+        "[red]x[/]",
+        "\x1b[31mx",
+        "two\nlines",
+        "-rf",
+        "a;b",
+        "\u202ex",
+        "x'y",
+        "ok, 1/2",
+    ):
+        run = store.client.create_run(store.experiment("tl"), run_name=name)
+        idents.append(run.info.run_id[:8])
+    offered = complete_run("")
+    assert {name for name, _ in offered} == {"latest", "best", "ok, 1/2", *idents}
+    assert not re.search(r"[$`\\;'\x1b\n\u202e\[]", "".join(about for _, about in offered))
 
 
 def test_where_there_is_no_store_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,22 +2,26 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
 
 from tests.conftest import Result
 from tests.training.test_fit import plan_for
 from tests.training.test_resume import SMALL
-from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, without_secrets
+from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, first_line, without_secrets
 from tl_cli.tracking import run
 from tl_cli.tracking.history import read_history
 from tl_cli.tracking.journal import JOURNAL, read
 from tl_cli.tracking.run import Recorder
 from tl_cli.tracking.store import Store, open_store
+from tl_cli.tracking.sync import Synced, sync
 from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, tell_all
 from tl_cli.training.fit import fit
 from tl_cli.training.setup import new_state
@@ -128,7 +132,77 @@ def test_a_store_that_stops_answering_is_a_warning(store: Store, workplace: Path
         connection.commit()
         record(epoch(1, 5))
     assert any("mlflow.db failed" in warning for warning in record.warnings)
-    assert any("points of the curves" in warning for warning in record.warnings)
+    assert any("tl runs sync" in warning for warning in record.warnings)
+
+
+def test_a_record_that_cannot_be_opened_can_be_opened_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with recorder(store) as first:
+        first(LossSampled(1, 1, 0.5, 1e-3, 0.0))
+
+    def away(*arguments: object) -> None:
+        raise MlflowException("500")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "get_metric_history", away)
+        with pytest.raises(TrackingError, match="500"):
+            recorder(store, run_id=first.run_id).__enter__()
+    assert store.client.get_run(first.run_id).info.status == "FAILED"
+    with recorder(store, run_id=first.run_id) as again:
+        again(LossSampled(2, 1, 0.5, 1e-3, 0.0))
+    assert store.client.get_run(first.run_id).info.status == "FINISHED"
+
+
+def test_what_was_left_is_done_at_the_end_where_the_store_is_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_tag = mlflow.MlflowClient.set_tag
+    with recorder(store) as record:
+        # Whatever a store answers, and whatever error its client makes of that.
+        monkeypatch.setattr(mlflow.MlflowClient, "set_tag", lambda *arguments: {}["nonsense"])
+        record._set_note("hello")
+        monkeypatch.setattr(mlflow.MlflowClient, "set_tag", set_tag)
+        assert len(record.warnings) == 1
+    assert len(record.warnings) == 1
+    assert store.client.get_run(record.run_id).data.tags["mlflow.note.content"] == "hello"
+    assert read(record.folder / JOURNAL, record.run_id).left == []
+
+
+def test_a_journal_is_one_processes_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tl_cli.tracking import journal
+
+    class Impatient(journal.FileLock):
+        def __init__(self, path: Path, timeout: float) -> None:
+            super().__init__(path, timeout=0.2)
+
+    monkeypatch.setattr(journal, "FileLock", Impatient)
+    with recorder(store) as record:
+        record(LossSampled(1, 1, 0.5, 1e-3, 0.0))
+        with pytest.raises(TrackingError, match="another process writes or sends"):
+            sync(store, store.client.get_run(record.run_id))
+    assert sync(store, store.client.get_run(record.run_id)) == Synced(0, 0, None)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["sqlite:///{folder}", "sqlite:///{folder}/garbage.db", "postgresql+nothing://u:s3cret@h/d", "http://localhost:abc",
+     "http://a b", "http://[::1", "http://127.0.0.1:{port}", "http://\x1b[31mh"],
+)  # fmt: skip
+def test_an_address_that_is_no_store_is_said_in_a_line(address: str, workplace: Path) -> None:
+    (workplace / "garbage.db").write_bytes(b"no database" * 500)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            with suppress(OSError):
+                while True:
+                    with listener.accept()[0] as client:
+                        client.sendall(b"SSH-2.0-nothing\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        uri = address.format(folder=workplace, port=listener.getsockname()[1])
+        with pytest.raises(TrackingError) as refused:
+            open_store(uri)
+    assert len(str(refused.value).splitlines()) == 1
+    assert "s3cret" not in str(refused.value)
 
 
 def test_runs_are_found_by_what_people_type(store: Store) -> None:
@@ -160,12 +234,21 @@ def test_a_server_that_is_not_there_is_said_at_once(workplace: Path) -> None:
         ("postgresql+psycopg2://me:se%20cret@db/runs", "postgresql+psycopg2://db/runs"),
         ("cannot reach 'http://u:p@h/a?sig=abc' now", "cannot reach 'http://h/a' now"),
         ("http://token@h", "http://h"),
+        ("http://user:p@s3cret@host:5000 is away", "http://host:5000 is away"),
+        ('http://user:it\'s@host and http://user:"x"@host', "http://host and http://host"),
+        ("('http://h/a?key=it's secret', 3)", "('http://h/a secret', 3)"),
+        ("https://h/cb#access_token=1, again", "https://h/cb, again"),
+        ("http://h:5000/#/experiments/1/runs/2", "http://h:5000/#/experiments/1/runs/2"),
         ("what is this? a question", "what is this? a question"),
         ("me@example.org", "me@example.org"),
     ],
 )
 def test_secrets_are_not_shown(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+def test_a_secret_is_no_secret_less_for_being_long() -> None:
+    assert first_line(ValueError(f"cannot reach http://user:{'s3cret' * 100}@host\nmore")) == "cannot reach http://host"
 
 
 def test_secrets_are_neither_said_nor_recorded(tl, colours: Path, workplace: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import tl_process
+from tests.conftest import said_by
 from tests.tracking.test_run import epoch, recorder
 from tl_cli.tracking.history import read_history
 from tl_cli.tracking.store import open_store
@@ -222,14 +222,11 @@ def test_no_point_is_lost_or_doubled_whatever_the_server_does(
     assert direct.client.get_run(made.run_id).info.status == "FINISHED"
 
 
-def said_by(folder: Path, *arguments: str) -> str:
+def said_well(folder: Path, *arguments: str) -> str:
     """What a process of tl says that ends well."""
-    with (folder / "said").open("wb") as said:
-        process = tl_process(*arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno())
-        process.join(90)
-    text = (folder / "said").read_text()
-    assert process.exitcode == 0, text
-    return text
+    code, said = said_by(folder, *arguments)
+    assert code == 0, said
+    return said
 
 
 def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sync(
@@ -254,7 +251,7 @@ def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sy
     assert run.info.status == "RUNNING"
     assert not run.outputs.model_outputs
     # Other processes: this one would ask for files where it has been before.
-    assert "recorded as finished" in said_by(tmp_path, "runs", "sync", "--tracking-uri", at_server)
+    assert "recorded as finished" in said_well(tmp_path, "runs", "sync", "--tracking-uri", at_server)
     run = store.find("gone")
     assert run.info.status == "FINISHED"
     assert "test/accuracy" in run.data.metrics
@@ -262,6 +259,6 @@ def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sy
     assert {item.path for item in store.client.list_artifacts(run.info.run_id, "curves")} == {
         "curves/loss_by_step.png", "curves/accuracy_and_loss_by_epoch.png",
     }  # fmt: skip
-    assert "top-1" in said_by(tmp_path, "eval", "gone", "--tracking-uri", at_server)
+    assert "top-1" in said_well(tmp_path, "eval", "gone", "--tracking-uri", at_server)
     assert len(run.outputs.model_outputs) == 1
     assert [value for _, value in points_of(store, run.info.run_id, "epoch")] == [1, 2]

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -111,12 +111,12 @@ def compare(
         comparison = compare_all(contenders, judged_on)
         curves = _curves(comparison, entries)
         _show(console, comparison, curves, form)
-        if parent is not None:
-            _record(parent, comparison, curves)
-            aside.print(f"\nrecorded; to see it again: tl compare {parent.run_id[:8]}", style="dim")
         if output is not None:
             for path in _write(output, comparison, curves):
                 aside.print(str(path), markup=False, soft_wrap=True, style="dim")
+        if parent is not None:
+            _record(parent, comparison, curves)
+            aside.print(f"\nrecorded; to see it again: tl compare {parent.run_id[:8]}", style="dim")
     if failed:
         from tl_cli.ui.console import print_error
 
@@ -203,7 +203,7 @@ def _train_all(
     Raises:
         UsageError: fewer than two models came through, or the data have no images to judge them on.
     """
-    from tl_cli.errors import Interrupted, UsageError
+    from tl_cli.errors import Interrupted, TrackingError, UsageError
     from tl_cli.tracking.comparisons import CONTENDER_TAG, tested_on, trainings_of
     from tl_cli.tracking.store import CHILD_TAG
     from tl_cli.ui.console import plain
@@ -222,8 +222,10 @@ def _train_all(
         if code != 0:
             failed.append(title)
         elif number == 1 + len(failed) and wanted.split is None:
-            ((first,),) = trainings_of(store, parent.run_id).values()
-            if tested_on(first) is None:
+            known = []
+            with suppress(TrackingError):  # the store may be away, and the trainings go on
+                known = [run for runs in trainings_of(store, parent.run_id).values() for run in runs]
+            if known and tested_on(known[0]) is None:
                 raise UsageError(
                     "these data have no test images; give --split val to compare on the validation images, which is "
                     "kinder to all: they chose the epochs"

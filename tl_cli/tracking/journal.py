@@ -1,23 +1,35 @@
 """What a run records, on this machine's disk: its points before they are sent, and what a server did not take.
 
-Rows of JSON, one a line: seven values are a point of a curve, three a piece of work that is left (kind, name, value),
-and two say how the run ended.
+Rows of JSON, one a line, each followed by its CRC-32: seven values are a point of a curve, three a piece of work that
+is left (kind, name, value), and two say how the run ended.
 """
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
+from filelock import FileLock, Timeout
 from mlflow.entities import Metric
+from pydantic import Field, TypeAdapter, ValidationError
 
-from tl_cli.errors import StorageError
+from tl_cli.errors import StorageError, TrackingError
 from tl_cli.fetch import replacing
 
 JOURNAL = "journal.jsonl"
+Work = Literal["tag", "param", "file", "model"]
+_CHECKSUM = 9  # bytes: a space and eight hexadecimal digits
+_INTEGERS = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+Row = (
+    tuple[str, float, _INTEGERS, _INTEGERS, str | None, str | None, str | None]
+    | tuple[Work, str, str]
+    | tuple[Literal["FINISHED", "FAILED", "KILLED"], _INTEGERS]
+)
+_ROW: TypeAdapter[Row] = TypeAdapter(Row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +49,7 @@ class Left:
         value: of the tag or parameter; folder among the artifacts; what else the model's record needs, as JSON.
     """
 
-    kind: Literal["tag", "param", "file", "model"]
+    kind: Work
     name: str
     value: str
 
@@ -51,6 +63,28 @@ class Recorded:
     ending: Ending | None
 
 
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Keep other processes from a journal: a run writes it, or its lines are sent and taken out, never both.
+
+    Raises:
+        TrackingError: another process has not let go of it for two minutes.
+        StorageError: the folder may not be written.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=120)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise TrackingError(f"another process writes or sends {path}") from error
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class Journal:
     """The file as it is being written: one line a point, each written whole.
 
@@ -59,6 +93,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._is_cut = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -108,16 +143,39 @@ class Journal:
             os.fsync(self._file)
 
     def _write(self, rows: Sequence[Sequence[object]]) -> None:
-        data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+        data = b"".join(map(_line, rows))
+        if data and self._is_cut:
+            data = b"\n" + data
         try:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
+            # A part may be there; what comes next begins a line of its own.
+            self._is_cut = True
             raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
+        self._is_cut = False
+
+
+def _line(row: Sequence[object]) -> bytes:
+    text = json.dumps(row).encode()
+    return text + f" {zlib.crc32(text):08x}\n".encode()
+
+
+def _row(line: bytes) -> Row | None:
+    """Return what a line holds; None where it was cut short or is damaged."""
+    text, checksum = line[:-_CHECKSUM], line[-_CHECKSUM:]
+    if line.endswith(b"]"):
+        text, checksum = line, b""  # of an earlier version, which wrote none
+    if checksum and checksum != f" {zlib.crc32(text):08x}".encode():
+        return None
+    try:
+        return _ROW.validate_json(text, strict=True)
+    except ValidationError:
+        return None
 
 
 def read(path: Path, run_id: str) -> Recorded:
-    """Return what a journal holds; lines that were cut short are left out.
+    """Return what a journal holds; lines that were cut short or are damaged are left out.
 
     Of a step that was taken twice, by a run that went on from an earlier checkpoint, the first point stands.
     """
@@ -129,11 +187,8 @@ def read(path: Path, run_id: str) -> Recorded:
     except OSError:
         lines = []
     for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if not isinstance(row, list):
+        row = _row(line)
+        if row is None:
             continue
         if len(row) == 7:
             key, value, timestamp, step, model_id, name, digest = row
@@ -143,8 +198,8 @@ def read(path: Path, run_id: str) -> Recorded:
             ending = None
         elif len(row) == 3:
             left.append(Left(*row))
-        elif len(row) == 2:
-            ending = Ending(str(row[0]), int(row[1]))
+        else:
+            ending = Ending(*row)
     return Recorded(list(points.values()), left, ending)
 
 
@@ -154,13 +209,6 @@ def forget_left(path: Path) -> None:
     Raises:
         StorageError: the disk is full or may not be written.
     """
-    kept = [line for line in path.read_bytes().splitlines() if not _is_left(line)]
+    kept = [line for line in path.read_bytes().splitlines() if len(_row(line) or ()) not in (0, 3)]
     with replacing(path) as file:
         file.write(b"".join(line + b"\n" for line in kept))
-
-
-def _is_left(line: bytes) -> bool:
-    with suppress(ValueError):
-        row = json.loads(line)
-        return isinstance(row, list) and len(row) == 3
-    return True

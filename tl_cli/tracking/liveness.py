@@ -61,7 +61,9 @@ def state_of(tags: Mapping[str, str], started: float, now: float) -> State:
     pid = tags.get(PID_TAG, "")
     if tags.get(HOST_TAG) != socket.gethostname() or not pid.isdecimal():
         return "unknown"
-    return "alive" if psutil.pid_exists(int(pid)) else "dead"
+    with suppress(OverflowError):  # no process has such a number
+        return "alive" if psutil.pid_exists(int(pid)) else "dead"
+    return "dead"
 
 
 def paused(tags: Mapping[str, str]) -> list[tuple[int, int]]:

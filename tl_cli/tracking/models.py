@@ -7,13 +7,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
+from mlflow.entities import LoggedModelStatus
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
 
 import tl_cli
+from tl_cli.models import bundle
 from tl_cli.tracking import served
 
+_WEIGHTS = "weights_sha256"
 _REQUIRED = (
     "mlflow",
     "torch",
@@ -53,11 +56,42 @@ class Naming:
 
 
 def log_model(folder: Path, naming: Naming) -> str:
-    """Record a saved-model folder with the active run: code as text, weights as safetensors, no pickle.
+    """Record a saved-model folder with the active run, once: code as text, weights as safetensors, no pickle.
 
     Returns:
         The model's id.
     """
+    weights = bundle.read_card(folder).weights_sha256 or ""
+    active = mlflow.active_run()
+    model_id = _logged(active.info.run_id, weights) if active is not None else None
+    if model_id is None:
+        model_id = _log(folder, naming, weights)
+    if naming.register is not None and not _is_registered(naming.register, model_id):
+        mlflow.register_model(f"models:/{model_id}", naming.register)
+    return model_id
+
+
+def _logged(run_id: str, weights: str) -> str | None:
+    """Return the model that a run has of these weights already: whoever recorded it was stopped before he knew."""
+    client = mlflow.MlflowClient()
+    outputs = client.get_run(run_id).outputs
+    for output in outputs.model_outputs if outputs else []:
+        model = client.get_logged_model(output.model_id)
+        if model.params.get(_WEIGHTS) != weights:
+            continue
+        if model.status == LoggedModelStatus.READY:
+            return str(model.model_id)
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+    return None
+
+
+def _is_registered(name: str, model_id: str) -> bool:
+    quoted = name.replace("'", "''")
+    versions = mlflow.MlflowClient().search_model_versions(f"name='{quoted}'")
+    return any(version.model_id == model_id for version in versions)
+
+
+def _log(folder: Path, naming: Naming, weights: str) -> str:
     logged = mlflow.pyfunc.log_model(
         name=re.sub(r"[/:.%\"']", "-", naming.name),  # what MLflow refuses in a name
         python_model=str(served.__file__),
@@ -66,8 +100,6 @@ def log_model(folder: Path, naming: Naming) -> str:
         code_paths=[str(Path(str(tl_cli.__file__)).parent)],
         pip_requirements=[f"{name}=={version(name)}" for name in _REQUIRED],
         signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")])),
-        params=naming.params,
+        params={**naming.params, _WEIGHTS: weights},
     )
-    if naming.register is not None:
-        mlflow.register_model(f"models:/{logged.model_id}", naming.register)
     return str(logged.model_id)

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import sqlite3
 import urllib.request
 from contextlib import closing, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 _MOST = 200
+_PLAIN = re.compile(r"\w[\w .,@+=/-]*")
 _TIMEOUT_S = 1.5
 _WORDS = (("latest", "the latest run"), ("best", "the highest validation accuracy on the same data"))
 
@@ -19,8 +21,12 @@ def complete_run(incomplete: str, tracking_uri: str | None = None) -> list[tuple
     known = dict(_WORDS)
     with suppress(OSError, sqlite3.Error, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):
         for run_id, name in _runs(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")):
-            known.setdefault(name, run_id[:8])
-            known.setdefault(run_id[:8], name)
+            # Others may name runs too, and shells evaluate what they complete.
+            is_plain = _PLAIN.fullmatch(name) is not None
+            if is_plain:
+                known.setdefault(name, run_id[:8])
+            if run_id[:8].isalnum():
+                known.setdefault(run_id[:8], name if is_plain else "a run")
     return [(name, about) for name, about in known.items() if name.startswith(incomplete)]
 
 

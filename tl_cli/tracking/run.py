@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -13,18 +13,18 @@ import mlflow
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from mlflow.exceptions import MlflowException
 
-from tl_cli.contract import DataSpec, SplitName, tl_version
+from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
 from tl_cli.errors import StorageError, TrackingError, first_line
 from tl_cli.evaluation.logits import save_answers
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_of
-from tl_cli.tracking.journal import JOURNAL, Ending, Journal, Left, read
+from tl_cli.tracking.journal import JOURNAL, Ending, Journal, Left, alone_with, read
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
 from tl_cli.tracking.models import Naming, log_model
 from tl_cli.tracking.overview import refresh_overview
 from tl_cli.tracking.store import Store, ending, last_seen, state_folder
+from tl_cli.tracking.sync import sync
 from tl_cli.training.config import write_toml
 from tl_cli.training.events import EpochEnded, Event, LossSampled
-from tl_cli.training.history import EpochPoint
 from tl_cli.training.outcome import Outcome
 from tl_cli.training.setup import Plan
 from tl_cli.training.state import CONFIG_FILE
@@ -34,12 +34,15 @@ _SETTLE_EVERY_S = 0.25  # a killed process loses no more of its curves than that
 _BATCH = 1000  # what a store takes at once
 _PARAM_LENGTH = 6000
 _LAST_WAIT_S = 60.0  # for the last points, at the end
+_NOTE = "mlflow.note.content"
 _RECORDED = (LossSampled, EpochEnded)
 T = TypeVar("T")
 
 
 class Recorder:
     """An observer and a context manager: the run ends FINISHED, FAILED or KILLED as the block is left.
+
+    ``is_described`` says whether what ``log_start`` records is there already, from before the run was interrupted.
 
     What is told is noted, written to the journal a few times a second, and sent by a thread every few seconds: training
     never waits for a server, and steps of a millisecond do not wait for a disk.
@@ -75,6 +78,9 @@ class Recorder:
         self._results: dict[str, float] = {}
         self._last_warning = ""
         self._is_away = False
+        self._has_left = False  # work for sync
+        self._open = ExitStack()  # the journal, and the lock that keeps others from it
+        self.is_described = False
         self.run_id = ""
         self.run_name = ""
 
@@ -93,9 +99,16 @@ class Recorder:
         except MlflowException as error:
             raise TrackingError(f"cannot start a run: {first_line(error)}") from error
         self.run_id, self.run_name = run.info.run_id, run.info.run_name
-        self._journal = Journal(self.folder / JOURNAL)
-        if self._resumed_id:
-            self._recall()
+        try:
+            self._open_journal()
+            if self._resumed_id:
+                self._recall()
+        except BaseException as error:
+            self._open.close()
+            self._end(type(error))
+            if isinstance(error, MlflowException):
+                raise TrackingError(f"cannot start a run: {first_line(error)}") from error
+            raise
         self._thread.start()
         return self
 
@@ -103,22 +116,29 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.settle()
-        except StorageError:
-            self._points.extend(self._noted())  # the store may have room
-        self._closing.set()
-        self._thread.join(timeout=_LAST_WAIT_S)
-        with suppress(StorageError), self._journal:
-            self._journal.end(Ending(ending(kind), int(time.time() * 1000)))
-        self._try(lambda: mlflow.end_run(ending(kind)))
-        if not self._is_away:
+            try:
+                self.settle()
+            except StorageError:
+                self._points.extend(self._noted())  # the store may have room
+            self._closing.set()
+            self._thread.join(timeout=_LAST_WAIT_S)
+            # Nobody waits longer for a slow store.
+            self._has_left |= self._thread.is_alive()
+            with suppress(StorageError), self._open:
+                self._journal.end(Ending(ending(kind), int(time.time() * 1000)))
+        finally:
+            self._end(kind)
+        if self._has_left and kind is None and not self._thread.is_alive():
+            # It may be back already.
+            done = self._try(lambda: sync(self._store, self._store.client.get_run(self.run_id)))
+            self._has_left = done is None
+        if not self._has_left:
             self._try(lambda: refresh_overview(self._store, self._experiment_id))
-        if self._is_away:
-            _let_go(self.run_id)
-            self._warn(
-                f"what the tracking store did not take is in {self.folder / JOURNAL}; once it is back: "
-                f"tl runs sync {self.run_id[:8]}"
-            )
+            return
+        self._warn(
+            f"what the tracking store did not take is in {self.folder / JOURNAL}; once it is back: "
+            f"tl runs sync {self.run_id[:8]}"
+        )
 
     def __call__(self, event: Event) -> None:
         """Note the numbers of a sampled step or of an epoch.
@@ -208,11 +228,15 @@ class Recorder:
             self._put_result(key, value, model_id, datasets[part] if part else None)
         self._set_note(_note(plan, self.run_id, command, outcome))
 
-    def log_unfinished(self, plan: Plan, point: EpochPoint, best: Path) -> None:
-        """Record the best model of a run that ends before its time."""
+    def log_unfinished(self, plan: Plan, card: ModelCard, best: Path) -> None:
+        """Record the best model of a run that ends before its time.
+
+        Args:
+            card: what that model's folder says.
+        """
         model_id, measured_on = self._log_model(plan, best, None), _datasets(plan.data.spec)["val"]
-        self._put_result("best/val_accuracy", point.judged[0] if point.judged else 0.0, model_id, measured_on)
-        self._put_result("best/epoch", point.epoch, model_id, None)
+        self._put_result("best/val_accuracy", card.val_accuracy or 0.0, model_id, measured_on)
+        self._put_result("best/epoch", card.epoch, model_id, None)
 
     def _log_data(self, spec: DataSpec) -> None:
         contexts: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "testing"}
@@ -229,8 +253,7 @@ class Recorder:
         )
 
     def _set_note(self, text: str) -> None:
-        tag = "mlflow.note.content"
-        self._try(lambda: self._store.client.set_tag(self.run_id, tag, text), Left("tag", tag, text))
+        self._try(lambda: self._store.client.set_tag(self.run_id, _NOTE, text), Left("tag", _NOTE, text))
 
     def _log_model(self, plan: Plan, folder: Path, register: str | None) -> str | None:
         """Record a saved model; return its id, or None where the store did not take it."""
@@ -274,20 +297,33 @@ class Recorder:
             while self._points:
                 waiting.append(self._points.popleft())
             waiting = self._flush(waiting)
-        if waiting:
-            self._warn(f"the tracking store did not take {len(waiting)} points of the curves")
+        self._has_left |= bool(waiting)
 
     def _flush(self, points: list[Metric]) -> list[Metric]:
         """Send what waits; return what the store did not take, to be tried again."""
         while points:
             try:
                 self._store.client.log_batch(self.run_id, metrics=points[:_BATCH])
-            except (MlflowException, OSError) as error:
+            except Exception as error:  # whatever it answers, and whatever that makes of its client
                 self._warn_once(error)
                 return points
             self._is_away = False
             points = points[_BATCH:]
         return points
+
+    def _open_journal(self) -> None:
+        path = self.folder / JOURNAL
+        self._open.enter_context(alone_with(path))
+        self._journal = self._open.enter_context(Journal(path))
+
+    def _end(self, kind: type[BaseException] | None) -> None:
+        def end() -> bool:
+            mlflow.end_run(ending(kind))
+            return True
+
+        if not self._try(end):
+            self._has_left = True
+            _let_go(self.run_id)
 
     def _pause(self, run_id: str) -> dict[str, str]:
         run = self._store.client.get_run(run_id)
@@ -300,7 +336,10 @@ class Recorder:
     def _recall(self) -> None:
         """Note the metrics and steps that this run has recorded already, here or in the store."""
         points = read(self.folder / JOURNAL, self.run_id).points
-        for key in self._store.client.get_run(self.run_id).data.metrics:
+        there = self._store.client.get_run(self.run_id).data
+        # The last thing that a beginning leaves, unless it was killed.
+        self.is_described = _NOTE in there.tags
+        for key in there.metrics:
             points += self._store.client.get_metric_history(self.run_id, key)
         self._seen = {(point.key, point.step) for point in points}
         latest = sorted((point for point in points if point.step == 0), key=lambda point: point.timestamp)
@@ -316,9 +355,10 @@ class Recorder:
         if not self._is_away or self._store.answers():
             try:
                 return call()
-            except (MlflowException, OSError) as error:
+            except Exception as error:  # whatever it answers, and whatever that makes of its client
                 self._warn_once(error)
         if left:
+            self._has_left = True
             with suppress(StorageError):
                 self._journal.leave(left)
         return None

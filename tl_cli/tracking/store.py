@@ -1,5 +1,7 @@
 """The MLflow store: where it is, opening it, and finding runs in it by the names that people use."""
 
+import atexit
+import http.client
 import logging
 import os
 import tempfile
@@ -18,6 +20,7 @@ from tl_cli.errors import (
     Interrupted,
     RunNotFoundError,
     StorageError,
+    TlError,
     TrackingError,
     first_line,
     suggest,
@@ -50,6 +53,8 @@ _BEST = "best/val_accuracy"
 for _name, _level in (("mlflow", logging.ERROR), ("alembic", logging.ERROR), ("mlflow.store.db", logging.CRITICAL)):
     logging.getLogger(_name).setLevel(_level)
 warnings.filterwarnings("ignore", module=r"mlflow\.")
+# Of a run that nobody could end, MLflow would say FINISHED as the process exits, and nothing resumes what is finished.
+atexit.unregister(getattr(mlflow.tracking.fluent, "_safe_end_run", None) or (lambda: None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ class Store:
         Raises:
             TrackingError: it was deleted, or the store cannot be used.
         """
-        with _reported(self.uri), _store_lock():
+        with _reported(self.uri), _store_lock(_database(self.uri)):
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 return str(self.client.create_experiment(name))
@@ -325,7 +330,11 @@ def open_store(tracking_uri: str | None) -> Store:
     uri = mlflow.get_tracking_uri()
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
-    with _reported(without_secrets(uri)), _store_lock():
+    database = _database(uri)
+    if database is not None and database.is_dir():
+        # MLflow would try for minutes.
+        raise TrackingError(f"the tracking store {without_secrets(uri)} cannot be used: it is a folder")
+    with _reported(without_secrets(uri)), _store_lock(database):
         # The first use creates the database; two processes that do so at once would crash one of them.
         client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
@@ -341,14 +350,27 @@ def _scratch() -> str:
     return _SCRATCH[-1].name
 
 
+def _database(uri: str) -> Path | None:
+    """Return the file of a local database."""
+    scheme, _, path = uri.partition(":///")
+    return Path(path) if scheme.split("+")[0] == "sqlite" and path and not path.startswith(":") else None
+
+
 @contextmanager
-def _store_lock() -> Iterator[None]:
+def _store_lock(database: Path | None) -> Iterator[None]:
+    """Let one process at a time open a store; a database may be another folder's, and then the lock is there."""
+    path = STATE_ROOT / ".store.lock"
     try:
         STATE_ROOT.mkdir(exist_ok=True)
-        lock = FileLock(STATE_ROOT / ".store.lock", timeout=120)
+        if database is not None and database.absolute().parent != Path.cwd():
+            there = database.parent / STATE_ROOT
+            path = there / path.name if there.is_dir() else database.with_name(f".{database.name}.lock")
+            if not os.access(path.parent, os.W_OK):
+                path = STATE_ROOT / path.name
+        lock = FileLock(path, timeout=120)
         lock.acquire()
     except Timeout as error:
-        raise TrackingError(f"another process has held {STATE_ROOT / '.store.lock'} for two minutes") from error
+        raise TrackingError(f"another process has held {path} for two minutes") from error
     except OSError as error:
         raise StorageError(
             f"cannot write {STATE_ROOT.absolute()}: {error.strerror}; run tl in a folder of yours"
@@ -371,23 +393,25 @@ def _reported(uri: str) -> Iterator[None]:
                 "away, or use --tracking-uri sqlite:///mlflow.db to record beside it"
             ) from error
         raise TrackingError(f"the tracking store {uri} cannot be used: {message[:200]}") from error
-    except OSError as error:  # of a folder of artifacts, or of the network
+    except TlError:
+        raise
+    except Exception as error:  # of folders, networks, databases and their drivers, and of answers that make no sense
         raise TrackingError(f"the tracking store {uri} cannot be used: {first_line(error)[:200]}") from error
 
 
 def _check_server(uri: str) -> None:
-    parts = urlsplit(uri)
-    # urllib does not understand user:password@ in a URL.
-    health = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/health", "", ""))
     try:
+        parts = urlsplit(uri)
+        # urllib does not understand user:password@ in a URL.
+        health = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/health", "", ""))
         with urllib.request.urlopen(health, timeout=5):
             return
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):
             return  # it is there; what it thinks of us, MLflow will say
         reason: object = f"HTTP {error.code}"
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or first_line(error)
     raise TrackingError(
         f"the tracking server {without_secrets(uri)} does not answer ({reason}); start it, or leave --tracking-uri and "
         "MLFLOW_TRACKING_URI out to record in ./mlflow.db"

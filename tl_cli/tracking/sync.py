@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import Metric, Run
 
-from tl_cli.tracking.journal import JOURNAL, Left, forget_left, read
+from tl_cli.tracking.journal import JOURNAL, Left, alone_with, forget_left, read
 from tl_cli.tracking.listing import status_of
 from tl_cli.tracking.models import Naming, log_model
 from tl_cli.tracking.overview import refresh
@@ -40,11 +40,18 @@ def sync(store: Store, run: Run) -> Synced:
     """Send what the store has not: each point once, with the time at which it was measured.
 
     Raises:
-        TrackingError: the store cannot be used.
+        TrackingError: the store cannot be used, or another process is at this.
         StorageError: the journal cannot be written.
     """
-    run_id = str(run.info.run_id)
     path = store.state_folder(run) / JOURNAL
+    if not path.exists():
+        return Synced(0, 0, None)
+    with alone_with(path):
+        return _sync(store, run, path)
+
+
+def _sync(store: Store, run: Run, path: Path) -> Synced:
+    run_id = str(run.info.run_id)
     recorded = read(path, run_id)
     with store.reported():
         waiting = missing(store, run_id, recorded.points)
