@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in ("MLFLOW_TRACKING_URI", "TL_DATA_DIR", "CI", "NO_COLOR", "FORCE_COLOR"):
     os.environ.pop(_name, None)
 
+import atexit
 import http.server
 import multiprocessing
 import shutil
@@ -25,6 +26,15 @@ from PIL import Image
 # The same examples every time: a test that fails here fails everywhere.
 settings.register_profile("tests", derandomize=True, deadline=None)
 settings.load_profile("tests")
+
+# They take a minute or two each: begun last, one of them would be all that is left to do.
+LONGEST = ("test_kills.py", "test_judging.py", "test_places.py", "test_signals.py", "test_checks.py", "test_resume.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
 
 COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 
@@ -140,10 +150,7 @@ def tl(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 # Processes of tl are forked from one that has imported what is slow: a start takes a moment, not many seconds.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["torch", "torchvision", "timm", "mlflow.store.tracking.sqlalchemy_store", "mlflow.pyfunc", "sklearn.metrics",
-     "matplotlib.pyplot", "plotext"]
-)  # fmt: skip
+_FORKS.set_forkserver_preload(["tests.preloaded"])
 
 
 def tl_process(
@@ -166,6 +173,26 @@ def tl_process(
     return process
 
 
+def start_in(
+    folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
+) -> "multiprocessing.process.BaseProcess":
+    """Start ``tl`` in a folder; what it says is added to ``folder/said``."""
+    with (folder / "said").open("ab") as said:
+        return tl_process(
+            *arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(), prepare=prepare, **environment
+        )
+
+
+def said_by(
+    folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
+) -> tuple[int | None, str]:
+    """Run ``tl`` in a folder as ``start_in`` does; return its exit code and what it said."""
+    (folder / "said").unlink(missing_ok=True)
+    process = start_in(folder, *arguments, prepare=prepare, **environment)
+    process.join(120)
+    return process.exitcode, (folder / "said").read_bytes().decode(errors="replace")
+
+
 def _be_tl(
     arguments: list[str],
     cwd: Path,
@@ -174,16 +201,21 @@ def _be_tl(
     prepare: Callable[[], None] | None,
 ) -> None:
     from tl_cli.cli import main
+    from tl_cli.tracking.store import _ENVIRONMENT
 
     for descriptor, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream.detach(), descriptor)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update({**_ENVIRONMENT, **environment})
     os.chdir(cwd)
     sys.argv = ["tl", *arguments]
     if prepare is not None:
         prepare()
-    main()
+    try:
+        main()
+    finally:
+        # What is forked leaves without them; a process of one's own does not.
+        atexit._run_exitfuncs()
 
 
 @dataclass

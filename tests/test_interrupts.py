@@ -1,6 +1,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -50,6 +51,13 @@ def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         send(signal.SIGINT)
         done.append("never")
     assert done == []
+
+
+def test_a_signal_that_a_library_swallows_is_not_forgotten() -> None:
+    assert interrupts.raised() is None
+    with suppress(Interrupted):
+        send(signal.SIGTERM)
+    assert str(interrupts.raised()) == "SIGTERM"
 
 
 def test_a_double_press_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,14 @@ import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 
-from tests.conftest import tl_process
+from tests.conftest import said_by, start_in
 from tl_cli.training.state import _verified, checkpoints
 
 TRAIN = ("train", "timm/test_efficientnet", "--weights", "none", "--input-size", "32", "--epochs", "4", "--freeze-epochs",
@@ -39,9 +41,7 @@ def run_tl(folder: Path, *arguments: str, kill: "random.Random | None" = None, w
     Args:
         writing: kill it while a checkpoint is being written.
     """
-    with (folder / "said").open("ab") as said:
-        process = tl_process(*arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(),
-                             MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", TL_CACHE_DIR=str(folder / "cache"))  # fmt: skip
+    process = start_in(folder, *arguments, TL_CACHE_DIR=str(folder / "cache"))
     if kill is not None:
         while process.is_alive() and not list(folder.glob("mlruns/*/*/state/card.json")):
             time.sleep(0.005)
@@ -115,10 +115,46 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
     assert killed >= TRIALS * 0.8
 
 
+def die_in(name: str) -> None:
+    """Let the process be killed as it begins to record a certain thing."""
+    from tl_cli.tracking import run
+
+    def die(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if name == "write_toml":
+        run.write_toml = die
+    else:
+        setattr(run.Recorder, name, die)
+
+
+@pytest.mark.parametrize("name", ["write_toml", "_log_data", "_put_result"])
+def test_a_record_that_was_cut_short_is_completed(
+    name: str, tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    code, _ = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(die_in, name))
+    assert code == -signal.SIGKILL
+    code, said = said_by(tmp_path, "train", "--resume", "latest")
+    assert code == 0, said
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["epochs"] == "4"
+    assert run.data.tags["tl.model"] == "timm/test_efficientnet"
+    assert len(run.inputs.dataset_inputs) == 3
+    assert len(run.outputs.model_outputs) == 1
+    assert {each.path for each in client.list_artifacts(run.info.run_id)} >= {
+        "config.toml",
+        "training_batch.png",
+        "curves",
+    }
+    assert "on test images" in run.data.tags["mlflow.note.content"]
+    assert run.data.metrics["test/accuracy"] > 0
+
+
 if __name__ == "__main__":
     import tempfile
-
-    import mlflow
 
     from tests.conftest import COLOURS, write_pictures
 

@@ -1,20 +1,25 @@
 """Names from files, classes, servers and people, through whatever prints them: nothing breaks, nothing is obeyed."""
 
 import io
+import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 
-from tests.conftest import write_pictures
+from tests.conftest import Result, write_pictures
 from tests.ui.test_charts import history
 from tests.ui.test_plot import FACTS
+from tl_cli.contract import DataSpec, ModelCard, Split, WeightsTag
 from tl_cli.evaluation.metrics import ClassScore, wilson
+from tl_cli.models import bundle, zoo
 from tl_cli.tracking.store import open_store
 from tl_cli.training.record import Differences
 from tl_cli.ui.console import THEME, safe_text, shortened
@@ -93,6 +98,98 @@ def test_nasty_names_of_runs_go_through_every_command(tl, workplace: Path) -> No
 
     refresh_overview(store, store.experiment("tl"))
     assert not (workplace / "ran").exists()
+    assert {path.name for path in workplace.iterdir()} <= {"mlflow.db", "mlruns", "pictures"}
+
+
+def said_safely(tl, *command: str | Path, codes: tuple[int, ...] = (0,)) -> Result:
+    """Run a command; whatever names it is given, it neither crashes nor writes what a terminal would obey."""
+    result = tl(*command)
+    said = result.out + result.err
+    assert result.code in codes, (command, result.err)
+    assert "Traceback" not in said, command
+    assert not OBEYED.search(said), (command, ascii(OBEYED.search(said)))
+    return result
+
+
+# No JSON that other programs read has half a character.
+IN_FILES = NAMES.filter(lambda name: not any("\ud800" <= character <= "\udfff" for character in name))
+IN_A_WORKPLACE = settings(
+    max_examples=3,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate],
+)
+
+
+@IN_A_WORKPLACE
+@given(classes=st.lists(IN_FILES, min_size=2, max_size=40, unique=True), text=IN_FILES)
+def test_a_saved_model_may_name_its_classes_and_what_made_it_as_it_likes(
+    classes: list[str], text: str, tl, workplace: Path, colours: Path
+) -> None:
+    folder, exported = workplace / "model", workplace / "exported"
+    for made in (folder, exported):
+        shutil.rmtree(made, ignore_errors=True)
+    plain = zoo.create("timm/test_resnet", len(classes), weights="none", input_size=32)
+    data = DataSpec(source=text, data_dir=text, layout="classes", splits={"train": Split(count=3, digest=text)})
+    card = ModelCard(
+        architecture=plain.name, head=plain.head, classes=tuple(classes), preprocessing=plain.preprocessing.at(32, whole=True),
+        weights=WeightsTag(name=text, sha256=text), data=data, recipe=text, config={text: text}, epoch=1,
+    )  # fmt: skip
+    bundle.save(folder, plain.model, card)
+    before = set(workplace.rglob("*"))
+    said_safely(tl, "inspect", folder)
+    said_safely(tl, "predict", folder, colours / "test", "--top", "5")
+    for form in ("jsonl", "csv", "table"):
+        said_safely(tl, "predict", folder, colours / "test", "--format", form)
+    said_safely(tl, "eval", folder, codes=(0, 1, 2))
+    said_safely(tl, "eval", folder, "--data", colours, codes=(2,))
+    said_safely(tl, "export", folder, "--format", "folder", "--output", exported)
+    said_safely(tl, "export", folder, "--output", exported / "model.onnx")
+    said_safely(tl, "compare", folder, exported, codes=(1, 2))
+    assert bundle.read_card(exported).classes == tuple(classes)
+    facts = json.loads((exported / bundle.CARD_FILE).read_text(encoding="utf-8"))
+    (exported / bundle.CARD_FILE).write_text(json.dumps({**facts, "classes": ["lone \ud800", "x"], "sha256": None}))
+    said_safely(tl, "inspect", exported, codes=(1, 2))
+    new = set(workplace.rglob("*")) - before
+    assert all(path.is_relative_to(exported) or path.name.startswith("model") for path in new), new
+
+
+@IN_A_WORKPLACE
+@given(
+    names=st.lists(NAMES, min_size=1, max_size=12),
+    texts=st.lists(NAMES, min_size=12, max_size=12),
+    values=st.lists(st.floats(), min_size=1, max_size=40),
+)
+def test_a_store_may_hold_what_it_likes(
+    names: list[str], texts: list[str], values: list[float], tl, workplace: Path
+) -> None:
+    store = open_store(None)
+    idents: list[str] = []
+    for name, text in zip(names, texts, strict=False):
+        try:
+            run = store.client.create_run(
+                store.experiment("tl"), run_name=name, tags={"tl.data": text, "tl.model": text}
+            )
+            store.client.log_param(run.info.run_id, "model", text)
+            store.client.log_param(run.info.run_id, "lr", name)
+        except (MlflowException, UnicodeError):
+            continue  # no store takes them
+        idents.append(run.info.run_id[:8])
+        for key in ("step/loss", "train/loss", "val/loss", "val/accuracy", "val/ema_accuracy", "epoch", "lr/head",
+                    "lr/backbone", "time/epoch_seconds", "time/images_per_second", "my/own"):  # fmt: skip
+            for step, value in enumerate(values):
+                store.client.log_metric(run.info.run_id, key, value, step=step)
+        for key in ("best/val_accuracy", "test/accuracy", "clean_train/accuracy", "time/train_seconds"):
+            store.client.log_metric(run.info.run_id, key, values[0])
+    for command in (
+        ("runs",),
+        ("runs", "--json"),
+        *(("plot", "-t", *idents[:count]) for count in (1, 9) if idents),
+        *(("plot", *idents[:9], "-o", "pictures") for _ in idents[:1]),
+        *(("runs", "diff", *idents[:2], "--all") for _ in idents[1:2]),
+    ):
+        said_safely(tl, *command, codes=(0, 1, 2))
+    json.loads(tl("runs", "--json").out, parse_constant=lambda constant: pytest.fail(constant))
     assert {path.name for path in workplace.iterdir()} <= {"mlflow.db", "mlruns", "pictures"}
 
 

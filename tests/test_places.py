@@ -3,13 +3,16 @@
 import ctypes
 import os
 import re
+import sqlite3
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import COLOURS, tl_process, write_pictures
+from tests.conftest import COLOURS, said_by, tl_process, write_pictures
 
 TRAIN = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1",
          "--data", "pictures", "--workers", "0")  # fmt: skip
@@ -18,18 +21,22 @@ TRAIN = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32",
 NOT_ALLOWED = 77
 
 
-def said_by(
-    folder: Path, *arguments: str, prepare: Callable[[], None] | None = None, **environment: str
-) -> tuple[int | None, str]:
-    said_in = folder / "said.txt"
-    with said_in.open("wb") as said:
-        process = tl_process(
-            *arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(), prepare=prepare, **environment
-        )
-        process.join(100)
-    if process.exitcode == NOT_ALLOWED:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path) -> Path:
+    """A folder in which a run has been made."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_pictures(folder / "pictures", COLOURS, 12)
+    (folder / "mlflow.db").write_bytes(ready_database.read_bytes())
+    code, said = said_by(folder, *TRAIN)
+    assert code == 0, said
+    return folder
+
+
+def allowed(ended: tuple[int | None, str]) -> tuple[int | None, str]:
+    """Skip the test where what it prepares may not be done."""
+    if ended[0] == NOT_ALLOWED:
         pytest.skip("mounting is not allowed here")
-    return process.exitcode, said_in.read_bytes().decode(errors="replace")
+    return ended
 
 
 def mount_here(target: str, options: str) -> None:
@@ -57,7 +64,7 @@ def work_in(folder: Path, prepare: Callable[[], None] | None = None, **environme
         ("eval", "latest"),
         ("data", "check", "pictures", "--no-labels"),
     ):
-        code, said = said_by(folder, *command, prepare=prepare, **environment)
+        code, said = allowed(said_by(folder, *command, prepare=prepare, **environment))
         assert code == 0, f"{command}: {said}"
         assert "Traceback" not in said
         everything += said
@@ -112,7 +119,7 @@ def test_no_shared_memory_is_needed(tmp_path: Path, ready_database: Path) -> Non
     without = partial(mount_here, "/dev/shm", "ro")
     probe = tmp_path / "probe"
     probe.mkdir()
-    code, said = said_by(probe, "--version", prepare=partial(refuse_shared_memory, without))
+    code, said = allowed(said_by(probe, "--version", prepare=partial(refuse_shared_memory, without)))
     assert code == 0, said
     assert "test accuracy" in work_in(tmp_path, prepare=without)
 
@@ -133,7 +140,7 @@ def test_a_disk_that_is_full_is_named_and_training_says_so(
     small = partial(mount_here, str(tmp_path / "mlruns"), f"size={kilobytes}k")
     command = ("train", "timm/test_efficientnet", *TRAIN[2:-4], "--data", str(colours), "--checkpoint-every", "1",
                "--epochs", "4", "--freeze-epochs", "2", "--batch-size", "8")  # fmt: skip
-    code, said = said_by(tmp_path, *command, prepare=small)
+    code, said = allowed(said_by(tmp_path, *command, prepare=small))
     assert "Traceback" not in said
     assert "No space left on device" in said
     if code:
@@ -141,12 +148,48 @@ def test_a_disk_that_is_full_is_named_and_training_says_so(
         assert re.search(r"error: cannot write \S*mlruns/\S+: No space left on device \(0 MB free\)", said), said
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("runs",), ("runs", "--json"), ("data",), ("models", "--json"), ("--version",), ("data", "check", "pictures", "--no-labels"),
+     TRAIN, ("predict", "latest", "pictures"), ("eval", "latest", "--csv"), ("plot", "-t")],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_full_disk_under_the_output_is_said(command: tuple[str, ...], trained: Path) -> None:
+    with open("/dev/full", "w") as full, (trained / "errors").open("w+b") as errors:
+        process = tl_process(*command, cwd=trained, stdout=full.fileno(), stderr=errors.fileno())
+        process.join(100)
+        errors.seek(0)
+        said = errors.read().decode()
+    assert process.exitcode == 1, said
+    assert said.strip().endswith("error: cannot write the output: No space left on device"), said
+    assert "Traceback" not in said
+    if command == TRAIN:
+        with closing(sqlite3.connect(trained / "mlflow.db")) as database:
+            assert {status for (status,) in database.execute("select status from runs")} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("closed", "command"), [(0, ("predict", "latest", "-")), (0, ("runs", "rm", "latest")), (1, ("predict", "latest", "pictures")),
+                            (1, ("runs",)), (2, ("runs",))],
+)  # fmt: skip
+def test_streams_may_be_closed(closed: int, command: tuple[str, ...], trained: Path) -> None:
+    code, said = said_by(trained, *command, prepare=partial(close_stream, closed))
+    assert code in (0, 2), said
+    assert "Traceback" not in said
+
+
+def close_stream(number: int) -> None:
+    """Leave this process without one of its streams, as ``>&-`` does."""
+    os.close(number)
+    setattr(sys, ("stdin", "stdout", "stderr")[number], None)
+
+
 def test_a_record_whose_disk_is_full_is_a_warning(tmp_path: Path, ready_database: Path, colours: Path) -> None:
     (tmp_path / "small").mkdir()
-    code, said = said_by(
-        tmp_path, *TRAIN[:-4], "--data", str(colours), "--batch-size", "2", "--epochs", "9", "--log-every", "1", "--tracking-uri", f"sqlite:///{tmp_path}/small/mlflow.db",
-        prepare=partial(put_on_a_small_disk, ready_database, tmp_path / "small"),
-    )  # fmt: skip
+    command = (*TRAIN[:-4], "--data", str(colours), "--batch-size", "2", "--epochs", "9", "--log-every", "1",
+               "--tracking-uri", f"sqlite:///{tmp_path}/small/mlflow.db")  # fmt: skip
+    small = partial(put_on_a_small_disk, ready_database, tmp_path / "small")
+    code, said = allowed(said_by(tmp_path, *command, prepare=small))
     assert code == 0, said
     for expected in ("test accuracy", "database or disk is full", "tl runs sync"):
         assert expected in said

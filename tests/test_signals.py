@@ -4,6 +4,8 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -12,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import tl_process
+from tests.conftest import said_by, start_in
 from tests.test_kills import TRAIN
+from tl_cli.models.bundle import read_card
 from tl_cli.training.state import _verified, checkpoints
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
@@ -64,21 +67,13 @@ def send_at(place: str, signum: int) -> None:
         before("to_bytes", state.TrainState, lambda: steps == 5)
 
 
-def run(folder: Path, *arguments: str, prepare: Callable[[], None] | None = None) -> tuple[int | None, str]:
-    with (folder / "said").open("wb") as said:
-        process = tl_process(*arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(), prepare=prepare,
-                             MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", TL_CACHE_DIR=str(folder / "cache"))  # fmt: skip
-        process.join(120)
-    return process.exitcode, (folder / "said").read_text()
-
-
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
 @pytest.mark.parametrize("place", ["scanning", "caching", "training", "validating", "saving"])
 def test_a_signal_is_heeded_within_a_step(
     place: str, signum: signal.Signals, tmp_path: Path, ready_database: Path, odd_pictures: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = run(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, place, signum))
+    code, said = said_by(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, place, signum))
     assert code == CODES[signum], said
     assert f"stopped by {signum.name}" in said
     assert "Traceback" not in said
@@ -93,13 +88,13 @@ def test_a_signal_is_heeded_within_a_step(
     steps = saved["counters"]["step"] + (saved["partial"]["steps"] if saved["partial"] else 0)
     assert steps == int((tmp_path / "sent").read_text())
     if signum is signal.SIGINT:
-        code, said = run(tmp_path, "train", "--resume", "latest")
+        code, said = said_by(tmp_path, "train", "--resume", "latest")
         assert code == 0, said
 
 
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
 def test_looking_at_a_data_set_is_stopped_at_once(signum: signal.Signals, tmp_path: Path, odd_pictures: Path) -> None:
-    code, said = run(
+    code, said = said_by(
         tmp_path, "data", "check", str(odd_pictures), "--no-labels", prepare=partial(look_then_send, signum)
     )
     assert code == CODES[signum], said
@@ -117,6 +112,41 @@ def look_then_send(signum: int) -> None:
         return look(path)
 
     checks._look_at_file = instead
+
+
+def swallow(signum: int) -> None:
+    """Let a signal come in a library that makes an error of its own of everything."""
+    from tl_cli.data import checks
+
+    def instead(path: str) -> object:
+        try:
+            os.kill(os.getpid(), signum)
+        except BaseException as error:
+            raise TypeError(f"it said {error}") from error
+
+    checks._look_at_file = instead
+
+
+def test_a_signal_is_no_other_error(tmp_path: Path, odd_pictures: Path) -> None:
+    code, said = said_by(
+        tmp_path, "data", "check", odd_pictures, "--workers", "0", prepare=partial(swallow, signal.SIGTERM)
+    )
+    assert (code, said.strip()) == (143, "error: stopped by SIGTERM")
+
+
+def test_a_signal_while_the_program_is_being_imported_is_heeded() -> None:
+    early = """
+import os, signal, sys
+class Sender:
+    def find_spec(self, name, *_):
+        if name == "tl_cli.commands":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Sender())
+from tl_cli.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: stopped by SIGINT\n")
 
 
 def hang_in(place: str) -> None:
@@ -138,17 +168,90 @@ def hang_in(place: str) -> None:
 @pytest.mark.parametrize("place", ["a step", "the last record"])
 def test_a_second_ctrl_c_leaves_at_once(place: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    with (tmp_path / "said").open("wb") as said:
-        process = tl_process(*TRAIN, "--data", str(colours), cwd=tmp_path, stdout=said.fileno(), stderr=said.fileno(),
-                             prepare=partial(hang_in, place), MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db")  # fmt: skip
-        while process.is_alive() and not (tmp_path / "hangs").exists():
-            time.sleep(0.02)
-        if place == "a step":
-            os.kill(process.pid, signal.SIGINT)
-        time.sleep(1.3)
-        assert process.is_alive()
+    process = start_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(hang_in, place))
+    while process.is_alive() and not (tmp_path / "hangs").exists():
+        time.sleep(0.02)
+    if place == "a step":
         os.kill(process.pid, signal.SIGINT)
-        process.join(60)
+    time.sleep(1.3)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
     told = (tmp_path / "said").read_text()
     assert process.exitcode == 130, told
     assert "Traceback" not in told
+
+
+def stop_again_in(place: str) -> None:
+    """Let Ctrl-C come as a run is taken up, or once more as the record of one that was stopped is closed."""
+    from tl_cli.tracking.journal import Ending, Journal
+    from tl_cli.tracking.run import Recorder
+
+    if place == "taking up":
+        Recorder._recall = lambda recorder: os.kill(os.getpid(), signal.SIGINT)
+        return
+    send_at("training", signal.SIGINT)
+
+    def stop(journal: Journal, ending: Ending) -> None:
+        time.sleep(1.2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Journal.end = stop
+
+
+@pytest.mark.parametrize("place", ["taking up", "closing"])
+def test_a_run_whose_record_was_not_closed_can_go_on(
+    place: str, tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    code, said = said_by(
+        tmp_path,
+        *TRAIN,
+        "--data",
+        colours,
+        prepare=partial(send_at, "training", signal.SIGINT) if place == "taking up" else partial(stop_again_in, place),
+    )
+    assert code == 130, said
+    if place == "taking up":
+        code, said = said_by(tmp_path, "train", "--resume", "latest", prepare=partial(stop_again_in, place))
+        assert code == 130, said
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("select status from runs").fetchall() == [("KILLED",)]
+    code, said = said_by(tmp_path, "train", "--resume", "latest")
+    assert code == 0, said
+    assert "test accuracy" in said
+
+
+def stop_twice_while_saving(best: int) -> None:
+    """Let each epoch be the best, the saving of the ``best``-th take long, and Ctrl-C come twice meanwhile."""
+    from tl_cli.models import bundle
+    from tl_cli.training.state import Counters
+
+    Counters.is_better = lambda *arguments: True
+    save, times = bundle.save, 0
+
+    def slow(*arguments: object) -> object:
+        nonlocal times
+        times += 1
+        if times == best:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1.2)
+        return save(*arguments)
+
+    bundle.save = slow
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_no_checkpoint_names_a_best_model_that_was_never_saved(
+    best: int, tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_twice_while_saving, best))
+    assert code == 130, said
+    assert ("kept the best model" in said) is (best > 1)
+    code, said = said_by(tmp_path, "train", "--resume", "latest")
+    assert code == 0, said
+    (state,) = tmp_path.glob("mlruns/*/*/state")
+    saved = _verified(checkpoints(state)[0].read_bytes())
+    assert read_card(state / "best").epoch == saved["counters"]["best_epoch"]

@@ -1,6 +1,22 @@
-"""``python -m tl_cli`` is ``tl``."""
+"""``tl``, and ``python -m tl_cli``: listens for signals before anything that takes time is imported."""
 
-from tl_cli.cli import main
+import sys
+from typing import NoReturn
+
+from tl_cli import interrupts
+from tl_cli.errors import Interrupted
+
+
+def main() -> NoReturn:
+    """Import the command line and run it."""
+    interrupts.listen()
+    try:
+        from tl_cli.cli import main as run
+    except Interrupted as stopped:
+        print(f"error: stopped by {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
+    run()
+
 
 if __name__ == "__main__":
     main()

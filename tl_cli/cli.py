@@ -1,5 +1,6 @@
 """The Typer app, and the one place where an error or a signal becomes a message and an exit code."""
 
+import errno
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -18,6 +19,8 @@ from tl_cli.commands import predict as predict_command
 from tl_cli.commands import runs as runs_command
 from tl_cli.commands import train as train_command
 from tl_cli.errors import Interrupted, TlError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     name="tl",
@@ -67,34 +70,57 @@ def _root(
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input, 128 + signal when stopped."""
     interrupts.listen()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (until the process ends)
     try:
         try:
             app()
+        except SystemExit:
+            sys.stdout.flush()
+            raise
         finally:
             # What was asked for is done, or has failed; the rest is Python's own clearing up.
             interrupts.ignore()
-    except TlError as error:
-        _fail(str(error), error.exit_code)
     except Interrupted as stopped:
         _fail(f"stopped by {stopped}", stopped.exit_code)
-    except BrokenPipeError:
+    except Exception as error:
+        swallowed = interrupts.raised()
+        if swallowed is not None:
+            _fail(f"stopped by {swallowed}", swallowed.exit_code)
+        _report(error)
+    sys.exit(0)
+
+
+def _report(error: Exception) -> NoReturn:
+    """Say what went wrong and exit, or raise it where it is a mistake of ours."""
+    if isinstance(error, TlError):
+        _fail(str(error), error.exit_code)
+    if isinstance(error, BrokenPipeError):
         # The reader of a pipe has gone (tl ... | head): nobody is left to be told.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         sys.exit(1)
-    except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
-            raise
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        _close_stdout()
+        _fail(f"cannot write the output: {error.strerror}", 1)
+    if _is_out_of_memory(error):
         _fail(
             "out of memory; try a smaller --batch-size (with --accumulate the step stays as large), a smaller "
             "--input-size, or fewer --workers",
             1,
         )
-    sys.exit(0)
+    raise error
+
+
+def _close_stdout() -> None:
+    # What is left in its buffer would fail once more as Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "can't allocate memory" in said
+    told = "out of memory" in said or "can't allocate memory" in said
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told)
 
 
 def _fail(message: str, code: int) -> NoReturn:

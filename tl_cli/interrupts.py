@@ -18,10 +18,13 @@ _SAME_PRESS_S = 1.0
 _depth = 0
 _waiting: int | None = None
 _signalled_at = -1.0
+_raised: int | None = None
 
 
 def listen() -> None:
     """Raise ``Interrupted`` for Ctrl-C, SIGTERM and SIGHUP from now on."""
+    global _raised
+    _raised = None
     for name in NAMES:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _handle)
@@ -32,6 +35,11 @@ def ignore() -> None:
     for name in NAMES:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def raised() -> Interrupted | None:
+    """Return what was raised for a signal: a library may have turned it into an error of its own."""
+    return None if _raised is None else Interrupted(_raised)
 
 
 @contextmanager
@@ -49,7 +57,7 @@ def held() -> Iterator[None]:
         _depth -= 1
         if _depth == 0 and _waiting is not None:
             signum, _waiting = _waiting, None
-            raise Interrupted(signum)
+            raise _interruption(signum)
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
@@ -63,4 +71,10 @@ def _handle(signum: int, frame: FrameType | None) -> None:
         _waiting = signum
         return
     _waiting = None
-    raise Interrupted(signum)
+    raise _interruption(signum)
+
+
+def _interruption(signum: int) -> Interrupted:
+    global _raised
+    _raised = signum
+    return Interrupted(signum)

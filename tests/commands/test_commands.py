@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import COLOURS, Result, tl_process, write_pictures
+from tl_cli.models import bundle
 from tl_cli.tracking.store import open_store
+from tl_cli.training.state import CARD_FILE
 
 QUICK = ("shufflenet_v2_x0_5", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1")
 
@@ -160,6 +162,8 @@ def test_a_diverging_run_keeps_its_best_model(tl, colours: Path) -> None:
     )
     assert result.code == 1
     assert "kept the best model so far (epoch 1" in result.err
+    assert "train anew with other settings" in " ".join(result.err.split())
+    assert "--resume" not in result.err
     assert re.search(r"the loss is (nan|inf)", result.err)
     run = open_store(None).find("latest")
     assert run.info.status == "FAILED"
@@ -200,11 +204,15 @@ def test_an_interrupted_run_keeps_its_best_model_and_goes_on(tl, workplace: Path
     resume = re.search(r"tl train --resume (\w+)", err).group(1)
     assert run.info.run_id.startswith(resume)
     (state,) = (workplace / "mlruns").glob("*/*/state")
-    config = state / "config.toml"
     before = store_epochs(run.info.run_id)
-    config.write_text(config.read_text().replace("epochs = 400", f"epochs = {max(before) + 2}"))
+    # As if it had been asked for a few epochs only.
+    card = bundle.read_card(state, CARD_FILE)
+    bundle.write_card(state, card.model_copy(update={"config": {**card.config, "epochs": max(before) + 2}}), CARD_FILE)
     resumed: Result = tl("train", "--resume", resume)
     assert resumed.code == 0, resumed.err
+    assert "config.toml has changed; the run goes on with the settings that it began with" in " ".join(
+        resumed.err.split()
+    )
     after = store_epochs(run.info.run_id)
     assert after == list(range(1, max(before) + 3))
     assert open_store(None).find("latest").info.status == "FINISHED"
@@ -328,7 +336,6 @@ def test_a_mistyped_layer_is_refused_before_a_run_is_recorded(tl, colours: Path,
     import torch
 
     from tl_cli.models import zoo
-    from tl_cli.tracking.store import open_store
 
     torch.save(zoo.create("resnet18", 3, weights="none").model.state_dict(), tmp_path / "w.pth")
     result = tl(

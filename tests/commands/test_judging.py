@@ -238,7 +238,7 @@ def test_a_temperature_is_fitted_on_validation_once_and_used_by_predict(
 def test_what_is_not_to_be_kept_is_not_and_what_cannot_be_is_said_after_the_figures(
     tl, there: Store, tmp_path: Path
 ) -> None:
-    export.copy_folder(folder_of(there, "good"), tmp_path / "model")
+    bundle.copy(folder_of(there, "good"), tmp_path / "model")
     assert tl("eval", tmp_path / "model", "--no-log", "--json").code == 0
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
     # Nothing can be written to the null device's folder, not by root either.
@@ -251,7 +251,7 @@ def test_what_is_not_to_be_kept_is_not_and_what_cannot_be_is_said_after_the_figu
 def test_validation_images_that_have_changed_fit_no_temperature(
     tl, there: Store, colours: Path, tmp_path: Path
 ) -> None:
-    export.copy_folder(folder_of(there, "good"), tmp_path / "model")
+    bundle.copy(folder_of(there, "good"), tmp_path / "model")
     shutil.copytree(colours, tmp_path / "grown")
     write_pictures(tmp_path / "grown" / "train", COLOURS, 30)
     said = json.loads(tl("eval", tmp_path / "model", "--data", tmp_path / "grown", "--json").out)
@@ -381,8 +381,10 @@ def test_names_that_are_no_text_come_out_as_their_bytes(tl, there: Store, colour
         file.write((colours / "test" / "red" / "000.png").read_bytes())
     line = tl("predict", "good", os.fsdecode(odd)).out
     assert os.fsencode(json.loads(line)["path"]) == odd
-    shown = tl("predict", "good", os.fsdecode(odd), "--format", "table").out
-    assert "\x1b" not in shown
+    for form in ("table", "csv"):
+        shown = tl("predict", "good", os.fsdecode(odd), "--format", form).out
+        assert r"\udcff\udcfe \x1b[31m.png" in shown
+        assert "\x1b" not in shown
 
 
 def test_two_runs_are_compared_image_by_image(tl, there: Store, tmp_path: Path) -> None:
@@ -507,9 +509,10 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{output.model_id}", "-p", str(port)]
-    # It starts others, which a signal to it alone would leave behind.
+    # It looks for uvicorn on the path, and starts others, which a signal to it alone would leave behind.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     server = subprocess.Popen([*command, "--env-manager", "local"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              start_new_session=True)  # fmt: skip
+                              start_new_session=True, env={**os.environ, "PATH": path})  # fmt: skip
     url, pictures = f"http://127.0.0.1:{port}", [colours / "test" / name / "001.png" for name in ("red", "blue")]
     try:
         deadline = time.monotonic() + 120

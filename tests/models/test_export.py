@@ -6,9 +6,10 @@ import onnx
 import pytest
 import torch
 
+from tests.training.test_state import largest_file
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data.decoding import normalise
-from tl_cli.errors import TlError, UsageError
+from tl_cli.errors import StorageError, TlError, UsageError
 from tl_cli.models import bundle, export, zoo
 
 
@@ -60,6 +61,17 @@ def test_what_must_be_known_is_in_the_file(tmp_path: Path) -> None:
     export.write_pt2(classifier, card, tmp_path / "file.pt2")
     torch.export.load(tmp_path / "file.pt2", extra_files=extra)
     assert json.loads(extra["classes"]) == list(card.classes)
+
+
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+def test_a_file_that_does_not_fit_the_disk_is_said(form: str, tmp_path: Path) -> None:
+    classifier, card = made("timm/test_resnet", tmp_path / "model")
+    path = tmp_path / f"file.{form}"
+    path.write_bytes(b"old")
+    with largest_file(20_000), pytest.raises(StorageError, match=r"cannot write .*file\."):
+        (export.write_onnx if form == "onnx" else export.write_pt2)(classifier, card, path)
+    assert path.read_bytes() == b"old"
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, "model"]
 
 
 def test_a_file_that_fails_its_check_takes_no_name(tmp_path: Path) -> None:

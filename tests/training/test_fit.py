@@ -140,7 +140,7 @@ def test_the_best_model_on_disk_is_the_best_epochs(colours: Path, tmp_path: Path
     classifier, card = zoo.restore(tmp_path / BEST_FOLDER)
     assert card.epoch == counters.best_epoch
     assert card.classes == ("blue", "green", "red")
-    assert bundle.read_card(saver.best) == card
+    assert saver.best == card == bundle.read_card(tmp_path / BEST_FOLDER)
     best = kept[counters.best_epoch]
     assert all(torch.equal(best[key], value) for key, value in classifier.model.state_dict().items())
 
@@ -176,6 +176,14 @@ def test_every_optimizer_and_cpu_precision_trains(colours: Path, optimizer: str,
     events, _ = run(plan)
     losses = [event.train_loss for event in events if isinstance(event, EpochEnded)]
     assert all(math.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.8])
+def test_every_optimizer_takes_up_what_is_unfrozen_later(colours: Path, optimizer: str, layer_decay: float) -> None:
+    plan = plan_for(colours, optimizer=optimizer, unfreeze_stages=3, layer_decay=layer_decay, freeze_epochs=1, epochs=4)
+    events, _ = run(plan)
+    assert [event.epoch for event in events if isinstance(event, EpochEnded)] == [1, 2, 3, 4]
 
 
 def test_an_untrained_backbone_is_not_frozen_by_default(colours: Path) -> None:

@@ -1,6 +1,7 @@
 """What a run leaves on the disk is whole, or is seen not to be."""
 
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,7 @@ def test_a_damaged_checkpoint_is_always_seen_and_the_one_before_it_used(saved_ru
     newest, before = checkpoints(folder)
     whole_bytes = newest.read_bytes()
     (tmp_path / before.name).write_bytes(before.read_bytes())
+    shutil.copytree(folder / BEST_FOLDER, tmp_path / BEST_FOLDER)
     state = new_state(plan)
     for number, (kind, seed) in enumerate(DAMAGES):
         data = damaged(whole_bytes, kind, seed)
@@ -91,6 +93,25 @@ def test_a_damaged_checkpoint_is_always_seen_and_the_one_before_it_used(saved_ru
     (tmp_path / before.name).write_bytes(b"")
     with pytest.raises(UsageError, match=rf"{newest.name} cannot be used.*{before.name} cannot be used"):
         state.restore(tmp_path)
+
+
+def test_where_the_best_model_is_lost_the_best_of_what_is_left_is_kept(saved_run, tmp_path: Path) -> None:
+    plan, folder = saved_run
+    newest, _ = checkpoints(folder)
+    (tmp_path / newest.name).write_bytes(newest.read_bytes())
+    for prepare, said in (
+        (lambda: None, "is not a saved model"),
+        (lambda: shutil.copytree(folder / BEST_FOLDER, tmp_path / BEST_FOLDER), ""),
+        (lambda: (tmp_path / BEST_FOLDER / bundle.WEIGHTS_FILE).write_bytes(b"x"), "is damaged"),
+    ):
+        prepare()
+        state = new_state(plan)
+        problems = state.restore(tmp_path)
+        assert len(problems) == bool(said)
+        assert (state.counters.best_epoch == 0) is bool(said)
+        if said:
+            assert said in problems[0]
+            assert state.counters.is_better(0.0, 9.0)
 
 
 @pytest.mark.parametrize("name", [bundle.WEIGHTS_FILE, bundle.CARD_FILE])

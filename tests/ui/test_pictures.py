@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.training.test_state import largest_file
 from tests.ui.test_charts import history
 from tl_cli.errors import StorageError
 from tl_cli.training.history import History
@@ -67,6 +68,16 @@ def test_a_name_in_chinese_is_drawn_in_charts_and_under_pictures(
     said = capfd.readouterr()
     assert "Glyph" not in said.err
     assert "findfont" not in said.err
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_a_picture_that_does_not_fit_leaves_the_one_before_it(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"curves.{ending}"
+    path.write_bytes(b"before")
+    with largest_file(4000), pytest.raises(StorageError, match=r"cannot write .*curves"):
+        save_panels(panels([history()]), path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:

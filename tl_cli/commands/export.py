@@ -47,7 +47,7 @@ def export(
     from tl_cli.fetch import write_text
     from tl_cli.models import export as exporting
     from tl_cli.models import zoo
-    from tl_cli.models.bundle import CARD_FILE, read_card
+    from tl_cli.models.bundle import CARD_FILE, copy, read_card
     from tl_cli.ui.console import make_console, plain
 
     console = make_console(quiet=quiet)
@@ -61,7 +61,7 @@ def export(
         raise UsageError(f"{there} is there already; give --force to write over it, or another --output")
     classifier, card = zoo.restore(target.folder)
     if form == "folder":
-        exporting.copy_folder(target.folder, path)
+        copy(target.folder, path)
         kept = kept_calibration(target)
         if kept is not None:
             write_text(path / calibration.FILE, kept.model_dump_json(indent=2) + "\n")

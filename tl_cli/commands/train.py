@@ -391,8 +391,9 @@ def _resume(
     from tl_cli.tracking.listing import check_stopped
     from tl_cli.tracking.store import open_store
     from tl_cli.tracking.sync import sync
-    from tl_cli.training.config import read_toml
+    from tl_cli.training.config import as_toml, settings_of
     from tl_cli.training.state import CARD_FILE, CONFIG_FILE
+    from tl_cli.ui.console import print_warning
 
     store = open_store(tracking_uri)
     run = store.find(name)
@@ -406,16 +407,20 @@ def _resume(
         listed = ", ".join("--" + key.replace("_", "-") for key in extra)
         raise UsageError(f"--resume takes its settings from the run; leave out {listed.replace('--model', 'MODEL')}")
     folder = store.state_folder(run)
-    if not (folder / CONFIG_FILE).exists():
+    if not (folder / CARD_FILE).exists():
         raise UsageError(
             f"nothing of the run {run.info.run_name} is in {folder}: it ended before its training began, "
             "or was made in another folder"
         )
-    settings = read_toml(folder / CONFIG_FILE)
+    # The card is sealed; the TOML beside it is for people.
+    card = bundle.read_card(folder, CARD_FILE)
+    settings = settings_of(card.config)
+    if (folder / CONFIG_FILE).exists() and (folder / CONFIG_FILE).read_bytes() != as_toml(settings).encode():
+        print_warning(f"{folder / CONFIG_FILE} has changed; the run goes on with the settings that it began with")
     if "data" not in flags:
         check_still_there(str(settings["data"]))
     plan = _prepare(flags, settings, tracking_uri, console)
-    changed = set(changed_parts(bundle.read_card(folder, CARD_FILE).data, plan.data.spec)) - {"test"}
+    changed = set(changed_parts(card.data, plan.data.spec)) - {"test"}
     if changed:
         raise UsageError(
             f"the {' and '.join(sorted(changed))} images have changed since the run began; start a new run"
@@ -429,7 +434,6 @@ def _resume(
 
 def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
     """Train, record and show: opens the observers, and keeps the best model however the run ends."""
-    from tl_cli.errors import Interrupted
     from tl_cli.tracking.run import Recorder
     from tl_cli.training.events import tell_all
     from tl_cli.training.fit import fit
@@ -455,6 +459,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
             saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
             if target.resumed_id is None:
                 saver.begin()
+            if not recorder.is_described:
                 recorder.log_start(plan, command_line(), _draw_contact_sheet(plan, recorder.folder))
             title = Title(recorder.run_name, plan.machine.describe(), plan.config.epochs)
             try:
@@ -462,7 +467,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
                     counters = fit(plan, state, tell_all(recorder, saver, history, screen))
                     outcome = conclude(plan, counters, recorder.folder / BEST_FOLDER, screen)
             except BaseException as error:  # however it ends: a signal, a full disk, no memory
-                _keep(plan, recorder, saver, history, target, is_stopped=isinstance(error, Interrupted))
+                _keep(plan, recorder, saver, target, error)
                 raise
             if outcome.test is not None:
                 history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
@@ -487,6 +492,8 @@ def _starting_point(plan: "Plan", target: _Target) -> "tuple[TrainState, History
     for problem in state.restore(state_folder(target.experiment_id, target.resumed_id)):
         print_warning(f"{problem}; going on from step {state.step}")
     history = read_history(target.store, target.store.find(target.resumed_id))
+    if history.epochs and not state.step:
+        print_warning("no checkpoint is left of what was trained; beginning with the first step again")
     history.cut_after(state.step)
     return state, history
 
@@ -502,34 +509,39 @@ def _draw_contact_sheet(plan: "Plan", folder: Path) -> Path:
     return path
 
 
-def _keep(
-    plan: "Plan", recorder: "Recorder", saver: "Saver", history: "History", target: _Target, *, is_stopped: bool
-) -> None:
+def _keep(plan: "Plan", recorder: "Recorder", saver: "Saver", target: _Target, error: BaseException) -> None:
     """Keep what a run has come to that did not reach its end, and say so: where it stands, and its best model.
 
     Args:
-        is_stopped: by a signal; else its state is what made it fail, and the checkpoint before that counts.
+        error: that ended it. But for a signal the state is what made it fail, and the checkpoint before that counts.
     """
+    from tl_cli.errors import DivergedError, Interrupted, StorageError
+    from tl_cli.training.state import BEST_FOLDER
     from tl_cli.ui.console import print_warning
 
     resume = f"go on with: tl train --resume {recorder.run_id[:8]}{_uri_flag(target)}"
-    if is_stopped and saver.save():
-        resume = f"step {saver.step} is saved; {resume}"
-    best = history.best
-    if saver.best is None or best is None:
+    if isinstance(error, DivergedError):
+        resume = "what is saved of it would come to the same step again: train anew with other settings"
+    try:
+        if isinstance(error, Interrupted) and saver.save():
+            resume = f"step {saver.step} is saved; {resume}"
+    except StorageError as full:
+        resume = f"{full}, so step {saver.step} is not saved; an earlier one is\n{resume}"
+    # What the folder says of itself: the run may have ended while this very epoch was being saved.
+    best, folder = saver.best, saver.folder / BEST_FOLDER
+    if best is None:
         print_warning(f"no epoch was complete, so there is no model to keep\n{resume}")
         return
-    accuracy = best.judged[0] if best.judged else 0.0
     # Said first: whoever presses Ctrl-C again leaves at once.
-    print_warning(
-        f"kept the best model so far (epoch {best.epoch}, {accuracy:.2%} on validation): {saver.best}\n{resume}"
-    )
-    recorder.log_unfinished(plan, best, saver.best)
+    worth = f"epoch {best.epoch}, {best.val_accuracy or 0.0:.2%} on validation"
+    print_warning(f"kept the best model so far ({worth}): {folder}\n{resume}")
+    recorder.log_unfinished(plan, best, folder)
 
 
 def _show_end(
     plan: "Plan", target: _Target, run_id: str, history: "History", outcome: "Outcome", console: "Console"
 ) -> None:
+    from tl_cli.errors import without_secrets
     from tl_cli.tracking.overview import link_to
     from tl_cli.ui.summary import print_next, print_outcome
 
@@ -539,7 +551,7 @@ def _show_end(
     if target.store.uri.startswith("http"):
         browse = link_to(target.store.uri, target.experiment_id)
     elif target.tracking_uri:
-        browse = f"mlflow ui --backend-store-uri {target.tracking_uri}"
+        browse = f"mlflow ui --backend-store-uri {shlex.quote(without_secrets(target.tracking_uri))}"
     name = run_id[:8]
     print_next(
         console, name, [f"tl eval {name}{flag}", f"tl plot --terminal {name}{flag}", f"tl inspect {name}{flag}", browse]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard
-from tl_cli.errors import WeightsError
+from tl_cli.errors import WeightsError, first_line
 from tl_cli.fetch import digest, replacing, write_text
 
 WEIGHTS_FILE = "model.safetensors"
@@ -34,12 +34,26 @@ def save(folder: Path, model: nn.Module, card: ModelCard) -> ModelCard:
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     weights = safetensors.torch.save(tensors)
     card = card.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
+    _write(folder, card, weights)
+    return card
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a saved model as ``save`` writes one.
+
+    Raises:
+        WeightsError: the source is damaged.
+        StorageError: the disk is full or may not be written.
+    """
+    _write(target, verified_card(source), (source / WEIGHTS_FILE).read_bytes())
+
+
+def _write(folder: Path, card: ModelCard, weights: bytes) -> None:
     write_card(folder, card, _NEXT_CARD)
     with replacing(folder / WEIGHTS_FILE) as file:
         file.write(weights)
     write_card(folder, card)
     (folder / _NEXT_CARD).unlink(missing_ok=True)
-    return card
 
 
 def write_card(folder: Path, card: ModelCard, name: str = CARD_FILE) -> None:
@@ -66,7 +80,7 @@ def read_card(folder: Path, name: str = CARD_FILE) -> ModelCard:
         card = ModelCard.model_validate_json(data)
         seal = json.loads(data).get(_SEAL)
     except (ValidationError, ValueError, AttributeError, OSError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}") from error
+        raise WeightsError(f"{path} cannot be read: {first_line(error)}") from error
     # A folder of an earlier version has no seal.
     if seal is not None and seal != _seal(json.loads(data)):
         raise WeightsError(f"{path} is damaged: it is not what was written")

@@ -1,5 +1,6 @@
 """A saved model as a file that runs without ``tl``: ONNX, torch.export, or the folder itself."""
 
+import io
 import json
 import logging
 import os
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard
 from tl_cli.errors import StorageError, TlError, UsageError, first_line
-from tl_cli.models.bundle import CARD_FILE, WEIGHTS_FILE
 from tl_cli.models.zoo import Classifier
 
 # Told where a file was written; raises where it is not as it should be.
@@ -112,9 +112,12 @@ def write_pt2(classifier: Classifier, card: ModelCard, path: Path, check: Check 
         StorageError: the file cannot be written.
     """
     program = _exported(classifier)
+    # Not into the file: torch's own writer ends the process where a disk is full.
+    made = io.BytesIO()
+    with _exporting(card, "pt2"):
+        torch.export.save(program, made, extra_files=facts(card))
     with _temporary(path) as temporary:
-        with _exporting(card, "pt2"):
-            torch.export.save(program, temporary, extra_files=facts(card))
+        temporary.write_bytes(made.getbuffer())
         check(temporary)
 
 
@@ -127,17 +130,6 @@ def run_pt2(path: Path, images: np.ndarray) -> np.ndarray:
     with _quiet(), torch.inference_mode():
         logits: Tensor = torch.export.load(path).module()(torch.from_numpy(images))
     return logits.numpy()
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy a saved-model folder: ``model.safetensors`` first and ``model.json`` last.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    for name in (WEIGHTS_FILE, CARD_FILE):
-        with _temporary(target / name) as temporary:
-            shutil.copyfile(source / name, temporary)
 
 
 def _exported(classifier: Classifier) -> torch.export.ExportedProgram:

@@ -221,11 +221,18 @@ def read_toml(path: Path) -> dict[str, object]:
 
 def write_toml(path: Path, config: TrainConfig) -> None:
     """Write every setting as TOML that ``--config`` takes; what is None is left out."""
-    values = config.model_dump()
-    if config.steps is not None:
-        del values["epochs"]  # they follow
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
-    write_text(path, "\n".join(lines) + "\n")
+    write_text(path, as_toml(settings_of(config.model_dump())))
+
+
+def as_toml(settings: Mapping[str, object]) -> str:
+    """Return settings as TOML, one a line."""
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
+
+
+def settings_of(config: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings from which a resolved config comes out again: what is None was not given."""
+    follows = "epochs" if config.get("steps") is not None else None
+    return {key: value for key, value in config.items() if value is not None and key != follows}
 
 
 def _toml(value: object) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 
 from tl_cli.errors import DivergedError
@@ -44,6 +45,7 @@ def _run_phase(plan: Plan, phase: Phase, state: TrainState, notify: Observer) ->
     stage = open_stage(plan, phase, notify)
     # Computing features is part of what training costs.
     state.counters.seconds += time.perf_counter() - opened
+    _begin_momentum(state.optimizer)
     before = plan.steps_before(phase)
     notify(
         PhaseStarted(
@@ -140,6 +142,8 @@ def _end_epoch(
     """
     counters, partial = state.counters, state.partial
     assert partial is not None
+    # Until all that is told has done its work: the best model is on the disk before anything says that it is the best.
+    state.whole = False
     started, trained = since
     lr_head, lr_backbone = _lrs(state)
     if plan.config.schedule == "plateau":
@@ -169,6 +173,7 @@ def _end_epoch(
         counters.best_epoch = partial.epoch
         counters.best_val_accuracy, counters.best_val_loss = ended.judged
     notify(replace(ended, is_best=is_best))
+    state.whole = True
 
 
 def _judge(answers: Answers) -> tuple[float, float]:
@@ -216,6 +221,16 @@ def _begin(state: TrainState, phase: Phase, config: TrainConfig) -> None:
     groups = state.optimizer.param_groups
     lowered = max(group["lr"] / peak for group in groups if group["lr"] and (peak := _peak(group, phase)))
     _set_lr(state, phase, lowered)
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let what trains now for the first time begin with a momentum of zero: torch's fused SGD takes all or none."""
+    for group in optimizer.param_groups:
+        if not group.get("momentum"):
+            continue
+        for parameter in group["params"]:
+            if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _set_lr(state: TrainState, phase: Phase, factor: float) -> None:

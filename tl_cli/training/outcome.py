@@ -9,6 +9,7 @@ from torch import nn
 from tl_cli.data import splits
 from tl_cli.data.loaders import Loader
 from tl_cli.data.names import Names
+from tl_cli.errors import WeightsError
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.evaluation.metrics import Report, report
 from tl_cli.models import bundle, freezing
@@ -46,8 +47,14 @@ class Outcome:
 
 
 def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Outcome:
-    """Load the best model and judge it; the test images are looked at here and nowhere before."""
-    bundle.verified_card(best)
+    """Load the best model and judge it; the test images are looked at here and nowhere before.
+
+    Raises:
+        WeightsError: it is lost, damaged, or of another epoch than the best one.
+    """
+    card = bundle.verified_card(best)
+    if card.epoch != counters.best_epoch:
+        raise WeightsError(f"{best} is the model of epoch {card.epoch}, and the best one was {counters.best_epoch}")
     bundle.load_weights(best, plan.classifier.model)
     # LeViT keeps what it computed from its weights in eval mode until it trains again.
     freezing.thaw(plan.classifier.model)

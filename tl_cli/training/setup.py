@@ -361,7 +361,7 @@ def _facts(
         bf16=bf16_is_fast(device),
         imbalance=imbalance,
         cores=cores(),
-        idle_cores=idle_cores() if device.type == "cpu" else 0,
+        idle_cores=idle_cores() if device.type == "cpu" and not early.threads else 0,
         pretrained=early.weights != "none",
         mirrors=source not in SETS or SETS[source].mirrors,
     )

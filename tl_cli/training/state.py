@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard
-from tl_cli.errors import UsageError, first_line
+from tl_cli.errors import UsageError, WeightsError, first_line
 from tl_cli.fetch import replacing
 from tl_cli.models import bundle
 from tl_cli.training.ema import Average
@@ -161,7 +161,7 @@ class TrainState:
         """Take over the newest checkpoint of a folder that is whole; without any the run begins anew.
 
         Returns:
-            What is wrong with newer ones, for people.
+            What is wrong with newer ones and with the best model, for people.
 
         Raises:
             UsageError: there are checkpoints, and none can be used.
@@ -178,10 +178,29 @@ class TrainState:
                 self._take(saved)
             except UsageError as error:
                 raise UsageError(f"cannot resume from {path}: {error}") from error
-            return problems
+            return problems + self._without_best(folder / BEST_FOLDER)
         if found:
             raise UsageError(f"cannot resume from {folder}: {'; '.join(problems)}")
         return problems
+
+    def _without_best(self, folder: Path) -> list[str]:
+        """Forget the best epoch where its model is lost, and say so: what will be kept is the best of those to come."""
+        if not self.counters.best_epoch:
+            return []
+        lost = f"the best model, of epoch {self.counters.best_epoch}, is not in {folder}"
+        try:
+            # That of a later epoch will come again.
+            if bundle.verified_card(folder).epoch >= self.counters.best_epoch:
+                return []
+        except WeightsError as error:
+            lost = first_line(error)
+        none = Counters()
+        self.counters.best_epoch, self.counters.best_val_accuracy, self.counters.best_val_loss = (
+            none.best_epoch,
+            none.best_val_accuracy,
+            none.best_val_loss,
+        )
+        return [f"{lost}; the best model of the epochs that are left will be kept instead"]
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -273,7 +292,7 @@ class Saver:
         self._every = every or Every()
         self._first = first
         self._saved_at = time.monotonic()
-        self._saved: tuple[int, bool] | None = None  # step, and whether its epoch had ended
+        self._saved: tuple[int, bool] | None = None  # the place that the last checkpoint is of
 
     def __call__(self, event: Event) -> None:
         """Save at the end of an epoch, and after a step where it is time to.
@@ -287,7 +306,7 @@ class Saver:
         elif isinstance(event, EpochEnded):
             if event.is_best:
                 self._save_best(event)
-            self.save()
+            self._save()
 
     def begin(self) -> None:
         """Write down what is trained, before anything is.
@@ -298,25 +317,33 @@ class Saver:
         bundle.write_card(self.folder, self._card, CARD_FILE)
 
     def save(self) -> bool:
-        """Write a checkpoint, unless this very step is saved, half taken, or past all hope; return whether it is safe.
+        """Write a checkpoint, unless this very step is saved, or half taken; return whether it is safe.
 
         Raises:
             StorageError: the disk is full or may not be written; what was saved before is intact.
         """
-        state, partial = self._state, self._state.partial
-        if not state.whole or not _is_sound(state):
+        return self._saved == self._place or (self._state.whole and self._save())
+
+    def _save(self) -> bool:
+        """Write a checkpoint unless the state is past all hope; return whether it is safe."""
+        if not _is_sound(self._state):
             return False
         self._saved_at = time.monotonic()
-        if self._saved == (state.step, partial is None):
+        if self._saved == self._place:
             return True
         self._first()
-        with replacing(self.folder / f"step-{state.step:08d}.ckpt") as file:
-            file.write(state.to_bytes())
-        self._saved = (state.step, partial is None)
+        with replacing(self.folder / f"step-{self.step:08d}.ckpt") as file:
+            file.write(self._state.to_bytes())
+        self._saved = self._place
         for old in checkpoints(self.folder)[_KEPT:]:
             with suppress(OSError):
                 old.unlink()
         return True
+
+    @property
+    def _place(self) -> tuple[int, bool]:
+        """How far the run is: its step, and whether an epoch has ended there."""
+        return self._state.step, self._state.partial is None
 
     @property
     def step(self) -> int:
@@ -324,10 +351,11 @@ class Saver:
         return self._state.step
 
     @property
-    def best(self) -> Path | None:
-        """The folder of the best model so far, or None before the first epoch's end."""
-        folder = self.folder / BEST_FOLDER
-        return folder if (folder / bundle.CARD_FILE).exists() else None
+    def best(self) -> ModelCard | None:
+        """What the best model so far says of itself, once it is whole on the disk: in ``folder / BEST_FOLDER``."""
+        with suppress(WeightsError):
+            return bundle.verified_card(self.folder / BEST_FOLDER)
+        return None
 
     def _is_time(self, step: int) -> bool:
         if self._every.steps:

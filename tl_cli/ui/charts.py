@@ -244,7 +244,7 @@ def _thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, flo
     """Keep the lowest and the highest point of each of ``most`` / 2 stretches: no spike is lost."""
     if len(points) <= most:
         return points
-    stretch = math.ceil(len(points) / (most // 2))
+    stretch = math.ceil(len(points) / max(1, most // 2))
     kept: list[tuple[float, float]] = []
     for start in range(0, len(points), stretch):
         part = points[start : start + stretch]

@@ -1,7 +1,5 @@
 """A comparison as tables that fit the terminal, as Markdown and CSV, and as pictures."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +14,7 @@ from tl_cli.evaluation.metrics import Measure
 from tl_cli.training.history import History
 from tl_cli.ui import charts, pictures
 from tl_cli.ui.charts import Canvas
-from tl_cli.ui.console import plain, safe_text, shortened
+from tl_cli.ui.console import csv_text, plain, safe_text, shortened
 from tl_cli.ui.curves import overlaid
 from tl_cli.ui.progress import format_seconds
 
@@ -82,15 +80,12 @@ def markdown(comparison: Comparison) -> str:
 
 def as_csv(comparison: Comparison) -> str:
     """Return one row a model, numbers as they are."""
-    text = io.StringIO()
-    found = [
-        {key: ";".join(map(str, value)) if isinstance(value, list) else value for key, value in row.items()}
-        for row in rows(comparison)
-    ]
-    table = csv.DictWriter(text, list(found[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(found)
-    return text.getvalue()
+    found = rows(comparison)
+    return csv_text([list(found[0]), *([_cell(value) for value in row.values()] for row in found)])
+
+
+def _cell(value: object) -> object:
+    return ";".join(map(str, value)) if isinstance(value, list) else value
 
 
 def save_pictures(comparison: Comparison, curves: Series, folder: Path) -> list[Path]:

@@ -1,10 +1,12 @@
 """The terminal: one console, what it can show, and text from outside made safe to print."""
 
 import codecs
+import csv
 import io
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -78,6 +80,15 @@ def safe_text(value: object, *, limit: int = 200) -> str:
 def plain(value: object, style: str = "", *, limit: int = 200) -> Text:
     """Return safe text that Rich never reads as markup."""
     return Text(safe_text(value, limit=limit), style=style)
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV in which names are safe text, uncut: CSV itself has no way to write what a terminal obeys."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    for row in rows:
+        table.writerow([safe_text(cell, limit=10 * len(cell)) if isinstance(cell, str) else cell for cell in row])
+    return text.getvalue()
 
 
 def shortened(value: object, cells: int) -> str:

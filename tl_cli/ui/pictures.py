@@ -1,5 +1,6 @@
 """Pictures as files: curves by matplotlib, contact sheets of images by Pillow."""
 
+import io
 import math
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -10,10 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tl_cli.errors import StorageError
 from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.comparison import Comparison
 from tl_cli.evaluation.metrics import wilson
+from tl_cli.fetch import replacing
 from tl_cli.training.history import History
 from tl_cli.ui.console import safe_text, shortened
 from tl_cli.ui.curves import COLOURS, Line, Panel, Wanted, drawn_points, is_usual, panels
@@ -192,11 +193,10 @@ def save_contact_sheet(
             font = _caption_font(file_for(line))
             text = _fitted(drawable(safe_text(line)), pen, font, side)
             pen.text((x, y + side + 1 + number * line_height), text, fill="black", font=font)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    drawn = io.BytesIO()
+    sheet.save(drawn, "PNG")
+    with replacing(path) as file:
+        file.write(drawn.getbuffer())
 
 
 def save_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
@@ -355,13 +355,13 @@ def save_figure(figure: "Figure", path: Path) -> None:
         assert isinstance(text, Text)
         text.set_text(drawable(text.get_text()))
         text.set_fontfamily(families([text.get_text()]))
+    drawn = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        figure.savefig(drawn, dpi=130, format=path.suffix.removeprefix(".") or "png")
     finally:
         plt.close(figure)
+    with replacing(path) as file:
+        file.write(drawn.getbuffer())
 
 
 @cache

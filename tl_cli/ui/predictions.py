@@ -1,9 +1,6 @@
 """Predictions as they come: lines in a terminal, JSON lines, CSV."""
 
-import csv
-import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +12,7 @@ from rich.text import Text
 from torch import Tensor
 
 from tl_cli.data.decoding import decode
-from tl_cli.ui.console import safe_text, shortened
+from tl_cli.ui.console import csv_text, safe_text, shortened
 from tl_cli.ui.report import thumbnail
 
 _THUMBNAIL = 32
@@ -82,7 +79,7 @@ class JsonLines:
 
 
 class Csv:
-    """Path, and class and probability of the likeliest ones, with a header."""
+    """Path, and class and probability of the likeliest ones, with a header; names as a terminal may show them."""
 
     def __init__(self, classes: Sequence[str], top: int) -> None:
         self._classes = classes
@@ -90,23 +87,18 @@ class Csv:
         header = ["path"]
         for place in range(1, self._top + 1):
             header += ["class", "probability"] if self._top == 1 else [f"class_{place}", f"probability_{place}"]
-        self._write_row(header)
+        _write(csv_text([header]))
 
     def __call__(self, path: str, probabilities: Tensor) -> None:
         """Write the row."""
         row = [path]
         for name, probability in likeliest(probabilities, self._classes, self._top):
             row += [name, f"{probability:.6f}"]
-        self._write_row(row)
+        _write(csv_text([row]))
 
     def close(self) -> None:
         """Write what is left."""
         sys.stdout.flush()
-
-    def _write_row(self, row: Sequence[str]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(row)
-        _write(text.getvalue())
 
 
 def likeliest(probabilities: Tensor, classes: Sequence[str], top: int) -> list[tuple[str, float]]:
@@ -122,6 +114,6 @@ def _ending(path: str, room: int) -> str:
 
 
 def _write(text: str) -> None:
-    # A file's name may be no text: its bytes come out as they are.
+    # In UTF-8 whatever the locale is: programs read it.
     sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(text) if sys.getfilesystemencoding() == "utf-8" else text.encode("utf-8"))
+    sys.stdout.buffer.write(text.encode("utf-8"))

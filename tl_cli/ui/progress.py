@@ -63,11 +63,12 @@ def open_screen(console: Console, title: Title, history: History) -> Screen:
 
 
 class PlainLines:
-    """One line an epoch, for pipes, logs and dumb terminals."""
+    """One line an epoch, for pipes, logs and dumb terminals; silent once there is no room for them any more."""
 
     def __init__(self, console: Console, title: Title) -> None:
         self._console = console
         self._title = title
+        self._is_full = False
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +88,12 @@ class PlainLines:
             self._print(_stop_line(event))
 
     def _print(self, line: str) -> None:
-        self._console.print(plain(line), soft_wrap=True)
+        if self._is_full:
+            return
+        try:
+            self._console.print(plain(line), soft_wrap=True)
+        except OSError:  # a training does not end because the disk of its log is full
+            self._is_full = True
 
 
 class LiveScreen:
