@@ -11,6 +11,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import mlflow
@@ -35,17 +36,19 @@ class Ended:
     doubled: list[tuple[str, int]]
 
 
-def run_tl(folder: Path, *arguments: str, kill: "random.Random | None" = None, writing: bool = False) -> int | None:
+def run_tl(
+    folder: Path, *arguments: str, kill: "random.Random | None" = None, within: float = 0.0, writing: bool = False
+) -> int | None:
     """Run tl, killed at a random moment of its training if asked to; return how it ended.
 
     Args:
+        within: seconds from its beginning within which it is killed.
         writing: kill it while a checkpoint is being written.
     """
     process = start_in(folder, *arguments, TL_CACHE_DIR=str(folder / "cache"))
     if kill is not None:
-        while process.is_alive() and not list(folder.glob("mlruns/*/*/state/card.json")):
-            time.sleep(0.005)
-        time.sleep(kill.uniform(0, 1.5))
+        wait_for_card(process, folder)
+        time.sleep(kill.uniform(0, within))
         deadline = time.monotonic() + 1
         while writing and process.is_alive() and time.monotonic() < deadline:
             if list(folder.glob("mlruns/*/*/state/.step-*.tmp")):
@@ -54,6 +57,11 @@ def run_tl(folder: Path, *arguments: str, kill: "random.Random | None" = None, w
             os.kill(process.pid, signal.SIGKILL)
     process.join(120)
     return process.exitcode
+
+
+def wait_for_card(process: BaseProcess, folder: Path) -> None:
+    while process.is_alive() and not list(folder.glob("mlruns/*/*/state/card.json")):
+        time.sleep(0.005)
 
 
 def outcome_of(folder: Path) -> Ended:
@@ -69,23 +77,28 @@ def outcome_of(folder: Path) -> Ended:
     )
 
 
-def whole_run(folder: Path, database: Path, data: Path) -> Ended:
+def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, float]:
+    """Run tl once, undisturbed; return what came of it, and how many seconds it takes from its beginning."""
     folder.mkdir()
     shutil.copy(database, folder / "mlflow.db")
-    assert run_tl(folder, *TRAIN, "--data", str(data)) == 0, (folder / "said").read_text()
-    return outcome_of(folder)
+    process = start_in(folder, *TRAIN, "--data", str(data), TL_CACHE_DIR=str(folder / "cache"))
+    wait_for_card(process, folder)
+    began = time.monotonic()
+    process.join(120)
+    assert process.exitcode == 0, (folder / "said").read_text()
+    return outcome_of(folder), time.monotonic() - began
 
 
-def killed_run(folder: Path, database: Path, data: Path, seed: int) -> tuple[Ended, bool]:
+def killed_run(folder: Path, database: Path, data: Path, seed: int, within: float) -> tuple[Ended, bool]:
     """Kill a run, and now and then what resumes it too; return what came of it, and whether it was killed at all."""
     chance = random.Random(seed)
     folder.mkdir()
     shutil.copy(database, folder / "mlflow.db")
-    code = run_tl(folder, *TRAIN, "--data", str(data), kill=chance, writing=seed % 2 == 1)
+    code = run_tl(folder, *TRAIN, "--data", str(data), kill=chance, within=within, writing=seed % 2 == 1)
     was_killed = code == -signal.SIGKILL
     while code == -signal.SIGKILL:
         again = chance if chance.random() < 0.2 else None
-        code = run_tl(folder, "train", "--resume", "latest", kill=again)
+        code = run_tl(folder, "train", "--resume", "latest", kill=again, within=within)
     said = (folder / "said").read_text()
     # Killed after all was done and recorded, there is nothing to resume.
     assert code == 0 or said.rstrip().endswith("use --weights latest"), said
@@ -104,15 +117,15 @@ def check(ended: Ended, whole: Ended, seed: int) -> None:
 def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
-    whole = whole_run(tmp_path / "whole", ready_database, colours)
+    whole, seconds = whole_run(tmp_path / "whole", ready_database, colours)
     assert len([key for key, step in whole.points if key == "step/loss"]) == 24
     killed = 0
     for seed in range(TRIALS):
-        ended, was_killed = killed_run(tmp_path / str(seed), ready_database, colours, seed)
+        ended, was_killed = killed_run(tmp_path / str(seed), ready_database, colours, seed, seconds)
         check(ended, whole, seed)
         killed += was_killed
         shutil.rmtree(tmp_path / str(seed))
-    assert killed >= TRIALS * 0.8
+    assert killed >= TRIALS * 0.7
 
 
 def die_in(name: str) -> None:
@@ -164,10 +177,10 @@ if __name__ == "__main__":
         mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db").search_experiments()
         write_pictures(root / "data" / "train", COLOURS, 16)
         write_pictures(root / "data" / "test", COLOURS, 6)
-        reference = whole_run(root / "whole", root / "mlflow.db", root / "data")
+        reference, takes = whole_run(root / "whole", root / "mlflow.db", root / "data")
         times = 0
         for number in range(count):
-            found, hit = killed_run(root / str(number), root / "mlflow.db", root / "data", number)
+            found, hit = killed_run(root / str(number), root / "mlflow.db", root / "data", number, takes)
             check(found, reference, number)
             times += hit
             shutil.rmtree(root / str(number))

@@ -101,6 +101,7 @@ def test_a_run_of_an_earlier_version_is_known_by_its_number(sleeper) -> None:
     sleeper.wait()
     assert _state_of(tags, NOW) == "dead"
     assert _state_of({**tags, HOST_TAG: "other"}, NOW) == "unknown"
+    assert _state_of({**tags, PID_TAG: "9" * 30}, NOW) == "dead"
 
 
 def test_pauses_add_up() -> None:
