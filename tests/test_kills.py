@@ -78,7 +78,7 @@ def outcome_of(folder: Path) -> Ended:
 
 
 def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, float]:
-    """Run tl once, undisturbed; return what came of it, and how many seconds it takes from its beginning."""
+    """Run tl once, undisturbed; return what came of it, and within how many seconds a run may be killed."""
     folder.mkdir()
     shutil.copy(database, folder / "mlflow.db")
     process = start_in(folder, *TRAIN, "--data", str(data), TL_CACHE_DIR=str(folder / "cache"))
@@ -86,7 +86,8 @@ def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, float]:
     began = time.monotonic()
     process.join(120)
     assert process.exitcode == 0, (folder / "said").read_text()
-    return outcome_of(folder), time.monotonic() - began
+    took = time.monotonic() - began
+    return outcome_of(folder), 0.85 * took
 
 
 def killed_run(folder: Path, database: Path, data: Path, seed: int, within: float) -> tuple[Ended, bool]:
@@ -119,13 +120,15 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
 ) -> None:
     whole, seconds = whole_run(tmp_path / "whole", ready_database, colours)
     assert len([key for key, step in whole.points if key == "step/loss"]) == 24
-    killed = 0
-    for seed in range(TRIALS):
+    killed = seed = 0
+    # Some are over before they are killed.
+    while killed < TRIALS and seed < 2 * TRIALS:
         ended, was_killed = killed_run(tmp_path / str(seed), ready_database, colours, seed, seconds)
         check(ended, whole, seed)
-        killed += was_killed
         shutil.rmtree(tmp_path / str(seed))
-    assert killed >= TRIALS * 0.7
+        killed += was_killed
+        seed += 1
+    assert killed == TRIALS
 
 
 def die_in(name: str) -> None:
@@ -178,11 +181,12 @@ if __name__ == "__main__":
         write_pictures(root / "data" / "train", COLOURS, 16)
         write_pictures(root / "data" / "test", COLOURS, 6)
         reference, takes = whole_run(root / "whole", root / "mlflow.db", root / "data")
-        times = 0
-        for number in range(count):
+        times = number = 0
+        while times < count:
             found, hit = killed_run(root / str(number), root / "mlflow.db", root / "data", number, takes)
             check(found, reference, number)
-            times += hit
             shutil.rmtree(root / str(number))
-            print(f"{number + 1} of {count}, {times} killed", end="\r", flush=True)
-        print(f"{count} of {count} went on as if nothing had been; {times} had been killed")
+            times += hit
+            number += 1
+            print(f"{times} of {count} killed", end="\r", flush=True)
+        print(f"{times} of {times} that were killed went on as if nothing had been, and {number - times} others")

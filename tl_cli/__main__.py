@@ -12,7 +12,11 @@ def main() -> NoReturn:
     interrupts.listen()
     try:
         from tl_cli.cli import main as run
-    except Interrupted as stopped:
+    except BaseException as error:
+        # What is being imported may make another error of it.
+        stopped = error if isinstance(error, Interrupted) else interrupts.raised()
+        if stopped is None:
+            raise
         print(f"error: stopped by {stopped}", file=sys.stderr)
         sys.exit(stopped.exit_code)
     run()

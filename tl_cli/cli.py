@@ -101,6 +101,8 @@ def _report(error: Exception) -> NoReturn:
         _close_stdout()
         sys.exit(1)
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if error.filename is not None:
+            _fail(f"{error.filename}: {error.strerror}", 1)
         _close_stdout()
         _fail(f"cannot write the output: {error.strerror}", 1)
     if _is_out_of_memory(error):

@@ -104,7 +104,7 @@ def test_a_class_of_one_image_is_not_compared_and_the_others_are(tl, tmp_path: P
     found = json.loads(tl("data", "check", tmp_path, "--json").out)["doubted_labels"]
     assert (found["compared"], found["left_out"], found["why_not"]) == (40, ["lonely"], "")
     assert [each["file"] for each in found["images"]] == ["blue/wrong.png"]
-    assert "not compared, for want of a second image: lonely" in tl("data", "check", tmp_path).out
+    assert "not compared, for want of a second image among those looked at: lonely" in tl("data", "check", tmp_path).out
 
 
 def test_all_that_is_wrong_with_folders_is_named_at_once(tl, tmp_path: Path) -> None:

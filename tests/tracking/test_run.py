@@ -1,3 +1,4 @@
+import os
 import socket
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from mlflow.exceptions import MlflowException
 from tests.conftest import Result
 from tests.training.test_fit import plan_for
 from tests.training.test_resume import SMALL
+from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, first_line, without_secrets
+from tl_cli.models import bundle, zoo
 from tl_cli.tracking import run
 from tl_cli.tracking.history import read_history
-from tl_cli.tracking.journal import JOURNAL, read
+from tl_cli.tracking.journal import JOURNAL, Journal, Left, read
+from tl_cli.tracking.models import Naming, log_model
 from tl_cli.tracking.run import Recorder
 from tl_cli.tracking.store import Store, open_store
 from tl_cli.tracking.sync import Synced, sync
@@ -165,6 +169,60 @@ def test_what_was_left_is_done_at_the_end_where_the_store_is_back(
     assert len(record.warnings) == 1
     assert store.client.get_run(record.run_id).data.tags["mlflow.note.content"] == "hello"
     assert read(record.folder / JOURNAL, record.run_id).left == []
+
+
+def test_what_a_store_will_never_take_is_said_once_and_holds_nothing_up(store: Store) -> None:
+    with recorder(store) as record:
+        store.client.log_param(record.run_id, "epochs", "4")
+        with Journal(record.folder / JOURNAL) as journal:
+            journal.leave(
+                [
+                    Left("param", "epochs", "5"),
+                    Left("data", str(record.folder / "card.json"), ""),
+                    Left("model", str(record.folder), Naming("m", {}).to_json()),
+                    Left("tag", "lone \ud800", "x"),
+                    Left("tag", "late", "but there"),
+                ]
+            )
+    found = sync(store, store.client.get_run(record.run_id))
+    assert found.pieces == 1
+    assert [each.split(" ")[1] for each in found.refused] == ["param", "data", "model", "tag"]
+    run = store.client.get_run(record.run_id)
+    assert (run.data.tags["late"], run.data.params["epochs"]) == ("but there", "4")
+    assert sync(store, run) == Synced(0, 0, None)
+
+
+def test_a_model_is_recorded_once_and_again_where_it_was_deleted(store: Store, tmp_path: Path) -> None:
+    made = zoo.create("timm/test_resnet", 2, weights="none", input_size=32)
+    bundle.save(
+        tmp_path / "best",
+        made.model,
+        ModelCard(
+            architecture=made.name, head=made.head, classes=("a", "b"), preprocessing=made.preprocessing,
+            weights=made.weights, data=DataSpec(source="/nowhere", layout="classes"), recipe="default", epoch=1,
+        ),
+    )  # fmt: skip
+    naming = Naming("small", {"epochs": "1"}, "shelf")
+    with recorder(store) as record:
+        first, second = (log_model(tmp_path / "best", naming) for _ in range(2))
+        assert first == second
+        assert len(store.client.search_model_versions("name='shelf'")) == 1
+        store.client.delete_logged_model(first)
+        assert log_model(tmp_path / "best", naming) != first
+    assert record.warnings == []
+
+
+def test_anothers_lock_beside_a_database_is_not_needed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = workplace / "shared"
+    elsewhere.mkdir()
+    (workplace / "mlflow.db").rename(elsewhere / "mlflow.db")
+    lock = elsewhere / ".mlflow.db.lock"
+    lock.touch()
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != lock and may(path, mode))
+    lock.chmod(0)
+    open_store(f"sqlite:///{elsewhere}/mlflow.db")
+    assert (workplace / "mlruns" / ".store.lock").exists()
 
 
 def test_a_journal_is_one_processes_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tl_cli.errors import DivergedError, StorageError, UsageError, WeightsError
 from tl_cli.models import bundle, zoo
 from tl_cli.training import setup
 from tl_cli.training.events import EpochEnded, Event, StepEnded
-from tl_cli.training.fit import fit
+from tl_cli.training.fit import _is_enough, fit
 from tl_cli.training.setup import new_state
 from tl_cli.training.state import BEST_FOLDER, Every, Saver, checkpoints
 
@@ -95,6 +96,10 @@ def test_a_damaged_checkpoint_is_always_seen_and_the_one_before_it_used(saved_ru
         state.restore(tmp_path)
 
 
+def replace_config(plan: setup.Plan, **values: object) -> setup.Plan:
+    return replace(plan, resolved=replace(plan.resolved, config=plan.config.model_copy(update=values)))
+
+
 def test_where_the_best_model_is_lost_the_best_of_what_is_left_is_kept(saved_run, tmp_path: Path) -> None:
     plan, folder = saved_run
     newest, _ = checkpoints(folder)
@@ -112,6 +117,15 @@ def test_where_the_best_model_is_lost_the_best_of_what_is_left_is_kept(saved_run
         if said:
             assert said in problems[0]
             assert state.counters.is_better(0.0, 9.0)
+            assert not _is_enough(replace_config(plan, early_stop=1), plan.phases[-1], state.counters)
+    # That of an epoch which comes again: it is the best then too, and what it has replaced is gone.
+    for each in (folder / BEST_FOLDER).iterdir():
+        shutil.copy(each, tmp_path / BEST_FOLDER)
+    bundle.write_card(
+        tmp_path / BEST_FOLDER, bundle.verified_card(tmp_path / BEST_FOLDER).model_copy(update={"epoch": 9})
+    )
+    state = new_state(plan)
+    assert (state.restore(tmp_path), state.counters.best_epoch) == ([], 0)
 
 
 @pytest.mark.parametrize("name", [bundle.WEIGHTS_FILE, bundle.CARD_FILE])

@@ -59,7 +59,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Exit 1 where files do not decode, parts or classes share pictures, or worse."),
+        typer.Option("--strict", help="Exit 1 where files do not decode, parts or classes share a picture, or worse."),
     ] = False,
     data_dir: DataDir = None,
     device: Device = None,
@@ -83,7 +83,8 @@ def check(
         typer.echo(json.dumps(as_data(findings, doubts), indent=2))
     else:
         print_findings(console, findings, doubts)
-    if strict and (found.faults or findings.bad() or findings.across() or findings.conflicting()):
+    same = [group for group in (*findings.across(), *findings.conflicting()) if group.exact]
+    if strict and (found.faults or findings.bad() or same):
         raise typer.Exit(1)
 
 
@@ -117,7 +118,8 @@ def _doubts(
     suspects, compared = doubted(images, model, most=most, device=device, workers=workers, progress=progress)
     if not len(compared):
         return Doubts((), 0, "labels were not compared: that takes two classes with two images each")
-    left_out = tuple(name for place, name in enumerate(found.classes) if place not in set(compared.tolist()))
+    seen = set(compared.tolist())
+    left_out = tuple(name for place, name in enumerate(found.classes) if place not in seen)
     return Doubts(
         tuple(replace(suspect, index=int(good[suspect.index])) for suspect in suspects),
         len(compared),

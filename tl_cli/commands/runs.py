@@ -177,17 +177,18 @@ def sync(
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Send to the tracking store what it did not take while runs went on: their journals are in this folder."""
-    from tl_cli.errors import RunNotFoundError, UsageError
+    from tl_cli.errors import RunNotFoundError, TrackingError, UsageError
     from tl_cli.tracking.store import named, open_store
     from tl_cli.tracking.sync import goes_on, journaled_runs
     from tl_cli.tracking.sync import sync as send
-    from tl_cli.ui.console import make_console, plain
+    from tl_cli.ui.console import make_console, plain, print_warning
 
     store = open_store(tracking_uri)
     console = make_console()
     asked = runs or journaled_runs()
     if not asked:
         raise UsageError("no run was made in this folder: mlruns/ holds no journal")
+    is_whole = True
     for name in asked:
         try:
             run = store.find(name)
@@ -199,14 +200,24 @@ def sync(
             if runs:
                 raise UsageError(f"{named(run)} is running, and sends by itself")
             continue
-        sent = send(store, run)
+        try:
+            sent = send(store, run)
+        except TrackingError as error:
+            if runs:
+                raise
+            print_warning(f"{named(run)}: {error}")
+            is_whole = False
+            continue
+        for refused in sent.refused:
+            print_warning(f"{named(run)}: the store refuses {refused}")
         if sent.points or sent.pieces or sent.status or runs:
             status = f", recorded as {sent.status.lower()}" if sent.status else ""
             console.print(
                 plain(f"{named(run)}: {sent.points:,} points and {sent.pieces} other pieces sent{status}"),
                 soft_wrap=True,
             )
-    console.print("the store has everything")
+    if is_whole:
+        console.print("the store has everything")
 
 
 @app.command("rm", epilog="Examples:\n\ntl runs rm 3f2a91c0\n\ntl runs rm 3f2a91c0 81bb02d4 --purge --yes")

@@ -386,7 +386,8 @@ def _resume(
     name: str, flags: dict[str, object], tags: dict[str, str], tracking_uri: str | None, console: "Console"
 ) -> None:
     from tl_cli.data.sources import changed_parts, check_still_there
-    from tl_cli.errors import UsageError
+    from tl_cli.errors import TlError, UsageError
+    from tl_cli.fetch import write_text
     from tl_cli.models import bundle
     from tl_cli.tracking.listing import check_stopped
     from tl_cli.tracking.store import open_store
@@ -399,7 +400,10 @@ def _resume(
     run = store.find(name)
     # Two processes would write the same checkpoint.
     check_stopped(run)
-    sync(store, run)
+    try:
+        sync(store, run)
+    except TlError as error:
+        print_warning(f"{error}; it will be tried again")
     if run.info.status == "FINISHED":
         raise UsageError(f"the run {run.info.run_name} is complete; to train its model further, use --weights {name}")
     extra = sorted(set(flags) - {"data", "data_dir", "workers", "device", "checkpoint_every"})
@@ -415,7 +419,9 @@ def _resume(
     # The card is sealed; the TOML beside it is for people.
     card = bundle.read_card(folder, CARD_FILE)
     settings = settings_of(card.config)
-    if (folder / CONFIG_FILE).exists() and (folder / CONFIG_FILE).read_bytes() != as_toml(settings).encode():
+    if not (folder / CONFIG_FILE).exists():
+        write_text(folder / CONFIG_FILE, as_toml(settings))
+    elif (folder / CONFIG_FILE).read_bytes() != as_toml(settings).encode():
         print_warning(f"{folder / CONFIG_FILE} has changed; the run goes on with the settings that it began with")
     if "data" not in flags:
         check_still_there(str(settings["data"]))

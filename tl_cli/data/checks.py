@@ -1,5 +1,6 @@
 """Whether the files of a data set are pictures to their last byte, and what else is odd about them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -52,7 +53,7 @@ def unreadable(images: FileImages, *, workers: int, progress: Progress = silent)
         except DataError as error:
             # Memory, a network, permissions: it may be another day's no more.
             cause = error.__cause__
-            passing |= isinstance(cause, MemoryError) or getattr(cause, "errno", None) is not None
+            passing |= isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in (None, errno.EINVAL)
             return Bad(images.ids[index], _reason(error, images, index))
         return None
 
@@ -266,14 +267,12 @@ _MOST_BITS = 4  # in which hashes of twins may differ
 # Kinds of pictures of one hash, of each of which one stands for all: those with next to nothing in them share hashes.
 _KINDS = 8
 _MOST_PAIRS = 2_000_000_000  # of hashes that are held against each other: some seconds
+_MOST_NEAR = 5_000_000  # of these, that are near
 _LEAST_CORRELATION = 0.99
 
 
 def _twins(places: Sequence[tuple[SplitName, int]], looks: Sequence[Look]) -> tuple[list[Twins], int]:
     """Return groups of the same content, and of others that look the same; and how many were not compared."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     by_digest: dict[bytes, list[int]] = {}
     for number, look in enumerate(looks):
         by_digest.setdefault(look.digest, []).append(number)
@@ -284,38 +283,50 @@ def _twins(places: Sequence[tuple[SplitName, int]], looks: Sequence[Look]) -> tu
     by_hash: dict[int, list[int]] = {}
     for numbers in by_digest.values():
         by_hash.setdefault(looks[numbers[0]].likeness, []).append(numbers[0])
-    links: list[tuple[int, int]] = []
-    kinds: list[int] = []
+    # Those of one hash, by those that stand for them; what is like none of many kinds is not compared.
+    behind: dict[int, list[int]] = {}
+    not_compared = 0
     for numbers in by_hash.values():
-        kinds += _kinds(numbers, looks, links)
-    near, not_compared = _near(np.array([looks[number].likeness for number in kinds], dtype=np.uint64))
-    links += [(kinds[one], kinds[other]) for one, other in near if _is_alike(looks[kinds[one]], looks[kinds[other]])]
-    if not links:
-        return groups, not_compared
-    pairs = np.array(links, dtype=np.int64)
-    graph = coo_array((np.ones(len(pairs), np.int8), pairs.T), shape=(len(looks), len(looks)))
-    _, component = connected_components(graph, directed=False)
-    alike: dict[int, list[int]] = {}
-    for number in np.unique(pairs).tolist():
-        alike.setdefault(int(component[number]), []).append(number)
-    groups += [Twins(tuple(places[n] for n in sorted(numbers)), exact=False) for numbers in alike.values()]
-    return groups, not_compared
+        kinds, left = _kinds(numbers, looks)
+        behind |= kinds
+        not_compared += left
+    kinds_of = list(behind)
+    near, left = _near(np.array([looks[number].likeness for number in kinds_of], dtype=np.uint64))
+    thumbnails = np.frombuffer(b"".join(looks[number].thumbnail for number in kinds_of), np.uint8)
+    neighbours: dict[int, list[int]] = {}
+    for one, other in near[_are_alike(thumbnails.reshape(-1, _THUMB * _THUMB), near)].tolist():
+        neighbours.setdefault(kinds_of[one], []).append(kinds_of[other])
+        neighbours.setdefault(kinds_of[other], []).append(kinds_of[one])
+    # All of a group are like its first: a chain of likenesses would join what is not alike.
+    taken: set[int] = set()
+    for first in sorted(behind):
+        if first in taken:
+            continue
+        alike = [first, *(other for other in neighbours.get(first, ()) if other not in taken)]
+        taken.update(alike)
+        numbers = sorted(number for kind in alike for number in (kind, *behind[kind]))
+        if len(numbers) > 1:
+            groups.append(Twins(tuple(places[number] for number in numbers), exact=False))
+    return groups, not_compared + left
 
 
-def _kinds(numbers: Sequence[int], looks: Sequence[Look], links: list[tuple[int, int]]) -> list[int]:
-    """Return some pictures of one hash that stand for the others, which are linked to them where they look the same."""
-    kinds: list[int] = []
+def _kinds(numbers: Sequence[int], looks: Sequence[Look]) -> tuple[dict[int, list[int]], int]:
+    """Return some pictures of one hash with those that look like them, and how many are like none of these."""
+    kinds: dict[int, list[int]] = {}
+    left = 0
     for number in numbers:
         like = next((kind for kind in kinds if _is_alike(looks[kind], looks[number])), None)
         if like is not None:
-            links.append((like, number))
+            kinds[like].append(number)
         elif len(kinds) < _KINDS:
-            kinds.append(number)
-    return kinds
+            kinds[number] = []
+        else:
+            left += 1
+    return kinds, left
 
 
-def _near(hashes: np.ndarray) -> tuple[set[tuple[int, int]], int]:
-    """Return the pairs of (N,) uint64 hashes that differ in a few bits, and how many hashes were not compared with all.
+def _near(hashes: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the pairs (M, 2) of (N,) uint64 hashes that differ in a few bits, and how many were not compared with all.
 
     Of hashes that differ in four bits at most, one of five pieces is equal. Where that is true of too many, the largest
     groups of an equal piece are left out.
@@ -327,29 +338,45 @@ def _near(hashes: np.ndarray) -> tuple[set[tuple[int, int]], int]:
         order = np.argsort(values, kind="stable")
         groups += [g for g in np.split(order, np.flatnonzero(np.diff(values[order])) + 1) if len(g) > 1]
     groups.sort(key=len)
-    cost = np.cumsum([len(group) * (len(group) - 1) // 2 for group in groups]) if groups else np.zeros(0)
-    fits = int(np.searchsorted(cost, _MOST_PAIRS, side="right"))
-    found: set[tuple[int, int]] = set()
-    for group in groups[:fits]:
+    found: list[np.ndarray] = []
+    compared = near = done = 0
+    for group in groups:
+        compared += len(group) * (len(group) - 1) // 2
+        if compared > _MOST_PAIRS or near > _MOST_NEAR:
+            break
         own = hashes[group]
         for place in range(len(group) - 1):
-            for other in np.flatnonzero(np.bitwise_count(own[place] ^ own[place + 1 :]) <= _MOST_BITS).tolist():
-                one, two = int(group[place]), int(group[place + 1 + other])
-                found.add((min(one, two), max(one, two)))
-    left = groups[fits:]
-    return found, len(np.unique(np.concatenate(left))) if left else 0
+            others = np.flatnonzero(np.bitwise_count(own[place] ^ own[place + 1 :]) <= _MOST_BITS)
+            if len(others):
+                pairs = np.stack([np.full(len(others), group[place]), group[place + 1 + others]], axis=1)
+                found.append(np.sort(pairs, axis=1))
+                near += len(others)
+        done += 1
+    left = len(np.unique(np.concatenate(groups[done:]))) if done < len(groups) else 0
+    # A pair may have several equal pieces.
+    return (np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), np.int64)), left
+
+
+def _are_alike(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return (M,) bool: which of the pairs (M, 2) of thumbnails (N, 256) are next to equal, as ``_is_alike`` says."""
+    if not len(pairs):
+        return np.zeros(0, dtype=bool)
+    values = thumbnails.astype(np.float32)
+    values -= values.mean(axis=1, keepdims=True)
+    squares = (values**2).sum(axis=1)
+    alike = np.zeros(len(pairs), dtype=bool)
+    for start in range(0, len(pairs), 1 << 16):
+        one, other = pairs[start : start + (1 << 16)].T
+        size = np.sqrt(squares[one] * squares[other])
+        products = np.einsum("ij,ij->i", values[one], values[other])
+        alike[start : start + (1 << 16)] = (size > _PLAIN) & (products >= _LEAST_CORRELATION * size)
+    return alike
 
 
 def _is_alike(one: Look, other: Look) -> bool:
-    return _correlation(one.thumbnail, other.thumbnail) >= _LEAST_CORRELATION
-
-
-def _correlation(one: bytes, other: bytes) -> float:
-    """Return how alike two thumbnails are, whatever their brightness and contrast; 0 where one is plain."""
-    left, right = (np.frombuffer(each, np.uint8).astype(np.float64) for each in (one, other))
-    left, right = left - left.mean(), right - right.mean()
-    size = float(np.sqrt((left**2).sum() * (right**2).sum()))
-    return float((left * right).sum()) / size if size > _PLAIN else 0.0
+    """Whether two pictures look the same, whatever their brightness and contrast; no plain one looks like any."""
+    both = np.stack([np.frombuffer(each.thumbnail, np.uint8) for each in (one, other)])
+    return bool(_are_alike(both, np.array([[0, 1]]))[0])
 
 
 _PLAIN = 256.0 * 4  # a thumbnail whose grey values spread by two steps at most

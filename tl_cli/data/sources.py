@@ -54,7 +54,9 @@ def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> L
 
 
 def open_source(source: str, data_dir: str | None, progress: Progress = silent) -> Found:
-    """Return the images of a source as they lie there: not split, not decoded. What no training would take is a fault.
+    """Return the images of a source as they lie there: not split, not decoded.
+
+    What no training would take of a folder is a fault of what is found.
 
     Raises:
         DataError: the source is unknown or has no images.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 
-from tl_cli.contract import Split
+from tl_cli.contract import DataSpec, Split, SplitName
 from tl_cli.data.sources import BUILT_IN
 from tl_cli.evaluation.calibration import FILE, Calibration
 from tl_cli.fetch import write_text
@@ -62,6 +62,21 @@ def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> 
     with store.reported():
         for path in files:
             store.client.log_artifact(run.info.run_id, str(path), f"inspect/{view}")
+
+
+def dataset_inputs(spec: DataSpec) -> list[DatasetInput]:
+    """Return the parts of a data set as what a run trained, validated and was tested on."""
+    contexts: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "testing"}
+    return [
+        DatasetInput(dataset, [InputTag("mlflow.data.context", contexts[part])])
+        for part, dataset in datasets_of(spec).items()
+    ]
+
+
+def datasets_of(spec: DataSpec) -> dict[SplitName, Dataset]:
+    """Return the parts of a data set as MLflow knows data sets: by name and digest."""
+    name = Path(spec.source).name
+    return {part: dataset_of(f"{name}-{part}", spec.source, split) for part, split in spec.splits.items()}
 
 
 def dataset_of(name: str, source: str, split: Split) -> Dataset:

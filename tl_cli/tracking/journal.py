@@ -15,13 +15,14 @@ from typing import Annotated, Literal, Self
 
 from filelock import FileLock, Timeout
 from mlflow.entities import Metric
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from tl_cli.errors import StorageError, TrackingError
 from tl_cli.fetch import replacing
 
 JOURNAL = "journal.jsonl"
-Work = Literal["tag", "param", "file", "model"]
+Work = Literal["tag", "param", "file", "model", "data"]
+_PATIENCE_S = 30.0
 _CHECKSUM = 9  # bytes: a space and eight hexadecimal digits
 _INTEGERS = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Row = (
@@ -45,7 +46,7 @@ class Left:
     """A piece of work that the store did not take: a tag, a parameter, a file, or the model.
 
     Attributes:
-        name: of the tag or parameter; path of the file or folder.
+        name: of the tag or parameter; path of the file or folder; of the run's card, which says what its data are.
         value: of the tag or parameter; folder among the artifacts; what else the model's record needs, as JSON.
     """
 
@@ -68,10 +69,10 @@ def alone_with(path: Path) -> Iterator[None]:
     """Keep other processes from a journal: a run writes it, or its lines are sent and taken out, never both.
 
     Raises:
-        TrackingError: another process has not let go of it for two minutes.
+        TrackingError: another process does not let go of it.
         StorageError: the folder may not be written.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=120)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_PATIENCE_S)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -169,8 +170,9 @@ def _row(line: bytes) -> Row | None:
     if checksum and checksum != f" {zlib.crc32(text):08x}".encode():
         return None
     try:
-        return _ROW.validate_json(text, strict=True)
-    except ValidationError:
+        row = json.loads(text)
+        return _ROW.validate_python(tuple(row), strict=True) if isinstance(row, list) else None
+    except (ValueError, RecursionError):  # pydantic's are ValueErrors
         return None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 from mlflow.types.schema import AnyType
@@ -76,7 +77,10 @@ def _logged(run_id: str, weights: str) -> str | None:
     client = mlflow.MlflowClient()
     outputs = client.get_run(run_id).outputs
     for output in outputs.model_outputs if outputs else []:
-        model = client.get_logged_model(output.model_id)
+        try:
+            model = client.get_logged_model(output.model_id)
+        except MlflowException:  # somebody has deleted it
+            continue
         if model.params.get(_WEIGHTS) != weights:
             continue
         if model.status == LoggedModelStatus.READY:
@@ -88,7 +92,7 @@ def _logged(run_id: str, weights: str) -> str | None:
 def _is_registered(name: str, model_id: str) -> bool:
     quoted = name.replace("'", "''")
     versions = mlflow.MlflowClient().search_model_versions(f"name='{quoted}'")
-    return any(version.model_id == model_id for version in versions)
+    return any(version.source == f"models:/{model_id}" for version in versions)
 
 
 def _log(folder: Path, naming: Naming, weights: str) -> str:

@@ -10,13 +10,12 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import mlflow
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Dataset, Metric, Param
 
 from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
-from tl_cli.errors import StorageError, TrackingError, first_line
+from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
 from tl_cli.evaluation.logits import save_answers
-from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_of
+from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_inputs, datasets_of
 from tl_cli.tracking.journal import JOURNAL, Ending, Journal, Left, alone_with, read
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
 from tl_cli.tracking.models import Naming, log_model
@@ -27,7 +26,7 @@ from tl_cli.training.config import write_toml
 from tl_cli.training.events import EpochEnded, Event, LossSampled
 from tl_cli.training.outcome import Outcome
 from tl_cli.training.setup import Plan
-from tl_cli.training.state import CONFIG_FILE
+from tl_cli.training.state import CARD_FILE, CONFIG_FILE
 
 _FLUSH_EVERY_S = 3.0
 _SETTLE_EVERY_S = 0.25  # a killed process loses no more of its curves than that, and none that a checkpoint covers
@@ -79,6 +78,8 @@ class Recorder:
         self._last_warning = ""
         self._is_away = False
         self._has_left = False  # work for sync
+        self._is_kept = True  # whether all points are in the journal
+        self._params: frozenset[str] = frozenset()  # that the store has
         self._open = ExitStack()  # the journal, and the lock that keeps others from it
         self.is_described = False
         self.run_id = ""
@@ -96,7 +97,7 @@ class Recorder:
                 tags=tags,
                 log_system_metrics=True,
             )
-        except MlflowException as error:
+        except Exception as error:
             raise TrackingError(f"cannot start a run: {first_line(error)}") from error
         self.run_id, self.run_name = run.info.run_id, run.info.run_name
         try:
@@ -106,7 +107,7 @@ class Recorder:
         except BaseException as error:
             self._open.close()
             self._end(type(error))
-            if isinstance(error, MlflowException):
+            if isinstance(error, Exception) and not isinstance(error, TlError):
                 raise TrackingError(f"cannot start a run: {first_line(error)}") from error
             raise
         self._thread.start()
@@ -119,6 +120,7 @@ class Recorder:
             try:
                 self.settle()
             except StorageError:
+                self._is_kept = False
                 self._points.extend(self._noted())  # the store may have room
             self._closing.set()
             self._thread.join(timeout=_LAST_WAIT_S)
@@ -175,7 +177,8 @@ class Recorder:
     def log_start(self, plan: Plan, command: str, contact_sheet: Path) -> None:
         """Record what the run is about to do: every effective setting, the data, the config, one batch as a picture."""
         config_file = self.folder / CONFIG_FILE
-        write_toml(config_file, plan.config)
+        if not config_file.exists():
+            write_toml(config_file, plan.config)
         settings: dict[str, object] = {
             **plan.config.model_dump(),
             "device": plan.machine.device.type,
@@ -183,7 +186,8 @@ class Recorder:
             "preprocessing": plan.classifier.preprocessing.model_dump_json(),
             "num_classes": len(plan.data.classes),
         }
-        params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in settings.items()]
+        # Of a run that was killed meanwhile some are there, and are not changed.
+        params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in settings.items() if key not in self._params]
         self._try(
             lambda: self._store.client.log_batch(self.run_id, params=params),
             *(Left("param", param.key, param.value) for param in params),
@@ -223,7 +227,7 @@ class Recorder:
             save_answers(logits, outcome.test_answers, outcome.test_ids, plan.data.classes)
             self._log_file(logits, EVALUATIONS)
         model_id = self._log_model(plan, best, register)
-        datasets = _datasets(plan.data.spec)
+        datasets = datasets_of(plan.data.spec)
         for key, (value, part) in results.items():
             self._put_result(key, value, model_id, datasets[part] if part else None)
         self._set_note(_note(plan, self.run_id, command, outcome))
@@ -234,17 +238,15 @@ class Recorder:
         Args:
             card: what that model's folder says.
         """
-        model_id, measured_on = self._log_model(plan, best, None), _datasets(plan.data.spec)["val"]
+        model_id, measured_on = self._log_model(plan, best, None), datasets_of(plan.data.spec)["val"]
         self._put_result("best/val_accuracy", card.val_accuracy or 0.0, model_id, measured_on)
         self._put_result("best/epoch", card.epoch, model_id, None)
 
     def _log_data(self, spec: DataSpec) -> None:
-        contexts: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "testing"}
-        inputs = [
-            DatasetInput(dataset, [InputTag("mlflow.data.context", contexts[part])])
-            for part, dataset in _datasets(spec).items()
-        ]
-        self._try(lambda: self._store.client.log_inputs(self.run_id, inputs))
+        self._try(
+            lambda: self._store.client.log_inputs(self.run_id, dataset_inputs(spec)),
+            Left("data", str(self.folder / CARD_FILE), ""),
+        )
 
     def _log_file(self, path: Path, folder: str | None = None) -> None:
         self._try(
@@ -298,6 +300,10 @@ class Recorder:
                 waiting.append(self._points.popleft())
             waiting = self._flush(waiting)
         self._has_left |= bool(waiting)
+        if waiting and not self._is_kept:
+            self._warn(
+                f"{len(waiting)} points of the curves are lost: neither the disk nor the tracking store took them"
+            )
 
     def _flush(self, points: list[Metric]) -> list[Metric]:
         """Send what waits; return what the store did not take, to be tried again."""
@@ -339,6 +345,7 @@ class Recorder:
         there = self._store.client.get_run(self.run_id).data
         # The last thing that a beginning leaves, unless it was killed.
         self.is_described = _NOTE in there.tags
+        self._params = frozenset(there.params)
         for key in there.metrics:
             points += self._store.client.get_metric_history(self.run_id, key)
         self._seen = {(point.key, point.step) for point in points}
@@ -355,6 +362,9 @@ class Recorder:
         if not self._is_away or self._store.answers():
             try:
                 return call()
+            except UsageError as error:  # what was to be recorded is damaged
+                self._warn(f"not recorded: {first_line(error)}")
+                return None
             except Exception as error:  # whatever it answers, and whatever that makes of its client
                 self._warn_once(error)
         if left:
@@ -377,11 +387,6 @@ def _let_go(run_id: str) -> None:
     with suppress(AttributeError, KeyError):
         fluent._active_run_stack.get().clear()
         fluent.run_id_to_system_metrics_monitor.pop(run_id).finish()
-
-
-def _datasets(spec: DataSpec) -> dict[SplitName, Dataset]:
-    name = Path(spec.source).name
-    return {part: dataset_of(f"{name}-{part}", spec.source, split) for part, split in spec.splits.items()}
 
 
 def _values(event: LossSampled | EpochEnded) -> dict[str, float]:

@@ -365,8 +365,9 @@ def _store_lock(database: Path | None) -> Iterator[None]:
         if database is not None and database.absolute().parent != Path.cwd():
             there = database.parent / STATE_ROOT
             path = there / path.name if there.is_dir() else database.with_name(f".{database.name}.lock")
-            if not os.access(path.parent, os.W_OK):
-                path = STATE_ROOT / path.name
+            # Another person's lock may not be one's own.
+            if not os.access(path if path.exists() else path.parent, os.W_OK):
+                path = STATE_ROOT / ".store.lock"
         lock = FileLock(path, timeout=120)
         lock.acquire()
     except Timeout as error:

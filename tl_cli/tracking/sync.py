@@ -1,12 +1,18 @@
 """What a run's journal has and its store has not: sent when the store can be reached again."""
 
+import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
 
+from tl_cli.errors import UsageError, first_line
+from tl_cli.models.bundle import read_card
+from tl_cli.tracking.evaluations import dataset_inputs
 from tl_cli.tracking.journal import JOURNAL, Left, alone_with, forget_left, read
 from tl_cli.tracking.listing import status_of
 from tl_cli.tracking.models import Naming, log_model
@@ -14,15 +20,22 @@ from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.store import STATE_ROOT, Store
 
 _BATCH = 1000  # what a store takes at once
+# What a store answers to what it would not take another time either.
+_FOR_EVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What a run was missing in its store: points of its curves, other pieces of its record, and how it ended."""
+    """What a run was missing in its store: points of its curves, other pieces of its record, and how it ended.
+
+    Attributes:
+        refused: what the store will never take, and why: it is not tried again.
+    """
 
     points: int
     pieces: int
     status: str | None
+    refused: tuple[str, ...] = ()
 
 
 def journaled_runs() -> list[str]:
@@ -46,19 +59,26 @@ def sync(store: Store, run: Run) -> Synced:
     path = store.state_folder(run) / JOURNAL
     if not path.exists():
         return Synced(0, 0, None)
-    with alone_with(path):
+    # In a folder that may not be written nobody writes a journal.
+    with alone_with(path) if os.access(path.parent, os.W_OK) else nullcontext():
         return _sync(store, run, path)
 
 
 def _sync(store: Store, run: Run, path: Path) -> Synced:
     run_id = str(run.info.run_id)
     recorded = read(path, run_id)
+    refused: list[str] = []
     with store.reported():
         waiting = missing(store, run_id, recorded.points)
         for start in range(0, len(waiting), _BATCH):
             store.client.log_batch(run_id, metrics=waiting[start : start + _BATCH])
         for work in recorded.left:
-            _do(store, run_id, work)
+            try:
+                _do(store, run_id, work)
+            except (MlflowException, UsageError, UnicodeError) as error:
+                if isinstance(error, MlflowException) and error.error_code not in _FOR_EVER:
+                    raise
+                refused.append(f"the {work.kind} {work.name}: {first_line(error)}")
         status = None
         if recorded.ending is not None and run.info.status == "RUNNING":
             status = recorded.ending.status
@@ -67,7 +87,7 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
         forget_left(path)
     if waiting or recorded.left or status:
         refresh(store, [str(run.info.experiment_id)])
-    return Synced(len(waiting), len(recorded.left), status)
+    return Synced(len(waiting), len(recorded.left) - len(refused), status, tuple(refused))
 
 
 def _do(store: Store, run_id: str, work: Left) -> None:
@@ -76,6 +96,9 @@ def _do(store: Store, run_id: str, work: Left) -> None:
         store.client.set_tag(run_id, work.name, work.value)
     elif work.kind == "param":
         store.client.log_param(run_id, work.name, work.value)
+    elif work.kind == "data":
+        path = Path(work.name)
+        store.client.log_inputs(run_id, dataset_inputs(read_card(path.parent, path.name).data))
     elif work.kind == "file":
         if Path(work.name).exists():
             store.client.log_artifact(run_id, work.name, work.value or None)

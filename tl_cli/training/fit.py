@@ -203,7 +203,8 @@ def _judge_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer
 
 def _is_enough(plan: Plan, phase: Phase, counters: Counters) -> bool:
     """Whether early stopping ends the run; a head that has learned all it can must not keep the rest from training."""
-    if not plan.config.early_stop or phase is not plan.phases[-1]:
+    # Without a best model there is none to stop at: a run that goes on may have lost it.
+    if not plan.config.early_stop or phase is not plan.phases[-1] or not counters.best_epoch:
         return False
     return counters.epoch - max(counters.best_epoch, phase.first - 1) >= plan.config.early_stop
 

@@ -188,19 +188,22 @@ class TrainState:
         if not self.counters.best_epoch:
             return []
         lost = f"the best model, of epoch {self.counters.best_epoch}, is not in {folder}"
+        problems = [f"{lost}; the best model of the epochs that are left will be kept instead"]
         try:
-            # That of a later epoch will come again.
-            if bundle.verified_card(folder).epoch >= self.counters.best_epoch:
-                return []
+            there = bundle.verified_card(folder).epoch
         except WeightsError as error:
-            lost = first_line(error)
+            problems = [f"{first_line(error)}; the best model of the epochs that are left will be kept instead"]
+        else:
+            if there == self.counters.best_epoch:
+                return []
+            if there > self.counters.best_epoch:
+                # Its epoch comes again, and nothing before it can be had any more.
+                problems = []
         none = Counters()
-        self.counters.best_epoch, self.counters.best_val_accuracy, self.counters.best_val_loss = (
-            none.best_epoch,
-            none.best_val_accuracy,
-            none.best_val_loss,
-        )
-        return [f"{lost}; the best model of the epochs that are left will be kept instead"]
+        self.counters.best_epoch = none.best_epoch
+        self.counters.best_val_accuracy = none.best_val_accuracy
+        self.counters.best_val_loss = none.best_val_loss
+        return problems
 
 
 def checkpoints(folder: Path) -> list[Path]:

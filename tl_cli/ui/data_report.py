@@ -199,7 +199,8 @@ def _print_doubts(console: Console, findings: Findings, doubts: Doubts) -> None:
         return
     classes = findings.found.classes
     if doubts.left_out:
-        console.print(plain(f"not compared, for want of a second image: {some(doubts.left_out)}", "yellow", limit=400))
+        single = f"not compared, for want of a second image among those looked at: {some(doubts.left_out)}"
+        console.print(plain(single, "yellow", limit=400))
     if len(doubts.suspects) > doubts.compared / 2:
         console.print(plain(f"{doubts.model} cannot tell these classes apart: its doubts say little", "yellow"))
     compared = f"{len(doubts.suspects):,} of {doubts.compared:,} labels"
