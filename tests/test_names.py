@@ -5,13 +5,16 @@ import json
 import math
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
+from PIL import Image
 from rich.console import Console
 
 from tests.conftest import Result, write_pictures
@@ -152,6 +155,28 @@ def test_a_saved_model_may_name_its_classes_and_what_made_it_as_it_likes(
     said_safely(tl, "inspect", exported, codes=(1, 2))
     new = set(workplace.rglob("*")) - before
     assert all(path.is_relative_to(exported) or path.name.startswith("model") for path in new), new
+
+
+@IN_A_WORKPLACE
+@given(classes=st.lists(NAMES, min_size=2, max_size=20, unique=True), texts=st.lists(NAMES, min_size=20, max_size=20))
+def test_folders_and_files_may_be_called_what_a_disk_takes(
+    classes: list[str], texts: list[str], tl, workplace: Path
+) -> None:
+    root = workplace / "data"
+    shutil.rmtree(root, ignore_errors=True)
+    rng = np.random.default_rng(0)
+    for name, text in zip(classes, texts, strict=False):
+        with suppress(OSError, ValueError):  # what no disk takes
+            folder = root / name.replace("/", "_")
+            folder.mkdir(parents=True)
+            for number in range(10):
+                picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+                picture.save(folder / f"{text.replace('/', '_')}{number}.png")
+    said_safely(tl, "data", "check", root, "--no-labels", codes=(0, 2))
+    json.loads(said_safely(tl, "data", "check", root, "--no-labels", "--json", codes=(0, 2)).out or "{}")
+    train = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--data", root, "--dry-run")
+    said_safely(tl, *train, codes=(0, 2))
+    assert {path.name for path in workplace.iterdir()} <= {"mlflow.db", "mlruns", "data"}
 
 
 @IN_A_WORKPLACE
