@@ -176,15 +176,11 @@ def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
     found = []
     for epochs, frozen in ((1, False), (_HEAD_EPOCHS, True)):
         work = Work("efficientnet_b0", bench.size or NATIVE, epochs, frozen=frozen, steps=bench.steps)
-        pictures, weights = (
-            bench.material.pictures(bench.count),
-            str(bench.material.weights(work.model, work.input_size)),
-        )
+        pictures = bench.material.pictures(bench.count)
+        weights = str(bench.material.weights(work.model, work.input_size))
         rounds = alternate({"tl": partial(engine.told, work, pictures, bench, weights)}, bench.rounds)["tl"]
-        each, ends = (
-            1000 * median(told.training / told.steps for told in rounds),
-            1000 * median(told.at_ends / epochs for told in rounds),
-        )
+        each = 1000 * median(told.training / told.steps for told in rounds)
+        ends = 1000 * median(told.at_ends / epochs for told in rounds)
         found.append(
             Comparison(
                 work=f"telling observers, {_words(work, pictures)}",

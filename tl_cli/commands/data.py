@@ -83,8 +83,9 @@ def check(
         typer.echo(json.dumps(as_data(findings, doubts), indent=2))
     else:
         print_findings(console, findings, doubts)
-    same = [group for group in (*findings.across(), *findings.conflicting()) if group.exact]
-    if strict and (found.faults or findings.bad() or same):
+    if strict and (
+        found.faults or findings.bad() or any(group.exact for group in (*findings.across(), *findings.conflicting()))
+    ):
         raise typer.Exit(1)
 
 

@@ -62,11 +62,8 @@ def open_source(source: str, data_dir: str | None, progress: Progress = silent) 
         DataError: the source is unknown or has no images.
         DownloadError: it must be fetched and cannot be.
     """
-    source = locate(source)
-    if source not in SETS and Path(source).is_dir():
-        return folder.scan(Path(source), lenient=True)
-    found = _open(source, cache_folder(data_dir), progress, fewest=1)
-    return found if len(found.classes) > 1 else replace(found, faults=("there is but one class",))
+    found = _open(locate(source), cache_folder(data_dir), progress, lenient=True)
+    return found if found.faults or len(found.classes) > 1 else replace(found, faults=("there is but one class",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +236,12 @@ def cache_folder(data_dir: str | None) -> Path:
     return Path(data_dir).expanduser() if data_dir else cache_root() / "data"
 
 
-def _open(source: str, cache: Path, progress: Progress, *, fewest: int = 2) -> Found:
+def _open(source: str, cache: Path, progress: Progress, *, fewest: int = 2, lenient: bool = False) -> Found:
     if source in SETS:
         return published.open_set(SETS[source], cache, progress)
     path = Path(source)
     if path.is_dir():
-        return folder.scan(path, fewest=fewest)
+        return folder.scan(path, fewest=fewest, lenient=lenient)
     if _is_listing(path):
         return listing.scan(path)
     return archive.scan(path, cache, progress) if archive.is_archive(path.name) else folder.scan(path)
