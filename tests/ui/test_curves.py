@@ -1,6 +1,8 @@
 import math
 
+import numpy as np
 import pytest
+from scipy.signal import savgol_filter
 
 from tests.ui.test_charts import history
 from tl_cli.training.history import EpochPoint, History
@@ -30,7 +32,7 @@ def test_the_best_epoch_and_the_test_stand_on_their_values() -> None:
     assert line(loss_by_epoch([history()]), "test").points == [(10, 0.3)]
     ((x, value),) = line(loss_by_step([history()]), "best, epoch 10").points
     assert x == 500
-    assert value == line(loss_by_step([history()]), "running mean").points[-1][1]
+    assert value == line(loss_by_step([history()]), "moving average").points[-1][1]
 
 
 def test_averaged_weights_are_a_line_and_may_be_the_best() -> None:
@@ -72,17 +74,49 @@ def test_the_last_epochs_are_shown_in_every_panel() -> None:
     assert line(minutes, "batch").points[-1][0] - line(minutes, "batch").points[0][0] == pytest.approx(1, abs=0.02)
 
 
-def test_smoothing_follows_the_wish_and_else_the_number_of_points() -> None:
-    assert [value for _, value in smooth([(float(x), 3.0) for x in range(50)])] == pytest.approx([3.0] * 50)
-    assert smooth([(1.0, math.nan), (2.0, 4.0)]) == [(2.0, pytest.approx(4.0))]
+@pytest.mark.parametrize(("count", "span"), [(3, 3), (21, 11), (22, 11), (365, 11), (365, 201), (40, 4001)])
+def test_the_moving_average_is_the_filter_of_savitzky_and_golay(count: int, span: int) -> None:
+    values = np.random.default_rng(count).exponential(size=count)
+    places = np.cumsum(np.random.default_rng(span).integers(1, 9, count))
+    wide = min(span, count - 1 + count % 2)  # SciPy refuses a window that is longer than the curve
+    expected = savgol_filter(values, wide, polyorder=1, mode="interp")
+    found = smooth(list(zip(places.tolist(), values.tolist(), strict=True)), span)
+    assert [x for x, _ in found] == places.tolist()
+    assert [y for _, y in found] == pytest.approx(expected.tolist(), rel=1e-9)
+
+
+def test_a_falling_loss_lies_on_both_sides_of_its_moving_average() -> None:
+    random = np.random.default_rng(0)
+    for count in (25, 60, 115, 365):
+        losses = 2.3 * np.exp(-np.arange(count) / count * 3) * random.lognormal(0, 0.15, count)
+        drawn = loss_by_step([History("x", list(enumerate(losses.tolist(), 1)))])
+        average = [y for _, y in line(drawn, "moving average").points]
+        assert 0.35 < np.mean(np.array(average) > losses) < 0.65, count
+
+
+def test_the_first_and_the_last_of_a_straight_fall_are_on_its_line() -> None:
+    fall = [(float(step), 3 - step / 50) for step in range(100)]
+    for weight in (None, 0.5, 0.9, 0.99):
+        average = line(loss_by_step([History("x", fall)], Wanted(smooth=weight)), "moving average").points
+        assert [y for _, y in average] == pytest.approx([y for _, y in fall]), weight
+
+
+def test_a_moving_average_leaves_out_what_is_not_finite_and_forgets_what_is_huge() -> None:
+    assert smooth([(1.0, math.nan), (2.0, 4.0)], 11) == [(2.0, 4.0)]
+    huge = [(step, 1e100 if step == 20 else 1.0) for step in range(100)]
+    assert [y for _, y in smooth(huge, 11)][26:] == pytest.approx([1.0] * 74)
+
+
+def test_smoothing_is_as_long_as_asked_for_and_else_by_the_number_of_points() -> None:
     none = loss_by_step([history()], Wanted(smooth=0))
     assert [each.label for each in none.lines if each.kind != "best"] == ["batch"]
-    strong, weak = (line(loss_by_step([history()], Wanted(smooth=w)), "running mean").points for w in (0.99, 0.1))
-    assert strong[-1][1] > weak[-1][1]
-    # A step from 0 to 1 in the middle of many points: after a 50th of them, the mean is most of the way there.
-    many = History("x", [(step, float(step > 50_000)) for step in range(1, 100_001)])
-    mean = dict(line(loss_by_step([many]), "running mean").points)
-    assert mean[52_000] == pytest.approx(1 - math.exp(-1), abs=0.01)
+    # A step from 0 to 1: as far from it as half of the span, the average has arrived.
+    for count, weight, half in ((100_000, None, 1000), (200, None, 5), (100, 0.9, 9), (100, 0.75, 3)):
+        middle = count // 2
+        steps = History("x", [(step, float(step > middle)) for step in range(1, count + 1)])
+        average = dict(line(loss_by_step([steps], Wanted(smooth=weight)), "moving average").points)
+        assert average[middle + half] < 1 - 1e-9, (count, weight)
+        assert average[middle + half + 1] == pytest.approx(1), (count, weight)
 
 
 def test_points_that_are_not_drawn_are_named() -> None:

@@ -77,7 +77,8 @@ def plot(
         float | None,
         typer.Option(
             min=0, max=0.9999, metavar="WEIGHT", rich_help_panel=_DRAWN,
-            help="Weight of the past in the running mean; 0: none. By default it looks back over a 50th of the points.",
+            help="Moving average: 0 for none, towards 1 for a longer one (span 2 / (1 - WEIGHT) - 1 points). "
+            "Default: span 1/50 of the points.",
         ),
     ] = None,
     log: Annotated[

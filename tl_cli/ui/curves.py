@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from tl_cli.training.history import History
 
 XAxis = Literal["step", "epoch", "time"]
@@ -19,10 +21,10 @@ Points = list[tuple[float, float]]
 TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR, MARK_COLOUR = "blue", "orange", "magenta", "grey"
 FORMATS = (".png", ".svg", ".pdf")  # of pictures
 COLOURS = ("blue", "orange", "magenta", "green", "yellow", "cyan", "black")
-_FEWEST = 10  # samples in the running mean
+_FEWEST = 10  # samples in the moving average
 _TIMES = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 _LARGEST = 1e290  # beyond it differences overflow
-_SHARE = 50  # of the samples shown, the running mean looks back over one in so many
+_SHARE = 50  # the moving average spans one in so many of the samples shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class Wanted:
     Attributes:
         metrics: by name; empty for the usual ones.
         x: of all panels; None for steps where batches are drawn, and epochs where epochs are.
-        smooth: weight of the past in the running mean, 0 for none; None: by how many points are shown.
+        smooth: weight of an exponential average that looks back over as many points as the moving average spans, 0 for
+            none; None: by how many points are shown.
         log: losses and learning rates on a logarithmic axis, and everything that was asked for by name.
         last: only so much at the end of the x axis: epochs, or steps or minutes where x is these.
     """
@@ -115,13 +118,13 @@ def is_usual(histories: Sequence[History], wanted: Wanted) -> bool:
 
 
 def loss_by_step(histories: Sequence[History], wanted: Wanted | None = None) -> Panel:
-    """Return the iteration loss: of one run its samples and their running mean, of several the running means."""
+    """Return the iteration loss: of one run its samples and their moving average, of several the averages."""
     wanted = wanted or Wanted()
     axis = _XAxis.of(histories, wanted, "step")
     lines: list[Line] = []
     for place, history in enumerate(histories):
         points = axis.place(history, history.losses)
-        lines += _smoothed(points, wanted, _colour(histories, place), _label(histories, place, "running mean"),
+        lines += _smoothed(points, wanted, _colour(histories, place), _label(histories, place, "moving average"),
                            raw_label="batch" if len(histories) == 1 else None)  # fmt: skip
     lines += _best_points(histories, axis, lines=lines)
     # Beside the loss by epoch, which has the same axis then, this is the one of batches.
@@ -162,7 +165,7 @@ def metric_panel(histories: Sequence[History], name: str, wanted: Wanted) -> Pan
     for place, history in enumerate(histories):
         points = axis.place(history, history.others.get(name, []))
         single = len(histories) == 1
-        lines += _smoothed(points, wanted, _colour(histories, place), _label(histories, place, "running mean"),
+        lines += _smoothed(points, wanted, _colour(histories, place), _label(histories, place, "moving average"),
                            raw_label="recorded" if single else None)  # fmt: skip
     # A fraction, as tl records them; others record percent under such a name.
     values = [value for history in histories for _, value in history.others.get(name, [])]
@@ -200,20 +203,26 @@ def drawn_points(panel: Panel, line: Line) -> Points:
     ]
 
 
-def smooth(points: Sequence[tuple[float, float]], weight: float = 0.9) -> Points:
-    """Return the running mean with exponential weights, without the bias towards zero at its start.
+def smooth(points: Sequence[tuple[float, float]], span: int) -> Points:
+    """Return the moving average over ``span`` points, an odd number, centred on each.
 
-    As TensorBoard's smoothing; the correction is Adam's (Kingma and Ba, 2015).
+    Near either end, where a window has one side only, it is the least-squares line through the outermost ``span``
+    points: the filter of Savitzky and Golay (1964) of degree 1. A mean of the past alone lies above a falling loss.
     """
-    smoothed: Points = []
-    total = share = 0.0
-    for place, value in points:
-        if not math.isfinite(value):
-            continue
-        total = weight * total + (1 - weight) * value
-        share = weight * share + (1 - weight)
-        smoothed.append((place, total / share))
-    return smoothed
+    finite = [(x, y) for x, y in points if math.isfinite(y)]
+    half = min(span, len(finite) - 1) // 2
+    if half < 1:
+        return finite
+    values = np.array([y for _, y in finite])
+    averages = np.empty_like(values)
+    width = 2 * half + 1
+    # Not by differences of running sums, in which one huge loss leaves nothing of those after it.
+    averages[half : len(values) - half] = np.convolve(values, np.full(width, 1 / width), mode="valid")
+    offsets = np.arange(width) - half
+    for window, outer in ((slice(0, width), slice(0, half)), (slice(-width, None), slice(-half, None))):
+        slope = offsets @ values[window] / (offsets @ offsets)
+        averages[outer] = values[window].mean() + slope * offsets[outer]
+    return [(x, float(average)) for (x, _), average in zip(finite, averages, strict=True)]
 
 
 def _by_epoch(
@@ -279,13 +288,15 @@ def _panel(
 
 
 def _smoothed(points: Points, wanted: Wanted, colour: str, label: str, *, raw_label: str | None) -> list[Line]:
-    """Return samples with their running mean over them; the mean alone where there is no label for the samples."""
-    weight = wanted.smooth
-    if weight is None:
-        weight = 1 - 1 / max(_FEWEST, len(points) / _SHARE) if len(points) > 2 * _FEWEST else 0.0
-    if weight == 0:
+    """Return samples under their moving average; the average alone where there is no label for the samples."""
+    if wanted.smooth is None:
+        span = max(_FEWEST, len(points) / _SHARE) if len(points) > 2 * _FEWEST else 0.0
+    else:
+        # As many points as an exponential average with this weight looks back over.
+        span = 2 / (1 - wanted.smooth) - 1 if wanted.smooth else 0.0
+    if not span:
         return [Line(points, colour, label=raw_label if raw_label is not None else label)]
-    mean = Line(smooth(points, weight), colour, label=label)
+    mean = Line(smooth(points, round(span) // 2 * 2 + 1), colour, label=label)
     return [mean] if raw_label is None else [Line(points, MARK_COLOUR, "samples", raw_label), mean]
 
 
