@@ -9,6 +9,7 @@ from PIL import Image
 from tests.conftest import tl_process
 from tests.tracking.test_listing import dead_run
 from tests.tracking.test_run import epoch, recorder
+from tl_cli.errors import Interrupted
 from tl_cli.tracking.store import open_store
 from tl_cli.training.events import LossSampled
 
@@ -155,6 +156,40 @@ def test_following_shows_epochs_as_they_end_and_ends_with_the_run(workplace: Pat
     assert process.exitcode == 0
     assert b"\x1b" not in said
     assert b"loss by step" in said
+
+
+def test_following_beside_a_training_that_has_not_begun_waits_for_it(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tl_cli.tracking.run._FLUSH_EVERY_S", 0.1)
+    record("old")
+    process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
+    read_until(stream, b"no run is training yet")
+    made = record("new", epochs=1, end=False)
+    read_until(stream, b"epoch 1")
+    made.__exit__(None, None, None)
+    said = read_until(stream, b"the run is complete")
+    process.join(30)
+    assert process.exitcode == 0
+    assert f"new  {made.run_id[:8]}".encode() in said
+
+
+def test_the_run_that_was_resumed_last_is_followed_and_is_the_latest(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tl_cli.tracking.run._FLUSH_EVERY_S", 0.1)
+    killed = record("killed", epochs=1, end=False)
+    killed.__exit__(Interrupted, Interrupted(15), None)
+    newer = record("newer")
+    store = open_store(None)
+    assert store.find("latest").info.run_id == newer.run_id
+    resumed = recorder(store, run_id=killed.run_id)
+    resumed.__enter__()
+    assert store.find("latest").info.run_id == killed.run_id
+    process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
+    read_until(stream, b"epoch 1")
+    resumed(epoch(2, 20))
+    read_until(stream, b"epoch 2")
+    resumed.__exit__(None, None, None)
+    said = read_until(stream, b"the run is complete")
+    process.join(30)
+    assert killed.run_id[:8].encode() in said
 
 
 def test_ctrl_c_leaves_the_run_alone(workplace: Path, monkeypatch) -> None:

@@ -28,6 +28,24 @@ def dead_run(store: Store, beat: float | None = None) -> str:  # noqa: F811
     return str(store.client.create_run(store.experiment("tl"), run_name="gone", tags=tags).info.run_id)
 
 
+@pytest.mark.parametrize(
+    ("params", "ends"),
+    [
+        ({"freeze_epochs": 5, "epochs": 15, "unfreeze_stages": 1}, (5, 15)),
+        ({"freeze_epochs": 0, "epochs": 3, "unfreeze_stages": 1}, (0, 3)),
+        ({"freeze_epochs": 2, "epochs": 9, "unfreeze_stages": 3}, (2, 4, 6, 9)),
+        ({"epochs": 9}, ()),
+        ({"freeze_epochs": "x", "epochs": 9, "unfreeze_stages": 0}, ()),
+        ({"freeze_epochs": 5, "epochs": 15, "unfreeze_stages": 0}, ()),
+    ],
+)
+def test_phases_are_known_where_their_settings_are_recorded(store: Store, params, ends) -> None:  # noqa: F811
+    run = store.client.create_run(store.experiment("tl"))
+    for name, value in params.items():
+        store.client.log_param(run.info.run_id, name, value)
+    assert facts(store, run.info.run_id).phase_ends == ends
+
+
 def silent_run(store: Store) -> str:  # noqa: F811
     tags = {"tl.version": "0", "tl.host": "far", PROCESS_TAG: "far/boot 7 1", HEARTBEAT_TAG: str(time.time() - 3600)}
     return str(store.client.create_run(store.experiment("tl"), run_name="far", tags=tags).info.run_id)

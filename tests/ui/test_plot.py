@@ -1,4 +1,5 @@
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -95,7 +96,31 @@ def test_a_followed_run_says_how_far_it_is() -> None:
     one.epochs = [replace(point, seconds=30.0) for point in one.epochs]
     follower.show([(FACTS, one)], Wanted())
     screen.print(follower)
-    assert "epoch 10/12, 1:00 left" in text_of(screen)
+    assert re.search(r"epoch 10/12 .* 1:00 left\s", text_of(screen))
+
+
+@pytest.mark.parametrize(
+    ("done", "left"),
+    [
+        (0, "epoch 0/12 "),  # nothing is known yet
+        (2, "6.0 s left in this phase"),  # three epochs of the head, two seconds each
+        (5, "epoch 5/12 "),  # the head's epochs say nothing of fine-tuning
+        (6, "1:00 left in this phase"),  # two more of the first stage, 30 seconds each
+        (9, "2:30 left "),  # three more of the second, 50 seconds each
+    ],
+)
+def test_the_time_left_is_by_the_epochs_of_the_phase(done: int, left: str) -> None:
+    seconds = [2.0] * 5 + [30.0] * 3 + [50.0] * 4
+    facts = replace(FACTS, phase_ends=(5, 8, 12))
+    one = history(epochs=12)
+    one.epochs = [replace(point, seconds=each) for point, each in zip(one.epochs, seconds, strict=True)][:done]
+    screen = console(120)
+    follower = FollowScreen(screen)
+    follower.show([(facts, one)], Wanted())
+    screen.print(follower)
+    (line,) = [line for line in text_of(screen).splitlines() if line.startswith(f"epoch {done}/12")]
+    assert left in line
+    assert ("left" in line) == ("left" in left)
 
 
 def test_lines_of_a_followed_run_come_once_each() -> None:

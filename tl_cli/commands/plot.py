@@ -42,7 +42,7 @@ def plot(
         typer.Argument(
             metavar="RUN",
             help="Ids or their beginnings, names, latest, best; a comparison stands for its trainings. "
-            "Several are drawn over each other. By default the latest.",
+            "Several are drawn over each other. Default: the latest; with --follow the one that is training.",
             autocompletion=complete_run,
         ),
     ] = None,
@@ -52,7 +52,8 @@ def plot(
     follow: Annotated[
         bool,
         typer.Option(
-            "--follow", "-f", help="Draw a run in the terminal as it goes on, until it ends.", rich_help_panel=_WHERE
+            "--follow", "-f", rich_help_panel=_WHERE,
+            help="Follow a run in the terminal until it ends; without RUN, wait for one that trains.",
         ),
     ] = False,
     output: Annotated[
@@ -106,9 +107,9 @@ def plot(
     from tl_cli.ui.curves import Wanted
 
     store = open_store(tracking_uri)
-    found = _find(store, list(dict.fromkeys(runs or ["latest"])))
     wanted = Wanted((), x, smooth, log, last)
     console = make_console()
+    found = _training(store, console) if follow and not runs else _find(store, list(dict.fromkeys(runs or ["latest"])))
     if follow:
         _follow(store, found, wanted, tuple(metric or ()), console)
         return
@@ -144,6 +145,23 @@ def _find(store: "Store", names: Sequence[str]) -> "list[Run]":
         for each in (children_of(store, run.info.run_id) if is_parent(run) else []) or [run]:
             found.setdefault(each.info.run_id, each)
     return list(found.values())
+
+
+def _training(store: "Store", console: "Console") -> "list[Run]":
+    """Return the run that trains now, of several the one that was started or resumed last; wait until there is one."""
+    from tl_cli.tracking.listing import status_of
+    from tl_cli.tracking.store import is_parent, started_or_resumed
+
+    has_said = False
+    while True:
+        recorded = store.runs(matching="attributes.status = 'RUNNING'")
+        running = [run for run in recorded if not is_parent(run) and status_of(run) == "running"]
+        if running:
+            return [max(running, key=started_or_resumed)]
+        if not has_said:
+            console.print("no run is training yet; waiting for one (Ctrl-C to stop, tl plot --terminal for the latest)")
+            has_said = True
+        time.sleep(_POLL_S)
 
 
 def _read(store: "Store", runs: "Sequence[Run]", wanted: "Wanted") -> "list[tuple[RunFacts, History]]":

@@ -13,6 +13,7 @@ from tl_cli.errors import UsageError
 from tl_cli.tracking.history import read_sparks
 from tl_cli.tracking.liveness import HOST_TAG, State, state_of
 from tl_cli.tracking.store import CHILD_TAG, Store, dataset_digest, is_parent, last_seen, named
+from tl_cli.training.config import phase_ends
 from tl_cli.training.record import Differences, Kind, RunFacts, Status
 
 _STATUS: Mapping[str, Status] = {
@@ -225,7 +226,16 @@ def _facts(run: Run, experiment: str) -> RunFacts:
         best_epoch=_whole(best_epoch),
         test_accuracy=metrics.get("test/accuracy"),
         val_digest=dataset_digest(run, "validation"),
+        phase_ends=_phase_ends(params),
     )
+
+
+def _phase_ends(params: Mapping[str, str]) -> tuple[int, ...]:
+    recorded = [_whole(params.get(name)) for name in ("freeze_epochs", "epochs", "unfreeze_stages")]
+    known = [number for number in recorded if number is not None]
+    if len(known) < len(recorded) or not 0 < known[2] <= known[1]:
+        return ()
+    return phase_ends(*known)
 
 
 def _kind(run: Run) -> Kind:

@@ -26,7 +26,7 @@ from tl_cli.errors import (
     suggest,
     without_secrets,
 )
-from tl_cli.tracking.liveness import HEARTBEAT_TAG
+from tl_cli.tracking.liveness import HEARTBEAT_TAG, paused
 
 _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -100,11 +100,12 @@ class Store:
         """Return a context in which what MLflow raises becomes a TrackingError."""
         return _reported(self.uri)
 
-    def runs(self, experiment: str | None = None, *, removed: bool = False) -> list[Run]:
-        """Return the runs of one experiment, or of all, latest first.
+    def runs(self, experiment: str | None = None, *, removed: bool = False, matching: str = "") -> list[Run]:
+        """Return the runs of one experiment, or of all, latest start first.
 
         Args:
             removed: those that are removed, which MLflow can restore, instead of the others.
+            matching: a filter in MLflow's search syntax.
         """
         view = ViewType.DELETED_ONLY if removed else ViewType.ACTIVE_ONLY
         with _reported(self.uri):
@@ -113,7 +114,9 @@ class Store:
             found: list[Run] = []
             token = None
             while ids:
-                page = self.client.search_runs(ids, "", view, order_by=["attributes.start_time DESC"], page_token=token)
+                page = self.client.search_runs(
+                    ids, matching, view, order_by=["attributes.start_time DESC"], page_token=token
+                )
                 found += page
                 token = page.token
                 if not token:
@@ -152,13 +155,13 @@ class Store:
     def find(self, name: str) -> Run:
         """Return the run of that id, unique beginning of an id, or name.
 
-        ``latest`` is the latest training. ``best`` is, of the latest one's experiment, the run with the highest
-        validation accuracy on the same validation images.
+        ``latest`` is the training that was started or resumed last. ``best`` is, of the latest one's experiment, the
+        run with the highest validation accuracy on the same validation images.
 
         Raises:
             RunNotFoundError: none or several answer to it; the message lists what there is.
         """
-        runs = self.runs()
+        runs = sorted(self.runs(), key=started_or_resumed, reverse=True)
         if not runs:
             raise RunNotFoundError(f"there are no runs in {self.uri} yet; make one with tl train")
         if name == "latest":
@@ -306,6 +309,11 @@ def last_seen(run: Run) -> float:
     with suppress(ValueError):
         return max(float(run.info.start_time) / 1000, float(run.data.tags.get(HEARTBEAT_TAG, "")))
     return float(run.info.start_time) / 1000
+
+
+def started_or_resumed(run: Run) -> float:
+    """Return when a run was started, or resumed for the last time, in milliseconds since 1970."""
+    return float(max([run.info.start_time, *(end for _, end in paused(run.data.tags))]))
 
 
 def short_id(run: Run) -> str:

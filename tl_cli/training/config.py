@@ -27,6 +27,20 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Statistics = tuple[Finite, Finite, Finite]
 
 
+def phase_ends(freeze_epochs: int, epochs: int, stages: int) -> tuple[int, ...]:
+    """Return the last epoch of each phase: the head alone, then the stages of unfreezing.
+
+    Phases without epochs have the end of the one before.
+
+    Args:
+        freeze_epochs: epochs of the head phase.
+        epochs: of the whole run.
+        stages: of unfreezing.
+    """
+    # The last stages, in which the most layers train, get the epochs that are left over.
+    return tuple(freeze_epochs + stage * (epochs - freeze_epochs) // stages for stage in range(stages + 1))
+
+
 class TrainConfig(BaseModel):
     """The settings of one run.
 

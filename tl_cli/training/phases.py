@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from tl_cli.models.freezing import BatchNormMode
-from tl_cli.training.config import ScheduleName, TrainConfig
+from tl_cli.training.config import ScheduleName, TrainConfig, phase_ends
 from tl_cli.training.events import PhaseName
 
 # torch's OneCycleLR: start at 1/25 of the peak, end at 1/10,000 of the start, 30% of the steps to rise.
@@ -50,9 +50,8 @@ class Phase:
 def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
     """Return the phases of a config: the head alone, then everything, in stages where asked; either may be absent."""
     head = Phase("head", 1, config.freeze_epochs, config.lr, 0.0, "frozen")
-    lr, stages, tuned = config.unfreeze_lr, config.unfreeze_stages, config.epochs - config.freeze_epochs
-    # The last stages, in which the most trains, get the epochs that are left over.
-    ends = [config.freeze_epochs + stage * tuned // stages for stage in range(stages + 1)]
+    lr, stages = config.unfreeze_lr, config.unfreeze_stages
+    ends = phase_ends(config.freeze_epochs, config.epochs, stages)
     tune = [
         Phase("fine-tune", ends[stage - 1] + 1, ends[stage], lr, lr, config.bn, stage, stages)
         for stage in range(1, stages + 1)

@@ -21,6 +21,7 @@ class RunFacts:
         seconds: from its beginning to its end, or until it was last heard of.
         last_seen: seconds since 1970.
         epochs: complete ones, and how many were asked for.
+        phase_ends: last epoch of each phase, in order; empty where it is not recorded.
         val_accuracy: a fraction, of its best epoch.
         val_digest: of the validation images: accuracies on others cannot be compared with this one.
         is_best: of all runs listed with it, the highest validation accuracy on the same validation images.
@@ -45,6 +46,7 @@ class RunFacts:
     test_accuracy: float | None
     val_digest: str | None
     is_best: bool = False
+    phase_ends: tuple[int, ...] = ()
     curve: tuple[float, ...] = ()
 
     @property

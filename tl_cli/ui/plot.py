@@ -15,7 +15,7 @@ from tl_cli.ui import charts
 from tl_cli.ui.charts import Canvas
 from tl_cli.ui.console import is_live, plain, shortened
 from tl_cli.ui.curves import COLOURS, Panel, Wanted, is_usual, panels
-from tl_cli.ui.progress import bar, epoch_line, epoch_table, format_seconds
+from tl_cli.ui.progress import bar, epoch_line, epoch_table, time_left
 
 Shown = Sequence[tuple[RunFacts, History]]
 _TWO_WIDE = 72  # columns, from which on two panels stand side by side
@@ -222,20 +222,22 @@ def _fitting(shown: Sequence[Panel], width: int, room: int) -> Sequence[Panel]:
 
 def _progress(facts: RunFacts, history: History, width: int, *, named: bool) -> RenderableType:
     done, total = len(history.epochs), facts.epochs[1]
-    label = shortened(facts.name, 20) if named else "run"
-    return bar(label, done, total or max(1, done), _left(facts, history), width)
+    of = f"{done}/{total}" if total else f"{done}"
+    left = _left(facts, history) if facts.status == "running" else facts.status
+    label, note = (shortened(facts.name, 20), f"{of}, {left}".removesuffix(", ")) if named else (f"epoch {of}", left)
+    return bar(label, done, total or max(1, done), note, width)
 
 
 def _left(facts: RunFacts, history: History) -> str:
-    """Return how long the run will go on, by its last epochs."""
+    """Return how long the phase goes on by its own latest epochs; empty where it has none yet."""
     done, total = len(history.epochs), facts.epochs[1]
-    of = f"{done}/{total}" if total else f"{done}"
-    if facts.status != "running":
-        return f"epoch {of}, {facts.status}"
-    latest = [point.seconds for point in history.epochs[-3:] if point.seconds is not None]
-    if not latest or not total or total <= done:
-        return f"epoch {of}"
-    return f"epoch {of}, {format_seconds(statistics.median(latest) * (total - done))} left"
+    if not total or total <= done:
+        return ""
+    ends = [end for end in facts.phase_ends if end < total] + [total]
+    # An epoch of another phase may take a hundredth of the time.
+    start, end = max([0, *(end for end in ends if end <= done)]), next(end for end in ends if end > done)
+    latest = [point.seconds for point in history.epochs[start:][-3:] if point.seconds is not None]
+    return time_left(statistics.median(latest) * (end - done), is_last=end == total) if latest else ""
 
 
 def _results(history: History) -> list[Text]:

@@ -230,8 +230,7 @@ class LiveScreen:
         left = phase.steps - over
         elapsed = self._clock() - self._phase_started
         seconds = elapsed / self._phase_steps * max(0, left)
-        is_last = phase.epochs[1] == self._title.epochs
-        return f"{format_seconds(seconds)} left" + ("" if is_last else " in this phase")
+        return time_left(seconds, is_last=phase.epochs[1] == self._title.epochs)
 
     def _charts(self, width: int, height: int) -> list[Table | Text]:
         if height < 6:
@@ -362,6 +361,11 @@ class FileProgress:
         if self._shown:
             amount = f"{done / 1e6:,.0f} MB" if total is None or total > 10_000_000 else f"{done:,}/{total:,}"
             self._live.update(bar(name, done, total or done, amount, self._console.width))
+
+
+def time_left(seconds: float, *, is_last: bool) -> str:
+    """Return how long a phase still takes; how long the phases after it take is not known while it goes on."""
+    return f"{format_seconds(seconds)} left" + ("" if is_last else " in this phase")
 
 
 def bar(label: str, done: float, total: float, note: str, width: int) -> Table:
