@@ -1,6 +1,7 @@
 """``tl train``: settings in, a recorded model out."""
 
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -267,6 +268,7 @@ def train(
 ) -> None:
     """Fine-tune a pretrained classifier: its new head first, then all of it."""
     settings = dict(locals())
+    began = time.monotonic()
     flags = given_settings(settings)
     tags = _tags(tag or [])
     from tl_cli.ui.console import make_console
@@ -286,8 +288,9 @@ def train(
     check_settings({**file, **flags})
     if dry_run:
         plan = _prepare(flags, file, tracking_uri, console)
+        start_s = time.monotonic() - began
         _show_plan(plan, console)
-        _show_dry_run(plan, console)
+        _show_dry_run(plan, console, start_s)
         return
     from tl_cli.tracking.store import open_store
 
@@ -576,8 +579,8 @@ def _show_plan(plan: "Plan", console: "Console") -> None:
     print_plan(console, plan)
 
 
-def _show_dry_run(plan: "Plan", console: "Console") -> None:
+def _show_dry_run(plan: "Plan", console: "Console", start_s: float) -> None:
     from tl_cli.training.estimate import estimate
     from tl_cli.ui.summary import print_dry_run
 
-    print_dry_run(console, plan, estimate(plan))
+    print_dry_run(console, plan, estimate(plan, start_s))

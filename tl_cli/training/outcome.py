@@ -19,7 +19,7 @@ from tl_cli.training.setup import Plan
 from tl_cli.training.state import Counters
 
 # The gap needs no more precision than the test figure has.
-_CLEAN_TRAIN_IMAGES = 5000
+CLEAN_TRAIN_IMAGES = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     # In fp32, as the saved model will be used; what training computed in is over.
     network = Autocasting(plan.classifier.model, replace(plan.machine, precision="fp32"))
     train = plan.data.parts["train"]
-    count = min(_CLEAN_TRAIN_IMAGES, len(train))
+    count = min(CLEAN_TRAIN_IMAGES, len(train))
     chosen = splits.stratified_order(train.labels, plan.config.split_seed)[:count]
     clean = plan.loader(train.subset(np.sort(chosen)))
     clean_answers = _judge(plan, network, clean, "measuring the training images", notify)

@@ -90,7 +90,7 @@ def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
     width = max(map(len, forecast.seconds)) + 1
     for name, seconds in forecast.seconds.items():
         console.print(f"{name:<{width}} about {format_seconds(seconds)}")
-    console.print(f"{'in all':<{width}} about {format_seconds(forecast.total)}", style="bold")
+    console.print(f"{'total':<{width}} about {format_seconds(forecast.total)}", style="bold")
     console.print(f"{'memory':<{width}} about {forecast.memory_bytes / 1e9:.1f} GB on {plan.machine.describe()}")
     console.print("dry run: nothing was trained or recorded", style="dim")
 
