@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.test_randomness import reference
 from tl_cli.errors import DivergedError, UsageError
+from tl_cli.randomness import Purpose
 from tl_cli.training import setup
 from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly
 from tl_cli.training.fit import fit
+from tl_cli.training.machine import Machine
 from tl_cli.training.setup import Plan, new_state
 from tl_cli.training.state import BEST_FOLDER, Saver
 
@@ -67,6 +70,16 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(colours: Path) -> None:
     states = [run(plan_for(colours, epochs=2, seed=seed))[1].model.state_dict() for seed in (3, 3, 4)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not torch.equal(states[0]["fc.weight"], states[2]["fc.weight"])
+
+
+def test_dropout_is_seeded_by_the_runs_seed_and_the_step(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[int, list[int]] = {seed: [] for seed in (0, 1)}
+    for seed, seeds in drawn.items():
+        monkeypatch.setattr(Machine, "seed", lambda machine, bits, seeds=seeds: seeds.append(bits))
+        events, _ = run(plan_for(colours, epochs=2, seed=seed))
+        steps = [event.step for event in events if isinstance(event, StepEnded)]
+        assert seeds == [reference(seed, Purpose.DROPOUT, step) for step in steps]
+    assert set(drawn[0]).isdisjoint(drawn[1])
 
 
 class StopError(Exception):

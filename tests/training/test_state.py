@@ -96,6 +96,23 @@ def test_a_damaged_checkpoint_is_always_seen_and_the_one_before_it_used(saved_ru
         state.restore(tmp_path)
 
 
+def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(saved_run, tmp_path: Path) -> None:
+    plan, folder = saved_run
+    newest, before = checkpoints(folder)
+    with pytest.raises(UsageError, match="truncated, or not a checkpoint"):
+        new_state(plan).from_bytes(b"tl checkpoint two\n" + newest.read_bytes())
+    for path in (newest, before):
+        header, rest = path.read_bytes().split(b"\n", 1)
+        assert header == b"tl checkpoint 3"
+        # Format 2: augmentation in which seed 1 was one epoch ahead of seed 0.
+        (tmp_path / path.name).write_bytes(b"tl checkpoint 2\n" + rest)
+    state = new_state(plan)
+    fresh = bits(state)
+    with pytest.raises(UsageError, match=r"cannot resume.*format 2.* reads format 3.*start a new run"):
+        state.restore(tmp_path)
+    assert (bits(state), state.step) == (fresh, 0)
+
+
 def replace_config(plan: setup.Plan, **values: object) -> setup.Plan:
     return replace(plan, resolved=replace(plan.resolved, config=plan.config.model_copy(update=values)))
 

@@ -17,6 +17,7 @@ import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
 from tl_cli.data.decoding import send
+from tl_cli.randomness import Purpose, mixed, splitmix64
 
 # ITU-R 601-2 luma, as Pillow's and torchvision's grayscale.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -27,10 +28,6 @@ _PIXELS_AT_ONCE = 1 << 16
 
 # Of a random resized crop, at least.
 CROP_RATIO = 3 / 4
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-# Streams are numbered below this, so that (stream, turn) is one number.
-_STREAMS = 256
 
 # Zhong et al. 2017 with torchvision's range of aspect ratios, drawn again, as there, where a box does not fit.
 _ERASED_AREA = (0.02, 1 / 3)
@@ -108,7 +105,7 @@ class Augmentation:
 
 
 def uniform(seed: int, epoch: int, indices: np.ndarray, stream: Stream, turn: int = 0) -> np.ndarray:
-    """Return one number in [0, 1) for each image: SplitMix64 (Steele et al. 2014) of the arguments.
+    """Return one number in [0, 1) for each image, a function of the arguments alone.
 
     Args:
         indices: (B,) int64, positions of the images in the training part, or their keys where an image comes
@@ -118,11 +115,8 @@ def uniform(seed: int, epoch: int, indices: np.ndarray, stream: Stream, turn: in
     Returns:
         (B,) float64.
     """
-    with np.errstate(over="ignore"):
-        key = np.array([seed % (1 << 64)], dtype=np.uint64)
-        for value in (epoch, stream + _STREAMS * turn):
-            key = _mix(key + np.uint64(value) + _GOLDEN)
-        bits = _mix(_mix(indices.astype(np.uint64) + key) + _GOLDEN)
+    key = mixed(seed, Purpose.AUGMENTATION, epoch, stream, turn)
+    bits = splitmix64(splitmix64(indices.astype(np.uint64) + np.uint64(key)))
     result: np.ndarray = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return result
 
@@ -432,13 +426,6 @@ def _resize_matrices(starts: np.ndarray, lengths: np.ndarray, size: int, side: i
     weight *= (place > 0) & (place < lengths[:, None, None])
     matrices: np.ndarray = (weight / weight.sum(-1, keepdims=True)).astype(np.float32)
     return matrices
-
-
-def _mix(bits: np.ndarray) -> np.ndarray:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = bits ^ (bits >> np.uint64(31))
-    return mixed
 
 
 def resize_to(images: Tensor, size: int) -> Tensor:

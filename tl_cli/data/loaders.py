@@ -17,10 +17,9 @@ from tl_cli.data import policies
 from tl_cli.data.augmentation import Augmentation
 from tl_cli.data.decoding import normalise, resize_crop, send
 from tl_cli.data.images import Images, PackedImages
+from tl_cli.randomness import Purpose, generator
 
 _BATCHES_AHEAD = 3
-# In place of an epoch, for what stays the same in all of them.
-_ALL_EPOCHS = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,7 @@ def steps_in_epoch(images: int, batch: int, *, drop_single: bool = False) -> int
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of ``count`` images in an epoch: a function of the arguments alone."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    return generator(seed, Purpose.ORDER, epoch).permutation(count)
 
 
 def training_order(
@@ -80,7 +79,7 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarra
     a multiple of the number of classes, the places that are left go round the classes in a random order too.
     """
     count = len(labels)
-    random = np.random.Generator(np.random.Philox(key=[seed, _ALL_EPOCHS]))
+    random = generator(seed, Purpose.CIRCLES)
     sizes = np.unique(labels, return_counts=True)[1]
     circles = [random.permutation(c) for c in np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])]
     first = random.permutation(len(sizes))

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-# Keeps these numbers apart from the orders of epochs, which have the same kind of key.
-_COUNTER = (0, 0, 0, 0x4D69784D6978)
+from tl_cli.randomness import Purpose, generator
 
 
 def mix(
@@ -29,7 +28,7 @@ def mix(
         inputs (B, 3, H, W) of the same dtype, and targets (B, num_classes) float32 whose rows sum to one.
     """
     assert mixup > 0 or cutmix > 0, "nothing to mix"
-    random = np.random.Generator(np.random.Philox(key=[seed, step], counter=_COUNTER))
+    random = generator(seed, Purpose.MIXING, step)
     cuts = cutmix > 0 and (mixup == 0 or random.random() < 0.5)
     alpha = cutmix if cuts else mixup
     share = random.beta(alpha, alpha)

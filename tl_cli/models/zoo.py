@@ -20,6 +20,7 @@ from tl_cli.models.source import Published, Source
 from tl_cli.models.timm_zoo import BundledSource, TimmSource, renamed
 from tl_cli.models.torchvision_zoo import TorchvisionSource
 from tl_cli.models.weights import Pretrained
+from tl_cli.randomness import mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +284,9 @@ T = TypeVar("T")
 def _seeded(seed: int, make: Callable[[], T]) -> T:
     # The caller's random state is left as it was.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch's generator on the CPU takes the low 32 bits. Smaller seeds stay as they are: saved models are compared
+        # with the weights that they started from (`starting_point`).
+        torch.manual_seed(seed if seed < 1 << 32 else mixed(seed))
         return make()
 
 

@@ -26,7 +26,7 @@ from tl_cli.training.machine import Autocasting, Machine
 from tl_cli.training.phases import Phase
 
 # Changed whenever the same images and weights give other features.
-_FORMAT = 1
+_FORMAT = 2
 # More than this share of the memory is not taken; what needs more is read from the disk.
 _MEMORY_SHARE = 0.25
 _DEVICE_SHARE = 0.2

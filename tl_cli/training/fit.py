@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from tl_cli.errors import DivergedError
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.interrupts import held
+from tl_cli.randomness import Purpose, mixed
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.events import EpochEnded, LossSampled, Observer, PhaseStarted, StepEnded, StoppedEarly, Worked
 from tl_cli.training.phases import Phase, lr_factor
@@ -93,7 +94,7 @@ def _run_epoch(
             _schedule(config, state, phase, step - before, total_steps)
             step += 1
             # Dropout is a function of (seed, step), so a resumed run draws what the whole one would have.
-            plan.machine.seed((config.seed * 1_000_003 + step) % (1 << 63))
+            plan.machine.seed(mixed(config.seed, Purpose.DROPOUT, step))
             stepped = train_step(stage.network, batch, state, config, stage.objective, step)
             partial.loss += stepped.loss * len(batch.labels)
             partial.correct += stepped.correct

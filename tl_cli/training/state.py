@@ -29,7 +29,9 @@ from tl_cli.training.events import EpochEnded, Event, StepEnded
 BEST_FOLDER = "best"
 CONFIG_FILE = "config.toml"
 CARD_FILE = "card.json"  # of the model that is trained, from before the first step
-_PREFIX = b"tl checkpoint 2\n"
+# To be raised with whatever changes the random numbers of a run too: orders, augmentation, mixing, dropout.
+_FORMAT = 3
+_PREFIX = re.compile(rb"tl checkpoint (\d{1,4})\n([0-9a-f]{64})\n")
 _KEPT = 2
 
 
@@ -126,13 +128,13 @@ class TrainState:
             buffer,
         )
         payload = buffer.getvalue()
-        return _PREFIX + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
+        return f"tl checkpoint {_FORMAT}\n{hashlib.sha256(payload).hexdigest()}\n".encode() + payload
 
     def from_bytes(self, data: bytes) -> None:
         """Take over a checkpoint.
 
         Raises:
-            UsageError: it is torn, rotten, of another model, or of a run that trained on other features.
+            UsageError: it is damaged, or written by another version, for another model or with other cached features.
         """
         self._take(_verified(data))
 
@@ -219,13 +221,19 @@ def _check_digest(data: bytes) -> bytes:
     """Return what follows the digest of a checkpoint.
 
     Raises:
-        UsageError: it is not what was written.
+        UsageError: it is not what was written, or was written by a version with another format.
     """
-    if not data.startswith(_PREFIX):
-        raise UsageError("it is torn, or no checkpoint of this version")
-    digest, _, payload = data[len(_PREFIX) :].partition(b"\n")
-    if digest != hashlib.sha256(payload).hexdigest().encode():
+    header = _PREFIX.match(data)
+    if header is None:
+        raise UsageError("it is truncated, or not a checkpoint")
+    payload = data[header.end() :]
+    if header[2] != hashlib.sha256(payload).hexdigest().encode():
         raise UsageError("it is damaged: its SHA-256 is not the one that it was written with")
+    if int(header[1]) != _FORMAT:
+        raise UsageError(
+            f"it has format {int(header[1])}, but this tl reads format {_FORMAT} and draws other random numbers; "
+            "resume with the version that began the run, or start a new run"
+        )
     return payload
 
 
