@@ -1,8 +1,16 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 import torchvision.transforms.v2.functional as tv
+from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 
+from tests.data.augmented import digest
+from tests.data.ties import NEAR, assert_levels, assert_nearest, is_near_cut, luma, source_places
 from tl_cli.data import augmentation as augment
 from tl_cli.data.augmentation import Augmentation, Stream
 
@@ -16,42 +24,80 @@ def worst(ours: torch.Tensor, theirs: list[torch.Tensor]) -> int:
     return int((ours.int() - torch.stack(theirs).int()).abs().max())
 
 
-@pytest.mark.parametrize(
-    ("kind", "operation", "amounts"),
-    [
-        (0, tv.adjust_brightness, RNG.uniform(0.5, 1.5, COUNT)),
-        (1, tv.adjust_contrast, RNG.uniform(0.5, 1.5, COUNT)),
-        (2, tv.adjust_saturation, RNG.uniform(0.5, 1.5, COUNT)),
-        (3, tv.adjust_hue, RNG.uniform(-0.5, 0.5, COUNT)),
-    ],
-)
+def exact_colours(kind: int, images: np.ndarray, amounts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values (B, 3, H, W) that are cut to levels, in float64, and where torchvision's grey is near a tie."""
+    levels, amount = images.astype(np.float64), amounts.reshape(-1, 1, 1, 1)
+    if kind == 3:
+        hsv = rgb_to_hsv(np.moveaxis(levels / 255, 1, -1))
+        hsv[..., 0] = (hsv[..., 0] + amounts.reshape(-1, 1, 1)) % 1
+        return np.moveaxis(hsv_to_rgb(hsv), -1, 1) * (256 - 1e-3), np.zeros((1, 1, 1, 1), dtype=bool)
+    grey, is_tie = luma(levels) // 10_000, luma(levels) % 10_000 == 0
+    others = (0.0, grey.mean((1, 2, 3), keepdims=True), grey)[kind]
+    return amount * levels + (1 - amount) * others, is_tie & (kind == 2)
+
+
+CHANGES = [
+    (0, tv.adjust_brightness, RNG.uniform(0.5, 1.5, COUNT)),
+    (1, tv.adjust_contrast, RNG.uniform(0.5, 1.5, COUNT)),
+    (2, tv.adjust_saturation, RNG.uniform(0.5, 1.5, COUNT)),
+    (3, tv.adjust_hue, RNG.uniform(-0.5, 0.5, COUNT)),
+]
+
+
+@pytest.mark.parametrize(("kind", "operation", "amounts"), CHANGES)
 def test_each_colour_change_is_torchvisions(kind: int, operation, amounts: np.ndarray) -> None:
     factors = [np.ones(COUNT), np.ones(COUNT), np.ones(COUNT), np.zeros(COUNT)]
     factors[kind] = amounts
     ours = augment.recolour(IMAGES, tuple(factors), np.tile(np.arange(4), (COUNT, 1)))
     theirs = [operation(image, float(amount)) for image, amount in zip(IMAGES, amounts, strict=True)]
-    if kind != 3:
-        theirs = [tv.adjust_hue(image, 0.0) for image in theirs]
-    assert worst(ours, theirs) <= 1
+    exact, is_tie = exact_colours(kind, IMAGES.numpy(), amounts)
+    # A pixel whose grey falls to the other level moves the mean of its image by no more than this.
+    tolerance = NEAR + (kind == 1) * (luma(IMAGES.numpy()) % 10_000 == 0).mean((1, 2, 3), keepdims=True)
+    assert_levels(ours, torch.stack(theirs), is_near_cut(exact, tolerance) | is_tie)
 
 
 def test_the_order_of_colour_changes_is_each_images_own() -> None:
     factors = (RNG.uniform(0.8, 1.2, COUNT), RNG.uniform(0.8, 1.2, COUNT), np.ones(COUNT), np.zeros(COUNT))
     orders = np.array([[0, 1, 2, 3] if index % 2 else [1, 0, 2, 3] for index in range(COUNT)])
     ours = augment.recolour(IMAGES, factors, orders)
-    operations = (tv.adjust_brightness, tv.adjust_contrast)
-    theirs = []
-    for image, order, *amounts in zip(IMAGES, orders, factors[0], factors[1], strict=True):
-        for kind in order[:2]:
-            image = operations[kind](image, float(amounts[kind]))
-        theirs.append(image)
-    assert worst(ours, theirs) <= 1
+    brightened = augment.brightness(IMAGES, augment.per_image(factors[0], IMAGES.device))
+    contrasted = augment.contrast(IMAGES, augment.per_image(factors[1], IMAGES.device))
+    for index, (kind, between) in enumerate(
+        (1, brightened) if index % 2 else (0, contrasted) for index in range(COUNT)
+    ):
+        amount = factors[kind][index : index + 1]
+        theirs = CHANGES[kind][1](between[index], float(amount[0]))
+        exact, _ = exact_colours(kind, between[index : index + 1].numpy(), amount)
+        ties = (luma(between[index].numpy()) % 10_000 == 0).mean()
+        assert_levels(ours[index], theirs, is_near_cut(exact[0], NEAR + ties))
+
+
+def test_greys_and_means_do_not_depend_on_the_order_of_a_sum() -> None:
+    image = np.random.default_rng(1).integers(200, 256, (1, 3, 600, 700), dtype=np.uint8)
+    ours = augment.contrast(torch.from_numpy(image), torch.zeros(1, 1, 1, 1))
+    assert ours.unique().tolist() == [int((luma(image) // 10_000).mean())]
+    greys = np.arange(256, dtype=np.uint8).reshape(1, 1, 1, -1).repeat(3, 1)
+    ours = augment.saturation(torch.from_numpy(greys), torch.zeros(1, 1, 1, 1))
+    assert ours[0, 0, 0].tolist() == [9999 * level // 10_000 for level in range(256)]
 
 
 def test_rotation_is_torchvisions() -> None:
     degrees = RNG.uniform(-15, 15, COUNT)
-    theirs = [tv.rotate(image, float(angle)) for image, angle in zip(IMAGES, degrees, strict=True)]
-    assert worst(augment.rotate(IMAGES, degrees), theirs) == 0
+    for ours, image, angle in zip(augment.rotate(IMAGES, degrees), IMAGES, degrees, strict=True):
+        assert_nearest(ours, tv.rotate(image, float(angle)), image, source_places(32, 40, angle=-float(angle)))
+
+
+@pytest.mark.parametrize("turns", [-2, -1, 1, 2, 3])
+def test_a_quarter_turn_moves_every_pixel_to_its_place(turns: int) -> None:
+    square = IMAGES[:, :, :, :32]
+    assert torch.equal(augment.rotate(square, np.full(COUNT, 90.0 * turns)), torch.rot90(square, turns, (2, 3)))
+
+
+def test_a_place_midway_between_two_pixels_is_the_later_ones() -> None:
+    matrices = np.tile([[1.0, 0, 0.5], [0, 1, -0.5]], (COUNT, 1, 1))
+    expected = torch.zeros_like(IMAGES)
+    expected[..., :-1] = IMAGES[..., 1:]
+    assert torch.equal(augment.warp(IMAGES, matrices), expected)
 
 
 @pytest.mark.parametrize("size", [16, 64])
@@ -61,8 +107,27 @@ def test_random_resized_crops_are_torchvisions(size: int) -> None:
         tv.resized_crop(image, *box.tolist(), [size, size], antialias=True)
         for image, box in zip(IMAGES, boxes, strict=True)
     ]
-    assert worst(augment.resized_crops(IMAGES, boxes, size), theirs) <= 1
+    ours = augment.resized_crops(IMAGES, boxes, size)
+    assert worst(ours, theirs) <= 1
+    exact = torch.cat(
+        [
+            F.interpolate(image[None, :, top : top + height, left : left + width].double(), (size, size), mode="bilinear",
+                          antialias=True)
+            for image, (top, left, height, width) in zip(IMAGES, boxes.tolist(), strict=True)
+        ]
+    )  # fmt: skip
+    # The nearest level, but within a tenth of the middle between two.
+    assert (ours.double() - exact).abs().max() < 0.6
     assert len(np.unique(boxes, axis=0)) > COUNT // 2
+
+
+def test_a_random_resized_crop_does_not_depend_on_the_batch_and_keeps_one_colour() -> None:
+    boxes = augment.crop_boxes(Augmentation(min_area=0.1), 4, 1, INDICES, 32, 40)
+    alone = [augment.resized_crops(IMAGES[i : i + 1], boxes[i : i + 1], 24) for i in range(COUNT)]
+    assert torch.equal(augment.resized_crops(IMAGES, boxes, 24), torch.cat(alone))
+    for level in (1, 128, 255):
+        plain = torch.full_like(IMAGES, level)
+        assert (augment.resized_crops(plain, boxes, 24) == level).all()
 
 
 @pytest.mark.parametrize(("border", "padding"), [("black", "constant"), ("reflect", "reflect")])
@@ -88,11 +153,10 @@ def test_a_map_of_places_is_torchvisions_affine(size: tuple[int, int]) -> None:
     # The inverse map of a rotation by -angle about the centre after a translation t is R x - R t.
     angles = np.deg2rad(np.linspace(-80, 80, COUNT))
     shifts = np.stack([-3 * np.cos(angles) + 2 * np.sin(angles), 3 * np.sin(angles) + 2 * np.cos(angles)], 1)
-    theirs = [
-        tv.affine(image, -float(angle), shift.tolist(), 1.0, [0.0, 0.0])
-        for image, angle, shift in zip(images, np.rad2deg(angles), shifts, strict=True)
-    ]
-    assert worst(augment.warp(images, matrices), theirs) == 0
+    moved = augment.warp(images, matrices)
+    for ours, image, angle, shift in zip(moved, images, np.rad2deg(angles), shifts.tolist(), strict=True):
+        theirs = tv.affine(image, -float(angle), shift, 1.0, [0.0, 0.0])
+        assert_nearest(ours, theirs, image, source_places(height, width, angle=-float(angle), translate=tuple(shift)))
 
 
 def test_large_images_are_moved_in_a_batch_as_they_are_alone() -> None:
@@ -214,3 +278,18 @@ def test_only_moves_is_what_keeps_every_colour() -> None:
     for changed in (Augmentation(hue=0.1), Augmentation(rotation=1), Augmentation(policy="randaugment")):
         assert not changed.only_moves
     assert not Augmentation(erasing=0.1).only_moves
+
+
+def test_augmentation_is_the_same_with_other_instructions_of_the_processor() -> None:
+    choices = (
+        {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+        {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+        {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )
+    command = [sys.executable, "-m", "tests.data.augmented"]
+    processes = [
+        subprocess.Popen(command, env={**os.environ, **choice}, stdout=subprocess.PIPE, text=True) for choice in choices
+    ]
+    said = [process.communicate()[0].split() for process in processes]
+    assert said[0][0] == "DEFAULT"
+    assert [each[1] for each in said] == [digest()] * len(choices)

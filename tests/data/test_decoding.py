@@ -107,12 +107,11 @@ def test_a_decompression_bomb_is_refused() -> None:
 def test_preprocessing_is_torchvisions(interpolation, size: tuple[int, int]) -> None:
     how = Preprocessing(resize=256, crop=224, interpolation=interpolation)
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *size), dtype=np.uint8))
-    expected = v2.Compose(
-        [
-            v2.Resize(256, interpolation=v2.InterpolationMode(interpolation), antialias=True),
-            v2.CenterCrop(224),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(how.mean, how.std),
-        ]
+    cropped = v2.Compose(
+        [v2.Resize(256, interpolation=v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)]
     )(image)
-    torch.testing.assert_close(normalise(resize_crop(image[None], how), how)[0], expected)
+    seen = resize_crop(image[None], how)
+    # Where torch finds no AVX2, torchvision resizes bilinearly in float32: without the rounding between its two passes.
+    assert (seen[0].int() - cropped.int()).abs().max() <= (interpolation == "bilinear")
+    to_input = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(how.mean, how.std)])
+    torch.testing.assert_close(normalise(seen, how)[0], to_input(seen[0]))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
@@ -30,13 +31,26 @@ def resize_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     height, width = images.shape[-2:]
     wanted = _resized(height, width, preprocessing)
     if wanted != (height, width):
-        mode = InterpolationMode(preprocessing.interpolation)
-        images = tv.resize(images, list(wanted), interpolation=mode, antialias=True)
+        images = resize(images, wanted, InterpolationMode(preprocessing.interpolation))
     if preprocessing.crop_mode == "border":
         images = _padded(images, preprocessing)
     if tuple(images.shape[-2:]) != (preprocessing.crop, preprocessing.crop):
         images = tv.center_crop(images, [preprocessing.crop])
     return images
+
+
+def resize(images: Tensor, size: tuple[int, int], mode: InterpolationMode) -> Tensor:
+    """Return (..., 3, height, width) uint8, antialiased.
+
+    On a CPU in integers, with the same result on each; torchvision takes float32 for bilinear where there is no AVX2.
+    """
+    resized: Tensor
+    if images.device.type == "cpu" and mode is InterpolationMode.BILINEAR and images.shape[-2:] != size:
+        flat = images.reshape(-1, *images.shape[-3:])
+        resized = F.interpolate(flat, size, mode="bilinear", antialias=True).view(*images.shape[:-2], *size)
+    else:
+        resized = tv.resize(images, list(size), interpolation=mode, antialias=True)
+    return resized
 
 
 def _resized(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:

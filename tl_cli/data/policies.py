@@ -87,29 +87,31 @@ def draw(settings: Augmentation, seed: int, epoch: int, indices: np.ndarray, tur
 
 
 def amounts_of(policy: Policy, height: int, width: int) -> np.ndarray:
-    """Return (14, 31) float64: how much each operation does at each magnitude, as in torchvision 0.29.
+    """Return (14, 31) float64: how much each operation does at each magnitude, as in torchvision 0.29 but exact.
 
     Shears are tangents, translations pixels, rotations degrees, factors their distance from 1; posterizing is the mask
     of the bits that stay, solarizing the lowest grey level that is inverted. Operations without a magnitude have zeros.
     """
     wide = policy == "trivialaugment"
     shear, factor, bits = (0.99, 0.99, 6) if wide else (0.3, 0.9, 4)
+    # The largest amounts as quotients of whole numbers where they are cut to pixels or levels: each amount is rounded
+    # once, and what is a whole number stays one on every processor.
     ends = {
-        Op.SHEAR_X: shear,
-        Op.SHEAR_Y: shear,
-        Op.TRANSLATE_X: 32.0 if wide else 150 / 331 * width,
-        Op.TRANSLATE_Y: 32.0 if wide else 150 / 331 * height,
-        Op.ROTATE: 135.0 if wide else 30.0,
-        **dict.fromkeys(_FACTORS, factor),
+        Op.SHEAR_X: (shear, 1),
+        Op.SHEAR_Y: (shear, 1),
+        Op.TRANSLATE_X: (32, 1) if wide else (150 * width, 331),
+        Op.TRANSLATE_Y: (32, 1) if wide else (150 * height, 331),
+        Op.ROTATE: (135 if wide else 30, 1),
+        **dict.fromkeys(_FACTORS, (factor, 1)),
     }
-    table = torch.zeros(len(Op), _MAGNITUDES)
-    # In torch's float32: translations are cut to whole pixels and thresholds to levels, so the last digit counts.
-    for op, end in ends.items():
-        table[op] = torch.linspace(0, end, _MAGNITUDES)
-    table[Op.POSTERIZE] = 256 - 2 ** torch.linspace(0, bits, _MAGNITUDES).round()
-    table[Op.SOLARIZE] = (255 * torch.linspace(1, 0, _MAGNITUDES)).ceil()
-    amounts: np.ndarray = table.double().numpy()
-    return amounts
+    table = np.zeros((len(Op), _MAGNITUDES))
+    steps = np.arange(_MAGNITUDES)
+    most = _MAGNITUDES - 1
+    for op, (end, divisor) in ends.items():
+        table[op] = end * steps / (divisor * most)
+    table[Op.POSTERIZE] = 256 - 2 ** np.rint(bits * steps / most)
+    table[Op.SOLARIZE] = np.ceil(255 * steps[::-1] / most)
+    return table
 
 
 def apply(images: Tensor, ops: np.ndarray, amounts: np.ndarray) -> Tensor:

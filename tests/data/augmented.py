@@ -1,0 +1,43 @@
+"""Everything that augmentation does to a few images, as one digest; also a program that prints it."""
+
+import hashlib
+
+import numpy as np
+import torch
+
+from tl_cli.contract import Preprocessing
+from tl_cli.data import augmentation as augment
+from tl_cli.data import policies
+from tl_cli.data.augmentation import Augmentation
+from tl_cli.data.decoding import resize_crop
+from tl_cli.data.policies import Op
+
+COLOURS = Augmentation(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, rotation=30)
+
+
+def digest() -> str:
+    """Return SHA-256 of images after crops, shifts, colours, rotation, every operation of the policies and erasing."""
+    seen = hashlib.sha256()
+    for height, width in ((32, 40), (57, 41)):
+        images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (31, 3, height, width), dtype=np.uint8))
+        indices = np.arange(31)
+        boxes = augment.crop_boxes(Augmentation(min_area=0.2), 0, 1, indices, height, width)
+        changed = [augment.resized_crops(images, boxes, size) for size in (16, 48)]
+        changed += [augment.resize_to(images, size) for size in (16, 48)]
+        for mode in ("bilinear", "bicubic"):
+            how = Preprocessing(resize=48, crop=32, interpolation=mode)
+            changed += [resize_crop(images, how), resize_crop(images.to(memory_format=torch.channels_last), how)]
+        changed.append(augment.shift_and_flip(images, Augmentation(shift=0.2), 0, 1, indices))
+        changed.append(augment.recolour_and_rotate(images, COLOURS, 0, 1, indices))
+        changed.append(augment.erase(images, Augmentation(erasing=0.5), 0, 1, indices, (124, 116, 104)))
+        for policy in ("randaugment", "trivialaugment"):
+            amounts = policies.amounts_of(policy, height, width)
+            changed += [policies.apply(images, np.full(31, op), sign * amounts[op]) for op in Op for sign in (-1, 1)]
+            changed.append(policies.apply_policy(images, Augmentation(policy=policy), 0, 1, indices))
+        for each in changed:
+            seen.update(each.contiguous().numpy().tobytes())
+    return seen.hexdigest()
+
+
+if __name__ == "__main__":
+    print(torch.backends.cpu.get_cpu_capability(), digest())
