@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 CropMode = Literal["center", "squash", "border"]
+# The numbers that become black and white.
+PixelRange = tuple[Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]]
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
@@ -32,6 +34,8 @@ class Preprocessing(Fact):
         crop: side of the network's input in pixels.
         crop_mode: ``center`` keeps the shape and loses the ends of the long side; ``squash`` loses the shape;
             ``border`` keeps both and pads the short side with the mean colour.
+        pixel_range: of pictures of more than 8 bits per channel: the numbers that become 0 and 255. What lies between
+            is spread evenly and rounded, half up; what lies beyond is clipped. None: there were none in the training.
     """
 
     resize: int = Field(gt=0)
@@ -40,6 +44,7 @@ class Preprocessing(Fact):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[Positive, Positive, Positive] = IMAGENET_STD
     crop_mode: CropMode = "center"
+    pixel_range: PixelRange | None = None
 
     def at(self, size: int, *, whole: bool) -> Self:
         """Return the same preprocessing for inputs of ``size`` x ``size`` pixels.

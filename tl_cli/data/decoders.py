@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from tl_cli.contract import PixelRange
 from tl_cli.data.pictures import OPENING
 
 _CHUNK = 512
@@ -17,7 +18,11 @@ _REPORT_EVERY_S = 0.2
 
 
 def decode_aside(
-    names: Callable[[range], list[str]], pixels: np.ndarray, processes: int, counted: Callable[[int], None]
+    names: Callable[[range], list[str]],
+    pixels: np.ndarray,
+    processes: int,
+    counted: Callable[[int], None],
+    pixel_range: PixelRange | None = None,
 ) -> list[range]:
     """Decode pictures into ``pixels`` and return those that are left to the caller.
 
@@ -28,12 +33,13 @@ def decode_aside(
         names: the paths of a range of the pictures.
         pixels: (N, 3, H, W) uint8, contiguous.
         counted: told how many are decoded.
+        pixel_range: of pictures of more than 8 bits per channel.
     """
     bounds = np.linspace(0, len(pixels), processes + 1).astype(int).tolist()
     shares = [range(start, stop) for start, stop in pairwise(bounds)]
     # The same modules as here, wherever they come from, and none that lie in the current folder.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-P", "-m", "tl_cli.data.pictures", *map(str, pixels.shape[2:])]
+    command = [sys.executable, "-P", "-m", "tl_cli.data.pictures", *map(str, (*pixels.shape[2:], *(pixel_range or ())))]
     done = [0] * processes
     children: list[subprocess.Popen[bytes]] = []
     with ThreadPoolExecutor(processes) as pool:

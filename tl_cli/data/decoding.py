@@ -9,13 +9,14 @@ import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
-from tl_cli.contract import Preprocessing
+from tl_cli.contract import PixelRange, Preprocessing
 from tl_cli.data.pictures import decode_pixels
 
 
-def decode(source: Path | bytes, *, short_side: int | None = None) -> Tensor:
+def decode(source: Path | bytes, *, short_side: int | None = None, pixel_range: PixelRange | None = None) -> Tensor:
     """Return a picture as ``decode_pixels`` does, laid out for a network: (3, H, W) uint8."""
-    return torch.from_numpy(decode_pixels(source, short_side=short_side)).permute(2, 0, 1).contiguous()
+    pixels = decode_pixels(source, short_side=short_side, pixel_range=pixel_range)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def resize_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:

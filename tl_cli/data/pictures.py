@@ -1,25 +1,32 @@
 """From the files of pictures to pixels: the one place for it, and a program that decodes many of one size.
 
-``python -m tl_cli.data.pictures HEIGHT WIDTH`` reads names from its input, NUL after each, and writes ``OPENING`` and
-their pixels, (3, HEIGHT, WIDTH) uint8, one after another; it ends where one cannot be decoded or has another size. Tiny
-pictures are decoded under the GIL most of the time, so threads do not help; and processes that do not load torch start
-at once.
+``python -m tl_cli.data.pictures HEIGHT WIDTH [BLACK WHITE]`` reads names from its input, NUL after each, and writes
+``OPENING`` and their pixels, (3, HEIGHT, WIDTH) uint8, one after another; it ends where one cannot be decoded or has
+another size. Tiny pictures are decoded under the GIL most of the time, so threads do not help; and processes that do
+not load torch start at once.
 """
 
+import ctypes
 import errno
 import io
+import logging
 import os
 import stat
 import sys
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, _imaging
 
+from tl_cli.data import deep
 from tl_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from tl_cli.contract import PixelRange
 
 # What Pillow may open. Others have decoders that are rarely tested, or are not pictures (PDF, EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
@@ -41,26 +48,35 @@ SUFFIXES = frozenset(
         ".avif",
     )
 )
+# Files of these may have more than 8 bits per channel, or bands that are not used.
+MAY_BE_DEEP = frozenset((".png", ".tif", ".tiff", ".ppm", ".pgm"))
 MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it only warns
 # Smaller pictures are always decoded whole, so it does not matter who decodes them when.
 WHOLE_UP_TO = 512
 # Before all pixels that are written, so that what else a Python prints when it starts is not taken for any.
 OPENING = b"\0tl pixels\0"
-_16_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
 # Pillow warns of odd EXIF, palettes and large pictures. The pixels are right or it raises, and size is checked here;
 # a filter for each call would not be safe on several threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Errors come as exceptions too. libtiff's own handler prints, and so does Python's logging where nobody listens.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+with suppress(OSError, AttributeError, TypeError):  # a Pillow that has no libtiff, or has it inside
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
-def decode_pixels(source: str | Path | bytes, *, short_side: int | None = None) -> np.ndarray:
+def decode_pixels(
+    source: str | Path | bytes, *, short_side: int | None = None, pixel_range: "PixelRange | None" = None
+) -> np.ndarray:
     """Return a picture as it is meant to be seen: (H, W, 3) uint8, RGB, upright, on white where transparent.
 
     Args:
         source: a file, or the bytes of one.
         short_side: a large JPEG may be decoded at a fraction of its size, as long as its short side keeps at
             least twice this many pixels. None decodes it whole.
+        pixel_range: the numbers that become black and white in pictures of more than 8 bits per channel; None is
+            0 and the largest of 16 bits, and refuses floating-point numbers.
 
     Raises:
         DataError: it is no picture of a known format, is torn, or is larger than ``MAX_PIXELS``. Names the file.
@@ -69,9 +85,11 @@ def decode_pixels(source: str | Path | bytes, *, short_side: int | None = None) 
     try:
         if not isinstance(source, bytes):
             _check_regular(source)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with _open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+            if pixel_range is not None and deep.is_deep(image):
+                return deep.to_levels(deep.read(lambda: _open(source)), pixel_range)
             if short_side is not None:
                 _draft(image, short_side)
             ImageOps.exif_transpose(image, in_place=True)
@@ -79,7 +97,55 @@ def decode_pixels(source: str | Path | bytes, *, short_side: int | None = None) 
     except DataError:
         raise
     except Exception as error:
-        raise _refusal(name, error) from error
+        raise _refusal(name, error, source) from error
+
+
+def _open(source: str | Path | bytes) -> Image.Image:
+    opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    return deep.without_undeclared_opacity(opened)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """How a file holds its picture, as far as it is not used as it is.
+
+    Attributes:
+        is_deep: it has more than 8 bits per channel.
+        unused: which bands are used, where not all are; else empty.
+    """
+
+    is_deep: bool = False
+    unused: str = ""
+
+
+def numbers(path: str | Path) -> Numbers:
+    """Return how a file holds its picture. Of most only the first bytes are read; what is no picture has nothing.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        start = file.read(32)
+    if not start.startswith((b"II", b"MM", b"P", _PNG)) or (start.startswith(_PNG) and start[24:25] != b"\x10"):
+        return Numbers()
+    with suppress(Exception), _open(path) as image:
+        return Numbers(deep.is_deep(image), deep.unused_bands(image))
+    return Numbers()
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def deep_values(path: str | Path) -> np.ndarray:
+    """Return the numbers (H, W, C) of a picture of more than 8 bits per channel.
+
+    Raises:
+        DataError: it cannot be decoded at full depth.
+    """
+    try:
+        return deep.read(lambda: _open(path)).values
+    except Exception as error:
+        raise _refusal(str(path), error, path) from error
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
@@ -98,14 +164,30 @@ def _check_regular(path: str | Path) -> None:
         raise OSError(errno.EINVAL, "is no regular file")
 
 
-def _refusal(name: str, error: Exception) -> DataError:
+def _refusal(name: str, error: Exception, source: str | Path | bytes) -> DataError:
     """Return what to say of a picture; each of many decoders has errors of its own for what is torn."""
     if isinstance(error, UnidentifiedImageError):
+        with suppress(Exception):
+            return DataError(f"{name}: {deep.describe_tiff(_tiff_tags(source))}")
         return DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})")
     if isinstance(error, Image.DecompressionBombError):
         return DataError(f"{name} has too many pixels to be decoded safely: {error}")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    if reason.startswith("decoder error"):
+        reason = "it is truncated or corrupt"
     return DataError(f"{name} cannot be decoded: {reason}")
+
+
+def _tiff_tags(source: str | Path | bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """Return the tags of a TIFF's first picture. Raises whatever comes where it is none."""
+    with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+        start = file.read(8)  # twice as long where offsets have 64 bits
+        tags = TiffImagePlugin.ImageFileDirectory_v2(
+            start if start[2:3] != b"+" and start[3:4] != b"+" else start + file.read(8)
+        )
+        file.seek(tags.next)
+        tags.load(file)
+        return tags
 
 
 def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int]:
@@ -117,15 +199,17 @@ def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int]:
         DataError: it cannot be decoded.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with _open(data) as image:
             form, mode, size, turned, frames = str(image.format), image.mode, image.size, False, 0
+            if deep.is_deep(image):
+                mode = f"{mode} of more than 8 bits"
             with suppress(Exception):
                 turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
             with suppress(Exception):
                 frames = getattr(image, "n_frames", 1)
             return form, mode, size, turned, frames
     except Exception as error:
-        raise _refusal("the image", error) from error
+        raise _refusal("the image", error, data) from error
 
 
 _ORIENTATION = 0x0112
@@ -139,7 +223,7 @@ def _draft(image: Image.Image, short_side: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _16_BIT_MODES or image.mode == "I":
+    if image.mode in deep.MODES and image.mode != "F":
         # Pillow's own conversion clips 16-bit values at 255.
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
@@ -153,12 +237,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def write_pixels(names: BinaryIO, pixels: BinaryIO, height: int, width: int) -> None:
+def write_pixels(names: BinaryIO, pixels: BinaryIO, height: int, width: int, *pixel_range: float) -> None:
     """Write what the pictures of these names hold, up to the first that cannot be decoded or has another size."""
+    scaling = (pixel_range[0], pixel_range[1]) if pixel_range else None
     pixels.write(OPENING)
     for name in names.read().split(b"\0")[:-1]:
         try:
-            found = decode_pixels(os.fsdecode(name))
+            found = decode_pixels(os.fsdecode(name), pixel_range=scaling)
         except DataError:
             return
         if found.shape != (height, width, 3):
@@ -170,4 +255,4 @@ if __name__ == "__main__":
     # Nobody else writes among the pixels: what is printed goes to stderr from here on.
     with os.fdopen(os.dup(1), "wb") as _output:
         os.dup2(2, 1)
-        write_pixels(sys.stdin.buffer, _output, *map(int, sys.argv[1:]))
+        write_pixels(sys.stdin.buffer, _output, *map(int, sys.argv[1:3]), *map(float, sys.argv[3:]))

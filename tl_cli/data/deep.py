@@ -1,0 +1,223 @@
+"""Pictures of more than 8 bits per channel: their numbers at full depth, and how these become grey levels. No torch.
+
+Pillow opens colour pictures of 16 bits as 8-bit RGB and drops the low bytes. It unpacks bytes in a file's order or in
+the opposite one, so the same picture unpacked a second time, in the opposite order, has the low bytes.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin
+
+if TYPE_CHECKING:
+    from tl_cli.contract import PixelRange  # the processes that decode need not load pydantic
+
+# Of one channel with more than 8 bits.
+MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_OPPOSITE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+_LEVELS = 255
+# TIFF's tags and values.
+_BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+_KINDS = {1: "integers", 2: "signed integers", 3: "floating-point numbers"}
+# How many channels each mode has, and what they are; others have one.
+_CHANNELS = {
+    "RGB": (3, "RGB"), "YCbCr": (3, "RGB"), "LAB": (3, "LAB"), "CMYK": (4, "CMYK"), "RGBA": (4, "RGB and opacity"),
+    "LA": (2, "grey and opacity"), "La": (2, "grey and opacity"), "PA": (2, "palette and opacity"), "P": (1, "palette"),
+}  # fmt: skip
+
+
+# Programs for satellite pictures write bands as grey with others after it: the first three are taken for RGB.
+for _prefix, _order in ((b"II", "L"), (b"MM", "B")):
+    for _others in range(2, 6):
+        _key, _rest = (_prefix, 1, (1,), 1), "X" * (_others - 2)
+        TiffImagePlugin.OPEN_INFO.setdefault((*_key, (8,) * (_others + 1), (0,) * _others), ("RGB", f"RGB{_rest}"))
+        if _others < 4:
+            _raw = f"RGB{_rest};16{_order}"
+            TiffImagePlugin.OPEN_INFO.setdefault((*_key, (16,) * (_others + 1), (0,) * _others), ("RGB", _raw))
+
+
+@dataclass(frozen=True, slots=True)
+class Deep:
+    """The numbers of a picture, upright.
+
+    Attributes:
+        values: (H, W, C), grey or RGB, as the file has them.
+        opacity: (H, W) float64 in 0..1; None where nothing is transparent.
+        is_inverted: the smallest number is white.
+    """
+
+    values: np.ndarray
+    opacity: np.ndarray | None = None
+    is_inverted: bool = False
+
+
+def is_deep(image: Any) -> bool:
+    """Return whether a picture has more than 8 bits per channel. It is open and not loaded yet."""
+    if image.mode in MODES:
+        return True
+    if image.format == "PPM":
+        return image.mode == "RGB" and _maxval(image) > _LEVELS
+    if image.format == "TIFF":
+        # Inks have a range of their own, from none to full.
+        return image.mode != "CMYK" and bool(max(_tags(image).get(_BITS, (1,))) > 8)
+    return image.format == "PNG" and ";16" in _rawmode(image)
+
+
+def read(reopened: Callable[[], Image.Image]) -> Deep:
+    """Return the numbers of a deep picture.
+
+    Args:
+        reopened: opens the same picture again each time.
+
+    Raises:
+        ValueError: its numbers cannot be had at full depth; says why.
+        Exception: Pillow's own, where the file is truncated or corrupt.
+    """
+    with reopened() as opened:
+        image: Any = opened
+        if image.format == "PPM" and image.mode != "F":
+            return Deep(_read_ppm(image))
+        tags, key, mode, rawmode = _tags(image), image.info.get("transparency"), image.mode, _rawmode(image)
+        is_inverted = image.format == "TIFF" and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+        if mode in MODES:
+            values = _upright(image)
+            if mode == "I" and tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED:
+                values = values.view(np.uint32)  # Pillow's are signed
+            return _keyed(values[..., None], key, is_inverted)
+        if tags.get(_PLANAR) == 2 and image.tile[0].codec_name == "libtiff":
+            raise ValueError(
+                "its channels of 16 bits are stored apart and compressed; save it with interleaved channels"
+            )
+    if rawmode == "LA;16B":
+        # Four bytes per pixel: the high and low byte of grey and of opacity.
+        halves = _unpacked(reopened, lambda rawmode: "RGBA")
+        high, low = halves[..., 0::2], halves[..., 1::2]
+    else:
+        # Colours that are multiplied by their opacity are unpacked as they are.
+        high = _unpacked(reopened, lambda rawmode: rawmode.replace("RGBa", "RGBA"))
+        low = _unpacked(reopened, lambda rawmode: rawmode.replace("RGBa", "RGBA")[:-1] + _OPPOSITE[rawmode[-1]])
+    found = high.astype(np.uint16) << 8 | low
+    if mode == "RGB":
+        return _keyed(found[..., :3], key, is_inverted)
+    values, opacity = found[..., :-1], found[..., -1] / 65535
+    if rawmode.startswith("RGBa"):
+        values = values / np.maximum(opacity, 1 / 65535)[..., None]
+    return Deep(values, opacity, is_inverted)
+
+
+def to_levels(deep: Deep, pixel_range: "PixelRange") -> np.ndarray:
+    """Return (H, W, 3) uint8: the range spread over 0..255, rounded half up, beyond it clipped; on white.
+
+    What is no number is black.
+    """
+    low, high = pixel_range
+    values = np.nan_to_num(deep.values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    levels = np.floor((values.clip(low, high) - low) * _LEVELS / (high - low) + 0.5)
+    if deep.is_inverted:
+        levels = _LEVELS - levels
+    if deep.opacity is not None:
+        levels = np.floor(_LEVELS + (levels - _LEVELS) * deep.opacity[..., None] + 0.5)
+    return np.broadcast_to(levels.astype(np.uint8), (*levels.shape[:2], 3)).copy()
+
+
+def without_undeclared_opacity(image: Any) -> "Image.Image":
+    """Return an open picture, RGB where a fourth channel is not declared as opacity; Pillow takes it for that."""
+    if image.format == "TIFF" and image.mode == "RGBA" and _EXTRA_SAMPLES not in image.tag_v2:
+        image._mode = "RGB"
+        # A channel that is stored apart is left out, another one is passed over.
+        passed_over = "" if image.tag_v2.get(_PLANAR) == 2 else "X"
+        tiles = [tile for tile in image.tile if tile.args[0] != "A"]
+        image.tile = [tile._replace(args=(tile.args[0].replace("A", passed_over), *tile.args[1:])) for tile in tiles]
+    opened: Image.Image = image
+    return opened
+
+
+def unused_bands(image: Image.Image) -> str:
+    """Return how many bands an open TIFF has and which are used, where that is not all of them; else nothing."""
+    count = int(_tags(image).get(_SAMPLES, 1))
+    used, what = _CHANNELS.get(image.mode, (1, "grey"))
+    if count <= used:
+        return ""
+    return f"{count} bands; the first {f'{used} are' if used > 1 else 'is'} used as {what}"
+
+
+def describe_tiff(tags: Any) -> str:
+    """Return the bands and bits of a TIFF that Pillow does not open, and what to do."""
+    count = tags.get(_SAMPLES, 1)
+    bits, form = tags.get(_BITS, (1,))[0], tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0]
+    kind = f"{bits}-bit {_KINDS.get(form, 'numbers')}"
+    apart = ", stored apart," if tags.get(_PLANAR) == 2 and count > 1 else ""
+    if form != _UNSIGNED or bits not in (8, 16):
+        advice = (
+            "save it as RGB of 8 or 16 bits" if count > 1 else "save it with 8 or 16 bits or as 32-bit floating point"
+        )
+    elif count < 3:
+        advice = "save one of them as grey, such as the first: gdal_translate -b 1 OLD NEW"
+    else:
+        advice = "save three of them as RGB: gdal_translate -b 1 -b 2 -b 3 -co PHOTOMETRIC=RGB OLD NEW"
+    return f"{count} band{'s' * (count > 1)} of {kind}{apart} cannot be read; {advice}"
+
+
+def _tags(image: Image.Image) -> Any:
+    return getattr(image, "tag_v2", {})
+
+
+def _keyed(values: np.ndarray, key: object, is_inverted: bool) -> Deep:
+    """Return the numbers of a picture in which those that equal ``key``, if there is one, are transparent."""
+    if key is None:
+        return Deep(values, None, is_inverted)
+    return Deep(values, (values != np.array(key)).any(axis=2).astype(np.float64), is_inverted)
+
+
+def _rawmode(image: Any) -> str:
+    """Return how the bytes of an open picture lie, in Pillow's notation."""
+    args = image.tile[0].args
+    return str(args if isinstance(args, str) else args[0])
+
+
+def _unpacked(reopened: Callable[[], Image.Image], change: Callable[[str], str]) -> np.ndarray:
+    """Return the bytes of a picture, (H, W, C) uint8, unpacked in another way than the one that it was opened for."""
+
+    def changed(tile: Any) -> Any:
+        rawmode, *others = [tile.args] if isinstance(tile.args, str) else tile.args
+        if len(rawmode) == 1:
+            # A channel that is stored apart; Pillow leaves out its width.
+            rawmode += ";16B" if tags.prefix == b"MM" else ";16L"
+        return tile._replace(args=(change(rawmode), *others))
+
+    with reopened() as opened:
+        image: Any = opened
+        tags = _tags(image)
+        image.tile = [changed(tile) for tile in image.tile]
+        return _upright(image)
+
+
+def _upright(image: Image.Image) -> np.ndarray:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.array(image)
+
+
+def _maxval(image: Any) -> int:
+    """Return the number that a PGM or PPM says is white."""
+    args = image.tile[0].args
+    return int(args[1]) if isinstance(args, tuple) else 65535 if args.startswith("I;16") else _LEVELS
+
+
+def _read_ppm(image: Any) -> np.ndarray:
+    # Pillow has these rescaled by their largest number, grey to 16 bits and RGB to 8.
+    tile, bands = image.tile[0], 1 if image.mode == "I" else 3
+    count = image.width * image.height * bands
+    image.fp.seek(tile.offset)
+    if tile.codec_name == "ppm_plain":
+        values = np.array(re.sub(rb"#[^\r\n]*", b"", image.fp.read()).split()[:count], dtype=np.int64)
+    else:
+        values = np.frombuffer(image.fp.read(2 * count), ">u2")
+    if len(values) < count:
+        raise ValueError("the file is truncated")
+    return values.reshape(image.height, image.width, bands)
