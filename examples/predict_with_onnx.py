@@ -14,7 +14,18 @@ session = onnxruntime.InferenceSession(sys.argv[1])
 facts = {key: json.loads(session.get_modelmeta().custom_metadata_map[key]) for key in ("classes", "preprocessing")}
 resize, crop = facts["preprocessing"]["resize"], facts["preprocessing"]["crop"]
 method = Image.Resampling[facts["preprocessing"]["interpolation"].upper()]
-picture = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
+picture = Image.open(sys.argv[2])
+if pixel_range := facts["preprocessing"].get("pixel_range"):
+    # Of pictures with more than 8 bits per channel; those of 8 bits are used as they are. Grey ones are read here; for
+    # colours, white-is-zero TIFFs and PGMs see tl_cli/data/deep.py, which needs numpy and Pillow only.
+    low, high = pixel_range
+    is_white_zero = picture.format == "TIFF" and picture.tag_v2.get(262) == 0
+    if picture.mode in ("I;16", "I;16B", "I", "F") and picture.format != "PPM" and not is_white_zero:
+        values = np.asarray(ImageOps.exif_transpose(picture), np.float64).clip(low, high)
+        picture = Image.fromarray(np.floor((values - low) * 255 / (high - low) + 0.5).astype(np.uint8))
+    elif ";16" in str(picture.tile) or picture.mode in ("I", "F") or picture.format == "PPM":
+        sys.exit("only grey pictures of more than 8 bits are read here")
+picture = ImageOps.exif_transpose(picture).convert("RGB")
 # The largest square in the middle, made so large, and the middle of that: crop_mode "center", which most weights have.
 picture = ImageOps.fit(picture, (resize, resize), method)
 edge = (resize - crop) // 2

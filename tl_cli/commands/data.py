@@ -66,6 +66,9 @@ def check(
     workers: Workers = None,
 ) -> None:
     """Examine a data set: balance, sizes, files that do not decode, duplicates, labels in doubt. Changes nothing."""
+    from dataclasses import replace
+
+    from tl_cli.data import pixel_range
     from tl_cli.data.checks import examine
     from tl_cli.data.sources import open_source
     from tl_cli.training.machine import default_workers
@@ -77,6 +80,9 @@ def check(
     with FileProgress(make_console(stderr=True)) as progress:
         found = open_source(source, str(data_dir) if data_dir else None, progress)
         threads = default_workers() if workers is None else workers
+        seen = pixel_range.survey(found.parts, workers=threads, progress=progress)
+        parts = pixel_range.scaled(found.parts, seen.measured.pixel_range if seen.measured else None)
+        found = replace(found, parts=parts, notes=found.notes + seen.notes)
         findings = examine(found, workers=threads, progress=progress)
         doubts = _doubts(found, findings, model, most, device or "auto", threads, progress) if labels else None
     if as_json:

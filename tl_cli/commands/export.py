@@ -97,7 +97,10 @@ def _images(card: "ModelCard", data_dir: str | None, console: "Console") -> "tup
         if not is_at_hand(card.data, data_dir):
             raise DataError("they are not at hand")
         with FileProgress(console) as progress:
-            data = open_to_judge(card.data, card.data.source, data_dir=data_dir, progress=progress).data
+            judged = open_to_judge(
+                card.data, card.data.source, data_dir=data_dir, pixel_range=how.pixel_range, progress=progress
+            )
+            data = judged.data
         images = data.parts.get("test", data.parts["val" if "val" in data.parts else "train"])
         places = range(0, len(images), max(1, len(images) // 16))[:16]
         pictures = [resize_crop(images.load(place, how.resize), how) for place in places]

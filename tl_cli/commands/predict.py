@@ -44,12 +44,13 @@ def predict(
     if show and form in ("jsonl", "csv"):
         raise typer.BadParameter("pictures are shown in a table only", param_hint="--show")
     from tl_cli.commands.resolve import find_model, kept_calibration
+    from tl_cli.data.pixel_range import UNKNOWN, is_deep_file
     from tl_cli.data.wanted import STDIN, wanted_pictures
     from tl_cli.errors import UsageError
     from tl_cli.models import zoo
     from tl_cli.training.predict import predict as predictions_of
     from tl_cli.ui import predictions as shown
-    from tl_cli.ui.console import make_console
+    from tl_cli.ui.console import make_console, print_warning
     from tl_cli.ui.progress import FileProgress
 
     target = find_model(run, tracking_uri)
@@ -59,12 +60,14 @@ def predict(
     # A list on stdin is read once and is of any length.
     total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
     console = make_console(quiet=quiet)
+    pixel_range = card.preprocessing.pixel_range
     writer: shown.Writer
     if form == "table":
-        writer = shown.Lines(console, card.classes, top, show=show)
+        writer = shown.Lines(console, card.classes, top, show=show, pixel_range=pixel_range)
     else:
         writer = (shown.JsonLines if form == "jsonl" else shown.Csv)(card.classes, top)
     failed: list[Prediction] = []
+    unscaled = 0
     if isinstance(sys.stdin, io.TextIOWrapper):
         # A file's name may be no text.
         sys.stdin.reconfigure(errors="surrogateescape")
@@ -83,8 +86,11 @@ def predict(
                 failed.append(each)
             else:
                 writer(each.path, each.probabilities)
+                unscaled += pixel_range is None and is_deep_file(each.path)
             progress("predicting", done, total)
     writer.close()
+    if unscaled:
+        print_warning(f"{unscaled:,} of {done:,} pictures have more than 8 bits per channel, {UNKNOWN}")
     if not done:
         raise UsageError("the list on stdin is empty")
     if failed:

@@ -77,6 +77,14 @@ def train(
     input_size: Annotated[
         int | None, typer.Option(help="Side of the network's input in pixels.", rich_help_panel=_DATA)
     ] = None,
+    pixel_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="Black and white in pictures of more than 8 bits; measured by default.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(

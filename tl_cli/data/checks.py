@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tl_cli.contract import SplitName
+from tl_cli.contract import PixelRange, SplitName
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages, Images, fingerprint
 from tl_cli.data.pictures import decode_pixels, header, open_regular
@@ -26,6 +26,9 @@ _NAMED = 20
 # More files are remembered, so that the next run need not look again.
 _WORTH_REMEMBERING = 500
 _CHUNK = 64
+# Fewer different values, or between the smallest and the largest, show next to nothing.
+_FEW_LEVELS, _NARROW = 8, 16
+_FEW_BY_NATURE = ("1", "P", "PA")
 
 T = TypeVar("T")
 
@@ -40,7 +43,7 @@ class Bad:
 
 def unreadable(images: FileImages, *, workers: int, progress: Progress = silent) -> list[Bad]:
     """Return the files that do not decode to their last byte. What was looked at once is looked at when it changes."""
-    path = _remembered_in(images) if len(images) >= _WORTH_REMEMBERING else None
+    path = remembered_in(images)
     if path is not None:
         with suppress(OSError, ValueError, TypeError):
             return [Bad(*row) for row in json.loads(path.read_text())]
@@ -49,7 +52,8 @@ def unreadable(images: FileImages, *, workers: int, progress: Progress = silent)
     def look(index: int) -> Bad | None:
         nonlocal passing
         try:
-            decode_pixels(os.path.join(images.root, images.ids[index]), short_side=_LOOK_SIDE)
+            path = os.path.join(images.root, images.ids[index])
+            decode_pixels(path, short_side=_LOOK_SIDE, pixel_range=images.pixel_range)
         except DataError as error:
             # Memory, a network, permissions: it may be another day's no more.
             cause = error.__cause__
@@ -64,10 +68,12 @@ def unreadable(images: FileImages, *, workers: int, progress: Progress = silent)
     return found
 
 
-def _remembered_in(images: FileImages) -> Path | None:
-    """Return where it is kept what came of looking at these very files; None where one of them is not there."""
+def remembered_in(images: FileImages, what: str = "") -> Path | None:
+    """Return where it is kept what was found in these very files; None where they are few, or one is not there."""
+    if len(images) < _WORTH_REMEMBERING:
+        return None
     try:
-        key = hashlib.sha256(fingerprint(images).encode()).hexdigest()
+        key = hashlib.sha256(f"{fingerprint(images)}{what}".encode()).hexdigest()
     except DataError:
         return None
     return cache_root() / "looked-at" / f"{key}.json"
@@ -150,6 +156,9 @@ class Look:
         frames: more than one: an animation, of which the first is used; 0: those after the first are torn.
         likeness: 64 bits that are alike for pictures that look alike (a perceptual hash of their lowest frequencies).
         thumbnail: (256,) uint8, 16 x 16, grey.
+        levels: how many different values its pixels have, of 256.
+        darkest: the smallest of them.
+        brightest: the largest of them.
         bad: why it cannot be decoded; empty where it can be. The rest is then unknown.
     """
 
@@ -161,6 +170,9 @@ class Look:
     frames: int = 1
     likeness: int = 0
     thumbnail: bytes = b""
+    levels: int = 0
+    darkest: int = 0
+    brightest: int = 0
     bad: str = ""
 
 
@@ -196,6 +208,22 @@ class Findings:
             if look.bad
         ]
 
+    def flat(self) -> list[tuple[tuple[SplitName, int], Look]]:
+        """Return the pictures with next to nothing to see in them: few grey levels, or all of them close together.
+
+        Black and white pictures and those with a palette have few levels by their nature.
+        """
+        return [
+            ((part, index), look)
+            for part, looks in self.looks.items()
+            for index, look in enumerate(looks)
+            if not look.bad
+            and (
+                look.brightest - look.darkest < _NARROW
+                or (look.levels < _FEW_LEVELS and look.mode not in _FEW_BY_NATURE)
+            )
+        ]
+
     def name(self, place: tuple[SplitName, int]) -> str:
         """Return the name of an image."""
         part, index = place
@@ -227,11 +255,11 @@ def examine(found: Found, *, workers: int, progress: Progress = silent) -> Findi
 
 def _looker(images: Images) -> Callable[[int], Look]:
     if isinstance(images, FileImages):
-        return lambda index: _look_at_file(os.path.join(images.root, images.ids[index]))
+        return lambda index: _look_at_file(os.path.join(images.root, images.ids[index]), images.pixel_range)
     return lambda index: _look_at_pixels(images.load(index).permute(1, 2, 0).contiguous().numpy())
 
 
-def _look_at_file(path: str) -> Look:
+def _look_at_file(path: str, pixel_range: PixelRange | None = None) -> Look:
     try:
         with open_regular(path) as file:
             data = file.read()
@@ -239,16 +267,24 @@ def _look_at_file(path: str) -> Look:
         return Look(b"", bad=f"cannot be read: {error.strerror}")
     digest = hashlib.sha256(data).digest()
     try:
-        pixels = decode_pixels(data, short_side=_LOOK_SIDE)
+        pixels = decode_pixels(data, short_side=_LOOK_SIDE, pixel_range=pixel_range)
         kind, mode, size, turned, frames = header(data)
     except DataError as error:
         return Look(digest, bad=str(error).removeprefix("the image ").strip())
-    return Look(digest, kind, mode, size, turned, frames, *_likeness(pixels))
+    return Look(digest, kind, mode, size, turned, frames, *_likeness(pixels), *_levels(pixels))
 
 
 def _look_at_pixels(pixels: np.ndarray) -> Look:
     digest = hashlib.sha256(pixels.tobytes()).digest()
-    return Look(digest, "pixels", "RGB", (pixels.shape[1], pixels.shape[0]), False, 1, *_likeness(pixels))
+    return Look(
+        digest, "pixels", "RGB", (pixels.shape[1], pixels.shape[0]), False, 1, *_likeness(pixels), *_levels(pixels)
+    )
+
+
+def _levels(pixels: np.ndarray) -> tuple[int, int, int]:
+    """Return how many different values pixels have, the smallest and the largest."""
+    present = np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
+    return len(present), int(present[0]), int(present[-1])
 
 
 def _likeness(pixels: np.ndarray) -> tuple[int, bytes]:

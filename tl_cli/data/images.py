@@ -13,7 +13,7 @@ import PIL
 import torch
 from torch import Tensor
 
-from tl_cli.contract import Split
+from tl_cli.contract import PixelRange, Split
 from tl_cli.data.decoders import decode_aside
 from tl_cli.data.decoding import decode
 from tl_cli.data.names import Names
@@ -30,7 +30,7 @@ _WORTH_KEEPING_BYTES = 8 << 20
 # Of images that should be the same: as many are looked at.
 _LOOKED_AT = 256
 # Of the pixels that are kept: one higher whenever the same files are decoded to others.
-_KEPT_FORMAT = 1
+_KEPT_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +67,21 @@ class FileImages:
         ids: the path of each, relative to the folder that was given.
         labels: (N,) int64, indices into the class names.
         root: the folder that was given.
+        pixel_range: the numbers that become black and white in pictures of more than 8 bits per channel; None is 0 and
+            the largest of 16 bits.
     """
 
     ids: Names
     labels: np.ndarray
     root: Path
+    pixel_range: PixelRange | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> "FileImages":
         """Return the images at ``indices``, in that order."""
-        return FileImages(self.ids.take(indices), self.labels[indices], self.root)
+        return FileImages(self.ids.take(indices), self.labels[indices], self.root, self.pixel_range)
 
     def load(self, index: int, short_side: int | None = None) -> Tensor:
         """Return one image decoded, (3, H, W) uint8.
@@ -86,7 +89,7 @@ class FileImages:
         Raises:
             DataError: it cannot be decoded; names the file.
         """
-        return decode(self.root / self.ids[index], short_side=short_side)
+        return decode(self.root / self.ids[index], short_side=short_side, pixel_range=self.pixel_range)
 
     def load_pixels(self, index: int) -> np.ndarray:
         """Return one image decoded whole, (H, W, 3) uint8: what ``load`` does, without a tensor for each.
@@ -94,7 +97,7 @@ class FileImages:
         Raises:
             DataError: it cannot be decoded; names the file.
         """
-        return decode_pixels(os.path.join(self.root, self.ids[index]))
+        return decode_pixels(os.path.join(self.root, self.ids[index]), pixel_range=self.pixel_range)
 
 
 Images = PackedImages | FileImages
@@ -249,6 +252,7 @@ def _decode_all(images: FileImages, first: Tensor, workers: int, progress: Progr
             pixels.numpy(),
             workers,
             lambda done: progress("decoding images", done, len(images)),
+            images.pixel_range,
         )
     chunks = [chunk for part in left for chunk in _chunks(part)]
     with ThreadPoolExecutor(1 if is_tiny else max(1, workers)) as pool:
@@ -266,7 +270,8 @@ def fingerprint(images: Images) -> str:
     """Return a digest that is another one where these are not the same images in the same order.
 
     Of packed images it is of the pixels. Files are not read for it, so the time of the last change in the file system
-    counts too: a file of the same length may be put in the place of another with its old time of modification.
+    counts too: a file of the same length may be put in the place of another with its old time of modification. So does
+    the range with which deep pictures are decoded.
 
     Raises:
         DataError: a file is no longer there.
@@ -276,7 +281,8 @@ def fingerprint(images: Images) -> str:
         for part in images.pixels.split(4096):
             seen.update(part.contiguous().numpy().data)
         return seen.hexdigest()
-    seen = hashlib.sha256(f"{_KEPT_FORMAT}\0{PIL.__version__}\0{images.root}\0".encode("utf-8", "surrogateescape"))
+    about = f"{_KEPT_FORMAT} {images.pixel_range}\0{PIL.__version__}\0{images.root}\0"
+    seen = hashlib.sha256(about.encode("utf-8", "surrogateescape"))
     for name in images.ids:
         found = _stat(images.root, name)
         facts = f"{name}\0{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\0"

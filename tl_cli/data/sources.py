@@ -5,11 +5,13 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tl_cli.contract import SPLIT_NAMES, DataSpec, Split, SplitName
+from tl_cli.contract import SPLIT_NAMES, DataSpec, PixelRange, Split, SplitName
 from tl_cli.data import archive, checks, folder, listing, published, splits
+from tl_cli.data import pixel_range as depths
 from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages, Images, PackedImages, are_same, describe, pack, shared
+from tl_cli.data.pixel_range import Measured
 from tl_cli.errors import DataError, suggest
 from tl_cli.fetch import Progress, cache_root, silent
 from tl_cli.store import Store, memory_bytes
@@ -27,12 +29,14 @@ class LabelledData:
         parts: images of ``train``, ``val`` and, where there are any, ``test``.
         spec: what finds the same images and split again.
         notes: things a person should know.
+        measured: the range of the training images that have more than 8 bits per channel; None where none has.
     """
 
     classes: tuple[str, ...]
     parts: dict[SplitName, Images]
     spec: DataSpec
     notes: tuple[str, ...] = ()
+    measured: Measured | None = None
 
     @property
     def native_size(self) -> int | None:
@@ -41,16 +45,28 @@ class LabelledData:
         return min(train.pixels.shape[-2:]) if isinstance(train, PackedImages) else None
 
 
-def open_data(spec: DataSpec, *, workers: int, progress: Progress = silent) -> LabelledData:
+def open_data(
+    spec: DataSpec, *, pixel_range: PixelRange | None = None, workers: int, progress: Progress = silent
+) -> LabelledData:
     """Return the images that ``spec`` names, split by its rule. Its layout and its digests are filled in.
+
+    Args:
+        pixel_range: the numbers that become black and white in pictures of more than 8 bits per channel; None measures
+            them on the training part.
 
     Raises:
         DataError: the source is unknown or its images cannot be used; says what was found.
         DownloadError: it must be fetched and cannot be.
     """
     source = locate(spec.source)
-    found = _readable(_open(source, cache_folder(spec.data_dir), progress), spec, workers, progress)
-    return _labelled(found, _split(found, spec), spec.model_copy(update={"source": source}), workers, progress)
+    found = _open(source, cache_folder(spec.data_dir), progress)
+    found = _readable(_scaled(found, depths.ANY), spec, workers, progress)
+    parts = _split(found, spec)
+    seen = depths.survey(parts, given=pixel_range, workers=workers, progress=progress)
+    found = replace(found, notes=found.notes + seen.notes)
+    parts = depths.scaled(parts, seen.measured.pixel_range if seen.measured else None)
+    data = _labelled(found, parts, spec.model_copy(update={"source": source}), workers, progress)
+    return replace(data, measured=seen.measured)
 
 
 def open_source(source: str, data_dir: str | None, progress: Progress = silent) -> Found:
@@ -82,8 +98,15 @@ class Judged:
     trained_on: Mapping[SplitName, int] | None = None
 
 
-def open_to_judge(then: DataSpec, source: str, *, data_dir: str | None, progress: Progress = silent) -> Judged:
-    """Return the images of ``source`` for a model that was trained on ``then``.
+def open_to_judge(
+    then: DataSpec,
+    source: str,
+    *,
+    data_dir: str | None,
+    pixel_range: PixelRange | None = None,
+    progress: Progress = silent,
+) -> Judged:
+    """Return the images of ``source`` for a model that was trained on ``then``, with the model's pixel range.
 
     Its own images are split as they were for its training, wherever they are now: any part is told by its digest.
     Others come as they lie there, in the parts that the source has; one of classes only has them all in ``train``.
@@ -93,9 +116,12 @@ def open_to_judge(then: DataSpec, source: str, *, data_dir: str | None, progress
         DownloadError: it must be fetched and cannot be.
     """
     spec = then.model_copy(update={"source": locate(source), "data_dir": data_dir or then.data_dir, "splits": {}})
-    found = _readable(_open(spec.source, cache_folder(spec.data_dir), progress, fewest=1), spec, 2, progress)
+    found = _open(spec.source, cache_folder(spec.data_dir), progress, fewest=1)
+    found = _readable(_scaled(found, pixel_range), spec, 2, progress)
+    notes = depths.notes_for(found.parts, pixel_range, workers=2, progress=progress)
+    found = replace(found, notes=found.notes + notes)
     is_same_place = spec.source == then.source
-    own = {} if is_same_place else _own_images(then, progress)
+    own = {} if is_same_place else _own_images(then, pixel_range, progress)
     # A few images cannot be split, and then are not its own.
     with suppress(DataError) if not is_same_place else nullcontext():
         parts = _split(found, spec)
@@ -108,12 +134,17 @@ def open_to_judge(then: DataSpec, source: str, *, data_dir: str | None, progress
     return Judged(_whole(found, parts, spec), is_own=False, trained_on=trained_on)
 
 
-def _own_images(then: DataSpec, progress: Progress) -> dict[SplitName, Images]:
+def _own_images(then: DataSpec, pixel_range: PixelRange | None, progress: Progress) -> dict[SplitName, Images]:
     """Return the images of a training by part, as they are where they were; nothing where they are not at hand."""
     with suppress(DataError):
         if is_at_hand(then):
-            return _split(_readable(_open(then.source, cache_folder(then.data_dir), progress), then, 2, progress), then)
+            found = _scaled(_open(then.source, cache_folder(then.data_dir), progress), pixel_range)
+            return _split(_readable(found, then, 2, progress), then)
     return {}
+
+
+def _scaled(found: Found, pixel_range: PixelRange | None) -> Found:
+    return replace(found, parts=depths.scaled(found.parts, pixel_range))
 
 
 def decoded(images: Images, *, workers: int, progress: Progress = silent) -> Images:

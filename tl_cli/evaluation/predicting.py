@@ -50,7 +50,8 @@ class Predictor:
 
     def _logits(self, pictures: Sequence[Path | bytes]) -> Tensor:
         how = self.classifier.preprocessing
-        images = torch.stack([resize_crop(decode(picture, short_side=how.resize), how) for picture in pictures])
+        decoded = (decode(picture, short_side=how.resize, pixel_range=how.pixel_range) for picture in pictures)
+        images = torch.stack([resize_crop(picture, how) for picture in decoded])
         with torch.inference_mode():
             logits: Tensor = self.classifier.model(normalise(images, how))
         return logits

@@ -75,6 +75,8 @@ class TrainConfig(BaseModel):
         class_weights: ``balanced`` weighs the loss of an image by the rarity of its class.
         sampler: ``balanced`` shows every class equally often.
         input_size: side of the network's input in pixels.
+        pixel_range: numbers that become black and white in pictures of more than 8 bits per channel; None measures them
+            on the training images.
         mean: channel statistics to use instead of the weights' own, for values in 0..1.
         std: the same.
         feature_cache: train a phase whose first layers are frozen on what they give, computed once.
@@ -137,6 +139,7 @@ class TrainConfig(BaseModel):
     mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     cutmix: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     input_size: Annotated[int, Field(ge=8, le=2048)]
+    pixel_range: tuple[Finite, Finite] | None = None
     mean: Statistics | None = None
     std: Statistics | None = None
     feature_cache: bool = True
@@ -170,6 +173,8 @@ class TrainConfig(BaseModel):
             raise ValueError("--freeze-until with --weights none would leave those layers random for ever")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("--std must be positive in every channel")
+        if self.pixel_range is not None and self.pixel_range[0] >= self.pixel_range[1]:
+            raise ValueError("--pixel-range takes the number for black and a larger one for white")
         return self
 
 

@@ -84,7 +84,13 @@ class Judge:
         self._workers = default_workers() if workers is None else workers
         if source is None:
             check_still_there(card.data.source)
-        judged = open_to_judge(card.data, source or card.data.source, data_dir=data_dir, progress=progress)
+        judged = open_to_judge(
+            card.data,
+            source or card.data.source,
+            data_dir=data_dir,
+            pixel_range=card.preprocessing.pixel_range,
+            progress=progress,
+        )
         self._data, self.is_own, self._trained_on = judged.data, judged.is_own, judged.trained_on
         self._places = _places(self._data, card)
         # Channels-last: on a CPU faster for every network that was tried, and what a GPU's tensor cores want.

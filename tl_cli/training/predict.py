@@ -95,7 +95,7 @@ def _decoded(
             what = "is a folder without pictures" if os.path.isdir(path) else "there is no such file"  # noqa: PTH112
             return Prediction(path, None, f"{path}: {what}")
         try:
-            return resize_crop(decode(Path(path), short_side=how.resize), how)
+            return resize_crop(decode(Path(path), short_side=how.resize, pixel_range=how.pixel_range), how)
         except DataError as error:
             return Prediction(path, None, str(error))
 

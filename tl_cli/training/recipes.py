@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tl_cli.data.loaders import steps_in_epoch
+from tl_cli.data.pixel_range import Measured
 from tl_cli.errors import UsageError
 from tl_cli.training.config import FIELDS, TrainConfig, validated
 
@@ -41,6 +42,7 @@ class Facts:
         pretrained: whether the run starts from trained weights.
         imbalance: images of the largest class for each of the smallest.
         mirrors: whether an image mirrored left to right is still one of its class.
+        measured: range of the training images of more than 8 bits per channel; None where none has.
     """
 
     data: str
@@ -55,13 +57,14 @@ class Facts:
     pretrained: bool = True
     imbalance: float = 1.0
     mirrors: bool = True
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a value came from, and why it is what it is."""
 
-    source: Literal["flag", "config file", "recipe", "machine", "default", "follows"]
+    source: Literal["flag", "config file", "recipe", "machine", "data", "default", "follows"]
     why: str = ""
 
 
@@ -91,11 +94,12 @@ def resolve(flags: Mapping[str, object], file: Mapping[str, object], facts: Fact
     recipe = _RECIPES.get(str(given.get("recipe", "default")))
     if recipe is None:
         raise UsageError(f"no recipe is called {given['recipe']!r}; there are {', '.join(_RECIPES)}")
-    chosen, machine = recipe(facts, given), _machine(facts)
-    values = {name: setting.value for name, setting in (chosen | machine).items()} | given
+    chosen, machine, data = recipe(facts, given), _machine(facts), _data(facts)
+    values = {name: setting.value for name, setting in (chosen | machine | data).items()} | given
     origins = {name: Origin("default") for name in FIELDS}
     origins |= {name: Origin("recipe", setting.why) for name, setting in chosen.items()}
     origins |= {name: Origin("machine", setting.why) for name, setting in machine.items()}
+    origins |= {name: Origin("data", setting.why) for name, setting in data.items()}
     origins |= {name: Origin("config file") for name in file} | {name: Origin("flag") for name in flags}
     _follow_steps(values, origins, facts, flags)
     _follow(values, origins, flags)
@@ -310,6 +314,13 @@ def _machine(facts: Facts) -> dict[str, Setting]:
         why = f"{facts.idle_cores} of {facts.cores} cores are idle now; threads that share one wait for each other"
         settings["threads"] = Setting(facts.idle_cores, why)
     return settings
+
+
+def _data(facts: Facts) -> dict[str, Setting]:
+    """Settings that are measured on the training images."""
+    if facts.measured is None:
+        return {}
+    return {"pixel_range": Setting(facts.measured.pixel_range, facts.measured.describe())}
 
 
 def _int(given: Mapping[str, object], name: str, otherwise: int) -> int:

@@ -14,6 +14,7 @@ from tl_cli.data.augmentation import Augmentation
 from tl_cli.data.catalogue import SETS
 from tl_cli.data.images import Images
 from tl_cli.data.loaders import Batch, Loader
+from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sources import LabelledData, locate, open_data
 from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import Progress, silent
@@ -246,7 +247,11 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
     # A number in a file may be written as another type; what is resolved is what was checked.
     flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
     workers = early.workers if "workers" in given else default_workers()
-    data = open_data(_data_spec(early), workers=workers, progress=progress)
+    data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=workers, progress=progress)
+    if "pixel_range" in flags and data.measured is None:
+        raise UsageError(
+            "--pixel-range has no effect: no training image has more than 8 bits per channel; leave it out"
+        )
     facts = _facts(
         early,
         device,
@@ -254,6 +259,7 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
         train_images=len(data.parts["train"]),
         native_size=data.native_size,
         imbalance=_imbalance(data),
+        measured=data.measured,
     )
     # Whoever reads the recorded config stands in another folder, perhaps.
     flags, file = ({**values, **_absolute(values, data)} for values in (flags, file))
@@ -312,7 +318,7 @@ def foresee(
         images = round(min(early.limit or parts["train"], parts["train"]) * (share - 0.1 * (len(parts) == 1)))
         classes, native_size, imbalance = known.classes, known.pixels, 1.0
     elif num_classes is None or Path(source).exists():
-        data = open_data(_data_spec(early), workers=default_workers(), progress=progress)
+        data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=default_workers(), progress=progress)
         images, native_size, imbalance = len(data.parts["train"]), data.native_size, _imbalance(data)
         classes = len(data.classes)
     else:
@@ -349,6 +355,7 @@ def _facts(
     train_images: int,
     native_size: int | None,
     imbalance: float,
+    measured: Measured | None = None,
 ) -> Facts:
     smallest, own = zoo.size_limits(early.model)
     return Facts(
@@ -364,6 +371,7 @@ def _facts(
         idle_cores=idle_cores() if device.type == "cpu" and not early.threads else 0,
         pretrained=early.weights != "none",
         mirrors=source not in SETS or SETS[source].mirrors,
+        measured=measured,
     )
 
 
@@ -520,7 +528,8 @@ def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Class
     size = data.native_size
     is_tiny = size is not None and size < recipes.TINY_PIXELS
     sized = classifier.preprocessing.at(config.input_size, whole=is_tiny)
-    return replace(classifier, preprocessing=sized)
+    # The range belongs to the images, not to the weights.
+    return replace(classifier, preprocessing=sized.model_copy(update={"pixel_range": config.pixel_range}))
 
 
 def _check_input_size(classifier: Classifier, example: torch.Tensor, config: TrainConfig) -> None:

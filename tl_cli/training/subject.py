@@ -101,7 +101,7 @@ def decoded_picture(path: Path, how: Preprocessing) -> Tensor:
     if not path.is_file():
         what = "is a folder; give a picture" if path.is_dir() else "there is no such file"
         raise DataError(f"{path}: {what}")
-    return decode(path, short_side=max(how.resize, how.crop))
+    return decode(path, short_side=max(how.resize, how.crop), pixel_range=how.pixel_range)
 
 
 def subject_of_model(

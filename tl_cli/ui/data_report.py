@@ -12,6 +12,7 @@ from rich.text import Text
 
 from tl_cli.contract import SplitName
 from tl_cli.data.checks import Findings, Look, Twins
+from tl_cli.data.images import FileImages, Images
 from tl_cli.errors import some
 from tl_cli.evaluation.suspicion import Suspect
 from tl_cli.ui.console import is_ascii, plain, shortened
@@ -56,6 +57,12 @@ def print_findings(console: Console, findings: Findings, doubts: Doubts | None) 
         [f"{found.name}: {found.reason}" for _, found in bad],
         is_good=not bad,
     )
+    flat = [
+        f"{findings.name(place)}: {_count(look.levels, 'level')}, {look.darkest} to {look.brightest} of 0 to 255"
+        for place, look in findings.flat()
+    ]
+    if flat:
+        _print_list(console, f"{_count(len(flat), 'picture')} with hardly any grey levels", flat, is_good=False)
     _print_twins(console, findings)
     if doubts is not None:
         _print_doubts(console, findings, doubts)
@@ -74,6 +81,11 @@ def as_data(findings: Findings, doubts: Doubts | None) -> dict[str, object]:
         "turned_by_exif": sum(look.turned for look in _good(findings)),
         "animated": sum(look.frames > 1 for look in _good(findings)),
         "torn_after_first_frame": sum(not look.frames for look in _good(findings)),
+        "pixel_range": _pixel_range(found.parts["train"]),
+        "few_levels": [
+            {"file": findings.name(place), "levels": look.levels, "darkest": look.darkest, "brightest": look.brightest}
+            for place, look in findings.flat()
+        ],
         "notes": list(found.notes),
         "faults": list(found.faults),
         "bad": [{"part": part, "file": each.name, "reason": each.reason} for part, each in findings.bad()],
@@ -211,6 +223,11 @@ def _print_doubts(console: Console, findings: Findings, doubts: Doubts) -> None:
         for each in doubts.suspects
     ]
     _print_list(console, title, rows, is_good=not rows)
+
+
+def _pixel_range(images: Images) -> list[float] | None:
+    """Return the numbers of deep pictures that become black and white."""
+    return list(images.pixel_range) if isinstance(images, FileImages) and images.pixel_range else None
 
 
 def _print_list(console: Console, title: str, rows: Sequence[str], *, is_good: bool) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from tl_cli.contract import PixelRange
 from tl_cli.data.decoding import decode
 from tl_cli.ui.console import csv_text, safe_text, shortened
 from tl_cli.ui.report import thumbnail
@@ -31,17 +32,27 @@ class Writer(Protocol):
 class Lines:
     """One line a picture: its name, and the likeliest classes with bars for the first."""
 
-    def __init__(self, console: Console, classes: Sequence[str], top: int, *, show: bool) -> None:
+    def __init__(
+        self,
+        console: Console,
+        classes: Sequence[str],
+        top: int,
+        *,
+        show: bool,
+        pixel_range: PixelRange | None = None,
+    ) -> None:
         self._console = console
         self._classes = classes
         self._top = top
+        self._pixel_range = pixel_range
         self._show = show and console.color_system is not None
         self._label = max(cell_len(shortened(name, 24)) for name in classes)
 
     def __call__(self, path: str, probabilities: Tensor) -> None:
         """Print the line, after a small picture where one is wanted."""
         if self._show:
-            self._console.print(thumbnail(decode(Path(path), short_side=2 * _THUMBNAIL), _THUMBNAIL))
+            picture = decode(Path(path), short_side=2 * _THUMBNAIL, pixel_range=self._pixel_range)
+            self._console.print(thumbnail(picture, _THUMBNAIL))
         best = likeliest(probabilities, self._classes, self._top)
         # As many as fit, but always the first.
         cell = self._label + 8

@@ -1,0 +1,157 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.deep_pictures import png16, tiff
+from tl_cli.contract import DataSpec, Preprocessing
+from tl_cli.data import pixel_range
+from tl_cli.data.folder import scan
+from tl_cli.data.images import FileImages, PackedImages, fingerprint
+from tl_cli.data.sources import LabelledData, open_data, open_to_judge
+from tl_cli.errors import DataError
+
+
+def fill(root: Path, *, most: int = 4095, count: int = 12, kind: str = "png") -> Path:
+    """Write DIR/train and DIR/test with classes of grey noise from 0 to ``most``; both ends are in every picture."""
+    noise = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                values = noise.integers(0, most + 1, (16, 16, 1))
+                values[0, :2, 0] = 0, most
+                data = png16(values) if kind == "png" else tiff(values.astype(np.float32))
+                (root / part / name / f"{number:02}.{kind}").write_bytes(data)
+    return root
+
+
+def opened(root: Path, **settings: object) -> LabelledData:
+    return open_data(DataSpec(source=str(root), layout="classes"), workers=2, **settings)
+
+
+def test_a_range_without_outliers_is_the_smallest_and_the_largest_value() -> None:
+    assert pixel_range.range_of(np.arange(4096.0)) == (0, 4095)
+    assert pixel_range.range_of(np.array([-3.5, 0, 8])) == (-3.5, 8)
+    # One bright spot that is no further out than the rest is wide.
+    assert pixel_range.range_of(np.concatenate([np.arange(1000.0), [1200]])) == (0, 1200)
+
+
+def test_hot_and_dead_pixels_do_not_darken_the_rest() -> None:
+    values = np.tile(np.arange(1000, 2001.0), 10)
+    # Of 10,020 values five are fewer than a thousandth.
+    assert pixel_range.range_of(np.concatenate([values, [65535] * 5, [0] * 5])) == (1000, 2000)
+
+
+def test_constant_and_nearly_constant_values_have_a_range() -> None:
+    assert pixel_range.range_of(np.full(100, 7.0)) == (7, 8)
+    assert pixel_range.range_of(np.concatenate([np.zeros(100_000), [1]])) == (0, 1)
+
+
+def test_the_range_is_measured_on_the_training_part_and_used_for_all(tmp_path: Path) -> None:
+    fill(tmp_path / "d")
+    bright = np.full((16, 16, 1), 60_000)
+    (tmp_path / "d" / "test" / "a" / "00.png").write_bytes(png16(bright))
+    data = opened(tmp_path / "d")
+    assert data.measured is not None
+    assert data.measured.pixel_range == (0, 4095)
+    assert any("4095 white" in note for note in data.notes)
+    test = data.parts["test"]
+    assert isinstance(test, PackedImages)
+    assert test.pixels[0].min() == 255
+    assert test.pixels[1].max() == 255
+    assert len(np.unique(data.parts["train"].pixels)) == 256
+
+
+def test_floating_point_pictures_are_measured_too(tmp_path: Path) -> None:
+    data = opened(fill(tmp_path / "d", most=3, kind="tif"))
+    assert data.measured.pixel_range == (0, 3)
+    assert np.unique(data.parts["train"].pixels).tolist() == [0, 85, 170, 255]
+    skipped = open_data(DataSpec(source=str(tmp_path / "d"), layout="classes", on_bad_image="skip"), workers=1)
+    assert skipped.spec.splits == data.spec.splits
+
+
+def test_a_given_range_is_not_measured(tmp_path: Path) -> None:
+    data = opened(fill(tmp_path / "d"), pixel_range=(0.0, 65535.0))
+    assert data.measured.pixel_range == (0, 65535)
+    assert data.parts["train"].pixels.max() == 16  # 4095 / 257 = 15.9
+
+
+def test_eight_bit_pictures_among_deep_ones_are_unchanged(tmp_path: Path) -> None:
+    fill(tmp_path / "d")
+    plain = Image.effect_noise((16, 16), 60)
+    plain.save(tmp_path / "d" / "train" / "a" / "plain.png")
+    data = open_to_judge(opened(tmp_path / "d").spec, str(tmp_path / "d"), data_dir=None, pixel_range=(0, 4095)).data
+    where = [*data.parts["train"].ids, *data.parts["val"].ids].index("train/a/plain.png")
+    part = "train" if where < len(data.parts["train"]) else "val"
+    index = list(data.parts[part].ids).index("train/a/plain.png")
+    assert np.array_equal(data.parts[part].load(index)[0].numpy(), np.asarray(plain))
+
+
+def test_a_set_of_eight_bits_has_no_range_and_nothing_is_said(colours: Path) -> None:
+    data = opened(colours)
+    assert data.measured is None
+    assert data.notes == ()
+
+
+def test_deep_pictures_outside_the_training_part_are_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for part in ("train", "test"):
+            (tmp_path / "d" / part / name).mkdir(parents=True)
+        for number in range(12):
+            Image.effect_noise((16, 16), 60 + number).save(tmp_path / "d" / "train" / name / f"{number}.png")
+        (tmp_path / "d" / "test" / name / "0.png").write_bytes(png16(np.full((16, 16, 1), 4095)))
+    data = opened(tmp_path / "d")
+    assert data.notes == ("2 test images have more than 8 bits per channel, and no training image has",)
+    judged = open_to_judge(data.spec, str(tmp_path / "d"), data_dir=None)
+    assert any("65535 for white" in note for note in judged.data.notes)
+
+
+def test_what_was_measured_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fill(tmp_path / "d", count=280)
+    measured = opened(root).measured
+    assert measured is not None
+    with monkeypatch.context() as patch:
+        patch.delattr(pixel_range, "deep_values")
+        assert opened(root).measured == measured
+    for number in range(280):
+        (root / "train" / "a" / f"{number:02}.png").write_bytes(png16(np.full((16, 16, 1), 5000 + number)))
+    assert opened(root).measured.pixel_range == (0, 5279)
+
+
+def test_pixels_that_are_kept_belong_to_their_range(tmp_path: Path) -> None:
+    images = scan(fill(tmp_path / "d")).parts["train"]
+    assert isinstance(images, FileImages)
+    prints = {fingerprint(replace(images, pixel_range=each)) for each in (None, (0.0, 4095.0), (0.0, 4096.0))}
+    assert len(prints) == 3
+    some = replace(images, pixel_range=(0.0, 4095.0)).subset(np.array([1]))
+    assert some.pixel_range == (0, 4095)
+
+
+def test_unused_bands_are_said_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for number in range(12):
+            bands = np.random.default_rng(number).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+            (tmp_path / "d" / name / f"{number}.tif").write_bytes(tiff(bands, extra=(2,) if number == 0 else (0,)))
+    data = opened(tmp_path / "d")
+    assert data.notes == ("22 images have 4 bands; the first 3 are used as RGB",)
+
+
+def test_a_range_survives_json_and_older_cards_have_none() -> None:
+    how = Preprocessing(resize=8, crop=8, pixel_range=(0, 4095))
+    assert Preprocessing.model_validate_json(how.model_dump_json()) == how
+    assert how.at(16, whole=True).pixel_range == (0, 4095)
+    older = {key: value for key, value in json.loads(how.model_dump_json()).items() if key != "pixel_range"}
+    assert Preprocessing.model_validate(older).pixel_range is None
+
+
+def test_float_pictures_are_refused_by_a_model_without_a_range(tmp_path: Path) -> None:
+    root = fill(tmp_path / "d", most=3, kind="tif")
+    spec = opened(root).spec
+    images = open_to_judge(spec, str(root), data_dir=None).data.parts["train"]
+    with pytest.raises(DataError, match="floating-point"):
+        images.load(0)

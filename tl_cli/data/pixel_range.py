@@ -1,0 +1,191 @@
+"""Which numbers of deep pictures (more than 8 bits per channel) become black and white: measured on a data set."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from tl_cli.contract import PixelRange, SplitName
+from tl_cli.data.checks import each, remembered_in
+from tl_cli.data.images import FileImages, Images
+from tl_cli.data.pictures import MAY_BE_DEEP, Numbers, deep_values, numbers
+from tl_cli.errors import DataError, StorageError
+from tl_cli.fetch import Progress, silent, write_text
+
+# Of so many pictures, evenly spread over the training part, so many values each.
+_PICTURES, _VALUES = 256, 16_384
+# A range reaches from the smallest to the largest value. Where one of them lies further beyond the quantiles of these
+# shares than this part of the distance between them, as hot pixels do, the range ends at the quantile.
+_QUANTILES, _BEYOND = (0.001, 0.999), 0.25
+# For checking whether files decode, where any range will do.
+ANY: PixelRange = (0.0, 1.0)
+UNKNOWN = "and the model's training images had not: 0 is taken for black and 65535 for white"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The range of the deep pictures of a training part.
+
+    Attributes:
+        images: deep pictures in the part.
+        pixel_range: the numbers that become black and white.
+        pictures: how many were measured.
+        outside: share of their values that lie outside, and are clipped.
+    """
+
+    images: int
+    pixel_range: PixelRange
+    pictures: int
+    outside: float
+
+    def describe(self) -> str:
+        """Return where the range is from."""
+        low, high = self.pixel_range
+        clipped = f", {self.outside:.2%} of the values lie outside" if self.outside else ""
+        return (
+            f"{self.images:,} training images have more than 8 bits per channel: {low:g} becomes black and {high:g} "
+            f"white (measured on {self.pictures:,} of them{clipped})"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Depths:
+    """What is said of a data set's pictures that are not plain 8-bit ones.
+
+    Attributes:
+        measured: None where no training image is deep, or none of them can be read.
+        notes: things a person should know.
+    """
+
+    measured: Measured | None = None
+    notes: tuple[str, ...] = ()
+
+
+def survey(
+    parts: Mapping[SplitName, Images], *, given: PixelRange | None = None, workers: int, progress: Progress = silent
+) -> Depths:
+    """Return what the files of a data set hold: bands that are not used, deep pictures, and their range in training.
+
+    JPEGs and other files that are never deep are not opened. What was measured once is looked up where nothing changed.
+
+    Args:
+        given: a range to use instead of the measured one.
+    """
+    deep, notes = _deep(parts, workers, progress)
+    measured = _measured(parts["train"], deep["train"], given, workers, progress) if deep.get("train") else None
+    if measured is not None:
+        if given is None:
+            notes.append(measured.describe())
+    elif any(deep.values()):
+        listed = ", ".join(f"{len(places):,} {part}" for part, places in deep.items() if places)
+        notes.append(f"{listed} images have more than 8 bits per channel, and no training image has")
+    return Depths(measured, tuple(notes))
+
+
+def notes_for(
+    parts: Mapping[SplitName, Images], pixel_range: PixelRange | None, *, workers: int, progress: Progress = silent
+) -> tuple[str, ...]:
+    """Return what a person should know of images that a trained model with this range is evaluated on."""
+    deep, notes = _deep(parts, workers, progress)
+    count = sum(map(len, deep.values()))
+    if count and pixel_range is None:
+        notes.append(f"{count:,} images have more than 8 bits per channel, {UNKNOWN}")
+    return tuple(notes)
+
+
+def scaled(parts: Mapping[SplitName, Images], pixel_range: PixelRange | None) -> dict[SplitName, Images]:
+    """Return the parts, whose deep pictures are decoded with this range."""
+    return {
+        part: replace(images, pixel_range=pixel_range) if isinstance(images, FileImages) else images
+        for part, images in parts.items()
+    }
+
+
+def range_of(values: np.ndarray) -> PixelRange:
+    """Return the range of finite numbers: from the smallest to the largest, without outliers."""
+    low, high = float(values.min()), float(values.max())
+    # Values that occur: between two of them a quantile would lie near an outlier.
+    inner = float(np.quantile(values, _QUANTILES[0], method="higher"))
+    outer = float(np.quantile(values, _QUANTILES[1], method="lower"))
+    if outer > inner:
+        margin = _BEYOND * (outer - inner)
+        low = low if low >= inner - margin else inner
+        high = high if high <= outer + margin else outer
+    return (low, high) if high > low else (low, low + 1)
+
+
+def is_deep_file(path: str) -> bool:
+    """Return whether a picture has more than 8 bits per channel."""
+    with suppress(OSError):
+        return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and numbers(path).is_deep
+    return False
+
+
+def _deep(
+    parts: Mapping[SplitName, Images], workers: int, progress: Progress
+) -> tuple[dict[SplitName, list[int]], list[str]]:
+    """Return which images are deep, by part, and notes of bands that are not used."""
+    held = {part: _numbers(images, workers, progress) for part, images in parts.items()}
+    unused = Counter(each.unused for found in held.values() for each in found.values() if each.unused)
+    return (
+        {part: [index for index, each in found.items() if each.is_deep] for part, found in held.items()},
+        [f"{count:,} image{'s have' if count > 1 else ' has'} {bands}" for bands, count in unused.items()],
+    )
+
+
+def _numbers(images: Images, workers: int, progress: Progress) -> dict[int, Numbers]:
+    """Return what is special about files that may be deep or have more bands than are used, by index."""
+    if not isinstance(images, FileImages):
+        return {}
+    places = [index for index, name in enumerate(images.ids) if os.path.splitext(name)[1].lower() in MAY_BE_DEEP]
+
+    def look(number: int) -> Numbers:
+        # What cannot be read is named when it is decoded.
+        with suppress(OSError):
+            return numbers(os.path.join(images.root, images.ids[places[number]]))
+        return Numbers()
+
+    found = zip(places, each(len(places), look, workers, progress, "looking at pixel depths"), strict=True)
+    return {index: held for index, held in found if held != Numbers()}
+
+
+def _measured(
+    images: Images, deep: list[int], given: PixelRange | None, workers: int, progress: Progress
+) -> Measured | None:
+    assert isinstance(images, FileImages)
+    if given is not None:
+        return Measured(len(deep), given, 0, 0.0)
+    path = remembered_in(images, "pixel-range")
+    if path is not None:
+        with suppress(OSError, ValueError, TypeError):
+            kept = json.loads(path.read_text())
+            return Measured(**{**kept, "pixel_range": tuple(map(float, kept["pixel_range"]))})
+    chosen = [deep[place] for place in np.linspace(0, len(deep) - 1, min(len(deep), _PICTURES)).astype(int)]
+
+    def sample(number: int) -> np.ndarray:
+        try:
+            values: np.ndarray = deep_values(os.path.join(images.root, images.ids[chosen[number]])).ravel()
+        except DataError:
+            return np.empty(0)
+        values = values[np.isfinite(values)].astype(np.float64)
+        if len(values) <= _VALUES:
+            return values
+        # The smallest and the largest are among them: so that nothing that is no outlier is clipped.
+        some = np.random.Generator(np.random.Philox(number)).choice(values, _VALUES - 2)
+        return np.concatenate([some, [values.min(), values.max()]])
+
+    samples = list(each(len(chosen), sample, workers, progress, "measuring the pixel range"))
+    values = np.concatenate(samples)
+    if not len(values):
+        return None
+    low, high = range_of(values)
+    outside = float(np.mean((values < low) | (values > high)))
+    measured = Measured(len(deep), (low, high), sum(len(each) > 0 for each in samples), outside)
+    if path is not None:
+        with suppress(StorageError):
+            write_text(path, json.dumps(asdict(measured)))
+    return measured
