@@ -74,6 +74,16 @@ def test_floating_point_pictures_are_measured_too(tmp_path: Path) -> None:
     assert skipped.spec.splits == data.spec.splits
 
 
+def test_kinds_of_numbers_that_one_range_does_not_suit_are_named(tmp_path: Path) -> None:
+    root = fill(tmp_path / "d")
+    for number in range(12):
+        part = np.random.default_rng(number).random((16, 16, 1), dtype=np.float32)
+        part[0, :2, 0] = 0, 1
+        (root / "train" / "a" / f"{number}.tif").write_bytes(tiff(part))
+    notes = " ".join(opened(root).notes)
+    assert "16-bit integers from 0 to 4095, 32-bit floating-point numbers from 0 to 1; convert them to one" in notes
+
+
 def test_a_given_range_is_not_measured(tmp_path: Path) -> None:
     data = opened(fill(tmp_path / "d"), pixel_range=(0.0, 65535.0))
     assert data.measured.pixel_range == (0, 65535)

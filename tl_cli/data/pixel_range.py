@@ -21,6 +21,8 @@ _PICTURES, _VALUES = 256, 16_384
 # A range reaches from the smallest to the largest value. Where one of them lies further beyond the quantiles of these
 # shares than this part of the distance between them, as hot pixels do, the range ends at the quantile.
 _QUANTILES, _BEYOND = (0.001, 0.999), 0.25
+# Kinds of numbers whose ranges differ by a larger factor are not of one scale.
+_ALIKE = 4
 # For checking whether files decode, where any range will do.
 ANY: PixelRange = (0.0, 1.0)
 UNKNOWN = "and the model's training images had not: 0 is taken for black and 65535 for white"
@@ -35,12 +37,14 @@ class Measured:
         pixel_range: the numbers that become black and white.
         pictures: how many were measured.
         outside: share of their values that lie outside, and are clipped.
+        scales: ranges of different kinds of numbers that one range does not suit; else empty.
     """
 
     images: int
     pixel_range: PixelRange
     pictures: int
     outside: float
+    scales: str = ""
 
     def describe(self) -> str:
         """Return where the range is from."""
@@ -80,6 +84,8 @@ def survey(
     if measured is not None:
         if given is None:
             notes.append(measured.describe())
+        if measured.scales:
+            notes.append(f"one pixel range does not suit all images: {measured.scales}; convert them to one scale")
     elif any(deep.values()):
         listed = ", ".join(f"{len(places):,} {part}" for part, places in deep.items() if places)
         notes.append(f"{listed} images have more than 8 bits per channel, and no training image has")
@@ -123,6 +129,19 @@ def is_deep_file(path: str) -> bool:
     with suppress(OSError):
         return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and numbers(path).is_deep
     return False
+
+
+def _scales(samples: list[np.ndarray]) -> str:
+    """Return the ranges of different kinds of numbers where one range does not suit all; else nothing."""
+    kinds: dict[str, list[np.ndarray]] = {}
+    for values in samples:
+        kind = f"{8 * values.dtype.itemsize}-bit {'floating-point numbers' if values.dtype.kind == 'f' else 'integers'}"
+        kinds.setdefault(kind, []).append(values.astype(np.float64))
+    ranges = {kind: range_of(np.concatenate(found)) for kind, found in sorted(kinds.items())}
+    spans = [high - low for low, high in ranges.values()]
+    if max(spans) <= _ALIKE * min(spans):
+        return ""
+    return ", ".join(f"{kind} from {low:g} to {high:g}" for kind, (low, high) in ranges.items())
 
 
 def _deep(
@@ -171,20 +190,21 @@ def _measured(
             values: np.ndarray = deep_values(os.path.join(images.root, images.ids[chosen[number]])).ravel()
         except DataError:
             return np.empty(0)
-        values = values[np.isfinite(values)].astype(np.float64)
-        if len(values) <= _VALUES:
-            return values
-        # The smallest and the largest are among them: so that nothing that is no outlier is clipped.
-        some = np.random.Generator(np.random.Philox(number)).choice(values, _VALUES - 2)
-        return np.concatenate([some, [values.min(), values.max()]])
+        values = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+        if len(values) > _VALUES:
+            # The smallest and the largest are among them: so that nothing that is no outlier is clipped.
+            some = np.random.Generator(np.random.Philox(number)).choice(values, _VALUES - 2)
+            values = np.append(some, np.array([values.min(), values.max()], dtype=values.dtype))
+        return values
 
     samples = list(each(len(chosen), sample, workers, progress, "measuring the pixel range"))
-    values = np.concatenate(samples)
-    if not len(values):
+    samples = [values for values in samples if len(values)]
+    if not samples:
         return None
+    values = np.concatenate([values.astype(np.float64) for values in samples])
     low, high = range_of(values)
     outside = float(np.mean((values < low) | (values > high)))
-    measured = Measured(len(deep), (low, high), sum(len(each) > 0 for each in samples), outside)
+    measured = Measured(len(deep), (low, high), len(samples), outside, _scales(samples))
     if path is not None:
         with suppress(StorageError):
             write_text(path, json.dumps(asdict(measured)))
