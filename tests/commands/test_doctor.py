@@ -154,3 +154,20 @@ def test_one_class_and_a_known_set_can_be_examined(tl, tmp_path: Path) -> None:
 def test_what_is_not_there_is_refused(tl, tmp_path: Path) -> None:
     assert tl("data", "check", tmp_path / "nothing").code == 2
     assert tl("data", "check", "digits", "--model", "resnet19").code == 2
+
+
+@pytest.mark.parametrize("folders", [("train", "test"), ("cat/x", "cat/y", "dog/x")])
+def test_a_layout_that_no_training_takes_is_shown_with_what_to_do(tl, folders, tmp_path: Path) -> None:
+    write_pictures(tmp_path, dict.fromkeys(folders, (9, 9, 9)), 3)
+    result = tl("data", "check", tmp_path, "--no-labels")
+    refused = tl("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--data", tmp_path)
+    assert (result.code, refused.code) == (0, 2)
+    for text in (result.out, refused.err):
+        assert "list the pictures in a CSV" in " ".join(text.split())
+    assert tl("data", "check", tmp_path, "--no-labels", "--strict").code == 1
+
+
+def test_pictures_inside_folders_of_a_class_are_shown(tl, tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"cat": (9, 9, 9), "cat/young": (80, 9, 9), "dog": (9, 9, 80)}, 3)
+    result = tl("data", "check", tmp_path, "--no-labels")
+    assert "cat/ 3 of 6 (young/)" in " ".join(result.out.split())

@@ -498,3 +498,11 @@ def test_what_an_archive_is_outweighs_its_name(name: str, kind: str, tmp_path: P
 def test_a_colon_in_a_name_is_no_drive(tmp_path: Path) -> None:
     files = {f"{name}/0.png": picture("PNG") for name in ("a: x", "b")}
     assert scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path).classes == ("a: x", "b")
+
+
+def test_parts_in_an_archive_are_read_as_those_of_a_folder(tmp_path: Path) -> None:
+    files = {**folders("seg_train/seg_train", ".png", "a", "b"), **folders("seg_test/seg_test", ".png", "a", "b")}
+    found = scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
+    assert (found.layout, found.classes) == ("train/test", ("a", "b"))
+    with pytest.raises(DataError, match="in .*q.zip, unpacked: .* looks divided into parts"):
+        scan(put(tmp_path, "q.zip", zip_of(folders(".", ".png", "train", "test"))), tmp_path)

@@ -48,11 +48,19 @@ def test_delimiters_bom_and_line_ends_of_every_kind_are_read(
         (("train", "train"), "classes"),
         (("Train", "test"), "train/test"),
         (("training", "valid"), "train/val"),
+        (("Train set", "val2017"), "train/val"),
+        (("训练集", "テスト"), "train/test"),
     ],
 )
 def test_the_splits_that_are_there_make_the_layout(splits: tuple[str, str], layout: str, pictures: Path) -> None:
     rows = [f"{row},{row.split('/')[0]},{splits[index % 2]}" for index, row in enumerate(ROWS)]
     assert scan(write(pictures, "\n".join(["path,label,split", *rows]))).layout == layout
+
+
+def test_labels_that_look_like_parts_are_pointed_out(pictures: Path) -> None:
+    rows = [f"{row},{'train' if 'blue' in row else 'test'}" for row in ROWS]
+    (note,) = scan(write(pictures, "\n".join(["path,label", *rows]))).notes
+    assert "the labels train, test look like parts" in note.replace("test, train", "train, test")
 
 
 def test_a_csv_is_opened_as_any_source_and_finds_its_images_again(pictures: Path) -> None:
@@ -116,7 +124,7 @@ GOOD = "path,label\nred/000.png,r\nblue/000.png,b\n"
             r"2 pictures that are not there: red/none.png \(line 6\).*write /",
         ),
         ("path,label\nred/000.png,r\nred/001.png,r\n", r"one class only \(r\)"),
-        ("path,label,split\nred/000.png,r,dev\n", "line 2: split is 'dev'; expected train, val or test"),
+        ("path,label,split\nred/000.png,r,mine\n", "line 2: split is 'mine'; expected train, val or test"),
         ("path,label,split\nred/000.png,r,\n", "line 2: split is ''"),
         ("path,label,split\nred/000.png,r,test\n", "no pictures with split train"),
         ("path,label,split\nred/000.png,r,train\nblue/000.png,b,train\ngreen/000.png,g,val\n", "line 4: the label 'g'"),

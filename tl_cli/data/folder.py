@@ -1,8 +1,9 @@
 """A folder of pictures, one folder a class, in the layouts that people have. Names decide, never positions."""
 
 import os
+import shlex
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_cli.contract import SplitName
+from tl_cli.contract import SPLIT_NAMES, SplitName
+from tl_cli.data import partition
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages
 from tl_cli.data.names import Names
@@ -25,18 +27,27 @@ EXPECTED = (
     "  DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg    (and DIR/test/, where there is one)\n"
     "  DIR/CLASS/*.jpg                                  (split 80/10/10)"
 )
-PART_NAMES: dict[SplitName, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+# How far below a folder that has no known layout one that has is looked for.
+_HINT_DEPTH = 4
+_HINT_FOLDERS = 500
+_EXPECTED_PARTS = "expected DIR/train/CLASS with DIR/test/CLASS or DIR/val/CLASS"
+_AS_CSV = "list the pictures in a CSV with the columns path and label"
 
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """What lies in the class folders of one part: pictures by class, and how many other files of each kind."""
+    """What lies in the class folders of one part.
+
+    Attributes:
+        classes: pictures by class.
+        nested: by class, how many of them lie in each of the folders inside its folder.
+        parts: folders somewhere inside a class folder that look like parts.
+        others: how many other files there are of each kind.
+    """
 
     classes: dict[str, Names]
+    nested: dict[str, Counter[str]] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
 
 
@@ -58,28 +69,89 @@ def scan(root: Path, *, fewest: int = 2, lenient: bool = False) -> Found:
         raise DataError(f"{root} is a file, and neither a .csv nor an archive; {EXPECTED}")
     root = root.resolve()
     folders = _subfolders(root)
-    # A part has class folders in it; a class may be called "train", and unlabelled pictures may lie in test/.
-    named = {part: match for part in PART_NAMES if (match := _named(folders, PART_NAMES[part]))}
-    found = {part: path for part, path in named.items() if _subfolders(path)}
-    if "train" not in found:
-        if found:
-            names = ", ".join(f"{path.name}/" for path in found.values())
-            raise DataError(f"{root} has {names} but no train/; {EXPECTED}")
-        return _classes_only(root, folders, fewest, lenient)
-    if len(found) == 1:
-        loose = "; ".join(f"{path.name}/ has no class folders" for part, path in named.items() if part not in found)
-        missing = loose or "there is neither test/ nor val/"
-        raise DataError(f"{root} has train/, but {missing}; to split the training images, give {found['train']}")
-    return _parts(root, found, fewest, lenient, [path.name for path in folders if path not in found.values()])
-
-
-def _parts(root: Path, found: dict[SplitName, Path], fewest: int, lenient: bool, others: list[str]) -> Found:
-    listed = {part: _list_classes(root, path) for part, path in found.items()}
     faults = _Faults(lenient)
+    found = _part_folders(root, folders)
+    if not found:
+        return _classes_only(root, folders, fewest, faults)
+    if "train" not in found:
+        names = ", ".join(f"{_below(root, path)}/" for path in found.values())
+        one = f"to use these images alone, give {_data(next(iter(found.values())))}; " if len(found) == 1 else ""
+        raise DataError(f"{root} has {names} but no train/; {one}{EXPECTED}")
+    if len(found) == 1:
+        loose = "; ".join(f"{path.name}/ has no class folders" for path in folders if _is_other_part(path.name))
+        missing = loose or "there is neither test/ nor val/"
+        train = found["train"]
+        fault = f"{root} has {_below(root, train)}/, but {missing}; to split the training images, give {_data(train)}"
+        if any(_has_pictures(path) for path in folders):
+            fault += f"; if {train.name}/ is a class, move the pictures in its folders up, or {_AS_CSV}"
+        raise DataError(fault)
+    return _parts(root, found, fewest, faults)
+
+
+def _part_folders(root: Path, folders: list[Path]) -> dict[SplitName, Path]:
+    """Return by part the folder that holds its class folders; none where these folders are no parts.
+
+    Raises:
+        DataError: two folders are the same part, or whether one is for validation or for testing is unclear.
+    """
+    named: dict[str, partition.Part] = partition.parts_among([path.name for path in folders])
+    if not named:
+        named.update((path.name, meant) for path in folders if (meant := partition.part_named(path.name)))
+    # A part has class folders in it; a class may be called "train", and unlabelled pictures may lie in test/.
+    holding = {name: inner for name, part in named.items() if (inner := _class_level(root / name, part))}
+    found: dict[SplitName, Path] = {}
+    unclear = [name for name in holding if named[name] == "unclear"]
+    for name, path in holding.items():
+        part = named[name]
+        if part == "unclear":
+            continue
+        if part in found:
+            first = found[part].relative_to(root).parts[0]
+            raise DataError(
+                f"{root} has two folders of {part} images, {first}/ and {name}/; rename or move the one that is not"
+            )
+        found[part] = path
+    if unclear and set(found) == {"train"}:
+        raise DataError(
+            f"{root} has {_folders(unclear)} beside {_below(root, found['train'])}/; rename it to "
+            "val/ if it is for choosing the best epoch, or to test/ if it is for the final figure"
+        )
+    return {part: found[part] for part in SPLIT_NAMES if part in found}
+
+
+def _class_level(folder: Path, part: partition.Part) -> Path | None:
+    """Return the folder in which a part's class folders lie: itself, or one inside that adds nothing to its name."""
+    inner = _subfolders(folder)
+    if len(inner) == 1 and part != "unclear" and partition.is_wrapper(inner[0].name, part):
+        return _class_level(inner[0], part)
+    return folder if inner else None
+
+
+def _is_other_part(name: str) -> bool:
+    return partition.part_named(name) not in (None, "train")
+
+
+def _below(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def _data(path: Path) -> str:
+    return f"--data {shlex.quote(str(path))}"
+
+
+def _parts(root: Path, found: dict[SplitName, Path], fewest: int, faults: "_Faults") -> Found:
+    listed = {part: _list_classes(root, path) for part, path in found.items()}
+    notes = []
+    tops = {part: path.relative_to(root).parts[0] for part, path in found.items()}
+    if any(_below(root, path) != tops[part] or not partition.is_plain(tops[part]) for part, path in found.items()):
+        notes.append("read as parts: " + ", ".join(f"{p} from {_below(root, path)}/" for p, path in found.items()))
+    _check_layout(found["train"], listed["train"], faults)
     classes = _checked(listed["train"].classes, found["train"], fewest, faults)
-    notes = _odd_names(classes)
+    notes += _odd_names(classes)
+    others = [path.name for path in _subfolders(root) if path.name not in tops.values()]
     if others:
-        notes.append(f"{some([name + '/' for name in others])} beside train/ is no part of these data and left out")
+        beside = f"beside {tops['train']}/ is no part of these data and left out"
+        notes.append(f"{_folders(others)} {beside}")
     for part, files in ((part, listed[part].classes) for part in listed):
         unknown = sorted(set(files) - set(listed["train"].classes))
         if unknown:
@@ -88,26 +160,92 @@ def _parts(root: Path, found: dict[SplitName, Path], fewest: int, lenient: bool,
             raise DataError(f"{found[part]} has no pictures; {EXPECTED}")
         absent = [name for name in classes if not files.get(name)]
         if absent:
-            notes.append(f"{found[part].name}/ has no pictures of {some(absent)}")
+            notes.append(f"{_below(root, found[part])}/ has no pictures of {some(absent)}")
+    notes += _nesting({f"{_below(root, found[part])}/": here for part, here in listed.items()})
     notes += _passed_over(sum((part.others for part in listed.values()), Counter[str]()))
     parts = {part: _images(root, here.classes, classes) for part, here in listed.items()}
     return Found(classes, parts, tuple(notes), tuple(faults.named))
 
 
-def _classes_only(root: Path, folders: list[Path], fewest: int, lenient: bool) -> Found:
+def _classes_only(root: Path, folders: list[Path], fewest: int, faults: "_Faults") -> Found:
     listed = _list_classes(root, root)
     files = listed.classes
     loose = sum(1 for entry in os.scandir(root) if is_picture(entry.name))
     if not any(files.values()):
         found = f"{loose} pictures without a class folder" if loose else some([path.name + "/" for path in folders])
-        raise DataError(f"{root} holds {found or 'nothing'}; {EXPECTED}{_hint(folders)}")
-    faults = _Faults(lenient)
-    classes = _checked(files, root, fewest, faults, _hint(folders))
+        raise DataError(f"{root} holds {found or 'nothing'}{_hint(root)}; {EXPECTED}")
+    _check_layout(root, listed, faults)
+    classes = _checked(files, root, fewest, faults)
     notes = _odd_names(classes)
     if loose:
         notes.append(f"{loose:,} pictures beside the class folders have no class and are left out")
+    notes += _nesting({"": listed})
     notes += _passed_over(listed.others)
     return Found(classes, {"train": _images(root, files, classes)}, tuple(notes), tuple(faults.named))
+
+
+def _check_layout(where: Path, listed: _Listed, faults: "_Faults") -> None:
+    """Name what speaks for other classes than the folders that hold pictures somewhere below them."""
+    holding = {name: pictures for name, pictures in listed.classes.items() if pictures}
+    divided = partition.looks_divided(list(holding))
+    if divided:
+        faults.add(
+            f"{where} looks divided into parts ({_folders(divided)}), and a model would learn to tell these from each "
+            f"other; {_EXPECTED_PARTS}; if they are classes, rename them or {_AS_CSV}{_hint(where)}"
+        )
+        return
+    if listed.parts:
+        inside = _folders(sorted(set(listed.parts)))
+        faults.add(
+            f"the class folders in {where} hold folders that look like parts ({inside}), whose pictures would "
+            f"be mixed; {_EXPECTED_PARTS}{_hint(where)}"
+        )
+        return
+    inner = [sorted(listed.nested.get(name, ())) for name in holding]
+    is_deeper = all(listed.nested.get(name, Counter()).total() == len(each) for name, each in holding.items())
+    # One folder of one name inside each class, CLASS/images, cannot be what tells classes apart.
+    is_wrapped = len(holding) > 1 and all(len(names) == 1 and names == inner[0] for names in inner)
+    if holding and is_deeper and not is_wrapped:
+        below = sorted({name for names in inner for name in names})
+        faults.add(
+            f"{where} has no pictures in its folders ({_folders(list(holding))}) but in the folders inside these "
+            f"({_folders(below)}), so which are the classes is unclear; if the outer ones are, move the pictures up or "
+            f"{_AS_CSV}{_hint(where)}"
+        )
+
+
+def _folders(names: list[str]) -> str:
+    return some([f"{name}/" for name in names])
+
+
+def _parts_inside(paths: set[str]) -> list[str]:
+    """Return the names, among those of these paths' folders, that look like parts beside the others of their folder."""
+    siblings: dict[str, set[str]] = {}
+    for path in paths:
+        names = path.split(os.sep)
+        for depth, name in enumerate(names):
+            siblings.setdefault(os.sep.join(names[:depth]), set()).add(name)
+    siblings[""].discard("")
+    groups = [sorted(names) for names in siblings.values() if names]
+    return [
+        name
+        for names in groups
+        for name in (names if all(map(partition.part_named, names)) else partition.looks_divided(names))
+    ]
+
+
+def _nesting(listed: Mapping[str, _Listed]) -> list[str]:
+    """Say which pictures count for a class though they lie in folders inside its folder.
+
+    Args:
+        listed: by what the names of the class folders begin with.
+    """
+    named = [
+        f"{prefix}{name}/ {inner.total():,} of {len(here.classes[name]):,} ({_folders(sorted(inner))})"
+        for prefix, here in listed.items()
+        for name, inner in here.nested.items()
+    ]
+    return [f"pictures in folders inside class folders count for the class: {some(named)}"] if named else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +275,7 @@ def _odd_names(classes: tuple[str, ...]) -> list[str]:
     return [f"classes that differ in case or in the form of their letters only: {some(twins)}"] if twins else []
 
 
-def _checked(files: Mapping[str, Names], where: Path, fewest: int, faults: _Faults, hint: str = "") -> tuple[str, ...]:
+def _checked(files: Mapping[str, Names], where: Path, fewest: int, faults: _Faults) -> tuple[str, ...]:
     """Return the classes that have pictures, sorted."""
     classes = tuple(sorted(files))
     for name in classes:
@@ -145,12 +283,14 @@ def _checked(files: Mapping[str, Names], where: Path, fewest: int, faults: _Faul
             raise DataError(f"{where} has a class folder whose name is not valid UTF-8: {name!r}; rename it")
     empty = [name for name in classes if not files[name]]
     if empty:
-        faults.add(f"{where} has class folders without pictures: {some(empty)}; fill or remove them{hint}")
+        faults.add(f"{where} has class folders without pictures: {some(empty)}; fill or remove them{_hint(where)}")
     classes = tuple(name for name in classes if files[name])
     if not classes:
-        raise DataError(f"{where} has no class folders with pictures. {EXPECTED}{hint}")
+        raise DataError(f"{where} has no class folders with pictures{_hint(where)}; {EXPECTED}")
     if len(classes) < max(1, fewest):
-        faults.add(f"{where} has one class only ({classes[0]}); a classifier needs two or more. {EXPECTED}{hint}")
+        faults.add(
+            f"{where} has one class only ({classes[0]}); a classifier needs two or more{_hint(where)}; {EXPECTED}"
+        )
     return classes
 
 
@@ -162,7 +302,12 @@ def _images(root: Path, files: Mapping[str, Names], classes: tuple[str, ...]) ->
 def _list_classes(root: Path, part: Path) -> _Listed:
     listed = _Listed({})
     for folder in _subfolders(part):
-        found = sorted(_walk(folder, os.path.relpath(folder, root), listed.others))
+        prefix = os.path.relpath(folder, root)
+        found = sorted(_walk(folder, prefix, listed.others))
+        inside = (name[len(prefix) + 1 :].partition(os.sep) for name in found)
+        if nested := Counter(first for first, separator, _ in inside if separator):
+            listed.nested[folder.name] = nested
+            listed.parts.extend(_parts_inside({name[len(prefix) + 1 :].rpartition(os.sep)[0] for name in found}))
         listed.classes[folder.name] = Names.of(name.replace(os.sep, "/") for name in found)
     return listed
 
@@ -239,17 +384,29 @@ def _subfolders(root: Path) -> list[Path]:
     return sorted(Path(e.path) for e in entries if not e.name.startswith(".") and e.name not in _NO_DATA)
 
 
-def _named(folders: list[Path], names: tuple[str, ...]) -> Path | None:
-    return next((path for path in folders if path.name.lower() in names), None)
-
-
-def _hint(folders: list[Path]) -> str:
-    """Say where the data seem to be, when the folder given is one too high."""
-    for path in folders:
-        inner = _subfolders(path)
-        if _named(inner, PART_NAMES["train"]) and len(inner) > 1:
-            return f"\nDid you mean {path}?"
+def _hint(root: Path) -> str:
+    """Say where the data seem to be, when the folder given is too high."""
+    waiting = deque([(path, 1) for path in _subfolders(root)])
+    for _ in range(_HINT_FOLDERS):
+        if not waiting:
+            return ""
+        path, depth = waiting.popleft()
+        with suppress(DataError):
+            inner = _subfolders(path)
+            found = _part_folders(path, inner)
+            with_pictures = [each.name for each in inner if _has_pictures(each)]
+            is_divided = bool(partition.looks_divided(with_pictures))
+            if ("train" in found and len(found) > 1) or (len(with_pictures) > 1 and not found and not is_divided):
+                return f". Did you mean {_data(path)}?"
+            if depth < _HINT_DEPTH:
+                waiting.extend((each, depth + 1) for each in inner)
     return ""
+
+
+def _has_pictures(folder: Path) -> bool:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(is_picture(entry.name) for entry in entries)
+    return False
 
 
 def _nearest(path: Path) -> str:

@@ -13,10 +13,10 @@ from typing import TextIO
 import numpy as np
 
 from tl_cli.contract import SPLIT_NAMES, SplitName
-from tl_cli.data.folder import PART_NAMES
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages
 from tl_cli.data.names import Names
+from tl_cli.data.partition import looks_divided, part_named
 from tl_cli.data.pictures import SUFFIXES
 from tl_cli.errors import DataError, some
 
@@ -27,7 +27,6 @@ _EXPECTED = (
 _MOST_SHOWN = 120
 _NO_DEVICE = (1 << 64) - 1
 _DELIMITERS = (",", ";", "\t")
-_PARTS: dict[str, SplitName] = {name: part for part, names in PART_NAMES.items() for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,9 @@ def scan(path: Path, *, confined: bool = False) -> Found:
         for part, listed in by_part.items()
         if (absent := sorted(set(classes) - set(listed.present())))
     ]
+    divided = looks_divided(classes)
+    if divided:
+        notes.append(f"the labels {some(divided)} look like parts; a column called split says which part a row is of")
     parts = {part: FileImages(listed.ids, listed.labels, path.parent) for part, listed in by_part.items()}
     return Found(classes, parts, tuple(notes))
 
@@ -213,9 +215,10 @@ def _id(path: Path, line: int, listed: str, confined: bool) -> str:
 
 
 def _part(path: Path, line: int, split: str) -> SplitName:
-    if split.lower() not in _PARTS:
+    part = part_named(split)
+    if part is None:
         raise DataError(f"{path}, line {line}: split is {split!r}; expected train, val or test")
-    return _PARTS[split.lower()]
+    return part
 
 
 def _check_pictures(path: Path, rows: _Rows) -> None:

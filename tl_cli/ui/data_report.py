@@ -49,7 +49,7 @@ def print_findings(console: Console, findings: Findings, doubts: Doubts | None) 
     for note in findings.found.notes:
         console.print(plain(f"note: {note}", "yellow", limit=400))
     for fault in findings.found.faults:
-        console.print(plain(f"a training is refused: {fault.splitlines()[0]}", "bad", limit=400))
+        console.print(plain(f"a training is refused: {fault.splitlines()[0]}", "bad", limit=1000))
     bad = findings.bad()
     _print_list(
         console,
