@@ -123,19 +123,19 @@ def test_all_that_is_wrong_with_folders_is_named_at_once(tl, tmp_path: Path) -> 
     assert result.code == 0, result.err
     said = json.loads(result.out)
     assert said["classes"]["red"]["train"] == 3
-    assert len(said["faults"]) == 2
-    assert "class folders without pictures: empty, loop" in said["faults"][0]
-    assert "classes that train/ has not: unknown" in said["faults"][1]
+    assert len(said["faults"]) == 3
+    assert "'RED' (3 images) and 'red' (6 images)" in said["faults"][0]
+    assert "class folders without pictures: empty, loop" in said["faults"][1]
+    assert "classes that train/ has not: unknown" in said["faults"][2]
     notes = "; ".join(said["notes"])
     for expected in (
-        "'RED' and 'red'",
-        "'cafe\\u0301' and 'caf\\xe9'",
+        "read as one class: 'cafe\\u0301' (3 images) and 'caf\\xe9' (3 images)",
         "train_extra/ beside train/",
         "a link to a folder above",
     ):
         assert expected in notes, expected
     refused = tl("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--data", tmp_path)
-    assert (refused.code, "without pictures: empty, loop" in refused.err) == (2, True)
+    assert (refused.code, "give each class one name" in refused.err) == (2, True)
 
 
 def test_one_class_and_a_known_set_can_be_examined(tl, tmp_path: Path) -> None:
@@ -171,3 +171,15 @@ def test_pictures_inside_folders_of_a_class_are_shown(tl, tmp_path: Path) -> Non
     write_pictures(tmp_path, {"cat": (9, 9, 9), "cat/young": (80, 9, 9), "dog": (9, 9, 80)}, 3)
     result = tl("data", "check", tmp_path, "--no-labels")
     assert "cat/ 3 of 6 (young/)" in " ".join(result.out.split())
+
+
+def test_labels_that_are_probably_one_class_are_shown(tl, tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"cat": (9, 9, 9), "dog": (80, 9, 9)}, 3)
+    rows = [f"cat/{n:03d}.png,{'Cat' if n else 'cat'}" for n in range(3)] + [
+        f"dog/{n:03d}.png,dog\u00a0" for n in range(3)
+    ]
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(["path,label", *rows, ""]), encoding="utf-8")
+    found = json.loads(tl("data", "check", path, "--no-labels", "--json").out)
+    assert found["classes"] == {"Cat": {"train": 2}, "cat": {"train": 1}, "dog": {"train": 3}}
+    assert "'Cat' (2 images) and 'cat' (1 image)" in found["faults"][0]

@@ -314,3 +314,41 @@ def test_pictures_in_folders_of_a_class_folder_are_counted_in_a_note(tmp_path: P
     found = scan(tmp_path / "tiny")
     assert (found.classes, found.layout) == (("n1", "n2"), "train/val")
     assert "train/n1/ 2 of 2 (images/)" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        (("cat", "cat ", "dog"), ("cat", "dog")),
+        (("0", "0.0", "1"), ("0", "1")),
+        (("caf\u00e9", "cafe\u0301", "dog"), ("caf\u00e9", "dog")),
+    ],
+)
+def test_class_folders_with_one_name_are_one_class(folders, classes, tmp_path: Path) -> None:
+    build(tmp_path, *folders)
+    found = scan(tmp_path)
+    assert found.classes == classes
+    assert sorted(np.bincount(found.parts["train"].labels)) == [2, 4]
+    assert "read as one class" in found.notes[0]
+    assert all((tmp_path / name).exists() for name in found.parts["train"].ids)
+
+
+def test_parts_match_by_the_same_name_in_another_form(tmp_path: Path) -> None:
+    build(tmp_path, "train/caf\u00e9", "train/dog", "test/cafe\u0301", "test/dog")
+    found = scan(tmp_path)
+    assert found.classes == ("caf\u00e9", "dog")
+    assert np.bincount(found.parts["test"].labels).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("folders", [("Cat", "cat", "dog"), ("train/Cat", "train/dog", "test/cat", "test/dog")])
+def test_class_folders_that_differ_in_case_are_refused(folders: tuple[str, ...], tmp_path: Path) -> None:
+    build(tmp_path, *folders)
+    with pytest.raises(DataError, match=r"'Cat' \(2 images\) and 'cat' \(2 images\); give each class one name"):
+        scan(tmp_path)
+
+
+def test_folders_of_letters_may_differ_in_case(tmp_path: Path) -> None:
+    build(tmp_path, "A", "a", "b")
+    found = scan(tmp_path)
+    assert found.classes == ("A", "a", "b")
+    assert "'A' (2 images) and 'a' (2 images); if they are the same" in found.notes[0]

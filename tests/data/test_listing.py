@@ -1,4 +1,5 @@
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -178,10 +179,16 @@ def test_no_bytes_make_anything_but_a_plain_error(body: bytes, tmp_path: Path) -
         scan(path)
 
 
+def is_one_spelling(labels: list[str]) -> bool:
+    """Whether no two labels would look like one, however they are compared: by their letters and digits alone."""
+    plain = {"".join(c for c in unicodedata.normalize("NFKD", each).casefold() if c.isalnum()) for each in labels}
+    return len(plain) == len(set(labels)) > 1 and "" not in plain
+
+
 LABEL = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=8).map(str.strip).filter(bool)
 
 
-@given(labels=st.lists(LABEL, min_size=4, max_size=4).filter(lambda labels: len(set(labels)) > 1), data=st.data())
+@given(labels=st.lists(LABEL, min_size=4, max_size=4).filter(is_one_spelling), data=st.data())
 @settings(
     max_examples=50,
     deadline=None,
@@ -203,3 +210,60 @@ def test_what_a_csv_writer_wrote_is_read_back(labels: list[str], data: st.DataOb
     read = {str(images.ids[i]): found.classes[images.labels[i]] for i in range(4)}
     assert read == {f"{n}.png": label for n, label in enumerate(labels)}
     assert np.all(np.diff(images.labels) >= 0)
+
+
+def read_as(pictures: Path, *labels: str) -> tuple[tuple[str, ...], tuple[str, ...], list[int]]:
+    """Return classes, notes and images by class of a CSV with these labels, one row each."""
+    rows = [f'{row},"{label}"' for row, label in zip(ROWS, labels, strict=False)]
+    found = scan(write(pictures, "\n".join(["path,label", *rows])))
+    return found.classes, found.notes, np.bincount(found.parts["train"].labels).tolist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (("0", "0.0", "1", "1.0", "1.00"), ("0", "1")),
+        (("7", "07", "-1", "-1.0", "+7"), ("-1", "7")),
+        (("cat", "cat\u00a0", "\u2003dog", "dog", "dog\u200b"), ("cat", "dog")),
+        (("red cat", "red\u00a0cat", "dog", "dog", "red  cat"), ("dog", "red cat")),
+        (("dog", "caf\u00e9", "cafe\u0301", "dog", "cafe\u0301"), ("caf\u00e9", "dog")),
+    ],
+)
+def test_spellings_that_are_surely_one_label_are_read_as_one_and_named(labels, classes, pictures: Path) -> None:
+    read, notes, counts = read_as(pictures, *labels)
+    assert (read, sorted(counts)) == (classes, [2, 3])
+    assert notes[0].startswith("read as one class: ")
+    assert all(ascii(label) in notes[0] for label in labels if labels.count(label) == 1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (("Cat", "cat", "dog", "cat"), r"'Cat' \(1 image\) and 'cat' \(2 images\)"),
+        (("0", "0.0", "cat"), r"'0' \(1 image\) and '0.0' \(1 image\)"),
+        (("polar bear", "polar_bear", "dog"), "'polar bear' .* and 'polar_bear'"),
+        (("STRASSE", "stra\u00dfe", "dog"), "'STRASSE' .* and 'stra.xdfe'"),
+        (("\uff43at", "cat", "dog"), "'cat' .* and '.uff43at'"),
+    ],
+)
+def test_labels_that_are_probably_one_are_refused_with_their_counts(labels, said: str, pictures: Path) -> None:
+    with pytest.raises(DataError, match=f"{said}.*give each class one name"):
+        read_as(pictures, *labels)
+
+
+@pytest.mark.parametrize(
+    "labels", [("A-", "A", "B"), ("1.5", "15", "1"), ("a b", "ab", "c"), ("9" * 40, "9" * 39 + "8", "1"), ("-1", "1")]
+)
+def test_labels_that_differ_stay_apart(labels: tuple[str, ...], pictures: Path) -> None:
+    assert read_as(pictures, *labels)[:2] == (tuple(sorted(labels)), ())
+
+
+def test_capital_and_small_letters_may_be_classes_of_their_own(pictures: Path) -> None:
+    classes, notes, _ = read_as(pictures, "A", "a", "B", "b")
+    assert classes == ("A", "B", "a", "b")
+    assert "'A' (1 image) and 'a' (1 image), 'B' (1 image) and 'b' (1 image); if they are the same" in notes[0]
+
+
+def test_a_label_of_nothing_visible_is_empty(pictures: Path) -> None:
+    with pytest.raises(DataError, match="line 4: the label is empty"):
+        read_as(pictures, "a", "b", "\u200b")

@@ -116,12 +116,13 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def scan(path: Path, cache: Path, progress: Progress = silent) -> Found:
+def scan(path: Path, cache: Path, progress: Progress = silent, *, lenient: bool = False) -> Found:
     """Return the classes and images of an archive of folders, or of one with a CSV listing at its top.
 
     Args:
         cache: where it is unpacked, once for each path, size and time of change.
         progress: told how far into the archive the unpacking is, in bytes.
+        lenient: as of ``folder.scan``.
 
     Raises:
         DataError: it is torn, encrypted, hostile, too large for the disk, or holds nothing that can be used.
@@ -133,7 +134,10 @@ def scan(path: Path, cache: Path, progress: Progress = silent) -> Found:
     csvs = [file for file in top.iterdir() if file.suffix.lower() == ".csv" and file.is_file()]
     listings = [file for file in csvs if listing.is_listing(file)]
     try:
-        found = listing.scan(listings[0], confined=True) if len(listings) == 1 else folder.scan(top)
+        if len(listings) == 1:
+            found = listing.scan(listings[0], confined=True, lenient=lenient)
+        else:
+            found = folder.scan(top, lenient=lenient)
     except DataError as error:
         raise DataError(f"in {path}, unpacked: {error}") from error
     left_out = unpacked / _LEFT_OUT

@@ -2,9 +2,8 @@
 
 import os
 import shlex
-import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from tl_cli.contract import SPLIT_NAMES, SplitName
-from tl_cli.data import partition
-from tl_cli.data.found import Found
+from tl_cli.data import partition, spelling
+from tl_cli.data.found import Faults, Found
 from tl_cli.data.images import FileImages
 from tl_cli.data.names import Names
 from tl_cli.data.pictures import SUFFIXES
@@ -69,7 +68,7 @@ def scan(root: Path, *, fewest: int = 2, lenient: bool = False) -> Found:
         raise DataError(f"{root} is a file, and neither a .csv nor an archive; {EXPECTED}")
     root = root.resolve()
     folders = _subfolders(root)
-    faults = _Faults(lenient)
+    faults = Faults(lenient)
     found = _part_folders(root, folders)
     if not found:
         return _classes_only(root, folders, fewest, faults)
@@ -139,15 +138,16 @@ def _data(path: Path) -> str:
     return f"--data {shlex.quote(str(path))}"
 
 
-def _parts(root: Path, found: dict[SplitName, Path], fewest: int, faults: "_Faults") -> Found:
+def _parts(root: Path, found: dict[SplitName, Path], fewest: int, faults: Faults) -> Found:
     listed = {part: _list_classes(root, path) for part, path in found.items()}
     notes = []
     tops = {part: path.relative_to(root).parts[0] for part, path in found.items()}
     if any(_below(root, path) != tops[part] or not partition.is_plain(tops[part]) for part, path in found.items()):
         notes.append("read as parts: " + ", ".join(f"{p} from {_below(root, path)}/" for p, path in found.items()))
     _check_layout(found["train"], listed["train"], faults)
+    notes += _nesting({f"{_below(root, found[part])}/": here for part, here in listed.items()})
+    notes += _merge_spellings(root, listed.values(), faults)
     classes = _checked(listed["train"].classes, found["train"], fewest, faults)
-    notes += _odd_names(classes)
     others = [path.name for path in _subfolders(root) if path.name not in tops.values()]
     if others:
         beside = f"beside {tops['train']}/ is no part of these data and left out"
@@ -161,13 +161,12 @@ def _parts(root: Path, found: dict[SplitName, Path], fewest: int, faults: "_Faul
         absent = [name for name in classes if not files.get(name)]
         if absent:
             notes.append(f"{_below(root, found[part])}/ has no pictures of {some(absent)}")
-    notes += _nesting({f"{_below(root, found[part])}/": here for part, here in listed.items()})
     notes += _passed_over(sum((part.others for part in listed.values()), Counter[str]()))
     parts = {part: _images(root, here.classes, classes) for part, here in listed.items()}
     return Found(classes, parts, tuple(notes), tuple(faults.named))
 
 
-def _classes_only(root: Path, folders: list[Path], fewest: int, faults: "_Faults") -> Found:
+def _classes_only(root: Path, folders: list[Path], fewest: int, faults: Faults) -> Found:
     listed = _list_classes(root, root)
     files = listed.classes
     loose = sum(1 for entry in os.scandir(root) if is_picture(entry.name))
@@ -175,16 +174,15 @@ def _classes_only(root: Path, folders: list[Path], fewest: int, faults: "_Faults
         found = f"{loose} pictures without a class folder" if loose else some([path.name + "/" for path in folders])
         raise DataError(f"{root} holds {found or 'nothing'}{_hint(root)}; {EXPECTED}")
     _check_layout(root, listed, faults)
+    notes = [*_nesting({"": listed}), *_merge_spellings(root, [listed], faults)]
     classes = _checked(files, root, fewest, faults)
-    notes = _odd_names(classes)
     if loose:
         notes.append(f"{loose:,} pictures beside the class folders have no class and are left out")
-    notes += _nesting({"": listed})
     notes += _passed_over(listed.others)
     return Found(classes, {"train": _images(root, files, classes)}, tuple(notes), tuple(faults.named))
 
 
-def _check_layout(where: Path, listed: _Listed, faults: "_Faults") -> None:
+def _check_layout(where: Path, listed: _Listed, faults: Faults) -> None:
     """Name what speaks for other classes than the folders that hold pictures somewhere below them."""
     holding = {name: pictures for name, pictures in listed.classes.items() if pictures}
     divided = partition.looks_divided(list(holding))
@@ -248,34 +246,31 @@ def _nesting(listed: Mapping[str, _Listed]) -> list[str]:
     return [f"pictures in folders inside class folders count for the class: {some(named)}"] if named else []
 
 
-@dataclass(frozen=True, slots=True)
-class _Faults:
-    """What no training would take: refused, or named where all is to be named."""
+def _merge_spellings(where: Path, listed: Iterable[_Listed], faults: Faults) -> list[str]:
+    """Put class folders together whose names are one name, and return notes.
 
-    lenient: bool
-    named: list[str] = field(default_factory=list)
-
-    def add(self, fault: str) -> None:
-        """Name a fault.
-
-        Raises:
-            DataError: it is refused.
-        """
-        if not self.lenient:
-            raise DataError(fault)
-        self.named.append(fault)
-
-
-def _odd_names(classes: tuple[str, ...]) -> list[str]:
-    """Name classes that look like one to a person, and on some disks are one."""
-    alike: dict[str, list[str]] = {}
-    for name in classes:
-        alike.setdefault(unicodedata.normalize("NFKC", name).casefold(), []).append(name)
-    twins = [" and ".join(map(ascii, names)) for names in alike.values() if len(names) > 1]
-    return [f"classes that differ in case or in the form of their letters only: {some(twins)}"] if twins else []
+    Args:
+        listed: all parts; their classes are changed.
+    """
+    parts = list(listed)
+    counts = sum((Counter({name: len(each) for name, each in part.classes.items()}) for part in parts), Counter[str]())
+    classes, notes = spelling.merged(counts)
+    for part in parts:
+        folders: dict[str, list[Names]] = {}
+        for name in sorted(part.classes):
+            folders.setdefault(classes.get(name, name), []).append(part.classes[name])
+        part.classes.clear()
+        part.classes.update((name, Names.joined(several)) for name, several in folders.items())
+    together: Counter[str] = Counter()
+    for name, count in counts.items():
+        together[classes[name]] += count
+    fault, note = spelling.lookalikes(together)
+    if fault:
+        faults.add(f"in {where} {fault}")
+    return [*notes, note] if note else notes
 
 
-def _checked(files: Mapping[str, Names], where: Path, fewest: int, faults: _Faults) -> tuple[str, ...]:
+def _checked(files: Mapping[str, Names], where: Path, fewest: int, faults: Faults) -> tuple[str, ...]:
     """Return the classes that have pictures, sorted."""
     classes = tuple(sorted(files))
     for name in classes:

@@ -1,11 +1,12 @@
 """What a source brings, whatever its form: classes, and images by part. Nothing here opens or splits anything."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tl_cli.contract import SplitName
 from tl_cli.data.images import Images
+from tl_cli.errors import DataError
 
 Layout = Literal["train/test", "train/val", "train/val/test", "classes"]
 LAYOUTS: dict[frozenset[SplitName], Layout] = {
@@ -36,3 +37,21 @@ class Found:
     def layout(self) -> Layout:
         """Which parts the source brings itself."""
         return LAYOUTS[frozenset(self.parts)]
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What no training would take: refused, or named where all is to be named."""
+
+    lenient: bool
+    named: list[str] = field(default_factory=list)
+
+    def add(self, fault: str) -> None:
+        """Name a fault.
+
+        Raises:
+            DataError: it is refused.
+        """
+        if not self.lenient:
+            raise DataError(fault)
+        self.named.append(fault)

@@ -5,7 +5,7 @@ import io
 import os
 import stat
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -13,7 +13,8 @@ from typing import TextIO
 import numpy as np
 
 from tl_cli.contract import SPLIT_NAMES, SplitName
-from tl_cli.data.found import Found
+from tl_cli.data import spelling
+from tl_cli.data.found import Faults, Found
 from tl_cli.data.images import FileImages
 from tl_cli.data.names import Names
 from tl_cli.data.partition import looks_divided, part_named
@@ -26,6 +27,7 @@ _EXPECTED = (
 )
 _MOST_SHOWN = 120
 _NO_DEVICE = (1 << 64) - 1
+_ASCII_SPACES = " \t\r\n"  # usual beside a delimiter, and not worth a note
 _DELIMITERS = (",", ";", "\t")
 
 
@@ -51,6 +53,17 @@ class _Rows:
         """Return the rows at ``rows``, of integers or of bool."""
         return _Rows(self.lines[rows], self.ids.take(rows), self.classes, self.labels[rows], self.parts[rows])
 
+    def renamed(self, names: Mapping[str, str]) -> "_Rows":
+        """Return the rows with other names for their labels, several of which may become one."""
+        classes = sorted(set(names.values()))
+        numbers = {name: number for number, name in enumerate(classes)}
+        places = np.array([numbers[names[name]] for name in self.classes], dtype=np.int64)
+        return _Rows(self.lines, self.ids, tuple(classes), places[self.labels], self.parts)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many rows each label has."""
+        return dict(zip(self.classes, np.bincount(self.labels, minlength=len(self.classes)).tolist(), strict=True))
+
     def of(self, part: SplitName) -> "_Rows":
         """Return the rows of a part."""
         return self.take(self.parts == SPLIT_NAMES.index(part))
@@ -60,11 +73,12 @@ class _Rows:
         return [self.classes[label] for label in np.unique(self.labels)]
 
 
-def scan(path: Path, *, confined: bool = False) -> Found:
+def scan(path: Path, *, confined: bool = False, lenient: bool = False) -> Found:
     """Return the classes and images that a CSV lists. The order of its rows does not matter.
 
     Args:
         confined: refuse pictures outside the CSV's folder; for a CSV that came in an archive.
+        lenient: go on where labels look like one another, and name that among the faults.
 
     Raises:
         DataError: it is no such CSV, or lists what cannot be used: pictures that are not there or listed twice, an
@@ -75,13 +89,20 @@ def scan(path: Path, *, confined: bool = False) -> Found:
     if not len(rows.ids):
         raise DataError(f"{path} lists no pictures; {_EXPECTED}")
     _check_pictures(path, rows)
+    spelled, said = spelling.merged(rows.counts())
+    rows = rows.renamed({label: name.strip() for label, name in spelled.items()})
+    faults = Faults(lenient)
+    fault, note = spelling.lookalikes(rows.counts())
+    if fault:
+        faults.add(f"in {path} {fault}")
     by_name = rows.ids.order()
     rows = rows.take(by_name[np.argsort(rows.labels[by_name], kind="stable")])
     classes = tuple(rows.of("train").present())
     _check_labels(path, rows, classes)
     # Every label is one of train's now.
     by_part = {part: listed for part in SPLIT_NAMES if len((listed := rows.of(part)).ids)}
-    notes = [
+    notes = [*said, note] if note else said
+    notes += [
         f"{path.name} lists no pictures of {some(absent)} in {part}"
         for part, listed in by_part.items()
         if (absent := sorted(set(classes) - set(listed.present())))
@@ -90,7 +111,7 @@ def scan(path: Path, *, confined: bool = False) -> Found:
     if divided:
         notes.append(f"the labels {some(divided)} look like parts; a column called split says which part a row is of")
     parts = {part: FileImages(listed.ids, listed.labels, path.parent) for part, listed in by_part.items()}
-    return Found(classes, parts, tuple(notes))
+    return Found(classes, parts, tuple(notes), tuple(faults.named))
 
 
 def _columns(read: Iterable[tuple[int, str, str, SplitName]]) -> _Rows:
@@ -144,12 +165,13 @@ def _read(path: Path, confined: bool) -> Iterator[tuple[int, str, str, SplitName
                 f"quote a value that holds {delimiter!r}"
             )
         columns = dict(zip(header, map(str.strip, values), strict=True))
-        if not columns["label"]:
+        label = values[header.index("label")].strip(_ASCII_SPACES)
+        if not spelling.keys([label])[label]:
             raise DataError(f"{path}, line {line}: the label is empty; name a class or remove the row")
         yield (
             line,
             _id(path, line, columns["path"], confined),
-            columns["label"],
+            label,
             _part(path, line, columns["split"]) if "split" in columns else "train",
         )
 

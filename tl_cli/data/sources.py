@@ -274,8 +274,10 @@ def _open(source: str, cache: Path, progress: Progress, *, fewest: int = 2, leni
     if path.is_dir():
         return folder.scan(path, fewest=fewest, lenient=lenient)
     if _is_listing(path):
-        return listing.scan(path)
-    return archive.scan(path, cache, progress) if archive.is_archive(path.name) else folder.scan(path)
+        return listing.scan(path, lenient=lenient)
+    if archive.is_archive(path.name):
+        return archive.scan(path, cache, progress, lenient=lenient)
+    return folder.scan(path)
 
 
 def _is_listing(path: Path) -> bool:

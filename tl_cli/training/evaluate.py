@@ -1,5 +1,6 @@
 """Measuring a saved model on labelled images: those that its card names, split as they were, or others."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from tl_cli.contract import ModelCard, Split, SplitName
-from tl_cli.data import splits
+from tl_cli.data import spelling, splits
 from tl_cli.data.images import Images, describe
 from tl_cli.data.loaders import Loader
 from tl_cli.data.sources import LabelledData, changed_parts, check_still_there, decoded, open_to_judge
@@ -225,6 +226,11 @@ def _places(data: LabelledData, card: ModelCard) -> np.ndarray:
         DataError: the model does not know one of them.
     """
     known = {name: place for place, name in enumerate(card.classes)}
+    # Another spelling of the same name is found too, unless the model has both.
+    keys = spelling.keys([*card.classes, *data.classes])
+    spellings = Counter(keys[name] for name in card.classes)
+    by_key = {keys[name]: place for name, place in known.items() if spellings[keys[name]] == 1}
+    known.update((name, by_key[keys[name]]) for name in data.classes if name not in known and keys[name] in by_key)
     unknown = [name for name in data.classes if name not in known]
     if unknown:
         raise DataError(
