@@ -10,6 +10,7 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 CropMode = Literal["center", "squash", "border"]
 # The numbers that become black and white.
 PixelRange = tuple[Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]]
+DigestScheme = Literal["lengths", "contents"]
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
 
@@ -70,10 +71,16 @@ class WeightsTag(Fact):
 
 
 class Split(Fact):
-    """One part of a data set: how many images, and a digest over their ids, labels and contents."""
+    """One part of a data set: how many images, and a digest over their ids, labels and contents.
+
+    Attributes:
+        scheme: what the digest covers of an image that is a file: its bytes, or in records of earlier versions only its
+            length. Digests of different schemes cannot be compared. Images without files go in by their pixels always.
+    """
 
     count: int
     digest: str
+    scheme: DigestScheme = "lengths"
 
 
 class DataSpec(Fact):

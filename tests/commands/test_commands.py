@@ -285,6 +285,40 @@ def test_a_run_that_failed_at_its_very_end_is_judged_on_resume(tl, workplace: Pa
     assert "test/accuracy" in metrics
 
 
+def test_images_that_change_during_a_training_are_named_and_recorded(
+    tl, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tl_cli.training import fit as fitting
+
+    for index, (name, colour) in enumerate(COLOURS.items()):
+        for part, count in (("train", 12), ("test", 4)):
+            write_pictures(Path("data") / part, {name: colour}, count, size=60 + 10 * index)
+    fit = fitting.fit
+
+    def fit_and_change(*arguments):
+        counters = fit(*arguments)
+        for path in ("data/train/red/000.png", "data/train/blue/001.png", "data/test/red/003.png"):
+            Image.new("RGB", (1, 1)).save(path)
+        os.utime("data/test/green/000.png")
+        return counters
+
+    monkeypatch.setattr(fitting, "fit", fit_and_change)
+    options = ("timm/test_resnet", "--weights", "none", "--input-size", "32", "--val-fraction", "0.25", "--steps", "4")
+    result = tl("train", *options, "--data", "data", "--batch-size", "12")
+    assert result.code == 0, result.err
+    said = " ".join(result.err.split())
+    assert "1 test image changed during the training" in said
+    assert "test/red/003.png" in said
+    run = open_store(None).find("latest")
+    changed = re.findall(r"[a-z]+/[a-z]+/[0-9]{3}\.png", run.data.tags["tl.images_changed"])
+    assert sorted(changed) == ["test/red/003.png", "train/blue/001.png", "train/red/000.png"]
+    assert run.data.tags["mlflow.note.content"].count("**Warning:**") >= 2
+    # The figure is there, but not as one of the images of the digest.
+    (point,) = open_store(None).client.get_metric_history(run.info.run_id, "test/accuracy")
+    assert point.dataset_digest in (None, "")
+    assert "the test images are not those" in " ".join(tl("eval", "latest", "--no-log").err.split())
+
+
 def test_resuming_on_other_images_is_refused(tl, workplace: Path) -> None:
     for index, (name, colour) in enumerate(COLOURS.items()):
         write_pictures(Path("data"), {name: colour}, 12, size=60 + 10 * index)
@@ -292,6 +326,12 @@ def test_resuming_on_other_images_is_refused(tl, workplace: Path) -> None:
     failed = tl("train", *QUICK[:-4], "--epochs", "3", "--data", "data", "--unfreeze-lr", "1e30", "--freeze-epochs", "1",
                 "--optimizer", "sgd", "--schedule", "constant")  # fmt: skip
     assert failed.code == 1
+    stat, whole = bad.stat(), bad.read_bytes()
+    # As long as before and as old.
+    bad.write_bytes(whole[:-1] + b"x")
+    os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    replaced = tl("train", "--resume", "latest")
+    assert (replaced.code, "images have changed since the run began" in " ".join(replaced.err.split())) == (2, True)
     bad.unlink()
     refused = tl("train", "--resume", "latest")
     assert refused.code == 2

@@ -24,6 +24,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score
 
 from tests.conftest import COLOURS, Result, train_in, write_pictures
+from tl_cli.data.images import describe
 from tl_cli.errors import Interrupted
 from tl_cli.evaluation.logits import load_answers
 from tl_cli.models import bundle, export, zoo
@@ -165,13 +166,47 @@ def test_pictures_of_one_length_are_not_taken_for_one_another(tl, there: Store, 
     for path in colours.rglob("*.png"):
         target = tmp_path / "other" / path.relative_to(colours)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The same name and length, which is all that the digest of files knows of them.
+        # The same names and lengths.
         target.write_bytes(path.read_bytes()[:-1] + b"\x00")
     assert tl("eval", "good", "--data", colours, "--split", "val", "--no-log", "--json").code == 0
     # Validation is held out of its own images; others have none.
     result = tl("eval", "good", "--data", tmp_path / "other", "--split", "val", "--no-log")
     assert result.code == 2
     assert "there are: train, test" in result.err
+
+
+def test_own_test_images_replaced_by_others_of_the_same_length_are_noticed(tl, workplace: Path) -> None:
+    for part, count in (("train", 12), ("test", 4)):
+        for number, (name, colour) in enumerate(COLOURS.items()):
+            folder = Path("bitmaps") / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.new("RGB", (32, 32), (*colour[:2], 10 * index + number)).save(folder / f"{index}.bmp")
+    options = ("timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs", "1")
+    assert tl("train", *options, "--data", "bitmaps", "--quiet").code == 0
+    os.utime("bitmaps/test/red/1.bmp", ns=(1, 1))
+    assert "not those" not in tl("eval", "latest", "--json", "--no-log").err
+    store = open_store(None)
+    path, other = Path("bitmaps/test/red/0.bmp"), Path("bitmaps/test/blue/0.bmp")
+    stat = path.stat()
+    path.write_bytes(other.read_bytes())
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert "the test images are not those that the model was trained with" in tl("eval", "latest", "--no-log").err
+    # A model of an earlier version has digests of lengths alone, which have not changed.
+    folder = folder_of(store, "latest")
+    card = bundle.verified_card(folder)
+    data = Judge(*zoo.restore(folder))._data
+    older = {
+        name: {"count": split.count, "digest": split.digest}
+        for name, split in ((name, describe(images, data.classes, "lengths")) for name, images in data.files.items())
+    }
+    raw = card.model_dump(mode="json")
+    raw["data"]["splits"] = older
+    shutil.copytree(folder, "older")
+    bundle.write_card(Path("older"), type(card).model_validate(raw))
+    said = tl("eval", "older", "--no-log")
+    assert said.code == 0
+    assert "not those" not in said.err
 
 
 def test_weights_that_are_broken_are_said_so(tl, there: Store, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import os
 from pathlib import Path
 
@@ -8,7 +9,18 @@ from PIL import Image
 
 from tests.conftest import COLOURS, write_pictures
 from tl_cli.data.folder import scan
-from tl_cli.data.images import FileImages, PackedImages, describe, pack
+from tl_cli.data.images import (
+    FileImages,
+    PackedImages,
+    are_same,
+    changed_files,
+    describe,
+    fingerprint,
+    is_split,
+    pack,
+    shared,
+    with_contents,
+)
 from tl_cli.data.names import Names
 from tl_cli.errors import DataError
 from tl_cli.fetch import Progress
@@ -19,7 +31,7 @@ ODD = ("b/2.png", "b/10.png", "b-c/1.png", "b-c/x/0.png", "é/z.png", os.fsdecod
        "é/\ufffd.png", "é/\U0001f600.png", "b/\udc80.png", "b/\U00010000.png")  # fmt: skip
 
 
-def test_the_digest_of_files_is_the_one_that_saved_models_carry(tmp_path: Path) -> None:
+def test_the_digest_of_lengths_is_the_one_that_older_models_carry(tmp_path: Path) -> None:
     for number, name in enumerate(ODD):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"x" * number * 7)
@@ -27,8 +39,14 @@ def test_the_digest_of_files_is_the_one_that_saved_models_carry(tmp_path: Path) 
     train = found.parts["train"]
     part = train.subset(np.array([7, 2, 0]))
     # Computed when ids were an array of str.
-    assert describe(train, found.classes).digest == "b7aabd3f2175504e5efaa1b8528575bb80f45dffbde80f88a9f4cd359afec353"
-    assert describe(part, found.classes).digest == "c5556ee48070a4a7c86ed5725d26c7fcf4a2909a0a9e51ad328fc77ed9de7f0d"
+    assert (
+        describe(train, found.classes, "lengths").digest
+        == "b7aabd3f2175504e5efaa1b8528575bb80f45dffbde80f88a9f4cd359afec353"
+    )
+    assert (
+        describe(part, found.classes, "lengths").digest
+        == "c5556ee48070a4a7c86ed5725d26c7fcf4a2909a0a9e51ad328fc77ed9de7f0d"
+    )
 
 
 def test_the_digest_of_packed_images_is_the_one_that_saved_models_carry() -> None:
@@ -38,6 +56,42 @@ def test_the_digest_of_packed_images_is_the_one_that_saved_models_carry() -> Non
     assert describe(packed, ("x", "y")).digest == wanted
     by_columns = pixels.contiguous(memory_format=torch.channels_last)
     assert describe(PackedImages(packed.ids, packed.labels, by_columns), ("x", "y")).digest == wanted
+
+
+def test_the_digest_of_files_is_of_their_names_classes_and_bytes(tmp_path: Path) -> None:
+    write_pictures(tmp_path, COLOURS, 2)
+    found = scan(tmp_path)
+    seen = hashlib.sha256()
+    for name in sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")):
+        seen.update(f"{name}\0{name.partition('/')[0]}\0".encode())
+        seen.update(hashlib.sha256((tmp_path / name).read_bytes()).digest())
+    for images in (found.parts["train"], with_contents(found.parts)["train"]):
+        split = describe(images, found.classes)
+        assert (split.count, split.digest, split.scheme) == (6, seen.hexdigest(), "contents")
+        assert is_split(images, found.classes, split)
+    assert is_split(found.parts["train"], found.classes, describe(found.parts["train"], found.classes, "lengths"))
+
+
+@pytest.mark.parametrize("ending", [".bmp", ".ppm", ".png"])
+def test_another_image_of_the_same_length_is_another_part(ending: str, tmp_path: Path) -> None:
+    for name, colour in COLOURS.items():
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), colour).save(tmp_path / name / f"0{ending}", compress_level=0)
+    found = scan(tmp_path)
+    images = with_contents(found.parts)["train"]
+    before = describe(images, found.classes)
+    path = tmp_path / "red" / f"0{ending}"
+    stat = path.stat()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(path, compress_level=0)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    now = found.parts["train"]
+    assert path.stat().st_size == stat.st_size
+    assert is_split(now, found.classes, describe(images, found.classes, "lengths"))
+    assert not is_split(now, found.classes, before)
+    assert not are_same(images, now)
+    assert changed_files(images) == [f"red/0{ending}"]
+    assert shared(now, images) == 2
+    assert fingerprint(now) != fingerprint(images)
 
 
 def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
@@ -104,32 +158,44 @@ def touch(path: Path) -> None:
 
 
 def swap(path: Path) -> None:
-    """Put another file of the same length and the same time of modification in its place."""
+    """Put another image of the same length and the same time of modification in its place."""
     stat = path.stat()
     other = path.with_name("other")
-    other.write_bytes(path.read_bytes())
+    Image.new("RGB", SIZE, "black").save(other, "PNG", compress_level=9)
+    # What follows the end of a PNG is not looked at.
+    other.write_bytes(other.read_bytes().ljust(stat.st_size, b"\0"))
+    assert other.stat().st_size == stat.st_size
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     other.replace(path)
 
 
-@pytest.mark.parametrize("change", [rewrite, touch, swap])
-def test_a_file_that_changed_is_decoded_again(change, files: FileImages, store: Store) -> None:
+@pytest.mark.parametrize(("change", "times"), [(rewrite, 2), (swap, 2), (touch, 1)])
+def test_a_file_that_changed_is_decoded_again(change, times: int, files: FileImages, store: Store) -> None:
     counted = Counted()
     packed(files, store, counted)
     change(files.root / files.ids[4])
     again = packed(files, store, counted)
-    assert counted.times == 2
+    assert counted.times == times
     assert torch.equal(again.pixels[4], files.load(4))
 
 
-def test_other_parts_and_other_folders_are_kept_apart(files: FileImages, store: Store, tmp_path: Path) -> None:
+def test_files_that_change_while_they_are_decoded_are_named(files: FileImages) -> None:
+    images = with_contents({"all": files})["all"]
+    rewrite(files.root / files.ids[4])
+    with pytest.raises(DataError, match=rf"changed while they were read: {files.ids[4]}; wait"):
+        pack(images, budget_bytes=1 << 30, workers=1)
+
+
+def test_other_parts_are_kept_apart_and_a_moved_folder_is_known_again(
+    files: FileImages, store: Store, tmp_path: Path
+) -> None:
     counted = Counted()
     packed(files, store, counted)
     turned = packed(files.subset(np.arange(12)[::-1].copy()), store, counted)
     assert torch.equal(turned.pixels[0], files.load(11))
     (tmp_path / "data").rename(tmp_path / "moved")
     packed(FileImages(files.ids, files.labels, tmp_path / "moved"), store, counted)
-    assert counted.times == 3
+    assert counted.times == 2
 
 
 @pytest.mark.parametrize("where", ["cache", "/proc/nowhere"])

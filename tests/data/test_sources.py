@@ -109,9 +109,9 @@ def test_digits_are_split_80_10_10_and_keep_their_digests() -> None:
     first, second = (sources.open_data(spec, workers=1) for _ in range(2))
     assert {name: split.count for name, split in first.spec.splits.items()} == {"train": 1439, "val": 179, "test": 179}
     assert first.spec == second.spec
-    assert sources.changed_parts(first.spec, second.spec) == []
+    assert sources.changed_parts(first.spec, second) == []
     other = sources.open_data(spec.model_copy(update={"split_seed": 1}), workers=1)
-    assert sources.changed_parts(first.spec, other.spec) == ["train", "val", "test"]
+    assert sources.changed_parts(first.spec, other) == ["train", "val", "test"]
     ids = [set(images.ids) for images in first.parts.values()]
     assert len(set.union(*ids)) == sum(map(len, ids)) == 1797
 
@@ -130,7 +130,32 @@ def test_changed_files_change_the_digest(tmp_path: Path) -> None:
     spec = DataSpec(source=str(tmp_path), layout="classes")
     before = sources.open_data(spec, workers=1).spec
     write_pictures(tmp_path, {"red": (0, 0, 0)}, 8)
-    assert sources.changed_parts(before, sources.open_data(spec, workers=1).spec)
+    assert sources.changed_parts(before, sources.open_data(spec, workers=1))
+
+
+def as_before(spec: DataSpec, data: sources.LabelledData) -> DataSpec:
+    """Return a spec as earlier versions recorded it: digests of lengths, and no word of that."""
+    older = {name: sources.describe(images, data.classes, "lengths") for name, images in data.files.items()}
+    raw = spec.model_dump(mode="json")
+    raw["splits"] = {name: {"count": split.count, "digest": split.digest} for name, split in older.items()}
+    return DataSpec.model_validate(raw)
+
+
+@pytest.mark.parametrize("size", [32, 600])
+def test_digests_of_earlier_versions_are_compared_as_they_were_made(size: int, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "d", COLOURS, 8, size=size)
+    spec = DataSpec(source=str(tmp_path / "d"), layout="classes")
+    data = sources.open_data(spec, workers=1)
+    assert isinstance(data.parts["train"], PackedImages) is (size == 32)
+    older = as_before(data.spec, data)
+    assert sources.changed_parts(older, data) == []
+    (tmp_path / "d").rename(tmp_path / "moved")
+    judged = sources.open_to_judge(older, str(tmp_path / "moved"), data_dir=None)
+    assert judged.is_own
+    name = judged.data.parts["test"].ids[0]
+    (tmp_path / "moved" / name).write_bytes((tmp_path / "moved" / name).read_bytes() + b"x")
+    now = sources.open_data(spec.model_copy(update={"source": str(tmp_path / "moved")}), workers=1)
+    assert sources.changed_parts(older, now) == ["test"]
 
 
 def test_an_unknown_name_is_told_what_there_is() -> None:

@@ -230,6 +230,22 @@ def test_without_memory_and_disk_there_is_a_reason(colours: Path, monkeypatch: p
     assert [phase.cached for phase in scan_all(plan)] == [False]
 
 
+def test_features_of_images_that_changed_meanwhile_are_not_kept(odd_pictures: Path, tmp_path: Path) -> None:
+    data = tmp_path / "odd"
+    shutil.copytree(odd_pictures, data)
+    settings = {"epochs": 1, "freeze_epochs": 1, "batch_size": 16}
+    plan = plan_for(data, **settings)
+    assert plan.cached
+    path = data / "train/red/0.png"
+    whole = path.read_bytes()
+    Image.new("RGB", (1, 1)).save(path)
+    run(plan)
+    path.write_bytes(whole)
+    assert not any(event.found for event in scan_all(plan_for(data, **settings)))
+    # Nobody changed anything this time.
+    assert all(event.found for event in scan_all(plan_for(data, **settings)))
+
+
 def test_a_cache_that_cannot_be_written_costs_nothing_but_time(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE_DIR", "/proc/nowhere")
     assert [phase.cached for phase in scan_all(plan_for(colours, epochs=2, freeze_epochs=2))] == [True]

@@ -437,7 +437,10 @@ def _resume(
     if "data" not in flags:
         check_still_there(str(settings["data"]))
     plan = _prepare(flags, settings, tracking_uri, console)
-    changed = set(changed_parts(card.data, plan.data.spec)) - {"test"}
+    changed = set(changed_parts(card.data, plan.data))
+    if "test" in changed:
+        changed.remove("test")
+        print_warning("the test images have changed since the run began; it will be tested on those that are there now")
     if changed:
         raise UsageError(
             f"the {' and '.join(sorted(changed))} images have changed since the run began; start a new run"
@@ -489,6 +492,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
             if outcome.test is not None:
                 history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
             curves = save_curves(history, recorder.folder)
+            warnings += outcome.warnings
             recorder.log_end(plan, outcome, command_line(), curves, recorder.folder / BEST_FOLDER, target.register)
     finally:
         for message in warnings:

@@ -46,10 +46,10 @@ def unreadable(images: FileImages, *, workers: int, progress: Progress = silent)
     path = remembered_in(images)
     if path is not None:
         with suppress(OSError, ValueError, TypeError):
-            return [Bad(*row) for row in json.loads(path.read_text())]
+            return [Bad(images.ids[index], str(reason)) for index, reason in json.loads(path.read_text())]
     passing = False
 
-    def look(index: int) -> Bad | None:
+    def look(index: int) -> tuple[int, str] | None:
         nonlocal passing
         try:
             path = os.path.join(images.root, images.ids[index])
@@ -58,14 +58,15 @@ def unreadable(images: FileImages, *, workers: int, progress: Progress = silent)
             # Memory, a network, permissions: it may be another day's no more.
             cause = error.__cause__
             passing |= isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in (None, errno.EINVAL)
-            return Bad(images.ids[index], _reason(error, images, index))
+            return index, _reason(error, images, index)
         return None
 
     found = [bad for bad in each(len(images), look, workers, progress, "checking images") if bad is not None]
     if path is not None and not passing:
         with suppress(StorageError):
-            write_text(path, json.dumps([[bad.name, bad.reason] for bad in found]))
-    return found
+            # By their places: the same files may have other names the next time.
+            write_text(path, json.dumps(found))
+    return [Bad(images.ids[index], reason) for index, reason in found]
 
 
 def remembered_in(images: FileImages, what: str = "") -> Path | None:

@@ -2,33 +2,34 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL
 import torch
 from torch import Tensor
 
-from tl_cli.contract import PixelRange, Split
+from tl_cli.contract import DigestScheme, PixelRange, Split
+from tl_cli.data.contents import Contents, changed_since, read_contents
 from tl_cli.data.decoders import decode_aside
 from tl_cli.data.decoding import decode
 from tl_cli.data.names import Names
-from tl_cli.data.pictures import WHOLE_UP_TO, decode_pixels, open_regular
-from tl_cli.errors import DataError, StorageError
+from tl_cli.data.pictures import WHOLE_UP_TO, decode_pixels
+from tl_cli.errors import DataError, StorageError, some
 from tl_cli.fetch import Progress, silent
 from tl_cli.store import Store
 
+T = TypeVar("T")
 _TINY_VALUES = 3 * 64 * 64
 # Fewer are decoded before a process has started.
 _WORTH_PROCESSES = 6000
 # Fewer are decoded in a tenth of a second (2,700 of 32 x 32).
 _WORTH_KEEPING_BYTES = 8 << 20
-# Of images that should be the same: as many are looked at.
-_LOOKED_AT = 256
 # Of the pixels that are kept: one higher whenever the same files are decoded to others.
 _KEPT_FORMAT = 2
 
@@ -69,19 +70,22 @@ class FileImages:
         root: the folder that was given.
         pixel_range: the numbers that become black and white in pictures of more than 8 bits per channel; None is 0 and
             the largest of 16 bits.
+        contents: what the files held when they were last read; None where they were not.
     """
 
     ids: Names
     labels: np.ndarray
     root: Path
     pixel_range: PixelRange | None = None
+    contents: Contents | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> "FileImages":
         """Return the images at ``indices``, in that order."""
-        return FileImages(self.ids.take(indices), self.labels[indices], self.root, self.pixel_range)
+        contents = None if self.contents is None else self.contents.take(indices)
+        return FileImages(self.ids.take(indices), self.labels[indices], self.root, self.pixel_range, contents)
 
     def load(self, index: int, short_side: int | None = None) -> Tensor:
         """Return one image decoded, (3, H, W) uint8.
@@ -103,83 +107,88 @@ class FileImages:
 Images = PackedImages | FileImages
 
 
-def describe(images: Images, classes: Sequence[str]) -> Split:
+def with_contents(parts: Mapping[T, Images], *, workers: int = 1, progress: Progress = silent) -> dict[T, Images]:
+    """Return the same images; files are read, unless they are unchanged since they were read before.
+
+    Raises:
+        DataError: a file is not there or cannot be read; names it.
+    """
+    files = {name: images for name, images in parts.items() if isinstance(images, FileImages)}
+    read: dict[T, Images] = dict(parts)
+    for root in {images.root for images in files.values()}:
+        here = {name: images for name, images in files.items() if images.root == root}
+        # Together, as they are remembered.
+        names = Names.joined([images.ids for images in here.values()])
+        contents = read_contents(root, names, workers=workers, progress=progress)
+        start = 0
+        for name, images in here.items():
+            end = start + len(images)
+            read[name] = replace(images, contents=contents.take(np.arange(start, end)))
+            start = end
+    return read
+
+
+def describe(images: Images, classes: Sequence[str], scheme: DigestScheme = "contents") -> Split:
     """Return count and digest: SHA-256 over each image's id, class name and content.
 
-    Packed images are hashed by their pixels, files by their length in bytes: a million files are not read twice.
+    Packed images are hashed by their pixels, files by their bytes; in the scheme ``lengths`` by how many these are.
+
+    Raises:
+        DataError: a file is not there or cannot be read; names it.
     """
     seen = hashlib.sha256()
+    contents = None if isinstance(images, PackedImages) else _contents(images)
     for index in images.ids.order().tolist():
         name = images.ids[index]
         seen.update(f"{name}\0{classes[images.labels[index]]}\0".encode("utf-8", "surrogateescape"))
         if isinstance(images, PackedImages):
             seen.update(images.pixels[index].contiguous().numpy().data)
-        else:
-            seen.update(str(_stat(images.root, name).st_size).encode())
-    return Split(count=len(images), digest=seen.hexdigest())
+        elif contents is not None:
+            size = int(contents.stats[index, 0])
+            seen.update(contents.digests[index].data if scheme == "contents" else str(size).encode())
+    return Split(count=len(images), digest=seen.hexdigest(), scheme=scheme)
 
 
-def content_digest(images: Images, index: int) -> bytes:
-    """Return a digest of an image: of a packed one's pixels, or of all bytes of a file.
+def is_split(images: Images, classes: Sequence[str], then: Split) -> bool:
+    """Whether images are those of a split that was recorded, as far as its digest can tell."""
+    return len(images) == then.count and describe(images, classes, then.scheme) == then
 
-    Raises:
-        DataError: the file cannot be read.
-    """
+
+def changed_files(images: Images) -> list[str]:
+    """Return the names of the files that no longer hold what they did when they were read."""
+    if isinstance(images, PackedImages) or images.contents is None:
+        return []
+    return [images.ids[index] for index in changed_since(images.root, images.ids, images.contents)]
+
+
+def _contents(images: FileImages) -> Contents:
+    return images.contents or read_contents(images.root, images.ids)
+
+
+def _digests(images: Images) -> list[bytes]:
+    """Return a digest of each image: of a packed one's pixels, or of all bytes of a file."""
     if isinstance(images, PackedImages):
-        return hashlib.sha256(images.pixels[index].contiguous().numpy().data).digest()
-    path = os.path.join(images.root, images.ids[index])
-    try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        pixels = (images.pixels[index].contiguous().numpy().data for index in range(len(images)))
+        return [hashlib.sha256(each).digest() for each in pixels]
+    return [digest.tobytes() for digest in _contents(images).digests]
 
 
 def are_same(images: Images, others: Images) -> bool:
-    """Whether two parts of one digest hold the same pictures, judged by 256 of them.
-
-    Uncompressed files of one size are all of one length, which is what the digest knows of them.
-    """
-    places, other_places = images.ids.order(), others.ids.order()
-    if len(places) != len(other_places):
-        return False
-    step = -(-len(places) // _LOOKED_AT)
-    return all(
-        content_digest(images, one) == content_digest(others, other)
-        for one, other in zip(places[::step].tolist(), other_places[::step].tolist(), strict=True)
-    )
+    """Whether two parts of one digest hold the same pictures under the same names, whatever the digest covers."""
+    digests, other_digests = _digests(images), _digests(others)
+    order, other_order = images.ids.order().tolist(), others.ids.order().tolist()
+    return [digests[index] for index in order] == [other_digests[index] for index in other_order]
 
 
 def shared(images: Images, others: Images) -> int:
     """Return how many of ``images`` are among ``others``, by content and whatever they are called.
 
-    Files are read only where one of the others is as long. Packed images and files are not compared.
+    Packed images and files are not compared.
     """
-    if isinstance(images, PackedImages) or isinstance(others, PackedImages):
-        if not (isinstance(images, PackedImages) and isinstance(others, PackedImages)):
-            return 0
-        known = {content_digest(others, index) for index in range(len(others))}
-        return sum(content_digest(images, index) in known for index in range(len(images)))
-    lengths: dict[int, list[int]] = {}
-    for index in range(len(others)):
-        lengths.setdefault(_stat(others.root, others.ids[index]).st_size, []).append(index)
-    digests: dict[int, set[bytes]] = {}
-    count = 0
-    for index in range(len(images)):
-        length = _stat(images.root, images.ids[index]).st_size
-        if length in lengths:
-            if length not in digests:
-                digests[length] = {content_digest(others, other) for other in lengths[length]}
-            count += content_digest(images, index) in digests[length]
-    return count
-
-
-def _stat(root: Path, name: str) -> os.stat_result:
-    path = os.path.join(root, name)
-    try:
-        return os.stat(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if isinstance(images, PackedImages) != isinstance(others, PackedImages):
+        return 0
+    known = set(_digests(others))
+    return sum(digest in known for digest in _digests(images))
 
 
 def pack(
@@ -207,17 +216,30 @@ def pack(
     if size > budget_bytes or min(first.shape[1:]) > WHOLE_UP_TO:
         return images
     if store is None or size < _WORTH_KEEPING_BYTES:
-        pixels = _decode_all(images, first, workers, progress)
+        pixels = _decoded_unchanged(images, first, workers, progress)
     else:
         pixels = _decode_once(images, first, workers, progress, store)
     return images if pixels is None else PackedImages(images.ids, images.labels, pixels)
 
 
+def _decoded_unchanged(images: FileImages, first: Tensor, workers: int, progress: Progress) -> Tensor | None:
+    """Return the pixels, as ``_decode_all`` does.
+
+    Raises:
+        DataError: a file was changed meanwhile, so that the pixels are not of what was read before; names it.
+    """
+    pixels = _decode_all(images, first, workers, progress)
+    if changed := changed_files(images):
+        raise DataError(f"files in {images.root} changed while they were read: {some(changed)}; wait and try again")
+    return pixels
+
+
 def _decode_once(images: FileImages, first: Tensor, workers: int, progress: Progress, store: Store) -> Tensor | None:
+    images = replace(images, contents=_contents(images))
     key = fingerprint(images)
     kept = store.find(key)
     if kept is None:
-        pixels = _decode_all(images, first, workers, progress)
+        pixels = _decoded_unchanged(images, first, workers, progress)
         if pixels is None:
             return None
         # What cannot be kept only costs time the next time.
@@ -267,26 +289,20 @@ def _decode_all(images: FileImages, first: Tensor, workers: int, progress: Progr
 
 
 def fingerprint(images: Images) -> str:
-    """Return a digest that is another one where these are not the same images in the same order.
+    """Return a digest that is another one where these are not the same images in the same order, whatever their names.
 
-    Of packed images it is of the pixels. Files are not read for it, so the time of the last change in the file system
-    counts too: a file of the same length may be put in the place of another with its old time of modification. So does
-    the range with which deep pictures are decoded.
+    It includes the range with which deep pictures are decoded.
 
     Raises:
-        DataError: a file is no longer there.
+        DataError: a file is not there or cannot be read; names it.
     """
     if isinstance(images, PackedImages):
         seen = hashlib.sha256(f"{tuple(images.pixels.shape)}".encode())
         for part in images.pixels.split(4096):
             seen.update(part.contiguous().numpy().data)
         return seen.hexdigest()
-    about = f"{_KEPT_FORMAT} {images.pixel_range}\0{PIL.__version__}\0{images.root}\0"
-    seen = hashlib.sha256(about.encode("utf-8", "surrogateescape"))
-    for name in images.ids:
-        found = _stat(images.root, name)
-        facts = f"{name}\0{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\0"
-        seen.update(facts.encode("utf-8", "surrogateescape"))
+    seen = hashlib.sha256(f"{_KEPT_FORMAT} {images.pixel_range}\0{PIL.__version__}\0".encode())
+    seen.update(np.ascontiguousarray(_contents(images).digests).data)
     return seen.hexdigest()
 
 

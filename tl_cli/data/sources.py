@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tl_cli.contract import SPLIT_NAMES, DataSpec, PixelRange, Split, SplitName
@@ -10,7 +10,18 @@ from tl_cli.data import archive, checks, folder, listing, published, splits
 from tl_cli.data import pixel_range as depths
 from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
 from tl_cli.data.found import Found
-from tl_cli.data.images import FileImages, Images, PackedImages, are_same, describe, pack, shared
+from tl_cli.data.images import (
+    FileImages,
+    Images,
+    PackedImages,
+    are_same,
+    changed_files,
+    describe,
+    is_split,
+    pack,
+    shared,
+    with_contents,
+)
 from tl_cli.data.pixel_range import Measured
 from tl_cli.errors import DataError, suggest
 from tl_cli.fetch import Progress, cache_root, silent
@@ -18,6 +29,7 @@ from tl_cli.store import Store, memory_bytes
 
 BUILT_IN = tuple(SETS)
 _PACK_LIMIT_BYTES = 4 << 30
+_READERS = 4  # threads that read large files to judge a model on them
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,7 @@ class LabelledData:
         spec: what finds the same images and split again.
         notes: things a person should know.
         measured: the range of the training images that have more than 8 bits per channel; None where none has.
+        files: of the parts that are files or were decoded from them, those files as they were read.
     """
 
     classes: tuple[str, ...]
@@ -37,12 +50,18 @@ class LabelledData:
     spec: DataSpec
     notes: tuple[str, ...] = ()
     measured: Measured | None = None
+    files: Mapping[SplitName, FileImages] = field(default_factory=dict)
 
     @property
     def native_size(self) -> int | None:
         """The images' short side in pixels where the training images are all of one size, else None."""
         train = self.parts["train"]
         return min(train.pixels.shape[-2:]) if isinstance(train, PackedImages) else None
+
+    def changed_files(self) -> dict[SplitName, list[str]]:
+        """Return by part the files that are decoded again in each epoch and no longer hold what they did."""
+        found = {name: changed_files(images) for name, images in self.parts.items()}
+        return {name: names for name, names in found.items() if names}
 
 
 def open_data(
@@ -121,25 +140,32 @@ def open_to_judge(
     notes = depths.notes_for(found.parts, pixel_range, workers=2, progress=progress)
     found = replace(found, notes=found.notes + notes)
     is_same_place = spec.source == then.source
-    own = {} if is_same_place else _own_images(then, pixel_range, progress)
     # A few images cannot be split, and then are not its own.
     with suppress(DataError) if not is_same_place else nullcontext():
-        parts = _split(found, spec)
-        described = _described(parts, found.classes)
-        alike = [name for name, split in described.items() if split == then.splits.get(name)]
-        if is_same_place or (alike and all(are_same(parts[name], own[name]) for name in alike if name in own)):
+        parts = with_contents(_split(found, spec), workers=_READERS, progress=progress)
+        recorded = {name: then.splits[name] for name in parts if name in then.splits}
+        alike = [name for name, split in recorded.items() if is_split(parts[name], found.classes, split)]
+        if is_same_place or (alike and _are_own(parts, alike, then, progress)):
             return Judged(_whole(found, parts, spec), is_own=True)
-    parts = dict(found.parts)
+    parts = with_contents(found.parts, workers=_READERS, progress=progress)
+    own = _own_images(then, progress)
     trained_on = {name: shared(images, own["train"]) for name, images in parts.items()} if own else None
     return Judged(_whole(found, parts, spec), is_own=False, trained_on=trained_on)
 
 
-def _own_images(then: DataSpec, pixel_range: PixelRange | None, progress: Progress) -> dict[SplitName, Images]:
+def _are_own(parts: Mapping[SplitName, Images], alike: list[SplitName], then: DataSpec, progress: Progress) -> bool:
+    """Whether parts whose digests are those of a training are its images; digests of lengths are not enough."""
+    unsure = [name for name in alike if then.splits[name].scheme == "lengths" and isinstance(parts[name], FileImages)]
+    own = _own_images(then, progress) if unsure else {}
+    return all(are_same(parts[name], own[name]) for name in unsure if name in own)
+
+
+def _own_images(then: DataSpec, progress: Progress) -> dict[SplitName, Images]:
     """Return the images of a training by part, as they are where they were; nothing where they are not at hand."""
     with suppress(DataError):
         if is_at_hand(then):
-            found = _scaled(_open(then.source, cache_folder(then.data_dir), progress), pixel_range)
-            return _split(_readable(found, then, 2, progress), then)
+            found = _readable(_open(then.source, cache_folder(then.data_dir), progress), then, 2, progress)
+            return with_contents(_split(found, then), workers=_READERS, progress=progress)
     return {}
 
 
@@ -176,7 +202,8 @@ def _whole(found: Found, parts: Mapping[SplitName, Images], spec: DataSpec) -> L
     described = _described(parts, found.classes)
     ordered = {name: parts[name] for name in described}
     filled = spec.model_copy(update={"layout": found.layout, "splits": described})
-    return LabelledData(found.classes, ordered, filled, found.notes)
+    files = {name: images for name, images in ordered.items() if isinstance(images, FileImages)}
+    return LabelledData(found.classes, ordered, filled, found.notes, files)
 
 
 def _labelled(
@@ -189,6 +216,8 @@ def _labelled(
     """
     files = {name: images for name, images in parts.items() if isinstance(images, FileImages)}
     try:
+        parts = with_contents(parts, workers=workers, progress=progress)
+        files = {name: images for name, images in parts.items() if isinstance(images, FileImages)}
         whole = _whole(found, parts, spec)
     except DataError:
         # One is not there; there may be more.
@@ -240,9 +269,18 @@ def locate(source: str) -> str:
     )
 
 
-def changed_parts(then: DataSpec, now: DataSpec) -> list[SplitName]:
-    """Return the parts whose images are no longer those of the digest."""
-    return [name for name in SPLIT_NAMES if name in then.splits and then.splits[name] != now.splits.get(name)]
+def changed_parts(then: DataSpec, now: LabelledData) -> list[SplitName]:
+    """Return the parts whose images are no longer those of the digest, as far as that can tell."""
+    return [name for name in SPLIT_NAMES if name in then.splits and not _is_unchanged(then.splits[name], now, name)]
+
+
+def _is_unchanged(then: Split, now: LabelledData, name: SplitName) -> bool:
+    if name not in now.parts:
+        return False
+    split = now.spec.splits[name]
+    if name in now.files and then.scheme != split.scheme:
+        return is_split(now.files[name], now.classes, then)
+    return (split.count, split.digest) == (then.count, then.digest)
 
 
 def is_at_hand(spec: DataSpec, data_dir: str | None = None) -> bool:

@@ -34,6 +34,7 @@ _BATCH = 1000  # what a store takes at once
 _PARAM_LENGTH = 6000
 _LAST_WAIT_S = 60.0  # for the last points, at the end
 _NOTE = "mlflow.note.content"
+CHANGED_TAG = "tl.images_changed"  # of a run whose images did while it trained
 _RECORDED = (LossSampled, EpochEnded)
 T = TypeVar("T")
 
@@ -229,7 +230,14 @@ class Recorder:
         model_id = self._log_model(plan, best, register)
         datasets = datasets_of(plan.data.spec)
         for key, (value, part) in results.items():
-            self._put_result(key, value, model_id, datasets[part] if part else None)
+            # A figure is not tied to a digest of images that it is not of.
+            measured_on = datasets[part] if part and part not in outcome.changed else None
+            self._put_result(key, value, model_id, measured_on)
+        if outcome.warnings:
+            said = "; ".join(outcome.warnings)
+            self._try(
+                lambda: self._store.client.set_tag(self.run_id, CHANGED_TAG, said), Left("tag", CHANGED_TAG, said)
+            )
         self._set_note(_note(plan, self.run_id, command, outcome))
 
     def log_unfinished(self, plan: Plan, card: ModelCard, best: Path) -> None:
@@ -422,6 +430,7 @@ def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str
         lines += [tested, ""]
     lines += [f"{plan.config.model} ({plan.classifier.weights.name}) on `{source}`", "", f"`{command}`"]
     if outcome is not None:
+        lines += [line for warning in outcome.warnings for line in ("", f"**Warning:** {warning}")]
         lines += ["", "| result | |", "|---|---|"]
         if outcome.test is not None:
             accuracy = outcome.test.accuracy

@@ -10,7 +10,7 @@ import torch
 
 from tl_cli.contract import ModelCard, Split, SplitName
 from tl_cli.data import spelling, splits
-from tl_cli.data.images import Images, describe
+from tl_cli.data.images import Images
 from tl_cli.data.loaders import Loader
 from tl_cli.data.sources import LabelledData, changed_parts, check_still_there, decoded, open_to_judge
 from tl_cli.errors import DataError, some
@@ -118,7 +118,6 @@ class Judge:
         """
         part = part or self.preferred
         images = self._images(part)
-        described = describe(images, self._data.classes) if part == "all" else self._data.spec.splits[part]
         name: SplitName = "train" if part == "all" else part
         loader = self._loader(images)
         total = len(images)
@@ -135,7 +134,7 @@ class Judge:
             images=loader.images,
             source=self._data.spec.source,
             part=part,
-            split=described,
+            split=self._data.spec.splits[name],
             is_own=self.is_own,
             is_changed=part in self._changed,
             trained_on=self._trained_on.get(name) if self._trained_on is not None else None,
@@ -193,7 +192,7 @@ class Judge:
 
     @property
     def _changed(self) -> list[SplitName]:
-        return changed_parts(self._card.data, self._data.spec) if self.is_own else []
+        return changed_parts(self._card.data, self._data) if self.is_own else []
 
     def _images(self, part: Part) -> Images:
         parts = self._data.parts

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from tl_cli.data.augmentation import Augmentation, Stream, uniform
 from tl_cli.data.decoding import send
-from tl_cli.data.images import fingerprint
+from tl_cli.data.images import Images, changed_files, fingerprint
 from tl_cli.data.loaders import Batch, Loader, free_bytes, steps_in_epoch, training_order
-from tl_cli.errors import DivergedError, StorageError
+from tl_cli.errors import DataError, DivergedError, StorageError, some
 from tl_cli.evaluation.logits import outputs
 from tl_cli.fetch import cache_root
 from tl_cli.models.graph import Cut
@@ -228,23 +228,26 @@ class Cache:
             all_found = all_found and found is not None
             if found is None:
                 batches = _batches(loader, view, settings, seed)
-                found = self._compute(key, batches, len(loader.images), _after(before, counted))
+                found = self._compute(key, batches, loader.images, _after(before, counted))
             elif self.plan.in_memory:
                 found = np.array(found)
             tensors.append(torch.from_numpy(found))
             counted(before + len(loader.images))
         return tuple(tensors), all_found
 
-    def _compute(self, key: str, batches: Iterator[Batch], count: int, counted: Callable[[int], None]) -> np.ndarray:
-        shape, dtype = (count, *self.plan.cut.shape), torch.empty(0, dtype=self.plan.dtype).numpy().dtype
+    def _compute(
+        self, key: str, batches: Iterator[Batch], images: Images, counted: Callable[[int], None]
+    ) -> np.ndarray:
+        shape, dtype = (len(images), *self.plan.cut.shape), torch.empty(0, dtype=self.plan.dtype).numpy().dtype
         if not self.plan.in_memory:
-            return store().find_or_make(key, shape, dtype, self._rows(batches, counted))
+            return store().find_or_make(key, shape, dtype, _unchanged(self._rows(batches, counted), images))
         computed = np.empty(shape, dtype)
         start = 0
         for rows in self._rows(batches, counted):
             computed[start : start + len(rows)] = rows
             start += len(rows)
-        if self.keep:
+        # Features of other images must not be found under the digest of these.
+        if self.keep and not changed_files(images):
             # What cannot be kept only costs time the next time.
             with suppress(StorageError), store().keep(key, shape, dtype) as append:
                 for rows in np.array_split(computed, max(1, computed.nbytes >> 26)):
@@ -282,6 +285,17 @@ class Cache:
             },
             sort_keys=True,
         )
+
+
+def _unchanged(rows: Iterator[np.ndarray], images: Images) -> Iterator[np.ndarray]:
+    """Yield rows; what is made of them is not kept where the images changed meanwhile.
+
+    Raises:
+        DataError: after the last row, where they did; names the files.
+    """
+    yield from rows
+    if changed := changed_files(images):
+        raise DataError(f"images changed while their features were computed: {some(changed)}; start a new run")
 
 
 def _after(before: int, counted: Callable[[int], None]) -> Callable[[int], None]:

@@ -1,15 +1,17 @@
 """The end of a run: the best model is judged once, on the test images and on clean training images."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from tl_cli.contract import SplitName
 from tl_cli.data import splits
 from tl_cli.data.loaders import Loader
 from tl_cli.data.names import Names
-from tl_cli.errors import WeightsError
+from tl_cli.errors import WeightsError, some
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.evaluation.metrics import Report, report
 from tl_cli.models import bundle, freezing
@@ -32,6 +34,7 @@ class Outcome:
         test_answers: its logits, to compare two runs image by image.
         test_ids: the images' ids, in the same order.
         clean_train: of the best model on training images without augmentation, in eval mode.
+        changed: by part the files that were replaced or changed while the training went on.
     """
 
     counters: Counters
@@ -39,6 +42,16 @@ class Outcome:
     test_answers: Answers | None
     test_ids: Names | None
     clean_train: Report
+    changed: Mapping[SplitName, list[str]] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be said of figures that are not of the images that the record names."""
+        return [
+            f"{len(names):,} {part} image{'s' * (len(names) != 1)} changed during the training, so its figures are not "
+            f"all of the images that the run began with: {some(names)}"
+            for part, names in self.changed.items()
+        ]
 
     @property
     def gap(self) -> float | None:
@@ -77,6 +90,8 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
         test_answers=test_answers,
         test_ids=ids,
         clean_train=report(clean_answers),
+        # After the last of them was decoded.
+        changed=plan.data.changed_files(),
     )
 
 
