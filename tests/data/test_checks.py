@@ -262,10 +262,11 @@ def test_pictures_of_which_there_are_many_alike_are_found_all_the_same(tmp_path:
         small.save(folder_of / f"{number:03}.jpg", quality=60 + number % 40, comment=str(number))
     write_pictures(tmp_path, {"red": (1, 2, 3), "blue": (3, 2, 1)}, 20, size=64)
     findings = checks.examine(folder.scan(tmp_path), workers=2)
-    # All of a group are like its first one.
-    groups = findings.conflicting()
-    assert len(groups) <= 3
-    assert sum(len(group.places) for group in groups) >= 118
+    # 40 qualities give as many pictures, each three times, with other comments in the files.
+    equal, alike = ([group for group in findings.twins if group.exact == exact] for exact in (True, False))
+    assert [len(group.places) for group in equal] == [3] * 40
+    assert len(alike) <= 3
+    assert sum(len(group.places) for group in alike) >= 38
     assert findings.not_compared == 0
 
 
@@ -279,30 +280,6 @@ def test_what_is_alike_step_by_step_is_not_all_the_same(tmp_path: Path) -> None:
     findings = checks.examine(folder.scan(tmp_path), workers=2)
     assert findings.twins
     assert max(len(group.places) for group in findings.twins) < 30
-
-
-def test_pictures_of_one_hash_that_are_not_alike_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    looks = [checks.Look(bytes([n]), "PNG", likeness=7, thumbnail=rng.integers(0, 256, 256, dtype=np.uint8).tobytes())
-             for n in range(20)]  # fmt: skip
-    twins, left = checks._twins([("train", n) for n in range(20)], looks)
-    assert (twins, left) == ([], 12)
-
-
-def test_near_hashes_are_found_among_many_and_what_is_too_much_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    hashes = rng.integers(0, 1 << 63, 50_000, dtype=np.uint64)
-    for place in range(500):
-        flipped = hashes[place]
-        for bit in rng.choice(64, rng.integers(0, 5), replace=False):
-            flipped ^= np.uint64(1) << np.uint64(bit)
-        hashes[-1 - place] = flipped
-    found, left = checks._near(hashes)
-    assert {(place, 49_999 - place) for place in range(500)} <= set(map(tuple, found.tolist()))
-    assert left == 0
-    monkeypatch.setattr(checks, "_MOST_PAIRS", 1000)
-    found, left = checks._near(hashes)
-    assert left > 40_000
 
 
 def test_looking_at_files_can_be_stopped(tmp_path: Path) -> None:

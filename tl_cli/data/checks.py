@@ -4,24 +4,25 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from tl_cli.contract import PixelRange, SplitName
 from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages, Images, fingerprint
+from tl_cli.data.likeness import SIDE, Sketch, alike_groups, sketch
 from tl_cli.data.pictures import decode_pixels, header, open_regular
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, cache_root, silent, write_text
 
 # With which a file is looked at: a large JPEG is then decoded to its last byte at an eighth of the work.
-_LOOK_SIDE = 32
+_LOOK_SIDE = SIDE
 _NAMED = 20
 # More files are remembered, so that the next run need not look again.
 _WORTH_REMEMBERING = 500
@@ -149,17 +150,16 @@ class Look:
     """What a file is.
 
     Attributes:
-        digest: SHA-256 of its bytes, or of its pixels where it has no file.
+        digest: SHA-256 of its pixels and their shape; of its bytes where it was not decoded at its full size.
         kind: ``JPEG``; of pixels without a file ``pixels``.
         mode: Pillow's: ``RGB``, ``L``, ``P``, ``CMYK``.
         size: width and height in pixels, as it is stored.
         turned: its EXIF data say that it is to be turned.
         frames: more than one: an animation, of which the first is used; 0: those after the first are torn.
-        likeness: 64 bits that are alike for pictures that look alike (a perceptual hash of their lowest frequencies).
-        thumbnail: (256,) uint8, 16 x 16, grey.
         levels: how many different values its pixels have, of 256.
         darkest: the smallest of them.
         brightest: the largest of them.
+        sketch: by which pictures that look alike are found; None where it is too small or too plain for that.
         bad: why it cannot be decoded; empty where it can be. The rest is then unknown.
     """
 
@@ -169,19 +169,26 @@ class Look:
     size: tuple[int, int] = (0, 0)
     turned: bool = False
     frames: int = 1
-    likeness: int = 0
-    thumbnail: bytes = b""
     levels: int = 0
     darkest: int = 0
     brightest: int = 0
+    sketch: Sketch | None = None
     bad: str = ""
+
+
+Place: TypeAlias = tuple[SplitName, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """Images that are the same, or look it: places (part, index) in the data."""
+    """Images that are equal or look alike.
 
-    places: tuple[tuple[SplitName, int], ...]
+    Attributes:
+        places: part and index of each in the data.
+        exact: they have equal bytes or pixels; else they look alike, which may mislead.
+    """
+
+    places: tuple[Place, ...]
     exact: bool
 
 
@@ -191,8 +198,8 @@ class Findings:
 
     Attributes:
         looks: of each image, by part.
-        twins: groups of the same pictures and of pictures that look the same.
-        not_compared: pictures that are like too many others to be compared with all of them.
+        twins: groups of equal pictures and of pictures that look alike.
+        not_compared: pictures whose looks resemble too many others to be compared with all of them.
     """
 
     found: Found
@@ -225,39 +232,55 @@ class Findings:
             )
         ]
 
-    def name(self, place: tuple[SplitName, int]) -> str:
+    def name(self, place: Place) -> str:
         """Return the name of an image."""
         part, index = place
         return str(self.found.parts[part].ids[index])
 
-    def label(self, place: tuple[SplitName, int]) -> str:
+    def label(self, place: Place) -> str:
         """Return the class of an image."""
         part, index = place
         return str(self.found.classes[self.found.parts[part].labels[index]])
 
     def across(self) -> list[Twins]:
-        """Return the groups that lie in several parts: what is tested there was learned here."""
+        """Return the groups that lie in several parts."""
         return [group for group in self.twins if len({part for part, _ in group.places}) > 1]
 
     def conflicting(self) -> list[Twins]:
         """Return the groups whose images have different labels."""
         return [group for group in self.twins if len({self.label(place) for place in group.places}) > 1]
 
+    def shared(self, *, exact: bool) -> dict[tuple[SplitName, SplitName], int]:
+        """Return how many images of a part are in an earlier part too, or look like one there, by (part, earlier)."""
+        order = list(self.looks)
+        seen: dict[tuple[SplitName, SplitName], set[Place]] = {}
+        for group in self.across():
+            if group.exact != exact:
+                continue
+            parts = {part for part, _ in group.places}
+            for place in group.places:
+                for earlier in parts.intersection(order[: order.index(place[0])]):
+                    seen.setdefault((place[0], earlier), set()).add(place)
+        return {pair: len(places) for pair, places in seen.items()}
+
+    def plain(self) -> int:
+        """Return how many images are too small or too plain to be compared by their looks."""
+        return sum(not look.bad and look.sketch is None for looks in self.looks.values() for look in looks)
+
 
 def examine(found: Found, *, workers: int, progress: Progress = silent) -> Findings:
-    """Look at every image of a data set: what it is, whether it decodes, and which are the same."""
+    """Look at every image of a data set: what it is, whether it decodes, which are equal and which look alike."""
     looks: dict[SplitName, list[Look]] = {}
     for part, images in found.parts.items():
         looks[part] = list(each(len(images), _looker(images), workers, progress, f"looking at {part}"))
-    places = [(part, index) for part, seen in looks.items() for index, look in enumerate(seen) if not look.bad]
-    twins, not_compared = _twins(places, [looks[part][index] for part, index in places])
+    twins, not_compared = _twins(found, looks, progress)
     return Findings(found, looks, twins, not_compared)
 
 
 def _looker(images: Images) -> Callable[[int], Look]:
     if isinstance(images, FileImages):
         return lambda index: _look_at_file(os.path.join(images.root, images.ids[index]), images.pixel_range)
-    return lambda index: _look_at_pixels(images.load(index).permute(1, 2, 0).contiguous().numpy())
+    return lambda index: _look_at_pixels(_pixels(images, index))
 
 
 def _look_at_file(path: str, pixel_range: PixelRange | None = None) -> Look:
@@ -272,14 +295,14 @@ def _look_at_file(path: str, pixel_range: PixelRange | None = None) -> Look:
         kind, mode, size, turned, frames = header(data)
     except DataError as error:
         return Look(digest, bad=str(error).removeprefix("the image ").strip())
-    return Look(digest, kind, mode, size, turned, frames, *_likeness(pixels), *_levels(pixels))
+    if sorted(size) == sorted(pixels.shape[:2]):
+        digest = _digest(pixels)
+    return Look(digest, kind, mode, size, turned, frames, *_levels(pixels), sketch(pixels))
 
 
 def _look_at_pixels(pixels: np.ndarray) -> Look:
-    digest = hashlib.sha256(pixels.tobytes()).digest()
-    return Look(
-        digest, "pixels", "RGB", (pixels.shape[1], pixels.shape[0]), False, 1, *_likeness(pixels), *_levels(pixels)
-    )
+    size = (pixels.shape[1], pixels.shape[0])
+    return Look(_digest(pixels), "pixels", "RGB", size, False, 1, *_levels(pixels), sketch(pixels))
 
 
 def _levels(pixels: np.ndarray) -> tuple[int, int, int]:
@@ -288,135 +311,38 @@ def _levels(pixels: np.ndarray) -> tuple[int, int, int]:
     return len(present), int(present[0]), int(present[-1])
 
 
-def _likeness(pixels: np.ndarray) -> tuple[int, bytes]:
-    """Return a perceptual hash of (H, W, 3) uint8 pixels, and their thumbnail."""
-    import imagehash
-    from PIL import Image
-
-    grey = Image.fromarray(pixels).convert("L")
-    small = grey.resize((_THUMB, _THUMB), Image.Resampling.BILINEAR)
-    bits = imagehash.phash(grey).hash.ravel()
-    return int(np.packbits(bits).view(">u8")[0]), small.tobytes()
+def _digest(pixels: np.ndarray) -> bytes:
+    known = hashlib.sha256(repr(pixels.shape).encode())
+    known.update(np.ascontiguousarray(pixels).data)
+    return known.digest()
 
 
-_THUMB = 16
-_MOST_BITS = 4  # in which hashes of twins may differ
-# Kinds of pictures of one hash, of each of which one stands for all: those with next to nothing in them share hashes.
-_KINDS = 8
-_MOST_PAIRS = 2_000_000_000  # of hashes that are held against each other: some seconds
-_MOST_NEAR = 5_000_000  # of these, that are near
-_LEAST_CORRELATION = 0.99
+def _twins(found: Found, looks: Mapping[SplitName, list[Look]], progress: Progress) -> tuple[list[Twins], int]:
+    """Return groups of equal pictures and of others that look alike, and how many were not compared with all others."""
+    places: dict[bytes, list[Place]] = {}
+    for part, seen in looks.items():
+        for index, look in enumerate(seen):
+            if not look.bad:
+                places.setdefault(look.digest, []).append((part, index))
+    groups = [Twins(tuple(equal), exact=True) for equal in places.values() if len(equal) > 1]
+    # One of each content, for what only looks alike.
+    first = [equal[0] for equal in places.values()]
+    compared = [(place, kept) for place in first if (kept := looks[place[0]][place[1]].sketch) is not None]
+
+    def load(number: int) -> np.ndarray:
+        part, index = compared[number][0]
+        return _pixels(found.parts[part], index)
+
+    alike, left = alike_groups([each for _, each in compared], load, progress)
+    groups += [Twins(tuple(compared[number][0] for number in sorted(group)), exact=False) for group in alike]
+    return groups, left
 
 
-def _twins(places: Sequence[tuple[SplitName, int]], looks: Sequence[Look]) -> tuple[list[Twins], int]:
-    """Return groups of the same content, and of others that look the same; and how many were not compared."""
-    by_digest: dict[bytes, list[int]] = {}
-    for number, look in enumerate(looks):
-        by_digest.setdefault(look.digest, []).append(number)
-    groups = [
-        Twins(tuple(places[n] for n in numbers), exact=True) for numbers in by_digest.values() if len(numbers) > 1
-    ]
-    # One of each, for what only looks the same.
-    by_hash: dict[int, list[int]] = {}
-    for numbers in by_digest.values():
-        by_hash.setdefault(looks[numbers[0]].likeness, []).append(numbers[0])
-    # Those of one hash, by those that stand for them; what is like none of many kinds is not compared.
-    behind: dict[int, list[int]] = {}
-    not_compared = 0
-    for numbers in by_hash.values():
-        kinds, left = _kinds(numbers, looks)
-        behind |= kinds
-        not_compared += left
-    kinds_of = list(behind)
-    near, left = _near(np.array([looks[number].likeness for number in kinds_of], dtype=np.uint64))
-    thumbnails = np.frombuffer(b"".join(looks[number].thumbnail for number in kinds_of), np.uint8)
-    neighbours: dict[int, list[int]] = {}
-    for one, other in near[_are_alike(thumbnails.reshape(-1, _THUMB * _THUMB), near)].tolist():
-        neighbours.setdefault(kinds_of[one], []).append(kinds_of[other])
-        neighbours.setdefault(kinds_of[other], []).append(kinds_of[one])
-    # All of a group are like its first: a chain of likenesses would join what is not alike.
-    taken: set[int] = set()
-    for first in sorted(behind):
-        if first in taken:
-            continue
-        alike = [first, *(other for other in neighbours.get(first, ()) if other not in taken)]
-        taken.update(alike)
-        numbers = sorted(number for kind in alike for number in (kind, *behind[kind]))
-        if len(numbers) > 1:
-            groups.append(Twins(tuple(places[number] for number in numbers), exact=False))
-    return groups, not_compared + left
-
-
-def _kinds(numbers: Sequence[int], looks: Sequence[Look]) -> tuple[dict[int, list[int]], int]:
-    """Return some pictures of one hash with those that look like them, and how many are like none of these."""
-    kinds: dict[int, list[int]] = {}
-    left = 0
-    for number in numbers:
-        like = next((kind for kind in kinds if _is_alike(looks[kind], looks[number])), None)
-        if like is not None:
-            kinds[like].append(number)
-        elif len(kinds) < _KINDS:
-            kinds[number] = []
-        else:
-            left += 1
-    return kinds, left
-
-
-def _near(hashes: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return the pairs (M, 2) of (N,) uint64 hashes that differ in a few bits, and how many were not compared with all.
-
-    Of hashes that differ in four bits at most, one of five pieces is equal. Where that is true of too many, the largest
-    groups of an equal piece are left out.
-    """
-    groups: list[np.ndarray] = []
-    for piece in range(_MOST_BITS + 1):
-        start, stop = 64 * piece // (_MOST_BITS + 1), 64 * (piece + 1) // (_MOST_BITS + 1)
-        values = (hashes >> np.uint64(start)) & np.uint64((1 << (stop - start)) - 1)
-        order = np.argsort(values, kind="stable")
-        groups += [g for g in np.split(order, np.flatnonzero(np.diff(values[order])) + 1) if len(g) > 1]
-    groups.sort(key=len)
-    found: list[np.ndarray] = []
-    compared = near = done = 0
-    for group in groups:
-        compared += len(group) * (len(group) - 1) // 2
-        if compared > _MOST_PAIRS or near > _MOST_NEAR:
-            break
-        own = hashes[group]
-        for place in range(len(group) - 1):
-            others = np.flatnonzero(np.bitwise_count(own[place] ^ own[place + 1 :]) <= _MOST_BITS)
-            if len(others):
-                pairs = np.stack([np.full(len(others), group[place]), group[place + 1 + others]], axis=1)
-                found.append(np.sort(pairs, axis=1))
-                near += len(others)
-        done += 1
-    left = len(np.unique(np.concatenate(groups[done:]))) if done < len(groups) else 0
-    # A pair may have several equal pieces.
-    return (np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), np.int64)), left
-
-
-def _are_alike(thumbnails: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Return (M,) bool: which of the pairs (M, 2) of thumbnails (N, 256) are next to equal, as ``_is_alike`` says."""
-    if not len(pairs):
-        return np.zeros(0, dtype=bool)
-    values = thumbnails.astype(np.float32)
-    values -= values.mean(axis=1, keepdims=True)
-    squares = (values**2).sum(axis=1)
-    alike = np.zeros(len(pairs), dtype=bool)
-    for start in range(0, len(pairs), 1 << 16):
-        one, other = pairs[start : start + (1 << 16)].T
-        size = np.sqrt(squares[one] * squares[other])
-        products = np.einsum("ij,ij->i", values[one], values[other])
-        alike[start : start + (1 << 16)] = (size > _PLAIN) & (products >= _LEAST_CORRELATION * size)
-    return alike
-
-
-def _is_alike(one: Look, other: Look) -> bool:
-    """Whether two pictures look the same, whatever their brightness and contrast; no plain one looks like any."""
-    both = np.stack([np.frombuffer(each.thumbnail, np.uint8) for each in (one, other)])
-    return bool(_are_alike(both, np.array([[0, 1]]))[0])
-
-
-_PLAIN = 256.0 * 4  # a thumbnail whose grey values spread by two steps at most
+def _pixels(images: Images, index: int) -> np.ndarray:
+    """Return the pixels of an image that is compared by its looks, (H, W, 3) uint8."""
+    if isinstance(images, FileImages):
+        return decode_pixels(os.path.join(images.root, images.ids[index]), short_side=_LOOK_SIDE)
+    return images.load(index).permute(1, 2, 0).contiguous().numpy()
 
 
 def _reason(error: DataError, images: FileImages, index: int) -> str:

@@ -90,7 +90,13 @@ def as_data(findings: Findings, doubts: Doubts | None) -> dict[str, object]:
         "faults": list(found.faults),
         "bad": [{"part": part, "file": each.name, "reason": each.reason} for part, each in findings.bad()],
         "duplicates": [_twins_as_data(findings, group) for group in findings.twins],
+        "shared": [
+            {"part": part, "earlier": earlier, "exact": exact, "images": number}
+            for exact in (True, False)
+            for (part, earlier), number in findings.shared(exact=exact).items()
+        ],
         "not_compared_by_looks": findings.not_compared,
+        "too_plain_for_looks": findings.plain(),
         "doubted_labels": None
         if doubts is None
         else {
@@ -170,29 +176,40 @@ def _print_files(console: Console, findings: Findings) -> None:
 
 
 def _print_twins(console: Console, findings: Findings) -> None:
-    across, conflicting = findings.across(), findings.conflicting()
-    # By which object they are: groups may be thousands, and large.
-    elsewhere = {id(group) for group in across}
-    worse = elsewhere | {id(group) for group in conflicting}
-    within = [group for group in findings.twins if id(group) not in worse]
     if findings.not_compared:
-        many = f"{findings.not_compared:,} pictures are like too many others to be compared with all of them"
+        many = f"{_count(findings.not_compared, 'picture')} resembled too many others to be compared with all of them"
         console.print(plain(many, "yellow"))
-    elif not findings.twins:
-        console.print(Text("no two pictures are the same or look the same", style="good"))
+    if findings.plain():
+        few = f"{_count(findings.plain(), 'picture')} too small or too plain to compare by looks, only for equality"
+        console.print(plain(few, "dim"))
+    if not findings.twins:
+        if not findings.not_compared:
+            both = "" if findings.plain() else " or look alike"
+            console.print(Text(f"no two pictures are equal{both}", style="good"))
         return
-    _print_groups(console, findings, "of equal pictures in several parts: what is tested was learned", across, "bad")
-    only = [group for group in conflicting if id(group) not in elsewhere]
-    _print_groups(console, findings, "of equal pictures in several classes", only, "bad")
-    _print_groups(console, findings, "of equal pictures", within, "yellow")
+    for exact in (True, False):
+        _print_kind(console, findings, exact=exact)
+
+
+def _print_kind(console: Console, findings: Findings, *, exact: bool) -> None:
+    """Print the groups of equal pictures, or of those that look alike: across parts, across classes, the others."""
+    what = "of equal pictures" if exact else "of pictures that look alike"
+    groups = [group for group in findings.twins if group.exact == exact]
+    # By which object they are: groups may be thousands, and large.
+    across, conflicting = ({id(group) for group in found} for found in (findings.across(), findings.conflicting()))
+    for (part, earlier), number in findings.shared(exact=exact).items():
+        verb = ("is" if number == 1 else "are") if exact else ("looks" if number == 1 else "look")
+        link = f"also in {earlier}" if exact else f"like {earlier} images"
+        console.print(plain(f"{_count(number, f'{part} image')} {verb} {link}", "bad" if exact else "yellow"))
+    _print_groups(console, findings, "", [group for group in groups if id(group) in across], "")
+    only = [group for group in groups if id(group) in conflicting - across]
+    _print_groups(console, findings, f"{what} in several classes", only, "bad" if exact else "yellow")
+    _print_groups(console, findings, what, [g for g in groups if id(g) not in across | conflicting], "yellow")
 
 
 def _print_groups(console: Console, findings: Findings, title: str, groups: Sequence[Twins], style: str) -> None:
-    if not groups:
-        return
-    exact = sum(group.exact for group in groups)
-    how = f"{exact:,} to the last byte, {len(groups) - exact:,} by their looks"
-    console.print(plain(f"{_count(len(groups), 'group')} {title} ({how})", style))
+    if groups and title:
+        console.print(plain(f"{_count(len(groups), 'group')} {title}", style))
     for group in groups[:_SHOWN]:
         have_labels = len({findings.label(place) for place in group.places}) > 1
         names = [
@@ -202,7 +219,7 @@ def _print_groups(console: Console, findings: Findings, title: str, groups: Sequ
         sign = "=" if group.exact else "~"
         console.print(plain(f"  {f' {sign} '.join(names)}{more}", limit=600))
     if len(groups) > _SHOWN:
-        console.print(Text(f"  and {len(groups) - _SHOWN:,} more; --json has all", style="dim"))
+        console.print(Text(f"  and {len(groups) - _SHOWN:,} more groups; --json has all", style="dim"))
 
 
 def _print_doubts(console: Console, findings: Findings, doubts: Doubts) -> None:
