@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.conftest import COLOURS, write_pictures
 from tests.data.test_checks import by_hand
+from tl_cli.training.setup import prepare
 
 
 @pytest.fixture
@@ -183,3 +184,35 @@ def test_labels_that_are_probably_one_class_are_shown(tl, tmp_path: Path) -> Non
     found = json.loads(tl("data", "check", path, "--no-labels", "--json").out)
     assert found["classes"] == {"Cat": {"train": 2}, "cat": {"train": 1}, "dog": {"train": 3}}
     assert "'Cat' (2 images) and 'cat' (1 image)" in found["faults"][0]
+
+
+@pytest.mark.parametrize(
+    ("large", "small", "ratio", "advice"),
+    [
+        # A tenth of each class, rounded, is for the test, and as many for validation: 80 and 8 train, 79 and 8, ...
+        (100, 10, 10.0, "tl train will use the balanced sampler"),
+        (99, 10, 79 / 8, "consider --sampler balanced"),
+        # 9.4 times before the split: 16 images give 2 and 2.
+        (150, 16, 120 / 12, "tl train will use the balanced sampler"),
+        (30, 10, 3.0, "consider --sampler balanced"),
+        (28, 10, 22 / 8, None),
+    ],
+)
+def test_what_is_said_of_uneven_classes_is_what_the_recipe_does(
+    tl, tmp_path: Path, large: int, small: int, ratio: float, advice: str | None
+) -> None:
+    write_pictures(tmp_path / "set", {"blue": (40, 60, 220)}, large, size=16)
+    write_pictures(tmp_path / "set", {"red": (220, 50, 40)}, small, size=16)
+    said = json.loads(tl("data", "check", tmp_path / "set", "--no-labels", "--json").out)
+    assert said["imbalance"] == pytest.approx(ratio)
+    shown = " ".join(tl("data", "check", tmp_path / "set", "--no-labels").out.split())
+    assert advice is None or advice in shown
+    assert ("as many training images as the smallest" in shown) == (advice is not None)
+    flags = {
+        "model": "timm/test_resnet",
+        "weights": "none",
+        "input_size": 32,
+        "data": str(tmp_path / "set"),
+        "probe": False,
+    }
+    assert (prepare(flags, {}).config.sampler == "balanced") == said["balanced_by_default"] == (ratio >= 10)

@@ -5,6 +5,8 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from tl_cli.contract import SPLIT_NAMES, DataSpec, PixelRange, Split, SplitName
 from tl_cli.data import archive, checks, folder, listing, published, splits
 from tl_cli.data import pixel_range as depths
@@ -99,6 +101,15 @@ def open_source(source: str, data_dir: str | None, progress: Progress = silent) 
     """
     found = _open(locate(source), cache_folder(data_dir), progress, lenient=True)
     return found if found.faults or len(found.classes) > 1 else replace(found, faults=("there is but one class",))
+
+
+def training_labels(found: Found) -> np.ndarray:
+    """Return the labels (N,) int64 of the images that ``tl train`` trains on by default, without those it holds out.
+
+    Raises:
+        DataError: the images cannot be split.
+    """
+    return _split(found, DataSpec(source="", layout=found.layout))["train"].labels
 
 
 @dataclass(frozen=True, slots=True)

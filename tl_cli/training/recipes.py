@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from tl_cli.data.balance import UNEVEN
 from tl_cli.data.loaders import steps_in_epoch
 from tl_cli.data.pixel_range import Measured
 from tl_cli.errors import UsageError
@@ -20,8 +21,6 @@ _AT_96 = "an epoch at 96 px is worth more than three at 64 px, which take as lon
 # fine-tuning, 45% after 135, 255 and 505; ten epochs would be 30 steps.
 _FEWEST_STEPS = 250
 _SMALL = 5000
-# How many times as many images the largest class has as the smallest, from which on the sampler evens them out.
-_UNEVEN = 10
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
@@ -256,8 +255,9 @@ def _default_augment(facts: Facts) -> Setting:
 
 
 def _default_sampler(facts: Facts, given: Mapping[str, object]) -> Setting:
-    if facts.imbalance < _UNEVEN or given.get("class_weights", "none") != "none":
-        return Setting("shuffle", "the classes are of like size" if facts.imbalance < _UNEVEN else "--class-weights")
+    if facts.imbalance < UNEVEN or given.get("class_weights", "none") != "none":
+        few = f"the largest class has less than {UNEVEN:.0f} times the images of the smallest"
+        return Setting("shuffle", few if facts.imbalance < UNEVEN else "--class-weights")
     # EfficientNet-Lite0's head on cached features at 64 px, class sizes falling evenly, 5,000 validation images of even
     # classes, three seeds: 10:1 in 1,839 images 55.9% shuffled, 61.1% balanced, 62.1% with class weights; 100:1 in
     # 2,234 images 42.6%, 49.7%, 48.7%.

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from tl_cli.contract import DataSpec, ModelCard, WeightsTag
 from tl_cli.data.augmentation import Augmentation
+from tl_cli.data.balance import imbalance
 from tl_cli.data.catalogue import SETS
 from tl_cli.data.images import Images
 from tl_cli.data.loaders import Batch, Loader
@@ -258,8 +258,8 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
         source=data.spec.source,
         train_images=len(data.parts["train"]),
         native_size=data.native_size,
-        imbalance=_imbalance(data),
         measured=data.measured,
+        imbalance=imbalance(data.parts["train"].labels, len(data.classes)),
     )
     # Whoever reads the recorded config stands in another folder, perhaps.
     flags, file = ({**values, **_absolute(values, data)} for values in (flags, file))
@@ -316,21 +316,21 @@ def foresee(
         parts = known.images
         # A set of one part gives a tenth of it as test images.
         images = round(min(early.limit or parts["train"], parts["train"]) * (share - 0.1 * (len(parts) == 1)))
-        classes, native_size, imbalance = known.classes, known.pixels, 1.0
+        classes, native_size, uneven = known.classes, known.pixels, 1.0
     elif num_classes is None or Path(source).exists():
         data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=default_workers(), progress=progress)
-        images, native_size, imbalance = len(data.parts["train"]), data.native_size, _imbalance(data)
-        classes = len(data.classes)
+        images, native_size, classes = len(data.parts["train"]), data.native_size, len(data.classes)
+        uneven = imbalance(data.parts["train"].labels, classes)
     else:
         # Of a model that was trained: its own settings leave nothing to the data.
-        images, native_size, imbalance, classes = 1, None, 1.0, num_classes
+        images, native_size, uneven, classes = 1, None, 1.0, num_classes
     facts = _facts(
         early,
         choose_device(early.device),
         source=source,
         train_images=images,
         native_size=native_size,
-        imbalance=imbalance,
+        imbalance=uneven,
     )
     resolved = recipes.resolve(flags, file, facts)
     config = resolved.config
@@ -555,12 +555,6 @@ def _check_batches(classifier: Classifier, data: LabelledData, config: TrainConf
     smallest = min(config.batch_size, len(data.parts["train"]))
     if config.bn == "train" and smallest == 1 and batch_norms(classifier.model.modules()):
         raise UsageError("BatchNorm cannot train on batches of one image; use a larger --batch-size or --bn frozen")
-
-
-def _imbalance(data: LabelledData) -> float:
-    """Return how many times as many training images the largest class has as the smallest."""
-    sizes = np.bincount(data.parts["train"].labels, minlength=len(data.classes))
-    return float(sizes.max() / max(1, sizes.min()))
 
 
 def _data_spec(early: TrainConfig) -> DataSpec:

@@ -1,7 +1,9 @@
 """What the doctor found in a data set, for people and as JSON."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_cli.contract import SplitName
+from tl_cli.data.balance import UNEVEN, imbalance
 from tl_cli.data.checks import Findings, Look, Twins
 from tl_cli.data.images import FileImages, Images
 from tl_cli.errors import some
+from tl_cli.data.sources import training_labels
+from tl_cli.errors import DataError, some
 from tl_cli.evaluation.suspicion import Suspect
 from tl_cli.ui.console import is_ascii, plain, shortened
 
 _SHOWN = 10
 _CLASSES = 30
-# Classes more unequal than that are worth a sampler; the default recipe uses one from there on too.
-_UNEQUAL = 3.0
+# Ratio of the largest class to the smallest from which on a sampler is worth a thought.
+_WORTH_NAMING = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +75,12 @@ def print_findings(console: Console, findings: Findings, doubts: Doubts | None) 
 
 def as_data(findings: Findings, doubts: Doubts | None) -> dict[str, object]:
     """Return everything that was found, as plain types."""
-    found, counts = findings.found, _counts(findings)
+    found, counts, ratio = findings.found, _counts(findings), _imbalance(findings)
     return {
         "classes": {name: counts[place] for place, name in enumerate(found.classes)},
         "images": {part: len(images) for part, images in found.parts.items()},
-        "imbalance": _imbalance(findings),
+        "imbalance": ratio,
+        "balanced_by_default": ratio is not None and ratio >= UNEVEN,
         "sizes": _sizes(findings),
         "formats": dict(Counter(look.kind for look in _good(findings))),
         "modes": dict(Counter(look.mode for look in _good(findings))),
@@ -142,11 +148,17 @@ def _print_classes(console: Console, findings: Findings) -> None:
     if len(shown) < len(order):
         console.print(Text(f"and {len(order) - len(shown)} classes between these; --json has all", style="dim"))
     ratio = _imbalance(findings)
-    if ratio is not None and ratio > _UNEQUAL:
-        console.print(
-            plain(f"the largest class has {ratio:.1f} times as many training images as the smallest; "
-                  "the default recipe balances that (--sampler)", "yellow")
-        )  # fmt: skip
+    if ratio is not None and ratio >= _WORTH_NAMING:
+        advice = "uneven: consider --sampler balanced or --class-weights balanced"
+        if ratio >= UNEVEN:
+            advice = "tl train will use the balanced sampler (--recipe blog will not)"
+        said = f"the largest class has {_times(ratio)} times as many training images as the smallest; {advice}"
+        console.print(plain(said, "yellow", limit=400))
+
+
+def _times(ratio: float) -> str:
+    """Return a ratio rounded down, so that it is on the same side of a limit as the ratio itself."""
+    return f"{math.floor(10 * ratio) / 10:.1f}".removesuffix(".0")
 
 
 def _print_files(console: Console, findings: Findings) -> None:
@@ -266,9 +278,12 @@ def _counts(findings: Findings) -> list[dict[SplitName, int]]:
 
 
 def _imbalance(findings: Findings) -> float | None:
-    images = findings.found.parts["train"]
-    sizes = np.bincount(images.labels, minlength=len(findings.found.classes))
-    return float(sizes.max() / sizes.min()) if len(sizes) and sizes.min() else None
+    """Return how uneven the classes are that ``tl train`` would see; None where it would refuse the images."""
+    with suppress(DataError):
+        labels, classes = training_labels(findings.found), len(findings.found.classes)
+        if len(np.unique(labels)) == classes:
+            return imbalance(labels, classes)
+    return None
 
 
 def _good(findings: Findings) -> list[Look]:
