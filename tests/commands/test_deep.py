@@ -152,7 +152,9 @@ def test_the_doctor_names_the_range_and_pictures_with_next_to_nothing_in_them(tl
     for name, values in masks.items():
         Image.fromarray(values.astype(np.uint8)).save(tmp_path / "d" / "a" / f"{name}.png")
     Image.effect_noise((16, 16), 90).convert("1").save(tmp_path / "d" / "a" / "drawing.png")
+    (tmp_path / "d" / "b" / "0.png").write_bytes(png16(np.repeat(noise, 3, axis=2)))
     found = json.loads(tl("data", "check", tmp_path / "d", "--no-labels", "--json").out)
+    assert found["modes"] == {"I;16": 11, "RGB of 16 bits": 1, "L": 3, "1": 1}
     assert found["pixel_range"] == [0, 4095]
     assert {Path(each["file"]).stem: each["levels"] for each in found["few_levels"]} == {
         "constant": 1, "mask": 5, "dark": 12

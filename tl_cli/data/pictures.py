@@ -201,8 +201,8 @@ def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int]:
     try:
         with _open(data) as image:
             form, mode, size, turned, frames = str(image.format), image.mode, image.size, False, 0
-            if deep.is_deep(image):
-                mode = f"{mode} of more than 8 bits"
+            if deep.is_deep(image) and mode not in deep.MODES:
+                mode = f"{mode} of 16 bits"
             with suppress(Exception):
                 turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
             with suppress(Exception):
