@@ -127,3 +127,12 @@ def test_seeds_are_averaged_and_kept_apart_in_the_data() -> None:
     data = json.loads(json.dumps(as_data(found)))
     assert data["pairs"][0]["test"] == "Student"
     assert "with 3 seeds each" in data["pairs"][0]["verdict"]
+
+
+def test_a_model_that_was_trained_once_among_others_is_named() -> None:
+    found = compare_all(
+        [contender("a", some_right(0.9), some_right(0.9, seed=1)), contender("b", some_right(0.8, seed=2))]
+    )
+    verdict, note = verdicts(found)
+    assert "with 2 against 1 seeds" in verdict
+    assert note.startswith("Trained once: b;")

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_ind, ttest_rel
+from scipy.stats import binom, ttest_1samp, ttest_ind, ttest_rel
 
 from tl_cli.evaluation.paired import compare, holm, mcnemar, mean_accuracy
 
@@ -60,14 +60,95 @@ def test_several_trainings_widen_the_interval_by_their_own_spread() -> None:
     found = compare(first, second)
     assert found.mcnemar is None
     assert found.seeds == (3, 3)
-    # With so many images only the trainings are left, and it is Welch's test of their accuracies.
-    welch = ttest_ind(second.mean(1), first.mean(1), equal_var=False)
-    assert found.p_value == pytest.approx(welch.pvalue, rel=0.02)
-    interval = welch.confidence_interval()
+    # With so many images only the trainings are left, and it is Student's test of their accuracies.
+    student = ttest_ind(second.mean(1), first.mean(1))
+    assert found.p_value == pytest.approx(student.pvalue, rel=0.02)
+    interval = student.confidence_interval()
     assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high), rel=0.02)
     assert not found.excludes_zero
     # One of those trainings against one of the others would have been claimed.
     assert compare(first[:1], second[1:2]).excludes_zero
+
+
+def trainings_without_image_noise(*shares: float) -> np.ndarray:
+    """Each of 100 images is classified correctly by exactly one training, so that only the trainings differ."""
+    assert sum(shares) == pytest.approx(1)
+    owner = np.repeat(np.arange(len(shares)), [round(100 * share) for share in shares])
+    return np.arange(len(shares))[:, None] == owner
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((0.4, 0.6), (1.0,)),
+        ((1.0,), (0.35, 0.65)),
+        ((0.3, 0.3, 0.4), (0.45, 0.55)),
+        ((0.3, 0.31, 0.39), (0.32, 0.33, 0.35)),
+        ((0.05, 0.15, 0.2, 0.25, 0.35), (1.0,)),
+    ],
+)
+def test_without_image_noise_it_is_students_test_with_pooled_variance(
+    first: tuple[float, ...], second: tuple[float, ...]
+) -> None:
+    found = compare(trainings_without_image_noise(*first), trainings_without_image_noise(*second))
+    student = ttest_ind(second, first, equal_var=True)
+    assert found.p_value == pytest.approx(student.pvalue, rel=1e-9)
+    interval = student.confidence_interval()
+    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+
+
+def test_the_two_sources_of_noise_add_in_quadrature() -> None:
+    generator = np.random.default_rng(3)
+    first, second = generator.random((3, 400)) < 0.6, generator.random((2, 400)) < [[0.7], [0.75]]
+    found = compare(first, second)
+
+    def half(level: float) -> float:
+        over_images = ttest_1samp(second.mean(0) - first.mean(0), 0).confidence_interval(1 - level)
+        over_trainings = ttest_ind(second.mean(1), first.mean(1)).confidence_interval(1 - level)
+        return math.hypot(over_images.high - over_images.low, over_trainings.high - over_trainings.low) / 2
+
+    value = second.mean() - first.mean()
+    assert found.difference.value == pytest.approx(value)
+    assert (found.difference.low, found.difference.high) == pytest.approx((value - half(0.05), value + half(0.05)))
+    # The interval at the level of the p-value ends at zero.
+    assert half(found.p_value) == pytest.approx(abs(value))
+
+
+@pytest.mark.parametrize("spread", [0.004, 0.02])
+@pytest.mark.parametrize(("seeds", "others"), [(2, 1), (3, 2), (3, 3), (5, 1)])
+def test_equal_models_are_called_different_in_at_most_5_percent(seeds: int, others: int, spread: float) -> None:
+    draws, images = 1500, 500
+    generator = np.random.default_rng(0)
+
+    def trained(count: int, truth: np.ndarray) -> np.ndarray:
+        return truth < 0.8 + spread * generator.normal(size=(count, 1))
+
+    found = [compare(trained(seeds, truth), trained(others, truth)) for truth in generator.random((draws, images))]
+    # One in a thousand tests with a true level of 5% would exceed this.
+    assert sum(each.p_value < 0.05 for each in found) <= binom.ppf(0.999, draws, 0.05)
+    assert sum(each.excludes_zero for each in found) <= binom.ppf(0.999, draws, 0.05)
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_interval_of_a_mean_accuracy_holds_the_true_one(seeds: int) -> None:
+    draws, images = 1000, 2000
+    generator = np.random.default_rng(1)
+    missed = 0
+    for truth in generator.random((draws, images)):
+        found = mean_accuracy(truth < 0.8 + 0.03 * generator.normal(size=(seeds, 1)))
+        missed += not found.low <= 0.8 <= found.high
+    assert missed <= binom.ppf(0.999, draws, 0.05)
+
+
+def test_trainings_without_any_noise_are_judged_by_the_number_of_images() -> None:
+    # 2/3 of the trainings are right on each image, whichever these are: no noise, but for rounding.
+    turns = np.arange(3)[:, None] != np.arange(60) % 3
+    found = compare(turns, np.ones((2, 60), bool))
+    assert found.difference.value == pytest.approx(1 / 3)
+    # Wilson's lower end for 60 of 60.
+    assert found.difference.low == pytest.approx(1 / 3 / (1 + 1.96**2 / 60), rel=1e-4)
+    assert found.difference.high == pytest.approx(1 / 3)
+    assert found.p_value == pytest.approx(2 * 0.5**60)
 
 
 def test_trainings_that_all_agree_vary_as_the_images_do() -> None:

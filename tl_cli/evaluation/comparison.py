@@ -154,7 +154,13 @@ def compare_all(contenders: Sequence[Contender], data: str = "") -> Comparison:
 def verdicts(comparison: Comparison) -> list[str]:
     """Return one sentence a pair, in plain words, and what they are not about."""
     sentences = [_verdict(comparison, pair) for pair in comparison.pairs]
-    if any(len(model.trainings) == 1 for model in comparison.contenders):
+    single = [model.name for model in comparison.contenders if len(model.trainings) == 1]
+    if 0 < len(single) < len(comparison.contenders):
+        sentences.append(
+            f"Trained once: {some(single, 3)}; assumed to vary from training to training as the model it is compared "
+            "with does"
+        )
+    elif single:
         sentences.append(
             "One training each: this is about the trained models, not about their architectures or settings; "
             "another seed could turn a small difference (tl compare --models ... --seeds 3)"

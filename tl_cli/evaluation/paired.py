@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import binomtest, t
 
 from tl_cli.evaluation.metrics import Measure, wilson
 
 _DRAWS = 10_000
 LEVEL = 0.05
+_SMALLEST_P = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,31 +121,52 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _student(models: Sequence[np.ndarray]) -> tuple[Measure, float]:
     """Return the mean accuracy of one model, or how much that of the second of two is higher, and the p-value.
 
-    The variance is that of the mean over images plus, for each model, that of the mean over its trainings, with
-    degrees of freedom by Welch and Satterthwaite. A model that was trained once is taken to vary as the other does.
+    Two sources of noise, each with Student's interval: the images (variance of the mean over images, N - 1 degrees of
+    freedom) and the trainings (one variance pooled over the models as in Student's two-sample test, times 1/S + 1/T,
+    S + T - 2 degrees of freedom: a model that was trained once is assumed to vary as the other one does). The half
+    widths add in quadrature (Banerjee 1960, Sankhya 22, 357-358), which covers at least 95% whatever the ratio of the
+    two. Satterthwaite's degrees of freedom do not: with 2 trainings against 1 and a tenth of the variance from images,
+    13% of comparisons of equal models are called different. The p-value is the level whose interval ends at zero.
 
     Args:
-        models: (S, N) bool each.
+        models: (S, N) bool each, one of them with S > 1.
     """
-    if models[0].shape[1] < 2:
-        value = float(models[-1].mean() - (models[0].mean() if len(models) == 2 else 0.0))
+    images = models[0].shape[1]
+    # Integers, so that what does not vary has a variance of exactly zero.
+    scale = math.prod(map(len, models))
+    signs = (-1, 1) if len(models) == 2 else (1,)
+    per_image = sum(sign * (scale // len(right)) * right.sum(0) for sign, right in zip(signs, models, strict=True))
+    value = float(np.mean(per_image)) / scale
+    if images < 2:
         return Measure(value, -1.0, 1.0), 1.0
-    per_image = models[-1].mean(0) - (models[0].mean(0) if len(models) == 2 else 0.0)
-    spreads = [(right.mean(1).var(ddof=1), len(right) - 1) for right in models if len(right) > 1]
-    widest = max(spreads)
-    parts = [(per_image.var(ddof=1) / len(per_image), len(per_image) - 1)]
-    for right in models:
-        variance, freedom = (right.mean(1).var(ddof=1), len(right) - 1) if len(right) > 1 else widest
-        parts.append((variance / len(right), freedom))
-    value = float(per_image.mean())
-    total = float(sum(variance for variance, _ in parts))
-    if total == 0:
+    freedom = sum(len(right) - 1 for right in models)
+    squares = sum((len(right) - 1) * right.sum(1).var(ddof=1) for right in models if len(right) > 1)
+    parts = [
+        (float(np.var(per_image, ddof=1)) / scale**2 / images, images - 1),
+        (float(squares) / images**2 / freedom * sum(1 / len(right) for right in models), freedom),
+    ]
+    if not any(variance for variance, _ in parts):
         # All images and trainings are alike, and only their number says how sure that is.
-        images = len(per_image)
         share = wilson(images, images).low
         low, high = sorted((value * share, value))
         return Measure(value, low, high), 1.0 if value == 0 else float(binomtest(images, images).pvalue)
-    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in parts)
-    error = math.sqrt(total)
-    half = float(t.ppf(0.975, freedom)) * error
-    return Measure(value, value - half, value + half), float(2 * t.sf(abs(value) / error, freedom))
+    half = _half_width(parts, LEVEL)
+    return Measure(value, value - half, value + half), _p_value(parts, abs(value))
+
+
+def _half_width(parts: Sequence[tuple[float, int]], level: float) -> float:
+    """Return the half width of the interval at ``1 - level`` from variances and their degrees of freedom."""
+    return math.hypot(*(math.sqrt(variance) * float(t.isf(level / 2, freedom)) for variance, freedom in parts))
+
+
+def _p_value(parts: Sequence[tuple[float, int]], value: float) -> float:
+    """Return the level at which the interval of ``value`` > 0 ends at zero."""
+    if value == 0:
+        return 1.0
+    # It lies between the levels that either number of degrees of freedom would give for the sum of the variances.
+    error = math.sqrt(sum(variance for variance, _ in parts))
+    levels = [2 * float(t.sf(value / error, freedom)) for _, freedom in parts]
+    low, high = max(0.99 * min(levels), _SMALLEST_P), min(1.01 * max(levels), 1.0)
+    if _half_width(parts, low) <= value:
+        return low
+    return math.exp(brentq(lambda level: _half_width(parts, math.exp(level)) - value, math.log(low), math.log(high)))

@@ -30,8 +30,9 @@ def print_comparison(console: Console, comparison: Comparison, curves: Series) -
     Args:
         curves: of each contender's trainings, in the contenders' order.
     """
-    seeds = max(len(model.trainings) for model in comparison.contenders)
-    by = f", {seeds} trainings each" if seeds > 1 else ""
+    counts = [len(model.trainings) for model in comparison.contenders]
+    fewest, most = min(counts), max(counts)
+    by = f", {fewest} to {most} trainings each" if fewest < most else f", {most} trainings each" if most > 1 else ""
     console.print(
         Text(f"{len(comparison.contenders)} models on the same {comparison.images:,} images{by}", style="bold")
     )
