@@ -11,7 +11,8 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1])
-facts = {key: json.loads(session.get_modelmeta().custom_metadata_map[key]) for key in ("classes", "preprocessing")}
+metadata = session.get_modelmeta().custom_metadata_map
+facts = {key: json.loads(metadata[key]) for key in ("classes", "preprocessing", "temperature")}
 resize, crop = facts["preprocessing"]["resize"], facts["preprocessing"]["crop"]
 method = Image.Resampling[facts["preprocessing"]["interpolation"].upper()]
 picture = Image.open(sys.argv[2])
@@ -30,4 +31,7 @@ picture = ImageOps.exif_transpose(picture).convert("RGB")
 picture = ImageOps.fit(picture, (resize, resize), method)
 edge = (resize - crop) // 2
 pixels = np.asarray(picture.crop((edge, edge, edge + crop, edge + crop)), np.float32).transpose(2, 0, 1)[None]
-print(facts["classes"][session.run(None, {"images": pixels})[0].argmax()])
+logits = session.run(None, {"images": pixels})[0][0] / facts["temperature"]
+probabilities = np.exp(logits - logits.max())
+probabilities /= probabilities.sum()
+print(f"{facts['classes'][probabilities.argmax()]} ({probabilities.max():.1%})")

@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.conftest import COLOURS, write_pictures
 from tests.training.test_fit import plan_for, run, stopped_and_resumed
+from tl_cli.contract import Calibration
 from tl_cli.data.loaders import Batch
 from tl_cli.errors import UsageError
 from tl_cli.models import zoo
@@ -114,9 +115,11 @@ def test_the_better_of_weights_and_average_is_saved(
     assert state.average is not None
     with torch.no_grad():
         state.model.classifier.bias.fill_(3.0)  # the average still has zeros there
-    event = EpochEnded("fine-tune", 2, 20, 1.0, 0.8, 1.0, 0.8, 1e-3, 1e-4, 1.0, 1.0, True, ema_accuracy, 1.0)
+    event = EpochEnded("fine-tune", 2, 20, 1.0, 0.8, 1.0, 0.8, 1e-3, 1e-4, 1.0, 1.0, True, ema_accuracy, 1.0,
+                       Calibration(temperature=1.5))  # fmt: skip
     Saver(tmp_path, state, plan.card())(event)
     saved, _ = zoo.restore(tmp_path / BEST_FOLDER)
+    assert saved.temperature == 1.5
     assert saved.model.classifier.bias.unique().tolist() == [0.0 if averaged else 3.0]
     with state.average.applied() if averaged else nullcontext():
         assert_saved(tmp_path, state.model, averaged=averaged)

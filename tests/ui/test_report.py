@@ -8,10 +8,9 @@ import torch
 from rich.cells import cell_len
 from rich.console import Console
 
-from tl_cli.contract import Split
+from tl_cli.contract import Calibration, Split
 from tl_cli.data.images import PackedImages
 from tl_cli.data.names import Names
-from tl_cli.evaluation.calibration import Calibration
 from tl_cli.evaluation.comparison import Contender, Cost, Training, compare_all
 from tl_cli.evaluation.judgement import judge
 from tl_cli.evaluation.logits import Answers, KeptAnswers
@@ -55,7 +54,7 @@ def measured(classes: int, count: int = 300) -> tuple[Measured, list[str]]:
 @pytest.mark.parametrize("colour", [False, True])
 def test_an_evaluation_fits_the_terminal(width: int, classes: int, colour: bool) -> None:
     found, names = measured(classes)
-    calibration = Calibration(temperature=1.3, weights_sha256="", source="", split=SPLIT, loss=1.0, calibrated_loss=0.9)
+    calibration = Calibration(temperature=1.3, images=30, loss=1.0, held_out_loss=0.9, note="")
     on = console(width, colour=colour)
     print_judgement(on, HOSTILE, found, judge(found.answers, calibration), names, pictures=6)
     text = printed(on)
@@ -74,7 +73,7 @@ def test_wide_letters_and_markup_in_names_leave_every_number(width: int) -> None
     found, _ = measured(6)
     on = console(width)
     names = ["[/red]", "[bold]cat", "\u65e5\u672c\u8a9e" * 4, "\u732b", "a|b", "x" * 50]
-    judgement = judge(found.answers)
+    judgement = judge(found.answers, Calibration())
     print_judgement(on, "model", found, judgement, names, pictures=2)
     text = printed(on)
     assert max(map(cell_len, text.splitlines())) <= width
@@ -87,7 +86,7 @@ def test_wide_letters_and_markup_in_names_leave_every_number(width: int) -> None
 def test_an_evaluation_is_printed_in_ascii_where_nothing_else_can_be() -> None:
     found, names = measured(12)
     on = console(80, encoding="ascii")
-    print_judgement(on, "model", found, judge(found.answers), [f"c{n}" for n in range(12)], pictures=3)
+    print_judgement(on, "model", found, judge(found.answers, Calibration()), [f"c{n}" for n in range(12)], pictures=3)
     assert "worst mistakes" in printed(on)
 
 
@@ -95,7 +94,7 @@ def test_a_model_without_mistakes_has_none_to_show() -> None:
     found, names = measured(3, 30)
     right = Answers(torch.nn.functional.one_hot(found.answers.labels, 3).float() * 9, found.answers.labels)
     on = console(80)
-    print_judgement(on, "model", found, judge(right), names, pictures=8)
+    print_judgement(on, "model", found, judge(right, Calibration()), names, pictures=8)
     text = printed(on)
     assert "worst mistakes" not in text
     assert "most confused" not in text

@@ -9,9 +9,8 @@ from tl_cli.commands.options import DataDir, Device, Quiet, RunName, TrackingUri
 
 if TYPE_CHECKING:
     from tl_cli.commands.resolve import Target
-    from tl_cli.evaluation.calibration import Calibration
     from tl_cli.evaluation.judgement import Judgement
-    from tl_cli.training.evaluate import Judge, Measured
+    from tl_cli.training.evaluate import Measured
 
 EXAMPLES = """Examples:
 
@@ -40,9 +39,6 @@ def evaluate(
     ] = None,
     data_dir: DataDir = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at once.", min=1)] = None,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate/--no-calibrate", help="Fit a temperature on the model's validation images.")
-    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.", rich_help_panel=_OUTPUT)] = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="Print the table of classes as CSV.", rich_help_panel=_OUTPUT)
@@ -63,11 +59,11 @@ def evaluate(
     """Measure a model on its own test images, or on others: figures with intervals, calibration, mistakes."""
     if as_json and as_csv:
         raise typer.BadParameter("give one of --json and --csv", param_hint="--csv")
-    from tl_cli.commands.resolve import find_model
+    from tl_cli.commands.resolve import find_model, has_former_calibration
     from tl_cli.evaluation.judgement import judge
     from tl_cli.models import zoo
     from tl_cli.training.evaluate import Judge
-    from tl_cli.ui.console import make_console
+    from tl_cli.ui.console import make_console, print_warning
     from tl_cli.ui.progress import FileProgress
     from tl_cli.ui.report import print_judgement
 
@@ -87,9 +83,10 @@ def evaluate(
             progress=progress,
         )
         measured = examiner.measure(split)
-        calibration, is_new = _calibration(examiner, measured, target, fit=calibrate)
-    judgement = judge(measured.answers, calibration)
+    judgement = judge(measured.answers, card.calibration)
     _warn(measured)
+    if not card.calibration.images and has_former_calibration(target):
+        print_warning("calibration.json of an earlier version is ignored: no other program used that temperature")
     if as_json:
         typer.echo(_json(measured, judgement, card.classes))
     elif as_csv:
@@ -97,41 +94,9 @@ def evaluate(
     else:
         title = f"{card.architecture}, {target.name}"
         print_judgement(console, title, measured, judgement, card.classes, pictures=pictures)
-    if log and is_new and calibration is not None:
-        _keep_calibration(calibration, target)
     for path in _keep(target, measured, judgement, card.classes, output=output, log=log):
         if not (as_json or as_csv):
             console.print(str(path), markup=False, soft_wrap=True, style="dim")
-
-
-def _calibration(
-    examiner: "Judge", measured: "Measured", target: "Target", *, fit: bool
-) -> "tuple[Calibration | None, bool]":
-    """Return the temperature, and whether it is new: fitted on the model's own validation images, not kept before."""
-    from tl_cli.commands.resolve import kept_calibration
-
-    kept = kept_calibration(target)
-    if kept is not None or not fit:
-        return kept, False
-    calibration = examiner.calibrate(target.folder, measured if measured.is_own and measured.part == "val" else None)
-    return calibration, calibration is not None
-
-
-def _keep_calibration(calibration: "Calibration", target: "Target") -> None:
-    """Keep a temperature with its model; where that may not be written it is only a pity."""
-    from tl_cli.errors import StorageError, TrackingError
-    from tl_cli.evaluation.calibration import FILE
-    from tl_cli.fetch import write_text
-    from tl_cli.tracking.evaluations import log_calibration
-    from tl_cli.ui.console import print_warning
-
-    try:
-        if target.store is not None and target.run is not None:
-            log_calibration(target.store, target.run, calibration)
-        else:
-            write_text(target.folder / FILE, calibration.model_dump_json(indent=2) + "\n")
-    except (StorageError, TrackingError) as error:
-        print_warning(f"the temperature is not kept: {error}")
 
 
 def _warn(measured: "Measured") -> None:
@@ -192,7 +157,7 @@ def _write(folder: Path, measured: "Measured", judgement: "Judgement", classes: 
     save_answers(logits, measured.answers, measured.images.ids, classes)
     paths = [report, table, logits, folder / "confusion.png", folder / "reliability.png"]
     save_confusion(judgement.report.confusion, classes, title, paths[3])
-    save_reliability(judgement.reliability, judgement.calibrated, title, paths[4])
+    save_reliability(judgement.reliability, judgement.uncalibrated, title, paths[4])
     if judgement.mistakes:
         paths.append(folder / "mistakes.png")
         captions = [

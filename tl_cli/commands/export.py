@@ -41,10 +41,8 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a model as a file, and check that it answers as the model does, on real images where they are at hand."""
-    from tl_cli.commands.resolve import find_model, kept_calibration
+    from tl_cli.commands.resolve import find_model
     from tl_cli.errors import UsageError
-    from tl_cli.evaluation import calibration
-    from tl_cli.fetch import write_text
     from tl_cli.models import export as exporting
     from tl_cli.models import zoo
     from tl_cli.models.bundle import CARD_FILE, copy, read_card
@@ -62,9 +60,6 @@ def export(
     classifier, card = zoo.restore(target.folder)
     if form == "folder":
         copy(target.folder, path)
-        kept = kept_calibration(target)
-        if kept is not None:
-            write_text(path / calibration.FILE, kept.model_dump_json(indent=2) + "\n")
         console.print(plain(f"{path}: the saved model of {target.name}", limit=4000), soft_wrap=True)
         return
     images, what = _images(card, str(data_dir) if data_dir else None, console)
@@ -78,8 +73,9 @@ def export(
     console.print(plain(f"{path}: {size:.1f} MB, any batch size", "bold", limit=4000), soft_wrap=True)
     console.print(plain(f"input   images: float32 (batch, 3, {images.shape[2]}, {images.shape[3]}), RGB, 0 to 255"))
     console.print(plain(f"output  logits: float32 (batch, {len(card.classes)})"))
+    console.print(plain(f"probabilities are softmax(logits / {card.calibration.temperature:.4g})"))
     where = "in the file's metadata" if form == "onnx" else "in the file's extra files"
-    console.print(plain(f"classes and preprocessing are {where}"))
+    console.print(plain(f"classes, preprocessing and temperature are {where}"))
     console.print(plain(f"checked on {what}: logits differ from PyTorch's by at most {differences[0]:.1e}", "good"))
 
 

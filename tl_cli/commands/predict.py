@@ -32,7 +32,7 @@ def predict(
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="A small picture of each in the terminal.")] = False,
     calibrated: Annotated[
-        bool, typer.Option("--calibrated/--raw", help="Use the temperature that tl eval has fitted.")
+        bool, typer.Option("--calibrated/--raw", help="Divide the logits by the model's temperature.")
     ] = True,
     batch_size: Annotated[int | None, typer.Option(help="Pictures at once.", min=1)] = None,
     device: Device = None,
@@ -43,7 +43,9 @@ def predict(
     """Name what is in pictures: the likeliest classes with their probabilities."""
     if show and form in ("jsonl", "csv"):
         raise typer.BadParameter("pictures are shown in a table only", param_hint="--show")
-    from tl_cli.commands.resolve import find_model, kept_calibration
+    from dataclasses import replace
+
+    from tl_cli.commands.resolve import find_model
     from tl_cli.data.pixel_range import UNKNOWN, is_deep_file
     from tl_cli.data.wanted import STDIN, wanted_pictures
     from tl_cli.errors import UsageError
@@ -55,7 +57,8 @@ def predict(
 
     target = find_model(run, tracking_uri)
     classifier, card = zoo.restore(target.folder)
-    kept = kept_calibration(target) if calibrated else None
+    if not calibrated:
+        classifier = replace(classifier, temperature=1.0)
     form = form or ("table" if show or sys.stdout.isatty() else "jsonl")
     # A list on stdin is read once and is of any length.
     total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
@@ -74,7 +77,6 @@ def predict(
     found = predictions_of(
         classifier,
         wanted_pictures(paths, sys.stdin),
-        temperature=kept.temperature if kept else 1.0,
         device=device or "auto",
         batch_size=batch_size,
         workers=workers,

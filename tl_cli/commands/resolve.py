@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
 
-    from tl_cli.evaluation.calibration import Calibration
     from tl_cli.tracking.store import Store
+
+_FORMER_CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +48,8 @@ def find_model(name: str, tracking_uri: str | None) -> Target:
     return Target(store.model_folder(run), f"{run.info.run_name} ({short_id(run)})", store, run)
 
 
-def kept_calibration(target: Target) -> "Calibration | None":
-    """Return the temperature that ``tl eval`` has fitted for these weights, if it has."""
-    from tl_cli.evaluation import calibration
-    from tl_cli.fetch import digest
-    from tl_cli.models.bundle import WEIGHTS_FILE
-    from tl_cli.tracking.evaluations import recorded_calibration
-
-    path: Path | None = target.folder / calibration.FILE
+def has_former_calibration(target: Target) -> bool:
+    """Whether ``tl eval`` of an earlier version has left a temperature beside the model, which nothing uses now."""
     if target.store is not None and target.run is not None:
-        path = recorded_calibration(target.store, target.run)
-    return calibration.read(path, digest(target.folder / WEIGHTS_FILE)) if path else None
+        return target.store.artifact(target.run, f"eval/{_FORMER_CALIBRATION}") is not None
+    return (target.folder / _FORMER_CALIBRATION).exists()

@@ -543,7 +543,7 @@ def worst(wanted: Wanted, count: int) -> View:
         at_once=subject.machine.at_once,
     )  # fmt: skip
     check_finite(answers.logits)
-    mistakes = worst_mistakes(answers, count)
+    mistakes = worst_mistakes(answers.scaled(subject.classifier.temperature), count)
     if not mistakes:
         return View("cam", {"model": subject.classifier.name, "images": []}, _say_perfect(total))
     seen = torch.stack([subject.prepared(loader.images.load(each.index)) for each in mistakes])
@@ -574,7 +574,7 @@ def _probabilities(subject: "Subject", seen: "Tensor") -> "Tensor":
     with torch.inference_mode():
         logits: Tensor = subject.classifier.model(subject.inputs(seen))
     check_finite(logits)
-    return logits.float().softmax(1).cpu()
+    return subject.classifier.probabilities(logits).cpu()
 
 
 def _heat(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tl_cli.evaluation.calibration import Calibration, Reliability, reliability
+from tl_cli.contract import Calibration
+from tl_cli.evaluation.calibration import Reliability, reliability
 from tl_cli.evaluation.logits import Answers
 from tl_cli.evaluation.metrics import (
     Accuracy,
@@ -33,12 +34,13 @@ class Judgement:
     """How good a classifier is on one part of the data, and where it fails.
 
     Attributes:
-        report: accuracy, loss and confusion matrix.
+        report: accuracy, loss and confusion matrix. All of it is about the probabilities that the model gives, with its
+            temperature.
         classes: one score a class.
         macro: their means.
-        reliability: of its probabilities as they are.
-        calibration: the temperature that was fitted on validation; None where none is known.
-        calibrated: the reliability with it.
+        reliability: of its probabilities.
+        calibration: the model's temperature.
+        uncalibrated: the reliability without it; None where it is 1.
         confused: pairs of classes, the most frequent first.
         mistakes: images, the largest loss first.
     """
@@ -47,24 +49,29 @@ class Judgement:
     classes: list[ClassScore]
     macro: MacroScores
     reliability: Reliability
-    calibration: Calibration | None
-    calibrated: Reliability | None
+    calibration: Calibration
+    uncalibrated: Reliability | None
     confused: list[Confusion]
     mistakes: list[Mistake]
 
 
-def judge(answers: Answers, calibration: Calibration | None = None) -> Judgement:
-    """Return the judgement of at least one answer."""
-    measured = report(answers)
+def judge(answers: Answers, calibration: Calibration) -> Judgement:
+    """Return the judgement of at least one answer.
+
+    Args:
+        answers: logits as the network gives them.
+    """
+    predicted = answers.scaled(calibration.temperature)
+    measured = report(predicted)
     return Judgement(
         report=measured,
         classes=class_scores(measured.confusion),
         macro=macro_scores(measured.confusion),
-        reliability=reliability(answers),
+        reliability=reliability(predicted),
         calibration=calibration,
-        calibrated=reliability(answers, calibration.temperature) if calibration else None,
+        uncalibrated=reliability(answers) if calibration.temperature != 1 else None,
         confused=most_confused(measured.confusion, _PAIRS),
-        mistakes=worst_mistakes(answers, _MISTAKES),
+        mistakes=worst_mistakes(predicted, _MISTAKES),
     )
 
 
@@ -81,8 +88,8 @@ def headline(judgement: Judgement) -> dict[str, float]:
     }
     if measured.top5 is not None:
         numbers["top5_accuracy"] = measured.top5.value
-    if judgement.calibrated is not None:
-        numbers["calibrated_error"] = judgement.calibrated.ece
+    if judgement.uncalibrated is not None:
+        numbers["uncalibrated_error"] = judgement.uncalibrated.ece
     return numbers
 
 
@@ -104,8 +111,8 @@ def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) ->
         **_measure("macro_f1", macro.f1),
         "calibration": {
             **_reliability(judgement.reliability),
-            **({"fitted": judgement.calibration.model_dump()} if judgement.calibration else {}),
-            **({"calibrated": _reliability(judgement.calibrated)} if judgement.calibrated else {}),
+            "fitted": judgement.calibration.model_dump(),
+            **({"uncalibrated": _reliability(judgement.uncalibrated)} if judgement.uncalibrated else {}),
         },
         "classes": list(classes),
         "by_class": class_rows(judgement, classes),

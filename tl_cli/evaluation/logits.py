@@ -32,6 +32,10 @@ class Answers:
     logits: Tensor
     labels: Tensor
 
+    def scaled(self, temperature: float) -> "Answers":
+        """Return the answers with their logits divided by a temperature: their softmax is what the model predicts."""
+        return Answers(self.logits / temperature, self.labels)
+
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswers:

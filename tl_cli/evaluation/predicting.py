@@ -44,9 +44,8 @@ class Predictor:
         """
         if not pictures:
             return torch.empty(0, len(self.classes))
-        return torch.cat(
-            [self._logits(pictures[start : start + _BATCH]) for start in range(0, len(pictures), _BATCH)]
-        ).softmax(1)
+        logits = [self._logits(pictures[start : start + _BATCH]) for start in range(0, len(pictures), _BATCH)]
+        return self.classifier.probabilities(torch.cat(logits))
 
     def _logits(self, pictures: Sequence[Path | bytes]) -> Tensor:
         how = self.classifier.preprocessing

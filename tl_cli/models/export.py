@@ -48,8 +48,10 @@ def facts(card: ModelCard) -> dict[str, str]:
         "classes": json.dumps(list(card.classes), ensure_ascii=False),
         "preprocessing": card.preprocessing.model_dump_json(),
         "architecture": card.architecture,
+        "temperature": json.dumps(card.calibration.temperature),
         "tl_version": card.tl_version,
         "input": "images: float32 (batch, 3, crop, crop), RGB, 0 to 255; normalisation is inside",
+        "output": "logits: float32 (batch, classes); the probabilities are softmax(logits / temperature)",
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard, Preprocessing, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
@@ -35,6 +35,7 @@ class Classifier:
         weights: where the weights came from.
         head_is_new: True when the head was initialised at random, False when it came with the weights.
         build_options: arguments of the architecture that depend on the weights (ViT's image_size).
+        temperature: of the probabilities, from the saved model; 1 for any other.
     """
 
     name: str
@@ -44,6 +45,11 @@ class Classifier:
     weights: WeightsTag
     head_is_new: bool = True
     build_options: dict[str, int] = field(default_factory=dict)
+    temperature: float = 1.0
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities that the classifier gives: float32, of the shape (B, num_classes) of its logits."""
+        return (logits.float() / self.temperature).softmax(1)
 
     @property
     def head_modules(self) -> list[nn.Module]:
@@ -305,6 +311,13 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
     bundle.load_weights(folder, model)
     model.eval()
     classifier = Classifier(
-        card.architecture, model, card.head, card.preprocessing, card.weights, False, card.build_options
+        card.architecture,
+        model,
+        card.head,
+        card.preprocessing,
+        card.weights,
+        False,
+        card.build_options,
+        card.calibration.temperature,
     )
     return classifier, card

@@ -10,8 +10,6 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 
 from tl_cli.contract import DataSpec, Split, SplitName
 from tl_cli.data.sources import BUILT_IN
-from tl_cli.evaluation.calibration import FILE, Calibration
-from tl_cli.fetch import write_text
 from tl_cli.tracking.store import Store
 from tl_cli.training.evaluate import Measured
 
@@ -105,21 +103,3 @@ def _is_test(measured: Measured) -> bool:
 def in_letters(name: str) -> str:
     """Return a name in the letters that MLflow takes anywhere, the end of a long one."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-100:]
-
-
-def log_calibration(store: Store, run: Run, calibration: Calibration) -> None:
-    """Keep a temperature with its run.
-
-    Raises:
-        StorageError: it cannot be written here.
-        TrackingError: the store cannot be used.
-    """
-    path = store.state_folder(run) / FILE
-    write_text(path, calibration.model_dump_json(indent=2) + "\n")
-    with store.reported():
-        store.client.log_artifact(run.info.run_id, str(path), EVALUATIONS)
-
-
-def recorded_calibration(store: Store, run: Run) -> Path | None:
-    """Return the file of a run's temperature, or None where none was fitted."""
-    return store.artifact(run, f"{EVALUATIONS}/{FILE}")

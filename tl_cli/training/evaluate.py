@@ -2,7 +2,6 @@
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,10 +13,8 @@ from tl_cli.data.images import Images
 from tl_cli.data.loaders import Loader
 from tl_cli.data.sources import LabelledData, changed_parts, check_still_there, decoded, open_to_judge
 from tl_cli.errors import DataError, some
-from tl_cli.evaluation.calibration import Calibration, fit_temperature, mean_loss
 from tl_cli.evaluation.logits import Answers, answer, check_finite
-from tl_cli.fetch import Progress, digest, silent
-from tl_cli.models.bundle import WEIGHTS_FILE
+from tl_cli.fetch import Progress, silent
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.config import DeviceName
 from tl_cli.training.machine import Autocasting, Machine, choose_device, default_workers
@@ -165,29 +162,6 @@ class Judge:
             self.machine.device,
             self._workers,
             memory_format=self.machine.memory_format,
-        )
-
-    def calibrate(self, folder: Path, validation: Measured | None = None) -> Calibration | None:
-        """Return the temperature fitted on the model's own validation images; None where these are not at hand.
-
-        Images that have changed since may be among those that it was trained on, and are not used.
-
-        Args:
-            folder: of the saved model.
-            validation: what it answers to them, if that is known already.
-        """
-        if not self.is_own or "val" not in self._data.parts or "val" in self._changed:
-            return None
-        measured = validation or self.measure("val")
-        temperature, note = fit_temperature(measured.answers)
-        return Calibration(
-            temperature=temperature,
-            weights_sha256=digest(folder / WEIGHTS_FILE),
-            source=measured.source,
-            split=measured.split,
-            loss=mean_loss(measured.answers),
-            calibrated_loss=mean_loss(measured.answers, temperature),
-            note=note,
         )
 
     @property

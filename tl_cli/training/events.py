@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from tl_cli.contract import Calibration
+
 PhaseName = Literal["head", "fine-tune"]
 Activity = Literal[
     "caching features", "validating", "validating the average", "testing", "measuring the training images"
@@ -93,6 +95,7 @@ class EpochEnded:
         is_best: better on validation than every epoch before, by the weights or by their average.
         ema_val_accuracy: of the averaged weights, a fraction; None where none are kept.
         ema_val_loss: the same.
+        calibration: of the better of the weights and their average; None where the epoch is not the best.
     """
 
     phase: PhaseName
@@ -109,6 +112,7 @@ class EpochEnded:
     is_best: bool
     ema_val_accuracy: float | None = None
     ema_val_loss: float | None = None
+    calibration: Calibration | None = None
 
     @property
     def averaged(self) -> bool:

@@ -9,12 +9,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from tl_cli.contract import Calibration
 from tl_cli.errors import DivergedError
+from tl_cli.evaluation.calibration import fit_temperature
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.interrupts import held
 from tl_cli.randomness import Purpose, mixed
 from tl_cli.training.config import TrainConfig
-from tl_cli.training.events import EpochEnded, LossSampled, Observer, PhaseStarted, StepEnded, StoppedEarly, Worked
+from tl_cli.training.events import (
+    EpochEnded,
+    LossSampled,
+    Observer,
+    PhaseStarted,
+    StepEnded,
+    StoppedEarly,
+    Worked,
+    better,
+)
 from tl_cli.training.phases import Phase, lr_factor
 from tl_cli.training.setup import Plan, Stage, open_stage
 from tl_cli.training.state import Counters, Partial, TrainState
@@ -116,12 +127,16 @@ def _run_epoch(
         lambda done: notify(Worked("validating", done, total)),
         at_once=plan.machine.at_once,
     )
-    val_accuracy, val_loss = _judge(answers)
-    _finite(val_loss, step, state)
-    ema_accuracy, ema_loss = _judge_average(plan, stage, state, notify)
+    validated = _judge(answers)
+    _finite(validated[1], step, state)
+    average = _answers_of_average(plan, stage, state, notify)
+    averaged = _judge(average) if average is not None else (None, None)
+    judged = better(validated, averaged) or validated
+    calibration = None
+    if state.counters.is_better(*judged):
+        calibration = fit_temperature(average if average is not None and judged != validated else answers)
     with held():
-        _end_epoch(plan, phase, state, notify, train_loss, (val_accuracy, val_loss), (ema_accuracy, ema_loss),
-                   (started, trained))  # fmt: skip
+        _end_epoch(plan, phase, state, notify, train_loss, validated, averaged, calibration, (started, trained))
 
 
 def _end_epoch(
@@ -132,6 +147,7 @@ def _end_epoch(
     train_loss: float,
     validated: tuple[float, float],
     averaged: tuple[float | None, float | None],
+    calibration: Calibration | None,
     since: tuple[float, float],
 ) -> None:
     """Count an epoch that is trained and validated, and tell of it.
@@ -139,6 +155,7 @@ def _end_epoch(
     Args:
         validated: accuracy and loss.
         averaged: the same of the averaged weights.
+        calibration: where the epoch is the best so far.
         since: when the epoch began, and when its steps were done, by the clock.
     """
     counters, partial = state.counters, state.partial
@@ -168,6 +185,7 @@ def _end_epoch(
         is_best=False,
         ema_val_accuracy=averaged[0],
         ema_val_loss=averaged[1],
+        calibration=calibration,
     )
     is_best = counters.is_better(*ended.judged)
     if is_best:
@@ -183,10 +201,10 @@ def _judge(answers: Answers) -> tuple[float, float]:
     return float(correct), float(F.cross_entropy(answers.logits, answers.labels))
 
 
-def _judge_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer) -> tuple[float | None, float | None]:
-    """Return accuracy and loss of the averaged weights on validation; None where none are kept."""
+def _answers_of_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer) -> Answers | None:
+    """Return what the averaged weights answer to the validation images; None where none are kept."""
     if state.average is None:
-        return None, None
+        return None
     total = len(plan.data.parts["val"])
     with state.average.applied():
         # LeViT keeps what it computed from its weights in eval mode until it trains again.
@@ -197,9 +215,8 @@ def _judge_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer
             lambda done: notify(Worked("validating the average", done, total)),
             at_once=plan.machine.at_once,
         )
-    accuracy, loss = _judge(answers)
     # An average that has overflowed is never the better one.
-    return (accuracy, loss) if math.isfinite(loss) else (None, None)
+    return answers if math.isfinite(_judge(answers)[1]) else None
 
 
 def _is_enough(plan: Plan, phase: Phase, counters: Counters) -> bool:

@@ -26,12 +26,12 @@ CLEAN_TRAIN_IMAGES = 5000
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run came to.
+    """What a run came to. The losses are of the probabilities that the saved model gives, with its temperature.
 
     Attributes:
         counters: epochs, steps, the best epoch.
         test: of the best model; None where the data bring no test images.
-        test_answers: its logits, to compare two runs image by image.
+        test_answers: its logits as the network gives them, to compare two runs image by image.
         test_ids: the images' ids, in the same order.
         clean_train: of the best model on training images without augmentation, in eval mode.
         changed: by part the files that were replaced or changed while the training went on.
@@ -84,12 +84,13 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
         loader = plan.loader(plan.data.parts["test"])
         test_answers = _judge(plan, network, loader, "testing", notify)
         ids = loader.images.ids
+    temperature = card.calibration.temperature
     return Outcome(
         counters=counters,
-        test=report(test_answers) if test_answers else None,
+        test=report(test_answers.scaled(temperature)) if test_answers else None,
         test_answers=test_answers,
         test_ids=ids,
-        clean_train=report(clean_answers),
+        clean_train=report(clean_answers.scaled(temperature)),
         # After the last of them was decoded.
         changed=plan.data.changed_files(),
     )

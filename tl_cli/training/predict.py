@@ -43,7 +43,6 @@ def predict(
     classifier: Classifier,
     paths: Iterable[str],
     *,
-    temperature: float = 1.0,
     device: DeviceName = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
@@ -51,7 +50,6 @@ def predict(
     """Yield a prediction for each path, in order. A picture that cannot be decoded does not stop the others.
 
     Args:
-        temperature: logits are divided by it before the softmax.
         batch_size: pictures computed at once; None chooses.
         workers: threads that decode; None chooses.
 
@@ -78,7 +76,7 @@ def predict(
             yield Batch(normalise(images, how), torch.full((len(inputs),), -1))
 
     for _, logits in outputs(network, batches(), at_once=machine.at_once):
-        rows = iter((logits / temperature).softmax(1).float().cpu())
+        rows = iter(classifier.probabilities(logits).cpu())
         yield from (
             each if isinstance(each, Prediction) else Prediction(each, next(rows)) for each in underway.popleft()
         )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tl_cli.contract import ModelCard
+from tl_cli.contract import Calibration, ModelCard
 from tl_cli.errors import UsageError, WeightsError, first_line
 from tl_cli.fetch import replacing
 from tl_cli.models import bundle
@@ -374,7 +374,12 @@ class Saver:
         return bool(self._every.seconds) and time.monotonic() - self._saved_at >= self._every.seconds
 
     def _save_best(self, event: EpochEnded) -> None:
-        facts = {"epoch": event.epoch, "val_accuracy": event.judged[0], "averaged": event.averaged}
+        facts = {
+            "epoch": event.epoch,
+            "val_accuracy": event.judged[0],
+            "averaged": event.averaged,
+            "calibration": event.calibration or Calibration(),
+        }
         average = self._state.average
         with average.applied() if average is not None and event.averaged else nullcontext():
             bundle.save(self.folder / BEST_FOLDER, self._state.model, self._card.model_copy(update=facts))

@@ -230,15 +230,17 @@ def save_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
     save_figure(figure, path)
 
 
-def save_reliability(found: Reliability, calibrated: Reliability | None, title: str, path: Path) -> None:
-    """Write a reliability diagram, as the probabilities are and with the temperature.
+def save_reliability(found: Reliability, uncalibrated: Reliability | None, title: str, path: Path) -> None:
+    """Write a reliability diagram of the probabilities that a model gives, and without its temperature.
 
     Raises:
         StorageError: the file cannot be written.
     """
     figure, (left, right) = new_figure(2)
     left.plot([0, 1], [0, 1], ":", color=_GREY, label="calibrated")
-    shown = [(found, _TRAIN, "as it is")] + ([(calibrated, _VAL, "with temperature")] if calibrated else [])
+    shown = [(found, _TRAIN, "predicted")]
+    if uncalibrated is not None:
+        shown.append((uncalibrated, _VAL, "without temperature"))
     for each, colour, label in shown:
         said = [one.confidence for one in each.bins]
         intervals = [wilson(one.correct, one.count) for one in each.bins]

@@ -10,7 +10,8 @@ from rich.text import Text
 from rich_pixels import Pixels
 from torch import Tensor
 
-from tl_cli.evaluation.calibration import Calibration, Reliability
+from tl_cli.contract import Calibration
+from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.judgement import Judgement
 from tl_cli.evaluation.metrics import Accuracy, ClassScore, Confusion, Measure, Mistake
 from tl_cli.training.evaluate import Measured
@@ -41,8 +42,7 @@ def print_judgement(
     console.print(plain(about, "dim", limit=4000))
     console.print()
     console.print(_figures(judgement, short=console.width < _NARROW))
-    if judgement.calibration is not None:
-        console.print(Text(_temperature(judgement.calibration, measured), style="dim"))
+    console.print(Text(_temperature(judgement.calibration, measured), style="dim"))
     _section(console, "confusion, true classes down, answers across", confusion_map(judgement, classes, console))
     if judgement.confused:
         _section(console, "most confused", _confused_table(judgement.confused[:8], classes, console))
@@ -50,7 +50,7 @@ def print_judgement(
     _section(
         console,
         f"probabilities: bars are how often right, {_mark(console)} what was said",
-        reliability_table(judgement.calibrated or judgement.reliability, console),
+        reliability_table(judgement.reliability, console),
     )
     if judgement.mistakes:
         shown = judgement.mistakes[:pictures]
@@ -157,8 +157,8 @@ def _figures(judgement: Judgement, *, short: bool) -> Table:
         interval = f"{shown(measure.low).rstrip('%')} to {shown(measure.high)}" if measure.is_known else "-"
         table.add_row(Text(name, style="dim"), Text(shown(measure.value), style=style), interval)
     errors = [("calib. error" if short else "calibration error", judgement.reliability)]
-    if judgement.calibrated is not None:
-        errors.append(("scaled" if short else "with temperature", judgement.calibrated))
+    if judgement.uncalibrated is not None:
+        errors.append(("without T" if short else "without temperature", judgement.uncalibrated))
     for name, found in errors:
         by_chance = f"{found.chance_ece:.2%} by chance" + ("" if short else " alone")
         table.add_row(Text(name, style="dim"), _percent(found.ece), by_chance)
@@ -166,13 +166,13 @@ def _figures(judgement: Judgement, *, short: bool) -> Table:
 
 
 def _temperature(calibration: Calibration, measured: Measured) -> str:
-    if calibration.note:
+    if calibration.temperature == 1:
         return f"no temperature: {calibration.note}"
-    kind = "less" if calibration.temperature > 1 else "more"
-    here = " (these, so the error with it is too kind)" if measured.is_own and measured.part == "val" else ""
+    kind = "lowers" if calibration.temperature > 1 else "raises"
+    here = " (these, so the calibration error is too low)" if measured.is_own and measured.part == "val" else ""
     return (
-        f"temperature {calibration.temperature:.3f} ({kind} sure), fitted on {calibration.split.count:,} validation "
-        f"images{here}; tl predict uses it"
+        f"temperature {calibration.temperature:.3f} ({kind} confidence), fitted on {calibration.images:,} validation "
+        f"images{here}; part of the model, and of every probability it gives"
     )
 
 
