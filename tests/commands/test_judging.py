@@ -25,8 +25,8 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests.conftest import COLOURS, Result, train_in, write_pictures
-from tl_cli.data.images import describe
 from tl_cli.contract import Calibration
+from tl_cli.data.images import describe
 from tl_cli.errors import Interrupted
 from tl_cli.evaluation.logits import load_answers
 from tl_cli.models import bundle, export, zoo

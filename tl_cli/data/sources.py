@@ -214,7 +214,7 @@ def _whole(found: Found, parts: Mapping[SplitName, Images], spec: DataSpec) -> L
     ordered = {name: parts[name] for name in described}
     filled = spec.model_copy(update={"layout": found.layout, "splits": described})
     files = {name: images for name, images in ordered.items() if isinstance(images, FileImages)}
-    return LabelledData(found.classes, ordered, filled, found.notes, files)
+    return LabelledData(found.classes, ordered, filled, found.notes, files=files)
 
 
 def _labelled(

@@ -16,7 +16,6 @@ from tl_cli.contract import SplitName
 from tl_cli.data.balance import UNEVEN, imbalance
 from tl_cli.data.checks import Findings, Look, Twins
 from tl_cli.data.images import FileImages, Images
-from tl_cli.errors import some
 from tl_cli.data.sources import training_labels
 from tl_cli.errors import DataError, some
 from tl_cli.evaluation.suspicion import Suspect
