@@ -55,7 +55,7 @@ class Preprocessing(Fact):
             whole: keep the whole image instead of the weights' own margin around the centre crop. Right for
                 tiny images, which have no margin to give away.
         """
-        resize = size if whole else max(size, round(size * self.resize / self.crop))
+        resize = size if whole else max(1, round(size * self.resize / self.crop))
         return self.model_copy(update={"resize": resize, "crop": size})
 
     def with_statistics(self, mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None) -> Self:

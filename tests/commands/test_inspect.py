@@ -44,6 +44,12 @@ def test_the_tree_of_a_run_and_of_an_architecture(tl, there: Store) -> None:
     assert own["tree"]["children"][0]["name"] == "conv_stem"
     assert "classifier (Linear)" in own["why_head"][0]
     assert own["preprocessing"]["crop"] == 48
+    assert seen(tl, "timm/crossvit_9_240")["input_size"] == 240
+    # torchvision's first weights of ResNet-50 resize to 256 pixels, the second to 232.
+    resized = [
+        seen(tl, "resnet50", *flags)["preprocessing"]["resize"] for flags in ((), ("--weights", "IMAGENET1K_V1"))
+    ]
+    assert resized == [232, 256]
     other = tl("inspect", "mobilenet_v3_small", "--num-classes", "7", "--depth", "1").out
     assert "7 classes, input 224 x 224" in other
     assert "multiply-adds" in other

@@ -1,20 +1,29 @@
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
+from sklearn.datasets import load_sample_image
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import list_models, list_modules
+from torch import Tensor
 
 from tests.conftest import Server
+from tl_cli.contract import Preprocessing
 from tl_cli.data.decoding import normalise, resize_crop
+from tl_cli.data.images import PackedImages
+from tl_cli.data.names import Names
 from tl_cli.errors import DownloadError, UnknownModelError, WeightsError
 from tl_cli.models import freezing, zoo
 from tl_cli.models.timm_zoo import UNSUPPORTED, TimmSource
+from tl_cli.training.doctor import doubted
 
 COMMIT = "a" * 40
 
@@ -67,24 +76,70 @@ def test_what_is_left_out_says_why(plain: str) -> None:
         zoo.about(f"timm/{plain}")
 
 
-@pytest.mark.parametrize("tagged", ["resnet18.a1_in1k", "vit_base_patch16_siglip_224.v2_webli", "tiny_vit_21m_384.dist_in22k_ft_in1k", "eva02_tiny_patch14_336.mim_in22k_ft_in1k"])  # fmt: skip
-def test_images_are_prepared_as_timm_prepares_them(tagged: str) -> None:
-    """The same crop and statistics; resizing on tensors differs from Pillow's by rounding."""
-    from PIL import Image
-    from sklearn.datasets import load_sample_image
+def photograph() -> np.ndarray:
+    """Fine detail, and sides that no published weights ask for: every resize and every crop leaves its mark."""
+    return load_sample_image("china.jpg")[90:391, :397].copy()
 
-    picture = load_sample_image("flower.jpg")
-    config = resolve_model_data_config(timm.get_pretrained_cfg(tagged).to_dict())
-    expected = create_transform(**config, is_training=False)(Image.fromarray(picture))
-    ours = zoo.default_preprocessing(f"timm/{tagged}")
-    inputs = normalise(resize_crop(torch.from_numpy(picture.copy()).permute(2, 0, 1)[None], ours), ours)[0]
-    assert inputs.shape == expected.shape
-    assert (inputs - expected).abs().mean() < 0.01
+
+def grey_levels_off(how: Preprocessing, expected: Callable[[Image.Image], Tensor]) -> float:
+    """Mean difference between what ``how`` and timm make of a photograph; resizing tensors and Pillow differ by 0.02."""
+    picture = photograph()
+    wanted = expected(Image.fromarray(picture))
+    inputs = normalise(resize_crop(torch.from_numpy(picture).permute(2, 0, 1)[None], how), how)[0]
+    assert inputs.shape == wanted.shape
+    return float(((inputs - wanted) * torch.tensor(how.std).view(3, 1, 1)).abs().mean() * 255)
+
+
+def test_every_published_weights_images_are_prepared_as_timm_prepares_them() -> None:
+    """timm's own transform, made of the fields of each configuration, on real pixels: once for each that is distinct."""
+    fields = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+    distinct: dict[str, tuple[str, Callable[[Image.Image], Tensor]]] = {}
+    for name in timm.list_pretrained():
+        if name.partition(".")[0] not in UNSUPPORTED:
+            cfg = timm.get_pretrained_cfg(name)
+            transform = create_transform(**{field: getattr(cfg, field) for field in fields}, is_training=False)
+            distinct[repr(transform)] = name, transform
+    assert len(distinct) > 100
+    for name, transform in distinct.values():
+        # A pixel of resizing or the other interpolation makes more than 2.
+        assert grey_levels_off(zoo.default_preprocessing(f"timm/{name}"), transform) < 0.1, name
+
+
+@pytest.mark.parametrize("tagged", ["resnet18.a1_in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "tiny_vit_21m_384.dist_in22k_ft_in1k", "eva02_tiny_patch14_336.mim_in22k_ft_in1k"])  # fmt: skip
+def test_a_network_of_timm_finds_its_own_preprocessing_here(tagged: str) -> None:
+    with torch.device("meta"):
+        config = resolve_model_data_config(timm.create_model(tagged))
+    how = zoo.default_preprocessing(f"timm/{tagged}")
+    assert grey_levels_off(how, create_transform(**config, is_training=False)) < 0.1
+    assert how == zoo.default_preprocessing(f"timm/{tagged.partition('.')[0]}", weights=tagged.partition(".")[2])
+    # At their own size they stay what they are, margins of less than nothing (VOLO's) included.
+    assert how.at(how.crop, whole=False) == how
+
+
+@pytest.mark.parametrize("changed", [{"interpolation": "lanczos"}, {"mean": (0.5,), "std": (0.5,)}])
+def test_preprocessing_that_is_not_supported_is_refused(changed, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(timm.get_pretrained_cfg("resnet18.a1_in1k"), **changed)
+    monkeypatch.setattr("tl_cli.models.timm_zoo._cfg", lambda name: config)
+    with pytest.raises(WeightsError, match=rf"preprocessing of timm/resnet18 is not supported.*{next(iter(changed))}"):
+        zoo.default_preprocessing("timm/resnet18")
+
+
+def fixed_at_another_size() -> list[str]:
+    """A member of each family that takes one size of images only, where that is not the usual one."""
+    configs = {name: timm.get_pretrained_cfg(name) for name in MEMBERS}
+    return [f"timm/{name}" for name, cfg in configs.items() if cfg.fixed_input_size and cfg.input_size[1] != 224]
+
+
+@pytest.mark.parametrize("name", [*fixed_at_another_size(), "timm/eva02_tiny_patch14_336", "vit_h_14"])
+def test_a_network_without_weights_takes_images_of_its_own_size(name: str) -> None:
+    with torch.device("meta"):
+        classifier = zoo.create(name, None, weights="none")
+        side = classifier.preprocessing.crop
+        assert side != 224
+        assert classifier.model.eval()(torch.empty(1, 3, side, side)).shape == (1, 10)
 
 
 def test_border_mode_pads_with_the_mean_colour() -> None:
-    from tl_cli.contract import Preprocessing
-
     how = Preprocessing(resize=8, crop=8, crop_mode="border", mean=(0.2, 0.4, 0.6), std=(1.0, 1.0, 1.0))
     wide = torch.full((1, 3, 4, 16), 255, dtype=torch.uint8)
     seen = resize_crop(wide, how)[0]
@@ -139,6 +194,15 @@ def test_position_embeddings_are_resampled_to_the_input_size(hub: Server) -> Non
     assert torch.equal(classifier.model.blocks[0].attn.qkv.weight, published.blocks[0].attn.qkv.weight)
     with torch.inference_mode():
         assert classifier.model.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+
+
+def test_labels_of_tiny_images_are_compared_by_a_network_that_takes_one_size_only(hub: Server) -> None:
+    published = timm.create_model("vit_tiny_patch16_224", num_classes=21843)
+    publish(hub, "timm/vit_tiny_patch16_224.augreg_in21k", "model.safetensors", published)
+    pixels = torch.arange(4, dtype=torch.uint8).mul(60).view(4, 1, 1, 1).expand(4, 3, 8, 8).contiguous()
+    images = PackedImages(Names.of("abcd"), np.array([0, 0, 1, 1]), pixels)
+    _, compared = doubted(images, "timm/vit_tiny_patch16_224.augreg_in21k", most=4, device="cpu", workers=0)
+    assert compared.tolist() == [0, 0, 1, 1]
 
 
 def test_a_saved_model_of_timm_is_restored_and_warm_starts_at_another_size(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def tree(wanted: Wanted, num_classes: int | None, depth: int) -> View:
     if card is None:
         assert isinstance(wanted.model, str)
         name, classes, options = wanted.model, num_classes or 10, {}
-        preprocessing = zoo.default_preprocessing(name)
+        preprocessing = zoo.default_preprocessing(name, wanted.weights or "default")
     else:
         name, classes, options = card.architecture, num_classes or len(card.classes), dict(card.build_options)
         preprocessing = card.preprocessing

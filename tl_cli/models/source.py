@@ -63,8 +63,8 @@ class Source(Protocol):
             model: what ``build`` gave for ``options``.
         """
 
-    def preprocessing(self, name: str) -> Preprocessing:
-        """Return what the best published weights expect."""
+    def preprocessing(self, name: str, spec: str) -> Preprocessing:
+        """Return what published weights expect: those called ``spec``, or the best for ``spec == "default"``."""
 
     def published(self, name: str) -> list[str]:
         """Return the names of an architecture's published weights."""
@@ -75,8 +75,8 @@ class Source(Protocol):
     def fetch(self, name: str, progress: Progress) -> None:
         """Bring the published weights to this machine."""
 
-    def size_limits(self, name: str) -> tuple[int, int]:
-        """Return (the smallest input side, the side of the published weights), in pixels."""
+    def size_limits(self, name: str, spec: str) -> tuple[int, int]:
+        """Return (the smallest input side, the side of the published weights called ``spec``), in pixels."""
 
     def options_for(self, name: str, input_size: int) -> dict[str, int]:
         """Return what the architecture must be built with for inputs of that side."""

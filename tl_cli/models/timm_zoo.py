@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tl_cli import fetch
-from tl_cli.contract import CropMode, Interpolation, Preprocessing, WeightsTag
+from tl_cli.contract import Preprocessing, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
 from tl_cli.fetch import Progress
 from tl_cli.models.names import PREFIX
@@ -94,8 +95,7 @@ class TimmSource:
         return Pretrained(
             state=_read(path, tagged),
             tag=WeightsTag(name=_TAG_PREFIX + _full_tag(tagged), sha256=sha256),
-            preprocessing=_preprocessing(_cfg(tagged)),
-            build_options=self.options_for(tagged, _own_size(tagged)),
+            preprocessing=_preprocessing(tagged),
             outputs=_cfg(tagged).num_classes,
         )
 
@@ -108,9 +108,9 @@ class TimmSource:
         published = found.tag.name.startswith(_TAG_PREFIX)
         return _loaded_by_timm(found.tag.name.removeprefix(_TAG_PREFIX) if published else _plain(name), found, options)
 
-    def preprocessing(self, name: str) -> Preprocessing:
+    def preprocessing(self, name: str, spec: str) -> Preprocessing:
         """Return what timm's configuration of the weights says."""
-        return _preprocessing(_cfg(name))
+        return _preprocessing(_with_tag(name, spec))
 
     def published(self, name: str) -> list[str]:
         """Return the tags of an architecture's weights."""
@@ -130,10 +130,11 @@ class TimmSource:
             here = _url_path(cfg.url).exists()
         return Published(_plain(name), _model_to_module[_plain(name)], _own_size(name), None, here)
 
-    def size_limits(self, name: str) -> tuple[int, int]:
+    def size_limits(self, name: str, spec: str) -> tuple[int, int]:
         """Return (the smallest side that passes through on the meta device, the side of the weights)."""
-        own = _own_size(name)
-        return _smallest(_tagged(name), own), own
+        tagged = _with_tag(name, spec)
+        own = _own_size(tagged)
+        return _smallest(_tagged(tagged), own), own
 
     def options_for(self, name: str, input_size: int) -> dict[str, int]:
         """Return ``img_size`` where the parameters depend on the input's size."""
@@ -198,7 +199,7 @@ class BundledSource:
         """Return them as they are."""
         return found.state
 
-    def preprocessing(self, name: str) -> Preprocessing:
+    def preprocessing(self, name: str, spec: str) -> Preprocessing:
         """Return EfficientNet-Lite's."""
         return _BUNDLED_PREPROCESSING
 
@@ -210,7 +211,7 @@ class BundledSource:
         """Return what is known; the package's accuracy is published nowhere."""
         return Published("tf_efficientnet_lite0", "efficientnet", 224, None, _bundled_path() is not None)
 
-    def size_limits(self, name: str) -> tuple[int, int]:
+    def size_limits(self, name: str, spec: str) -> tuple[int, int]:
         """Return (32, 224): fully convolutional, trained at 224."""
         return 32, 224
 
@@ -285,21 +286,27 @@ def _own_size(name: str) -> int:
     return max(int(side) for side in _cfg(name).input_size[1:])
 
 
-def _preprocessing(cfg: Any) -> Preprocessing:
-    from timm.data.config import resolve_model_data_config
+def _preprocessing(name: str) -> Preprocessing:
+    """Return the preprocessing of the weights as timm's evaluation transform has it, at the size of their training.
 
-    found = resolve_model_data_config(cfg.to_dict())
+    Raises:
+        WeightsError: they expect something that inputs here cannot be (one channel, an unknown interpolation).
+    """
+    from timm.data.config import resolve_data_config
+
+    found = resolve_data_config(pretrained_cfg=_cfg(name).to_dict())
     size = found["input_size"][-1]
-    interpolation: Interpolation = found["interpolation"]
-    crop_mode: CropMode = found["crop_mode"]
-    return Preprocessing(
-        resize=floor(size / found["crop_pct"]),
-        crop=size,
-        interpolation=interpolation,
-        mean=found["mean"],
-        std=found["std"],
-        crop_mode=crop_mode,
-    )
+    try:
+        return Preprocessing(
+            resize=floor(size / found["crop_pct"]),
+            crop=size,
+            interpolation=found["interpolation"],
+            mean=found["mean"],
+            std=found["std"],
+            crop_mode=found["crop_mode"],
+        )
+    except ValidationError as error:
+        raise WeightsError(f"the preprocessing of {name} is not supported: {_brief(error)}") from error
 
 
 @cache

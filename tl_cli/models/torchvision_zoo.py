@@ -79,7 +79,6 @@ class TorchvisionSource:
             state=read(path),
             tag=WeightsTag(name=f"torchvision:{entry}", sha256=sha256),
             preprocessing=_preprocessing(name, entry),
-            build_options={"image_size": entry.meta["min_size"][0]} if name.startswith("vit_") else {},
         )
 
     def fetch(self, name: str, progress: Progress) -> None:
@@ -94,9 +93,9 @@ class TorchvisionSource:
             state = dict(interpolate_embeddings(options["image_size"], model.patch_size, OrderedDict(state)))
         return state
 
-    def preprocessing(self, name: str) -> Preprocessing:
+    def preprocessing(self, name: str, spec: str) -> Preprocessing:
         """Return what the weights' metadata say."""
-        return _preprocessing(name, _entry(name, "default"))
+        return _preprocessing(name, _entry(name, spec))
 
     def published(self, name: str) -> list[str]:
         """Return the members of torchvision's enum."""
@@ -109,16 +108,16 @@ class TorchvisionSource:
         return Published(
             plain_name=name,
             module=torchvision.models.get_model_builder(name).__module__.rpartition(".")[2],
-            input_size=self.size_limits(name)[1],
+            input_size=self.size_limits(name, "default")[1],
             top1=measured["acc@1"] / 100 if "acc@1" in measured else None,
             on_disk=_path(entry).exists(),
         )
 
-    def size_limits(self, name: str) -> tuple[int, int]:
+    def size_limits(self, name: str, spec: str) -> tuple[int, int]:
         """Return the smallest and the usual input side that the weights' metadata name."""
-        best = torchvision.models.get_model_weights(name)["DEFAULT"]
-        own = max(best.transforms().crop_size)
-        return min(max(best.meta["min_size"]), own), own
+        entry = _entry(name, spec)
+        own = max(entry.transforms().crop_size)
+        return min(max(entry.meta["min_size"]), own), own
 
     def options_for(self, name: str, input_size: int) -> dict[str, int]:
         """Return ViT's image_size: its position embeddings are made for one number of patches."""

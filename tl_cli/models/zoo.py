@@ -95,9 +95,10 @@ def fetch_weights(name: str, progress: Progress = silent) -> None:
     _source_of(name).fetch(name, progress)
 
 
-def size_limits(name: str) -> tuple[int, int]:
-    """Return (smallest input side, side of the published weights) of an architecture, in pixels."""
-    return _source_of(name).size_limits(name)
+def size_limits(name: str, weights: str = "default") -> tuple[int, int]:
+    """Return (smallest input side, side of these published weights or else of the best), in pixels."""
+    source = _source_of(name)
+    return source.size_limits(name, _published(source, name, weights))
 
 
 def options_for(name: str, input_size: int) -> dict[str, int]:
@@ -107,8 +108,11 @@ def options_for(name: str, input_size: int) -> dict[str, int]:
 
 def is_known_weights(name: str, spec: str) -> bool:
     """Whether ``--weights`` is something that ``create`` can find: published, a path, or ``none``."""
-    published = [tag.upper() for tag in _source_of(name).published(name)]
-    return spec in ("default", "none") or weights_files.is_path(spec) or spec.rpartition(".")[2].upper() in published
+    return (
+        spec in ("default", "none")
+        or weights_files.is_path(spec)
+        or _published(_source_of(name), name, spec) != "default"
+    )
 
 
 def create(
@@ -130,7 +134,8 @@ def create(
         num_classes: None is as many as the weights have, with their own head; 10 where they have none.
         weights: ``default``, a published name, ``none``, a ``.safetensors`` or ``.pth`` file, or a saved-model folder.
         classes: names of the outputs; a saved model's head is kept only where its classes are the same.
-        input_size: side of the input in pixels, for architectures whose parameters depend on it (ViT).
+        input_size: side of the input in pixels, for architectures whose parameters depend on it (ViT); None is the
+            weights' own.
         mean: statistics for weights that carry none, or to use instead of theirs.
         std: the same.
         drop_path: largest rate of stochastic depth; None is the architecture's own.
@@ -150,19 +155,18 @@ def create(
     if num_classes is None:
         num_classes = _outputs_of(found, architecture)
         classes = found.classes if found is not None else None
+    preprocessing = (found.preprocessing if found is not None else None) or default_preprocessing(name)
     options = dict(found.build_options) if found is not None else {}
-    if input_size is not None:
-        options |= source.options_for(name, input_size)
+    options |= source.options_for(name, input_size or preprocessing.crop)
+    preprocessing = preprocessing.with_statistics(mean, std)
     model = _seeded(seed, lambda: build(name, num_classes, options, drop_path))
     head = find_head(architecture)
     _start_from_zero([model.get_submodule(part) for part in head])
     if found is None:
-        preprocessing = default_preprocessing(name).with_statistics(mean, std)
         return Classifier(architecture, model, head, preprocessing, WeightsTag(name="none"), True, options)
     state = _seeded(seed, lambda: source.adapt(name, model, found, options))
     keep_head = found.classes is None or found.classes == classes
     is_new = weights_files.load(model, state, head, name=found.tag.name, keep_head=keep_head)
-    preprocessing = (found.preprocessing or default_preprocessing(name)).with_statistics(mean, std)
     return Classifier(architecture, model, head, preprocessing, found.tag, is_new, options)
 
 
@@ -191,9 +195,16 @@ def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
     return was
 
 
-def default_preprocessing(name: str) -> Preprocessing:
-    """Return what the best published weights of this architecture use: the guess for weights that say nothing."""
-    return _source_of(name).preprocessing(name)
+def default_preprocessing(name: str, weights: str = "default") -> Preprocessing:
+    """Return what these published weights use; for all others what the best published ones use, which is a guess."""
+    source = _source_of(name)
+    return source.preprocessing(name, _published(source, name, weights))
+
+
+def _published(source: Source, name: str, spec: str) -> str:
+    """Return the name of published weights as it is given, or ``default`` where it names no published weights."""
+    known = {tag.upper() for tag in source.published(name)}
+    return spec if spec.rpartition(".")[2].upper() in known else "default"
 
 
 def build(

@@ -51,10 +51,13 @@ def doubted(
     if len(np.unique(looked_at.labels)) < 2:
         return [], np.zeros(0, dtype=np.int64)
     machine = Machine(choose_device(device), memory_format=torch.channels_last)
-    classifier = zoo.create(model, None, progress=progress)
-    first = looked_at.load(0)
-    if min(first.shape[1:]) < _TINY:
-        classifier = replace(classifier, preprocessing=classifier.preprocessing.at(_ENLARGED, whole=True))
+    size = None
+    if min(looked_at.load(0).shape[1:]) < _TINY:
+        smallest, own = zoo.size_limits(model)
+        size = min(max(_ENLARGED, smallest), own)
+    classifier = zoo.create(model, None, input_size=size, progress=progress)
+    if size is not None:
+        classifier = replace(classifier, preprocessing=classifier.preprocessing.at(size, whole=True))
     machine.place(classifier.model)
     loader = Loader(
         looked_at,

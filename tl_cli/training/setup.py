@@ -339,7 +339,7 @@ def foresee(
         model = zoo.build(config.model, num_classes or classes, options, config.drop_path)
         example = torch.empty(1, 3, config.input_size, config.input_size)
     head = zoo.find_head(config.model)
-    preprocessing = zoo.default_preprocessing(config.model)
+    preprocessing = zoo.default_preprocessing(config.model, config.weights)
     classifier = Classifier(
         config.model, model, head, preprocessing, WeightsTag(name=config.weights), build_options=options
     )
@@ -357,7 +357,7 @@ def _facts(
     imbalance: float,
     measured: Measured | None = None,
 ) -> Facts:
-    smallest, own = zoo.size_limits(early.model)
+    smallest, own = zoo.size_limits(early.model, early.weights)
     return Facts(
         data=source,
         train_images=train_images,
@@ -539,7 +539,7 @@ def _check_input_size(classifier: Classifier, example: torch.Tensor, config: Tra
         with torch.inference_mode():
             classifier.model(example)
     except (RuntimeError, AssertionError, ValueError) as error:
-        smallest, own = zoo.size_limits(config.model)
+        smallest, own = zoo.size_limits(config.model, config.weights)
         raise UsageError(
             f"{config.model} cannot take --input-size {config.input_size}; its smallest is {smallest} and its own "
             f"{own} ({first_line(error)})"
