@@ -47,16 +47,19 @@ class Preprocessing(Fact):
     crop_mode: CropMode = "center"
     pixel_range: PixelRange | None = None
 
-    def at(self, size: int, *, whole: bool) -> Self:
+    def at(self, size: int, *, whole: bool, crop_mode: CropMode | None = None) -> Self:
         """Return the same preprocessing for inputs of ``size`` x ``size`` pixels.
 
         Args:
             size: side of the input in pixels.
             whole: keep the whole image instead of the weights' own margin around the centre crop. Right for
                 tiny images, which have no margin to give away.
+            crop_mode: instead of the weights' own. ``squash`` and ``border`` then keep all of the image, and
+                ``center`` has the weights' own margin.
         """
+        whole = whole or crop_mode in ("squash", "border")
         resize = size if whole else max(1, round(size * self.resize / self.crop))
-        return self.model_copy(update={"resize": resize, "crop": size})
+        return self.model_copy(update={"resize": resize, "crop": size, "crop_mode": crop_mode or self.crop_mode})
 
     def with_statistics(self, mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None) -> Self:
         """Return a copy with other channel statistics where they are given."""

@@ -9,6 +9,7 @@ from PIL import Image
 from tests.conftest import COLOURS, write_pictures
 from tl_cli.contract import Preprocessing
 from tl_cli.data.augmentation import Augmentation, crop_boxes, erase
+from tl_cli.data.decoding import Picture
 from tl_cli.data.folder import scan
 from tl_cli.data.images import FileImages, PackedImages, pack
 from tl_cli.data.loaders import Loader, balanced_order, epoch_order, training_order
@@ -282,10 +283,10 @@ class RecordingFiles:
     def __len__(self) -> int:
         return len(self.files)
 
-    def load(self, index: int, short_side: int | None = None) -> torch.Tensor:
-        image = self.files.load(index, short_side)
-        self.shapes.append(image.shape)
-        return image
+    def open(self, index: int, short_side: int | None = None) -> Picture:
+        picture = self.files.open(index, short_side)
+        self.shapes.append(picture.pixels.shape)
+        return picture
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (32, 39), (33, 20)])

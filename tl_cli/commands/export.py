@@ -83,7 +83,7 @@ def _images(card: "ModelCard", data_dir: str | None, console: "Console") -> "tup
     """Return inputs (16 or fewer, 3, crop, crop) uint8 for the check, and what they are."""
     import torch
 
-    from tl_cli.data.decoding import resize_crop
+    from tl_cli.data.decoding import decoded_side, prepare
     from tl_cli.data.sources import is_at_hand, open_to_judge
     from tl_cli.errors import DataError, DownloadError
     from tl_cli.ui.progress import FileProgress
@@ -99,7 +99,7 @@ def _images(card: "ModelCard", data_dir: str | None, console: "Console") -> "tup
             data = judged.data
         images = data.parts.get("test", data.parts["val" if "val" in data.parts else "train"])
         places = range(0, len(images), max(1, len(images) // 16))[:16]
-        pictures = [resize_crop(images.load(place, how.resize), how) for place in places]
+        pictures = [prepare(images.open(place, decoded_side(how)), how) for place in places]
         return torch.stack(pictures), f"{len(pictures)} of its images"
     except (DataError, DownloadError):
         noise = torch.randint(0, 256, (16, 3, how.crop, how.crop), generator=torch.Generator().manual_seed(0))

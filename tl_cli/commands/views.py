@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tl_cli.contract import ModelCard
+    from tl_cli.data.decoding import Picture
     from tl_cli.inspection.dissection import Anatomy
     from tl_cli.inspection.residuals import Residual
     from tl_cli.inspection.summary import Node
@@ -402,7 +403,7 @@ def _parts(subject: "Subject", images: "Shown", residual: "Residual", image: str
     return _Parts(residual, seen, [places.maps(each)[0].float().cpu() for each in (found.x, found.branch, found.sum)])
 
 
-def _picture(subject: "Subject", shown: "Shown", image: str) -> "Tensor":
+def _picture(subject: "Subject", shown: "Shown", image: str) -> "Picture":
     """Return a picture file, or an image of the data by its number."""
     from tl_cli.errors import UsageError
     from tl_cli.training.subject import decoded_picture
@@ -411,7 +412,7 @@ def _picture(subject: "Subject", shown: "Shown", image: str) -> "Tensor":
         images = shown.batches(_ALL).images
         if int(image) >= len(images):
             raise UsageError(f"--image {image}: there are {len(images):,} images, counted from 0")
-        return images.load(int(image))
+        return images.open(int(image))
     return decoded_picture(Path(image).expanduser(), subject.classifier.preprocessing)
 
 
@@ -546,7 +547,7 @@ def worst(wanted: Wanted, count: int) -> View:
     mistakes = worst_mistakes(answers.scaled(subject.classifier.temperature), count)
     if not mistakes:
         return View("cam", {"model": subject.classifier.name, "images": []}, _say_perfect(total))
-    seen = torch.stack([subject.prepared(loader.images.load(each.index)) for each in mistakes])
+    seen = torch.stack([subject.prepared(loader.images.open(each.index)) for each in mistakes])
     captions = [
         f"{each.probability:.0%} {subject.name_of(each.answered)}\nis {subject.name_of(each.true)}" for each in mistakes
     ]

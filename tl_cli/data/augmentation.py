@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
 
-from tl_cli.data.decoding import resize, send
+from tl_cli.contract import CropMode
+from tl_cli.data.decoding import send
 from tl_cli.randomness import Purpose, mixed, splitmix64
 
 # ITU-R 601-2 luma in ten-thousandths, as torchvision's grayscale.
@@ -25,6 +25,8 @@ _LUMA = (2989, 5870, 1140)
 # As many as stay in a CPU's cache: of 64 images of 64 x 64, all at once, rotation took 3 times as long, colours 1.1
 # times (one thread of an AMD EPYC, n=21).
 _PIXELS_AT_ONCE = 1 << 16
+# Of resizing matrices that are computed together: they take some 100 MB on the way.
+_MATRIX_VALUES = 1 << 22
 
 # Fractional bits of the numbers in a map of places, and of places in pixels: these are exact to 3e-5 pixels, and
 # int32 holds 32,768 of them on either side.
@@ -133,19 +135,35 @@ def uniform(seed: int, epoch: int, indices: np.ndarray, stream: Stream, turn: in
 
 
 def crop_boxes(
-    settings: Augmentation, seed: int, epoch: int, indices: np.ndarray, height: int, width: int
+    settings: Augmentation,
+    seed: int,
+    epoch: int,
+    indices: np.ndarray,
+    height: int,
+    width: int,
+    crop_mode: CropMode = "center",
 ) -> np.ndarray:
     """Return the boxes of a random resized crop (Szegedy et al. 2015): (B, 4) int64 top, left, height, width.
 
     Area uniform in ``min_area``..1, aspect ratio log-uniform in 3/4..4/3, cut to the image where it sticks out.
+
+    Args:
+        crop_mode: of the preprocessing. ``squash`` draws boxes of the squashed image, ``border`` of the padded one,
+            whose boxes may begin before 0 and end beyond the image.
     """
+    above = beside = 0
+    if crop_mode == "border":
+        side = max(height, width)
+        above, beside = (side - height) // 2, (side - width) // 2
+        height = width = side
+    tall, wide = ((height, height), (width, width)) if crop_mode == "squash" else ((height, width), (height, width))
     area = settings.min_area + uniform(seed, epoch, indices, Stream.AREA) * (1 - settings.min_area)
     ratio = np.exp((uniform(seed, epoch, indices, Stream.RATIO) * 2 - 1) * -math.log(CROP_RATIO))
-    box_width = np.clip(np.rint(np.sqrt(area * height * width * ratio)), 1, width)
-    box_height = np.clip(np.rint(np.sqrt(area * height * width / ratio)), 1, height)
+    box_width = np.clip(np.rint(np.sqrt(area * wide[0] * wide[1] * ratio)), 1, width)
+    box_height = np.clip(np.rint(np.sqrt(area * tall[0] * tall[1] / ratio)), 1, height)
     top = np.floor(uniform(seed, epoch, indices, Stream.CROP_TOP) * (height - box_height + 1))
     left = np.floor(uniform(seed, epoch, indices, Stream.CROP_LEFT) * (width - box_width + 1))
-    return np.stack([top, left, box_height, box_width], axis=1).astype(np.int64)
+    return np.stack([top - above, left - beside, box_height, box_width], axis=1).astype(np.int64)
 
 
 def shift_and_flip(images: Tensor, settings: Augmentation, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
@@ -190,7 +208,7 @@ def recolour_and_rotate(images: Tensor, settings: Augmentation, seed: int, epoch
     return images
 
 
-def resized_crops(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
+def resized_crops(images: Tensor, boxes: np.ndarray, size: int, fill: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
     """Return each image's box resized to (size, size), bilinear and antialiased.
 
     Resizing is separable, so each image is multiplied by its own two matrices of interpolation weights. Weights and
@@ -200,18 +218,24 @@ def resized_crops(images: Tensor, boxes: np.ndarray, size: int) -> Tensor:
     Args:
         images: (B, 3, H, W) uint8.
         boxes: (B, 4) int64 top, left, height, width.
+        fill: red, green and blue where a box sticks out of its image.
     """
     height, width = images.shape[-2:]
-    vertical = _resize_matrices(boxes[:, 0], boxes[:, 2], size, height, _FIRST_BITS) * np.float32(1 << _LEVEL_BITS)
-    horizontal = _resize_matrices(boxes[:, 1], boxes[:, 3], size, width, _SECOND_BITS) / np.float32(1 << _LEVEL_BITS)
-    size_at_once = _at_once(images)
-    matrices = (send(values, images.device) for values in (vertical, horizontal))
-    pieces = zip(*(values.split(size_at_once) for values in (images, *matrices)), strict=True)
-    resized = []
-    for piece, down, across in pieces:
-        rows = (down[:, None] @ piece.float()).round_()
-        resized.append(to_levels((rows @ across[:, None].mT).round_()))
-    return torch.cat(resized)
+    starts, stops = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    sticks_out = bool((starts < 0).any() or (stops > (height, width)).any())
+    colour = send(np.array(fill, dtype=np.float32), images.device).view(3, 1, 1)
+    scale = np.float32(1 << _LEVEL_BITS)
+    at_once = min(_at_once(images), max(1, _MATRIX_VALUES // (size * max(height, width))))
+    crops = []
+    for piece, box in zip(images.split(at_once), np.split(boxes, range(at_once, len(boxes), at_once)), strict=True):
+        vertical = _resize_matrices(box[:, 0], box[:, 2], size, height, _FIRST_BITS) * scale
+        horizontal = _resize_matrices(box[:, 1], box[:, 3], size, width, _SECOND_BITS) / scale
+        down, across = (send(values, images.device)[:, None] for values in (vertical, horizontal))
+        crop = (down @ piece.float()).round_() @ across.mT
+        if sticks_out:
+            crop += (1 - down.sum(-1, keepdim=True) * across.sum(-1, keepdim=True).mT) * colour
+        crops.append(to_levels(crop.round_()))
+    return torch.cat(crops)
 
 
 def erase(
@@ -452,12 +476,13 @@ def _resize_matrices(starts: np.ndarray, lengths: np.ndarray, size: int, side: i
     """Return (B, size, side) float32: row i holds the weights of the input pixels in output pixel i.
 
     A triangle filter as wide as the scale, as Pillow's and torch's antialiased bilinear resize. The weights are
-    multiples of 2**-bits and add up to 1.
+    multiples of 2**-bits and add up to 1, or to less in a row that shows what lies outside.
     """
+    outside = int(max(0, -starts.min(), (starts + lengths).max() - side))
     # In pixels / (2 * size), everything is a whole number that float32 holds.
     starts, lengths = (values[:, None, None].astype(np.float32) for values in (starts, lengths))
     centre = (2 * np.arange(size, dtype=np.float32)[:, None] + 1) * lengths
-    place = (2 * (np.arange(side, dtype=np.float32) - starts) + 1) * size
+    place = (2 * (np.arange(-outside, side + outside, dtype=np.float32) - starts) + 1) * size
     weight = np.abs(place - centre)
     np.maximum(np.subtract(2 * np.maximum(lengths, size), weight, out=weight), 0, out=weight)
     weight *= (place > 0) & (place < 2 * size * lengths)
@@ -467,9 +492,4 @@ def _resize_matrices(starts: np.ndarray, lengths: np.ndarray, size: int, side: i
     np.rint(upto, out=upto)
     upto *= 2.0**-bits
     upto[..., 1:] -= upto[..., :-1]
-    return upto
-
-
-def resize_to(images: Tensor, size: int) -> Tensor:
-    """Return (..., 3, size, size) uint8 from a crop of any size, bilinear and antialiased."""
-    return resize(images, (size, size), InterpolationMode.BILINEAR)
+    return upto[..., outside : outside + side]

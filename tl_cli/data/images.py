@@ -17,7 +17,7 @@ from torch import Tensor
 from tl_cli.contract import DigestScheme, PixelRange, Split
 from tl_cli.data.contents import Contents, changed_since, read_contents
 from tl_cli.data.decoders import decode_aside
-from tl_cli.data.decoding import decode
+from tl_cli.data.decoding import Picture, decode, open_picture
 from tl_cli.data.names import Names
 from tl_cli.data.pictures import WHOLE_UP_TO, decode_pixels
 from tl_cli.errors import DataError, StorageError, some
@@ -30,6 +30,8 @@ _TINY_VALUES = 3 * 64 * 64
 _WORTH_PROCESSES = 6000
 # Fewer are decoded in a tenth of a second (2,700 of 32 x 32).
 _WORTH_KEEPING_BYTES = 8 << 20
+# Of the longer side of packed images: matrices that resize random crops are as long.
+_LONGEST = 4096
 # Of the pixels that are kept: one higher whenever the same files are decoded to others.
 _KEPT_FORMAT = 2
 
@@ -58,6 +60,10 @@ class PackedImages:
     def load(self, index: int, short_side: int | None = None) -> Tensor:
         """Return one image, (3, H, W) uint8."""
         return self.pixels[index]
+
+    def open(self, index: int, short_side: int | None = None) -> Picture:
+        """Return one image."""
+        return Picture.of(self.pixels[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,14 @@ class FileImages:
             DataError: it cannot be decoded; names the file.
         """
         return decode(self.root / self.ids[index], short_side=short_side, pixel_range=self.pixel_range)
+
+    def open(self, index: int, short_side: int | None = None) -> Picture:
+        """Return one image decoded, a large JPEG perhaps at a fraction of its size.
+
+        Raises:
+            DataError: it cannot be decoded; names the file.
+        """
+        return open_picture(self.root / self.ids[index], short_side=short_side, pixel_range=self.pixel_range)
 
     def load_pixels(self, index: int) -> np.ndarray:
         """Return one image decoded whole, (H, W, 3) uint8: what ``load`` does, without a tensor for each.
@@ -213,7 +227,7 @@ def pack(
     """
     first = images.load(0)
     size = first.numel() * len(images)
-    if size > budget_bytes or min(first.shape[1:]) > WHOLE_UP_TO:
+    if size > budget_bytes or min(first.shape[1:]) > WHOLE_UP_TO or max(first.shape[1:]) > _LONGEST:
         return images
     if store is None or size < _WORTH_KEEPING_BYTES:
         pixels = _decoded_unchanged(images, first, workers, progress)

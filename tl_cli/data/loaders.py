@@ -15,7 +15,7 @@ from tl_cli.contract import Preprocessing
 from tl_cli.data import augmentation as augment
 from tl_cli.data import policies
 from tl_cli.data.augmentation import Augmentation
-from tl_cli.data.decoding import normalise, resize_crop, send
+from tl_cli.data.decoding import cut_box, decoded_side, mean_colour, normalise, prepare, resize_crop, send
 from tl_cli.data.images import Images, PackedImages
 from tl_cli.randomness import Purpose, generator
 
@@ -152,7 +152,6 @@ class Loader:
     def _augment(
         self, batches: list[np.ndarray], settings: Augmentation, seed: int, epoch: int
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        red, green, blue = (min(255, max(0, round(255 * mean))) for mean in self.preprocessing.mean)
         for keys, images in self._read(batches, settings, seed, epoch):
             if isinstance(self.images, PackedImages):
                 images = self._geometry(images, settings, seed, epoch, keys)
@@ -160,7 +159,7 @@ class Loader:
                 images = augment.shift_and_flip(images, settings, seed, epoch, keys)
             images = augment.recolour_and_rotate(images, settings, seed, epoch, keys)
             images = policies.apply_policy(images, settings, seed, epoch, keys)
-            images = augment.erase(images, settings, seed, epoch, keys, (red, green, blue))
+            images = augment.erase(images, settings, seed, epoch, keys, mean_colour(self.preprocessing))
             yield self._indices(keys), images
 
     def clean(self, *, mirrored: bool = False) -> Iterator[Batch]:
@@ -181,13 +180,18 @@ class Loader:
 
     def _geometry(self, images: Tensor, settings: Augmentation, seed: int, epoch: int, keys: np.ndarray) -> Tensor:
         if settings.min_area < 1:
-            boxes = augment.crop_boxes(settings, seed, epoch, keys, *images.shape[-2:])
-            images = augment.resized_crops(images, boxes, self.preprocessing.crop)
+            boxes = self._crop_boxes(settings, seed, epoch, keys, images.shape[-2], images.shape[-1])
+            images = augment.resized_crops(images, boxes, self.preprocessing.crop, mean_colour(self.preprocessing))
             return augment.shift_and_flip(images, settings, seed, epoch, keys)
         # Moved at the native size, where a step is a pixel, and then resized.
         images = augment.shift_and_flip(images, settings, seed, epoch, keys)
         # The smaller they are the cheaper it is, but colours are changed channel by channel.
         return resize_crop(self._laid_out(images) if settings.only_moves else images, self.preprocessing)
+
+    def _crop_boxes(
+        self, settings: Augmentation, seed: int, epoch: int, keys: np.ndarray, height: int, width: int
+    ) -> np.ndarray:
+        return augment.crop_boxes(settings, seed, epoch, keys, height, width, self.preprocessing.crop_mode)
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self.memory_format)
@@ -209,16 +213,14 @@ class Loader:
         files = self.images
         short_side = self._decoded_side(settings)
 
-        def prepare(key: int) -> Tensor:
-            image = files.load(key % len(files), short_side)
+        def prepared(key: int) -> Tensor:
+            picture = files.open(key % len(files), short_side)
             if settings is not None and settings.min_area < 1:
-                box = augment.crop_boxes(settings, seed, epoch, np.array([key]), *image.shape[-2:])[0]
-                top, left, height, width = box.tolist()
-                cut = image[:, top : top + height, left : left + width]
-                return augment.resize_to(cut, self.preprocessing.crop)
-            return resize_crop(image, self.preprocessing)
+                box = self._crop_boxes(settings, seed, epoch, np.array([key]), *picture.size)[0]
+                return cut_box(picture, box, self.preprocessing)
+            return prepare(picture, self.preprocessing)
 
-        for keys, images in _decoded_ahead(batches, prepare, self.workers):
+        for keys, images in _decoded_ahead(batches, prepared, self.workers):
             yield keys, self._sent(images)
 
     def _packed(self, pixels: Tensor, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -242,7 +244,7 @@ class Loader:
     def _decoded_side(self, settings: Augmentation | None) -> int:
         """Return the short side with which large files are decoded so that no random crop has to be enlarged."""
         if settings is None or settings.min_area == 1:
-            return self.preprocessing.resize
+            return decoded_side(self.preprocessing)
         smallest = math.sqrt(settings.min_area * augment.CROP_RATIO)
         return max(self.preprocessing.resize, math.ceil(self.preprocessing.crop / smallest / 2))
 

@@ -66,10 +66,33 @@ with suppress(OSError, AttributeError, TypeError):  # a Pillow that has no libti
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
 
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A decoded picture; a large JPEG perhaps at a fraction of its size.
+
+    Attributes:
+        values: (H, W, 3) uint8.
+        size: height and width of the whole picture in pixels.
+        box: left, top, right and bottom of the picture within ``values``: at an eighth of the size, 1,001 columns are
+            125.125 of 126.
+    """
+
+    values: np.ndarray
+    size: tuple[int, int]
+    box: tuple[float, float, float, float]
+
+
 def decode_pixels(
     source: str | Path | bytes, *, short_side: int | None = None, pixel_range: "PixelRange | None" = None
 ) -> np.ndarray:
-    """Return a picture as it is meant to be seen: (H, W, 3) uint8, RGB, upright, on white where transparent.
+    """Return the values of ``decode_picture``, (H, W, 3) uint8."""
+    return decode_picture(source, short_side=short_side, pixel_range=pixel_range).values
+
+
+def decode_picture(
+    source: str | Path | bytes, *, short_side: int | None = None, pixel_range: "PixelRange | None" = None
+) -> Pixels:
+    """Return a picture as it is meant to be seen: RGB, upright, on white where transparent.
 
     Args:
         source: a file, or the bytes of one.
@@ -88,16 +111,27 @@ def decode_pixels(
         with _open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
+            stored, factor, orientation = image.size, 1, None
             if pixel_range is not None and deep.is_deep(image):
-                return deep.to_levels(deep.read(lambda: _open(source)), pixel_range)
-            if short_side is not None:
-                _draft(image, short_side)
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.array(_to_rgb(image))
+                values = deep.to_levels(deep.read(lambda: _open(source)), pixel_range)
+            else:
+                factor = 1 if short_side is None else _draft(image, short_side)
+                orientation = image.getexif().get(_ORIENTATION) if factor > 1 else None
+                ImageOps.exif_transpose(image, in_place=True)
+                values = np.array(_to_rgb(image))
     except DataError:
         raise
     except Exception as error:
         raise _refusal(name, error, source) from error
+    height, width = values.shape[:2]
+    if factor == 1:
+        return Pixels(values, (height, width), (0.0, 0.0, float(width), float(height)))
+    columns, rows = stored[::-1] if orientation in _ON_ITS_SIDE else stored
+    right, bottom = columns / factor, rows / factor
+    # The last column or row of the file, which may be incomplete, has become the first where the picture was turned.
+    left = width - right if orientation in (2, 3, 6, 7) else 0.0
+    top = height - bottom if orientation in (3, 4, 7, 8) else 0.0
+    return Pixels(values, (rows, columns), (left, top, left + right, top + bottom))
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
@@ -144,6 +178,24 @@ def deep_values(path: str | Path) -> np.ndarray:
     """
     try:
         return deep.read(lambda: _open(path)).values
+    except Exception as error:
+        raise _refusal(str(path), error, path) from error
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Return height and width of a picture as it is meant to be seen. Only its header is read.
+
+    Raises:
+        DataError: it is no picture of a known format, or cannot be read.
+    """
+    try:
+        _check_regular(path)
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            # Pillow would decode a PNG in search of EXIF data that do not stand before its pixels.
+            has_exif = "exif" in image.info or image.format == "TIFF"
+            is_on_its_side = has_exif and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+            return (width, height) if is_on_its_side else (height, width)
     except Exception as error:
         raise _refusal(str(path), error, path) from error
 
@@ -213,13 +265,17 @@ def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int]:
 
 
 _ORIENTATION = 0x0112
+_ON_ITS_SIDE = (5, 6, 7, 8)
 
 
-def _draft(image: Image.Image, short_side: int) -> None:
+def _draft(image: Image.Image, short_side: int) -> int:
+    """Have a large JPEG decoded at a fraction of its size, and return by which number its sides are divided."""
     width, height = image.size
     scale = 2 * short_side / min(width, height)
-    if scale < 1 and min(width, height) > WHOLE_UP_TO:
-        image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
+    if scale >= 1 or min(width, height) <= WHOLE_UP_TO:
+        return 1
+    drafted = image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
+    return 1 if drafted is None else round(width / drafted[1][2])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

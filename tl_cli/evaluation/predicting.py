@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tl_cli.data.decoding import decode, normalise, resize_crop
+from tl_cli.data.decoding import normalise, read_input
 from tl_cli.models import zoo
 from tl_cli.models.zoo import Classifier
 
@@ -49,8 +49,7 @@ class Predictor:
 
     def _logits(self, pictures: Sequence[Path | bytes]) -> Tensor:
         how = self.classifier.preprocessing
-        decoded = (decode(picture, short_side=how.resize, pixel_range=how.pixel_range) for picture in pictures)
-        images = torch.stack([resize_crop(picture, how) for picture in decoded])
+        images = torch.stack([read_input(picture, how) for picture in pictures])
         with torch.inference_mode():
             logits: Tensor = self.classifier.model(normalise(images, how))
         return logits

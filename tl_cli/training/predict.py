@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tl_cli.contract import Preprocessing
-from tl_cli.data.decoding import decode, normalise, resize_crop
+from tl_cli.data.decoding import normalise, read_input
 from tl_cli.data.loaders import Batch
 from tl_cli.errors import DataError
 from tl_cli.evaluation.logits import outputs
@@ -93,7 +93,7 @@ def _decoded(
             what = "is a folder without pictures" if os.path.isdir(path) else "there is no such file"  # noqa: PTH112
             return Prediction(path, None, f"{path}: {what}")
         try:
-            return resize_crop(decode(Path(path), short_side=how.resize, pixel_range=how.pixel_range), how)
+            return read_input(Path(path), how)
         except DataError as error:
             return Prediction(path, None, str(error))
 

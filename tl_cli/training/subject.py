@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_cli.contract import DataSpec, Preprocessing
 from tl_cli.data import photographs, splits
-from tl_cli.data.decoding import decode, normalise, resize_crop
+from tl_cli.data.decoding import Picture, decoded_side, normalise, open_picture, prepare
 from tl_cli.data.images import Images
 from tl_cli.data.loaders import Loader
 from tl_cli.data.sources import LabelledData, open_data
@@ -70,13 +70,9 @@ class Subject:
     names: tuple[str, ...]
     show: Callable[[], Shown]
 
-    def prepared(self, picture: Tensor) -> Tensor:
-        """Return what the network sees of a picture: (3, S, S) uint8.
-
-        Args:
-            picture: (3, H, W) uint8.
-        """
-        return resize_crop(picture, self.classifier.preprocessing)
+    def prepared(self, picture: Picture) -> Tensor:
+        """Return what the network sees of a picture: (3, S, S) uint8."""
+        return prepare(picture, self.classifier.preprocessing)
 
     def inputs(self, seen: Tensor) -> Tensor:
         """Return prepared pictures as the network takes them: (B, 3, S, S) float32, normalised, on its device.
@@ -92,8 +88,8 @@ class Subject:
         return self.names[output] if output < len(self.names) else f"class {output}"
 
 
-def decoded_picture(path: Path, how: Preprocessing) -> Tensor:
-    """Return a picture file, (3, H, W) uint8, no larger than a network needs it.
+def decoded_picture(path: Path, how: Preprocessing) -> Picture:
+    """Return a picture file, no larger than a network needs it.
 
     Raises:
         DataError: it is none, or is not there.
@@ -101,7 +97,7 @@ def decoded_picture(path: Path, how: Preprocessing) -> Tensor:
     if not path.is_file():
         what = "is a folder; give a picture" if path.is_dir() else "there is no such file"
         raise DataError(f"{path}: {what}")
-    return decode(path, short_side=max(how.resize, how.crop), pixel_range=how.pixel_range)
+    return open_picture(path, short_side=decoded_side(how), pixel_range=how.pixel_range)
 
 
 def subject_of_model(
