@@ -1,8 +1,10 @@
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tl_cli.data.sizes import Sizes
 from tl_cli.errors import UsageError
 from tl_cli.training import recipes
 from tl_cli.training.config import read_toml, validated, write_toml
@@ -44,6 +46,37 @@ def test_digits_are_not_mirrored() -> None:
 )  # fmt: skip
 def test_tiny_images_are_enlarged_as_far_as_the_machine_affords(changed: dict[str, object], size: int) -> None:
     assert recipes.resolve(MODEL, {}, replace(TINY, **changed)).config.input_size == size
+
+
+def sized(*short_sides: int, is_sample: bool = False) -> Facts:
+    """Return facts of images of these short sides, each twice as wide."""
+    sizes = Sizes.of([(side, 2 * side) for side in short_sides], is_sample=is_sample)
+    return replace(TINY, native_size=statistics.median_high(short_sides), sizes=sizes)
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "said"),
+    [
+        ([32] * 447 + [768], 96, "32 to 768 px, median 32"),
+        ([28, 31, 33, 40], 96, "28 to 40 px, median 33"),
+        ([32] * 8 + [500] * 2, 96, "20% are larger and lose detail, which --input-size 224 keeps"),
+        ([32] * 5 + [500] * 5, 224, "50% are under 96 px, for which --input-size 96 is enough"),
+        ([500] * 447 + [32], 224, "32 to 500 px, median 500"),
+    ],
+)
+def test_the_median_size_decides_and_the_reason_says_so(sides: list[int], size: int, said: str) -> None:
+    resolved = recipes.resolve(MODEL, {}, sized(*sides))
+    assert resolved.config.input_size == size
+    assert said in resolved.origins["input_size"].why
+    assert (resolved.config.augment == "flip-crop") == (size == 224)
+    assert recipes.resolve({**MODEL, "recipe": "blog"}, {}, sized(*sides)).config.input_size == min(
+        statistics.median_high(sides), 224
+    )
+
+
+def test_images_of_one_size_need_no_words_about_it() -> None:
+    assert "median" not in recipes.resolve(MODEL, {}, sized(32, 32)).origins["input_size"].why
+    assert "in a sample of 2" in recipes.resolve(MODEL, {}, sized(30, 32, is_sample=True)).origins["input_size"].why
 
 
 def test_few_tiny_images_are_moved_too_since_they_are_seen_often() -> None:

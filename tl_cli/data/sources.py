@@ -25,6 +25,7 @@ from tl_cli.data.images import (
     with_contents,
 )
 from tl_cli.data.pixel_range import Measured
+from tl_cli.data.sizes import Sizes, measure
 from tl_cli.errors import DataError, suggest
 from tl_cli.fetch import Progress, cache_root, silent
 from tl_cli.store import Store, memory_bytes
@@ -45,6 +46,7 @@ class LabelledData:
         notes: things a person should know.
         measured: the range of the training images that have more than 8 bits per channel; None where none has.
         files: of the parts that are files or were decoded from them, those files as they were read.
+        sizes: of the training images, where these were opened to train on them.
     """
 
     classes: tuple[str, ...]
@@ -53,12 +55,12 @@ class LabelledData:
     notes: tuple[str, ...] = ()
     measured: Measured | None = None
     files: Mapping[SplitName, FileImages] = field(default_factory=dict)
+    sizes: Sizes | None = None
 
     @property
     def native_size(self) -> int | None:
-        """The images' short side in pixels where the training images are all of one size, else None."""
-        train = self.parts["train"]
-        return min(train.pixels.shape[-2:]) if isinstance(train, PackedImages) else None
+        """The median of the training images' short sides in pixels, None where it is not known."""
+        return None if self.sizes is None else self.sizes.median
 
     def changed_files(self) -> dict[SplitName, list[str]]:
         """Return by part the files that are decoded again in each epoch and no longer hold what they did."""
@@ -254,7 +256,7 @@ def _labelled(
     notes, source = whole.notes, spec.source
     if source in BUILT_IN and Path(source).exists():
         notes += (f"--data {source} is the published set; for what is here under that name, write --data ./{source}",)
-    return replace(whole, parts=packed, notes=notes)
+    return replace(whole, parts=packed, notes=notes, sizes=measure(packed["train"]))
 
 
 def _described(parts: Mapping[SplitName, Images], classes: tuple[str, ...]) -> dict[SplitName, Split]:

@@ -8,6 +8,7 @@ import torch
 from tl_cli.data import splits
 from tl_cli.data.images import Images
 from tl_cli.data.loaders import Loader
+from tl_cli.data.sizes import measure
 from tl_cli.evaluation.suspicion import Suspect, are_comparable, suspects
 from tl_cli.fetch import Progress, silent
 from tl_cli.inspection.features import features_of
@@ -51,8 +52,8 @@ def doubted(
     if len(np.unique(looked_at.labels)) < 2:
         return [], np.zeros(0, dtype=np.int64)
     machine = Machine(choose_device(device), memory_format=torch.channels_last)
-    size = None
-    if min(looked_at.load(0).shape[1:]) < _TINY:
+    size, sizes = None, measure(looked_at)
+    if sizes is not None and sizes.median < _TINY:
         smallest, own = zoo.size_limits(model)
         size = min(max(_ENLARGED, smallest), own)
     classifier = zoo.create(model, None, input_size=size, progress=progress)

@@ -7,6 +7,7 @@ from typing import Literal
 from tl_cli.data.balance import UNEVEN
 from tl_cli.data.loaders import steps_in_epoch
 from tl_cli.data.pixel_range import Measured
+from tl_cli.data.sizes import Sizes
 from tl_cli.errors import UsageError
 from tl_cli.training.config import FIELDS, TrainConfig, validated
 
@@ -21,6 +22,8 @@ _AT_96 = "an epoch at 96 px is worth more than three at 64 px, which take as lon
 # fine-tuning, 45% after 135, 255 and 505; ten epochs would be 30 steps.
 _FEWEST_STEPS = 250
 _SMALL = 5000
+# From this share on, images of another kind than the median one are mentioned.
+_MANY = 0.1
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
@@ -31,7 +34,8 @@ class Facts:
 
     Attributes:
         train_images: after the split.
-        native_size: short side in pixels, None where the images are of many sizes.
+        native_size: median of the short sides in pixels, None where it is not known.
+        sizes: of the training images, to state the reason; None where they were not measured.
         smallest_input: smallest side the architecture takes.
         own_input: side that the published weights were trained or tested at.
         on_gpu: whether a GPU will be used.
@@ -57,6 +61,7 @@ class Facts:
     imbalance: float = 1.0
     mirrors: bool = True
     measured: Measured | None = None
+    sizes: Sizes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,18 +274,35 @@ def _default_sampler(facts: Facts, given: Mapping[str, object]) -> Setting:
 
 def _default_input_size(facts: Facts) -> Setting:
     if facts.native_size is None or facts.native_size >= TINY_PIXELS:
-        return Setting(facts.own_input, "the size of the published weights")
+        return Setting(facts.own_input, "the size of the published weights" + _where_sizes_differ(facts))
     wanted, where = 128, "a GPU affords it"
     if not facts.on_gpu:
         wanted, where = (64, "enough for so few pixels") if facts.native_size <= _FEW_PIXELS else (96, _AT_96)
     size = min(max(wanted, facts.smallest_input), facts.own_input)
     if size != wanted:
         where = f"what this architecture takes, nearest to {wanted}"
-    return Setting(size, f"{facts.native_size} px images are enlarged; {where}")
+    return Setting(size, f"{facts.native_size} px images are enlarged; {where}{_where_sizes_differ(facts)}")
+
+
+def _where_sizes_differ(facts: Facts) -> str:
+    """Return the range of sizes, and what the choice for the median means for the others where they are many."""
+    sizes = facts.sizes
+    if sizes is None or facts.native_size is None or sizes.smallest == sizes.largest:
+        return ""
+    sample = f" in a sample of {len(sizes.heights)}" if sizes.is_sample else ""
+    words = f"; short sides are {sizes.smallest:,} to {sizes.largest:,} px, median {sizes.median:,}{sample}"
+    tiny = sizes.share_below(TINY_PIXELS)
+    if facts.native_size < TINY_PIXELS and 1 - tiny >= _MANY:
+        words += f"; {1 - tiny:.0%} are larger and lose detail, which --input-size {facts.own_input} keeps"
+    elif facts.native_size >= TINY_PIXELS and tiny >= _MANY:
+        words += f"; {tiny:.0%} are under {TINY_PIXELS} px, for which --input-size 96 is enough"
+    return words
 
 
 def _blog(facts: Facts, given: Mapping[str, object]) -> dict[str, Setting]:
-    size = facts.own_input if facts.native_size is None else max(facts.native_size, facts.smallest_input)
+    size = facts.own_input
+    if facts.native_size is not None:
+        size = min(max(facts.native_size, facts.smallest_input), facts.own_input)
     settings = {
         "freeze_epochs": Setting(5, "as in the blog"),
         "epochs": Setting(max(40, _int(given, "freeze_epochs", 5)), "5 frozen and 35 more, as in the blog"),
@@ -293,7 +315,7 @@ def _blog(facts: Facts, given: Mapping[str, object]) -> dict[str, Setting]:
         "label_smoothing": Setting(0.0, "as in the blog"),
         "bn": Setting("train", "as in the blog, once unfrozen"),
         "augment": Setting("blog", "crop with padding 4 of 32, flip, colour jitter, rotation by 15 degrees"),
-        "input_size": Setting(size, "the images' own size, as in the blog"),
+        "input_size": Setting(size, "the images' own size, as in the blog" + _where_sizes_differ(facts)),
         "feature_cache": Setting(False, "the blog augments in its frozen phase, so its features are never the same"),
     }
     if facts.data == "cifar10":

@@ -15,6 +15,7 @@ from tl_cli.data.catalogue import SETS
 from tl_cli.data.images import Images
 from tl_cli.data.loaders import Batch, Loader
 from tl_cli.data.pixel_range import Measured
+from tl_cli.data.sizes import Sizes
 from tl_cli.data.sources import LabelledData, locate, open_data
 from tl_cli.errors import UsageError, first_line
 from tl_cli.fetch import Progress, silent
@@ -260,6 +261,7 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
         native_size=data.native_size,
         measured=data.measured,
         imbalance=imbalance(data.parts["train"].labels, len(data.classes)),
+        sizes=data.sizes,
     )
     # Whoever reads the recorded config stands in another folder, perhaps.
     flags, file = ({**values, **_absolute(values, data)} for values in (flags, file))
@@ -316,14 +318,14 @@ def foresee(
         parts = known.images
         # A set of one part gives a tenth of it as test images.
         images = round(min(early.limit or parts["train"], parts["train"]) * (share - 0.1 * (len(parts) == 1)))
-        classes, native_size, uneven = known.classes, known.pixels, 1.0
+        classes, native_size, sizes, uneven = known.classes, known.pixels, None, 1.0
     elif num_classes is None or Path(source).exists():
         data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=default_workers(), progress=progress)
         images, native_size, classes = len(data.parts["train"]), data.native_size, len(data.classes)
-        uneven = imbalance(data.parts["train"].labels, classes)
+        sizes, uneven = data.sizes, imbalance(data.parts["train"].labels, classes)
     else:
         # Of a model that was trained: its own settings leave nothing to the data.
-        images, native_size, uneven, classes = 1, None, 1.0, num_classes
+        images, native_size, sizes, uneven, classes = 1, None, None, 1.0, num_classes
     facts = _facts(
         early,
         choose_device(early.device),
@@ -331,6 +333,7 @@ def foresee(
         train_images=images,
         native_size=native_size,
         imbalance=uneven,
+        sizes=sizes,
     )
     resolved = recipes.resolve(flags, file, facts)
     config = resolved.config
@@ -354,6 +357,7 @@ def _facts(
     source: str,
     train_images: int,
     native_size: int | None,
+    sizes: Sizes | None,
     imbalance: float,
     measured: Measured | None = None,
 ) -> Facts:
@@ -362,6 +366,7 @@ def _facts(
         data=source,
         train_images=train_images,
         native_size=native_size,
+        sizes=sizes,
         smallest_input=smallest,
         own_input=own,
         on_gpu=device.type != "cpu",

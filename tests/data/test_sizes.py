@@ -1,0 +1,52 @@
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import COLOURS, write_pictures
+from tl_cli.contract import DataSpec
+from tl_cli.data.folder import scan
+from tl_cli.data.images import FileImages
+from tl_cli.data.names import Names
+from tl_cli.data.sizes import measure
+from tl_cli.data.sources import open_data
+
+
+def test_one_large_photograph_does_not_make_tiny_pictures_large(tmp_path: Path) -> None:
+    write_pictures(tmp_path, COLOURS, 12, size=32)
+    Image.new("RGB", (1024, 768)).save(tmp_path / "blue" / "000.png")
+    data = open_data(DataSpec(source=str(tmp_path), layout="classes"), workers=1)
+    assert isinstance(data.parts["train"], FileImages)
+    assert data.native_size == 32
+
+
+def test_sizes_are_those_of_all_files_that_can_be_read(odd_pictures: Path, tmp_path: Path) -> None:
+    images = scan(odd_pictures).parts["train"]
+    found = measure(images)
+    assert found is not None
+    expected = []
+    for name in images.ids:
+        with Image.open(odd_pictures / name) as image:
+            expected.append((image.height, image.width))
+    assert list(zip(found.heights.tolist(), found.widths.tolist(), strict=True)) == expected
+    assert found.median == statistics.median_high(min(size) for size in expected)
+    assert not found.is_sample
+    (tmp_path / "text.png").write_text("no picture")
+    assert measure(FileImages(Names.of(["text.png", "gone.png"]), np.zeros(2, np.int64), tmp_path)) is None
+
+
+def test_many_files_are_measured_by_a_sample_that_is_always_the_same(tmp_path: Path) -> None:
+    for side in (20, 40):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
+    # Pairs of a picture and its thumbnail, as a camera leaves them: every second one is small.
+    names = Names.of([f"{20 + 20 * (index % 2)}.png" for index in range(4000)])
+    images = FileImages(names, np.zeros(4000, np.int64), tmp_path)
+    one, other = measure(images), measure(images)
+    assert one is not None
+    assert other is not None
+    assert one.is_sample
+    assert len(one.heights) < 1000
+    assert np.array_equal(one.heights, other.heights)
+    assert one.share_below(30) == pytest.approx(0.5, abs=0.1)

@@ -1,0 +1,76 @@
+"""How large the pictures of a data set are, as their headers say; nothing here decodes pixels."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from tl_cli.data.images import Images, PackedImages
+from tl_cli.data.pictures import picture_size
+from tl_cli.errors import DataError
+
+# A header takes a tenth of a millisecond; a median of 500 pictures is within a few percentiles of that of all.
+_SAMPLE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Heights and widths of some pictures.
+
+    Attributes:
+        heights: (N,) int64, N > 0.
+        widths: (N,) int64.
+        is_sample: whether there are more pictures than these.
+    """
+
+    heights: np.ndarray
+    widths: np.ndarray
+    is_sample: bool = False
+
+    @classmethod
+    def of(cls, sizes: Sequence[tuple[int, int]], *, is_sample: bool = False) -> "Sizes | None":
+        """Return the sizes (height, width), None where there are none."""
+        if not sizes:
+            return None
+        heights, widths = np.array(sizes, dtype=np.int64).T
+        return cls(heights, widths, is_sample)
+
+    @property
+    def short_sides(self) -> np.ndarray:
+        """The shorter side of each picture, sorted."""
+        return np.sort(np.minimum(self.heights, self.widths))
+
+    @property
+    def median(self) -> int:
+        """Short side of the picture in the middle; of two in the middle that of the larger one."""
+        return int(self.short_sides[len(self.heights) // 2])
+
+    @property
+    def smallest(self) -> int:
+        """The smallest short side."""
+        return int(self.short_sides[0])
+
+    @property
+    def largest(self) -> int:
+        """The largest short side."""
+        return int(self.short_sides[-1])
+
+    def share_below(self, pixels: int) -> float:
+        """Return the share of pictures whose short side is below this."""
+        return float(np.mean(self.short_sides < pixels))
+
+
+def measure(images: Images) -> Sizes | None:
+    """Return the sizes of images, of many those of a fixed sample; None where no file can be read."""
+    if isinstance(images, PackedImages):
+        return Sizes.of([(images.pixels.shape[-2], images.pixels.shape[-1])])
+    chosen = np.arange(len(images))
+    if len(images) > _SAMPLE:
+        # At random: every tenth of a, a_small, b, b_small, ... would be of one kind.
+        chosen = np.sort(np.random.default_rng(0).choice(len(images), _SAMPLE, replace=False))
+    sizes = []
+    for index in chosen.tolist():
+        with suppress(DataError):
+            sizes.append(picture_size(images.root / images.ids[index]))
+    return Sizes.of(sizes, is_sample=len(chosen) < len(images))
