@@ -10,13 +10,23 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+
+def placed(side, resized, crop):
+    """Return which part of a side of the picture is seen, and where it lies in the network's input."""
+    if resized < crop:  # padded on both ends
+        first = (crop - resized) // 2
+        return 0, side, first, resized
+    first = round((resized - crop) / 2)  # the middle is cut out
+    return first * side / resized, (first + crop) * side / resized, 0, crop
+
+
 session = onnxruntime.InferenceSession(sys.argv[1])
 metadata = session.get_modelmeta().custom_metadata_map
 facts = {key: json.loads(metadata[key]) for key in ("classes", "preprocessing", "temperature")}
-resize, crop = facts["preprocessing"]["resize"], facts["preprocessing"]["crop"]
-method = Image.Resampling[facts["preprocessing"]["interpolation"].upper()]
+how = facts["preprocessing"]
+resize, crop, mode = how["resize"], how["crop"], how["crop_mode"]
 picture = Image.open(sys.argv[2])
-if pixel_range := facts["preprocessing"].get("pixel_range"):
+if pixel_range := how.get("pixel_range"):
     # Of pictures with more than 8 bits per channel; those of 8 bits are used as they are. Grey ones are read here; for
     # colours, white-is-zero TIFFs and PGMs see tl_cli/data/deep.py, which needs numpy and Pillow only.
     low, high = pixel_range
@@ -27,10 +37,21 @@ if pixel_range := facts["preprocessing"].get("pixel_range"):
     elif ";16" in str(picture.tile) or picture.mode in ("I", "F") or picture.format == "PPM":
         sys.exit("only grey pictures of more than 8 bits are read here")
 picture = ImageOps.exif_transpose(picture).convert("RGB")
-# The largest square in the middle, made so large, and the middle of that: crop_mode "center", which most weights have.
-picture = ImageOps.fit(picture, (resize, resize), method)
-edge = (resize - crop) // 2
-pixels = np.asarray(picture.crop((edge, edge, edge + crop, edge + crop)), np.float32).transpose(2, 0, 1)[None]
+short, long = sorted(picture.size)
+if mode == "squash":
+    sides = resize, resize
+elif mode == "border":  # the longer side to this length, then padded to a square
+    sides = [max(1, round(side / (long / resize))) for side in picture.size]
+else:  # the shorter side to this length, then cropped to a square
+    sides = [side * resize // short for side in picture.size]
+(left, right, x, width), (top, bottom, y, height) = (
+    placed(*each, crop) for each in zip(picture.size, sides, strict=True)
+)
+colour = tuple(round(255 * mean) for mean in how["mean"]) if mode == "border" else (0, 0, 0)
+square = Image.new("RGB", (crop, crop), colour)
+method = Image.Resampling[how["interpolation"].upper()]
+square.paste(picture.resize((width, height), method, box=(left, top, right, bottom)), (x, y))
+pixels = np.asarray(square, np.float32).transpose(2, 0, 1)[None]
 logits = session.run(None, {"images": pixels})[0][0] / facts["temperature"]
 probabilities = np.exp(logits - logits.max())
 probabilities /= probabilities.sum()

@@ -10,7 +10,7 @@ from tl_cli.contract import DataSpec
 from tl_cli.data.folder import scan
 from tl_cli.data.images import FileImages
 from tl_cli.data.names import Names
-from tl_cli.data.sizes import measure
+from tl_cli.data.sizes import Sizes, measure
 from tl_cli.data.sources import open_data
 
 
@@ -50,3 +50,24 @@ def test_many_files_are_measured_by_a_sample_that_is_always_the_same(tmp_path: P
     assert len(one.heights) < 1000
     assert np.array_equal(one.heights, other.heights)
     assert one.share_below(30) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        # 1 - 210 / 522
+        ([(210, 522)] * 3, "leaves out 60% of a typical picture (522 x 210 px)"),
+        ([(2000, 500), (300, 300), (400, 1000), (480, 640), (1000, 400)], "60% of a typical picture (1000 x 400 px)"),
+        ([(300, 400)] * 8 + [(100, 500)] * 2, "leaves out more than 40% of 20% of the pictures"),
+        ([(300, 400)] * 19 + [(100, 500)], None),
+        ([(1000, 1500)], None),
+    ],
+)
+def test_a_note_says_what_a_centre_crop_leaves_out(sizes: list[tuple[int, int]], said: str | None) -> None:
+    found = Sizes.of(sizes)
+    assert found is not None
+    note = found.crop_note()
+    assert (note is None) == (said is None)
+    if note is not None and said is not None:
+        assert said in note
+        assert "--resize pad or squash" in note

@@ -79,6 +79,13 @@ def test_images_of_one_size_need_no_words_about_it() -> None:
     assert "in a sample of 2" in recipes.resolve(MODEL, {}, sized(30, 32, is_sample=True)).origins["input_size"].why
 
 
+@pytest.mark.parametrize(("resize", "augment"), [("crop", "flip-crop"), ("squash", "flip"), ("pad", "flip")])
+def test_random_crops_do_not_cut_off_what_is_to_be_kept(resize: str, augment: str) -> None:
+    assert recipes.resolve({**MODEL, "resize": resize}, {}, PHOTOS).config.augment == augment
+    given = recipes.resolve({**MODEL, "resize": resize, "augment": "flip-crop"}, {}, PHOTOS)
+    assert (given.config.augment, given.config.resize) == ("flip-crop", resize)
+
+
 def test_few_tiny_images_are_moved_too_since_they_are_seen_often() -> None:
     assert recipes.resolve(MODEL, {}, replace(TINY, train_images=900)).config.augment == "flip-shift"
 
@@ -120,6 +127,7 @@ def test_nothing_frozen_means_one_rate() -> None:
         ({"lr": float("nan")}, "--lr nan"),
         ({"batch_size": 0}, "--batch-size 0"),
         ({"optimizer": "lion"}, "--optimizer lion"),
+        ({"resize": "stretch"}, "--resize stretch"),
         ({"std": (1.0, 0.0, 1.0)}, "--std must be positive"),
         ({"recipe": "blgo"}, "no recipe is called 'blgo'"),
         ({"val_fraction": 1.0}, "--val-fraction 1.0"),

@@ -85,6 +85,14 @@ def train(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            help="How pictures become square: crop (the centre), squash or pad (all of it).",
+            metavar="NAME",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(

@@ -12,6 +12,10 @@ from tl_cli.errors import DataError
 
 # A header takes a tenth of a millisecond; a median of 500 pictures is within a few percentiles of that of all.
 _SAMPLE = 500
+# A centre crop of 3:2 photographs, which networks are trained on, leaves out 33%, of 16:9 44%.
+_MUCH = 0.4
+# From this share of the pictures on, those that lose much are mentioned though most do not.
+_SOME = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,26 @@ class Sizes:
     def share_below(self, pixels: int) -> float:
         """Return the share of pictures whose short side is below this."""
         return float(np.mean(self.short_sides < pixels))
+
+    @property
+    def left_out(self) -> np.ndarray:
+        """Share of each picture that is outside the square in its middle."""
+        share: np.ndarray = 1 - np.minimum(self.heights, self.widths) / np.maximum(self.heights, self.widths)
+        return share
+
+    def crop_note(self) -> str | None:
+        """Return a note where a centre crop leaves out much of the pictures, else None."""
+        left_out = self.left_out
+        typical = int(np.argsort(left_out, kind="stable")[len(left_out) // 2])
+        affected = float(np.mean(left_out > _MUCH))
+        if left_out[typical] > _MUCH:
+            size = f"{self.widths[typical]} x {self.heights[typical]} px"
+            loss = f"{left_out[typical]:.0%} of a typical picture ({size})"
+        elif affected >= _SOME:
+            loss = f"more than {_MUCH:.0%} of {affected:.0%} of the pictures"
+        else:
+            return None
+        return f"the centre crop leaves out {loss}; --resize pad or squash keeps all of it"
 
 
 def measure(images: Images) -> Sizes | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tl_cli.contract import CropMode
 from tl_cli.errors import UsageError, suggest
 from tl_cli.fetch import write_text
 
@@ -15,6 +16,7 @@ RecipeName = Literal["default", "fast", "blog"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["constant", "cosine", "one-cycle", "plateau"]
 AugmentName = Literal["none", "shift", "flip", "flip-shift", "flip-crop", "blog"]
+ResizeName = Literal["crop", "squash", "pad"]
 AutoAugment = Literal["none", "randaugment", "trivialaugment"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -25,6 +27,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Statistics = tuple[Finite, Finite, Finite]
+
+CROP_MODES: dict[ResizeName, CropMode] = {"crop": "center", "squash": "squash", "pad": "border"}
 
 
 def phase_ends(freeze_epochs: int, epochs: int, stages: int) -> tuple[int, ...]:
@@ -75,6 +79,8 @@ class TrainConfig(BaseModel):
         class_weights: ``balanced`` weighs the loss of an image by the rarity of its class.
         sampler: ``balanced`` shows every class equally often.
         input_size: side of the network's input in pixels.
+        resize: how a picture becomes a square: its centre is cropped, it is squashed, or its shorter side is padded;
+            None is the weights' own way.
         pixel_range: numbers that become black and white in pictures of more than 8 bits per channel; None measures them
             on the training images.
         mean: channel statistics to use instead of the weights' own, for values in 0..1.
@@ -139,6 +145,7 @@ class TrainConfig(BaseModel):
     mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     cutmix: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     input_size: Annotated[int, Field(ge=8, le=2048)]
+    resize: ResizeName | None = None
     pixel_range: tuple[Finite, Finite] | None = None
     mean: Statistics | None = None
     std: Statistics | None = None

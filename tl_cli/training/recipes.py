@@ -229,7 +229,7 @@ def _fine_tuning(facts: Facts, given: Mapping[str, object], length: _Length) -> 
         "schedule": Setting("one-cycle", "ends each phase at a rate near zero"),
         "label_smoothing": Setting(0.1, "less overconfident answers"),
         "bn": _default_bn(facts),
-        "augment": _default_augment(facts),
+        "augment": _default_augment(facts, given),
         "sampler": _default_sampler(facts, given),
         "input_size": _default_input_size(facts),
         "feature_cache": Setting(True, "the frozen phase sees plain and mirrored images, computed once"),
@@ -249,13 +249,15 @@ def _default_bn(facts: Facts) -> Setting:
     return Setting("train", "there are no pretrained statistics")
 
 
-def _default_augment(facts: Facts) -> Setting:
+def _default_augment(facts: Facts, given: Mapping[str, object]) -> Setting:
     if not facts.mirrors:
         return Setting("shift", "a mirrored digit, letter or sign is another one")
     if facts.native_size is not None and facts.native_size < TINY_PIXELS:
         if facts.train_images < _SMALL:
             return Setting("flip-shift", "few images, seen often; a crop would leave little of a tiny image")
         return Setting("flip", "in a few epochs a shift costs more than it gives (83.1% against 82.6% validated)")
+    if given.get("resize") in ("squash", "pad"):
+        return Setting("flip", f"random crops would cut off the ends, which --resize {given['resize']} keeps")
     return Setting("flip-crop", "random resized crops suit photographs")
 
 

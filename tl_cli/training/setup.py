@@ -26,7 +26,7 @@ from tl_cli.models.graph import Network
 from tl_cli.models.regularising import set_dropout
 from tl_cli.models.zoo import Classifier
 from tl_cli.training import features, recipes
-from tl_cli.training.config import AugmentName, TrainConfig, check
+from tl_cli.training.config import CROP_MODES, AugmentName, TrainConfig, check
 from tl_cli.training.ema import Average
 from tl_cli.training.events import Observer, Worked
 from tl_cli.training.features import CachedFeatures, CachePlan, View
@@ -109,6 +109,12 @@ class Plan:
             magnitude=config.auto_magnitude,
             erasing=config.random_erasing,
         )
+
+    @property
+    def crop_note(self) -> str | None:
+        """A note where a centre crop leaves out much of the training images."""
+        is_cropped = self.classifier.preprocessing.crop_mode == "center"
+        return self.data.sizes.crop_note() if is_cropped and self.data.sizes is not None else None
 
     @property
     def images_per_step(self) -> int:
@@ -532,7 +538,8 @@ def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Class
         set_dropout(classifier, config.dropout)
     size = data.native_size
     is_tiny = size is not None and size < recipes.TINY_PIXELS
-    sized = classifier.preprocessing.at(config.input_size, whole=is_tiny)
+    crop_mode = None if config.resize is None else CROP_MODES[config.resize]
+    sized = classifier.preprocessing.at(config.input_size, whole=is_tiny, crop_mode=crop_mode)
     # The range belongs to the images, not to the weights.
     return replace(classifier, preprocessing=sized.model_copy(update={"pixel_range": config.pixel_range}))
 

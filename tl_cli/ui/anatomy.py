@@ -60,12 +60,13 @@ def print_tree(console: Console, title: str, lines: Sequence[str], root: Node, d
 def describe_preprocessing(how: Preprocessing) -> str:
     """Return how a picture becomes an input, in a line."""
     side = {"center": "short side", "squash": "both sides", "border": "long side"}[how.crop_mode]
+    square = "padded to" if how.crop_mode == "border" and how.resize <= how.crop else "centre"
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (how.mean, how.std))
     depth = (
         f", deeper than 8 bits: {how.pixel_range[0]:g} black, {how.pixel_range[1]:g} white" if how.pixel_range else ""
     )
     return (
-        f"{side} to {how.resize} px ({how.interpolation}), centre {how.crop} x {how.crop}, mean ({mean}), std ({std})"
+        f"{side} to {how.resize} px ({how.interpolation}), {square} {how.crop} x {how.crop}, mean ({mean}), std ({std})"
         f"{depth}"
     )
 

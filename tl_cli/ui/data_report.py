@@ -16,6 +16,7 @@ from tl_cli.contract import SplitName
 from tl_cli.data.balance import UNEVEN, imbalance
 from tl_cli.data.checks import Findings, Look, Twins
 from tl_cli.data.images import FileImages, Images
+from tl_cli.data.sizes import Sizes
 from tl_cli.data.sources import training_labels
 from tl_cli.errors import DataError, some
 from tl_cli.evaluation.suspicion import Suspect
@@ -50,7 +51,7 @@ def print_findings(console: Console, findings: Findings, doubts: Doubts | None) 
     _print_classes(console, findings)
     console.print()
     _print_files(console, findings)
-    for note in findings.found.notes:
+    for note in [*findings.found.notes, *_crop_notes(findings)]:
         console.print(plain(f"note: {note}", "yellow", limit=400))
     for fault in findings.found.faults:
         console.print(plain(f"a training is refused: {fault.splitlines()[0]}", "bad", limit=1000))
@@ -91,7 +92,7 @@ def as_data(findings: Findings, doubts: Doubts | None) -> dict[str, object]:
             {"file": findings.name(place), "levels": look.levels, "darkest": look.darkest, "brightest": look.brightest}
             for place, look in findings.flat()
         ],
-        "notes": list(found.notes),
+        "notes": [*found.notes, *_crop_notes(findings)],
         "faults": list(found.faults),
         "bad": [{"part": part, "file": each.name, "reason": each.reason} for part, each in findings.bad()],
         "duplicates": [_twins_as_data(findings, group) for group in findings.twins],
@@ -297,6 +298,12 @@ def _sizes(findings: Findings) -> dict[str, Any] | None:
         "shortest_side": [sides[0], sides[len(sides) // 2], sides[-1]],
         "one_size": len({look.size for look in _good(findings)}) == 1,
     }
+
+
+def _crop_notes(findings: Findings) -> list[str]:
+    sizes = Sizes.of([(height, width) for width, height in (look.size for look in _good(findings))])
+    note = None if sizes is None else sizes.crop_note()
+    return [] if note is None else [note]
 
 
 def _twins_as_data(findings: Findings, group: Twins) -> dict[str, object]:

@@ -25,14 +25,18 @@ from tl_cli.ui.progress import format_seconds
 def print_plan(console: Console, plan: Plan) -> None:
     """Print what will be trained on what, and what each part of the model does in each phase."""
     counts = ", ".join(f"{len(images):,} {name}" for name, images in plan.data.parts.items())
-    size = plan.classifier.preprocessing.crop
+    how = plan.classifier.preprocessing
+    shape = {"center": "", "squash": ", squashed", "border": ", padded"}[how.crop_mode]
+    counts += f", at {how.crop} px{shape}"
     console.print(plain(f"{plan.config.model}  {plan.classifier.weights.name}", "bold"))
-    console.print(plain(f"{plan.data.spec.source}: {len(plan.data.classes)} classes, {counts}, at {size} px"))
+    console.print(plain(f"{plan.data.spec.source}: {len(plan.data.classes)} classes, {counts}"))
     notes = [*plan.data.notes]
     if "test" not in plan.data.parts:
         notes.append("the data bring no test images: no test accuracy will be claimed")
     if not plan.classifier.head_is_new:
         notes.append("the head comes with the weights")
+    if plan.crop_note is not None:
+        notes.append(plan.crop_note)
     notes += plan.cache_notes
     for note in notes:
         console.print(plain(f"note: {note}", "yellow"))
