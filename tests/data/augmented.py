@@ -4,12 +4,13 @@ import hashlib
 
 import numpy as np
 import torch
+from torchvision.transforms.v2 import InterpolationMode
 
 from tl_cli.contract import Preprocessing
 from tl_cli.data import augmentation as augment
 from tl_cli.data import policies
 from tl_cli.data.augmentation import Augmentation
-from tl_cli.data.decoding import resize_crop
+from tl_cli.data.decoding import resize, resize_crop
 from tl_cli.data.policies import Op
 
 COLOURS = Augmentation(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, rotation=30)
@@ -23,7 +24,7 @@ def digest() -> str:
         indices = np.arange(31)
         boxes = augment.crop_boxes(Augmentation(min_area=0.2), 0, 1, indices, height, width)
         changed = [augment.resized_crops(images, boxes, size) for size in (16, 48)]
-        changed += [augment.resize_to(images, size) for size in (16, 48)]
+        changed += [resize(images, (size, size), InterpolationMode.BILINEAR) for size in (16, 48)]
         for mode in ("bilinear", "bicubic"):
             how = Preprocessing(resize=48, crop=32, interpolation=mode)
             changed += [resize_crop(images, how), resize_crop(images.to(memory_format=torch.channels_last), how)]

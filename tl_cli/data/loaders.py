@@ -20,6 +20,9 @@ from tl_cli.data.images import Images, PackedImages
 from tl_cli.randomness import Purpose, generator
 
 _BATCHES_AHEAD = 3
+# Large JPEGs are decoded with this many times the pixels of the smallest random crop, in each direction: less than for
+# evaluation (`decoding._SPARE`), since most crops are larger.
+_CROP_SPARE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +245,11 @@ class Loader:
         return images.to(self.device)
 
     def _decoded_side(self, settings: Augmentation | None) -> int:
-        """Return the short side with which large files are decoded so that no random crop has to be enlarged."""
+        """Return the short side with which large files are decoded, so that the smallest random crop is accurate."""
         if settings is None or settings.min_area == 1:
             return decoded_side(self.preprocessing)
         smallest = math.sqrt(settings.min_area * augment.CROP_RATIO)
-        return max(self.preprocessing.resize, math.ceil(self.preprocessing.crop / smallest / 2))
+        return max(self.preprocessing.resize, math.ceil(_CROP_SPARE / 2 * self.preprocessing.crop / smallest))
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
