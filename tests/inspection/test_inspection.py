@@ -79,11 +79,9 @@ def test_work_is_what_is_listed_elsewhere_and_every_part_is_within_its_parent(na
     assert root.activation_bytes > 0
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_t"])
-def test_memory_is_what_autograd_keeps_for_real(name: str) -> None:
-    classifier = zoo.create(name, 10, weights="none")
-    model = classifier.model.eval()
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """Bytes of the storages that autograd keeps in a forward pass on the CPU, without parameters, buffers and images."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), images)}
     kept: dict[int, int] = {}
     alive = []
 
@@ -95,9 +93,42 @@ def test_memory_is_what_autograd_keeps_for_real(name: str) -> None:
         return tensor
 
     with saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.randn(1, 3, 64, 64))
-    # BatchNorm keeps two numbers a channel more on the meta device.
-    assert summarize(name, 10, 64).activation_bytes == pytest.approx(sum(kept.values()), rel=0.04)
+        model(images)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("resnet18", 64),
+        ("mobilenet_v3_small", 64),
+        ("swin_t", 64),
+        ("timm/swin_tiny_patch4_window7_224", 224),
+        # Fused attention, which keeps no matrix of weights.
+        ("vit_b_16", 64),
+        ("timm/vit_tiny_patch16_224", 96),
+        # Weights that are standardised once a step.
+        ("timm/nf_regnet_b0", 64),
+        ("timm/resnetv2_50x1_bit", 64),
+        ("timm/nfnet_f0", 64),
+    ],
+)
+def test_memory_is_what_autograd_keeps_of_each_image_for_real(name: str, size: int) -> None:
+    options = zoo.options_for(name, size)
+    model = zoo.build(name, 10, options).eval()
+    two, four = (kept_for_real(model, torch.rand(count, 3, size, size)) for count in (2, 4))
+    assert summarize(name, 10, size, options).activation_bytes == pytest.approx((four - two) / 2, rel=0.05)
+
+
+def test_work_of_fused_attention_is_that_of_its_two_products() -> None:
+    """On the meta device, where the work is listed, attention is not fused; on the processor it is."""
+    name = "timm/vit_tiny_patch16_224"
+    model = zoo.build(name, 10, zoo.options_for(name, 96)).eval()
+    with torch.no_grad(), counting.Counting() as counted:
+        model(torch.rand(1, 3, 96, 96))
+    on_meta = counting.count(name, 96, 10)
+    assert on_meta is not None
+    assert counted.flops == 2 * on_meta.multiply_adds
 
 
 def test_a_list_of_blocks_costs_what_its_blocks_cost() -> None:

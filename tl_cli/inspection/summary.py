@@ -1,5 +1,6 @@
-"""The tree of a model: types, shapes, parameters, work and memory. Runs on the meta device: no weights, no data."""
+"""The tree of a model: types, shapes, parameters, work and memory. Runs on fake tensors: no weights, no data."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -7,11 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 
 from tl_cli.errors import UsageError, first_line
 from tl_cli.models import freezing, zoo
 from tl_cli.models.counting import Counting
+
+# Batches that are compared for what one more image costs: what a step keeps once, such as standardised weights, is in
+# both of them.
+_FEW, _MORE = 1, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +32,10 @@ class Node:
         parameters: with those of its children.
         trainable: of those, the ones that train while the backbone is frozen.
         multiply_adds: for one image, with those of its children: half of what torch's own formulas say.
-        activation_bytes: what autograd keeps of one image for the backward pass, in fp32, when everything trains; with
-            its children, and what several modules share with the first of them.
+        activation_bytes: what autograd keeps of each image for the backward pass, in fp32, when everything trains; with
+            its children, and what several modules share with the first of them. Without the images themselves and what
+            a step keeps once, whatever the batch. Attention as torch computes it on a CPU: where the fused kernel takes
+            the inputs (no bias that trains), its matrix of weights is not kept, as in a GPU's fused kernels.
         is_head: whether it produces the classes.
         children: in order.
     """
@@ -54,9 +63,8 @@ def summarize(name: str, num_classes: int, input_size: int, options: dict[str, i
     """
     with torch.device("meta"):
         model = zoo.build(name, num_classes, options)
-        images = torch.empty(1, 3, input_size, input_size)
     head = zoo.find_head(name)
-    costs = _measure(model, images)
+    costs = _measure(model.eval(), input_size)
     freezing.freeze_backbone(model, [model.get_submodule(part) for part in head])
     return _node("", model, head, costs)
 
@@ -86,9 +94,9 @@ class _Cost:
 class _Watch:
     """Notes what each module does, while a network runs once."""
 
-    costs: dict[str, _Cost]
     counting: Counting
     own: set[int]
+    costs: dict[str, _Cost] = field(default_factory=lambda: defaultdict(_Cost))
     saved: set[int] = field(default_factory=set)
     # Alive, so that no other comes to bear the number of one.
     kept: list[Tensor] = field(default_factory=list)
@@ -115,18 +123,29 @@ class _Watch:
             cost.output = tuple(output.shape)
 
 
-def _measure(model: nn.Module, images: Tensor) -> dict[str, _Cost]:
-    model.eval()
-    costs = {name: _Cost() for name, _ in model.named_modules()}
-    counting = Counting()  # type: ignore[no-untyped-call]
-    watch = _Watch(costs, counting, {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())})
+def _measure(model: nn.Module, side: int) -> dict[str, _Cost]:
+    """Return what each module does with one image, and what it keeps of each more."""
     try:
-        with _hooked(model, watch), saved_tensors_hooks(watch.keep, lambda kept: kept), counting:
-            model(images)
+        # Fake tensors are said to be on the CPU, so its kernels are chosen; the meta device has no fused attention.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            few, more = (_watched(model, torch.empty(count, 3, side, side)) for count in (_FEW, _MORE))
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        message = first_line(error)
-        raise UsageError(f"this model cannot take images of {tuple(images.shape[-2:])}: {message}") from error
-    return costs
+        raise UsageError(f"this model cannot take images of {(side, side)}: {first_line(error)}") from error
+    for name, cost in few.items():
+        cost.activation_bytes = (more[name].activation_bytes - cost.activation_bytes) // (_MORE - _FEW)
+    return few
+
+
+def _watched(model: nn.Module, images: Tensor) -> dict[str, _Cost]:
+    state = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    counting = Counting()  # type: ignore[no-untyped-call]
+    watch = _Watch(counting, {tensor.untyped_storage()._cdata for tensor in (*state.values(), images)})
+    with _hooked(model, watch), saved_tensors_hooks(watch.keep, lambda kept: kept), counting:
+        functional_call(model, state, (images,))
+    return watch.costs
 
 
 @contextmanager

@@ -19,6 +19,13 @@ from tl_cli.models import zoo
 # As published, with ImageNet's classes.
 _CLASSES = 1000
 _SAVE_EVERY = 20
+_FORMULAS = {
+    # The CPU's fused attention has no formula of its own, and does what the GPU's does.
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+    **flop_registry,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,7 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        formula = _FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.flops += formula(*args, **(kwargs or {}), out_val=result)
         return result

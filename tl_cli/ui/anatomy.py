@@ -50,7 +50,10 @@ def print_tree(console: Console, title: str, lines: Sequence[str], root: Node, d
     facts = [
         ("parameters", f"{root.parameters:,}, of which the head has {root.trainable:,}"),
         ("multiply-adds", f"{format_count(root.multiply_adds, '-')} an image"),
-        ("activations", f"{_bytes(root.activation_bytes)} an image are kept to train everything, in fp32"),
+        (
+            "activations",
+            f"{_bytes(root.activation_bytes)} per image to train everything, in fp32 (attention fused as on a CPU)",
+        ),
         *(("head" if number == 0 else "", reason) for number, reason in enumerate(head_reason(root))),
         ("preprocessing", describe_preprocessing(how)),
     ]
