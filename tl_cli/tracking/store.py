@@ -50,8 +50,11 @@ PARENT_TAG = "tl.compares"
 CHILD_TAG = "mlflow.parentRunId"
 _BEST = "best/val_accuracy"
 # Their lines would break a live screen; what MLflow logs before it raises is told by whoever catches it.
-for _name, _level in (("mlflow", logging.ERROR), ("alembic", logging.ERROR), ("mlflow.store.db", logging.CRITICAL)):
-    logging.getLogger(_name).setLevel(_level)
+for _name in ("mlflow", "alembic"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+# System metrics that cannot be recorded are an error to MLflow; a store that fails has a warning of ours by then.
+for _name in ("mlflow.store.db", "mlflow.system_metrics", "mlflow.tracking.fluent"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"mlflow\.")
 # Of a run that nobody could end, MLflow would say FINISHED as the process exits, and nothing resumes what is finished.
 atexit.unregister(getattr(mlflow.tracking.fluent, "_safe_end_run", None) or (lambda: None))
