@@ -17,5 +17,8 @@ request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "a
 with urllib.request.urlopen(request) as response:
     answers = json.load(response)["predictions"]
 for picture, answer in zip(pictures, answers, strict=True):
-    # Beside these two, each answer has the probability of every class under its name.
+    if answer.get("error"):
+        print(f"{picture}: {answer['error']}")
+        continue
+    # Each answer also has the probability of every class under its name.
     print(f"{picture}: {answer['label']} ({answer['probability']:.1%})")

@@ -12,5 +12,6 @@ import pandas as pd
 model_id, *pictures = sys.argv[1:]
 model = mlflow.pyfunc.load_model(f"models:/{model_id}")
 answers = model.predict(pd.DataFrame({"image": [Path(picture).read_bytes() for picture in pictures]}))
-for picture, label, probability in zip(pictures, answers["label"], answers["probability"], strict=True):
-    print(f"{picture}: {label} ({probability:.1%})")
+for picture, answer in zip(pictures, answers.to_dict("records"), strict=True):
+    # The column is there if a picture has no prediction.
+    print(f"{picture}: {answer.get('error') or '{label} ({probability:.1%})'.format(**answer)}")

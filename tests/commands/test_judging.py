@@ -645,6 +645,12 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
     server = subprocess.Popen([*command, "--env-manager", "local"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               start_new_session=True, env={**os.environ, "PATH": path})  # fmt: skip
     url, pictures = f"http://127.0.0.1:{port}", [colours / "test" / name / "001.png" for name in ("red", "blue")]
+
+    def ask(body: dict[str, object]) -> list[dict[str, object]]:
+        data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/invocations", data, kind), timeout=30) as response:
+            return json.loads(response.read(), parse_constant=pytest.fail)["predictions"]
+
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -657,11 +663,29 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
                 time.sleep(0.3)
         script = Path(__file__).parents[2] / "examples" / "ask_server.py"
         shown = subprocess.run([sys.executable, script, url, *pictures], capture_output=True, text=True, check=True)
-        encoded = [[base64.b64encode(path.read_bytes()).decode()] for path in pictures]
-        body = json.dumps({"dataframe_split": {"columns": ["image"], "data": encoded}}).encode()
-        request = urllib.request.Request(f"{url}/invocations", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as response:
-            rows = json.load(response)["predictions"]
+        texts = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
+        rows = ask({"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts]}})
+        for body in (
+            {"dataframe_records": [{"image": text} for text in texts]},
+            {"instances": [{"image": text} for text in texts]},
+            {"instances": texts},
+            {"inputs": {"image": texts}},
+            {"inputs": texts},
+            {"inputs": [{"image": text} for text in texts]},
+        ):
+            assert ask(body) == rows, body.keys()
+        assert ask({"inputs": texts[:1]}) == [pytest.approx(rows[0])]
+        url_and_wrapped = [f"data:image/png;base64,{texts[0]}", base64.encodebytes(pictures[1].read_bytes()).decode()]
+        assert "\n" in url_and_wrapped[1].strip()
+        assert ask({"dataframe_records": [{"image": text} for text in url_and_wrapped]}) == rows
+        for body in (
+            {"inputs": [texts[0], "%%%", texts[1]]},
+            {"instances": [{"image": t} for t in (texts[0], "", texts[1])]},
+        ):
+            first, bad, last = ask(body)
+            assert [first, last] == [pytest.approx({**row, "error": None}) for row in rows]
+            assert {key for key, value in bad.items() if value is not None} == {"error"}
+        assert ask({"dataframe_split": {"columns": ["image"], "data": []}}) == []
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(30)
@@ -672,3 +696,50 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
         assert row["label"] == card.classes[int(expected.probabilities.argmax())]
         assert [row[name] for name in card.classes] == pytest.approx(expected.probabilities.tolist(), abs=1e-5)
         assert line.startswith(f"{expected.path}: {row['label']} (")
+
+
+BAD_PICTURES = {
+    b"rubbish": "not a picture of a known format",
+    "%%%": "not base64",
+    "aGVsbG8gd29ybGQ=": "not a picture of a known format",
+    "data:image/png,abc": "must be base64",
+    None: "not NoneType",
+    7: "not int",
+}
+
+
+@pytest.mark.parametrize("names", [("label", "probability", "error"), ("class:label", "label", "image")])
+def test_classes_and_mistakes_have_columns_of_their_own(
+    there: Store, colours: Path, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    import pandas as pd
+    from mlflow.pyfunc.scoring_server import predictions_to_json
+
+    classifier, card = zoo.restore(folder_of(there, "good"))
+    bundle.save(tmp_path / "model", classifier.model, card.model_copy(update={"classes": names}))
+    with mlflow.start_run(experiment_id=there.experiment("elsewhere")):
+        served = mlflow.pyfunc.load_model(f"models:/{log_model(tmp_path / 'model', Naming('odd', {}))}")
+    paths = [colours / "test" / name / "001.png" for name in ("red", "blue")]
+    expected = torch.stack([each.probabilities for each in predict(classifier, map(str, paths))])
+    images = [path.read_bytes() for path in paths]
+    columns = {"label": "class:label", "probability": "class:probability", "error": "class:error",
+               "class:label": "class:class:label", "image": "image"}  # fmt: skip
+
+    answers = served.predict(pd.DataFrame({"image": images}, index=[7, 9]))
+    assert list(answers.columns) == ["label", "probability", *(columns[name] for name in names)]
+    assert answers.index.tolist() == [7, 9]
+    assert answers["label"].tolist() == [names[place] for place in expected.argmax(1)]
+    assert answers.iloc[:, 1:].to_numpy(dtype=float) == pytest.approx(
+        np.column_stack([expected.max(1).values, expected]), abs=1e-5
+    )
+
+    mixed = served.predict(pd.DataFrame({"image": [images[0], *BAD_PICTURES, images[1]]}))
+    text = io.StringIO()
+    predictions_to_json(mixed, text)
+    first, *bad, last = json.loads(text.getvalue(), parse_constant=pytest.fail)["predictions"]
+    for row, place in ((first, 0), (last, 1)):
+        assert row["error"] is None
+        assert [row[columns[name]] for name in names] == pytest.approx(expected[place].tolist(), abs=1e-5)
+    for row, reason in zip(bad, BAD_PICTURES.values(), strict=True):
+        assert reason in row.pop("error")
+        assert set(row.values()) == {None}

@@ -1,5 +1,6 @@
 """Which architectures there are, how one is built, and which of its modules are the head."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,8 +49,12 @@ class Classifier:
     temperature: float = 1.0
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities that the classifier gives: float32, of the shape (B, num_classes) of its logits."""
-        return (logits.float() / self.temperature).softmax(1)
+        """Return what the classifier predicts from its logits, (B, num_classes) float32.
+
+        A row is NaN where a logit is NaN or infinite.
+        """
+        scaled = logits.float() / self.temperature
+        return scaled.softmax(1).where(scaled.isfinite().all(1, keepdim=True), math.nan)
 
     @property
     def head_modules(self) -> list[nn.Module]:
