@@ -25,11 +25,13 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests.conftest import COLOURS, Result, train_in, write_pictures
-from tl_cli.contract import Calibration
+from tl_cli.contract import Calibration, Preprocessing, WeightsTag
 from tl_cli.data.images import describe
 from tl_cli.errors import Interrupted
 from tl_cli.evaluation.logits import load_answers
+from tl_cli.evaluation.predicting import Predictor
 from tl_cli.models import bundle, export, zoo
+from tl_cli.models.zoo import Classifier
 from tl_cli.tracking.comparisons import Parent
 from tl_cli.tracking.models import Naming, log_model
 from tl_cli.tracking.store import Store, open_store, short_id
@@ -212,13 +214,73 @@ def test_own_test_images_replaced_by_others_of_the_same_length_are_noticed(tl, w
     assert "not those" not in said.err
 
 
-def test_weights_that_are_broken_are_said_so(tl, there: Store, tmp_path: Path) -> None:
+def test_weights_that_are_broken_are_said_so(tl, broken: Path) -> None:
+    result = tl("eval", broken, "--json")
+    assert result.code == 2
+    assert "18 images with what is no number" in result.err
+
+
+@pytest.fixture
+def broken(there: Store, tmp_path: Path) -> Path:
+    """The good model with weights that are NaN."""
     classifier, card = zoo.restore(folder_of(there, "good"))
     torch.nn.init.constant_(next(classifier.model.parameters()), float("nan"))
     bundle.save(tmp_path / "broken", classifier.model, card)
-    result = tl("eval", tmp_path / "broken", "--json")
-    assert result.code == 2
-    assert "18 images with what is no number" in result.err
+    return tmp_path / "broken"
+
+
+def test_a_prediction_that_is_not_finite_is_an_error(tl, broken: Path, colours: Path) -> None:
+    pictures = [colours / "test" / "red" / f"00{n}.png" for n in range(2)]
+    for form, out in (("jsonl", ""), ("csv", "path,class,probability\n"), ("table", "")):
+        result = tl("predict", broken, *pictures, "--format", form, "--top", "1")
+        assert (result.code, result.out) == (1, out)
+        assert "2 of 2 pictures have no prediction" in result.err
+        for picture in pictures:
+            assert f"{picture}: the model returned NaN or infinity" in result.err
+
+
+class LogOfBrightness(torch.nn.Module):
+    """Logits that are finite for bright pictures, infinite for black ones, NaN for what is darker than that."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        brightness = images.mean((1, 2, 3)).log()
+        return torch.stack([brightness, -brightness, torch.zeros_like(brightness)], 1)
+
+
+def test_only_the_pictures_without_a_finite_prediction_are_errors(tmp_path: Path) -> None:
+    how = Preprocessing(resize=8, crop=8, mean=(0.2, 0.2, 0.2), std=(1, 1, 1))
+    classifier = Classifier("odd", LogOfBrightness(), ("head",), how, WeightsTag(name="none"))
+    colours = {"bright": 255, "zero": 51, "dark": 0, "grey": 128}
+    for name, value in colours.items():
+        Image.new("RGB", (8, 8), (value, value, value)).save(tmp_path / f"{name}.png")
+    paths = [tmp_path / f"{name}.png" for name in colours]
+    found = list(predict(classifier, map(str, paths)))
+    assert [each.probabilities is not None for each in found] == [True, False, False, True]
+    rows, errors = Predictor(classifier, ("a", "b", "c")).predict([path.read_bytes() for path in paths])
+    for place in (0, 3):
+        logit = np.log(list(colours.values())[place] / 255 - 0.2)
+        expected = softmax([logit, -logit, 0])
+        assert found[place].probabilities.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        assert rows[place].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        assert errors[place] == found[place].error == ""
+    for place in (1, 2):
+        assert rows[place].isnan().all()
+        assert errors[place] == found[place].error
+        assert errors[place].startswith("the model returned NaN or infinity")
+
+
+@pytest.mark.parametrize(
+    "view",
+    [("--drift", "--against", "none"), ("--residual",), ("--features",), ("--freeze-plan",), (), ("--worst", "2")],
+)
+def test_views_of_a_broken_model_are_json_or_an_error(tl, broken: Path, view: tuple[str, ...]) -> None:
+    result = tl("inspect", broken, *view, "--json")
+    if result.code == 0:
+        json.loads(result.out, parse_constant=pytest.fail)
+    else:
+        assert result.out == ""
+        assert result.err.startswith("error: ")
+        assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(
@@ -429,7 +491,7 @@ def test_predictions_go_on_past_what_cannot_be_read(tl, there: Store, colours: P
     assert result.code == 1
     said = [json.loads(line) for line in result.out.splitlines()]
     assert [each["path"] for each in said] == [str(pictures[0]), str(pictures[1])]
-    assert "2 of 4 pictures could not be read" in result.err
+    assert "2 of 4 pictures have no prediction" in result.err
     assert "torn.png" in result.err
     assert "gone.png: there is no such file" in result.err
     odd = tl("predict", "good", pictures[0], "x" * 300, "\0.png", "--format", "jsonl")

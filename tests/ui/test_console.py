@@ -1,11 +1,13 @@
 import io
+import json
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tl_cli.ui.console import plain, safe_text, settle_encoding
+from tl_cli.ui.console import csv_text, json_text, plain, safe_text, settle_encoding
 
 HOSTILE = st.text(st.one_of(st.characters(), st.sampled_from("\x1b\x9b\x07\r\n\u202e\u2066\ud800[/]\\")), max_size=300)
 
@@ -44,3 +46,17 @@ def test_a_c_locale_gets_ascii_in_a_terminal_only(monkeypatch: pytest.MonkeyPatc
     settle_encoding(terminal)
     settle_encoding(pipe)
     assert (terminal.encoding, pipe.encoding) == ("ascii", "utf-8")
+
+
+NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+
+
+@given(st.recursive(NUMBERS | st.text() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_what_is_printed_for_programs_is_json_whatever_the_numbers_are(data: object) -> None:
+    json.loads(json_text(data), parse_constant=pytest.fail)
+
+
+def test_numbers_that_json_and_csv_do_not_have_are_null_and_empty() -> None:
+    odd = {"a": math.nan, "b": [1.5, (math.inf, "NaN")], "c": -math.inf}
+    assert json.loads(json_text(odd)) == {"a": None, "b": [1.5, [None, "NaN"]], "c": None}
+    assert csv_text([["a", 1.5, math.nan, None, math.inf]]) == "a,1.5,,,\n"

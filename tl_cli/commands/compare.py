@@ -425,11 +425,10 @@ def _show(console: "Console", comparison: "Comparison", curves: "list[list[Histo
 
 
 def _json(comparison: "Comparison") -> str:
-    import json
-
     from tl_cli.evaluation.comparison import as_data
+    from tl_cli.ui.console import json_text
 
-    return json.dumps(as_data(comparison))
+    return json_text(as_data(comparison))
 
 
 def _write(folder: Path, comparison: "Comparison", curves: "list[list[History]]") -> list[Path]:

@@ -1,6 +1,5 @@
 """``tl data``: the labelled images that ``--data`` knows by name; and the doctor for your own."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -72,7 +71,7 @@ def check(
     from tl_cli.data.checks import examine
     from tl_cli.data.sources import open_source
     from tl_cli.training.machine import default_workers
-    from tl_cli.ui.console import make_console
+    from tl_cli.ui.console import json_text, make_console
     from tl_cli.ui.data_report import as_data, print_findings
     from tl_cli.ui.progress import FileProgress
 
@@ -86,7 +85,7 @@ def check(
         findings = examine(found, workers=threads, progress=progress)
         doubts = _doubts(found, findings, model, most, device or "auto", threads, progress) if labels else None
     if as_json:
-        typer.echo(json.dumps(as_data(findings, doubts), indent=2))
+        typer.echo(json_text(as_data(findings, doubts), indent=2))
     else:
         print_findings(console, findings, doubts)
     if strict and (
@@ -137,8 +136,9 @@ def _doubts(
 
 def _sets() -> str:
     from tl_cli.data.catalogue import SETS
+    from tl_cli.ui.console import json_text
 
-    return json.dumps(
+    return json_text(
         [
             {
                 "name": row.name,

@@ -169,13 +169,12 @@ def _write(folder: Path, measured: "Measured", judgement: "Judgement", classes: 
 
 
 def _json(measured: "Measured", judgement: "Judgement", classes: tuple[str, ...]) -> str:
-    import json
-
     from tl_cli.evaluation.judgement import as_data
+    from tl_cli.ui.console import json_text
 
     about = {"data": measured.source, "split": measured.part, "digest": measured.split.digest,
              "missing": list(measured.missing), "notes": list(measured.notes)}  # fmt: skip
-    return json.dumps({**about, **as_data(judgement, classes, measured.images.ids.tolist())})
+    return json_text({**about, **as_data(judgement, classes, measured.images.ids.tolist())})
 
 
 def _csv(judgement: "Judgement", classes: tuple[str, ...]) -> str:

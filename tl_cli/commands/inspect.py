@@ -1,6 +1,5 @@
 """``tl inspect``: what is inside a model. The views themselves are in ``views.py``."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -161,7 +160,7 @@ def inspect(
         },
     )
     from tl_cli.commands import views as seen
-    from tl_cli.ui.console import make_console
+    from tl_cli.ui.console import json_text, make_console
     from tl_cli.ui.progress import FileProgress
 
     console = make_console(quiet=quiet)
@@ -196,7 +195,7 @@ def inspect(
         else:
             view = seen.tree(wanted, num_classes, depth)
     if as_json:
-        typer.echo(json.dumps(view.data))
+        typer.echo(json_text(view.data))
     else:
         view.show(console)
     for path in _keep(view, wanted, output=output, log=log):
@@ -251,7 +250,8 @@ def _keep(view: "View", wanted: "Wanted", *, output: Path | None, log: bool) -> 
 
 def _write(view: "View", folder: Path) -> list[Path]:
     from tl_cli.fetch import write_text
+    from tl_cli.ui.console import json_text
 
     path = folder / f"{view.name}.json"
-    write_text(path, json.dumps(view.data) + "\n")
+    write_text(path, json_text(view.data) + "\n")
     return [path, *view.save(folder)]

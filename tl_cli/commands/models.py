@@ -170,9 +170,9 @@ def _nothing(wanted: "Wanted", source: str | None) -> str:
 
 
 def _json(rows: "list[Row]") -> str:
-    import json
+    from tl_cli.ui.console import json_text
 
-    return json.dumps(
+    return json_text(
         [
             {
                 "name": row.name,

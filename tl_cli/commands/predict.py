@@ -103,5 +103,5 @@ def _report(failed: "list[Prediction]", done: int) -> NoReturn:
     from tl_cli.ui.console import print_error
 
     lines = [each.error if each.path in each.error else f"{each.path}: {each.error}" for each in failed]
-    print_error(f"{len(failed):,} of {done:,} pictures could not be read:\n" + "\n".join(lines))
+    print_error(f"{len(failed):,} of {done:,} pictures have no prediction:\n" + "\n".join(lines))
     raise typer.Exit(1)

@@ -1,7 +1,5 @@
 """``tl runs``: what has been recorded; closing what died, removing what is not wanted, and what tells runs apart."""
 
-import json
-import math
 import re
 import sys
 import time
@@ -386,16 +384,9 @@ def _find(store: "Store", names: Sequence[str], *, or_removed: bool = False) -> 
 
 
 def _print_json(data: object) -> None:
-    typer.echo(json.dumps(_without_nan(data), indent=2))
+    from tl_cli.ui.console import json_text
 
-
-def _without_nan(data: object) -> object:
-    """Return the same with null for what is no number: JSON has none."""
-    if isinstance(data, dict):
-        return {key: _without_nan(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_without_nan(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    typer.echo(json_text(data, indent=2))
 
 
 def _as_data(facts: "RunFacts") -> dict[str, object]:

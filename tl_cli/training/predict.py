@@ -16,6 +16,7 @@ from tl_cli.data.decoding import normalise, read_input
 from tl_cli.data.loaders import Batch
 from tl_cli.errors import DataError
 from tl_cli.evaluation.logits import outputs
+from tl_cli.evaluation.predicting import NOT_FINITE
 from tl_cli.models.zoo import Classifier
 from tl_cli.training.config import DeviceName
 from tl_cli.training.machine import Autocasting, Machine, choose_device, default_workers
@@ -30,8 +31,8 @@ class Prediction:
 
     Attributes:
         path: as it was named.
-        probabilities: (num_classes,) float32; None where the picture cannot be decoded.
-        error: why it cannot, else empty.
+        probabilities: (num_classes,) float32; None where the picture cannot be decoded, or the model returns NaN.
+        error: the reason, else empty.
     """
 
     path: str
@@ -78,8 +79,14 @@ def predict(
     for _, logits in outputs(network, batches(), at_once=machine.at_once):
         rows = iter(classifier.probabilities(logits).cpu())
         yield from (
-            each if isinstance(each, Prediction) else Prediction(each, next(rows)) for each in underway.popleft()
+            each if isinstance(each, Prediction) else _prediction(each, next(rows)) for each in underway.popleft()
         )
+
+
+def _prediction(path: str, probabilities: Tensor) -> Prediction:
+    if probabilities.isfinite().all():
+        return Prediction(path, probabilities)
+    return Prediction(path, None, NOT_FINITE)
 
 
 def _decoded(

@@ -3,10 +3,12 @@
 import codecs
 import csv
 import io
+import json
+import math
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -82,12 +84,29 @@ def plain(value: object, style: str = "", *, limit: int = 200) -> Text:
     return Text(safe_text(value, limit=limit), style=style)
 
 
+def json_text(data: object, *, indent: int | None = None) -> str:
+    """Return data as JSON, with null for NaN and infinity, which JSON does not have."""
+    return json.dumps(_finite(data), indent=indent, allow_nan=False)
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as CSV in which names are safe text, uncut: CSV itself has no way to write what a terminal obeys."""
+    """Return rows as CSV: names as safe text, uncut, since CSV has no way to write what a terminal obeys.
+
+    What is unknown (None, NaN, infinity) is an empty cell.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     for row in rows:
-        table.writerow([safe_text(cell, limit=10 * len(cell)) if isinstance(cell, str) else cell for cell in row])
+        cells = (_finite(cell) for cell in row)
+        table.writerow([safe_text(cell, limit=10 * len(cell)) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
 
 

@@ -1,6 +1,5 @@
 """Predictions as they come: lines in a terminal, JSON lines, CSV."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from tl_cli.contract import PixelRange
 from tl_cli.data.decoding import decode
-from tl_cli.ui.console import csv_text, safe_text, shortened
+from tl_cli.ui.console import csv_text, json_text, safe_text, shortened
 from tl_cli.ui.report import thumbnail
 
 _THUMBNAIL = 32
@@ -82,7 +81,7 @@ class JsonLines:
         """Write the object."""
         best = likeliest(probabilities, self._classes, self._top)
         answers = [{"class": name, "probability": round(probability, 6)} for name, probability in best]
-        _write(json.dumps({"path": path, "predictions": answers}) + "\n")
+        _write(json_text({"path": path, "predictions": answers}) + "\n")
 
     def close(self) -> None:
         """Write what is left."""
