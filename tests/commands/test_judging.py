@@ -607,6 +607,25 @@ def test_two_runs_are_compared_image_by_image(tl, there: Store, tmp_path: Path) 
     assert tl("compare", "good", "poor", "--no-speed", "--format", "markdown").out.startswith("| model | accuracy |")
 
 
+def test_what_was_set_differently_is_named_in_every_format(tl, there: Store) -> None:
+    found = {form: tl("compare", "good", "poor", "--no-speed", "--format", form).out
+             for form in ("table", "markdown", "csv", "json")}  # fmt: skip
+    # As the two commands above say; the learning rate after unfreezing has no use for the poor one, and is another one.
+    epochs = json.loads(found["json"])["differences"]["epochs"]
+    assert (epochs["good"] > epochs["poor"], epochs["poor"]) == (True, "1")
+    assert json.loads(found["json"])["differences"]["steps"] == {"good": "40", "poor": "-"}
+    assert "weights" not in json.loads(found["json"])["differences"]
+    assert "seed" not in json.loads(found["json"])["differences"]
+    assert json.loads(found["json"])["caution"].endswith("does not tell which architecture is better")
+    rows = {row["model"]: row["different_settings"].split(";") for row in csv.DictReader(io.StringIO(found["csv"]))}
+    assert "steps=40" in rows["good"]
+    assert "epochs=1" in rows["poor"]
+    for text in (found["table"], found["markdown"]):
+        said = " ".join(text.split())
+        assert "steps: good 40; poor -" in said
+        assert "does not tell which architecture is better" in said
+
+
 def test_a_folder_is_compared_with_a_run_on_other_images(tl, there: Store, tmp_path: Path) -> None:
     write_pictures(tmp_path / "new", COLOURS, 5)
     result = tl(

@@ -5,7 +5,18 @@ import pytest
 import torch
 
 from tl_cli.errors import UsageError
-from tl_cli.evaluation.comparison import Contender, Cost, Training, advice, as_data, compare_all, rows, verdicts
+from tl_cli.evaluation.comparison import (
+    Contender,
+    Cost,
+    Training,
+    advice,
+    as_data,
+    caution,
+    compare_all,
+    differences,
+    rows,
+    verdicts,
+)
 from tl_cli.evaluation.logits import Answers, KeptAnswers
 
 CLASSES = ("ant", "bee", "cow")
@@ -23,7 +34,8 @@ def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: boo
     return KeptAnswers(Answers(logits, labels_there), tuple(f"{i}.png" for i in order), classes)
 
 
-def contender(name: str, *rights: np.ndarray, cost: Cost = COST, **facts: float) -> Contender:
+def contender(name: str, *rights: np.ndarray, cost: Cost = COST, **facts: object) -> Contender:
+    facts = {"conditions": {"architecture": name}, **facts}
     return Contender(name, tuple(Training(f"{name}-{i}", kept(each), **facts) for i, each in enumerate(rights)), cost)
 
 
@@ -136,3 +148,47 @@ def test_a_model_that_was_trained_once_among_others_is_named() -> None:
     verdict, note = verdicts(found)
     assert "with 2 against 1 seeds" in verdict
     assert note.startswith("Trained once: b;")
+
+
+def compared(*conditions: dict[str, str] | None) -> tuple[dict[str, list[str]], str | None]:
+    """The differences and the caution for contenders a, b, ..., each less accurate than the one before."""
+    found = compare_all(
+        [contender("abc"[place], some_right(0.9 - place / 4, seed=place), conditions=each)
+         for place, each in enumerate(conditions)]
+    )  # fmt: skip
+    assert (verdicts(found)[0] == caution(found)) == (caution(found) is not None)
+    return differences(found), caution(found)
+
+
+def test_only_the_architecture_differs() -> None:
+    resnet = {"architecture": "resnet18", "weights": "pretrained (torchvision:resnet18)", "epochs": "9"}
+    mobile = {"architecture": "mobilenet", "weights": "pretrained (timm:mobilenet)", "epochs": "9"}
+    assert compared(resnet, mobile) == ({}, None)
+
+
+def test_different_settings_are_named_and_no_architecture_is_called_better() -> None:
+    resnet = {"architecture": "resnet18", "weights": "pretrained (torchvision:resnet18)", "epochs": "9"}
+    mobile = {"architecture": "mobilenet", "weights": "random", "epochs": "2"}
+    apart, said = compared(resnet, mobile)
+    assert apart == {"weights": ["pretrained", "random"], "epochs": ["9", "2"]}
+    assert said == (
+        "These models were trained with different settings (weights, epochs): the comparison is of these trained models "
+        "on these images, and does not tell which architecture is better"
+    )
+
+
+def test_of_one_architecture_one_different_setting_is_what_is_compared() -> None:
+    nine = {"architecture": "resnet18", "weights": "pretrained (a)", "epochs": "9"}
+    assert compared(nine, nine | {"epochs": "2"}) == ({"epochs": ["9", "2"]}, None)
+    # Other published weights of one architecture are a difference.
+    apart, said = compared(nine, nine | {"epochs": "2", "weights": "pretrained (b)"})
+    assert apart == {"weights": ["pretrained (a)", "pretrained (b)"], "epochs": ["9", "2"]}
+    assert said is not None
+    assert said.endswith("does not tell which setting makes the difference")
+
+
+def test_what_is_not_recorded_is_said_to_be_unknown() -> None:
+    apart, said = compared({"architecture": "resnet18", "epochs": "9"}, None)
+    assert apart == {"epochs": ["9", "?"]}
+    assert said is not None
+    assert said.startswith("It is not recorded how all of these models were trained: ")

@@ -322,13 +322,16 @@ def _contenders(
 
 def _training(target: "Target", kept: "dict[str, KeptAnswers]", how: _How, progress: "Progress") -> "Training":
     from tl_cli.evaluation.comparison import Training
+    from tl_cli.models import bundle
     from tl_cli.tracking.comparisons import training_of
     from tl_cli.tracking.history import read_history
+    from tl_cli.training.conditions import conditions
 
     answers = kept.get(target.name) or _answers(target, how, progress)
+    trained = conditions(bundle.read_card(target.folder))
     if target.store is None or target.run is None:
-        return Training(target.name, answers)
-    training = training_of(target.run, read_history(target.store, target.run), answers)
+        return Training(target.name, answers, conditions=trained)
+    training = replace(training_of(target.run, read_history(target.store, target.run), answers), conditions=trained)
     # Training images less others than the test images would be another gap.
     return training if how.data is None and how.split != "val" else replace(training, clean_train=None)
 

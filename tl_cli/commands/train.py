@@ -594,9 +594,13 @@ def _uri_flag(target: _Target) -> str:
 
 
 def _show_plan(plan: "Plan", console: "Console") -> None:
+    from tl_cli.training.conditions import random_backbone
+    from tl_cli.ui.console import print_warning
     from tl_cli.ui.summary import print_plan
 
     print_plan(console, plan)
+    for message in random_backbone(plan.config):
+        print_warning(message)
 
 
 def _show_dry_run(plan: "Plan", console: "Console", start_s: float) -> None:

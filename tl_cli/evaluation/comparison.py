@@ -1,7 +1,7 @@
 """Several classifiers side by side: how good, at which cost, and what of it can be claimed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import mean
 
@@ -12,6 +12,8 @@ from tl_cli.evaluation.logits import KeptAnswers
 from tl_cli.evaluation.metrics import Measure
 from tl_cli.evaluation.paired import LEVEL, Paired, compare, holm, mean_accuracy
 
+# How the value of the condition "weights" begins for published weights.
+PRETRAINED = "pretrained"
 # So many times as fast, or as small, before it is a reason to choose a model.
 _WORTH_SAYING = 1.2
 
@@ -26,6 +28,7 @@ class Training:
         clean_train: accuracy on clean training images, a fraction.
         train_seconds: in epochs.
         images_per_second: of fine-tuning, validation included.
+        conditions: settings that decide what was learned, as text by name.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Training:
     clean_train: float | None = None
     train_seconds: float | None = None
     images_per_second: float | None = None
+    conditions: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +155,51 @@ def compare_all(contenders: Sequence[Contender], data: str = "") -> Comparison:
     return Comparison(ranked, tuple(map(mean_accuracy, rights)), pairs, rights[0].shape[1], data)
 
 
+def differences(comparison: Comparison) -> dict[str, list[str]]:
+    """Return the settings, apart from the architecture, that were not the same for all, with one value per contender.
+
+    Values of several trainings of a contender are separated by commas; "?" stands for settings that are not recorded.
+    """
+    models = comparison.contenders
+    named = dict.fromkeys(name for model in models for each in model.trainings for name in each.conditions or ())
+    found = {name: [_values(model, name) for model in models] for name in named if name != "architecture"}
+    if len({_values(model, "architecture") for model in models}) > 1:
+        # Each architecture has published weights of its own.
+        shown = [PRETRAINED if value.startswith(PRETRAINED) else value for value in found.get("weights", [])]
+        found["weights"] = shown
+    return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def _values(model: Contender, name: str) -> str:
+    known = {each.conditions.get(name, "?") if each.conditions else "?" for each in model.trainings}
+    return ", ".join(sorted(known))
+
+
+def caution(comparison: Comparison) -> str | None:
+    """Return what may be concluded where the models were not trained alike; None where they were."""
+    apart = differences(comparison)
+    models = comparison.contenders
+    if any(each.conditions is None for model in models for each in model.trainings):
+        cause = "It is not recorded how all of these models were trained"
+    elif apart:
+        cause = f"These models were trained with different settings ({', '.join(apart)})"
+    else:
+        return None
+    names = {_values(model, "architecture") for model in models}
+    if len(names) == 1 and len(apart) == 1 and "?" not in names:
+        return None
+    about = (
+        "which setting makes the difference" if len(names) == 1 and "?" not in names else "which architecture is better"
+    )
+    return f"{cause}: the comparison is of these trained models on these images, and does not tell {about}"
+
+
 def verdicts(comparison: Comparison) -> list[str]:
     """Return one sentence a pair, in plain words, and what they are not about."""
     sentences = [_verdict(comparison, pair) for pair in comparison.pairs]
+    limits = caution(comparison)
+    if limits is not None:
+        sentences.insert(0, limits)
     single = [model.name for model in comparison.contenders if len(model.trainings) == 1]
     if 0 < len(single) < len(comparison.contenders):
         sentences.append(
@@ -212,11 +258,17 @@ def as_data(comparison: Comparison) -> dict[str, object]:
             for pair in comparison.pairs
         ],
         "advice": advice(comparison),
+        "differences": {
+            name: dict(zip((model.name for model in comparison.contenders), values, strict=True))
+            for name, values in differences(comparison).items()
+        },
+        "caution": caution(comparison),
     }
 
 
 def rows(comparison: Comparison) -> list[dict[str, object]]:
     """Return one row a model, the most accurate first; what is unknown is None."""
+    apart = differences(comparison)
     return [
         {
             "model": model.name,
@@ -234,8 +286,9 @@ def rows(comparison: Comparison) -> list[dict[str, object]]:
             "inference_images_per_second": model.cost.images_per_second,
             "train_seconds": model.train_seconds,
             "runs": [each.name for each in model.trainings],
+            "different_settings": [f"{name}={values[place]}" for name, values in apart.items()],
         }
-        for model, accuracy in zip(comparison.contenders, comparison.accuracies, strict=True)
+        for place, (model, accuracy) in enumerate(zip(comparison.contenders, comparison.accuracies, strict=True))
     ]
 
 
@@ -264,13 +317,7 @@ def _reordered(training: Training, order: list[int]) -> Training:
     kept = training.kept
     answers = type(kept.answers)(kept.answers.logits[order], kept.answers.labels[order])
     ids = tuple(kept.ids[place] for place in order)
-    return Training(
-        training.name,
-        KeptAnswers(answers, ids, kept.classes),
-        training.clean_train,
-        training.train_seconds,
-        training.images_per_second,
-    )
+    return replace(training, kept=KeptAnswers(answers, ids, kept.classes))
 
 
 def _difference(one: Training, other: Training) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_cli.evaluation.comparison import Comparison, Contender, advice, rows, verdicts
+from tl_cli.evaluation.comparison import Comparison, Contender, advice, differences, rows, verdicts
 from tl_cli.evaluation.metrics import Measure
 from tl_cli.training.history import History
 from tl_cli.ui import charts, pictures
@@ -44,6 +44,12 @@ def print_comparison(console: Console, comparison: Comparison, curves: Series) -
         console.print()
         console.print(Text(title, style="bold"))
         console.print(_table(columns, comparison.contenders, console))
+    apart = _differences(comparison)
+    if apart:
+        console.print()
+        console.print(Text("different settings", style="bold"))
+        for sentence in apart:
+            console.print(plain(f"- {sentence}", limit=4000))
     console.print()
     console.print(Text("what can be claimed", style="bold"))
     for sentence in verdicts(comparison):
@@ -74,9 +80,21 @@ def markdown(comparison: Comparison) -> str:
     about = f"{safe_text(comparison.data)}: {comparison.images:,} images; intervals are 95%; gap: clean training images"
     lines += ["", f"{about} less these; multiply-adds are of one image; inference and tuning in images/s.", ""]
     lines += [f"- {safe_text(sentence, limit=4000)}" for sentence in verdicts(comparison)]
+    apart = _differences(comparison)
+    if apart:
+        lines += ["", "Different settings:", "", *(f"- {safe_text(sentence, limit=4000)}" for sentence in apart)]
     lines += ["", "When to choose which:", ""]
     lines += [f"- {safe_text(sentence, limit=4000)}" for sentence in advice(comparison)]
     return "\n".join(lines) + "\n"
+
+
+def _differences(comparison: Comparison) -> list[str]:
+    """Return a line for each setting that is not the same for all, with the value for each model."""
+    models = [model.name for model in comparison.contenders]
+    return [
+        f"{name}: " + "; ".join(f"{model} {value}" for model, value in zip(models, values, strict=True))
+        for name, values in differences(comparison).items()
+    ]
 
 
 def as_csv(comparison: Comparison) -> str:

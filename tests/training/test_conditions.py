@@ -1,0 +1,90 @@
+import pytest
+
+from tests.conftest import Result
+from tl_cli.contract import DataSpec, ModelCard, Preprocessing, Split, WeightsTag
+from tl_cli.training.conditions import conditions, random_backbone
+from tl_cli.training.config import validated
+
+SETTINGS: dict[str, object] = {
+    "model": "resnet18", "epochs": 6, "freeze_epochs": 2, "optimizer": "adamw", "lr": 1e-3, "unfreeze_lr": 6e-4,
+    "weight_decay": 0.01, "schedule": "one-cycle", "bn": "train", "augment": "flip", "input_size": 64,
+}  # fmt: skip
+
+
+def card(settings: dict[str, object], *, weights: str = "torchvision:x", digest: str = "a" * 16) -> ModelCard:
+    return ModelCard(
+        architecture="resnet18",
+        head=("fc",),
+        classes=("ant", "bee"),
+        preprocessing=Preprocessing(resize=64, crop=64),
+        weights=WeightsTag(name=weights),
+        data=DataSpec(source="here", layout="train/test", splits={"train": Split(count=1000, digest=digest)}),
+        recipe="default",
+        config=settings,
+        epoch=6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", 9), ("input_size", 96), ("augment", "none"), ("recipe", "blog"), ("seed", 1), ("mixup", 0.2), ("lr", 0.1)],
+)  # fmt: skip
+def test_a_setting_that_decides_what_is_learned_is_a_condition(name: str, value: object) -> None:
+    one, other = (conditions(card(validated(each).model_dump())) for each in (SETTINGS, {**SETTINGS, name: value}))
+    assert one is not None
+    assert other is not None
+    assert {key for key in one if one[key] != other[key]} == {name.replace("_", "-")}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("workers", 7), ("threads", 3), ("device", "cpu"), ("precision", "bf16"), ("log_every", 5), ("data", "elsewhere")],
+)
+def test_a_setting_of_the_machine_is_not(name: str, value: object) -> None:
+    one, other = (conditions(card(validated(each).model_dump())) for each in (SETTINGS, {**SETTINGS, name: value}))
+    assert one == other
+
+
+def test_images_are_compared_by_content_and_weights_by_kind() -> None:
+    settings = validated(SETTINGS).model_dump()
+    found = conditions(card(settings))
+    assert found is not None
+    assert (found["train images"], found["val images"]) == ("1,000 (aaaaaaaa)", "unknown")
+    assert found["weights"] == "pretrained (torchvision:x)"
+    assert conditions(card(settings, digest="b" * 16)) == found | {"train images": "1,000 (bbbbbbbb)"}
+    assert conditions(card(settings, weights="none")) == found | {"weights": "random"}
+    assert conditions(card(settings, weights="saved:best")) == found | {"weights": "saved:best ()"}
+
+
+def test_a_setting_that_an_old_model_does_not_have_means_its_default() -> None:
+    settings = validated(SETTINGS).model_dump()
+    old = {name: value for name, value in settings.items() if name not in ("mixup", "sampler", "steps")}
+    assert conditions(card(old)) == conditions(card(settings))
+    assert conditions(card({})) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ["stays frozen for 2 epochs: the head learns from random features"]),
+        ({"freeze_epochs": 1}, ["stays frozen for 1 epoch: "]),
+        ({"freeze_epochs": 6}, ["stays frozen for 6 epochs, the whole run: "]),
+        ({"freeze_epochs": 0}, []),
+        ({"freeze_epochs": 0, "unfreeze_stages": 3}, ["--unfreeze-stages 3 keeps its lower layers frozen"]),
+        ({"freeze_epochs": 0, "bn": "frozen"}, ["use --bn train"]),
+        ({"freeze_epochs": 6, "bn": "frozen"}, ["the whole run"]),
+        ({"weights": "default"}, []),
+    ],
+)
+def test_random_layers_that_stay_frozen_are_warned_of(changed: dict[str, object], said: list[str]) -> None:
+    found = random_backbone(validated({**SETTINGS, "weights": "none", **changed}))
+    assert len(found) == len(said)
+    assert all(part in message for part, message in zip(said, found, strict=True))
+
+
+def test_a_dry_run_warns_of_a_frozen_random_backbone(tl, colours) -> None:
+    options = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--data", colours, "--dry-run")
+    warned: Result = tl(*options, "--epochs", "3", "--freeze-epochs", "2")
+    assert warned.code == 0
+    assert "the backbone has random weights and stays frozen for 2 epochs" in " ".join(warned.err.split())
+    assert "random features" not in tl(*options).err

@@ -1,0 +1,73 @@
+"""Under which conditions a model was trained: the settings that decide what it learned."""
+
+from tl_cli.contract import ModelCard
+from tl_cli.evaluation.comparison import PRETRAINED
+from tl_cli.training.config import TrainConfig
+
+# They decide where and how fast a model trains, or what is kept of it.
+_MACHINE = {
+    "data_dir", "device", "precision", "layout", "threads", "fold", "probe", "workers", "feature_dtype",
+    "checkpoint_every", "log_every",
+}  # fmt: skip
+# What these say of the images is in the splits, by content; they are named where the splits differ.
+_DATA = {"data", "limit", "val_fraction", "split_seed", "on_bad_image"}
+_ELSEWHERE = {"model", "weights"}
+
+
+def conditions(card: ModelCard) -> dict[str, str] | None:
+    """Return the settings that decide what a model learned, as text by name; None if they are not recorded.
+
+    A setting that an older version did not have is what it meant then: its default.
+    """
+    if not card.config:
+        return None
+    known = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
+    config = known | card.config
+    found = {"architecture": card.architecture, "weights": _weights(card)}
+    for part in ("train", "val"):
+        split = card.data.splits.get(part)
+        found[f"{part} images"] = f"{split.count:,} ({split.digest[:8]})" if split else "unknown"
+    names = [name for name in TrainConfig.model_fields if name not in _MACHINE | _DATA | _ELSEWHERE]
+    return found | {name.replace("_", "-"): _text(config.get(name)) for name in names}
+
+
+def random_backbone(config: TrainConfig) -> list[str]:
+    """Return what to warn of where layers with random weights stay frozen: what follows learns from random features."""
+    if config.weights != "none":
+        return []
+    tuned = config.epochs - config.freeze_epochs
+    found = []
+    if config.freeze_epochs:
+        long = f"for {config.freeze_epochs} epoch{'s' if config.freeze_epochs > 1 else ''}"
+        if not tuned:
+            long += ", the whole run"
+        found.append(
+            f"the backbone has random weights and stays frozen {long}: the head learns from random features; "
+            "use --freeze-epochs 0, or pretrained weights"
+        )
+    if tuned and config.unfreeze_stages > 1:
+        found.append(
+            f"the backbone has random weights, and --unfreeze-stages {config.unfreeze_stages} keeps its lower layers "
+            "frozen until the last stage: use --unfreeze-stages 1, or pretrained weights"
+        )
+    if tuned and config.bn == "frozen":
+        found.append(
+            "the backbone has random weights and its BatchNorm statistics stay at their initial values: use --bn train"
+        )
+    return found
+
+
+def _weights(card: ModelCard) -> str:
+    """Return from which weights a training started: random, a person's own by name and digest, or published ones."""
+    name, digest = card.weights.name, (card.weights.sha256 or "")[:8]
+    if name == "none":
+        return "random"
+    return f"{name} ({digest})" if name.startswith(("saved:", "file:")) else f"{PRETRAINED} ({name})"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, list | tuple):
+        return " ".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
