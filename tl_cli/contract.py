@@ -139,6 +139,7 @@ class ModelCard(Fact):
         architecture: name in the zoo.
         build_options: arguments of the architecture that depend on the weights (ViT's image_size).
         head: qualified names of the modules that produce the classes.
+        head_start: what of the head came with the weights; None without weights, and in folders of an earlier version.
         recipe: name of the recipe that trained it.
         config: the resolved training settings.
         epoch: the epoch that the weights are from, counted from 1.
@@ -155,6 +156,7 @@ class ModelCard(Fact):
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     weights: WeightsTag
+    head_start: str | None = None
     data: DataSpec
     recipe: str
     config: dict[str, object] = {}

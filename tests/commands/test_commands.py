@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 from PIL import Image
 
 from tests.conftest import COLOURS, Result, tl_process, write_pictures
@@ -95,7 +96,36 @@ def test_a_run_warms_the_next(tl, colours: Path) -> None:
         "train", "shufflenet_v2_x0_5", "--weights", run, "--data", colours, "--epochs", "1", "--freeze-epochs", "1"
     )
     assert result.code == 0, result.err
-    assert "the head comes with the weights" in result.out
+    assert "head: kept: the weights have the same 3 classes" in result.out
+
+
+def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_when_asked_for(tl, colours: Path) -> None:
+    run = train(tl, colours)
+    folder = open_store(None).model_folder(open_store(None).find(run))
+    write_pictures(Path("more"), {**COLOURS, "yellow": (220, 200, 40)}, 12)
+    options = ("train", "shufflenet_v2_x0_5", "--data", "more", "--epochs", "1", "--freeze-epochs", "1")
+    said = "head: 3 of 4 classes kept, matched by name; new: yellow"
+    assert said in tl(*options, "--weights", run, "--dry-run").out
+    assert tl(*options, "--weights", run, "--head", "new", "--dry-run").out.count("head: new (--head new)") == 1
+    result = tl(*options, "--weights", run)
+    assert result.code == 0, result.err
+    assert said in result.out
+    recorded = open_store(None).find("latest")
+    assert (recorded.data.params["head"], recorded.data.params["head_start"]) == ("None", said.removeprefix("head: "))
+    assert bundle.read_card(open_store(None).model_folder(recorded)).head_start == said.removeprefix("head: ")
+    # A file that says nothing of its classes.
+    safetensors.torch.save_file(safetensors.torch.load_file(folder / bundle.WEIGHTS_FILE), "bare.safetensors")
+    bare = (*QUICK, "--weights", "bare.safetensors", "--data", colours, "--dry-run")
+    assert "head: new: the weights do not name their 3 classes" in tl("train", *bare).out
+    assert "head: kept by position (--head keep)" in tl("train", *bare, "--head", "keep").out
+    for flags, problem in (
+        (("--weights", "bare.safetensors", "--head", "keep"), "a head for 3 classes and the data 4 classes"),
+        (("--weights", "none", "--head", "keep"), "--weights none has none"),
+        (("--head", "old"), "--head old"),
+    ):
+        refused = tl(*options, *flags)
+        assert refused.code == 2
+        assert problem in " ".join(refused.err.split())
 
 
 def test_photographs_of_many_sizes_stream(tl, workplace: Path) -> None:

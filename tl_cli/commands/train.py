@@ -101,6 +101,14 @@ def train(
             rich_help_panel=_LEARN,
         ),
     ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="new, or keep: the weights' head by position. Default: match its classes by name.",
+            metavar="NAME",
+            rich_help_panel=_LEARN,
+        ),
+    ] = None,
     mean: Annotated[
         Three | None,
         typer.Option(metavar="R G B", help="Channel means, instead of the weights' own.", rich_help_panel=_LEARN),

@@ -1,5 +1,6 @@
 """Pretrained weights: finding the file, checking it, reading it without pickled code, fitting it to a model."""
 
+import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -16,6 +17,11 @@ from tl_cli import fetch
 from tl_cli.contract import Preprocessing, WeightsTag
 from tl_cli.errors import WeightsError, first_line
 from tl_cli.models import bundle
+
+# Under which keys checkpoints, or the groups of settings in them, name the classes of their outputs.
+_CLASS_KEYS = frozenset(
+    ("classes", "class_names", "categories", "label_names", "class_to_idx", "idx_to_class", "label2id", "id2label")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,8 @@ def from_path(spec: str) -> Pretrained:
         WeightsError: nothing is there, or it cannot be read.
     """
     path = Path(spec).expanduser()
+    if path.name == bundle.WEIGHTS_FILE and (path.parent / bundle.CARD_FILE).exists():
+        path = path.parent
     if path.is_dir():
         card = bundle.verified_card(path)
         file = path / bundle.WEIGHTS_FILE
@@ -74,7 +82,9 @@ def from_path(spec: str) -> Pretrained:
         raise WeightsError(f"no weights at {path}")
     if not path.is_file():
         raise WeightsError(f"{path} is no regular file")
-    return Pretrained(state=read(path), tag=WeightsTag(name=f"file:{path.name}", sha256=fetch.digest(path)))
+    state, facts = _opened(path)
+    tag = WeightsTag(name=f"file:{path.name}", sha256=fetch.digest(path))
+    return Pretrained(state=state, tag=tag, classes=_class_names(facts))
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -83,9 +93,16 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing, torn, holds something else, or would need to run code.
     """
+    return _opened(path)[0]
+
+
+def _opened(path: Path) -> tuple[dict[str, Tensor], Mapping[object, object]]:
+    """Return the tensors of a file as ``read`` does, and what else it says."""
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            with safetensors.safe_open(path, "pt") as file:
+                said = file.metadata() or {}
+            return safetensors.torch.load_file(path), said
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"cannot read weights from {path}: {first_line(error)}") from error
@@ -96,37 +113,48 @@ def read(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # of a pickle that is torn, whatever its bytes make of it
         raise WeightsError(f"{path} is not a readable weights file: {first_line(error)}") from error
-    return _tensors_of(content, path)
+    return _tensors_of(content, path), content
 
 
-def load(
-    model: nn.Module,
-    weights: Mapping[str, Tensor],
-    head: tuple[str, ...],
-    *,
-    name: str,
-    keep_head: bool = True,
-) -> bool:
-    """Load ``weights`` into ``model`` strictly, all but the head; return True when the head stays new.
+def _class_names(facts: Mapping[object, object]) -> tuple[str, ...] | None:
+    """Return the names of the outputs in the order of the outputs, where a checkpoint says them."""
+    for group in (facts, *(value for value in facts.values() if isinstance(value, Mapping))):
+        for key, value in group.items():
+            names = _in_order(value) if isinstance(key, str) and key.lower() in _CLASS_KEYS else None
+            if names:
+                return names
+    return None
+
+
+def _in_order(value: object) -> tuple[str, ...] | None:
+    """Return distinct names from a list, or from a mapping of names to numbers or of numbers to names; JSON too."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if isinstance(value, Mapping):
+        by_number = all(isinstance(name, str) for name in value.values())
+        numbered = {str(one if by_number else other): other if by_number else one for one, other in value.items()}
+        value = [numbered.get(str(number)) for number in range(len(value))]
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        return None
+    return tuple(value) if len(set(value)) == len(value) else None
+
+
+def load(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
+    """Load tensors into ``model`` strictly.
 
     Args:
-        head: names of the head's modules. They are loaded only when every shape fits and ``keep_head`` is set.
         name: of the weights, for messages.
 
     Raises:
         WeightsError: tensors are missing, left over or of the wrong shape.
     """
-    target, state = model.state_dict(), dict(weights)
-    in_head = [key for key in target if key.rpartition(".")[0] in head]
-    head_fits = keep_head and all(key in state and state[key].shape == target[key].shape for key in in_head)
-    if not head_fits:
-        state = {key: value for key, value in state.items() if key not in in_head}
-        state |= {key: target[key] for key in in_head}
-    problems = _misfits(state, target)
+    problems = _misfits(state, model.state_dict())
     if problems:
         raise WeightsError(f"{name} does not fit this architecture: {problems}")
     model.load_state_dict(bundle.with_versions(model, state), strict=True)
-    return not head_fits
 
 
 def _misfits(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,7 @@ from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
 from tl_cli.fetch import Progress, silent
 from tl_cli.models import bundle
 from tl_cli.models import weights as weights_files
+from tl_cli.models.heads import HeadChoice, HeadStart, choose_start, outputs_in, with_rows
 from tl_cli.models.names import PREFIX
 from tl_cli.models.source import Published, Source
 from tl_cli.models.timm_zoo import BundledSource, TimmSource, renamed
@@ -34,7 +35,7 @@ class Classifier:
         head: qualified names of the modules that produce the classes; everything else is backbone.
         preprocessing: of the weights, not of the architecture.
         weights: where the weights came from.
-        head_is_new: True when the head was initialised at random, False when it came with the weights.
+        head_start: which rows of the head came with the weights, and why; None where there are no weights.
         build_options: arguments of the architecture that depend on the weights (ViT's image_size).
         temperature: of the probabilities, from the saved model; 1 for any other.
     """
@@ -44,7 +45,7 @@ class Classifier:
     head: tuple[str, ...]
     preprocessing: Preprocessing
     weights: WeightsTag
-    head_is_new: bool = True
+    head_start: HeadStart | None = None
     build_options: dict[str, int] = field(default_factory=dict)
     temperature: float = 1.0
 
@@ -55,6 +56,11 @@ class Classifier:
         """
         scaled = logits.float() / self.temperature
         return scaled.softmax(1).where(scaled.isfinite().all(1, keepdim=True), math.nan)
+
+    @property
+    def head_is_new(self) -> bool:
+        """Whether no part of the head came with the weights."""
+        return self.head_start is None or self.head_start.is_new
 
     @property
     def head_modules(self) -> list[nn.Module]:
@@ -129,6 +135,7 @@ def create(
     input_size: int | None = None,
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
+    head: HeadChoice | None = None,
     drop_path: float | None = None,
     seed: int = 0,
     progress: Progress = silent,
@@ -138,11 +145,12 @@ def create(
     Args:
         num_classes: None is as many as the weights have, with their own head; 10 where they have none.
         weights: ``default``, a published name, ``none``, a ``.safetensors`` or ``.pth`` file, or a saved-model folder.
-        classes: names of the outputs; a saved model's head is kept only where its classes are the same.
+        classes: names of the outputs, by which rows of the weights' head are found; None: those of the weights.
         input_size: side of the input in pixels, for architectures whose parameters depend on it (ViT); None is the
             weights' own.
         mean: statistics for weights that carry none, or to use instead of theirs.
         std: the same.
+        head: ``new`` keeps nothing of the weights' head, ``keep`` all of it by position; None goes by the names.
         drop_path: largest rate of stochastic depth; None is the architecture's own.
         seed: of the new head, and of everything where there are no weights.
 
@@ -150,6 +158,7 @@ def create(
         UnknownModelError: no architecture has that name.
         WeightsError: the weights cannot be read or do not fit.
         DownloadError: they must be fetched and cannot be.
+        UsageError: their head is to be kept and is not for as many classes.
     """
     source = _source_of(name)
     architecture = source.architecture(name)
@@ -158,21 +167,26 @@ def create(
     if found is not None and found.architecture not in (None, architecture):
         raise WeightsError(f"the weights in {weights} are of {found.architecture}, not of {architecture}")
     if num_classes is None:
-        num_classes = _outputs_of(found, architecture)
-        classes = found.classes if found is not None else None
+        num_classes, classes = _outputs_of(found, architecture), None
     preprocessing = (found.preprocessing if found is not None else None) or default_preprocessing(name)
     options = dict(found.build_options) if found is not None else {}
     options |= source.options_for(name, input_size or preprocessing.crop)
     preprocessing = preprocessing.with_statistics(mean, std)
     model = _seeded(seed, lambda: build(name, num_classes, options, drop_path))
-    head = find_head(architecture)
-    _start_from_zero([model.get_submodule(part) for part in head])
+    axes, parts = _class_axes(architecture), find_head(architecture)
+    _start_from_zero([model.get_submodule(part) for part in parts])
     if found is None:
-        return Classifier(architecture, model, head, preprocessing, WeightsTag(name="none"), True, options)
-    state = _seeded(seed, lambda: source.adapt(name, model, found, options))
-    keep_head = found.classes is None or found.classes == classes
-    is_new = weights_files.load(model, state, head, name=found.tag.name, keep_head=keep_head)
-    return Classifier(architecture, model, head, preprocessing, found.tag, is_new, options)
+        return Classifier(architecture, model, parts, preprocessing, WeightsTag(name="none"), None, options)
+    state = dict(_seeded(seed, lambda: source.adapt(name, model, found, options)))
+    fresh = model.state_dict()
+    outputs = outputs_in(state, fresh, axes)
+    start = choose_start(head, count=num_classes, classes=classes, outputs=outputs, known=found.classes)
+    if start.is_new:
+        state |= {key: value for key, value in fresh.items() if key.rpartition(".")[0] in parts}
+    else:
+        state |= {key: with_rows(fresh[key], state[key], axis, start.rows) for key, axis in axes.items()}
+    weights_files.load(model, state, name=found.tag.name)
+    return Classifier(architecture, model, parts, preprocessing, found.tag, start, options)
 
 
 def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
@@ -183,13 +197,16 @@ def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
         DownloadError: they must be fetched and cannot be.
     """
     config = card.config
-    drop_path, seed = config.get("drop_path"), config.get("seed", 0)
+    drop_path, seed, head = config.get("drop_path"), config.get("seed", 0), config.get("head")
+    # Before there was a choice, the head of a file that names no classes was kept.
+    by_position = "head" not in config and card.weights.name.startswith("file:")
     was = create(
         str(config.get("model", card.architecture)),
         len(card.classes),
         weights=str(config.get("weights", "default")),
-        classes=card.classes,
+        classes=None if by_position else card.classes,
         input_size=card.preprocessing.crop,
+        head="new" if head == "new" else "keep" if head == "keep" else None,
         drop_path=drop_path if isinstance(drop_path, float) else None,
         seed=seed if isinstance(seed, int) else 0,
         progress=progress,
@@ -224,18 +241,26 @@ def build(
         raise UsageError(f"{name} cannot be built{asked}: {error}") from error
 
 
-@cache
 def find_head(name: str) -> tuple[str, ...]:
-    """Return the names of the modules that produce the classes.
+    """Return the names of the modules that produce the classes."""
+    return tuple(dict.fromkeys(key.rpartition(".")[0] for key in _class_axes(name)))
 
-    They are the modules whose own parameters change shape with the number of classes, seen by building the
-    architecture twice on the meta device: no list of layer names, no substring of a parameter's name.
+
+@cache
+def _class_axes(name: str) -> dict[str, int]:
+    """Return the names of the head's parameters, each with the axis of the classes.
+
+    They are the parameters that change shape with the number of classes, seen by building the architecture twice on
+    the meta device: no list of layer names, no substring of a parameter's name.
     """
     with torch.device("meta"):
         few, many = build(name, 7), build(name, 11)
     shapes = {key: parameter.shape for key, parameter in many.named_parameters()}
-    owners = (key.rpartition(".")[0] for key, value in few.named_parameters() if value.shape != shapes[key])
-    return tuple(dict.fromkeys(owners))
+    changed = {key: value.shape for key, value in few.named_parameters() if value.shape != shapes[key]}
+    return {
+        key: next(axis for axis, sizes in enumerate(zip(shape, shapes[key], strict=True)) if len(set(sizes)) == 2)
+        for key, shape in changed.items()
+    }
 
 
 def _source_of(name: str) -> Source:
@@ -281,8 +306,6 @@ def _outputs_of(found: Pretrained | None, architecture: str) -> int:
         return _USUAL_CLASSES
     if found.outputs is not None:
         return found.outputs or _USUAL_CLASSES
-    if found.classes is not None:
-        return len(found.classes)
     sizes = {len(found.state[f"{part}.weight"]) for part in find_head(architecture) if f"{part}.weight" in found.state}
     return sizes.pop() if len(sizes) == 1 else _USUAL_CLASSES
 
@@ -332,7 +355,7 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
         card.head,
         card.preprocessing,
         card.weights,
-        False,
+        choose_start(None, count=len(card.classes), classes=None, outputs=len(card.classes), known=None),
         card.build_options,
         card.calibration.temperature,
     )

@@ -184,6 +184,7 @@ class Recorder:
             **plan.config.model_dump(),
             "device": plan.machine.device.type,
             "weights": plan.classifier.weights.name,
+            "head_start": plan.classifier.head_start.reason if plan.classifier.head_start else "random",
             "preprocessing": plan.classifier.preprocessing.model_dump_json(),
             "num_classes": len(plan.data.classes),
         }

@@ -51,6 +51,8 @@ class TrainConfig(BaseModel):
     Attributes:
         model: name in the zoo.
         weights: ``default``, a published name, ``none``, a file, or a saved-model folder.
+        head: ``new`` starts with a new head, ``keep`` with that of the weights, class by class in their order. None
+            keeps the rows of classes that the weights name, and starts the others anew.
         data: a built-in set (``tl data`` lists them), a folder, a CSV, or a zip or tar of a folder.
         data_dir: where downloaded sets are kept; None is the user's cache folder.
         epochs: in all, frozen ones included; follows from ``steps`` where they are given.
@@ -105,6 +107,7 @@ class TrainConfig(BaseModel):
 
     model: str
     weights: str = "default"
+    head: Literal["new", "keep"] | None = None
     data: Annotated[str, Field(min_length=1)] = "cifar10"
     data_dir: str | None = None
     limit: Annotated[int, Field(ge=2)] | None = None
@@ -178,6 +181,8 @@ class TrainConfig(BaseModel):
             raise ValueError("--class-weights balanced and --sampler balanced would correct for rare classes twice")
         if self.freeze_until is not None and self.weights == "none":
             raise ValueError("--freeze-until with --weights none would leave those layers random for ever")
+        if self.head == "keep" and self.weights == "none":
+            raise ValueError("--head keep needs weights with a head, and --weights none has none")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("--std must be positive in every channel")
         if self.pixel_range is not None and self.pixel_range[0] >= self.pixel_range[1]:

@@ -30,11 +30,11 @@ def print_plan(console: Console, plan: Plan) -> None:
     counts += f", at {how.crop} px{shape}"
     console.print(plain(f"{plan.config.model}  {plan.classifier.weights.name}", "bold"))
     console.print(plain(f"{plan.data.spec.source}: {len(plan.data.classes)} classes, {counts}"))
+    if plan.classifier.head_start is not None:
+        console.print(plain(f"head: {plan.classifier.head_start.reason}", limit=4000))
     notes = [*plan.data.notes]
     if "test" not in plan.data.parts:
         notes.append("the data bring no test images: no test accuracy will be claimed")
-    if not plan.classifier.head_is_new:
-        notes.append("the head comes with the weights")
     if plan.crop_note is not None:
         notes.append(plan.crop_note)
     notes += plan.cache_notes

@@ -1,0 +1,104 @@
+"""Which rows of a head come with the weights: matched by the names of their classes, by position, or none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tl_cli.errors import UsageError, some
+
+HeadChoice = Literal["new", "keep"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadStart:
+    """Where the rows of a head come from.
+
+    Attributes:
+        rows: for each class the number of its row in the weights' head; None is a new row.
+        reason: what was decided and why, for people.
+    """
+
+    rows: tuple[int | None, ...]
+    reason: str
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no row comes with the weights."""
+        return all(row is None for row in self.rows)
+
+
+def choose_start(
+    choice: HeadChoice | None,
+    *,
+    count: int,
+    classes: tuple[str, ...] | None,
+    outputs: int | None,
+    known: tuple[str, ...] | None,
+) -> HeadStart:
+    """Return which rows of the weights' head are kept.
+
+    Args:
+        choice: None keeps the rows of classes that the weights name, ``keep`` all rows by position, ``new`` none.
+        count: how many classes the new head has.
+        classes: their names; None takes the weights' own order for granted.
+        outputs: how many classes the weights' head has; None where they have none that fits.
+        known: their names, where the weights say them.
+
+    Raises:
+        UsageError: the head is to be kept by position and has another number of classes, or there is none.
+    """
+    new, all_rows = (None,) * count, tuple(range(count))
+    if choice == "new":
+        return HeadStart(new, "new (--head new)")
+    if choice == "keep" and outputs != count:
+        has = f"a head for {outputs:,} classes" if outputs else "no head"
+        raise UsageError(f"--head keep: the weights have {has} and the data {count:,} classes; leave out --head keep")
+    if choice == "keep":
+        others = "; the weights name other classes, or another order" if known not in (None, classes) else ""
+        return HeadStart(all_rows, f"kept by position (--head keep){others}")
+    if outputs is None:
+        return HeadStart(new, "new: the weights have no head for this architecture")
+    if classes is None:
+        same = outputs == count
+        return HeadStart(all_rows if same else new, "kept" if same else f"new: the weights have {outputs:,} classes")
+    if known is None or len(known) != outputs:
+        advice = "; if they are the same in the same order: --head keep" if outputs == count else ""
+        return HeadStart(new, f"new: the weights do not name their {outputs:,} classes{advice}")
+    places = {name: place for place, name in enumerate(known)}
+    return HeadStart(tuple(map(places.get, classes)), _matched(classes, known))
+
+
+def _matched(classes: tuple[str, ...], known: tuple[str, ...]) -> str:
+    """Say what matching two sets of classes by name comes to."""
+    if classes == known:
+        return f"kept: the weights have the same {len(classes):,} classes"
+    added, lost = [name for name in classes if name not in known], len(set(known) - set(classes))
+    if len(added) == len(classes):
+        return f"new: none of the weights' {len(known):,} classes is among these"
+    kept = f"{len(classes) - len(added):,} of {len(classes):,} classes kept, matched by name"
+    return f"{kept}{f'; new: {some(added)}' if added else ''}{f'; {lost:,} of the weights not used' if lost else ''}"
+
+
+def outputs_in(state: Mapping[str, Tensor], target: Mapping[str, Tensor], axes: Mapping[str, int]) -> int | None:
+    """Return for how many classes tensors have a head that is otherwise of the shapes in ``target``; else None.
+
+    Args:
+        axes: for each parameter of the head, the axis of its classes.
+    """
+    sizes = set()
+    for key, axis in axes.items():
+        shape, expected = list(state[key].shape) if key in state else [], list(target[key].shape)
+        if shape[:axis] + shape[axis + 1 :] != expected[:axis] + expected[axis + 1 :] or len(shape) != len(expected):
+            return None
+        sizes.add(shape[axis])
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def with_rows(fresh: Tensor, trained: Tensor, axis: int, rows: tuple[int | None, ...]) -> Tensor:
+    """Return a new head's tensor with the rows of classes that are kept in their new places."""
+    places = torch.tensor([place for place, row in enumerate(rows) if row is not None])
+    kept = trained.index_select(axis, torch.tensor([row for row in rows if row is not None]))
+    return fresh.index_copy(axis, places, kept.to(fresh.dtype))
