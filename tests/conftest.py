@@ -13,6 +13,7 @@ import multiprocessing
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
@@ -122,6 +123,14 @@ def train_in(folder: Path, ready_database: Path, *commands: Sequence[str | Path]
     return folder
 
 
+def wait_for(condition: Callable[[], object], what: str, *, pause_s: float = 0.02) -> None:
+    """Wait until a condition holds. The deadline is for what never happens, not for what is slow."""
+    deadline = time.monotonic() + 1200
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} has not happened"
+        time.sleep(pause_s)
+
+
 @dataclass
 class Result:
     """What a command came to."""
@@ -189,7 +198,7 @@ def said_by(
     """Run ``tl`` in a folder as ``start_in`` does; return its exit code and what it said."""
     (folder / "said").unlink(missing_ok=True)
     process = start_in(folder, *arguments, prepare=prepare, **environment)
-    process.join(120)
+    process.join()
     return process.exitcode, (folder / "said").read_bytes().decode(errors="replace")
 
 

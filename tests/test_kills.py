@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,15 @@ TRAIN = ("train", "timm/test_efficientnet", "--weights", "none", "--input-size",
          "2", "--batch-size", "8", "--log-every", "1", "--workers", "0", "--checkpoint-every", "1", "--schedule", "one-cycle",
          "--threads", "1")  # fmt: skip
 TRIALS = 25
+STEPS = 24
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long a run takes here and now: from one step to the next, and before the first and after the last one."""
+
+    step_s: float
+    rest_s: float
 
 
 @dataclass(frozen=True)
@@ -37,32 +47,48 @@ class Ended:
 
 
 def run_tl(
-    folder: Path, *arguments: str, kill: "random.Random | None" = None, within: float = 0.0, writing: bool = False
+    folder: Path, *arguments: str, kill: "random.Random | None" = None, pace: Pace | None = None, writing: bool = False
 ) -> int | None:
-    """Run tl, killed at a random moment of its training if asked to; return how it ended.
+    """Run tl, killed near a random step of its training if asked to; return how it ended.
 
     Args:
-        within: seconds from its beginning within which it is killed.
         writing: kill it while a checkpoint is being written.
     """
     process = start_in(folder, *arguments, TL_CACHE_DIR=str(folder / "cache"))
     if kill is not None:
-        wait_for_card(process, folder)
-        # After the last step no checkpoint is written any more.
-        time.sleep(kill.uniform(0, within * (0.4 if writing else 1)))
-        deadline = time.monotonic() + 1
-        while writing and process.is_alive() and time.monotonic() < deadline:
-            if list(folder.glob("mlruns/*/*/state/.step-*.tmp")):
-                break
+        first = newest_step(folder)
+        # A fifth of them before the first step or after the last one, in what else a run does.
+        step = min(kill.randint(first, STEPS + 5), STEPS - 1 if writing else STEPS)
+        wait_until(process, lambda: is_described(folder) and newest_step(folder) >= step)
+        if writing:
+            # Missed, it was too quick to be seen.
+            wait_until(
+                process,
+                lambda: (
+                    any(folder.glob("mlruns/*/*/state/.step-*.tmp")) or newest_step(folder) > min(step + 1, STEPS - 1)
+                ),
+            )
+        else:
+            time.sleep(kill.uniform(0, pace.rest_s if step in (first, STEPS) else pace.step_s))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
-    process.join(120)
+    process.join()
     return process.exitcode
 
 
-def wait_for_card(process: BaseProcess, folder: Path) -> None:
-    while process.is_alive() and not list(folder.glob("mlruns/*/*/state/card.json")):
-        time.sleep(0.005)
+def wait_until(process: BaseProcess, condition: Callable[[], bool]) -> None:
+    while process.is_alive() and not condition():
+        time.sleep(0.002)
+
+
+def is_described(folder: Path) -> bool:
+    return any(folder.glob("mlruns/*/*/state/card.json"))
+
+
+def newest_step(folder: Path) -> int:
+    return max(
+        (int(path.stem.removeprefix("step-")) for path in folder.glob("mlruns/*/*/state/step-*.ckpt")), default=0
+    )
 
 
 def outcome_of(folder: Path) -> Ended:
@@ -78,29 +104,32 @@ def outcome_of(folder: Path) -> Ended:
     )
 
 
-def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, float]:
-    """Run tl once, undisturbed; return what came of it, and within how many seconds a run may be killed."""
+def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, Pace]:
+    """Run tl once, undisturbed; return what came of it, and how long its parts took."""
     folder.mkdir()
     shutil.copy(database, folder / "mlflow.db")
     process = start_in(folder, *TRAIN, "--data", str(data), TL_CACHE_DIR=str(folder / "cache"))
-    wait_for_card(process, folder)
-    began = time.monotonic()
-    process.join(120)
+    at = []
+    for step in (0, 1, STEPS):
+        wait_until(process, lambda step=step: is_described(folder) and newest_step(folder) >= step)
+        at.append(time.monotonic())
+    process.join()
     assert process.exitcode == 0, (folder / "said").read_text()
-    took = time.monotonic() - began
-    return outcome_of(folder), 0.8 * took
+    described, first, last = at
+    rest_s = min(first - described, 0.8 * (time.monotonic() - last))
+    return outcome_of(folder), Pace((last - first) / STEPS, rest_s)
 
 
-def killed_run(folder: Path, database: Path, data: Path, seed: int, within: float) -> tuple[Ended, bool]:
+def killed_run(folder: Path, database: Path, data: Path, seed: int, pace: Pace) -> tuple[Ended, bool]:
     """Kill a run, and now and then what resumes it too; return what came of it, and whether it was killed at all."""
     chance = random.Random(seed)
     folder.mkdir()
     shutil.copy(database, folder / "mlflow.db")
-    code = run_tl(folder, *TRAIN, "--data", str(data), kill=chance, within=within, writing=seed % 2 == 1)
+    code = run_tl(folder, *TRAIN, "--data", str(data), kill=chance, pace=pace, writing=seed % 2 == 1)
     was_killed = code == -signal.SIGKILL
     while code == -signal.SIGKILL:
         again = chance if chance.random() < 0.2 else None
-        code = run_tl(folder, "train", "--resume", "latest", kill=again, within=within)
+        code = run_tl(folder, "train", "--resume", "latest", kill=again, pace=pace)
     said = (folder / "said").read_text()
     # Killed after all was done and recorded, there is nothing to resume.
     assert code == 0 or said.rstrip().endswith("use --weights latest"), said
@@ -115,16 +144,15 @@ def check(ended: Ended, whole: Ended, seed: int) -> None:
     assert ended.points == whole.points, f"trial {seed}"
 
 
-@pytest.mark.timeout(600)
 def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
-    whole, seconds = whole_run(tmp_path / "whole", ready_database, colours)
-    assert len([key for key, step in whole.points if key == "step/loss"]) == 24
+    whole, pace = whole_run(tmp_path / "whole", ready_database, colours)
+    assert len([key for key, step in whole.points if key == "step/loss"]) == STEPS
     killed = seed = 0
     # Some are over before they are killed.
     while killed < TRIALS and seed < 3 * TRIALS:
-        ended, was_killed = killed_run(tmp_path / str(seed), ready_database, colours, seed, seconds)
+        ended, was_killed = killed_run(tmp_path / str(seed), ready_database, colours, seed, pace)
         check(ended, whole, seed)
         shutil.rmtree(tmp_path / str(seed))
         killed += was_killed
@@ -181,10 +209,10 @@ if __name__ == "__main__":
         mlflow.MlflowClient(f"sqlite:///{root}/mlflow.db").search_experiments()
         write_pictures(root / "data" / "train", COLOURS, 16)
         write_pictures(root / "data" / "test", COLOURS, 6)
-        reference, takes = whole_run(root / "whole", root / "mlflow.db", root / "data")
+        reference, found_pace = whole_run(root / "whole", root / "mlflow.db", root / "data")
         times = number = 0
         while times < count:
-            found, hit = killed_run(root / str(number), root / "mlflow.db", root / "data", number, takes)
+            found, hit = killed_run(root / str(number), root / "mlflow.db", root / "data", number, found_pace)
             check(found, reference, number)
             shutil.rmtree(root / str(number))
             times += hit

@@ -2,7 +2,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -223,7 +222,7 @@ def test_an_interrupted_run_keeps_its_best_model_and_goes_on(tl, workplace: Path
         assert any("epoch 3/" in line for line in stdout)
         os.kill(process.pid, signum)
         stdout.read()
-        process.join(60)
+        process.join()
         said.seek(0)
         err = said.read()
     assert process.exitcode == code, err
@@ -270,8 +269,7 @@ def test_the_live_screen_runs_in_a_real_terminal(colours: Path, workplace: Path)
     )
     os.close(follower)
     seen = b""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    while True:
         if select.select([leader], [], [], 0.5)[0]:
             try:
                 chunk = os.read(leader, 65536)
@@ -280,7 +278,7 @@ def test_the_live_screen_runs_in_a_real_terminal(colours: Path, workplace: Path)
             seen += chunk
         elif process.exitcode is not None:
             break
-    process.join(10)
+    process.join()
     assert process.exitcode == 0
     text = seen.decode(errors="replace")
     assert "\x1b[?1049h" in text
@@ -303,7 +301,7 @@ def test_a_run_that_failed_at_its_very_end_is_judged_on_resume(tl, workplace: Pa
         assert any("epoch 1/" in line for line in stdout)
         bad.write_bytes(whole[:200])
         stdout.read()
-        process.join(60)
+        process.join()
         said.seek(0)
         err = said.read()
     assert process.exitcode == 2

@@ -1,11 +1,10 @@
-import time
-
 import numpy as np
 import pytest
 import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
+from tl_cli.evaluation import metrics
 from tl_cli.evaluation.logits import Answers
 from tl_cli.evaluation.metrics import class_scores, macro_scores, most_confused, report, wilson, worst_mistakes
 
@@ -115,12 +114,21 @@ def test_means_are_over_the_classes_that_have_images() -> None:
     assert (scores[2].recall, scores[2].f1, scores[2].answers) == (None, None, 1)
 
 
-def test_many_classes_take_little_time() -> None:
-    answers = some_answers(50_000, 1000)
-    start = time.perf_counter()
-    macro = macro_scores(report(answers).confusion)
-    assert time.perf_counter() - start < 20
-    assert macro.f1.low <= macro.f1.value <= macro.f1.high
+def test_the_bootstrap_draws_the_cells_that_have_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    macro = metrics._macro
+
+    def counted(true: np.ndarray, answered: np.ndarray, draws: np.ndarray, num_classes: int) -> np.ndarray:
+        drawn.append(draws.size)
+        return macro(true, answered, draws, num_classes)
+
+    monkeypatch.setattr(metrics, "_macro", counted)
+    confusion = report(some_answers(10_000, 500)).confusion
+    scores = macro_scores(confusion)
+    assert scores.f1.low <= scores.f1.value <= scores.f1.high
+    # The estimate and 1,000 draws of it; all cells would be 25 times as many.
+    assert sum(drawn) == 1001 * np.count_nonzero(confusion)
+    assert np.count_nonzero(confusion) <= 10_000
 
 
 def test_the_most_confused_pairs_are_the_largest_cells_beside_the_diagonal() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import wait_for
 from tests.tracking.test_run import epoch, recorder, store  # noqa: F401 (a fixture)
 from tl_cli.errors import Interrupted, UsageError
 from tl_cli.tracking import listing, overview
@@ -63,13 +64,13 @@ def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store, m
         first = float(store.find(record.run_id).data.tags[HEARTBEAT_TAG])
         assert facts(store, record.run_id).status == "running"
         record(epoch(1, 5))
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            beat = float(store.find(record.run_id).data.tags[HEARTBEAT_TAG])
-            if beat > first and facts(store, record.run_id).curve:
-                break
-            time.sleep(0.2)
-        assert beat > first, "no heartbeat came"
+        wait_for(
+            lambda: (
+                float(store.find(record.run_id).data.tags[HEARTBEAT_TAG]) > first and facts(store, record.run_id).curve
+            ),
+            "a heartbeat",
+            pause_s=0.2,
+        )
         seen = facts(store, record.run_id)
         assert (seen.curve, seen.val_accuracy, seen.best_epoch, seen.epochs[0]) == ((0.7,), 0.7, 1, 1)
     assert facts(store, record.run_id).status == "finished"
@@ -82,7 +83,7 @@ def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store, m
 
 
 def test_a_dead_run_is_closed_at_the_time_when_it_was_last_heard_of(store: Store) -> None:  # noqa: F811
-    beat = round(time.time()) + 100  # later than its beginning
+    beat = round(time.time()) + 100_000  # later than its beginning
     run_id = dead_run(store, beat)
     assert facts(store, run_id).status == "dead"
     listing.close(store, store.find(run_id))
@@ -126,6 +127,7 @@ def test_the_best_is_told_on_the_same_validation_images_alone(store: Store) -> N
 def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -> None:  # noqa: F811
     from tl_cli.tracking.history import read_history
 
+    began_at = time.time()
     with recorder(store) as first:
         first(LossSampled(1, 1, 1.0, 1e-3, 0.0))
     # As if it had ended an hour ago.
@@ -139,7 +141,8 @@ def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -
         store.client.set_tag(first.run_id, "mlflow.tl.pauses", f"{began - 3_600_000}-{over}")
         second(LossSampled(2, 1, 1.0, 1e-3, 0.0))
     seconds = dict(read_history(store, store.find(first.run_id)).clock)
-    assert seconds[2] - seconds[1] < 60
+    # Without the hour it is what the test took.
+    assert seconds[2] - seconds[1] <= time.time() - began_at
 
 
 def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
@@ -288,11 +291,11 @@ def test_a_comparison_says_that_it_lives(store: Store, monkeypatch: pytest.Monke
     from tl_cli.tracking import comparisons
 
     monkeypatch.setattr(comparisons, "BEAT_EVERY_S", 0.02)
+    began = time.time()
     with comparisons.Parent(store, store.experiment("tl"), "both", "tl compare") as parent:
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline and HEARTBEAT_TAG not in store.find("both").data.tags:
-            time.sleep(0.02)
-        assert abs(time.time() - float(store.find("both").data.tags[HEARTBEAT_TAG])) < 10
+        wait_for(lambda: HEARTBEAT_TAG in store.find("both").data.tags, "a heartbeat")
+        # In whole seconds.
+        assert began - 1 <= float(store.find("both").data.tags[HEARTBEAT_TAG]) <= time.time() + 1
         assert listing.status_of(store.find(parent.run_id)) == "running"
 
 

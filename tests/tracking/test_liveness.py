@@ -2,10 +2,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
+from tests.conftest import wait_for
 from tl_cli.tracking import liveness
 from tl_cli.tracking.liveness import (
     HEARTBEAT_TAG,
@@ -31,7 +31,7 @@ def elsewhere(**tags: str) -> dict[str, str]:
 
 @pytest.fixture
 def sleeper():
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(36000)"])
     yield process
     process.kill()
     process.wait()
@@ -53,10 +53,8 @@ def test_a_killed_process_is_dead_at_once_and_so_is_one_that_nobody_waited_for(s
     os.kill(sleeper.pid, signal.SIGSTOP)
     assert _state_of(tags, NOW) == "alive", "stopped is not dead"
     os.kill(sleeper.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while _state_of(tags, NOW) != "dead" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert _state_of(tags, NOW) == "dead", "it has ended, and waits for its parent"
+    # It has ended, and waits for its parent.
+    wait_for(lambda: _state_of(tags, NOW) == "dead", "the end of the process")
     sleeper.wait()
     assert _state_of(tags, NOW) == "dead"
 

@@ -49,6 +49,7 @@ class Recorder:
 
     Args:
         warn: told once when the store stops answering; training goes on.
+        clock: seconds since 1970, for the points of the curves and for when they are due.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Recorder:
         run_id: str | None = None,
         tags: Mapping[str, str] | None = None,
         warn: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._clock = clock
         self._experiment_id = experiment_id
         self._run_name = run_name
         self._resumed_id = run_id
@@ -151,7 +154,7 @@ class Recorder:
         """
         # What comes after each step is the cost of the smallest ones: measured by the benchmark ``telling``.
         if isinstance(event, _RECORDED):
-            now = time.time()
+            now = self._clock()
             self._told.append((now, event))
             if now - self._settled_at >= _SETTLE_EVERY_S:
                 self.settle()
@@ -163,7 +166,7 @@ class Recorder:
             StorageError: the disk of the journal is full.
         """
         with self._settling:
-            self._settled_at = time.time()
+            self._settled_at = self._clock()
             count = len(self._told)
             points = self._noted(count)
             self._journal.add(points)
