@@ -86,7 +86,7 @@ def evaluate(
     judgement = judge(measured.answers, card.calibration)
     _warn(measured)
     if not card.calibration.images and has_former_calibration(target):
-        print_warning("calibration.json of an earlier version is ignored: no other program used that temperature")
+        print_warning("calibration.json of an earlier version is ignored; tl train now fits the temperature")
     if as_json:
         typer.echo(_json(measured, judgement, card.classes))
     elif as_csv:
