@@ -144,6 +144,7 @@ def check(ended: Ended, whole: Ended, seed: int) -> None:
     assert ended.points == whole.points, f"trial {seed}"
 
 
+@pytest.mark.timeout(7200)  # fifty runs, one after another
 def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
