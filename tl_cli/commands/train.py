@@ -454,13 +454,12 @@ def _resume(
         check_still_there(str(settings["data"]))
     plan = _prepare(flags, settings, tracking_uri, console)
     changed = set(changed_parts(card.data, plan.data))
-    if "test" in changed:
-        changed.remove("test")
-        print_warning("the test images have changed since the run began; it will be tested on those that are there now")
-    if changed:
+    if changed - {"test"}:
         raise UsageError(
             f"the {' and '.join(sorted(changed))} images have changed since the run began; start a new run"
         )
+    if changed:
+        print_warning("the test images have changed since the run began; it will be tested on those that are there now")
     _show_plan(plan, console)
     target = _Target(
         store, run.info.experiment_id, str(run.info.run_name), tags, None, tracking_uri, resumed_id=run.info.run_id

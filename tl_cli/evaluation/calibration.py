@@ -22,7 +22,8 @@ _LEVEL = 0.05
 # The gains are skewed, and Student's interval is of no use with fewer: of the temperatures that 10 simulated images
 # accepted, half made the loss of other images worse.
 _FEWEST = 30
-_MOST = 5000  # more images do not change a temperature by 2%, and take seconds
+# More images do not change a temperature by 2%, and take seconds at each best epoch: so do many classes.
+_MOST, _MOST_LOGITS, _ENOUGH = 5000, 2_000_000, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,8 @@ def fit_temperature(answers: Answers, seed: int = 0) -> Calibration:
         answers: on validation images, which chose the epoch and nothing else of the logits' scale.
         seed: of the folds, and of the choice among very many images.
     """
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(answers.labels))[:_MOST])
+    most = min(_MOST, max(_ENOUGH, _MOST_LOGITS // answers.logits.shape[1]))
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(answers.labels))[:most])
     logits, labels = answers.logits[order].double(), answers.labels[order]
     count = len(labels)
     before = _losses(logits, labels, 1.0)
@@ -127,7 +129,7 @@ def _best(logits: Tensor, labels: Tensor) -> float:
         lambda log_temperature: float(_losses(logits, labels, math.exp(log_temperature)).mean()),
         bounds=[math.log(bound) for bound in _TEMPERATURES],
         method="bounded",
-        options={"xatol": 1e-4},
+        options={"xatol": 1e-3},
     )
     return math.exp(found.x)
 

@@ -216,8 +216,13 @@ def smooth(points: Sequence[tuple[float, float]], span: int) -> Points:
     values = np.array([y for _, y in finite])
     averages = np.empty_like(values)
     width = 2 * half + 1
-    # Not by differences of running sums, in which one huge loss leaves nothing of those after it.
-    averages[half : len(values) - half] = np.convolve(values, np.full(width, 1 / width), mode="valid")
+    # A window is the end of one block and the beginning of the next. Not by differences of running sums, in which one
+    # huge loss leaves nothing of those after it.
+    blocks = np.pad(values, (0, 2 * width - len(values) % width)).reshape(-1, width)
+    ends = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()
+    beginnings = np.pad(blocks[:, :-1].cumsum(axis=1), ((0, 0), (1, 0))).ravel()
+    windows = len(values) - width + 1
+    averages[half : half + windows] = (ends[:windows] + beginnings[width : width + windows]) / width
     offsets = np.arange(width) - half
     for window, outer in ((slice(0, width), slice(0, half)), (slice(-width, None), slice(-half, None))):
         slope = offsets @ values[window] / (offsets @ offsets)
