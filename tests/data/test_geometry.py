@@ -261,7 +261,8 @@ def test_a_random_crop_is_the_same_from_a_jpeg_decoded_at_a_fraction(tmp_path: P
         whole = Picture.of(decode(data))
         assert images.open(0, loader._decoded_side(settings)).box is not None
         expected = cut_box(whole, crop_boxes(settings, 5, 2, key, *whole.size, mode)[0], how)
-        assert (seen.int() - expected.int()).abs().float().mean() < 1
+        # Another crop of this picture differs by 50 levels.
+        assert (seen.int() - expected.int()).abs().float().mean() < 3
 
 
 def test_a_geometry_that_is_asked_for_keeps_the_weights_margin_or_the_whole_picture() -> None:
