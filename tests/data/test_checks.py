@@ -5,6 +5,7 @@ import os
 import random
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.conftest import COLOURS, Result, write_pictures
+from tests.deep_pictures import png16, tiff
 from tl_cli.contract import DataSpec
-from tl_cli.data import checks, folder, pictures
+from tl_cli.data import checks, folder, pictures, pixel_range
 from tl_cli.data.pictures import decode_pixels
 from tl_cli.data.sources import open_data, open_to_judge
 from tl_cli.errors import DataError
@@ -268,6 +270,25 @@ def test_pictures_of_which_there_are_many_alike_are_found_all_the_same(tmp_path:
     assert len(alike) <= 3
     assert sum(len(group.places) for group in alike) >= 38
     assert findings.not_compared == 0
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_deep_pictures_that_look_alike_are_found_at_the_levels_of_their_range(kind: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    expected = set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            values = np.kron(rng.random((8, 8)), np.ones((8, 8)))[..., None] * 1000
+            for version, scale in enumerate((1, 0.98)):
+                scaled = np.rint(values * scale)
+                data = png16(scaled) if kind == "png" else tiff(scaled.astype(np.float32))
+                (tmp_path / name / f"{number}_{version}.{kind}").write_bytes(data)
+            expected.add(tuple(f"{name}/{number}_{version}.{kind}" for version in (0, 1)))
+    found = folder.scan(tmp_path)
+    found = replace(found, parts=pixel_range.scaled(found.parts, (0.0, 1000.0)))
+    findings = checks.examine(found, workers=2)
+    assert {tuple(findings.name(place) for place in group.places) for group in findings.twins} == expected
 
 
 def test_what_is_alike_step_by_step_is_not_all_the_same(tmp_path: Path) -> None:

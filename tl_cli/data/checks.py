@@ -341,7 +341,8 @@ def _twins(found: Found, looks: Mapping[SplitName, list[Look]], progress: Progre
 def _pixels(images: Images, index: int) -> np.ndarray:
     """Return the pixels of an image that is compared by its looks, (H, W, 3) uint8."""
     if isinstance(images, FileImages):
-        return decode_pixels(os.path.join(images.root, images.ids[index]), short_side=_LOOK_SIDE)
+        path = os.path.join(images.root, images.ids[index])
+        return decode_pixels(path, short_side=_LOOK_SIDE, pixel_range=images.pixel_range)
     return images.load(index).permute(1, 2, 0).contiguous().numpy()
 
 
