@@ -165,3 +165,46 @@ def test_float_pictures_are_refused_by_a_model_without_a_range(tmp_path: Path) -
     images = open_to_judge(spec, str(root), data_dir=None).data.parts["train"]
     with pytest.raises(DataError, match="floating-point"):
         images.load(0)
+
+
+def test_what_cannot_be_decoded_without_a_range_is_left_out(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(12):
+                levels = noise.integers(0, 256, (16, 16), dtype=np.uint8)
+                Image.fromarray(levels).save(tmp_path / part / name / f"{number:02}.png")
+    for name in ("a", "b"):
+        (tmp_path / "test" / name / "float.tif").write_bytes(tiff(np.ones((16, 16, 1), np.float32)))
+    spec = DataSpec(source=str(tmp_path), layout="classes", on_bad_image="skip")
+    data = open_data(spec, workers=2)
+    assert "test/a/float.tif" not in data.parts["test"].ids
+    assert len(data.parts["test"]) == 24
+    assert any(note.startswith("2 of 26 test images cannot be decoded and are left out") for note in data.notes)
+    judged = open_to_judge(data.spec, str(tmp_path), data_dir=None)
+    assert judged.data.spec.splits == data.spec.splits
+
+
+def test_where_only_test_pictures_need_a_range_that_is_the_reason(tmp_path: Path) -> None:
+    fill(tmp_path / "d", kind="tif")
+    for path in (tmp_path / "d" / "train").rglob("*.tif"):
+        path.unlink()
+        Image.effect_noise((16, 16), 60).save(path.with_suffix(".png"))
+    with pytest.raises(DataError, match="no test image can be decoded.* floating-point pixels have no agreed range"):
+        open_data(DataSpec(source=str(tmp_path / "d"), layout="classes", on_bad_image="skip"), workers=2)
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_copies_of_floating_point_training_pictures_are_counted(on_bad_image: str, tmp_path: Path) -> None:
+    root = fill(tmp_path / "d", kind="tif")
+    data = open_data(DataSpec(source=str(root), layout="classes", on_bad_image=on_bad_image), workers=2)
+    assert data.measured is not None
+    copies = tmp_path / "copies"
+    for name in ("a", "b"):
+        (copies / name).mkdir(parents=True)
+    for name in list(data.parts["train"].ids)[:5]:
+        (copies / Path(name).relative_to("train")).write_bytes((root / name).read_bytes())
+    (copies / "b" / "new.tif").write_bytes(tiff(np.full((16, 16, 1), 7, np.float32)))
+    judged = open_to_judge(data.spec, str(copies), data_dir=None, pixel_range=data.measured.pixel_range)
+    assert judged.trained_on == {"train": 5}

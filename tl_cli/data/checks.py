@@ -129,14 +129,14 @@ def without_unreadable(found: Found, *, workers: int, progress: Progress = silen
     for part, images in found.parts.items():
         if not isinstance(images, FileImages):
             continue
-        bad = {each.name for each in unreadable(images, workers=workers, progress=progress)}
+        bad = {each.name: each.reason for each in unreadable(images, workers=workers, progress=progress)}
         if not bad:
             continue
         kept = np.array([index for index, name in enumerate(images.ids) if name not in bad], dtype=np.int64)
         parts[part] = images.subset(kept)
         named = ", ".join(sorted(bad)[:5]) + (" ..." if len(bad) > 5 else "")
         if not len(kept):
-            raise DataError(f"no {part} image can be decoded: {named}")
+            raise DataError(f"no {part} image can be decoded: {named} ({bad[min(bad)]})")
         notes.append(f"{len(bad):,} of {len(images):,} {part} images cannot be decoded and are left out: {named}")
         gone = sorted(set(images.labels.tolist()) - set(parts[part].labels.tolist()))
         if part == "train" and gone:

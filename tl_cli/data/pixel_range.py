@@ -23,8 +23,6 @@ _PICTURES, _VALUES = 256, 16_384
 _QUANTILES, _BEYOND = (0.001, 0.999), 0.25
 # Kinds of numbers whose ranges differ by a larger factor are not of one scale.
 _ALIKE = 4
-# For checking whether files decode, where any range will do.
-ANY: PixelRange = (0.0, 1.0)
 UNKNOWN = "and the model's training images had not: 0 is taken for black and 65535 for white"
 
 

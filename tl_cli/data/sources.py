@@ -83,12 +83,12 @@ def open_data(
     """
     source = locate(spec.source)
     found = _open(source, cache_folder(spec.data_dir), progress)
-    found = _readable(_scaled(found, depths.ANY), spec, workers, progress)
-    parts = _split(found, spec)
-    seen = depths.survey(parts, given=pixel_range, workers=workers, progress=progress)
+    seen = depths.survey(_split(found, spec), given=pixel_range, workers=workers, progress=progress)
+    # Whether a deep picture decodes depends on whether there is a range.
+    found = _scaled(found, seen.measured.pixel_range if seen.measured else None)
+    found = _readable(found, spec, workers, progress)
     found = replace(found, notes=found.notes + seen.notes)
-    parts = depths.scaled(parts, seen.measured.pixel_range if seen.measured else None)
-    data = _labelled(found, parts, spec.model_copy(update={"source": source}), workers, progress)
+    data = _labelled(found, _split(found, spec), spec.model_copy(update={"source": source}), workers, progress)
     return replace(data, measured=seen.measured)
 
 
@@ -158,26 +158,33 @@ def open_to_judge(
         parts = with_contents(_split(found, spec), workers=_READERS, progress=progress)
         recorded = {name: then.splits[name] for name in parts if name in then.splits}
         alike = [name for name, split in recorded.items() if is_split(parts[name], found.classes, split)]
-        if is_same_place or (alike and _are_own(parts, alike, then, progress)):
+        if is_same_place or (alike and _are_own(parts, alike, then, pixel_range, progress)):
             return Judged(_whole(found, parts, spec), is_own=True)
     parts = with_contents(found.parts, workers=_READERS, progress=progress)
-    own = _own_images(then, progress)
+    own = _own_images(then, pixel_range, progress)
     trained_on = {name: shared(images, own["train"]) for name, images in parts.items()} if own else None
     return Judged(_whole(found, parts, spec), is_own=False, trained_on=trained_on)
 
 
-def _are_own(parts: Mapping[SplitName, Images], alike: list[SplitName], then: DataSpec, progress: Progress) -> bool:
+def _are_own(
+    parts: Mapping[SplitName, Images],
+    alike: list[SplitName],
+    then: DataSpec,
+    pixel_range: PixelRange | None,
+    progress: Progress,
+) -> bool:
     """Whether parts whose digests are those of a training are its images; digests of lengths are not enough."""
     unsure = [name for name in alike if then.splits[name].scheme == "lengths" and isinstance(parts[name], FileImages)]
-    own = _own_images(then, progress) if unsure else {}
+    own = _own_images(then, pixel_range, progress) if unsure else {}
     return all(are_same(parts[name], own[name]) for name in unsure if name in own)
 
 
-def _own_images(then: DataSpec, progress: Progress) -> dict[SplitName, Images]:
+def _own_images(then: DataSpec, pixel_range: PixelRange | None, progress: Progress) -> dict[SplitName, Images]:
     """Return the images of a training by part, as they are where they were; nothing where they are not at hand."""
     with suppress(DataError):
         if is_at_hand(then):
-            found = _readable(_open(then.source, cache_folder(then.data_dir), progress), then, 2, progress)
+            found = _scaled(_open(then.source, cache_folder(then.data_dir), progress), pixel_range)
+            found = _readable(found, then, 2, progress)
             return with_contents(_split(found, then), workers=_READERS, progress=progress)
     return {}
 
