@@ -239,6 +239,23 @@ def test_files_are_looked_at_once_and_again_when_they_change(tmp_path: Path, mon
     assert len(looked) == 48
 
 
+def test_files_are_read_once_and_with_progress_before_they_are_looked_at(tmp_path: Path) -> None:
+    for part, count in (("train", 260), ("test", 20)):
+        write_pictures(tmp_path / part, {"red": (200, 0, 0), "blue": (0, 0, 200)}, count, size=8)
+    (tmp_path / "train" / "red" / "000.png").write_bytes(b"no picture")
+    told: dict[str, int] = {}
+
+    def progress(name: str, done: int, total: int | None) -> None:
+        told[name] = told.get(name, 0) + (total or 0) * (done == total)
+
+    spec = DataSpec(source=str(tmp_path), layout="classes", on_bad_image="skip")
+    data = open_data(spec, workers=2, progress=progress)
+    assert sum(len(part) for part in data.parts.values()) == 559
+    order = list(told)
+    assert order.index("reading images") < order.index("checking images")
+    assert told["reading images"] == 560
+
+
 def test_what_may_pass_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = odd_folder(tmp_path / "data")
     monkeypatch.setattr(checks, "_WORTH_REMEMBERING", 1)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tl_cli.contract import PixelRange, SplitName
 from tl_cli.data.found import Found
-from tl_cli.data.images import FileImages, Images, fingerprint
+from tl_cli.data.images import FileImages, Images, fingerprint, with_contents
 from tl_cli.data.likeness import SIDE, Sketch, alike_groups, sketch
 from tl_cli.data.pictures import decode_pixels, header, open_regular
 from tl_cli.errors import DataError, StorageError
@@ -44,7 +44,7 @@ class Bad:
 
 def unreadable(images: FileImages, *, workers: int, progress: Progress = silent) -> list[Bad]:
     """Return the files that do not decode to their last byte. What was looked at once is looked at when it changes."""
-    path = remembered_in(images)
+    path = remembered_in(images, workers=workers, progress=progress)
     if path is not None:
         with suppress(OSError, ValueError, TypeError):
             return [Bad(images.ids[index], str(reason)) for index, reason in json.loads(path.read_text())]
@@ -70,12 +70,13 @@ def unreadable(images: FileImages, *, workers: int, progress: Progress = silent)
     return [Bad(images.ids[index], reason) for index, reason in found]
 
 
-def remembered_in(images: FileImages, what: str = "") -> Path | None:
+def remembered_in(images: FileImages, what: str = "", *, workers: int, progress: Progress = silent) -> Path | None:
     """Return where it is kept what was found in these very files; None where they are few, or one is not there."""
     if len(images) < _WORTH_REMEMBERING:
         return None
     try:
-        key = hashlib.sha256(f"{fingerprint(images)}{what}".encode()).hexdigest()
+        read = with_contents({"": images}, workers=workers, progress=progress)[""]
+        key = hashlib.sha256(f"{fingerprint(read)}{what}".encode()).hexdigest()
     except DataError:
         return None
     return cache_root() / "looked-at" / f"{key}.json"
@@ -126,7 +127,9 @@ def without_unreadable(found: Found, *, workers: int, progress: Progress = silen
         DataError: nothing is left of a class of the training images.
     """
     parts, notes = dict(found.parts), list(found.notes)
-    for part, images in found.parts.items():
+    with suppress(DataError):  # one is not there, and is left out below
+        parts = with_contents(parts, workers=workers, progress=progress)
+    for part, images in list(parts.items()):
         if not isinstance(images, FileImages):
             continue
         bad = {each.name: each.reason for each in unreadable(images, workers=workers, progress=progress)}

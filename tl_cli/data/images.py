@@ -122,12 +122,14 @@ Images = PackedImages | FileImages
 
 
 def with_contents(parts: Mapping[T, Images], *, workers: int = 1, progress: Progress = silent) -> dict[T, Images]:
-    """Return the same images; files are read, unless they are unchanged since they were read before.
+    """Return the same images with contents; files without are read, unless unchanged since they were read before.
 
     Raises:
         DataError: a file is not there or cannot be read; names it.
     """
-    files = {name: images for name, images in parts.items() if isinstance(images, FileImages)}
+    files = {
+        name: images for name, images in parts.items() if isinstance(images, FileImages) and images.contents is None
+    }
     read: dict[T, Images] = dict(parts)
     for root in {images.root for images in files.values()}:
         here = {name: images for name, images in files.items() if images.root == root}

@@ -176,7 +176,7 @@ def _measured(
     assert isinstance(images, FileImages)
     if given is not None:
         return Measured(len(deep), given, 0, 0.0)
-    path = remembered_in(images, "pixel-range")
+    path = remembered_in(images, "pixel-range", workers=workers, progress=progress)
     if path is not None:
         with suppress(OSError, ValueError, TypeError):
             kept = json.loads(path.read_text())
