@@ -308,6 +308,51 @@ def test_deep_pictures_that_look_alike_are_found_at_the_levels_of_their_range(ki
     assert {tuple(findings.name(place) for place in group.places) for group in findings.twins} == expected
 
 
+def test_only_pictures_that_show_next_to_nothing_are_named_for_their_levels(tmp_path: Path) -> None:
+    two = np.random.default_rng(0).integers(0, 2, (24, 24, 1))
+    drawn = {
+        "drawing.png": saved(two * 255),
+        "grey_drawing.png": saved(40 + two * 160),
+        "six_greys.png": saved(np.arange(576).reshape(24, 24, 1) % 6 * 51),
+        "classes_of_pixels.png": saved(two * 5),
+        "dim.png": saved(np.arange(576).reshape(24, 24, 1) % 5 * 20),
+        "narrow.png": saved(100 + np.arange(576).reshape(24, 24, 1) % 12),
+        "clipped.png": png16(two * 40_000),
+        "deep.png": png16(np.arange(576).reshape(24, 24, 1) * 7),
+    }
+    for name, data in drawn.items():
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(data)
+    write_pictures(tmp_path, {"b": (90, 90, 90)}, 2)
+    found = folder.scan(tmp_path)
+    findings = checks.examine(replace(found, parts=pixel_range.scaled(found.parts, (0.0, 4095.0))), workers=2)
+    named = {Path(findings.name(place)).name for place, _ in findings.flat()}
+    assert named == {"classes_of_pixels.png", "dim.png", "narrow.png", "clipped.png"}
+
+
+def test_deep_pictures_that_differ_by_less_than_a_level_are_not_equal(tmp_path: Path) -> None:
+    values = 16 * np.random.default_rng(0).integers(0, 256, (24, 24, 1))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "one.png").write_bytes(png16(values))
+    (tmp_path / "a" / "copy.png").write_bytes(png16(values))
+    (tmp_path / "b" / "other.png").write_bytes(png16(values + 1))
+    found = folder.scan(tmp_path)
+    # As wide as 256 levels of 16 numbers: one number more is the same level.
+    parts = pixel_range.scaled(found.parts, (-8.0, 4072.0))
+    levels = [parts["train"].load_pixels(index) for index in range(3)]
+    assert np.array_equal(levels[0], levels[2])
+    findings = checks.examine(replace(found, parts=parts), workers=2)
+    equal = [{findings.name(place) for place in group.places} for group in findings.twins if group.exact]
+    assert equal == [{"a/copy.png", "a/one.png"}]
+
+
+def saved(grey: np.ndarray) -> bytes:
+    held = io.BytesIO()
+    Image.fromarray(grey[..., 0].astype(np.uint8)).save(held, "PNG")
+    return held.getvalue()
+
+
 def test_what_is_alike_step_by_step_is_not_all_the_same(tmp_path: Path) -> None:
     places = np.linspace(0, 2 * np.pi, 64)
     for number in range(60):

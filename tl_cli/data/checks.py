@@ -27,8 +27,9 @@ _NAMED = 20
 # More files are remembered, so that the next run need not look again.
 _WORTH_REMEMBERING = 500
 _CHUNK = 64
-# Fewer different values, or between the smallest and the largest, show next to nothing.
-_FEW_LEVELS, _NARROW = 8, 16
+# Less between the smallest and the largest value shows next to nothing. So do fewer different values, unless they reach
+# as far as those of a drawing in black and white.
+_NARROW, _FEW_LEVELS, _WIDE = 16, 8, 128
 _FEW_BY_NATURE = ("1", "P", "PA")
 
 T = TypeVar("T")
@@ -153,12 +154,13 @@ class Look:
     """What a file is.
 
     Attributes:
-        digest: SHA-256 of its pixels and their shape; of its bytes where it was not decoded at its full size.
+        digest: SHA-256 of its pixels and their shape; of its bytes where it was not decoded at its full size or depth.
         kind: ``JPEG``; of pixels without a file ``pixels``.
         mode: Pillow's: ``RGB``, ``L``, ``P``, ``CMYK``.
         size: width and height in pixels, as it is stored.
         turned: its EXIF data say that it is to be turned.
         frames: more than one: an animation, of which the first is used; 0: those after the first are torn.
+        is_deep: it has more than 8 bits per channel.
         levels: how many different values its pixels have, of 256.
         darkest: the smallest of them.
         brightest: the largest of them.
@@ -172,11 +174,17 @@ class Look:
     size: tuple[int, int] = (0, 0)
     turned: bool = False
     frames: int = 1
+    is_deep: bool = False
     levels: int = 0
     darkest: int = 0
     brightest: int = 0
     sketch: Sketch | None = None
     bad: str = ""
+
+    @property
+    def span(self) -> int:
+        """From the smallest value to the largest."""
+        return self.brightest - self.darkest
 
 
 Place: TypeAlias = tuple[SplitName, int]
@@ -222,7 +230,8 @@ class Findings:
     def flat(self) -> list[tuple[tuple[SplitName, int], Look]]:
         """Return the pictures with next to nothing to see in them: few grey levels, or all of them close together.
 
-        Black and white pictures and those with a palette have few levels by their nature.
+        Black and white pictures and those with a palette have few levels by their nature. Deep pictures have not: they
+        are left few, which may be far apart, by a range that does not suit them.
         """
         return [
             ((part, index), look)
@@ -230,8 +239,12 @@ class Findings:
             for index, look in enumerate(looks)
             if not look.bad
             and (
-                look.brightest - look.darkest < _NARROW
-                or (look.levels < _FEW_LEVELS and look.mode not in _FEW_BY_NATURE)
+                look.span < _NARROW
+                or (
+                    look.levels < _FEW_LEVELS
+                    and look.mode not in _FEW_BY_NATURE
+                    and (look.is_deep or look.span < _WIDE)
+                )
             )
         ]
 
@@ -295,17 +308,17 @@ def _look_at_file(path: str, pixel_range: PixelRange | None = None) -> Look:
     digest = hashlib.sha256(data).digest()
     try:
         pixels = decode_pixels(data, short_side=_LOOK_SIDE, pixel_range=pixel_range)
-        kind, mode, size, turned, frames = header(data)
+        kind, mode, size, turned, frames, is_deep = header(data)
     except DataError as error:
         return Look(digest, bad=str(error).removeprefix("the image ").strip())
-    if sorted(size) == sorted(pixels.shape[:2]):
+    if not is_deep and sorted(size) == sorted(pixels.shape[:2]):
         digest = _digest(pixels)
-    return Look(digest, kind, mode, size, turned, frames, *_levels(pixels), sketch(pixels))
+    return Look(digest, kind, mode, size, turned, frames, is_deep, *_levels(pixels), sketch(pixels))
 
 
 def _look_at_pixels(pixels: np.ndarray) -> Look:
     size = (pixels.shape[1], pixels.shape[0])
-    return Look(_digest(pixels), "pixels", "RGB", size, False, 1, *_levels(pixels), sketch(pixels))
+    return Look(_digest(pixels), "pixels", "RGB", size, False, 1, False, *_levels(pixels), sketch(pixels))
 
 
 def _levels(pixels: np.ndarray) -> tuple[int, int, int]:

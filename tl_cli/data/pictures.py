@@ -242,8 +242,8 @@ def _tiff_tags(source: str | Path | bytes) -> TiffImagePlugin.ImageFileDirectory
         return tags
 
 
-def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int]:
-    """Return format, mode, width and height, whether EXIF turns it, and frames, of a picture that can be decoded.
+def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int, bool]:
+    """Return format, mode, width and height, whether EXIF turns it, frames, and whether it is deep, of a good picture.
 
     Frames are 0 where those after the first, which is used, are torn.
 
@@ -253,13 +253,14 @@ def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int]:
     try:
         with _open(data) as image:
             form, mode, size, turned, frames = str(image.format), image.mode, image.size, False, 0
-            if deep.is_deep(image) and mode not in deep.MODES:
+            is_deep = deep.is_deep(image)
+            if is_deep and mode not in deep.MODES:
                 mode = f"{mode} of 16 bits"
             with suppress(Exception):
                 turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
             with suppress(Exception):
                 frames = getattr(image, "n_frames", 1)
-            return form, mode, size, turned, frames
+            return form, mode, size, turned, frames, is_deep
     except Exception as error:
         raise _refusal("the image", error, data) from error
 
