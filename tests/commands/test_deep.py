@@ -127,7 +127,9 @@ def test_the_commands_agree(tl, folder: Path, twelve_bits: Path, tmp_path: Path,
     assert "more than 8 bits" in asked.stderr
 
 
-def test_the_range_is_shown_with_its_reason_and_can_be_set(tl, twelve_bits: Path, colours: Path) -> None:
+def test_the_range_is_shown_with_its_reason_and_can_be_set(
+    tl, twelve_bits: Path, colours: Path, tmp_path: Path
+) -> None:
     options = ("efficientnet_lite0", "--epochs", "1", "--freeze-epochs", "1", "--device", "cpu", "--dry-run")
     shown = tl("train", *options, "--data", twelve_bits)
     line = " ".join(shown.out.split())
@@ -135,6 +137,10 @@ def test_the_range_is_shown_with_its_reason_and_can_be_set(tl, twelve_bits: Path
     given = tl("train", *options, "--data", twelve_bits, "--pixel-range", "0", "4095")
     assert "pixel-range 0, 4095 flag" in " ".join(given.out.split())
     assert "a larger one for white" in tl("train", *options, "--data", twelve_bits, "--pixel-range", "5", "5").err
+    (tmp_path / "c.toml").write_text("pixel_range = [0, 4095]\n")
+    travelled = tl("train", *options, "--data", colours, "--config", tmp_path / "c.toml")
+    assert travelled.code == 2
+    assert "pixel_range in the config file has no effect" in " ".join(travelled.err.split())
     useless = tl("train", *options, "--data", colours, "--pixel-range", "0", "4095")
     assert useless.code == 2
     assert "--pixel-range has no effect" in useless.err

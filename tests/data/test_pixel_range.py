@@ -84,6 +84,16 @@ def test_kinds_of_numbers_that_one_range_does_not_suit_are_named(tmp_path: Path)
     assert "16-bit integers from 0 to 4095, 32-bit floating-point numbers from 0 to 1; convert them to one" in notes
 
 
+def test_a_given_range_that_does_not_suit_the_images_is_named(tmp_path: Path) -> None:
+    root = fill(tmp_path / "d")
+    for given, clipped in (((0.0, 2047.5), "50%"), ((4096.0, 9000.0), "100%"), ((0.0, 65535.0), "0%")):
+        (note,) = opened(root, pixel_range=given).notes
+        assert "whose values lie from 0 to 4095" in note
+        assert f"{clipped} of them are clipped" in note
+    assert opened(root, pixel_range=(0.0, 4000.0)).notes == ()
+    assert opened(root, pixel_range=(-2000.0, 8000.0)).notes == ()
+
+
 def test_a_given_range_is_not_measured(tmp_path: Path) -> None:
     data = opened(fill(tmp_path / "d"), pixel_range=(0.0, 65535.0))
     assert data.measured.pixel_range == (0, 65535)

@@ -23,6 +23,8 @@ _PICTURES, _VALUES = 256, 16_384
 _QUANTILES, _BEYOND = (0.001, 0.999), 0.25
 # Kinds of numbers whose ranges differ by a larger factor are not of one scale.
 _ALIKE = 4
+# A given range outside of which a larger share of the values lies does not suit them.
+_CLIPPED = 0.05
 UNKNOWN = "and the model's training images had not: 0 is taken for black and 65535 for white"
 
 
@@ -36,6 +38,7 @@ class Measured:
         pictures: how many were measured.
         outside: share of their values that lie outside, and are clipped.
         scales: ranges of different kinds of numbers that one range does not suit; else empty.
+        misfit: how a given range does not suit the values; else empty.
     """
 
     images: int
@@ -43,6 +46,7 @@ class Measured:
     pictures: int
     outside: float
     scales: str = ""
+    misfit: str = ""
 
     def describe(self) -> str:
         """Return where the range is from."""
@@ -75,13 +79,15 @@ def survey(
     JPEGs and other files that are never deep are not opened. What was measured once is looked up where nothing changed.
 
     Args:
-        given: a range to use instead of the measured one.
+        given: a range to use instead of the measured one, whose fit is measured.
     """
     deep, notes = _deep(parts, workers, progress)
     measured = _measured(parts["train"], deep["train"], given, workers, progress) if deep.get("train") else None
     if measured is not None:
         if given is None:
             notes.append(measured.describe())
+        if measured.misfit:
+            notes.append(measured.misfit)
         if measured.scales:
             notes.append(f"one pixel range does not suit all images: {measured.scales}; convert them to one scale")
     elif any(deep.values()):
@@ -174,9 +180,7 @@ def _measured(
     images: Images, deep: list[int], given: PixelRange | None, workers: int, progress: Progress
 ) -> Measured | None:
     assert isinstance(images, FileImages)
-    if given is not None:
-        return Measured(len(deep), given, 0, 0.0)
-    path = remembered_in(images, "pixel-range", workers=workers, progress=progress)
+    path = remembered_in(images, f"pixel-range{given or ''}", workers=workers, progress=progress)
     if path is not None:
         with suppress(OSError, ValueError, TypeError):
             kept = json.loads(path.read_text())
@@ -198,11 +202,18 @@ def _measured(
     samples = list(each(len(chosen), sample, workers, progress, "measuring the pixel range"))
     samples = [values for values in samples if len(values)]
     if not samples:
-        return None
+        return None if given is None else Measured(len(deep), given, 0, 0.0)
     values = np.concatenate([values.astype(np.float64) for values in samples])
-    low, high = range_of(values)
+    own = range_of(values)
+    low, high = own if given is None else given
     outside = float(np.mean((values < low) | (values > high)))
-    measured = Measured(len(deep), (low, high), len(samples), outside, _scales(samples))
+    misfit = ""
+    if outside > _CLIPPED or own[1] - own[0] < (high - low) / _ALIKE:
+        misfit = (
+            f"the pixel range {low:g} to {high:g} does not suit the training images, whose values lie from {own[0]:g} "
+            f"to {own[1]:g}: {outside:.0%} of them are clipped; without --pixel-range it is measured"
+        )
+    measured = Measured(len(deep), (low, high), len(samples), outside, _scales(samples), misfit)
     if path is not None:
         with suppress(StorageError):
             write_text(path, json.dumps(asdict(measured)))

@@ -256,10 +256,9 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
     flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
     workers = early.workers if "workers" in given else default_workers()
     data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=workers, progress=progress)
-    if "pixel_range" in flags and data.measured is None:
-        raise UsageError(
-            "--pixel-range has no effect: no training image has more than 8 bits per channel; leave it out"
-        )
+    if early.pixel_range is not None and data.measured is None:
+        name = "--pixel-range" if "pixel_range" in flags else "pixel_range in the config file"
+        raise UsageError(f"{name} has no effect: no training image has more than 8 bits per channel; leave it out")
     facts = _facts(
         early,
         device,
