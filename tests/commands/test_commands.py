@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 from PIL import Image
 
 from tests.conftest import COLOURS, Result, tl_process, write_pictures
-from tl_cli.models import bundle
+from tl_cli.contract import DataSpec, ModelCard
+from tl_cli.models import bundle, zoo
 from tl_cli.tracking.store import open_store
 from tl_cli.training.state import CARD_FILE
 
@@ -125,6 +127,25 @@ def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_when_asked_for(tl, 
         refused = tl(*options, *flags)
         assert refused.code == 2
         assert problem in " ".join(refused.err.split())
+
+
+def test_a_path_that_ends_like_published_weights_is_a_path(tl, colours: Path) -> None:
+    classifier = zoo.create("timm/vit_tiny_patch16_224", 3, weights="none", input_size=32)
+    torch.save(classifier.model.state_dict(), "x.augreg_in21k")
+    how = classifier.preprocessing.model_copy(update={"resize": 32, "crop": 32})
+    card = ModelCard(
+        architecture=classifier.name, head=classifier.head, classes=tuple(COLOURS), preprocessing=how,
+        build_options=classifier.build_options, weights=classifier.weights, recipe="default", epoch=1,
+        data=DataSpec(source="digits", layout="classes"),
+    )  # fmt: skip
+    bundle.save(Path("vit.augreg_in21k"), classifier.model, card)
+    for weights in ("./x.augreg_in21k", "x.augreg_in21k", "./vit.augreg_in21k", "vit.augreg_in21k"):
+        options = ("timm/vit_tiny_patch16_224", "--weights", weights, "--input-size", "32")
+        trained = tl("train", *options, "--data", colours, "--no-probe", "--dry-run")
+        assert trained.code == 0, trained.err
+        for view in (("--freeze-plan",), ("--residual", "--no-ablate", "--images", "2")):
+            seen = tl("inspect", *options, *view)
+            assert seen.code == 0, seen.err
 
 
 def test_photographs_of_many_sizes_stream(tl, workplace: Path) -> None:

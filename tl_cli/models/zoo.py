@@ -225,6 +225,8 @@ def default_preprocessing(name: str, weights: str = "default") -> Preprocessing:
 
 def _published(source: Source, name: str, spec: str) -> str:
     """Return the name of published weights as it is given, or ``default`` where it names no published weights."""
+    if weights_files.is_path(spec):
+        return "default"
     known = {tag.upper() for tag in source.published(name)}
     return spec if spec.rpartition(".")[2].upper() in known else "default"
 
