@@ -104,6 +104,40 @@ def test_a_run_from_before_there_was_a_choice_began_with_the_head_of_its_file(tm
     assert not rows(zoo.starting_point(facts.model_copy(update={"config": now}))).any()
 
 
+@pytest.mark.parametrize(
+    ("classes", "is_kept"), [(("ant", "bee", "cat"), True), (("bee", "ant", "cat"), False), (("ant", "bee", "cow"), False)]
+)  # fmt: skip
+def test_a_run_from_before_there_was_a_choice_kept_the_head_of_a_saved_model_whole_or_not_at_all(
+    classes: tuple[str, ...], is_kept: bool, tmp_path: Path
+) -> None:
+    before = trained(NAME, 32, 3)
+    bundle.save(tmp_path, before.model, card(("ant", "bee", "cat")))
+    tag = zoo.create(NAME, 3, weights=str(tmp_path)).weights
+    old = card(classes).model_copy(update={"weights": tag, "config": {"model": NAME, "weights": str(tmp_path)}})
+    expected = rows(before) if is_kept else torch.zeros_like(rows(before))
+    assert torch.equal(rows(zoo.starting_point(old)), expected)
+
+
+def test_a_run_from_before_there_was_a_choice_read_no_classes_from_a_file(tmp_path: Path) -> None:
+    before = trained(NAME, 32, 3)
+    weights = as_file(before, tmp_path / "named.pth", classes=["ant", "bee", "cat"])
+    tag = zoo.create(NAME, 3, weights=weights).weights
+    old = card(("x", "y", "z")).model_copy(update={"weights": tag, "config": {"model": NAME, "weights": weights}})
+    assert torch.equal(rows(zoo.starting_point(old)), rows(before))
+
+
+@pytest.mark.parametrize("count", [1000, 999])
+def test_a_run_from_before_there_was_a_choice_kept_a_published_head_of_as_many_classes(count: int) -> None:
+    published = zoo.create("efficientnet_lite0", None)
+    facts = card(tuple(map(str, range(count))), "efficientnet_lite0").model_copy(update={"weights": published.weights})
+    old, now = (
+        rows(zoo.starting_point(facts.model_copy(update={"config": {"model": "efficientnet_lite0", **given}})))
+        for given in ({}, {"head": None})
+    )
+    assert torch.equal(old, rows(published) if count == 1000 else torch.zeros(count, 1280))
+    assert not now.any()
+
+
 def test_new_and_keep_go_before_names(tmp_path: Path) -> None:
     before = trained(NAME, 32)
     bundle.save(tmp_path, before.model, card(NUMBERS))

@@ -198,13 +198,19 @@ def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
     """
     config = card.config
     drop_path, seed, head = config.get("drop_path"), config.get("seed", 0), config.get("head")
-    # Before there was a choice, the head of a file that names no classes was kept.
-    by_position = "head" not in config and card.weights.name.startswith("file:")
+    weights = str(config.get("weights", "default"))
+    classes: tuple[str, ...] | None = card.classes
+    if "head" not in config and not card.weights.name.startswith("saved:"):
+        # Before there was this setting, any head for as many classes was kept, that of published weights too.
+        classes = None
+    elif "head" not in config and bundle.read_card(Path(weights).expanduser()).classes != classes:
+        # That of a saved model was kept for the same classes in the same order only, and none of its rows otherwise.
+        head = "new"
     was = create(
         str(config.get("model", card.architecture)),
         len(card.classes),
-        weights=str(config.get("weights", "default")),
-        classes=None if by_position else card.classes,
+        weights=weights,
+        classes=classes,
         input_size=card.preprocessing.crop,
         head="new" if head == "new" else "keep" if head == "keep" else None,
         drop_path=drop_path if isinstance(drop_path, float) else None,
