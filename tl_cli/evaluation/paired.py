@@ -151,7 +151,7 @@ def _student(models: Sequence[np.ndarray]) -> tuple[Measure, float]:
         low, high = sorted((value * share, value))
         return Measure(value, low, high), 1.0 if value == 0 else float(binomtest(images, images).pvalue)
     half = _half_width(parts, LEVEL)
-    return Measure(value, value - half, value + half), _p_value(parts, abs(value))
+    return Measure(value, max(-1.0, value - half), min(1.0, value + half)), _p_value(parts, abs(value))
 
 
 def _half_width(parts: Sequence[tuple[float, int]], level: float) -> float:
