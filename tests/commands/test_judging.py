@@ -783,7 +783,10 @@ BAD_PICTURES = {
     b"rubbish": "not a picture of a known format",
     "%%%": "not base64",
     "aGVsbG8gd29ybGQ=": "not a picture of a known format",
-    "data:image/png,abc": "must be base64",
+    "aGVsbG8g_": "not base64",
+    "data:image/png;base64,%FF": "not base64",
+    "data:image/png": "a comma before its contents",
+    "data:image/png,abc": "not a picture of a known format",
     None: "not NoneType",
     7: "not int",
 }

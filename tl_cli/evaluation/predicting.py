@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Predictor:
         One bad picture does not stop the others; its row is NaN.
 
         Args:
-            pictures: encoded images: bytes, their base64 with or without line breaks, or base64 data URLs.
+            pictures: encoded images: bytes, their base64 (URL-safe too) with or without line breaks, or data URLs.
         """
         rows = torch.full((len(pictures), len(self.classes)), math.nan)
         errors = [""] * len(pictures)
@@ -85,10 +86,16 @@ def encoded(picture: object) -> bytes:
         raise DataError(f"an image is bytes, base64 or a data URL, not {type(picture).__name__}")
     text = picture.strip()
     if text[:5].lower() == "data:":
-        header, _, text = text.partition(",")
-        if not header.lower().endswith(";base64"):
-            raise DataError("a data URL must be base64: data:image/png;base64,...")
+        header, comma, text = text.partition(",")
+        if not comma:
+            raise DataError("a data URL has a comma before its contents: data:image/png;base64,...")
+        contents = unquote_to_bytes(text)
+        if not header.rstrip().lower().endswith(";base64"):
+            return contents
+        text = contents.decode("ascii", "replace")
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        # In the URL-safe alphabet - and _ stand for + and /, and the padding is often left out.
+        text = "".join(text.split()).replace("-", "+").replace("_", "/")
+        return base64.b64decode(text if "=" in text else text + "=" * (-len(text) % 4), validate=True)
     except ValueError as error:
         raise DataError(f"it is not base64: {error}") from error
