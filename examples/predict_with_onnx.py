@@ -20,9 +20,16 @@ def placed(side, resized, crop):
     return first * side / resized, (first + crop) * side / resized, 0, crop
 
 
+def is_deep_ppm(picture):
+    """Return whether the largest number of a PPM, which Pillow keeps where it is not 255, is more than 8 bits."""
+    details = picture.tile[0][3] if picture.format == "PPM" else None
+    return isinstance(details, tuple) and details[0] == "RGB" and details[1] > 255
+
+
 session = onnxruntime.InferenceSession(sys.argv[1])
 metadata = session.get_modelmeta().custom_metadata_map
-facts = {key: json.loads(metadata[key]) for key in ("classes", "preprocessing", "temperature")}
+facts = {key: json.loads(metadata[key]) for key in ("classes", "preprocessing")}
+temperature = json.loads(metadata.get("temperature", "1"))  # files of earlier versions have none
 how = facts["preprocessing"]
 resize, crop, mode = how["resize"], how["crop"], how["crop_mode"]
 picture = Image.open(sys.argv[2])
@@ -34,7 +41,7 @@ if pixel_range := how.get("pixel_range"):
     if picture.mode in ("I;16", "I;16B", "I", "F") and picture.format != "PPM" and not is_white_zero:
         values = np.asarray(ImageOps.exif_transpose(picture), np.float64).clip(low, high)
         picture = Image.fromarray(np.floor((values - low) * 255 / (high - low) + 0.5).astype(np.uint8))
-    elif ";16" in str(picture.tile) or picture.mode in ("I", "F") or picture.format == "PPM":
+    elif ";16" in str(picture.tile) or picture.mode in ("I", "F") or is_deep_ppm(picture):
         sys.exit("only grey pictures of more than 8 bits are read here")
 picture = ImageOps.exif_transpose(picture).convert("RGB")
 short, long = sorted(picture.size)
@@ -52,7 +59,7 @@ square = Image.new("RGB", (crop, crop), colour)
 method = Image.Resampling[how["interpolation"].upper()]
 square.paste(picture.resize((width, height), method, box=(left, top, right, bottom)), (x, y))
 pixels = np.asarray(square, np.float32).transpose(2, 0, 1)[None]
-logits = session.run(None, {"images": pixels})[0][0] / facts["temperature"]
+logits = session.run(None, {"images": pixels})[0][0] / temperature
 probabilities = np.exp(logits - logits.max())
 probabilities /= probabilities.sum()
 print(f"{facts['classes'][probabilities.argmax()]} ({probabilities.max():.1%})")

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,13 +101,11 @@ def test_the_geometry_travels_with_the_model(name: str, there: Store, wide: Path
     torch.testing.assert_close(judged, served, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("mode", MODES.values())
-@pytest.mark.parametrize("resize", [64, 56])
-def test_the_example_prepares_pictures_as_the_model_was_trained(
-    mode: str, resize: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    how = Preprocessing(resize=resize, crop=56, crop_mode=mode, interpolation="bicubic", mean=(0.2, 0.4, 0.6))
-    facts = {"classes": json.dumps(["a", "b"]), "preprocessing": how.model_dump_json()}
+def run_example(
+    how: Preprocessing, pictures: Iterable[Path], monkeypatch: pytest.MonkeyPatch, **metadata: str
+) -> Iterator[np.ndarray]:
+    """Yield what the example gives to a network for each of these pictures."""
+    facts = {"classes": json.dumps(["a", "b"]), "preprocessing": how.model_dump_json(), **metadata}
     seen: list[np.ndarray] = []
 
     class Session:
@@ -124,15 +123,62 @@ def test_the_example_prepares_pictures_as_the_model_was_trained(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     script = Path(__file__).parents[2] / "examples" / "predict_with_onnx.py"
+    for picture in pictures:
+        monkeypatch.setattr(sys, "argv", ["predict_with_onnx.py", "model.onnx", str(picture)])
+        runpy.run_path(str(script), run_name="__main__")
+        yield seen[-1]
+
+
+@pytest.mark.parametrize("mode", MODES.values())
+@pytest.mark.parametrize("resize", [64, 56])
+def test_the_example_prepares_pictures_as_the_model_was_trained(
+    mode: str, resize: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = Preprocessing(resize=resize, crop=56, crop_mode=mode, interpolation="bicubic", mean=(0.2, 0.4, 0.6))
     for width, height in ((522, 210), (91, 67), (77, 255), (33, 20), (640, 61), (9, 2000), (2000, 1)):
         noise = np.random.default_rng(0).integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
         picture = tmp_path / "picture.png"
         Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC).save(picture)
-        monkeypatch.setattr(sys, "argv", ["predict_with_onnx.py", "model.onnx", str(picture)])
-        runpy.run_path(str(script), run_name="__main__")
-        difference = np.abs(seen[-1][0] - read_input(picture, how).numpy())
+        (pixels,) = run_example(how, [picture], monkeypatch)
+        difference = np.abs(pixels[0] - read_input(picture, how).numpy())
         assert difference.max() <= 2, (width, height)
         assert difference.mean() < 0.25, (width, height)
+
+
+@pytest.mark.parametrize(
+    ("header", "is_read"),
+    [
+        (b"P5 8 8 255\n", True),
+        (b"P6 8 8 255\n", True),
+        (b"P6 8 8 100\n", True),
+        (b"P6 8 8 256\n", False),
+        (b"P5 8 8 4095\n", False),
+    ],
+)
+def test_the_example_uses_portable_pixmaps_of_8_bits_as_they_are(
+    header: bytes, is_read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = Preprocessing(resize=8, crop=8, pixel_range=(0, 4095))
+    picture = tmp_path / "picture.ppm"
+    picture.write_bytes(header + bytes(range(100)) * 4)
+    # The temperature is not in files of earlier versions.
+    seen = run_example(how, [picture], monkeypatch)
+    if is_read:
+        assert np.abs(next(seen)[0] - read_input(picture, how).numpy()).max() <= 1
+    else:
+        with pytest.raises(SystemExit, match="more than 8 bits"):
+            next(seen)
+
+
+def test_the_example_divides_by_the_temperature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    how = Preprocessing(resize=8, crop=8)
+    list(run_example(how, [tmp_path / "a.png"], monkeypatch))
+    list(run_example(how, [tmp_path / "a.png"], monkeypatch, temperature="2.0"))
+    # 1 / (1 + exp(-1)) and 1 / (1 + exp(-1/2)).
+    assert capsys.readouterr().out.split("\n")[:2] == ["b (73.1%)", "b (62.2%)"]
 
 
 def test_wide_pictures_are_pointed_out_before_a_training(tl, wide: Path) -> None:
