@@ -580,6 +580,26 @@ def test_names_that_are_no_text_come_out_as_their_bytes(tl, there: Store, colour
         assert "\x1b" not in shown
 
 
+def test_a_model_of_an_earlier_version_is_not_said_to_have_seen_other_images(tl, there: Store, tmp_path: Path) -> None:
+    folder = folder_of(there, "poor")
+    shutil.copytree(folder, tmp_path / "old")
+    path = tmp_path / "old" / bundle.CARD_FILE
+    facts = json.loads(path.read_text())
+    card = bundle.read_card(folder)
+    judge = Judge(*zoo.restore(folder))
+    for part in ("train", "val", "test"):
+        # As an earlier version described the same files.
+        facts["data"]["splits"][part] = describe(judge.measure(part).images, card.classes, "lengths").model_dump(
+            exclude={"scheme"}
+        )
+    del facts["sha256"]
+    path.write_text(json.dumps(facts))
+    result = tl("compare", "good", tmp_path / "old", "--format", "json", "--no-speed")
+    assert result.code == 0, result.err
+    assert "compared by number only, not by contents" in " ".join(result.err.split())
+    assert not {"train images", "val images"} & set(json.loads(result.out)["differences"])
+
+
 def test_two_runs_are_compared_image_by_image(tl, there: Store, tmp_path: Path) -> None:
     result = tl("compare", "good", "poor", "--format", "json", "--output", tmp_path / "out")
     assert result.code == 0, result.err

@@ -124,6 +124,29 @@ def test_the_best_is_told_on_the_same_validation_images_alone(store: Store) -> N
     assert best == {ids[1], ids[3]}, "of equal ones the earlier"
 
 
+def test_images_of_an_earlier_version_are_not_said_to_be_others(store: Store) -> None:  # noqa: F811
+    from tl_cli.contract import DataSpec, Split
+    from tl_cli.tracking.evaluations import dataset_inputs
+
+    ids = {}
+    for name, digest, scheme in (("old", "a", "lengths"), ("new", "b", "contents"), ("other", "c", "contents")):
+        ids[name] = store.client.create_run(store.experiment("tl"), run_name=name).info.run_id
+        split = Split(count=1200, digest=digest * 64, scheme=scheme)
+        inputs = dataset_inputs(DataSpec(source="/photos", layout="train/test", splits={"train": split}))
+        if name == "old":
+            inputs = [type(each)(each.dataset, each.tags[:1]) for each in inputs]
+        store.client.log_inputs(ids[name], inputs)
+        store.client.set_terminated(ids[name])
+
+    def shown(*names: str) -> list[str | None]:
+        runs = [store.find(ids[name]) for name in names]
+        return list(listing.differences(store, runs)[0].made_with["training images"])
+
+    assert shown("new", "other") == ["b" * 16, "c" * 16]
+    earlier = "1,200 (contents not comparable: earlier version)"
+    assert shown("old", "new") == [earlier, f"1,200 ({'b' * 16})"]
+
+
 def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -> None:  # noqa: F811
     from tl_cli.tracking.history import read_history
 

@@ -2,7 +2,7 @@ import pytest
 
 from tests.conftest import Result
 from tl_cli.contract import DataSpec, ModelCard, Preprocessing, Split, WeightsTag
-from tl_cli.training.conditions import conditions, random_backbone
+from tl_cli.training.conditions import are_digests_comparable, conditions, random_backbone
 from tl_cli.training.config import validated
 
 SETTINGS: dict[str, object] = {
@@ -54,6 +54,26 @@ def test_images_are_compared_by_content_and_weights_by_kind() -> None:
     assert conditions(card(settings, digest="b" * 16)) == found | {"train images": "1,000 (bbbbbbbb)"}
     assert conditions(card(settings, weights="none")) == found | {"weights": "random"}
     assert conditions(card(settings, weights="saved:best")) == found | {"weights": "saved:best ()"}
+
+
+def with_splits(**splits: Split) -> ModelCard:
+    made = card(validated(SETTINGS).model_dump())
+    return made.model_copy(update={"data": made.data.model_copy(update={"splits": splits})})
+
+
+def test_digests_of_two_schemes_say_nothing_of_the_images() -> None:
+    old, new, other = (
+        with_splits(train=Split(count=count, digest=digest * 64, scheme=scheme), val=Split(count=9, digest="f" * 64))
+        for count, digest, scheme in ((1000, "a", "lengths"), (1000, "b", "contents"), (900, "c", "contents"))
+    )
+    assert not are_digests_comparable([old, new])
+    assert are_digests_comparable([new, other])
+    assert are_digests_comparable([old, old])
+    # Images without files have one digest in both schemes.
+    assert are_digests_comparable([old, with_splits(train=Split(count=1000, digest="a" * 64, scheme="contents"))])
+    said = [conditions(each, with_digests=False) for each in (old, new, other)]
+    assert said[0] == said[1]
+    assert [each["train images"] for each in said if each] == ["1,000", "1,000", "900"]
 
 
 def test_a_setting_that_an_old_model_does_not_have_means_its_default() -> None:

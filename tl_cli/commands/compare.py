@@ -303,10 +303,22 @@ def _contenders(
     """Return the models with what they answered and cost, and which images these are answers to."""
     from tl_cli.evaluation.comparison import Contender
     from tl_cli.models import bundle, zoo
+    from tl_cli.training.conditions import are_digests_comparable
     from tl_cli.training.speed import inference_speeds
+    from tl_cli.ui.console import print_warning
 
     kept = _kept_answers(entries, how)
-    groups = [tuple(_training(target, kept, how, progress) for target in entry.targets) for entry in entries]
+    cards = [bundle.read_card(target.folder) for entry in entries for target in entry.targets]
+    with_digests = are_digests_comparable(cards)
+    if not with_digests:
+        print_warning(
+            "some of these models are of an earlier version, which recorded other digests of image files: their "
+            "training and validation images are compared by number only, not by contents"
+        )
+    groups = [
+        tuple(_training(target, kept, how, progress, with_digests=with_digests) for target in entry.targets)
+        for entry in entries
+    ]
     first = [entry.targets[0] for entry in entries]
     speeds: list[float | None] = [None] * len(first)
     if speed:
@@ -320,7 +332,9 @@ def _contenders(
     return contenders, f"{source}, {how.split or 'test'}"
 
 
-def _training(target: "Target", kept: "dict[str, KeptAnswers]", how: _How, progress: "Progress") -> "Training":
+def _training(
+    target: "Target", kept: "dict[str, KeptAnswers]", how: _How, progress: "Progress", *, with_digests: bool
+) -> "Training":
     from tl_cli.evaluation.comparison import Training
     from tl_cli.models import bundle
     from tl_cli.tracking.comparisons import training_of
@@ -328,7 +342,7 @@ def _training(target: "Target", kept: "dict[str, KeptAnswers]", how: _How, progr
     from tl_cli.training.conditions import conditions
 
     answers = kept.get(target.name) or _answers(target, how, progress)
-    trained = conditions(bundle.read_card(target.folder))
+    trained = conditions(bundle.read_card(target.folder), with_digests=with_digests)
     if target.store is None or target.run is None:
         return Training(target.name, answers, conditions=trained)
     training = replace(training_of(target.run, read_history(target.store, target.run), answers), conditions=trained)
@@ -337,7 +351,10 @@ def _training(target: "Target", kept: "dict[str, KeptAnswers]", how: _How, progr
 
 
 def _kept_answers(entries: Sequence[_Entry], how: _How) -> "dict[str, KeptAnswers]":
-    """Return the answers to the test images by target, as they were recorded, if all are and to the same images."""
+    """Return the answers to the test images by target, as they were recorded, if all are and to the same images.
+
+    Digests of an earlier version are never those of today: its models are evaluated again beside newer ones.
+    """
     from tl_cli.tracking.comparisons import kept_answers, tested_on
 
     targets = [target for entry in entries for target in entry.targets]

@@ -10,7 +10,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 
 from tl_cli.contract import DataSpec, Split, SplitName
 from tl_cli.data.sources import BUILT_IN
-from tl_cli.tracking.store import Store
+from tl_cli.tracking.store import SCHEME_TAG, Store
 from tl_cli.training.evaluate import Measured
 
 EVALUATIONS = "eval"
@@ -66,7 +66,10 @@ def dataset_inputs(spec: DataSpec) -> list[DatasetInput]:
     """Return the parts of a data set as what a run trained, validated and was tested on."""
     contexts: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "testing"}
     return [
-        DatasetInput(dataset, [InputTag("mlflow.data.context", contexts[part])])
+        DatasetInput(
+            dataset,
+            [InputTag("mlflow.data.context", contexts[part]), InputTag(SCHEME_TAG, spec.splits[part].scheme)],
+        )
         for part, dataset in datasets_of(spec).items()
     ]
 

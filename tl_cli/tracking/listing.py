@@ -12,7 +12,7 @@ from mlflow.entities import Run
 from tl_cli.errors import UsageError
 from tl_cli.tracking.history import read_sparks
 from tl_cli.tracking.liveness import HOST_TAG, State, state_of
-from tl_cli.tracking.store import CHILD_TAG, Store, dataset_digest, is_parent, last_seen, named
+from tl_cli.tracking.store import CHILD_TAG, Store, dataset_digest, is_parent, last_seen, named, recorded_split
 from tl_cli.training.config import phase_ends
 from tl_cli.training.record import Differences, Kind, RunFacts, Status
 
@@ -37,7 +37,8 @@ def facts_of(store: Store, runs: Sequence[Run], among: Sequence[Run] | None = No
     """Return what is known of runs, in their order, without their curves.
 
     Args:
-        among: all runs of the store, of which some are the best; None: those of the list itself.
+        among: all runs of the store, of which some are the best; None: those of the list itself. Runs of earlier
+            versions on files have a best one of their own: their digests are of another scheme than those of today.
     """
     experiments = {experiment_id: name for name, experiment_id in store.experiments().items()}
     facts = [_facts(run, experiments.get(run.info.experiment_id, "")) for run in runs]
@@ -188,6 +189,8 @@ def differences(store: Store, runs: Sequence[Run]) -> tuple[Differences, dict[st
     """
     settings = _table([run.data.params for run in runs])
     made_with = _table([_made_with(run) for run in runs])
+    images = {name: _images(runs, context) for context, name in _IMAGES.items()}
+    made_with |= {name: values for name, values in images.items() if any(values)}
     results = {key: [run.data.metrics.get(key) for run in runs] for key in _RESULTS}
     apart = {key: values for key, values in settings.items() if len(set(values)) > 1}
     alike = {key: str(values[0]) for key, values in settings.items() if len(set(values)) == 1}
@@ -257,8 +260,17 @@ def _models(run: Run) -> list[str]:
 
 def _made_with(run: Run) -> dict[str, str]:
     found = {"tl": run.data.tags.get("tl.version"), "machine": run.data.tags.get(HOST_TAG)}
-    found |= {name: dataset_digest(run, context) for context, name in _IMAGES.items()}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _images(runs: Sequence[Run], context: str) -> list[str | None]:
+    """Return the digests of the runs' images; beside newer ones, what can be said of those of an earlier version."""
+    digests = [dataset_digest(run, context) for run in runs]
+    splits = [recorded_split(run, context) for run in runs]
+    if len({split.scheme for split in splits if split}) < 2 or len(set(digests) - {None}) < 2:
+        return digests
+    shown = {"lengths": "contents not comparable: earlier version"}
+    return [f"{split.count:,} ({shown.get(split.scheme, split.digest)})" if split else None for split in splits]
 
 
 def _table(columns: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:

@@ -96,7 +96,9 @@ def _sentence(ranked: Sequence[Run]) -> str:
     best = ranked[0]
     test = best.data.metrics.get(_TEST)
     tested = f", {test:.2%} on test images" if test is not None else ""
+    # Runs of earlier versions recorded other digests of the same files, and stand apart.
     of = f"the best of {len(ranked)}" if len(ranked) > 1 else "the only run"
+    of += " with this validation digest"
     return (
         f"{_cell(str(best.info.run_name))} ({short_id(best)}) is {of} on {_data(best)}: "
         f"{best.data.metrics[_BEST]:.2%} on validation images{tested}"

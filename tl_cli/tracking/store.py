@@ -2,6 +2,7 @@
 
 import atexit
 import http.client
+import json
 import logging
 import os
 import tempfile
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from filelock import FileLock, Timeout
 
+from tl_cli.contract import Split
 from tl_cli.errors import (
     Interrupted,
     RunNotFoundError,
@@ -40,7 +42,7 @@ for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 import mlflow  # noqa: E402
-from mlflow.entities import Run, ViewType  # noqa: E402
+from mlflow.entities import DatasetInput, Run, ViewType  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 STATE_ROOT = Path("mlruns")
@@ -48,6 +50,8 @@ DEFAULT_EXPERIMENT = "tl"
 # Of a run that holds others together and has no model of its own.
 PARENT_TAG = "tl.compares"
 CHILD_TAG = "mlflow.parentRunId"
+# Of a run's data set: what its digest covers. On the run's input, as MLflow keeps one data set per name and digest.
+SCHEME_TAG = "tl.digest_scheme"
 _BEST = "best/val_accuracy"
 # Their lines would break a live screen; what MLflow logs before it raises is told by whoever catches it.
 for _name in ("mlflow", "alembic"):
@@ -272,6 +276,11 @@ def _local(uri: str) -> list[Path]:
 
 
 def _judged_on(run: Run) -> tuple[str, str | None]:
+    """Return what is equal for runs whose validation accuracies can be compared.
+
+    Runs of earlier versions on files are apart from newer ones even where the images are the same: they recorded
+    digests of another scheme, and only the files could tell.
+    """
     return str(run.info.experiment_id), dataset_digest(run, "validation")
 
 
@@ -287,9 +296,28 @@ def children_of(store: Store, parent_id: str) -> list[Run]:
 
 def dataset_digest(run: Run, context: str) -> str | None:
     """Return the digest of a run's images of one context: ``training``, ``validation`` or ``testing``."""
+    found = _dataset_input(run, context)
+    return str(found.dataset.digest) if found else None
+
+
+def recorded_split(run: Run, context: str) -> Split | None:
+    """Return the number of a run's images of one context and the beginning of their digest."""
+    found = _dataset_input(run, context)
+    if found is None:
+        return None
+    # Earlier versions did not record the scheme: it is the default.
+    scheme = next((tag.value for tag in found.tags if tag.key == SCHEME_TAG), Split.model_fields["scheme"].default)
+    try:
+        count = json.loads(found.dataset.profile or "{}")["num_rows"]
+        return Split.model_validate({"count": count, "digest": str(found.dataset.digest), "scheme": scheme})
+    except (ValueError, KeyError, TypeError):
+        return None  # recorded by another program
+
+
+def _dataset_input(run: Run, context: str) -> DatasetInput | None:
     for each in run.inputs.dataset_inputs if run.inputs else []:
         if any(tag.key == "mlflow.data.context" and tag.value == context for tag in each.tags):
-            return str(each.dataset.digest)
+            return each
     return None
 
 

@@ -1,6 +1,8 @@
 """Under which conditions a model was trained: the settings that decide what it learned."""
 
-from tl_cli.contract import ModelCard
+from collections.abc import Sequence
+
+from tl_cli.contract import ModelCard, SplitName
 from tl_cli.evaluation.comparison import PRETRAINED
 from tl_cli.training.config import TrainConfig
 
@@ -12,21 +14,38 @@ _MACHINE = {
 # What these say of the images is in the splits, by content; they are named where the splits differ.
 _DATA = {"data", "limit", "val_fraction", "split_seed", "on_bad_image"}
 _ELSEWHERE = {"model", "weights"}
+_PARTS: tuple[SplitName, ...] = ("train", "val")
 
 
-def conditions(card: ModelCard) -> dict[str, str] | None:
+def are_digests_comparable(cards: Sequence[ModelCard]) -> bool:
+    """Whether the models' digests can tell if they were trained on the same images.
+
+    Earlier versions recorded digests of another scheme: of the same files they differ from those of today.
+    """
+    for part in _PARTS:
+        splits = [card.data.splits[part] for card in cards if part in card.data.splits]
+        if len({split.scheme for split in splits}) > 1 and len({split.digest for split in splits}) > 1:
+            return False
+    return True
+
+
+def conditions(card: ModelCard, *, with_digests: bool = True) -> dict[str, str] | None:
     """Return the settings that decide what a model learned, as text by name; None if they are not recorded.
 
     A setting that an older version did not have is what it meant then: its default.
+
+    Args:
+        with_digests: False describes the images by their number only, see `are_digests_comparable`.
     """
     if not card.config:
         return None
     known = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
     config = known | card.config
     found = {"architecture": card.architecture, "weights": _weights(card)}
-    for part in ("train", "val"):
+    for part in _PARTS:
         split = card.data.splits.get(part)
-        found[f"{part} images"] = f"{split.count:,} ({split.digest[:8]})" if split else "unknown"
+        digest = f" ({split.digest[:8]})" if split and with_digests else ""
+        found[f"{part} images"] = f"{split.count:,}{digest}" if split else "unknown"
     names = [name for name in TrainConfig.model_fields if name not in _MACHINE | _DATA | _ELSEWHERE]
     return found | {name.replace("_", "-"): _text(config.get(name)) for name in names}
 

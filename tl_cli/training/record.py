@@ -23,8 +23,9 @@ class RunFacts:
         epochs: complete ones, and how many were asked for.
         phase_ends: last epoch of each phase, in order; empty where it is not recorded.
         val_accuracy: a fraction, of its best epoch.
-        val_digest: of the validation images: accuracies on others cannot be compared with this one.
-        is_best: of all runs listed with it, the highest validation accuracy on the same validation images.
+        val_digest: of the validation images: accuracies on others cannot be compared with this one. Of the
+            same files, runs of earlier versions have another digest.
+        is_best: of all runs listed with it, the highest validation accuracy with the same ``val_digest``.
         curve: validation accuracy by epoch.
     """
 
