@@ -220,6 +220,36 @@ def test_validation_has_many_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("train", "other", "unclear", "read", "meant"),
+    [
+        ("training", "validation", "evaluation", "evaluation", "test"),
+        ("train", "test", "eval", "eval", "val"),
+        ("my_train", "my_dev", "my_holdout", "my_holdout", "test"),
+        ("train", "val", "evaluation/evaluation", "evaluation/evaluation", "test"),
+        ("Train", "Test", "Evaluation set/images", "Evaluation set/images", "val"),
+    ],
+)
+def test_an_unclear_part_is_the_one_that_is_missing(train, other, unclear, read, meant: str, tmp_path: Path) -> None:
+    for part, count in ((train, 3), (other, 2), (unclear, 1)):
+        build(tmp_path, f"{part}/a", f"{part}/b", count=count)
+    found = scan(tmp_path)
+    clear = {"val": "test", "test": "val"}[meant]
+    assert {part: len(images) for part, images in found.parts.items()} == {"train": 6, clear: 4, meant: 2}
+    (note,) = found.notes
+    assert note.startswith("read as parts: ")
+    assert f"{meant} from {read}/" in note
+
+
+def test_a_fourth_part_is_left_out_with_a_note(tmp_path: Path) -> None:
+    build(tmp_path, *(f"{part}/{name}" for part in ("train", "val", "test", "eval") for name in "ab"))
+    found = scan(tmp_path)
+    assert (found.layout, found.notes) == (
+        "train/val/test",
+        ("eval/ beside train/ is no part of these data and left out",),
+    )
+
+
+@pytest.mark.parametrize(
     "folders",
     [
         ("train", "test"),
@@ -292,6 +322,7 @@ def test_a_folder_too_high_is_told_the_command_that_works(folders, meant: str, t
     [
         (("train/a", "training/a", "test/a"), "two folders of train images, train/ and training/"),
         (("train/a", "eval/a"), "eval/ beside train/; rename it to val/ .* or to test/"),
+        (("train/a", "val/a", "eval/a", "holdout/a"), "two folders of test images, eval/ and holdout/"),
         (
             ("animal/cat", "animal/dog", "thing/car"),
             r"\(animal/, thing/\).*\(car/, cat/, dog/\).*which are the classes",

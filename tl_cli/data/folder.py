@@ -98,10 +98,11 @@ def _part_folders(root: Path, folders: list[Path]) -> dict[SplitName, Path]:
         named.update((path.name, meant) for path in folders if (meant := partition.part_named(path.name)))
     # A part has class folders in it; a class may be called "train", and unlabelled pictures may lie in test/.
     holding = {name: inner for name, part in named.items() if (inner := _class_level(root / name, part))}
+    parts = partition.settled({name: named[name] for name in holding})
     found: dict[SplitName, Path] = {}
-    unclear = [name for name in holding if named[name] == "unclear"]
+    unclear = [name for name, part in parts.items() if part == "unclear"]
     for name, path in holding.items():
-        part = named[name]
+        part = parts[name]
         if part == "unclear":
             continue
         if part in found:
@@ -121,7 +122,7 @@ def _part_folders(root: Path, folders: list[Path]) -> dict[SplitName, Path]:
 def _class_level(folder: Path, part: partition.Part) -> Path | None:
     """Return the folder in which a part's class folders lie: itself, or one inside that adds nothing to its name."""
     inner = _subfolders(folder)
-    if len(inner) == 1 and part != "unclear" and partition.is_wrapper(inner[0].name, part):
+    if len(inner) == 1 and partition.is_wrapper(inner[0].name, part):
         return _class_level(inner[0], part)
     return folder if inner else None
 

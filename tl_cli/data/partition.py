@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tl_cli.contract import SplitName
+from tl_cli.contract import SPLIT_NAMES, SplitName
 
 Part = SplitName | Literal["unclear"]
 
@@ -32,7 +32,7 @@ _PART_WORDS: Mapping[Part, frozenset[str]] = {
         "валидация валидационная 验证 驗證 検証 검증",
     ),
     "test": _words_of("test tests testing tst prueba pruebas teste testes тест тестовая 测试 測試 テスト 테스트"),
-    # Parts, but whether they are for choosing or for the final figure differs from one data set to the next.
+    # Whether they are for choosing or for the final figure differs between data sets; ``settled`` says where it is clear.
     "unclear": _words_of("eval evaluation holdout heldout"),
 }
 _PART_OF_WORD: Mapping[str, Part] = {word: part for part, words in _PART_WORDS.items() for word in words}
@@ -90,18 +90,31 @@ def _unglued(word: str) -> list[str]:
     return [word]
 
 
-def part_named(name: str) -> SplitName | None:
+def meaning(name: str) -> Part | None:
     """Return the part that a name means which means nothing else: ``Training set``, ``val2017``; not ``test_tube``."""
     cut = _cut(name)
-    return cut.part if not cut.rest and cut.part != "unclear" else None
+    return None if cut.rest else cut.part
+
+
+def part_named(name: str) -> SplitName | None:
+    """Return what ``meaning`` does; None where that is unclear."""
+    part = meaning(name)
+    return None if part == "unclear" else part
+
+
+def settled(named: Mapping[str, Part]) -> dict[str, Part]:
+    """Return the parts by name, the unclear ones as what they must be: test beside train and val, val beside test."""
+    missing = [part for part in SPLIT_NAMES if part not in named.values()]
+    meant: Part = missing[0] if len(missing) == 1 and missing != ["train"] else "unclear"
+    return {name: meant if part == "unclear" else part for name, part in named.items()}
 
 
 def is_plain(name: str) -> bool:
     """Whether a name is the very word for a part, so that it needs no explanation."""
-    return name.casefold() in _PART_OF_WORD
+    return _PART_OF_WORD.get(name.casefold(), "unclear") != "unclear"
 
 
-def is_wrapper(name: str, part: SplitName) -> bool:
+def is_wrapper(name: str, part: Part) -> bool:
     """Whether a folder of this name inside a part adds nothing to it: ``train/images``, ``seg_train/seg_train``."""
     cut = _cut(name)
     return bool(_WORD.search(name)) and (not cut.words or (cut.part == part and cut.is_last))
