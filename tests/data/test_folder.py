@@ -240,6 +240,19 @@ def test_an_unclear_part_is_the_one_that_is_missing(train, other, unclear, read,
     assert f"{meant} from {read}/" in note
 
 
+def test_pictures_beside_the_class_folders_of_a_part_are_said(tmp_path: Path) -> None:
+    build(tmp_path, "train/images/a", "train/images/b", "test/a", "test/b")
+    build(tmp_path, "train/images", count=3)
+    build(tmp_path, "test", "train", count=1)
+    found = scan(tmp_path)
+    assert {part: len(images) for part, images in found.parts.items()} == {"train": 4, "test": 4}
+    top = tmp_path.name
+    assert found.notes[-1] == (
+        "pictures beside the class folders have no class and are left out: "
+        f"1 in {top}/test/, 1 in {top}/train/, 3 in {top}/train/images/"
+    )
+
+
 def test_a_fourth_part_is_left_out_with_a_note(tmp_path: Path) -> None:
     build(tmp_path, *(f"{part}/{name}" for part in ("train", "val", "test", "eval") for name in "ab"))
     found = scan(tmp_path)

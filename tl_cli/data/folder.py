@@ -162,6 +162,12 @@ def _parts(root: Path, found: dict[SplitName, Path], fewest: int, faults: Faults
         absent = [name for name in classes if not files.get(name)]
         if absent:
             notes.append(f"{_below(root, found[part])}/ has no pictures of {some(absent)}")
+    # Pictures may also lie above the class folders: in train/ where these are in train/images/.
+    levels = {level for path in found.values() for level in (path, *path.parents) if level.is_relative_to(root)}
+    loose = {level: count for level in sorted(levels) if (count := _loose(level))}
+    if loose:
+        where = some([f"{count:,} in {_below(root.parent, level)}/" for level, count in loose.items()])
+        notes.append(f"pictures beside the class folders have no class and are left out: {where}")
     notes += _passed_over(sum((part.others for part in listed.values()), Counter[str]()))
     parts = {part: _images(root, here.classes, classes) for part, here in listed.items()}
     return Found(classes, parts, tuple(notes), tuple(faults.named))
@@ -170,7 +176,7 @@ def _parts(root: Path, found: dict[SplitName, Path], fewest: int, faults: Faults
 def _classes_only(root: Path, folders: list[Path], fewest: int, faults: Faults) -> Found:
     listed = _list_classes(root, root)
     files = listed.classes
-    loose = sum(1 for entry in os.scandir(root) if is_picture(entry.name))
+    loose = _loose(root)
     if not any(files.values()):
         found = f"{loose} pictures without a class folder" if loose else some([path.name + "/" for path in folders])
         raise DataError(f"{root} holds {found or 'nothing'}{_hint(root)}; {EXPECTED}")
@@ -181,6 +187,12 @@ def _classes_only(root: Path, folders: list[Path], fewest: int, faults: Faults) 
         notes.append(f"{loose:,} pictures beside the class folders have no class and are left out")
     notes += _passed_over(listed.others)
     return Found(classes, {"train": _images(root, files, classes)}, tuple(notes), tuple(faults.named))
+
+
+def _loose(folder: Path) -> int:
+    """Return how many pictures lie directly in a folder."""
+    with os.scandir(folder) as entries:
+        return sum(is_picture(entry.name) for entry in entries)
 
 
 def _check_layout(where: Path, listed: _Listed, faults: Faults) -> None:

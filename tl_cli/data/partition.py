@@ -32,7 +32,7 @@ _PART_WORDS: Mapping[Part, frozenset[str]] = {
         "валидация валидационная 验证 驗證 検証 검증",
     ),
     "test": _words_of("test tests testing tst prueba pruebas teste testes тест тестовая 测试 測試 テスト 테스트"),
-    # Whether they are for choosing or for the final figure differs between data sets; ``settled`` says where it is clear.
+    # For choosing or for the final figure: that differs between data sets; ``settled`` says where it is clear.
     "unclear": _words_of("eval evaluation holdout heldout"),
 }
 _PART_OF_WORD: Mapping[str, Part] = {word: part for part, words in _PART_WORDS.items() for word in words}
