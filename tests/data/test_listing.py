@@ -58,6 +58,27 @@ def test_the_splits_that_are_there_make_the_layout(splits: tuple[str, str], layo
     assert scan(write(pictures, "\n".join(["path,label,split", *rows]))).layout == layout
 
 
+@pytest.mark.parametrize("column", ["set", "Subset", "part", "partition", "fold", "split"])
+def test_a_column_of_parts_under_another_name_is_the_split(column: str, pictures: Path) -> None:
+    values = ("train", "train", "val", "evaluation")
+    rows = [f"{row},{row.split('/')[0]},{values[index % 4]}" for index, row in enumerate(ROWS)]
+    found = scan(write(pictures, "\n".join([f"path,label,{column}", *rows])))
+    assert {part: images.ids.tolist() for part, images in found.parts.items()} == {
+        "train": ["blue/000.png", "blue/001.png", "red/000.png", "red/001.png"],
+        "val": ["blue/002.png", "red/002.png"],
+        "test": ["blue/003.png", "red/003.png"],
+    }
+    expected = f"read as parts by the column {column.lower()}: test from evaluation, train from train, val from val"
+    assert found.notes == (f"labels.csv: {expected}",)
+
+
+@pytest.mark.parametrize("values", [("1", "2"), ("train", "engine"), ("train", "")])
+def test_a_column_that_may_mean_something_else_is_named_and_not_read(values: tuple[str, str], pictures: Path) -> None:
+    rows = [f"{row},{row.split('/')[0]},{values[index % 2]}" for index, row in enumerate(ROWS)]
+    found = scan(write(pictures, "\n".join(["path,label,fold", *rows])))
+    assert (found.layout, found.notes) == ("classes", ("labels.csv: not read as split: fold",))
+
+
 def test_labels_that_look_like_parts_are_pointed_out(pictures: Path) -> None:
     rows = [f"{row},{'train' if 'blue' in row else 'test'}" for row in ROWS]
     (note,) = scan(write(pictures, "\n".join(["path,label", *rows]))).notes
@@ -127,6 +148,8 @@ GOOD = "path,label\nred/000.png,r\nblue/000.png,b\n"
         ("path,label\nred/000.png,r\nred/001.png,r\n", r"one class only \(r\)"),
         ("path,label,split\nred/000.png,r,mine\n", "line 2: split is 'mine'; expected train, val or test"),
         ("path,label,split\nred/000.png,r,\n", "line 2: split is ''"),
+        ("path,label,set\nred/000.png,r,train\nred/001.png,r,eval\n", "line 3: set is 'eval'; expected train, val"),
+        ("path,label,set,fold\nred/000.png,r,train,test\n", "line 1: set, fold all name parts; call the right one"),
         ("path,label,split\nred/000.png,r,test\n", "no pictures with split train"),
         ("path,label,split\nred/000.png,r,train\nblue/000.png,b,train\ngreen/000.png,g,val\n", "line 4: the label 'g'"),
         (GOOD + "red/\0.png,r\n", "line 4: holds a NUL byte"),

@@ -17,7 +17,7 @@ from tl_cli.data import spelling
 from tl_cli.data.found import Faults, Found
 from tl_cli.data.images import FileImages
 from tl_cli.data.names import Names
-from tl_cli.data.partition import looks_divided, part_named
+from tl_cli.data.partition import Part, looks_divided, meaning, settled
 from tl_cli.data.pictures import SUFFIXES
 from tl_cli.errors import DataError, some
 
@@ -29,6 +29,34 @@ _MOST_SHOWN = 120
 _NO_DEVICE = (1 << 64) - 1
 _ASCII_SPACES = " \t\r\n"  # usual beside a delimiter, and not worth a note
 _DELIMITERS = (",", ";", "\t")
+# Other names that the column split goes by; they may also mean something else.
+_SPLIT_NAMES = ("set", "subset", "part", "partition", "fold")
+
+
+@dataclass(frozen=True, slots=True)
+class _SplitColumn:
+    """The column that says which part each row is of.
+
+    Attributes:
+        name: of the column; None where there is none, and all rows are train.
+        parts: what each of its values means; None where a value is no part.
+        notes: what is worth saying about this and similar columns.
+    """
+
+    name: str | None
+    parts: Mapping[str, Part | None]
+    notes: list[str]
+
+    def part(self, path: Path, line: int, value: str) -> SplitName:
+        """Return the part that a value means.
+
+        Raises:
+            DataError: it means none, or it is unclear which.
+        """
+        part = self.parts[value]
+        if part is None or part == "unclear":
+            raise DataError(f"{path}, line {line}: {self.name} is {value!r}; expected train, val or test")
+        return part
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +113,9 @@ def scan(path: Path, *, confined: bool = False, lenient: bool = False) -> Found:
             unknown split, one class only, labels that are unknown to ``train``.
     """
     path = path.expanduser().resolve()
-    rows = _columns(_read(path, confined))
+    raw = _checked_bytes(path)
+    split = _split_column(path, raw)
+    rows = _columns(_read(path, raw, split, confined))
     if not len(rows.ids):
         raise DataError(f"{path} lists no pictures; {_EXPECTED}")
     _check_pictures(path, rows)
@@ -101,7 +131,7 @@ def scan(path: Path, *, confined: bool = False, lenient: bool = False) -> Found:
     _check_labels(path, rows, classes)
     # Every label is one of train's now.
     by_part = {part: listed for part in SPLIT_NAMES if len((listed := rows.of(part)).ids)}
-    notes = [*said, note] if note else said
+    notes = [*split.notes, *said, *([note] if note else [])]
     notes += [
         f"{path.name} lists no pictures of {some(absent)} in {part}"
         for part, listed in by_part.items()
@@ -145,25 +175,62 @@ def is_listing(path: Path) -> bool:
     return _delimiter(first) is not None
 
 
-def _read(path: Path, confined: bool) -> Iterator[tuple[int, str, str, SplitName]]:
-    """Yield line, id, label and part of each row."""
-    raw = _checked_bytes(path)
+def _table(path: Path, raw: bytes) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Return the names of the columns, and each row's line and values."""
     first = next((line for line in _text(raw) if line.strip()), "")
     delimiter = _delimiter(first)
     if delimiter is None:
         raise DataError(f"{path}, line 1: {_EXPECTED}; got {first.strip()[:80]!r}")
     records = _records(path, _text(raw), delimiter)
-    _, header = next(records)
-    header = [name.strip().lower() for name in header]
-    twice = [name for name in ("path", "label", "split") if header.count(name) > 1]
+    _, names = next(records)
+    header = [name.strip().lower() for name in names]
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        for line, values in records:
+            if len(values) != len(header):
+                raise DataError(
+                    f"{path}, line {line}: {len(values)} columns, but {len(header)} in the header; "
+                    f"quote a value that holds {delimiter!r}"
+                )
+            yield line, values
+
+    return header, rows()
+
+
+def _split_column(path: Path, raw: bytes) -> _SplitColumn:
+    """Return the column called split, or the one of a similar name whose values are all names of parts."""
+    header, rows = _table(path, raw)
+    named = {name: header.index(name) for name in ("split", *_SPLIT_NAMES) if name in header}
+    if not named:
+        return _SplitColumn(None, {}, [])
+    values: dict[str, set[str]] = {name: set() for name in named}
+    for _, row in rows:
+        for name, index in named.items():
+            values[name].add(row[index].strip())
+    meanings = {name: {value: meaning(value) for value in sorted(each)} for name, each in values.items()}
+    fitting = ["split"] if "split" in named else [name for name in named if all(meanings[name].values())]
+    if len(fitting) > 1:
+        raise DataError(f"{path}, line 1: {some(fitting)} all name parts; call the right one split")
+    ignored = [name for name in named if name not in fitting]
+    notes = [f"{path.name}: not read as split: {some(ignored)}"] if ignored else []
+    if not fitting:
+        return _SplitColumn(None, {}, notes)
+    (name,) = fitting
+    known = {value: part for value, part in meanings[name].items() if part}
+    parts = settled(known)
+    if name != "split" or parts != known:
+        read = some([f"{part} from {value}" for value, part in parts.items()])
+        notes.insert(0, f"{path.name}: read as parts by the column {name}: {read}")
+    return _SplitColumn(name, {**meanings[name], **parts}, notes)
+
+
+def _read(path: Path, raw: bytes, split: _SplitColumn, confined: bool) -> Iterator[tuple[int, str, str, SplitName]]:
+    """Yield line, id, label and part of each row."""
+    header, rows = _table(path, raw)
+    twice = [name for name in ("path", "label", split.name) if name and header.count(name) > 1]
     if twice:
         raise DataError(f"{path}, line 1: more than one column is called {twice[0]}; rename the others")
-    for line, values in records:
-        if len(values) != len(header):
-            raise DataError(
-                f"{path}, line {line}: {len(values)} columns, but {len(header)} in the header; "
-                f"quote a value that holds {delimiter!r}"
-            )
+    for line, values in rows:
         columns = dict(zip(header, map(str.strip, values), strict=True))
         label = values[header.index("label")].strip(_ASCII_SPACES)
         if not spelling.keys([label])[label]:
@@ -172,7 +239,7 @@ def _read(path: Path, confined: bool) -> Iterator[tuple[int, str, str, SplitName
             line,
             _id(path, line, columns["path"], confined),
             label,
-            _part(path, line, columns["split"]) if "split" in columns else "train",
+            split.part(path, line, columns[split.name]) if split.name else "train",
         )
 
 
@@ -234,13 +301,6 @@ def _id(path: Path, line: int, listed: str, confined: bool) -> str:
     if confined and (is_absolute or relative.partition(os.sep)[0] == ".."):
         raise DataError(f"{path}, line {line}: {_short(listed)} lies outside the archive")
     return relative.replace(os.sep, "/")
-
-
-def _part(path: Path, line: int, split: str) -> SplitName:
-    part = part_named(split)
-    if part is None:
-        raise DataError(f"{path}, line {line}: split is {split!r}; expected train, val or test")
-    return part
 
 
 def _check_pictures(path: Path, rows: _Rows) -> None:
