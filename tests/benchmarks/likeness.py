@@ -6,6 +6,7 @@ should not is therefore known by construction.
 
 import argparse
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,36 @@ def shapes(count: int = 300, side: int = 48) -> list[Pixels]:
     return made
 
 
+def numbers(side: int = 64) -> list[Pixels]:
+    """Return the numbers from 00 to 99 in Pillow's default font, small on a white background."""
+    made = []
+    for number in range(100):
+        canvas = Image.new("RGB", (side, side), "white")
+        ImageDraw.Draw(canvas).text((side // 3, side // 3), f"{number:02}", fill="black")
+        made.append(np.asarray(canvas))
+    return made
+
+
+def gauges(count: int = 60, side: int = 64) -> list[Pixels]:
+    """Return round gauges that differ in the angle of their red hand only."""
+    middle, radius, width = side / 2, side / 2 - 4, side // 8
+
+    def spoke(start: float, stop: float, angle: float) -> list[tuple[float, float]]:
+        x, y = radius * math.cos(angle), radius * math.sin(angle)
+        return [(middle + share * x, middle + share * y) for share in (start, stop)]
+
+    made = []
+    for number in range(count):
+        canvas = Image.new("RGB", (side, side), "white")
+        draw = ImageDraw.Draw(canvas)
+        draw.ellipse((middle - radius, middle - radius, middle + radius, middle + radius), outline="black", width=width)
+        for hour in range(12):
+            draw.line(spoke(0.85, 1, hour * math.tau / 12), fill="black", width=width)
+        draw.line(spoke(0, 0.8, number * math.tau / count), fill="red", width=width)
+        made.append(np.asarray(canvas))
+    return made
+
+
 def digits() -> list[Pixels]:
     """Return scikit-learn's 1,797 digits of 8 x 8 pixels."""
     from sklearn.datasets import load_digits
@@ -165,6 +196,8 @@ def main(arguments: list[str] | None = None) -> None:
         "shapes, 48 px": shapes(),
         "cuts of photographs, 128 px": cuts(128),
         "the same, 75% in common": cuts(32),
+        "numbers on white, 64 px": numbers(),
+        "gauges, 64 px": gauges(),
         "digits, 8 px": digits(),
     }
     if asked.images:

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 from PIL import Image, ImageStat
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
 from tl_cli.fetch import Progress, silent
 
@@ -19,6 +19,7 @@ _PLAIN = 4.0
 _SKETCH_SIDE = 8
 # Limits of two pictures that look alike, chosen with tests/benchmarks/likeness.py:
 _MOST_RESIDUAL = 0.09  # what is left of the difference after alignment, as a share of the pictures' own contrast
+_MOST_LOCAL_RESIDUAL = 0.25  # the same in the worst block, an eighth of the side: small figures on a plain background
 _MOST_SHIFT = 0.05  # displacement by a crop, as a share of the side
 _MOST_CONTRAST = 0.1  # relative change of contrast
 _MOST_BRIGHTNESS = 20.0  # change of mean brightness, in grey levels
@@ -32,6 +33,7 @@ _BATCH = 256
 _SKETCH_FLOOR, _SKETCH_SHARE = 4.0, 0.3
 # Standard deviations in pixels.
 _SMOOTH_LUMA, _SMOOTH_CHROMA = (0.7, 0.7), (2.0, 2.0)
+_BLOCKS = 8  # along the side, as small as the parts of a picture that are compared one by one
 # Of displacement, scale, contrast and brightness, per value compared.
 _RIDGE = (0.5, 0.5, 0.5, 0.5, 1e-3, 1e-3)
 # Rows: luma and the two chroma signals of JPEG (ITU-T T.871), from RGB.
@@ -209,7 +211,8 @@ def look_alike(one: np.ndarray, others: np.ndarray) -> np.ndarray:
 
     The difference of two pictures is explained, as far as it can be, by a displacement and a scale in x and in y (one
     step of Lucas and Kanade 1981: a small displacement changes a picture by its gradient times the displacement), by
-    contrast and by brightness. All of these must be small, and so must what they leave unexplained.
+    contrast and by brightness. All of these must be small, and so must what they leave unexplained: in the whole
+    picture, and in every block of it, because a plain background hides a difference from the mean.
     """
     middle, difference = (others + one) / 2, others - one
     count, side = middle.shape[:2]
@@ -224,12 +227,16 @@ def look_alike(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     # A tiny weight against causes that a plain picture leaves undetermined.
     square = causes.transpose(0, 2, 1) @ causes + np.diag(np.array(_RIDGE, dtype=np.float32) * values)
     sizes = np.linalg.solve(square, causes.transpose(0, 2, 1) @ effects)
-    residual = np.sqrt(((effects - causes @ sizes) ** 2).mean(axis=(1, 2)))
+    unexplained = ((effects - causes @ sizes) ** 2).reshape(middle.shape).mean(axis=-1)
+    residual = np.sqrt(unexplained.mean(axis=(1, 2)))
+    block = side // _BLOCKS
+    local_residual = np.sqrt(uniform_filter(unexplained, (1, block, block), mode="constant").max(axis=(1, 2)))
     contrast = np.sqrt(((middle - middle.mean(axis=(1, 2), keepdims=True)) ** 2).mean(axis=(1, 2, 3)))
     size = np.abs(sizes[..., 0])
     shift = np.maximum(size[:, 0] + size[:, 2], size[:, 1] + size[:, 3]) / side
     alike: np.ndarray = (
         (residual <= _MOST_RESIDUAL * contrast)
+        & (local_residual <= _MOST_LOCAL_RESIDUAL * contrast)
         & (shift <= _MOST_SHIFT)
         & (size[:, 4] <= _MOST_CONTRAST)
         & (np.abs(difference[..., 0].mean(axis=(1, 2))) <= _MOST_BRIGHTNESS)
