@@ -33,16 +33,15 @@ temperature = json.loads(metadata.get("temperature", "1"))  # files of earlier v
 how = facts["preprocessing"]
 resize, crop, mode = how["resize"], how["crop"], how["crop_mode"]
 picture = Image.open(sys.argv[2])
-if pixel_range := how.get("pixel_range"):
-    # Of pictures with more than 8 bits per channel; those of 8 bits are used as they are. Grey ones are read here; for
-    # colours, white-is-zero TIFFs and PGMs see tl_cli/data/deep.py, which needs numpy and Pillow only.
-    low, high = pixel_range
-    is_white_zero = picture.format == "TIFF" and picture.tag_v2.get(262) == 0
-    if picture.mode in ("I;16", "I;16B", "I", "F") and picture.format != "PPM" and not is_white_zero:
-        values = np.asarray(ImageOps.exif_transpose(picture), np.float64).clip(low, high)
-        picture = Image.fromarray(np.floor((values - low) * 255 / (high - low) + 0.5).astype(np.uint8))
-    elif ";16" in str(picture.tile) or picture.mode in ("I", "F") or is_deep_ppm(picture):
-        sys.exit("only grey pictures of more than 8 bits are read here")
+# Of pictures with more than 8 bits per channel; those of 8 bits are used as they are. Grey ones are read here; for
+# colours, white-is-zero TIFFs and PGMs see tl_cli/data/deep.py, which needs numpy and Pillow only.
+low, high = how.get("pixel_range") or (0, 65535)
+is_white_zero = picture.format == "TIFF" and picture.tag_v2.get(262) == 0
+if picture.mode in ("I;16", "I;16B", "I", "F") and picture.format != "PPM" and not is_white_zero:
+    values = np.asarray(ImageOps.exif_transpose(picture), np.float64).clip(low, high)
+    picture = Image.fromarray(np.floor((values - low) * 255 / (high - low) + 0.5).astype(np.uint8))
+elif ";16" in str(picture.tile) or picture.mode in ("I", "F") or is_deep_ppm(picture):
+    sys.exit("only grey pictures of more than 8 bits are read here")
 picture = ImageOps.exif_transpose(picture).convert("RGB")
 short, long = sorted(picture.size)
 if mode == "squash":
