@@ -35,6 +35,7 @@ _PART_WORDS: Mapping[Part, frozenset[str]] = {
     # For choosing or for the final figure: that differs between data sets; ``settled`` says where it is clear.
     "unclear": _words_of("eval evaluation holdout heldout"),
 }
+_PLAIN = ("train", "training", "val", "valid", "validation", "test", "testing")
 _PART_OF_WORD: Mapping[str, Part] = {word: part for part, words in _PART_WORDS.items() for word in words}
 # Pieces of a data set that are counted: fold1, fold2.
 _PIECE_WORDS = _words_of("fold split shard chunk batch part subset")
@@ -110,8 +111,8 @@ def settled(named: Mapping[str, Part]) -> dict[str, Part]:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is the very word for a part, so that it needs no explanation."""
-    return _PART_OF_WORD.get(name.casefold(), "unclear") != "unclear"
+    """Whether a name is one of the usual words for a part, so that it needs no explanation."""
+    return name.casefold() in _PLAIN
 
 
 def is_wrapper(name: str, part: Part) -> bool:
