@@ -93,10 +93,11 @@ def test_the_geometry_travels_with_the_model(name: str, there: Store, wide: Path
                 tmp_path / "test" / part / f"{number}.jpg"
             )
     paths = sorted((tmp_path / "test").rglob("*.jpg"))
-    served = predictor.probabilities(paths)
+    served, errors = predictor.predict([path.read_bytes() for path in paths])
+    assert not any(errors)
     said = torch.stack([each.probabilities for each in predict(predictor.classifier, map(str, paths))])
     judge = Judge(predictor.classifier, bundle.read_card(folder), source=str(tmp_path / "test"))
-    judged = judge.measure("all").answers.logits.softmax(1)
+    judged = (judge.measure("all").answers.logits / predictor.classifier.temperature).softmax(1)
     torch.testing.assert_close(said, served, atol=1e-4, rtol=0)
     torch.testing.assert_close(judged, served, atol=1e-4, rtol=0)
 

@@ -160,6 +160,14 @@ def test_a_damaged_saved_model_is_always_seen(saved_run, tmp_path: Path, name: s
         zoo.restore(tmp_path)
 
 
+def test_a_card_whose_seal_has_lost_its_name_is_damaged(saved_run, tmp_path: Path) -> None:
+    _, folder = saved_run
+    written = (folder / BEST_FOLDER / bundle.CARD_FILE).read_text()
+    (tmp_path / bundle.CARD_FILE).write_text(written.replace('"sha256": "', '"shb256": "'))
+    with pytest.raises(WeightsError, match="damaged"):
+        bundle.read_card(tmp_path)
+
+
 def test_a_model_whose_saving_was_cut_short_is_whole_at_every_moment(saved_run, tmp_path: Path, monkeypatch) -> None:
     plan, folder = saved_run
     card = bundle.verified_card(folder / BEST_FOLDER)

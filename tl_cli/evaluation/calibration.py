@@ -99,7 +99,7 @@ def fit_temperature(answers: Answers, seed: int = 0) -> Calibration:
     logits, labels = answers.logits[order].double(), answers.labels[order]
     count = len(labels)
     before = _losses(logits, labels, 1.0)
-    tried = Calibration(images=count, loss=float(before.mean()))
+    tried = Calibration(images=count, loss=_rounded(before.mean()))
     if count < _FEWEST:
         return tried.model_copy(update={"note": f"{count:,} validation images are too few; {_FEWEST} are needed"})
     if bool((logits.argmax(1) == labels).all()):
@@ -111,7 +111,7 @@ def fit_temperature(answers: Answers, seed: int = 0) -> Calibration:
     for held_out in (fold == number for number in range(_FOLDS)):
         temperature = _best(logits[~held_out], labels[~held_out])
         after[held_out] = _losses(logits[held_out], labels[held_out], temperature)
-    tried = tried.model_copy(update={"held_out_loss": float(after.mean())})
+    tried = tried.model_copy(update={"held_out_loss": _rounded(after.mean())})
     gain = (before - after).numpy()
     if not gain.mean() > t.isf(_LEVEL, count - 1) * sem(gain):
         note = (
@@ -119,7 +119,12 @@ def fit_temperature(answers: Answers, seed: int = 0) -> Calibration:
             f"({before.mean():.4f} without, {after.mean():.4f} with)"
         )
         return tried.model_copy(update={"note": note})
-    return tried.model_copy(update={"temperature": _best(logits, labels), "note": ""})
+    return tried.model_copy(update={"temperature": _rounded(_best(logits, labels)), "note": ""})
+
+
+def _rounded(value: float | Tensor) -> float:
+    """Return a number of six digits: of one with seventeen, a damaged last digit may be the same number when read."""
+    return float(f"{float(value):.6g}")
 
 
 def _best(logits: Tensor, labels: Tensor) -> float:

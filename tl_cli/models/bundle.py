@@ -81,8 +81,9 @@ def read_card(folder: Path, name: str = CARD_FILE) -> ModelCard:
         seal = json.loads(data).get(_SEAL)
     except (ValidationError, ValueError, AttributeError, OSError) as error:
         raise WeightsError(f"{path} cannot be read: {first_line(error)}") from error
-    # A folder of an earlier version has no seal.
-    if seal is not None and seal != _seal(json.loads(data)):
+    # A folder of an earlier version has no seal, and no digest of its weights either.
+    is_sealed = seal is not None or card.weights_sha256 is not None
+    if is_sealed and seal != _seal(json.loads(data)):
         raise WeightsError(f"{path} is damaged: it is not what was written")
     return card
 
