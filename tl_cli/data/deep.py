@@ -76,7 +76,7 @@ def read(reopened: Callable[[], Image.Image]) -> Deep:
         reopened: opens the same picture again each time.
 
     Raises:
-        ValueError: its numbers cannot be had at full depth; says why.
+        ValueError: its numbers cannot be read at full depth; says why.
         Exception: Pillow's own, where the file is truncated or corrupt.
     """
     with reopened() as opened:
