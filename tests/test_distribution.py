@@ -1,0 +1,44 @@
+"""Installing: messages and documents advise to install this distribution and its extras, or packages that are its own dependencies."""
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+_PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text())["project"]
+_TEXTS = [*(_ROOT / "tl_cli").rglob("*.py"), *_ROOT.glob("*.md"), *(_ROOT / "examples").rglob("*.*")]
+# Packages that are named without an extra: MLflow asks for boto3 where artifacts live in an S3 store.
+_OTHERS = {"boto3"}
+
+
+def _advised() -> list[tuple[str, str]]:
+    """Return (file, requirement) for everything that a text tells a reader to install by pip."""
+    found = []
+    for path in _TEXTS:
+        if path.suffix in {".py", ".md", ".ipynb", ".sh"} and path.name != "CHANGELOG.md":
+            # Texts in Python break across two literals: join them before looking.
+            text = re.sub(r'"\s*\n\s*f?"', "", path.read_text())
+            lines = re.findall(r"pip install ((?:-\w+ )*[^\s;&`\"),]+)", text)
+            found += [(path.name, line.split()[-1].strip("'")) for line in lines]
+    return found
+
+
+def test_the_package_belongs_to_the_distribution_of_this_project() -> None:
+    installed = metadata.distribution(_PROJECT["name"])
+    assert installed.version == _PROJECT["version"]
+    assert ("tl", "tl_cli.__main__:main") in {(point.name, point.value) for point in installed.entry_points}
+
+
+def test_the_name_is_not_the_one_of_a_stranger_on_the_index() -> None:
+    """PyPI has a package tl-cli of another author; tl-train was free in November 2026."""
+    assert _PROJECT["name"] == "tl-train"
+
+
+@pytest.mark.parametrize(("file", "requirement"), _advised())
+def test_what_a_message_says_to_install_is_ours(file: str, requirement: str) -> None:
+    name, _, extras = requirement.rstrip("].").partition("[")
+    assert name in {".", _PROJECT["name"], *_OTHERS}, f"{file} advises to install {requirement}"
+    assert {extra for extra in extras.split(",") if extra} <= set(_PROJECT["optional-dependencies"]), file
