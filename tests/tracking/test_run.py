@@ -240,21 +240,6 @@ def test_anothers_lock_beside_a_database_is_not_needed(workplace: Path, monkeypa
     assert (workplace / "mlruns" / ".store.lock").exists()
 
 
-def test_a_journal_is_one_processes_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tl_cli.tracking import journal
-
-    class Impatient(journal.FileLock):
-        def __init__(self, path: Path, timeout: float) -> None:
-            super().__init__(path, timeout=0.2)
-
-    monkeypatch.setattr(journal, "FileLock", Impatient)
-    with recorder(store) as record:
-        record(LossSampled(1, 1, 0.5, 1e-3, 0.0))
-        with pytest.raises(TrackingError, match="another process writes or sends"):
-            sync(store, store.client.get_run(record.run_id))
-    assert sync(store, store.client.get_run(record.run_id)) == Synced(0, 0, None)
-
-
 @pytest.mark.parametrize(
     "address",
     ["sqlite:///{folder}", "sqlite:///{folder}/garbage.db", "postgresql+nothing://u:s3cret@h/d", "http://localhost:abc",

@@ -26,6 +26,7 @@ _OUTPUT = "Output"
 
 
 def evaluate(
+    context: typer.Context,
     run: RunName,
     split: Annotated[
         Literal["test", "val", "train", "all"] | None,
@@ -69,6 +70,7 @@ def evaluate(
 
     console = make_console(quiet=quiet)
     target = find_model(run, tracking_uri)
+    context.with_resource(target.in_use())
     classifier, card = zoo.restore(target.folder)
     # What is printed for programs is nothing else.
     with FileProgress(make_console(quiet=quiet, stderr=as_json or as_csv)) as progress:
@@ -132,7 +134,8 @@ def _keep(
 ) -> list[Path]:
     """Write what was found where it is wanted; return the files that a person asked for."""
     from tl_cli.evaluation.judgement import headline
-    from tl_cli.tracking.evaluations import evaluation_name, log_evaluation
+    from tl_cli.tracking.evaluations import EVALUATIONS, evaluation_name, log_evaluation
+    from tl_cli.tracking.journal import alone_with
 
     name = evaluation_name(measured)
     store, run = target.store, target.run
@@ -140,8 +143,12 @@ def _keep(
     if output is not None:
         written = _write(output, measured, judgement, classes)
     if log and store is not None and run is not None:
-        kept = _write(store.state_folder(run) / "eval" / name, measured, judgement, classes)
-        log_evaluation(store, run, measured, headline(judgement), kept)
+        folder = store.state_folder(run) / EVALUATIONS
+        # One at a time: another tl eval may be writing the same files, and may have recorded the same numbers.
+        with alone_with(folder):
+            (run,) = store.again([run])
+            kept = _write(folder / name, measured, judgement, classes)
+            log_evaluation(store, run, measured, headline(judgement), kept)
     return written
 
 

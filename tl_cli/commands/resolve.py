@@ -1,6 +1,8 @@
 """From what a person calls RUN to the model that is meant."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,17 @@ class Target:
     name: str
     store: "Store | None" = None
     run: "Run | None" = None
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep other processes from deleting the run meanwhile."""
+        if self.store is None or self.run is None:
+            yield
+            return
+        from tl_cli.tracking.ownership import reading
+
+        with reading(self.store, self.run):
+            yield
 
 
 def find_model(name: str, tracking_uri: str | None) -> Target:

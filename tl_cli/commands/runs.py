@@ -150,9 +150,10 @@ def close(
     A run that is dead lost its process on this machine. One that is silent runs elsewhere and has not been heard of
     for minutes: it is closed when it is named.
     """
+    from tl_cli.errors import UsageError
     from tl_cli.tracking import listing
     from tl_cli.tracking.store import named, open_store
-    from tl_cli.ui.console import make_console, plain
+    from tl_cli.ui.console import make_console, plain, print_warning
 
     store = open_store(tracking_uri)
     found = _find(store, runs) if runs else [run for run in store.runs() if listing.status_of(run) == "dead"]
@@ -160,7 +161,13 @@ def close(
     if not found:
         console.print("no run is dead")
     for run in found:
-        listing.close(store, run)
+        try:
+            listing.close(store, run)
+        except UsageError as error:
+            if runs:
+                raise
+            print_warning(str(error))  # it is just being resumed, say
+            continue
         console.print(plain(f"{named(run)} is recorded as killed; tl train --resume goes on with it"), soft_wrap=True)
 
 
@@ -230,13 +237,14 @@ def rm(
     """Remove runs, after a question; without --purge their models and files stay, and MLflow can restore them."""
     from tl_cli.tracking import listing
     from tl_cli.tracking.overview import refresh
+    from tl_cli.tracking.ownership import check_stopped
     from tl_cli.tracking.store import named, open_store
     from tl_cli.ui.console import make_console, plain
 
     store = open_store(tracking_uri)
     found = _find(store, runs, or_removed=purge)
     for run in found:
-        listing.check_stopped(run)
+        check_stopped(run)
     if purge:
         listing.check_purgeable(store, found)
     console = make_console()

@@ -12,6 +12,8 @@ import typer
 from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, command_line, complete_model
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run  # noqa: TID251 (a type)
+
     from tl_cli.tracking.run import Recorder
     from tl_cli.tracking.store import Store
     from tl_cli.training.history import History
@@ -412,27 +414,42 @@ def _refuse_beside_resume(given: Mapping[str, object]) -> None:
 def _resume(
     name: str, flags: dict[str, object], tags: dict[str, str], tracking_uri: str | None, console: "Console"
 ) -> None:
+    from tl_cli.tracking.ownership import owned
+    from tl_cli.tracking.store import open_store
+
+    store = open_store(tracking_uri)
+    # Until it ends: two processes would write the same checkpoint.
+    with owned(store, store.find(name)) as run:
+        _go_on(store, run, flags, tags, tracking_uri, console)
+
+
+def _go_on(
+    store: "Store",
+    run: "Run",
+    flags: dict[str, object],
+    tags: dict[str, str],
+    tracking_uri: str | None,
+    console: "Console",
+) -> None:
     from tl_cli.data.sources import changed_parts, check_still_there
     from tl_cli.errors import TlError, UsageError
     from tl_cli.fetch import write_text
     from tl_cli.models import bundle
-    from tl_cli.tracking.listing import check_stopped
-    from tl_cli.tracking.store import open_store
+    from tl_cli.tracking.store import short_id
     from tl_cli.tracking.sync import sync
     from tl_cli.training.config import as_toml, settings_of
     from tl_cli.training.state import CARD_FILE, CONFIG_FILE
     from tl_cli.ui.console import print_warning
 
-    store = open_store(tracking_uri)
-    run = store.find(name)
-    # Two processes would write the same checkpoint.
-    check_stopped(run)
     try:
         sync(store, run)
+        (run,) = store.again([run])
     except TlError as error:
         print_warning(f"{error}; it will be tried again")
     if run.info.status == "FINISHED":
-        raise UsageError(f"the run {run.info.run_name} is complete; to train its model further, use --weights {name}")
+        raise UsageError(
+            f"the run {run.info.run_name} is complete; to train its model further, use --weights {short_id(run)}"
+        )
     extra = sorted(set(flags) - {"data", "data_dir", "workers", "device", "checkpoint_every"})
     if extra:
         listed = ", ".join("--" + key.replace("_", "-") for key in extra)

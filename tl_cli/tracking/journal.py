@@ -65,17 +65,22 @@ class Recorded:
 
 
 @contextmanager
-def alone_with(path: Path) -> Iterator[None]:
-    """Keep other processes from a journal: a run writes it, or its lines are sent and taken out, never both.
+def alone_with(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+    """Keep other processes from a journal, and thereby from its run: one at a time trains, sends or deletes it.
+
+    A thread that holds the lock may take it again.
+
+    Args:
+        patience_s: how long to wait for another process, in seconds.
 
     Raises:
-        TrackingError: another process does not let go of it.
+        TrackingError: another process holds it.
         StorageError: the folder may not be written.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=_PATIENCE_S)
+    lock = FileLock(path.with_name(f".{path.name}.lock").resolve(), is_singleton=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock.acquire(timeout=patience_s)
     except Timeout as error:
         raise TrackingError(f"another process writes or sends {path}") from error
     except OSError as error:

@@ -11,7 +11,8 @@ from mlflow.entities import Run
 
 from tl_cli.errors import UsageError
 from tl_cli.tracking.history import read_sparks
-from tl_cli.tracking.liveness import HOST_TAG, State, state_of
+from tl_cli.tracking.liveness import HOST_TAG
+from tl_cli.tracking.ownership import owned, process_state
 from tl_cli.tracking.store import CHILD_TAG, Store, dataset_digest, is_parent, last_seen, named, recorded_split
 from tl_cli.training.config import phase_ends
 from tl_cli.training.record import Differences, Kind, RunFacts, Status
@@ -81,7 +82,7 @@ def status_of(run: Run) -> Status:
     known = _STATUS.get(run.info.status)
     if known is not None:
         return known
-    state = _state(run)
+    state = process_state(run)
     return state if state in ("dead", "silent") else "running"
 
 
@@ -89,44 +90,25 @@ def close(store: Store, run: Run) -> None:
     """Record a run whose process is gone, or cannot be told, as killed, at the time when it was last heard of.
 
     Raises:
-        UsageError: it goes on, or has ended already.
+        UsageError: it goes on, has ended already, or another process works on it.
         TrackingError: the store cannot be used.
     """
-    (run,) = store.again([run])
-    check_stopped(run)
-    if run.info.status != "RUNNING":
-        raise UsageError(f"{named(run)} has ended already: {status_of(run)}")
-    with store.reported():
-        store.client.set_terminated(run.info.run_id, "KILLED", end_time=round(1000 * last_seen(run)))
+    with owned(store, run) as now, store.reported():
+        if now.info.status != "RUNNING":
+            raise UsageError(f"{named(now)} has ended already: {status_of(now)}")
+        store.client.set_terminated(now.info.run_id, "KILLED", end_time=round(1000 * last_seen(now)))
 
 
 def remove(store: Store, run: Run) -> None:
     """Take a run out of every list; MLflow can restore it, and its models stay, until it is purged.
 
     Raises:
-        UsageError: it goes on.
+        UsageError: it goes on, or another process works on it.
         RunNotFoundError: it has been removed meanwhile.
         TrackingError: the store cannot be used.
     """
-    # A question may have been open for long.
-    (run,) = store.again([run])
-    check_stopped(run)
-    with store.reported():
+    with owned(store, run, from_readers=True), store.reported():
         store.client.delete_run(run.info.run_id)
-
-
-def check_stopped(run: Run) -> None:
-    """Refuse a run that goes on.
-
-    Raises:
-        UsageError: it does.
-    """
-    if run.info.status == "RUNNING" and _state(run) == "alive":
-        raise UsageError(f"{named(run)} is running{_where(run)}; stop it first, there with Ctrl-C")
-
-
-def _state(run: Run) -> State:
-    return state_of(run.data.tags, run.info.start_time / 1000, time.time())
 
 
 def check_purgeable(store: Store, runs: Sequence[Run]) -> None:
@@ -276,11 +258,6 @@ def _images(runs: Sequence[Run], context: str) -> list[str | None]:
 def _table(columns: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:
     keys = dict.fromkeys(key for column in columns for key in column)
     return {key: [column.get(key) for column in columns] for key in keys}
-
-
-def _where(run: Run) -> str:
-    host = run.data.tags.get(HOST_TAG)
-    return f" on {host}" if host else ""
 
 
 def _size(root: Path) -> int:

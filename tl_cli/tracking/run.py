@@ -84,12 +84,35 @@ class Recorder:
         self._has_left = False  # work for sync
         self._is_kept = True  # whether all points are in the journal
         self._params: frozenset[str] = frozenset()  # that the store has
-        self._open = ExitStack()  # the journal, and the lock that keeps others from it
+        self._lock = ExitStack()  # the journal; keeps other processes from the run, from its first change to its last
         self.is_described = False
         self.run_id = ""
         self.run_name = ""
 
     def __enter__(self) -> Self:
+        with ExitStack() as lock:
+            if self._resumed_id:
+                # A run that another process holds stays as it is, in the store too.
+                journal = state_folder(self._experiment_id, self._resumed_id) / JOURNAL
+                lock.enter_context(alone_with(journal, patience_s=0))
+            self._start()
+            try:
+                if not self._resumed_id:
+                    lock.enter_context(alone_with(self.folder / JOURNAL))
+                self._journal = lock.enter_context(Journal(self.folder / JOURNAL))
+                if self._resumed_id:
+                    self._recall()
+            except BaseException as error:
+                self._end(type(error))
+                if isinstance(error, Exception) and not isinstance(error, TlError):
+                    raise TrackingError(f"cannot start a run: {first_line(error)}") from error
+                raise
+            self._lock = lock.pop_all()
+        self._thread.start()
+        return self
+
+    def _start(self) -> None:
+        """Create the run in the store, or take it up there again."""
         tags = {"tl.version": tl_version(), **identity(), HEARTBEAT_TAG: f"{time.time():.0f}", **self._tags}
         try:
             if self._resumed_id:
@@ -104,22 +127,14 @@ class Recorder:
         except Exception as error:
             raise TrackingError(f"cannot start a run: {first_line(error)}") from error
         self.run_id, self.run_name = run.info.run_id, run.info.run_name
-        try:
-            self._open_journal()
-            if self._resumed_id:
-                self._recall()
-        except BaseException as error:
-            self._open.close()
-            self._end(type(error))
-            if isinstance(error, Exception) and not isinstance(error, TlError):
-                raise TrackingError(f"cannot start a run: {first_line(error)}") from error
-            raise
-        self._thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._lock:
+            self._close(kind)
+
+    def _close(self, kind: type[BaseException] | None) -> None:
         try:
             try:
                 self.settle()
@@ -130,7 +145,7 @@ class Recorder:
             self._thread.join(timeout=_LAST_WAIT_S)
             # Nobody waits longer for a slow store.
             self._has_left |= self._thread.is_alive()
-            with suppress(StorageError), self._open:
+            with suppress(StorageError):
                 self._journal.end(Ending(ending(kind), int(time.time() * 1000)))
         finally:
             self._end(kind)
@@ -328,11 +343,6 @@ class Recorder:
             self._is_away = False
             points = points[_BATCH:]
         return points
-
-    def _open_journal(self) -> None:
-        path = self.folder / JOURNAL
-        self._open.enter_context(alone_with(path))
-        self._journal = self._open.enter_context(Journal(path))
 
     def _end(self, kind: type[BaseException] | None) -> None:
         def end() -> bool:

@@ -266,6 +266,12 @@ class Store:
         """Return where this machine keeps what a run needs to go on."""
         return state_folder(run.info.experiment_id, run.info.run_id)
 
+    def state_folders(self, run: Run) -> list[Path]:
+        """Return the state folders that a run has on this machine: of the current folder, and beside its artifacts."""
+        beside = [place.parent / "state" for place in _local(str(run.info.artifact_uri))]
+        found = {folder.resolve() for folder in (self.state_folder(run), *beside) if folder.is_dir()}
+        return sorted(found)
+
 
 def _local(uri: str) -> list[Path]:
     parts = urlsplit(uri)

@@ -1,0 +1,164 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+
+from tests.commands.test_plot import record
+from tests.conftest import said_by, start_in
+from tests.test_kills import TRAIN, newest_step, wait_until
+from tests.tracking.test_run import recorder, store  # noqa: F401 (a fixture)
+from tl_cli.errors import TrackingError, UsageError
+from tl_cli.tracking.journal import JOURNAL, alone_with
+from tl_cli.tracking.ownership import owned, reading
+from tl_cli.tracking.store import Store
+from tl_cli.tracking.sync import Synced, sync
+
+_HOLD = (
+    "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); sys.stdin.read()"
+)
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[None]:
+    """Let another process hold a lock."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
+def killed_run(store: Store) -> Run:  # noqa: F811
+    made = record("stopped")
+    store.client.set_terminated(made.run_id, "KILLED", end_time=1_000_000_000_000)
+    return store.find(made.run_id)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def test_a_journal_belongs_to_one_process_at_a_time(store: Store) -> None:  # noqa: F811
+    run = killed_run(store)
+    path = store.state_folder(run) / JOURNAL
+    other = held(path.with_name(f".{JOURNAL}.lock"))
+    refused = pytest.raises(TrackingError, match="another process writes or sends")
+    with other, refused, alone_with(path, patience_s=0):
+        pass
+    with alone_with(path, patience_s=0), alone_with(path, patience_s=0):  # one's own lock is no hindrance
+        assert sync(store, run) == Synced(0, 0, None)
+    with held(path.with_name(f".{JOURNAL}.lock")), pytest.raises(TrackingError), alone_with(path, patience_s=0):
+        pass
+
+
+def test_a_process_that_does_not_own_a_run_changes_nothing_of_it(store: Store) -> None:  # noqa: F811
+    run = killed_run(store)
+    before = everything(store.state_folder(run))
+    with held(store.state_folder(run) / f".{JOURNAL}.lock"):
+        with pytest.raises(TrackingError, match="another process"):
+            recorder(store, run_id=run.info.run_id).__enter__()
+        assert store.find(run.info.run_id).to_dictionary() == run.to_dictionary()
+        assert everything(store.state_folder(run)) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("train", "--resume"), ("runs", "close"), ("runs", "rm", "--yes"), ("runs", "rm", "--purge", "--yes")],
+    ids=" ".join,
+)
+def test_what_another_process_holds_is_neither_resumed_nor_closed_nor_deleted(
+    command: tuple[str, ...],
+    tl,
+    store: Store,  # noqa: F811
+    workplace: Path,
+) -> None:
+    run = killed_run(store)
+    before = everything(workplace / "mlruns")
+    lock = store.state_folder(run) / f".{JOURNAL}.lock"
+    with held(lock):
+        refused = tl(*command, run.info.run_id[:8])
+        assert (refused.code, "is in use by another process" in refused.err) == (2, True), refused.err
+        assert store.find(run.info.run_id).to_dictionary() == run.to_dictionary()
+        assert everything(workplace / "mlruns") == before
+        assert lock.exists()
+
+
+def test_what_is_read_is_not_deleted_and_any_number_may_read(tl, store: Store) -> None:  # noqa: F811
+    run = killed_run(store)
+    other = held(store.state_folder(run) / ".reader-other.lock")
+    with other, reading(store, run), reading(store, run):
+        assert len(list(store.state_folder(run).glob(".reader-*.lock"))) == 3
+        for flags in (("--yes",), ("--purge", "--yes")):
+            refused = tl("runs", "rm", "stopped", *flags)
+            assert (refused.code, "is in use by another process" in refused.err) == (2, True), refused.err
+        with owned(store, run):  # it may go on meanwhile
+            pass
+    # What a reader that was killed has left is no lock.
+    assert [path.name for path in store.state_folder(run).glob(".reader-*")] == [".reader-other.lock"]
+    with owned(store, run, from_readers=True) as now:
+        assert now.info.run_id == run.info.run_id
+
+
+def test_no_lock_is_made_where_a_run_has_no_folder(store: Store, workplace: Path) -> None:  # noqa: F811
+    made = store.client.create_run(store.experiment("tl"), run_name="foreign")
+    store.client.set_terminated(made.info.run_id)
+    before = sorted(workplace.rglob("*"))
+    run = store.find("foreign")
+    with reading(store, run), owned(store, run, from_readers=True):
+        assert sorted(workplace.rglob("*")) == before
+
+
+def test_a_run_that_was_removed_meanwhile_is_not_taken_up(store: Store) -> None:  # noqa: F811
+    run = killed_run(store)
+    store.client.delete_run(run.info.run_id)
+    with pytest.raises(UsageError, match="has been removed meanwhile"), owned(store, run):
+        pass
+
+
+def test_of_two_that_resume_a_run_at_the_same_time_one_completes_it(
+    tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    import mlflow
+
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    first = start_in(tmp_path, *TRAIN, "--data", colours)
+    wait_until(first, lambda: newest_step(tmp_path) >= 6)
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    assert first.exitcode == -signal.SIGKILL, (tmp_path / "said").read_text()
+    both = [start_in(tmp_path, "train", "--resume", "latest") for _ in range(2)]
+    for process in both:
+        process.join()
+    said = (tmp_path / "said").read_text()
+    # The other one comes while it is held, while it runs, or when it is complete.
+    assert sorted(process.exitcode for process in both) == [0, 2], said
+    (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
+    assert (run.info.status, run.data.metrics["epoch"], len(run.outputs.model_outputs)) == ("FINISHED", 4, 1)
+    code, said = said_by(tmp_path, "runs", "rm", "latest", "--purge", "--yes")
+    assert code == 0, said
+
+
+def test_two_evaluations_at_the_same_time_record_each_number_once(
+    tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    import mlflow
+
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    code, said = said_by(tmp_path, *TRAIN, "--data", colours)
+    assert code == 0, said
+    both = [start_in(tmp_path, "eval", "latest", "--split", "val") for _ in range(2)]
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0], (tmp_path / "said").read_text()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs(["1"])
+    keys = [key for key in run.data.metrics if key.startswith("eval/")]
+    assert {len(client.get_metric_history(run.info.run_id, key)) for key in keys} == {1}
