@@ -1,4 +1,7 @@
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +87,24 @@ def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         save_panels(panels([history()]), tmp_path / "file" / "x.png")
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "tkagg"])
+def test_pictures_are_drawn_whatever_backend_the_environment_names(backend: str, tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from tl_cli.training.history import History
+from tl_cli.ui.pictures import save_curves
+save_curves(History("run"), Path(sys.argv[1]))
+import matplotlib
+print(matplotlib.get_backend())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env={**os.environ, "MPLBACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.strip().lower(), done.stderr) == (0, "agg", "")
+    assert len(list(tmp_path.glob("*.png"))) == 2

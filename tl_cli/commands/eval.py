@@ -155,16 +155,24 @@ def _keep(
 def _write(folder: Path, measured: "Measured", judgement: "Judgement", classes: tuple[str, ...]) -> list[Path]:
     from tl_cli.evaluation.logits import save_answers
     from tl_cli.fetch import write_text
-    from tl_cli.ui.pictures import save_confusion, save_contact_sheet, save_reliability
+    from tl_cli.ui.pictures import drawn
 
     title = f"{Path(measured.source).name}, {measured.part}"
     report, table, logits = folder / "report.json", folder / "classes.csv", folder / "logits.npz"
     write_text(report, _json(measured, judgement, classes) + "\n")
     write_text(table, _csv(judgement, classes))
     save_answers(logits, measured.answers, measured.images.ids, classes)
-    paths = [report, table, logits, folder / "confusion.png", folder / "reliability.png"]
-    save_confusion(judgement.report.confusion, classes, title, paths[3])
-    save_reliability(judgement.reliability, judgement.uncalibrated, title, paths[4])
+    return [report, table, logits, *drawn(lambda: _draw(folder, title, measured, judgement, classes))]
+
+
+def _draw(
+    folder: Path, title: str, measured: "Measured", judgement: "Judgement", classes: tuple[str, ...]
+) -> list[Path]:
+    from tl_cli.ui.pictures import save_confusion, save_contact_sheet, save_reliability
+
+    paths = [folder / "confusion.png", folder / "reliability.png"]
+    save_confusion(judgement.report.confusion, classes, title, paths[0])
+    save_reliability(judgement.reliability, judgement.uncalibrated, title, paths[1])
     if judgement.mistakes:
         paths.append(folder / "mistakes.png")
         captions = [

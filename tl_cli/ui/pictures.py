@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tl_cli.errors import first_line
 from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.comparison import Comparison
 from tl_cli.evaluation.metrics import wilson
 from tl_cli.fetch import replacing
 from tl_cli.training.history import History
-from tl_cli.ui.console import safe_text, shortened
+from tl_cli.ui.console import print_warning, safe_text, shortened
 from tl_cli.ui.curves import COLOURS, Line, Panel, Wanted, drawn_points, is_usual, panels
 from tl_cli.ui.fonts import LATIN, drawable, families, file_for
 
@@ -50,6 +51,15 @@ _STYLE: Any = {
     # A name with dollars is a name, not mathematics.
     "text.parse_math": False,
 }
+
+
+def drawn(save: Callable[[], list[Path]], warn: Callable[[str], None] = print_warning) -> list[Path]:
+    """Return the pictures that ``save`` writes; none, and a warning, where that fails: no other work is lost for it."""
+    try:
+        return save()
+    except Exception as error:  # matplotlib's settings, fonts and backends raise anything
+        warn(f"a picture could not be drawn, so it is left out: {first_line(error)}")
+        return []
 
 
 def save_panels(panels: Sequence[Panel], path: Path, title: str = "") -> None:
