@@ -3,6 +3,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,14 +106,97 @@ def test_a_pipe_gets_one_plain_line_an_epoch() -> None:
     assert "\x1b" not in console.file.getvalue()
 
 
-@pytest.mark.parametrize(("variable", "value"), [("TERM", "dumb"), ("CI", "true")])
-def test_dumb_terminals_and_ci_get_plain_lines(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def opened(console: Console) -> type:
+    return type(open_screen(console, TITLE, History()))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TERM": "dumb"},
+        {"CI": "true"},
+        {"CI": "1"},
+        {"JPY_PARENT_PID": "77"},  # set by jupyter_client for every kernel
+        {"TERM": "xterm-color", "PAGER": "cat", "FORCE_COLOR": "1"},  # set by every ipykernel
+    ],
+)
+def test_dumb_terminals_ci_and_notebooks_get_plain_lines(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
-    terminal = Console(theme=THEME, file=io.StringIO(), force_terminal=True, force_interactive=True)
-    assert isinstance(open_screen(terminal, TITLE, History()), LiveScreen)
-    monkeypatch.setenv(variable, value)
-    terminal = Console(theme=THEME, file=io.StringIO(), force_terminal=True, force_interactive=True)
-    assert isinstance(open_screen(terminal, TITLE, History()), PlainLines)
+    assert opened(Console(theme=THEME, file=Terminal())) is LiveScreen
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert opened(Console(theme=THEME, file=Terminal())) is PlainLines
+
+
+@pytest.mark.parametrize("value", ["", "false", "False", "0", "no", "off"])
+def test_ci_may_be_denied(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("CI", value)
+    assert opened(Console(theme=THEME, file=Terminal())) is LiveScreen
+
+
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
+def test_only_the_stream_says_whether_it_is_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv(name, "1")
+    assert opened(Console(theme=THEME, file=io.StringIO())) is PlainLines
+    assert opened(Console(theme=THEME, file=Terminal())) is LiveScreen
+
+
+def test_plain_lines_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert opened(make_console()) is LiveScreen
+    assert opened(make_console(plain=True)) is PlainLines
+
+
+def test_lines_whose_reader_is_gone_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipe = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    lines = open_screen(make_console(), TITLE, History())
+    for event in story():
+        lines(event)
+    with pytest.raises(BrokenPipeError):
+        pipe.close()
+
+
+def fall_to(accuracy: float) -> list[Event]:
+    """The story, with another validation accuracy in the first epoch after unfreezing, epoch 3; it was 0.65 before."""
+    return [
+        replace(event, val_accuracy=accuracy) if isinstance(event, EpochEnded) and event.epoch == 3 else event
+        for event in story()
+    ]
+
+
+@pytest.mark.parametrize(("accuracy", "explained"), [(0.25, 1), (0.645, 0), (0.75, 0)])
+def test_a_fall_of_accuracy_on_unfreezing_is_explained_once(accuracy: float, explained: int) -> None:
+    console, history = Console(theme=THEME, file=io.StringIO(), width=80), History()
+    lines = PlainLines(console, TITLE)
+    for event in fall_to(accuracy):
+        lines(event)
+    said = console.file.getvalue()
+    assert said.count("on unfreezing") == explained
+    assert said.count("validation fell from 65.00% to 25.00%") == explained
+    live = LiveScreen(Console(theme=THEME, file=io.StringIO(), width=40, height=30), TITLE, history)
+    for event in fall_to(accuracy):
+        history(event)
+        live(event)
+    live._console.print(live)
+    shown = live._console.file.getvalue()
+    assert ("validation fell from 65.00% to 25.00%" in shown) is bool(explained)
+    assert len(shown.splitlines()) <= 30
+    assert max(map(len, shown.splitlines())) <= 40
 
 
 def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

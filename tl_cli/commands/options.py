@@ -88,3 +88,6 @@ Workers = Annotated[
     typer.Option("--workers", help="Threads that decode image files.", min=0, max=64, rich_help_panel="Machine"),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Print plain lines, such as one per epoch, instead of redrawing the screen.")
+]

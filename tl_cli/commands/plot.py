@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl_cli.commands.options import TrackingUri, complete_run
+from tl_cli.commands.options import Plain, TrackingUri, complete_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
@@ -94,6 +94,7 @@ def plot(
         ),
     ] = None,
     tracking_uri: TrackingUri = None,
+    plain: Plain = False,
 ) -> None:  # fmt: skip
     """Draw the curves of runs: loss by iteration; accuracy, loss and learning rate by epoch."""
     if output is not None and (terminal or follow):
@@ -108,7 +109,7 @@ def plot(
 
     store = open_store(tracking_uri)
     wanted = Wanted((), x, smooth, log, last)
-    console = make_console()
+    console = make_console(plain=plain)
     found = _training(store, console) if follow and not runs else _find(store, list(dict.fromkeys(runs or ["latest"])))
     if follow:
         _follow(store, found, wanted, tuple(metric or ()), console)

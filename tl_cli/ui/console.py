@@ -9,6 +9,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -41,15 +42,66 @@ def _stand_in(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(_STAND_IN, _stand_in)
 
 
-def make_console(*, quiet: bool = False, stderr: bool = False) -> Console:
-    """Return a console for stdout (or stderr); Rich itself honours NO_COLOR, TERM=dumb and pipes."""
+class _Console(Console):
+    """Rich's console, except that the command decides what happens when the reader of its output is gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the BrokenPipeError that is being handled, where Rich would exit."""
+        raise
+
+
+def make_console(*, quiet: bool = False, stderr: bool = False, plain: bool = False) -> Console:
+    """Return a console for stdout (or stderr); Rich itself handles FORCE_COLOR, NO_COLOR and TERM=dumb.
+
+    Args:
+        plain: never redraw anything, even on a terminal.
+    """
     settle_encoding(sys.stderr if stderr else sys.stdout)
-    return Console(theme=THEME, quiet=quiet, stderr=stderr, highlight=False, soft_wrap=False)
+    return _Console(
+        theme=THEME, quiet=quiet, stderr=stderr, highlight=False, soft_wrap=False,
+        force_interactive=False if plain else None,
+    )  # fmt: skip
 
 
 def is_live(console: Console) -> bool:
-    """Whether a screen that redraws itself is wanted: a real terminal, and nobody's log."""
-    return console.is_terminal and console.is_interactive and not console.is_dumb_terminal and not os.environ.get("CI")
+    """Whether a screen that redraws itself is possible and useful: in a terminal's foreground, not in CI or a notebook.
+
+    FORCE_COLOR asks for colours, not for a screen, so it has no say.
+    """
+    return (
+        is_terminal(console)
+        and console.is_interactive
+        and not console.is_dumb_terminal
+        and os.environ.get("CI", "").strip().lower() in _OFF
+        and not _is_in_notebook()
+        and is_in_foreground(console)
+    )
+
+
+_OFF = ("", "0", "false", "no", "off")
+
+
+def is_terminal(console: Console) -> bool:
+    """Whether the console's stream is a terminal, whatever the environment says."""
+    with suppress(ValueError, AttributeError):  # a closed stream, or an object that only writes
+        return console.file.isatty()
+    return False
+
+
+def _is_in_notebook() -> bool:
+    """Whether a Jupyter kernel started this process: its cells are terminals to ``isatty``, but show every frame.
+
+    jupyter_client sets the first variable, and every ipykernel the other two.
+    """
+    asked = os.environ.get
+    return "JPY_PARENT_PID" in os.environ or (asked("TERM"), asked("PAGER")) == ("xterm-color", "cat")
+
+
+def is_in_foreground(console: Console) -> bool:
+    """Whether this process may draw on its terminal, rather than being a job in the background."""
+    with suppress(OSError, ValueError, AttributeError):  # no terminal, no descriptor, no jobs on this system
+        return os.tcgetpgrp(console.file.fileno()) == os.getpgrp()
+    return True
 
 
 def is_ascii(console: Console) -> bool:
@@ -123,17 +175,24 @@ def shortened(value: object, cells: int) -> str:
 
 def print_error(message: str) -> None:
     """Print a failure to stderr, line by line safe."""
-    console = make_console(stderr=True)
-    text = Text("error: ", style="bold red")
-    text.append("\n".join(safe_text(line, limit=2000) for line in without_secrets(message).splitlines()))
-    console.print(text, soft_wrap=True)
+    _print_aside(Text("error: ", style="bold red"), message)
 
 
 def print_warning(message: str) -> None:
     """Print a warning to stderr."""
-    text = Text("warning: ", style="bold yellow")
+    _print_aside(Text("warning: ", style="bold yellow"), message)
+
+
+def print_note(message: str) -> None:
+    """Print to stderr what is neither a failure nor a warning."""
+    _print_aside(Text(), message)
+
+
+def _print_aside(text: Text, message: str) -> None:
     text.append("\n".join(safe_text(line, limit=2000) for line in without_secrets(message).splitlines()))
-    make_console(stderr=True).print(text, soft_wrap=True)
+    # Where nobody can read it, as its terminal or disk is gone, what is being done goes on.
+    with suppress(OSError):
+        make_console(stderr=True).print(text, soft_wrap=True)
 
 
 def _visible(character: str) -> str:

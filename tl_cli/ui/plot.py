@@ -6,16 +6,16 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.live import Live
 from rich.text import Text
 
 from tl_cli.training.history import History
 from tl_cli.training.record import RunFacts
 from tl_cli.ui import charts
 from tl_cli.ui.charts import Canvas
-from tl_cli.ui.console import is_live, plain, shortened
+from tl_cli.ui.console import is_live, is_terminal, plain, shortened
 from tl_cli.ui.curves import COLOURS, Panel, Wanted, is_usual, panels
 from tl_cli.ui.progress import bar, epoch_line, epoch_table, time_left
+from tl_cli.ui.screen import Display
 
 Shown = Sequence[tuple[RunFacts, History]]
 _TWO_WIDE = 72  # columns, from which on two panels stand side by side
@@ -32,7 +32,7 @@ def print_curves(console: Console, runs: Shown, wanted: Wanted) -> None:
         console.print(Text("no points yet", style="dim"))
         return
     # Four below each other have no room on a screen, and scroll anyway.
-    fits = console.is_terminal and _columns(len(shown), console.width) > 1
+    fits = is_terminal(console) and _columns(len(shown), console.width) > 1
     room = console.height - len(runs) - 4 if fits else 0
     grid, canvas = _grid(console, shown, console.width, room, single=len(runs) == 1)
     console.print(grid)
@@ -118,7 +118,7 @@ class FollowScreen:
         self._shown = 0
         self._trouble = ""
         self._drawn: tuple[object, RenderableType] | None = None
-        self._live = Live(
+        self._live = Display(
             get_renderable=lambda: self, console=console, screen=True, refresh_per_second=2,
             redirect_stdout=False, redirect_stderr=False,
         )  # fmt: skip

@@ -5,13 +5,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -29,9 +28,12 @@ from tl_cli.ui import charts, curves
 from tl_cli.ui.charts import Canvas
 from tl_cli.ui.console import is_live, plain
 from tl_cli.ui.curves import Panel
+from tl_cli.ui.screen import Display
 
 Clock = Callable[[], float]
 _REFRESH_PER_SECOND = 4
+# A smaller change between two epochs is usual.
+_DROP = 0.01
 _PHASE_TITLES = {"head": "head only", "fine-tune": "fine-tuning"}
 
 
@@ -68,6 +70,7 @@ class PlainLines:
     def __init__(self, console: Console, title: Title) -> None:
         self._console = console
         self._title = title
+        self._previous: EpochPoint | None = None
         self._is_full = False
 
     def __enter__(self) -> Self:
@@ -83,7 +86,12 @@ class PlainLines:
         if isinstance(event, PhaseStarted):
             self._print(_phase_line(event))
         elif isinstance(event, EpochEnded):
-            self._print(epoch_line(point_of(event), self._title.epochs, is_best=event.is_best))
+            point = point_of(event)
+            self._print(epoch_line(point, self._title.epochs, is_best=event.is_best))
+            note = unfreezing_note(self._previous, point)
+            if note is not None:
+                self._print(note)
+            self._previous = point
         elif isinstance(event, StoppedEarly):
             self._print(_stop_line(event))
 
@@ -121,7 +129,7 @@ class LiveScreen:
         self._last_step_at = self._started
         self._notes: list[str] = []
         self._drawn: dict[str, tuple[object, list[Text], Text]] = {}
-        self._live = Live(
+        self._live = Display(
             get_renderable=lambda: self,
             console=console,
             screen=True,
@@ -133,8 +141,10 @@ class LiveScreen:
         self._stderr = _held_stderr()
 
     def __enter__(self) -> Self:
-        self._stderr.__enter__()
-        self._live.__enter__()
+        with ExitStack() as opened:
+            opened.enter_context(self._stderr)
+            self._live.__enter__()
+            opened.pop_all()
         return self
 
     def __exit__(
@@ -144,8 +154,9 @@ class LiveScreen:
             self._live.__exit__(kind, error, trace)
         finally:
             self._stderr.__exit__(None, None, None)
-        for note in self._notes:
-            self._console.print(plain(note, "yellow"), soft_wrap=True)
+        with suppress(OSError):  # the terminal may be gone
+            for note in self._notes:
+                self._console.print(plain(note, "yellow"), soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
         """Take note; the next refresh shows it."""
@@ -171,6 +182,8 @@ class LiveScreen:
             self._work = None
             self._epoch_ended_at_step = event.step
             self._last_step_at = now
+            note = unfreezing_note(*self._history.epochs[-2:]) if len(self._history.epochs) > 1 else None
+            self._notes += [] if note is None else [note]
         elif isinstance(event, StoppedEarly):
             self._notes.append(_stop_line(event))
 
@@ -181,7 +194,9 @@ class LiveScreen:
         if self._phase is None:
             yield Group(*top)
             return
-        foot: list[Text] = [self._best_line(), *(plain(note, "yellow") for note in self._notes[-2:])]
+        foot = [self._best_line()]
+        for note in self._notes[-2:]:
+            foot += plain(note, "yellow").wrap(console, width)
         room = height - len(top) - 2 - len(foot)
         rows = max(1, min(8, room // 3))
         chart_height = room - rows - 2
@@ -321,6 +336,18 @@ def epoch_line(point: EpochPoint, epochs: int | None, *, is_best: bool) -> str:
     return "  ".join([*parts, *(["best"] if is_best else [])])
 
 
+def unfreezing_note(before: EpochPoint | None, after: EpochPoint) -> str | None:
+    """Return why validation accuracy fell from the last frozen epoch to the first one of more layers, if it fell."""
+    if before is None or before.lr_backbone or not after.lr_backbone:
+        return None
+    if (before.val_accuracy or 0.0) - (after.val_accuracy or 0.0) <= _DROP:
+        return None
+    return (
+        f"validation fell from {before.val_accuracy:.2%} to {after.val_accuracy:.2%} on unfreezing, as pretrained "
+        "layers begin to change; it usually recovers within a few epochs, else lower --unfreeze-lr"
+    )
+
+
 def epoch_range(first: int, last: int) -> str:
     """Return ``epochs 1-5``, or ``epoch 1``."""
     return f"epochs {first}-{last}" if last > first else f"epoch {first}"
@@ -342,7 +369,7 @@ class FileProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._live = Live(console=console, transient=True, refresh_per_second=_REFRESH_PER_SECOND)
+        self._live = Display(console=console, transient=True, refresh_per_second=_REFRESH_PER_SECOND)
         self._shown = is_live(console) and not console.quiet
 
     def __enter__(self) -> Self:
@@ -429,5 +456,5 @@ def _held_stderr() -> Iterator[None]:
             os.close(saved)
             held.seek(0)
             lines = dict.fromkeys(held.read().decode(errors="replace").splitlines())
-            if lines:
-                sys.stderr.write("\n".join(lines) + "\n")
+            with suppress(OSError):  # the terminal may be gone
+                sys.stderr.write("".join(f"{line}\n" for line in lines))

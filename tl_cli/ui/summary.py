@@ -119,6 +119,10 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
         lines.append(("", f"95% interval, {outcome.test.accuracy.count:,} images, looked at once", "dim"))
     if best is not None:
         lines.append(("validation", f"{counters.best_val_accuracy:.2%} at its best, epoch {counters.best_epoch}", ""))
+        if not best.lr_backbone and any(point.lr_backbone for point in history.epochs):
+            lines.append(
+                ("", "reached before unfreezing; a lower --unfreeze-lr or more epochs may improve on it", "dim")
+            )
     lines.append(("clean train", tables.format_accuracy(outcome.clean_train.accuracy), ""))
     if outcome.gap is not None:
         lines.append(("gap", f"{100 * outcome.gap:+.2f} points between training and test images", ""))
