@@ -11,6 +11,7 @@ import atexit
 import http.server
 import multiprocessing
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -209,6 +210,7 @@ def _be_tl(
     streams: tuple[DupFd, DupFd],
     prepare: Callable[[], None] | None,
 ) -> None:
+    from tl_cli import interrupts
     from tl_cli.cli import main
     from tl_cli.tracking.store import _ENVIRONMENT
 
@@ -218,6 +220,9 @@ def _be_tl(
     os.environ.update({**_ENVIRONMENT, **environment})
     os.chdir(cwd)
     sys.argv = ["tl", *arguments]
+    # However the tests were started: under nohup, or in the background of a script.
+    for signum in interrupts.known():
+        signal.signal(signum, signal.SIG_DFL)
     if prepare is not None:
         prepare()
     try:

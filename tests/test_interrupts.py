@@ -9,23 +9,29 @@ from tl_cli import interrupts
 from tl_cli.errors import Interrupted
 from tl_cli.interrupts import held
 
+# As a shell shows them for a process that these end: 128 and the signal's number, which is 10 for SIGUSR1 on Linux.
+CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
+
 
 @pytest.fixture(autouse=True)
 def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = {name: signal.getsignal(getattr(signal, name)) for name in interrupts.NAMES}
+    before = {signum: signal.getsignal(signum) for signum in interrupts.known()}
+    for signum in before:
+        signal.signal(signum, signal.SIG_DFL)
+    monkeypatch.setattr(interrupts, "_handled", set())
     monkeypatch.setattr(interrupts, "_signalled_at", -1.0)
     monkeypatch.setattr(interrupts, "_waiting", None)
     interrupts.listen()
     yield
-    for name, handler in before.items():
-        signal.signal(getattr(signal, name), handler)
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def send(signum: int) -> None:
     os.kill(os.getpid(), signum)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("signum", "code"), CODES)
 def test_a_signal_is_raised_at_once_where_nothing_is_held(signum: int, code: int) -> None:
     with pytest.raises(Interrupted) as stopped:
         send(signum)
@@ -72,7 +78,25 @@ def test_a_double_press_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_signals_disturb_nothing_once_they_are_ignored() -> None:
     interrupts.ignore()
     survived = []
-    for name in interrupts.NAMES:
-        send(getattr(signal, name))
-        survived.append(name)
-    assert survived == list(interrupts.NAMES)
+    for signum, _ in CODES:
+        send(signum)
+        survived.append(signum)
+    assert len(survived) == len(CODES)
+
+
+@pytest.mark.parametrize("signum", [signum for signum, _ in CODES])
+def test_what_is_ignored_at_the_start_stays_ignored(signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "_handled", set())
+    signal.signal(signum, signal.SIG_IGN)
+    interrupts.listen()
+    send(signum)
+    other = next(other for other, _ in CODES if other != signum)
+    with pytest.raises(Interrupted):
+        send(other)
+
+
+def test_a_second_command_of_a_process_listens_again() -> None:
+    interrupts.ignore()
+    interrupts.listen()
+    with pytest.raises(Interrupted):
+        send(signal.SIGHUP)

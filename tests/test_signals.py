@@ -1,6 +1,7 @@
 """Signals to a process of tl, wherever it is: what is done is kept, how it ended is recorded, and the shell is told."""
 
 import os
+import pty
 import shutil
 import signal
 import sqlite3
@@ -14,12 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import said_by, start_in, wait_for
+from tests.conftest import said_by, start_in, tl_process, wait_for
 from tests.test_kills import TRAIN
 from tl_cli.models.bundle import read_card
 from tl_cli.training.state import _verified, checkpoints
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+STOPPED = {
+    signal.SIGINT: "stopped (Ctrl-C)\n",
+    signal.SIGTERM: "stopped (SIGTERM)\n",
+    signal.SIGHUP: "stopped (SIGHUP)\n",
+}
 
 
 def send_at(place: str, signum: int) -> None:
@@ -75,7 +81,8 @@ def test_a_signal_is_heeded_within_a_step(
     shutil.copy(ready_database, tmp_path / "mlflow.db")
     code, said = said_by(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, place, signum))
     assert code == CODES[signum], said
-    assert f"stopped by {signum.name}" in said
+    assert said.endswith(STOPPED[signum])
+    assert "error:" not in said
     assert "Traceback" not in said
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         recorded = database.execute("select status from runs").fetchall()
@@ -92,13 +99,106 @@ def test_a_signal_is_heeded_within_a_step(
         assert code == 0, said
 
 
+def test_a_batch_script_that_requeues_finds_the_step_saved(tmp_path: Path, ready_database: Path, colours: Path) -> None:
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(send_at, "training", signal.SIGUSR1))
+    assert code == 128 + signal.SIGUSR1, said
+    assert "step 8 is saved; resume with: tl train --resume" in said
+    (state,) = tmp_path.glob("mlruns/*/*/state")
+    saved = _verified(checkpoints(state)[0].read_bytes())
+    assert saved["counters"]["step"] + saved["partial"]["steps"] == 8
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("select status from runs").fetchall() == [("KILLED",)]
+
+
+def ignore_then_send(signum: int) -> None:
+    """Be started as ``nohup`` (SIGHUP) or a script's ``&`` (SIGINT) starts a command, and get the signal all the same."""
+    signal.signal(signum, signal.SIG_IGN)
+    send_at("training", signum)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT], ids=lambda signum: signum.name)
+def test_a_training_that_was_started_to_ignore_a_signal_goes_on(
+    signum: signal.Signals, tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(ignore_then_send, signum))
+    assert code == 0, said
+    assert (tmp_path / "sent").read_text() == "8"
+    assert "epoch 4/4" in said
+
+
+@pytest.mark.parametrize("ending", ["hangs up", "is closed"])
+def test_a_training_is_kept_when_its_terminal_goes_away(
+    ending: str, tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    screen, terminal = pty.openpty()
+    sends = partial(send_at, "training", signal.SIGHUP) if ending == "hangs up" else None
+    process = tl_process(
+        *TRAIN, "--data", colours, cwd=tmp_path, stdout=terminal, stderr=terminal, prepare=sends, TERM="xterm"
+    )
+    os.close(terminal)
+    # The full screen is open.
+    seen = b""
+    while b"\x1b[?1049h" not in seen:
+        seen += os.read(screen, 4096)
+    os.close(screen)
+    process.join()
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        statuses = database.execute("select status from runs").fetchall()
+    (state,) = tmp_path.glob("mlruns/*/*/state")
+    saved = _verified(checkpoints(state)[0].read_bytes())
+    steps = saved["counters"]["step"] + (saved["partial"]["steps"] if saved["partial"] else 0)
+    if ending == "hangs up":
+        assert (process.exitcode, statuses, steps) == (129, [("KILLED",)], 8)
+    else:
+        assert (statuses, steps) == ([("FINISHED",)], 24)
+
+
+def stop_after_the_end(place: str) -> None:
+    """Let Ctrl-C come once all is trained: as it is recorded, or as the result is shown."""
+    from tl_cli.tracking.run import Recorder
+    from tl_cli.ui import summary
+
+    module, name = (Recorder, "log_end") if place == "recording" else (summary, "print_next")
+    real = getattr(module, name)
+
+    def send(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        real(*arguments)
+
+    setattr(module, name, send)
+
+
+@pytest.mark.parametrize("place", ["recording", "showing"])
+def test_ctrl_c_after_the_training_says_what_is_recorded(
+    place: str, tmp_path: Path, ready_database: Path, colours: Path
+) -> None:
+    shutil.copy(ready_database, tmp_path / "mlflow.db")
+    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_after_the_end, place))
+    assert code == 130, said
+    assert said.endswith("stopped (Ctrl-C)\n")
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        ((run_id, status),) = database.execute("select run_uuid, status from runs").fetchall()
+    if place == "recording":
+        assert status == "KILLED"
+        assert f"step 24 is saved; resume with: tl train --resume {run_id[:8]}" in said
+        code, said = said_by(tmp_path, "train", "--resume", "latest")
+        assert code == 0, said
+    else:
+        assert status == "FINISHED"
+        assert "test accuracy" in said
+        assert f"run {run_id[:8]} is complete and recorded, with its model; see: tl eval {run_id[:8]}" in said
+
+
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
 def test_looking_at_a_data_set_is_stopped_at_once(signum: signal.Signals, tmp_path: Path, odd_pictures: Path) -> None:
     code, said = said_by(
         tmp_path, "data", "check", str(odd_pictures), "--no-labels", prepare=partial(look_then_send, signum)
     )
     assert code == CODES[signum], said
-    assert said.strip() == f"error: stopped by {signum.name}"
+    assert said == STOPPED[signum]
 
 
 def look_then_send(signum: int) -> None:
@@ -131,7 +231,7 @@ def test_a_signal_is_no_other_error(tmp_path: Path, odd_pictures: Path) -> None:
     code, said = said_by(
         tmp_path, "data", "check", odd_pictures, "--workers", "0", prepare=partial(swallow, signal.SIGTERM)
     )
-    assert (code, said.strip()) == (143, "error: stopped by SIGTERM")
+    assert (code, said.strip()) == (143, "stopped (SIGTERM)")
 
 
 def test_a_signal_while_the_program_is_being_imported_is_heeded() -> None:
@@ -146,7 +246,7 @@ from tl_cli.__main__ import main
 main()
 """
     done = subprocess.run([sys.executable, "-c", early], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: stopped by SIGINT\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped (Ctrl-C)\n")
 
 
 def hang_in(place: str) -> None:

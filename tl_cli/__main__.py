@@ -17,7 +17,7 @@ def main() -> NoReturn:
         stopped = error if isinstance(error, Interrupted) else interrupts.raised()
         if stopped is None:
             raise
-        print(f"error: stopped by {stopped}", file=sys.stderr)
+        print(f"stopped ({stopped})", file=sys.stderr)
         sys.exit(stopped.exit_code)
     run()
 

@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
@@ -83,13 +83,21 @@ def main() -> NoReturn:
             # What was asked for is done, or has failed; the rest is Python's own clearing up.
             interrupts.ignore()
     except Interrupted as stopped:
-        _fail(f"stopped by {stopped}", stopped.exit_code)
+        _stop(stopped)
     except Exception as error:
         swallowed = interrupts.raised()
         if swallowed is not None:
-            _fail(f"stopped by {swallowed}", swallowed.exit_code)
+            _stop(swallowed)
         _report(error)
     sys.exit(0)
+
+
+def _stop(stopped: Interrupted) -> NoReturn:
+    """Say that the command was stopped, as information, and exit."""
+    from tl_cli.ui.console import print_note
+
+    print_note(f"stopped ({stopped})")
+    _leave(stopped.exit_code)
 
 
 def _report(error: Exception) -> NoReturn:
@@ -98,12 +106,12 @@ def _report(error: Exception) -> NoReturn:
         _fail(str(error), error.exit_code)
     if isinstance(error, BrokenPipeError):
         # The reader of a pipe has gone (tl ... | head): nobody is left to be told.
-        _close_stdout()
+        _discard(sys.stdout)
         sys.exit(1)
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         if error.filename is not None:
             _fail(f"{error.filename}: {error.strerror}", 1)
-        _close_stdout()
+        _discard(sys.stdout)
         _fail(f"cannot write the output: {error.strerror}", 1)
     if _is_out_of_memory(error):
         _fail(
@@ -114,9 +122,9 @@ def _report(error: Exception) -> NoReturn:
     raise error
 
 
-def _close_stdout() -> None:
+def _discard(stream: TextIO) -> None:
     # What is left in its buffer would fail once more as Python ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -129,4 +137,14 @@ def _fail(message: str, code: int) -> NoReturn:
     from tl_cli.ui.console import print_error
 
     print_error(message)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit with this code also where nothing can be written any more, as the terminal or the disk is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _discard(stream)
     sys.exit(code)

@@ -11,7 +11,7 @@ TlError                   exit 1: the work failed
     ├── WeightsError        weights that cannot be read or do not fit
     └── RunNotFoundError    no such run, or more than one
 
-Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP (not a TlError: nothing may swallow it)
+Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 (not a TlError: nothing may swallow it)
 """
 
 import re
@@ -71,16 +71,16 @@ class Interrupted(BaseException):
     Not a KeyboardInterrupt, which Typer would turn into exit code 1.
 
     Attributes:
-        signum: SIGINT, SIGTERM or SIGHUP.
+        signum: SIGINT, SIGTERM, SIGHUP or SIGUSR1.
     """
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
+        super().__init__("Ctrl-C" if signum == signal.SIGINT else signal.Signals(signum).name)
         self.signum = signum
 
     @property
     def exit_code(self) -> int:
-        """The shell's convention: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+        """The shell's convention: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1."""
         return 128 + self.signum
 
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 from tl_cli.errors import Interrupted
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 # A nervous double press is one.
 _SAME_PRESS_S = 1.0
 
@@ -19,22 +19,32 @@ _depth = 0
 _waiting: int | None = None
 _signalled_at = -1.0
 _raised: int | None = None
+_handled: set[signal.Signals] = set()
 
 
 def listen() -> None:
-    """Raise ``Interrupted`` for Ctrl-C, SIGTERM and SIGHUP from now on."""
+    """Raise ``Interrupted`` for Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 from now on.
+
+    A signal that this process was started to ignore stays ignored: SIGHUP under ``nohup``, SIGINT of a script's
+    background job.
+    """
     global _raised
     _raised = None
-    for name in NAMES:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _handle)
+    for signum in known():
+        if signum in _handled or signal.getsignal(signum) is not signal.SIG_IGN:
+            _handled.add(signum)
+            signal.signal(signum, _handle)
 
 
 def ignore() -> None:
     """Let no signal disturb what is left to do."""
-    for name in NAMES:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for signum in _handled:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def known() -> list[signal.Signals]:
+    """Return the signals that end a command, as far as this system has them."""
+    return [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 def raised() -> Interrupted | None:

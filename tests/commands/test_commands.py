@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tests.conftest import COLOURS, Result, tl_process, write_pictures
@@ -14,6 +15,7 @@ from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.models import bundle, zoo
 from tl_cli.tracking.store import open_store
 from tl_cli.training.state import CARD_FILE
+from tl_cli.ui import pictures
 
 QUICK = ("shufflenet_v2_x0_5", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1")
 
@@ -207,13 +209,33 @@ def test_a_bad_picture_is_named_and_nothing_is_lost(tl, workplace: Path) -> None
     assert "red/003.png" in result.err.replace("\n", "")
 
 
+def test_pictures_that_cannot_be_drawn_end_neither_a_training_nor_an_evaluation(
+    tl, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(pictures, "_caption_font", fail)
+    monkeypatch.setattr(Figure, "savefig", fail)
+    trained = tl("train", *QUICK, "--data", colours)
+    assert trained.code == 0, trained.err
+    assert trained.err.count("a picture could not be drawn, so it is left out: no such font") == 2
+    store = open_store(None)
+    run = store.find("latest")
+    assert (run.info.status, list(store.state_folder(run).glob("*.png"))) == ("FINISHED", [])
+    judged = tl("eval", "latest", "--output", "judged")
+    assert judged.code == 0, judged.err
+    assert "no such font" in judged.err
+    assert {path.name for path in Path("judged").iterdir()} == {"report.json", "classes.csv", "logits.npz"}
+
+
 def test_a_diverging_run_keeps_its_best_model(tl, colours: Path) -> None:
     result = tl(
         "train", *QUICK, "--data", colours, "--unfreeze-lr", "1e30", "--optimizer", "sgd", "--schedule", "constant"
     )
     assert result.code == 1
     assert "kept the best model so far (epoch 1" in result.err
-    assert "train anew with other settings" in " ".join(result.err.split())
+    assert "start a new run with other settings" in " ".join(result.err.split())
     assert "--resume" not in result.err
     assert re.search(r"the loss is (nan|inf)", result.err)
     run = open_store(None).find("latest")

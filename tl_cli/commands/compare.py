@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, command_line, complete_contender
+from tl_cli import interrupts
+from tl_cli.commands.options import (
+    DataDir,
+    Device,
+    Plain,
+    Quiet,
+    TrackingUri,
+    Workers,
+    command_line,
+    complete_contender,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
@@ -39,8 +49,6 @@ tl compare 9c01d2e4     (that comparison again)"""
 # What the command gives to each training itself.
 _NOT_FOR_TRAINING = {"--seed": "seed", "--resume": "resume", "--dry-run": "dry_run", "--run-name": "run_name",
                      "--register": "register", "--tag": "tag"}  # fmt: skip
-# How tl train exits after SIGHUP, SIGINT and SIGTERM.
-_STOPPED = (129, 130, 143)
 _OUTPUT = "Output"
 
 
@@ -80,6 +88,7 @@ def compare(
     device: Device = None,
     workers: Workers = None,
     tracking_uri: TrackingUri = None,
+    plain: Plain = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare models image by image: accuracy with intervals, paired tests, overfitting, size and speed."""
@@ -91,8 +100,8 @@ def compare(
     from tl_cli.ui.console import make_console
     from tl_cli.ui.progress import FileProgress
 
-    console = make_console(quiet=quiet)
-    aside = make_console(quiet=quiet, stderr=True) if form != "table" else console
+    console = make_console(quiet=quiet, plain=plain)
+    aside = make_console(quiet=quiet, stderr=True, plain=plain) if form != "table" else console
     with ExitStack() as lasting:
         parent, failed = None, list[str]()
         if models:
@@ -216,8 +225,9 @@ def _train_all(
         console.print(plain(f"training {number} of {len(work)}: {title}", "bold mark"))
         command = [sys.executable, "-m", "tl_cli", "train", model, *options, "--seed", str(seed), "--run-name", title]
         command += ["--tag", f"{CHILD_TAG}={parent.run_id}", "--tag", f"{CONTENDER_TAG}={model}"]
-        code = _run(command + (["--quiet"] if console.quiet else []), aside=console.stderr)
-        if code in _STOPPED:
+        command += ["--quiet"] * console.quiet + ["--plain"] * (not console.is_interactive)
+        code = _run(command, aside=console.stderr)
+        if code - 128 in interrupts.known():
             raise Interrupted(code - 128)
         if code != 0:
             failed.append(title)
@@ -454,12 +464,13 @@ def _json(comparison: "Comparison") -> str:
 def _write(folder: Path, comparison: "Comparison", curves: "list[list[History]]") -> list[Path]:
     from tl_cli.fetch import write_text
     from tl_cli.ui import comparison as shown
+    from tl_cli.ui.pictures import drawn
 
     texts = {"md": shown.markdown(comparison), "csv": shown.as_csv(comparison), "json": _json(comparison) + "\n"}
     paths = [folder / f"comparison.{ending}" for ending in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_text(path, text)
-    return paths + shown.save_pictures(comparison, curves, folder)
+    return paths + drawn(lambda: shown.save_pictures(comparison, curves, folder))
 
 
 def _record(parent: "Parent", comparison: "Comparison", curves: "list[list[History]]") -> None:

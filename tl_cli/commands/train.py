@@ -2,14 +2,14 @@
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, command_line, complete_model
+from tl_cli.commands.options import DataDir, Device, Plain, Quiet, TrackingUri, Workers, command_line, complete_model
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
@@ -290,6 +290,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings, their reasons and an estimate; train nothing.")
     ] = False,
+    plain: Plain = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a pretrained classifier: its new head first, then all of it."""
@@ -299,7 +300,7 @@ def train(
     tags = _tags(tag or [])
     from tl_cli.ui.console import make_console
 
-    console = make_console(quiet=quiet)
+    console = make_console(quiet=quiet, plain=plain)
     if resume is not None:
         _refuse_beside_resume({"--dry-run": dry_run, "--run-name": run_name, "--register": register, "--config": config,
                                "--experiment": experiment != "tl"})  # fmt: skip
@@ -342,7 +343,7 @@ class _Target:
 
 
 _NOT_SETTINGS = frozenset(
-    ("config", "experiment", "run_name", "tag", "tracking_uri", "register", "resume", "dry_run", "quiet")
+    ("config", "experiment", "run_name", "tag", "tracking_uri", "register", "resume", "dry_run", "plain", "quiet")
 )
 
 
@@ -486,13 +487,14 @@ def _go_on(
 
 def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
     """Train, record and show: opens the observers, and keeps the best model however the run ends."""
+    from tl_cli.errors import Interrupted
     from tl_cli.tracking.run import Recorder
     from tl_cli.training.events import tell_all
     from tl_cli.training.fit import fit
     from tl_cli.training.outcome import conclude
     from tl_cli.training.state import BEST_FOLDER, Every, Saver
-    from tl_cli.ui.console import print_warning
-    from tl_cli.ui.pictures import save_curves
+    from tl_cli.ui.console import print_note
+    from tl_cli.ui.pictures import drawn, save_curves
     from tl_cli.ui.progress import Title, open_screen
 
     state, history = _starting_point(plan, target)
@@ -512,24 +514,36 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
             if target.resumed_id is None:
                 saver.begin()
             if not recorder.is_described:
-                recorder.log_start(plan, command_line(), _draw_contact_sheet(plan, recorder.folder))
+                recorder.log_start(plan, command_line(), _draw_contact_sheet(plan, recorder.folder, warnings.append))
             title = Title(recorder.run_name, plan.machine.describe(), plan.config.epochs)
             try:
                 with open_screen(console, title, history) as screen:
                     counters = fit(plan, state, tell_all(recorder, saver, history, screen))
                     outcome = conclude(plan, counters, recorder.folder / BEST_FOLDER, screen)
+                if outcome.test is not None:
+                    history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
+                curves = drawn(lambda: save_curves(history, recorder.folder), warnings.append)
+                warnings += outcome.warnings
+                recorder.log_end(plan, outcome, command_line(), curves, recorder.folder / BEST_FOLDER, target.register)
             except BaseException as error:  # however it ends: a signal, a full disk, no memory
                 _keep(plan, recorder, saver, target, error)
                 raise
-            if outcome.test is not None:
-                history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
-            curves = save_curves(history, recorder.folder)
-            warnings += outcome.warnings
-            recorder.log_end(plan, outcome, command_line(), curves, recorder.folder / BEST_FOLDER, target.register)
+        _print_all(warnings)
+        _show_end(plan, target, recorder.run_id, history, outcome, console)
+    except Interrupted:
+        if recorder.is_complete:
+            name = recorder.run_id[:8]
+            print_note(f"run {name} is complete and recorded, with its model; see: tl eval {name}{_uri_flag(target)}")
+        raise
     finally:
-        for message in warnings:
-            print_warning(message)
-    _show_end(plan, target, recorder.run_id, history, outcome, console)
+        _print_all(warnings)
+
+
+def _print_all(warnings: list[str]) -> None:
+    from tl_cli.ui.console import print_warning
+
+    while warnings:
+        print_warning(warnings.pop(0))
 
 
 def _starting_point(plan: "Plan", target: _Target) -> "tuple[TrainState, History]":
@@ -551,15 +565,19 @@ def _starting_point(plan: "Plan", target: _Target) -> "tuple[TrainState, History
     return state, history
 
 
-def _draw_contact_sheet(plan: "Plan", folder: Path) -> Path:
+def _draw_contact_sheet(plan: "Plan", folder: Path, warn: Callable[[str], None]) -> list[Path]:
     """Show one augmented batch with its labels: most mistakes with data are seen at a glance."""
-    from tl_cli.ui.pictures import save_contact_sheet
+    from tl_cli.ui.pictures import drawn, save_contact_sheet
 
     indices, images = next(plan.train_loader(plan.phases[-1]).augmented(plan.augmentation, plan.config.seed, 1))
     labels = [plan.data.classes[label] for label in plan.data.parts["train"].labels[indices]]
     path = folder / "training_batch.png"
-    save_contact_sheet(images[:64], labels[:64], path)
-    return path
+
+    def save() -> list[Path]:
+        save_contact_sheet(images[:64], labels[:64], path)
+        return [path]
+
+    return drawn(save, warn)
 
 
 def _keep(plan: "Plan", recorder: "Recorder", saver: "Saver", target: _Target, error: BaseException) -> None:
@@ -570,24 +588,26 @@ def _keep(plan: "Plan", recorder: "Recorder", saver: "Saver", target: _Target, e
     """
     from tl_cli.errors import DivergedError, Interrupted, StorageError
     from tl_cli.training.state import BEST_FOLDER
-    from tl_cli.ui.console import print_warning
+    from tl_cli.ui.console import print_note, print_warning
 
-    resume = f"go on with: tl train --resume {recorder.run_id[:8]}{_uri_flag(target)}"
+    resume = f"resume with: tl train --resume {recorder.run_id[:8]}{_uri_flag(target)}"
+    # To stop a training is no failure of it.
+    tell = print_note if isinstance(error, Interrupted) else print_warning
     if isinstance(error, DivergedError):
-        resume = "what is saved of it would come to the same step again: train anew with other settings"
+        resume = "resuming would diverge at the same step; start a new run with other settings"
     try:
         if isinstance(error, Interrupted) and saver.save():
             resume = f"step {saver.step} is saved; {resume}"
     except StorageError as full:
-        resume = f"{full}, so step {saver.step} is not saved; an earlier one is\n{resume}"
+        tell, resume = print_warning, f"{full}, so step {saver.step} is not saved; an earlier one is\n{resume}"
     # What the folder says of itself: the run may have ended while this very epoch was being saved.
     best, folder = saver.best, saver.folder / BEST_FOLDER
     if best is None:
-        print_warning(f"no epoch was complete, so there is no model to keep\n{resume}")
+        tell(f"no epoch was complete, so there is no model to keep\n{resume}")
         return
     # Said first: whoever presses Ctrl-C again leaves at once.
     worth = f"epoch {best.epoch}, {best.val_accuracy or 0.0:.2%} on validation"
-    print_warning(f"kept the best model so far ({worth}): {folder}\n{resume}")
+    tell(f"kept the best model so far ({worth}): {folder}\n{resume}")
     recorder.log_unfinished(plan, best, folder)
 
 

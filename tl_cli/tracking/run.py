@@ -42,7 +42,8 @@ T = TypeVar("T")
 class Recorder:
     """An observer and a context manager: the run ends FINISHED, FAILED or KILLED as the block is left.
 
-    ``is_described`` says whether what ``log_start`` records is there already, from before the run was interrupted.
+    ``is_described`` says whether what ``log_start`` records is there already, from before the run was interrupted, and
+    ``is_complete`` whether the run has ended as FINISHED.
 
     What is told is noted, written to the journal a few times a second, and sent by a thread every few seconds: training
     never waits for a server, and steps of a millisecond do not wait for a disk.
@@ -86,6 +87,7 @@ class Recorder:
         self._params: frozenset[str] = frozenset()  # that the store has
         self._lock = ExitStack()  # the journal; keeps other processes from the run, from its first change to its last
         self.is_described = False
+        self.is_complete = False
         self.run_id = ""
         self.run_name = ""
 
@@ -102,13 +104,13 @@ class Recorder:
                 self._journal = lock.enter_context(Journal(self.folder / JOURNAL))
                 if self._resumed_id:
                     self._recall()
+                self._thread.start()
             except BaseException as error:
                 self._end(type(error))
                 if isinstance(error, Exception) and not isinstance(error, TlError):
                     raise TrackingError(f"cannot start a run: {first_line(error)}") from error
                 raise
             self._lock = lock.pop_all()
-        self._thread.start()
         return self
 
     def _start(self) -> None:
@@ -193,7 +195,7 @@ class Recorder:
         """Where this machine keeps what the run needs to go on."""
         return state_folder(self._experiment_id, self.run_id)
 
-    def log_start(self, plan: Plan, command: str, contact_sheet: Path) -> None:
+    def log_start(self, plan: Plan, command: str, pictures: Sequence[Path]) -> None:
         """Record what the run is about to do: every effective setting, the data, the config, one batch as a picture."""
         config_file = self.folder / CONFIG_FILE
         if not config_file.exists():
@@ -215,7 +217,7 @@ class Recorder:
         tags = {"tl.model": plan.config.model, "tl.data": plan.data.spec.source, "tl.command": command}
         self._try(lambda: mlflow.set_tags(tags), *(Left("tag", key, value) for key, value in tags.items()))
         self._log_data(plan.data.spec)
-        for path in (config_file, contact_sheet):
+        for path in (config_file, *pictures):
             self._log_file(path)
         self._set_note(_note(plan, self.run_id, command, None))
 
@@ -345,6 +347,8 @@ class Recorder:
         return points
 
     def _end(self, kind: type[BaseException] | None) -> None:
+        self.is_complete = kind is None
+
         def end() -> bool:
             mlflow.end_run(ending(kind))
             return True
