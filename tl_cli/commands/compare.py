@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tl_cli.evaluation.logits import KeptAnswers
     from tl_cli.fetch import Progress
     from tl_cli.tracking.comparisons import Parent
+    from tl_cli.tracking.destination import Destination
     from tl_cli.tracking.store import Store
     from tl_cli.training.history import History
     from tl_cli.ui.console import Console
@@ -83,7 +84,11 @@ def compare(
         ),
     ] = None,
     experiment: Annotated[
-        str | None, typer.Option(help="MLflow experiment of the trainings; default is tl.", show_default=False)
+        str | None,
+        typer.Option(
+            help="MLflow experiment of the trainings. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl.",
+            show_default=False,
+        ),
     ] = None,
     device: Device = None,
     workers: Workers = None,
@@ -96,6 +101,7 @@ def compare(
     options = names[len(given) :]
     _check(given, options, models=models, seeds=seeds, experiment=experiment)
     from tl_cli.evaluation.comparison import compare_all
+    from tl_cli.tracking.destination import find_destination
     from tl_cli.tracking.store import open_store
     from tl_cli.ui.console import make_console
     from tl_cli.ui.progress import FileProgress
@@ -106,10 +112,10 @@ def compare(
         parent, failed = None, list[str]()
         if models:
             shared = {"--data": data, "--data-dir": data_dir, "--device": device, "--workers": workers}
-            experiment = experiment or "tl"
-            shared |= {"--tracking-uri": tracking_uri, "--experiment": experiment}
             store = open_store(tracking_uri)
-            parent = lasting.enter_context(_parent(store, experiment, given))
+            place = find_destination(store, experiment)
+            shared |= {"--tracking-uri": tracking_uri, "--experiment": place.experiment}
+            parent = lasting.enter_context(_parent(store, place, given))
             groups, failed = _train_all(store, parent, _Work(given, seeds, split), [*options, *_flags(shared)], aside)
             entries = [_Entry(name, _targets(store, runs)) for name, runs in groups.items()]
         else:
@@ -197,11 +203,11 @@ def _flags(values: Mapping[str, object]) -> list[str]:
     return [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
 
 
-def _parent(store: "Store", experiment: str, names: Sequence[str]) -> "Parent":
+def _parent(store: "Store", place: "Destination", names: Sequence[str]) -> "Parent":
     from tl_cli.tracking.comparisons import Parent
 
     title = " against ".join(names) if len(names) < 4 else f"{len(names)} models"
-    return Parent(store, store.experiment(experiment), title, command_line())
+    return Parent(store, place.experiment_id, title, command_line(), place.run)
 
 
 def _train_all(

@@ -56,7 +56,7 @@ RunName = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="Id or its beginning, name, latest, best, or a saved-model folder.",
+        help="Id or its beginning, name, latest, best, runs:/..., models:/..., or a saved-model folder.",
         autocompletion=complete_run,
     ),
 ]

@@ -58,7 +58,7 @@ def find_model(name: str, tracking_uri: str | None) -> Target:
 
     store = open_store(tracking_uri)
     run = store.find(name)
-    return Target(store.model_folder(run), f"{run.info.run_name} ({short_id(run)})", store, run)
+    return Target(store.model_folder(run, name), f"{run.info.run_name} ({short_id(run)})", store, run)
 
 
 def has_former_calibration(target: Target) -> bool:

@@ -30,7 +30,8 @@ tl runs --since 2d --data digits"""
 _SHOWN = 20
 _FILTERS = "Which runs"
 Names = Annotated[
-    list[str], typer.Argument(metavar="RUN", help="Ids or their beginnings, or names.", autocompletion=complete_run)
+    list[str],
+    typer.Argument(metavar="RUN", help="Ids or their beginnings, names, or runs:/...", autocompletion=complete_run),
 ]
 
 app = typer.Typer(

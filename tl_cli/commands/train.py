@@ -274,7 +274,12 @@ def train(
     log_every: Annotated[
         int | None, typer.Option(help="Steps between points of the loss curve; 0 chooses.", rich_help_panel=_MACHINE)
     ] = None,
-    experiment: Annotated[str, typer.Option(help="MLflow experiment.", rich_help_panel=_RECORD)] = "tl",
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl.", rich_help_panel=_RECORD
+        ),
+    ] = None,
     run_name: Annotated[str | None, typer.Option(help="Name of the run.", rich_help_panel=_RECORD)] = None,
     tag: Annotated[
         list[str] | None, typer.Option(metavar="K=V", help="Tag of the run; may be repeated.", rich_help_panel=_RECORD)
@@ -303,7 +308,7 @@ def train(
     console = make_console(quiet=quiet, plain=plain)
     if resume is not None:
         _refuse_beside_resume({"--dry-run": dry_run, "--run-name": run_name, "--register": register, "--config": config,
-                               "--experiment": experiment != "tl"})  # fmt: skip
+                               "--experiment": experiment})  # fmt: skip
         _resume(resume, flags, tags, tracking_uri, console)
         return
     from tl_cli.training.config import read_toml
@@ -319,19 +324,24 @@ def train(
         _show_plan(plan, console)
         _show_dry_run(plan, console, start_s)
         return
+    from tl_cli.tracking.destination import find_destination
     from tl_cli.tracking.store import open_store
 
     # Before the images are decoded: that may take minutes, and a server that is down is known at once.
     store = open_store(tracking_uri)
-    experiment_id = store.experiment(experiment)
+    place = find_destination(store, experiment)
     plan = _prepare(flags, file, tracking_uri, console)
     _show_plan(plan, console)
-    _carry_out(plan, _Target(store, experiment_id, run_name or plan.name, tags, register, tracking_uri), console)
+    prepared = place.run.info if place.run is not None else None
+    name = run_name or str(prepared.run_name if prepared else plan.name)
+    prepared_id = str(prepared.run_id) if prepared else None
+    target = _Target(store, place.experiment_id, name, tags, register, tracking_uri, prepared_id=prepared_id)
+    _carry_out(plan, target, console)
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Where a run is recorded: a new one, or an old one that goes on."""
+    """Where a run is recorded: a new one, one that another program has prepared, or an old one that goes on."""
 
     store: "Store"
     experiment_id: str
@@ -340,6 +350,7 @@ class _Target:
     register: str | None
     tracking_uri: str | None
     resumed_id: str | None = None
+    prepared_id: str | None = None
 
 
 _NOT_SETTINGS = frozenset(
@@ -401,8 +412,10 @@ def _weights_of_run(name: str, tracking_uri: str | None) -> str:
 
     store = open_store(tracking_uri)
     try:
-        return str(store.model_folder(store.find(name)))
+        return str(store.model_folder(store.find(name), name))
     except RunNotFoundError:
+        if ":/" in name:
+            raise
         return name
 
 
@@ -415,12 +428,15 @@ def _refuse_beside_resume(given: Mapping[str, object]) -> None:
 def _resume(
     name: str, flags: dict[str, object], tags: dict[str, str], tracking_uri: str | None, console: "Console"
 ) -> None:
+    from tl_cli.tracking.destination import check_resumable
     from tl_cli.tracking.ownership import owned
     from tl_cli.tracking.store import open_store
 
     store = open_store(tracking_uri)
+    found = store.find(name)
+    check_resumable(found)
     # Until it ends: two processes would write the same checkpoint.
-    with owned(store, store.find(name)) as run:
+    with owned(store, found) as run:
         _go_on(store, run, flags, tags, tracking_uri, console)
 
 
@@ -503,7 +519,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
         target.store,
         experiment_id=target.experiment_id,
         run_name=target.name,
-        run_id=target.resumed_id,
+        run_id=target.resumed_id or target.prepared_id,
         tags=target.tags,
         warn=warnings.append,
     )

@@ -49,6 +49,8 @@ class Pretrained:
 
 def is_path(spec: str) -> bool:
     """Whether ``--weights`` names a file or a folder rather than published weights."""
+    if spec.startswith(("runs:/", "models:/")):  # MLflow's names
+        return False
     return "/" in spec or Path(spec).suffix in (".safetensors", ".pth", ".pt", ".bin") or Path(spec).exists()
 
 

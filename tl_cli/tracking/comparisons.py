@@ -9,7 +9,7 @@ from statistics import median
 from types import TracebackType
 from typing import Self
 
-from mlflow.entities import Run
+from mlflow.entities import Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from tl_cli.evaluation.comparison import Training
@@ -62,21 +62,29 @@ def trainings_of(store: Store, parent_id: str) -> dict[str, list[Run]]:
 class Parent:
     """The run under which the trainings of a comparison stand; a context manager, which ends it as the block is left.
 
+    Args:
+        prepared: the run to use instead of a new one.
+
     Attributes:
         run_id: of the run.
     """
 
-    def __init__(self, store: Store, experiment_id: str, name: str, command: str) -> None:
+    def __init__(self, store: Store, experiment_id: str, name: str, command: str, prepared: Run | None = None) -> None:
         self._store = store
         self._experiment_id = experiment_id
         self._name = name
+        self._prepared = prepared
         self._tags = {PARENT_TAG: "models", "tl.command": command, **identity()}
         self._ended = threading.Event()
         self.run_id = ""
 
     def __enter__(self) -> Self:
         with self._store.reported():
-            run = self._store.client.create_run(self._experiment_id, run_name=self._name, tags=self._tags)
+            run = self._prepared
+            if run is None:
+                run = self._store.client.create_run(self._experiment_id, run_name=self._name, tags=self._tags)
+            else:
+                self._store.client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in self._tags.items()])
         self.run_id = str(run.info.run_id)
         threading.Thread(target=self._beat, name="tl-heart", daemon=True).start()
         return self

@@ -124,11 +124,11 @@ class Recorder:
                 experiment_id=None if self._resumed_id else self._experiment_id,
                 run_name=self._run_name,
                 tags=tags,
-                log_system_metrics=True,
             )
         except Exception as error:
             raise TrackingError(f"cannot start a run: {first_line(error)}") from error
         self.run_id, self.run_name = run.info.run_id, run.info.run_name
+        self._experiment_id = run.info.experiment_id
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -5,6 +5,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import tempfile
 import urllib.error
 import urllib.request
@@ -33,6 +34,7 @@ from tl_cli.tracking.liveness import HEARTBEAT_TAG, paused
 _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
     # MLflow's own retries keep a refused server silent for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -42,7 +44,15 @@ for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 import mlflow  # noqa: E402
-from mlflow.entities import DatasetInput, Run, ViewType  # noqa: E402
+from mlflow.entities import (  # noqa: E402
+    DatasetInput,
+    LifecycleStage,
+    LoggedModel,
+    LoggedModelStatus,
+    Run,
+    ViewType,
+)
+from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 STATE_ROOT = Path("mlruns")
@@ -53,6 +63,10 @@ CHILD_TAG = "mlflow.parentRunId"
 # Of a run's data set: what its digest covers. On the run's input, as MLflow keeps one data set per name and digest.
 SCHEME_TAG = "tl.digest_scheme"
 _BEST = "best/val_accuracy"
+# How MLflow names runs and models.
+_RUNS, _MODELS = "runs:/", "models:/"
+# What a store says of a name that it does not have.
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 # Their lines would break a live screen; what MLflow logs before it raises is told by whoever catches it.
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -152,6 +166,7 @@ class Store:
 
     def find_removed(self, name: str) -> Run | None:
         """Return the removed run of that id, unique beginning of an id, or name, if there is one."""
+        name, _ = _run_and_model(name)
         found = [
             run
             for run in self.runs(removed=True)
@@ -160,14 +175,18 @@ class Store:
         return found[0] if len(found) == 1 else None
 
     def find(self, name: str) -> Run:
-        """Return the run of that id, unique beginning of an id, or name.
+        """Return the run of that id, unique beginning of an id, name, or MLflow URI.
 
-        ``latest`` is the training that was started or resumed last. ``best`` is, of the latest one's experiment, the
-        run with the highest validation accuracy on the same validation images.
+        ``runs:/RUN/...`` is that run, and ``models:/...`` the run that recorded the model. ``latest`` is the training
+        that was started or resumed last. ``best`` is, of the latest one's experiment, the run with the highest
+        validation accuracy on the same validation images.
 
         Raises:
             RunNotFoundError: none or several answer to it; the message lists what there is.
         """
+        if name.startswith(_MODELS):
+            return self._run_of_model(name)
+        name, _ = _run_and_model(name)
         runs = sorted(self.runs(), key=started_or_resumed, reverse=True)
         if not runs:
             raise RunNotFoundError(f"there are no runs in {self.uri} yet; make one with tl train")
@@ -194,8 +213,50 @@ class Store:
         # Of equal ones the earlier stands.
         return max(reversed(same), key=lambda run: float(run.data.metrics[_BEST]))
 
-    def model_folder(self, run: Run) -> Path:
+    def _run_of_model(self, uri: str) -> Run:
+        model_id = self._model_id(uri)
+        with self.reported():
+            run_id = str(self.client.get_logged_model(model_id).source_run_id)
+            with suppress(MlflowException):
+                run = self.client.get_run(run_id)
+                if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+                    return run
+        raise RunNotFoundError(f"the run that recorded {uri} ({model_id}) has been removed from {self.uri}")
+
+    def _model_id(self, uri: str) -> str:
+        """Return the id of the logged model of ``models:/ID``, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+
+        Raises:
+            RunNotFoundError: there is none.
+        """
+        path = uri.removeprefix(_MODELS).strip("/")
+        try:
+            with self.reported():
+                return self._version(path) or str(self.client.get_logged_model(path).model_id)
+        except TrackingError as error:
+            if getattr(error.__cause__, "error_code", None) not in NOT_THERE:
+                raise
+            known = [f"{_MODELS}{model.name}/latest" for model in self.client.search_registered_models()]
+            raise RunNotFoundError(f"{self.uri} has no model {uri}.{suggest(uri, known)}") from error
+
+    def _version(self, path: str) -> str | None:
+        """Return the id of the logged model behind a version in the registry; None where a path names none."""
+        name, slash, version = path.rpartition("/")
+        if slash:
+            quoted = name.replace("'", "''")
+            versions = self.client.search_model_versions(f"name='{quoted}'")
+            found = [v for v in versions if version.lower() in ("latest", str(v.version), str(v.current_stage).lower())]
+            if not found:
+                raise RunNotFoundError(f"{self.uri} has no version {version} of the model {name}")
+            return _logged_model_of(max(found, key=lambda v: int(v.version)))
+        name, at, alias = path.rpartition("@")
+        return _logged_model_of(self.client.get_model_version_by_alias(name, alias)) if at else None
+
+    def model_folder(self, run: Run, name: str = "") -> Path:
         """Return the saved model of a run, fetched where the store is remote.
+
+        Args:
+            name: by which the run was found: an MLflow URI may name one of several models.
 
         Raises:
             RunNotFoundError: the run recorded no model.
@@ -204,17 +265,35 @@ class Store:
             raise RunNotFoundError(
                 f"{named(run)} is a comparison and has no model of its own; tl compare {short_id(run)} shows it"
             )
-        with _reported(self.uri):
-            outputs = run.outputs.model_outputs if run.outputs else []
-            for output in outputs:
-                with suppress(MlflowException):
-                    root = Path(self._download(artifact_uri=f"models:/{output.model_id}"))
-                    for card in sorted(root.rglob("model.json")):
-                        return card.parent
+        for model in self._models(run, name):
+            with _reported(self.uri), suppress(MlflowException):
+                root = Path(self._download(artifact_uri=f"models:/{model.model_id}"))
+                for card in sorted(root.rglob("model.json")):
+                    return card.parent
         local = self.state_folder(run) / "best"
         if (local / "model.json").exists():
             return local
         raise RunNotFoundError(f"the run {named(run)} has no model; it ended before an epoch")
+
+    def _models(self, run: Run, name: str) -> list[LoggedModel]:
+        """Return the logged models that are meant, the latest first: a run that was resumed may have several.
+
+        Raises:
+            RunNotFoundError: an MLflow URI names none of them.
+        """
+        with self.reported():
+            if name.startswith(_MODELS):
+                return [self.client.get_logged_model(self._model_id(name))]
+            found: list[LoggedModel] = []
+            for output in run.outputs.model_outputs if run.outputs else []:
+                with suppress(MlflowException):  # it was deleted
+                    found.append(self.client.get_logged_model(output.model_id))
+        _, path = _run_and_model(name)
+        if path and path not in {model.name for model in found}:
+            known = [f"{_RUNS}{run.info.run_id}/{model.name}" for model in found]
+            raise RunNotFoundError(f"the run {named(run)} has no model {path!r}.{suggest(name, known)}")
+        ready = [model for model in found if model.status == LoggedModelStatus.READY and path in ("", model.name)]
+        return sorted(ready, key=lambda model: int(model.creation_timestamp), reverse=True)
 
     def artifact(self, run: Run, path: str) -> Path | None:
         """Return an artifact of a run as a local file, or None where there is none."""
@@ -271,6 +350,27 @@ class Store:
         beside = [place.parent / "state" for place in _local(str(run.info.artifact_uri))]
         found = {folder.resolve() for folder in (self.state_folder(run), *beside) if folder.is_dir()}
         return sorted(found)
+
+
+def _run_and_model(name: str) -> tuple[str, str]:
+    """Return the run and the path of ``runs:/RUN/PATH``; of any other name itself and nothing."""
+    if not name.startswith(_RUNS):
+        return name, ""
+    run, _, path = name.removeprefix(_RUNS).strip("/").partition("/")
+    return run, path
+
+
+def _logged_model_of(version: ModelVersion) -> str:
+    """Return the id of the logged model that a registered version holds.
+
+    Raises:
+        RunNotFoundError: it holds files of an MLflow before 3.
+    """
+    # A local registry leaves the field empty.
+    model_id = version.model_id or re.fullmatch(rf"{_MODELS}(m-\w+)", str(version.source))
+    if not model_id:
+        raise RunNotFoundError(f"{version.name} version {version.version} is not a logged model: {version.source}")
+    return model_id if isinstance(model_id, str) else model_id[1]
 
 
 def _local(uri: str) -> list[Path]:

@@ -104,7 +104,7 @@ def _do(store: Store, run_id: str, work: Left) -> None:
             store.client.log_artifact(run_id, work.name, work.value or None)
     elif Path(work.name).exists():
         status = store.client.get_run(run_id).info.status
-        mlflow.start_run(run_id=run_id)
+        mlflow.start_run(run_id=run_id, log_system_metrics=False)
         try:
             log_model(Path(work.name), Naming.from_json(work.value))
         finally:

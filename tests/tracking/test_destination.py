@@ -1,0 +1,214 @@
+"""MLflow's own variables and URIs: where a new run is recorded, and how runs and models are named."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow.entities import Run
+
+from tests.conftest import Result
+from tl_cli.tracking.store import Store, open_store
+from tl_cli.training.config import read_toml
+
+SMALL = ("train", "timm/test_resnet", "--weights", "none", "--epochs", "1", "--freeze-epochs", "0", "--input-size", "32",
+         "--batch-size", "16", "--no-probe", "--quiet")  # fmt: skip
+
+
+@pytest.fixture
+def store(workplace: Path) -> Store:
+    return open_store(None)
+
+
+@pytest.fixture
+def train(tl, colours: Path) -> Callable[..., Result]:
+    return lambda *options: tl(*SMALL, "--data", colours, *options)
+
+
+def runs_by_experiment(store: Store) -> dict[str, list[Run]]:
+    """What MLflow's own client finds."""
+    client = mlflow.MlflowClient()
+    found = {each.name: client.search_runs([each.experiment_id]) for each in client.search_experiments()}
+    return {name: list(runs) for name, runs in found.items() if runs}
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"])
+def test_the_experiment_of_the_environment_is_used_unless_a_flag_names_one(
+    variable: str, store: Store, train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.client.create_experiment("theirs")
+    monkeypatch.setenv(variable, "theirs" if variable.endswith("NAME") else made)
+    assert train().code == 0
+    assert train("--experiment", "mine").code == 0
+    found = runs_by_experiment(store)
+    assert {name: len(runs) for name, runs in found.items()} == {"theirs": 1, "mine": 1}
+    (run,) = found["theirs"]
+    assert (Path("mlruns") / made / run.info.run_id / "state").is_dir()
+
+
+def test_variables_that_contradict_each_other_are_refused_with_both_values(
+    store: Store, train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.client.create_experiment("theirs")
+    for name, experiment_id, said in (
+        ("others", made, "'others'"),
+        (None, "4711", "'4711'"),
+    ):
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name or "")
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
+        refused = train()
+        assert refused.code == 2
+        assert said in refused.err
+        assert "unset" in refused.err
+    assert runs_by_experiment(store) == {}
+
+
+def test_a_prepared_run_is_the_run_of_one_training_alone(store: Store, train, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = store.client.create_run(store.client.create_experiment("theirs"), run_name="prepared").info
+    monkeypatch.setenv("MLFLOW_RUN_ID", prepared.run_id)
+    refused = train("--experiment", "mine")
+    assert refused.code == 2
+    assert "'theirs'" in refused.err
+    assert "'mine'" in refused.err
+    monkeypatch.setenv("MLFLOW_RUN_ID", prepared.run_id)
+    assert train().code == 0
+    run = store.client.get_run(prepared.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "prepared")
+    assert (Path("mlruns") / run.info.experiment_id / run.info.run_id / "state").is_dir()
+    # Another training is not merged into it.
+    monkeypatch.setenv("MLFLOW_RUN_ID", prepared.run_id)
+    refused = train("--seed", "3")
+    assert refused.code == 2
+    assert "holds a training already" in refused.err
+    assert store.client.get_run(prepared.run_id).data.params == run.data.params
+    assert len(runs_by_experiment(store)["theirs"]) == 1
+
+
+@pytest.mark.parametrize("run_id", ["no-id", "f" * 32, "ended", "removed"])
+def test_a_run_that_cannot_be_used_is_refused_before_anything_is_trained(
+    run_id: str, store: Store, train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.client.create_run("0").info.run_id
+    if run_id == "ended":
+        store.client.set_terminated(made)
+    elif run_id == "removed":
+        store.client.delete_run(made)
+    monkeypatch.setenv("MLFLOW_RUN_ID", made if run_id in ("ended", "removed") else run_id)
+    refused = train()
+    assert refused.code == 2
+    assert "unset MLFLOW_RUN_ID" in refused.err
+    assert all("tl.version" not in run.data.tags for run in store.runs())
+
+
+def test_a_comparison_uses_the_prepared_run_itself_and_no_training_does(
+    store: Store, tl, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tl_cli.tracking.comparisons import Parent
+    from tl_cli.tracking.destination import find_destination
+
+    prepared = store.client.create_run(store.client.create_experiment("theirs")).info
+    monkeypatch.setenv("MLFLOW_RUN_ID", prepared.run_id)
+    place = find_destination(store, None)
+    assert (place.experiment_id, place.experiment) == (prepared.experiment_id, "theirs")
+    with Parent(store, place.experiment_id, "both", "tl compare", place.run) as parent:
+        assert parent.run_id == prepared.run_id
+        # The trainings are processes that inherit the environment.
+        assert find_destination(store, place.experiment).run is None
+    assert store.client.get_run(prepared.run_id).data.tags["tl.compares"] == "models"
+
+
+def test_resuming_a_run_while_the_environment_names_another_is_refused(
+    store: Store, tl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.client.create_run("0", run_name="made").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", "f" * 32)
+    refused = tl("train", "--resume", "made")
+    assert refused.code == 2
+    assert "unset MLFLOW_RUN_ID" in refused.err
+    assert store.client.get_run(made).info.status == "RUNNING"
+
+
+def test_mlflow_run_records_in_the_run_that_it_made(store: Store, colours: Path, workplace: Path) -> None:
+    command = " ".join([sys.executable, "-m", "tl_cli", *SMALL, "--data", str(colours)])
+    (workplace / "MLproject").write_text(f'name: tl\nentry_points:\n  main:\n    command: "{command}"\n')
+    submitted = mlflow.projects.run(".", experiment_name="project", env_manager="local")
+    run = store.client.get_run(submitted.run_id)
+    assert run.info.status == "FINISHED"
+    assert {"val/accuracy", "test/accuracy"} <= run.data.metrics.keys()
+    assert len(runs_by_experiment(store)["project"]) == 1
+    state = Path("mlruns") / run.info.experiment_id / run.info.run_id / "state"
+    assert (state / "best" / "model.json").exists()
+
+
+@pytest.mark.parametrize(("value", "is_recorded"), [("false", False), (None, True)])
+def test_system_metrics_are_recorded_unless_mlflows_variable_says_no(
+    value: str | None, is_recorded: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.tracking.test_run import recorder
+
+    if value is not None:
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", value)
+    with recorder(store) as record:
+        monitors = mlflow.tracking.fluent.run_id_to_system_metrics_monitor
+        assert (record.run_id in monitors) == is_recorded
+
+
+def test_mlflows_names_of_models_and_runs_are_understood(store: Store, tl, train, workplace: Path) -> None:
+    assert train("--register", "shelf", "--run-name", "one").code == 0
+    assert train("--register", "shelf", "--run-name", "two").code == 0
+    one, two = store.find("one"), store.find("two")
+    (first,), (second,) = (run.outputs.model_outputs for run in (one, two))
+    client = mlflow.MlflowClient()
+    client.set_registered_model_alias("shelf", "good", "1")
+    name = client.get_logged_model(first.model_id).name
+    meant = {
+        "models:/shelf/1": one, "models:/shelf@good": one, "models:/shelf/2": two, "models:/shelf/latest": two,
+        f"models:/{first.model_id}": one, f"models:/{second.model_id}": two, f"runs:/{one.info.run_id}": one,
+        f"runs:/{one.info.run_id}/{name}": one, f"runs:/{two.info.run_id[:8]}": two,
+    }  # fmt: skip
+    for uri, run in meant.items():
+        assert store.find(uri).info.run_id == run.info.run_id, uri
+        # MLflow's own reading of the same name, where it has one.
+        if uri.startswith("models:/"):
+            assert mlflow.models.get_model_info(uri).run_id == run.info.run_id
+    for uri in ("models:/shelf/9", "models:/shelf@bad", "models:/none/1", "models:/m-0", "runs:/0000", "models:/",
+                "runs:/", f"runs:/{one.info.run_id}/other", "models:/a/b/c"):  # fmt: skip
+        refused = tl("eval", uri)
+        assert refused.code == 2, (uri, refused.err)
+        assert len(refused.err.strip().splitlines()) <= 3
+    shown = tl("runs", "diff", "models:/shelf/1", f"runs:/{two.info.run_id}")
+    assert shown.code == 0, shown.err
+    assert tl("eval", "models:/shelf@good").code == 0
+    assert train("--weights", "models:/shelf/2", "--run-name", "three").code == 0
+    assert second.model_id in str(read_toml(store.state_folder(store.find("three")) / "config.toml")["weights"])
+    store.client.delete_run(one.info.run_id)
+    removed = tl("eval", "models:/shelf/1")
+    assert removed.code == 2
+    assert "has been removed" in removed.err
+
+
+def test_a_run_with_several_models_means_its_latest(store: Store, workplace: Path) -> None:
+    from tests.tracking.test_run import recorder
+    from tl_cli.contract import DataSpec, ModelCard
+    from tl_cli.models import bundle, zoo
+    from tl_cli.tracking.models import Naming, log_model
+
+    made = zoo.create("timm/test_resnet", 2, weights="none", input_size=32)
+    with recorder(store) as record:
+        ids = []
+        for number in range(1, 6):
+            card = ModelCard(
+                architecture=made.name, head=made.head, classes=("a", "b"), preprocessing=made.preprocessing,
+                weights=made.weights, data=DataSpec(source="/nowhere", layout="classes"), recipe="default", epoch=number,
+            )  # fmt: skip
+            with torch.no_grad():
+                next(made.model.parameters()).add_(1.0)
+            bundle.save(workplace / f"best{number}", made.model, card)
+            ids.append(log_model(workplace / f"best{number}", Naming("small", {})))
+    run = store.find(record.run_id)
+    assert bundle.read_card(store.model_folder(run)).epoch == 5
+    for number, model_id in enumerate(ids, 1):
+        uri = f"models:/{model_id}"
+        assert bundle.read_card(store.model_folder(store.find(uri), uri)).epoch == number

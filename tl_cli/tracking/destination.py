@@ -1,0 +1,112 @@
+"""Where a new run is recorded: what the command line says, or else MLflow's own environment variables."""
+
+import os
+from dataclasses import dataclass
+
+from mlflow.entities import Experiment, LifecycleStage, Run
+from mlflow.exceptions import MlflowException
+
+from tl_cli.errors import UsageError
+from tl_cli.tracking.store import DEFAULT_EXPERIMENT, NOT_THERE, PARENT_TAG, Store, named, short_id
+
+RUN_ID = "MLFLOW_RUN_ID"
+_NAME, _ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The experiment of a new run.
+
+    Attributes:
+        experiment: its name.
+        run: the run that ``MLFLOW_RUN_ID`` names, prepared by ``mlflow run`` or another program; None for a new one.
+    """
+
+    experiment_id: str
+    experiment: str
+    run: Run | None = None
+
+
+def find_destination(store: Store, experiment: str | None) -> Destination:
+    """Return where a new run is recorded; an experiment that does not exist yet is created.
+
+    ``MLFLOW_RUN_ID`` is removed from the environment: MLflow would use it for whichever run starts next.
+
+    Args:
+        experiment: name, from the command line; None where it has none.
+
+    Raises:
+        UsageError: the variables contradict the command line or each other, or name a run that cannot be used.
+        TrackingError: the experiment was deleted, or the store cannot be used.
+    """
+    run_id = os.environ.pop(RUN_ID, None)
+    if run_id:
+        run = _prepared_run(store, run_id)
+        found = _by_id(store, str(run.info.experiment_id), RUN_ID)
+        if experiment not in (None, found.name):
+            raise UsageError(
+                f"{RUN_ID} names the run {named(run)} of the experiment {found.name!r}, and --experiment "
+                f"{experiment!r}; leave out --experiment, or unset {RUN_ID}"
+            )
+        return Destination(found.experiment_id, found.name, run)
+    name, experiment_id = experiment or os.environ.get(_NAME), os.environ.get(_ID)
+    if experiment is None and experiment_id:
+        found = _by_id(store, experiment_id, _ID)
+        if name and name != found.name:
+            raise UsageError(
+                f"{_ID}={experiment_id} is the experiment {found.name!r}, and {_NAME} is {name!r}; unset one of them"
+            )
+        name = found.name
+    name = name or DEFAULT_EXPERIMENT
+    return Destination(store.experiment(name), name)
+
+
+def check_resumable(run: Run) -> None:
+    """Refuse to resume one run while ``MLFLOW_RUN_ID`` names another.
+
+    Raises:
+        UsageError: it does.
+    """
+    run_id = os.environ.pop(RUN_ID, None)
+    if run_id not in (None, "", run.info.run_id):
+        raise UsageError(f"--resume names the run {named(run)}, and {RUN_ID} names {run_id}; unset {RUN_ID}")
+
+
+def _prepared_run(store: Store, run_id: str) -> Run:
+    """Return a run in which nothing has been trained yet.
+
+    Raises:
+        UsageError: there is none of that id, it has ended, or a training of tl is recorded in it.
+    """
+    with store.reported():
+        try:
+            run = store.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
+            raise UsageError(f"{RUN_ID} is {run_id!r}, and {store.uri} has no such run; unset {RUN_ID}") from error
+    problem = None
+    if run.info.lifecycle_stage == LifecycleStage.DELETED:
+        problem = "was removed"
+    elif run.data.tags.keys() & {"tl.version", PARENT_TAG}:
+        problem = "holds a training already"
+        if run.info.status != "FINISHED":
+            problem += f" (to resume it: env -u {RUN_ID} tl train --resume {short_id(run)})"
+    elif run.info.status not in ("RUNNING", "SCHEDULED"):
+        problem = f"has ended ({run.info.status})"
+    if problem is not None:
+        raise UsageError(f"{RUN_ID} names the run {named(run)}, which {problem}; for a new run unset {RUN_ID}")
+    return run
+
+
+def _by_id(store: Store, experiment_id: str, variable: str) -> Experiment:
+    with store.reported():
+        try:
+            return store.client.get_experiment(experiment_id)
+        except MlflowException as error:
+            if error.error_code not in NOT_THERE:
+                raise
+            raise UsageError(
+                f"{variable} names the experiment {experiment_id!r}, and {store.uri} has none of that id; "
+                f"unset {variable}"
+            ) from error
