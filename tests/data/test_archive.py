@@ -3,6 +3,7 @@ import gzip
 import io
 import lzma
 import os
+import shutil
 import stat
 import struct
 import subprocess
@@ -195,6 +196,61 @@ def test_a_bomb_is_refused_before_it_goes_off(name: str, tmp_path: Path) -> None
     assert not list(into.iterdir())
 
 
+def sparse_tar(folder: Path, size: int) -> bytes:
+    """Return a tar with a picture that is a hole of ``size`` bytes after its first page."""
+    path = folder / "hole.png"
+    with path.open("wb") as file:
+        file.write(b"x" * 4096)
+        file.truncate(size)
+    subprocess.run(["tar", "-S", "-cf", "hole.tar", "hole.png"], cwd=folder, check=True)
+    return (folder / "hole.tar").read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="Python writes no sparse tars")
+def test_a_hole_stays_one(tmp_path: Path) -> None:
+    body, into = sparse_tar(tmp_path, 50_000_000), tmp_path / "into"
+    assert len(body) < 50_000
+    into.mkdir()
+    assert unpack(put(tmp_path, "p.tar", body), into, limits=Limits(1 << 30)) == Unpacked(files=1, left_out=0)
+    found = (into / "hole.png").stat()
+    assert found.st_size == 50_000_000
+    assert found.st_blocks * 512 < 1_000_000
+    with (into / "hole.png").open("rb") as file:
+        assert file.read(5000) == b"x" * 4096 + bytes(904)
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="Python writes no sparse tars")
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_an_entry_larger_than_any_picture_is_named_and_nothing_stays(kind: str, tmp_path: Path) -> None:
+    body = sparse_tar(tmp_path, 40 << 30)
+    path = put(tmp_path, f"p.{kind}", gzip.compress(body) if kind == "tar.gz" else body)
+    with pytest.raises(DataError, match=r"p.tar.*: hole.png: the file has 42,950 MB; pictures of more than 1,432 MB"):
+        scan(path, tmp_path / "cache")
+    assert not [each for each in (tmp_path / "cache" / "unpacked").iterdir() if not each.name.endswith(".lock")]
+
+
+@pytest.mark.parametrize("name", ["p.zip", "p.tar.gz", "p.tar.xz"])
+def test_an_archive_far_too_small_for_what_it_holds_is_refused(name: str, tmp_path: Path) -> None:
+    bomb = {f"{n}.png": bytes(1_000_000) for n in range(9)}
+    body = zip_of(bomb) if name == "p.zip" else tar_of(bomb, "w:xz" if name == "p.tar.xz" else "w:gz")
+    limits = Limits(1 << 30, ratio=100, ratio_from_bytes=2_000_000)
+    into = tmp_path / "into"
+    into.mkdir()
+    with pytest.raises(DataError, match=r"unpacks to more than \d MB, over 100 times as much.*give the folder"):
+        unpack(put(tmp_path, name, body), into, limits=limits)
+    assert sum(path.stat().st_size for path in into.iterdir()) <= 2_000_000
+    assert unpack(put(tmp_path, name, body), tmp_path / "trusted", limits=limits, is_trusted=True).files == 9
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
+def test_a_copy_without_a_known_layout_does_not_stay(tmp_path: Path) -> None:
+    path = put(tmp_path, "p.zip", zip_of(folders(".", ".png", "cat")))
+    with pytest.raises(DataError, match="one class only"):
+        scan(path, tmp_path)
+    assert copies(tmp_path) == []
+    assert len(scan(path, tmp_path, lenient=True).parts["train"]) == 3
+
+
 @pytest.mark.parametrize("name", ["p.zip", "p.tar"])
 def test_too_many_entries_are_refused(name: str, tmp_path: Path) -> None:
     many = {f"{n}.png": b"" for n in range(11)}
@@ -217,7 +273,7 @@ def test_a_tar_header_that_lies_of_its_size_is_refused(size: int, tmp_path: Path
     header[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
     header[148:156] = b" " * 8
     header[148:156] = b"%06o\0 " % sum(header)
-    with pytest.raises(DataError, match="claims a size of -512|unpacks to more"):
+    with pytest.raises(DataError, match="claims a size of -512|the file has 1,152,921,504,607 MB"):
         unpack(put(tmp_path, "p.tar", bytes(header) + bytes(1024)), tmp_path, limits=TEN)
 
 

@@ -5,12 +5,13 @@ import os
 import random
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.conftest import COLOURS, Result, write_pictures
 from tests.deep_pictures import png16, tiff
@@ -380,3 +381,46 @@ def test_looking_at_files_can_be_stopped(tmp_path: Path) -> None:
     with pytest.raises(StopError):
         checks.unreadable(found, workers=2, progress=progress)
     assert seen[-1] < len(found)
+
+
+def bytes_read() -> Callable[[], int]:
+    """Return what says how many bytes this process has read since."""
+
+    def total() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = total()
+    return lambda: total() - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux's count of bytes read")
+def test_a_file_larger_than_any_picture_is_named_by_every_reader_and_not_read(tmp_path: Path) -> None:
+    root = odd_folder(tmp_path / "photos")
+    huge = root / "red" / "huge.png"
+    huge.write_bytes((root / "red" / "000.png").read_bytes())
+    os.truncate(huge, 3 << 30)
+    read = bytes_read()
+    reason = "the file has 3,221 MB; pictures of more than 1,432 MB are not read"
+    (bad,) = checks.examine(folder.scan(root), workers=1).bad()
+    assert (bad[1].name, bad[1].reason) == ("red/huge.png", f"cannot be read: {reason}")
+    spec = DataSpec(source=str(root), layout="classes")
+    with pytest.raises(DataError, match=f"1 of 25 images cannot be decoded:\n  red/huge.png: .*{reason}"):
+        open_data(spec, workers=1)
+    left = open_data(spec.model_copy(update={"on_bad_image": "skip"}), workers=1)
+    assert sum(map(len, left.parts.values())) == 24
+    for decode in (decode_pixels, pictures.deep_values, pictures.picture_size):
+        with pytest.raises(DataError, match=f"huge.png cannot be decoded: {reason}"):
+            decode(huge)
+    assert read() < 100_000_000
+
+
+def test_a_picture_for_which_there_is_no_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "a.png").write_bytes(picture("PNG"))
+    monkeypatch.setattr(Image.Image, "load", no_memory)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", no_memory)
+    assert checks._look_at_file(str(tmp_path / "a.png")).bad == (
+        "cannot be decoded: there is not enough memory for its pixels"
+    )

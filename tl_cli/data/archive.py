@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from tl_cli.data import folder, listing
 from tl_cli.data.found import Found
+from tl_cli.data.pictures import largest_file, too_large
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, silent
 
@@ -32,7 +33,8 @@ SUFFIXES = (
     *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),
     *(".tar.xz", ".txz", ".tar.zst", ".tzst"),
 )
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
+_ZEROS = bytes(_CHUNK)
 _PROGRESS_EVERY = 64
 _MOST_ENTRIES = 5_000_000
 _KEPT_FREE_BYTES = 1 << 30
@@ -78,10 +80,17 @@ class Limits:
     Attributes:
         size_bytes: of all entries together, unpacked.
         entries: how many there may be.
+        entry_bytes: of one entry that is written, unpacked.
+        ratio: how many times the size of the archive its entries may have together, unpacked. Photographs stay as large
+            as they are; bitmaps of plain colours become a hundred times as large.
+        ratio_from_bytes: less than this may be unpacked of any archive.
     """
 
     size_bytes: int
     entries: int = _MOST_ENTRIES
+    entry_bytes: int = largest_file()
+    ratio: int = 200
+    ratio_from_bytes: int = 1 << 30
 
     @classmethod
     def of_disk(cls, place: Path) -> "Limits":
@@ -139,6 +148,7 @@ def scan(path: Path, cache: Path, progress: Progress = silent, *, lenient: bool 
         else:
             found = folder.scan(top, lenient=lenient)
     except DataError as error:
+        _discard(unpacked)
         raise DataError(f"in {path}, unpacked: {error}") from error
     left_out = unpacked / _LEFT_OUT
     return replace(found, notes=(*found.notes, left_out.read_text())) if left_out.exists() else found
@@ -160,11 +170,12 @@ def unpack(
 
     Args:
         named: of which other files and folders the name is kept, as an empty file or folder.
-        is_trusted: its hash is known; its entries may replace files that are there.
+        is_trusted: its hash is known; its entries may replace files that are there, and have any size.
 
     Raises:
         DataError: it is torn, encrypted or no archive; an entry would land outside ``into``, comes twice, or is larger
-            than it says; there are more entries or bytes than ``limits`` (default: what the disk has free).
+            than it says or than any picture; there are more entries or bytes than ``limits`` (default: what the disk
+            has free), or the archive is far too small for them.
         StorageError: the disk is full or may not be written.
     """
     limits = limits or Limits.of_disk(into)
@@ -176,6 +187,8 @@ def unpack(
             is_wanted = wanted(packed.name)
             entry = _linked(packed, into, wanted) if packed.kind == "hard link" and is_wanted else packed
             total += entry.size
+            if not is_trusted:
+                _check_bomb(archive, entry if is_wanted else None, total, size, limits)
             _check_limits(archive, number, total, limits)
             if entry.kind == "file" and is_wanted:
                 _write(archive, entry, into / entry.name, "wb" if is_trusted else "xb")
@@ -314,6 +327,15 @@ def _remove_others(target: Path, stem: str) -> None:
                 _remove_unread(copy)
             elif copy.name.startswith(f".{stem}") and copy.name.endswith(".old"):
                 shutil.rmtree(copy, ignore_errors=True)
+
+
+def _discard(copy: Path) -> None:
+    """Remove a copy that is of no use, unless another process reads it."""
+    for archive, (held, descriptor) in list(_held.items()):
+        if held == copy:
+            del _held[archive]
+            os.close(descriptor)
+    _remove_unread(copy)
 
 
 def _remove_unread(copy: Path) -> None:
@@ -463,6 +485,16 @@ def _check_limits(archive: Path, entries: int, size: int, limits: Limits) -> Non
         )
 
 
+def _check_bomb(archive: Path, entry: _Entry | None, total: int, packed: int, limits: Limits) -> None:
+    if entry is not None and entry.size > limits.entry_bytes:
+        raise DataError(f"{archive} cannot be used: {entry.name}: {too_large(entry.size, limits.entry_bytes)}")
+    if total > max(limits.ratio_from_bytes, limits.ratio * packed):
+        raise DataError(
+            f"{archive} has {packed / 1e6:,.1f} MB and unpacks to more than {total / 1e6:,.0f} MB, over {limits.ratio} "
+            "times as much, as hardly any archive of pictures does; if it is right, unpack it and give the folder"
+        )
+
+
 def _write(archive: Path, entry: _Entry, target: Path, mode: Literal["wb", "xb"]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
@@ -471,7 +503,12 @@ def _write(archive: Path, entry: _Entry, target: Path, mode: Literal["wb", "xb"]
             written += len(chunk)
             if written > entry.size:
                 break
-            file.write(chunk)
+            if _ZEROS.startswith(chunk):
+                # A hole in a sparse file stays one.
+                file.seek(len(chunk), os.SEEK_CUR)
+            else:
+                file.write(chunk)
+        file.truncate()
     if written != entry.size:
         raise DataError(f"{archive} is torn: {entry.name} is not of the {entry.size:,} bytes that it should have")
 

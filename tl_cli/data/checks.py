@@ -32,6 +32,9 @@ _CHUNK = 64
 _NARROW, _FEW_LEVELS, _WIDE = 16, 8, 128
 _FEW_BY_NATURE = ("1", "P", "PA")
 
+# Errors that a file has for as long as it is unchanged; others may pass.
+_LASTING = (None, errno.EINVAL, errno.EFBIG)
+
 T = TypeVar("T")
 
 
@@ -59,7 +62,7 @@ def unreadable(images: FileImages, *, workers: int, progress: Progress = silent)
         except DataError as error:
             # Memory, a network, permissions: it may be another day's no more.
             cause = error.__cause__
-            passing |= isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in (None, errno.EINVAL)
+            passing |= isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in _LASTING
             return index, _reason(error, images, index)
         return None
 
@@ -302,15 +305,14 @@ def _looker(images: Images) -> Callable[[int], Look]:
 def _look_at_file(path: str, pixel_range: PixelRange | None = None) -> Look:
     try:
         with open_regular(path) as file:
-            data = file.read()
+            digest = hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         return Look(b"", bad=f"cannot be read: {error.strerror}")
-    digest = hashlib.sha256(data).digest()
     try:
-        pixels = decode_pixels(data, short_side=_LOOK_SIDE, pixel_range=pixel_range)
-        kind, mode, size, turned, frames, is_deep = header(data)
+        pixels = decode_pixels(path, short_side=_LOOK_SIDE, pixel_range=pixel_range)
+        kind, mode, size, turned, frames, is_deep = header(path)
     except DataError as error:
-        return Look(digest, bad=str(error).removeprefix("the image ").strip())
+        return Look(digest, bad=str(error).removeprefix(path).strip())
     if not is_deep and sorted(size) == sorted(pixels.shape[:2]):
         digest = _digest(pixels)
     return Look(digest, kind, mode, size, turned, frames, is_deep, *_levels(pixels), sketch(pixels))

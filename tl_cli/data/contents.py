@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tl_cli.data.names import Names
+from tl_cli.data.pictures import largest_file, too_large
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, cache_root, silent
 from tl_cli.store import Store
@@ -59,7 +60,7 @@ def read_contents(
         settled_s: files changed more recently than that are not remembered.
 
     Raises:
-        DataError: a file is not there or cannot be read; names it.
+        DataError: a file is not there, cannot be read or is larger than any picture; names it.
     """
     stats = _stats(root, names)
     digests = np.empty((len(names), _DIGEST), np.uint8)
@@ -113,6 +114,8 @@ def _stats(root: Path, names: Names) -> np.ndarray:
             stats[index] = _facts(os.stat(path))
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        if (size := int(stats[index, 0])) > largest_file():
+            raise DataError(f"{path} cannot be read: {too_large(size, largest_file())}")
     return stats
 
 

@@ -51,6 +51,8 @@ SUFFIXES = frozenset(
 # Files of these may have more than 8 bits per channel, or bands that are not used.
 MAY_BE_DEEP = frozenset((".png", ".tif", ".tiff", ".ppm", ".pgm"))
 MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it only warns
+# Four channels of 32 bits: a larger file holds no picture within the limit, and would only fill the memory.
+_BYTES_PER_PIXEL = 16
 # Smaller pictures are always decoded whole, so it does not matter who decodes them when.
 WHOLE_UP_TO = 512
 # Before all pixels that are written, so that what else a Python prints when it starts is not taken for any.
@@ -106,8 +108,6 @@ def decode_picture(
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
-        if not isinstance(source, bytes):
-            _check_regular(source)
         with _open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
@@ -135,6 +135,8 @@ def decode_picture(
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
+    if not isinstance(source, bytes):
+        _check_regular(source)
     opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     return deep.without_undeclared_opacity(opened)
 
@@ -201,7 +203,7 @@ def picture_size(path: str | Path) -> tuple[int, int]:
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
-    """Open a file for reading that ends: neither a pipe, nor a device.
+    """Open the file of a picture for reading: neither a pipe nor a device, nor larger than any picture.
 
     Raises:
         OSError: it is none, or cannot be read.
@@ -210,10 +212,23 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     return open(path, "rb")  # noqa: PTH123 (the caller closes it)
 
 
+def largest_file(max_pixels: int = MAX_PIXELS) -> int:
+    """Return how many bytes the file of a picture may have."""
+    return _BYTES_PER_PIXEL * max_pixels
+
+
+def too_large(size: int, limit: int) -> str:
+    """Return what to say of a file of ``size`` bytes that is not read."""
+    return f"the file has {size / 1e6:,.0f} MB; pictures of more than {limit / 1e6:,.0f} MB are not read"
+
+
 def _check_regular(path: str | Path) -> None:
+    found = os.stat(path)
     # Even opening a pipe waits, for somebody who writes into it.
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "is no regular file")
+    if found.st_size > largest_file():
+        raise OSError(errno.EFBIG, too_large(found.st_size, largest_file()))
 
 
 def _refusal(name: str, error: Exception, source: str | Path | bytes) -> DataError:
@@ -224,6 +239,8 @@ def _refusal(name: str, error: Exception, source: str | Path | bytes) -> DataErr
         return DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})")
     if isinstance(error, Image.DecompressionBombError):
         return DataError(f"{name} has too many pixels to be decoded safely: {error}")
+    if isinstance(error, MemoryError):
+        return DataError(f"{name} cannot be decoded: there is not enough memory for its pixels")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if reason.startswith("decoder error"):
         reason = "it is truncated or corrupt"
@@ -242,7 +259,7 @@ def _tiff_tags(source: str | Path | bytes) -> TiffImagePlugin.ImageFileDirectory
         return tags
 
 
-def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int, bool]:
+def header(source: str | Path | bytes) -> tuple[str, str, tuple[int, int], bool, int, bool]:
     """Return format, mode, width and height, whether EXIF turns it, frames, and whether it is deep, of a good picture.
 
     Frames are 0 where those after the first, which is used, are torn.
@@ -251,7 +268,7 @@ def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int, bool]:
         DataError: it cannot be decoded.
     """
     try:
-        with _open(data) as image:
+        with _open(source) as image:
             form, mode, size, turned, frames = str(image.format), image.mode, image.size, False, 0
             is_deep = deep.is_deep(image)
             if is_deep and mode not in deep.MODES:
@@ -262,7 +279,7 @@ def header(data: bytes) -> tuple[str, str, tuple[int, int], bool, int, bool]:
                 frames = getattr(image, "n_frames", 1)
             return form, mode, size, turned, frames, is_deep
     except Exception as error:
-        raise _refusal("the image", error, data) from error
+        raise _refusal("the image" if isinstance(source, bytes) else str(source), error, source) from error
 
 
 _ORIENTATION = 0x0112
