@@ -86,6 +86,23 @@ class Split(Fact):
     scheme: DigestScheme = "lengths"
 
 
+class Columns(Fact):
+    """Which columns of a CSV are meant, by their names or numbers; None finds them by the names that are usual.
+
+    Attributes:
+        path: names the picture.
+        label: names the class.
+        split: names the part.
+    """
+
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
+
+
+USUAL_COLUMNS = Columns()
+
+
 class DataSpec(Fact):
     """What is needed to find the same images and the same split again.
 
@@ -98,6 +115,7 @@ class DataSpec(Fact):
         test_fraction: share held out as test where the source is classes only.
         limit: at most so many images a part, stratified; None is all.
         on_bad_image: what happens to files that cannot be decoded: they are named, or left out before the split.
+        columns: of a CSV, as they were named.
         splits: the parts that came out.
     """
 
@@ -109,6 +127,7 @@ class DataSpec(Fact):
     test_fraction: float = 0.1
     limit: int | None = None
     on_bad_image: Literal["error", "skip"] = "error"
+    columns: Columns = USUAL_COLUMNS
     splits: dict[SplitName, Split] = {}
 
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import COLOURS, write_pictures
-from tl_cli.contract import DataSpec
+from tl_cli.contract import Columns, DataSpec
 from tl_cli.data import sources
 from tl_cli.data.listing import scan
 from tl_cli.errors import DataError
@@ -79,6 +79,147 @@ def test_a_column_that_may_mean_something_else_is_named_and_not_read(values: tup
     assert (found.layout, found.notes) == ("classes", ("labels.csv: not read as split: fold",))
 
 
+def read_back(path: Path, **options: Columns) -> dict[str, str]:
+    """Return the class of each picture that a CSV lists."""
+    found = scan(path, **options)
+    return {
+        name: found.classes[label]
+        for images in found.parts.values()
+        for name, label in zip(images.ids, images.labels, strict=True)
+    }
+
+
+MEANT = {row: row.split("/")[0] for row in ROWS}
+
+
+@pytest.mark.parametrize(
+    "picture", ["file_name", "FileName", "image", "Image Path", "img", "id", "id_code", "image_id"]
+)
+@pytest.mark.parametrize("label", ["class", "Target", "diagnosis"])
+def test_columns_go_by_the_names_that_people_give_them_and_that_is_said(
+    picture: str, label: str, pictures: Path
+) -> None:
+    path = write(pictures, "\n".join([f"x,{label},{picture}", *(f"1,{row[:-8]},{row}" for row in ROWS)]))
+    assert read_back(path) == MEANT
+    assert scan(path).notes == (f"labels.csv: the picture is {picture}, the label {label}",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sep=;\nimage;label\n" + "".join(f"{row};{row[:-8]}\n" for row in ROWS),
+        "image\tid\tlabel\n" + "".join(f"{row}\t{n}\t{row[:-8]}\n" for n, row in enumerate(ROWS)),
+        "image,label\n" + "".join(row.replace("/", "\\") + f",{row[:-8]}\n" for row in ROWS),
+        "image,label\n" + "".join(f"{row[:-4]},{row[:-8]}\n" for row in ROWS),
+        "image,label\n" + "".join("data\\..\\" + row[:-4].replace("/", "\\") + f",{row[:-8]}\n" for row in ROWS),
+        "image,red,blue\n" + "".join(f"{row[:-4]},{float('red' in row)},{float('blue' in row)}\n" for row in ROWS),
+        "age,image,red,blue\n" + "".join(f"7,{row},{'red' in row:d},{'blue' in row:d}\n" for row in ROWS),
+        "".join(f"{row},{row[:-8]}\n" for row in ROWS),
+        "".join(f"{row[:-8]};{row}\r\n" for row in ROWS),
+        "".join(f"train\t{row}\t{row[:-8]}\n" for row in ROWS),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_csv_as_people_have_them_is_read(text: str, encoding: str, pictures: Path) -> None:
+    path = write(pictures, text, encoding)
+    assert read_back(path) == MEANT
+    assert scan(path).notes
+
+
+def test_what_was_guessed_is_said(pictures: Path) -> None:
+    headless = scan(write(pictures, "".join(f"{row},{row[:-8]}\n" for row in ROWS))).notes[0]
+    assert headless.startswith("labels.csv has no header: column 1 is the picture, 2 the label")
+    (pictures / "images").mkdir()
+    for row in ROWS:
+        (pictures / row).rename(pictures / "images" / row.replace("/", "_"))
+    rows = "".join(f"{row[:-4].replace('/', '_')},{row[:-8]}\n" for row in ROWS)
+    found = scan(write(pictures, f"id_code,diagnosis\n{rows}"))
+    assert found.parts["train"].ids.tolist() == [f"images/{row.replace('/', '_')}" for row in ROWS]
+    assert found.notes[1] == "labels.csv: 8 pictures are found by the ends of their names in images/"
+
+
+def test_pictures_of_one_name_are_told_apart_by_the_part_that_the_csv_is_of(pictures: Path) -> None:
+    for part in ("train", "test"):
+        write_pictures(pictures / f"{part}_images", {".": (1, 2, 3)}, 4)
+    text = "id,label\n000,a\n001,b\n"
+    (pictures / "blue").rename(pictures / ".blue")
+    for folder in ("red", "green"):
+        (pictures / folder).rename(pictures / f".{folder}")
+    (pictures / "train.csv").write_text(text)
+    assert scan(pictures / "train.csv").parts["train"].ids.tolist() == ["train_images/000.png", "train_images/001.png"]
+    path = write(pictures, "id,label,split\n000,a,train\n001,b,train\n000,a,test\n")
+    assert scan(path).parts["test"].ids.tolist() == ["test_images/000.png"]
+
+
+@pytest.mark.parametrize("value", ["dev", "valid"])
+def test_dev_and_valid_are_validation(value: str, pictures: Path) -> None:
+    rows = [f"{row},{row[:-8]},{('train', value)[n % 2]}" for n, row in enumerate(ROWS)]
+    assert scan(write(pictures, "\n".join(["img,class,split", *rows]))).layout == "train/val"
+
+
+def test_columns_can_be_named(pictures: Path) -> None:
+    text = "shot,label,Kind,use\n" + "".join(f"{row},9,{row[:-8]},test\n" for row in ROWS[::2])
+    path = write(pictures, text + "".join(f"{row},9,{row[:-8]},train\n" for row in ROWS[1::2]))
+    named = Columns(path="shot", label="kind", split="use")
+    assert read_back(path, columns=named) == MEANT
+    assert read_back(path, columns=Columns(path="1", label="3", split="4")) == MEANT
+    assert read_back(path, hints=named) == MEANT
+    assert scan(path, columns=named).layout == "train/test"
+    with pytest.raises(DataError, match=r"no column 'type' for --label-column; its columns are shot, label, Kind, use"):
+        scan(path, columns=Columns(path="shot", label="type"))
+    with pytest.raises(DataError, match=r"no column '5' for --path-column"):
+        scan(path, columns=Columns(path="5"))
+    other = write(pictures, "".join(f"{row},{row[:-8]},x\n" for row in ROWS))
+    assert read_back(other, columns=Columns(label="2"), hints=named) == MEANT
+
+
+def test_named_columns_are_remembered_for_whoever_opens_the_images_again(pictures: Path) -> None:
+    path = write(pictures, "path,label,Kind\n" + "".join(f"{row},{n},{row[:-8]}\n" for n, row in enumerate(ROWS)))
+    named = DataSpec(source=str(path), layout="classes", columns=Columns(label="Kind"))
+    data = sources.open_data(named, workers=1)
+    card = DataSpec.model_validate_json(data.spec.model_dump_json())
+    assert sources.open_to_judge(card, str(path), data_dir=None).is_own
+    (pictures / "moved").mkdir()
+    for name in ("red", "blue", "labels.csv"):
+        (pictures / name).rename(pictures / "moved" / name)
+    judged = sources.open_to_judge(card, str(pictures / "moved" / "labels.csv"), data_dir=None)
+    assert (judged.is_own, judged.data.classes) == (True, ("blue", "red"))
+    # Another CSV has columns of its own.
+    other = pictures / "moved" / "other.csv"
+    other.write_text("path,label\n" + "".join(f"{row},{row[:-8]}\n" for row in ROWS[2:6]))
+    assert len(sources.open_to_judge(card, str(other), data_dir=None).data.parts["train"]) == 4
+    older = {name: value for name, value in card.model_dump().items() if name != "columns"}
+    assert DataSpec.model_validate(older).columns == Columns()
+
+
+def test_columns_of_what_has_none_are_refused(pictures: Path) -> None:
+    for source in (str(pictures), "digits"):
+        with pytest.raises(DataError, match="--label-column: .* is no CSV and has no columns"):
+            sources.open_data(DataSpec(source=source, layout="classes", columns=Columns(label="x")), workers=1)
+
+
+def test_a_folder_with_a_csv_in_it_is_told_of_the_csv(pictures: Path) -> None:
+    (pictures / "images").mkdir()
+    for row in ROWS:
+        (pictures / row).rename(pictures / "images" / row.replace("/", "_"))
+    for folder in COLOURS:
+        for left in (pictures / folder).iterdir():
+            left.unlink()
+    (pictures / "train.csv").write_text("id,label\nblue_000,b\n")
+    (pictures / "sample_submission.csv").write_text("id,label\nblue_000,0\n")
+    with pytest.raises(DataError, match=r"to read train.csv, which lists pictures, give --data .*/train.csv$"):
+        sources.open_data(DataSpec(source=str(pictures), layout="classes"), workers=1)
+
+
+@pytest.mark.parametrize("labels", [("tench, Tinca tinca", "hen, Gallus"), ("hen, red", "tench, red")])
+def test_labels_with_commas_that_may_be_classes_are_said_to_be(labels: tuple[str, str], pictures: Path) -> None:
+    rows = "".join(f'{row},"{label}"\n' for row, label in zip(ROWS, labels * 4, strict=True))
+    one, other = sorted(labels)
+    assert scan(write(pictures, f"path,label\n{rows}")).notes == (
+        f"each of these is one class, not several labels: {one!r}, {other!r}",
+    )
+
+
 def test_labels_that_look_like_parts_are_pointed_out(pictures: Path) -> None:
     rows = [f"{row},{'train' if 'blue' in row else 'test'}" for row in ROWS]
     (note,) = scan(write(pictures, "\n".join(["path,label", *rows]))).notes
@@ -129,7 +270,26 @@ GOOD = "path,label\nred/000.png,r\nblue/000.png,b\n"
     ("text", "said"),
     [
         ("", r"line 1: expected a header that names the columns path and label.*got ''"),
-        ("file,class\na.png,b\n", "got 'file,class'"),
+        ("shot,kind\na.png,b\n", "got 'shot,kind'; other columns can be named: --path-column shot --label-column kind"),
+        (
+            "path,dx,age\nred/000.png,r,1\n",
+            r"which of its columns is the label is unclear \(path, dx, age\).*-column dx",
+        ),
+        ("image,class,target\nred/000.png,r,0\n", "class, target may each be the label; .*--label-column class"),
+        ("file,image,label\nred/000.png,a,0\n", "image, file may each be the path; say which with --path-column image"),
+        ("image,a,b\nred/000.png,1,0\nred/001.png,1,1\n", r"line 3: 2 classes are 1 \(a, b\), but a picture has one"),
+        ("image,a,b\nred/000.png,1,0\nred/001.png,0,0\n", "line 3: no class is 1, but a picture has one label"),
+        (
+            "id,label\n000,r\n",
+            "line 2: 000 may be blue/000.png or green/000.png or red/000.png; write it with its folder and ending",
+        ),
+        ("id,label\nnone,r\n", "line 2: none has no ending of a picture .* and no picture below .* has that name"),
+        ("red/000.png,r,1\nblue/000.png,b,2\n", "which of its columns is the label is unclear .*--label-column 2"),
+        (
+            'path,label\nred/000.png,r\nred/001.png,b\nblue/000.png,"r,b"\n',
+            "line 4: the picture has several labels \\('r,b': r, b\\), as 1 of 3 have",
+        ),
+        ("path,label\nred/000.png,r|b\nred/001.png,b|g\nblue/000.png,g|r\n", "line 2: .* as 3 of 3 have"),
         ("path,label\n", "lists no pictures"),
         ("path,label\n,,\n\n", "lists no pictures"),
         ("path,label,Path\n", "line 1: more than one column is called path"),
@@ -143,13 +303,16 @@ GOOD = "path,label\nred/000.png,r\nblue/000.png,b\n"
         (GOOD + "red/../red/000.png,r\n", "line 4: red/000.png is listed on line 2 too"),
         (
             GOOD + "\n\nred/none.png,r\nred\\001.png,r\n",
-            r"2 pictures that are not there: red/none.png \(line 6\).*write /",
+            r"1 pictures that are not there: red/none.png \(line 6\).*no picture below it has such a name",
         ),
         ("path,label\nred/000.png,r\nred/001.png,r\n", r"one class only \(r\)"),
         ("path,label,split\nred/000.png,r,mine\n", "line 2: split is 'mine'; expected train, val or test"),
         ("path,label,split\nred/000.png,r,\n", "line 2: split is ''"),
         ("path,label,set\nred/000.png,r,train\nred/001.png,r,eval\n", "line 3: set is 'eval'; expected train, val"),
-        ("path,label,set,fold\nred/000.png,r,train,test\n", "line 1: set, fold all name parts; call the right one"),
+        (
+            "path,label,set,fold\nred/000.png,r,train,test\n",
+            "line 1: set, fold all name parts; say which with --split-column set",
+        ),
         ("path,label,split\nred/000.png,r,test\n", "no pictures with split train"),
         ("path,label,split\nred/000.png,r,train\nblue/000.png,b,train\ngreen/000.png,g,val\n", "line 4: the label 'g'"),
         (GOOD + "red/\0.png,r\n", "line 4: holds a NUL byte"),
@@ -178,8 +341,12 @@ def test_a_picture_listed_under_two_names_is_refused(pictures: Path) -> None:
 def test_other_encodings_are_named_with_their_line(pictures: Path) -> None:
     with pytest.raises(DataError, match="line 4: is not UTF-8"):
         scan(write(pictures, GOOD + "red/001.png,rösti\n", "latin-1"))
-    with pytest.raises(DataError, match="UTF-16"):
-        scan(write(pictures, GOOD, "utf-16"))
+    with pytest.raises(DataError, match="UTF-16: save it as UTF-8"):
+        scan(write(pictures, GOOD, "utf-16-le"))
+    path = write(pictures, GOOD, "utf-16")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DataError, match="begins as UTF-16 and is not"):
+        scan(path)
 
 
 def test_a_csv_that_is_not_there_is_said(tmp_path: Path) -> None:

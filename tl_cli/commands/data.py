@@ -4,7 +4,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, ListsByDefault, Workers, complete_model
+from tl_cli.commands.options import (
+    DataDir,
+    Device,
+    LabelColumn,
+    ListsByDefault,
+    PathColumn,
+    SplitColumn,
+    Workers,
+    complete_model,
+)
 
 if TYPE_CHECKING:
     from tl_cli.data.checks import Findings
@@ -60,6 +69,9 @@ def check(
         bool,
         typer.Option("--strict", help="Exit 1 where files do not decode, parts or classes share a picture, or worse."),
     ] = False,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
     data_dir: DataDir = None,
     device: Device = None,
     workers: Workers = None,
@@ -67,6 +79,7 @@ def check(
     """Examine a data set: balance, sizes, files that do not decode, duplicates, labels in doubt. Changes nothing."""
     from dataclasses import replace
 
+    from tl_cli.contract import Columns
     from tl_cli.data import pixel_range
     from tl_cli.data.checks import examine
     from tl_cli.data.sources import open_source
@@ -77,7 +90,8 @@ def check(
 
     console = make_console()
     with FileProgress(make_console(stderr=True)) as progress:
-        found = open_source(source, str(data_dir) if data_dir else None, progress)
+        columns = Columns(path=path_column, label=label_column, split=split_column)
+        found = open_source(source, str(data_dir) if data_dir else None, progress, columns=columns)
         threads = default_workers() if workers is None else workers
         seen = pixel_range.survey(found.parts, workers=threads, progress=progress)
         parts = pixel_range.scaled(found.parts, seen.measured.pixel_range if seen.measured else None)

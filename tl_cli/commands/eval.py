@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Quiet, RunName, TrackingUri, Workers
+from tl_cli.commands.options import (
+    DataDir,
+    Device,
+    LabelColumn,
+    PathColumn,
+    Quiet,
+    RunName,
+    SplitColumn,
+    TrackingUri,
+    Workers,
+)
 
 if TYPE_CHECKING:
     from tl_cli.commands.resolve import Target
@@ -38,6 +48,9 @@ def evaluate(
             metavar="NAME|PATH", help="Other images, matched by the names of their classes; or where its own are now."
         ),
     ] = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
     data_dir: DataDir = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at once.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.", rich_help_panel=_OUTPUT)] = False,
@@ -61,6 +74,7 @@ def evaluate(
     if as_json and as_csv:
         raise typer.BadParameter("give one of --json and --csv", param_hint="--csv")
     from tl_cli.commands.resolve import find_model, has_former_calibration
+    from tl_cli.contract import Columns
     from tl_cli.evaluation.judgement import judge
     from tl_cli.models import zoo
     from tl_cli.training.evaluate import Judge
@@ -79,6 +93,7 @@ def evaluate(
             card,
             source=data,
             data_dir=str(data_dir) if data_dir else None,
+            columns=Columns(path=path_column, label=label_column, split=split_column),
             device=device or "auto",
             batch_size=batch_size,
             workers=workers,

@@ -79,6 +79,27 @@ DataDir = Annotated[
         rich_help_panel="Data",
     ),
 ]
+PathColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--path-column", metavar="NAME|N", help="Column of a CSV that names the picture.", rich_help_panel="Data"
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--label-column", metavar="NAME|N", help="Column of a CSV that names the class.", rich_help_panel="Data"
+    ),
+]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--split-column",
+        metavar="NAME|N",
+        help="Column of a CSV that says train, val or test.",
+        rich_help_panel="Data",
+    ),
+]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"] | None,
     typer.Option("--device", help="Where to compute.", rich_help_panel="Machine"),

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Plain, Quiet, TrackingUri, Workers, command_line, complete_model
+from tl_cli.commands.options import (
+    DataDir,
+    Device,
+    LabelColumn,
+    PathColumn,
+    Plain,
+    Quiet,
+    SplitColumn,
+    TrackingUri,
+    Workers,
+    command_line,
+    complete_model,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
@@ -52,6 +64,9 @@ def train(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
     data_dir: DataDir = None,
     limit: Annotated[
         int | None, typer.Option(help="At most so many images a part, stratified.", rich_help_panel=_DATA)

@@ -22,8 +22,11 @@ from typing import IO, Any, Literal
 
 from filelock import FileLock
 
+from tl_cli.contract import USUAL_COLUMNS, Columns
+from tl_cli.data import columns as listed_by
 from tl_cli.data import folder, listing
 from tl_cli.data.found import Found
+from tl_cli.data.partition import part_named
 from tl_cli.data.pictures import largest_file, too_large
 from tl_cli.errors import DataError, StorageError
 from tl_cli.fetch import Progress, silent
@@ -125,12 +128,21 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def scan(path: Path, cache: Path, progress: Progress = silent, *, lenient: bool = False) -> Found:
+def scan(
+    path: Path,
+    cache: Path,
+    progress: Progress = silent,
+    *,
+    columns: Columns = USUAL_COLUMNS,
+    hints: Columns = USUAL_COLUMNS,
+    lenient: bool = False,
+) -> Found:
     """Return the classes and images of an archive of folders, or of one with a CSV listing at its top.
 
     Args:
         cache: where it is unpacked, once for each path, size and time of change.
         progress: told how far into the archive the unpacking is, in bytes.
+        columns: as of ``listing.scan``; so are ``hints``.
         lenient: as of ``folder.scan``.
 
     Raises:
@@ -140,11 +152,12 @@ def scan(path: Path, cache: Path, progress: Progress = silent, *, lenient: bool 
     path = path.expanduser().resolve()
     unpacked = _unpack_once(path, cache, progress)
     top = _descend(unpacked)
-    csvs = [file for file in top.iterdir() if file.suffix.lower() == ".csv" and file.is_file()]
-    listings = [file for file in csvs if listing.is_listing(file)]
+    listings = listings_in(top, columns, hints)
     try:
         if len(listings) == 1:
-            found = listing.scan(listings[0], confined=True, lenient=lenient)
+            found = listing.scan(listings[0], columns=columns, hints=hints, confined=True, lenient=lenient)
+        elif columns != USUAL_COLUMNS:
+            raise DataError(f"{len(listings)} CSVs at the top have the columns that are named; there must be one")
         else:
             found = folder.scan(top, lenient=lenient)
     except DataError as error:
@@ -152,6 +165,15 @@ def scan(path: Path, cache: Path, progress: Progress = silent, *, lenient: bool 
         raise DataError(f"in {path}, unpacked: {error}") from error
     left_out = unpacked / _LEFT_OUT
     return replace(found, notes=(*found.notes, left_out.read_text())) if left_out.exists() else found
+
+
+def listings_in(top: Path, columns: Columns = USUAL_COLUMNS, hints: Columns = USUAL_COLUMNS) -> list[Path]:
+    """Return the CSVs in a folder that list pictures with their labels; of several only that of the training."""
+    files = sorted(file for file in top.iterdir() if file.suffix.lower() in listing.SUFFIXES and file.is_file())
+    found = [file for file in files if listed_by.is_listing(file, columns, hints)]
+    # Kaggle's examples of what is to be sent in have made-up labels.
+    found = [file for file in found if "submission" not in file.stem.lower()]
+    return [file for file in found if part_named(file.stem) == "train"] or found
 
 
 def unpack(
@@ -358,7 +380,7 @@ def _is_visible(name: str) -> bool:
 
 def _is_wanted(name: str) -> bool:
     path = PurePosixPath(name)
-    return _is_visible(name) and (folder.is_picture(path.name) or path.suffix.lower() == ".csv")
+    return _is_visible(name) and (folder.is_picture(path.name) or path.suffix.lower() in listing.SUFFIXES)
 
 
 def _descend(top: Path) -> Path:

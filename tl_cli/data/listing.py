@@ -1,62 +1,30 @@
 """A CSV that lists pictures with their labels; every fault is named with file and line. Opens no picture."""
 
-import csv
-import io
 import os
+import re
 import stat
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
-from tl_cli.contract import SPLIT_NAMES, SplitName
+from tl_cli.contract import SPLIT_NAMES, USUAL_COLUMNS, Columns, SplitName
 from tl_cli.data import spelling
+from tl_cli.data.columns import EXPECTED, Table, checked_bytes, read_table
 from tl_cli.data.found import Faults, Found
 from tl_cli.data.images import FileImages
+from tl_cli.data.lookup import Lookup, shortened
 from tl_cli.data.names import Names
-from tl_cli.data.partition import Part, looks_divided, meaning, settled
-from tl_cli.data.pictures import SUFFIXES
+from tl_cli.data.partition import looks_divided
 from tl_cli.errors import DataError, some
 
-_EXPECTED = (
-    "expected a header that names the columns path and label, and split where the parts are given, "
-    "separated by commas, semicolons or tabs"
-)
-_MOST_SHOWN = 120
+SUFFIXES = (".csv", ".tsv")
 _NO_DEVICE = (1 << 64) - 1
 _ASCII_SPACES = " \t\r\n"  # usual beside a delimiter, and not worth a note
-_DELIMITERS = (",", ";", "\t")
-# Other names that the column split goes by; they may also mean something else.
-_SPLIT_NAMES = ("set", "subset", "part", "partition", "fold")
-
-
-@dataclass(frozen=True, slots=True)
-class _SplitColumn:
-    """The column that says which part each row is of.
-
-    Attributes:
-        name: of the column; None where there is none, and all rows are train.
-        parts: what each of its values means; None where a value is no part.
-        notes: what is worth saying about this and similar columns.
-    """
-
-    name: str | None
-    parts: Mapping[str, Part | None]
-    notes: list[str]
-
-    def part(self, path: Path, line: int, value: str) -> SplitName:
-        """Return the part that a value means.
-
-        Raises:
-            DataError: it means none, or it is unclear which.
-        """
-        part = self.parts[value]
-        if part is None or part == "unclear":
-            raise DataError(f"{path}, line {line}: {self.name} is {value!r}; expected train, val or test")
-        return part
+_BETWEEN_LABELS = re.compile(r"[,;|]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +69,19 @@ class _Rows:
         return [self.classes[label] for label in np.unique(self.labels)]
 
 
-def scan(path: Path, *, confined: bool = False, lenient: bool = False) -> Found:
+def scan(
+    path: Path,
+    *,
+    columns: Columns = USUAL_COLUMNS,
+    hints: Columns = USUAL_COLUMNS,
+    confined: bool = False,
+    lenient: bool = False,
+) -> Found:
     """Return the classes and images that a CSV lists. The order of its rows does not matter.
 
     Args:
+        columns: names or numbers of columns, which must be there.
+        hints: names of columns that are used where they are there.
         confined: refuse pictures outside the CSV's folder; for a CSV that came in an archive.
         lenient: go on where labels look like one another, and name that among the faults.
 
@@ -113,11 +90,11 @@ def scan(path: Path, *, confined: bool = False, lenient: bool = False) -> Found:
             unknown split, one class only, labels that are unknown to ``train``.
     """
     path = path.expanduser().resolve()
-    raw = _checked_bytes(path)
-    split = _split_column(path, raw)
-    rows = _columns(_read(path, raw, split, confined))
+    table = read_table(path, checked_bytes(path), columns, hints)
+    lookup = Lookup(path, confined=confined)
+    rows = _columns(_read(table, lookup))
     if not len(rows.ids):
-        raise DataError(f"{path} lists no pictures; {_EXPECTED}")
+        raise DataError(f"{path} lists no pictures; {EXPECTED}")
     _check_pictures(path, rows)
     spelled, said = spelling.merged(rows.counts())
     rows = rows.renamed({label: name.strip() for label, name in spelled.items()})
@@ -125,13 +102,16 @@ def scan(path: Path, *, confined: bool = False, lenient: bool = False) -> Found:
     fault, note = spelling.lookalikes(rows.counts())
     if fault:
         faults.add(f"in {path} {fault}")
+    fault, several = _several_labels(path, rows)
+    if fault:
+        faults.add(fault)
     by_name = rows.ids.order()
     rows = rows.take(by_name[np.argsort(rows.labels[by_name], kind="stable")])
     classes = tuple(rows.of("train").present())
     _check_labels(path, rows, classes)
     # Every label is one of train's now.
     by_part = {part: listed for part in SPLIT_NAMES if len((listed := rows.of(part)).ids)}
-    notes = [*split.notes, *said, *([note] if note else [])]
+    notes = [*table.notes, *lookup.notes(), *said, *(each for each in (note, several) if each)]
     notes += [
         f"{path.name} lists no pictures of {some(absent)} in {part}"
         for part, listed in by_part.items()
@@ -168,139 +148,39 @@ def _columns(read: Iterable[tuple[int, str, str, SplitName]]) -> _Rows:
     )
 
 
-def is_listing(path: Path) -> bool:
-    """Return whether the first line of a file names the columns path and label."""
-    with path.open("rb") as file:
-        first = file.readline(1 << 16).decode("utf-8-sig", "replace")
-    return _delimiter(first) is not None
-
-
-def _table(path: Path, raw: bytes) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Return the names of the columns, and each row's line and values."""
-    first = next((line for line in _text(raw) if line.strip()), "")
-    delimiter = _delimiter(first)
-    if delimiter is None:
-        raise DataError(f"{path}, line 1: {_EXPECTED}; got {first.strip()[:80]!r}")
-    records = _records(path, _text(raw), delimiter)
-    _, names = next(records)
-    header = [name.strip().lower() for name in names]
-
-    def rows() -> Iterator[tuple[int, list[str]]]:
-        for line, values in records:
-            if len(values) != len(header):
-                raise DataError(
-                    f"{path}, line {line}: {len(values)} columns, but {len(header)} in the header; "
-                    f"quote a value that holds {delimiter!r}"
-                )
-            yield line, values
-
-    return header, rows()
-
-
-def _split_column(path: Path, raw: bytes) -> _SplitColumn:
-    """Return the column called split, or the one of a similar name whose values are all names of parts."""
-    header, rows = _table(path, raw)
-    named = {name: header.index(name) for name in ("split", *_SPLIT_NAMES) if name in header}
-    if not named:
-        return _SplitColumn(None, {}, [])
-    values: dict[str, set[str]] = {name: set() for name in named}
-    for _, row in rows:
-        for name, index in named.items():
-            values[name].add(row[index].strip())
-    meanings = {name: {value: meaning(value) for value in sorted(each)} for name, each in values.items()}
-    fitting = ["split"] if "split" in named else [name for name in named if all(meanings[name].values())]
-    if len(fitting) > 1:
-        raise DataError(f"{path}, line 1: {some(fitting)} all name parts; call the right one split")
-    ignored = [name for name in named if name not in fitting]
-    notes = [f"{path.name}: not read as split: {some(ignored)}"] if ignored else []
-    if not fitting:
-        return _SplitColumn(None, {}, notes)
-    (name,) = fitting
-    known = {value: part for value, part in meanings[name].items() if part}
-    parts = settled(known)
-    if name != "split" or parts != known:
-        read = some([f"{part} from {value}" for value, part in parts.items()])
-        notes.insert(0, f"{path.name}: read as parts by the column {name}: {read}")
-    return _SplitColumn(name, {**meanings[name], **parts}, notes)
-
-
-def _read(path: Path, raw: bytes, split: _SplitColumn, confined: bool) -> Iterator[tuple[int, str, str, SplitName]]:
+def _read(table: Table, lookup: Lookup) -> Iterator[tuple[int, str, str, SplitName]]:
     """Yield line, id, label and part of each row."""
-    header, rows = _table(path, raw)
-    twice = [name for name in ("path", "label", split.name) if name and header.count(name) > 1]
-    if twice:
-        raise DataError(f"{path}, line 1: more than one column is called {twice[0]}; rename the others")
-    for line, values in rows:
-        columns = dict(zip(header, map(str.strip, values), strict=True))
-        label = values[header.index("label")].strip(_ASCII_SPACES)
+    path = table.path
+    for line, values in table.rows():
+        label = table.label(line, values).strip(_ASCII_SPACES)
         if not spelling.keys([label])[label]:
             raise DataError(f"{path}, line {line}: the label is empty; name a class or remove the row")
-        yield (
-            line,
-            _id(path, line, columns["path"], confined),
-            label,
-            split.part(path, line, columns[split.name]) if split.name else "train",
-        )
+        part = table.split.part(path, line, values)
+        is_said = table.split.index is not None
+        yield line, lookup.name(line, values[table.picture].strip(), part if is_said else None), label, part
 
 
-def _checked_bytes(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    if b"\0" in raw:
-        line = raw.count(b"\n", 0, raw.index(b"\0")) + 1
-        raise DataError(f"{path}, line {line}: holds a NUL byte; it is no text, or is UTF-16: save it as UTF-8")
-    try:
-        raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: is not UTF-8; save it as UTF-8") from error
-    return raw
-
-
-def _text(raw: bytes) -> TextIO:
-    """Return the text piece by piece: as a whole it takes four times the memory of its bytes."""
-    return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline="")
-
-
-def _delimiter(first_line: str) -> str | None:
-    for delimiter in _DELIMITERS:
-        names = {name.strip().strip('"').strip().lower() for name in first_line.split(delimiter)}
-        if {"path", "label"} <= names:
-            return delimiter
-    return None
-
-
-def _records(path: Path, text: TextIO, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record that is not blank with the line on which it begins."""
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{path}, line {line}: {error}; are its quotes closed?") from error
-        if any(value.strip() for value in values):
-            yield line, values
-
-
-def _id(path: Path, line: int, listed: str, confined: bool) -> str:
-    """Return the picture's path relative to the CSV's folder, as pictures are told apart by."""
-    if not listed:
-        raise DataError(f"{path}, line {line}: the path is empty")
-    if os.path.splitext(os.path.normpath(listed))[1].lower() not in SUFFIXES:
-        raise DataError(
-            f"{path}, line {line}: {_short(listed)} has no ending of a picture ({', '.join(sorted(SUFFIXES))})"
-        )
-    # pathlib takes seconds for a million rows.
-    is_absolute = os.path.isabs(listed)  # noqa: PTH117
-    relative = os.path.relpath(listed, path.parent) if is_absolute else os.path.normpath(listed)
-    if confined and (is_absolute or relative.partition(os.sep)[0] == ".."):
-        raise DataError(f"{path}, line {line}: {_short(listed)} lies outside the archive")
-    return relative.replace(os.sep, "/")
+def _several_labels(path: Path, rows: _Rows) -> tuple[str, str]:
+    """Return a fault where labels are made of several that others have too, and a note where they only may be."""
+    pieces = {
+        name: [each for piece in _BETWEEN_LABELS.split(name) if (each := piece.strip())] for name in rows.present()
+    }
+    used = Counter(piece for each in pieces.values() for piece in set(each))
+    joined = {name: each for name, each in pieces.items() if len(each) > 1}
+    made = [name for name, each in joined.items() if all(used[piece] > 1 for piece in each)]
+    if made:
+        row = int(np.flatnonzero(np.isin(rows.labels, [rows.classes.index(name) for name in made]))[0])
+        name = rows.classes[rows.labels[row]]
+        count = int(np.isin(rows.labels, [rows.classes.index(name) for name in made]).sum())
+        return (
+            f"{path}, line {rows.lines[row]}: the picture has several labels ({name!r}: {some(pieces[name])}), as "
+            f"{count:,} of {len(rows.ids):,} have, and here a picture has one label (multi-label is not supported); "
+            "keep one label in each row, or remove these rows"
+        ), ""
+    if joined:
+        names = some([repr(name) for name in joined])
+        return "", f"each of these is one class, not several labels: {names}"
+    return "", ""
 
 
 def _check_pictures(path: Path, rows: _Rows) -> None:
@@ -310,10 +190,9 @@ def _check_pictures(path: Path, rows: _Rows) -> None:
     if fault:
         raise fault
     if missing:
-        hint = "; write / where there is \\" if any("\\" in name for name in missing) else ""
         raise DataError(
             f"{path} lists {len(missing):,} pictures that are not there: {some(missing)}. "
-            f"Paths are relative to {path.parent}{hint}"
+            f"Paths are relative to {path.parent}, and no picture below it has such a name"
         )
 
 
@@ -329,7 +208,7 @@ def _look(path: Path, rows: _Rows) -> tuple[np.ndarray, list[str], DataError | N
         if found and stat.S_ISREG(found.st_mode):
             files.extend((found.st_dev, found.st_ino))
         else:
-            missing.append(f"{_short(name)} (line {line})")
+            missing.append(f"{shortened(name)} (line {line})")
             # As no file has: what is not there is not there twice.
             files.extend((_NO_DEVICE, len(missing)))
     return _pairs(files), missing, None
@@ -347,9 +226,9 @@ def _check_twice(path: Path, rows: _Rows, files: np.ndarray) -> None:
         return
     # The first row that repeats another comes right after the one it repeats: sorting is stable.
     first, row = min(zip(order[again], order[again + 1], strict=True), key=lambda pair: pair[1])
-    other = "" if rows.ids[first] == rows.ids[row] else f" as {_short(rows.ids[first])}"
+    other = "" if rows.ids[first] == rows.ids[row] else f" as {shortened(rows.ids[first])}"
     raise DataError(
-        f"{path}, line {rows.lines[row]}: {_short(rows.ids[row])} is listed on line {rows.lines[first]} too{other}; "
+        f"{path}, line {rows.lines[row]}: {shortened(rows.ids[row])} is listed on line {rows.lines[first]} too{other}; "
         "keep one of them"
     )
 
@@ -360,14 +239,10 @@ def _stat(path: Path, line: int, name: str) -> os.stat_result | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise DataError(f"{path}, line {line}: {_short(name)} cannot be read: {error.strerror}") from error
+        raise DataError(f"{path}, line {line}: {shortened(name)} cannot be read: {error.strerror}") from error
     if stat.S_ISDIR(found.st_mode):
-        raise DataError(f"{path}, line {line}: {_short(name)} is a folder; list the pictures in it")
+        raise DataError(f"{path}, line {line}: {shortened(name)} is a folder; list the pictures in it")
     return found
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}..."
 
 
 def _check_labels(path: Path, rows: _Rows, classes: tuple[str, ...]) -> None:

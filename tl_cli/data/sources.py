@@ -1,5 +1,6 @@
 """From ``--data`` to labelled images in train, val and test, and from a saved model's data spec back to the same."""
 
+import shlex
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_cli.contract import SPLIT_NAMES, DataSpec, PixelRange, Split, SplitName
+from tl_cli.contract import SPLIT_NAMES, USUAL_COLUMNS, Columns, DataSpec, PixelRange, Split, SplitName
 from tl_cli.data import archive, checks, folder, listing, published, splits
 from tl_cli.data import pixel_range as depths
 from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
@@ -82,7 +83,7 @@ def open_data(
         DownloadError: it must be fetched and cannot be.
     """
     source = locate(spec.source)
-    found = _open(source, cache_folder(spec.data_dir), progress)
+    found = _open(source, cache_folder(spec.data_dir), progress, columns=spec.columns)
     seen = depths.survey(_split(found, spec), given=pixel_range, workers=workers, progress=progress)
     # Whether a deep picture decodes depends on whether there is a range.
     found = _scaled(found, seen.measured.pixel_range if seen.measured else None)
@@ -92,7 +93,9 @@ def open_data(
     return replace(data, measured=seen.measured)
 
 
-def open_source(source: str, data_dir: str | None, progress: Progress = silent) -> Found:
+def open_source(
+    source: str, data_dir: str | None, progress: Progress = silent, *, columns: Columns = USUAL_COLUMNS
+) -> Found:
     """Return the images of a source as they lie there: not split, not decoded.
 
     What no training would take of a folder is a fault of what is found.
@@ -101,7 +104,7 @@ def open_source(source: str, data_dir: str | None, progress: Progress = silent) 
         DataError: the source is unknown or has no images.
         DownloadError: it must be fetched and cannot be.
     """
-    found = _open(locate(source), cache_folder(data_dir), progress, lenient=True)
+    found = _open(locate(source), cache_folder(data_dir), progress, columns=columns, lenient=True)
     return found if found.faults or len(found.classes) > 1 else replace(found, faults=("there is but one class",))
 
 
@@ -135,6 +138,7 @@ def open_to_judge(
     source: str,
     *,
     data_dir: str | None,
+    columns: Columns = USUAL_COLUMNS,
     pixel_range: PixelRange | None = None,
     progress: Progress = silent,
 ) -> Judged:
@@ -143,16 +147,28 @@ def open_to_judge(
     Its own images are split as they were for its training, wherever they are now: any part is told by its digest.
     Others come as they lie there, in the parts that the source has; one of classes only has them all in ``train``.
 
+    Args:
+        columns: of a CSV, where they are not those that were named for the training.
+
     Raises:
         DataError: the source is unknown or its images cannot be used; says what was found.
         DownloadError: it must be fetched and cannot be.
     """
     spec = then.model_copy(update={"source": locate(source), "data_dir": data_dir or then.data_dir, "splits": {}})
-    found = _open(spec.source, cache_folder(spec.data_dir), progress, fewest=1)
+    is_same_place = spec.source == then.source
+    # Another CSV may have columns of other names.
+    both = then.columns.model_copy(update=columns.model_dump(exclude_none=True))
+    found = _open(
+        spec.source,
+        cache_folder(spec.data_dir),
+        progress,
+        columns=both if is_same_place else columns,
+        hints=then.columns,
+        fewest=1,
+    )
     found = _readable(_scaled(found, pixel_range), spec, 2, progress)
     notes = depths.notes_for(found.parts, pixel_range, workers=2, progress=progress)
     found = replace(found, notes=found.notes + notes)
-    is_same_place = spec.source == then.source
     # A few images cannot be split, and then are not its own.
     with suppress(DataError) if not is_same_place else nullcontext():
         parts = with_contents(_split(found, spec), workers=_READERS, progress=progress)
@@ -183,7 +199,8 @@ def _own_images(then: DataSpec, pixel_range: PixelRange | None, progress: Progre
     """Return the images of a training by part, as they are where they were; nothing where they are not at hand."""
     with suppress(DataError):
         if is_at_hand(then):
-            found = _scaled(_open(then.source, cache_folder(then.data_dir), progress), pixel_range)
+            found = _open(then.source, cache_folder(then.data_dir), progress, columns=then.columns)
+            found = _scaled(found, pixel_range)
             found = _readable(found, then, 2, progress)
             return with_contents(_split(found, then), workers=_READERS, progress=progress)
     return {}
@@ -325,21 +342,39 @@ def cache_folder(data_dir: str | None) -> Path:
     return Path(data_dir).expanduser() if data_dir else cache_root() / "data"
 
 
-def _open(source: str, cache: Path, progress: Progress, *, fewest: int = 2, lenient: bool = False) -> Found:
+def _open(
+    source: str,
+    cache: Path,
+    progress: Progress,
+    *,
+    columns: Columns = USUAL_COLUMNS,
+    hints: Columns = USUAL_COLUMNS,
+    fewest: int = 2,
+    lenient: bool = False,
+) -> Found:
+    if columns != USUAL_COLUMNS and (source in SETS or not (_is_listing(Path(source)) or archive.is_archive(source))):
+        named = ", ".join(f"--{name}-column" for name in columns.model_dump(exclude_none=True))
+        raise DataError(f"{named}: {source} is no CSV and has no columns; leave it out")
     if source in SETS:
         return published.open_set(SETS[source], cache, progress)
     path = Path(source)
     if path.is_dir():
-        return folder.scan(path, fewest=fewest, lenient=lenient)
+        try:
+            return folder.scan(path, fewest=fewest, lenient=lenient)
+        except DataError as error:
+            if listings := archive.listings_in(path):
+                hint = f"to read {listings[0].name}, which lists pictures, give --data {shlex.quote(str(listings[0]))}"
+                raise DataError(f"{error}\n{hint}") from error
+            raise
     if _is_listing(path):
-        return listing.scan(path, lenient=lenient)
+        return listing.scan(path, columns=columns, hints=hints, lenient=lenient)
     if archive.is_archive(path.name):
-        return archive.scan(path, cache, progress, lenient=lenient)
+        return archive.scan(path, cache, progress, columns=columns, hints=hints, lenient=lenient)
     return folder.scan(path)
 
 
 def _is_listing(path: Path) -> bool:
-    return path.suffix.lower() == ".csv"
+    return path.suffix.lower() in listing.SUFFIXES
 
 
 def _split(found: Found, spec: DataSpec) -> dict[SplitName, Images]:

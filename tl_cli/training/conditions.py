@@ -12,7 +12,9 @@ _MACHINE = {
     "checkpoint_every", "log_every",
 }  # fmt: skip
 # What these say of the images is in the splits, by content; they are named where the splits differ.
-_DATA = {"data", "limit", "val_fraction", "split_seed", "on_bad_image"}
+_DATA = {
+    "data", "limit", "val_fraction", "split_seed", "on_bad_image", "path_column", "label_column", "split_column",
+}  # fmt: skip
 _ELSEWHERE = {"model", "weights"}
 _PARTS: tuple[SplitName, ...] = ("train", "val")
 

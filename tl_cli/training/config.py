@@ -54,6 +54,9 @@ class TrainConfig(BaseModel):
         head: ``new`` starts with a new head, ``keep`` with that of the weights, class by class in their order. None
             keeps the rows of classes that the weights name, and starts the others anew.
         data: a built-in set (``tl data`` lists them), a folder, a CSV, or a zip or tar of a folder.
+        path_column: of a CSV, that names the picture; None finds it by the usual names.
+        label_column: the same of the class.
+        split_column: the same of the part.
         data_dir: where downloaded sets are kept; None is the user's cache folder.
         epochs: in all, frozen ones included; follows from ``steps`` where they are given.
         steps: optimizer steps in all, the frozen ones included; None: the epochs decide.
@@ -109,6 +112,9 @@ class TrainConfig(BaseModel):
     weights: str = "default"
     head: Literal["new", "keep"] | None = None
     data: Annotated[str, Field(min_length=1)] = "cifar10"
+    path_column: Annotated[str, Field(min_length=1)] | None = None
+    label_column: Annotated[str, Field(min_length=1)] | None = None
+    split_column: Annotated[str, Field(min_length=1)] | None = None
     data_dir: str | None = None
     limit: Annotated[int, Field(ge=2)] | None = None
     on_bad_image: Literal["error", "skip"] = "error"

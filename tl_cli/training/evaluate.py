@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from tl_cli.contract import ModelCard, Split, SplitName
+from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard, Split, SplitName
 from tl_cli.data import spelling, splits
 from tl_cli.data.images import Images
 from tl_cli.data.loaders import Loader
@@ -57,6 +57,7 @@ class Judge:
 
     Args:
         source: where the images are; None is where those of its training were.
+        columns: of a CSV, where they are not those that were named for the training.
         batch_size: images in memory at once; None chooses.
         workers: threads that decode; None chooses.
         progress: told as images are opened and answered.
@@ -72,6 +73,7 @@ class Judge:
         *,
         source: str | None = None,
         data_dir: str | None = None,
+        columns: Columns = USUAL_COLUMNS,
         device: DeviceName = "auto",
         batch_size: int | None = None,
         workers: int | None = None,
@@ -86,6 +88,7 @@ class Judge:
             card.data,
             source or card.data.source,
             data_dir=data_dir,
+            columns=columns,
             pixel_range=card.preprocessing.pixel_range,
             progress=progress,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tl_cli.contract import DataSpec, ModelCard, WeightsTag
+from tl_cli.contract import Columns, DataSpec, ModelCard, WeightsTag
 from tl_cli.data.augmentation import Augmentation
 from tl_cli.data.balance import imbalance
 from tl_cli.data.catalogue import SETS
@@ -579,6 +579,7 @@ def _data_spec(early: TrainConfig) -> DataSpec:
         val_fraction=early.val_fraction,
         limit=early.limit,
         on_bad_image=early.on_bad_image,
+        columns=Columns(path=early.path_column, label=early.label_column, split=early.split_column),
     )
 
 
