@@ -14,12 +14,15 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from mlflow.pyfunc.scoring_server import invocations
 from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
@@ -265,8 +268,8 @@ def test_only_the_pictures_without_a_finite_prediction_are_errors(tmp_path: Path
         assert errors[place] == found[place].error == ""
     for place in (1, 2):
         assert rows[place].isnan().all()
-        assert errors[place] == found[place].error
-        assert errors[place].startswith("the model returned NaN or infinity")
+        assert errors[place] == f"row {place + 1} of 4: {found[place].error}"
+        assert found[place].error.startswith("the model returned NaN or infinity")
 
 
 @pytest.mark.parametrize(
@@ -328,8 +331,6 @@ def heated(there: Store, tmp_path: Path) -> Path:
 def test_every_program_gives_the_same_probabilities(
     tl, there: Store, heated: Path, colours: Path, tmp_path: Path
 ) -> None:
-    import pandas as pd
-
     kept = load_answers(there.artifact(there.find("good"), "eval/test_logits.npz"))
     logits = kept.answers.logits.double().numpy()
     raw, expected = softmax(logits, 1), softmax(logits / 2.5, 1)
@@ -469,8 +470,6 @@ def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: 
     answers["predict"] = torch.stack([each.probabilities for each in said]).log()
     (output,) = run.outputs.model_outputs
     served = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
-    import pandas as pd
-
     rows = served.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
     answers["pyfunc"] = torch.from_numpy(np.log(rows[list(card.classes)].to_numpy(dtype=np.float32)))
     classifier, card = zoo.restore(folder)
@@ -744,11 +743,14 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
     # It looks for uvicorn on the path, and starts others, which a signal to it alone would leave behind.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     server = subprocess.Popen([*command, "--env-manager", "local"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              start_new_session=True, env={**os.environ, "PATH": path})  # fmt: skip
+                              start_new_session=True,
+                              env={**os.environ, "PATH": path, "TL_REQUEST_PIXELS": "100000"})  # fmt: skip
     url, pictures = f"http://127.0.0.1:{port}", [colours / "test" / name / "001.png" for name in ("red", "blue")]
 
-    def ask(body: dict[str, object]) -> list[dict[str, object]]:
-        data, kind = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    def ask(body: dict[str, object] | str) -> list[dict[str, object]]:
+        is_csv = isinstance(body, str)
+        data = (body if is_csv else json.dumps(body)).encode()
+        kind = {"Content-Type": "text/csv" if is_csv else "application/json"}
         with urllib.request.urlopen(urllib.request.Request(f"{url}/invocations", data, kind), timeout=600) as response:
             return json.loads(response.read(), parse_constant=pytest.fail)["predictions"]
 
@@ -765,6 +767,8 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
         script = Path(__file__).parents[2] / "examples" / "ask_server.py"
         shown = subprocess.run([sys.executable, script, url, *pictures], capture_output=True, text=True, check=True)
         texts = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
+        url_and_wrapped = [f"data:image/png;base64,{texts[0]}", base64.encodebytes(pictures[1].read_bytes()).decode()]
+        assert "\n" in url_and_wrapped[1].strip()
         rows = ask({"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts]}})
         for body in (
             {"dataframe_records": [{"image": text} for text in texts]},
@@ -775,9 +779,9 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
             {"inputs": [{"image": text} for text in texts]},
         ):
             assert ask(body) == rows, body.keys()
+        for table in (pd.DataFrame({"image": texts}), pd.DataFrame({"name": ["a", "b"], "image": url_and_wrapped})):
+            assert ask(table.to_csv(index=False)) == rows
         assert ask({"inputs": texts[:1]}) == [pytest.approx(rows[0])]
-        url_and_wrapped = [f"data:image/png;base64,{texts[0]}", base64.encodebytes(pictures[1].read_bytes()).decode()]
-        assert "\n" in url_and_wrapped[1].strip()
         assert ask({"dataframe_records": [{"image": text} for text in url_and_wrapped]}) == rows
         for body in (
             {"inputs": [texts[0], "%%%", texts[1]]},
@@ -786,6 +790,32 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
             first, bad, last = ask(body)
             assert [first, last] == [pytest.approx({**row, "error": None}) for row in rows]
             assert {key for key, value in bad.items() if value is not None} == {"error"}
+        for bad, found in ((None, "found null"), ("\u00fc", "the character '\u00fc'"), ("", "found an empty text")):
+            images = [texts[0], texts[1], bad]
+            for body in (
+                {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}},
+                {"dataframe_records": [{"image": image} for image in images]},
+                {"instances": [{"image": image} for image in images]},
+                {"instances": images},
+                {"inputs": {"image": images}},
+                {"inputs": images},
+                {"inputs": [{"image": image} for image in images]},
+            ):
+                error = ask(body)[2]["error"]
+                assert error.startswith("row 3 of 3: expected an image file as base64"), (body.keys(), error)
+                assert found in error, (body.keys(), error)
+        assert "found null" in ask(pd.DataFrame({"name": ["a", "b"], "image": [None, texts[0]]}).to_csv())[0]["error"]
+        large = [base64.b64encode(_png(250, 200)).decode(), base64.b64encode(_png(200, 250)).decode()]
+        assert [row["error"] for row in ask({"inputs": [*large, "%%%"]})[:2]] == [None, None]
+        for body in ({"inputs": [*large, base64.b64encode(_png(1, 1)).decode()]}, {"instances": [*large, texts[0]]}):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                ask(body)
+            assert refused.value.code == 400
+            pixels = 100_001 if "inputs" in body else 101_024
+            assert json.loads(refused.value.read())["message"] == (
+                f"the 3 images of this request have {pixels:,} pixels, the limit is 100,000. "
+                "Send fewer or smaller images per request, or start the server with a higher TL_REQUEST_PIXELS."
+            )
         assert ask({"dataframe_split": {"columns": ["image"], "data": []}}) == []
     finally:
         os.killpg(server.pid, signal.SIGKILL)
@@ -799,6 +829,40 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
         assert line.startswith(f"{expected.path}: {row['label']} (")
 
 
+def _png(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_server_answers_with_the_cause_of_a_failure_and_a_program_has_no_limit(
+    there: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (output,) = there.find("good").outputs.model_outputs
+    monkeypatch.setenv("TL_REQUEST_PIXELS", "8x8")
+    with pytest.raises(mlflow.MlflowException, match="TL_REQUEST_PIXELS='8x8' is not a number of pixels"):
+        mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    monkeypatch.setenv("TL_REQUEST_PIXELS", "99")
+    served = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    assert len(served.predict(pd.DataFrame({"image": [_png(10, 10)] * 2}))) == 2
+
+    class Broken(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images @ images.new_zeros(7, 7)
+
+    inside = served.unwrap_python_model()
+    broken = replace(inside.predictor.classifier, model=Broken())
+    monkeypatch.setattr(inside, "predictor", replace(inside.predictor, classifier=broken))
+    images = [base64.b64encode(_png(9, 9)).decode()]
+    with pytest.raises(mlflow.MlflowException) as failure:
+        invocations(json.dumps({"inputs": images}), "application/json", served, served.metadata.get_input_schema())
+    answer = json.loads(failure.value.serialize_as_json())
+    assert failure.value.get_http_status_code() == 500
+    assert answer["message"].startswith("the model failed: RuntimeError: ")
+    assert "48" in answer["message"]
+    assert images[0] not in json.dumps(answer)
+
+
 BAD_PICTURES = {
     b"rubbish": "not a picture of a known format",
     "%%%": "not base64",
@@ -807,8 +871,8 @@ BAD_PICTURES = {
     "data:image/png;base64,%FF": "not base64",
     "data:image/png": "a comma before its contents",
     "data:image/png,abc": "not a picture of a known format",
-    None: "not NoneType",
-    7: "not int",
+    None: "found null",
+    7: "found int '7'",
 }
 
 
@@ -816,7 +880,6 @@ BAD_PICTURES = {
 def test_classes_and_mistakes_have_columns_of_their_own(
     there: Store, colours: Path, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
-    import pandas as pd
     from mlflow.pyfunc.scoring_server import predictions_to_json
 
     classifier, card = zoo.restore(folder_of(there, "good"))

@@ -36,7 +36,9 @@ def test_every_form_of_base64_and_of_data_urls_gives_the_bytes(text: str) -> Non
     [
         ("%%%", "not base64"),
         ("aGVsbG8g_", "not base64"),
-        ("aGVsbG8\u00fc", "not base64"),
+        ("aGVsbG8\u00fc", "it has the character '\u00fc'"),
+        ("data:image/png;base64,aGVs\u4e2d", "it has the character"),
+        ("aGVsb", "is it complete"),
         ("data:image/png;base64,%FF%00", "not base64"),
         ("data:image/png;base64", "has a comma"),
     ],

@@ -184,22 +184,26 @@ def deep_values(path: str | Path) -> np.ndarray:
         raise _refusal(str(path), error, path) from error
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
+def picture_size(source: str | Path | bytes) -> tuple[int, int]:
     """Return height and width of a picture as it is meant to be seen. Only its header is read.
+
+    Args:
+        source: a file, or the bytes of one.
 
     Raises:
         DataError: it is no picture of a known format, or cannot be read.
     """
     try:
-        _check_regular(path)
-        with Image.open(path, formats=FORMATS) as image:
+        if not isinstance(source, bytes):
+            _check_regular(source)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             width, height = image.size
             # Pillow would decode a PNG in search of EXIF data that do not stand before its pixels.
             has_exif = "exif" in image.info or image.format == "TIFF"
             is_on_its_side = has_exif and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
             return (width, height) if is_on_its_side else (height, width)
     except Exception as error:
-        raise _refusal(str(path), error, path) from error
+        raise _refusal("the image" if isinstance(source, bytes) else str(source), error, source) from error
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:

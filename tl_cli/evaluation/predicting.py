@@ -2,7 +2,9 @@
 
 import base64
 import math
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -11,11 +13,13 @@ import torch
 from torch import Tensor
 
 from tl_cli.data.decoding import normalise, read_input
-from tl_cli.errors import DataError
+from tl_cli.data.pictures import picture_size
+from tl_cli.errors import DataError, UsageError
 from tl_cli.models import zoo
 from tl_cli.models.zoo import Classifier
 
 _BATCH = 64
+_EXPECTED = "expected an image file as base64, as a data URL or as bytes"
 NOT_FINITE = "the model returned NaN or infinity for this picture; its weights may be damaged"
 
 
@@ -44,7 +48,7 @@ class Predictor:
     def predict(self, pictures: Sequence[object]) -> tuple[Tensor, list[str]]:
         """Return probabilities, (N, num_classes) float32, and why a picture has none: an empty text where it has.
 
-        One bad picture does not stop the others; its row is NaN.
+        One bad picture does not stop the others; its row is NaN, and its error begins with its number from 1.
 
         Args:
             pictures: encoded images: bytes, their base64 (URL-safe too) with or without line breaks, or data URLs.
@@ -55,18 +59,14 @@ class Predictor:
             images: dict[int, Tensor] = {}
             for place in range(start, min(start + _BATCH, len(pictures))):
                 try:
-                    images[place] = self._image(pictures[place])
+                    images[place] = read_input(encoded(pictures[place]), self.classifier.preprocessing)
                 except DataError as error:
                     errors[place] = str(error)
             if images:
                 rows[list(images)] = self._probabilities(torch.stack(list(images.values())))
         for place in torch.nonzero(rows.isnan().any(1)).flatten().tolist():
-            errors[place] = errors[place] or NOT_FINITE
+            errors[place] = f"row {place + 1} of {len(pictures)}: {errors[place] or NOT_FINITE}"
         return rows, errors
-
-    def _image(self, picture: object) -> Tensor:
-        how = self.classifier.preprocessing
-        return read_input(encoded(picture), how)
 
     def _probabilities(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -82,9 +82,13 @@ def encoded(picture: object) -> bytes:
     """
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
+    if picture is None:
+        raise DataError(f"{_EXPECTED}, found null")
     if not isinstance(picture, str):
-        raise DataError(f"an image is bytes, base64 or a data URL, not {type(picture).__name__}")
+        raise DataError(f"{_EXPECTED}, found {type(picture).__name__} {str(picture)[:40]!r}")
     text = picture.strip()
+    if not text:
+        raise DataError(f"{_EXPECTED}, found an empty text")
     if text[:5].lower() == "data:":
         header, comma, text = text.partition(",")
         if not comma:
@@ -93,9 +97,28 @@ def encoded(picture: object) -> bytes:
         if not header.rstrip().lower().endswith(";base64"):
             return contents
         text = contents.decode("ascii", "replace")
+    # In the URL-safe alphabet - and _ stand for + and /, and the padding is often left out.
+    text = "".join(text.split()).replace("-", "+").replace("_", "/")
     try:
-        # In the URL-safe alphabet - and _ stand for + and /, and the padding is often left out.
-        text = "".join(text.split()).replace("-", "+").replace("_", "/")
         return base64.b64decode(text if "=" in text else text + "=" * (-len(text) % 4), validate=True)
     except ValueError as error:
-        raise DataError(f"it is not base64: {error}") from error
+        odd = re.search("[^A-Za-z0-9+/=]", text)
+        reason = f"it has the character {odd[0]!r}" if odd else "its length or its padding is wrong; is it complete?"
+        raise DataError(f"{_EXPECTED}; this is not base64: {reason}") from error
+
+
+def limit_pixels(pictures: Sequence[object], limit: int) -> None:
+    """Refuse pictures that have more pixels than ``limit`` together; only their headers are read.
+
+    Args:
+        pictures: as ``Predictor.predict`` takes them; those that it cannot decode have no pixels.
+
+    Raises:
+        UsageError: they have more.
+    """
+    total = 0
+    for picture in pictures:
+        with suppress(DataError):
+            total += math.prod(picture_size(encoded(picture)))
+    if total > limit:
+        raise UsageError(f"the {len(pictures)} images of this request have {total:,} pixels, the limit is {limit:,}")

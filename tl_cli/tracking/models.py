@@ -10,8 +10,7 @@ import mlflow
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, Schema
-from mlflow.types.schema import AnyType
+from mlflow.types import ColSpec, DataType, Schema
 
 import tl_cli
 from tl_cli.models import bundle
@@ -103,7 +102,7 @@ def _log(folder: Path, naming: Naming, weights: str) -> str:
         # The package itself travels with the model, so that one preprocessing serves everywhere.
         code_paths=[str(Path(str(tl_cli.__file__)).parent)],
         pip_requirements=[f"{name}=={version(name)}" for name in _REQUIRED],
-        signature=ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")])),
+        signature=ModelSignature(inputs=Schema([ColSpec(DataType.string, "image")])),
         params={**naming.params, _WEIGHTS: weights},
     )
     return str(logged.model_id)

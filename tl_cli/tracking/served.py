@@ -4,16 +4,35 @@ MLflow keeps this file and the package beside the weights, so it works where ``t
 nothing but what the model's requirements name.
 """
 
+import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 
 # Columns of an answer, and what precedes the names of classes that could be taken for one of them.
 LABEL, PROBABILITY, ERROR = "label", "probability", "error"
 _PREFIX = "class:"
+# Pixels of one request to a server, as the files have them; 2 ** 28 take a few seconds of one core.
+_LIMIT, _DEFAULT_LIMIT = "TL_REQUEST_PIXELS", 1 << 28
+# What MLflow makes of a JSON null in a column of texts.
+_NULLS = ("None", "nan")
+
+_log = logging.getLogger(__name__)
+
+
+class RequestError(MlflowException):
+    """An answer without the images: MLflow's server puts all of the request before the message of an error."""
+
+    def serialize_as_json(self) -> str:
+        """Return the body of the answer."""
+        self.message = str(self.args[0])
+        return str(super().serialize_as_json())  # type: ignore[no-untyped-call]
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
@@ -24,16 +43,45 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-def
         from tl_cli.evaluation.predicting import Predictor
 
         self.predictor = Predictor.load(Path(context.artifacts["model"]))
+        limit = os.environ.get(_LIMIT, str(_DEFAULT_LIMIT))
+        if not limit.isdecimal():
+            raise MlflowException(
+                f"{_LIMIT}={limit!r} is not a number of pixels, such as {_DEFAULT_LIMIT}", BAD_REQUEST
+            )
+        self.limit = int(limit)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return a row for each picture: ``label``, its ``probability``, and one column for each class.
 
         If some pictures have no prediction there is a column ``error`` too: the reason there, null elsewhere, where
         it is the other columns that are null.
+
+        Raises:
+            RequestError: a server's answer: 400 for a request with too many pixels, 500 where the model failed.
         """
+        from tl_cli.errors import UsageError, first_line
+
+        try:
+            return self._predict(model_input)
+        except UsageError as error:
+            advice = f"Send fewer or smaller images per request, or start the server with a higher {_LIMIT}."
+            raise RequestError(f"{error}. {advice}", BAD_REQUEST) from error
+        except Exception as error:
+            # MLflow would answer with a text of its own, and the cause in the last line of a stack trace.
+            _log.exception("the model failed")
+            cause = f"{type(error).__name__}: {first_line(error)}"
+            raise RequestError(f"the model failed: {cause}", INTERNAL_ERROR) from error
+
+    def _predict(self, model_input: pd.DataFrame) -> pd.DataFrame:
+        from tl_cli.evaluation.predicting import limit_pixels
+
         images, index = model_input["image"], model_input.index
         # {"inputs": {"image": [...]}} and {"inputs": [...]} arrive as one row that holds all pictures.
-        pictures = [picture for cell in images for picture in (cell if isinstance(cell, list | np.ndarray) else [cell])]
+        cells = [picture for cell in images for picture in (cell if isinstance(cell, list | np.ndarray) else [cell])]
+        pictures = [None if _is_null(cell) else cell for cell in cells]
+        # MLflow's server sets this; a program that has loaded the model may predict any number of images.
+        if os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") == "true":
+            limit_pixels(pictures, self.limit)
         rows, errors = self.predictor.predict(pictures)
         classes = self.predictor.classes
         answers = pd.DataFrame(
@@ -50,6 +98,10 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-def
             # From a bare array pandas would infer text, and NaN for None.
             answers[ERROR] = pd.Series([error or None for error in errors], answers.index, dtype=object)
         return answers
+
+
+def _is_null(cell: object) -> bool:
+    return cell in _NULLS if isinstance(cell, str) else pd.api.types.is_scalar(cell) and bool(pd.isna(cell))
 
 
 def column_of(name: str) -> str:
