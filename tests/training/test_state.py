@@ -103,12 +103,12 @@ def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(saved_run, t
         new_state(plan).from_bytes(b"tl checkpoint two\n" + newest.read_bytes())
     for path in (newest, before):
         header, rest = path.read_bytes().split(b"\n", 1)
-        assert header == b"tl checkpoint 3"
-        # Format 2: augmentation in which seed 1 was one epoch ahead of seed 0.
-        (tmp_path / path.name).write_bytes(b"tl checkpoint 2\n" + rest)
+        assert header == b"tl checkpoint 4"
+        # Format 3: MixUp and CutMix with one share and one box for all images of a step.
+        (tmp_path / path.name).write_bytes(b"tl checkpoint 3\n" + rest)
     state = new_state(plan)
     fresh = bits(state)
-    with pytest.raises(UsageError, match=r"cannot resume.*format 2.* reads format 3.*start a new run"):
+    with pytest.raises(UsageError, match=r"cannot resume.*format 3.* reads format 4.*start a new run"):
         state.restore(tmp_path)
     assert (bits(state), state.step) == (fresh, 0)
 

@@ -1,7 +1,5 @@
 """MixUp and CutMix: batches whose images, and targets with them, are blends of two. Nothing of single images here."""
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -9,14 +7,17 @@ from torch import Tensor
 
 from tl_cli.randomness import Purpose, generator
 
+# Shares are multiples of 1 / 2 ** 16: the last bits of a Beta draw depend on the processor's logarithm and power.
+_SHARES = 1 << 16
+
 
 def mix(
     inputs: Tensor, labels: Tensor, num_classes: int, *, mixup: float, cutmix: float, seed: int, step: int
 ) -> tuple[Tensor, Tensor]:
     """Return new inputs and targets, each a blend of an image and a partner of the same batch.
 
-    One share, drawn from Beta(alpha, alpha), holds for the whole batch. Where both alphas are positive, each step
-    takes one of the two methods, evenly. All is a function of (seed, step) and of the shape.
+    Every image has a partner, a share from Beta(alpha, alpha) and a box of its own, and where both alphas are positive
+    one of the two methods, evenly; as timm's mode "elem". All is a function of (seed, step) and of the shape.
 
     Args:
         inputs: (B, 3, H, W) float, left as they are.
@@ -28,27 +29,42 @@ def mix(
         inputs (B, 3, H, W) of the same dtype, and targets (B, num_classes) float32 whose rows sum to one.
     """
     assert mixup > 0 or cutmix > 0, "nothing to mix"
+    count, (height, width), device = len(inputs), inputs.shape[-2:], inputs.device
     random = generator(seed, Purpose.MIXING, step)
-    cuts = cutmix > 0 and (mixup == 0 or random.random() < 0.5)
-    alpha = cutmix if cuts else mixup
-    share = random.beta(alpha, alpha)
-    height, width = inputs.shape[-2:]
-    partner = torch.from_numpy(random.permutation(len(inputs))).to(inputs.device)
-    if cuts:
-        top, bottom, left, right = _box(share, height, width, random)
-        mixed = inputs.clone()
-        mixed[..., top:bottom, left:right] = inputs[..., top:bottom, left:right][partner]
-        share = 1 - (bottom - top) * (right - left) / (height * width)
-    else:
-        mixed = inputs * share + inputs[partner] * (1 - share)
-    targets = F.one_hot(labels, num_classes).float()
-    return mixed, targets * share + targets[partner] * (1 - share)
+    partner = torch.from_numpy(random.permutation(count)).to(device)
+    is_cut = random.random(count) < (0.5 if mixup and cutmix else float(cutmix > 0))
+    alpha = np.where(is_cut, cutmix, mixup)
+    share = np.rint(random.beta(alpha, alpha) * _SHARES) / _SHARES
+    top, bottom, left, right = _boxes(share, random.integers(height, size=count), random.integers(width, size=count),
+                                      height, width)  # fmt: skip
+    share = np.where(is_cut, 1 - (bottom - top) * (right - left) / (height * width), share)
+    # How much of each pixel stays.
+    kept = _column(share, device).to(inputs.dtype)
+    if is_cut.any():
+        rows, columns = torch.arange(height, device=device).view(-1, 1), torch.arange(width, device=device)
+        is_outside = (
+            (rows < _column(top, device))
+            | (rows >= _column(bottom, device))
+            | (columns < _column(left, device))
+            | (columns >= _column(right, device))
+        )
+        kept = torch.where(_column(is_cut, device), is_outside.to(inputs.dtype), kept)
+    # Exactly one or the other where a share is 0 or 1.
+    mixed = inputs[partner].lerp_(inputs, kept)
+    targets, own = F.one_hot(labels, num_classes).float(), _column(share, device).float().view(-1, 1)
+    return mixed, targets * own + targets[partner] * (1 - own)
 
 
-def _box(share: float, height: int, width: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """Return top, bottom, left, right of a box of 1 - share of the area, its centre anywhere, cut to the image."""
-    side = math.sqrt(1 - share)
-    box_height, box_width = int(height * side), int(width * side)
-    top = int(random.integers(height)) - box_height // 2
-    left = int(random.integers(width)) - box_width // 2
-    return max(0, top), min(height, top + box_height), max(0, left), min(width, left + box_width)
+def _boxes(
+    share: np.ndarray, row: np.ndarray, column: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return top, bottom, left, right of boxes of 1 - share of the area, centred at (row, column), cut to the image."""
+    side = np.sqrt(1 - share)
+    box_height, box_width = (height * side).astype(int), (width * side).astype(int)
+    top, left = row - box_height // 2, column - box_width // 2
+    return top.clip(0), (top + box_height).clip(max=height), left.clip(0), (left + box_width).clip(max=width)
+
+
+def _column(values: np.ndarray, device: torch.device) -> Tensor:
+    """Return (B,) values as (B, 1, 1, 1)."""
+    return torch.from_numpy(values).to(device).view(-1, 1, 1, 1)

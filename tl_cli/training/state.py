@@ -30,7 +30,7 @@ BEST_FOLDER = "best"
 CONFIG_FILE = "config.toml"
 CARD_FILE = "card.json"  # of the model that is trained, from before the first step
 # To be raised with whatever changes the random numbers of a run too: orders, augmentation, mixing, dropout.
-_FORMAT = 3
+_FORMAT = 4
 _PREFIX = re.compile(rb"tl checkpoint (\d{1,4})\n([0-9a-f]{64})\n")
 _KEPT = 2
 
