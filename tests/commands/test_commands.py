@@ -1,6 +1,8 @@
+import hashlib
 import json
 import os
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 from tests.conftest import COLOURS, Result, tl_process, write_pictures
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.models import bundle, zoo
-from tl_cli.tracking.store import open_store
+from tl_cli.tracking.store import dataset_digest, open_store
 from tl_cli.training.state import CARD_FILE
 from tl_cli.ui import pictures
 
@@ -101,6 +103,42 @@ def test_a_run_warms_the_next(tl, colours: Path) -> None:
     )
     assert result.code == 0, result.err
     assert "head: kept: the weights have the same 3 classes" in result.out
+
+
+@pytest.mark.parametrize("folder_is_here", [True, False])
+def test_resuming_a_finished_run_names_a_command_that_trains_its_model_further(
+    tl, colours: Path, workplace: Path, folder_is_here: bool
+) -> None:
+    run = train(tl, colours, "--unfreeze-lr", "0.003", "--augment", "none")
+    if not folder_is_here:
+        (kept,) = workplace.glob("mlruns/*/*/state/config.toml")
+        kept.unlink()
+    refused = tl("train", "--resume", run, "--epochs", "3", "--batch-size", "8")
+    assert refused.code == 2
+    command = shlex.split(refused.err.splitlines()[-1])
+    assert command[:2] == ["tl", "train"]
+    assert "shufflenet_v2_x0_5" not in command
+    result = tl(*command[1:])
+    assert result.code == 0, result.err
+    assert "head: kept: the weights have the same 3 classes" in result.out
+    first, further = open_store(None).find(run), open_store(None).find("latest")
+    expected = {"model": "shufflenet_v2_x0_5", "epochs": "1", "freeze_epochs": "0", "lr": "0.003", "batch_size": "8"}
+    expected |= {name: first.data.params[name] for name in ("data", "input_size")}
+    expected |= {"augment": "none"} if folder_is_here else {}
+    assert {name: further.data.params[name] for name in expected} == expected
+    begun_from = (open_store(None).model_folder(first) / bundle.WEIGHTS_FILE).read_bytes()
+    card = bundle.read_card(open_store(None).model_folder(further))
+    assert card.weights.sha256 == hashlib.sha256(begun_from).hexdigest()
+    # The same images are held out, or those of the first training would be among them.
+    assert dataset_digest(further, "validation") == dataset_digest(first, "validation")
+
+
+def test_weights_that_do_not_say_their_architecture_need_a_model(tl, workplace: Path) -> None:
+    Path("bare.pth").touch()
+    for weights in ("none", "default", "bare.pth", "no_such_run"):
+        refused = tl("train", "--weights", weights)
+        assert refused.code == 2
+        assert "give a MODEL" in refused.err
 
 
 def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_when_asked_for(tl, colours: Path) -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from tl_cli.tracking.store import Store
 
+# As models.bundle writes them, which imports torch.
+CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
 _FORMER_CALIBRATION = "calibration.json"
 
 
@@ -44,21 +46,30 @@ class Target:
 
 
 def find_model(name: str, tracking_uri: str | None) -> Target:
-    """Return the model of a run or of a saved-model folder.
+    """Return the model of a run, of a saved-model folder, or of one of its files.
 
     Raises:
         RunNotFoundError: no run, or several, answer to the name; or it has no model.
         TrackingError: the store cannot be used.
     """
-    folder = Path(name).expanduser()
-    # os.path takes any name, as long as it may be.
-    if os.path.isfile(folder / "model.json"):  # noqa: PTH113
+    folder = saved_model(name)
+    if folder is not None:
         return Target(folder, str(folder.resolve()))
     from tl_cli.tracking.store import open_store, short_id
 
     store = open_store(tracking_uri)
     run = store.find(name)
     return Target(store.model_folder(run, name), f"{run.info.run_name} ({short_id(run)})", store, run)
+
+
+def saved_model(name: str) -> Path | None:
+    """Return the saved-model folder of that name, or that a file of that name lies in."""
+    path = Path(name).expanduser()
+    for folder in (path, path.parent) if path.name in (CARD_FILE, WEIGHTS_FILE) else (path,):
+        # os.path takes any name, as long as it may be.
+        if os.path.isfile(folder / CARD_FILE):  # noqa: PTH113
+            return folder
+    return None
 
 
 def has_former_calibration(target: Target) -> bool:

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -114,7 +114,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME|FILE|RUN",
-            help="A weights name, none, a file, a saved model or a run.",
+            help="A weights name, none, a file, a saved model or a run; the last two bring their MODEL.",
             rich_help_panel=_LEARN,
         ),
     ] = None,
@@ -329,7 +329,9 @@ def train(
     from tl_cli.training.config import read_toml
 
     file = read_toml(config) if config else {}
-    if "model" not in flags and "model" not in file:
+    if "model" not in {**file, **flags} and (start := {**file, **flags}.get("weights")):
+        flags |= _warm_start(str(start), tracking_uri)
+    if "model" not in {**file, **flags}:
         raise typer.BadParameter("give a MODEL, such as efficientnet_lite0", param_hint="MODEL")
     _check_names(run_name, register)
     check_settings({**file, **flags})
@@ -420,6 +422,27 @@ def _prepare(
         return setup.prepare(flags, file, progress)
 
 
+def _warm_start(weights: str, tracking_uri: str | None) -> dict[str, object]:
+    """Return the model and the weights of a run or saved model, where no MODEL is given.
+
+    Raises:
+        UsageError: the weights do not say of which architecture they are.
+    """
+    from tl_cli.commands.resolve import find_model, saved_model
+    from tl_cli.errors import RunNotFoundError, UsageError
+    from tl_cli.models.bundle import read_card
+    from tl_cli.models.weights import is_path
+
+    needed = f"--weights {weights} does not say of which architecture it is; give a MODEL, such as efficientnet_lite0"
+    if weights in ("none", "default") or (is_path(weights) and saved_model(weights) is None):
+        raise UsageError(needed)
+    try:
+        folder = find_model(weights, tracking_uri).folder
+    except RunNotFoundError as error:
+        raise UsageError(f"{needed} ({error})") from error
+    return {"model": read_card(folder).architecture, "weights": str(folder)}
+
+
 def _weights_of_run(name: str, tracking_uri: str | None) -> str:
     """Return the saved model of a run for a warm start; a name that is no run is left to the zoo to refuse."""
     from tl_cli.errors import RunNotFoundError
@@ -443,12 +466,17 @@ def _refuse_beside_resume(given: Mapping[str, object]) -> None:
 def _resume(
     name: str, flags: dict[str, object], tags: dict[str, str], tracking_uri: str | None, console: "Console"
 ) -> None:
+    from tl_cli.errors import UsageError
     from tl_cli.tracking.destination import check_resumable
     from tl_cli.tracking.ownership import owned
-    from tl_cli.tracking.store import open_store
+    from tl_cli.tracking.store import is_parent, named, open_store, short_id
 
     store = open_store(tracking_uri)
     found = store.find(name)
+    if is_parent(found):
+        raise UsageError(
+            f"{named(found)} is a comparison, which cannot be resumed; tl compare {short_id(found)} shows it"
+        )
     check_resumable(found)
     # Until it ends: two processes would write the same checkpoint.
     with owned(store, found) as run:
@@ -467,7 +495,7 @@ def _go_on(
     from tl_cli.errors import TlError, UsageError
     from tl_cli.fetch import write_text
     from tl_cli.models import bundle
-    from tl_cli.tracking.store import short_id
+    from tl_cli.tracking.store import named
     from tl_cli.tracking.sync import sync
     from tl_cli.training.config import as_toml, settings_of
     from tl_cli.training.state import CARD_FILE, CONFIG_FILE
@@ -480,7 +508,8 @@ def _go_on(
         print_warning(f"{error}; it will be tried again")
     if run.info.status == "FINISHED":
         raise UsageError(
-            f"the run {run.info.run_name} is complete; to train its model further, use --weights {short_id(run)}"
+            f"the run {named(run)} is complete, and --resume continues only runs that were stopped; to train its model "
+            f"further, start a new run from its weights:\n{_further(store, run, flags, tracking_uri)}"
         )
     extra = sorted(set(flags) - {"data", "data_dir", "workers", "device", "checkpoint_every"})
     if extra:
@@ -514,6 +543,47 @@ def _go_on(
         store, run.info.experiment_id, str(run.info.run_name), tags, None, tracking_uri, resumed_id=run.info.run_id
     )
     _carry_out(plan, target, console)
+
+
+def _further(store: "Store", run: "Run", flags: Mapping[str, object], tracking_uri: str | None) -> str:
+    """Return the command of a new run that goes on where a finished one ended, with its settings and these flags."""
+    from tl_cli.errors import without_secrets
+    from tl_cli.tracking.store import short_id
+    from tl_cli.training.state import CONFIG_FILE
+
+    kept = store.state_folder(run) / CONFIG_FILE
+    done, given = run.data.params, dict(flags)
+    settings: dict[str, object] = {"weights": short_id(run)}
+    if kept.exists():
+        settings["config"] = kept
+    elif "data" in done:
+        settings |= {"data": done["data"], "input_size": done.get("input_size", 224)}
+    for length in ("epochs", "steps"):
+        # As with --resume, what is asked for is the total.
+        asked, had = given.pop(length, None), done.get(length, "")
+        if isinstance(asked, int):
+            settings[length] = asked - int(had) if had.isdecimal() and int(had) < asked else asked
+    # The head is trained, and everything is unfrozen.
+    lr = given.pop("unfreeze_lr", done.get("unfreeze_lr"))
+    settings |= {"freeze_epochs": 0, **({"lr": lr} if lr else {})}
+    if done.get("unfreeze_stages", "1") != "1":
+        settings["unfreeze_stages"] = 1
+    if done.get("head") == "new":
+        settings["head"] = "keep"
+    settings |= {key: value for key, value in given.items() if key not in ("model", "weights")}
+    if tracking_uri:
+        settings["tracking_uri"] = without_secrets(tracking_uri)
+    return shlex.join(["tl", "train", *_as_flags(settings)])
+
+
+def _as_flags(settings: Mapping[str, object]) -> Iterator[str]:
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        else:
+            yield f"--{flag}"
+            yield from map(str, value if isinstance(value, tuple) else (value,))
 
 
 def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
