@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import threading
 import time
@@ -9,8 +11,8 @@ import pytest
 from filelock import FileLock
 
 from tl_cli import store as store_module
-from tl_cli.errors import StorageError
-from tl_cli.store import Store, memory_bytes
+from tl_cli.errors import DamagedError, StorageError
+from tl_cli.store import Rows, Store, memory_bytes
 
 VALUES = np.arange(60, dtype=np.uint8).reshape(5, 3, 2, 2)
 
@@ -36,10 +38,68 @@ def test_an_array_is_found_again_and_another_key_is_not(store: Store, dtype: typ
     assert store.find("a") is None
     put(store, "a", VALUES.astype(dtype))
     found = store.find("a")
-    assert isinstance(found, np.memmap)
+    assert found is not None
     assert found.dtype == dtype
     assert np.array_equal(found, VALUES)
     assert store.find("b") is None
+
+
+def test_rows_are_read_in_the_order_that_is_asked_for(store: Store) -> None:
+    put(store, "a", VALUES.astype(np.float16))
+    rows = store.open("a")
+    assert rows is not None
+    assert (rows.shape, rows.dtype) == (VALUES.shape, np.float16)
+    places = np.array([4, 0, 4, 2])
+    assert np.array_equal(rows.take(places), VALUES[places])
+    assert rows.take(places[:0]).shape == (0, 3, 2, 2)
+    assert store.open("b") is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "rows exchanged", "replaced", "removed"])
+def test_a_file_that_changes_while_it_is_open_gives_the_rows_that_were_written_or_an_error(
+    store: Store, damage: str
+) -> None:
+    put(store, "a")
+    rows, path = store.open("a"), file_of(store)
+    assert rows is not None
+    raw = bytearray(path.read_bytes())
+    data = slice(len(raw) - VALUES.nbytes, None)
+    if damage == "truncated":
+        os.truncate(path, len(raw) - 1)
+    elif damage == "removed":
+        path.unlink()
+    elif damage == "replaced":
+        put(store, "a", 255 - VALUES)
+    else:
+        raw[-1] ^= 1
+        content = raw if damage == "one bit" else raw[: data.start] + VALUES[::-1].tobytes()
+        with path.open("r+b") as file:
+            file.write(content)
+    if damage in ("replaced", "removed"):
+        assert np.array_equal(rows.take(np.arange(5)), VALUES)
+        return
+    with pytest.raises(DamagedError, match=f"{path.name} is damaged: row 4"):
+        rows.take(np.array([4]))
+
+
+def test_a_damaged_array_is_named_and_one_that_was_never_kept_is_not(tmp_path: Path) -> None:
+    named = list[Path]()
+    store = Store(tmp_path, disk_share=0.9, damaged=named.append)
+    put(store, "a")
+    assert (store.find("b"), store.open("b"), named) == (None, None, [])
+    os.truncate(file_of(store), 150)
+    assert (store.find("a"), store.open("a")) == (None, None)
+    assert named == [file_of(store)] * 2
+    rows = store.find_or_make("a", VALUES.shape, VALUES.dtype, [VALUES])
+    assert np.array_equal(rows.take(np.arange(5)), VALUES)
+
+
+def test_an_array_of_an_earlier_version_is_read_whole_and_made_again_by_rows(store: Store) -> None:
+    put(store, "a")
+    manifest = file_of(store).with_suffix(".json")
+    manifest.write_text(json.dumps({"sha256": hashlib.sha256(file_of(store).read_bytes()).hexdigest()}))
+    assert np.array_equal(store.find("a"), VALUES)
+    assert store.open("a") is None
 
 
 def test_what_is_written_to_an_array_that_was_found_stays_in_this_process(store: Store) -> None:
@@ -145,7 +205,7 @@ def test_an_array_that_another_process_writes_is_waited_for(store: Store) -> Non
     threading.Timer(0.1, go_on.set).start()
     found = store.find_or_make("a", VALUES.shape, VALUES.dtype, never())
     thread.join()
-    assert np.array_equal(found, VALUES)
+    assert np.array_equal(found.take(np.arange(5)), VALUES)
 
 
 def never() -> Iterator[np.ndarray]:
@@ -154,7 +214,7 @@ def never() -> Iterator[np.ndarray]:
 
 
 def test_an_array_that_several_want_at_once_is_made_by_one_of_them(store: Store) -> None:
-    made, found = list[int](), list[np.ndarray]()
+    made, found = list[int](), list[Rows]()
 
     def rows(place: int) -> Iterator[np.ndarray]:
         made.append(place)
@@ -172,13 +232,13 @@ def test_an_array_that_several_want_at_once_is_made_by_one_of_them(store: Store)
         thread.join()
     assert len(made) == 1
     assert len(found) == 8
-    assert all(np.array_equal(each, VALUES) for each in found)
+    assert all(np.array_equal(each.take(np.arange(5)), VALUES) for each in found)
 
 
 def test_a_disk_that_does_not_give_back_what_was_written_is_a_plain_error(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Store, "find", lambda self, key: None)
+    monkeypatch.setattr(Store, "open", lambda self, key: None)
     with pytest.raises(StorageError, match="what was written"):
         store.find_or_make("a", VALUES.shape, VALUES.dtype, [VALUES])
 

@@ -4,6 +4,7 @@ TlError                   exit 1: the work failed
 ├── DownloadError         a file could not be fetched, or arrived wrong
 ├── DivergedError         the loss is no longer finite
 ├── StorageError          a file could not be written (disk full, read-only)
+│   └── DamagedError        a file does not hold what was written
 ├── TrackingError         the MLflow store cannot be used
 └── UsageError            exit 2: bad usage or input
     ├── UnknownModelError   no such architecture
@@ -37,6 +38,10 @@ class DivergedError(TlError):
 
 class StorageError(TlError):
     """A file could not be written."""
+
+
+class DamagedError(StorageError):
+    """A file does not hold what was written to it."""
 
 
 class TrackingError(TlError):

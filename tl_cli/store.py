@@ -1,58 +1,150 @@
-"""Large arrays kept between runs: verified by hash when they are opened, the least recently used ones removed."""
+"""Large arrays kept between runs: verified whenever they are read, the least recently used ones removed.
 
+Files are read, never mapped: a mapped file that another program truncates ends the process with SIGBUS.
+"""
+
+import base64
 import hashlib
+import io
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, TypeVar
 
 import numpy as np
 import psutil
 from filelock import FileLock, Timeout
 
-from tl_cli.errors import StorageError
-from tl_cli.fetch import digest, replacing, write_text
+from tl_cli.errors import DamagedError, StorageError
+from tl_cli.fetch import replacing, write_text
+
+T = TypeVar("T")
 
 # A writer is never idle for as long, so what is older was left by one that was killed.
 _TORN_AFTER_S = 24 * 3600
 # https://docs.kernel.org/admin-guide/cgroup-v2.html and its forerunner; "max" is no number and no limit.
 _CGROUPS = Path("/sys/fs/cgroup")
 _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
+_PIECE = 1 << 20  # bytes read and hashed at a time, while they are in the processor's cache
+
+
+class Rows:
+    """An array on the disk; the CRC-32 of each row is checked as the row is read.
+
+    Attributes:
+        shape: (N, ...).
+        dtype: of the values.
+    """
+
+    def __init__(self, path: Path, said: Mapping[str, str]) -> None:
+        """Open a file of the store, all of which is compared with its SHA-256.
+
+        Args:
+            said: what its manifest says.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is damaged.
+        """
+        self._path = path
+        # From the number of a row on, so that a row in the wrong place is noticed too.
+        self._sums = np.frombuffer(base64.b64decode(said["rows"]), "<u4")
+        self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+        if hashlib.file_digest(self._file, "sha256").hexdigest() != said["sha256"]:
+            raise ValueError("its SHA-256 is not the one that it was written with")
+        self._file.seek(0)
+        self.shape, self.dtype = _header(self._file)
+        self._start = self._file.tell()
+        if self._sums.shape != self.shape[:1]:
+            raise ValueError("its manifest names another number of rows")
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """Return the rows at ``places``, (M, ...), in that order.
+
+        Raises:
+            DamagedError: one of them is not what was written.
+        """
+        found = np.empty((len(places), *self.shape[1:]), self.dtype)
+        size, memory = found[:1].nbytes, _bytes_of_rows(found).reshape(-1).data
+        for number, (place, expected) in enumerate(zip(places.tolist(), self._sums[places].tolist(), strict=True)):
+            row = memory[number * size : (number + 1) * size]
+            try:
+                self._file.seek(self._start + place * size)
+                is_whole = self._file.readinto(row) == size
+            except OSError as error:
+                raise DamagedError(f"cannot read {self._path}: {error.strerror or error}") from error
+            if not is_whole or zlib.crc32(row, place) != expected:
+                raise DamagedError(f"{self._path} is damaged: row {place} is not what was written")
+        return found
+
+
+def _whole(path: Path, said: Mapping[str, str]) -> np.ndarray:
+    """Return the array in a file, in memory; the bytes that are returned are those that were compared."""
+    seen = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        data = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
+        for start in range(0, len(data), _PIECE):
+            piece = data[start : start + _PIECE]
+            if file.readinto(piece.data) != len(piece):
+                raise ValueError("it became shorter while it was read")
+            seen.update(piece.data)
+    if seen.hexdigest() != said["sha256"]:
+        raise ValueError("its SHA-256 is not the one that it was written with")
+    header = io.BytesIO(data[:_PIECE].tobytes())
+    shape, dtype = _header(header)
+    return data[header.tell() :].view(dtype).reshape(shape)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    np.lib.format.read_magic(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype
+
+
+def _ignored(path: Path) -> None:
+    """Say nothing of a damaged array."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A folder of arrays by key: KEY.npy and, written first, KEY.json with the SHA-256 of that file.
+    """A folder of arrays by key: KEY.npy and, written first, KEY.json with its SHA-256 and the CRC-32 of each row.
 
     Attributes:
         folder: made when it is first written to.
         most_bytes: that its arrays may take together.
         disk_share: of what the disk would have free without them, that they may take.
+        damaged: called with the path of an array that is there and not what was written.
     """
 
     folder: Path
     most_bytes: int = 20 << 30
     disk_share: float = 0.1
+    damaged: Callable[[Path], None] = _ignored
 
     def find(self, key: str) -> np.ndarray | None:
-        """Return an array, or None where it is not there or not what was written.
+        """Return an array in this process's memory, or None where it is not there or not what was written."""
+        return self._found(key, _whole)
 
-        Its pages are read from the file as they are used, and shared by all processes; what is written to them is
-        this process's own and never reaches the file.
-        """
+    def open(self, key: str) -> Rows | None:
+        """Return an array that is read row by row, or None where it is not there or not what was written."""
+        return self._found(key, Rows)
+
+    def _found(self, key: str, read: Callable[[Path, Mapping[str, str]], T]) -> T | None:
         path = self._path(key)
         try:
-            expected = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
-            if digest(path) != expected:
-                return None
-            # Read-only memory would make torch warn.
-            found: np.ndarray = np.load(path, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, KeyError, TypeError):
+            found = read(path, json.loads(path.with_suffix(".json").read_bytes()))
+        except (FileNotFoundError, KeyError):  # the second: written by an earlier version
+            return None
+        except (OSError, ValueError, TypeError):
+            self.damaged(path)
             return None
         with suppress(OSError):
             os.utime(path)
@@ -69,10 +161,8 @@ class Store:
         with self._alone(path), self._writing(path, shape, dtype) as append:
             yield append
 
-    def find_or_make(
-        self, key: str, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]
-    ) -> np.ndarray:
-        """Return an array as ``find`` does, made of these rows where it is not there; or by another process.
+    def find_or_make(self, key: str, shape: tuple[int, ...], dtype: np.dtype, parts: Iterable[np.ndarray]) -> Rows:
+        """Return an array as ``open`` does, made of these rows where it is not there; or by another process.
 
         Args:
             parts: rows in order, asked for only where they are wanted.
@@ -83,12 +173,12 @@ class Store:
         """
         path = self._path(key)
         with self._alone(path, wait=True):
-            found = self.find(key)
+            found = self.open(key)
             if found is None:
                 with self._writing(path, shape, dtype) as append:
                     for rows in parts:
                         append(rows)
-                found = self.find(key)
+                found = self.open(key)
         if found is None:
             raise StorageError(f"{path} does not hold what was written; is the disk sound?")
         return found
@@ -131,9 +221,10 @@ class Store:
             writer = _Hashing(file)
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(writer, header)
-            yield lambda rows: writer.write(np.ascontiguousarray(rows, dtype).data.cast("B"))
+            yield lambda rows: writer.append(np.ascontiguousarray(rows, dtype))
             # Before the array has its name: one without the other is an array that is not there.
-            write_text(path.with_suffix(".json"), json.dumps({"sha256": writer.seen.hexdigest()}))
+            sums = base64.b64encode(np.array(writer.sums, "<u4").tobytes()).decode()
+            write_text(path.with_suffix(".json"), json.dumps({"sha256": writer.seen.hexdigest(), "rows": sums}))
 
     def _make_room(self, needed: int) -> None:
         self._remove_torn()
@@ -177,8 +268,20 @@ class _Hashing:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.seen = hashlib.sha256()
+        self.sums: list[int] = []
 
     def write(self, content: bytes | memoryview) -> None:
         """Write bytes."""
         self.seen.update(content)
         self._file.write(content)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write rows (M, ...), and note the CRC-32 of each."""
+        self.write(rows.data.cast("B"))
+        each = enumerate(_bytes_of_rows(rows), len(self.sums))
+        self.sums.extend(zlib.crc32(row.data, place) for place, row in each)
+
+
+def _bytes_of_rows(rows: np.ndarray) -> np.ndarray:
+    """Return the memory of rows as (M, bytes per row) uint8."""
+    return rows.reshape(len(rows), int(np.prod(rows.shape[1:]))).view(np.uint8)

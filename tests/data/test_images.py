@@ -149,6 +149,14 @@ def test_images_are_decoded_once_and_then_read_back_the_same(files: FileImages, 
     assert torch.equal(packed(files, store, counted).pixels, first.pixels)
 
 
+@pytest.mark.parametrize("run", ["decodes", "reads"])
+def test_pixels_stay_when_their_file_is_truncated_during_the_run(files: FileImages, store: Store, run: str) -> None:
+    images = [packed(files, store, Counted()) for _ in range(1 if run == "decodes" else 2)][-1]
+    (path,) = store.folder.glob("*.npy")
+    os.truncate(path, 0)
+    assert torch.equal(images.pixels, torch.stack([files.load(place) for place in range(12)]))
+
+
 def rewrite(path: Path) -> None:
     Image.new("RGB", SIZE, "white").save(path)
 

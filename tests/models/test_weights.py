@@ -66,6 +66,14 @@ def test_a_safetensors_file_with_other_classes_keeps_its_backbone_only(tmp_path:
     assert torch.equal(loaded.model.conv1[0].weight, model.conv1[0].weight)
 
 
+def test_weights_stay_when_their_file_is_truncated_after_it_was_read(tmp_path: Path) -> None:
+    model, path = trained(), tmp_path / "model.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path)
+    state = weights.read(path)
+    os.truncate(path, 10)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
+
+
 @pytest.mark.parametrize(("classes", "is_new"), [(("a", "b", "c"), False), (("x", "y", "z"), True)])
 def test_a_saved_model_keeps_its_head_for_its_own_classes(classes, is_new: bool, tmp_path: Path) -> None:
     model = trained()

@@ -1,4 +1,5 @@
 import gc
+import os
 import shutil
 import threading
 import weakref
@@ -15,8 +16,9 @@ from tl_cli.data.loaders import Loader
 from tl_cli.errors import DivergedError, UsageError
 from tl_cli.fetch import cache_root
 from tl_cli.training import features, setup
-from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, Worked
+from tl_cli.training.events import EpochEnded, Event, LossSampled, Noticed, PhaseStarted, StepEnded, Worked
 from tl_cli.training.features import CachedFeatures
+from tl_cli.training.fit import fit
 
 FP32 = {"feature_dtype": "fp32", "log_every": 1}
 
@@ -207,6 +209,9 @@ def test_features_that_are_damaged_are_computed_again(colours: Path, damage: str
         np.save(path, np.zeros((2, 2), np.float16))
     events, state = run(plan_for(colours, **settings))
     assert not next(event for event in events if isinstance(event, PhaseStarted)).found
+    # What has no manifest was never finished.
+    said = [str(path) in event.message for event in events if isinstance(event, Noticed)]
+    assert said == ([] if damage == "no manifest" else [True])
     assert torch.equal(state.model.fc.weight, first)
     assert next(e for e in run(plan_for(colours, **settings))[0] if isinstance(e, PhaseStarted)).found
 
@@ -219,6 +224,62 @@ def test_what_does_not_fit_the_memory_is_read_from_the_disk(colours: Path, monke
     assert not plan.cached[1].in_memory
     assert "in a file" in plan.cached[1].describe()
     assert torch.equal(run(plan)[1].model.fc.weight, in_memory)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "fill with NaN", "truncate all but the validation images"])
+def test_features_that_are_damaged_while_they_are_used_are_computed_again_and_said(
+    colours: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(features, "_MEMORY_SHARE", 0.0)
+    settings = {"epochs": 3, "freeze_epochs": 3, "val_fraction": 0.25}
+    undamaged = run(plan_for(colours, **settings))[1].model.fc.weight
+    plan = plan_for(colours, **settings)
+    state, said, damaged = setup.new_state(plan), list[str](), set[str]()
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Noticed):
+            said.append(event.message)
+        if not (isinstance(event, StepEnded) and event.step == 2):
+            return
+        files = sorted((cache_root() / "features").glob("*.npy"), key=lambda path: path.stat().st_size)
+        assert len(files) == 3
+        for path in files[1:] if "all but" in damage else files:
+            damaged.add(str(path))
+            size = path.stat().st_size
+            if damage.startswith("truncate"):
+                os.truncate(path, 150)
+            else:
+                with path.open("r+b") as file:
+                    file.seek(128)
+                    file.write(np.full((size - 128) // 2, np.nan, np.float16).tobytes())
+
+    fit(plan, state, observe)
+    assert torch.equal(state.model.fc.weight, undamaged)
+    assert len(said) == len(damaged)
+    assert all(any(path in message for message in said) for path in damaged)
+
+
+def test_features_on_the_disk_are_sent_whole_to_a_device_with_room(colours: Path, monkeypatch) -> None:
+    plan = plan_for(colours, epochs=2, freeze_epochs=2)
+    in_memory = cached_tensors(plan)
+    monkeypatch.setattr(features, "_MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(features, "_ROWS_AT_ONCE", 7)
+    on_disk = cached_tensors(plan_for(colours, epochs=2, freeze_epochs=2))
+    for one, other in zip(in_memory, on_disk, strict=True):
+        assert isinstance(other, features.DiskView)
+        assert (other.shape, other.dtype, other.nbytes) == (one.shape, one.dtype, one.nbytes)
+        assert torch.equal(other.to(torch.device("cpu")), one)
+        assert torch.equal(other[3:9], one[3:9])
+        assert torch.equal(other[40:90], one[40:90])
+
+
+def cached_tensors(plan: setup.Plan) -> tuple[torch.Tensor | features.DiskView, ...]:
+    plan.strategy.freeze_for(plan.phases[0])
+    cached = plan.cached[1]
+    loader = plan.loader(plan.data.parts["train"])
+    return features.Cache(cached, plan.machine).features(loader, cached.views, plan.augmentation, 0, lambda done: None)[
+        0
+    ]
 
 
 def test_without_memory_and_disk_there_is_a_reason(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,12 +259,9 @@ def _decode_once(images: FileImages, first: Tensor, workers: int, progress: Prog
         if pixels is None:
             return None
         # What cannot be kept only costs time the next time.
-        with suppress(StorageError):
-            with store.keep(key, tuple(pixels.shape), np.dtype(np.uint8)) as append:
-                append(pixels.numpy())
-            kept = store.find(key)
-        if kept is None:
-            return pixels
+        with suppress(StorageError), store.keep(key, tuple(pixels.shape), np.dtype(np.uint8)) as append:
+            append(pixels.numpy())
+        return pixels
     return torch.from_numpy(kept)
 
 

@@ -132,7 +132,8 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         WeightsError: they are unreadable or of another architecture.
     """
     try:
-        tensors = safetensors.torch.load_file(folder / WEIGHTS_FILE)
+        # Read, not mapped as by load_file: a mapped file that is truncated ends the process with SIGBUS.
+        tensors = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
         model.load_state_dict(with_versions(model, tensors), strict=True)
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise WeightsError(f"cannot load {folder / WEIGHTS_FILE}: {error}") from error

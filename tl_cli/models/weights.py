@@ -104,7 +104,8 @@ def _opened(path: Path) -> tuple[dict[str, Tensor], Mapping[object, object]]:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
                 said = file.metadata() or {}
-            return safetensors.torch.load_file(path), said
+            # Read, not mapped as by load_file: a mapped file that is truncated ends the process with SIGBUS.
+            return safetensors.torch.load(path.read_bytes()), said
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"cannot read weights from {path}: {first_line(error)}") from error

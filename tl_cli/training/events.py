@@ -134,7 +134,14 @@ class StoppedEarly:
     patience: int
 
 
-Event = PhaseStarted | Worked | StepEnded | LossSampled | EpochEnded | StoppedEarly
+@dataclass(frozen=True, slots=True)
+class Noticed:
+    """Something went wrong that does not end the run; ``message`` says what, and what is done about it."""
+
+    message: str
+
+
+Event = PhaseStarted | Worked | StepEnded | LossSampled | EpochEnded | StoppedEarly | Noticed
 Observer = Callable[[Event], None]
 
 

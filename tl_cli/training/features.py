@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,11 +17,11 @@ from tl_cli.data.augmentation import Augmentation, Stream, uniform
 from tl_cli.data.decoding import send
 from tl_cli.data.images import Images, changed_files, fingerprint
 from tl_cli.data.loaders import Batch, Loader, free_bytes, steps_in_epoch, training_order
-from tl_cli.errors import DataError, DivergedError, StorageError, some
+from tl_cli.errors import DamagedError, DataError, DivergedError, StorageError, some
 from tl_cli.evaluation.logits import outputs
 from tl_cli.fetch import cache_root
 from tl_cli.models.graph import Cut
-from tl_cli.store import Store, memory_bytes
+from tl_cli.store import Rows, Store, memory_bytes
 from tl_cli.training.config import FeatureDtype, TrainConfig
 from tl_cli.training.machine import Autocasting, Machine
 from tl_cli.training.phases import Phase
@@ -34,6 +35,7 @@ _MOST_DISK_BYTES = 50 << 30
 _DISK_SHARE = 0.5
 # Views of an image are fewer than its augmentations: beyond the head alone, they must save at least this much time.
 _LEAST_GAIN = 1.5
+_ROWS_AT_ONCE = 256  # sent from the disk to a device
 _DTYPES: dict[FeatureDtype, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
 
 View = Literal["plain", "mirrored"] | int
@@ -69,12 +71,57 @@ class CachePlan:
         return f"features after {self.cut.after}: {numbers}, {views}, {self.size_bytes / 1e6:,.0f} MB in {place}"
 
 
+class DiskView:
+    """The features of one view, (N, ...), read from the disk as they are used, and computed again where damaged.
+
+    It has those methods of a tensor that ``CachedFeatures`` uses.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, rows: Rows, again: Callable[[], Rows]) -> None:
+        """Take over rows.
+
+        Args:
+            again: returns the same rows where the file is intact, else computed anew.
+        """
+        self._rows = rows
+        self._again = again
+        self.shape = rows.shape
+        self.dtype = torch.from_numpy(np.empty(0, rows.dtype)).dtype
+        self.nbytes = int(np.prod(rows.shape)) * rows.dtype.itemsize
+
+    def __getitem__(self, places: slice) -> Tensor:
+        """Return successive rows."""
+        return self._take(np.arange(*places.indices(self.shape[0])))
+
+    def index_select(self, dim: Literal[0], index: Tensor) -> Tensor:
+        """Return the rows at ``index``, in that order."""
+        return self._take(index.numpy())
+
+    def to(self, device: torch.device) -> Tensor:
+        """Return all rows on a device."""
+        found = torch.empty(self.shape, dtype=self.dtype, device=device)
+        for first in range(0, self.shape[0], _ROWS_AT_ONCE):
+            rows = self[first : first + _ROWS_AT_ONCE]
+            found[first : first + len(rows)] = rows.to(device)
+        return found
+
+    def _take(self, places: np.ndarray) -> Tensor:
+        try:
+            found = self._rows.take(places)
+        except DamagedError:
+            self._rows = self._again()
+            found = self._rows.take(places)
+        return torch.from_numpy(found)
+
+
 @dataclass(frozen=True, slots=True)
 class CachedFeatures:
     """What the prefix made of one part of the data.
 
     Attributes:
-        views: (N, ...) each, of one dtype; on the device where they fit there, else on the CPU.
+        views: (N, ...) each, of one dtype; on the device where they fit there, else on the CPU or on the disk.
         labels: (N,) int64, on the CPU.
         batch_size: of training.
         clean_batch: of evaluation.
@@ -84,7 +131,7 @@ class CachedFeatures:
         flips: the second view is the first one's mirror image, and is drawn as the augmentation's flip is.
     """
 
-    views: tuple[Tensor, ...]
+    views: tuple[Tensor | DiskView, ...]
     labels: Tensor
     batch_size: int
     clean_batch: int
@@ -114,7 +161,8 @@ class CachedFeatures:
     def clean(self) -> Iterator[Batch]:
         """Yield the first view of every image, in order."""
         count = self.clean_batch
-        for features, labels in zip(self.views[0].split(count), self.labels.split(count), strict=True):
+        for number, labels in enumerate(self.labels.split(count)):
+            features = self.views[0][number * count : (number + 1) * count]
             # A copy in any case: what takes it may write to it.
             inputs = features.to(self.device, torch.float32, non_blocking=True, copy=True)
             yield Batch(inputs, labels.to(self.device))
@@ -135,7 +183,7 @@ class CachedFeatures:
         return gathered.to(self.device, non_blocking=True).float()
 
 
-def at_hand(views: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]:
+def at_hand(views: tuple[Tensor | DiskView, ...], device: torch.device) -> tuple[Tensor | DiskView, ...]:
     """Return the views on the device, if they take little of its memory, else where they are."""
     if device.type == "cpu" or sum(view.nbytes for view in views) > _DEVICE_SHARE * free_bytes(device):
         return views
@@ -186,9 +234,17 @@ def plan_cache(
     return CachePlan(cut, views, dtype, size, size <= memory, gain)
 
 
-def store() -> Store:
-    """Return where features are kept between runs."""
-    return Store(cache_root() / "features", most_bytes=_MOST_DISK_BYTES, disk_share=_DISK_SHARE)
+def store(say: Callable[[str], None] = lambda message: None) -> Store:
+    """Return where features are kept between runs.
+
+    Args:
+        say: called with a message for people where kept features are damaged.
+    """
+
+    def damaged(path: Path) -> None:
+        say(f"the cached features in {path} were damaged; they are computed again")
+
+    return Store(cache_root() / "features", _MOST_DISK_BYTES, _DISK_SHARE, damaged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,15 +255,17 @@ class Cache:
         plan: what is cached.
         machine: where it is computed.
         keep: leave the features to later runs.
+        say: called with a message for people where kept features are damaged.
     """
 
     plan: CachePlan
     machine: Machine
     keep: bool = True
+    say: Callable[[str], None] = lambda message: None
 
     def features(
         self, loader: Loader, views: Sequence[View], settings: Augmentation, seed: int, counted: Callable[[int], None]
-    ) -> tuple[tuple[Tensor, ...], bool]:
+    ) -> tuple[tuple[Tensor | DiskView, ...], bool]:
         """Return the features (N, ...) of a loader's images in each view, and whether all were found.
 
         Args:
@@ -220,39 +278,50 @@ class Cache:
             StorageError: the features do not fit the memory, and the disk is full.
         """
         data = fingerprint(loader.images)
-        tensors, all_found = [], True
+        found: list[Tensor | DiskView] = []
+        is_new: list[int] = []
         for number, view in enumerate(views):
             key = self._key(loader, data, view, settings, seed)
             before = number * len(loader.images)
-            found = store().find(key) if self.keep else None
-            all_found = all_found and found is not None
-            if found is None:
-                batches = _batches(loader, view, settings, seed)
-                found = self._compute(key, batches, loader.images, _after(before, counted))
-            elif self.plan.in_memory:
-                found = np.array(found)
-            tensors.append(torch.from_numpy(found))
-            counted(before + len(loader.images))
-        return tuple(tensors), all_found
 
-    def _compute(
-        self, key: str, batches: Iterator[Batch], images: Images, counted: Callable[[int], None]
-    ) -> np.ndarray:
-        shape, dtype = (len(images), *self.plan.cut.shape), torch.empty(0, dtype=self.plan.dtype).numpy().dtype
-        if not self.plan.in_memory:
-            return store().find_or_make(key, shape, dtype, _unchanged(self._rows(batches, counted), images))
-        computed = np.empty(shape, dtype)
+            def computed(view: View = view, before: int = before) -> Iterator[np.ndarray]:
+                is_new.append(before)
+                return self._rows(_batches(loader, view, settings, seed), _after(before, counted))
+
+            found.append((self._in_memory if self.plan.in_memory else self._on_disk)(key, loader.images, computed))
+            counted(before + len(loader.images))
+        return tuple(found), not is_new
+
+    def _on_disk(self, key: str, images: Images, computed: Callable[[], Iterator[np.ndarray]]) -> DiskView:
+        def rows() -> Rows:
+            unchanged = _unchanged(computed, images)
+            return store(self.say).find_or_make(key, self._shape(images), self._dtype, unchanged)
+
+        return DiskView(rows(), rows)
+
+    def _in_memory(self, key: str, images: Images, computed: Callable[[], Iterator[np.ndarray]]) -> Tensor:
+        found = store(self.say).find(key) if self.keep else None
+        if found is not None:
+            return torch.from_numpy(found)
+        made = np.empty(self._shape(images), self._dtype)
         start = 0
-        for rows in self._rows(batches, counted):
-            computed[start : start + len(rows)] = rows
+        for rows in computed():
+            made[start : start + len(rows)] = rows
             start += len(rows)
         # Features of other images must not be found under the digest of these.
         if self.keep and not changed_files(images):
             # What cannot be kept only costs time the next time.
-            with suppress(StorageError), store().keep(key, shape, dtype) as append:
-                for rows in np.array_split(computed, max(1, computed.nbytes >> 26)):
+            with suppress(StorageError), store().keep(key, made.shape, made.dtype) as append:
+                for rows in np.array_split(made, max(1, made.nbytes >> 26)):
                     append(rows)
-        return computed
+        return torch.from_numpy(made)
+
+    def _shape(self, images: Images) -> tuple[int, ...]:
+        return (len(images), *self.plan.cut.shape)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return torch.empty(0, dtype=self.plan.dtype).numpy().dtype
 
     def _rows(self, batches: Iterator[Batch], counted: Callable[[int], None]) -> Iterator[np.ndarray]:
         network = Autocasting(self.plan.cut.prefix, self.machine)
@@ -287,13 +356,13 @@ class Cache:
         )
 
 
-def _unchanged(rows: Iterator[np.ndarray], images: Images) -> Iterator[np.ndarray]:
-    """Yield rows; what is made of them is not kept where the images changed meanwhile.
+def _unchanged(computed: Callable[[], Iterator[np.ndarray]], images: Images) -> Iterator[np.ndarray]:
+    """Yield computed rows; what is made of them is not kept where the images changed meanwhile.
 
     Raises:
         DataError: after the last row, where they did; names the files.
     """
-    yield from rows
+    yield from computed()
     if changed := changed_files(images):
         raise DataError(f"images changed while their features were computed: {some(changed)}; start a new run")
 

@@ -28,7 +28,7 @@ from tl_cli.models.zoo import Classifier
 from tl_cli.training import features, recipes
 from tl_cli.training.config import CROP_MODES, AugmentName, TrainConfig, check
 from tl_cli.training.ema import Average
-from tl_cli.training.events import Observer, Worked
+from tl_cli.training.events import Noticed, Observer, Worked
 from tl_cli.training.features import CachedFeatures, CachePlan, View
 from tl_cli.training.machine import (
     Autocasting,
@@ -432,7 +432,7 @@ def eval_batch(device: torch.device, input_size: int) -> int:
 
 def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     cached = plan.cached[phase.first]
-    cache = features.Cache(cached, plan.machine)
+    cache = features.Cache(cached, plan.machine, say=lambda message: notify(Noticed(message)))
     train, val = (plan.loader(plan.data.parts[part]) for part in ("train", "val"))
     in_train = len(cached.views) * len(train.images)
     total = in_train + len(val.images)

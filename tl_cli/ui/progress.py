@@ -18,6 +18,7 @@ from rich.text import Text
 from tl_cli.training.events import (
     EpochEnded,
     Event,
+    Noticed,
     PhaseStarted,
     StepEnded,
     StoppedEarly,
@@ -82,7 +83,7 @@ class PlainLines:
         return None
 
     def __call__(self, event: Event) -> None:
-        """Print the line of an ended epoch, of a new phase, or of an early stop."""
+        """Print the line of an ended epoch, of a new phase, of an early stop, or a notice."""
         if isinstance(event, PhaseStarted):
             self._print(_phase_line(event))
         elif isinstance(event, EpochEnded):
@@ -94,6 +95,8 @@ class PlainLines:
             self._previous = point
         elif isinstance(event, StoppedEarly):
             self._print(_stop_line(event))
+        elif isinstance(event, Noticed):
+            self._print(event.message)
 
     def _print(self, line: str) -> None:
         if self._is_full:
@@ -186,6 +189,8 @@ class LiveScreen:
             self._notes += [] if note is None else [note]
         elif isinstance(event, StoppedEarly):
             self._notes.append(_stop_line(event))
+        elif isinstance(event, Noticed):
+            self._notes.append(event.message)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Lay the screen out for the size that the terminal has now."""
