@@ -1,7 +1,11 @@
 """MLflow's own variables and URIs: where a new run is recorded, and how runs and models are named."""
 
+import json
+import shutil
+import sqlite3
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
@@ -212,3 +216,30 @@ def test_a_run_with_several_models_means_its_latest(store: Store, workplace: Pat
     for number, model_id in enumerate(ids, 1):
         uri = f"models:/{model_id}"
         assert bundle.read_card(store.model_folder(store.find(uri), uri)).epoch == number
+
+
+def test_a_model_on_this_disk_is_used_where_its_artifact_store_cannot_be_reached(
+    store: Store, tl, train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train("--run-name", "mine").code == 0
+    accuracy = store.find("mine").data.metrics["test/accuracy"]
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        database.execute("update logged_models set artifact_location = 's3://bucket/' || model_id")
+        database.commit()
+    for module in ("boto3", "botocore"):
+        monkeypatch.setitem(sys.modules, module, None)
+    model_id = store.find("mine").outputs.model_outputs[0].model_id
+    for name in ("mine", f"models:/{model_id}"):
+        evaluated = tl("eval", name, "--json", "--no-log")
+        assert evaluated.code == 0, evaluated.err
+        assert "pip install boto3" in evaluated.err
+        assert json.loads(evaluated.out)["accuracy"]["value"] == pytest.approx(accuracy)
+    # Another model of the run is not taken for the one that is named.
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        database.execute("update logged_model_params set param_value = 'other' where param_key = 'weights_sha256'")
+        database.commit()
+    refused = tl("eval", f"models:/{model_id}")
+    assert (refused.code, "pip install boto3" in refused.err) == (1, True), refused.err
+    shutil.rmtree(store.state_folder(store.find("mine")) / "best")
+    refused = tl("predict", "mine", "x.jpg")
+    assert (refused.code, "pip install boto3" in refused.err) == (1, True), refused.err

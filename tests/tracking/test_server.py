@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,15 +13,27 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import mlflow
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from urllib3.connectionpool import HTTPConnectionPool
 
 from tests.conftest import said_by, wait_for
 from tests.tracking.test_run import epoch, recorder
+from tl_cli.contract import DataSpec, ModelCard
+from tl_cli.errors import TrackingError
+from tl_cli.models import bundle, zoo
 from tl_cli.tracking.history import read_history
+from tl_cli.tracking.journal import Left
+from tl_cli.tracking.models import Naming, log_model
+from tl_cli.tracking.names import complete_run
 from tl_cli.tracking.store import open_store
 from tl_cli.tracking.sync import Synced, sync
 from tl_cli.training.events import LossSampled
@@ -107,16 +120,21 @@ def test_a_server_serves_as_well_as_a_local_file(
     assert "no runs" in tl("runs", *flag).out
 
 
+# MLflow's requests of tl are given up after 10.
+SLOW_S = 11
+
+
 class Proxy:
     """Stands between a run and its server, and is in a bad mood on demand."""
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self.mood = "well"
+        self._tls = tls
         self.asked = 0
         self.closed = threading.Event()
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -128,13 +146,22 @@ class Proxy:
             threading.Thread(target=self._answer, args=(client, self.mood), daemon=True).start()
 
     def _answer(self, client: socket.socket, mood: str) -> None:
+        if self._tls:
+            try:
+                client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:  # the other side does not trust this one, or has no certificate
+                client.close()
+                return
         with client:
             self.asked += 1
             if mood == "refuses":
                 return
             request = self._request(client)
+            is_upload = request.startswith(b"PUT ")
             if mood == "hangs":
                 self.closed.wait()
+            elif mood == "refuses weights" and is_upload and b".safetensors " in request[:1000]:
+                client.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             elif mood == "answers 500":
                 client.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             elif request:
@@ -145,6 +172,8 @@ class Proxy:
                     answer = b""
                     while part := server.recv(1 << 16):
                         answer += part
+                if mood == "stores slowly" and is_upload and b".safetensors " in request[:1000]:
+                    self.closed.wait(SLOW_S)
                 # The server has done it, and the news is lost.
                 if mood != "drops after it committed":
                     client.sendall(answer)
@@ -159,6 +188,9 @@ class Proxy:
         head, _, body = request.partition(b"\r\n\r\n")
         length = re.search(rb"(?i)content-length: (\d+)", head)
         while length and len(body) < int(length[1]):
+            body += client.recv(1 << 16)
+        # An empty file is sent in chunks.
+        while b"\r\ntransfer-encoding: chunked" in head.lower() and not body.endswith(b"0\r\n\r\n"):
             body += client.recv(1 << 16)
         return head + b"\r\n\r\n" + body
 
@@ -270,3 +302,124 @@ def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sy
     assert "top-1" in said_well(tmp_path, "eval", "gone", "--tracking-uri", at_server)
     assert len(run.outputs.model_outputs) == 1
     assert [value for _, value in points_of(store, run.info.run_id, "epoch")] == [1, 2]
+
+
+def self_signed(path: Path) -> Path:
+    """A PEM file with a key and a certificate that nobody but itself vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, path.stem)])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(
+        x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+    )
+    certificate = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(
+        key, hashes.SHA256()
+    )
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
+
+
+def test_a_server_with_its_own_certificate_is_used_as_mlflows_variables_say(
+    at_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, mine = self_signed(tmp_path / "theirs.pem"), self_signed(tmp_path / "mine.pem")
+    target = int(at_server.rpartition(":")[2])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(theirs)
+    strict = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    strict.load_cert_chain(theirs)
+    strict.load_verify_locations(mine)
+    strict.verify_mode = ssl.CERT_REQUIRED
+    open_one, closed_one = Proxy(target, context), Proxy(target, strict)
+    with monkeypatch.context() as patch:
+        with pytest.raises(TrackingError, match="self-signed certificate.*MLFLOW_TRACKING_SERVER_CERT_PATH"):
+            open_store(open_one.url)
+        patch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
+        assert open_store(open_one.url).experiments().keys() >= {"Default"}
+        assert complete_run("lat", open_one.url)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(mine))
+        with pytest.raises(TrackingError, match="certificate verify failed"):
+            open_store(open_one.url)
+        patch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path / "none.pem"))
+        with pytest.raises(TrackingError, match="none.pem"):
+            open_store(open_one.url)
+        patch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(theirs))
+        with recorder(open_store(open_one.url)) as record:
+            pass
+        assert mlflow.MlflowClient(at_server).get_run(record.run_id).info.status == "FINISHED"
+        offered = [name for name, _ in complete_run(record.run_id[:8], open_one.url)]
+        assert offered == [record.run_id[:8]]
+        with pytest.raises(TrackingError):
+            open_store(closed_one.url)
+        patch.setenv("MLFLOW_TRACKING_CLIENT_CERT_PATH", str(mine))
+        assert open_store(closed_one.url).find(record.run_id).info.run_name == "r"
+        assert complete_run(record.run_id[:8], closed_one.url)
+    open_one.close()
+    closed_one.close()
+
+
+def log_small_model(folder: Path, record) -> str | None:
+    """Log a saved model as a training does at its end."""
+    if not folder.exists():
+        made = zoo.create("timm/test_resnet", 2, weights="none", input_size=32)
+        bundle.save(
+            folder,
+            made.model,
+            ModelCard(
+                architecture=made.name, head=made.head, classes=("a", "b"), preprocessing=made.preprocessing,
+                weights=made.weights, data=DataSpec(source="/nowhere", layout="classes"), recipe="default", epoch=1,
+            ),
+        )  # fmt: skip
+    naming = Naming("small", {})
+    return record._try(lambda: log_model(folder, naming), Left("model", str(folder), naming.to_json()))
+
+
+def test_an_upload_that_the_server_takes_long_to_store_gets_through(at_server: str, tmp_path: Path) -> None:
+    slow = Proxy(int(at_server.rpartition(":")[2]))
+    with recorder(open_store(slow.url)) as record:
+        slow.mood = "stores slowly"
+        model_id = log_small_model(tmp_path / "best", record)
+        slow.mood = "well"
+    slow.close()
+    assert record.warnings == []
+    client = mlflow.MlflowClient(at_server)
+    experiment_id = client.get_run(record.run_id).info.experiment_id
+    found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{record.run_id}'")
+    assert [(str(model.status), model.model_id) for model in found] == [("READY", model_id)]
+
+
+def test_a_model_that_did_not_get_through_leaves_nothing_behind_and_sync_says_so(
+    at_server: str, tl, tmp_path: Path
+) -> None:
+    strict = Proxy(int(at_server.rpartition(":")[2]))
+    client = mlflow.MlflowClient(at_server)
+
+    def models() -> list[str]:
+        experiment_id = client.get_run(record.run_id).info.experiment_id
+        found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{record.run_id}'")
+        return [str(model.status) for model in found]
+
+    with recorder(open_store(strict.url)) as record:
+        strict.mood = "refuses weights"
+        assert log_small_model(tmp_path / "best", record) is None
+        record._set_note("after the model")
+    assert models() == []
+    assert any("tl runs sync" in warning for warning in record.warnings)
+    for _ in range(2):
+        failed = tl("runs", "sync", "--tracking-uri", strict.url)
+        assert failed.code == 1, failed.out
+        assert "413" in failed.err
+        assert "nothing to sync" not in failed.out
+        assert models() == []
+    strict.mood = "well"
+    sent = tl("runs", "sync", "--tracking-uri", strict.url)
+    strict.close()
+    assert sent.code == 0, sent.err
+    assert models() == ["READY"]
+    assert client.get_run(record.run_id).info.status == "FINISHED"

@@ -266,10 +266,9 @@ def _run(command: list[str], *, aside: bool) -> int:
 
 
 def _targets(store: "Store", runs: "Sequence[Run]") -> "list[Target]":
-    from tl_cli.commands.resolve import Target
-    from tl_cli.tracking.store import short_id
+    from tl_cli.commands.resolve import target_of
 
-    return [Target(store.model_folder(run), f"{run.info.run_name} ({short_id(run)})", store, run) for run in runs]
+    return [target_of(store, run) for run in runs]
 
 
 def _entries(names: Sequence[str], tracking_uri: str | None) -> "list[_Entry]":

@@ -55,11 +55,27 @@ def find_model(name: str, tracking_uri: str | None) -> Target:
     folder = saved_model(name)
     if folder is not None:
         return Target(folder, str(folder.resolve()))
-    from tl_cli.tracking.store import open_store, short_id
+    from tl_cli.tracking.store import open_store
 
     store = open_store(tracking_uri)
-    run = store.find(name)
-    return Target(store.model_folder(run, name), f"{run.info.run_name} ({short_id(run)})", store, run)
+    return target_of(store, store.find(name), name)
+
+
+def target_of(store: "Store", run: "Run", name: str = "") -> Target:
+    """Return the model of a run.
+
+    Args:
+        name: by which the run was found.
+
+    Raises:
+        RunNotFoundError: it has no model.
+        TrackingError: the model is out of reach.
+    """
+    from tl_cli.tracking.store import short_id
+    from tl_cli.ui.console import print_warning
+
+    folder = store.model_folder(run, name, print_warning)
+    return Target(folder, f"{run.info.run_name} ({short_id(run)})", store, run)
 
 
 def saved_model(name: str) -> Path | None:

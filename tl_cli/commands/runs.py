@@ -182,7 +182,10 @@ def sync(
     ] = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Send to the tracking store what it did not take while runs went on: their journals are in this folder."""
+    """Send to the tracking store what it did not take while runs went on: their journals are in this folder.
+
+    Exits with 1 if something was not sent.
+    """
     from tl_cli.errors import RunNotFoundError, TrackingError, UsageError
     from tl_cli.tracking.store import named, open_store
     from tl_cli.tracking.sync import goes_on, journaled_runs
@@ -216,14 +219,18 @@ def sync(
             continue
         for refused in sent.refused:
             print_warning(f"{named(run)}: the store refuses {refused}")
+        for failed in sent.failed:
+            print_warning(f"{named(run)}: not sent: {failed}")
+        is_whole = is_whole and not sent.refused and not sent.failed
         if sent.points or sent.pieces or sent.status or runs:
             status = f", recorded as {sent.status.lower()}" if sent.status else ""
             console.print(
                 plain(f"{named(run)}: {sent.points:,} points and {sent.pieces} other pieces sent{status}"),
                 soft_wrap=True,
             )
-    if is_whole:
-        console.print("the store has everything")
+    if not is_whole:
+        raise typer.Exit(1)
+    console.print("the store has everything")
 
 
 @app.command("rm", epilog="Examples:\n\ntl runs rm 3f2a91c0\n\ntl runs rm 3f2a91c0 81bb02d4 --purge --yes")

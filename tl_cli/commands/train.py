@@ -445,12 +445,11 @@ def _warm_start(weights: str, tracking_uri: str | None) -> dict[str, object]:
 
 def _weights_of_run(name: str, tracking_uri: str | None) -> str:
     """Return the saved model of a run for a warm start; a name that is no run is left to the zoo to refuse."""
+    from tl_cli.commands.resolve import find_model
     from tl_cli.errors import RunNotFoundError
-    from tl_cli.tracking.store import open_store
 
-    store = open_store(tracking_uri)
     try:
-        return str(store.model_folder(store.find(name), name))
+        return str(find_model(name, tracking_uri).folder)
     except RunNotFoundError:
         if ":/" in name:
             raise

@@ -28,8 +28,8 @@ def kept_answers(store: Store, run: Run) -> KeptAnswers | None:
     Raises:
         DataError: the file holds something else.
     """
-    path = store.artifact(run, f"{EVALUATIONS}/{TEST_LOGITS}")
-    return load_answers(path) if path is not None else None
+    path = store.artifact(run, f"{EVALUATIONS}/{TEST_LOGITS}") or store.state_folder(run) / TEST_LOGITS
+    return load_answers(path) if path.exists() else None
 
 
 def tested_on(run: Run) -> str | None:

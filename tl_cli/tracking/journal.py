@@ -7,7 +7,7 @@ is left (kind, name, value), and two say how the run ended.
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,12 +210,15 @@ def read(path: Path, run_id: str) -> Recorded:
     return Recorded(list(points.values()), left, ending)
 
 
-def forget_left(path: Path) -> None:
+def forget_left(path: Path, kept: Container[Left] = ()) -> None:
     """Take out the work that is done now.
+
+    Args:
+        kept: work that is still to be done.
 
     Raises:
         StorageError: the disk is full or may not be written.
     """
-    kept = [line for line in path.read_bytes().splitlines() if len(_row(line) or ()) not in (0, 3)]
+    rows = [(line, _row(line)) for line in path.read_bytes().splitlines()]
     with replacing(path) as file:
-        file.write(b"".join(line + b"\n" for line in kept))
+        file.write(b"".join(line + b"\n" for line, row in rows if row and (len(row) != 3 or Left(*row) in kept)))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +16,8 @@ from mlflow.types import ColSpec, DataType, Schema
 import tl_cli
 from tl_cli.models import bundle
 from tl_cli.tracking import served
+from tl_cli.tracking.store import WEIGHTS_PARAM
 
-_WEIGHTS = "weights_sha256"
 _REQUIRED = (
     "mlflow",
     "torch",
@@ -65,14 +66,23 @@ def log_model(folder: Path, naming: Naming) -> str:
     active = mlflow.active_run()
     model_id = _logged(active.info.run_id, weights) if active is not None else None
     if model_id is None:
-        model_id = _log(folder, naming, weights)
+        try:
+            model_id = _log(folder, naming, weights)
+        except BaseException:
+            if active is not None:
+                with suppress(Exception):  # the store may be away; the next attempt does it
+                    _logged(active.info.run_id, weights)
+            raise
     if naming.register is not None and not _is_registered(naming.register, model_id):
         mlflow.register_model(f"models:/{model_id}", naming.register)
     return model_id
 
 
 def _logged(run_id: str, weights: str) -> str | None:
-    """Return the model that a run has of these weights already: whoever recorded it was stopped before he knew."""
+    """Return the model that a run has of these weights already: an interrupted run may have logged it.
+
+    Models whose upload did not end are deleted.
+    """
     client = mlflow.MlflowClient()
     outputs = client.get_run(run_id).outputs
     for output in outputs.model_outputs if outputs else []:
@@ -80,11 +90,10 @@ def _logged(run_id: str, weights: str) -> str | None:
             model = client.get_logged_model(output.model_id)
         except MlflowException:  # somebody has deleted it
             continue
-        if model.params.get(_WEIGHTS) != weights:
-            continue
-        if model.status == LoggedModelStatus.READY:
+        if model.status != LoggedModelStatus.READY:
+            client.delete_logged_model(model.model_id)
+        elif model.params.get(WEIGHTS_PARAM) == weights:
             return str(model.model_id)
-        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
     return None
 
 
@@ -103,6 +112,6 @@ def _log(folder: Path, naming: Naming, weights: str) -> str:
         code_paths=[str(Path(str(tl_cli.__file__)).parent)],
         pip_requirements=[f"{name}=={version(name)}" for name in _REQUIRED],
         signature=ModelSignature(inputs=Schema([ColSpec(DataType.string, "image")])),
-        params={**naming.params, _WEIGHTS: weights},
+        params={**naming.params, WEIGHTS_PARAM: weights},
     )
     return str(logged.model_id)

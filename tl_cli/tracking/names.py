@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sqlite3
+import ssl
 import urllib.request
 from contextlib import closing, suppress
 from pathlib import Path
@@ -47,6 +48,17 @@ def _in_database(path: Path) -> list[tuple[str, str]]:
         return [(str(run_id), str(name)) for run_id, name in rows]
 
 
+def _tls() -> ssl.SSLContext:
+    """Return how a server's certificate is checked, by MLflow's own variables."""
+    trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH")
+    context = ssl.create_default_context(cafile=trusted)
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if mine := os.environ.get("MLFLOW_TRACKING_CLIENT_CERT_PATH"):
+        context.load_cert_chain(mine)
+    return context
+
+
 def _on_server(uri: str) -> list[tuple[str, str]]:
     def ask(path: str, body: dict[str, object]) -> dict[str, list[dict[str, dict[str, str]]]]:
         request = urllib.request.Request(
@@ -54,7 +66,7 @@ def _on_server(uri: str) -> list[tuple[str, str]]:
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=_tls()) as response:
             answer: dict[str, list[dict[str, dict[str, str]]]] = json.load(response)
             return answer
 

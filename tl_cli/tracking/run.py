@@ -20,6 +20,7 @@ from tl_cli.tracking.journal import JOURNAL, Ending, Journal, Left, alone_with, 
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
 from tl_cli.tracking.models import Naming, log_model
 from tl_cli.tracking.overview import refresh_overview
+from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import Store, ending, last_seen, state_folder
 from tl_cli.tracking.sync import sync
 from tl_cli.training.config import write_toml
@@ -108,7 +109,7 @@ class Recorder:
             except BaseException as error:
                 self._end(type(error))
                 if isinstance(error, Exception) and not isinstance(error, TlError):
-                    raise TrackingError(f"cannot start a run: {first_line(error)}") from error
+                    raise TrackingError(f"cannot start a run: {reason(error)}") from error
                 raise
             self._lock = lock.pop_all()
         return self
@@ -126,7 +127,7 @@ class Recorder:
                 tags=tags,
             )
         except Exception as error:
-            raise TrackingError(f"cannot start a run: {first_line(error)}") from error
+            raise TrackingError(f"cannot start a run: {reason(error)}") from error
         self.run_id, self.run_name = run.info.run_id, run.info.run_name
         self._experiment_id = run.info.experiment_id
 
@@ -154,7 +155,7 @@ class Recorder:
         if self._has_left and kind is None and not self._thread.is_alive():
             # It may be back already.
             done = self._try(lambda: sync(self._store, self._store.client.get_run(self.run_id)))
-            self._has_left = done is None
+            self._has_left = done is None or bool(done.failed)
         if not self._has_left:
             self._try(lambda: refresh_overview(self._store, self._experiment_id))
             return
@@ -401,7 +402,7 @@ class Recorder:
 
     def _warn_once(self, error: Exception) -> None:
         self._is_away = True
-        message = f"the tracking store {self._store.uri} failed: {first_line(error)[:200]}"
+        message = f"the tracking store {self._store.uri} failed: {reason(error)}"
         if message != self._last_warning:
             self._last_warning = message
             self._warn(message)

@@ -1,21 +1,21 @@
 """The MLflow store: where it is, opening it, and finding runs in it by the names that people use."""
 
 import atexit
-import http.client
 import json
 import logging
 import os
 import re
+import ssl
 import tempfile
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
+import requests
 from filelock import FileLock, Timeout
 
 from tl_cli.contract import Split
@@ -29,8 +29,11 @@ from tl_cli.errors import (
     suggest,
     without_secrets,
 )
+from tl_cli.models.bundle import read_card
 from tl_cli.tracking.liveness import HEARTBEAT_TAG, paused
+from tl_cli.tracking.reasons import reason, root
 
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -38,7 +41,7 @@ _ENVIRONMENT = {
     # MLflow's own retries keep a refused server silent for four minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    _TIMEOUT: "10",
 }
 for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -54,6 +57,8 @@ from mlflow.entities import (  # noqa: E402
 )
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.store.artifact import http_artifact_repo  # noqa: E402
+from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
 
 STATE_ROOT = Path("mlruns")
 DEFAULT_EXPERIMENT = "tl"
@@ -63,6 +68,7 @@ CHILD_TAG = "mlflow.parentRunId"
 # Of a run's data set: what its digest covers. On the run's input, as MLflow keeps one data set per name and digest.
 SCHEME_TAG = "tl.digest_scheme"
 _BEST = "best/val_accuracy"
+WEIGHTS_PARAM = "weights_sha256"  # of a logged model
 # How MLflow names runs and models.
 _RUNS, _MODELS = "runs:/", "models:/"
 # What a store says of a name that it does not have.
@@ -76,6 +82,26 @@ for _name in ("mlflow.store.db", "mlflow.system_metrics", "mlflow.tracking.fluen
 warnings.filterwarnings("ignore", module=r"mlflow\.")
 # Of a run that nobody could end, MLflow would say FINISHED as the process exits, and nothing resumes what is finished.
 atexit.unregister(getattr(mlflow.tracking.fluent, "_safe_end_run", None) or (lambda: None))
+
+_TRANSFER_TIMEOUT_S = 600
+
+
+def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Return MLflow's request function with the timeout that files need, unless the user has set one for all requests.
+
+    The server answers an upload once its own store has the file, which may take minutes.
+    """
+
+    def request(*arguments: object, **options: object) -> object:
+        if os.environ.get(_TIMEOUT) == _ENVIRONMENT[_TIMEOUT]:
+            options.setdefault("timeout", _TRANSFER_TIMEOUT_S)
+        return ask(*arguments, **options)
+
+    return request
+
+
+_repository: Any = http_artifact_repo
+_repository.http_request = _patient(_repository.http_request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,26 +278,41 @@ class Store:
         name, at, alias = path.rpartition("@")
         return _logged_model_of(self.client.get_model_version_by_alias(name, alias)) if at else None
 
-    def model_folder(self, run: Run, name: str = "") -> Path:
+    def model_folder(self, run: Run, name: str = "", warn: Callable[[str], None] | None = None) -> Path:
         """Return the saved model of a run, fetched where the store is remote.
 
         Args:
             name: by which the run was found: an MLflow URI may name one of several models.
+            warn: called where the recorded model is out of reach and the copy in this folder is used instead.
 
         Raises:
             RunNotFoundError: the run recorded no model.
+            TrackingError: the recorded model is out of reach, and there is no copy of it here.
         """
         if is_parent(run):
             raise RunNotFoundError(
                 f"{named(run)} is a comparison and has no model of its own; tl compare {short_id(run)} shows it"
             )
-        for model in self._models(run, name):
-            with _reported(self.uri), suppress(MlflowException):
-                root = Path(self._download(artifact_uri=f"models:/{model.model_id}"))
-                for card in sorted(root.rglob("model.json")):
-                    return card.parent
+        models, problem = self._models(run, name), None
+        for model in models:
+            try:
+                fetched = Path(self._download(artifact_uri=f"{_MODELS}{model.model_id}"))
+            except Exception as error:  # of any artifact store and its client
+                problem = problem or error
+                continue
+            for card in sorted(fetched.rglob("model.json")):
+                return card.parent
         local = self.state_folder(run) / "best"
-        if (local / "model.json").exists():
+        is_here = (local / "model.json").exists()
+        if is_here and name.startswith(_MODELS):
+            is_here = read_card(local).weights_sha256 in {model.params.get(WEIGHTS_PARAM) for model in models}
+        if problem is not None:
+            message = f"the model of the run {named(run)} cannot be fetched: {reason(problem)}"
+            if not is_here:
+                raise TrackingError(message) from problem
+            if warn is not None:
+                warn(f"{message}; using the copy in {local}")
+        if is_here:
             return local
         raise RunNotFoundError(f"the run {named(run)} has no model; it ended before an epoch")
 
@@ -297,7 +338,7 @@ class Store:
 
     def artifact(self, run: Run, path: str) -> Path | None:
         """Return an artifact of a run as a local file, or None where there is none."""
-        with suppress(MlflowException, OSError):
+        with suppress(MlflowException, OSError, ImportError):
             return Path(self._download(run_id=run.info.run_id, artifact_path=path))
         return None
 
@@ -532,33 +573,43 @@ def _reported(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        message = first_line(error)
+        message = reason(error)
         if "file store" in message.lower() or "filesystem" in message.lower():
             raise TrackingError(
                 "./mlruns holds runs of MLflow's old file store, which it no longer opens by default; move that folder "
                 "away, or use --tracking-uri sqlite:///mlflow.db to record beside it"
             ) from error
-        raise TrackingError(f"the tracking store {uri} cannot be used: {message[:200]}") from error
+        raise TrackingError(f"the tracking store {uri} cannot be used: {message}") from error
     except TlError:
         raise
     except Exception as error:  # of folders, networks, databases and their drivers, and of answers that make no sense
-        raise TrackingError(f"the tracking store {uri} cannot be used: {first_line(error)[:200]}") from error
+        raise TrackingError(f"the tracking store {uri} cannot be used: {reason(error)}") from error
 
 
 def _check_server(uri: str) -> None:
+    """Ask a server whether it is there, with the certificates that MLflow's variables name.
+
+    Raises:
+        TrackingError: it does not answer.
+    """
     try:
-        parts = urlsplit(uri)
-        # urllib does not understand user:password@ in a URL.
-        health = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/") + "/health", "", ""))
-        with urllib.request.urlopen(health, timeout=5):
+        creds = get_default_host_creds(uri)
+        health = requests.get(
+            uri.rstrip("/") + "/health", timeout=5, verify=creds.verify, cert=creds.client_cert_path or None
+        )
+        # What it thinks of us, MLflow will say.
+        if health.ok or health.status_code in (401, 403, 404):
             return
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403, 404):
-            return  # it is there; what it thinks of us, MLflow will say
-        reason: object = f"HTTP {error.code}"
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", None) or first_line(error)
-    raise TrackingError(
-        f"the tracking server {without_secrets(uri)} does not answer ({reason}); start it, or leave --tracking-uri and "
-        "MLFLOW_TRACKING_URI out to record in ./mlflow.db"
-    )
+        said, cause = f"HTTP {health.status_code}", None
+    except (OSError, ValueError, MlflowException) as error:
+        cause = root(error)
+        said = first_line(cause)
+    advice = "start it, or leave --tracking-uri and MLFLOW_TRACKING_URI out to record in ./mlflow.db"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        advice = (
+            "set MLFLOW_TRACKING_SERVER_CERT_PATH to a PEM file with the certificate that signed the server's, or "
+            "MLFLOW_TRACKING_INSECURE_TLS=true to accept any"
+        )
+    elif isinstance(cause, ssl.SSLError) and "CERTIFICATE_REQUIRED" in said:
+        advice = "set MLFLOW_TRACKING_CLIENT_CERT_PATH to a PEM file with your certificate and its key"
+    raise TrackingError(f"the tracking server {without_secrets(uri)} does not answer ({said}); {advice}")

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities import Metric, Run
-from mlflow.exceptions import MlflowException
 
-from tl_cli.errors import UsageError, first_line
+from tl_cli.errors import UsageError
 from tl_cli.models.bundle import read_card
 from tl_cli.tracking.evaluations import dataset_inputs
 from tl_cli.tracking.journal import JOURNAL, Left, alone_with, forget_left, read
 from tl_cli.tracking.listing import status_of
 from tl_cli.tracking.models import Naming, log_model
 from tl_cli.tracking.overview import refresh
+from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import STATE_ROOT, Store
 
 _BATCH = 1000  # what a store takes at once
@@ -30,12 +30,14 @@ class Synced:
 
     Attributes:
         refused: what the store will never take, and why: it is not tried again.
+        failed: what it did not take this time, and why: it stays in the journal.
     """
 
     points: int
     pieces: int
     status: str | None
     refused: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
 
 
 def journaled_runs() -> list[str]:
@@ -68,6 +70,7 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
     run_id = str(run.info.run_id)
     recorded = read(path, run_id)
     refused: list[str] = []
+    failed: dict[Left, str] = {}
     with store.reported():
         waiting = missing(store, run_id, recorded.points)
         for start in range(0, len(waiting), _BATCH):
@@ -75,19 +78,24 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
         for work in recorded.left:
             try:
                 _do(store, run_id, work)
-            except (MlflowException, UsageError, UnicodeError) as error:
-                if isinstance(error, MlflowException) and error.error_code not in _FOR_EVER:
+            except Exception as error:  # whatever it answers, and whatever that makes of its client
+                said = f"the {work.kind} {work.name}: {reason(error)}"
+                if isinstance(error, UsageError | UnicodeError) or getattr(error, "error_code", None) in _FOR_EVER:
+                    refused.append(said)
+                elif store.answers():
+                    failed[work] = said
+                else:
                     raise
-                refused.append(f"the {work.kind} {work.name}: {first_line(error)}")
         status = None
         if recorded.ending is not None and run.info.status == "RUNNING":
             status = recorded.ending.status
             store.client.set_terminated(run_id, status, end_time=recorded.ending.at)
     if recorded.left:
-        forget_left(path)
+        forget_left(path, failed)
     if waiting or recorded.left or status:
         refresh(store, [str(run.info.experiment_id)])
-    return Synced(len(waiting), len(recorded.left) - len(refused), status, tuple(refused))
+    done = len(recorded.left) - len(refused) - len(failed)
+    return Synced(len(waiting), done, status, tuple(refused), tuple(failed.values()))
 
 
 def _do(store: Store, run_id: str, work: Left) -> None:
