@@ -369,32 +369,6 @@ def test_the_live_screen_runs_in_a_real_terminal(colours: Path, workplace: Path)
     assert "\x1b[?25h" in text
 
 
-def test_a_run_that_failed_at_its_very_end_is_judged_on_resume(tl, workplace: Path) -> None:
-    for index, (name, colour) in enumerate(COLOURS.items()):
-        for part, count in (("train", 12), ("test", 4)):
-            write_pictures(Path("data") / part, {name: colour}, count, size=60 + 10 * index)
-    bad = Path("data/test/red/003.png")
-    whole = bad.read_bytes()
-    reader, writer = os.pipe()
-    with open("stderr.txt", "w+") as said, open(reader) as stdout:
-        process = tl_process("train", *QUICK, "--data", "data", cwd=workplace, stdout=writer, stderr=said.fileno())
-        os.close(writer)
-        # It was whole when all files were looked at.
-        assert any("epoch 1/" in line for line in stdout)
-        bad.write_bytes(whole[:200])
-        stdout.read()
-        process.join()
-        said.seek(0)
-        err = said.read()
-    assert process.exitcode == 2
-    assert "red/003.png" in err.replace("\n", "")
-    assert "tl train --resume" in err
-    bad.write_bytes(whole)
-    assert tl("train", "--resume", "latest").code == 0
-    metrics = open_store(None).find("latest").data.metrics
-    assert "test/accuracy" in metrics
-
-
 def test_images_that_change_during_a_training_are_named_and_recorded(
     tl, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

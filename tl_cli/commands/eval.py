@@ -20,7 +20,7 @@ from tl_cli.commands.options import (
 if TYPE_CHECKING:
     from tl_cli.commands.resolve import Target
     from tl_cli.evaluation.judgement import Judgement
-    from tl_cli.training.evaluate import Measured
+    from tl_cli.training.evaluate import Measured, OwnAccuracy
 
 EXAMPLES = """Examples:
 
@@ -40,7 +40,10 @@ def evaluate(
     run: RunName,
     split: Annotated[
         Literal["test", "val", "train", "all"] | None,
-        typer.Option(help="Which images; default is test, or all of a folder that is not split.", show_default=False),
+        typer.Option(
+            help="Which images; default is test, val of data without test images, all of a folder that is not split.",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -52,6 +55,13 @@ def evaluate(
     label_column: LabelColumn = None,
     split_column: SplitColumn = None,
     data_dir: DataDir = None,
+    on_bad_image: Annotated[
+        Literal["error", "skip"] | None,
+        typer.Option(
+            help="error, or skip: leave out files that cannot be decoded. Default: as in training.",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at once.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.", rich_help_panel=_OUTPUT)] = False,
     as_csv: Annotated[
@@ -77,7 +87,7 @@ def evaluate(
     from tl_cli.contract import Columns
     from tl_cli.evaluation.judgement import judge
     from tl_cli.models import zoo
-    from tl_cli.training.evaluate import Judge
+    from tl_cli.training.evaluate import Judge, OwnAccuracy
     from tl_cli.ui.console import make_console, print_warning
     from tl_cli.ui.progress import FileProgress
     from tl_cli.ui.report import print_judgement
@@ -97,20 +107,24 @@ def evaluate(
             device=device or "auto",
             batch_size=batch_size,
             workers=workers,
+            on_bad_image=on_bad_image or card.data.on_bad_image,
             progress=progress,
         )
         measured = examiner.measure(split)
     judgement = judge(measured.answers, card.calibration)
+    own = None
+    if not measured.is_own or measured.is_changed:
+        own = OwnAccuracy.of(card, target.run.data.metrics if target.run else {})
     _warn(measured)
     if not card.calibration.images and has_former_calibration(target):
         print_warning("calibration.json of an earlier version is ignored; tl train now fits the temperature")
     if as_json:
-        typer.echo(_json(measured, judgement, card.classes))
+        typer.echo(_json(measured, judgement, card.classes, own))
     elif as_csv:
         typer.echo(_csv(judgement, card.classes), nl=False)
     else:
         title = f"{card.architecture}, {target.name}"
-        print_judgement(console, title, measured, judgement, card.classes, pictures=pictures)
+        print_judgement(console, title, measured, judgement, card.classes, pictures=pictures, own=own)
     for path in _keep(target, measured, judgement, card.classes, output=output, log=log):
         if not (as_json or as_csv):
             console.print(str(path), markup=False, soft_wrap=True, style="dim")
@@ -124,6 +138,8 @@ def _warn(measured: "Measured") -> None:
         print_warning(note)
     if measured.is_changed:
         print_warning(f"the {measured.part} images are not those that the model was trained with")
+    if measured.is_own and measured.part == "val":
+        print_warning("validation chose the epoch of this model, so these figures are a little too good")
     if measured.is_own and measured.part == "train":
         print_warning("these images were trained on: the figures say how much was learned by heart, not how good it is")
     if measured.trained_on:
@@ -149,7 +165,15 @@ def _keep(
 ) -> list[Path]:
     """Write what was found where it is wanted; return the files that a person asked for."""
     from tl_cli.evaluation.judgement import headline
-    from tl_cli.tracking.evaluations import EVALUATIONS, evaluation_name, log_evaluation
+    from tl_cli.evaluation.logits import save_answers
+    from tl_cli.tracking.evaluations import (
+        EVALUATIONS,
+        TEST_LOGITS,
+        evaluation_name,
+        is_first_test,
+        log_evaluation,
+        log_first_test,
+    )
     from tl_cli.tracking.journal import alone_with
 
     name = evaluation_name(measured)
@@ -164,6 +188,11 @@ def _keep(
             (run,) = store.again([run])
             kept = _write(folder / name, measured, judgement, classes)
             log_evaluation(store, run, measured, headline(judgement), kept)
+            if is_first_test(run, measured):
+                # Where tl compare finds what a run logs at its end.
+                logits = store.state_folder(run) / TEST_LOGITS
+                save_answers(logits, measured.answers, measured.images.ids, classes)
+                log_first_test(store, run, judgement.report.accuracy.value, logits)
     return written
 
 
@@ -198,12 +227,16 @@ def _draw(
     return paths
 
 
-def _json(measured: "Measured", judgement: "Judgement", classes: tuple[str, ...]) -> str:
+def _json(
+    measured: "Measured", judgement: "Judgement", classes: tuple[str, ...], own: "OwnAccuracy | None" = None
+) -> str:
     from tl_cli.evaluation.judgement import as_data
     from tl_cli.ui.console import json_text
 
-    about = {"data": measured.source, "split": measured.part, "digest": measured.split.digest,
+    about: dict[str, object] = {"data": measured.source, "split": measured.part, "digest": measured.split.digest,
              "missing": list(measured.missing), "notes": list(measured.notes)}  # fmt: skip
+    if own is not None:
+        about["own"] = {"split": own.part, "accuracy": own.value, "images": own.images}
     return json_text({**about, **as_data(judgement, classes, measured.images.ids.tolist())})
 
 

@@ -97,7 +97,9 @@ def _images(card: "ModelCard", data_dir: str | None, console: "Console") -> "tup
                 card.data, card.data.source, data_dir=data_dir, pixel_range=how.pixel_range, progress=progress
             )
             data = judged.data
-        images = data.parts.get("test", data.parts["val" if "val" in data.parts else "train"])
+        images = next((data.parts[name] for name in ("test", "val", "train") if name in data.parts), None)
+        if images is None:
+            raise DataError("none of them can be read")
         places = range(0, len(images), max(1, len(images) // 16))[:16]
         pictures = [prepare(images.open(place, decoded_side(how)), how) for place in places]
         return torch.stack(pictures), f"{len(pictures)} of its images"

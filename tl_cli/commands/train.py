@@ -26,6 +26,7 @@ from tl_cli.commands.options import (
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
 
+    from tl_cli.contract import DataSpec
     from tl_cli.tracking.run import Recorder
     from tl_cli.tracking.store import Store
     from tl_cli.training.history import History
@@ -408,7 +409,11 @@ def _tags(pairs: list[str]) -> dict[str, str]:
 
 
 def _prepare(
-    flags: dict[str, object], file: Mapping[str, object], tracking_uri: str | None, console: "Console"
+    flags: dict[str, object],
+    file: Mapping[str, object],
+    tracking_uri: str | None,
+    console: "Console",
+    then: "DataSpec | None" = None,
 ) -> "Plan":
     from tl_cli.models import zoo
     from tl_cli.training import setup
@@ -419,7 +424,7 @@ def _prepare(
     if isinstance(weights, str) and not zoo.is_known_weights(model, weights):
         flags = {**flags, "weights": _weights_of_run(weights, tracking_uri)}
     with FileProgress(console) as progress:
-        return setup.prepare(flags, file, progress)
+        return setup.prepare(flags, file, progress, then=then)
 
 
 def _warm_start(weights: str, tracking_uri: str | None) -> dict[str, object]:
@@ -494,7 +499,7 @@ def _go_on(
     from tl_cli.errors import TlError, UsageError
     from tl_cli.fetch import write_text
     from tl_cli.models import bundle
-    from tl_cli.tracking.store import named
+    from tl_cli.tracking.store import named, short_id
     from tl_cli.tracking.sync import sync
     from tl_cli.training.config import as_toml, settings_of
     from tl_cli.training.state import CARD_FILE, CONFIG_FILE
@@ -529,13 +534,17 @@ def _go_on(
         print_warning(f"{folder / CONFIG_FILE} has changed; the run goes on with the settings that it began with")
     if "data" not in flags:
         check_still_there(str(settings["data"]))
-    plan = _prepare(flags, settings, tracking_uri, console)
+    plan = _prepare(flags, settings, tracking_uri, console, card.data)
     changed = set(changed_parts(card.data, plan.data))
     if changed - {"test"}:
         raise UsageError(
             f"the {' and '.join(sorted(changed))} images have changed since the run began; start a new run"
         )
-    if changed:
+    if changed and "test" not in plan.data.parts:
+        print_warning(
+            f"the test images are not there: no test accuracy is recorded until tl eval {run.info.run_id[:8]} measures it"
+        )
+    elif changed:
         print_warning("the test images have changed since the run began; it will be tested on those that are there now")
     _show_plan(plan, console)
     target = _Target(
@@ -624,6 +633,9 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
                     history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
                 curves = drawn(lambda: save_curves(history, recorder.folder), warnings.append)
                 warnings += outcome.warnings
+                if "test" in outcome.failed:
+                    name = recorder.run_id[:8]
+                    warnings.append(f"no test accuracy is recorded; to add it: tl eval {name}{_uri_flag(target)}")
                 recorder.log_end(plan, outcome, command_line(), curves, recorder.folder / BEST_FOLDER, target.register)
             except BaseException as error:  # however it ends: a signal, a full disk, no memory
                 _keep(plan, recorder, saver, target, error)
@@ -726,9 +738,13 @@ def _show_end(
     elif target.tracking_uri:
         browse = f"mlflow ui --backend-store-uri {shlex.quote(without_secrets(target.tracking_uri))}"
     name = run_id[:8]
-    print_next(
-        console, name, [f"tl eval {name}{flag}", f"tl plot --terminal {name}{flag}", f"tl inspect {name}{flag}", browse]
-    )
+    commands = [f"tl plot --terminal {name}{flag}", browse]
+    # Those that work now: images may be away.
+    if "train" not in outcome.failed:
+        commands.insert(1, f"tl inspect {name}{flag}")
+    if outcome.test is not None or "test" not in plan.data.spec.splits:
+        commands.insert(0, f"tl eval {name}{flag}")
+    print_next(console, name, commands)
 
 
 def _uri_flag(target: _Target) -> str:

@@ -135,6 +135,7 @@ def scan(
     *,
     columns: Columns = USUAL_COLUMNS,
     hints: Columns = USUAL_COLUMNS,
+    partial: bool = False,
     lenient: bool = False,
 ) -> Found:
     """Return the classes and images of an archive of folders, or of one with a CSV listing at its top.
@@ -143,7 +144,7 @@ def scan(
         cache: where it is unpacked, once for each path, size and time of change.
         progress: told how far into the archive the unpacking is, in bytes.
         columns: as of ``listing.scan``; so are ``hints``.
-        lenient: as of ``folder.scan``.
+        partial: as of ``folder.scan``; so is ``lenient``.
 
     Raises:
         DataError: it is torn, encrypted, hostile, too large for the disk, or holds nothing that can be used.
@@ -155,11 +156,13 @@ def scan(
     listings = listings_in(top, columns, hints)
     try:
         if len(listings) == 1:
-            found = listing.scan(listings[0], columns=columns, hints=hints, confined=True, lenient=lenient)
+            found = listing.scan(
+                listings[0], columns=columns, hints=hints, confined=True, partial=partial, lenient=lenient
+            )
         elif columns != USUAL_COLUMNS:
             raise DataError(f"{len(listings)} CSVs at the top have the columns that are named; there must be one")
         else:
-            found = folder.scan(top, lenient=lenient)
+            found = folder.scan(top, partial=partial, lenient=lenient)
     except DataError as error:
         _discard(unpacked)
         raise DataError(f"in {path}, unpacked: {error}") from error

@@ -105,8 +105,13 @@ def each(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def check_all(parts: Mapping[SplitName, FileImages], *, workers: int, progress: Progress = silent) -> None:
+def check_all(
+    parts: Mapping[SplitName, FileImages], *, workers: int, progress: Progress = silent, may_skip: bool = True
+) -> None:
     """Refuse images of which some cannot be decoded, and name them.
+
+    Args:
+        may_skip: the command has the option ``--on-bad-image``.
 
     Raises:
         DataError: some cannot be; the message names them.
@@ -119,13 +124,18 @@ def check_all(parts: Mapping[SplitName, FileImages], *, workers: int, progress: 
     if len(bad) > _NAMED:
         lines.append(f"  and {len(bad) - _NAMED:,} more; tl data check lists them all")
     raise DataError(
-        f"{len(bad):,} of {total:,} images cannot be decoded:\n" + "\n".join(lines) + "\n"
-        "mend or remove them, or leave them out with --on-bad-image skip"
+        f"{len(bad):,} of {total:,} images cannot be decoded:\n"
+        + "\n".join(lines)
+        + "\n"
+        + ("fix or remove them, or leave them out with --on-bad-image skip" if may_skip else "fix or remove them")
     )
 
 
-def without_unreadable(found: Found, *, workers: int, progress: Progress = silent) -> Found:
+def without_unreadable(found: Found, *, workers: int, progress: Progress = silent, strict: bool = True) -> Found:
     """Return the images that decode to their end, and a note of those that are left out.
+
+    Args:
+        strict: every class of the training images must keep an image.
 
     Raises:
         DataError: nothing is left of a class of the training images.
@@ -146,7 +156,7 @@ def without_unreadable(found: Found, *, workers: int, progress: Progress = silen
             raise DataError(f"no {part} image can be decoded: {named} ({bad[min(bad)]})")
         notes.append(f"{len(bad):,} of {len(images):,} {part} images cannot be decoded and are left out: {named}")
         gone = sorted(set(images.labels.tolist()) - set(parts[part].labels.tolist()))
-        if part == "train" and gone:
+        if part == "train" and gone and strict:
             names = ", ".join(found.classes[label] for label in gone)
             raise DataError(f"no image of {names} can be decoded; {named}")
     return Found(found.classes, parts, tuple(notes), found.faults)

@@ -50,11 +50,11 @@ class _Listed:
     others: Counter[str] = field(default_factory=Counter)
 
 
-def scan(root: Path, *, fewest: int = 2, lenient: bool = False) -> Found:
+def scan(root: Path, *, partial: bool = False, lenient: bool = False) -> Found:
     """Return the classes and images of a folder.
 
     Args:
-        fewest: classes that there must be.
+        partial: for a model that is trained already: any of the parts and classes may be missing.
         lenient: go on where classes are empty, too few or unknown to ``train``, and name that among the faults.
 
     Raises:
@@ -71,12 +71,12 @@ def scan(root: Path, *, fewest: int = 2, lenient: bool = False) -> Found:
     faults = Faults(lenient)
     found = _part_folders(root, folders)
     if not found:
-        return _classes_only(root, folders, fewest, faults)
-    if "train" not in found:
+        return _classes_only(root, folders, faults, partial=partial)
+    if "train" not in found and not partial:
         names = ", ".join(f"{_below(root, path)}/" for path in found.values())
         one = f"to use these images alone, give {_data(next(iter(found.values())))}; " if len(found) == 1 else ""
         raise DataError(f"{root} has {names} but no train/; {one}{EXPECTED}")
-    if len(found) == 1:
+    if len(found) == 1 and not partial:
         loose = "; ".join(f"{path.name}/ has no class folders" for path in folders if _is_other_part(path.name))
         missing = loose or "there is neither test/ nor val/"
         train = found["train"]
@@ -84,7 +84,7 @@ def scan(root: Path, *, fewest: int = 2, lenient: bool = False) -> Found:
         if any(_has_pictures(path) for path in folders):
             fault += f"; if {train.name}/ is a class, move the pictures in its folders up, or {_AS_CSV}"
         raise DataError(fault)
-    return _parts(root, found, fewest, faults)
+    return _parts(root, found, faults, partial=partial)
 
 
 def _part_folders(root: Path, folders: list[Path]) -> dict[SplitName, Path]:
@@ -139,28 +139,36 @@ def _data(path: Path) -> str:
     return f"--data {shlex.quote(str(path))}"
 
 
-def _parts(root: Path, found: dict[SplitName, Path], fewest: int, faults: Faults) -> Found:
+def _parts(root: Path, found: dict[SplitName, Path], faults: Faults, *, partial: bool) -> Found:
     listed = {part: _list_classes(root, path) for part, path in found.items()}
+    if partial:
+        listed = {part: here for part, here in listed.items() if any(here.classes.values())} or listed
+        found = {part: found[part] for part in listed}
+    main: SplitName = "train" if "train" in found else next(iter(found))
     notes = []
     tops = {part: path.relative_to(root).parts[0] for part, path in found.items()}
     if any(_below(root, path) != tops[part] or not partition.is_plain(tops[part]) for part, path in found.items()):
         notes.append("read as parts: " + ", ".join(f"{p} from {_below(root, path)}/" for p, path in found.items()))
-    _check_layout(found["train"], listed["train"], faults)
+    _check_layout(found[main], listed[main], faults)
     notes += _nesting({f"{_below(root, found[part])}/": here for part, here in listed.items()})
     notes += _merge_spellings(root, listed.values(), faults)
-    classes = _checked(listed["train"].classes, found["train"], fewest, faults)
+    known = dict(listed[main].classes)
+    if partial:
+        for here in listed.values():
+            known.update((name, files) for name, files in here.classes.items() if not known.get(name))
+    classes = _checked(known, found[main], faults, partial=partial)
     others = [path.name for path in _subfolders(root) if path.name not in tops.values()]
     if others:
-        beside = f"beside {tops['train']}/ is no part of these data and left out"
+        beside = f"beside {tops[main]}/ is no part of these data and left out"
         notes.append(f"{_folders(others)} {beside}")
     for part, files in ((part, listed[part].classes) for part in listed):
-        unknown = sorted(set(files) - set(listed["train"].classes))
+        unknown = sorted(set(files) - set(known))
         if unknown:
             faults.add(f"{found[part]} has classes that train/ has not: {some(unknown)}")
         if not any(files.values()):
             raise DataError(f"{found[part]} has no pictures; {EXPECTED}")
         absent = [name for name in classes if not files.get(name)]
-        if absent:
+        if absent and not partial:
             notes.append(f"{_below(root, found[part])}/ has no pictures of {some(absent)}")
     # Pictures may also lie above the class folders: in train/ where these are in train/images/.
     levels = {level for path in found.values() for level in (path, *path.parents) if level.is_relative_to(root)}
@@ -173,7 +181,7 @@ def _parts(root: Path, found: dict[SplitName, Path], fewest: int, faults: Faults
     return Found(classes, parts, tuple(notes), tuple(faults.named))
 
 
-def _classes_only(root: Path, folders: list[Path], fewest: int, faults: Faults) -> Found:
+def _classes_only(root: Path, folders: list[Path], faults: Faults, *, partial: bool) -> Found:
     listed = _list_classes(root, root)
     files = listed.classes
     loose = _loose(root)
@@ -182,7 +190,7 @@ def _classes_only(root: Path, folders: list[Path], fewest: int, faults: Faults) 
         raise DataError(f"{root} holds {found or 'nothing'}{_hint(root)}; {EXPECTED}")
     _check_layout(root, listed, faults)
     notes = [*_nesting({"": listed}), *_merge_spellings(root, [listed], faults)]
-    classes = _checked(files, root, fewest, faults)
+    classes = _checked(files, root, faults, partial=partial)
     if loose:
         notes.append(f"{loose:,} pictures beside the class folders have no class and are left out")
     notes += _passed_over(listed.others)
@@ -283,19 +291,19 @@ def _merge_spellings(where: Path, listed: Iterable[_Listed], faults: Faults) -> 
     return [*notes, note] if note else notes
 
 
-def _checked(files: Mapping[str, Names], where: Path, fewest: int, faults: Faults) -> tuple[str, ...]:
+def _checked(files: Mapping[str, Names], where: Path, faults: Faults, *, partial: bool) -> tuple[str, ...]:
     """Return the classes that have pictures, sorted."""
     classes = tuple(sorted(files))
     for name in classes:
         if not name.isascii() and name.encode("utf-8", "replace").decode() != name:
             raise DataError(f"{where} has a class folder whose name is not valid UTF-8: {name!r}; rename it")
     empty = [name for name in classes if not files[name]]
-    if empty:
+    if empty and not partial:
         faults.add(f"{where} has class folders without pictures: {some(empty)}; fill or remove them{_hint(where)}")
     classes = tuple(name for name in classes if files[name])
     if not classes:
         raise DataError(f"{where} has no class folders with pictures{_hint(where)}; {EXPECTED}")
-    if len(classes) < max(1, fewest):
+    if len(classes) < 2 and not partial:
         faults.add(
             f"{where} has one class only ({classes[0]}); a classifier needs two or more{_hint(where)}; {EXPECTED}"
         )

@@ -75,6 +75,7 @@ def scan(
     columns: Columns = USUAL_COLUMNS,
     hints: Columns = USUAL_COLUMNS,
     confined: bool = False,
+    partial: bool = False,
     lenient: bool = False,
 ) -> Found:
     """Return the classes and images that a CSV lists. The order of its rows does not matter.
@@ -83,6 +84,7 @@ def scan(
         columns: names or numbers of columns, which must be there.
         hints: names of columns that are used where they are there.
         confined: refuse pictures outside the CSV's folder; for a CSV that came in an archive.
+        partial: for a model that is trained already: any of the parts, classes and pictures may be missing.
         lenient: go on where labels look like one another, and name that among the faults.
 
     Raises:
@@ -95,7 +97,7 @@ def scan(
     rows = _columns(_read(table, lookup))
     if not len(rows.ids):
         raise DataError(f"{path} lists no pictures; {EXPECTED}")
-    _check_pictures(path, rows)
+    _check_pictures(path, rows, may_miss=partial)
     spelled, said = spelling.merged(rows.counts())
     rows = rows.renamed({label: name.strip() for label, name in spelled.items()})
     faults = Faults(lenient)
@@ -107,15 +109,16 @@ def scan(
         faults.add(fault)
     by_name = rows.ids.order()
     rows = rows.take(by_name[np.argsort(rows.labels[by_name], kind="stable")])
-    classes = tuple(rows.of("train").present())
-    _check_labels(path, rows, classes)
-    # Every label is one of train's now.
+    classes = rows.classes
+    if not partial:
+        classes = tuple(rows.of("train").present())
+        _check_labels(path, rows, classes)  # every label is one of train's now
     by_part = {part: listed for part in SPLIT_NAMES if len((listed := rows.of(part)).ids)}
     notes = [*table.notes, *lookup.notes(), *said, *(each for each in (note, several) if each)]
     notes += [
         f"{path.name} lists no pictures of {some(absent)} in {part}"
         for part, listed in by_part.items()
-        if (absent := sorted(set(classes) - set(listed.present())))
+        if not partial and (absent := sorted(set(classes) - set(listed.present())))
     ]
     divided = looks_divided(classes)
     if divided:
@@ -183,13 +186,13 @@ def _several_labels(path: Path, rows: _Rows) -> tuple[str, str]:
     return "", ""
 
 
-def _check_pictures(path: Path, rows: _Rows) -> None:
+def _check_pictures(path: Path, rows: _Rows, *, may_miss: bool) -> None:
     """Raise for the first row that lists a folder or a picture that was listed before, or for all that are missing."""
     files, missing, fault = _look(path, rows)
     _check_twice(path, rows, files)
     if fault:
         raise fault
-    if missing:
+    if missing and not may_miss:
         raise DataError(
             f"{path} lists {len(missing):,} pictures that are not there: {some(missing)}. "
             f"Paths are relative to {path.parent}, and no picture below it has such a name"

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tl_cli.contract import SPLIT_NAMES, USUAL_COLUMNS, Columns, DataSpec, Pixel
 from tl_cli.data import archive, checks, folder, listing, published, splits
 from tl_cli.data import pixel_range as depths
 from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
-from tl_cli.data.found import Found
+from tl_cli.data.found import LAYOUTS, Found
 from tl_cli.data.images import (
     FileImages,
     Images,
@@ -27,7 +27,7 @@ from tl_cli.data.images import (
 )
 from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes, measure
-from tl_cli.errors import DataError, suggest
+from tl_cli.errors import DataError, first_line, suggest
 from tl_cli.fetch import Progress, cache_root, silent
 from tl_cli.store import Store, memory_bytes
 
@@ -70,11 +70,17 @@ class LabelledData:
 
 
 def open_data(
-    spec: DataSpec, *, pixel_range: PixelRange | None = None, workers: int, progress: Progress = silent
+    spec: DataSpec,
+    *,
+    resuming: bool = False,
+    pixel_range: PixelRange | None = None,
+    workers: int,
+    progress: Progress = silent,
 ) -> LabelledData:
     """Return the images that ``spec`` names, split by its rule. Its layout and its digests are filled in.
 
     Args:
+        resuming: ``spec`` is that of an earlier run. Its test images may be missing: training does not need them.
         pixel_range: the numbers that become black and white in pictures of more than 8 bits per channel; None measures
             them on the training part.
 
@@ -83,13 +89,24 @@ def open_data(
         DownloadError: it must be fetched and cannot be.
     """
     source = locate(spec.source)
-    found = _open(source, cache_folder(spec.data_dir), progress, columns=spec.columns)
+    found = _open(source, cache_folder(spec.data_dir), progress, columns=spec.columns, partial=resuming)
+    if "train" not in found.parts:
+        raise DataError(f"{source} has no training images; there are: {', '.join(found.parts)}")
+    spec = spec.model_copy(update={"source": source, "layout": spec.layout if resuming else found.layout})
     seen = depths.survey(_split(found, spec), given=pixel_range, workers=workers, progress=progress)
     # Whether a deep picture decodes depends on whether there is a range.
     found = _scaled(found, seen.measured.pixel_range if seen.measured else None)
-    found = _readable(found, spec, workers, progress)
+    found = (_readable_parts if resuming else _readable)(found, spec, workers, progress)
     found = replace(found, notes=found.notes + seen.notes)
-    data = _labelled(found, _split(found, spec), spec.model_copy(update={"source": source}), workers, progress)
+    parts = _split(found, spec)
+    try:
+        data = _labelled(found, parts, spec, workers, progress)
+    except DataError as error:
+        if not resuming or "test" not in parts:
+            raise
+        del parts["test"]
+        notes = (*found.notes, f"the test images cannot be used: {first_line(error)}")
+        data = _labelled(replace(found, notes=notes), parts, spec, workers, progress)
     return replace(data, measured=seen.measured)
 
 
@@ -126,11 +143,13 @@ class Judged:
         is_own: whether they are those that the model was trained on, split as they were.
         trained_on: where they are others, how many of them it was trained on all the same; None where its own images
             are no longer there to be compared.
+        unread: parts with files that are missing or cannot be read; they are not in ``data``.
     """
 
     data: LabelledData
     is_own: bool
     trained_on: Mapping[SplitName, int] | None = None
+    unread: Mapping[SplitName, FileImages] = field(default_factory=dict)
 
 
 def open_to_judge(
@@ -146,6 +165,7 @@ def open_to_judge(
 
     Its own images are split as they were for its training, wherever they are now: any part is told by its digest.
     Others come as they lie there, in the parts that the source has; one of classes only has them all in ``train``.
+    Any part may be missing, and any class.
 
     Args:
         columns: of a CSV, where they are not those that were named for the training.
@@ -164,22 +184,46 @@ def open_to_judge(
         progress,
         columns=both if is_same_place else columns,
         hints=then.columns,
-        fewest=1,
+        partial=True,
     )
-    found = _readable(_scaled(found, pixel_range), spec, 2, progress)
+    found = _scaled(found, pixel_range)
     notes = depths.notes_for(found.parts, pixel_range, workers=2, progress=progress)
     found = replace(found, notes=found.notes + notes)
-    # A few images cannot be split, and then are not its own.
-    with suppress(DataError) if not is_same_place else nullcontext():
-        parts = with_contents(_split(found, spec), workers=_READERS, progress=progress)
-        recorded = {name: then.splits[name] for name in parts if name in then.splits}
-        alike = [name for name, split in recorded.items() if is_split(parts[name], found.classes, split)]
-        if is_same_place or (alike and _are_own(parts, alike, then, pixel_range, progress)):
-            return Judged(_whole(found, parts, spec), is_own=True)
-    parts = with_contents(found.parts, workers=_READERS, progress=progress)
+    kept = _readable_parts(found, spec, 2, progress)
+    parts, unread = _with_contents(_split_again(kept, spec), progress)
+    recorded = {name: then.splits[name] for name in parts if name in then.splits}
+    alike = [name for name, split in recorded.items() if is_split(parts[name], found.classes, split)]
+    if is_same_place or (alike and _are_own(parts, alike, then, pixel_range, progress)):
+        layout = LAYOUTS.get(frozenset(found.parts), then.layout) if len(found.parts) > 1 else then.layout
+        spec = spec.model_copy(update={"layout": layout})
+        return Judged(_whole(kept, parts, spec), is_own=True, unread=unread)
+    parts, unread = _with_contents(found.parts, progress)
     own = _own_images(then, pixel_range, progress)
-    trained_on = {name: shared(images, own["train"]) for name, images in parts.items()} if own else None
-    return Judged(_whole(found, parts, spec), is_own=False, trained_on=trained_on)
+    trained_on = {name: shared(images, own["train"]) for name, images in parts.items()} if "train" in own else None
+    return Judged(_whole(found, parts, spec), is_own=False, trained_on=trained_on, unread=unread)
+
+
+def _with_contents(
+    parts: Mapping[SplitName, Images], progress: Progress
+) -> tuple[dict[SplitName, Images], dict[SplitName, FileImages]]:
+    """Return the parts that can be read, with contents, and the others as they are."""
+    read: dict[SplitName, Images] = {}
+    unread: dict[SplitName, FileImages] = {}
+    for name, images in parts.items():
+        try:
+            read.update(with_contents({name: images}, workers=_READERS, progress=progress))
+        except DataError:
+            assert isinstance(images, FileImages)
+            unread[name] = images
+    return read, unread
+
+
+def _split_again(found: Found, spec: DataSpec) -> Mapping[SplitName, Images]:
+    """Return the parts of a run; where its training images cannot be split as they were, those that lie apart."""
+    try:
+        return _split(found, spec)
+    except DataError:
+        return {name: images for name, images in found.parts.items() if name != "train"}
 
 
 def _are_own(
@@ -199,9 +243,8 @@ def _own_images(then: DataSpec, pixel_range: PixelRange | None, progress: Progre
     """Return the images of a training by part, as they are where they were; nothing where they are not at hand."""
     with suppress(DataError):
         if is_at_hand(then):
-            found = _open(then.source, cache_folder(then.data_dir), progress, columns=then.columns)
-            found = _scaled(found, pixel_range)
-            found = _readable(found, then, 2, progress)
+            found = _open(then.source, cache_folder(then.data_dir), progress, columns=then.columns, partial=True)
+            found = _readable_parts(_scaled(found, pixel_range), then, 2, progress)
             return with_contents(_split(found, then), workers=_READERS, progress=progress)
     return {}
 
@@ -235,10 +278,19 @@ def _readable(found: Found, spec: DataSpec, workers: int, progress: Progress) ->
     return checks.without_unreadable(found, workers=workers, progress=progress)
 
 
+def _readable_parts(found: Found, spec: DataSpec, workers: int, progress: Progress) -> Found:
+    """Return what ``_readable`` does; a part of which nothing would be left stays whole, as it may not be needed."""
+    for name, images in found.parts.items():
+        with suppress(DataError):
+            readable = _readable(replace(found, parts={name: images}), spec, workers, progress)
+            found = replace(found, parts={**found.parts, **readable.parts}, notes=readable.notes)
+    return found
+
+
 def _whole(found: Found, parts: Mapping[SplitName, Images], spec: DataSpec) -> LabelledData:
     described = _described(parts, found.classes)
     ordered = {name: parts[name] for name in described}
-    filled = spec.model_copy(update={"layout": found.layout, "splits": described})
+    filled = spec.model_copy(update={"splits": {**spec.splits, **described}})
     files = {name: images for name, images in ordered.items() if isinstance(images, FileImages)}
     return LabelledData(found.classes, ordered, filled, found.notes, files=files)
 
@@ -349,7 +401,7 @@ def _open(
     *,
     columns: Columns = USUAL_COLUMNS,
     hints: Columns = USUAL_COLUMNS,
-    fewest: int = 2,
+    partial: bool = False,
     lenient: bool = False,
 ) -> Found:
     if columns != USUAL_COLUMNS and (source in SETS or not (_is_listing(Path(source)) or archive.is_archive(source))):
@@ -360,16 +412,16 @@ def _open(
     path = Path(source)
     if path.is_dir():
         try:
-            return folder.scan(path, fewest=fewest, lenient=lenient)
+            return folder.scan(path, partial=partial, lenient=lenient)
         except DataError as error:
             if listings := archive.listings_in(path):
                 hint = f"to read {listings[0].name}, which lists pictures, give --data {shlex.quote(str(listings[0]))}"
                 raise DataError(f"{error}\n{hint}") from error
             raise
     if _is_listing(path):
-        return listing.scan(path, columns=columns, hints=hints, lenient=lenient)
+        return listing.scan(path, columns=columns, hints=hints, partial=partial, lenient=lenient)
     if archive.is_archive(path.name):
-        return archive.scan(path, cache, progress, columns=columns, hints=hints, lenient=lenient)
+        return archive.scan(path, cache, progress, columns=columns, hints=hints, partial=partial, lenient=lenient)
     return folder.scan(path)
 
 
@@ -383,13 +435,15 @@ def _split(found: Found, spec: DataSpec) -> dict[SplitName, Images]:
         for name, images in parts.items():
             if spec.limit < len(images):
                 parts[name] = images.subset(splits.subset(images.labels, spec.limit, spec.split_seed))
-    if found.layout == "classes":
+    # A run's source may have lost the parts that it brought itself.
+    is_undivided = set(parts) == {"train"} and spec.layout == "classes"
+    if is_undivided:
         rest, out = splits.hold_out(parts["train"].labels, spec.test_fraction, spec.split_seed, found.classes)
         parts["test"] = parts["train"].subset(out)
         parts["train"] = parts["train"].subset(rest)
-    if "val" not in parts:
+    if "val" not in parts and "train" in parts:
         # The share is of all training images, those already held out for the test included.
-        share = spec.val_fraction / (1 - spec.test_fraction) if found.layout == "classes" else spec.val_fraction
+        share = spec.val_fraction / (1 - spec.test_fraction) if is_undivided else spec.val_fraction
         kept, out = splits.hold_out(parts["train"].labels, share, spec.split_seed, found.classes)
         parts["val"] = parts["train"].subset(out)
         parts["train"] = parts["train"].subset(kept)

@@ -10,11 +10,13 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 
 from tl_cli.contract import DataSpec, Split, SplitName
 from tl_cli.data.sources import BUILT_IN
+from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.store import SCHEME_TAG, Store
 from tl_cli.training.evaluate import Measured
 
 EVALUATIONS = "eval"
 TEST_LOGITS = "test_logits.npz"
+NOTE_TAG = "mlflow.note.content"
 
 
 def log_evaluation(
@@ -49,6 +51,25 @@ def log_evaluation(
         for path in files:
             store.client.log_artifact(run.info.run_id, str(path), folder)
     return folder
+
+
+def is_first_test(run: Run, measured: Measured) -> bool:
+    """Whether a run that could not be tested at its end is tested now."""
+    return _is_test(measured) and "test/accuracy" not in run.data.metrics
+
+
+def log_first_test(store: Store, run: Run, accuracy: float, logits: Path) -> None:
+    """Complete the record of a run that could not be tested at its end.
+
+    Raises:
+        TrackingError: the store cannot be used.
+    """
+    said = f"**{accuracy:.2%} on test images**, measured by tl eval after the training"
+    note = "\n\n".join(filter(None, [said, run.data.tags.get(NOTE_TAG)]))
+    with store.reported():
+        store.client.log_artifact(run.info.run_id, str(logits), EVALUATIONS)
+        store.client.set_tag(run.info.run_id, NOTE_TAG, note)
+        refresh(store, [str(run.info.experiment_id)])
 
 
 def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ from mlflow.entities import Dataset, Metric, Param
 from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
 from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
 from tl_cli.evaluation.logits import save_answers
-from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_inputs, datasets_of
+from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, datasets_of
 from tl_cli.tracking.journal import JOURNAL, Ending, Journal, Left, alone_with, read
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
 from tl_cli.tracking.models import Naming, log_model
@@ -34,7 +34,6 @@ _SETTLE_EVERY_S = 0.25  # a killed process loses no more of its curves than that
 _BATCH = 1000  # what a store takes at once
 _PARAM_LENGTH = 6000
 _LAST_WAIT_S = 60.0  # for the last points, at the end
-_NOTE = "mlflow.note.content"
 CHANGED_TAG = "tl.images_changed"  # of a run whose images did while it trained
 _RECORDED = (LossSampled, EpochEnded)
 T = TypeVar("T")
@@ -236,10 +235,11 @@ class Recorder:
             "best/val_accuracy": (counters.best_val_accuracy, "val"),
             "best/val_loss": (counters.best_val_loss, "val"),
             "best/epoch": (counters.best_epoch, None),
-            "clean_train/accuracy": (outcome.clean_train.accuracy.value, "train"),
-            "clean_train/loss": (outcome.clean_train.loss.value, "train"),
             "time/train_seconds": (counters.seconds, None),
         }
+        if outcome.clean_train is not None:
+            results["clean_train/accuracy"] = (outcome.clean_train.accuracy.value, "train")
+            results["clean_train/loss"] = (outcome.clean_train.loss.value, "train")
         if outcome.test is not None:
             results["test/accuracy"] = (outcome.test.accuracy.value, "test")
             results["test/loss"] = (outcome.test.loss.value, "test")
@@ -255,8 +255,8 @@ class Recorder:
             # A figure is not tied to a digest of images that it is not of.
             measured_on = datasets[part] if part and part not in outcome.changed else None
             self._put_result(key, value, model_id, measured_on)
-        if outcome.warnings:
-            said = "; ".join(outcome.warnings)
+        if outcome.changes:
+            said = "; ".join(outcome.changes)
             self._try(
                 lambda: self._store.client.set_tag(self.run_id, CHANGED_TAG, said), Left("tag", CHANGED_TAG, said)
             )
@@ -285,7 +285,7 @@ class Recorder:
         )
 
     def _set_note(self, text: str) -> None:
-        self._try(lambda: self._store.client.set_tag(self.run_id, _NOTE, text), Left("tag", _NOTE, text))
+        self._try(lambda: self._store.client.set_tag(self.run_id, NOTE_TAG, text), Left("tag", NOTE_TAG, text))
 
     def _log_model(self, plan: Plan, folder: Path, register: str | None) -> str | None:
         """Record a saved model; return its id, or None where the store did not take it."""
@@ -371,7 +371,7 @@ class Recorder:
         points = read(self.folder / JOURNAL, self.run_id).points
         there = self._store.client.get_run(self.run_id).data
         # The last thing that a beginning leaves, unless it was killed.
-        self.is_described = _NOTE in there.tags
+        self.is_described = NOTE_TAG in there.tags
         self._params = frozenset(there.params)
         for key in there.metrics:
             points += self._store.client.get_metric_history(self.run_id, key)
@@ -449,14 +449,15 @@ def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str
         lines += [tested, ""]
     lines += [f"{plan.config.model} ({plan.classifier.weights.name}) on `{source}`", "", f"`{command}`"]
     if outcome is not None:
-        lines += [line for warning in outcome.warnings for line in ("", f"**Warning:** {warning}")]
+        lines += [line for warning in outcome.warnings for line in ("", f"**Warning:** {warning.splitlines()[0]}")]
         lines += ["", "| result | |", "|---|---|"]
         if outcome.test is not None:
             accuracy = outcome.test.accuracy
             interval = f"95% interval {100 * accuracy.low:.2f} to {accuracy.high:.2%}, {accuracy.count:,} images"
             lines.append(f"| test accuracy | {accuracy.value:.2%} ({interval}) |")
         lines.append(f"| validation accuracy | {outcome.counters.best_val_accuracy:.2%} |")
-        lines.append(f"| clean training images | {outcome.clean_train.accuracy.value:.2%} |")
+        if outcome.clean_train is not None:
+            lines.append(f"| clean training images | {outcome.clean_train.accuracy.value:.2%} |")
         lines.append(f"| best epoch | {outcome.counters.best_epoch} of {outcome.counters.epoch} |")
     lines += ["", f"Look again: `tl eval {run_id[:8]}`, `tl plot --terminal {run_id[:8]}`"]
     return "\n".join(lines)

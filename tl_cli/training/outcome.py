@@ -8,10 +8,11 @@ import numpy as np
 from torch import nn
 
 from tl_cli.contract import SplitName
-from tl_cli.data import splits
+from tl_cli.data import checks, splits
+from tl_cli.data.images import FileImages
 from tl_cli.data.loaders import Loader
 from tl_cli.data.names import Names
-from tl_cli.errors import WeightsError, some
+from tl_cli.errors import DataError, WeightsError, first_line, some
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.evaluation.metrics import Report, report
 from tl_cli.models import bundle, freezing
@@ -30,22 +31,33 @@ class Outcome:
 
     Attributes:
         counters: epochs, steps, the best epoch.
-        test: of the best model; None where the data bring no test images.
+        test: of the best model; None where the data bring no test images, or they could not be evaluated.
         test_answers: its logits as the network gives them, to compare two runs image by image.
         test_ids: the images' ids, in the same order.
-        clean_train: of the best model on training images without augmentation, in eval mode.
+        clean_train: of the best model on training images without augmentation, in eval mode; None where they could
+            not be evaluated.
         changed: by part the files that were replaced or changed while the training went on.
+        failed: by part why it could not be evaluated. The training is complete all the same.
     """
 
     counters: Counters
     test: Report | None
     test_answers: Answers | None
     test_ids: Names | None
-    clean_train: Report
+    clean_train: Report | None
     changed: Mapping[SplitName, list[str]] = field(default_factory=dict)
+    failed: Mapping[SplitName, str] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
+        """What is to be said of figures that are missing or not of the images that the record names."""
+        return self.changes + [
+            f"the training is complete, but its model could not be evaluated on the {_CALLED[part]} images: {reason}"
+            for part, reason in self.failed.items()
+        ]
+
+    @property
+    def changes(self) -> list[str]:
         """What is to be said of figures that are not of the images that the record names."""
         return [
             f"{len(names):,} {part} image{'s' * (len(names) != 1)} changed during the training, so its figures are not "
@@ -56,11 +68,15 @@ class Outcome:
     @property
     def gap(self) -> float | None:
         """Clean training accuracy less test accuracy, a fraction: how much was learned by heart."""
-        return self.clean_train.accuracy.value - self.test.accuracy.value if self.test else None
+        if self.test is None or self.clean_train is None:
+            return None
+        return self.clean_train.accuracy.value - self.test.accuracy.value
 
 
 def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Outcome:
     """Load the best model and judge it; the test images are looked at here and nowhere before.
+
+    Images that cannot be evaluated, for whatever reason, do not undo a training that is complete.
 
     Raises:
         WeightsError: it is lost, damaged, or of another epoch than the best one.
@@ -77,23 +93,45 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     train = plan.data.parts["train"]
     count = min(CLEAN_TRAIN_IMAGES, len(train))
     chosen = splits.stratified_order(train.labels, plan.config.split_seed)[:count]
-    clean = plan.loader(train.subset(np.sort(chosen)))
-    clean_answers = _judge(plan, network, clean, "measuring the training images", notify)
-    test_answers = ids = None
+    parts: dict[SplitName, tuple[Loader, Activity]] = {
+        "train": (plan.loader(train.subset(np.sort(chosen))), "measuring the training images")
+    }
     if "test" in plan.data.parts:
-        loader = plan.loader(plan.data.parts["test"])
-        test_answers = _judge(plan, network, loader, "testing", notify)
-        ids = loader.images.ids
-    temperature = card.calibration.temperature
+        parts["test"] = (plan.loader(plan.data.parts["test"]), "testing")
+    answers: dict[SplitName, Answers] = {}
+    reports: dict[SplitName, Report] = {}
+    failed: dict[SplitName, str] = {}
+    for part, (loader, activity) in parts.items():
+        try:
+            answers[part] = _judge(plan, network, loader, activity, notify)
+            reports[part] = report(answers[part].scaled(card.calibration.temperature))
+        except Exception as error:  # files, memory, a device: the model is trained, and tl eval can try again
+            failed[part] = _reason(plan, loader, error)
+    # After the last of them was decoded.
+    changed = {part: names for part, names in plan.data.changed_files().items() if part not in failed}
+    tested = "test" in reports
     return Outcome(
         counters=counters,
-        test=report(test_answers.scaled(temperature)) if test_answers else None,
-        test_answers=test_answers,
-        test_ids=ids,
-        clean_train=report(clean_answers.scaled(temperature)),
-        # After the last of them was decoded.
-        changed=plan.data.changed_files(),
+        test=reports.get("test"),
+        test_answers=answers["test"] if tested else None,
+        test_ids=parts["test"][0].images.ids if tested else None,
+        clean_train=reports.get("train"),
+        changed=changed,
+        failed=failed,
     )
+
+
+_CALLED: Mapping[SplitName, str] = {"train": "training", "val": "validation", "test": "test"}
+
+
+def _reason(plan: Plan, loader: Loader, error: Exception) -> str:
+    """Return why images could not be evaluated: all of those that cannot be decoded, by name."""
+    if isinstance(error, DataError) and isinstance(loader.images, FileImages):
+        try:
+            checks.check_all({"test": loader.images}, workers=plan.config.workers, may_skip=False)
+        except DataError as several:
+            return str(several)
+    return first_line(error)
 
 
 def _judge(plan: Plan, network: nn.Module, loader: Loader, activity: Activity, notify: Observer) -> Answers:

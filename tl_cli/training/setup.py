@@ -237,13 +237,20 @@ class Stage:
     found: bool = False
 
 
-def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: Progress = silent) -> Plan:
+def prepare(
+    flags: Mapping[str, object],
+    file: Mapping[str, object],
+    progress: Progress = silent,
+    *,
+    then: DataSpec | None = None,
+) -> Plan:
     """Return the plan of a run: images found and split, settings resolved, model built.
 
     Args:
         flags: settings from the command line, under their field names.
         file: settings from a config file.
         progress: told of downloads and decoding.
+        then: the data of a run that is resumed.
 
     Raises:
         UsageError: a setting, the data or the weights cannot be used.
@@ -255,7 +262,10 @@ def prepare(flags: Mapping[str, object], file: Mapping[str, object], progress: P
     # A number in a file may be written as another type; what is resolved is what was checked.
     flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
     workers = early.workers if "workers" in given else default_workers()
-    data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=workers, progress=progress)
+    spec = _data_spec(early)
+    if then is not None:
+        spec = spec.model_copy(update={"layout": then.layout, "splits": then.splits})
+    data = open_data(spec, resuming=then is not None, pixel_range=early.pixel_range, workers=workers, progress=progress)
     if early.pixel_range is not None and data.measured is None:
         name = "--pixel-range" if "pixel_range" in flags else "pixel_range in the config file"
         raise UsageError(f"{name} has no effect: no training image has more than 8 bits per channel; leave it out")

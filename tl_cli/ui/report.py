@@ -14,7 +14,7 @@ from tl_cli.contract import Calibration
 from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.judgement import Judgement
 from tl_cli.evaluation.metrics import Accuracy, ClassScore, Confusion, Measure, Mistake
-from tl_cli.training.evaluate import Measured
+from tl_cli.training.evaluate import Measured, OwnAccuracy
 from tl_cli.ui import tables
 from tl_cli.ui.console import is_ascii, plain, shortened
 
@@ -27,13 +27,21 @@ _THUMBNAIL = 18  # columns, and half as many rows
 
 
 def print_judgement(
-    console: Console, title: str, measured: Measured, judgement: Judgement, classes: Sequence[str], *, pictures: int
+    console: Console,
+    title: str,
+    measured: Measured,
+    judgement: Judgement,
+    classes: Sequence[str],
+    *,
+    pictures: int,
+    own: OwnAccuracy | None = None,
 ) -> None:
     """Print an evaluation, as much of it as the terminal has room for.
 
     Args:
         title: what was evaluated.
         pictures: how many of the worst mistakes are shown, where the terminal has colours.
+        own: the accuracy on the model's own data, where it is evaluated on other images.
     """
     part = "all images" if measured.part == "all" else measured.part
     count = judgement.report.accuracy.count
@@ -42,6 +50,15 @@ def print_judgement(
     console.print(plain(about, "dim", limit=4000))
     console.print()
     console.print(_figures(judgement, short=console.width < _NARROW))
+    if own is not None:
+        kind = {"test": "test", "val": "validation", "train": "training"}[own.part]
+        number = "" if own.images is None else f"{own.images:,} "
+        difference = 100 * (judgement.report.accuracy.value - own.value)
+        console.print(
+            f"{own.value:.2%} on the {number}{kind} images of its own data; here {difference:+.2f} points",
+            style="bold",
+            soft_wrap=True,
+        )
     console.print(Text(_temperature(judgement.calibration, measured), style="dim"))
     _section(console, "confusion, true classes down, answers across", confusion_map(judgement, classes, console))
     if judgement.confused:

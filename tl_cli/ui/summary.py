@@ -123,7 +123,8 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
             lines.append(
                 ("", "reached before unfreezing; a lower --unfreeze-lr or more epochs may improve on it", "dim")
             )
-    lines.append(("clean train", tables.format_accuracy(outcome.clean_train.accuracy), ""))
+    if outcome.clean_train is not None:
+        lines.append(("clean train", tables.format_accuracy(outcome.clean_train.accuracy), ""))
     if outcome.gap is not None:
         lines.append(("gap", f"{100 * outcome.gap:+.2f} points between training and test images", ""))
     speeds = [p.images_per_second for p in history.epochs if p.images_per_second and p.lr_backbone]
