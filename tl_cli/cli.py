@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from typing import Annotated, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -19,6 +19,7 @@ from tl_cli.commands import predict as predict_command
 from tl_cli.commands import runs as runs_command
 from tl_cli.commands import train as train_command
 from tl_cli.errors import Interrupted, TlError
+from tl_cli.shortage import found
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
@@ -88,7 +89,11 @@ def main() -> NoReturn:
         swallowed = interrupts.raised()
         if swallowed is not None:
             _stop(swallowed)
-        _report(error)
+        try:
+            _report(error)
+        except MemoryError:  # too little is left for the message
+            os.write(2, b"error: out of memory\n")
+            sys.exit(1)
     sys.exit(0)
 
 
@@ -102,6 +107,9 @@ def _stop(stopped: Interrupted) -> NoReturn:
 
 def _report(error: Exception) -> NoReturn:
     """Say what went wrong and exit, or raise it where it is a mistake of ours."""
+    shortage = found(error)
+    if shortage is not None:
+        _fail(f"{shortage}; {shortage.advice(_options())}", shortage.exit_code)
     if isinstance(error, TlError):
         _fail(str(error), error.exit_code)
     if isinstance(error, BrokenPipeError):
@@ -113,12 +121,6 @@ def _report(error: Exception) -> NoReturn:
             _fail(f"{error.filename}: {error.strerror}", 1)
         _discard(sys.stdout)
         _fail(f"cannot write the output: {error.strerror}", 1)
-    if _is_out_of_memory(error):
-        _fail(
-            "out of memory; try a smaller --batch-size (with --accumulate the step stays as large), a smaller "
-            "--input-size, or fewer --workers",
-            1,
-        )
     raise error
 
 
@@ -127,10 +129,12 @@ def _discard(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    said = str(error).lower()
-    told = "out of memory" in said or "can't allocate memory" in said
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and told)
+def _options() -> set[str]:
+    """Return the options of the command that was typed."""
+    command: Any = typer.main.get_command(app)
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word, command)
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -541,9 +541,7 @@ def _go_on(
             f"the {' and '.join(sorted(changed))} images have changed since the run began; start a new run"
         )
     if changed and "test" not in plan.data.parts:
-        print_warning(
-            f"the test images are not there: no test accuracy is recorded until tl eval {run.info.run_id[:8]} measures it"
-        )
+        print_warning(f"the test images are not there: no test accuracy is recorded until tl eval {short_id(run)}")
     elif changed:
         print_warning("the test images have changed since the run began; it will be tested on those that are there now")
     _show_plan(plan, console)

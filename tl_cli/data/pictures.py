@@ -24,6 +24,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, _imagi
 
 from tl_cli.data import deep
 from tl_cli.errors import DataError
+from tl_cli.shortage import during, pass_on
 
 if TYPE_CHECKING:
     from tl_cli.contract import PixelRange
@@ -236,7 +237,13 @@ def _check_regular(path: str | Path) -> None:
 
 
 def _refusal(name: str, error: Exception, source: str | Path | bytes) -> DataError:
-    """Return what to say of a picture; each of many decoders has errors of its own for what is torn."""
+    """Return what to say of a picture; each of many decoders has errors of its own for what is torn.
+
+    Raises:
+        ShortageError: there is no memory for it, which says nothing about the picture.
+    """
+    with during(f"while decoding {name}", "--workers"):
+        pass_on(error)
     if isinstance(error, UnidentifiedImageError):
         with suppress(Exception):
             return DataError(f"{name}: {deep.describe_tiff(_tiff_tags(source))}")

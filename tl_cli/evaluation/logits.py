@@ -15,6 +15,7 @@ from tl_cli.data.loaders import Batch
 from tl_cli.data.names import Names
 from tl_cli.errors import DataError, WeightsError
 from tl_cli.fetch import replacing
+from tl_cli.shortage import during
 
 # Told how many images are done.
 Counted = Callable[[int], None]
@@ -82,6 +83,7 @@ def load_answers(path: Path) -> KeptAnswers:
         raise DataError(f"{path} holds no answers of a model: {error}") from error
 
 
+@during("while evaluating", "--input-size", "--precision", "--workers", "--threads", "--device")
 def answer(
     network: nn.Module, batches: Iterable[Batch], counted: Counted = lambda done: None, *, at_once: int = 1
 ) -> Answers:

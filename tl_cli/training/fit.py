@@ -15,6 +15,7 @@ from tl_cli.evaluation.calibration import fit_temperature
 from tl_cli.evaluation.logits import Answers, answer
 from tl_cli.interrupts import held
 from tl_cli.randomness import Purpose, mixed
+from tl_cli.shortage import during
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.events import (
     EpochEnded,
@@ -84,6 +85,7 @@ def _run_phase(plan: Plan, phase: Phase, state: TrainState, notify: Observer) ->
     return True
 
 
+@during("while training", "--batch-size", "--input-size", "--precision", "--workers", "--threads", "--device")
 def _run_epoch(
     plan: Plan, stage: Stage, phase: Phase, epoch: int, state: TrainState, before: int, notify: Observer
 ) -> None:

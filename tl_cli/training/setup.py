@@ -25,6 +25,7 @@ from tl_cli.models.freezing import batch_norms
 from tl_cli.models.graph import Network
 from tl_cli.models.regularising import set_dropout
 from tl_cli.models.zoo import Classifier
+from tl_cli.shortage import during
 from tl_cli.training import features, recipes
 from tl_cli.training.config import CROP_MODES, AugmentName, TrainConfig, check
 from tl_cli.training.ema import Average
@@ -237,6 +238,7 @@ class Stage:
     found: bool = False
 
 
+@during("while preparing data and model", "--limit", "--input-size", "--workers", "--threads", "--device")
 def prepare(
     flags: Mapping[str, object],
     file: Mapping[str, object],
@@ -440,6 +442,9 @@ def eval_batch(device: torch.device, input_size: int) -> int:
     return max(1, min(256, images * 64 * 64 // input_size**2))
 
 
+@during(
+    "while computing features", "--no-feature-cache", "--limit", "--input-size", "--workers", "--threads", "--device"
+)
 def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     cached = plan.cached[phase.first]
     cache = features.Cache(cached, plan.machine, say=lambda message: notify(Noticed(message)))

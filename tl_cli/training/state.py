@@ -23,6 +23,7 @@ from tl_cli.contract import Calibration, ModelCard
 from tl_cli.errors import UsageError, WeightsError, first_line
 from tl_cli.fetch import replacing
 from tl_cli.models import bundle
+from tl_cli.shortage import pass_on
 from tl_cli.training.ema import Average
 from tl_cli.training.events import EpochEnded, Event, StepEnded
 
@@ -174,6 +175,7 @@ class TrainState:
             try:
                 saved = _verified(path.read_bytes())
             except (OSError, UsageError) as error:
+                pass_on(error)
                 problems.append(f"{path.name} cannot be used: {first_line(error)}")
                 continue
             try:
