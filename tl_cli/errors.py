@@ -110,6 +110,11 @@ def some(names: Sequence[str], show: int = 5) -> str:
     return ", ".join(names[:show]) + more
 
 
+def shortened(name: str, most: int = 120) -> str:
+    """Return a name as it is shown, cut where it is too long."""
+    return name if len(name) <= most else f"{name[:most]}..."
+
+
 def suggest(name: str, known: Iterable[str], *, show: int = 5) -> str:
     """Return " Did you mean ...?" with the nearest of ``known``, or the first few when none is near."""
     known = list(dict.fromkeys(known))

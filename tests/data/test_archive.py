@@ -11,6 +11,7 @@ import sys
 import tarfile
 import threading
 import zipfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -359,6 +360,72 @@ def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
         zipped.writestr("a/b.png", b"2")
     with pytest.raises(DataError, match="holds a/b.png twice"):
         unpack(put(tmp_path, "p.zip", buffer.getvalue()), tmp_path / "into", limits=TEN)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+@pytest.mark.parametrize("names", [("a/9.png", "a/9.png/1.png"), ("a/9.png/x/1.png", "a/9.png"), ("a", "a/b/9.png")])
+def test_a_file_and_a_folder_of_one_name_are_said(kind: str, names: tuple[str, str], tmp_path: Path) -> None:
+    files = dict.fromkeys(names, b"body")
+    path = put(tmp_path, f"p.{kind}", zip_of(files) if kind == "zip" else tar_of(files, "w"))
+    shorter = min(names, key=len)
+    with pytest.raises(DataError, match=f"holds both a file and a folder called {shorter}; rename one"):
+        unpack(path, tmp_path / "into", limits=TEN)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_name_that_is_too_long_is_named(kind: str, tmp_path: Path) -> None:
+    name = f"a/{'x' * 300}.png"
+    files = {**folders(".", ".png", "a", "b"), f"a/{'y' * 300}.txt": b"left out", name: picture("PNG")}
+    path = put(tmp_path, f"p.{kind}", zip_of(files) if kind == "zip" else tar_of(files, "w"))
+    with pytest.raises(DataError, match=r"name is too long for this file system: a/x{118}\.\.\.; shorten it"):
+        scan(path, tmp_path / "cache")
+    del files[name]
+    assert len(scan(put(tmp_path, "q.zip", zip_of(files)), tmp_path).parts["train"]) == 6
+
+
+def test_archives_in_an_archive_are_named(tmp_path: Path) -> None:
+    inner = {"x/train.zip": zip_of(FILES), "x/test.tar.gz": tar_of(FILES), "readme.txt": b"x"}
+    with pytest.raises(DataError, match=r"no pictures, but archives \(x/train.zip, x/test.tar.gz\).*--data train.zip"):
+        scan(put(tmp_path, "p.zip", zip_of(inner)), tmp_path)
+    for _ in range(2):
+        (note,) = scan(put(tmp_path, "q.zip", zip_of({**FILES, "photos/old.zip": b"x"})), tmp_path).notes[-1:]
+        assert note.startswith("archives in the archive are left out: 'photos/old.zip'; unpack it")
+    folder = spread(tmp_path / "folder", inner)
+    with pytest.raises(DataError, match=r"to use what is in test.tar.gz, give --data .*/x/test.tar.gz$"):
+        sources.open_data(DataSpec(source=str(folder / "x"), layout="classes"), workers=1)
+
+
+def zip_with_names(encoding: str, extra: bool = False) -> bytes:
+    """Return a zip as other programs write them: its names are not marked as UTF-8."""
+    buffer = io.BytesIO()
+    held: dict[bytes, bytes] = {}
+    with zipfile.ZipFile(buffer, "w") as zipped:
+        for number, name in enumerate(("犬/0.png", "犬/1.png", "猫/0.png", "猫/1.png")):
+            raw = name.encode(encoding)
+            ascii_name = f"{number}".rjust(len(raw), "x")
+            held[ascii_name.encode()] = raw
+            info = zipfile.ZipInfo(ascii_name)
+            if extra:
+                utf_8 = name.encode()
+                info.extra = struct.pack("<HHBI", 0x7075, 5 + len(utf_8), 1, zlib.crc32(raw)) + utf_8
+            zipped.writestr(info, picture("PNG"))
+    body = buffer.getvalue()
+    for ascii_name, raw in held.items():
+        body = body.replace(ascii_name, raw)
+    return body
+
+
+def test_names_of_a_zip_that_are_given_as_utf_8_too_are_read(tmp_path: Path) -> None:
+    found = scan(put(tmp_path, "p.zip", zip_with_names("shift_jis", extra=True)), tmp_path)
+    assert (found.classes, found.notes) == (("犬", "猫"), ())
+
+
+@pytest.mark.parametrize(("encoding", "read"), [("utf-8", "utf-8"), ("shift_jis", "cp437"), ("euc_jp", "cp437")])
+def test_names_of_an_unsaid_encoding_are_pointed_out(encoding: str, read: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        found = scan(put(tmp_path, "p.zip", zip_with_names(encoding)), tmp_path)
+        assert set(found.classes) == {name.encode(encoding).decode(read) for name in ("犬", "猫")}
+        assert "does not say in which encoding 4 names are, such as" in found.notes[0]
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_folder_with_a_csv_in_it_is_told_of_the_csv(pictures: Path) -> None:
             left.unlink()
     (pictures / "train.csv").write_text("id,label\nblue_000,b\n")
     (pictures / "sample_submission.csv").write_text("id,label\nblue_000,0\n")
-    with pytest.raises(DataError, match=r"to read train.csv, which lists pictures, give --data .*/train.csv$"):
+    with pytest.raises(DataError, match=r"to use what is in train.csv, give --data .*/train.csv$"):
         sources.open_data(DataSpec(source=str(pictures), layout="classes"), workers=1)
 
 

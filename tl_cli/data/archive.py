@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import shlex
 import shutil
 import stat
 import struct
@@ -28,7 +29,7 @@ from tl_cli.data import folder, listing
 from tl_cli.data.found import Found
 from tl_cli.data.partition import part_named
 from tl_cli.data.pictures import largest_file, too_large
-from tl_cli.errors import DataError, StorageError
+from tl_cli.errors import DataError, StorageError, shortened, some
 from tl_cli.fetch import Progress, silent
 
 SUFFIXES = (
@@ -44,8 +45,10 @@ _KEPT_FREE_BYTES = 1 << 30
 # Headers and pictures are read in pieces far smaller than this; a header that claims more would fill the memory.
 _LARGEST_READ = 64 << 20
 _BLOCK = 512
-# Hidden, so it is neither unpacked from an archive nor taken for a picture.
+# Notes, one a line. Hidden, so it is neither unpacked from an archive nor taken for a picture.
 _LEFT_OUT = ".left-out"
+# Of a zip's entry: its name is UTF-8. And the field of Info-ZIP that holds the name as UTF-8 too.
+_IS_UTF_8, _UNICODE_PATH = 0x800, 0x7075
 # The copy of each archive that this process reads, by how all copies' paths begin; closed as the process ends.
 _held: dict[Path, tuple[Path, int]] = {}
 
@@ -55,6 +58,7 @@ _DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
+_NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _TORN: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -108,10 +112,30 @@ class Unpacked:
     Attributes:
         files: how many were written, empty ones that keep only a name aside.
         left_out: how many links and devices were not.
+        archives: the names of archives among the entries that are not wanted.
+        unsaid: names, as they were read, of which nothing says in which encoding they are.
     """
 
     files: int
     left_out: int
+    archives: tuple[str, ...] = ()
+    unsaid: tuple[str, ...] = ()
+
+    def notes(self) -> list[str]:
+        """Return what a person should know of the entries."""
+        notes = []
+        if self.left_out:
+            notes.append(f"{self.left_out:,} links or devices in the archive are left out; pack the files themselves")
+        if self.archives:
+            inner = some([shortened(repr(name)) for name in self.archives])
+            notes.append(f"archives in the archive are left out: {inner}; unpack it and give one of these, or a folder")
+        if self.unsaid:
+            notes.append(
+                f"the archive does not say in which encoding {len(self.unsaid):,} names are, such as "
+                f"{shortened(repr(self.unsaid[0]))}; if they are wrong, unpack it yourself (unzip -O gbk, or -O sjis, "
+                "...) and give the folder"
+            )
+        return notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +145,7 @@ class _Entry:
     kind: Literal["file", "folder", "hard link", "other"]
     open: Callable[[], Any]
     link: str = ""
+    is_unsaid: bool = False
 
 
 def is_archive(name: str) -> bool:
@@ -167,7 +192,8 @@ def scan(
         _discard(unpacked)
         raise DataError(f"in {path}, unpacked: {error}") from error
     left_out = unpacked / _LEFT_OUT
-    return replace(found, notes=(*found.notes, left_out.read_text())) if left_out.exists() else found
+    notes = left_out.read_text("utf-8").splitlines() if left_out.exists() else []
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def listings_in(top: Path, columns: Columns = USUAL_COLUMNS, hints: Columns = USUAL_COLUMNS) -> list[Path]:
@@ -205,6 +231,8 @@ def unpack(
     """
     limits = limits or Limits.of_disk(into)
     total = files = left_out = 0
+    archives: list[str] = []
+    unsaid: list[str] = []
     with _opened(archive) as raw, _explained(archive, into):
         size = os.fstat(raw.fileno()).st_size
         for number, packed in enumerate(_entries(archive, raw), 1):
@@ -215,8 +243,13 @@ def unpack(
             if not is_trusted:
                 _check_bomb(archive, entry if is_wanted else None, total, size, limits)
             _check_limits(archive, number, total, limits)
+            if entry.is_unsaid and (is_wanted or named(entry.name)):
+                unsaid.append(entry.name)
+            if entry.kind == "file" and is_archive(entry.name) and named(entry.name) and not is_wanted:
+                archives.append(entry.name)
             if entry.kind == "file" and is_wanted:
-                _write(archive, entry, into / entry.name, "wb" if is_trusted else "xb")
+                with _placed(archive, entry, into):
+                    _write(archive, entry, into / entry.name, "wb" if is_trusted else "xb")
                 files += 1
             elif entry.kind in ("file", "folder"):
                 if named(entry.name):
@@ -226,7 +259,7 @@ def unpack(
             if number % _PROGRESS_EVERY == 0:
                 progress(f"unpacking {archive.name}", raw.tell(), size)
         progress(f"unpacking {archive.name}", size, size)
-    return Unpacked(files, left_out)
+    return Unpacked(files, left_out, tuple(archives), tuple(unsaid))
 
 
 def _linked(entry: _Entry, into: Path, wanted: Callable[[str], bool]) -> _Entry:
@@ -240,11 +273,16 @@ def _linked(entry: _Entry, into: Path, wanted: Callable[[str], bool]) -> _Entry:
 
 def _keep_name(entry: _Entry, into: Path) -> None:
     path = into / entry.name
-    if entry.kind == "folder":
-        path.mkdir(parents=True, exist_ok=True)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+    try:
+        if entry.kind == "folder":
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    except OSError as error:
+        # Where it has no place, pictures in it will not have one either, and are refused.
+        if error.errno not in _NO_PLACE:
+            raise
 
 
 def make_once(target: Path, fill: Callable[[Path], Path]) -> None:
@@ -296,12 +334,17 @@ def _unpack_once(path: Path, cache: Path, progress: Progress) -> Path:
         content = temporary / "content"
         content.mkdir()
         unpacked = unpack(path, content, wanted=_is_wanted, named=_is_visible, progress=progress)
+        if not unpacked.files and unpacked.archives:
+            inner = some([shortened(name) for name in unpacked.archives])
+            raise DataError(
+                f"{path} holds no pictures, but archives ({inner}); unpack it and give one of them: "
+                f"--data {shlex.quote(PurePosixPath(unpacked.archives[0]).name)}"
+            )
         if not unpacked.files:
             raise DataError(f"{path} holds no pictures; {folder.EXPECTED}")
-        if unpacked.left_out:
-            note = f"{unpacked.left_out:,} links or devices in the archive are left out; pack the files themselves"
+        if notes := unpacked.notes():
             with _stored(target):
-                (content / _LEFT_OUT).write_text(note)
+                (content / _LEFT_OUT).write_text("\n".join(notes), "utf-8")
         return content
 
     make_once(target, fill)
@@ -416,13 +459,13 @@ def _is_zip(archive: Path, raw: IO[bytes]) -> bool:
 
 def _zip_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
     with zipfile.ZipFile(raw) as zipped:
-        for info in zipped.infolist():
+        for info, name, is_unsaid in _names_in_zip(zipped):
             if info.flag_bits & 1:
                 raise DataError(f"{archive} is encrypted; unpack it with its password and give the folder")
             kind = stat.S_IFMT(info.external_attr >> 16)
             is_file = kind in (0, stat.S_IFREG)
-            # zipfile cuts a name at its NUL; and some Windows programs write backslashes.
-            name = info.orig_filename.replace("\\", "/")
+            # Some Windows programs write backslashes.
+            name = name.replace("\\", "/")
             # Nor does it know a folder whose name ends with a backslash.
             is_folder = name.endswith("/") or kind == stat.S_IFDIR
             yield _Entry(
@@ -430,7 +473,44 @@ def _zip_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
                 info.file_size,
                 "folder" if is_folder else "file" if is_file else "other",
                 partial(zipped.open, info),
+                is_unsaid=is_unsaid,
             )
+
+
+def _names_in_zip(zipped: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, str, bool]]:
+    """Yield each entry with its name, and whether nothing says in which encoding that is."""
+    said = {}
+    unsaid = []
+    for number, info in enumerate(zipped.infolist()):
+        name = info.orig_filename  # zipfile cuts the other one at its NUL
+        if info.flag_bits & _IS_UTF_8 or name.isascii():
+            said[number] = name
+            continue
+        raw = name.encode("cp437")
+        utf_8 = _unicode_path(info.extra, raw)
+        if utf_8 is None:
+            unsaid.append(raw)
+        else:
+            said[number] = utf_8
+    # macOS writes UTF-8 and does not say so. A few names in another encoding may be UTF-8 by chance, many are not.
+    try:
+        read = [raw.decode("utf-8") for raw in unsaid]
+    except UnicodeDecodeError:
+        read = [raw.decode("cp437") for raw in unsaid]
+    rest = iter(read)
+    for number, info in enumerate(zipped.infolist()):
+        yield info, said[number] if number in said else next(rest), number not in said
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """Return the name that Info-ZIP and WinRAR give beside one in another encoding."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        # A version, and the sum of the name that it stands for.
+        if kind == _UNICODE_PATH and extra[5:9] == struct.pack("<I", zlib.crc32(raw)):
+            return extra[9 : 4 + length].decode("utf-8")
+        extra = extra[4 + length :]
+    return None
 
 
 def _tar_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
@@ -538,6 +618,35 @@ def _write(archive: Path, entry: _Entry, target: Path, mode: Literal["wb", "xb"]
         raise DataError(f"{archive} is torn: {entry.name} is not of the {entry.size:,} bytes that it should have")
 
 
+@contextmanager
+def _placed(archive: Path, entry: _Entry, into: Path) -> Iterator[None]:
+    """Name the entry for which there is no place.
+
+    Raises:
+        DataError: another entry has its name, or a folder or file is where a file or folder should be, or the name is
+            too long.
+    """
+    target = into / entry.name
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        if target.is_file():
+            raise DataError(f"{archive} holds {shortened(entry.name)} twice; pack it again") from error
+        places = [target, *target.parents]
+        clash = next((place for place in places if place.exists() and place.is_dir() == (place == target)), target)
+        name = shortened(clash.relative_to(into).as_posix())
+        raise DataError(
+            f"{archive} holds both a file and a folder called {name}; rename one of them and pack it again"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise DataError(
+            f"{archive} has an entry whose name is too long for this file system: {shortened(entry.name)}; "
+            "shorten it and pack it again"
+        ) from error
+
+
 def _opened(archive: Path) -> IO[bytes]:
     try:
         return archive.open("rb")
@@ -551,9 +660,6 @@ def _explained(archive: Path, into: Path) -> Iterator[None]:
         yield
     except NotImplementedError as error:
         raise DataError(f"{archive} cannot be unpacked: {error}; pack it again, or give the folder") from error
-    except FileExistsError as error:
-        name = os.path.relpath(str(error.filename), into)
-        raise DataError(f"{archive} holds {name} twice; pack it again") from error
     except _TORN as error:
         raise DataError(f"{archive} is torn, or no archive: {str(error) or type(error).__name__}") from error
     except OSError as error:

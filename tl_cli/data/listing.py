@@ -16,10 +16,10 @@ from tl_cli.data import spelling
 from tl_cli.data.columns import EXPECTED, Table, checked_bytes, read_table
 from tl_cli.data.found import Faults, Found
 from tl_cli.data.images import FileImages
-from tl_cli.data.lookup import Lookup, shortened
+from tl_cli.data.lookup import Lookup
 from tl_cli.data.names import Names
 from tl_cli.data.partition import looks_divided
-from tl_cli.errors import DataError, some
+from tl_cli.errors import DataError, shortened, some
 
 SUFFIXES = (".csv", ".tsv")
 _NO_DEVICE = (1 << 64) - 1

@@ -8,9 +8,8 @@ from tl_cli.contract import SplitName
 from tl_cli.data.columns import is_picture_name
 from tl_cli.data.partition import part_named
 from tl_cli.data.pictures import SUFFIXES
-from tl_cli.errors import DataError, some
+from tl_cli.errors import DataError, shortened, some
 
-_MOST_SHOWN = 120
 # Folders below that of the CSV in which pictures are looked for.
 _DEEPEST = 4
 
@@ -114,8 +113,3 @@ def _pictures_below(folder: Path) -> dict[str, list[str]]:
             if is_picture_name(file) and not file.startswith("."):
                 found.setdefault(os.path.splitext(file)[0], []).append(f"{prefix}{file}")
     return found
-
-
-def shortened(name: str) -> str:
-    """Return a name as it is shown, cut where it is too long."""
-    return name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}..."

@@ -414,8 +414,9 @@ def _open(
         try:
             return folder.scan(path, partial=partial, lenient=lenient)
         except DataError as error:
-            if listings := archive.listings_in(path):
-                hint = f"to read {listings[0].name}, which lists pictures, give --data {shlex.quote(str(listings[0]))}"
+            inside = [*archive.listings_in(path), *sorted(each for each in path.iterdir() if _is_packed(each))]
+            if inside:
+                hint = f"to use what is in {inside[0].name}, give --data {shlex.quote(str(inside[0]))}"
                 raise DataError(f"{error}\n{hint}") from error
             raise
     if _is_listing(path):
@@ -423,6 +424,10 @@ def _open(
     if archive.is_archive(path.name):
         return archive.scan(path, cache, progress, columns=columns, hints=hints, partial=partial, lenient=lenient)
     return folder.scan(path)
+
+
+def _is_packed(path: Path) -> bool:
+    return archive.is_archive(path.name) and path.is_file()
 
 
 def _is_listing(path: Path) -> bool:
