@@ -3,13 +3,37 @@
 from importlib.metadata import version
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Bounds far beyond what is of use: what lies outside was not written by tl, and would exhaust memory or overflow.
+Side = Annotated[int, Field(ge=2, le=1 << 14)]
+Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Std = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Loss = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Named = Annotated[str, Field(min_length=1)]
+Location = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 CropMode = Literal["center", "squash", "border"]
 # The numbers that become black and white.
 PixelRange = tuple[Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]]
+
+
+def _rising(found: PixelRange) -> PixelRange:
+    if found[0] >= found[1]:
+        raise ValueError("the second number must be larger than the first")
+    return found
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(f"{', '.join(map(repr, twice[:3]))} comes more than once")
+    return names
+
+
 DigestScheme = Literal["lengths", "contents"]
 SplitName = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = ("train", "val", "test")
@@ -39,13 +63,13 @@ class Preprocessing(Fact):
             is spread evenly and rounded, half up; what lies beyond is clipped. None: there were none in the training.
     """
 
-    resize: int = Field(gt=0)
-    crop: int = Field(gt=0)
+    resize: Side
+    crop: Side
     interpolation: Interpolation = "bilinear"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[Positive, Positive, Positive] = IMAGENET_STD
+    mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
+    std: tuple[Std, Std, Std] = IMAGENET_STD
     crop_mode: CropMode = "center"
-    pixel_range: PixelRange | None = None
+    pixel_range: Annotated[PixelRange, AfterValidator(_rising)] | None = None
 
     def at(self, size: int, *, whole: bool, crop_mode: CropMode | None = None) -> Self:
         """Return the same preprocessing for inputs of ``size`` x ``size`` pixels.
@@ -81,7 +105,7 @@ class Split(Fact):
             length. Digests of different schemes cannot be compared. Images without files go in by their pixels always.
     """
 
-    count: int
+    count: Count
     digest: str
     scheme: DigestScheme = "lengths"
 
@@ -119,13 +143,13 @@ class DataSpec(Fact):
         splits: the parts that came out.
     """
 
-    source: str
-    data_dir: str | None = None
+    source: Location
+    data_dir: Location | None = None
     layout: Literal["train/test", "train/val", "train/val/test", "classes"]
-    split_seed: int = 0
-    val_fraction: float = 0.1
-    test_fraction: float = 0.1
-    limit: int | None = None
+    split_seed: Annotated[int, Field(ge=0)] = 0
+    val_fraction: Fraction = 0.1
+    test_fraction: Fraction = 0.1
+    limit: Annotated[int, Field(ge=1)] | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     columns: Columns = USUAL_COLUMNS
     splits: dict[SplitName, Split] = {}
@@ -144,10 +168,10 @@ class Calibration(Fact):
         note: why the temperature is 1; else empty.
     """
 
-    temperature: Positive = 1.0
-    images: int = 0
-    loss: float | None = None
-    held_out_loss: float | None = None
+    temperature: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] = 1.0
+    images: Count = 0
+    loss: Loss | None = None
+    held_out_loss: Loss | None = None
     note: str = "none was fitted when the model was saved"
 
 
@@ -169,22 +193,46 @@ class ModelCard(Fact):
     """
 
     format: Literal[1] = 1
-    architecture: str
-    build_options: dict[str, int] = {}
-    head: tuple[str, ...]
-    classes: tuple[str, ...]
+    architecture: Named
+    build_options: dict[str, Side] = {}
+    head: Annotated[tuple[Named, ...], Field(min_length=1)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
     preprocessing: Preprocessing
     weights: WeightsTag
     head_start: str | None = None
     data: DataSpec
     recipe: str
     config: dict[str, object] = {}
-    epoch: int
-    val_accuracy: float | None = None
+    epoch: Count
+    val_accuracy: Fraction | None = None
     averaged: bool = False
     calibration: Calibration = Calibration()
     weights_sha256: str | None = None
     tl_version: str = Field(default_factory=lambda: tl_version())
+
+    @field_validator("config")
+    @classmethod
+    def _check_seed(cls, config: dict[str, object]) -> dict[str, object]:
+        # The only setting that is used again without the checks of the command line: by ``zoo.starting_point``.
+        seed = config.get("seed", 0)
+        if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
+            raise ValueError(f"seed must be a number from 0 to 2^63 - 1, not {seed!r:.50}")
+        return config
+
+
+def problems_in(error: ValidationError) -> str:
+    """Return which fields of a record are wrong, with their values and why, for people."""
+    said = [_problem(each["loc"], each["input"], each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+    return "; ".join(said[:3]) + (f" and {len(said) - 3} more" if len(said) > 3 else "")
+
+
+def _problem(place: tuple[str | int, ...], value: object, reason: str) -> str:
+    name = ".".join(map(str, place))
+    if not name:
+        return reason
+    if reason == "Field required":
+        return f"{name} is missing"
+    return f"{name} is {value!r:.60}: {reason[0].lower()}{reason[1:]}"
 
 
 def tl_version() -> str:

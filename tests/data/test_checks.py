@@ -271,6 +271,19 @@ def test_what_may_pass_is_not_remembered(tmp_path: Path, monkeypatch: pytest.Mon
     assert scan(root) == []
 
 
+@pytest.mark.parametrize("edited", ['[[999999, "x"]]', '[[-1, "x"]]', '[["a", 1]]', '{"a": 1}', "[1]", "null", "\x00"])
+def test_a_memory_that_was_edited_is_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str) -> None:
+    monkeypatch.setattr(checks, "_WORTH_REMEMBERING", 1)
+    images = folder.scan(odd_folder(tmp_path / "data")).parts["train"]
+    path = checks.remembered_in(images, workers=1)
+    assert path is not None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('[[0, "why"]]')
+    assert checks.unreadable(images, workers=1) == [checks.Bad(images.ids[0], "why")]
+    path.write_text(edited)
+    assert checks.unreadable(images, workers=1) == []
+
+
 def test_pictures_of_which_there_are_many_alike_are_found_all_the_same(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (12, 12, 3)).astype(np.uint8)).resize(

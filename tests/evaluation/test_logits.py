@@ -1,12 +1,15 @@
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tl_cli.data.loaders import Batch
-from tl_cli.evaluation.logits import answer, outputs
+from tl_cli.errors import DataError
+from tl_cli.evaluation.logits import answer, load_answers, outputs
 from tl_cli.models import freezing, zoo
 from tl_cli.training.machine import Autocasting, Machine
 
@@ -85,3 +88,33 @@ def test_batches_are_read_as_they_are_needed() -> None:
     assert len(read) <= 4
     list(found)
     assert len(read) == 50
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"labels": np.array([0, 9], np.int64)},
+        {"labels": np.array([0, -1], np.int64)},
+        {"labels": np.array([0.0, 1.0])},
+        {"labels": np.array([0], np.int64)},
+        {"logits": np.zeros((2, 2), np.float32)},
+        {"logits": np.zeros(2, np.float32)},
+        {"logits": np.zeros((2, 3), "U3")},
+        {"ids": np.array(["one"])},
+        {"classes": np.array("abc")},
+    ],
+)
+def test_kept_predictions_that_do_not_fit_each_other_are_refused(edited: dict[str, np.ndarray], tmp_path: Path) -> None:
+    whole = {
+        "logits": np.eye(2, 3, dtype=np.float32),
+        "labels": np.array([0, 2], np.int64),
+        "ids": np.array(["one", "two"]),
+        "classes": np.array(["a", "b", "c"]),
+    }
+    path = tmp_path / "test_logits.npz"
+    np.savez_compressed(path, **whole)
+    kept = load_answers(path)
+    assert (kept.ids, kept.classes, kept.answers.labels.tolist()) == (("one", "two"), ("a", "b", "c"), [0, 2])
+    np.savez_compressed(path, **{**whole, **edited})
+    with pytest.raises(DataError, match=r"test_logits.npz holds no answers of a model"):
+        load_answers(path)

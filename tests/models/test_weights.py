@@ -1,5 +1,6 @@
 import hashlib
 import io
+import json
 import os
 import pickle
 import re
@@ -16,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from tests.conftest import Server
-from tl_cli.contract import DataSpec, ModelCard, Preprocessing, WeightsTag
+from tl_cli.contract import Calibration, DataSpec, ModelCard, Preprocessing, WeightsTag
 from tl_cli.data.decoding import normalise, resize_crop
 from tl_cli.errors import DownloadError, WeightsError
 from tl_cli.models import bundle, weights, zoo
@@ -99,6 +100,81 @@ def test_a_saved_model_of_another_architecture_is_refused(tmp_path: Path) -> Non
     bundle.save(tmp_path, trained(), card(("a", "b", "c")))
     with pytest.raises(WeightsError, match=f"are of {NAME}, not of resnet18"):
         zoo.create("resnet18", 3, weights=str(tmp_path))
+
+
+def set_in(facts: dict, field: str, value: object) -> None:
+    *parents, last = field.split(".")
+    for each in parents:
+        facts = facts[each]
+    facts[last] = value
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("preprocessing.resize", 2_000_000_000),
+        ("preprocessing.resize", 0),
+        ("preprocessing.resize", 1),
+        ("preprocessing.resize", "large"),
+        ("preprocessing.crop", -1),
+        ("preprocessing.mean", [0.5, float("nan"), 0.5]),
+        ("preprocessing.mean", [0.5, 1e300, 0.5]),
+        ("preprocessing.std", [0.5, 0.0, 0.5]),
+        ("preprocessing.std", [0.5, float("inf"), 0.5]),
+        ("preprocessing.pixel_range", [5.0, 5.0]),
+        ("preprocessing.crop_mode", "middle"),
+        ("data.split_seed", -1),
+        ("data.val_fraction", 1.5),
+        ("data.test_fraction", float("nan")),
+        ("data.limit", 0),
+        ("data.source", "a\0b"),
+        ("data.splits", {"train": {"count": -3, "digest": ""}}),
+        ("classes", ["a", "b", "a"]),
+        ("classes", []),
+        ("classes", "abc"),
+        ("head", []),
+        ("build_options", {"image_size": 1 << 40}),
+        ("epoch", -1),
+        ("val_accuracy", 7),
+        ("calibration.temperature", 1e-300),
+        ("calibration.images", -1),
+        ("config", {"seed": -1}),
+        ("architecture", ""),
+        ("format", 2),
+    ],
+)
+def test_a_card_that_was_edited_by_hand_is_refused_by_the_name_of_the_field(
+    field: str, value: object, tmp_path: Path
+) -> None:
+    facts = card(("a", "b", "c")).model_copy(update={"calibration": Calibration()}).model_dump(mode="json")
+    set_in(facts, field, value)
+    (tmp_path / bundle.CARD_FILE).write_text(json.dumps(facts))
+    with pytest.raises(WeightsError, match=rf"{bundle.CARD_FILE} is not what tl writes: {re.escape(field)}"):
+        bundle.read_card(tmp_path)
+    del facts[field.partition(".")[0]]
+    (tmp_path / bundle.CARD_FILE).write_text(json.dumps(facts))
+    if field in ("architecture", "head", "classes", "epoch") or field.startswith(("preprocessing", "data")):
+        with pytest.raises(WeightsError, match=f"{field.partition('.')[0]} is missing"):
+            bundle.read_card(tmp_path)
+    else:
+        bundle.read_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "side", "said"),
+    [("vit_b_32", 96, "build_options are for 64 pixels"), ("squeezenet1_1", 4, "squeezenet1_1 cannot take it")],
+)
+def test_a_side_that_the_model_cannot_take_is_said_when_the_model_is_opened(
+    architecture: str, side: int, said: str, tmp_path: Path
+) -> None:
+    classifier = zoo.create(architecture, 3, weights="none", input_size=64)
+    how = Preprocessing(resize=side, crop=side)
+    edited = card(("a", "b", "c"), architecture).model_copy(
+        update={"head": classifier.head, "build_options": classifier.build_options, "preprocessing": how}
+    )
+    bundle.save(tmp_path, classifier.model, edited)
+    with pytest.raises(WeightsError, match=f"preprocessing.crop is {side}, and {said}"):
+        zoo.restore(tmp_path)
 
 
 def test_wrong_shapes_are_named(tmp_path: Path) -> None:
@@ -256,7 +332,11 @@ def test_every_published_weights_images_are_prepared_as_torchvision_prepares_the
 def test_every_kind_of_model_survives_being_saved(name: str, tmp_path: Path) -> None:
     classifier = zoo.create(name, 3, weights="none", input_size=64)
     saved = card(("a", "b", "c"), name).model_copy(
-        update={"head": classifier.head, "build_options": classifier.build_options}
+        update={
+            "head": classifier.head,
+            "build_options": classifier.build_options,
+            "preprocessing": Preprocessing(resize=64, crop=64),
+        }
     )
     bundle.save(tmp_path, classifier.model, saved)
     restored, _ = zoo.restore(tmp_path)

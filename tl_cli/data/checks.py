@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import numpy as np
+from pydantic import NonNegativeInt, TypeAdapter
 
 from tl_cli.contract import PixelRange, SplitName
 from tl_cli.data.found import Found
@@ -46,12 +47,15 @@ class Bad:
     reason: str
 
 
+_REMEMBERED: TypeAdapter[list[tuple[NonNegativeInt, str]]] = TypeAdapter(list[tuple[NonNegativeInt, str]])
+
+
 def unreadable(images: FileImages, *, workers: int, progress: Progress = silent) -> list[Bad]:
     """Return the files that do not decode to their last byte. What was looked at once is looked at when it changes."""
     path = remembered_in(images, workers=workers, progress=progress)
     if path is not None:
-        with suppress(OSError, ValueError, TypeError):
-            return [Bad(images.ids[index], str(reason)) for index, reason in json.loads(path.read_text())]
+        with suppress(OSError, ValueError, IndexError):  # pydantic's errors are ValueErrors
+            return [Bad(images.ids[index], reason) for index, reason in _REMEMBERED.validate_json(path.read_bytes())]
     passing = False
 
     def look(index: int) -> tuple[int, str] | None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from tl_cli.contract import PixelRange, SplitName
 from tl_cli.data.checks import each, remembered_in
@@ -182,9 +183,9 @@ def _measured(
     assert isinstance(images, FileImages)
     path = remembered_in(images, f"pixel-range{given or ''}", workers=workers, progress=progress)
     if path is not None:
-        with suppress(OSError, ValueError, TypeError):
-            kept = json.loads(path.read_text())
-            return Measured(**{**kept, "pixel_range": tuple(map(float, kept["pixel_range"]))})
+        with suppress(OSError, ValueError):  # pydantic's errors are ValueErrors
+            kept: Measured = TypeAdapter(Measured).validate_json(path.read_bytes())
+            return kept
     chosen = [deep[place] for place in np.linspace(0, len(deep) - 1, min(len(deep), _PICTURES)).astype(int)]
 
     def sample(number: int) -> np.ndarray:

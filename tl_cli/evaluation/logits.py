@@ -1,6 +1,7 @@
 """What a network answers: logits of labelled images, batch by batch, in eval mode."""
 
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -77,9 +78,19 @@ def load_answers(path: Path) -> KeptAnswers:
     """
     try:
         with np.load(path, allow_pickle=False) as kept:
-            answers = Answers(torch.from_numpy(kept["logits"]), torch.from_numpy(kept["labels"]))
-            return KeptAnswers(answers, tuple(kept["ids"].tolist()), tuple(kept["classes"].tolist()))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            logits, labels, ids, classes = (kept[name] for name in ("logits", "labels", "ids", "classes"))
+            if (
+                logits.dtype != np.float32
+                or labels.dtype != np.int64
+                or logits.shape != (*labels.shape, *classes.shape)
+                or labels.ndim != 1
+                or labels.shape != ids.shape
+                or not ((labels >= 0) & (labels < len(classes))).all()
+            ):
+                raise ValueError("its arrays do not fit each other")
+            answers = Answers(torch.from_numpy(logits), torch.from_numpy(labels))
+            return KeptAnswers(answers, tuple(ids.tolist()), tuple(classes.tolist()))
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} holds no answers of a model: {error}") from error
 
 

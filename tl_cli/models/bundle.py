@@ -12,7 +12,7 @@ import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from tl_cli.contract import ModelCard
+from tl_cli.contract import ModelCard, problems_in
 from tl_cli.errors import WeightsError, first_line
 from tl_cli.fetch import digest, replacing, write_text
 
@@ -45,7 +45,12 @@ def copy(source: Path, target: Path) -> None:
         WeightsError: the source is damaged.
         StorageError: the disk is full or may not be written.
     """
-    _write(target, verified_card(source), (source / WEIGHTS_FILE).read_bytes())
+    card = verified_card(source)
+    try:
+        weights = (source / WEIGHTS_FILE).read_bytes()
+    except OSError as error:
+        raise WeightsError(f"cannot read {source / WEIGHTS_FILE}: {error.strerror or error}") from error
+    _write(target, card, weights)
 
 
 def _write(folder: Path, card: ModelCard, weights: bytes) -> None:
@@ -79,7 +84,11 @@ def read_card(folder: Path, name: str = CARD_FILE) -> ModelCard:
         data = path.read_bytes()
         card = ModelCard.model_validate_json(data)
         seal = json.loads(data).get(_SEAL)
-    except (ValidationError, ValueError, AttributeError, OSError) as error:
+    except ValidationError as error:
+        raise WeightsError(
+            f"{path} is not what tl writes: {problems_in(error)}; undo the change, or use another copy"
+        ) from error
+    except (ValueError, AttributeError, OSError) as error:
         raise WeightsError(f"{path} cannot be read: {first_line(error)}") from error
     # A folder of an earlier version has no seal, and no digest of its weights either.
     is_sealed = seal is not None or card.weights_sha256 is not None

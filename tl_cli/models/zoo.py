@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard, Preprocessing, WeightsTag
-from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
+from tl_cli.errors import UnknownModelError, UsageError, WeightsError, first_line, suggest
 from tl_cli.fetch import Progress, silent
 from tl_cli.models import bundle
 from tl_cli.models import weights as weights_files
@@ -357,6 +357,7 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
         raise WeightsError(f"{folder} names a head that {card.architecture} has not: {', '.join(strange) or 'none'}")
     bundle.load_weights(folder, model)
     model.eval()
+    _check_side(folder, card, model)
     classifier = Classifier(
         card.architecture,
         model,
@@ -368,3 +369,21 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
         card.calibration.temperature,
     )
     return classifier, card
+
+
+def _check_side(folder: Path, card: ModelCard, model: nn.Module) -> None:
+    """Refuse a card whose input size was changed to one that the model cannot take."""
+    side, options = card.preprocessing.crop, options_for(card.architecture, card.preprocessing.crop)
+    problem = ""
+    if any(card.build_options.get(key, value) != value for key, value in options.items()):
+        problem = f"build_options are for {', '.join(map(str, card.build_options.values()))} pixels"
+    elif side < size_limits(card.architecture)[0]:
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, side, side))
+        except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
+            problem = f"{card.architecture} cannot take it ({first_line(error)})"
+    if problem:
+        raise WeightsError(
+            f"{folder / bundle.CARD_FILE} is not what tl writes: preprocessing.crop is {side}, and {problem}"
+        )

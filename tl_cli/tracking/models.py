@@ -12,8 +12,11 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
+from pydantic import TypeAdapter, ValidationError
 
 import tl_cli
+from tl_cli.contract import problems_in
+from tl_cli.errors import TrackingError
 from tl_cli.models import bundle
 from tl_cli.tracking import served
 from tl_cli.tracking.store import WEIGHTS_PARAM
@@ -52,8 +55,16 @@ class Naming:
 
     @classmethod
     def from_json(cls, text: str) -> "Naming":
-        """Return what ``to_json`` gave."""
-        return cls(**json.loads(text))
+        """Return what ``to_json`` gave.
+
+        Raises:
+            TrackingError: it is something else.
+        """
+        try:
+            found: Naming = TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            raise TrackingError(f"the journal's record of the model is damaged: {problems_in(error)}") from error
+        return found
 
 
 def log_model(folder: Path, naming: Naming) -> str:
