@@ -1,3 +1,4 @@
+import csv
 import io
 import json
 import math
@@ -60,3 +61,34 @@ def test_numbers_that_json_and_csv_do_not_have_are_null_and_empty() -> None:
     odd = {"a": math.nan, "b": [1.5, (math.inf, "NaN")], "c": -math.inf}
     assert json.loads(json_text(odd)) == {"a": None, "b": [1.5, [None, "NaN"]], "c": None}
     assert csv_text([["a", 1.5, math.nan, None, math.inf]]) == "a,1.5,,,\n"
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("=cmd|' /C calc'!A0", "'=cmd|' /C calc'!A0"),
+        ("+1+cmd|'/C calc'!A0", "'+1+cmd|'/C calc'!A0"),
+        ("-2+3+cmd|'/C calc'!A0", "'-2+3+cmd|'/C calc'!A0"),
+        ("@SUM(1,1)", "'@SUM(1,1)"),
+        ("  =1+1", "'  =1+1"),
+        ("\uff1d1+1", "'\uff1d1+1"),
+        ("-", "'-"),
+        # Numbers stay numbers, and what only holds such a character is text already.
+        ("-1.5e-3", "-1.5e-3"),
+        ("+7", "+7"),
+        (-0.25, "-0.25"),
+        ("a=b", "a=b"),
+        ("", ""),
+    ],
+)
+def test_no_cell_of_a_csv_is_a_formula(cell: object, expected: str) -> None:
+    (row,) = csv.reader(io.StringIO(csv_text([[cell, "x"]])))
+    assert row == [expected, "x"]
+
+
+@given(st.text())
+def test_no_text_begins_as_owasp_forbids(text: str) -> None:
+    (row,) = csv.reader(io.StringIO(csv_text([[text, "x"]])))
+    assert row[0][:1] not in ("=", "@", "\t", "\r")
+    if row[0][:1] in ("+", "-") and row[0]:
+        float(row[0].rstrip("%"))

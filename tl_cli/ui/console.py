@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -152,14 +153,29 @@ def _finite(data: object) -> object:
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Return rows as CSV: names as safe text, uncut, since CSV has no way to write what a terminal obeys.
 
-    What is unknown (None, NaN, infinity) is an empty cell.
+    What is unknown (None, NaN, infinity) is an empty cell. Text that a spreadsheet would run as a formula begins with
+    an apostrophe.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     for row in rows:
         cells = (_finite(cell) for cell in row)
-        table.writerow([safe_text(cell, limit=10 * len(cell)) if isinstance(cell, str) else cell for cell in cells])
+        table.writerow(
+            [_inert(safe_text(cell, limit=10 * len(cell))) if isinstance(cell, str) else cell for cell in cells]
+        )
     return text.getvalue()
+
+
+# https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = frozenset("=+-@\t\r")
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?%?\s*")
+
+
+def _inert(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula; a number stays one."""
+    # Full-width forms of the characters count, too.
+    begins = unicodedata.normalize("NFKC", text).lstrip(" ")[:1] in _FORMULA
+    return f"'{text}" if begins and not _NUMBER.fullmatch(text) else text
 
 
 def shortened(value: object, cells: int) -> str:
