@@ -1,3 +1,5 @@
+import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -5,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.test_plot import record
+from tests.conftest import wait_for
 from tests.tracking.test_listing import dead_run, silent_run
 from tl_cli.tracking.store import open_store
 
@@ -154,3 +157,31 @@ def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], said: str, 
     result = tl("runs", *arguments)
     assert result.code == 2
     assert said in result.err
+
+
+def test_the_epochs_of_a_run_are_shown_after_and_during_it(tl, workplace: Path) -> None:
+    # What the recorder was told is what is shown: ``record`` gives epoch N a validation accuracy of 1 / N.
+    record("ended", epochs=3)
+    shown = tl("runs", "show", "ended")
+    assert shown.code == 0, shown.err
+    told = open_store(None).client.get_metric_history(open_store(None).find("ended").info.run_id, "val/accuracy")
+    assert len(told) == 3
+    for point in told:
+        assert f"{point.value:.2%}" in shown.out
+    rows = list(csv.DictReader(io.StringIO(tl("runs", "show", "ended", "--csv").out)))
+    assert [(int(row["epoch"]), int(row["step"])) for row in rows] == [(1, 10), (2, 20), (3, 30)]
+    assert [float(row["val_accuracy"]) for row in rows] == [point.value for point in told]
+    said = json.loads(tl("runs", "show", "ended", "--json").out)
+    assert (said["name"], said["status"], len(said["by_epoch"])) == ("ended", "finished", 3)
+    assert [row["val_accuracy"] for row in said["by_epoch"]] == [point.value for point in told]
+    assert tl("runs", "show", "ended", "--json", "--csv").code == 2
+
+    running = record("running", epochs=2, end=False)
+    try:
+        wait_for(lambda: len(json.loads(tl("runs", "show", "running", "--json").out)["by_epoch"]) == 2, "the flush")
+        assert json.loads(tl("runs", "show", "running", "--json").out)["status"] == "running"
+    finally:
+        running.__exit__(None, None, None)
+    record("begun", epochs=0)
+    assert "no epoch is recorded" in tl("runs", "show", "begun").out
+    assert tl("runs", "show", "begun", "--csv").out.splitlines()[1:] == []

@@ -4,7 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -136,6 +136,49 @@ def diff(
         )
         return
     print_differences(make_console(), apart, alike if everything else {})
+
+
+@app.command("show", epilog="Examples:\n\ntl runs show latest\n\ntl runs show 3f2a91c0 --csv > epochs.csv")
+def show(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="Id or its beginning, or name.", autocompletion=complete_run)
+    ],
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the epochs as CSV.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the run and its epochs as JSON.")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Show the epochs of a run, as far as they are recorded: losses, accuracies, learning rates, times."""
+    if as_json and as_csv:
+        raise typer.BadParameter("give one of --json and --csv", param_hint="--csv")
+    from tl_cli.errors import UsageError
+    from tl_cli.tracking.history import read_history
+    from tl_cli.tracking.listing import facts_of, with_curves
+    from tl_cli.tracking.store import is_parent, named, open_store, short_id
+    from tl_cli.training.history import EpochPoint
+    from tl_cli.ui.console import csv_text, make_console
+    from tl_cli.ui.progress import epoch_table
+    from tl_cli.ui.runs_table import runs_table
+
+    store = open_store(tracking_uri)
+    found = store.find(run)
+    if is_parent(found):
+        raise UsageError(f"{named(found)} is a comparison, without epochs of its own; see tl compare {short_id(found)}")
+    history = read_history(store, found)
+    if as_csv:
+        names = [field.name for field in fields(EpochPoint)]
+        typer.echo(csv_text([names, *(list(asdict(point).values()) for point in history.epochs)]), nl=False)
+        return
+    (facts,) = with_curves(store, [found], facts_of(store, [found], store.runs()))
+    if as_json:
+        _print_json({**_as_data(facts), "by_epoch": [asdict(point) for point in history.epochs]})
+        return
+    console = make_console()
+    console.print(runs_table(console, [facts]))
+    console.print()
+    if history.epochs:
+        console.print(epoch_table(history.epochs, history.best, console.width))
+    else:
+        console.print("no epoch is recorded", style="dim")
 
 
 @app.command("close", epilog="Examples:\n\ntl runs close\n\ntl runs close 3f2a91c0")
