@@ -18,9 +18,9 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conftest import said_by, start_in
-from tl_cli.training.state import _verified, checkpoints
 
 TRAIN = ("train", "timm/test_efficientnet", "--weights", "none", "--input-size", "32", "--epochs", "4", "--freeze-epochs",
          "2", "--batch-size", "8", "--log-every", "1", "--workers", "0", "--checkpoint-every", "1", "--schedule", "one-cycle",
@@ -93,14 +93,15 @@ def newest_step(folder: Path) -> int:
 
 def outcome_of(folder: Path) -> Ended:
     (state,) = folder.glob("mlruns/*/*/state")
-    saved = _verified(checkpoints(state)[0].read_bytes())
     with closing(sqlite3.connect(folder / "mlflow.db")) as database:
         rows = database.execute(
             "select key, step, value from metrics where key not like 'system/%' and key not like 'time/%'"
         ).fetchall()
     counted = Counter((key, step) for key, step, _ in rows)
     return Ended(
-        saved["model"], {(key, step): value for key, step, value in rows}, [k for k, n in counted.items() if n > 1]
+        load_file(state / "best" / "model.safetensors"),
+        {(key, step): value for key, step, value in rows},
+        [k for k, n in counted.items() if n > 1],
     )
 
 

@@ -149,7 +149,9 @@ def purge(store: Store, runs: Sequence[Run]) -> None:
 
 def bytes_of(store: Store, run: Run) -> int:
     """Return how much of the disk here a run takes: state, artifacts and models, as far as they are local."""
-    return sum(_size(folder) for folder in _folders(store, run))
+    stats = [path.lstat() for folder in _folders(store, run) for path in folder.rglob("*") if not path.is_dir()]
+    # A file of two names is on the disk once.
+    return sum({(found.st_dev, found.st_ino): found.st_size for found in stats}.values())
 
 
 def _folders(store: Store, run: Run) -> list[Path]:
@@ -258,7 +260,3 @@ def _images(runs: Sequence[Run], context: str) -> list[str | None]:
 def _table(columns: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:
     keys = dict.fromkeys(key for column in columns for key in column)
     return {key: [column.get(key) for column in columns] for key in keys}
-
-
-def _size(root: Path) -> int:
-    return sum(path.stat().st_size for path in root.rglob("*") if path.is_file() and not path.is_symlink())

@@ -1,5 +1,6 @@
 """A saved model in the record: what MLflow can load and serve, and shows on its Models tab."""
 
+import filecmp
 import json
 import re
 from contextlib import suppress
@@ -8,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
@@ -19,7 +20,7 @@ from tl_cli.contract import problems_in
 from tl_cli.errors import TrackingError
 from tl_cli.models import bundle
 from tl_cli.tracking import served
-from tl_cli.tracking.store import WEIGHTS_PARAM
+from tl_cli.tracking.store import WEIGHTS_PARAM, Store
 
 _REQUIRED = (
     "mlflow",
@@ -87,6 +88,22 @@ def log_model(folder: Path, naming: Naming) -> str:
     if naming.register is not None and not _is_registered(naming.register, model_id):
         mlflow.register_model(f"models:/{model_id}", naming.register)
     return model_id
+
+
+def share_weights(store: Store, run: Run, folder: Path) -> None:
+    """Let a saved model and its copy in the record be one file on the disk, where they lie on one file system.
+
+    Neither is ever changed in place, so that removing one leaves the other.
+    """
+    own = folder / bundle.WEIGHTS_FILE
+    ids = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+    for logged in (path for root in store.local_models(ids) for path in root.rglob(bundle.WEIGHTS_FILE)):
+        temporary = own.with_name(f".{own.name}.link")
+        with suppress(OSError):  # another file system, or one without links: two copies stay
+            if not own.samefile(logged) and filecmp.cmp(own, logged, shallow=False):
+                temporary.unlink(missing_ok=True)
+                temporary.hardlink_to(logged)
+                temporary.replace(own)
 
 
 def _logged(run_id: str, weights: str) -> str | None:

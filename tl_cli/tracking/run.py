@@ -22,7 +22,7 @@ from tl_cli.tracking.models import Naming, log_model
 from tl_cli.tracking.overview import refresh_overview
 from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import Store, ending, last_seen, state_folder
-from tl_cli.tracking.sync import sync
+from tl_cli.tracking.sync import free_disk, sync
 from tl_cli.training.config import write_toml
 from tl_cli.training.events import EpochEnded, Event, LossSampled
 from tl_cli.training.outcome import Outcome
@@ -157,6 +157,7 @@ class Recorder:
             self._has_left = done is None or bool(done.failed)
         if not self._has_left:
             self._try(lambda: refresh_overview(self._store, self._experiment_id))
+            self._try(lambda: free_disk(self._store, self.run_id, self.folder))
             return
         self._warn(
             f"what the tracking store did not take is in {self.folder / JOURNAL}; once it is back: "

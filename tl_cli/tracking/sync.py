@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from tl_cli.models.bundle import read_card
 from tl_cli.tracking.evaluations import dataset_inputs
 from tl_cli.tracking.journal import JOURNAL, Left, alone_with, forget_left, read
 from tl_cli.tracking.listing import status_of
-from tl_cli.tracking.models import Naming, log_model
+from tl_cli.tracking.models import Naming, log_model, share_weights
 from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import STATE_ROOT, Store
+from tl_cli.training.state import BEST_FOLDER, remove_checkpoints
 
 _BATCH = 1000  # what a store takes at once
 # What a store answers to what it would not take another time either.
@@ -63,7 +64,24 @@ def sync(store: Store, run: Run) -> Synced:
         return Synced(0, 0, None)
     # In a folder that may not be written nobody writes a journal.
     with alone_with(path) if os.access(path.parent, os.W_OK) else nullcontext():
-        return _sync(store, run, path)
+        sent = _sync(store, run, path)
+        if not sent.refused:
+            free_disk(store, str(run.info.run_id), path.parent)
+        return sent
+
+
+def free_disk(store: Store, run_id: str, folder: Path) -> None:
+    """Keep of a run that is finished, and has everything in its store, what later commands use and no more.
+
+    Args:
+        folder: of its state, which it would need to go on.
+    """
+    with suppress(MlflowException, OSError):
+        run = store.client.get_run(run_id)
+        ended = read(folder / JOURNAL, run_id).ending
+        if run.info.status == "FINISHED" and ended is not None and ended.status == "FINISHED":
+            remove_checkpoints(folder)
+            share_weights(store, run, folder / BEST_FOLDER)
 
 
 def _sync(store: Store, run: Run, path: Path) -> Synced:

@@ -219,6 +219,13 @@ def checkpoints(folder: Path) -> list[Path]:
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Free the disk of what only a resume would need, once a run is recorded as finished: it is never resumed."""
+    for path in checkpoints(folder):
+        with suppress(OSError):
+            path.unlink()
+
+
 def _check_digest(data: bytes) -> bytes:
     """Return what follows the digest of a checkpoint.
 
