@@ -180,7 +180,7 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
         assert done.code == 0, done.err
     store = open_store(None)  # noqa: F811
     one, two = store.find("one"), store.find("two")
-    assert listing.bytes_of(store, one) > 1_000_000
+    assert listing.files_of(store, one).size() > 1_000_000
     asked = tl("runs", "rm", "one")
     assert (asked.code, "--yes" in asked.err) == (2, True)
     removed = tl("runs", "rm", "one", "--yes")
@@ -193,8 +193,8 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(store_module, "STATE_ROOT", Path("elsewhere"))
         assert (store.model_folder(store.find("one")) / "model.json").exists()
-    kept = [*store.local_artifacts(two), *store.local_models(listing._models(two)), store.state_folder(two)]
-    gone = [*store.local_artifacts(one), *store.local_models(listing._models(one)), store.state_folder(one)]
+    kept = [*store.artifact_places(two, listing._models(two)), store.state_folder(two)]
+    gone = [*store.artifact_places(one, listing._models(one)), store.state_folder(one)]
     assert len(kept) == 3
     assert tl("runs", "rm", "one", "--yes").code == 0
     # A run that was removed earlier can be purged by its id or name.
@@ -272,7 +272,7 @@ def test_purging_one_run_takes_nothing_else_along(tl, workplace: Path) -> None:
     client.restore_experiment(precious)
     assert [item.path for item in client.list_artifacts(kept.info.run_id)] == ["keep.txt"]
     client.restore_run(earlier.info.run_id)
-    assert store.local_models([model.model_id])
+    assert all(place.is_dir() for place in store.artifact_places(earlier, [model.model_id])[1:])
     assert client.get_logged_model(model.model_id).name == "m"
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -14,6 +15,7 @@ from tl_cli.commands.options import ListsByDefault, TrackingUri, complete_run
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
 
+    from tl_cli.tracking.listing import Files
     from tl_cli.tracking.store import Store
     from tl_cli.training.record import RunFacts
 
@@ -36,7 +38,7 @@ Names = Annotated[
 
 app = typer.Typer(
     cls=ListsByDefault,
-    help="List recorded runs with their curves; compare settings; close dead ones; remove.",
+    help="List recorded runs with their curves; compare settings; close dead ones; remove; repair a moved store.",
     epilog="tl runs list --help shows filters and orders.\n\n"
     "Examples:\n\ntl runs\n\ntl runs resnet\n\ntl runs diff latest best\n\ntl runs close\n\n"
     "tl runs rm 3f2a91c0",
@@ -103,6 +105,18 @@ def list_(
         _print_json([_as_data(facts) for facts in shown])
         return
     print_runs(make_console(), shown, total=len(found), where=store.uri, filtered=len(found) < len(everything))
+    _notice_moves(store)
+
+
+def _notice_moves(store: "Store") -> None:
+    from tl_cli.tracking.places import find_moves
+    from tl_cli.ui.console import print_warning
+
+    if store.database is not None and (count := (found := find_moves(store.database)).count("runs")):
+        print_warning(
+            f"this store was copied or moved: the files of {count:,} runs are recorded elsewhere, such as in "
+            f"{found.moves[0].old}; tl runs relocate --dry-run shows what would change, tl runs relocate repairs it"
+        )
 
 
 @app.command("diff", epilog="Examples:\n\ntl runs diff latest best\n\ntl runs diff 3f2a91c0 81bb02d4 --all")
@@ -282,44 +296,103 @@ def rm(
     purge: Annotated[
         bool, typer.Option("--purge", help="Delete files, models and records for good, and free the disk.")
     ] = False,
+    outside: Annotated[
+        bool | None,
+        typer.Option(
+            "--outside/--keep-outside",
+            help="With --purge: files of the run that are not in the folder of the store's database are deleted too, "
+            "or stay; asked by default.",
+            show_default=False,
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     tracking_uri: TrackingUri = None,
 ) -> None:
     """Remove runs, after a question; without --purge their models and files stay, and MLflow can restore them."""
     from tl_cli.tracking import listing
     from tl_cli.tracking.overview import refresh
-    from tl_cli.tracking.ownership import check_stopped
+    from tl_cli.tracking.ownership import owned
     from tl_cli.tracking.store import named, open_store
     from tl_cli.ui.console import make_console, plain
 
     store = open_store(tracking_uri)
     found = _find(store, runs, or_removed=purge)
     for run in found:
-        check_stopped(run)
+        with owned(store, run, from_readers=True):
+            pass
+    console = make_console()
+    files = [listing.files_of(store, run) for run in found]
     if purge:
         listing.check_purgeable(store, found)
-    console = make_console()
-    sizes = [listing.bytes_of(store, run) for run in found]
+        if yes and outside is None:
+            _refuse_outside(store, found, files)
     if not yes:
-        _ask(store, found, sizes, purge=purge)
-    for run in found:
-        if run.info.lifecycle_stage == "active":
+        _ask(store, found, sum(each.size(outside=not purge) for each in files), purge=purge)
+    if not purge:
+        for run in found:
             listing.remove(store, run)
-    if purge:
-        listing.purge(store, found)
+            console.print(plain(f"{named(run)} is removed"), soft_wrap=True)
+    done = [_purge(store, run, each, outside=outside) for run, each in zip(found, files, strict=True)] if purge else []
     refresh(store, {str(run.info.experiment_id) for run in found})
-    for run, size in zip(found, sizes, strict=True):
-        left = listing.bytes_of(store, run) if purge else 0
-        is_gone = f"is deleted, {(size - left) / 1e6:,.0f} MB are free" if purge else "is removed"
-        console.print(plain(f"{named(run)} {is_gone}"), soft_wrap=True)
-    stays = sum(sizes) / 1e6
+    stays = sum(each.size() for each in files) / 1e6
     if not purge and stays:
         restored = "mlflow runs restore --run-id ID brings one back, tl runs rm --purge ID frees the disk"
         console.print(f"their {stays:,.0f} MB stay on the disk; {restored}", style="dim", soft_wrap=True)
+    if not all(done):
+        raise typer.Exit(1)
 
 
-def _ask(store: "Store", runs: "Sequence[Run]", sizes: Sequence[int], *, purge: bool) -> None:
+def _refuse_outside(store: "Store", runs: "Sequence[Run]", files: "Sequence[Files]") -> None:
+    """Refuse to delete without a question what may be somebody else's.
+
+    Raises:
+        UsageError: files of a run are not in the folder of the store's database.
+    """
+    from tl_cli.errors import UsageError, some
+    from tl_cli.tracking.store import named
+
+    for run, each in zip(runs, files, strict=True):
+        if each.outside:
+            raise UsageError(
+                f"files of {named(run)} are outside the folder of {store.uri}: {some(list(map(str, each.outside)))}. "
+                "--outside deletes them too, --keep-outside leaves them. If this project was copied or moved: "
+                "tl runs relocate"
+            )
+
+
+def _purge(store: "Store", run: "Run", files: "Files", *, outside: bool | None) -> bool:
+    """Delete a run for good, and say what is free and what stays; return whether all is done."""
+    from tl_cli.tracking.listing import purge
+    from tl_cli.tracking.store import named, short_id
+    from tl_cli.ui.console import make_console, plain, print_warning
+
+    console = make_console()
+    if files.outside and outside is None:
+        for folder in files.outside:
+            console.print(plain(f"outside the store's folder: {folder}"), soft_wrap=True)
+        size = (files.size() - files.size(outside=False)) / 1e6
+        outside = typer.confirm(f"Delete these of {named(run)}, too ({size:,.0f} MB)?", default=False)
+    size = files.size()
+    stays = purge(store, run, (*files.inside, *(files.outside if outside else ())))
+    free = f"{(size - files.size()) / 1e6:,.0f} MB are free"
+    if stays:
+        print_warning(
+            f"{named(run)} is not deleted yet, {free}; what stays:\n" + "\n".join(stays[:_SHOWN])
+            + (f"\nand {len(stays) - _SHOWN} more" if len(stays) > _SHOWN else "")
+            + f"\nits record stays, too. Once they can be deleted: tl runs rm {short_id(run)} --purge"
+        )  # fmt: skip
+        return False
+    console.print(plain(f"{named(run)} is deleted, {free}"), soft_wrap=True)
+    for folder in (*files.shared, *(() if outside else files.outside)):
+        console.print(plain(f"{folder} stays"), soft_wrap=True)
+    return True
+
+
+def _ask(store: "Store", runs: "Sequence[Run]", size: int, *, purge: bool) -> None:
     """Show what would go, and ask.
+
+    Args:
+        size: of their files, in bytes.
 
     Raises:
         UsageError: nobody is there to answer.
@@ -341,10 +414,60 @@ def _ask(store: "Store", runs: "Sequence[Run]", sizes: Sequence[int], *, purge: 
         left = [child for child in children if child.info.run_id not in going]
         if left:
             console.print(plain(f"{named(run)} is a comparison; its {len(left)} trainings stay", "yellow"))
-    how = f"Delete for good ({sum(sizes) / 1e6:,.0f} MB)" if purge else "Remove"
+    how = f"Delete for good ({size / 1e6:,.0f} MB)" if purge else "Remove"
     if not typer.confirm(f"{how} {'this run' if len(runs) == 1 else f'these {len(runs)} runs'}?"):
         console.print("nothing was removed")
         raise typer.Exit(1)
+
+
+@app.command("relocate", epilog="Examples:\n\ntl runs relocate --dry-run\n\ntl runs relocate /mnt/disk/artifacts")
+def relocate(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder that holds the files of the runs now; by default that of the store's database.",
+            exists=True,
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change; change nothing.")] = False,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Record where the files of runs are, after a project was copied or moved; no file is touched.
+
+    MLflow records absolute paths, so a copy of a project reads and writes the original's files, and a moved one those
+    at the former place.
+    """
+    from tl_cli.errors import UsageError
+    from tl_cli.tracking.ownership import check_stopped
+    from tl_cli.tracking.places import find_moves
+    from tl_cli.tracking.places import relocate as record
+    from tl_cli.tracking.store import open_store
+    from tl_cli.ui.console import make_console, plain, print_warning
+
+    store = open_store(tracking_uri)
+    if store.database is None:
+        raise UsageError(f"{store.uri} is no sqlite database; relocate works on those alone")
+    for run in store.runs(matching="attributes.status = 'RUNNING'"):
+        check_stopped(run)
+    found = find_moves(store.database, folder)
+    console = make_console()
+    for move in found.moves:
+        if move.is_main:
+            console.print(plain(f"{move.old} -> {move.new}"), soft_wrap=True)
+    if not dry_run:
+        record(store.database, found)
+    counted = ", ".join(f"{found.count(table):,} {table.replace('_', ' ')}" for table in _RELOCATED)
+    done = f"{counted} {'would be' if dry_run else 'are'} recorded at their new places"
+    console.print(done if found.moves else "nothing to relocate: no record leads elsewhere", soft_wrap=True)
+    for stray_id, place in found.strays:
+        print_warning(f"the files of {stray_id} are not here; recorded: {place}")
+    if found.strays and not found.moves:
+        raise typer.Exit(1)
+
+
+_RELOCATED = ("experiments", "runs", "logged_models")
 
 
 @dataclass(frozen=True, slots=True)

@@ -484,6 +484,7 @@ def _resume(
     check_resumable(found)
     # Until it ends: two processes would write the same checkpoint.
     with owned(store, found) as run:
+        store.check_place(run)
         _go_on(store, run, flags, tags, tracking_uri, console)
 
 

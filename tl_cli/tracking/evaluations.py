@@ -29,8 +29,9 @@ def log_evaluation(
     same name have numbers of their own. The first measurement of a number stands.
 
     Raises:
-        TrackingError: the store cannot be used.
+        TrackingError: the store cannot be used, or was copied or moved.
     """
+    store.check_place(run)
     label = evaluation_name(measured)
     prefix = "test" if _is_test(measured) else f"{EVALUATIONS}/{label}"
     dataset = dataset_of(in_letters(f"{Path(measured.source).name}-{measured.part}"), measured.source, measured.split)
@@ -76,8 +77,9 @@ def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> 
     """Keep what was seen inside a run's model with the run, under ``inspect/VIEW/``.
 
     Raises:
-        TrackingError: the store cannot be used.
+        TrackingError: the store cannot be used, or was copied or moved.
     """
+    store.check_place(run)
     with store.reported():
         for path in files:
             store.client.log_artifact(run.info.run_id, str(path), f"inspect/{view}")

@@ -1,11 +1,14 @@
 """Recorded runs as a list: their facts, what tells them apart, closing dead ones and removing them."""
 
 import math
+import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISDIR
 
 from mlflow.entities import Run
 
@@ -13,6 +16,7 @@ from tl_cli.errors import UsageError
 from tl_cli.tracking.history import read_sparks
 from tl_cli.tracking.liveness import HOST_TAG
 from tl_cli.tracking.ownership import owned, process_state
+from tl_cli.tracking.places import is_within, own_folder
 from tl_cli.tracking.store import CHILD_TAG, Store, dataset_digest, is_parent, last_seen, named, recorded_split
 from tl_cli.training.config import phase_ends
 from tl_cli.training.record import Differences, Kind, RunFacts, Status
@@ -127,42 +131,81 @@ def check_purgeable(store: Store, runs: Sequence[Run]) -> None:
             raise UsageError(f"{named(run)} is registered as {names}; take it out of the registry first")
 
 
-def purge(store: Store, runs: Sequence[Run]) -> None:
-    """Delete removed runs for good: their records, artifacts, models and what is needed to resume them.
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The folders of a run on this machine, none within another: artifacts, state, models.
+
+    Attributes:
+        inside: in the folder of the store's database.
+        outside: elsewhere, such as on another disk, or in the project that this one is a copy of.
+        shared: where the record leads that is no folder of the run alone; never deleted.
+    """
+
+    inside: tuple[Path, ...]
+    outside: tuple[Path, ...]
+    shared: tuple[Path, ...]
+
+    def size(self, *, outside: bool = True) -> int:
+        """Return how many bytes of the disk deleting them would free."""
+        return _size((*self.inside, *self.outside) if outside else self.inside)
+
+
+def files_of(store: Store, run: Run) -> Files:
+    """Return the folders of a run that are there."""
+    found = {folder.resolve() for folder in _recorded_folders(store, run) if folder.is_dir()}
+    found = {folder for folder in found if not found & set(folder.parents)}
+    shared = {folder for folder in found if folder.name not in (run.info.run_id, *_models(run))}
+    inside = {folder for folder in found - shared if is_within(store.database, folder)}
+    return Files(tuple(sorted(inside)), tuple(sorted(found - shared - inside)), tuple(sorted(shared)))
+
+
+def _recorded_folders(store: Store, run: Run) -> set[Path]:
+    """Return where a run's folders should be, links not followed."""
+    places = [*store.artifact_places(run, _models(run)), store.state_folder(run)]
+    ids = (str(run.info.run_id), *_models(run))
+    return {own_folder(place.absolute(), ids) or place.absolute() for place in places}
+
+
+def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
+    """Delete folders of a run and then, when they are gone, its record and those of its models.
 
     Not by ``mlflow gc``, which takes along everything else that has ever been removed.
 
+    Returns:
+        What could not be deleted, and why; the record then stays, so that another call can finish.
+
     Raises:
-        UsageError: the store is a server, or a model is registered.
+        UsageError: the store is a server, a model is registered, or another process works on the run.
         TrackingError: the store cannot do it.
     """
-    check_purgeable(store, runs)
-    for run in runs:
-        folders = _folders(store, run)
+    check_purgeable(store, [run])
+    with owned(store, run, from_readers=True):
+        for path in [path for folder in folders for path in folder.rglob("*")]:
+            # The locks last: some file systems keep an open file, and the folder around it.
+            if not path.name.endswith(".lock") and (path.is_symlink() or not path.is_dir()):
+                with suppress(OSError):
+                    path.unlink()
+    stays = [problem for folder in folders for problem in _delete(folder)]
+    if not stays:
+        for link in _recorded_folders(store, run):
+            if link.is_symlink() and not link.exists():
+                link.unlink()
         with store.reported():
-            for model_id in _models(run):
-                store.client.delete_logged_model(model_id)
             store.delete_for_good(run, _models(run))
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
+    return stays
 
 
-def bytes_of(store: Store, run: Run) -> int:
-    """Return how much of the disk here a run takes: state, artifacts and models, as far as they are local."""
-    stats = [path.lstat() for folder in _folders(store, run) for path in folder.rglob("*") if not path.is_dir()]
-    # A file of two names is on the disk once.
-    return sum({(found.st_dev, found.st_ino): found.st_size for found in stats}.values())
-
-
-def _folders(store: Store, run: Run) -> list[Path]:
-    """Return the folders of a run on this machine, none within another: artifacts, state, models."""
-    artifacts = store.local_artifacts(run)
-    # Beside its artifacts lies the state of a run that was made there, wherever this is asked from.
-    beside = [folder.parent for folder in artifacts if folder.parent.name == run.info.run_id]
-    found = {folder.resolve() for folder in (*artifacts, *beside, *store.local_models(_models(run)))}
-    if (state := store.state_folder(run)).is_dir():
-        found.add(state.parent.resolve())
-    return [folder for folder in sorted(found) if not found & set(folder.parents)]
+def _delete(folder: Path) -> list[str]:
+    """Delete a folder as far as possible; return the files that stay, the first with the reason."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        return []
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        files = sorted(str(path) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+        return [f"{error.filename}: {error.strerror}", *(path for path in files if path != str(error.filename))]
+    return []
 
 
 def differences(store: Store, runs: Sequence[Run]) -> tuple[Differences, dict[str, str]]:
@@ -260,3 +303,15 @@ def _images(runs: Sequence[Run], context: str) -> list[str | None]:
 def _table(columns: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:
     keys = dict.fromkeys(key for column in columns for key in column)
     return {key: [column.get(key) for column in columns] for key in keys}
+
+
+def _size(folders: Iterable[Path]) -> int:
+    """Return what deleting folders frees: blocks, not lengths, of files that have no other name elsewhere."""
+    names: dict[tuple[int, int], list[os.stat_result]] = {}
+    for folder in folders:
+        for path in folder.rglob("*"):
+            with suppress(OSError):
+                stat = path.lstat()
+                if not S_ISDIR(stat.st_mode):
+                    names.setdefault((stat.st_dev, stat.st_ino), []).append(stat)
+    return sum(512 * stats[0].st_blocks for stats in names.values() if len(stats) >= stats[0].st_nlink)

@@ -97,7 +97,7 @@ def share_weights(store: Store, run: Run, folder: Path) -> None:
     """
     own = folder / bundle.WEIGHTS_FILE
     ids = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
-    for logged in (path for root in store.local_models(ids) for path in root.rglob(bundle.WEIGHTS_FILE)):
+    for logged in (path for root in store.artifact_places(run, ids) for path in root.rglob(bundle.WEIGHTS_FILE)):
         temporary = own.with_name(f".{own.name}.link")
         with suppress(OSError):  # another file system, or one without links: two copies stay
             if not own.samefile(logged) and filecmp.cmp(own, logged, shallow=False):

@@ -11,9 +11,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import requests
 from filelock import FileLock, Timeout
@@ -31,6 +31,7 @@ from tl_cli.errors import (
 )
 from tl_cli.models.bundle import read_card
 from tl_cli.tracking.liveness import HEARTBEAT_TAG, paused
+from tl_cli.tracking.places import check_place, local_path, own_folder
 from tl_cli.tracking.reasons import reason, root
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -121,13 +122,19 @@ class Store:
         """Whether it is a server, to be asked over the network."""
         return self.uri.startswith(("http://", "https://"))
 
+    @property
+    def database(self) -> Path | None:
+        """The file of a local database; None for a server, and for a database that is no file."""
+        found = _database(str(self.client.tracking_uri))
+        return found.absolute() if found is not None and found.is_file() else None
+
     def experiment(self, name: str) -> str:
         """Return the id of an experiment, made where there is none.
 
         Raises:
-            TrackingError: it was deleted, or the store cannot be used.
+            TrackingError: it was deleted, its files are another project's, or the store cannot be used.
         """
-        with _reported(self.uri), _store_lock(_database(self.uri)):
+        with _reported(self.uri), _store_lock(self.database):
             found = self.client.get_experiment_by_name(name)
             if found is None:
                 return str(self.client.create_experiment(name))
@@ -135,7 +142,18 @@ class Store:
             raise TrackingError(
                 f"the experiment {name!r} was deleted; restore it, or use --experiment with another name"
             )
+        if self.database is not None:
+            check_place(self.database, str(found.experiment_id))
         return str(found.experiment_id)
+
+    def check_place(self, run: Run) -> None:
+        """Refuse to add to the files of a run where those are another project's.
+
+        Raises:
+            TrackingError: the store was copied or moved.
+        """
+        if self.database is not None:
+            check_place(self.database, str(run.info.experiment_id), str(run.info.run_id))
 
     def experiments(self) -> dict[str, str]:
         """Return the ids of the experiments that are not deleted, by their names."""
@@ -353,7 +371,7 @@ class Store:
         return True
 
     def delete_for_good(self, run: Run, model_ids: Iterable[str]) -> None:
-        """Delete the records of a removed run and of its models, as ``mlflow gc`` does, and nothing else.
+        """Delete the records of a run and of its models, as ``mlflow gc`` does, and nothing else.
 
         Raises:
             TrackingError: this kind of store cannot.
@@ -361,21 +379,22 @@ class Store:
         backend = self.client._tracking_client.store
         if not hasattr(backend, "_hard_delete_run") or not hasattr(backend, "_hard_delete_logged_model"):
             raise TrackingError(f"the tracking store {self.uri} cannot delete a run for good")
-        for model_id in model_ids:
-            backend._hard_delete_logged_model(model_id)
-        backend._hard_delete_run(run.info.run_id)
+        deletions = [partial(backend._hard_delete_logged_model, model_id) for model_id in model_ids]
+        for delete in (*deletions, partial(backend._hard_delete_run, run.info.run_id)):
+            try:
+                delete()
+            except MlflowException as error:  # done by an earlier call, which was interrupted
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
 
-    def local_artifacts(self, run: Run) -> list[Path]:
-        """Return the folder of a run's artifacts where it is on this machine."""
-        return _local(str(run.info.artifact_uri))
-
-    def local_models(self, model_ids: Iterable[str]) -> list[Path]:
-        """Return the folders of logged models that are on this machine."""
-        found: list[Path] = []
+    def artifact_places(self, run: Run, model_ids: Iterable[str]) -> list[Path]:
+        """Return where a run and its models have their artifacts, as far as those are on this machine."""
+        uris = [str(run.info.artifact_uri)]
+        backend = self.client._tracking_client.store
         for model_id in model_ids:
             with suppress(MlflowException):
-                found += _local(str(self.client.get_logged_model(model_id).artifact_location))
-        return found
+                uris.append(str(backend.get_logged_model(model_id, allow_deleted=True).artifact_location))
+        return [place for uri in uris if (place := local_path(uri)) is not None]
 
     def _download(self, **what: str) -> str:
         """Return where an artifact lies: in place if on this machine, else in a folder that goes with the process."""
@@ -388,9 +407,10 @@ class Store:
 
     def state_folders(self, run: Run) -> list[Path]:
         """Return the state folders that a run has on this machine: of the current folder, and beside its artifacts."""
-        beside = [place.parent / "state" for place in _local(str(run.info.artifact_uri))]
-        found = {folder.resolve() for folder in (self.state_folder(run), *beside) if folder.is_dir()}
-        return sorted(found)
+        place = local_path(str(run.info.artifact_uri))
+        own = own_folder(place, (run.info.run_id,)) if place is not None else None
+        beside = [own / "state"] if own is not None else []
+        return sorted({folder.resolve() for folder in (self.state_folder(run), *beside) if folder.is_dir()})
 
 
 def _run_and_model(name: str) -> tuple[str, str]:
@@ -412,14 +432,6 @@ def _logged_model_of(version: ModelVersion) -> str:
     if not model_id:
         raise RunNotFoundError(f"{version.name} version {version.version} is not a logged model: {version.source}")
     return model_id if isinstance(model_id, str) else model_id[1]
-
-
-def _local(uri: str) -> list[Path]:
-    parts = urlsplit(uri)
-    if parts.scheme not in ("", "file"):
-        return []
-    folder = Path(unquote(parts.path)) if parts.scheme else Path(uri)
-    return [folder] if folder.is_dir() else []
 
 
 def _judged_on(run: Run) -> tuple[str, str | None]:
@@ -538,7 +550,7 @@ def _scratch() -> str:
 
 def _database(uri: str) -> Path | None:
     """Return the file of a local database."""
-    scheme, _, path = uri.partition(":///")
+    scheme, _, path = uri.partition("?")[0].partition(":///")
     return Path(path) if scheme.split("+")[0] == "sqlite" and path and not path.startswith(":") else None
 
 

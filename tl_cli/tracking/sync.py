@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlflow
 from mlflow.entities import Metric, Run
+from mlflow.exceptions import MlflowException
 
 from tl_cli.errors import UsageError
 from tl_cli.models.bundle import read_card
@@ -89,6 +90,8 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
     recorded = read(path, run_id)
     refused: list[str] = []
     failed: dict[Left, str] = {}
+    if recorded.left:
+        store.check_place(run)
     with store.reported():
         waiting = missing(store, run_id, recorded.points)
         for start in range(0, len(waiting), _BATCH):

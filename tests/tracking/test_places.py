@@ -1,0 +1,237 @@
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tl_cli.errors import TrackingError
+from tl_cli.tracking import places
+from tl_cli.tracking.places import find_moves
+from tl_cli.tracking.store import open_store
+
+
+def project(folder: Path, database: Path, location: str | None = None) -> str:
+    """Make a project with one run, which has an artifact, a checkpoint and a model; return the run's id."""
+    folder.mkdir(parents=True)
+    shutil.copy(database, folder / "mlflow.db")
+    with closing(sqlite3.connect(folder / "mlflow.db")) as connection, connection:
+        connection.execute("update experiments set artifact_location = ?", (f"{folder}/mlruns/0",))
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment("tl", artifact_location=location or str(folder / "mlruns" / "1"))
+    run_id = str(client.create_run(experiment, run_name="one").info.run_id)
+    (folder / "note.txt").write_text("x" * 5000)
+    client.log_artifact(run_id, str(folder / "note.txt"))
+    state = folder / "mlruns" / experiment / run_id / "state"
+    state.mkdir(parents=True)
+    (state / "step-00000001.ckpt").write_bytes(bytes(9000))
+    model = client.create_logged_model(experiment, name="m", source_run_id=run_id)
+    client.log_model_artifacts(model.model_id, str(state))
+    client.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(model.model_id, 0)])
+    client.set_terminated(run_id)
+    return run_id
+
+
+def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix in (".txt", ".ckpt")
+    }
+
+
+def recorded(folder: Path) -> set[str]:
+    """Return what the tables of MLflow hold."""
+    query = (
+        "select artifact_location from experiments where experiment_id > 0 union all select artifact_uri from runs "
+        "union all select artifact_location from logged_models"
+    )
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        return {str(uri) for (uri,) in database.execute(query)}
+
+
+TRAIN = ("train", "timm/test_efficientnet", "--weights", "none", "--data", "digits")
+
+
+@pytest.mark.parametrize("style", ["{}", "file://{}"])
+def test_a_copy_is_noticed_relocated_and_purged_without_its_original(
+    style: str, tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, copy = workplace / "a b#1", workplace / "copy"
+    location = f"{original}/mlruns/1" if style == "{}" else (original / "mlruns" / "1").as_uri()
+    run_id = project(original, ready_database, location)
+    shutil.copytree(original, copy)
+    enter(copy, monkeypatch)
+    before, in_copy = files(original), files(copy)
+    refused = tl("runs", "rm", "one", "--purge", "--yes")
+    assert (refused.code, str(original / "mlruns") in refused.err, "tl runs relocate" in refused.err) == (2, True, True)
+    refused = tl(*TRAIN)
+    assert (refused.code, "tl runs relocate" in refused.err) == (1, True), refused.err
+    assert "was copied or moved" in tl("runs").err
+    records = recorded(copy)
+    assert tl("runs", "relocate", "--dry-run").code == 0
+    assert recorded(copy) == records
+    moved = tl("runs", "relocate")
+    assert moved.code == 0, moved.err
+    there, here = (location, str(copy / "mlruns" / "1") if style == "{}" else (copy / "mlruns" / "1").as_uri())
+    assert recorded(copy) == {uri.replace(there, here) for uri in records}
+    assert (files(original), files(copy)) == (before, in_copy)
+    assert recorded(original) == records
+    assert "was copied or moved" not in tl("runs").err
+    assert open_store(None).experiment("tl") == "1"
+    purged = tl("runs", "rm", "one", "--purge", "--yes")
+    assert purged.code == 0, purged.err
+    assert list(files(copy)) == ["note.txt"]
+    assert not list(copy.glob(f"mlruns/**/{run_id}*"))
+    assert files(original) == before
+
+
+@pytest.mark.parametrize("through", ["move", "copy whose original is gone", "moved to where another project was"])
+def test_a_moved_store_is_noticed_and_relocated(
+    through: str, tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(workplace / "old", ready_database)
+    if through == "move":
+        (workplace / "old").rename(workplace / "new #1")
+    else:
+        shutil.copytree(workplace / "old", workplace / "new #1")
+        shutil.rmtree(workplace / "old")
+    if through.startswith("moved"):
+        (workplace / "old" / "mlruns" / "1").mkdir(parents=True)
+    enter(workplace / "new #1", monkeypatch)
+    for refused in (tl(*TRAIN), tl(*TRAIN, "--experiment", "tl")):
+        assert (refused.code, "tl runs relocate" in refused.err) == (1, True), refused.err
+    assert tl("runs", "relocate").code == 0
+    assert all(uri.startswith(f"{workplace}/new #1/mlruns/1") for uri in recorded(workplace / "new #1"))
+    again = tl("runs", "relocate")
+    assert (again.code, "nothing to relocate" in again.out) == (0, True)
+    assert tl("runs", "rm", "one", "--purge", "--yes").code == 0
+    assert list(files(workplace / "new #1")) == ["note.txt"]
+
+
+def test_a_project_behind_a_link_is_its_own(
+    tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(workplace / "real", ready_database)
+    (workplace / "link").symlink_to(workplace / "real")
+    for folder in ("link", "real"):
+        enter(workplace / folder, monkeypatch)
+        assert find_moves(workplace / folder / "mlflow.db") == places.Moves()
+        assert open_store(f"sqlite:///{workplace}/{folder}/mlflow.db").experiment("tl") == "1"
+    purged = tl("runs", "rm", "one", "--purge", "--yes", "--tracking-uri", f"sqlite:///{workplace}/link/mlflow.db")
+    assert purged.code == 0, purged.err
+    assert list(files(workplace / "real")) == ["note.txt"]
+
+
+def test_a_copy_inside_its_original_and_around_it_are_told_apart(workplace: Path, ready_database: Path) -> None:
+    project(workplace / "outer" / "inner", ready_database)
+    shutil.copytree(workplace / "outer" / "inner", workplace / "copied")
+    shutil.copytree(workplace / "copied", workplace / "outer", dirs_exist_ok=True)
+    shutil.copytree(workplace / "copied", workplace / "outer" / "inner" / "backup")
+    inner = workplace / "outer" / "inner" / "mlruns" / "1"
+    assert find_moves(workplace / "outer" / "inner" / "mlflow.db") == places.Moves()
+    for copy in (workplace / "outer", workplace / "outer" / "inner" / "backup"):
+        found = find_moves(copy / "mlflow.db")
+        assert {(move.old, move.new) for move in found.moves if move.is_main and move.id == "1"} == {
+            (inner, copy / "mlruns" / "1")
+        }
+        assert found.count("runs") == found.count("logged_models") == 1
+        assert not places.is_within(copy / "mlflow.db", inner)
+
+
+@pytest.mark.parametrize("flag", ["--outside", "--keep-outside"])
+def test_an_experiment_with_a_place_of_its_own_is_no_moved_one_and_its_files_are_asked_for(
+    flag: str, tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = workplace / "disk" / "artifacts"
+    run_id = project(workplace / "project", ready_database, str(disk))
+    enter(workplace / "project", monkeypatch)
+    assert find_moves(workplace / "project" / "mlflow.db") == places.Moves()
+    assert open_store(None).experiment("tl") == "1"
+    (disk / "mine.txt").write_text("mine")
+    refused = tl("runs", "rm", "one", "--purge", "--yes")
+    assert (refused.code, str(disk / run_id) in refused.err, flag in refused.err) == (2, True, True)
+    there = files(disk)
+    purged = tl("runs", "rm", "one", "--purge", "--yes", flag)
+    assert purged.code == 0, purged.err
+    assert list(files(workplace / "project")) == ["note.txt"]
+    assert files(disk) == ({"mine.txt": b"mine"} if flag == "--outside" else there)
+
+
+def test_artifacts_on_another_disk_are_found_in_the_folder_that_is_named(
+    tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = project(workplace / "project", ready_database, str(workplace / "disk1" / "artifacts"))
+    enter(workplace / "project", monkeypatch)
+    (workplace / "disk1").rename(workplace / "disk2")
+    lost = tl("runs", "relocate")
+    assert (lost.code, f"the files of {run_id} are not here" in lost.err) == (1, True)
+    assert tl("runs", "relocate", workplace / "disk2" / "artifacts").code == 0
+    assert all(uri.startswith(f"{workplace}/disk2/artifacts") for uri in recorded(workplace / "project"))
+
+
+def test_a_folder_that_is_not_the_runs_alone_is_never_deleted(
+    tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(workplace / "project", ready_database)
+    photos = workplace / "project" / "photos"
+    photos.mkdir()
+    (photos / "mine.txt").write_text("mine")
+    with closing(sqlite3.connect(workplace / "project" / "mlflow.db")) as database, database:
+        database.execute("update runs set artifact_uri = ?", (str(photos),))
+    enter(workplace / "project", monkeypatch)
+    purged = tl("runs", "rm", "one", "--purge", "--yes", "--outside")
+    assert (purged.code, f"{photos} stays" in purged.out.replace("\n", "")) == (0, True), purged.err
+    assert (photos / "mine.txt").read_text() == "mine"
+
+
+def test_a_linked_folder_of_runs_is_asked_for_and_its_link_goes_with_it(
+    tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = project(workplace / "project", ready_database)
+    folder, disk = workplace / "project" / "mlruns" / "1" / run_id, workplace / "disk" / run_id
+    disk.parent.mkdir()
+    folder.rename(disk)
+    folder.symlink_to(disk)
+    enter(workplace / "project", monkeypatch)
+    assert tl("runs", "rm", "one", "--purge", "--yes").code == 2
+    assert (disk / "artifacts" / "note.txt").exists()
+    assert tl("runs", "rm", "one", "--purge", "--yes", "--outside").code == 0
+    assert not disk.exists()
+    assert not os.path.lexists(folder)
+
+
+def test_nothing_is_written_to_a_run_that_is_another_projects(
+    workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(workplace / "original", ready_database)
+    shutil.copytree(workplace / "original", workplace / "copy")
+    enter(workplace / "copy", monkeypatch)
+    store = open_store(None)
+    with pytest.raises(TrackingError, match="tl runs relocate"):
+        store.check_place(store.find("one"))
+    # Its own files were not copied: there is nothing that could be recorded instead.
+    shutil.rmtree(workplace / "copy" / "mlruns" / "1")
+    with pytest.raises(TrackingError, match="copied or moved|belongs to"):
+        store.check_place(store.find("one"))
+
+
+def test_a_database_that_several_projects_share_is_no_moved_one(
+    tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workplace / "shared").mkdir()
+    shutil.copy(ready_database, workplace / "shared" / "mlflow.db")
+    for name in ("first", "second"):
+        (workplace / name).mkdir()
+        monkeypatch.chdir(workplace / name)
+        store = open_store(f"sqlite:///{workplace}/shared/mlflow.db")
+        assert store.experiment("tl") == "1"
+        store.check_place(store.client.create_run("1"))
