@@ -71,6 +71,8 @@ def _root(
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input, 128 + signal when stopped."""
     interrupts.listen()
+    # A notebook's kernel hands its own to what it starts, and matplotlib stops at a name that it does not know.
+    os.environ["MPLBACKEND"] = "Agg"
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (until the process ends)
