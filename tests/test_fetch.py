@@ -52,7 +52,7 @@ def test_a_missing_file_is_not_asked_for_again(server: Server, tmp_path: Path) -
 
 
 def test_no_network_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(DownloadError, match=r"cannot fetch w.pth from 127.0.0.1:9 .*Put it there"):
+    with pytest.raises(DownloadError, match=r"cannot fetch w\.pth from http://127\.0\.0\.1:9/w\.pth .*Put it there"):
         fetch.download("http://127.0.0.1:9/w.pth", tmp_path / "w.pth", SHA256, advice="Put it there.")
 
 

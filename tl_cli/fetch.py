@@ -8,8 +8,9 @@ import shutil
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -22,9 +23,67 @@ from tl_cli.errors import DownloadError, StorageError
 # Told (name of the file, bytes so far, bytes in all or None) as a download goes on.
 Progress = Callable[[str, int, int | None], None]
 
+_HEADERS = {"User-Agent": "tl-train"}
 _CHUNK = 1 << 20
-_TIMEOUT_S = 30
+_TIMEOUT_S = 15
+# Of a network that drops packets nothing is heard: what is missing is to be said within seconds.
+_REACHABLE_WITHIN_S = 5
 _ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Published files that are not on this machine.
+
+    Attributes:
+        urls: their addresses.
+        folder: where they are kept.
+        advice: what to do without a network; names the flag.
+    """
+
+    urls: tuple[str, ...]
+    folder: Path
+    advice: str
+
+    def __str__(self) -> str:
+        names = ", ".join(_name(url) for url in self.urls)
+        return f"{names}: not in {self.folder}; published at {', '.join(self.urls)}"
+
+    def check_reachable(self) -> None:
+        """Ask the server of the first file once.
+
+        Raises:
+            DownloadError: there is no way to it; says the address, the folder and what to do instead.
+        """
+        url = self.urls[0]
+        request = urllib.request.Request(url, headers=_HEADERS, method="HEAD")
+        try:
+            urllib.request.urlopen(request, timeout=_REACHABLE_WITHIN_S).close()
+        except urllib.error.HTTPError:
+            return  # the server is there
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise self.failure(str(getattr(error, "reason", error))) from error
+
+    def failure(self, reason: str) -> DownloadError:
+        """Return what to raise where the first file cannot be fetched."""
+        return _failure(self.urls[0], reason, self.advice)
+
+
+def check_reachable(missing: Iterable[Missing | None]) -> None:
+    """Ask the servers of all missing files, so that all that cannot be fetched is said at once.
+
+    Raises:
+        DownloadError: at least one cannot be reached.
+    """
+    failures = []
+    for each in missing:
+        try:
+            if each is not None:
+                each.check_reachable()
+        except DownloadError as error:
+            failures.append(str(error))
+    if failures:
+        raise DownloadError("\n".join(dict.fromkeys(failures)))
 
 
 def silent(name: str, done: int, total: int | None) -> None:
@@ -83,15 +142,24 @@ def _fetch(url: str, target: Path, expected: str, algorithm: str, progress: Prog
             cause = error
             if error.code < 500:
                 break
+        except urllib.error.URLError as error:  # no connection: it has waited long enough
+            cause = error
+            break
         except (OSError, http.client.HTTPException, _MismatchError) as error:
             cause = error
-    reason = getattr(cause, "reason", None) or cause
-    host = urlsplit(url).netloc
-    raise DownloadError(f"cannot fetch {target.name} from {host} ({reason}). {advice}".rstrip()) from cause
+    raise _failure(url, str(getattr(cause, "reason", None) or cause), advice) from cause
+
+
+def _failure(url: str, reason: str, advice: str) -> DownloadError:
+    return DownloadError(f"cannot fetch {_name(url)} from {url} ({reason}). {advice}".rstrip())
+
+
+def _name(url: str) -> str:
+    return Path(urlsplit(url).path).name
 
 
 def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: Progress) -> str:
-    request = urllib.request.Request(url, headers={"User-Agent": "tl-train"})
+    request = urllib.request.Request(url, headers=_HEADERS)
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
         length = response.headers.get("Content-Length")
         total = int(length) if length else None

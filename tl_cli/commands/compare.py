@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -115,6 +115,7 @@ def compare(
             store = open_store(tracking_uri)
             place = find_destination(store, experiment)
             shared |= {"--tracking-uri": tracking_uri, "--experiment": place.experiment}
+            _fetch_all(given, [*options, *_flags(shared)], tracking_uri, aside)
             parent = lasting.enter_context(_parent(store, place, given))
             groups, failed = _train_all(store, parent, _Work(given, seeds, split), [*options, *_flags(shared)], aside)
             entries = [_Entry(name, _targets(store, runs)) for name, runs in groups.items()]
@@ -167,6 +168,30 @@ class _How:
     workers: int | None
 
 
+def _fetch_all(names: Sequence[str], options: Sequence[str], tracking_uri: str | None, console: "Console") -> None:
+    """Fetch the weights of each model before the first one trains.
+
+    Raises:
+        DownloadError: those of one, or the data, cannot be fetched; all that cannot be reached are named.
+    """
+    from tl_cli.commands.train import given_settings, with_weights_of_run
+    from tl_cli.fetch import check_reachable
+    from tl_cli.models import zoo
+    from tl_cli.training.setup import to_fetch
+    from tl_cli.ui.progress import FileProgress
+
+    wanted = []
+    for name in names:
+        settings, file = _settings(name, options)
+        wanted.append({**file, **with_weights_of_run(given_settings(settings), file, tracking_uri)})
+    absent = [to_fetch(each) for each in wanted]
+    check_reachable([missing for each in absent for missing in (each.weights, each.data)])
+    for each, missing in zip(wanted, absent, strict=True):
+        if missing.weights is not None:
+            with FileProgress(console) as progress:
+                zoo.find_weights(str(each["model"]), str(each.get("weights", "default")), progress=progress)
+
+
 def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds: int, experiment: str | None) -> None:
     """Refuse what can be refused before anything is opened or trained."""
     from tl_cli.errors import UsageError
@@ -183,20 +208,26 @@ def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds:
             if is_given:
                 raise UsageError(f"{flag} goes with --models: these were trained already")
         return
-    from tl_cli.commands.train import check_settings, given_settings, train
+    from tl_cli.commands.train import check_settings, given_settings
+
+    for name in names:
+        # What tl train refuses is refused now, and not after the first of them has trained.
+        settings, file = _settings(name, options)
+        for flag, key in _NOT_FOR_TRAINING.items():
+            if settings[key]:
+                raise UsageError(f"tl compare sets {flag} itself" + ("; give --seeds" if flag == "--seed" else ""))
+        check_settings({**file, **given_settings(settings)})
+
+
+def _settings(name: str, options: Sequence[str]) -> tuple[dict[str, Any], dict[str, object]]:
+    """Return the parameters of ``tl train`` for a model, and the settings of its config file."""
+    from tl_cli.commands.train import train
     from tl_cli.training.config import read_toml
 
     app = typer.Typer()
     app.command("train", context_settings={"help_option_names": []})(train)
-    command = typer.main.get_command(app)
-    for name in names:
-        # What tl train refuses is refused now, and not after the first of them has trained.
-        settings = command.make_context("tl train", [name, *options]).params
-        for flag, key in _NOT_FOR_TRAINING.items():
-            if settings[key]:
-                raise UsageError(f"tl compare sets {flag} itself" + ("; give --seeds" if flag == "--seed" else ""))
-        file = read_toml(settings["config"]) if settings["config"] else {}
-        check_settings({**file, **given_settings(settings)})
+    settings = typer.main.get_command(app).make_context("tl train", [name, *options]).params
+    return settings, read_toml(settings["config"]) if settings["config"] else {}
 
 
 def _flags(values: Mapping[str, object]) -> list[str]:

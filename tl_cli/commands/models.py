@@ -107,12 +107,14 @@ def pull(
 ) -> None:
     """Fetch published weights, for a machine that has no network later."""
     from tl_cli.errors import DownloadError
+    from tl_cli.fetch import check_reachable
     from tl_cli.models import zoo
     from tl_cli.ui.console import make_console, plain
     from tl_cli.ui.progress import FileProgress
 
     for name in names:
         zoo.about(name)  # a mistyped one is refused before the first is fetched
+    check_reachable([zoo.missing_weights(name) for name in names])
     console = make_console()
     failed = []
     for name in names:

@@ -337,10 +337,7 @@ def train(
     _check_names(run_name, register)
     check_settings({**file, **flags})
     if dry_run:
-        plan = _prepare(flags, file, tracking_uri, console)
-        start_s = time.monotonic() - began
-        _show_plan(plan, console)
-        _show_dry_run(plan, console, start_s)
+        _run_dry(flags, file, tracking_uri, console, began)
         return
     from tl_cli.tracking.destination import find_destination
     from tl_cli.tracking.store import open_store
@@ -415,14 +412,10 @@ def _prepare(
     console: "Console",
     then: "DataSpec | None" = None,
 ) -> "Plan":
-    from tl_cli.models import zoo
     from tl_cli.training import setup
     from tl_cli.ui.progress import FileProgress
 
-    given = {**file, **flags}
-    weights, model = given.get("weights"), str(given["model"])
-    if isinstance(weights, str) and not zoo.is_known_weights(model, weights):
-        flags = {**flags, "weights": _weights_of_run(weights, tracking_uri)}
+    flags = with_weights_of_run(flags, file, tracking_uri)
     with FileProgress(console) as progress:
         return setup.prepare(flags, file, progress, then=then)
 
@@ -446,6 +439,44 @@ def _warm_start(weights: str, tracking_uri: str | None) -> dict[str, object]:
     except RunNotFoundError as error:
         raise UsageError(f"{needed} ({error})") from error
     return {"model": read_card(folder).architecture, "weights": str(folder)}
+
+
+def _run_dry(
+    flags: dict[str, object], file: Mapping[str, object], tracking_uri: str | None, console: "Console", began: float
+) -> None:
+    """Show what a run would be; without its images, only its settings."""
+    from tl_cli.training import setup
+    from tl_cli.ui import tables
+    from tl_cli.ui.console import plain
+    from tl_cli.ui.progress import FileProgress
+
+    flags = with_weights_of_run(flags, file, tracking_uri)
+    absent = setup.to_fetch({**file, **flags})
+    for each in (absent.weights, absent.data):
+        if each is not None:
+            console.print(plain(f"note: a run will fetch {each}", "yellow", limit=2000))
+    if absent.data is not None:
+        console.print(tables.settings_table(setup.foresee(flags, file).resolved))
+        console.print("dry run: nothing was fetched, trained or recorded; no estimate without the images", style="dim")
+        return
+    with FileProgress(console) as progress:
+        plan = setup.prepare(flags, file, progress, is_dry=True)
+    start_s = time.monotonic() - began
+    _show_plan(plan, console)
+    _show_dry_run(plan, console, start_s)
+
+
+def with_weights_of_run(
+    flags: dict[str, object], file: Mapping[str, object], tracking_uri: str | None
+) -> dict[str, object]:
+    """Return the flags with the folder of a saved model in place of a run that ``--weights`` names."""
+    from tl_cli.models import zoo
+
+    given = {**file, **flags}
+    weights = given.get("weights")
+    if isinstance(weights, str) and not zoo.is_known_weights(str(given["model"]), weights):
+        return {**flags, "weights": _weights_of_run(weights, tracking_uri)}
+    return flags
 
 
 def _weights_of_run(name: str, tracking_uri: str | None) -> str:

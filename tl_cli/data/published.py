@@ -22,8 +22,12 @@ from tl_cli.data.found import Found
 from tl_cli.data.images import FileImages, Images, PackedImages
 from tl_cli.data.names import Names
 from tl_cli.errors import DataError, StorageError
-from tl_cli.fetch import Progress, silent
+from tl_cli.fetch import Missing, Progress, silent
 
+_ADVICE = (
+    "Fetch it on a machine with network and put it into {folder} (--data-dir moves the data folder), or use "
+    "--data digits or --data FOLDER."
+)
 # What torchvision's readers, and those under them, raise of files that are missing or not as they should be.
 _UNREADABLE = (RuntimeError, OSError, ValueError, LookupError, TypeError, AssertionError, AttributeError, EOFError)
 
@@ -53,6 +57,16 @@ def is_here(built_in: BuiltIn, root: Path) -> bool:
     return not built_in.files or _place(built_in, root.expanduser().resolve()).exists()
 
 
+def missing(built_in: BuiltIn, root: Path) -> Missing | None:
+    """Return the files that ``open_set`` would fetch; None where it would fetch nothing."""
+    root = root.expanduser().resolve()
+    folder = root if built_in.folder is None else root / "archives" / built_in.name
+    if built_in.folder is not None and is_here(built_in, root):
+        return None
+    urls = tuple(file.url for file in built_in.files if not (folder / _name(file)).exists())
+    return Missing(urls, folder, _ADVICE.format(folder=folder)) if urls else None
+
+
 def _fetch(built_in: BuiltIn, root: Path, progress: Progress) -> None:
     """Bring the files of a set to where torchvision looks for them."""
     if built_in.folder is None:
@@ -72,10 +86,7 @@ def _fetch(built_in: BuiltIn, root: Path, progress: Progress) -> None:
 
 def _download(file: File, folder: Path, progress: Progress) -> Path:
     target = folder / _name(file)
-    advice = (
-        f"Fetch it on a machine with network ({file.url}) and put it into {folder} (--data-dir moves that folder), "
-        "or use --data digits or --data FOLDER."
-    )
+    advice = _ADVICE.format(folder=folder)
     fetch.download(file.url, target, file.md5, algorithm="md5", progress=progress, advice=advice)
     return target
 

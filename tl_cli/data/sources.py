@@ -28,7 +28,7 @@ from tl_cli.data.images import (
 from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes, measure
 from tl_cli.errors import DataError, first_line, suggest
-from tl_cli.fetch import Progress, cache_root, silent
+from tl_cli.fetch import Missing, Progress, cache_root, silent
 from tl_cli.store import Store, memory_bytes
 
 BUILT_IN = tuple(SETS)
@@ -377,6 +377,20 @@ def is_at_hand(spec: DataSpec, data_dir: str | None = None) -> bool:
     if spec.source in SETS:
         return published.is_here(SETS[spec.source], cache_folder(data_dir or spec.data_dir))
     return Path(spec.source).exists()
+
+
+def missing(source: str, data_dir: str | None) -> Missing | None:
+    """Return the files of a set that would be fetched; None where nothing would be.
+
+    Raises:
+        DataError: the source is unknown, or nothing is there.
+    """
+    source = locate(source)
+    if source in SETS:
+        return published.missing(SETS[source], cache_folder(data_dir))
+    if not Path(source).exists():
+        _open(source, cache_folder(data_dir), silent)  # raises, with what each kind of source is
+    return None
 
 
 def check_still_there(source: str) -> None:

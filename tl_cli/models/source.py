@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from tl_cli.contract import Preprocessing
-from tl_cli.fetch import Progress
+from tl_cli.fetch import Missing, Progress
 from tl_cli.models.weights import Pretrained
 
 
@@ -55,6 +55,9 @@ class Source(Protocol):
 
     def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
         """Return published weights: those called ``spec``, or the best for ``spec == "default"``."""
+
+    def missing(self, name: str, spec: str) -> Missing | None:
+        """Return what ``pretrained`` would have to fetch; None where it is here, or comes with a package."""
 
     def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
         """Return the weights under the names and, but for the head, in the shapes of ``model``.

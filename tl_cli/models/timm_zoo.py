@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tl_cli import fetch
 from tl_cli.contract import Preprocessing, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
-from tl_cli.fetch import Progress
+from tl_cli.fetch import Missing, Progress, silent
 from tl_cli.models.names import PREFIX
 from tl_cli.models.source import Published
 from tl_cli.models.weights import Pretrained, published_hash, read
@@ -98,6 +98,23 @@ class TimmSource:
             preprocessing=_preprocessing(tagged),
             outputs=_cfg(tagged).num_classes,
         )
+
+    def missing(self, name: str, spec: str) -> Missing | None:
+        """Return the file, unless it is in the hub's cache or TORCH_HOME.
+
+        Raises:
+            WeightsError: there are none, or none of that tag.
+        """
+        tagged = _with_tag(name, spec)
+        cfg = _cfg(tagged)
+        if cfg.hf_hub_id:
+            from tl_cli.models import hub
+
+            return hub.missing(cfg.hf_hub_id, _files_of(cfg))
+        if not cfg.url:
+            raise _without_weights(tagged)
+        path = _url_path(cfg.url)
+        return None if path.exists() else Missing((cfg.url,), path.parent, _advice(path))
 
     def fetch(self, name: str, progress: Progress) -> None:
         """Bring the weights into the hub's cache."""
@@ -190,6 +207,12 @@ class BundledSource:
             tag=WeightsTag(name="efficientnet_lite0:imagenet", sha256=sha256),
             preprocessing=_BUNDLED_PREPROCESSING,
         )
+
+    def missing(self, name: str, spec: str) -> Missing | None:
+        """Return nothing: pip has brought the weights, or ``pretrained`` says what to install."""
+        if _bundled_path() is None:
+            self.pretrained(name, spec, silent)
+        return None
 
     def fetch(self, name: str, progress: Progress) -> None:
         """Check that the extra is installed: pip has brought the weights."""
@@ -346,11 +369,21 @@ def _download(name: str, progress: Progress) -> tuple[Path, str]:
         return hub.download(cfg.hf_hub_id, _files_of(cfg), progress)
     if cfg.url:
         path = _url_path(cfg.url)
-        advice = f"Fetch it on a machine with network and put it into {path.parent}, or use --weights none."
-        return path, fetch.download(cfg.url, path, published_hash(cfg.url), progress=progress, advice=advice)
+        return path, fetch.download(cfg.url, path, published_hash(cfg.url), progress=progress, advice=_advice(path))
+    raise _without_weights(name)
+
+
+def _advice(path: Path) -> str:
+    return (
+        f"Fetch it on a machine with network and put it into {path.parent} (TORCH_HOME moves that folder), or use "
+        "--weights FILE or --weights none."
+    )
+
+
+def _without_weights(name: str) -> WeightsError:
     tags = TimmSource().published(name)
     instead = f"choose one of {', '.join(tags[:5])}" if tags else "use --weights none, or a file"
-    raise WeightsError(f"timm has no published weights for {name}; {instead}")
+    return WeightsError(f"timm has no published weights for {name}; {instead}")
 
 
 def _read(path: Path, name: str) -> Mapping[str, Tensor]:

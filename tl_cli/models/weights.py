@@ -60,6 +60,12 @@ def published_hash(url: str) -> str:
     return found.group(1) if found else ""
 
 
+def check_there(path: Path) -> None:
+    """Raise where a file or folder of weights does not exist."""
+    if not path.exists():
+        raise WeightsError(f"no weights at {path}")
+
+
 def from_path(spec: str) -> Pretrained:
     """Return the weights of a ``.safetensors`` or ``.pth`` file, or of a saved-model folder.
 
@@ -80,8 +86,7 @@ def from_path(spec: str) -> Pretrained:
             classes=card.classes,
             build_options=dict(card.build_options),
         )
-    if not path.exists():
-        raise WeightsError(f"no weights at {path}")
+    check_there(path)
     if not path.is_file():
         raise WeightsError(f"{path} is no regular file")
     state, facts = _opened(path)

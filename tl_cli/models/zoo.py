@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard, Preprocessing, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, first_line, suggest
-from tl_cli.fetch import Progress, silent
+from tl_cli.fetch import Missing, Progress, silent
 from tl_cli.models import bundle
 from tl_cli.models import weights as weights_files
 from tl_cli.models.heads import HeadChoice, HeadStart, choose_start, outputs_in, with_rows
@@ -106,6 +106,20 @@ def fetch_weights(name: str, progress: Progress = silent) -> None:
     _source_of(name).fetch(name, progress)
 
 
+def missing_weights(name: str, spec: str = "default") -> Missing | None:
+    """Return the files that ``create`` would fetch for these weights; None where it would fetch nothing.
+
+    Raises:
+        WeightsError: there are no such weights, or they come with a package that is not installed.
+    """
+    if spec == "none":
+        return None
+    if weights_files.is_path(spec):
+        weights_files.check_there(Path(spec).expanduser())
+        return None
+    return _source_of(name).missing(name, spec)
+
+
 def size_limits(name: str, weights: str = "default") -> tuple[int, int]:
     """Return (smallest input side, side of these published weights or else of the best), in pixels."""
     source = _source_of(name)
@@ -138,6 +152,7 @@ def create(
     head: HeadChoice | None = None,
     drop_path: float | None = None,
     seed: int = 0,
+    found: Pretrained | None = None,
     progress: Progress = silent,
 ) -> Classifier:
     """Return a classifier with ``num_classes`` outputs, its backbone from ``weights``.
@@ -153,6 +168,7 @@ def create(
         head: ``new`` keeps nothing of the weights' head, ``keep`` all of it by position; None goes by the names.
         drop_path: largest rate of stochastic depth; None is the architecture's own.
         seed: of the new head, and of everything where there are no weights.
+        found: what ``find_weights`` gave for these weights; None looks for them.
 
     Raises:
         UnknownModelError: no architecture has that name.
@@ -162,10 +178,8 @@ def create(
     """
     source = _source_of(name)
     architecture = source.architecture(name)
-    # timm's loaders make models of their own on the way: the caller's random state is left as it was.
-    found = _seeded(seed, lambda: _find_weights(source, name, weights, progress))
-    if found is not None and found.architecture not in (None, architecture):
-        raise WeightsError(f"the weights in {weights} are of {found.architecture}, not of {architecture}")
+    if found is None:
+        found = find_weights(name, weights, seed=seed, progress=progress)
     if num_classes is None:
         num_classes, classes = _outputs_of(found, architecture), None
     preprocessing = (found.preprocessing if found is not None else None) or default_preprocessing(name)
@@ -187,6 +201,23 @@ def create(
         state |= {key: with_rows(fresh[key], state[key], axis, start.rows) for key, axis in axes.items()}
     weights_files.load(model, state, name=found.tag.name)
     return Classifier(architecture, model, parts, preprocessing, found.tag, start, options)
+
+
+def find_weights(name: str, weights: str, *, seed: int = 0, progress: Progress = silent) -> Pretrained | None:
+    """Return weights in memory, fetched on first use; None for ``none``.
+
+    Raises:
+        UnknownModelError: no architecture has that name.
+        WeightsError: they cannot be read, or are of another architecture.
+        DownloadError: they must be fetched and cannot be.
+    """
+    source = _source_of(name)
+    # timm's loaders make models of their own on the way: the caller's random state is left as it was.
+    found = _seeded(seed, lambda: _find_weights(source, name, weights, progress))
+    architecture = source.architecture(name)
+    if found is not None and found.architecture not in (None, architecture):
+        raise WeightsError(f"the weights in {weights} are of {found.architecture}, not of {architecture}")
+    return found
 
 
 def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:

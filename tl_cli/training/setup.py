@@ -16,14 +16,15 @@ from tl_cli.data.images import Images
 from tl_cli.data.loaders import Batch, Loader
 from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes
-from tl_cli.data.sources import LabelledData, locate, open_data
+from tl_cli.data.sources import LabelledData, locate, missing, open_data
 from tl_cli.errors import UsageError, first_line
-from tl_cli.fetch import Progress, silent
+from tl_cli.fetch import Missing, Progress, check_reachable, silent
 from tl_cli.models import zoo
 from tl_cli.models.counting import Counting
 from tl_cli.models.freezing import batch_norms
 from tl_cli.models.graph import Network
 from tl_cli.models.regularising import set_dropout
+from tl_cli.models.weights import Pretrained
 from tl_cli.models.zoo import Classifier
 from tl_cli.shortage import during
 from tl_cli.training import features, recipes
@@ -238,6 +239,24 @@ class Stage:
     found: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ToFetch:
+    """What of a run is not on this machine; None is nothing."""
+
+    weights: Missing | None
+    data: Missing | None
+
+
+def to_fetch(given: Mapping[str, object]) -> ToFetch:
+    """Return what a run with these settings would fetch; nothing is fetched or decoded.
+
+    Raises:
+        UsageError: a setting is wrong, or there are no such weights or data.
+    """
+    early = check(given)
+    return ToFetch(zoo.missing_weights(early.model, early.weights), missing(early.data, early.data_dir))
+
+
 @during("while preparing data and model", "--limit", "--input-size", "--workers", "--threads", "--device")
 def prepare(
     flags: Mapping[str, object],
@@ -245,6 +264,7 @@ def prepare(
     progress: Progress = silent,
     *,
     then: DataSpec | None = None,
+    is_dry: bool = False,
 ) -> Plan:
     """Return the plan of a run: images found and split, settings resolved, model built.
 
@@ -253,6 +273,7 @@ def prepare(
         file: settings from a config file.
         progress: told of downloads and decoding.
         then: the data of a run that is resumed.
+        is_dry: random weights take the place of weights that would have to be fetched.
 
     Raises:
         UsageError: a setting, the data or the weights cannot be used.
@@ -260,6 +281,12 @@ def prepare(
     """
     given = {**file, **flags}
     early = check(given)
+    # Before the images are decoded, which may take minutes.
+    absent = to_fetch(given)
+    if not is_dry:
+        check_reachable([absent.weights, absent.data])
+    without = is_dry and absent.weights is not None
+    pretrained = None if without else zoo.find_weights(early.model, early.weights, seed=early.seed, progress=progress)
     device = choose_device(early.device)
     # A number in a file may be written as another type; what is resolved is what was checked.
     flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
@@ -286,7 +313,10 @@ def prepare(
     resolved = recipes.resolve(flags, file, facts)
     config = resolved.config
     machine = prepare_machine(config)
-    classifier = _build(config, data, progress)
+    classifier = _build(config.model_copy(update={"weights": "none"}) if without else config, data, pretrained)
+    del pretrained
+    if without:
+        classifier = replace(classifier, weights=WeightsTag(name=f"{config.weights} weights, to be fetched"))
     machine.place(classifier.model)
     example = _example(classifier, machine)
     _check_input_size(classifier, example, config)
@@ -536,7 +566,7 @@ def _with_caches(plan: Plan) -> Plan:
     return replace(plan, cached=cached, cache_notes=tuple(notes))
 
 
-def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Classifier:
+def _build(config: TrainConfig, data: LabelledData, pretrained: Pretrained | None) -> Classifier:
     classifier = zoo.create(
         config.model,
         len(data.classes),
@@ -548,7 +578,7 @@ def _build(config: TrainConfig, data: LabelledData, progress: Progress) -> Class
         head=config.head,
         drop_path=config.drop_path,
         seed=config.seed,
-        progress=progress,
+        found=pretrained,
     )
     if config.dropout is not None:
         set_dropout(classifier, config.dropout)
