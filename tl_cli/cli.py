@@ -8,8 +8,10 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from tl_cli import interrupts
+from tl_cli.commands import cache as cache_command
 from tl_cli.commands import compare as compare_command
 from tl_cli.commands import data as data_command
+from tl_cli.commands import env as env_command
 from tl_cli.commands import eval as eval_command
 from tl_cli.commands import export as export_command
 from tl_cli.commands import inspect as inspect_command
@@ -43,6 +45,8 @@ app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
 app.add_typer(runs_command.app, name="runs")
 app.add_typer(models_command.app, name="models")
 app.add_typer(data_command.app, name="data")
+app.add_typer(cache_command.app, name="cache")
+app.command("env", epilog=env_command.EXAMPLES)(env_command.env)
 app.command(
     "inspect",
     epilog=inspect_command.EXAMPLES,

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import sys
 import time
 import weakref
 import zlib
@@ -26,6 +27,9 @@ from tl_cli.errors import DamagedError, StorageError
 from tl_cli.fetch import replacing, write_text
 
 T = TypeVar("T")
+
+if sys.platform != "win32":
+    import fcntl
 
 # A writer is never idle for as long, so what is older was left by one that was killed.
 _TORN_AFTER_S = 24 * 3600
@@ -58,6 +62,7 @@ class Rows:
         self._sums = np.frombuffer(base64.b64decode(said["rows"]), "<u4")
         self._file = path.open("rb", buffering=0)
         weakref.finalize(self, self._file.close)
+        _share(self._file)
         if hashlib.file_digest(self._file, "sha256").hexdigest() != said["sha256"]:
             raise ValueError("its SHA-256 is not the one that it was written with")
         self._file.seek(0)
@@ -251,6 +256,39 @@ class Store:
         for path in self.folder.glob(pattern):
             with suppress(OSError):
                 yield path, path.stat()
+
+
+def remove_array(path: Path) -> bool:
+    """Remove KEY.npy and what belongs to it; return False where a process uses it or is writing it."""
+    try:
+        with FileLock(path.with_name(f".{path.stem}.lock"), timeout=0):
+            if path.exists() and not _is_unused(path):
+                return False
+            for part in (path, path.with_suffix(".json"), *path.parent.glob(f".{path.stem}.*.tmp")):
+                part.unlink(missing_ok=True)
+    except (Timeout, OSError, NotImplementedError):
+        return False
+    return True
+
+
+def _share(file: IO[bytes]) -> None:
+    """Keep ``remove_array`` in other processes from a file until it is closed."""
+    if sys.platform != "win32":  # which removes no file that is open
+        with suppress(OSError):  # some network disks have no locks
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _is_unused(path: Path) -> bool:
+    if sys.platform == "win32":
+        return True
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def memory_bytes() -> int:

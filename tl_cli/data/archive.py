@@ -392,7 +392,7 @@ def _remove_others(target: Path, stem: str) -> None:
     with suppress(OSError):
         for copy in list(target.parent.iterdir()):
             if copy.name.startswith(stem) and copy != target:
-                _remove_unread(copy)
+                remove_unread(copy)
             elif copy.name.startswith(f".{stem}") and copy.name.endswith(".old"):
                 shutil.rmtree(copy, ignore_errors=True)
 
@@ -403,12 +403,13 @@ def _discard(copy: Path) -> None:
         if held == copy:
             del _held[archive]
             os.close(descriptor)
-    _remove_unread(copy)
+    remove_unread(copy)
 
 
-def _remove_unread(copy: Path) -> None:
+def remove_unread(copy: Path) -> bool:
+    """Remove an unpacked archive; return False where a process reads it, or that cannot be told."""
     if sys.platform == "win32":
-        return
+        return False
     with suppress(OSError):
         descriptor = os.open(copy, os.O_RDONLY)
         try:
@@ -416,8 +417,10 @@ def _remove_unread(copy: Path) -> None:
             # Out of the way first: a copy is there whole or not at all.
             aside = copy.rename(copy.with_name(f".{copy.name}.old"))
             shutil.rmtree(aside, ignore_errors=True)
+            return True
         finally:
             os.close(descriptor)
+    return False
 
 
 def _is_visible(name: str) -> bool:

@@ -63,6 +63,16 @@ def _shown_phases(count: int, width: int) -> list[int]:
     return list(range(count)) if count <= 2 or width >= 40 + 20 * count else [0, count - 1]
 
 
+def cache_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Return the kinds of what is kept between runs: entries, size, size by age, and what each is."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for title in ("kind", "entries", "size", "unused 1 day", "unused 30 days", "what"):
+        table.add_column(title, justify="left" if title in ("kind", "what") else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def settings_table(resolved: Resolved, *, only_given: bool = False) -> Table:
     """Return the resolved settings with where each came from and why."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
