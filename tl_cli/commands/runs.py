@@ -85,7 +85,7 @@ def list_(
     from tl_cli.ui.console import make_console
     from tl_cli.ui.runs_table import print_runs
 
-    oldest = time.time() - _seconds(since) if since else 0.0
+    oldest = time.time() - _seconds(since) if since else None
     store = open_store(tracking_uri)
     _check_experiment(store, experiment)
     everything = store.runs()
@@ -245,7 +245,7 @@ def sync(
     """
     from tl_cli.errors import RunNotFoundError, TrackingError, UsageError
     from tl_cli.tracking.store import named, open_store
-    from tl_cli.tracking.sync import goes_on, journaled_runs
+    from tl_cli.tracking.sync import goes_on, journaled_runs, lost, restore
     from tl_cli.tracking.sync import sync as send
     from tl_cli.ui.console import make_console, plain, print_warning
 
@@ -256,22 +256,30 @@ def sync(
         raise UsageError("no run was made in this folder: mlruns/ holds no journal")
     is_whole = True
     for name in asked:
+        lost_id = ""
         try:
-            run = store.find(name)
+            run: Run | None = store.find(name)
         except RunNotFoundError:
-            if runs:
-                raise
-            continue  # of another store, or removed
-        if goes_on(store, run):
+            run, lost_id = None, lost(store, name, is_named=bool(runs))
+            if not lost_id:
+                if runs:
+                    raise
+                continue  # of another store, or removed
+        if run is not None and goes_on(store, run):
             if runs:
                 raise UsageError(f"{named(run)} is running, and sends by itself")
             continue
         try:
-            sent = send(store, run)
+            if run is None:
+                sent = restore(store, lost_id)
+                run = store.find(lost_id)
+                console.print(plain(f"{named(run)} was not in {store.uri}; it is recorded again"), soft_wrap=True)
+            else:
+                sent = send(store, run)
         except TrackingError as error:
             if runs:
                 raise
-            print_warning(f"{named(run)}: {error}")
+            print_warning(f"{named(run) if run else lost_id}: {error}")
             is_whole = False
             continue
         for refused in sent.refused:
@@ -479,13 +487,13 @@ class _Wanted:
     model: str | None
     data: str | None
     status: str | None
-    oldest: float
+    oldest: float | None
 
     def lets_through(self, facts: "RunFacts") -> bool:
         """Whether a run passes every filter."""
         return (
             (self.status is None or facts.status == self.status)
-            and facts.started >= self.oldest
+            and (self.oldest is None or facts.started >= self.oldest)
             and self.experiment in (None, facts.experiment)
             and (self.pattern is None or any(_matches(name, self.pattern) for name in self._names(facts)))
             and (self.model is None or _matches(facts.model or "", self.model, whole=True))

@@ -671,9 +671,9 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
                 _keep(plan, recorder, saver, target, error)
                 raise
         _print_all(warnings)
-        _show_end(plan, target, recorder.run_id, history, outcome, console)
+        _show_end(plan, target, recorder, history, outcome, console)
     except Interrupted:
-        if recorder.is_complete:
+        if recorder.is_complete and recorder.is_recorded:
             name = recorder.run_id[:8]
             print_note(f"run {name} is complete and recorded, with its model; see: tl eval {name}{_uri_flag(target)}")
         raise
@@ -754,7 +754,7 @@ def _keep(plan: "Plan", recorder: "Recorder", saver: "Saver", target: _Target, e
 
 
 def _show_end(
-    plan: "Plan", target: _Target, run_id: str, history: "History", outcome: "Outcome", console: "Console"
+    plan: "Plan", target: _Target, recorder: "Recorder", history: "History", outcome: "Outcome", console: "Console"
 ) -> None:
     from tl_cli.errors import without_secrets
     from tl_cli.tracking.overview import link_to
@@ -767,14 +767,19 @@ def _show_end(
         browse = link_to(target.store.uri, target.experiment_id)
     elif target.tracking_uri:
         browse = f"mlflow ui --backend-store-uri {shlex.quote(without_secrets(target.tracking_uri))}"
-    name = run_id[:8]
+    name = recorder.run_id[:8]
+    if not recorder.is_recorded:
+        print_next(
+            console, f"run {name} is not recorded; its model is in {recorder.folder}", [f"tl runs sync {name}{flag}"]
+        )
+        return
     commands = [f"tl plot --terminal {name}{flag}", browse]
     # Those that work now: images may be away.
     if "train" not in outcome.failed:
         commands.insert(1, f"tl inspect {name}{flag}")
     if outcome.test is not None or "test" not in plan.data.spec.splits:
         commands.insert(0, f"tl eval {name}{flag}")
-    print_next(console, name, commands)
+    print_next(console, f"run {name} is recorded", commands)
 
 
 def _uri_flag(target: _Target) -> str:

@@ -85,7 +85,7 @@ class Parent:
                 run = self._store.client.create_run(self._experiment_id, run_name=self._name, tags=self._tags)
             else:
                 self._store.client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in self._tags.items()])
-        self.run_id = str(run.info.run_id)
+        self.run_id, self._started = str(run.info.run_id), int(run.info.start_time)
         threading.Thread(target=self._beat, name="tl-heart", daemon=True).start()
         return self
 
@@ -95,7 +95,9 @@ class Parent:
         self._ended.set()
         # A store that is gone must not hide why this ends.
         with self._store.reported() if kind is None else suppress(Exception):
-            self._store.client.set_terminated(self.run_id, ending(kind))
+            # The clock may have been set back meanwhile.
+            now = max(round(1000 * time.time()), self._started)
+            self._store.client.set_terminated(self.run_id, ending(kind), end_time=now)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_EVERY_S):

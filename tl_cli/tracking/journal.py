@@ -21,6 +21,10 @@ from tl_cli.errors import StorageError, TrackingError
 from tl_cli.fetch import replacing
 
 JOURNAL = "journal.jsonl"
+# Everything that a run records beside its points, done or not: from it a run that its store has lost is recorded again.
+RECORD = "record.jsonl"
+NAME_TAG, STARTED_TAG = "mlflow.runName", "mlflow.tl.started"  # the second in milliseconds since 1970
+STORE_TAG, EXPERIMENT_TAG = "mlflow.tl.store", "mlflow.tl.experiment"
 Work = Literal["tag", "param", "file", "model", "data"]
 _PATIENCE_S = 30.0
 _CHECKSUM = 9  # bytes: a space and eight hexadecimal digits

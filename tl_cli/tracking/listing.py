@@ -13,6 +13,7 @@ from stat import S_ISDIR
 from mlflow.entities import Run
 
 from tl_cli.errors import UsageError
+from tl_cli.tracking.foreign import whole
 from tl_cli.tracking.history import read_sparks
 from tl_cli.tracking.liveness import HOST_TAG
 from tl_cli.tracking.ownership import owned, process_state
@@ -35,6 +36,7 @@ _RESULTS = (
     "clean_train/accuracy",
     "time/train_seconds",
 )
+_MOST_EPOCHS = 100_000  # whose phases are told apart
 _IMAGES = {"training": "training images", "validation": "validation images", "testing": "test images"}
 
 
@@ -251,9 +253,9 @@ def _facts(run: Run, experiment: str) -> RunFacts:
         host=tags.get(HOST_TAG),
         model=params.get("model"),
         data=tags.get("tl.data") or params.get("data"),
-        epochs=(_whole(metrics.get("epoch")), _whole(params.get("epochs"))),
+        epochs=(whole(metrics.get("epoch")), whole(params.get("epochs"))),
         val_accuracy=metrics.get("best/val_accuracy"),
-        best_epoch=_whole(best_epoch),
+        best_epoch=whole(best_epoch),
         test_accuracy=metrics.get("test/accuracy"),
         val_digest=dataset_digest(run, "validation"),
         phase_ends=_phase_ends(params),
@@ -261,9 +263,9 @@ def _facts(run: Run, experiment: str) -> RunFacts:
 
 
 def _phase_ends(params: Mapping[str, str]) -> tuple[int, ...]:
-    recorded = [_whole(params.get(name)) for name in ("freeze_epochs", "epochs", "unfreeze_stages")]
+    recorded = [whole(params.get(name)) for name in ("freeze_epochs", "epochs", "unfreeze_stages")]
     known = [number for number in recorded if number is not None]
-    if len(known) < len(recorded) or not 0 < known[2] <= known[1]:
+    if len(known) < len(recorded) or not 0 < known[2] <= known[1] <= _MOST_EPOCHS:
         return ()
     return phase_ends(*known)
 
@@ -272,13 +274,6 @@ def _kind(run: Run) -> Kind:
     if is_parent(run):
         return "comparison"
     return "training" if "tl.version" in run.data.tags else "other"
-
-
-def _whole(value: object) -> int | None:
-    try:
-        return round(float(str(value)))
-    except (ValueError, OverflowError):
-        return None
 
 
 def _models(run: Run) -> list[str]:

@@ -16,7 +16,7 @@ PROCESS_TAG = "mlflow.tl.process"
 HEARTBEAT_TAG = "mlflow.tl.heartbeat"  # seconds since 1970
 BEAT_EVERY_S = 30.0
 # When it was stopped before it went on: milliseconds since 1970, FROM-TO,FROM-TO.
-_PAUSES_TAG = "mlflow.tl.pauses"
+PAUSES_TAG = "mlflow.tl.pauses"
 # Clocks of two machines differ, and a server may be away for a while.
 _SILENT_AFTER_S = 600.0
 
@@ -69,7 +69,7 @@ def state_of(tags: Mapping[str, str], started: float, now: float) -> State:
 def paused(tags: Mapping[str, str]) -> list[tuple[int, int]]:
     """Return from when until when a run was stopped before it went on, in milliseconds since 1970."""
     with suppress(ValueError):
-        pairs = [pause.split("-") for pause in tags.get(_PAUSES_TAG, "").split(",") if pause]
+        pairs = [pause.split("-") for pause in tags.get(PAUSES_TAG, "").split(",") if pause]
         return [(int(start), int(end)) for start, end in pairs]
     return []
 
@@ -77,7 +77,7 @@ def paused(tags: Mapping[str, str]) -> list[tuple[int, int]]:
 def with_pause(tags: Mapping[str, str], start: int, end: int) -> dict[str, str]:
     """Return the tag of a run that goes on after one more pause, in milliseconds since 1970."""
     pauses = [*paused(tags), (start, max(start, end))]
-    return {_PAUSES_TAG: ",".join(f"{begun}-{over}" for begun, over in pauses)}
+    return {PAUSES_TAG: ",".join(f"{begun}-{over}" for begun, over in pauses)}
 
 
 @cache

@@ -32,7 +32,8 @@ def reason(error: BaseException) -> str:
         return f"{first_line(missing)}; pip install {_PACKAGES.get(module, module)}"
     found = _OF_DRIVER.search(str(error))
     said = (without_secrets(found[1]) if found else first_line(error))[:_LONGEST]
-    return next((f"{said}; {meaning}" for words, meaning in _MEANINGS if words in said), said)
+    meanings = (meaning for words, meaning in _MEANINGS if words in said and meaning not in said)
+    return "; ".join([said, *meanings][:2])
 
 
 def _chain(error: BaseException) -> list[BaseException]:

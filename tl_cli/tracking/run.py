@@ -10,18 +10,30 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import mlflow
-from mlflow.entities import Dataset, Metric, Param
+from mlflow.entities import Dataset, Metric, Param, Run
 
 from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
 from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
 from tl_cli.evaluation.logits import save_answers
 from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, datasets_of
-from tl_cli.tracking.journal import JOURNAL, Ending, Journal, Left, alone_with, read
+from tl_cli.tracking.journal import (
+    EXPERIMENT_TAG,
+    JOURNAL,
+    NAME_TAG,
+    RECORD,
+    STARTED_TAG,
+    STORE_TAG,
+    Ending,
+    Journal,
+    Left,
+    alone_with,
+    read,
+)
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
 from tl_cli.tracking.models import Naming, log_model
 from tl_cli.tracking.overview import refresh_overview
 from tl_cli.tracking.reasons import reason
-from tl_cli.tracking.store import Store, ending, last_seen, state_folder
+from tl_cli.tracking.store import NOT_THERE, Store, ending, last_seen, state_folder
 from tl_cli.tracking.sync import free_disk, sync
 from tl_cli.training.config import write_toml
 from tl_cli.training.events import EpochEnded, Event, LossSampled
@@ -43,7 +55,8 @@ class Recorder:
     """An observer and a context manager: the run ends FINISHED, FAILED or KILLED as the block is left.
 
     ``is_described`` says whether what ``log_start`` records is there already, from before the run was interrupted, and
-    ``is_complete`` whether the run has ended as FINISHED.
+    ``is_complete`` whether the run has ended as FINISHED. ``is_recorded`` says, after the block, whether the store has
+    the run.
 
     What is told is noted, written to the journal a few times a second, and sent by a thread every few seconds: training
     never waits for a server, and steps of a millisecond do not wait for a disk.
@@ -88,6 +101,7 @@ class Recorder:
         self._lock = ExitStack()  # the journal; keeps other processes from the run, from its first change to its last
         self.is_described = False
         self.is_complete = False
+        self.is_recorded = False
         self.run_id = ""
         self.run_name = ""
 
@@ -97,11 +111,11 @@ class Recorder:
                 # A run that another process holds stays as it is, in the store too.
                 journal = state_folder(self._experiment_id, self._resumed_id) / JOURNAL
                 lock.enter_context(alone_with(journal, patience_s=0))
-            self._start()
+            run = self._start()
             try:
                 if not self._resumed_id:
                     lock.enter_context(alone_with(self.folder / JOURNAL))
-                self._journal = lock.enter_context(Journal(self.folder / JOURNAL))
+                self._open_journal(run, lock)
                 if self._resumed_id:
                     self._recall()
                 self._thread.start()
@@ -113,8 +127,8 @@ class Recorder:
             self._lock = lock.pop_all()
         return self
 
-    def _start(self) -> None:
-        """Create the run in the store, or take it up there again."""
+    def _start(self) -> Run:
+        """Return the run, created in the store or taken up there again."""
         tags = {"tl.version": tl_version(), **identity(), HEARTBEAT_TAG: f"{time.time():.0f}", **self._tags}
         try:
             if self._resumed_id:
@@ -129,6 +143,7 @@ class Recorder:
             raise TrackingError(f"cannot start a run: {reason(error)}") from error
         self.run_id, self.run_name = run.info.run_id, run.info.run_name
         self._experiment_id = run.info.experiment_id
+        return run
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -151,10 +166,18 @@ class Recorder:
                 self._journal.end(Ending(ending(kind), int(time.time() * 1000)))
         finally:
             self._end(kind)
+            self._problem = self._lost()
+            self.is_recorded = not self._problem
         if self._has_left and kind is None and not self._thread.is_alive():
             # It may be back already.
             done = self._try(lambda: sync(self._store, self._store.client.get_run(self.run_id)))
             self._has_left = done is None or bool(done.failed)
+        if not self.is_recorded:
+            self._warn(
+                f"the tracking store {self._store.uri} does not have the run {self.run_id[:8]} ({self._problem}); "
+                f"everything is in {self.folder}, and tl runs sync {self.run_id[:8]} records it again"
+            )
+            return
         if not self._has_left:
             self._try(lambda: refresh_overview(self._store, self._experiment_id))
             self._try(lambda: free_disk(self._store, self.run_id, self.folder))
@@ -348,16 +371,39 @@ class Recorder:
             points = points[_BATCH:]
         return points
 
+    def _open_journal(self, run: Run, lock: ExitStack) -> None:
+        tags = dict(run.data.tags)
+        tags |= {NAME_TAG: self.run_name, STARTED_TAG: str(run.info.start_time), STORE_TAG: self._store.uri}
+        tags[EXPERIMENT_TAG] = self._store.client.get_experiment(self._experiment_id).name
+        path = self.folder / JOURNAL
+        self._journal = lock.enter_context(Journal(path))
+        self._record = lock.enter_context(Journal(path.with_name(RECORD)))
+        self._record.leave(Left("tag", key, value) for key, value in tags.items())
+
     def _end(self, kind: type[BaseException] | None) -> None:
         self.is_complete = kind is None
 
         def end() -> bool:
             mlflow.end_run(ending(kind))
+            run = self._store.client.get_run(self.run_id).info
+            if run.end_time < run.start_time:  # the clock was set back
+                self._store.client.set_terminated(self.run_id, run.status, end_time=run.start_time)
             return True
 
         if not self._try(end):
             self._has_left = True
             _let_go(self.run_id)
+
+    def _lost(self) -> str:
+        """Return why the store does not have the run; "" where it has, or is a server that may come back."""
+        if self._is_away and not self._store.answers():
+            return ""
+        try:
+            self._store.client.get_run(self.run_id)
+        except Exception as error:  # whatever it answers, and whatever that makes of its client
+            is_gone = getattr(error, "error_code", None) in NOT_THERE
+            return "" if self._store.is_remote and not is_gone else reason(error)
+        return ""
 
     def _pause(self, run_id: str) -> dict[str, str]:
         run = self._store.client.get_run(run_id)
@@ -386,6 +432,8 @@ class Recorder:
         Args:
             left: what is to be done later, where it cannot be done now.
         """
+        with suppress(StorageError):
+            self._record.leave(left)
         # Each call to a server that is gone takes as long as the last one.
         if not self._is_away or self._store.answers():
             try:

@@ -30,6 +30,7 @@ from tl_cli.errors import (
     without_secrets,
 )
 from tl_cli.models.bundle import read_card
+from tl_cli.tracking.foreign import parsed
 from tl_cli.tracking.liveness import HEARTBEAT_TAG, paused
 from tl_cli.tracking.places import check_place, local_path, own_folder
 from tl_cli.tracking.reasons import reason, root
@@ -60,6 +61,8 @@ from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.store.artifact import http_artifact_repo  # noqa: E402
 from mlflow.utils.credentials import get_default_host_creds  # noqa: E402
+from mlflow.utils.logging_utils import disable_logging  # noqa: E402
+from mlflow.utils.uri import append_to_uri_path  # noqa: E402
 
 STATE_ROOT = Path("mlruns")
 DEFAULT_EXPERIMENT = "tl"
@@ -81,6 +84,7 @@ for _name in ("mlflow", "alembic"):
 for _name in ("mlflow.store.db", "mlflow.system_metrics", "mlflow.tracking.fluent"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"mlflow\.")
+disable_logging()  # what it prints itself, such as "Successfully registered model"
 # Of a run that nobody could end, MLflow would say FINISHED as the process exits, and nothing resumes what is finished.
 atexit.unregister(getattr(mlflow.tracking.fluent, "_safe_end_run", None) or (lambda: None))
 
@@ -182,7 +186,7 @@ class Store:
                 page = self.client.search_runs(
                     ids, matching, view, order_by=["attributes.start_time DESC"], page_token=token
                 )
-                found += page
+                found += map(parsed, page)
                 token = page.token
                 if not token:
                     break
@@ -198,7 +202,7 @@ class Store:
         for run in runs:
             with _reported(self.uri):
                 try:
-                    now = self.client.get_run(run.info.run_id)
+                    now = parsed(self.client.get_run(run.info.run_id))
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                         raise
@@ -262,7 +266,7 @@ class Store:
         with self.reported():
             run_id = str(self.client.get_logged_model(model_id).source_run_id)
             with suppress(MlflowException):
-                run = self.client.get_run(run_id)
+                run = parsed(self.client.get_run(run_id))
                 if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
                     return run
         raise RunNotFoundError(f"the run that recorded {uri} ({model_id}) has been removed from {self.uri}")
@@ -370,6 +374,39 @@ class Store:
             return False
         return True
 
+    def add_run(self, run_id: str, experiment_id: str, name: str, started: int) -> None:
+        """Record a run under the id that it had, which MLflow's own interface always makes anew.
+
+        Args:
+            started: milliseconds since 1970.
+
+        Raises:
+            TrackingError: this kind of store cannot.
+        """
+        from mlflow.store.tracking.dbmodels.models import SqlRun
+
+        backend = self.client._tracking_client.store
+        if not hasattr(backend, "ManagedSessionMaker"):
+            raise TrackingError(f"{self.uri} has lost the run {run_id}, and a server takes none with a given id")
+        location = self.client.get_experiment(experiment_id).artifact_location
+        with self.reported(), backend.ManagedSessionMaker(read_only=False) as session:
+            session.add(
+                SqlRun(
+                    run_uuid=run_id,
+                    experiment_id=int(experiment_id),
+                    name=name,
+                    artifact_uri=append_to_uri_path(location, run_id, "artifacts"),
+                    status="RUNNING",
+                    lifecycle_stage=LifecycleStage.ACTIVE,
+                    start_time=started,
+                    source_type="UNKNOWN",
+                    source_name="",
+                    entry_point_name="",
+                    source_version="",
+                    user_id="",
+                )
+            )
+
     def delete_for_good(self, run: Run, model_ids: Iterable[str]) -> None:
         """Delete the records of a run and of its models, as ``mlflow gc`` does, and nothing else.
 
@@ -469,7 +506,7 @@ def recorded_split(run: Run, context: str) -> Split | None:
     try:
         count = json.loads(found.dataset.profile or "{}")["num_rows"]
         return Split.model_validate({"count": count, "digest": str(found.dataset.digest), "scheme": scheme})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None  # recorded by another program
 
 

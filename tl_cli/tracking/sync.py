@@ -1,6 +1,7 @@
 """What a run's journal has and its store has not: sent when the store can be reached again."""
 
 import os
+import time
 from collections.abc import Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -12,14 +13,26 @@ from mlflow.exceptions import MlflowException
 
 from tl_cli.errors import UsageError
 from tl_cli.models.bundle import read_card
-from tl_cli.tracking.evaluations import dataset_inputs
-from tl_cli.tracking.journal import JOURNAL, Left, alone_with, forget_left, read
+from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_inputs
+from tl_cli.tracking.journal import (
+    EXPERIMENT_TAG,
+    JOURNAL,
+    NAME_TAG,
+    RECORD,
+    STARTED_TAG,
+    STORE_TAG,
+    Journal,
+    Left,
+    alone_with,
+    forget_left,
+    read,
+)
 from tl_cli.tracking.listing import status_of
 from tl_cli.tracking.models import Naming, log_model, share_weights
 from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.reasons import reason
-from tl_cli.tracking.store import STATE_ROOT, Store
-from tl_cli.training.state import BEST_FOLDER, remove_checkpoints
+from tl_cli.tracking.store import DEFAULT_EXPERIMENT, STATE_ROOT, Store
+from tl_cli.training.state import BEST_FOLDER, CARD_FILE, CONFIG_FILE, remove_checkpoints
 
 _BATCH = 1000  # what a store takes at once
 # What a store answers to what it would not take another time either.
@@ -51,6 +64,66 @@ def goes_on(store: Store, run: Run) -> bool:
     """Whether a run is still writing its journal."""
     ended = read(store.state_folder(run) / JOURNAL, str(run.info.run_id)).ending is not None
     return not ended and status_of(run) == "running"
+
+
+def lost(store: Store, name: str, *, is_named: bool) -> str:
+    """Return the id of a run of this folder that its store has lost; "" where it was removed on purpose.
+
+    Args:
+        name: id of the run, or its unique beginning.
+        is_named: by the user; else only runs of this very store whose artifacts are still there: ``mlflow gc`` deletes
+            those with the record.
+    """
+    found = [path.parent for path in STATE_ROOT.glob(f"*/*/state/{JOURNAL}") if path.parts[-3].startswith(name)]
+    if len(name) < 3 or len(found) != 1 or store.find_removed(found[0].parent.name) is not None:
+        return ""
+    run_id = found[0].parent.name
+    is_ours = _tags(read(found[0] / RECORD, run_id).left).get(STORE_TAG) == store.uri
+    return run_id if is_named or (is_ours and found[0].with_name("artifacts").is_dir()) else ""
+
+
+def restore(store: Store, run_id: str) -> Synced:
+    """Record a run again that its store has lost, from its folder here: under its id, with all that was recorded.
+
+    Raises:
+        TrackingError: the store cannot take it, or the run goes on.
+        StorageError: its folder cannot be written.
+    """
+    (path,) = STATE_ROOT.glob(f"*/{run_id}/state/{JOURNAL}")
+    with alone_with(path):
+        record = read(path.with_name(RECORD), run_id).left or _record_of(path.parent)
+        tags = _tags(record)
+        started = min((point.timestamp for point in read(path, run_id).points), default=int(time.time() * 1000))
+        experiment_id = store.experiment(tags.get(EXPERIMENT_TAG, DEFAULT_EXPERIMENT))
+        store.add_run(run_id, experiment_id, tags.get(NAME_TAG, run_id[:8]), int(tags.get(STARTED_TAG, started)))
+        here, there = path.parents[1], STATE_ROOT / experiment_id / run_id
+        with Journal(path) as journal:
+            # The experiment may have another id now.
+            journal.leave(Left(each.kind, each.name.replace(str(here), str(there), 1), each.value) for each in record)
+    if there != here:
+        there.parent.mkdir(parents=True, exist_ok=True)
+        here.rename(there)
+    return sync(store, store.client.get_run(run_id))
+
+
+def _tags(record: Iterable[Left]) -> dict[str, str]:
+    return {work.name: work.value for work in record if work.kind == "tag"}
+
+
+def _record_of(folder: Path) -> list[Left]:
+    """Return settings, data, files and model of a run of an earlier version, which kept no record."""
+    if not (folder / CARD_FILE).exists():
+        return []
+    card = read_card(folder, CARD_FILE)
+    params = {key: str(value) for key, value in card.config.items()}
+    tags = {"tl.version": card.tl_version, "tl.model": card.architecture, "tl.data": card.data.source}
+    found = [Left("param", key, value) for key, value in params.items()]
+    found += [Left("tag", key, value) for key, value in tags.items()]
+    found.append(Left("data", str(folder / CARD_FILE), ""))
+    found += [Left("file", str(folder / name), "") for name in (CONFIG_FILE, "training_batch.png")]
+    found.append(Left("file", str(folder / TEST_LOGITS), EVALUATIONS))
+    naming = Naming(card.architecture, {"model": card.architecture})
+    return [*found, Left("model", str(folder / BEST_FOLDER), naming.to_json())]
 
 
 def sync(store: Store, run: Run) -> Synced:
@@ -110,7 +183,8 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
         status = None
         if recorded.ending is not None and run.info.status == "RUNNING":
             status = recorded.ending.status
-            store.client.set_terminated(run_id, status, end_time=recorded.ending.at)
+            # The clock may have been set back meanwhile.
+            store.client.set_terminated(run_id, status, end_time=max(recorded.ending.at, run.info.start_time))
     if recorded.left:
         forget_left(path, failed)
     if waiting or recorded.left or status:

@@ -140,9 +140,9 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
         console.print(tables.class_table(class_scores(outcome.test.confusion), plan.data.classes, console))
 
 
-def print_next(console: Console, run: str, commands: Sequence[str]) -> None:
-    """Print the commands to try next."""
-    console.print(f"\nrun {run} is recorded. Next:")
+def print_next(console: Console, done: str, commands: Sequence[str]) -> None:
+    """Print what was done and the commands to try next."""
+    console.print(Text(f"\n{done}. Next:"), soft_wrap=True)
     for command in commands:
         console.print(Text(f"  {command}", style="mark"), soft_wrap=True)
 

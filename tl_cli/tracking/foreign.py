@@ -1,0 +1,64 @@
+"""What comes from a store, which anybody may write to: parsed once, within bounds, before anything computes with it."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+
+from mlflow.entities import Run, RunInfo
+
+from tl_cli.tracking.liveness import HEARTBEAT_TAG, PAUSES_TAG, PID_TAG, PROCESS_TAG
+
+# 1900 to 9000, milliseconds since 1970: what calendars of every time zone can show.
+_EARLIEST, _LATEST = -2_208_988_800_000, 221_845_392_000_000
+_MOST = 10**9  # epochs, stages
+_MS = r"-?\d{1,15}"
+_TAGS = {
+    HEARTBEAT_TAG: re.compile(r"\d{1,12}(\.\d{1,9})?"),
+    PAUSES_TAG: re.compile(rf"({_MS}-{_MS})(,{_MS}-{_MS})*"),
+    PID_TAG: re.compile(r"[0-9]{1,9}"),
+    PROCESS_TAG: re.compile(r"\S+ [0-9]{1,9} \S*"),
+}
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def _is_count(value: float) -> bool:
+    return 0 <= value <= _MOST
+
+
+_METRICS: Mapping[str, Callable[[float], bool]] = {
+    "best/val_accuracy": _is_share,
+    "test/accuracy": _is_share,
+    "clean_train/accuracy": _is_share,
+    "epoch": _is_count,
+    "best/epoch": _is_count,
+    "time/train_seconds": _is_count,
+    "test/loss": math.isfinite,
+}
+
+
+def parsed(run: Run) -> Run:
+    """Return a run whose times, and those tags and metrics that have a meaning here, are within bounds or absent."""
+    metrics, tags = run.data.metrics, run.data.tags
+    for key in [key for key, fits in _METRICS.items() if key in metrics and not fits(metrics[key])]:
+        del metrics[key]
+    for key in [key for key, form in _TAGS.items() if key in tags and not form.fullmatch(tags[key])]:
+        del tags[key]
+    times = {"start_time": moment(run.info.start_time), "end_time": moment(run.info.end_time) or None}
+    return Run(RunInfo(**{**dict(run.info), **times}), run.data, run.inputs, run.outputs)
+
+
+def moment(value: object) -> int:
+    """Return milliseconds since 1970, within bounds; 0 for what is no number."""
+    return min(max(value, _EARLIEST), _LATEST) if isinstance(value, int) else 0
+
+
+def whole(value: object) -> int | None:
+    """Return a count; None for what is no number of that kind."""
+    try:
+        number = float(str(value))
+    except ValueError:
+        return None
+    return round(number) if _is_count(number) else None
