@@ -101,7 +101,7 @@ with suppress(SystemExit):
     main()
 from tl_cli.training.history import History
 from tl_cli.ui.pictures import save_curves
-save_curves(History("run"), Path(folder))
+save_curves(History("run", losses=[(1, 0.5), (2, 0.4)]), Path(folder))
 import matplotlib
 print(matplotlib.get_backend())
 """
