@@ -170,3 +170,52 @@ def test_a_few_images_a_class_can_be_split(count: int, tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, count)
     data = sources.open_data(DataSpec(source=str(tmp_path), layout="classes"), workers=1)
     assert [np.bincount(part.labels).tolist() for part in data.parts.values()] == [[count - 2] * 3, [1] * 3, [1] * 3]
+
+
+def rare_folder(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        write_pictures(root, {name: (len(name) * 20, 10, 200)}, count)
+    return root
+
+
+def counts_of(data: sources.LabelledData) -> dict[str, list[int]]:
+    count = len(data.classes)
+    return {name: np.bincount(part.labels, minlength=count).tolist() for name, part in data.parts.items()}
+
+
+def test_rare_classes_stay_in_training_and_are_named(tmp_path: Path) -> None:
+    spec = DataSpec(source=str(rare_folder(tmp_path, many=20, one=1, three=3, two=2)), layout="classes")
+    data = sources.open_data(spec, workers=1)
+    assert data.classes == ("many", "one", "three", "two")
+    assert counts_of(data) == {"train": [16, 1, 1, 2], "test": [2, 0, 1, 0], "val": [2, 0, 1, 0]}
+    assert data.notes == (
+        "too few images to hold any out: those of one (1), two (2) are all trained on, none is in test or val; "
+        "each class needs 3",
+    )
+    judged = sources.open_to_judge(data.spec, data.spec.source, data_dir=None)
+    assert (judged.is_own, judged.data.notes, counts_of(judged.data)) == (True, data.notes, counts_of(data))
+
+
+def test_a_rare_class_of_given_training_images_stays_whole(tmp_path: Path) -> None:
+    rare_folder(tmp_path / "train", many=20, one=1, two=2)
+    rare_folder(tmp_path / "test", many=3, one=1, two=1)
+    data = sources.open_data(DataSpec(source=str(tmp_path), layout="classes"), workers=1)
+    assert counts_of(data) == {"train": [18, 1, 1], "test": [3, 1, 1], "val": [2, 0, 1]}
+    assert data.notes[0].startswith(
+        "too few images to hold any out: those of one (1) are all trained on, none is in val;"
+    )
+
+
+def test_a_limit_leaves_what_a_random_split_takes(tmp_path: Path) -> None:
+    spec = DataSpec(source=str(rare_folder(tmp_path, many=90, few=5, two=2)), layout="classes", limit=9)
+    assert counts_of(sources.open_data(spec, workers=1)) == {"train": [1, 2, 2], "test": [1, 1, 0], "val": [1, 1, 0]}
+    with pytest.raises(DataError, match="--limit 7 is too few for 3 classes; each needs 3 images.*: --limit 8$"):
+        sources.open_data(spec.model_copy(update={"limit": 7}), workers=1)
+
+
+def test_where_nothing_can_be_split_all_counts_are_said(tmp_path: Path) -> None:
+    spec = DataSpec(source=str(rare_folder(tmp_path, one=1, two=2)), layout="classes")
+    with pytest.raises(
+        DataError, match=r"no class has the 3 images that a random split takes \(one \(1\), two \(2\)\)"
+    ):
+        sources.open_data(spec, workers=1)

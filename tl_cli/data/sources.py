@@ -27,7 +27,7 @@ from tl_cli.data.images import (
 )
 from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes, measure
-from tl_cli.errors import DataError, first_line, suggest
+from tl_cli.errors import DataError, first_line, some, suggest
 from tl_cli.fetch import Missing, Progress, cache_root, silent
 from tl_cli.store import Store, memory_bytes
 
@@ -97,8 +97,8 @@ def open_data(
     # Whether a deep picture decodes depends on whether there is a range.
     found = _scaled(found, seen.measured.pixel_range if seen.measured else None)
     found = (_readable_parts if resuming else _readable)(found, spec, workers, progress)
-    found = replace(found, notes=found.notes + seen.notes)
     parts = _split(found, spec)
+    found = replace(found, notes=found.notes + seen.notes + _rare_note(found, parts))
     try:
         data = _labelled(found, parts, spec, workers, progress)
     except DataError as error:
@@ -196,6 +196,7 @@ def open_to_judge(
     if is_same_place or (alike and _are_own(parts, alike, then, pixel_range, progress)):
         layout = LAYOUTS.get(frozenset(found.parts), then.layout) if len(found.parts) > 1 else then.layout
         spec = spec.model_copy(update={"layout": layout})
+        kept = replace(kept, notes=kept.notes + _rare_note(kept, parts))
         return Judged(_whole(kept, parts, spec), is_own=True, unread=unread)
     parts, unread = _with_contents(found.parts, progress)
     own = _own_images(then, pixel_range, progress)
@@ -450,20 +451,50 @@ def _is_listing(path: Path) -> bool:
 
 def _split(found: Found, spec: DataSpec) -> dict[SplitName, Images]:
     parts = dict(found.parts)
+    # A run's source may have lost the parts that it brought itself.
+    is_undivided = set(parts) == {"train"} and spec.layout == "classes"
+    # Of each class: for training, and for each part that is held out of it.
+    least = 3 if is_undivided else 2 if "val" not in parts else 1
     if spec.limit is not None:
         for name, images in parts.items():
             if spec.limit < len(images):
-                parts[name] = images.subset(splits.subset(images.labels, spec.limit, spec.split_seed))
-    # A run's source may have lost the parts that it brought itself.
-    is_undivided = set(parts) == {"train"} and spec.layout == "classes"
+                each = least if name == "train" else 1
+                parts[name] = images.subset(splits.subset(images.labels, spec.limit, spec.split_seed, least=each))
+    if "train" not in parts:
+        return parts
+    counts = np.bincount(parts["train"].labels, minlength=len(found.classes))
+    rare = np.flatnonzero(counts < least)
+    if least > 1 and (counts < least).all():
+        raise DataError(
+            f"no class has the {least} images that a random split takes ({_counted(found.classes, counts, rare)}); "
+            "bring more, or pictures for val/ and test/ of your own"
+        )
     if is_undivided:
-        rest, out = splits.hold_out(parts["train"].labels, spec.test_fraction, spec.split_seed, found.classes)
+        rest, out = splits.hold_out(parts["train"].labels, spec.test_fraction, spec.split_seed, rare)
         parts["test"] = parts["train"].subset(out)
         parts["train"] = parts["train"].subset(rest)
-    if "val" not in parts and "train" in parts:
+    if "val" not in parts:
         # The share is of all training images, those already held out for the test included.
         share = spec.val_fraction / (1 - spec.test_fraction) if is_undivided else spec.val_fraction
-        kept, out = splits.hold_out(parts["train"].labels, share, spec.split_seed, found.classes)
+        kept, out = splits.hold_out(parts["train"].labels, share, spec.split_seed, rare)
         parts["val"] = parts["train"].subset(out)
         parts["train"] = parts["train"].subset(kept)
     return parts
+
+
+def _rare_note(found: Found, parts: Mapping[SplitName, Images]) -> tuple[str, ...]:
+    """Return a note where classes have too few images to hold any out of the training images."""
+    held_out = [name for name in parts if name not in found.parts]
+    counts = {name: np.bincount(parts[name].labels, minlength=len(found.classes)) for name in ("train", *held_out)}
+    rare = np.flatnonzero([not any(counts[name][label] for name in held_out) for label in range(len(found.classes))])
+    if not held_out or not len(rare):
+        return ()
+    listed = _counted(found.classes, counts["train"], rare)
+    return (
+        f"too few images to hold any out: those of {listed} are all trained on, none is in {' or '.join(held_out)}; "
+        f"each class needs {len(held_out) + 1}",
+    )
+
+
+def _counted(classes: tuple[str, ...], counts: np.ndarray, labels: np.ndarray) -> str:
+    return some([f"{classes[label]} ({counts[label]})" for label in labels])

@@ -18,17 +18,28 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
     return order
 
 
-def subset(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return the sorted indices of a stratified subset, with at least one image of every class.
+def subset(labels: np.ndarray, count: int, seed: int, *, least: int = 1, flag: str = "--limit") -> np.ndarray:
+    """Return the sorted indices of a stratified subset.
+
+    Args:
+        least: images of each class that are kept, or all it has.
+        flag: that asks for ``count`` images.
 
     Raises:
-        DataError: ``count`` is smaller than the number of classes.
+        DataError: ``count`` is too small for that.
     """
-    classes = np.unique(labels)
-    if count < len(classes):
-        raise DataError(f"--limit {count} is fewer than the {len(classes)} classes; each needs an image")
+    needed = int(np.minimum(np.bincount(labels), least).sum())
+    if count < needed:
+        each = "an image" if least == 1 else f"{least} images, so that a random split has some of each"
+        raise DataError(
+            f"{flag} {count} is too few for {len(np.unique(labels))} classes; each needs {each}: {flag} {needed}"
+        )
     order = stratified_order(labels, seed)
-    firsts = order[np.unique(labels[order], return_index=True)[1]]
+    rank = np.empty(len(labels), dtype=np.int64)
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    rank[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    firsts = order[rank[order] < least]
     rest = order[~np.isin(order, firsts)]
     return np.sort(np.concatenate([firsts, rest])[:count])
 
@@ -38,20 +49,19 @@ def beginning(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(stratified_order(labels, seed)[:count])
 
 
-def hold_out(labels: np.ndarray, fraction: float, seed: int, classes: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (kept, held out) as sorted indices; every class has an image on both sides.
+def hold_out(
+    labels: np.ndarray, fraction: float, seed: int, whole: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (kept, held out) as sorted indices; every class of two images has one on both sides.
 
     Args:
         fraction: share of each class that is held out, rounded, one at least.
-
-    Raises:
-        DataError: a class has a single image.
+        whole: labels of the classes of which nothing is held out.
     """
     by_class, rank, counts = _shuffled_by_class(labels, seed)
-    lonely = [classes[label] for label in np.flatnonzero(counts == 1)]
-    if lonely:
-        raise DataError(f"a single image cannot be split: {', '.join(lonely[:5])}; give each class 3 or more")
-    out = np.clip(np.rint(counts * fraction).astype(np.int64), 1, np.maximum(counts - 1, 1))
+    out = np.minimum(np.maximum(np.rint(counts * fraction).astype(np.int64), 1), np.maximum(counts - 1, 0))
+    if whole is not None:
+        out[whole] = 0
     is_out = rank < out[labels[by_class]]
     return np.sort(by_class[~is_out]), np.sort(by_class[is_out])
 

@@ -60,7 +60,7 @@ def doubted(
     """
     chosen = np.arange(len(images))
     if most < len(images):
-        chosen = np.sort(splits.subset(images.labels, most, seed=0))
+        chosen = np.sort(splits.subset(images.labels, most, seed=0, flag="--most"))
     chosen = chosen[are_comparable(images.labels[chosen])]
     looked_at = images.subset(chosen)
     if len(np.unique(looked_at.labels)) < 2:
