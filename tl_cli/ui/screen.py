@@ -20,14 +20,14 @@ class Display(Live):
 
     def start(self, refresh: bool = False) -> None:
         """Show the display."""
+        # Before the first frame, as Ctrl-Z may come right after. A shell without jobs has its children ignore it.
+        if self._screen and hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            signal.signal(signal.SIGTSTP, self._suspend)
         try:
             super().start(refresh)
         except BaseException:  # no thread can be started, or a signal has come
             self.stop()
             raise
-        # A shell without job control has its children ignore Ctrl-Z.
-        if self._alt_screen and hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
-            signal.signal(signal.SIGTSTP, self._suspend)
 
     def stop(self) -> None:
         """Take the display away."""
