@@ -115,7 +115,8 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME|FILE|RUN",
-            help="A weights name, none, a file, a saved model or a run; the last two bring their MODEL.",
+            help="A weights name, none, a file (FILE#KEY: a key of a checkpoint), a saved model or a run; "
+            "the last two bring their MODEL.",
             rich_help_panel=_LEARN,
         ),
     ] = None,

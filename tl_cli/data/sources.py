@@ -485,9 +485,11 @@ def _split(found: Found, spec: DataSpec) -> dict[SplitName, Images]:
 def _rare_note(found: Found, parts: Mapping[SplitName, Images]) -> tuple[str, ...]:
     """Return a note where classes have too few images to hold any out of the training images."""
     held_out = [name for name in parts if name not in found.parts]
+    if not held_out:
+        return ()
     counts = {name: np.bincount(parts[name].labels, minlength=len(found.classes)) for name in ("train", *held_out)}
     rare = np.flatnonzero([not any(counts[name][label] for name in held_out) for label in range(len(found.classes))])
-    if not held_out or not len(rare):
+    if not len(rare):
         return ()
     listed = _counted(found.classes, counts["train"], rare)
     return (

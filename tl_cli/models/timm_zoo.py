@@ -1,5 +1,6 @@
 """timm's architectures as ``timm/NAME[.TAG]``, and EfficientNet-Lite0, which is one of them with weights from pip."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from tl_cli import fetch
-from tl_cli.contract import Preprocessing, WeightsTag
+from tl_cli.contract import Preprocessing, WeightsTag, problems_in
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
 from tl_cli.fetch import Missing, Progress, silent
 from tl_cli.models.names import PREFIX
 from tl_cli.models.source import Published
-from tl_cli.models.weights import Pretrained, published_hash, read
+from tl_cli.models.weights import Pretrained, class_names, published_hash, read
 
 _TAG_PREFIX = "timm:"
 _TOWER = "it is an image tower that returns tokens and has no classifier"
@@ -156,6 +157,48 @@ class TimmSource:
     def options_for(self, name: str, input_size: int) -> dict[str, int]:
         """Return ``img_size`` where the parameters depend on the input's size."""
         return {"img_size": input_size} if _cfg(name).fixed_input_size else {}
+
+
+def is_timm_folder(path: Path) -> bool:
+    """Whether a folder is a model as timm saves and publishes one: ``config.json`` and a file of weights."""
+    return (path / "config.json").is_file() and not (path / "model.json").exists()
+
+
+def from_timm_folder(path: Path) -> Pretrained:
+    """Return the weights of a folder that timm has saved, with its architecture, classes and preprocessing.
+
+    Raises:
+        WeightsError: it is of another library, damaged, or has no weights.
+    """
+    from timm.data.config import resolve_data_config
+
+    file = next((path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()), None)
+    try:
+        facts = json.loads((path / "config.json").read_bytes())
+        config = _TimmConfig.model_validate(facts)
+    except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+        said = problems_in(error) if isinstance(error, ValidationError) else error
+        raise WeightsError(f"{path / 'config.json'} is not what timm writes: {said}") from error
+    if file is None:
+        raise WeightsError(f"{path} has a config.json and no model.safetensors")
+    try:
+        cfg = resolve_data_config(pretrained_cfg=config.pretrained_cfg)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise WeightsError(f"{path / 'config.json'}: its pretrained_cfg cannot be used: {_brief(error)}") from error
+    return Pretrained(
+        state=read(file),
+        tag=WeightsTag(name=f"file:{path.name}/{file.name}", sha256=fetch.digest(file)),
+        preprocessing=_preprocessing_of(cfg, str(path)),
+        architecture=PREFIX + config.architecture.partition(".")[0],
+        classes=class_names(facts),
+    )
+
+
+class _TimmConfig(BaseModel):
+    """What is used of the ``config.json`` that timm's ``save_for_hf`` writes."""
+
+    architecture: str
+    pretrained_cfg: dict[str, Any] = {}
 
 
 class BundledSource:
@@ -317,7 +360,10 @@ def _preprocessing(name: str) -> Preprocessing:
     """
     from timm.data.config import resolve_data_config
 
-    found = resolve_data_config(pretrained_cfg=_cfg(name).to_dict())
+    return _preprocessing_of(resolve_data_config(pretrained_cfg=_cfg(name).to_dict()), name)
+
+
+def _preprocessing_of(found: Mapping[str, Any], name: str) -> Preprocessing:
     size = found["input_size"][-1]
     try:
         return Preprocessing(

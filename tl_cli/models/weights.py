@@ -1,12 +1,14 @@
 """Pretrained weights: finding the file, checking it, reading it without pickled code, fitting it to a model."""
 
+import argparse
 import json
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -15,13 +17,16 @@ from torch import Tensor, nn
 
 from tl_cli import fetch
 from tl_cli.contract import Preprocessing, WeightsTag
-from tl_cli.errors import WeightsError, first_line
-from tl_cli.models import bundle
+from tl_cli.errors import WeightsError, first_line, some
+from tl_cli.models import bundle, checkpoints
 
 # Under which keys checkpoints, or the groups of settings in them, name the classes of their outputs.
 _CLASS_KEYS = frozenset(
     ("classes", "class_names", "categories", "label_names", "class_to_idx", "idx_to_class", "label2id", "id2label")
 )
+
+
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class Pretrained:
         classes: names of the outputs where the file says them.
         build_options: what the architecture must be built with for these weights.
         outputs: how many classes published weights have (0: none); None where only the tensors can tell.
+        notes: what was taken from a checkpoint that holds more than weights, for people.
     """
 
     state: Mapping[str, Tensor]
@@ -45,13 +51,21 @@ class Pretrained:
     classes: tuple[str, ...] | None = None
     build_options: dict[str, int] = field(default_factory=dict)
     outputs: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def is_path(spec: str) -> bool:
     """Whether ``--weights`` names a file or a folder rather than published weights."""
     if spec.startswith(("runs:/", "models:/")):  # MLflow's names
         return False
-    return "/" in spec or Path(spec).suffix in (".safetensors", ".pth", ".pt", ".bin") or Path(spec).exists()
+    path = split_key(spec)[0]
+    return "/" in spec or Path(path).suffix in _SUFFIXES or Path(path).exists()
+
+
+def split_key(spec: str) -> tuple[str, str]:
+    """Return the file that ``--weights`` names and, where ``FILE#KEY`` does, the key in its checkpoint; else ""."""
+    path, mark, key = spec.rpartition("#")
+    return (path, key) if mark and not Path(spec).expanduser().exists() else (spec, "")
 
 
 def published_hash(url: str) -> str:
@@ -66,21 +80,27 @@ def check_there(path: Path) -> None:
         raise WeightsError(f"no weights at {path}")
 
 
-def from_path(spec: str) -> Pretrained:
+def from_path(spec: str, expected: Collection[str] = ()) -> Pretrained:
     """Return the weights of a ``.safetensors`` or ``.pth`` file, or of a saved-model folder.
+
+    Args:
+        spec: its path; ``FILE#KEY`` takes the tensors under a key of a checkpoint.
+        expected: names of the tensors of the architecture that they are for, by which the best of a checkpoint's
+            dictionaries and the prefix of its names are found.
 
     Raises:
         WeightsError: nothing is there, or it cannot be read.
     """
-    path = Path(spec).expanduser()
+    file, key = split_key(spec)
+    path = Path(file).expanduser()
     if path.name == bundle.WEIGHTS_FILE and (path.parent / bundle.CARD_FILE).exists():
         path = path.parent
     if path.is_dir():
         card = bundle.verified_card(path)
-        file = path / bundle.WEIGHTS_FILE
+        tensors = path / bundle.WEIGHTS_FILE
         return Pretrained(
-            state=read(file),
-            tag=WeightsTag(name=f"saved:{path.name}", sha256=fetch.digest(file)),
+            state=read(tensors),
+            tag=WeightsTag(name=f"saved:{path.name}", sha256=fetch.digest(tensors)),
             preprocessing=card.preprocessing,
             architecture=card.architecture,
             classes=card.classes,
@@ -89,9 +109,10 @@ def from_path(spec: str) -> Pretrained:
     check_there(path)
     if not path.is_file():
         raise WeightsError(f"{path} is no regular file")
-    state, facts = _opened(path)
-    tag = WeightsTag(name=f"file:{path.name}", sha256=fetch.digest(path))
-    return Pretrained(state=state, tag=tag, classes=_class_names(facts))
+    content, facts = _opened(path)
+    chosen = checkpoints.choose(content, key, expected, str(path))
+    tag = WeightsTag(name=f"file:{path.name}{key and '#'}{key}", sha256=fetch.digest(path))
+    return Pretrained(chosen.state, tag, classes=class_names(facts), notes=chosen.notes)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -100,31 +121,53 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is missing, torn, holds something else, or would need to run code.
     """
-    return _opened(path)[0]
+    return checkpoints.choose(_opened(path)[0], "", (), str(path)).state
 
 
-def _opened(path: Path) -> tuple[dict[str, Tensor], Mapping[object, object]]:
-    """Return the tensors of a file as ``read`` does, and what else it says."""
+def _opened(path: Path) -> tuple[object, Mapping[object, object]]:
+    """Return what a file holds, without running any code in it, and what it says beside its tensors."""
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
                 said = file.metadata() or {}
             # Read, not mapped as by load_file: a mapped file that is truncated ends the process with SIGBUS.
             return safetensors.torch.load(path.read_bytes()), said
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # What timm's train.py and torchvision's reference scripts keep beside the weights: attributes, and no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"cannot read weights from {path}: {first_line(error)}") from error
     except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} is not a file of plain tensors; it is torn, or loading it would run code from inside it. "
-            "Save a state_dict, or better a .safetensors file"
-        ) from error
+        raise WeightsError(f"{path} {_not_plain(path)}; {_ADVICE}") from error
     except Exception as error:  # of a pickle that is torn, whatever its bytes make of it
+        if _is_torchscript(path):
+            raise WeightsError(f"{path} is a TorchScript program, which runs its own code; {_ADVICE}") from error
         raise WeightsError(f"{path} is not a readable weights file: {first_line(error)}") from error
-    return _tensors_of(content, path), content
+    return content, content if isinstance(content, Mapping) else {}
 
 
-def _class_names(facts: Mapping[object, object]) -> tuple[str, ...] | None:
+_ADVICE = "in the program that made it: torch.save(model.state_dict(), 'weights.pth')"
+
+
+def _not_plain(path: Path) -> str:
+    """Say why a file cannot be read as plain tensors; the names in it are listed without running anything."""
+    unsafe: list[str] = []
+    with suppress(Exception):  # of a pickle that is torn, whatever its bytes make of it
+        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    # The model's own class says more than torch's layers.
+    others = sorted(set(unsafe) - {"argparse.Namespace"}, key=lambda name: (name.startswith("torch."), name))
+    if others:
+        return f"is a pickled object, such as a whole model ({some(others, 3)}), and loading it would run code"
+    return "is not a file of plain tensors: it is truncated, or loading it would run code from inside it"
+
+
+def _is_torchscript(path: Path) -> bool:
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    return False
+
+
+def class_names(facts: Mapping[object, object]) -> tuple[str, ...] | None:
     """Return the names of the outputs in the order of the outputs, where a checkpoint says them."""
     for group in (facts, *(value for value in facts.values() if isinstance(value, Mapping))):
         for key, value in group.items():
@@ -176,20 +219,3 @@ def _misfits(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> str:
     problems = wrong + missing + extra
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
     return "; ".join(problems[:3]) + more
-
-
-def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """Find the state_dict in the shapes of checkpoint that people keep."""
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
-    ):
-        raise WeightsError(f"{path} holds no state_dict (tensors by name); got {type(content).__name__}")
-    for prefix in ("module.", "_orig_mod.", "model."):
-        if all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return dict(content)

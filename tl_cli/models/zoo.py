@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tl_cli.contract import ModelCard, Preprocessing, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, first_line, suggest
 from tl_cli.fetch import Missing, Progress, silent
-from tl_cli.models import bundle
+from tl_cli.models import bundle, checkpoints
 from tl_cli.models import weights as weights_files
 from tl_cli.models.heads import HeadChoice, HeadStart, choose_start, outputs_in, with_rows
 from tl_cli.models.names import PREFIX
 from tl_cli.models.source import Published, Source
-from tl_cli.models.timm_zoo import BundledSource, TimmSource, renamed
+from tl_cli.models.timm_zoo import BundledSource, TimmSource, from_timm_folder, is_timm_folder, renamed
 from tl_cli.models.torchvision_zoo import TorchvisionSource
 from tl_cli.models.weights import Pretrained
 from tl_cli.randomness import mixed
@@ -38,6 +38,7 @@ class Classifier:
         head_start: which rows of the head came with the weights, and why; None where there are no weights.
         build_options: arguments of the architecture that depend on the weights (ViT's image_size).
         temperature: of the probabilities, from the saved model; 1 for any other.
+        notes: what was taken from a checkpoint that holds more than weights, for people.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Classifier:
     head_start: HeadStart | None = None
     build_options: dict[str, int] = field(default_factory=dict)
     temperature: float = 1.0
+    notes: tuple[str, ...] = ()
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return what the classifier predicts from its logits, (B, num_classes) float32.
@@ -115,7 +117,7 @@ def missing_weights(name: str, spec: str = "default") -> Missing | None:
     if spec == "none":
         return None
     if weights_files.is_path(spec):
-        weights_files.check_there(Path(spec).expanduser())
+        weights_files.check_there(Path(weights_files.split_key(spec)[0]).expanduser())
         return None
     return _source_of(name).missing(name, spec)
 
@@ -200,7 +202,7 @@ def create(
     else:
         state |= {key: with_rows(fresh[key], state[key], axis, start.rows) for key, axis in axes.items()}
     weights_files.load(model, state, name=found.tag.name)
-    return Classifier(architecture, model, parts, preprocessing, found.tag, start, options)
+    return Classifier(architecture, model, parts, preprocessing, found.tag, start, options, notes=found.notes)
 
 
 def find_weights(name: str, weights: str, *, seed: int = 0, progress: Progress = silent) -> Pretrained | None:
@@ -335,7 +337,13 @@ def _find_weights(source: Source, name: str, spec: str, progress: Progress) -> P
     if spec == "none":
         return None
     if weights_files.is_path(spec):
-        return weights_files.from_path(spec)
+        if is_timm_folder(path := Path(spec).expanduser()):
+            return from_timm_folder(path)
+        with torch.device("meta"):
+            expected = build(name, 2).state_dict()
+        found = weights_files.from_path(spec, expected)
+        state, notes = checkpoints.with_plain_head(found.state, expected, find_head(source.architecture(name)))
+        return replace(found, state=state, notes=found.notes + notes)
     return source.pretrained(name, spec, progress)
 
 

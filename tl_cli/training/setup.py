@@ -24,7 +24,7 @@ from tl_cli.models.counting import Counting
 from tl_cli.models.freezing import batch_norms
 from tl_cli.models.graph import Network
 from tl_cli.models.regularising import set_dropout
-from tl_cli.models.weights import Pretrained
+from tl_cli.models.weights import Pretrained, split_key
 from tl_cli.models.zoo import Classifier
 from tl_cli.shortage import during
 from tl_cli.training import features, recipes
@@ -632,6 +632,7 @@ def _absolute(values: Mapping[str, object], data: LabelledData) -> dict[str, str
     """Return those settings that name files or folders, with whole paths."""
     paths = {"data": data.spec.source} if "data" in values else {}
     weights = values.get("weights")
-    if isinstance(weights, str) and Path(weights).expanduser().exists():
-        paths["weights"] = str(Path(weights).expanduser().resolve())
+    file, key = split_key(weights) if isinstance(weights, str) else ("", "")
+    if file and Path(file).expanduser().exists():
+        paths["weights"] = f"{Path(file).expanduser().resolve()}{key and '#'}{key}"
     return paths

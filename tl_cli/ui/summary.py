@@ -32,6 +32,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(plain(f"{plan.data.spec.source}: {len(plan.data.classes)} classes, {counts}"))
     if plan.classifier.head_start is not None:
         console.print(plain(f"head: {plan.classifier.head_start.reason}", limit=4000))
+    for note in plan.classifier.notes:
+        console.print(plain(f"weights: {note}", limit=4000))
     notes = [*plan.data.notes]
     if "test" not in plan.data.parts:
         notes.append("the data bring no test images: no test accuracy will be claimed")

@@ -1,0 +1,136 @@
+"""Which tensors of a checkpoint are the weights: under which key, and behind which prefix. No file is opened here."""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tl_cli.errors import WeightsError, some
+
+# The names of the dictionary that is taken where several fit alike, the first of these first.
+_USUAL = ("", "state_dict", "model_state_dict", "model")
+# Put before names by DataParallel and AveragedModel, torch.compile, and Lightning.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_DEPTH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The tensors that were taken from a checkpoint, and what was decided on the way, for people."""
+
+    state: dict[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def choose(content: object, key: str, expected: Collection[str], file: str) -> Chosen:
+    """Return the tensors of a checkpoint that fit an architecture best, without the prefix of their names.
+
+    Args:
+        key: of the dictionary that is asked for; empty takes the best.
+        expected: names of the architecture's tensors; empty where it is not known.
+        file: for messages.
+
+    Raises:
+        WeightsError: there are none, or none under the key; the message lists the keys that there are.
+    """
+    groups = dict(_groups(content))
+    if key and key not in groups:
+        raise WeightsError(f"{file} has no tensors under {key!r}; it has {_named(groups) or 'none'}")
+    if not groups:
+        keys = f"with the keys {some(list(map(str, content)))}" if isinstance(content, Mapping) and content else ""
+        raise WeightsError(
+            f"{file} holds no state_dict (tensors by name); got {type(content).__name__} {keys}".rstrip()
+            + "; save one with torch.save(model.state_dict(), 'weights.pth')"
+        )
+    stripped = {name: _stripped(state, expected) for name, state in groups.items()}
+
+    def rank(name: str) -> tuple[int, bool, int]:
+        fits = sum(tensor in expected for tensor in stripped[name][1])
+        usual = _USUAL.index(name) if name in _USUAL else len(_USUAL)
+        return -fits, "ema" in name.lower(), usual
+
+    taken = key or min(groups, key=rank)
+    prefix, state, left_out = stripped[taken]
+    notes = []
+    others = [name for name in groups if name != taken and rank(name)[0] and rank(name)[0] <= rank(taken)[0] // 2]
+    if others and not key:
+        choice = f"to choose: --weights '{file}#{others[0]}'"
+        notes.append(f"took {taken or 'the tensors'} from {file}, not {_named(others)}; {choice}")
+    elif taken not in _USUAL and not key:
+        notes.append(f"took {taken} from {file}")
+    if prefix not in ("", *_WRAPPERS):
+        notes.append(f"took the tensors whose names begin with {prefix!r}")
+    if left_out:
+        notes.append(f"left out {len(left_out):,} other tensors: {some(left_out, 3)}")
+    return Chosen(state, tuple(notes))
+
+
+def _named(groups: Collection[str]) -> str:
+    return some([name or "tensors outside of any dictionary" for name in groups])
+
+
+def _groups(content: object, name: str = "", depth: int = _DEPTH) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield each dictionary of tensors by name, with the keys that lead to it."""
+    if not isinstance(content, Mapping):
+        return
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if tensors:
+        yield name, tensors
+    for key, value in content.items():
+        if isinstance(key, str) and depth:
+            yield from _groups(value, f"{name}.{key}" if name else key, depth - 1)
+
+
+def _stripped(state: Mapping[str, Tensor], expected: Collection[str]) -> tuple[str, dict[str, Tensor], list[str]]:
+    """Return the prefix of the names, the tensors behind it without it, and the names of all others."""
+    found: Counter[str] = Counter()
+    for name in state:
+        parts = name.split(".")
+        for start in range(len(parts)):
+            if ".".join(parts[start:]) in expected:
+                found["".join(f"{part}." for part in parts[:start])] += 1
+    prefix = max(found, key=lambda each: (found[each], -len(each)), default="")
+    # A few names fit by chance, and old files have other names: then only what all names share is a prefix.
+    if found[prefix] * 2 < len(expected) or not found:
+        prefix = ""
+        while wrapper := next((each for each in _WRAPPERS if all(k.startswith(prefix + each) for k in state)), ""):
+            prefix += wrapper
+    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return prefix, inner, [name for name in state if not name.startswith(prefix)]
+
+
+def with_plain_head(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: tuple[str, ...]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return tensors whose head has the architecture's names, or none; and what was decided, for people.
+
+    A head that was replaced, as by ``fc = Sequential(Dropout(), Linear(...))``, is taken if it is one linear layer.
+
+    Args:
+        expected: the architecture's tensors, for any number of classes.
+        head: names of the modules that produce the classes.
+    """
+    taken, notes = dict(state), []
+    for part in head:
+        root = part.partition(".")[0]
+        foreign = [
+            name
+            for name in taken
+            if name.startswith(f"{root}.") and (name not in expected or name.startswith(part + "."))
+        ]
+        strange = [name for name in foreign if name not in expected]
+        if not strange:
+            continue
+        layers = {name.rpartition(".")[0] for name in foreign}
+        layer = layers.pop() if len(layers) == 1 else ""
+        own, weight = expected.get(f"{part}.weight"), taken.get(f"{layer}.weight")
+        fits = own is not None and weight is not None and weight.shape[1:] == own.shape[1:]
+        tensors = {f"{part}.{name.rpartition('.')[2]}": taken[name] for name in foreign}
+        taken = {name: value for name, value in taken.items() if name not in foreign}
+        if fits and tensors.keys() == {name for name in expected if name.rpartition(".")[0] == part}:
+            taken |= tensors
+            notes.append(f"took {layer} as the head {part}")
+        else:
+            notes.append(f"left out the weights' own head: it has other layers ({some(strange, 3)})")
+    return taken, tuple(notes)
