@@ -121,14 +121,6 @@ def test_a_database_that_is_away_is_said_in_the_drivers_words(store: Store, work
         store.runs()
 
 
-def test_mlflow_prints_nothing_of_its_own(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
-    from mlflow.utils.logging_utils import eprint
-
-    eprint("Successfully registered model 'x'.")
-    captured = capfd.readouterr()
-    assert "Successfully" not in captured.out + captured.err
-
-
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     is_reset: bool, tl, colours: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.utils.logging_utils import enable_logging
 
 from tests.conftest import Result
 from tests.training.test_fit import plan_for
@@ -207,7 +208,10 @@ def test_what_a_store_will_never_take_is_said_once_and_holds_nothing_up(store: S
     assert sync(store, run) == Synced(0, 0, None)
 
 
-def test_a_model_is_recorded_once_and_again_where_it_was_deleted(store: Store, tmp_path: Path) -> None:
+def test_a_model_is_recorded_once_and_again_where_it_was_deleted(
+    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    enable_logging()  # as MLflow's own autologging does
     made = zoo.create("timm/test_resnet", 2, weights="none", input_size=32)
     bundle.save(
         tmp_path / "best",
@@ -225,6 +229,7 @@ def test_a_model_is_recorded_once_and_again_where_it_was_deleted(store: Store, t
         store.client.delete_logged_model(first)
         assert log_model(tmp_path / "best", naming) != first
     assert record.warnings == []
+    assert "registered model" not in capfd.readouterr().err
 
 
 def test_anothers_lock_beside_a_database_is_not_needed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

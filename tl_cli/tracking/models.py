@@ -13,6 +13,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
+from mlflow.utils.logging_utils import disable_logging
 from pydantic import TypeAdapter, ValidationError
 
 import tl_cli
@@ -86,6 +87,7 @@ def log_model(folder: Path, naming: Naming) -> str:
                     _logged(active.info.run_id, weights)
             raise
     if naming.register is not None and not _is_registered(naming.register, model_id):
+        disable_logging()  # MLflow's autologging enables it again
         mlflow.register_model(f"models:/{model_id}", naming.register)
     return model_id
 

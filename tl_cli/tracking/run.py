@@ -399,7 +399,7 @@ class Recorder:
         if self._is_away and not self._store.answers():
             return ""
         try:
-            self._store.client.get_run(self.run_id)
+            self._store.check_has(self.run_id)
         except Exception as error:  # whatever it answers, and whatever that makes of its client
             is_gone = getattr(error, "error_code", None) in NOT_THERE
             return "" if self._store.is_remote and not is_gone else reason(error)

@@ -5,11 +5,12 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import ssl
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -373,6 +374,19 @@ class Store:
         except TrackingError:
             return False
         return True
+
+    def check_has(self, run_id: str) -> None:
+        """Raise whatever shows that the store does not have a run.
+
+        A database file that was removed or replaced is still there for connections that are open: a new one looks.
+        """
+        database = _database(self.uri)
+        if database is None:
+            self.client.get_run(run_id)
+            return
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            if connection.execute("select 1 from runs where run_uuid = ?", (run_id,)).fetchone() is None:
+                raise TrackingError("the database has been replaced by another")
 
     def add_run(self, run_id: str, experiment_id: str, name: str, started: int) -> None:
         """Record a run under the id that it had, which MLflow's own interface always makes anew.
