@@ -19,7 +19,7 @@ from tl_cli.data.contents import Contents, changed_since, read_contents
 from tl_cli.data.decoders import decode_aside
 from tl_cli.data.decoding import Picture, decode, open_picture
 from tl_cli.data.names import Names
-from tl_cli.data.pictures import WHOLE_UP_TO, decode_pixels
+from tl_cli.data.pictures import WHOLE_UP_TO, decode_pixels, picture_size
 from tl_cli.errors import DataError, StorageError, some
 from tl_cli.fetch import Progress, silent
 from tl_cli.store import Store
@@ -227,10 +227,15 @@ def pack(
     Raises:
         DataError: one of them cannot be decoded.
     """
+    height, width = picture_size(images.root / images.ids[0])
+    if (
+        3 * height * width * len(images) > budget_bytes
+        or min(height, width) > WHOLE_UP_TO
+        or max(height, width) > _LONGEST
+    ):
+        return images
     first = images.load(0)
     size = first.numel() * len(images)
-    if size > budget_bytes or min(first.shape[1:]) > WHOLE_UP_TO or max(first.shape[1:]) > _LONGEST:
-        return images
     if store is None or size < _WORTH_KEEPING_BYTES:
         pixels = _decoded_unchanged(images, first, workers, progress)
     else:

@@ -63,6 +63,8 @@ OPENING = b"\0tl pixels\0"
 # a filter for each call would not be safe on several threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# It refuses what has twice as many pixels, 200-megapixel JPEGs too, of which few are decoded.
+Image.MAX_IMAGE_PIXELS = None
 # Errors come as exceptions too. libtiff's own handler prints, and so does Python's logging where nobody listens.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with suppress(OSError, AttributeError, TypeError):  # a Pillow that has no libtiff, or has it inside
@@ -110,13 +112,14 @@ def decode_picture(
     name = "the image" if isinstance(source, bytes) else str(source)
     try:
         with _open(source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are decoded")
             stored, factor, orientation = image.size, 1, None
-            if pixel_range is not None and deep.is_deep(image):
+            is_scaled = pixel_range is not None and deep.is_deep(image)
+            if short_side is not None and not is_scaled:
+                factor = _draft(image, short_side)
+            _check_pixels(name, image, stored)
+            if is_scaled and pixel_range is not None:
                 values = deep.to_levels(deep.read(lambda: _open(source)), pixel_range)
             else:
-                factor = 1 if short_side is None else _draft(image, short_side)
                 orientation = image.getexif().get(_ORIENTATION) if factor > 1 else None
                 ImageOps.exif_transpose(image, in_place=True)
                 values = np.array(_to_rgb(image))
@@ -133,6 +136,12 @@ def decode_picture(
     left = width - right if orientation in (2, 3, 6, 7) else 0.0
     top = height - bottom if orientation in (3, 4, 7, 8) else 0.0
     return Pixels(values, (rows, columns), (left, top, left + right, top + bottom))
+
+
+def _check_pixels(name: str, image: Image.Image, stored: tuple[int, int]) -> None:
+    """Refuse a picture of which too many pixels would be decoded; of a JPEG at a fraction of its size few are."""
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{name} has {stored[0]} x {stored[1]} pixels; at most {MAX_PIXELS:,} are decoded")
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
@@ -180,7 +189,11 @@ def deep_values(path: str | Path) -> np.ndarray:
         DataError: it cannot be decoded at full depth.
     """
     try:
+        with _open(path) as image:
+            _check_pixels(str(path), image, image.size)
         return deep.read(lambda: _open(path)).values
+    except DataError:
+        raise
     except Exception as error:
         raise _refusal(str(path), error, path) from error
 
@@ -300,8 +313,14 @@ _ON_ITS_SIDE = (5, 6, 7, 8)
 def _draft(image: Image.Image, short_side: int) -> int:
     """Have a large JPEG decoded at a fraction of its size, and return by which number its sides are divided."""
     width, height = image.size
+    if min(width, height) <= WHOLE_UP_TO:
+        return 1
     scale = 2 * short_side / min(width, height)
-    if scale >= 1 or min(width, height) <= WHOLE_UP_TO:
+    # One that would be too large is decoded at a smaller fraction, as long as enough is left of it.
+    fitting = next((each for each in (1, 2, 4, 8) if width * height <= MAX_PIXELS * each**2), 1)
+    if min(width, height) >= fitting * short_side / 2:
+        scale = min(scale, 1 / fitting)
+    if scale >= 1:
         return 1
     drafted = image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
     return 1 if drafted is None else round(width / drafted[1][2])
