@@ -112,6 +112,9 @@ def with_plain_head(
         head: names of the modules that produce the classes.
     """
     taken, notes = dict(state), []
+    backbone = [name for name in expected if name.rpartition(".")[0] not in head]
+    if not all(name in state for name in backbone if not name.endswith("num_batches_tracked")):
+        return taken, ()  # another program's names, which the library translates, its head's too
     for part in head:
         root = part.partition(".")[0]
         foreign = [

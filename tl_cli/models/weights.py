@@ -132,6 +132,8 @@ def _opened(path: Path) -> tuple[object, Mapping[object, object]]:
                 said = file.metadata() or {}
             # Read, not mapped as by load_file: a mapped file that is truncated ends the process with SIGBUS.
             return safetensors.torch.load(path.read_bytes()), said
+        if _is_torchscript(path):
+            raise WeightsError(f"{path} is a TorchScript program, which runs its own code; {_ADVICE}")
         # What timm's train.py and torchvision's reference scripts keep beside the weights: attributes, and no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -139,9 +141,9 @@ def _opened(path: Path) -> tuple[object, Mapping[object, object]]:
         raise WeightsError(f"cannot read weights from {path}: {first_line(error)}") from error
     except pickle.UnpicklingError as error:
         raise WeightsError(f"{path} {_not_plain(path)}; {_ADVICE}") from error
+    except WeightsError:
+        raise
     except Exception as error:  # of a pickle that is torn, whatever its bytes make of it
-        if _is_torchscript(path):
-            raise WeightsError(f"{path} is a TorchScript program, which runs its own code; {_ADVICE}") from error
         raise WeightsError(f"{path} is not a readable weights file: {first_line(error)}") from error
     return content, content if isinstance(content, Mapping) else {}
 
