@@ -21,6 +21,7 @@ from tl_cli.commands.options import (
     Workers,
     command_line,
     complete_contender,
+    uri_flag,
 )
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ def compare(
                 aside.print(str(path), markup=False, soft_wrap=True, style="dim")
         if parent is not None:
             _record(parent, comparison, curves)
-            aside.print(f"\nrecorded; to see it again: tl compare {parent.run_id[:8]}", style="dim")
+            again = f"tl compare {parent.run_id[:8]}{uri_flag(tracking_uri)}"
+            aside.print(f"\nrecorded; to see it again: {again}", style="dim", markup=False, soft_wrap=True)
     if failed:
         from tl_cli.ui.console import print_error
 

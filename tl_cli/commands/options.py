@@ -42,6 +42,13 @@ def command_line() -> str:
     return shlex.join(["tl", *map(without_secrets, sys.argv[1:])])
 
 
+def uri_flag(tracking_uri: str | None) -> str:
+    """Return what a suggested command needs to find the same store: nothing, or the flag after a space."""
+    from tl_cli.errors import without_secrets
+
+    return f" --tracking-uri {shlex.quote(without_secrets(tracking_uri))}" if tracking_uri else ""
+
+
 class ListsByDefault(TyperGroup):
     """A group whose bare form lists: ``tl models convnext`` is ``tl models list convnext``."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl_cli.commands.options import ListsByDefault, TrackingUri, complete_run
+from tl_cli.commands.options import ListsByDefault, TrackingUri, complete_run, uri_flag
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
@@ -210,7 +210,7 @@ def close(
     """
     from tl_cli.errors import UsageError
     from tl_cli.tracking import listing
-    from tl_cli.tracking.store import named, open_store
+    from tl_cli.tracking.store import named, open_store, short_id
     from tl_cli.ui.console import make_console, plain, print_warning
 
     store = open_store(tracking_uri)
@@ -226,7 +226,8 @@ def close(
                 raise
             print_warning(str(error))  # it is just being resumed, say
             continue
-        console.print(plain(f"{named(run)} is recorded as killed; tl train --resume goes on with it"), soft_wrap=True)
+        resume = f"tl train --resume {short_id(run)}{uri_flag(tracking_uri)}"
+        console.print(plain(f"{named(run)} is recorded as killed; to resume it: {resume}"), soft_wrap=True)
 
 
 @app.command("sync", epilog="Examples:\n\ntl runs sync\n\ntl runs sync 3f2a91c0 --tracking-uri http://server:5000")

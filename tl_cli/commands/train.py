@@ -21,6 +21,7 @@ from tl_cli.commands.options import (
     Workers,
     command_line,
     complete_model,
+    uri_flag,
 )
 
 if TYPE_CHECKING:
@@ -665,8 +666,8 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
                 curves = drawn(lambda: save_curves(history, recorder.folder), warnings.append)
                 warnings += outcome.warnings
                 if "test" in outcome.failed:
-                    name = recorder.run_id[:8]
-                    warnings.append(f"no test accuracy is recorded; to add it: tl eval {name}{_uri_flag(target)}")
+                    again = f"tl eval {recorder.run_id[:8]}{uri_flag(target.tracking_uri)}"
+                    warnings.append(f"no test accuracy is recorded; to add it: {again}")
                 recorder.log_end(plan, outcome, command_line(), curves, recorder.folder / BEST_FOLDER, target.register)
             except BaseException as error:  # however it ends: a signal, a full disk, no memory
                 _keep(plan, recorder, saver, target, error)
@@ -676,7 +677,8 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
     except Interrupted:
         if recorder.is_complete and recorder.is_recorded:
             name = recorder.run_id[:8]
-            print_note(f"run {name} is complete and recorded, with its model; see: tl eval {name}{_uri_flag(target)}")
+            see = f"tl eval {name}{uri_flag(target.tracking_uri)}"
+            print_note(f"run {name} is complete and recorded, with its model; see: {see}")
         raise
     finally:
         _print_all(warnings)
@@ -733,7 +735,7 @@ def _keep(plan: "Plan", recorder: "Recorder", saver: "Saver", target: _Target, e
     from tl_cli.training.state import BEST_FOLDER
     from tl_cli.ui.console import print_note, print_warning
 
-    resume = f"resume with: tl train --resume {recorder.run_id[:8]}{_uri_flag(target)}"
+    resume = f"resume with: tl train --resume {recorder.run_id[:8]}{uri_flag(target.tracking_uri)}"
     # To stop a training is no failure of it.
     tell = print_note if isinstance(error, Interrupted) else print_warning
     if isinstance(error, DivergedError):
@@ -762,7 +764,7 @@ def _show_end(
     from tl_cli.ui.summary import print_next, print_outcome
 
     print_outcome(console, plan, history, outcome)
-    flag = _uri_flag(target)
+    flag = uri_flag(target.tracking_uri)
     browse = "mlflow ui"
     if target.store.uri.startswith("http"):
         browse = link_to(target.store.uri, target.experiment_id)
@@ -781,12 +783,6 @@ def _show_end(
     if outcome.test is not None or "test" not in plan.data.spec.splits:
         commands.insert(0, f"tl eval {name}{flag}")
     print_next(console, f"run {name} is recorded", commands)
-
-
-def _uri_flag(target: _Target) -> str:
-    from tl_cli.errors import without_secrets
-
-    return f" --tracking-uri {shlex.quote(without_secrets(target.tracking_uri))}" if target.tracking_uri else ""
 
 
 def _show_plan(plan: "Plan", console: "Console") -> None:

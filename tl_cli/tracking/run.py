@@ -184,7 +184,7 @@ class Recorder:
             return
         self._warn(
             f"what the tracking store did not take is in {self.folder / JOURNAL}; once it is back: "
-            f"tl runs sync {self.run_id[:8]}"
+            f"tl runs sync {self.run_id[:8]}" + (f" --tracking-uri {self._store.uri}" if self._store.is_remote else "")
         )
 
     def __call__(self, event: Event) -> None:
