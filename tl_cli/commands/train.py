@@ -1,5 +1,6 @@
 """``tl train``: settings in, a recorded model out."""
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -759,7 +760,6 @@ def _keep(plan: "Plan", recorder: "Recorder", saver: "Saver", target: _Target, e
 def _show_end(
     plan: "Plan", target: _Target, recorder: "Recorder", history: "History", outcome: "Outcome", console: "Console"
 ) -> None:
-    from tl_cli.errors import without_secrets
     from tl_cli.tracking.overview import link_to
     from tl_cli.ui.summary import print_next, print_outcome
 
@@ -768,8 +768,9 @@ def _show_end(
     browse = "mlflow ui"
     if target.store.uri.startswith("http"):
         browse = link_to(target.store.uri, target.experiment_id)
-    elif target.tracking_uri:
-        browse = f"mlflow ui --backend-store-uri {shlex.quote(without_secrets(target.tracking_uri))}"
+    elif target.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
+        # mlflow ui does not read the variable.
+        browse = f"mlflow ui --backend-store-uri {shlex.quote(target.store.uri)}"
     name = recorder.run_id[:8]
     if not recorder.is_recorded:
         print_next(
