@@ -114,11 +114,11 @@ def pull(
 
     for name in names:
         zoo.about(name)  # a mistyped one is refused before the first is fetched
-    check_reachable([zoo.missing_weights(name) for name in names])
     console = make_console()
     failed = []
     for name in names:
         try:
+            check_reachable([zoo.missing_weights(name)])
             with FileProgress(console) as progress:
                 zoo.fetch_weights(name, progress)
         except DownloadError as error:
