@@ -3,8 +3,10 @@
 python predict_with_onnx.py MODEL.onnx PICTURE
 """
 
+import importlib.util
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -20,10 +22,43 @@ def placed(side, resized, crop):
     return first * side / resized, (first + crop) * side / resized, 0, crop
 
 
-def is_deep_ppm(picture):
-    """Return whether the largest number of a PPM, which Pillow keeps where it is not 255, is more than 8 bits."""
+def opened():
+    """Return the picture; of a TIFF whose fourth channel is not declared as opacity, without that channel."""
+    picture = Image.open(sys.argv[2])
+    is_undeclared = picture.format == "TIFF" and picture.mode == "RGBA" and 338 not in picture.tag_v2
+    return deep_module().without_undeclared_opacity(picture) if is_undeclared else picture
+
+
+def may_be_deep(picture):
+    """Return whether a picture may have more than 8 bits per channel."""
     details = picture.tile[0][3] if picture.format == "PPM" else None
-    return isinstance(details, tuple) and details[0] == "RGB" and details[1] > 255
+    is_deep_ppm = isinstance(details, tuple) and details[0] == "RGB" and details[1] > 255
+    return is_deep_ppm or picture.mode.startswith(("I", "F")) or ";16" in str(picture.tile)
+
+
+def deep_module():
+    """Return tl's own reader of pictures with more than 8 bits per channel; it needs numpy and Pillow only."""
+    here = Path(__file__).resolve().parent
+    for path in (here / "deep.py", here.parent / "tl_cli" / "data" / "deep.py"):
+        if path.exists():
+            spec = importlib.util.spec_from_file_location("deep", path)
+            module = sys.modules["deep"] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            return module
+    sys.exit("a picture of more than 8 bits per channel: put tl's file tl_cli/data/deep.py beside this script")
+
+
+def eight_bits(picture):
+    """Return an RGB picture, upright, on white where it is transparent."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        sys.exit("floating-point pixels have no agreed range; save it as 8 or 16 bit")
+    if picture.mode.startswith("I"):  # Pillow's own conversion clips at 255
+        picture = Image.fromarray((np.asarray(picture).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
 
 
 session = onnxruntime.InferenceSession(sys.argv[1])
@@ -32,17 +67,13 @@ facts = {key: json.loads(metadata[key]) for key in ("classes", "preprocessing")}
 temperature = json.loads(metadata.get("temperature", "1"))  # files of earlier versions have none
 how = facts["preprocessing"]
 resize, crop, mode = how["resize"], how["crop"], how["crop_mode"]
-picture = Image.open(sys.argv[2])
-# Of pictures with more than 8 bits per channel; those of 8 bits are used as they are. Grey ones are read here; for
-# colours, white-is-zero TIFFs and PGMs see tl_cli/data/deep.py, which needs numpy and Pillow only.
-low, high = how.get("pixel_range") or (0, 65535)
-is_white_zero = picture.format == "TIFF" and picture.tag_v2.get(262) == 0
-if picture.mode in ("I;16", "I;16B", "I", "F") and picture.format != "PPM" and not is_white_zero:
-    values = np.asarray(ImageOps.exif_transpose(picture), np.float64).clip(low, high)
-    picture = Image.fromarray(np.floor((values - low) * 255 / (high - low) + 0.5).astype(np.uint8))
-elif ";16" in str(picture.tile) or picture.mode in ("I", "F") or is_deep_ppm(picture):
-    sys.exit("only grey pictures of more than 8 bits are read here")
-picture = ImageOps.exif_transpose(picture).convert("RGB")
+picture = opened()
+# Of pictures with more than 8 bits per channel: the numbers that are black and white. Null where training had none.
+scaling = how.get("pixel_range")
+if scaling and may_be_deep(picture) and (deep := deep_module()).is_deep(picture):
+    picture = Image.fromarray(deep.to_levels(deep.read(opened), tuple(scaling)))
+else:
+    picture = eight_bits(picture)
 short, long = sorted(picture.size)
 if mode == "squash":
     sides = resize, resize

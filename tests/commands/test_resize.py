@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import Result, train_in
+from tests.deep_pictures import png16, tiff
 from tl_cli.contract import Preprocessing
 from tl_cli.data.decoding import read_input
 from tl_cli.data.sizes import Sizes
@@ -147,28 +148,57 @@ def test_the_example_prepares_pictures_as_the_model_was_trained(
 
 
 @pytest.mark.parametrize(
-    ("header", "is_read"),
-    [
-        (b"P5 8 8 255\n", True),
-        (b"P6 8 8 255\n", True),
-        (b"P6 8 8 100\n", True),
-        (b"P6 8 8 256\n", False),
-        (b"P5 8 8 4095\n", False),
-    ],
+    "header", [b"P5 8 8 255\n", b"P6 8 8 255\n", b"P6 8 8 100\n", b"P6 8 8 256\n", b"P5 8 8 4095\n"]
 )
-def test_the_example_uses_portable_pixmaps_of_8_bits_as_they_are(
-    header: bytes, is_read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pixel_range", [None, (0, 4095)])
+def test_the_example_reads_portable_pixmaps_as_predict_does(
+    header: bytes, pixel_range: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = Preprocessing(resize=8, crop=8, pixel_range=(0, 4095))
+    how = Preprocessing(resize=8, crop=8, pixel_range=pixel_range)
     picture = tmp_path / "picture.ppm"
     picture.write_bytes(header + bytes(range(100)) * 4)
     # The temperature is not in files of earlier versions.
-    seen = run_example(how, [picture], monkeypatch)
-    if is_read:
-        assert np.abs(next(seen)[0] - read_input(picture, how).numpy()).max() <= 1
-    else:
-        with pytest.raises(SystemExit, match="more than 8 bits"):
-            next(seen)
+    (pixels,) = run_example(how, [picture], monkeypatch)
+    assert np.abs(pixels[0] - read_input(picture, how).numpy()).max() <= 1
+
+
+def write_odd_pictures(folder: Path) -> list[Path]:
+    """Write pictures with opacity, and of more than 8 bits per channel, in many forms."""
+    noise = np.random.default_rng(0)
+    rgba = Image.fromarray(noise.integers(0, 256, (20, 20, 4), dtype=np.uint8))
+    palette, grey = rgba.convert("RGB").convert("P"), rgba.convert("L")
+    grey16 = Image.fromarray(noise.integers(0, 65536, (20, 20), dtype=np.uint16))
+    grey.save(folder / "grey.png", transparency=7)
+    palette.save(folder / "palette.png", transparency=3)
+    rgba.convert("LA").save(folder / "grey_alpha.png")
+    for picture, name in ((rgba, "rgba.png"), (rgba, "rgba.webp"), (rgba, "rgba.tif"), (palette, "palette.gif"),
+                          (rgba.convert("CMYK"), "cmyk.tif"), (grey16, "grey16.png"), (grey16, "grey16.tif")):  # fmt: skip
+        picture.save(folder / name, **({"lossless": True} if name.endswith("webp") else {}))
+    for channels in (1, 2, 3, 4):
+        values = noise.integers(0, 65536, (20, 20, channels))
+        (folder / f"{channels}_of_16.png").write_bytes(png16(values))
+    (folder / "32_bits.tif").write_bytes(tiff(noise.integers(0, 70_000, (20, 20, 1)).astype(np.int32)))
+    (folder / "undeclared.tif").write_bytes(tiff(noise.integers(0, 256, (20, 20, 4)).astype(np.uint8), photometric=2))
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("pixel_range", [None, (100, 4095)])
+def test_the_example_does_to_opacity_and_depth_what_predict_does(
+    pixel_range: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = Preprocessing(resize=20, crop=20, crop_mode="squash", pixel_range=pixel_range)
+    pictures = write_odd_pictures(tmp_path)
+    assert len(pictures) == 16
+    for picture, pixels in zip(pictures, run_example(how, pictures, monkeypatch), strict=True):
+        assert np.array_equal(pixels[0], read_input(picture, how).numpy()), picture.name
+
+
+def test_the_example_puts_a_half_transparent_red_on_white(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how = Preprocessing(resize=8, crop=8)
+    Image.new("RGBA", (8, 8), (255, 0, 0, 51)).save(tmp_path / "red.png")
+    (pixels,) = run_example(how, [tmp_path / "red.png"], monkeypatch)
+    # A fifth of the red, four fifths of the white.
+    assert pixels[0, :, 0, 0].tolist() == [255, 204, 204]
 
 
 def test_the_example_divides_by_the_temperature(

@@ -1,10 +1,12 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from scipy.special import j0
 
 from tests.training.test_state import largest_file
 from tl_cli.contract import DataSpec, ModelCard
@@ -61,6 +63,44 @@ def test_what_must_be_known_is_in_the_file(tmp_path: Path) -> None:
     export.write_pt2(classifier, card, tmp_path / "file.pt2")
     torch.export.load(tmp_path / "file.pt2", extra_files=extra)
     assert json.loads(extra["classes"]) == list(card.classes)
+
+
+def test_the_first_axis_is_called_batch(tmp_path: Path) -> None:
+    export.write_onnx(*made("resnet18", tmp_path / "model"), tmp_path / "file.onnx")
+    graph = onnx.load(tmp_path / "file.onnx").graph
+    shapes = [each.type.tensor_type.shape.dim for each in (*graph.input, *graph.output)]
+    assert [dims[0].dim_param for dims in shapes] == ["batch", "batch"]
+    assert {dim.dim_param for each in graph.value_info for dim in each.type.tensor_type.shape.dim} <= {"", "batch"}
+
+
+class Bessel(torch.nn.Module):
+    """ONNX has no such function."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(images).mean((2, 3))
+
+
+class Branching(torch.nn.Module):
+    """Goes another way for other images, which torch.export cannot write down."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) if images.sum() > 0 else images.sum((2, 3))
+
+
+def test_a_failed_export_says_its_cause_and_the_format_that_works(tmp_path: Path) -> None:
+    classifier, card = made("resnet18", tmp_path / "model")
+    bessel, branching = (replace(classifier, model=model()) for model in (Bessel, Branching))
+    with pytest.raises(TlError, match=r"as ONNX: .*No ONNX function found for .*bessel_j0.*Try --format pt2"):
+        export.write_onnx(bessel, card, tmp_path / "file.onnx")
+    assert not (tmp_path / "file.onnx").exists()
+    export.write_pt2(bessel, card, tmp_path / "file.pt2")
+    found = export.run_pt2(tmp_path / "file.pt2", PICTURES.numpy().astype(np.float32))
+    values = normalise(PICTURES, classifier.preprocessing).numpy()
+    np.testing.assert_allclose(found, j0(values).mean((2, 3)), atol=1e-5)
+    for write in (export.write_onnx, export.write_pt2):
+        with pytest.raises(TlError, match=r"data-dependent.*--format folder") as failed:
+            write(branching, card, tmp_path / "other")
+        assert "pt2" not in str(failed.value)
 
 
 @pytest.mark.parametrize("form", ["onnx", "pt2"])

@@ -22,6 +22,8 @@ from tl_cli.models.zoo import Classifier
 Check = Callable[[Path], None]
 
 INPUT, OUTPUT = "images", "logits"
+_BATCH = "batch"
+_FOLDER = "--format folder writes the saved model itself, for tl"
 # Written one after another by two programs that compute in fp32: more than rounding is a fault.
 TOLERANCE = 1e-3
 
@@ -73,7 +75,10 @@ def write_onnx(classifier: Classifier, card: ModelCard, path: Path, check: Check
         raise UsageError(f"ONNX needs {error.name}: pip install 'tl-train[export]'") from error
     program = _exported(classifier)
     with _exporting(card, "ONNX"):
-        made = torch.onnx.export(program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT])
+        made = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT],
+            dynamic_shapes={INPUT: {0: _BATCH}},  # else the axis has the name that torch gave it
+        )  # fmt: skip
         assert made is not None
         made.model.metadata_props.update(facts(card))
     with _temporary(path) as temporary:
@@ -141,9 +146,9 @@ def _exported(classifier: Classifier) -> torch.export.ExportedProgram:
     example = torch.zeros(2, 3, side, side)
     try:
         with _quiet(), torch.no_grad():
-            return torch.export.export(model, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}})
+            return torch.export.export(model, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim(_BATCH)}})
     except Exception as error:  # torch.export raises a kind of its own for each thing that it cannot do
-        raise TlError(f"torch cannot export {classifier.name}: {first_line(error)[:300]}") from error
+        raise TlError(f"torch cannot export {classifier.name}: {_cause(error)}. {_FOLDER}") from error
 
 
 @contextmanager
@@ -154,7 +159,15 @@ def _exporting(card: ModelCard, kind: str) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:  # torch raises a kind of its own for each thing that it cannot do
-        raise TlError(f"torch cannot export {card.architecture} as {kind}: {first_line(error)[:300]}") from error
+        advice = f"Try --format pt2. {_FOLDER}" if kind == "ONNX" else _FOLDER
+        raise TlError(f"torch cannot export {card.architecture} as {kind}: {_cause(error)}. {advice}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """Return the first line of the error at the root: the others say that there was one, and where to report it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {first_line(error)[:500].rstrip('.')}"
 
 
 @contextmanager
