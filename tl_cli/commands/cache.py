@@ -31,7 +31,7 @@ _UNITS = {"h": 3600, "d": _DAY_S, "w": 7 * _DAY_S}
 app = typer.Typer(
     cls=ListsByDefault,
     help="Show what is kept between runs, by kind and age; clear it.",
-    epilog="Examples:\n\ntl cache\n\ntl cache clear --older-than 30d",
+    epilog="Examples:\n\ntl cache\n\ntl cache clear",
     rich_markup_mode="rich",
 )
 
