@@ -20,6 +20,7 @@ from tl_cli.commands import plot as plot_command
 from tl_cli.commands import predict as predict_command
 from tl_cli.commands import runs as runs_command
 from tl_cli.commands import train as train_command
+from tl_cli.commands.typed import TopLevel
 from tl_cli.errors import Interrupted, TlError
 from tl_cli.shortage import found
 
@@ -27,6 +28,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     name="tl",
+    cls=TopLevel,
     help="Fine-tune pretrained image classifiers from a terminal: freeze, unfreeze, watch, record, judge.",
     epilog="First try:  tl train efficientnet_lite0 --data digits --freeze-epochs 5",
     no_args_is_help=True,
@@ -82,7 +84,7 @@ def main() -> NoReturn:
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (until the process ends)
     try:
         try:
-            app()
+            app(prog_name="tl")
         except SystemExit:
             sys.stdout.flush()
             raise

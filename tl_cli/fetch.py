@@ -19,6 +19,7 @@ import platformdirs
 from filelock import FileLock
 
 from tl_cli.errors import DownloadError, StorageError
+from tl_cli.file_uris import local_path
 
 # Told (name of the file, bytes so far, bytes in all or None) as a download goes on.
 Progress = Callable[[str, int, int | None], None]
@@ -93,7 +94,7 @@ def silent(name: str, done: int, total: int | None) -> None:
 def cache_root() -> Path:
     """Return the folder for what can be made or fetched again: TL_CACHE_DIR, or one in the user's cache."""
     moved = os.environ.get("TL_CACHE_DIR")
-    return Path(moved).expanduser() if moved else platformdirs.user_cache_path("tl")
+    return Path(local_path(moved)).expanduser() if moved else platformdirs.user_cache_path("tl")
 
 
 def digest(path: Path, algorithm: str = "sha256") -> str:

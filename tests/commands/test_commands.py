@@ -163,7 +163,7 @@ def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_when_asked_for(tl, 
     for flags, problem in (
         (("--weights", "bare.safetensors", "--head", "keep"), "a head for 3 classes and the data 4 classes"),
         (("--weights", "none", "--head", "keep"), "--weights none has none"),
-        (("--head", "old"), "--head old"),
+        (("--head", "old"), "'old' is not one of 'new', 'keep'"),
     ):
         refused = tl(*options, *flags)
         assert refused.code == 2

@@ -21,8 +21,11 @@ from tl_cli.commands.options import (
     Workers,
     command_line,
     complete_contender,
+    complete_data,
+    refuse_silence,
     uri_flag,
 )
+from tl_cli.models.names import is_architecture
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
@@ -52,6 +55,7 @@ tl compare 9c01d2e4     (that comparison again)"""
 _NOT_FOR_TRAINING = {"--seed": "seed", "--resume": "resume", "--dry-run": "dry_run", "--run-name": "run_name",
                      "--register": "register", "--tag": "tag"}  # fmt: skip
 _OUTPUT = "Output"
+_TO_TRAIN = "these are architectures and no runs; to train and then compare them: {}"
 
 
 def compare(
@@ -68,7 +72,11 @@ def compare(
     seeds: Annotated[int, typer.Option(help="Trainings of each, with seeds 0, 1, ...", min=1, max=100)] = 1,
     data: Annotated[
         str | None,
-        typer.Option(metavar="NAME|PATH", help="Images: of the trainings, or on which runs are judged now."),
+        typer.Option(
+            metavar="NAME|PATH",
+            autocompletion=complete_data,
+            help="Images: of the trainings, or on which runs are judged now.",
+        ),
     ] = None,
     split: Annotated[
         Literal["test", "val"] | None, typer.Option(help="Which images; default is test.", show_default=False)
@@ -101,6 +109,7 @@ def compare(
     given = list(takewhile(lambda name: not name.startswith("-"), names))
     options = names[len(given) :]
     _check(given, options, models=models, seeds=seeds, experiment=experiment)
+    refuse_silence(quiet and form == "table" and output is None and not models, "--output DIR")
     from tl_cli.evaluation.comparison import compare_all
     from tl_cli.tracking.destination import find_destination
     from tl_cli.tracking.store import open_store
@@ -204,6 +213,8 @@ def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds:
     if len(set(names)) < len(names):
         raise UsageError("one of them is given twice")
     if not models:
+        if options and all(map(is_architecture, names)):
+            raise UsageError(_TO_TRAIN.format(command_line().replace(" compare", " compare --models", 1)))
         if options:
             raise UsageError(f"no such option: {options[0]}; those of tl train go with --models")
         for flag, is_given in (("--seeds", seeds > 1), ("--experiment", experiment is not None)):
@@ -311,11 +322,17 @@ def _entries(names: Sequence[str], tracking_uri: str | None) -> "list[_Entry]":
         UsageError: two names mean the same model.
     """
     from tl_cli.commands.resolve import find_model
-    from tl_cli.errors import UsageError
+    from tl_cli.errors import RunNotFoundError, UsageError
 
     if len(names) == 1:
         return _again(names[0], tracking_uri)
-    targets = [find_model(name, tracking_uri) for name in names]
+    try:
+        targets = [find_model(name, tracking_uri) for name in names]
+    except RunNotFoundError as error:
+        if not all(map(is_architecture, names)):
+            raise
+        meant = command_line().replace(" compare", " compare --models", 1)
+        raise UsageError(_TO_TRAIN.format(meant)) from error
     folders = [target.folder.resolve() for target in targets]
     for place, folder in enumerate(folders):
         if folder in folders[:place]:

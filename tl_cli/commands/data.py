@@ -1,5 +1,7 @@
 """``tl data``: the labelled images that ``--data`` knows by name; and the doctor for your own."""
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,19 +14,23 @@ from tl_cli.commands.options import (
     PathColumn,
     SplitColumn,
     Workers,
+    complete_data,
     complete_model,
 )
 
 if TYPE_CHECKING:
+    from tl_cli.data.catalogue import BuiltIn
     from tl_cli.data.checks import Findings
     from tl_cli.data.found import Found
     from tl_cli.fetch import Progress
-    from tl_cli.training.config import DeviceName
+    from tl_cli.training.choices import DeviceName
     from tl_cli.ui.data_report import Doubts
 
 EXAMPLES = """Examples:
 
 tl data
+
+tl data cifar
 
 tl data list --json"""
 
@@ -38,23 +44,36 @@ app = typer.Typer(
 
 @app.command("list", epilog=EXAMPLES)
 def list_(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PATTERN]",
+            help="Part of a name or title.",
+            autocompletion=complete_data,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the sets as JSON.")] = False,
 ) -> None:
     """List the data sets that --data knows by name, with what each needs."""
-    from tl_cli.data.catalogue import SETS
     from tl_cli.ui.console import make_console
     from tl_cli.ui.tables import print_sets
 
+    sets = _sets(pattern)
     if as_json:
-        typer.echo(_sets())
+        typer.echo(_json(sets))
         return
-    print_sets(make_console(), list(SETS.values()))
+    print_sets(make_console(), sets)
 
 
 @app.command("check", epilog="Examples:\n\ntl data check ~/photos\n\ntl data check photos.csv --no-labels --json")
 def check(
     source: Annotated[
-        str, typer.Argument(metavar="NAME|PATH", help="What --data takes: a folder, a CSV, an archive, a known set.")
+        str,
+        typer.Argument(
+            metavar="NAME|PATH",
+            autocompletion=complete_data,
+            help="What --data takes: a folder, a CSV, an archive, a known set.",
+        ),
     ],
     labels: Annotated[
         bool, typer.Option("--labels/--no-labels", help="Look for wrong labels with a pretrained network.")
@@ -148,8 +167,29 @@ def _doubts(
     )
 
 
-def _sets() -> str:
-    from tl_cli.data.catalogue import SETS
+def _sets(pattern: str | None) -> "list[BuiltIn]":
+    """Return the sets with that in their name or title.
+
+    Raises:
+        UsageError: there is none; says why torchvision's others are left out, and how to examine a folder.
+    """
+    from tl_cli.data.catalogue import LEFT_OUT, SETS, canonical
+    from tl_cli.errors import UsageError, suggest
+
+    name = canonical(pattern or "")
+    if name in LEFT_OUT:
+        raise UsageError(f"{pattern} is not available: {LEFT_OUT[name]}")
+    found = [SETS[name]] if name in SETS else [
+        row for row in SETS.values() if name in row.name or (pattern or "").lower() in row.title.lower()
+    ]  # fmt: skip
+    if found or pattern is None:
+        return found
+    if Path(pattern).expanduser().exists():
+        raise UsageError(f"{pattern} is no published set; to examine it: tl data check {shlex.quote(pattern)}")
+    raise UsageError(f"no set has {pattern!r} in its name.{suggest(name, SETS)}")
+
+
+def _json(sets: "list[BuiltIn]") -> str:
     from tl_cli.ui.console import json_text
 
     return json_text(
@@ -162,7 +202,7 @@ def _sets() -> str:
                 "download_mb": row.download_mb,
                 "mirrors": row.mirrors,
             }
-            for row in SETS.values()
+            for row in sets
         ],
         indent=2,
     )

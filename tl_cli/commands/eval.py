@@ -15,6 +15,8 @@ from tl_cli.commands.options import (
     SplitColumn,
     TrackingUri,
     Workers,
+    complete_data,
+    refuse_silence,
 )
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """Examples:
 
-tl eval latest
+tl eval
 
 tl eval best --data ~/new-photos
 
@@ -37,7 +39,7 @@ _OUTPUT = "Output"
 
 def evaluate(
     context: typer.Context,
-    run: RunName,
+    run: RunName = "latest",
     split: Annotated[
         Literal["test", "val", "train", "all"] | None,
         typer.Option(
@@ -48,7 +50,9 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|PATH", help="Other images, matched by the names of their classes; or where its own are now."
+            metavar="NAME|PATH",
+            autocompletion=complete_data,
+            help="Other images, matched by the names of their classes; or where its own are now.",
         ),
     ] = None,
     path_column: PathColumn = None,
@@ -83,6 +87,7 @@ def evaluate(
     """Measure a model on its own test images, or on others: figures with intervals, calibration, mistakes."""
     if as_json and as_csv:
         raise typer.BadParameter("give one of --json and --csv", param_hint="--csv")
+    refuse_silence(quiet and not (as_json or as_csv or output or log), "--output DIR")
     from tl_cli.commands.resolve import find_model, has_former_calibration
     from tl_cli.contract import Columns
     from tl_cli.evaluation.judgement import judge
@@ -164,6 +169,7 @@ def _keep(
     log: bool,
 ) -> list[Path]:
     """Write what was found where it is wanted; return the files that a person asked for."""
+    from tl_cli.errors import StorageError, TrackingError
     from tl_cli.evaluation.judgement import headline
     from tl_cli.evaluation.logits import save_answers
     from tl_cli.tracking.evaluations import (
@@ -183,16 +189,19 @@ def _keep(
         written = _write(output, measured, judgement, classes)
     if log and store is not None and run is not None:
         folder = store.state_folder(run) / EVALUATIONS
-        # One at a time: another tl eval may be writing the same files, and may have recorded the same numbers.
-        with alone_with(folder):
-            (run,) = store.again([run])
-            kept = _write(folder / name, measured, judgement, classes)
-            log_evaluation(store, run, measured, headline(judgement), kept)
-            if is_first_test(run, measured):
-                # Where tl compare finds what a run logs at its end.
-                logits = store.state_folder(run) / TEST_LOGITS
-                save_answers(logits, measured.answers, measured.images.ids, classes)
-                log_first_test(store, run, judgement.report.accuracy.value, logits)
+        try:
+            # One at a time: another tl eval may be writing the same files, and may have recorded the same numbers.
+            with alone_with(folder):
+                (run,) = store.again([run])
+                kept = _write(folder / name, measured, judgement, classes)
+                log_evaluation(store, run, measured, headline(judgement), kept)
+                if is_first_test(run, measured):
+                    # Where tl compare finds what a run logs at its end.
+                    logits = store.state_folder(run) / TEST_LOGITS
+                    save_answers(logits, measured.answers, measured.images.ids, classes)
+                    log_first_test(store, run, judgement.report.accuracy.value, logits)
+        except (StorageError, TrackingError) as error:
+            raise type(error)(f"the results are not kept with the run: {error}; --no-log does not try to") from error
     return written
 
 

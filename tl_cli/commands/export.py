@@ -27,7 +27,7 @@ tl export 3f2a91c0 --format folder --output flowers"""
 
 
 def export(
-    run: RunName,
+    run: RunName = "latest",
     form: Annotated[
         Literal["onnx", "pt2", "folder"],
         typer.Option("--format", help="ONNX, a torch.export program, or the saved-model folder."),

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tl_cli.commands.options import DataDir, Device, Quiet, TrackingUri, Workers, complete_model_or_run
+from tl_cli.commands.options import (
+    DataDir,
+    Device,
+    Quiet,
+    TrackingUri,
+    Workers,
+    complete_data,
+    complete_model_or_run,
+    refuse_silence,
+)
 
 if TYPE_CHECKING:
     from tl_cli.commands.resolve import Target
@@ -37,7 +46,7 @@ def inspect(
         typer.Argument(
             metavar="MODEL|RUN", help="Architecture, run, or saved-model folder.", autocompletion=complete_model_or_run
         ),
-    ],
+    ] = "latest",
     freeze_plan: Annotated[
         bool,
         typer.Option(
@@ -112,6 +121,7 @@ def inspect(
         str | None,
         typer.Option(
             metavar="NAME|PATH",
+            autocompletion=complete_data,
             help="Images to look at; default is a run's own, and for an architecture a few photographs.",
             rich_help_panel=_IMAGES,
         ),
@@ -159,6 +169,7 @@ def inspect(
             "--log": (log, ("--residual", "--drift", "--features", "--cam", "--worst", "--tree", "--freeze-plan")),
         },
     )
+    refuse_silence(quiet and not (as_json or output or log), "--output DIR")
     from tl_cli.commands import views as seen
     from tl_cli.ui.console import json_text, make_console
     from tl_cli.ui.progress import FileProgress

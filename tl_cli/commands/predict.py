@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from tl_cli.commands.options import Device, Quiet, RunName, TrackingUri, Workers
+from tl_cli.commands.options import Device, Quiet, TrackingUri, Workers, complete_run, refuse_silence
 
 if TYPE_CHECKING:
+    from tl_cli.commands.resolve import Target
     from tl_cli.training.predict import Prediction
+    from tl_cli.ui.console import Console
 
 EXAMPLES = """Examples:
 
-tl predict latest photo.jpg --show
+tl predict photo.jpg --show
 
 tl predict best holiday/ --top 1 --format csv > labels.csv
 
@@ -21,9 +23,14 @@ find . -name '*.jpg' | tl predict 3f2a91c0 - --format jsonl"""
 
 
 def predict(
-    run: RunName,
-    paths: Annotated[
-        list[str], typer.Argument(metavar="PATH", help="Pictures, folders, patterns, or - for a list on stdin.")
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] PATH",
+            help="A run or saved-model folder (default: latest), then pictures, folders, patterns, or - for a list on "
+            "stdin.",
+            autocompletion=complete_run,
+        ),
     ],
     top: Annotated[int, typer.Option(help="Likeliest classes to name.", min=1)] = 3,
     form: Annotated[
@@ -45,7 +52,6 @@ def predict(
         raise typer.BadParameter("pictures are shown in a table only", param_hint="--show")
     from dataclasses import replace
 
-    from tl_cli.commands.resolve import find_model
     from tl_cli.data.pixel_range import UNKNOWN, is_deep_file
     from tl_cli.data.wanted import STDIN, wanted_pictures
     from tl_cli.errors import UsageError
@@ -55,11 +61,12 @@ def predict(
     from tl_cli.ui.console import make_console, print_warning
     from tl_cli.ui.progress import FileProgress
 
-    target = find_model(run, tracking_uri)
+    form = form or ("table" if show or sys.stdout.isatty() else "jsonl")
+    refuse_silence(quiet and form == "table", "--format jsonl")
+    target, paths = _model_and_paths(names, tracking_uri, make_console(quiet=quiet, stderr=True))
     classifier, card = zoo.restore(target.folder)
     if not calibrated:
         classifier = replace(classifier, temperature=1.0)
-    form = form or ("table" if show or sys.stdout.isatty() else "jsonl")
     # A list on stdin is read once and is of any length.
     total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
     console = make_console(quiet=quiet)
@@ -97,6 +104,40 @@ def predict(
         raise UsageError("the list on stdin is empty")
     if failed:
         _report(failed, done)
+
+
+def _model_and_paths(names: list[str], tracking_uri: str | None, aside: "Console") -> "tuple[Target, list[str]]":
+    """Return the model and the pictures: the first name is a run if there is one of that name, else a picture.
+
+    Raises:
+        RunNotFoundError: it is neither.
+        UsageError: only a run is named.
+    """
+    from tl_cli.commands.resolve import find_model, saved_model
+    from tl_cli.data.wanted import is_there
+    from tl_cli.errors import RunNotFoundError, UsageError
+    from tl_cli.habits import kept_run
+    from tl_cli.ui.console import plain
+
+    first, others = names[0], names[1:]
+    kept = kept_run(first)
+    is_picture = kept is None and is_there(first) and saved_model(first) is None
+    if others or not is_picture:
+        try:
+            target = find_model(first, tracking_uri) if others or not kept else None
+        except RunNotFoundError as error:
+            if not is_picture:
+                both = f"{error}\nno picture is called so either" if not others else str(error)
+                raise RunNotFoundError(both) from error
+        else:
+            if target is None or not others:
+                raise UsageError(
+                    f"no pictures are named; give them after the run: tl predict {kept or first} photo.jpg"
+                )
+            return target, others
+    target = find_model("latest", tracking_uri)
+    aside.print(plain(f"model: {target.name}, the latest run", "note"), soft_wrap=True)
+    return target, names
 
 
 def _report(failed: "list[Prediction]", done: int) -> NoReturn:

@@ -1,11 +1,16 @@
 """From what a person calls RUN to the model that is meant."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tl_cli.errors import RunNotFoundError
+from tl_cli.habits import WEIGHTS_ENDINGS
+from tl_cli.models.names import is_architecture
 
 if TYPE_CHECKING:
     from mlflow.entities import Run  # noqa: TID251 (a type)
@@ -57,8 +62,19 @@ def find_model(name: str, tracking_uri: str | None) -> Target:
         return Target(folder, str(folder.resolve()))
     from tl_cli.tracking.store import open_store
 
+    if Path(name).suffix.lower() in WEIGHTS_ENDINGS:
+        raise RunNotFoundError(
+            f"{name} is a file of weights; a model here is a run or a saved-model folder, which has its classes and "
+            f"preprocessing too. tl train MODEL --weights {shlex.quote(name)} fine-tunes from the file"
+        )
     store = open_store(tracking_uri)
-    return target_of(store, store.find(name), name)
+    try:
+        run = store.find(name)
+    except RunNotFoundError as error:
+        if not is_architecture(name):
+            raise
+        raise RunNotFoundError(f"{name} is an architecture and no run; to train one: tl train {name}") from error
+    return target_of(store, run, name)
 
 
 def target_of(store: "Store", run: "Run", name: str = "") -> Target:

@@ -136,7 +136,7 @@ def diff(
     store = open_store(tracking_uri)
     found = _find(store, runs)
     if len(found) < 2:
-        raise UsageError("give two runs or more, which are not the same one")
+        raise UsageError(_only_one(store, runs, found[0]))
     apart, alike = differences(store, found)
     if as_json:
         _print_json(
@@ -551,6 +551,17 @@ def _check_experiment(store: "Store", name: str | None) -> None:
     known = store.experiments()
     if name is not None and name not in known:
         raise UsageError(f"no experiment is called {name!r} in {store.uri}.{suggest(name, known)}")
+
+
+def _only_one(store: "Store", names: Sequence[str], run: "Run") -> str:
+    """Return why one run cannot be compared, and a command that compares it with the latest of the others."""
+    from tl_cli.tracking.store import is_parent, named, short_id
+
+    said = f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} the run {named(run)}"
+    others = [each for each in store.runs() if each.info.run_id != run.info.run_id and not is_parent(each)]
+    if not others:
+        return f"{said}, and there is no other; make another one with tl train"
+    return f"{said}; to compare it with another: tl runs diff {short_id(run)} {short_id(others[0])}"
 
 
 def _find(store: "Store", names: Sequence[str], *, or_removed: bool = False) -> "list[Run]":

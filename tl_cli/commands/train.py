@@ -21,8 +21,28 @@ from tl_cli.commands.options import (
     TrackingUri,
     Workers,
     command_line,
+    complete_data,
     complete_model,
+    complete_stopped_run,
+    complete_weights,
+    refuse_silence,
     uri_flag,
+)
+from tl_cli.training.choices import (
+    AugmentName,
+    AutoAugment,
+    BatchNormMode,
+    ClassWeights,
+    FeatureDtype,
+    HeadName,
+    Layout,
+    OnBadImage,
+    OptimizerName,
+    Precision,
+    RecipeName,
+    ResizeName,
+    SamplerName,
+    ScheduleName,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +84,7 @@ def train(
         typer.Option(
             metavar="NAME|PATH",
             help="A set that tl data lists (cifar10), a folder, a CSV, a zip or tar.",
+            autocompletion=complete_data,
             rich_help_panel=_DATA,
         ),
     ] = None,
@@ -79,19 +100,30 @@ def train(
     ] = None,
     split_seed: Annotated[int | None, typer.Option(help="Seed of the split.", rich_help_panel=_DATA)] = None,
     sampler: Annotated[
-        str | None,
-        typer.Option(help="shuffle, or balanced: every class equally often.", metavar="NAME", rich_help_panel=_DATA),
+        SamplerName | None,
+        typer.Option(
+            case_sensitive=False,
+            help="shuffle, or balanced: every class equally often.",
+            metavar="NAME",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     class_weights: Annotated[
-        str | None,
+        ClassWeights | None,
         typer.Option(
-            help="none, or balanced: rare classes weigh more in the loss.", metavar="NAME", rich_help_panel=_DATA
+            case_sensitive=False,
+            help="none, or balanced: rare classes weigh more in the loss.",
+            metavar="NAME",
+            rich_help_panel=_DATA,
         ),
     ] = None,
     on_bad_image: Annotated[
-        str | None,
+        OnBadImage | None,
         typer.Option(
-            help="error, or skip: leave files out that cannot be decoded.", metavar="NAME", rich_help_panel=_DATA
+            case_sensitive=False,
+            help="error, or skip: leave files out that cannot be decoded.",
+            metavar="NAME",
+            rich_help_panel=_DATA,
         ),
     ] = None,
     input_size: Annotated[
@@ -106,8 +138,9 @@ def train(
         ),
     ] = None,
     resize: Annotated[
-        str | None,
+        ResizeName | None,
         typer.Option(
+            case_sensitive=False,
             help="How pictures become square: crop (the centre), squash or pad (all of it).",
             metavar="NAME",
             rich_help_panel=_DATA,
@@ -119,12 +152,14 @@ def train(
             metavar="NAME|FILE|RUN",
             help="A weights name, none, a file (FILE#KEY: a key of a checkpoint), a saved model or a run; "
             "the last two bring their MODEL.",
+            autocompletion=complete_weights,
             rich_help_panel=_LEARN,
         ),
     ] = None,
     head: Annotated[
-        str | None,
+        HeadName | None,
         typer.Option(
+            case_sensitive=False,
             help="new, or keep: the weights' head by position. Default: match its classes by name.",
             metavar="NAME",
             rich_help_panel=_LEARN,
@@ -139,7 +174,13 @@ def train(
         typer.Option(metavar="R G B", help="Channel deviations, instead of the weights' own.", rich_help_panel=_LEARN),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="default, fast or blog.", metavar="NAME", rich_help_panel=_LEARN)
+        RecipeName | None,
+        typer.Option(
+            case_sensitive=False,
+            help="default, fast or blog.",
+            metavar="NAME",
+            rich_help_panel=_LEARN,
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="In all, frozen ones included.", rich_help_panel=_LEARN)] = None,
     steps: Annotated[int | None, typer.Option(help="In all, instead of --epochs.", rich_help_panel=_LEARN)] = None,
@@ -154,12 +195,20 @@ def train(
         float | None, typer.Option(help="Learning rate while the backbone is frozen.", rich_help_panel=_LEARN)
     ] = None,
     optimizer: Annotated[
-        str | None, typer.Option(help="adam, adamw or sgd.", metavar="NAME", rich_help_panel=_LEARN)
+        OptimizerName | None,
+        typer.Option(
+            case_sensitive=False,
+            help="adam, adamw or sgd.",
+            metavar="NAME",
+            rich_help_panel=_LEARN,
+        ),
     ] = None,
     momentum: Annotated[float | None, typer.Option(help="Of sgd.", rich_help_panel=_LEARN)] = None,
     schedule: Annotated[
-        str | None,
-        typer.Option(help="constant, cosine, one-cycle or plateau.", metavar="NAME", rich_help_panel=_LEARN),
+        ScheduleName | None,
+        typer.Option(
+            case_sensitive=False, help="constant, cosine, one-cycle or plateau.", metavar="NAME", rich_help_panel=_LEARN
+        ),
     ] = None,
     warmup: Annotated[
         float | None, typer.Option(help="Share of a phase in which cosine rises.", rich_help_panel=_LEARN)
@@ -195,9 +244,12 @@ def train(
         typer.Option(help="Each layer's rate is this times that of the one above.", rich_help_panel=_FREEZE),
     ] = None,
     bn: Annotated[
-        str | None,
+        BatchNormMode | None,
         typer.Option(
-            help="BatchNorm statistics once unfrozen: frozen or train.", metavar="MODE", rich_help_panel=_FREEZE
+            case_sensitive=False,
+            help="BatchNorm statistics once unfrozen: frozen or train.",
+            metavar="MODE",
+            rich_help_panel=_FREEZE,
         ),
     ] = None,
     feature_cache: Annotated[
@@ -213,12 +265,18 @@ def train(
         typer.Option(
             help="Views of an image in the features: plain, flip, or a number of augmented ones.",
             metavar="NAME|N",
+            autocompletion=lambda: ["plain", "flip"],
             rich_help_panel=_FREEZE,
         ),
     ] = None,
     feature_dtype: Annotated[
-        str | None,
-        typer.Option(help="fp16 or fp32, in which features are kept.", metavar="NAME", rich_help_panel=_FREEZE),
+        FeatureDtype | None,
+        typer.Option(
+            case_sensitive=False,
+            help="fp16 or fp32, in which features are kept.",
+            metavar="NAME",
+            rich_help_panel=_FREEZE,
+        ),
     ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", rich_help_panel=_REGULARISE)] = None,
     decay_norms: Annotated[
@@ -236,13 +294,22 @@ def train(
         float | None, typer.Option(help="Decay of averaged weights, such as 0.999.", rich_help_panel=_REGULARISE)
     ] = None,
     augment: Annotated[
-        str | None,
+        AugmentName | None,
         typer.Option(
-            help="none, shift, flip, flip-shift, flip-crop or blog.", metavar="NAME", rich_help_panel=_AUGMENT
+            case_sensitive=False,
+            help="none, shift, flip, flip-shift, flip-crop or blog.",
+            metavar="NAME",
+            rich_help_panel=_AUGMENT,
         ),
     ] = None,
     auto_augment: Annotated[
-        str | None, typer.Option(help="none, randaugment or trivialaugment.", metavar="NAME", rich_help_panel=_AUGMENT)
+        AutoAugment | None,
+        typer.Option(
+            case_sensitive=False,
+            help="none, randaugment or trivialaugment.",
+            metavar="NAME",
+            rich_help_panel=_AUGMENT,
+        ),
     ] = None,
     auto_ops: Annotated[int | None, typer.Option(help="Operations of randaugment.", rich_help_panel=_AUGMENT)] = None,
     auto_magnitude: Annotated[
@@ -257,10 +324,19 @@ def train(
     cutmix: Annotated[float | None, typer.Option(help="Alpha of CutMix; 1 is usual.", rich_help_panel=_AUGMENT)] = None,
     device: Device = None,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, bf16 or fp16.", metavar="NAME", rich_help_panel=_MACHINE)
+        Precision | None,
+        typer.Option(
+            case_sensitive=False,
+            help="fp32, bf16 or fp16.",
+            metavar="NAME",
+            rich_help_panel=_MACHINE,
+        ),
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="channels-last or contiguous.", metavar="NAME", rich_help_panel=_MACHINE)
+        Layout | None,
+        typer.Option(
+            case_sensitive=False, help="channels-last or contiguous.", metavar="NAME", rich_help_panel=_MACHINE
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch on the CPU; 0 is torch's own choice.", rich_help_panel=_MACHINE)
@@ -309,7 +385,12 @@ def train(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(metavar="RUN", help="Go on with a run from its last checkpoint.", rich_help_panel=_RECORD),
+        typer.Option(
+            metavar="RUN",
+            help="Go on with a run from its last checkpoint.",
+            autocompletion=complete_stopped_run,
+            rich_help_panel=_RECORD,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the settings, their reasons and an estimate; train nothing.")
@@ -324,6 +405,7 @@ def train(
     tags = _tags(tag or [])
     from tl_cli.ui.console import make_console
 
+    refuse_silence(quiet and dry_run)
     console = make_console(quiet=quiet, plain=plain)
     if resume is not None:
         _refuse_beside_resume({"--dry-run": dry_run, "--run-name": run_name, "--register": register, "--config": config,

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-from torchvision import datasets as tv
-
 from tl_cli.contract import SplitName
 
 _DIGITS = tuple("0123456789")
@@ -79,25 +76,34 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_ ]", "", name).lower()
 
 
-def _flagged(dataset: type, **options: object) -> Callable[[str, SplitName], Any]:
+def _published(name: str) -> Callable[..., Any]:
+    """Return torchvision's class of that name: imported as a set is opened, which takes seconds."""
+    from torchvision import datasets
+
+    dataset: Callable[..., Any] = getattr(datasets, name)
+    return dataset
+
+
+def _flagged(dataset: str, **options: object) -> Callable[[str, SplitName], Any]:
     """Open a class that takes ``train=True`` or ``False``."""
-    return lambda root, part: dataset(root, train=part == "train", **options)
+    return lambda root, part: _published(dataset)(root, train=part == "train", **options)
 
 
-def _split(dataset: type, names: Mapping[SplitName, str] | None = None) -> Callable[[str, SplitName], Any]:
+def _split(dataset: str, names: Mapping[SplitName, str] | None = None) -> Callable[[str, SplitName], Any]:
     """Open a class that takes ``split="train"``, by the names that it has for the parts."""
-    return lambda root, part: dataset(root, split=(names or {}).get(part, part))
+    return lambda root, part: _published(dataset)(root, split=(names or {}).get(part, part))
 
 
 def _paths(
-    dataset: type, names: Mapping[SplitName, str] | None = None, **options: object
+    dataset: str, names: Mapping[SplitName, str] | None = None, **options: object
 ) -> Callable[[str, SplitName], Any]:
     """Open a class that takes ``split`` and a ``loader``, which is given paths and returns them: nothing is decoded."""
-    return lambda root, part: dataset(root, split=(names or {}).get(part, part), loader=str, **options)
+    return lambda root, part: _published(dataset)(root, split=(names or {}).get(part, part), loader=str, **options)
 
 
 def _digits(root: str, part: SplitName) -> SimpleNamespace:
     """scikit-learn's own, of grey levels 0..16, stretched to 0..255."""
+    import numpy as np
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -139,7 +145,7 @@ _ROWS = (
         download_mb=170,
         pixels=32,
         mirrors=True,
-        open=_flagged(tv.CIFAR10),
+        open=_flagged("CIFAR10"),
         files=(File(f"{_TORONTO}cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),),
         folder="cifar-10-batches-py",
     ),
@@ -151,7 +157,7 @@ _ROWS = (
         download_mb=169,
         pixels=32,
         mirrors=True,
-        open=_flagged(tv.CIFAR100),
+        open=_flagged("CIFAR100"),
         files=(File(f"{_TORONTO}cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),),
         folder="cifar-100-python",
     ),
@@ -163,7 +169,7 @@ _ROWS = (
         download_mb=12,
         pixels=28,
         mirrors=False,
-        open=_flagged(tv.MNIST),
+        open=_flagged("MNIST"),
         files=_idx(
             "https://ossci-datasets.s3.amazonaws.com/mnist/",
             "MNIST/raw",
@@ -185,7 +191,7 @@ _ROWS = (
         download_mb=31,
         pixels=28,
         mirrors=True,
-        open=_flagged(tv.FashionMNIST),
+        open=_flagged("FashionMNIST"),
         files=_idx(
             "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
             "FashionMNIST/raw",
@@ -206,7 +212,7 @@ _ROWS = (
         download_mb=21,
         pixels=28,
         mirrors=False,
-        open=_flagged(tv.KMNIST),
+        open=_flagged("KMNIST"),
         files=_idx(
             "http://codh.rois.ac.jp/kmnist/dataset/kmnist/",
             "KMNIST/raw",
@@ -227,7 +233,7 @@ _ROWS = (
         download_mb=562,
         pixels=28,
         mirrors=False,
-        open=_flagged(tv.EMNIST, split="balanced"),
+        open=_flagged("EMNIST", split="balanced"),
         files=(
             File(
                 "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
@@ -247,7 +253,7 @@ _ROWS = (
         download_mb=20,
         pixels=28,
         mirrors=False,
-        open=_flagged(tv.QMNIST),
+        open=_flagged("QMNIST"),
         files=(
             File(f"{_QMNIST}train-images-idx3-ubyte.gz", "ed72d4157d28c017586c42bc6afe6370", "QMNIST/raw"),
             File(f"{_QMNIST}train-labels-idx2-int.gz", "0058f8dd561b90ffdd0f734c6a30e5e4", "QMNIST/raw"),
@@ -265,7 +271,7 @@ _ROWS = (
         download_mb=8,
         pixels=16,
         mirrors=False,
-        open=_flagged(tv.USPS),
+        open=_flagged("USPS"),
         files=(
             File(f"{_LIBSVM}usps.bz2", "ec16c51db3855ca6c91edd34d0e9b197"),
             File(f"{_LIBSVM}usps.t.bz2", "8ea070ee2aca1ac39742fdd1ef5ed118"),
@@ -280,7 +286,7 @@ _ROWS = (
         download_mb=246,
         pixels=32,
         mirrors=False,
-        open=_split(tv.SVHN),
+        open=_split("SVHN"),
         files=(
             File("http://ufldl.stanford.edu/housenumbers/train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373"),
             File("http://ufldl.stanford.edu/housenumbers/test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3"),
@@ -295,7 +301,7 @@ _ROWS = (
         download_mb=3,
         pixels=16,
         mirrors=False,
-        open=lambda root, part: tv.SEMEION(root, download=False),
+        open=lambda root, part: _published("SEMEION")(root, download=False),
         files=(
             File(
                 "http://archive.ics.uci.edu/ml/machine-learning-databases/semeion/semeion.data",
@@ -312,7 +318,7 @@ _ROWS = (
         download_mb=2_640,
         pixels=96,
         mirrors=True,
-        open=_split(tv.STL10),
+        open=_split("STL10"),
         files=(File("http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb"),),
         folder="stl10_binary",
     ),
@@ -323,7 +329,7 @@ _ROWS = (
         images={"train": 75_750, "test": 25_250},
         download_mb=4_996,
         mirrors=True,
-        open=_paths(tv.Food101),
+        open=_paths("Food101"),
         files=(File("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "85eeb15f3717b99a5da872d97d918f87"),),
         folder="food-101",
     ),
@@ -334,7 +340,7 @@ _ROWS = (
         images={"train": 1_020, "val": 1_020, "test": 6_149},
         download_mb=345,
         mirrors=True,
-        open=_paths(tv.Flowers102),
+        open=_paths("Flowers102"),
         files=(
             File(f"{_OXFORD}flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", "flowers-102"),
             File(f"{_OXFORD}flowers/102/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d", "flowers-102"),
@@ -349,7 +355,7 @@ _ROWS = (
         images={"train": 3_680, "test": 3_669},
         download_mb=811,
         mirrors=True,
-        open=_split(tv.OxfordIIITPet, {"train": "trainval"}),
+        open=_split("OxfordIIITPet", {"train": "trainval"}),
         files=(
             File(f"{_OXFORD}pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", "oxford-iiit-pet"),
             File(f"{_OXFORD}pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f", "oxford-iiit-pet"),
@@ -363,7 +369,7 @@ _ROWS = (
         images={"train": 1_880, "val": 1_880, "test": 1_880},
         download_mb=625,
         mirrors=True,
-        open=_paths(tv.DTD),
+        open=_paths("DTD"),
         files=(File(f"{_OXFORD}dtd/download/dtd-r1.0.1.tar.gz", "fff73e5086ae6bdbea199a49dfb8a4c1", "dtd"),),
         folder="dtd",
     ),
@@ -374,7 +380,7 @@ _ROWS = (
         images={"train": 26_640, "test": 12_630},
         download_mb=277,
         mirrors=False,
-        open=_split(tv.GTSRB),
+        open=_split("GTSRB"),
         files=(
             File(f"{_ERDA}GTSRB-Training_fixed.zip", "513f3c79a4c5141765e10e952eaa2478", "gtsrb"),
             File(f"{_ERDA}GTSRB_Final_Test_Images.zip", "c7e4e6327067d32654124b0fe9e82185", "gtsrb"),
@@ -391,7 +397,7 @@ _ROWS = (
         download_mb=94,
         pixels=64,
         mirrors=True,
-        open=lambda root, part: tv.EuroSAT(root, loader=str),
+        open=lambda root, part: _published("EuroSAT")(root, loader=str),
         files=(File(f"{_TORCHGEO}EuroSAT.zip", "c8fa014336c82ac7804f0398fcb19387", "eurosat"),),
         folder="eurosat",
     ),
@@ -402,7 +408,7 @@ _ROWS = (
         images={"train": 9_469, "val": 3_925},
         download_mb=342,
         mirrors=True,
-        open=_paths(tv.Imagenette, size="320px"),
+        open=_paths("Imagenette", size="320px"),
         files=(
             File("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz", "3df6f0d01a2c9592104656642f5e78a3"),
         ),
@@ -415,7 +421,7 @@ _ROWS = (
         images={"train": 8_677},
         download_mb=137,
         mirrors=True,
-        open=lambda root, part: tv.Caltech101(root),
+        open=lambda root, part: _published("Caltech101")(root),
         files=(
             File(
                 f"{_CALTECH}mzrjq-6wc02/files/caltech-101.zip",
@@ -433,7 +439,7 @@ _ROWS = (
         images={"train": 30_607},
         download_mb=1_183,
         mirrors=True,
-        open=lambda root, part: tv.Caltech256(root),
+        open=lambda root, part: _published("Caltech256")(root),
         files=(
             File(
                 f"{_CALTECH}nyy15-4j048/files/256_ObjectCategories.tar",
@@ -450,7 +456,7 @@ _ROWS = (
         images={"train": 3_334, "val": 3_333, "test": 3_333},
         download_mb=2_753,
         mirrors=True,
-        open=_paths(tv.FGVCAircraft),
+        open=_paths("FGVCAircraft"),
         # torchvision has no hash of this one; it is the publisher's.
         files=(
             File(f"{_OXFORD}fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz", "d4acdd33327262359767eeaa97a4f732"),
@@ -464,7 +470,7 @@ _ROWS = (
         images={"train": 31_650, "val": 10_550, "test": 21_100},
         download_mb=11_000,
         mirrors=True,
-        open=_paths(tv.Country211, {"val": "valid"}),
+        open=_paths("Country211", {"val": "valid"}),
         files=(File(f"{_OPENAI}country211.tgz", "84988d7644798601126c29e9877aab6a"),),
         folder="country211",
     ),
@@ -475,7 +481,7 @@ _ROWS = (
         images={"train": 6_920, "val": 872, "test": 1_821},
         download_mb=131,
         mirrors=False,
-        open=_paths(tv.RenderedSST2),
+        open=_paths("RenderedSST2"),
         files=(File(f"{_OPENAI}rendered-sst2.tgz", "2384d08e9dcfa4bd55b324e610496ee5"),),
         folder="rendered-sst2",
     ),

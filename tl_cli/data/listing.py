@@ -20,6 +20,7 @@ from tl_cli.data.lookup import Lookup
 from tl_cli.data.names import Names
 from tl_cli.data.partition import looks_divided
 from tl_cli.errors import DataError, shortened, some
+from tl_cli.file_uris import local_path
 
 SUFFIXES = (".csv", ".tsv")
 _NO_DEVICE = (1 << 64) - 1
@@ -160,7 +161,7 @@ def _read(table: Table, lookup: Lookup) -> Iterator[tuple[int, str, str, SplitNa
             raise DataError(f"{path}, line {line}: the label is empty; name a class or remove the row")
         part = table.split.part(path, line, values)
         is_said = table.split.index is not None
-        yield line, lookup.name(line, values[table.picture].strip(), part if is_said else None), label, part
+        yield line, lookup.name(line, local_path(values[table.picture].strip()), part if is_said else None), label, part
 
 
 def _several_labels(path: Path, rows: _Rows) -> tuple[str, str]:

@@ -29,6 +29,7 @@ from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes, measure
 from tl_cli.errors import DataError, first_line, some, suggest
 from tl_cli.fetch import Missing, Progress, cache_root, silent
+from tl_cli.file_uris import local_path
 from tl_cli.store import Store, memory_bytes
 
 BUILT_IN = tuple(SETS)
@@ -406,7 +407,7 @@ def check_still_there(source: str) -> None:
 
 def cache_folder(data_dir: str | None) -> Path:
     """Return where downloaded sets are kept: ``--data-dir``, or a folder in the cache."""
-    return Path(data_dir).expanduser() if data_dir else cache_root() / "data"
+    return Path(local_path(data_dir)).expanduser() if data_dir else cache_root() / "data"
 
 
 def _open(

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 
 from tl_cli.data.folder import is_picture
+from tl_cli.file_uris import local_path
 
 STDIN = "-"
 
@@ -18,7 +19,9 @@ def wanted_pictures(names: Sequence[str], lines: Iterable[str]) -> Iterator[str]
     """
     for name in names:
         if name == STDIN:
-            yield from (line for line in (each.rstrip("\r\n") for each in lines) if line)
+            yield from (
+                line for line in (local_path(each.rstrip("\r\n").removeprefix("\ufeff")) for each in lines) if line
+            )
             continue
         if _is_folder(name):
             meant = _below(name)
@@ -29,6 +32,11 @@ def wanted_pictures(names: Sequence[str], lines: Iterable[str]) -> Iterator[str]
         first = next(meant, name)
         yield first
         yield from meant
+
+
+def is_there(name: str) -> bool:
+    """Whether a name is the list on stdin, is that of a file or folder, or has a pattern's characters."""
+    return name == STDIN or os.path.lexists(name) or glob.has_magic(name)
 
 
 def _matching(pattern: str) -> Iterator[str]:

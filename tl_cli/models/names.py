@@ -24,6 +24,13 @@ def complete(incomplete: str) -> list[str]:
     return sorted(PREFIX + name for name in registered("timm") if (PREFIX + name).startswith(incomplete))
 
 
+def is_architecture(name: str) -> bool:
+    """Whether a name is that of an architecture; timm's may have a tag."""
+    if name.startswith(PREFIX):
+        return name.removeprefix(PREFIX).partition(".")[0] in registered("timm")
+    return name == "efficientnet_lite0" or name in registered("torchvision")
+
+
 @cache
 def registered(library: str) -> tuple[str, ...]:
     """Return the architectures that an installed library registers, without importing it.

@@ -17,11 +17,19 @@ _TIMEOUT_S = 1.5
 _WORDS = (("latest", "the latest run"), ("best", "the highest validation accuracy on the same data"))
 
 
-def complete_run(incomplete: str, tracking_uri: str | None = None) -> list[tuple[str, str]]:
-    """Return the names that begin so, each with a word of help; none where the store cannot be asked at once."""
-    known = dict(_WORDS)
+def complete_run(
+    incomplete: str, tracking_uri: str | None = None, *, unfinished: bool = False
+) -> list[tuple[str, str]]:
+    """Return the names that begin so, each with a word of help; none where the store cannot be asked at once.
+
+    Args:
+        unfinished: only of runs that are not complete.
+    """
+    known = {} if unfinished else dict(_WORDS)
     with suppress(OSError, sqlite3.Error, ValueError, KeyError, TypeError, AttributeError, http.client.HTTPException):
-        for run_id, name in _runs(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")):
+        for run_id, name, status in _runs(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")):
+            if unfinished and status == "FINISHED":
+                continue
             # Others may name runs too, and shells evaluate what they complete.
             is_plain = _PLAIN.fullmatch(name) is not None
             if is_plain:
@@ -31,21 +39,21 @@ def complete_run(incomplete: str, tracking_uri: str | None = None) -> list[tuple
     return [(name, about) for name, about in known.items() if name.startswith(incomplete)]
 
 
-def _runs(uri: str) -> list[tuple[str, str]]:
-    """Return id and name of the runs that are not deleted, latest first."""
+def _runs(uri: str) -> list[tuple[str, str, str]]:
+    """Return id, name and status of the runs that are not deleted, latest first."""
     if uri.startswith("sqlite:///"):
         return _in_database(Path(uri.removeprefix("sqlite:///")))
     return _on_server(uri) if urlsplit(uri).scheme in ("http", "https") else []
 
 
-def _in_database(path: Path) -> list[tuple[str, str]]:
+def _in_database(path: Path) -> list[tuple[str, str, str]]:
     # Never made by looking for it, and never waited for.
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0.2)) as database:
         rows = database.execute(
-            "select run_uuid, name from runs where lifecycle_stage = 'active' order by start_time desc limit ?",
+            "select run_uuid, name, status from runs where lifecycle_stage = 'active' order by start_time desc limit ?",
             (_MOST,),
         )
-        return [(str(run_id), str(name)) for run_id, name in rows]
+        return [(str(run_id), str(name), str(status)) for run_id, name, status in rows]
 
 
 def _tls() -> ssl.SSLContext:
@@ -59,7 +67,7 @@ def _tls() -> ssl.SSLContext:
     return context
 
 
-def _on_server(uri: str) -> list[tuple[str, str]]:
+def _on_server(uri: str) -> list[tuple[str, str, str]]:
     def ask(path: str, body: dict[str, object]) -> dict[str, list[dict[str, dict[str, str]]]]:
         request = urllib.request.Request(
             f"{uri.rstrip('/')}/api/2.0/mlflow/{path}",
@@ -72,4 +80,4 @@ def _on_server(uri: str) -> list[tuple[str, str]]:
 
     experiments = [each["experiment_id"] for each in ask("experiments/search", {"max_results": _MOST})["experiments"]]
     found = ask("runs/search", {"experiment_ids": experiments, "max_results": _MOST}).get("runs", [])
-    return [(run["info"]["run_id"], run["info"]["run_name"]) for run in found]
+    return [(run["info"]["run_id"], run["info"]["run_name"], run["info"]["status"]) for run in found]

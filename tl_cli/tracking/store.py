@@ -583,7 +583,7 @@ def open_store(tracking_uri: str | None) -> Store:
     if database is not None and database.is_dir():
         # MLflow would try for minutes.
         raise TrackingError(f"the tracking store {without_secrets(uri)} cannot be used: it is a folder")
-    with _reported(without_secrets(uri)), _store_lock(database):
+    with _reported(without_secrets(uri)), _store_lock(database, to_read=True):
         # The first use creates the database; two processes that do so at once would crash one of them.
         client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
@@ -606,8 +606,16 @@ def _database(uri: str) -> Path | None:
 
 
 @contextmanager
-def _store_lock(database: Path | None) -> Iterator[None]:
-    """Let one process at a time open a store; a database may be another folder's, and then the lock is there."""
+def _store_lock(database: Path | None, *, to_read: bool = False) -> Iterator[None]:
+    """Let one process at a time open a store; a database may be another folder's, and then the lock is there.
+
+    Args:
+        to_read: do without the lock where it may not be written and the store is there: nothing is created then.
+
+    Raises:
+        TrackingError: another process holds the lock for too long.
+        StorageError: the folder may not be written.
+    """
     path = STATE_ROOT / ".store.lock"
     try:
         STATE_ROOT.mkdir(exist_ok=True)
@@ -622,6 +630,9 @@ def _store_lock(database: Path | None) -> Iterator[None]:
     except Timeout as error:
         raise TrackingError(f"another process has held {path} for two minutes") from error
     except OSError as error:
+        if to_read and (database is None or database.is_file()):
+            yield
+            return
         raise StorageError(
             f"cannot write {STATE_ROOT.absolute()}: {error.strerror}; run tl in a folder of yours"
         ) from error

@@ -1,27 +1,36 @@
 """Every setting of a training run, resolved. The same names stand in flags, config files and MLflow. No torch here."""
 
+import codecs
 import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tl_cli.contract import CropMode
 from tl_cli.errors import UsageError, suggest
 from tl_cli.fetch import write_text
-
-RecipeName = Literal["default", "fast", "blog"]
-OptimizerName = Literal["adam", "adamw", "sgd"]
-ScheduleName = Literal["constant", "cosine", "one-cycle", "plateau"]
-AugmentName = Literal["none", "shift", "flip", "flip-shift", "flip-crop", "blog"]
-ResizeName = Literal["crop", "squash", "pad"]
-AutoAugment = Literal["none", "randaugment", "trivialaugment"]
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-Precision = Literal["fp32", "bf16", "fp16"]
-Layout = Literal["channels-last", "contiguous"]
-FeatureDtype = Literal["fp16", "fp32"]
+from tl_cli.file_uris import local_path
+from tl_cli.habits import setting
+from tl_cli.training.choices import (
+    AugmentName,
+    AutoAugment,
+    BatchNormMode,
+    ClassWeights,
+    DeviceName,
+    FeatureDtype,
+    HeadName,
+    Layout,
+    OnBadImage,
+    OptimizerName,
+    Precision,
+    RecipeName,
+    ResizeName,
+    SamplerName,
+    ScheduleName,
+)
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -110,14 +119,14 @@ class TrainConfig(BaseModel):
 
     model: str
     weights: str = "default"
-    head: Literal["new", "keep"] | None = None
+    head: HeadName | None = None
     data: Annotated[str, Field(min_length=1)] = "cifar10"
     path_column: Annotated[str, Field(min_length=1)] | None = None
     label_column: Annotated[str, Field(min_length=1)] | None = None
     split_column: Annotated[str, Field(min_length=1)] | None = None
     data_dir: str | None = None
     limit: Annotated[int, Field(ge=2)] | None = None
-    on_bad_image: Literal["error", "skip"] = "error"
+    on_bad_image: OnBadImage = "error"
     val_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     split_seed: Annotated[int, Field(ge=0)] = 0
     recipe: RecipeName = "default"
@@ -142,9 +151,9 @@ class TrainConfig(BaseModel):
     dropout: Share | None = None
     drop_path: Share | None = None
     ema: Share = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
-    sampler: Literal["shuffle", "balanced"] = "shuffle"
-    bn: Literal["frozen", "train"]
+    class_weights: ClassWeights = "none"
+    sampler: SamplerName = "shuffle"
+    bn: BatchNormMode
     early_stop: Annotated[int, Field(ge=0)] = 0
     augment: AugmentName
     auto_augment: AutoAugment = "none"
@@ -244,15 +253,23 @@ def read_toml(path: Path) -> dict[str, object]:
         UsageError: no such file, no TOML, or a key that is no setting.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        # What Windows programs save as Unicode.
+        encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+        content = tomllib.loads(data.decode(encoding).replace("\r\n", "\n"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the config {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path} is not valid TOML: {error}") from error
-    settings = {key.replace("-", "_"): value for key, value in content.items()}
+    settings = {
+        key.replace("-", "_"): local_path(value) if isinstance(value, str) else value for key, value in content.items()
+    }
     for key in settings:
         if key not in FIELDS:
-            raise UsageError(f"{path} has an unknown setting {key!r}.{suggest(key, FIELDS)}")
+            known = setting(key)
+            hint = f" It is called {known} here." if known else suggest(key, FIELDS)
+            hint = hint if known != "" else " Leave it out: that is the default here."
+            raise UsageError(f"{path} has an unknown setting {key!r}.{hint}")
     return settings
 
 

@@ -14,7 +14,7 @@ from tl_cli.evaluation.suspicion import Suspect, are_comparable, suspects
 from tl_cli.fetch import Progress, silent
 from tl_cli.inspection.features import features_of
 from tl_cli.models import zoo
-from tl_cli.training.config import DeviceName
+from tl_cli.training.choices import DeviceName
 from tl_cli.training.machine import Machine, choose_device, default_workers
 from tl_cli.training.setup import eval_batch
 

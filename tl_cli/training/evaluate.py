@@ -19,7 +19,7 @@ from tl_cli.errors import DataError, some
 from tl_cli.evaluation.logits import Answers, answer, check_finite
 from tl_cli.fetch import Progress, silent
 from tl_cli.models.zoo import Classifier
-from tl_cli.training.config import DeviceName
+from tl_cli.training.choices import DeviceName
 from tl_cli.training.machine import Autocasting, Machine, choose_device, default_workers
 from tl_cli.training.setup import eval_batch
 

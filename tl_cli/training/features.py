@@ -22,7 +22,8 @@ from tl_cli.evaluation.logits import outputs
 from tl_cli.fetch import cache_root
 from tl_cli.models.graph import Cut
 from tl_cli.store import Rows, Store, memory_bytes
-from tl_cli.training.config import FeatureDtype, TrainConfig
+from tl_cli.training.choices import FeatureDtype
+from tl_cli.training.config import TrainConfig
 from tl_cli.training.machine import Autocasting, Machine
 from tl_cli.training.phases import Phase
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from tl_cli.errors import UsageError
 from tl_cli.models.shortcuts import Shortcut, find_shortcuts, lent
-from tl_cli.training.config import DeviceName, Layout, Precision, TrainConfig
+from tl_cli.training.choices import DeviceName, Layout, Precision
+from tl_cli.training.config import TrainConfig
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BUSY_WITHIN_S = 0.3

@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 from tl_cli.models.freezing import BatchNormMode
-from tl_cli.training.config import ScheduleName, TrainConfig, phase_ends
+from tl_cli.training.choices import ScheduleName
+from tl_cli.training.config import TrainConfig, phase_ends
 from tl_cli.training.events import PhaseName
 
 # torch's OneCycleLR: start at 1/25 of the peak, end at 1/10,000 of the start, 30% of the steps to rise.

@@ -18,7 +18,7 @@ from tl_cli.errors import DataError
 from tl_cli.evaluation.logits import outputs
 from tl_cli.evaluation.predicting import NOT_FINITE
 from tl_cli.models.zoo import Classifier
-from tl_cli.training.config import DeviceName
+from tl_cli.training.choices import DeviceName
 from tl_cli.training.machine import Autocasting, Machine, choose_device, default_workers
 from tl_cli.training.setup import eval_batch
 

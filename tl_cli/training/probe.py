@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tl_cli.errors import StorageError
 from tl_cli.fetch import cache_root, write_text
 from tl_cli.models.freezing import batch_norms
-from tl_cli.training.config import Layout, Precision
+from tl_cli.training.choices import Layout, Precision
 from tl_cli.training.machine import (
     Autocasting,
     Machine,

@@ -28,7 +28,8 @@ from tl_cli.models.weights import Pretrained, split_key
 from tl_cli.models.zoo import Classifier
 from tl_cli.shortage import during
 from tl_cli.training import features, recipes
-from tl_cli.training.config import CROP_MODES, AugmentName, TrainConfig, check
+from tl_cli.training.choices import AugmentName
+from tl_cli.training.config import CROP_MODES, TrainConfig, check
 from tl_cli.training.ema import Average
 from tl_cli.training.events import Noticed, Observer, Worked
 from tl_cli.training.features import CachedFeatures, CachePlan, View

@@ -12,7 +12,7 @@ from tl_cli.data.loaders import Batch
 from tl_cli.evaluation.logits import outputs
 from tl_cli.fetch import Progress, silent
 from tl_cli.models.zoo import Classifier
-from tl_cli.training.config import DeviceName
+from tl_cli.training.choices import DeviceName
 from tl_cli.training.machine import Autocasting, Machine, choose_device
 
 BATCH = 64

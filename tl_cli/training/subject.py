@@ -18,7 +18,7 @@ from tl_cli.errors import DataError
 from tl_cli.fetch import Progress, silent
 from tl_cli.models import zoo
 from tl_cli.models.zoo import Classifier
-from tl_cli.training.config import DeviceName
+from tl_cli.training.choices import DeviceName
 from tl_cli.training.evaluate import Judge, Part
 from tl_cli.training.machine import Machine, choose_device, default_workers
 from tl_cli.training.setup import eval_batch

@@ -1,0 +1,19 @@
+"""The names that settings take, as types: flags complete and list them. Imports nothing, for the shell's sake."""
+
+from typing import Literal
+
+RecipeName = Literal["default", "fast", "blog"]
+OptimizerName = Literal["adam", "adamw", "sgd"]
+ScheduleName = Literal["constant", "cosine", "one-cycle", "plateau"]
+AugmentName = Literal["none", "shift", "flip", "flip-shift", "flip-crop", "blog"]
+ResizeName = Literal["crop", "squash", "pad"]
+AutoAugment = Literal["none", "randaugment", "trivialaugment"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Layout = Literal["channels-last", "contiguous"]
+FeatureDtype = Literal["fp16", "fp32"]
+HeadName = Literal["new", "keep"]
+OnBadImage = Literal["error", "skip"]
+ClassWeights = Literal["none", "balanced"]
+SamplerName = Literal["shuffle", "balanced"]
+BatchNormMode = Literal["frozen", "train"]
