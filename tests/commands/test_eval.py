@@ -278,17 +278,6 @@ def test_commands_that_a_training_suggests_work(tl, workplace: Path, odd_picture
             assert viewer == ["mlflow", "ui", *(["--backend-store-uri", uri] if uri else [])]
 
 
-def test_a_comparison_suggests_a_command_that_works(tl, workplace: Path, colours: Path) -> None:
-    there = ("--tracking-uri", f"sqlite:///{workplace}/mlflow.db")
-    options = ("--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs", "1", "--no-probe")
-    models = ("timm/test_resnet", "timm/test_efficientnet")
-    compared = tl("compare", "--models", *models, *options, "--data", colours, "--no-speed", *there)
-    assert compared.code == 0, compared.err
-    again = shlex.split(compared.out.partition("to see it again: ")[2])
-    assert (again[0], *again[-2:]) == ("tl", *there)
-    assert tl(*again[1:]).code == 0
-
-
 def test_a_closed_run_is_shown_with_the_command_that_resumes_it(tl, workplace: Path) -> None:
     uri = f"sqlite:///{workplace}/mlflow.db"
     store = open_store(uri)
