@@ -87,9 +87,18 @@ def test_package_files_are_empty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "offered"), [("tl train resnet1", "resnet18"), ("tl models pull timm/resnet1", "timm/resnet18")]
+    ("words", "offered"),
+    [
+        ("tl train resnet1", "resnet18"),
+        ("tl models pull timm/resnet1", "timm/resnet18"),
+        ("tl train --data cifar1", "cifar100"),
+        ("tl train --recipe f", "fast"),
+        ("tl inspect resnet18 --data dig", "digits"),
+        ("tl data check mn", "mnist"),
+        ("tl runs d", "diff"),
+    ],
 )
-def test_names_of_models_are_completed_without_anything_heavy(words: str, offered: str) -> None:
+def test_names_are_completed_without_anything_heavy(words: str, offered: str) -> None:
     script = (
         "import os, sys\n"
         f"os.environ.update(_TL_COMPLETE='complete_bash', COMP_WORDS={words!r}, COMP_CWORD='{words.count(' ')}')\n"

@@ -11,6 +11,7 @@ from tests.commands.test_commands import train
 from tests.conftest import COLOURS, write_pictures
 from tl_cli import habits
 from tl_cli.cli import app
+from tl_cli.errors import StorageError
 from tl_cli.tracking.store import open_store
 
 ROOT = typer.main.get_command(app)
@@ -131,7 +132,7 @@ def test_a_config_is_told_what_other_tools_call_otherwise(tl) -> None:
         assert (refused.code, said in refused.err) == (2, True), refused.err
 
 
-def test_without_a_run_the_latest_is_meant(tl, colours: Path, workplace: Path) -> None:
+def test_without_a_run_the_latest_is_meant(tl, colours: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(tl, colours)
     alone = tl("runs", "diff", "latest", "best")
     assert (alone.code, "there is no other" in alone.err) == (2, True)
@@ -151,6 +152,18 @@ def test_without_a_run_the_latest_is_meant(tl, colours: Path, workplace: Path) -
         refused = tl("predict", *mistyped)
         assert (refused.code, "no run is called" in refused.err) == (2, True)
     assert tl("predict", "other").err.rstrip().endswith(": tl predict other photo.jpg")
+    # In another folder, where nothing may be written.
+    Path("elsewhere").mkdir()
+    Path("elsewhere/mlruns").touch()
+    here = ("other", "--tracking-uri", f"sqlite:///{workplace}/mlflow.db")
+    monkeypatch.chdir("elsewhere")
+    refused = tl("eval", *here)
+    assert (refused.code, refused.err.startswith("error: the results are not kept")) == (1, True), refused.err
+    assert tl("eval", *here, "--no-log").code == 0
+    assert "other" in tl("runs", *here[1:]).out
+    with pytest.raises(StorageError, match="cannot write"):
+        open_store(here[2]).experiment("new")
+    monkeypatch.chdir(workplace)
     same = tl("runs", "diff", "latest", "other")
     assert same.err.rstrip().endswith(f"tl runs diff {latest} {first}")
     assert tl("runs", "diff", latest, first).code == 0

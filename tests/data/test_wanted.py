@@ -27,6 +27,11 @@ def test_what_is_named_is_taken_as_it_is(pictures: Path) -> None:
     assert wanted("notes.txt", "gone.jpg", "[x].jpg") == ["notes.txt", "gone.jpg", "[x].jpg"]
 
 
+def test_a_list_may_begin_with_a_mark_and_hold_file_uris(pictures: Path) -> None:
+    there = pictures / "a b#1 é.jpg"
+    assert wanted("-", lines=("\ufeffa.png\r\n", there.as_uri() + "\n")) == ["a.png", str(there)]
+
+
 def test_patterns_match_as_in_a_shell(pictures: Path) -> None:
     assert wanted("*.jpg") == ["[x].jpg", "b.jpg"]
     assert wanted("**/*.webp") == ["sub/deep/d.webp"]

@@ -32,6 +32,13 @@ def test_runs_are_offered_by_name_and_by_id(runs: dict[str, str]) -> None:
     assert [name for name, _ in complete_run("sec")] == ["second"]
 
 
+def test_runs_that_are_complete_are_not_offered_to_be_resumed(runs: dict[str, str]) -> None:
+    store = open_store(None)
+    store.client.set_terminated(runs["first"], "FINISHED")
+    store.client.set_terminated(runs["second"], "KILLED")
+    assert {name for name, _ in complete_run("", unfinished=True)} == {"second", runs["second"][:8]}
+
+
 def test_no_name_that_a_shell_would_obey_is_offered(workplace: Path) -> None:
     store = open_store(None)
     idents = []

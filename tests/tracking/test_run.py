@@ -334,6 +334,7 @@ def test_a_recorded_model_works_where_tl_is_not_installed(tl, colours: Path, wor
         "--input-size", "32", "--tag", "who=me", "--register", "colours",
     )  # fmt: skip
     assert trained.code == 0, trained.err
+    assert "registered model" not in trained.out + trained.err
     run = open_store(None).find("latest")
     model_id = run.outputs.model_outputs[0].model_id
     script = textwrap.dedent(f"""

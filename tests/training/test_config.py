@@ -154,6 +154,14 @@ def test_a_kept_config_names_the_steps_and_not_the_epochs_that_follow(tmp_path: 
         recipes.resolve({}, {**kept, "epochs": 40}, TINY)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_config_may_begin_with_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    text = 'model = "resnet18"\r\ndata = "Fotos für Anna"\r\n'
+    mark = "\ufeff" if encoding.endswith("e") else ""
+    (tmp_path / "c.toml").write_bytes((mark + text).encode(encoding))
+    assert read_toml(tmp_path / "c.toml") == {"model": "resnet18", "data": "Fotos für Anna"}
+
+
 def test_an_unknown_setting_gets_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("freeze-epoch = 3\n")
     with pytest.raises(UsageError, match="unknown setting 'freeze_epoch'. Did you mean freeze_epochs"):
