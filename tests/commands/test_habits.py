@@ -92,10 +92,15 @@ def test_mlflow_shows_the_runs(tl, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_not_understood_is_not_guessed(tl) -> None:
-    for typed in ("train resnet18 --zzzz 3 -e 5", "qqqq", "train resnet18 --epochs many"):
+    for typed in (
+        "train resnet18 --zzzz 3 -e 5",
+        "qqqq",
+        "train resnet18 --epochs many",
+        "train --epochs 2 --data nowhere resnet18",
+    ):
         result = tl(*typed.split())
         assert result.code == 2
-        assert "did you mean" not in result.err
+        assert "did you mean: tl" not in result.err
 
 
 def test_help_and_version_are_commands_too(tl) -> None:
@@ -148,6 +153,10 @@ def test_without_a_run_the_latest_is_meant(tl, colours: Path, workplace: Path, m
         assert [json.loads(line)["predictions"] for line in found.out.splitlines()] == [
             json.loads(line)["predictions"] for line in expected.splitlines()
         ]
+    Path("best.pt").touch()
+    for names in (("best.pt",), ("best.pt", *pictures)):
+        refused = tl("predict", *names)
+        assert (refused.code, "tl train MODEL --weights best.pt" in refused.err) == (2, True), refused.err
     for mistyped in (("othr", *pictures), ("nothing.png",)):
         refused = tl("predict", *mistyped)
         assert (refused.code, "no run is called" in refused.err) == (2, True)

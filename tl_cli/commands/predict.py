@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
@@ -116,25 +117,25 @@ def _model_and_paths(names: list[str], tracking_uri: str | None, aside: "Console
     from tl_cli.commands.resolve import find_model, saved_model
     from tl_cli.data.wanted import is_there
     from tl_cli.errors import RunNotFoundError, UsageError
-    from tl_cli.habits import kept_run
+    from tl_cli.habits import WEIGHTS_ENDINGS, kept_run
     from tl_cli.ui.console import plain
 
-    first, others = names[0], names[1:]
-    kept = kept_run(first)
-    is_picture = kept is None and is_there(first) and saved_model(first) is None
-    if others or not is_picture:
+    first, others, is_here = names[0], names[1:], is_there(names[0])
+    is_picture = is_here and saved_model(first) is None and Path(first).suffix.lower() not in WEIGHTS_ENDINGS
+    named = first if is_here else kept_run(first) or first
+    target = None
+    # Alone, what other tools keep in best.pt is the run, and no picture.
+    if others or not (is_picture or named != first):
         try:
-            target = find_model(first, tracking_uri) if others or not kept else None
+            target = find_model(first, tracking_uri)
         except RunNotFoundError as error:
             if not is_picture:
-                both = f"{error}\nno picture is called so either" if not others else str(error)
-                raise RunNotFoundError(both) from error
-        else:
-            if target is None or not others:
-                raise UsageError(
-                    f"no pictures are named; give them after the run: tl predict {kept or first} photo.jpg"
-                )
-            return target, others
+                also = "" if others else "\nthere is no picture or folder of that name either"
+                raise RunNotFoundError(f"{error}{also}") from error
+    if target is not None and others:
+        return target, others
+    if target is not None or named != first:
+        raise UsageError(f"no pictures are named; give them after the run: tl predict {named} photo.jpg")
     target = find_model("latest", tracking_uri)
     aside.print(plain(f"model: {target.name}, the latest run", "note"), soft_wrap=True)
     return target, names

@@ -62,18 +62,18 @@ def find_model(name: str, tracking_uri: str | None) -> Target:
         return Target(folder, str(folder.resolve()))
     from tl_cli.tracking.store import open_store
 
-    if Path(name).suffix.lower() in WEIGHTS_ENDINGS:
-        raise RunNotFoundError(
-            f"{name} is a file of weights; a model here is a run or a saved-model folder, which has its classes and "
-            f"preprocessing too. tl train MODEL --weights {shlex.quote(name)} fine-tunes from the file"
-        )
     store = open_store(tracking_uri)
     try:
         run = store.find(name)
     except RunNotFoundError as error:
-        if not is_architecture(name):
+        if is_architecture(name):
+            raise RunNotFoundError(f"{name} is an architecture and no run; to train one: tl train {name}") from error
+        if Path(name).suffix.lower() not in WEIGHTS_ENDINGS:
             raise
-        raise RunNotFoundError(f"{name} is an architecture and no run; to train one: tl train {name}") from error
+        raise RunNotFoundError(
+            f"{name} is a file of weights; a model here is a run or a saved-model folder, which has its classes and "
+            f"preprocessing too. tl train MODEL --weights {shlex.quote(name)} fine-tunes from it"
+        ) from error
     return target_of(store, run, name)
 
 

@@ -142,7 +142,8 @@ def _meant(top: TyperGroup, typed: Sequence[str]) -> list[str] | None:
         slots = 0
     translated = _translated(options, rest, slots, is_run=path[-1] != "train")
     meant = None if translated is None else [*lead, *translated]
-    return meant if meant != list(typed) else None
+    # The order alone is no change.
+    return meant if meant is not None and sorted(meant) != sorted(typed) else None
 
 
 def _with_command(top: TyperGroup, words: Sequence[str]) -> list[str]:
@@ -208,8 +209,7 @@ def _translated(
         bare = name.lstrip("-").replace("_", "-")
         is_option = word.startswith("-") and bare != ""
         if word == "--":
-            arguments += queue
-            break
+            return None
         if is_option and name in options:
             takes = 0 if options[name].is_flag else options[name].nargs - bool(equals)
             flags += [word, *queue[:takes]]
