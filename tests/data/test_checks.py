@@ -20,6 +20,7 @@ from tl_cli.data import checks, folder, pictures, pixel_range
 from tl_cli.data.pictures import decode_pixels
 from tl_cli.data.sources import open_data, open_to_judge
 from tl_cli.errors import DataError
+from tl_cli.shortage import ShortageError
 
 
 def picture(kind: str, seed: int = 0, size: tuple[int, int] = (64, 48), **options: object) -> bytes:
@@ -434,6 +435,5 @@ def test_a_picture_for_which_there_is_no_memory_is_named(tmp_path: Path, monkeyp
     (tmp_path / "a.png").write_bytes(picture("PNG"))
     monkeypatch.setattr(Image.Image, "load", no_memory)
     monkeypatch.setattr(ImageFile.ImageFile, "load", no_memory)
-    assert checks._look_at_file(str(tmp_path / "a.png")).bad == (
-        "cannot be decoded: there is not enough memory for its pixels"
-    )
+    with pytest.raises(ShortageError, match="out of memory while decoding .*a.png"):
+        checks._look_at_file(str(tmp_path / "a.png"))

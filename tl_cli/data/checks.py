@@ -64,9 +64,8 @@ def unreadable(images: FileImages, *, workers: int, progress: Progress = silent)
             path = os.path.join(images.root, images.ids[index])
             decode_pixels(path, short_side=_LOOK_SIDE, pixel_range=images.pixel_range)
         except DataError as error:
-            # Memory, a network, permissions: it may be another day's no more.
-            cause = error.__cause__
-            passing |= isinstance(cause, MemoryError) or getattr(cause, "errno", None) not in _LASTING
+            # A network, permissions: it may be another day's no more.
+            passing |= getattr(error.__cause__, "errno", None) not in _LASTING
             return index, _reason(error, images, index)
         return None
 

@@ -263,8 +263,6 @@ def _refusal(name: str, error: Exception, source: str | Path | bytes) -> DataErr
         return DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})")
     if isinstance(error, Image.DecompressionBombError):
         return DataError(f"{name} has too many pixels to be decoded safely: {error}")
-    if isinstance(error, MemoryError):
-        return DataError(f"{name} cannot be decoded: there is not enough memory for its pixels")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if reason.startswith("decoder error"):
         reason = "it is truncated or corrupt"

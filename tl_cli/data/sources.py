@@ -132,7 +132,7 @@ def training_labels(found: Found) -> np.ndarray:
     Raises:
         DataError: the images cannot be split.
     """
-    return _split(found, DataSpec(source="", layout=found.layout))["train"].labels
+    return _split(found, DataSpec(source="images", layout=found.layout))["train"].labels  # a spec has some source
 
 
 @dataclass(frozen=True, slots=True)
