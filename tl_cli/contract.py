@@ -140,6 +140,7 @@ class DataSpec(Fact):
         limit: at most so many images a part, stratified; None is all.
         on_bad_image: what happens to files that cannot be decoded: they are named, or left out before the split.
         columns: of a CSV, as they were named.
+        max_pixels: how many may be decoded of a picture; None is the usual limit.
         splits: the parts that came out.
     """
 
@@ -152,6 +153,7 @@ class DataSpec(Fact):
     limit: Annotated[int, Field(ge=1)] | None = None
     on_bad_image: Literal["error", "skip"] = "error"
     columns: Columns = USUAL_COLUMNS
+    max_pixels: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
     splits: dict[SplitName, Split] = {}
 
 

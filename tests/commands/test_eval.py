@@ -11,6 +11,7 @@ import pytest
 from sklearn.metrics import accuracy_score
 
 from tests.conftest import COLOURS, train_in, write_pictures
+from tl_cli.contract import DataSpec
 from tl_cli.errors import StorageError
 from tl_cli.tracking.comparisons import kept_answers
 from tl_cli.tracking.store import open_store
@@ -284,3 +285,23 @@ def test_a_closed_run_is_shown_with_the_command_that_resumes_it(tl, workplace: P
     run = store.client.create_run(store.experiment("tl"), run_name="lost")
     closed = tl("runs", "close", run.info.run_id, "--tracking-uri", uri)
     assert f"to go on: tl train --resume {run.info.run_id[:8]} --tracking-uri {uri}" in closed.out
+
+
+def test_the_limit_on_pixels_travels_with_the_model(tmp_path: Path, tl) -> None:
+    write_pictures(tmp_path / "own", COLOURS, 8, size=32)
+    write_pictures(tmp_path / "larger", COLOURS, 2, size=40)
+    train = ("train", *OPTIONS, tmp_path / "own", "--max-pixels")
+    refused = tl(*train, "1023")
+    assert (refused.code, "--max-pixels 1024 " in refused.err) == (2, True)
+    assert tl(*train, "1024").code == 0
+    for command in (
+        ("eval", "latest", "--data", tmp_path / "larger", "--no-log"),
+        ("predict", "latest", tmp_path / "larger" / "red" / "000.png"),
+    ):
+        refused = tl(*command)
+        assert refused.code != 0
+        assert "40 x 40 pixels; at most 1,024 are decoded; with --max-pixels 1600 " in refused.err
+        assert tl(*command, "--max-pixels", "1600").code == 0
+    examined = tl("data", "check", tmp_path / "larger", "--no-labels", "--json", "--max-pixels", "1599")
+    assert len(json.loads(examined.out)["bad"]) == 6
+    assert DataSpec.model_validate_json('{"source": "digits", "layout": "train/test"}').max_pixels is None

@@ -1,4 +1,8 @@
 import io
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +107,32 @@ def test_a_decompression_bomb_is_refused() -> None:
         decode(encoded(Image.new("1", (20_000, 10_000))))
 
 
+def test_a_higher_limit_decodes_a_large_picture_whole(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (9600, 9400), 1).save(path)
+    with pytest.raises(DataError, match="--max-pixels 90240000 "):
+        decode_picture(path)
+    assert decode_picture(path, max_pixels=90_240_000).values.shape == (9400, 9600, 3)
+    with pytest.raises(DataError, match="at most 90,239,999"):
+        decode_picture(path, max_pixels=90_239_999)
+
+
+def test_pillows_limit_is_lifted_for_our_own_pictures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is one for the whole process: a notebook that loads a model keeps its protection."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    large, whole = encoded(Image.new("L", (100, 50))), io.BytesIO(encoded(Image.new("L", (100, 50))))
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: decode_picture(large).size, range(200))) == {(50, 100)}
+    with pytest.raises(DataError):
+        decode_picture(b"no picture")
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(whole)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    said = "from PIL import Image; import tl_cli.data.pictures; print(Image.MAX_IMAGE_PIXELS)"
+    shown = subprocess.run([sys.executable, "-c", said], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "89478485"
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(300, 400), (20, 30), (256, 256)])
 def test_preprocessing_is_torchvisions(interpolation, size: tuple[int, int]) -> None:
@@ -129,5 +159,6 @@ def test_what_counts_of_a_large_jpeg_is_what_is_decoded(size: tuple[int, int], t
     assert np.abs(found.values.astype(int) - 90).max() <= 3
     # For a large input a larger fraction, as far as the limit allows.
     assert decode_picture(path, short_side=4500).values.shape[0] == size[1] // 2
-    with pytest.raises(DataError, match=rf"phone.jpg has {size[0]} x {size[1]} pixels; at most 89,478,485"):
+    needed = size[0] * size[1]
+    with pytest.raises(DataError, match=rf"{size[0]} x {size[1]} pixels; at most 89,478,485 .*--max-pixels {needed} "):
         decode_picture(path)

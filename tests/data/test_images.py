@@ -1,8 +1,10 @@
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -92,6 +94,17 @@ def test_another_image_of_the_same_length_is_another_part(ending: str, tmp_path:
     assert changed_files(images) == [f"red/0{ending}"]
     assert shared(now, images) == 2
     assert fingerprint(now) != fingerprint(images)
+
+
+def test_only_an_unusual_limit_on_pixels_makes_other_decoded_images(tmp_path: Path) -> None:
+    write_pictures(tmp_path, COLOURS, 1)
+    images = scan(tmp_path).parts["train"]
+    assert isinstance(images, FileImages)
+    files = [hashlib.sha256((tmp_path / name).read_bytes()).digest() for name in images.ids]
+    # As it was before there was a choice.
+    usual = hashlib.sha256(f"2 None\0{PIL.__version__}\0".encode() + b"".join(files)).hexdigest()
+    assert fingerprint(images) == fingerprint(replace(images, max_pixels=89_478_485)) == usual
+    assert fingerprint(replace(images, max_pixels=100_000_000)) != usual
 
 
 def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tl_cli.commands.options import (
     Device,
     LabelColumn,
     ListsByDefault,
+    MaxPixels,
     PathColumn,
     SplitColumn,
     Workers,
@@ -91,6 +92,7 @@ def check(
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     split_column: SplitColumn = None,
+    max_pixels: MaxPixels = None,
     data_dir: DataDir = None,
     device: Device = None,
     workers: Workers = None,
@@ -110,7 +112,8 @@ def check(
     console = make_console()
     with FileProgress(make_console(stderr=True)) as progress:
         columns = Columns(path=path_column, label=label_column, split=split_column)
-        found = open_source(source, str(data_dir) if data_dir else None, progress, columns=columns)
+        folder = str(data_dir) if data_dir else None
+        found = open_source(source, folder, progress, columns=columns, max_pixels=max_pixels)
         threads = default_workers() if workers is None else workers
         seen = pixel_range.survey(found.parts, workers=threads, progress=progress)
         parts = pixel_range.scaled(found.parts, seen.measured.pixel_range if seen.measured else None)

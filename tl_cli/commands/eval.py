@@ -9,6 +9,7 @@ from tl_cli.commands.options import (
     DataDir,
     Device,
     LabelColumn,
+    MaxPixels,
     PathColumn,
     Quiet,
     RunName,
@@ -66,6 +67,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    max_pixels: MaxPixels = None,
     batch_size: Annotated[int | None, typer.Option(help="Images at once.", min=1)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.", rich_help_panel=_OUTPUT)] = False,
     as_csv: Annotated[
@@ -113,6 +115,7 @@ def evaluate(
             batch_size=batch_size,
             workers=workers,
             on_bad_image=on_bad_image or card.data.on_bad_image,
+            max_pixels=max_pixels,
             progress=progress,
         )
         measured = examiner.measure(split)

@@ -167,6 +167,18 @@ SplitColumn = Annotated[
         rich_help_panel="Data",
     ),
 ]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        metavar="PIXELS",
+        help="Most pixels decoded of one picture, width times height. [default: the model's, or 89478485]",
+        min=1,
+        max=1 << 40,
+        show_default=False,
+        rich_help_panel="Data",
+    ),
+]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"] | None,
     typer.Option("--device", help="Where to compute.", rich_help_panel="Machine"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from tl_cli.commands.options import Device, Quiet, TrackingUri, Workers, complete_run, refuse_silence
+from tl_cli.commands.options import Device, MaxPixels, Quiet, TrackingUri, Workers, complete_run, refuse_silence
 
 if TYPE_CHECKING:
     from tl_cli.commands.resolve import Target
@@ -43,6 +43,7 @@ def predict(
         bool, typer.Option("--calibrated/--raw", help="Divide the logits by the model's temperature.")
     ] = True,
     batch_size: Annotated[int | None, typer.Option(help="Pictures at once.", min=1)] = None,
+    max_pixels: MaxPixels = None,
     device: Device = None,
     workers: Workers = None,
     tracking_uri: TrackingUri = None,
@@ -66,6 +67,7 @@ def predict(
     refuse_silence(quiet and form == "table", "--format jsonl")
     target, paths = _model_and_paths(names, tracking_uri, make_console(quiet=quiet, stderr=True))
     classifier, card = zoo.restore(target.folder)
+    max_pixels = max_pixels or card.data.max_pixels
     if not calibrated:
         classifier = replace(classifier, temperature=1.0)
     # A list on stdin is read once and is of any length.
@@ -74,7 +76,7 @@ def predict(
     pixel_range = card.preprocessing.pixel_range
     writer: shown.Writer
     if form == "table":
-        writer = shown.Lines(console, card.classes, top, show=show, pixel_range=pixel_range)
+        writer = shown.Lines(console, card.classes, top, show=show, pixel_range=pixel_range, max_pixels=max_pixels)
     else:
         writer = (shown.JsonLines if form == "jsonl" else shown.Csv)(card.classes, top)
     failed: list[Prediction] = []
@@ -88,6 +90,7 @@ def predict(
         device=device or "auto",
         batch_size=batch_size,
         workers=workers,
+        max_pixels=max_pixels,
     )
     with FileProgress(console if form == "table" else make_console(quiet=quiet, stderr=True)) as progress:
         done = 0
@@ -96,7 +99,7 @@ def predict(
                 failed.append(each)
             else:
                 writer(each.path, each.probabilities)
-                unscaled += pixel_range is None and is_deep_file(each.path)
+                unscaled += pixel_range is None and is_deep_file(each.path, max_pixels)
             progress("predicting", done, total)
     writer.close()
     if unscaled:

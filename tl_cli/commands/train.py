@@ -14,6 +14,7 @@ from tl_cli.commands.options import (
     DataDir,
     Device,
     LabelColumn,
+    MaxPixels,
     PathColumn,
     Plain,
     Quiet,
@@ -126,6 +127,7 @@ def train(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    max_pixels: MaxPixels = None,
     input_size: Annotated[
         int | None, typer.Option(help="Side of the network's input in pixels.", rich_help_panel=_DATA)
     ] = None,

@@ -413,7 +413,8 @@ def _picture(subject: "Subject", shown: "Shown", image: str) -> "Picture":
         if int(image) >= len(images):
             raise UsageError(f"--image {image}: there are {len(images):,} images, counted from 0")
         return images.open(int(image))
-    return decoded_picture(Path(image).expanduser(), subject.classifier.preprocessing)
+    how = subject.classifier.preprocessing
+    return decoded_picture(Path(image).expanduser(), how, subject.max_pixels)
 
 
 def drift(wanted: Wanted, *, against: str | None) -> View:
@@ -513,7 +514,8 @@ def cam(wanted: Wanted, paths: Sequence[Path]) -> View:
 
     subject = wanted.subject()
     how = subject.classifier.preprocessing
-    seen = torch.stack([subject.prepared(decoded_picture(path.expanduser(), how)) for path in paths])
+    pictures = [decoded_picture(path.expanduser(), how, subject.max_pixels) for path in paths]
+    seen = torch.stack([subject.prepared(picture) for picture in pictures])
     probabilities = _probabilities(subject, seen)
     targets = probabilities.argmax(1).tolist()
     captions = [

@@ -100,9 +100,10 @@ class Limits:
     ratio_from_bytes: int = 1 << 30
 
     @classmethod
-    def of_disk(cls, place: Path) -> "Limits":
-        """Return what the disk has free at ``place``, less a margin."""
-        return cls(max(0, shutil.disk_usage(place).free - _KEPT_FREE_BYTES))
+    def of_disk(cls, place: Path, max_pixels: int | None = None) -> "Limits":
+        """Return what the disk has free at ``place``, less a margin, for pictures of so many pixels."""
+        free = shutil.disk_usage(place).free
+        return cls(max(0, free - _KEPT_FREE_BYTES), entry_bytes=largest_file(max_pixels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,7 @@ def scan(
     hints: Columns = USUAL_COLUMNS,
     partial: bool = False,
     lenient: bool = False,
+    max_pixels: int | None = None,
 ) -> Found:
     """Return the classes and images of an archive of folders, or of one with a CSV listing at its top.
 
@@ -170,13 +172,14 @@ def scan(
         progress: told how far into the archive the unpacking is, in bytes.
         columns: as of ``listing.scan``; so are ``hints``.
         partial: as of ``folder.scan``; so is ``lenient``.
+        max_pixels: of a picture; larger files are refused. None is the usual limit.
 
     Raises:
         DataError: it is torn, encrypted, hostile, too large for the disk, or holds nothing that can be used.
         StorageError: the disk is full or may not be written.
     """
     path = path.expanduser().resolve()
-    unpacked = _unpack_once(path, cache, progress)
+    unpacked = _unpack_once(path, cache, progress, max_pixels)
     top = _descend(unpacked)
     listings = listings_in(top, columns, hints)
     try:
@@ -322,7 +325,7 @@ def _make(target: Path, fill: Callable[[Path], Path]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _unpack_once(path: Path, cache: Path, progress: Progress) -> Path:
+def _unpack_once(path: Path, cache: Path, progress: Progress, max_pixels: int | None) -> Path:
     try:
         found = path.stat()
     except OSError as error:
@@ -333,7 +336,8 @@ def _unpack_once(path: Path, cache: Path, progress: Progress) -> Path:
     def fill(temporary: Path) -> Path:
         content = temporary / "content"
         content.mkdir()
-        unpacked = unpack(path, content, wanted=_is_wanted, named=_is_visible, progress=progress)
+        limits = Limits.of_disk(content, max_pixels)
+        unpacked = unpack(path, content, wanted=_is_wanted, named=_is_visible, limits=limits, progress=progress)
         if not unpacked.files and unpacked.archives:
             inner = some([shortened(name) for name in unpacked.archives])
             raise DataError(

@@ -61,8 +61,7 @@ def unreadable(images: FileImages, *, workers: int, progress: Progress = silent)
     def look(index: int) -> tuple[int, str] | None:
         nonlocal passing
         try:
-            path = os.path.join(images.root, images.ids[index])
-            decode_pixels(path, short_side=_LOOK_SIDE, pixel_range=images.pixel_range)
+            _look_pixels(images, index)
         except DataError as error:
             # A network, permissions: it may be another day's no more.
             passing |= getattr(error.__cause__, "errno", None) not in _LASTING
@@ -311,19 +310,21 @@ def examine(found: Found, *, workers: int, progress: Progress = silent) -> Findi
 
 def _looker(images: Images) -> Callable[[int], Look]:
     if isinstance(images, FileImages):
-        return lambda index: _look_at_file(os.path.join(images.root, images.ids[index]), images.pixel_range)
+        return lambda index: _look_at_file(
+            os.path.join(images.root, images.ids[index]), images.pixel_range, images.max_pixels
+        )
     return lambda index: _look_at_pixels(_pixels(images, index))
 
 
-def _look_at_file(path: str, pixel_range: PixelRange | None = None) -> Look:
+def _look_at_file(path: str, pixel_range: PixelRange | None = None, max_pixels: int | None = None) -> Look:
     try:
-        with open_regular(path) as file:
+        with open_regular(path, max_pixels) as file:
             digest = hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         return Look(b"", bad=f"cannot be read: {error.strerror}")
     try:
-        pixels = decode_pixels(path, short_side=_LOOK_SIDE, pixel_range=pixel_range)
-        kind, mode, size, turned, frames, is_deep = header(path)
+        pixels = decode_pixels(path, short_side=_LOOK_SIDE, pixel_range=pixel_range, max_pixels=max_pixels)
+        kind, mode, size, turned, frames, is_deep = header(path, max_pixels)
     except DataError as error:
         return Look(digest, bad=str(error).removeprefix(path).strip())
     if not is_deep and sorted(size) == sorted(pixels.shape[:2]):
@@ -372,9 +373,13 @@ def _twins(found: Found, looks: Mapping[SplitName, list[Look]], progress: Progre
 def _pixels(images: Images, index: int) -> np.ndarray:
     """Return the pixels of an image that is compared by its looks, (H, W, 3) uint8."""
     if isinstance(images, FileImages):
-        path = os.path.join(images.root, images.ids[index])
-        return decode_pixels(path, short_side=_LOOK_SIDE, pixel_range=images.pixel_range)
+        return _look_pixels(images, index)
     return images.load(index).permute(1, 2, 0).contiguous().numpy()
+
+
+def _look_pixels(images: FileImages, index: int) -> np.ndarray:
+    path = os.path.join(images.root, images.ids[index])
+    return decode_pixels(path, short_side=_LOOK_SIDE, pixel_range=images.pixel_range, max_pixels=images.max_pixels)
 
 
 def _reason(error: DataError, images: FileImages, index: int) -> str:

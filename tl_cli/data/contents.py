@@ -49,12 +49,19 @@ class Contents:
 
 
 def read_contents(
-    root: Path, names: Names, *, workers: int = 1, progress: Progress = silent, settled_s: float = _SETTLED_S
+    root: Path,
+    names: Names,
+    *,
+    max_pixels: int | None = None,
+    workers: int = 1,
+    progress: Progress = silent,
+    settled_s: float = _SETTLED_S,
 ) -> Contents:
     """Return what files hold. Those are read of which nothing is remembered, or which changed since.
 
     Args:
         names: of the files, relative to ``root``.
+        max_pixels: of a picture; larger files are refused. None is the usual limit.
         workers: threads that read, where files are large.
         progress: told as files are read.
         settled_s: files changed more recently than that are not remembered.
@@ -62,7 +69,7 @@ def read_contents(
     Raises:
         DataError: a file is not there, cannot be read or is larger than any picture; names it.
     """
-    stats = _stats(root, names)
+    stats = _stats(root, names, largest_file(max_pixels))
     digests = np.empty((len(names), _DIGEST), np.uint8)
     store = Store(cache_root() / "contents", most_bytes=_MOST_BYTES)
     remembered = _remembered(store, root)
@@ -105,7 +112,7 @@ def changed_since(root: Path, names: Names, then: Contents) -> list[int]:
     return found
 
 
-def _stats(root: Path, names: Names) -> np.ndarray:
+def _stats(root: Path, names: Names, limit: int) -> np.ndarray:
     stats = np.empty((len(names), 4), np.int64)
     folder = str(root)
     for index, name in enumerate(names):
@@ -114,8 +121,8 @@ def _stats(root: Path, names: Names) -> np.ndarray:
             stats[index] = _facts(os.stat(path))
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from error
-        if (size := int(stats[index, 0])) > largest_file():
-            raise DataError(f"{path} cannot be read: {too_large(size, largest_file())}")
+        if (size := int(stats[index, 0])) > limit:
+            raise DataError(f"{path} cannot be read: {too_large(size, limit)}")
     return stats
 
 

@@ -61,30 +61,42 @@ class _Span:
     count: int
 
 
-def decode(source: Path | bytes, *, short_side: int | None = None, pixel_range: PixelRange | None = None) -> Tensor:
+def decode(
+    source: Path | bytes,
+    *,
+    short_side: int | None = None,
+    pixel_range: PixelRange | None = None,
+    max_pixels: int | None = None,
+) -> Tensor:
     """Return a picture as ``decode_picture`` does, laid out for a network: (3, H, W) uint8."""
-    return open_picture(source, short_side=short_side, pixel_range=pixel_range).pixels.contiguous()
+    found = open_picture(source, short_side=short_side, pixel_range=pixel_range, max_pixels=max_pixels)
+    return found.pixels.contiguous()
 
 
 def open_picture(
-    source: Path | bytes, *, short_side: int | None = None, pixel_range: PixelRange | None = None
+    source: Path | bytes,
+    *,
+    short_side: int | None = None,
+    pixel_range: PixelRange | None = None,
+    max_pixels: int | None = None,
 ) -> Picture:
     """Return a picture as ``decode_picture`` does."""
-    found = decode_picture(source, short_side=short_side, pixel_range=pixel_range)
+    found = decode_picture(source, short_side=short_side, pixel_range=pixel_range, max_pixels=max_pixels)
     pixels = torch.from_numpy(found.values).permute(2, 0, 1)
     if found.size == tuple(pixels.shape[1:]):
         return Picture.of(pixels.contiguous())
     return Picture(pixels, found.size, found.box)
 
 
-def read_input(source: Path | bytes, preprocessing: Preprocessing) -> Tensor:
+def read_input(source: Path | bytes, preprocessing: Preprocessing, max_pixels: int | None = None) -> Tensor:
     """Return what a network sees of a picture, before normalisation: (3, crop, crop) uint8.
 
     Raises:
         DataError: it cannot be decoded.
     """
     side, pixel_range = decoded_side(preprocessing), preprocessing.pixel_range
-    return prepare(open_picture(source, short_side=side, pixel_range=pixel_range), preprocessing)
+    picture = open_picture(source, short_side=side, pixel_range=pixel_range, max_pixels=max_pixels)
+    return prepare(picture, preprocessing)
 
 
 def decoded_side(preprocessing: Preprocessing) -> int:

@@ -17,9 +17,9 @@ from torch import Tensor
 from tl_cli.contract import DigestScheme, PixelRange, Split
 from tl_cli.data.contents import Contents, changed_since, read_contents
 from tl_cli.data.decoders import decode_aside
-from tl_cli.data.decoding import Picture, decode, open_picture
+from tl_cli.data.decoding import Picture, open_picture
 from tl_cli.data.names import Names
-from tl_cli.data.pictures import WHOLE_UP_TO, decode_pixels, picture_size
+from tl_cli.data.pictures import MAX_PIXELS, WHOLE_UP_TO, decode_pixels, picture_size
 from tl_cli.errors import DataError, StorageError, some
 from tl_cli.fetch import Progress, silent
 from tl_cli.store import Store
@@ -76,6 +76,7 @@ class FileImages:
         root: the folder that was given.
         pixel_range: the numbers that become black and white in pictures of more than 8 bits per channel; None is 0 and
             the largest of 16 bits.
+        max_pixels: how many may be decoded of one; None is the usual limit.
         contents: what the files held when they were last read; None where they were not.
     """
 
@@ -83,6 +84,7 @@ class FileImages:
     labels: np.ndarray
     root: Path
     pixel_range: PixelRange | None = None
+    max_pixels: int | None = None
     contents: Contents | None = None
 
     def __len__(self) -> int:
@@ -91,7 +93,7 @@ class FileImages:
     def subset(self, indices: np.ndarray) -> "FileImages":
         """Return the images at ``indices``, in that order."""
         contents = None if self.contents is None else self.contents.take(indices)
-        return FileImages(self.ids.take(indices), self.labels[indices], self.root, self.pixel_range, contents)
+        return replace(self, ids=self.ids.take(indices), labels=self.labels[indices], contents=contents)
 
     def load(self, index: int, short_side: int | None = None) -> Tensor:
         """Return one image decoded, (3, H, W) uint8.
@@ -99,7 +101,7 @@ class FileImages:
         Raises:
             DataError: it cannot be decoded; names the file.
         """
-        return decode(self.root / self.ids[index], short_side=short_side, pixel_range=self.pixel_range)
+        return self.open(index, short_side).pixels.contiguous()
 
     def open(self, index: int, short_side: int | None = None) -> Picture:
         """Return one image decoded, a large JPEG perhaps at a fraction of its size.
@@ -107,7 +109,8 @@ class FileImages:
         Raises:
             DataError: it cannot be decoded; names the file.
         """
-        return open_picture(self.root / self.ids[index], short_side=short_side, pixel_range=self.pixel_range)
+        path = self.root / self.ids[index]
+        return open_picture(path, short_side=short_side, pixel_range=self.pixel_range, max_pixels=self.max_pixels)
 
     def load_pixels(self, index: int) -> np.ndarray:
         """Return one image decoded whole, (H, W, 3) uint8: what ``load`` does, without a tensor for each.
@@ -115,7 +118,8 @@ class FileImages:
         Raises:
             DataError: it cannot be decoded; names the file.
         """
-        return decode_pixels(os.path.join(self.root, self.ids[index]), pixel_range=self.pixel_range)
+        path = os.path.join(self.root, self.ids[index])
+        return decode_pixels(path, pixel_range=self.pixel_range, max_pixels=self.max_pixels)
 
 
 Images = PackedImages | FileImages
@@ -135,7 +139,8 @@ def with_contents(parts: Mapping[T, Images], *, workers: int = 1, progress: Prog
         here = {name: images for name, images in files.items() if images.root == root}
         # Together, as they are remembered.
         names = Names.joined([images.ids for images in here.values()])
-        contents = read_contents(root, names, workers=workers, progress=progress)
+        limits = {images.max_pixels or MAX_PIXELS for images in here.values()}
+        contents = read_contents(root, names, max_pixels=max(limits), workers=workers, progress=progress)
         start = 0
         for name, images in here.items():
             end = start + len(images)
@@ -178,7 +183,7 @@ def changed_files(images: Images) -> list[str]:
 
 
 def _contents(images: FileImages) -> Contents:
-    return images.contents or read_contents(images.root, images.ids)
+    return images.contents or read_contents(images.root, images.ids, max_pixels=images.max_pixels)
 
 
 def _digests(images: Images) -> list[bytes]:
@@ -227,7 +232,7 @@ def pack(
     Raises:
         DataError: one of them cannot be decoded.
     """
-    height, width = picture_size(images.root / images.ids[0])
+    height, width = picture_size(images.root / images.ids[0], images.max_pixels)
     if (
         3 * height * width * len(images) > budget_bytes
         or min(height, width) > WHOLE_UP_TO
@@ -309,7 +314,8 @@ def _decode_all(images: FileImages, first: Tensor, workers: int, progress: Progr
 def fingerprint(images: Images) -> str:
     """Return a digest that is another one where these are not the same images in the same order, whatever their names.
 
-    It includes the range with which deep pictures are decoded.
+    It includes the range with which deep pictures are decoded, and a limit on pixels that is not the usual one: it
+    decides at which fraction of its size a large JPEG is decoded.
 
     Raises:
         DataError: a file is not there or cannot be read; names it.
@@ -319,7 +325,8 @@ def fingerprint(images: Images) -> str:
         for part in images.pixels.split(4096):
             seen.update(part.contiguous().numpy().data)
         return seen.hexdigest()
-    seen = hashlib.sha256(f"{_KEPT_FORMAT} {images.pixel_range}\0{PIL.__version__}\0".encode())
+    limit = "" if images.max_pixels in (None, MAX_PIXELS) else f" {images.max_pixels}"
+    seen = hashlib.sha256(f"{_KEPT_FORMAT} {images.pixel_range}{limit}\0{PIL.__version__}\0".encode())
     seen.update(np.ascontiguousarray(_contents(images).digests).data)
     return seen.hexdigest()
 

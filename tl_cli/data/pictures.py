@@ -13,6 +13,7 @@ import logging
 import os
 import stat
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ SUFFIXES = frozenset(
 )
 # Files of these may have more than 8 bits per channel, or bands that are not used.
 MAY_BE_DEEP = frozenset((".png", ".tif", ".tiff", ".ppm", ".pgm"))
-MAX_PIXELS = 89_478_485  # Pillow's own limit, from which on it only warns
+MAX_PIXELS = 89_478_485  # by default; Pillow's own limit, from which on it only warns
 # Four channels of 32 bits: a larger file holds no picture within the limit, and would only fill the memory.
 _BYTES_PER_PIXEL = 16
 # Smaller pictures are always decoded whole, so it does not matter who decodes them when.
@@ -63,8 +64,6 @@ OPENING = b"\0tl pixels\0"
 # a filter for each call would not be safe on several threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# It refuses what has twice as many pixels, 200-megapixel JPEGs too, of which few are decoded.
-Image.MAX_IMAGE_PIXELS = None
 # Errors come as exceptions too. libtiff's own handler prints, and so does Python's logging where nobody listens.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with suppress(OSError, AttributeError, TypeError):  # a Pillow that has no libtiff, or has it inside
@@ -88,14 +87,22 @@ class Pixels:
 
 
 def decode_pixels(
-    source: str | Path | bytes, *, short_side: int | None = None, pixel_range: "PixelRange | None" = None
+    source: str | Path | bytes,
+    *,
+    short_side: int | None = None,
+    pixel_range: "PixelRange | None" = None,
+    max_pixels: int | None = None,
 ) -> np.ndarray:
     """Return the values of ``decode_picture``, (H, W, 3) uint8."""
-    return decode_picture(source, short_side=short_side, pixel_range=pixel_range).values
+    return decode_picture(source, short_side=short_side, pixel_range=pixel_range, max_pixels=max_pixels).values
 
 
 def decode_picture(
-    source: str | Path | bytes, *, short_side: int | None = None, pixel_range: "PixelRange | None" = None
+    source: str | Path | bytes,
+    *,
+    short_side: int | None = None,
+    pixel_range: "PixelRange | None" = None,
+    max_pixels: int | None = None,
 ) -> Pixels:
     """Return a picture as it is meant to be seen: RGB, upright, on white where transparent.
 
@@ -105,20 +112,22 @@ def decode_picture(
             least twice this many pixels. None decodes it whole.
         pixel_range: the numbers that become black and white in pictures of more than 8 bits per channel; None is
             0 and the largest of 16 bits, and refuses floating-point numbers.
+        max_pixels: how many may be decoded; None is ``MAX_PIXELS``.
 
     Raises:
-        DataError: it is no picture of a known format, is torn, or is larger than ``MAX_PIXELS``. Names the file.
+        DataError: it is no picture of a known format, is torn, or has more pixels. Names the file.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
+    limit = max_pixels or MAX_PIXELS
     try:
-        with _open(source) as image:
+        with _open(source, limit) as image:
             stored, factor, orientation = image.size, 1, None
             is_scaled = pixel_range is not None and deep.is_deep(image)
             if short_side is not None and not is_scaled:
-                factor = _draft(image, short_side)
-            _check_pixels(name, image, stored)
+                factor = _draft(image, short_side, limit)
+            _check_pixels(name, image, stored, limit)
             if is_scaled and pixel_range is not None:
-                values = deep.to_levels(deep.read(lambda: _open(source)), pixel_range)
+                values = deep.to_levels(deep.read(lambda: _open(source, limit)), pixel_range)
             else:
                 orientation = image.getexif().get(_ORIENTATION) if factor > 1 else None
                 ImageOps.exif_transpose(image, in_place=True)
@@ -138,17 +147,52 @@ def decode_picture(
     return Pixels(values, (rows, columns), (left, top, left + right, top + bottom))
 
 
-def _check_pixels(name: str, image: Image.Image, stored: tuple[int, int]) -> None:
+def _check_pixels(name: str, image: Image.Image, stored: tuple[int, int], limit: int) -> None:
     """Refuse a picture of which too many pixels would be decoded; of a JPEG at a fraction of its size few are."""
-    if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{name} has {stored[0]} x {stored[1]} pixels; at most {MAX_PIXELS:,} are decoded")
+    if image.width * image.height > limit:
+        width, height = stored
+        raise DataError(
+            f"{name} has {width} x {height} pixels; at most {limit:,} are decoded; "
+            f"with --max-pixels {width * height} it is decoded too"
+        )
 
 
-def _open(source: str | Path | bytes) -> Image.Image:
+def _open(source: str | Path | bytes, limit: int) -> Image.Image:
+    return deep.without_undeclared_opacity(_identified(source, limit))
+
+
+def _identified(source: str | Path | bytes, limit: int) -> Image.Image:
     if not isinstance(source, bytes):
-        _check_regular(source)
-    opened = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-    return deep.without_undeclared_opacity(opened)
+        _check_regular(source, limit)
+    with _UNLIMITED:
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+class _Unlimited:
+    """Lifts Pillow's limit on pixels, which is one for the whole process, while any thread is inside.
+
+    Pillow refuses what has twice as many as its limit, 200-megapixel JPEGs too, of which few are decoded.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limit: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_UNLIMITED = _Unlimited()
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,17 +208,17 @@ class Numbers:
     unused: str = ""
 
 
-def numbers(path: str | Path) -> Numbers:
+def numbers(path: str | Path, max_pixels: int | None = None) -> Numbers:
     """Return how a file holds its picture. Of most only the first bytes are read; what is no picture has nothing.
 
     Raises:
         OSError: it cannot be read.
     """
-    with open_regular(path) as file:
+    with open_regular(path, max_pixels) as file:
         start = file.read(32)
     if not start.startswith((b"II", b"MM", b"P", _PNG)) or (start.startswith(_PNG) and start[24:25] != b"\x10"):
         return Numbers()
-    with suppress(Exception), _open(path) as image:
+    with suppress(Exception), _open(path, max_pixels or MAX_PIXELS) as image:
         return Numbers(deep.is_deep(image), deep.unused_bands(image))
     return Numbers()
 
@@ -182,35 +226,35 @@ def numbers(path: str | Path) -> Numbers:
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def deep_values(path: str | Path) -> np.ndarray:
+def deep_values(path: str | Path, max_pixels: int | None = None) -> np.ndarray:
     """Return the numbers (H, W, C) of a picture of more than 8 bits per channel.
 
     Raises:
         DataError: it cannot be decoded at full depth.
     """
+    limit = max_pixels or MAX_PIXELS
     try:
-        with _open(path) as image:
-            _check_pixels(str(path), image, image.size)
-        return deep.read(lambda: _open(path)).values
+        with _open(path, limit) as image:
+            _check_pixels(str(path), image, image.size, limit)
+        return deep.read(lambda: _open(path, limit)).values
     except DataError:
         raise
     except Exception as error:
         raise _refusal(str(path), error, path) from error
 
 
-def picture_size(source: str | Path | bytes) -> tuple[int, int]:
+def picture_size(source: str | Path | bytes, max_pixels: int | None = None) -> tuple[int, int]:
     """Return height and width of a picture as it is meant to be seen. Only its header is read.
 
     Args:
         source: a file, or the bytes of one.
+        max_pixels: a file for many more is not read.
 
     Raises:
         DataError: it is no picture of a known format, or cannot be read.
     """
     try:
-        if not isinstance(source, bytes):
-            _check_regular(source)
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with _identified(source, max_pixels or MAX_PIXELS) as image:
             width, height = image.size
             # Pillow would decode a PNG in search of EXIF data that do not stand before its pixels.
             has_exif = "exif" in image.info or image.format == "TIFF"
@@ -220,33 +264,36 @@ def picture_size(source: str | Path | bytes) -> tuple[int, int]:
         raise _refusal("the image" if isinstance(source, bytes) else str(source), error, source) from error
 
 
-def open_regular(path: str | Path) -> io.BufferedReader:
+def open_regular(path: str | Path, max_pixels: int | None = None) -> io.BufferedReader:
     """Open the file of a picture for reading: neither a pipe nor a device, nor larger than any picture.
 
     Raises:
         OSError: it is none, or cannot be read.
     """
-    _check_regular(path)
+    _check_regular(path, max_pixels or MAX_PIXELS)
     return open(path, "rb")  # noqa: PTH123 (the caller closes it)
 
 
-def largest_file(max_pixels: int = MAX_PIXELS) -> int:
+def largest_file(max_pixels: int | None = None) -> int:
     """Return how many bytes the file of a picture may have."""
-    return _BYTES_PER_PIXEL * max_pixels
+    return _BYTES_PER_PIXEL * (max_pixels or MAX_PIXELS)
 
 
 def too_large(size: int, limit: int) -> str:
     """Return what to say of a file of ``size`` bytes that is not read."""
-    return f"the file has {size / 1e6:,.0f} MB; pictures of more than {limit / 1e6:,.0f} MB are not read"
+    return (
+        f"the file has {size / 1e6:,.0f} MB; pictures of more than {limit / 1e6:,.0f} MB are not read; if it is one, "
+        f"give --max-pixels {-(-size // _BYTES_PER_PIXEL)}"
+    )
 
 
-def _check_regular(path: str | Path) -> None:
+def _check_regular(path: str | Path, max_pixels: int) -> None:
     found = os.stat(path)
     # Even opening a pipe waits, for somebody who writes into it.
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "is no regular file")
-    if found.st_size > largest_file():
-        raise OSError(errno.EFBIG, too_large(found.st_size, largest_file()))
+    if found.st_size > (limit := largest_file(max_pixels)):
+        raise OSError(errno.EFBIG, too_large(found.st_size, limit))
 
 
 def _refusal(name: str, error: Exception, source: str | Path | bytes) -> DataError:
@@ -261,8 +308,6 @@ def _refusal(name: str, error: Exception, source: str | Path | bytes) -> DataErr
         with suppress(Exception):
             return DataError(f"{name}: {deep.describe_tiff(_tiff_tags(source))}")
         return DataError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})")
-    if isinstance(error, Image.DecompressionBombError):
-        return DataError(f"{name} has too many pixels to be decoded safely: {error}")
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if reason.startswith("decoder error"):
         reason = "it is truncated or corrupt"
@@ -281,7 +326,9 @@ def _tiff_tags(source: str | Path | bytes) -> TiffImagePlugin.ImageFileDirectory
         return tags
 
 
-def header(source: str | Path | bytes) -> tuple[str, str, tuple[int, int], bool, int, bool]:
+def header(
+    source: str | Path | bytes, max_pixels: int | None = None
+) -> tuple[str, str, tuple[int, int], bool, int, bool]:
     """Return format, mode, width and height, whether EXIF turns it, frames, and whether it is deep, of a good picture.
 
     Frames are 0 where those after the first, which is used, are torn.
@@ -290,7 +337,7 @@ def header(source: str | Path | bytes) -> tuple[str, str, tuple[int, int], bool,
         DataError: it cannot be decoded.
     """
     try:
-        with _open(source) as image:
+        with _open(source, max_pixels or MAX_PIXELS) as image:
             form, mode, size, turned, frames = str(image.format), image.mode, image.size, False, 0
             is_deep = deep.is_deep(image)
             if is_deep and mode not in deep.MODES:
@@ -308,14 +355,14 @@ _ORIENTATION = 0x0112
 _ON_ITS_SIDE = (5, 6, 7, 8)
 
 
-def _draft(image: Image.Image, short_side: int) -> int:
+def _draft(image: Image.Image, short_side: int, limit: int) -> int:
     """Have a large JPEG decoded at a fraction of its size, and return by which number its sides are divided."""
     width, height = image.size
     if min(width, height) <= WHOLE_UP_TO:
         return 1
     scale = 2 * short_side / min(width, height)
     # One that would be too large is decoded at a smaller fraction, as long as enough is left of it.
-    fitting = next((each for each in (1, 2, 4, 8) if width * height <= MAX_PIXELS * each**2), 1)
+    fitting = next((each for each in (1, 2, 4, 8) if width * height <= limit * each**2), 1)
     if min(width, height) >= fitting * short_side / 2:
         scale = min(scale, 1 / fitting)
     if scale >= 1:

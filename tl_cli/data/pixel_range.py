@@ -129,10 +129,10 @@ def range_of(values: np.ndarray) -> PixelRange:
     return (low, high) if high > low else (low, low + 1)
 
 
-def is_deep_file(path: str) -> bool:
+def is_deep_file(path: str, max_pixels: int | None = None) -> bool:
     """Return whether a picture has more than 8 bits per channel."""
     with suppress(OSError):
-        return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and numbers(path).is_deep
+        return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and numbers(path, max_pixels).is_deep
     return False
 
 
@@ -170,7 +170,7 @@ def _numbers(images: Images, workers: int, progress: Progress) -> dict[int, Numb
     def look(number: int) -> Numbers:
         # What cannot be read is named when it is decoded.
         with suppress(OSError):
-            return numbers(os.path.join(images.root, images.ids[places[number]]))
+            return numbers(os.path.join(images.root, images.ids[places[number]]), images.max_pixels)
         return Numbers()
 
     found = zip(places, each(len(places), look, workers, progress, "looking at pixel depths"), strict=True)
@@ -190,7 +190,8 @@ def _measured(
 
     def sample(number: int) -> np.ndarray:
         try:
-            values: np.ndarray = deep_values(os.path.join(images.root, images.ids[chosen[number]])).ravel()
+            path = os.path.join(images.root, images.ids[chosen[number]])
+            values: np.ndarray = deep_values(path, images.max_pixels).ravel()
         except DataError:
             return np.empty(0)
         values = values[np.isfinite(values)] if values.dtype.kind == "f" else values

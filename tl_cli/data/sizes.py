@@ -96,5 +96,5 @@ def measure(images: Images) -> Sizes | None:
     sizes = []
     for index in chosen.tolist():
         with suppress(DataError):
-            sizes.append(picture_size(images.root / images.ids[index]))
+            sizes.append(picture_size(images.root / images.ids[index], images.max_pixels))
     return Sizes.of(sizes, is_sample=len(chosen) < len(images))

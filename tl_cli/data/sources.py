@@ -90,7 +90,14 @@ def open_data(
         DownloadError: it must be fetched and cannot be.
     """
     source = locate(spec.source)
-    found = _open(source, cache_folder(spec.data_dir), progress, columns=spec.columns, partial=resuming)
+    found = _open(
+        source,
+        cache_folder(spec.data_dir),
+        progress,
+        columns=spec.columns,
+        max_pixels=spec.max_pixels,
+        partial=resuming,
+    )
     if "train" not in found.parts:
         raise DataError(f"{source} has no training images; there are: {', '.join(found.parts)}")
     spec = spec.model_copy(update={"source": source, "layout": spec.layout if resuming else found.layout})
@@ -112,7 +119,12 @@ def open_data(
 
 
 def open_source(
-    source: str, data_dir: str | None, progress: Progress = silent, *, columns: Columns = USUAL_COLUMNS
+    source: str,
+    data_dir: str | None,
+    progress: Progress = silent,
+    *,
+    columns: Columns = USUAL_COLUMNS,
+    max_pixels: int | None = None,
 ) -> Found:
     """Return the images of a source as they lie there: not split, not decoded.
 
@@ -122,7 +134,9 @@ def open_source(
         DataError: the source is unknown or has no images.
         DownloadError: it must be fetched and cannot be.
     """
-    found = _open(locate(source), cache_folder(data_dir), progress, columns=columns, lenient=True)
+    found = _open(
+        locate(source), cache_folder(data_dir), progress, columns=columns, max_pixels=max_pixels, lenient=True
+    )
     return found if found.faults or len(found.classes) > 1 else replace(found, faults=("there is but one class",))
 
 
@@ -185,6 +199,7 @@ def open_to_judge(
         progress,
         columns=both if is_same_place else columns,
         hints=then.columns,
+        max_pixels=then.max_pixels,
         partial=True,
     )
     found = _scaled(found, pixel_range)
@@ -245,7 +260,8 @@ def _own_images(then: DataSpec, pixel_range: PixelRange | None, progress: Progre
     """Return the images of a training by part, as they are where they were; nothing where they are not at hand."""
     with suppress(DataError):
         if is_at_hand(then):
-            found = _open(then.source, cache_folder(then.data_dir), progress, columns=then.columns, partial=True)
+            cache = cache_folder(then.data_dir)
+            found = _open(then.source, cache, progress, columns=then.columns, max_pixels=then.max_pixels, partial=True)
             found = _readable_parts(_scaled(found, pixel_range), then, 2, progress)
             return with_contents(_split(found, then), workers=_READERS, progress=progress)
     return {}
@@ -417,8 +433,28 @@ def _open(
     *,
     columns: Columns = USUAL_COLUMNS,
     hints: Columns = USUAL_COLUMNS,
+    max_pixels: int | None = None,
     partial: bool = False,
     lenient: bool = False,
+) -> Found:
+    found = _scan(source, cache, progress, columns, hints, max_pixels, partial=partial, lenient=lenient)
+    parts = {
+        name: replace(images, max_pixels=max_pixels) if isinstance(images, FileImages) else images
+        for name, images in found.parts.items()
+    }
+    return replace(found, parts=parts)
+
+
+def _scan(
+    source: str,
+    cache: Path,
+    progress: Progress,
+    columns: Columns,
+    hints: Columns,
+    max_pixels: int | None,
+    *,
+    partial: bool,
+    lenient: bool,
 ) -> Found:
     if columns != USUAL_COLUMNS and (source in SETS or not (_is_listing(Path(source)) or archive.is_archive(source))):
         named = ", ".join(f"--{name}-column" for name in columns.model_dump(exclude_none=True))
@@ -438,7 +474,16 @@ def _open(
     if _is_listing(path):
         return listing.scan(path, columns=columns, hints=hints, partial=partial, lenient=lenient)
     if archive.is_archive(path.name):
-        return archive.scan(path, cache, progress, columns=columns, hints=hints, partial=partial, lenient=lenient)
+        return archive.scan(
+            path,
+            cache,
+            progress,
+            columns=columns,
+            hints=hints,
+            partial=partial,
+            lenient=lenient,
+            max_pixels=max_pixels,
+        )
     return folder.scan(path)
 
 

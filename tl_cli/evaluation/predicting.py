@@ -30,10 +30,12 @@ class Predictor:
     Attributes:
         classifier: in eval mode.
         classes: names, in the order of the logits.
+        max_pixels: how many may be decoded of a picture; None is the usual limit.
     """
 
     classifier: Classifier
     classes: tuple[str, ...]
+    max_pixels: int | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "Predictor":
@@ -43,7 +45,7 @@ class Predictor:
             WeightsError: it is none.
         """
         classifier, card = zoo.restore(folder)
-        return cls(classifier, card.classes)
+        return cls(classifier, card.classes, card.data.max_pixels)
 
     def predict(self, pictures: Sequence[object]) -> tuple[Tensor, list[str]]:
         """Return probabilities, (N, num_classes) float32, and why a picture has none: an empty text where it has.
@@ -59,7 +61,8 @@ class Predictor:
             images: dict[int, Tensor] = {}
             for place in range(start, min(start + _BATCH, len(pictures))):
                 try:
-                    images[place] = read_input(encoded(pictures[place]), self.classifier.preprocessing)
+                    picture = encoded(pictures[place])
+                    images[place] = read_input(picture, self.classifier.preprocessing, self.max_pixels)
                 except DataError as error:
                     errors[place] = str(error)
             if images:

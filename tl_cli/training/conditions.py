@@ -14,6 +14,7 @@ _MACHINE = {
 # What these say of the images is in the splits, by content; they are named where the splits differ.
 _DATA = {
     "data", "limit", "val_fraction", "split_seed", "on_bad_image", "path_column", "label_column", "split_column",
+    "max_pixels",
 }  # fmt: skip
 _ELSEWHERE = {"model", "weights"}
 _PARTS: tuple[SplitName, ...] = ("train", "val")

@@ -106,6 +106,7 @@ class TrainConfig(BaseModel):
         limit: at most so many images a part, stratified; None is all.
         val_fraction: share of the training images held out where the data bring no validation part.
         on_bad_image: ``error`` names the files that cannot be decoded; ``skip`` leaves them out before the split.
+        max_pixels: how many may be decoded of a picture; None is the usual limit.
         workers: threads that decode images from files.
         threads: threads of a tensor operation on the CPU; 0 leaves torch's own number.
         fold: compute BatchNorm whose statistics stand still inside the convolution before it; None is what pays on the
@@ -127,6 +128,7 @@ class TrainConfig(BaseModel):
     data_dir: str | None = None
     limit: Annotated[int, Field(ge=2)] | None = None
     on_bad_image: OnBadImage = "error"
+    max_pixels: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
     val_fraction: Annotated[float, Field(gt=0, lt=0.9)] = 0.1
     split_seed: Annotated[int, Field(ge=0)] = 0
     recipe: RecipeName = "default"

@@ -93,6 +93,7 @@ class Judge:
         batch_size: images in memory at once; None chooses.
         workers: threads that decode; None chooses.
         on_bad_image: whether files that cannot be decoded are left out; None does as the training did.
+        max_pixels: how many may be decoded of a picture; None is the limit of the training.
         progress: told as images are opened and answered.
 
     Raises:
@@ -111,6 +112,7 @@ class Judge:
         batch_size: int | None = None,
         workers: int | None = None,
         on_bad_image: OnBadImage | None = None,
+        max_pixels: int | None = None,
         progress: Progress = silent,
     ) -> None:
         self._card = card
@@ -121,7 +123,7 @@ class Judge:
         if source is None:
             check_still_there(card.data.source)
         judged = open_to_judge(
-            card.data,
+            card.data if max_pixels is None else card.data.model_copy(update={"max_pixels": max_pixels}),
             source or card.data.source,
             data_dir=data_dir,
             columns=columns,

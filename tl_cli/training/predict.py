@@ -47,12 +47,14 @@ def predict(
     device: DeviceName = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
+    max_pixels: int | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each path, in order. A picture that cannot be decoded does not stop the others.
 
     Args:
         batch_size: pictures computed at once; None chooses.
         workers: threads that decode; None chooses.
+        max_pixels: how many may be decoded of a picture; None is the usual limit.
 
     Raises:
         UsageError: the device is not there.
@@ -67,7 +69,7 @@ def predict(
     underway: deque[list[Prediction | str]] = deque()
 
     def batches() -> Iterator[Batch]:
-        for group in _decoded(paths, how, size, max(1, threads)):
+        for group in _decoded(paths, how, size, max(1, threads), max_pixels):
             # A group without any picture goes the same way with one that nobody asked for: it does not wait for others.
             nothing = torch.zeros(3, how.crop, how.crop, dtype=torch.uint8)
             inputs = [found for _, found in group if isinstance(found, Tensor)] or [nothing]
@@ -90,7 +92,7 @@ def _prediction(path: str, probabilities: Tensor) -> Prediction:
 
 
 def _decoded(
-    paths: Iterable[str], how: Preprocessing, size: int, workers: int
+    paths: Iterable[str], how: Preprocessing, size: int, workers: int, max_pixels: int | None
 ) -> Iterator[list[tuple[str, Tensor | Prediction]]]:
     """Yield groups of ``size`` pictures, cut to the input size, (3, crop, crop) uint8, or why they cannot be."""
 
@@ -100,7 +102,7 @@ def _decoded(
             what = "is a folder without pictures" if os.path.isdir(path) else "there is no such file"  # noqa: PTH112
             return Prediction(path, None, f"{path}: {what}")
         try:
-            return read_input(Path(path), how)
+            return read_input(Path(path), how, max_pixels)
         except DataError as error:
             return Prediction(path, None, str(error))
 

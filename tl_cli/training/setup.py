@@ -626,6 +626,7 @@ def _data_spec(early: TrainConfig) -> DataSpec:
         limit=early.limit,
         on_bad_image=early.on_bad_image,
         columns=Columns(path=early.path_column, label=early.label_column, split=early.split_column),
+        max_pixels=early.max_pixels,
     )
 
 

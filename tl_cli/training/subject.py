@@ -63,12 +63,14 @@ class Subject:
         machine: where it computes.
         names: of its outputs; empty where they have none.
         show: opens the images that it is shown; not needed for pictures that a person gives.
+        max_pixels: how many may be decoded of a picture; None is the usual limit.
     """
 
     classifier: Classifier
     machine: Machine
     names: tuple[str, ...]
     show: Callable[[], Shown]
+    max_pixels: int | None = None
 
     def prepared(self, picture: Picture) -> Tensor:
         """Return what the network sees of a picture: (3, S, S) uint8."""
@@ -88,7 +90,7 @@ class Subject:
         return self.names[output] if output < len(self.names) else f"class {output}"
 
 
-def decoded_picture(path: Path, how: Preprocessing) -> Picture:
+def decoded_picture(path: Path, how: Preprocessing, max_pixels: int | None = None) -> Picture:
     """Return a picture file, no larger than a network needs it.
 
     Raises:
@@ -97,7 +99,7 @@ def decoded_picture(path: Path, how: Preprocessing) -> Picture:
     if not path.is_file():
         what = "is a folder; give a picture" if path.is_dir() else "there is no such file"
         raise DataError(f"{path}: {what}")
-    return open_picture(path, short_side=decoded_side(how), pixel_range=how.pixel_range)
+    return open_picture(path, short_side=decoded_side(how), pixel_range=how.pixel_range, max_pixels=max_pixels)
 
 
 def subject_of_model(
@@ -138,7 +140,7 @@ def subject_of_model(
             open_known=(lambda most: judge.loader("train", most=most)) if judge.is_own else None,
         )
 
-    return Subject(classifier, machine, card.classes, show)
+    return Subject(classifier, machine, card.classes, show, card.data.max_pixels)
 
 
 def subject_of_architecture(

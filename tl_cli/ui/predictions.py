@@ -39,18 +39,21 @@ class Lines:
         *,
         show: bool,
         pixel_range: PixelRange | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self._console = console
         self._classes = classes
         self._top = top
         self._pixel_range = pixel_range
+        self._max_pixels = max_pixels
         self._show = show and console.color_system is not None
         self._label = max(cell_len(shortened(name, 24)) for name in classes)
 
     def __call__(self, path: str, probabilities: Tensor) -> None:
         """Print the line, after a small picture where one is wanted."""
         if self._show:
-            picture = decode(Path(path), short_side=2 * _THUMBNAIL, pixel_range=self._pixel_range)
+            side, limit = 2 * _THUMBNAIL, self._max_pixels
+            picture = decode(Path(path), short_side=side, pixel_range=self._pixel_range, max_pixels=limit)
             self._console.print(thumbnail(picture, _THUMBNAIL))
         best = likeliest(probabilities, self._classes, self._top)
         # As many as fit, but always the first.
