@@ -1,5 +1,6 @@
 import os
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -457,3 +458,23 @@ def test_capital_and_small_letters_may_be_classes_of_their_own(pictures: Path) -
 def test_a_label_of_nothing_visible_is_empty(pictures: Path) -> None:
     with pytest.raises(DataError, match="line 4: the label is empty"):
         read_as(pictures, "a", "b", "\u200b")
+
+
+def test_labels_beside_those_that_are_read_are_said_with_the_command_for_them(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {name: COLOURS[name] for name in ("blue", "red")}, 12, size=8)
+    for name, numbers in (("train", range(10)), ("test", range(10, 12))):
+        rows = [f"{label}/{number:03d}.png,{label}" for label in ("blue", "red") for number in numbers]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label", *rows]))
+    (tmp_path / "val.csv").write_text("path,width\nblue/010.png,8\n")
+    found = sources.open_source(str(tmp_path / "train.csv"), None)
+    (note,) = [each for each in found.notes if "not read" in each]
+    *_, command = note.split("training: ")
+    assert command == f"tl eval latest --data {tmp_path / 'test.csv'}"
+    assert list(sources.open_source(command.split()[-1], None).classes) == ["blue", "red"]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as packed:
+        for file in (*tmp_path.glob("*.csv"), *tmp_path.rglob("*.png")):
+            packed.write(file, file.relative_to(tmp_path))
+    (note,) = [
+        each for each in sources.open_source(str(tmp_path / "all.zip"), str(tmp_path / "c")).notes if "not read" in each
+    ]
+    assert note.startswith("test.csv in the archive")

@@ -194,6 +194,14 @@ def scan(
     except DataError as error:
         _discard(unpacked)
         raise DataError(f"in {path}, unpacked: {error}") from error
+    unread = unread_beside(listings[0], found, columns, hints) if len(listings) == 1 and not partial else []
+    if unread:
+        names = some([file.name for file in unread])
+        found = replace(found, notes=(
+            *found.notes,
+            f"{names} in the archive: labels that are not read; unpack it, and after the training "
+            f"tl eval latest --data {shlex.quote(unread[0].name)} measures the model on them",
+        ))  # fmt: skip
     left_out = unpacked / _LEFT_OUT
     notes = left_out.read_text("utf-8").splitlines() if left_out.exists() else []
     return replace(found, notes=(*found.notes, *notes))
@@ -206,6 +214,23 @@ def listings_in(top: Path, columns: Columns = USUAL_COLUMNS, hints: Columns = US
     # Kaggle's examples of what is to be sent in have made-up labels.
     found = [file for file in found if "submission" not in file.stem.lower()]
     return [file for file in found if part_named(file.stem) == "train"] or found
+
+
+def unread_beside(
+    listing_: Path, found: Found, columns: Columns = USUAL_COLUMNS, hints: Columns = USUAL_COLUMNS
+) -> list[Path]:
+    """Return labelled CSVs beside one that was read which are called after parts that it has not."""
+    if part_named(listing_.stem) not in (None, "train"):
+        return []
+    files = sorted(file for file in listing_.parent.iterdir() if file.suffix.lower() in listing.SUFFIXES)
+    return [
+        file
+        for file in files
+        if (part := part_named(file.stem)) not in (None, "train")
+        and part not in found.parts
+        and file.is_file()
+        and listed_by.is_listing(file, columns, hints)
+    ]
 
 
 def unpack(

@@ -472,7 +472,14 @@ def _scan(
                 raise DataError(f"{error}\n{hint}") from error
             raise
     if _is_listing(path):
-        return listing.scan(path, columns=columns, hints=hints, partial=partial, lenient=lenient)
+        found = listing.scan(path, columns=columns, hints=hints, partial=partial, lenient=lenient)
+        unread = [] if partial else archive.unread_beside(path, found, columns, hints)
+        notes = [
+            f"{file.name} beside it has labels too and is not read; to measure the model on it after the training: "
+            f"tl eval latest --data {shlex.quote(str(file))}"
+            for file in unread
+        ]
+        return replace(found, notes=(*found.notes, *notes))
     if archive.is_archive(path.name):
         return archive.scan(
             path,
