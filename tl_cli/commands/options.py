@@ -172,7 +172,7 @@ MaxPixels = Annotated[
     typer.Option(
         "--max-pixels",
         metavar="PIXELS",
-        help="Most pixels decoded of one picture, width times height. [default: the model's, or 89478485]",
+        help="Most pixels decoded of one picture, width times height; default is the model's, or 89478485.",
         min=1,
         max=1 << 40,
         show_default=False,
