@@ -174,6 +174,22 @@ def test_other_weights_images_sizes_and_precisions_have_features_of_their_own(co
     assert new(feature_views="2", augment="flip-crop") == 2
 
 
+def test_features_computed_by_code_for_another_processor_are_not_used(
+    colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def new() -> int:
+        before = kept()
+        run(plan_for(colours, epochs=1, device="cpu"))
+        return len(kept() - before)
+
+    assert new() == 2  # training and validation images
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert new() == 2
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "of another processor")
+    assert new() == 2
+    assert new() == 0
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_picture_that_changes_in_place_is_noticed(colours: Path, tmp_path: Path, packed: bool) -> None:
     folder = tmp_path / "copy"

@@ -351,7 +351,7 @@ class Cache:
                 "preprocessing": loader.preprocessing.model_dump(mode="json"),
                 "view": [view, repr(settings), seed] if isinstance(view, int) else view,
                 "dtype": str(self.plan.dtype),
-                "machine": [self.machine.device.type, self.machine.precision, str(self.machine.memory_format)],
+                "machine": self.machine.arithmetic(),
             },
             sort_keys=True,
         )

@@ -1,6 +1,7 @@
 """The one place for device, precision and memory layout."""
 
 import os
+import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -21,6 +22,8 @@ _BUSY_WITHIN_S = 0.3
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # As torch.cpu.get_capabilities calls them.
 _BF16_CPUS = {"avx512_bf16", "amx_bf16", "bf16"}
+# Environment variables that make oneDNN and MKL choose other code for the same processor.
+_LIBRARIES = ("ONEDNN_", "DNNL_", "MKL_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,20 @@ class Machine:
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model here, in this layout, in place."""
         return model.to(self.device).to(memory_format=self.memory_format)
+
+    def arithmetic(self) -> dict[str, object]:
+        """Return what the rounding of results depends on, of JSON types: where it differs, the last bits may."""
+        found: dict[str, object] = {
+            "device": [self.device.type, device_name(self.device)],
+            "precision": self.precision,
+            "layout": str(self.memory_format),
+            "shortcuts": self.takes_shortcuts,
+        }
+        if self.device.type == "cpu":
+            found["capability"] = torch.backends.cpu.get_cpu_capability()
+            found["processor"] = sorted(name for name, has in cpu_facts().items() if has is True)
+            found["libraries"] = {name: value for name, value in os.environ.items() if name.startswith(_LIBRARIES)}
+        return found
 
     def describe(self) -> str:
         """Return one line for people: the device's name, its precision and layout."""
@@ -208,6 +225,13 @@ def cpu_facts() -> Mapping[str, object]:
     """Return what torch knows of the CPU, such as ``cpu_name`` and ``avx512_bf16``; older versions know nothing."""
     ask: Callable[[], Mapping[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
     return ask()
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU of NVIDIA's, else of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(cpu_facts().get("cpu_name") or platform.processor() or platform.machine())
 
 
 def cores() -> int:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from tl_cli.training.machine import (
     Machine,
     bf16_may_be_fast,
     cores,
-    cpu_facts,
+    device_name,
     idle_cores,
     memory_format_of,
 )
@@ -420,7 +419,7 @@ def _key(model: nn.Module, work: Work, fixed: Fixed) -> str:
                 "step" if work.trains else "forward",
                 _digest((tuple(p.shape), p.requires_grad) for p in parameters),
                 _digest(norm.__dict__.get("train") is None for norm in norms),
-                _device_name(work.device),
+                device_name(work.device),
                 f"{cores()} cores",
                 f"torch {torch.__version__}",
                 _digest(asdict(fixed).items()),
@@ -431,9 +430,3 @@ def _key(model: nn.Module, work: Work, fixed: Fixed) -> str:
 
 def _digest(facts: Iterable[object]) -> str:
     return sha256(repr(list(facts)).encode()).hexdigest()[:12]
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return str(cpu_facts().get("cpu_name") or platform.processor() or platform.machine())
