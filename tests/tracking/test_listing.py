@@ -193,8 +193,8 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(store_module, "STATE_ROOT", Path("elsewhere"))
         assert (store.model_folder(store.find("one")) / "model.json").exists()
-    kept = [*store.artifact_places(two, listing._models(two)), store.state_folder(two)]
-    gone = [*store.artifact_places(one, listing._models(one)), store.state_folder(one)]
+    kept = [*store.artifact_places(two, store.models_of(two)), store.state_folder(two)]
+    gone = [*store.artifact_places(one, store.models_of(one)), store.state_folder(one)]
     assert len(kept) == 3
     assert tl("runs", "rm", "one", "--yes").code == 0
     # A run that was removed earlier can be purged by its id or name.

@@ -99,3 +99,19 @@ def test_of_several_runs_none_is_deleted_where_one_is_in_use(
         assert (refused.code, "is in use by another process" in refused.err) == (2, True), refused.err
         assert client.get_run(second).info.lifecycle_stage == "active"
     assert files(folder) == before
+
+
+def test_a_model_that_another_run_made_stays_with_it(
+    tl, tmp_path: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "project"
+    project(folder, ready_database)
+    enter(folder, monkeypatch)
+    client, before = mlflow.MlflowClient(), files(folder)
+    (model,) = client.search_logged_models(["1"])
+    second = client.create_run("1", run_name="two").info.run_id
+    client.log_outputs(second, [mlflow.entities.LoggedModelOutput(model.model_id, 0)])
+    client.set_terminated(second)
+    assert tl("runs", "rm", "two", "--purge", "--yes").code == 0
+    assert files(folder) == before
+    assert [each.model_id for each in client.search_logged_models(["1"])] == [model.model_id]

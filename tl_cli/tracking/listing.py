@@ -156,15 +156,16 @@ def files_of(store: Store, run: Run) -> Files:
     """Return the folders of a run that are there."""
     found = {folder.resolve() for folder in _recorded_folders(store, run) if folder.is_dir()}
     found = {folder for folder in found if not found & set(folder.parents)}
-    shared = {folder for folder in found if folder.name not in (run.info.run_id, *_models(run))}
+    shared = {folder for folder in found if folder.name not in (run.info.run_id, *store.models_of(run))}
     inside = {folder for folder in found - shared if is_within(store.database, folder)}
     return Files(tuple(sorted(inside)), tuple(sorted(found - shared - inside)), tuple(sorted(shared)))
 
 
 def _recorded_folders(store: Store, run: Run) -> set[Path]:
     """Return where a run's folders should be, links not followed."""
-    places = [*store.artifact_places(run, _models(run)), store.state_folder(run)]
-    ids = (str(run.info.run_id), *_models(run))
+    models = store.models_of(run)
+    places = [*store.artifact_places(run, models), store.state_folder(run)]
+    ids = (str(run.info.run_id), *models)
     return {own_folder(place.absolute(), ids) or place.absolute() for place in places}
 
 
@@ -193,7 +194,7 @@ def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
             if link.is_symlink() and not link.exists():
                 link.unlink()
         with store.reported():
-            store.delete_for_good(run, _models(run))
+            store.delete_for_good(run, store.models_of(run))
     return stays
 
 
@@ -274,10 +275,6 @@ def _kind(run: Run) -> Kind:
     if is_parent(run):
         return "comparison"
     return "training" if "tl.version" in run.data.tags else "other"
-
-
-def _models(run: Run) -> list[str]:
-    return [str(output.model_id) for output in (run.outputs.model_outputs if run.outputs else [])]
 
 
 def _made_with(run: Run) -> dict[str, str]:

@@ -438,6 +438,17 @@ class Store:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
 
+    def models_of(self, run: Run) -> list[str]:
+        """Return the ids of the models that a run made, deleted ones too, and not of those that it only names."""
+        backend = self.client._tracking_client.store
+        found = []
+        for output in run.outputs.model_outputs if run.outputs else []:
+            with suppress(MlflowException):  # deleted for good
+                model = backend.get_logged_model(output.model_id, allow_deleted=True)
+                if model.source_run_id == run.info.run_id:
+                    found.append(str(model.model_id))
+        return found
+
     def artifact_places(self, run: Run, model_ids: Iterable[str]) -> list[Path]:
         """Return where a run and its models have their artifacts, as far as those are on this machine."""
         uris = [str(run.info.artifact_uri)]
