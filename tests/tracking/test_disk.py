@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Result
+from tests.tracking.test_places import enter
 from tl_cli.errors import StorageError
 from tl_cli.models.bundle import WEIGHTS_FILE
 from tl_cli.tracking.listing import files_of
@@ -78,3 +79,17 @@ def test_a_run_that_failed_keeps_its_checkpoints_until_it_is_finished(
         path.write_bytes(data)
     assert tl("runs", "sync", "latest").code == 0
     assert checkpoints(state()) == []
+
+
+def test_a_copy_of_a_project_shares_no_file_with_its_original(
+    tl, workplace: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tl(*TRAIN, colours).code == 0
+    copy = workplace.with_name("copy")
+    shutil.copytree(Path("mlruns"), copy / "mlruns")
+    shutil.copy("mlflow.db", copy)
+    enter(copy, monkeypatch)
+    assert tl("runs", "sync", "latest").code == 0
+    of_both = [{path.stat().st_ino for path in root.rglob(WEIGHTS_FILE)} for root in (workplace / "mlruns", copy)]
+    assert [len(inodes) for inodes in of_both] == [1, 2]
+    assert not of_both[0] & of_both[1]

@@ -11,7 +11,7 @@ import mlflow
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
-from tl_cli.errors import UsageError
+from tl_cli.errors import TrackingError, UsageError
 from tl_cli.models.bundle import read_card
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_inputs
 from tl_cli.tracking.journal import (
@@ -150,11 +150,12 @@ def free_disk(store: Store, run_id: str, folder: Path) -> None:
     Args:
         folder: of its state, which it would need to go on.
     """
-    with suppress(MlflowException, OSError):
+    with suppress(MlflowException, OSError, TrackingError):
         run = store.client.get_run(run_id)
         ended = read(folder / JOURNAL, run_id).ending
         if run.info.status == "FINISHED" and ended is not None and ended.status == "FINISHED":
             remove_checkpoints(folder)
+            store.check_place(run)
             share_weights(store, run, folder / BEST_FOLDER)
 
 
