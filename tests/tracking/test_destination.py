@@ -70,7 +70,9 @@ def test_variables_that_contradict_each_other_are_refused_with_both_values(
 
 
 def test_a_prepared_run_is_the_run_of_one_training_alone(store: Store, train, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = store.client.create_run(store.client.create_experiment("theirs"), run_name="prepared").info
+    described = {"mlflow.note.content": "what it is for"}
+    experiment = store.client.create_experiment("theirs")
+    prepared = store.client.create_run(experiment, run_name="prepared", tags=described).info
     monkeypatch.setenv("MLFLOW_RUN_ID", prepared.run_id)
     refused = train("--experiment", "mine")
     assert refused.code == 2
@@ -80,6 +82,8 @@ def test_a_prepared_run_is_the_run_of_one_training_alone(store: Store, train, mo
     assert train().code == 0
     run = store.client.get_run(prepared.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "prepared")
+    assert (run.data.params["model"], run.data.params["epochs"]) == ("timm/test_resnet", "1")
+    assert len(run.inputs.dataset_inputs) == 3
     assert (Path("mlruns") / run.info.experiment_id / run.info.run_id / "state").is_dir()
     # Another training is not merged into it.
     monkeypatch.setenv("MLFLOW_RUN_ID", prepared.run_id)

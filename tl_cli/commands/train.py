@@ -737,9 +737,10 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
         with recorder:
             every = Every.parse(plan.config.checkpoint_every)
             saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
-            if target.resumed_id is None:
+            is_new = target.resumed_id is None
+            if is_new:
                 saver.begin()
-            if not recorder.is_described:
+            if is_new or not recorder.is_described:
                 recorder.log_start(plan, command_line(), _draw_contact_sheet(plan, recorder.folder, warnings.append))
             title = Title(recorder.run_name, plan.machine.describe(), plan.config.epochs)
             try:
