@@ -9,6 +9,7 @@ import pytest
 
 from tl_cli.errors import TrackingError
 from tl_cli.tracking import places
+from tl_cli.tracking.destination import find_destination
 from tl_cli.tracking.places import find_moves
 from tl_cli.tracking.store import open_store
 
@@ -218,6 +219,9 @@ def test_nothing_is_written_to_a_run_that_is_another_projects(
     store = open_store(None)
     with pytest.raises(TrackingError, match="tl runs relocate"):
         store.check_place(store.find("one"))
+    monkeypatch.setenv("MLFLOW_RUN_ID", store.client.create_run("1").info.run_id)
+    with pytest.raises(TrackingError, match="tl runs relocate"):
+        find_destination(store, None)
     # Its own files were not copied: there is nothing that could be recorded instead.
     shutil.rmtree(workplace / "copy" / "mlruns" / "1")
     with pytest.raises(TrackingError, match="copied or moved|belongs to"):

@@ -37,7 +37,7 @@ def find_destination(store: Store, experiment: str | None) -> Destination:
 
     Raises:
         UsageError: the variables contradict the command line or each other, or name a run that cannot be used.
-        TrackingError: the experiment was deleted, or the store cannot be used.
+        TrackingError: the experiment was deleted, its files are another project's, or the store cannot be used.
     """
     run_id = os.environ.pop(RUN_ID, None)
     if run_id:
@@ -48,6 +48,7 @@ def find_destination(store: Store, experiment: str | None) -> Destination:
                 f"{RUN_ID} names the run {named(run)} of the experiment {found.name!r}, and --experiment "
                 f"{experiment!r}; leave out --experiment, or unset {RUN_ID}"
             )
+        store.check_place(run)
         return Destination(found.experiment_id, found.name, run)
     name, experiment_id = experiment or os.environ.get(_NAME), os.environ.get(_ID)
     if experiment is None and experiment_id:
