@@ -237,7 +237,7 @@ def test_a_model_on_this_disk_is_used_where_its_artifact_store_cannot_be_reached
         evaluated = tl("eval", name, "--json", "--no-log")
         assert evaluated.code == 0, evaluated.err
         assert "pip install boto3" in evaluated.err
-        assert json.loads(evaluated.out)["accuracy"]["value"] == pytest.approx(accuracy)
+        assert json.loads(evaluated.out)["accuracy"] == pytest.approx(accuracy)
     # Another model of the run is not taken for the one that is named.
     with closing(sqlite3.connect("mlflow.db")) as database:
         database.execute("update logged_model_params set param_value = 'other' where param_key = 'weights_sha256'")
