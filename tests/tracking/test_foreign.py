@@ -1,17 +1,20 @@
 """What others write into a store, or the clock, never ends a list."""
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import Run
 
 from tests.tracking.test_run import epoch, recorder
-from tl_cli.errors import TrackingError
+from tl_cli.errors import StorageError, TrackingError
 from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import Store, open_store
+from tl_cli.training.state import checkpoints
 
 HOSTILE = ("1e400", "-1e400", "nan", "", " ", "x", "9" * 5000, "-1", "0x10", "1_0", "[]", "{}", "٣", "1-2-3", "5-", "a b c",
            "1-" + "9" * 400, "host 99999999999999999999 1", "-0", "1e308")  # fmt: skip
@@ -145,6 +148,8 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     assert "not recorded" in trained.out
     assert "tl runs sync" in trained.err
     assert list(Path("mlruns").glob("*/*/state/best/model.json"))
+    (state,) = Path("mlruns").glob("*/*/state")
+    assert checkpoints(state)
     # Processes of their own: this one has the old database open.
     from tests.conftest import said_by
 
@@ -152,9 +157,12 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     assert (code, "recorded again" in said) == (0, True), said
     code, said = said_by(workplace, "runs", "sync")
     assert (code, "the store has everything" in said) == (0, True), said
-    client = mlflow.MlflowClient(f"sqlite:///{workplace}/mlflow.db")
+    # Under its own name MLflow would read the old one.
+    shutil.copy("mlflow.db", "seen.db")
+    client = mlflow.MlflowClient(f"sqlite:///{workplace}/seen.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
     (state,) = Path("mlruns").glob("*/*/state")
+    assert checkpoints(state) == []
     assert (run.info.run_id, run.info.experiment_id) == (state.parts[2], state.parts[1])
     assert (run.info.run_name, run.info.status, run.data.tags["k"]) == ("lost", "FINISHED", "v")
     assert run.data.params["epochs"] == "2"
@@ -169,3 +177,49 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     assert said_by(workplace, "runs", "rm", "lost", "--yes")[0] == 0
     code, said = said_by(workplace, "runs", "sync")
     assert "recorded again" not in said
+
+
+@pytest.fixture
+def lost(store: Store, tl, colours: Path) -> Run:
+    """A finished run as the store had it, which has nothing of it any more."""
+    assert tl("train", "timm/test_resnet", "--weights", "none", "--data", colours, "--epochs", "1", "--freeze-epochs", "0",
+              "--input-size", "32", "--batch-size", "16", "--no-probe", "--quiet").code == 0  # fmt: skip
+    run = store.find("latest")
+    store.delete_for_good(run, [output.model_id for output in run.outputs.model_outputs])
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        database.execute("delete from inputs")
+        database.commit()
+    return run
+
+
+def assert_is_again(run: Run, store: Store) -> None:
+    now = store.client.get_run(run.info.run_id)
+    assert now.info.status == "FINISHED"
+    assert now.data.metrics.items() >= {k: v for k, v in run.data.metrics.items() if "system/" not in k}.items()
+    assert {each.dataset.digest for each in now.inputs.dataset_inputs} == {
+        each.dataset.digest for each in run.inputs.dataset_inputs
+    }
+    assert len(now.outputs.model_outputs) == 1
+
+
+def test_a_run_of_an_earlier_version_is_recorded_again_from_its_card(tl, store: Store, lost: Run) -> None:
+    store.state_folder(lost).joinpath("record.jsonl").unlink()
+    # Nothing says that it was of this store.
+    assert "recorded again" not in tl("runs", "sync").out
+    synced = tl("runs", "sync", lost.info.run_id)
+    assert (synced.code, "recorded again" in synced.out) == (0, True), synced.err
+    assert_is_again(lost, store)
+
+
+def test_a_call_that_was_interrupted_is_completed_by_the_next(
+    tl, store: Store, lost: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    for method in ("tl_cli.tracking.journal.Journal.leave", "tl_cli.tracking.store.Store.add_run"):
+        with monkeypatch.context() as patch:
+            patch.setattr(method, fail)
+            assert tl("runs", "sync").code == 1
+    assert tl("runs", "sync").code == 0
+    assert_is_again(lost, store)

@@ -2,9 +2,9 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
@@ -91,19 +91,28 @@ def restore(store: Store, run_id: str) -> Synced:
     """
     (path,) = STATE_ROOT.glob(f"*/{run_id}/state/{JOURNAL}")
     with alone_with(path):
-        record = read(path.with_name(RECORD), run_id).left or _record_of(path.parent)
+        record, known = read(path.with_name(RECORD), run_id).left or _record_of(path.parent), read(path, run_id)
         tags = _tags(record)
-        started = min((point.timestamp for point in read(path, run_id).points), default=int(time.time() * 1000))
+        started = min((point.timestamp for point in known.points), default=int(time.time() * 1000))
         experiment_id = store.experiment(tags.get(EXPERIMENT_TAG, DEFAULT_EXPERIMENT))
-        store.add_run(run_id, experiment_id, tags.get(NAME_TAG, run_id[:8]), int(tags.get(STARTED_TAG, started)))
+        # The experiment may have another id now.
         here, there = path.parents[1], STATE_ROOT / experiment_id / run_id
-        with Journal(path) as journal:
-            # The experiment may have another id now.
-            journal.leave(Left(each.kind, each.name.replace(str(here), str(there), 1), each.value) for each in record)
+        todo = [_moved(each, there) for each in record]
+        if known.left[-len(todo) :] != todo:  # an earlier call was interrupted
+            with Journal(path) as journal:
+                journal.leave(todo)
     if there != here:
         there.parent.mkdir(parents=True, exist_ok=True)
         here.rename(there)
+    # Last: a run that the store has is not restored again.
+    store.add_run(run_id, experiment_id, tags.get(NAME_TAG, run_id[:8]), int(tags.get(STARTED_TAG, started)))
     return sync(store, store.client.get_run(run_id))
+
+
+def _moved(work: Left, folder: Path) -> Left:
+    """Return work whose files are in the folder of its run now."""
+    _, inside, path = work.name.partition(f"/{folder.name}/")
+    return replace(work, name=str(folder / path)) if inside else work
 
 
 def _tags(record: Iterable[Left]) -> dict[str, str]:
@@ -167,9 +176,6 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
     if recorded.left:
         store.check_place(run)
     with store.reported():
-        waiting = missing(store, run_id, recorded.points)
-        for start in range(0, len(waiting), _BATCH):
-            store.client.log_batch(run_id, metrics=waiting[start : start + _BATCH])
         for work in recorded.left:
             try:
                 _do(store, run_id, work)
@@ -181,6 +187,9 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
                     failed[work] = said
                 else:
                     raise
+        waiting = _of_models(store, run_id, missing(store, run_id, recorded.points))
+        for start in range(0, len(waiting), _BATCH):
+            store.client.log_batch(run_id, metrics=waiting[start : start + _BATCH])
         status = None
         if recorded.ending is not None and run.info.status == "RUNNING":
             status = recorded.ending.status
@@ -227,6 +236,29 @@ def missing(store: Store, run_id: str, points: Iterable[Metric]) -> list[Metric]
         known = {_place(point) for point in there}
         found += [point for point in of_key if _place(point) not in known]
     return found
+
+
+def _of_models(store: Store, run_id: str, points: Sequence[Metric]) -> list[Metric]:
+    """Return points that name only models of the run: one that was recorded again has its model under another id."""
+    outputs = store.client.get_run(run_id).outputs
+    ids = [output.model_id for output in outputs.model_outputs] if outputs else []
+    known = {model_id: model_id for model_id in ids}
+    lost_ids = [point.model_id for point in points if point.model_id and point.model_id not in known]
+    if lost_ids and len(ids) == 1:
+        known[lost_ids[-1]] = ids[0]
+    return [
+        Metric(
+            each.key,
+            each.value,
+            each.timestamp,
+            each.step,
+            known.get(each.model_id),
+            each.dataset_name,
+            each.dataset_digest,
+            run_id,
+        )
+        for each in points
+    ]
 
 
 def _place(point: Metric) -> tuple[int, int]:
