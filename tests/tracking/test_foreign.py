@@ -147,6 +147,8 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     assert "is recorded" not in trained.out
     assert "not recorded" in trained.out
     assert "tl runs sync" in trained.err
+    warnings = trained.err.splitlines()
+    assert len(warnings) == len(set(warnings))
     assert list(Path("mlruns").glob("*/*/state/best/model.json"))
     (state,) = Path("mlruns").glob("*/*/state")
     assert checkpoints(state)

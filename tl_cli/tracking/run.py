@@ -93,7 +93,7 @@ class Recorder:
         self._thread = threading.Thread(target=self._write, name="tl-recorder", daemon=True)
         self._seen: set[tuple[str, int]] = set()
         self._results: dict[str, float] = {}
-        self._last_warning = ""
+        self._warned: set[str] = set()
         self._is_away = False
         self._has_left = False  # work for sync
         self._is_kept = True  # whether all points are in the journal
@@ -452,8 +452,8 @@ class Recorder:
     def _warn_once(self, error: Exception) -> None:
         self._is_away = True
         message = f"the tracking store {self._store.uri} failed: {reason(error)}"
-        if message != self._last_warning:
-            self._last_warning = message
+        if message not in self._warned:
+            self._warned.add(message)
             self._warn(message)
 
 
