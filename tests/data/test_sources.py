@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +195,19 @@ def test_rare_classes_stay_in_training_and_are_named(tmp_path: Path) -> None:
     )
     judged = sources.open_to_judge(data.spec, data.spec.source, data_dir=None)
     assert (judged.is_own, judged.data.notes, counts_of(judged.data)) == (True, data.notes, counts_of(data))
+
+
+@pytest.mark.parametrize("gone", ["a", "c"])
+def test_a_class_that_is_no_longer_trained_on_does_not_keep_from_the_test_images(gone: str, tmp_path: Path) -> None:
+    for part, count in (("train", 8), ("test", 2)):
+        rare_folder(tmp_path / part, a=count, b=count, c=count)
+    then = sources.open_data(DataSpec(source=str(tmp_path), layout="classes"), workers=1).spec
+    shutil.rmtree(tmp_path / "train" / gone)
+    judged = sources.open_to_judge(then, str(tmp_path), data_dir=None)
+    assert judged.is_own
+    assert counts_of(judged.data)["test"] == [2, 2, 2]
+    assert sources.changed_parts(then, judged.data) == ["train", "val"]
+    assert judged.data.notes == ()
 
 
 def test_a_rare_class_of_given_training_images_stays_whole(tmp_path: Path) -> None:

@@ -515,7 +515,8 @@ def _split(found: Found, spec: DataSpec) -> dict[SplitName, Images]:
                 parts[name] = images.subset(splits.subset(images.labels, spec.limit, spec.split_seed, least=each))
     if "train" not in parts:
         return parts
-    counts = np.bincount(parts["train"].labels, minlength=len(found.classes))
+    # Classes after the last one that is in train are not among these; they may be in other parts.
+    counts = np.bincount(parts["train"].labels)
     rare = np.flatnonzero(counts < least)
     if least > 1 and (counts < least).all():
         raise DataError(
@@ -541,7 +542,8 @@ def _rare_note(found: Found, parts: Mapping[SplitName, Images]) -> tuple[str, ..
     if not held_out:
         return ()
     counts = {name: np.bincount(parts[name].labels, minlength=len(found.classes)) for name in ("train", *held_out)}
-    rare = np.flatnonzero([not any(counts[name][label] for name in held_out) for label in range(len(found.classes))])
+    held = sum(counts[name] for name in held_out)
+    rare = np.flatnonzero((held == 0) & (counts["train"] > 0))
     if not len(rare):
         return ()
     listed = _counted(found.classes, counts["train"], rare)
