@@ -1,9 +1,13 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from timm.data.mixup import Mixup, rand_bbox
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tl_cli.data.mixing import _boxes, mix
 
@@ -47,6 +51,29 @@ def test_targets_are_shares_that_sum_to_one(method: dict[str, float]) -> None:
         assert targets.dtype == torch.float32
         assert (targets >= 0).all()
         torch.testing.assert_close(targets.sum(1), torch.ones(BATCH))
+
+
+class Seen(TorchDispatchMode):
+    """Notes the types of all tensors that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.dtypes.update(each.dtype for each in tree_leaves(result) if isinstance(each, Tensor))
+        return result
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_of_double_precision_which_mps_has_not(method: dict[str, float]) -> None:
+    with Seen() as seen:
+        mix(INPUTS, LABELS, CLASSES, **method, seed=0, step=1)
+    assert torch.float32 in seen.dtypes
+    assert torch.float64 not in seen.dtypes
 
 
 def test_mixup_is_what_timm_makes_of_each_image_its_partner_and_its_share() -> None:

@@ -38,8 +38,8 @@ def mix(
     top, bottom, left, right = _boxes(share, random.integers(height, size=count), random.integers(width, size=count),
                                       height, width)  # fmt: skip
     share = np.where(is_cut, 1 - (bottom - top) * (right - left) / (height * width), share)
-    # How much of each pixel stays.
-    kept = _column(share, device).to(inputs.dtype)
+    # How much of each pixel stays. Rounded here: MPS has no double precision.
+    kept = _column(share.astype(np.float32), device).to(inputs.dtype)
     if is_cut.any():
         rows, columns = torch.arange(height, device=device).view(-1, 1), torch.arange(width, device=device)
         is_outside = (
@@ -51,7 +51,7 @@ def mix(
         kept = torch.where(_column(is_cut, device), is_outside.to(inputs.dtype), kept)
     # Exactly one or the other where a share is 0 or 1.
     mixed = inputs[partner].lerp_(inputs, kept)
-    targets, own = F.one_hot(labels, num_classes).float(), _column(share, device).float().view(-1, 1)
+    targets, own = F.one_hot(labels, num_classes).float(), _column(share.astype(np.float32), device).view(-1, 1)
     return mixed, targets * own + targets[partner] * (1 - own)
 
 
