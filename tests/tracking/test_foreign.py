@@ -225,3 +225,11 @@ def test_a_call_that_was_interrupted_is_completed_by_the_next(
             assert tl("runs", "sync").code == 1
     assert tl("runs", "sync").code == 0
     assert_is_again(lost, store)
+
+
+def test_a_run_in_a_deleted_experiment_is_not_a_lost_one(tl, store: Store) -> None:
+    with recorder(store) as run:
+        store.client.log_text(run.run_id, "x", "x.txt")
+    store.client.delete_experiment(store.experiment("tl"))
+    done = tl("runs", "sync")
+    assert (done.code, done.err) == (0, "")

@@ -342,6 +342,8 @@ def test_a_server_with_its_own_certificate_is_used_as_mlflows_variables_say(
         patch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
         assert open_store(open_one.url).experiments().keys() >= {"Default"}
         assert complete_run("lat", open_one.url)
+        code, said = said_by(tmp_path, "runs", "--tracking-uri", open_one.url, MLFLOW_TRACKING_INSECURE_TLS="true")
+        assert (code, "Unverified" in said) == (0, False), said
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(mine))
         with pytest.raises(TrackingError, match="certificate verify failed"):

@@ -128,6 +128,15 @@ def test_a_spike_survives_thinning() -> None:
     assert any(mark in drawn[1] for mark in "⠁⠂⠄⠈⠐⠠⡀⢀")
 
 
+@pytest.mark.parametrize("height", [4, 5, 6, 8])
+@pytest.mark.parametrize(("low", "high"), [(0.85, 1.12), (0.88, 1.1), (0.0, 0.9), (1.99, 2.31)])
+def test_no_label_is_written_over_another(low: float, high: float, height: int) -> None:
+    lines = chart([(float(x), low + (high - low) * x / 9) for x in range(10)], Canvas(40, height, colour=False))
+    labels = [float(line.split("┤")[0]) for line in lines.splitlines() if "┤" in line]
+    assert labels == sorted(labels, reverse=True)
+    assert all(low - 1e-9 <= label <= high + 1e-9 for label in labels), lines
+
+
 def test_a_logarithmic_axis_is_labelled_with_round_numbers() -> None:
     powers = chart([(0.0, 1e-4), (1.0, 10.0)], log=True)
     assert {"0.001", "0.01", "0.1", "1"} <= set(powers.replace("┤", " ").split())

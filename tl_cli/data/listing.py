@@ -171,7 +171,12 @@ def _several_labels(path: Path, rows: _Rows) -> tuple[str, str]:
     }
     used = Counter(piece for each in pieces.values() for piece in set(each))
     joined = {name: each for name, each in pieces.items() if len(each) > 1}
-    made = [name for name, each in joined.items() if all(used[piece] > 1 for piece in each)]
+    # "Springfield, MA" beside "Boston, MA" has a town first and a state last, and neither is a label by itself.
+    places = Counter(piece for _, piece in {(at, piece) for each in joined.values() for at, piece in enumerate(each)})
+    apart = {name for name, each in pieces.items() if len(each) == 1} | {piece for piece in places if places[piece] > 1}
+    made = [
+        name for name, each in joined.items() if all(used[piece] > 1 for piece in each) and not apart.isdisjoint(each)
+    ]
     if made:
         row = int(np.flatnonzero(np.isin(rows.labels, [rows.classes.index(name) for name in made]))[0])
         name = rows.classes[rows.labels[row]]

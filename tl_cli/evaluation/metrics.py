@@ -104,7 +104,8 @@ class MacroScores:
 
     A class that was never answered has precision 0, as in scikit-learn. The intervals are basic ones (Davison and
     Hinkley 1997) of 1,000 bootstrap samples of the images, drawn class by class so that none is lost; with fewer than
-    ten images a class there are none.
+    ten images a class there are none, and none for the precision where a class was answered fewer than ten times: it is
+    0 in the samples that lose those answers.
     """
 
     precision: Measure
@@ -211,6 +212,8 @@ def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
         drawn.append(_macro(true, answered, np.concatenate(draws, axis=1), len(confusion)))
     quantiles = np.percentile(np.concatenate(drawn, axis=1), [2.5, 97.5], axis=1).T
     precision, recall, f1 = (_basic(float(value), *each) for value, each in zip(values, quantiles, strict=True))
+    if confusion.sum(0)[confusion.any(1)].min() < _FEWEST_A_CLASS:
+        precision = Measure(precision.value, math.nan, math.nan)
     return MacroScores(precision, recall, f1)
 
 

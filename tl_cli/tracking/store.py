@@ -85,6 +85,8 @@ for _name in ("mlflow", "alembic"):
 for _name in ("mlflow.store.db", "mlflow.system_metrics", "mlflow.tracking.fluent"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"mlflow\.")
+# Of a server whose certificate the user's variable says not to look at: one for each request.
+warnings.filterwarnings("ignore", message="Unverified HTTPS request")
 disable_logging()  # what it prints itself, such as "Successfully registered model"
 # Of a run that nobody could end, MLflow would say FINISHED as the process exits, and nothing resumes what is finished.
 atexit.unregister(getattr(mlflow.tracking.fluent, "_safe_end_run", None) or (lambda: None))
@@ -373,6 +375,17 @@ class Store:
             _check_server(str(mlflow.get_tracking_uri()))
         except TrackingError:
             return False
+        return True
+
+    def has(self, run_id: str) -> bool:
+        """Whether the store has a run, be it removed, or in an experiment that was deleted."""
+        with self.reported():
+            try:
+                self.client.get_run(run_id)
+            except MlflowException as error:
+                if error.error_code not in NOT_THERE:
+                    raise
+                return False
         return True
 
     def check_has(self, run_id: str) -> None:

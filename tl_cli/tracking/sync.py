@@ -75,7 +75,7 @@ def lost(store: Store, name: str, *, is_named: bool) -> str:
             those with the record.
     """
     found = [path.parent for path in STATE_ROOT.glob(f"*/*/state/{JOURNAL}") if path.parts[-3].startswith(name)]
-    if len(name) < 3 or len(found) != 1 or store.find_removed(found[0].parent.name) is not None:
+    if len(name) < 3 or len(found) != 1 or store.has(found[0].parent.name):
         return ""
     run_id = found[0].parent.name
     is_ours = _tags(read(found[0] / RECORD, run_id).left).get(STORE_TAG) == store.uri
@@ -252,7 +252,7 @@ def _of_models(store: Store, run_id: str, points: Sequence[Metric]) -> list[Metr
             each.value,
             each.timestamp,
             each.step,
-            known.get(each.model_id),
+            known.get(each.model_id or ""),
             each.dataset_name,
             each.dataset_digest,
             run_id,

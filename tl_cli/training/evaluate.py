@@ -282,7 +282,7 @@ class Judge:
         """Whether a part that was held out at random may now hold images that the model was trained on."""
         changed = self._changed
         # Where the training images are what they were, nothing has moved from them to another part.
-        return part in changed and "train" in changed and part not in self._data.spec.layout.split("/")
+        return part in changed and "train" in changed and part not in self._card.data.layout.split("/")
 
 
 def _name_of(part: Part) -> SplitName:

@@ -190,7 +190,9 @@ def _draw_line(line: Line, symbol: str, points: Points, canvas: Canvas) -> None:
 
 def _label_axes(panel: Panel, across: _Axis, upward: _Axis, canvas: Canvas) -> None:
     columns = ticks(across.low, across.high, max(3, min(12, canvas.width // 9)), whole=panel.whole)
-    rows = ticks(upward.low, upward.high, max(3, min(8, canvas.height // 2)))
+    most = max(2, min(8, canvas.height // 2))
+    rows = ticks(upward.low, upward.high, most)
+    rows = rows[:: math.ceil(len(rows) / most)]  # two labels in one row would be written over each other
     unit = "%" if panel.percent else ""
     labels = [label + unit for label in _tick_labels(rows)]
     if panel.log:
