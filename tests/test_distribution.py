@@ -22,7 +22,7 @@ def _advised() -> list[tuple[str, str]]:
             # Texts in Python break across two literals: join them before looking.
             text = re.sub(r'"\s*\n\s*f?"', "", path.read_text())
             lines = re.findall(r"pip install ((?:-\w+ )*[^\s;&`\"),]+)", text)
-            found += [(path.name, line.split()[-1].strip("'")) for line in lines]
+            found += [(path.name, line.split()[-1].strip("'")) for line in lines if "{" not in line]
     return found
 
 

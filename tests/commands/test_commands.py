@@ -203,7 +203,9 @@ def test_a_folder_without_test_images_claims_no_test_figure(tl, workplace: Path)
     assert "no test accuracy will be claimed" in result.out
     assert "95% interval" not in result.out
     assert "test/accuracy" not in open_store(None).find("latest").data.metrics
-    missing = tl("eval", "latest")
+    measured = tl("eval", "latest")
+    assert (measured.code, "validation chose the epoch of this model" in measured.err) == (0, True)
+    missing = tl("eval", "latest", "--split", "test")
     assert missing.code == 2
     assert "has no test images; there are: train, val" in missing.err
 
@@ -221,7 +223,7 @@ def test_a_folder_without_test_images_claims_no_test_figure(tl, workplace: Path)
         (("train", "maxvit_t", "--weights", "none", "--data", "digits", "--input-size", "50"), "maxvit_t cannot take --input-size 50"),
         (("train",), "give a MODEL"),
         (("train", "--resume", "nothing"), "no runs"),
-        (("train", "resnet18", "--frze-epochs", "3"), "No such option"),
+        (("train", "resnet18", "--frze-epochs", "3"), "no such option: --frze-epochs did you mean: .* --freeze-epochs 3"),
         (("train", "resnet18", "--config", "no.toml"), "cannot read the config no.toml"),
         (("eval", "nothing"), "no runs"),
         (("plot", "--terminal"), "no runs"),

@@ -284,7 +284,7 @@ def test_a_closed_run_is_shown_with_the_command_that_resumes_it(tl, workplace: P
     store = open_store(uri)
     run = store.client.create_run(store.experiment("tl"), run_name="lost")
     closed = tl("runs", "close", run.info.run_id, "--tracking-uri", uri)
-    assert f"to go on: tl train --resume {run.info.run_id[:8]} --tracking-uri {uri}" in closed.out
+    assert f"to resume it: tl train --resume {run.info.run_id[:8]} --tracking-uri {uri}" in closed.out
 
 
 def test_the_limit_on_pixels_travels_with_the_model(tmp_path: Path, tl) -> None:

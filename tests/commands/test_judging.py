@@ -710,7 +710,7 @@ def test_what_cannot_be_compared_is_refused(tl, there: Store) -> None:
     assert "with --models" in tl("compare", "good", "poor", "--epochs", "3").err
     assert "with --models" in tl("compare", "good", "poor", "--seeds", "3").err
     assert "resnt18" in tl("compare", "--models", "resnt18", "resnet18").err
-    assert "No such option" in tl("compare", "--models", "resnet18", "resnet34", "--epoch", "3").err
+    assert "no such option: --epoch" in tl("compare", "--models", "resnet18", "resnet34", "--epoch", "3").err
     assert "give --seeds" in tl("compare", "--models", "resnet18", "resnet34", "--seed", "3").err
     assert "momentum" in tl("compare", "--models", "resnet18", "resnet34", "--momentum", "-1").err
     assert "names come first" in tl("compare", "--models", "--epochs", "3", "resnet18", "resnet34").err

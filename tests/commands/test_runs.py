@@ -87,7 +87,7 @@ def test_what_was_set_differently(tl, some_runs: None) -> None:
     assert apart["settings"]["model"] == ["resnet18", "resnet50", "vit_b_16"]
     assert apart["results"]["best/val_accuracy"] == [0.8, 0.9, None]
     alone = tl("runs", "diff", "first", "first")
-    assert (alone.code, "two runs or more" in alone.err) == (2, True)
+    assert (alone.code, "to compare it with another: tl runs diff" in alone.err) == (2, True)
 
 
 def test_dead_runs_are_seen_and_closed_and_silent_ones_only_by_name(tl, workplace: Path) -> None:

@@ -211,7 +211,8 @@ def test_a_saved_model_of_timm_is_restored_and_warm_starts_at_another_size(tmp_p
 
     first = zoo.create("timm/vit_tiny_patch16_224", 3, weights="none", input_size=64)
     torch.nn.init.normal_(first.model.head.weight)
-    facts = {"head": first.head, "preprocessing": first.preprocessing, "build_options": first.build_options}
+    preprocessing = first.preprocessing.model_copy(update={"resize": 64, "crop": 64})
+    facts = {"head": first.head, "preprocessing": preprocessing, "build_options": first.build_options}
     bundle.save(tmp_path, first.model, card(("a", "b", "c"), first.name).model_copy(update=facts))
     again, _ = zoo.restore(tmp_path)
     assert all(torch.equal(value, again.model.state_dict()[key]) for key, value in first.model.state_dict().items())

@@ -26,7 +26,9 @@ def shown(count: int = 1, **options: object):
 
 
 def console(width: int, height: int = 40, *, terminal: bool = True) -> Console:
-    return Console(theme=THEME, file=io.StringIO(), width=width, height=height, force_terminal=terminal)
+    file = io.StringIO()
+    file.isatty = lambda: terminal  # type: ignore[method-assign]
+    return Console(theme=THEME, file=file, width=width, height=height, force_terminal=terminal)
 
 
 def text_of(screen: Console) -> str:

@@ -1,6 +1,5 @@
 """``tl train``: settings in, a recorded model out."""
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -853,8 +852,8 @@ def _show_end(
     browse = "mlflow ui"
     if target.store.uri.startswith("http"):
         browse = link_to(target.store.uri, target.experiment_id)
-    elif target.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"):
-        # mlflow ui does not read the variable.
+    elif target.store.database != Path.cwd() / "mlflow.db":
+        # mlflow ui reads no variable.
         browse = f"mlflow ui --backend-store-uri {shlex.quote(target.store.uri)}"
     name = recorder.run_id[:8]
     if not recorder.is_recorded:

@@ -4,7 +4,6 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -215,11 +214,11 @@ def _translated(
             flags += [word, *queue[:takes]]
             del queue[:takes]
             continue
-        meaning = _known(options, bare) if is_option or (equals and not Path(word).exists()) else None
+        meaning = _known(options, bare) if is_option or (equals and not os.path.exists(word)) else None
         if meaning is None and is_option:
             return None
         if meaning is None:
-            arguments.append((habits.kept_run(word) or word) if is_run and not Path(word).exists() else word)
+            arguments.append((habits.kept_run(word) or word) if is_run and not os.path.exists(word) else word)
             continue
         has_value = meaning in (habits.FIRST, habits.LATER, habits.UNUSED) or (
             meaning in options and not options[meaning].is_flag
