@@ -259,13 +259,12 @@ def test_other_data_are_shown_beside_the_accuracy_on_its_own_test_images(tl, the
 
 
 def test_commands_that_a_training_suggests_work(tl, workplace: Path, odd_pictures: Path) -> None:
-    data = Path(shutil.copytree(odd_pictures, "pictures"))
-    for layout in ("train/test", "train/val", "classes"):
-        if layout == "train/val":
-            (data / "test").rename(data / "val")
-        if layout == "classes":
-            data = data / "train"
-        for uri in ("", f"sqlite:///{workplace}/a b.db"):
+    whole = Path(shutil.copytree(odd_pictures, "whole"))
+    validated = Path(shutil.copytree(odd_pictures, "validated"))
+    (validated / "test").rename(validated / "val")
+    # The default store first: MLflow keeps another one for the whole process.
+    for uri in ("", f"sqlite:///{workplace}/a b.db"):
+        for data in (whole, validated, whole / "train"):
             given = ("--tracking-uri", uri) if uri else ()
             result = tl("train", *OPTIONS, data, *given)
             assert result.code == 0, result.err
@@ -274,7 +273,7 @@ def test_commands_that_a_training_suggests_work(tl, workplace: Path, odd_picture
             assert [command[0] for command in ours] == ["eval", "plot", "inspect"]
             for command in ours:
                 answer = tl(*command)
-                assert answer.code == 0, (layout, command, answer.err)
+                assert answer.code == 0, (data, command, answer.err)
             (viewer,) = [command for command in suggested if command[0] != "tl"]
             assert viewer == ["mlflow", "ui", *(["--backend-store-uri", uri] if uri else [])]
 

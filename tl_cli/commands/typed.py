@@ -214,11 +214,11 @@ def _translated(
             flags += [word, *queue[:takes]]
             del queue[:takes]
             continue
-        meaning = _known(options, bare) if is_option or (equals and not os.path.exists(word)) else None
+        meaning = _known(options, bare) if is_option or (equals and not _exists(word)) else None
         if meaning is None and is_option:
             return None
         if meaning is None:
-            arguments.append((habits.kept_run(word) or word) if is_run and not os.path.exists(word) else word)
+            arguments.append((habits.kept_run(word) or word) if is_run and not _exists(word) else word)
             continue
         has_value = meaning in (habits.FIRST, habits.LATER, habits.UNUSED) or (
             meaning in options and not options[meaning].is_flag
@@ -242,3 +242,7 @@ def _translated(
     if slots and len(arguments) == slots + 1 and "--data" in options and "--data" not in flags:
         flags += ["--data", arguments.pop()]
     return [*arguments, *flags]
+
+
+def _exists(word: str) -> bool:
+    return os.path.exists(word)  # noqa: PTH110 (which takes any word, as long as it may be)
