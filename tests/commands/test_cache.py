@@ -115,3 +115,13 @@ def test_what_cannot_be_asked_or_understood_removes_nothing(tl, options: tuple[s
     assert result.code == 2
     assert said in result.err
     assert path.exists()
+
+
+def test_files_beside_the_folders_of_the_cache_are_not_tls(tl) -> None:
+    mine, measured = cache_root() / "counts.json", cache_root() / "measured" / "counts.json"
+    for path in (mine, measured):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"resnet18 224": [1, 2]}')
+    assert tl("models", "resnet18").code == 0  # counts what is not known
+    assert tl("cache", "clear", "--yes").code == 0
+    assert (mine.read_text(), measured.exists()) == ('{"resnet18 224": [1, 2]}', False)

@@ -115,3 +115,23 @@ def test_a_model_that_another_run_made_stays_with_it(
     assert tl("runs", "rm", "two", "--purge", "--yes").code == 0
     assert files(folder) == before
     assert [each.model_id for each in client.search_logged_models(["1"])] == [model.model_id]
+
+
+def test_a_run_whose_disk_is_away_is_not_forgotten(
+    tl, tmp_path: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "project"
+    run_id = project(folder, ready_database)
+    run, disk = folder / "mlruns" / "1" / run_id, folder / "disk"
+    disk.mkdir()
+    run.rename(disk / run_id)
+    run.symlink_to(disk / run_id)
+    enter(folder, monkeypatch)
+    disk.rename(folder / "unmounted")
+    refused = tl("runs", "rm", "one", "--purge", "--yes")
+    assert (refused.code, f"{disk / run_id} is not there" in refused.err) == (1, True), refused.err
+    assert run.is_symlink()
+    assert mlflow.MlflowClient().get_run(run_id)
+    (folder / "unmounted").rename(disk)
+    done = tl("runs", "rm", "one", "--purge", "--yes")
+    assert (done.code, run.is_symlink(), list(disk.iterdir())) == (0, False, []), done.err

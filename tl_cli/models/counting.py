@@ -49,7 +49,7 @@ class CountCache:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path or cache_root() / "counts.json"
+        self._path = path or cache_root() / "measured" / "counts.json"
         self._known: dict[str, list[int]] = {}
         self._unsaved = 0
 

@@ -182,6 +182,11 @@ def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
         TrackingError: the store cannot do it.
     """
     check_purgeable(store, [run])
+    links = [place for place in _recorded_folders(store, run) if place.is_symlink()]
+    # What is on a disk that is away now would be found by nobody afterwards.
+    away = [f"{link}: {link.readlink()} is not there" for link in links if not link.resolve().parent.is_dir()]
+    if away:
+        return away
     with owned(store, run, from_readers=True):
         for path in [path for folder in folders for path in folder.rglob("*")]:
             # The locks last: some file systems keep an open file, and the folder around it.
@@ -190,8 +195,8 @@ def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
                     path.unlink()
     stays = [problem for folder in folders for problem in _delete(folder)]
     if not stays:
-        for link in _recorded_folders(store, run):
-            if link.is_symlink() and not link.exists():
+        for link in links:
+            if not link.exists():
                 link.unlink()
         with store.reported():
             store.delete_for_good(run, store.models_of(run))

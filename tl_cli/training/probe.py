@@ -175,7 +175,7 @@ def probe(
     """
     if work.device.type not in ("cpu", "cuda"):
         return None
-    memory = _Memory(path or cache_root() / "probes.json")
+    memory = _Memory(path or cache_root() / "measured" / "probes.json")
     key = _key(model, work, fixed)
     known = memory.recall(key)
     axes = _axes(work, fixed)
