@@ -262,7 +262,7 @@ def test_what_may_pass_is_not_remembered(tmp_path: Path, monkeypatch: pytest.Mon
     root = odd_folder(tmp_path / "data")
     monkeypatch.setattr(checks, "_WORTH_REMEMBERING", 1)
 
-    def tired(path: str) -> None:
+    def tired(path: str, max_pixels: int) -> None:
         if str(path).endswith("red/000.png"):
             raise OSError(errno.EIO, "Input/output error")
 
@@ -414,7 +414,8 @@ def test_a_file_larger_than_any_picture_is_named_by_every_reader_and_not_read(tm
     huge.write_bytes((root / "red" / "000.png").read_bytes())
     os.truncate(huge, 3 << 30)
     read = bytes_read()
-    reason = "the file has 3,221 MB; pictures of more than 1,432 MB are not read"
+    # 16 bytes are the most that a pixel takes.
+    reason = f"the file has 3,221 MB; pictures of more than 1,432 MB are not read; if it is one, give --max-pixels {(3 << 30) // 16}"
     (bad,) = checks.examine(folder.scan(root), workers=1).bad()
     assert (bad[1].name, bad[1].reason) == ("red/huge.png", f"cannot be read: {reason}")
     spec = DataSpec(source=str(root), layout="classes")

@@ -20,7 +20,7 @@ def listed(wanted: Wanted, sort: SortKey = "name", *, reverse: bool = False, lim
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path))
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
@@ -58,7 +58,7 @@ def test_accuracies_are_torchvisions_and_never_invented() -> None:
 
 def test_counts_are_kept_and_not_counted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = listed(SMALL)
-    assert json.loads((tmp_path / "tl" / "counts.json").read_text())
+    assert json.loads((tmp_path / "measured" / "counts.json").read_text())
     monkeypatch.setattr(counting, "count", None)
     assert listed(SMALL) == first
 
