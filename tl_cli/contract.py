@@ -1,5 +1,6 @@
 """The plain facts that travel with a model: classes, preprocessing, weights, data. No torch, no files here."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Annotated, Literal, Self
 
@@ -234,6 +235,8 @@ def _problem(place: tuple[str | int, ...], value: object, reason: str) -> str:
         return reason
     if reason == "Field required":
         return f"{name} is missing"
+    if isinstance(value, Mapping):
+        return f"{name}: {reason}"
     return f"{name} is {value!r:.60}: {reason[0].lower()}{reason[1:]}"
 
 

@@ -80,6 +80,8 @@ def test_a_habit_is_answered_with_the_right_command(tl, typed: str, meant: str) 
     assert result.code == 2, result
     assert result.out == ""
     assert result.err.rstrip().endswith(f": tl {meant}"), result.err
+    if typed == "predict best.pt":
+        assert "there is no file best.pt here" in result.err
 
 
 def test_mlflow_shows_the_runs(tl, monkeypatch: pytest.MonkeyPatch) -> None:

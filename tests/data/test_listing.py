@@ -140,6 +140,31 @@ def test_what_was_guessed_is_said(pictures: Path) -> None:
     assert found.notes[1] == "labels.csv: 8 pictures are found by the ends of their names in images/"
 
 
+@pytest.mark.parametrize(
+    ("csv_folder", "folder", "is_found"),
+    [
+        ("labels", "images", True),
+        ("ISIC2018_Task3_Training_GroundTruth", "ISIC2018_Task3_Training_Input", True),
+        ("labels", "private", False),
+        ("ISIC2018_Task3_Training_GroundTruth", "ISIC2018_Task3_Test_Input", False),
+    ],
+)
+def test_pictures_are_looked_for_beside_the_folder_of_the_csv(
+    csv_folder: str, folder: str, is_found: bool, tmp_path: Path
+) -> None:
+    write_pictures(tmp_path / folder, {"red": (255, 0, 0), "blue": (0, 0, 255)}, 4)
+    (tmp_path / csv_folder).mkdir()
+    path = write(tmp_path / csv_folder, "image,label\n" + "".join(f"{row[:-4]},{row[:-8]}\n" for row in ROWS))
+    if not is_found:
+        with pytest.raises(DataError, match="no picture below"):
+            scan(path)
+        return
+    (part,) = scan(path).parts.values()
+    assert sorted(part.ids.tolist()) == [f"../{folder}/{row}" for row in ROWS]
+    data = sources.open_data(DataSpec(source=str(path), layout="classes", val_fraction=0.3), workers=1)
+    assert sum(len(each) for each in data.parts.values()) == 8
+
+
 def test_pictures_of_one_name_are_told_apart_by_the_part_that_the_csv_is_of(pictures: Path) -> None:
     for part in ("train", "test"):
         write_pictures(pictures / f"{part}_images", {".": (1, 2, 3)}, 4)

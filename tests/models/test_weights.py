@@ -154,6 +154,9 @@ def test_a_card_that_was_edited_by_hand_is_refused_by_the_name_of_the_field(
     (tmp_path / bundle.CARD_FILE).write_text(json.dumps(facts))
     with pytest.raises(WeightsError, match=rf"{bundle.CARD_FILE} is not what tl writes: {re.escape(field)}"):
         bundle.read_card(tmp_path)
+    if field == "config":
+        with pytest.raises(WeightsError, match=r"writes: config: seed must be a number from 0 to"):
+            bundle.read_card(tmp_path)
     del facts[field.partition(".")[0]]
     (tmp_path / bundle.CARD_FILE).write_text(json.dumps(facts))
     if field in ("architecture", "head", "classes", "epoch") or field.startswith(("preprocessing", "data")):

@@ -83,6 +83,11 @@ def test_a_prepared_run_is_the_run_of_one_training_alone(store: Store, train, mo
     run = store.client.get_run(prepared.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "prepared")
     assert (run.data.params["model"], run.data.params["epochs"]) == ("timm/test_resnet", "1")
+    # What somebody wrote of it stays, once, below what tl writes.
+    description = run.data.tags["mlflow.note.content"]
+    assert description.startswith("**")
+    assert description.count("what it is for") == 1
+    assert description.endswith("\n\nwhat it is for")
     assert len(run.inputs.dataset_inputs) == 3
     assert (Path("mlruns") / run.info.experiment_id / run.info.run_id / "state").is_dir()
     # Another training is not merged into it.

@@ -49,6 +49,8 @@ def test_a_purge_that_was_killed_is_finished_by_the_same_command(
     code, said = said_by(folder, "runs", "rm", "one", "--purge", "--yes", prepare=partial(die_after, count))
     assert code == -signal.SIGKILL, said
     assert len(files(folder)) == 4 - count if count else 1
+    # A run that lacks some of its files is offered by no list.
+    assert mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["1"]) == []
     code, said = said_by(folder, "runs", "rm", "one", "--purge", "--yes")
     assert code == 0, said
     assert list(files(folder)) == ["note.txt"]

@@ -92,7 +92,7 @@ def clear(
     if not wanted:
         console.print(plain(f"nothing to clear in {root}", limit=4000), soft_wrap=True)
         return
-    what = f"{_size(sum(entry.size for entry in wanted))} in {_counts(wanted)}"
+    what = f"{_size(sum(entry.size for entry in wanted))} ({_counts(wanted)})"
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError(f"stdin is not a terminal; tl cache clear --yes removes {what} without asking")
@@ -104,7 +104,7 @@ def clear(
     console.print(plain(f"removed {_size(gone)} from {root}", limit=4000), soft_wrap=True)
     if left:
         raise StorageError(
-            f"left {_size(sum(entry.size for entry in left))} in {_counts(left)}: in use by a running process, or "
+            f"left {_size(sum(entry.size for entry in left))} ({_counts(left)}): in use by a running process, or "
             "they cannot be removed; run tl cache clear again when it has ended"
         )
 
@@ -120,7 +120,7 @@ def _seconds(age: str | None) -> float:
 
 def _counts(found: "list[Entry]") -> str:
     kinds = dict.fromkeys(entry.kind for entry in found)
-    return ", ".join(f"{sum(entry.kind == kind for entry in found):,} of {kind}" for kind in kinds)
+    return ", ".join(f"{sum(entry.kind == kind for entry in found):,} {kind}" for kind in kinds)
 
 
 def _size(count: object) -> str:

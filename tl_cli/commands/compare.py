@@ -113,7 +113,7 @@ def compare(
     from tl_cli.evaluation.comparison import compare_all
     from tl_cli.tracking.destination import find_destination
     from tl_cli.tracking.store import open_store
-    from tl_cli.ui.console import make_console
+    from tl_cli.ui.console import make_console, try_to_show
     from tl_cli.ui.progress import FileProgress
 
     console = make_console(quiet=quiet, plain=plain)
@@ -136,12 +136,15 @@ def compare(
             contenders, judged_on = _contenders(entries, how, progress, speed=speed)
         comparison = compare_all(contenders, judged_on)
         curves = _curves(comparison, entries)
-        _show(console, comparison, curves, form)
-        if output is not None:
-            for path in _write(output, comparison, curves):
-                aside.print(str(path), markup=False, soft_wrap=True, style="dim")
+        reader_is_gone = try_to_show(lambda: _show(console, comparison, curves, form))
+        written = _write(output, comparison, curves) if output is not None else []
         if parent is not None:
             _record(parent, comparison, curves)
+        if reader_is_gone:
+            raise reader_is_gone
+        for path in written:
+            aside.print(str(path), markup=False, soft_wrap=True, style="dim")
+        if parent is not None:
             again = f"tl compare {parent.run_id[:8]}{uri_flag(tracking_uri)}"
             aside.print(f"\nrecorded; to see it again: {again}", style="dim", markup=False, soft_wrap=True)
     if failed:

@@ -95,7 +95,7 @@ def evaluate(
     from tl_cli.evaluation.judgement import judge
     from tl_cli.models import zoo
     from tl_cli.training.evaluate import Judge, OwnAccuracy
-    from tl_cli.ui.console import make_console, print_warning
+    from tl_cli.ui.console import make_console, print_warning, try_to_show
     from tl_cli.ui.progress import FileProgress
     from tl_cli.ui.report import print_judgement
 
@@ -126,14 +126,21 @@ def evaluate(
     _warn(measured)
     if not card.calibration.images and has_former_calibration(target):
         print_warning("calibration.json of an earlier version is ignored; tl train now fits the temperature")
-    if as_json:
-        typer.echo(_json(measured, judgement, card.classes, own))
-    elif as_csv:
-        typer.echo(_csv(judgement, card.classes), nl=False)
-    else:
-        title = f"{card.architecture}, {target.name}"
-        print_judgement(console, title, measured, judgement, card.classes, pictures=pictures, own=own)
-    for path in _keep(target, measured, judgement, card.classes, output=output, log=log):
+
+    def show() -> None:
+        if as_json:
+            typer.echo(_json(measured, judgement, card.classes, own))
+        elif as_csv:
+            typer.echo(_csv(judgement, card.classes), nl=False)
+        else:
+            title = f"{card.architecture}, {target.name}"
+            print_judgement(console, title, measured, judgement, card.classes, pictures=pictures, own=own)
+
+    reader_is_gone = try_to_show(show)
+    written = _keep(target, measured, judgement, card.classes, output=output, log=log)
+    if reader_is_gone:
+        raise reader_is_gone
+    for path in written:
         if not (as_json or as_csv):
             console.print(str(path), markup=False, soft_wrap=True, style="dim")
 

@@ -171,7 +171,7 @@ def inspect(
     )
     refuse_silence(quiet and not (as_json or output or log), "--output DIR")
     from tl_cli.commands import views as seen
-    from tl_cli.ui.console import json_text, make_console
+    from tl_cli.ui.console import json_text, make_console, try_to_show
     from tl_cli.ui.progress import FileProgress
 
     console = make_console(quiet=quiet)
@@ -205,11 +205,11 @@ def inspect(
             view = seen.worst(wanted, worst or 1)
         else:
             view = seen.tree(wanted, num_classes, depth)
-    if as_json:
-        typer.echo(json_text(view.data))
-    else:
-        view.show(console)
-    for path in _keep(view, wanted, output=output, log=log):
+    reader_is_gone = try_to_show(lambda: typer.echo(json_text(view.data)) if as_json else view.show(console))
+    written = _keep(view, wanted, output=output, log=log)
+    if reader_is_gone:
+        raise reader_is_gone
+    for path in written:
         if not as_json:
             console.print(str(path), markup=False, soft_wrap=True, style="dim")
 

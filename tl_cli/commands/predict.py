@@ -137,7 +137,12 @@ def _model_and_paths(names: list[str], tracking_uri: str | None, aside: "Console
                 raise RunNotFoundError(f"{error}{also}") from error
     if target is not None and others:
         return target, others
-    if target is not None or named != first:
+    if named != first:
+        raise UsageError(
+            f"there is no file {first} here. What other tools keep in one is a run here; give pictures after it: "
+            f"tl predict {named} photo.jpg"
+        )
+    if target is not None:
         raise UsageError(f"no pictures are named; give them after the run: tl predict {named} photo.jpg")
     target = find_model("latest", tracking_uri)
     aside.print(plain(f"model: {target.name}, the latest run", "note"), soft_wrap=True)

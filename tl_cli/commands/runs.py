@@ -113,8 +113,9 @@ def _notice_moves(store: "Store") -> None:
     from tl_cli.ui.console import print_warning
 
     if store.database is not None and (count := (found := find_moves(store.database)).count("runs")):
+        of = f"{count:,} {'run' if count == 1 else 'runs'}"
         print_warning(
-            f"this store was copied or moved: the files of {count:,} runs are recorded elsewhere, such as in "
+            f"this store was copied or moved: the files of {of} are recorded elsewhere, such as in "
             f"{found.moves[0].old}; tl runs relocate --dry-run shows what would change, tl runs relocate repairs it"
         )
 
@@ -467,8 +468,9 @@ def relocate(
             console.print(plain(f"{move.old} -> {move.new}"), soft_wrap=True)
     if not dry_run:
         record(store.database, found)
-    counted = ", ".join(f"{found.count(table):,} {table.replace('_', ' ')}" for table in _RELOCATED)
-    done = f"{counted} {'would be' if dry_run else 'are'} recorded at their new places"
+    counts = {table.replace("_", " "): found.count(table) for table in _RELOCATED}
+    counted = ", ".join(f"{count:,} {name.removesuffix('s') if count == 1 else name}" for name, count in counts.items())
+    done = f"{counted} {'would be' if dry_run else 'are now'} recorded at the new location"
     console.print(done if found.moves else "nothing to relocate: no record leads elsewhere", soft_wrap=True)
     for stray_id, place in found.strays:
         print_warning(f"the files of {stray_id} are not here; recorded: {place}")

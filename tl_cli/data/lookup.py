@@ -12,6 +12,9 @@ from tl_cli.errors import DataError, shortened, some
 
 # Folders below that of the CSV in which pictures are looked for.
 _DEEPEST = 4
+# Names of folders beside that of the CSV in which pictures are looked for. Another one that differs in its last word
+# alone counts too: ISIC has ISIC2018_Task3_Training_Input beside ISIC2018_Task3_Training_GroundTruth.
+_BESIDE = ("images", "image", "imgs", "img", "pictures", "photos", "jpegimages", "input")
 
 
 class Lookup:
@@ -95,11 +98,25 @@ class Lookup:
         """Return the pictures below the folder whose paths end so, with or without their ending."""
         if self._below is None:
             self._below = _pictures_below(self._path.parent)
+            if not self._below and not self._confined:
+                self._below = _pictures_beside(self._path.parent)
         has_ending = is_picture_name(name)
         stem = name.rpartition("/")[2]
         stem = os.path.splitext(stem)[0] if has_ending else stem
         paths = ((each if has_ending else os.path.splitext(each)[0], each) for each in self._below.get(stem, ()))
         return [path for end, path in paths if end == name or end.endswith(f"/{name}")]
+
+
+def _pictures_beside(folder: Path) -> dict[str, list[str]]:
+    """Return the relative paths of the pictures in the folders beside one that hold pictures by their names."""
+    folder = folder.absolute()
+    kin = folder.name.rpartition("_")[0]
+    found: dict[str, list[str]] = {}
+    for other in sorted(each for each in folder.parent.iterdir() if each.is_dir() and each != folder):
+        if other.name.lower() in _BESIDE or (kin and other.name.rpartition("_")[0] == kin):
+            for stem, paths in _pictures_below(other).items():
+                found.setdefault(stem, []).extend(f"../{other.name}/{path}" for path in paths)
+    return found
 
 
 def _pictures_below(folder: Path) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from tl_cli.evaluation.comparison import Training
 from tl_cli.evaluation.logits import KeptAnswers, load_answers
-from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS
+from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, set_note
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity
 from tl_cli.tracking.store import PARENT_TAG, Store, children_of, dataset_digest, ending, short_id
 from tl_cli.training.history import History
@@ -114,7 +114,7 @@ class Parent:
             TrackingError: the store cannot be used.
         """
         with self._store.reported():
-            self._store.client.set_tag(self.run_id, "mlflow.note.content", note)
+            set_note(self._store, self.run_id, note)
             for name, value in numbers.items():
                 self._store.client.log_metric(self.run_id, name, value)
             for path in files:

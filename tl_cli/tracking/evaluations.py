@@ -59,6 +59,18 @@ def is_first_test(run: Run, measured: Measured) -> bool:
     return _is_test(measured) and "test/accuracy" not in run.data.metrics
 
 
+def set_note(store: Store, run_id: str, text: str) -> None:
+    """Set a run's description, Markdown; what a person wrote there stays below it.
+
+    Args:
+        text: its last line is the same each time: what stands above it in the present description is replaced.
+    """
+    there = store.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
+    _, is_ours, below = there.partition(text.rpartition("\n")[2])
+    others = (below if is_ours else there).strip()
+    store.client.set_tag(run_id, NOTE_TAG, f"{text}\n\n{others}" if others else text)
+
+
 def log_first_test(store: Store, run: Run, accuracy: float, logits: Path) -> None:
     """Complete the record of a run that could not be tested at its end.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR
 
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 
 from tl_cli.errors import UsageError
 from tl_cli.tracking.foreign import whole
@@ -188,6 +188,10 @@ def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
     if away:
         return away
     with owned(store, run, from_readers=True):
+        # A process that is killed from here on leaves no run in the list that lacks some of its files.
+        with store.reported():
+            if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+                store.client.delete_run(run.info.run_id)
         for path in [path for folder in folders for path in folder.rglob("*")]:
             # The locks last: some file systems keep an open file, and the folder around it.
             if not path.name.endswith(".lock") and (path.is_symlink() or not path.is_dir()):

@@ -15,7 +15,7 @@ from mlflow.entities import Dataset, Metric, Param, Run
 from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
 from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
 from tl_cli.evaluation.logits import save_answers
-from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, datasets_of
+from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, datasets_of, set_note
 from tl_cli.tracking.journal import (
     EXPERIMENT_TAG,
     JOURNAL,
@@ -309,7 +309,7 @@ class Recorder:
         )
 
     def _set_note(self, text: str) -> None:
-        self._try(lambda: self._store.client.set_tag(self.run_id, NOTE_TAG, text), Left("tag", NOTE_TAG, text))
+        self._try(lambda: set_note(self._store, self.run_id, text), Left("tag", NOTE_TAG, text))
 
     def _log_model(self, plan: Plan, folder: Path, register: str | None) -> str | None:
         """Record a saved model; return its id, or None where the store did not take it."""
@@ -418,7 +418,7 @@ class Recorder:
         points = read(self.folder / JOURNAL, self.run_id).points
         there = self._store.client.get_run(self.run_id).data
         # The last thing that a beginning leaves, unless it was killed.
-        self.is_described = NOTE_TAG in there.tags
+        self.is_described = _LAST_LINE.format(self.run_id[:8]) in there.tags.get(NOTE_TAG, "")
         self._params = frozenset(there.params)
         for key in there.metrics:
             points += self._store.client.get_metric_history(self.run_id, key)
@@ -485,6 +485,9 @@ def _values(event: LossSampled | EpochEnded) -> dict[str, float]:
     return {key: value for key, value in values.items() if value is not None}
 
 
+_LAST_LINE = "Look again: `tl eval {0}`, `tl plot --terminal {0}`"
+
+
 def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str:
     """Return the run's description, Markdown."""
     source = plan.data.spec.source
@@ -508,5 +511,5 @@ def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str
         if outcome.clean_train is not None:
             lines.append(f"| clean training images | {outcome.clean_train.accuracy.value:.2%} |")
         lines.append(f"| best epoch | {outcome.counters.best_epoch} of {outcome.counters.epoch} |")
-    lines += ["", f"Look again: `tl eval {run_id[:8]}`, `tl plot --terminal {run_id[:8]}`"]
+    lines += ["", _LAST_LINE.format(run_id[:8])]
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from tl_cli.errors import TrackingError, UsageError
 from tl_cli.models.bundle import read_card
-from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, dataset_inputs
+from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, set_note
 from tl_cli.tracking.journal import (
     EXPERIMENT_TAG,
     JOURNAL,
@@ -205,7 +205,9 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
 
 def _do(store: Store, run_id: str, work: Left) -> None:
     """Do what a run had to leave."""
-    if work.kind == "tag":
+    if work.kind == "tag" and work.name == NOTE_TAG:
+        set_note(store, run_id, work.value)
+    elif work.kind == "tag":
         store.client.set_tag(run_id, work.name, work.value)
     elif work.kind == "param":
         store.client.log_param(run_id, work.name, work.value)

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TextIO
 
@@ -62,6 +62,18 @@ def make_console(*, quiet: bool = False, stderr: bool = False, plain: bool = Fal
         theme=THEME, quiet=quiet, stderr=stderr, highlight=False, soft_wrap=False,
         force_interactive=False if plain else None,
     )  # fmt: skip
+
+
+def try_to_show(show: Callable[[], None]) -> BrokenPipeError | None:
+    """Print a result, before it is recorded; return the error where the reader of the pipe is gone.
+
+    It is raised by the caller once the result is recorded: ``tl eval | head`` records as much as ``tl eval`` does.
+    """
+    try:
+        show()
+    except BrokenPipeError as error:
+        return error
+    return None
 
 
 def is_live(console: Console) -> bool:
