@@ -45,7 +45,7 @@ def deep_module():
             module = sys.modules["deep"] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             return module
-    sys.exit("a picture of more than 8 bits per channel: put tl's file tl_cli/data/deep.py beside this script")
+    sys.exit("a picture of more than 8 bits per channel: put tl's file tl_cli/data/decode_deep.py beside this script")
 
 
 def eight_bits(picture):

@@ -117,7 +117,7 @@ def train_in(folder: Path, ready_database: Path, *commands: Sequence[str | Path]
     """Make a folder in which each of these commands of ``tl train`` has run, for several tests to share."""
     import mlflow
 
-    from tl_cli.cli import main
+    from tl_cli.cli.app import main
 
     (folder / "mlflow.db").write_bytes(ready_database.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
@@ -152,7 +152,7 @@ class Result:
 @pytest.fixture
 def tl(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run ``tl`` in this process, where torch is imported already, as its entry point would."""
-    from tl_cli.cli import main
+    from tl_cli.cli.app import main
 
     def run(*arguments: str | Path) -> Result:
         monkeypatch.setattr(sys, "argv", ["tl", *map(str, arguments)])
@@ -219,7 +219,7 @@ def _be_tl(
     prepare: Callable[[], None] | None,
 ) -> None:
     from tl_cli import interrupts
-    from tl_cli.cli import main
+    from tl_cli.cli.app import main
     from tl_cli.tracking.store import _ENVIRONMENT
 
     for descriptor, stream in zip((1, 2), streams, strict=True):

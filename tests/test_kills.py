@@ -164,7 +164,7 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
 
 def die_in(name: str) -> None:
     """Let the process be killed as it begins to record a certain thing."""
-    from tl_cli.tracking import run
+    from tl_cli.tracking import recorder as run
 
     def die(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

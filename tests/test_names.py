@@ -18,18 +18,19 @@ from PIL import Image
 from rich.console import Console
 
 from tests.conftest import Result, write_pictures
-from tests.ui.test_charts import history
-from tests.ui.test_plot import FACTS
+from tests.ui.terminal.test_charts import history
+from tests.ui.terminal.test_curve_view import FACTS
 from tl_cli.contract import DataSpec, ModelCard, Split, WeightsTag
-from tl_cli.evaluation.metrics import ClassScore, wilson
-from tl_cli.models import bundle, zoo
+from tl_cli.evaluation.scores import ClassScore, wilson
+from tl_cli.models import bundle
+from tl_cli.models.zoo import registry
+from tl_cli.tracking.facts import Differences
 from tl_cli.tracking.store import open_store
-from tl_cli.training.record import Differences
-from tl_cli.ui.console import THEME, safe_text, shortened
-from tl_cli.ui.curves import Wanted
-from tl_cli.ui.plot import print_curves
-from tl_cli.ui.runs_table import print_differences, print_runs
-from tl_cli.ui.tables import class_table
+from tl_cli.ui.panels import Wanted
+from tl_cli.ui.terminal.console import THEME, safe_text, shortened
+from tl_cli.ui.terminal.curve_view import print_curves
+from tl_cli.ui.terminal.run_tables import print_differences, print_runs
+from tl_cli.ui.terminal.tables import class_table
 
 NASTY = [
     "[/] [bold]markup[/bold] [link=http://x]y[/link]", "\x1b[31mred\x1b[0m \x1b]8;;http://x\x07link", "\x9b31m C1 \x85 next",
@@ -132,7 +133,7 @@ def test_a_saved_model_may_name_its_classes_and_what_made_it_as_it_likes(
     folder, exported = workplace / "model", workplace / "exported"
     for made in (folder, exported):
         shutil.rmtree(made, ignore_errors=True)
-    plain = zoo.create("timm/test_resnet", len(classes), weights="none", input_size=32)
+    plain = registry.create("timm/test_resnet", len(classes), weights="none", input_size=32)
     data = DataSpec(source=text, data_dir=text, layout="classes", splits={"train": Split(count=3, digest=text)})
     card = ModelCard(
         architecture=plain.name, head=plain.head, classes=tuple(classes), preprocessing=plain.preprocessing.at(32, whole=True),

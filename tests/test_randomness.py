@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy import stats
 
-from tl_cli.data.augmentation import Stream, uniform
-from tl_cli.data.loaders import balanced_order, epoch_order
-from tl_cli.data.mixing import mix
-from tl_cli.models import zoo
+from tl_cli.data.augment.mixing import mix
+from tl_cli.data.augment.transforms import Stream, uniform
+from tl_cli.data.batches import balanced_order, epoch_order
+from tl_cli.models.zoo import registry
 from tl_cli.randomness import Purpose, generator, mixed, splitmix64
 
 # The outputs for seed 1234567 that Rosetta Code gives for the author's own C code (https://prng.di.unimi.it/splitmix64.c).
@@ -133,9 +133,10 @@ def test_purposes_have_numbers_of_their_own() -> None:
 def test_new_models_of_different_seeds_differ_beyond_32_bits() -> None:
     seeds = (0, 1, 1 << 32, (1 << 32) + 1, (1 << 63) - 1)
     weights = [
-        next(zoo.create("timm/test_efficientnet", 3, weights="none", seed=seed).model.parameters()) for seed in seeds
+        next(registry.create("timm/test_efficientnet", 3, weights="none", seed=seed).model.parameters())
+        for seed in seeds
     ]
     assert all(not torch.equal(one, other) for one, other in combinations(weights, 2))
     # What smaller seeds give stays: saved models are compared with the weights that they started from.
     torch.manual_seed(1)
-    assert torch.equal(weights[1], next(zoo.build("timm/test_efficientnet", 3).parameters()))
+    assert torch.equal(weights[1], next(registry.build("timm/test_efficientnet", 3).parameters()))

@@ -118,26 +118,26 @@ def run_short(place: str, said: str) -> None:
     from concurrent.futures import thread as pools
 
     from tl_cli.evaluation import logits
-    from tl_cli.models import zoo
-    from tl_cli.training import features, fit, state
+    from tl_cli.models.zoo import registry
+    from tl_cli.training import cached_features, fit, state
 
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError(said)
 
     if place == "the first image":
-        create = zoo.create
+        create = registry.create
 
-        def broken(*arguments: object, **options: object) -> zoo.Classifier:
+        def broken(*arguments: object, **options: object) -> registry.Classifier:
             classifier = create(*arguments, **options)
             classifier.model.forward = fail
             return classifier
 
-        zoo.create = broken
+        registry.create = broken
     elif place == "the recorder":
         start = threading.Thread.start
         threading.Thread.start = lambda self: fail() if self.name == "tl-recorder" else start(self)
     elif place == "features":
-        features.Cache._rows = fail
+        cached_features.Cache._rows = fail
     elif place == "a step":
         fit.train_step = fail
     elif place == "validation":
@@ -200,9 +200,9 @@ def test_a_picture_for_which_there_is_no_memory_is_not_skipped_as_a_bad_one(tmp_
 
 
 def no_memory_for_pictures() -> None:
-    from tl_cli.data import pictures
+    from tl_cli.data import decode
 
     def fail(*arguments: object) -> None:
         raise MemoryError
 
-    pictures._to_rgb = fail
+    decode._to_rgb = fail

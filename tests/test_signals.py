@@ -159,10 +159,10 @@ def test_a_training_is_kept_when_its_terminal_goes_away(
 
 def stop_after_the_end(place: str) -> None:
     """Let Ctrl-C come once all is trained: as it is recorded, or as the result is shown."""
-    from tl_cli.tracking.run import Recorder
-    from tl_cli.ui import summary
+    from tl_cli.tracking.recorder import Recorder
+    from tl_cli.ui.terminal import train_report
 
-    module, name = (Recorder, "log_end") if place == "recording" else (summary, "print_next")
+    module, name = (Recorder, "log_end") if place == "recording" else (train_report, "print_next")
     real = getattr(module, name)
 
     def send(*arguments: object) -> None:
@@ -253,7 +253,7 @@ main()
 
 def hang_in(place: str) -> None:
     """Let a step, or the last record of a run that was stopped, never end."""
-    from tl_cli.tracking.run import Recorder
+    from tl_cli.tracking.recorder import Recorder
     from tl_cli.training import fit
 
     def hang(*arguments: object, **options: object) -> None:
@@ -289,7 +289,7 @@ def test_a_second_ctrl_c_leaves_at_once(place: str, tmp_path: Path, ready_databa
 def stop_again_in(place: str) -> None:
     """Let Ctrl-C come as a run is taken up, or once more as the record of one that was stopped is closed."""
     from tl_cli.tracking.journal import Ending, Journal
-    from tl_cli.tracking.run import Recorder
+    from tl_cli.tracking.recorder import Recorder
 
     if place == "taking up":
         Recorder._recall = lambda recorder: os.kill(os.getpid(), signal.SIGINT)

@@ -11,7 +11,7 @@ def main() -> NoReturn:
     """Import the command line and run it."""
     interrupts.listen()
     try:
-        from tl_cli.cli import main as run
+        from tl_cli.cli.app import main as run
     except BaseException as error:
         # What is being imported may make another error of it.
         stopped = error if isinstance(error, Interrupted) else interrupts.raised()

@@ -17,14 +17,14 @@ from tests.benchmarks.engine import kept_in
 from tests.benchmarks.material import NATIVE, Pictures, PicturesError
 from tests.benchmarks.rows import Comparison, Goal
 from tests.benchmarks.timing import Bench, now, say
+from tl_cli.compute.device import Autocasting
 from tl_cli.evaluation.logits import answer
-from tl_cli.fetch import replacing
-from tl_cli.models import zoo
-from tl_cli.training import setup
+from tl_cli.io.download import replacing
+from tl_cli.models.zoo import registry
+from tl_cli.training import plan as setup
 from tl_cli.training.events import EpochEnded, Event, tell_all
 from tl_cli.training.fit import fit
-from tl_cli.training.machine import Autocasting
-from tl_cli.training.setup import Plan, new_state
+from tl_cli.training.plan import Plan, new_state
 from tl_cli.training.state import Saver
 
 MODEL = "efficientnet_lite0"
@@ -157,7 +157,7 @@ def _forecast(bench: Bench, images: Path, done: list[Epoch]) -> float:
 
 def _open_blog_loop(bench: Bench, images: Path) -> blog.Loop:
     classes = sum(path.is_dir() for path in (images / "train").iterdir())
-    model = zoo.create(MODEL, classes).model
+    model = registry.create(MODEL, classes).model
     model.classifier = nn.Linear(model.get_submodule("classifier").in_features, classes)  # type: ignore[arg-type]
     pictures = Pictures(images, classes, 0, 0)
     loaders = blog.batches(pictures, NATIVE, bench, val="test")

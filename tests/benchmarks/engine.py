@@ -14,18 +14,18 @@ from rich.console import Console
 
 from tests.benchmarks.material import Pictures
 from tests.benchmarks.timing import Bench, Timed, Work, now, say
-from tl_cli.data.loaders import Batch
-from tl_cli.tracking.run import Recorder
+from tl_cli.data.batches import Batch
+from tl_cli.tracking.recorder import Recorder
 from tl_cli.tracking.store import open_store
-from tl_cli.training import setup
+from tl_cli.training import plan as setup
 from tl_cli.training.events import EpochEnded, Event, LossSampled, Observer, StepEnded, tell_all
 from tl_cli.training.fit import fit
 from tl_cli.training.history import History
-from tl_cli.training.setup import Plan, new_state, open_stage
+from tl_cli.training.plan import Plan, new_state, open_stage
 from tl_cli.training.state import Every, Saver
 from tl_cli.training.step import train_step
-from tl_cli.ui.console import THEME
-from tl_cli.ui.progress import LiveScreen, Title
+from tl_cli.ui.terminal.console import THEME
+from tl_cli.ui.terminal.progress import LiveScreen, Title
 
 # They fill caches: kernels, memory, decoded batches.
 _WARM_STEPS = 3

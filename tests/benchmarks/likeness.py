@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
 
-from tl_cli.data.likeness import alike_groups, sketch
+from tl_cli.data.duplicates import alike_groups, sketch
 
 Pixels = np.ndarray
 Change = Callable[[Image.Image], Image.Image]

@@ -14,7 +14,7 @@ import torch
 
 from tests.benchmarks.rows import Comparison
 from tests.benchmarks.timing import Bench
-from tl_cli.training.machine import cores
+from tl_cli.compute.device import cores
 
 _PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "tl-train")
 

@@ -21,7 +21,7 @@ _MILLION = 1_000_000
 _LIST = """
 import resource, sys, time
 from tl_cli.contract import DataSpec
-from tl_cli.data.sources import open_data
+from tl_cli.data.dataset import open_data
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)

@@ -7,11 +7,11 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 
 from tl_cli.contract import Preprocessing
-from tl_cli.data import augmentation as augment
-from tl_cli.data import policies
-from tl_cli.data.augmentation import Augmentation
-from tl_cli.data.decoding import resize, resize_crop
-from tl_cli.data.policies import Op
+from tl_cli.data.augment import policies
+from tl_cli.data.augment import transforms as augment
+from tl_cli.data.augment.policies import Op
+from tl_cli.data.augment.transforms import Augmentation
+from tl_cli.data.preprocess import resize, resize_crop
 
 COLOURS = Augmentation(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, rotation=30)
 

@@ -20,7 +20,7 @@ from torchvision import datasets as tv
 
 from tests.conftest import Server
 from tl_cli.contract import SplitName
-from tl_cli.data.catalogue import SETS, BuiltIn, File
+from tl_cli.data.sources.catalogue import SETS, BuiltIn, File
 
 NOISE = np.random.default_rng(0)
 

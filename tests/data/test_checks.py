@@ -16,9 +16,11 @@ from PIL import Image, ImageFile
 from tests.conftest import COLOURS, Result, write_pictures
 from tests.deep_pictures import png16, tiff
 from tl_cli.contract import DataSpec
-from tl_cli.data import checks, folder, pictures, pixel_range
-from tl_cli.data.pictures import decode_pixels
-from tl_cli.data.sources import open_data, open_to_judge
+from tl_cli.data import checks, pixel_range
+from tl_cli.data import decode as pictures
+from tl_cli.data.dataset import open_data, open_to_judge
+from tl_cli.data.decode import decode_pixels
+from tl_cli.data.sources import folder
 from tl_cli.errors import DataError
 from tl_cli.shortage import ShortageError
 

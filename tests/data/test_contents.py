@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tl_cli.data.contents import Contents, changed_since, read_contents
-from tl_cli.data.names import Names
+from tl_cli.data.packed_names import Names
 from tl_cli.errors import DataError
-from tl_cli.fetch import cache_root
+from tl_cli.io.download import cache_root
 
 
 @pytest.fixture

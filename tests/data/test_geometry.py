@@ -13,13 +13,13 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 
 from tl_cli.contract import Interpolation, Preprocessing
-from tl_cli.data.augmentation import Augmentation, crop_boxes, resized_crops
-from tl_cli.data.decoding import Picture, cut_box, decode, mean_colour, read_input, resize_crop
-from tl_cli.data.folder import scan
+from tl_cli.data.augment.transforms import Augmentation, crop_boxes, resized_crops
+from tl_cli.data.batches import Loader
+from tl_cli.data.decode import decode_picture, picture_size
 from tl_cli.data.images import FileImages, PackedImages, pack
-from tl_cli.data.loaders import Loader
-from tl_cli.data.names import Names
-from tl_cli.data.pictures import decode_picture, picture_size
+from tl_cli.data.packed_names import Names
+from tl_cli.data.preprocess import Picture, cut_box, decode, mean_colour, read_input, resize_crop
+from tl_cli.data.sources.folder import scan
 
 MODES = ("center", "squash", "border")
 # Width and height: square, odd, wide, tall, smaller than the input, and so long that they are not resized as a whole.
@@ -104,8 +104,8 @@ import numpy as np
 import torch
 from PIL import Image
 from tl_cli.contract import Preprocessing
-from tl_cli.data.augmentation import Augmentation, crop_boxes
-from tl_cli.data.decoding import cut_box, open_picture, read_input
+from tl_cli.data.augment.transforms import Augmentation, crop_boxes
+from tl_cli.data.preprocess import cut_box, open_picture, read_input
 
 def used():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

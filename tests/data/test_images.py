@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from tests.conftest import COLOURS, write_pictures
-from tl_cli.data.folder import scan
 from tl_cli.data.images import (
     FileImages,
     PackedImages,
@@ -23,10 +22,11 @@ from tl_cli.data.images import (
     shared,
     with_contents,
 )
-from tl_cli.data.names import Names
+from tl_cli.data.packed_names import Names
+from tl_cli.data.sources.folder import scan
 from tl_cli.errors import DataError
-from tl_cli.fetch import Progress
-from tl_cli.store import Store
+from tl_cli.io.array_cache import Store
+from tl_cli.io.download import Progress
 
 # Names whose order as text, as UTF-8 and as bytes in the file system differs.
 ODD = ("b/2.png", "b/10.png", "b-c/1.png", "b-c/x/0.png", "é/z.png", os.fsdecode("é/caf".encode() + b"\xe9.png"),

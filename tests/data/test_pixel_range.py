@@ -9,9 +9,9 @@ from PIL import Image
 from tests.deep_pictures import png16, tiff
 from tl_cli.contract import DataSpec, Preprocessing
 from tl_cli.data import pixel_range
-from tl_cli.data.folder import scan
+from tl_cli.data.dataset import LabelledData, open_data, open_to_judge
 from tl_cli.data.images import FileImages, PackedImages, fingerprint
-from tl_cli.data.sources import LabelledData, open_data, open_to_judge
+from tl_cli.data.sources.folder import scan
 from tl_cli.errors import DataError
 
 

@@ -7,11 +7,11 @@ from PIL import Image
 
 from tests.conftest import COLOURS, write_pictures
 from tl_cli.contract import DataSpec
-from tl_cli.data.folder import scan
+from tl_cli.data.dataset import open_data
 from tl_cli.data.images import FileImages
-from tl_cli.data.names import Names
+from tl_cli.data.packed_names import Names
 from tl_cli.data.sizes import Sizes, measure
-from tl_cli.data.sources import open_data
+from tl_cli.data.sources.folder import scan
 
 
 def test_one_large_photograph_does_not_make_tiny_pictures_large(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tl_cli.data.loaders import Batch
+from tl_cli.compute.device import Autocasting, Machine
+from tl_cli.data.batches import Batch
 from tl_cli.errors import DataError
 from tl_cli.evaluation.logits import answer, load_answers, outputs
-from tl_cli.models import freezing, zoo
-from tl_cli.training.machine import Autocasting, Machine
+from tl_cli.models import freezing
+from tl_cli.models.zoo import registry
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def test_batches_come_back_in_order_whatever_takes_longer() -> None:
 
 def test_a_network_side_by_side_answers_as_one_by_one() -> None:
     """The last batch is so small that its convolutions keep their BatchNorm, while another batch folds it."""
-    classifier = zoo.create("mobilenet_v3_small", 4, weights="none")
+    classifier = registry.create("mobilenet_v3_small", 4, weights="none")
     freezing.freeze_backbone(classifier.model, classifier.head_modules)
     network = Autocasting(classifier.model, Machine(torch.device("cpu"), memory_format=torch.channels_last))
     batches = _images(24, 24, 1, 24, 1, 24, 1)

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from tests.inspection.networks import classifier_of, enliven
 from tl_cli.errors import UsageError
 from tl_cli.inspection.attribution import where_it_looked
-from tl_cli.models import freezing, zoo
+from tl_cli.models import freezing
+from tl_cli.models.zoo import registry
 
 
 class Spot(nn.Module):
@@ -72,8 +73,8 @@ def test_where_nothing_speaks_for_a_class_nothing_is_shown() -> None:
     ],
 )
 def test_convolutions_and_transformers_are_looked_into(name: str, grid: int) -> None:
-    size = 64 if "/" not in name else zoo.about(name).input_size
-    classifier = zoo.create(name, 4, weights="none", input_size=size)
+    size = 64 if "/" not in name else registry.about(name).input_size
+    classifier = registry.create(name, 4, weights="none", input_size=size)
     enliven(classifier.model)
     # A model as it stands in the middle of a run: its backbone frozen.
     freezing.freeze_backbone(classifier.model, classifier.head_modules)

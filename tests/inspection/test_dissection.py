@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.inspection.networks import TwoBlocks, enliven
-from tl_cli.data.loaders import Batch
+from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.inspection.dissection import dissect, explain, operands
 from tl_cli.inspection.residuals import find_residuals
-from tl_cli.models import zoo
+from tl_cli.models.zoo import registry
 
 # Of all their first two channels: 1, 2 and 3 throughout.
 IMAGES = torch.stack([torch.full((3, 4, 4), value) for value in (1.0, 2.0, 3.0)])
@@ -63,8 +63,8 @@ def test_where_the_truth_is_not_known_nothing_is_judged() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm/test_vit", "timm/test_maxvit"])
 def test_a_branch_left_as_it_is_changes_nothing_at_all(name: str) -> None:
-    size = zoo.about(name).input_size
-    classifier = zoo.create(name, 4, weights="none", input_size=size)
+    size = registry.about(name).input_size
+    classifier = registry.create(name, 4, weights="none", input_size=size)
     enliven(classifier.model)
     images = torch.randn(2, 3, size, size)
     found = find_residuals(classifier.model, images, classifier.head)
@@ -76,7 +76,7 @@ def test_a_branch_left_as_it_is_changes_nothing_at_all(name: str) -> None:
 
 
 def test_leaving_a_branch_out_is_what_a_network_without_it_answers() -> None:
-    classifier = zoo.create("resnet18", 4, weights="none")
+    classifier = registry.create("resnet18", 4, weights="none")
     torch.nn.init.normal_(classifier.model.fc.weight)
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])
     found = find_residuals(classifier.model, images)
@@ -113,19 +113,19 @@ def test_a_branch_of_zeros_has_no_direction() -> None:
 
 def test_another_network_than_the_one_that_was_looked_at_is_refused() -> None:
     found = find_residuals(TwoBlocks(), IMAGES)
-    other = zoo.create("resnet18", 4, weights="none").model
+    other = registry.create("resnet18", 4, weights="none").model
     batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     with pytest.raises(UsageError, match="in another way"):
         dissect(other, found, [batch])
     with pytest.raises(UsageError, match="in another way"):
-        operands(zoo.create("squeezenet1_1", 4, weights="none").model, found, batch.inputs)
+        operands(registry.create("squeezenet1_1", 4, weights="none").model, found, batch.inputs)
 
 
 def test_windows_of_one_image_are_counted_with_it() -> None:
     """Swin's and MaxViT's attention stand on windows: the first dimension of a tensor may be images times windows."""
-    classifier = zoo.create("timm/test_maxvit", 4, weights="none")
+    classifier = registry.create("timm/test_maxvit", 4, weights="none")
     enliven(classifier.model)
-    size = zoo.about("timm/test_maxvit").input_size
+    size = registry.about("timm/test_maxvit").input_size
     images = torch.randn(2, 3, size, size)
     found = find_residuals(classifier.model, images, classifier.head)
     both = dissect(classifier.model, found, [Batch(images, torch.tensor([0, 1]))])

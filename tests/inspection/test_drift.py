@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.inspection.networks import classifier_of, enliven
-from tl_cli.data.loaders import Batch
+from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.inspection.drift import measure_drift
-from tl_cli.models import zoo
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.zoo import registry
+from tl_cli.models.zoo.registry import Classifier
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 
@@ -102,7 +102,7 @@ def test_the_estimate_is_the_published_one_and_near_zero_for_unlike_features() -
 
 
 def test_statistics_of_batchnorm_are_told_apart_from_weights() -> None:
-    before = zoo.create("resnet18", 4, weights="none")
+    before = registry.create("resnet18", 4, weights="none")
     after = deepcopy(before)
     enliven(after.model)
     after.model.load_state_dict(before.model.state_dict())
@@ -129,4 +129,4 @@ def test_a_new_head_has_no_before_and_small_batches_are_left_out() -> None:
 
 def test_other_architectures_are_refused() -> None:
     with pytest.raises(UsageError, match="have not the same layers"):
-        measure_drift(zoo.create("resnet18", 4, weights="none"), pair()[1], EXAMPLE)
+        measure_drift(registry.create("resnet18", 4, weights="none"), pair()[1], EXAMPLE)

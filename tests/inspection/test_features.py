@@ -4,10 +4,10 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from tests.inspection.networks import enliven
-from tl_cli.data.loaders import Batch
+from tl_cli.data.batches import Batch
 from tl_cli.evaluation.logits import Answers
 from tl_cli.inspection.features import Features, explore, features_of, flat_map, neighbours, vote
-from tl_cli.models import zoo
+from tl_cli.models.zoo import registry
 
 
 def batch(count: int, size: int = 64) -> Batch:
@@ -18,7 +18,7 @@ def batch(count: int, size: int = 64) -> Batch:
     ("name", "width"), [("resnet18", 512), ("squeezenet1_1", 512), ("timm/levit_128s", 384), ("alexnet", 4096)]
 )
 def test_features_are_what_the_head_gets(name: str, width: int) -> None:
-    classifier = zoo.create(name, 5, weights="none")
+    classifier = registry.create(name, 5, weights="none")
     enliven(classifier.model)
     size = 224 if "levit" in name else 64
     found = features_of(classifier, [batch(3, size), batch(2, size)])

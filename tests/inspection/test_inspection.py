@@ -8,8 +8,9 @@ from tests.models.test_layers import on_meta
 from tl_cli.errors import UsageError
 from tl_cli.inspection.freeze_plan import freeze_by_name, freeze_plan
 from tl_cli.inspection.summary import Node, head_reason, summarize
-from tl_cli.models import counting, zoo
 from tl_cli.models.freezing import BatchNormMode, freeze_backbone, unfreeze
+from tl_cli.models.list import counting
+from tl_cli.models.zoo import registry
 
 
 def all_of(node: Node) -> Iterator[Node]:
@@ -36,7 +37,7 @@ def test_the_freeze_plan_adds_up_and_tells_the_truth(name: str, bn: BatchNormMod
 
 def test_freezing_by_name_is_shown_for_what_it_does() -> None:
     with torch.device("meta"):
-        model = zoo.build("efficientnet_b0", 10)
+        model = registry.build("efficientnet_b0", 10)
     classifier, _ = on_meta("efficientnet_b0")
     found = freeze_by_name(
         type(classifier)("efficientnet_b0", model, classifier.head, classifier.preprocessing, classifier.weights)
@@ -66,10 +67,10 @@ def test_the_tree_of_efficientnet_b0_is_right() -> None:
     assert reason.startswith("classifier.1 (Linear): its parameters change shape")
 
 
-@pytest.mark.parametrize("name", [*zoo.names("torchvision")[::6], "timm/test_vit", "timm/levit_128s"])
+@pytest.mark.parametrize("name", [*registry.names("torchvision")[::6], "timm/test_vit", "timm/levit_128s"])
 def test_work_is_what_is_listed_elsewhere_and_every_part_is_within_its_parent(name: str) -> None:
-    size = zoo.about(name).input_size
-    root = summarize(name, 10, size, zoo.options_for(name, size))
+    size = registry.about(name).input_size
+    root = summarize(name, 10, size, registry.options_for(name, size))
     counts = counting.count(name, size, 10)
     assert counts is not None
     assert (root.parameters, root.multiply_adds) == (counts.parameters, counts.multiply_adds)
@@ -114,8 +115,8 @@ def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
     ],
 )
 def test_memory_is_what_autograd_keeps_of_each_image_for_real(name: str, size: int) -> None:
-    options = zoo.options_for(name, size)
-    model = zoo.build(name, 10, options).eval()
+    options = registry.options_for(name, size)
+    model = registry.build(name, 10, options).eval()
     two, four = (kept_for_real(model, torch.rand(count, 3, size, size)) for count in (2, 4))
     assert summarize(name, 10, size, options).activation_bytes == pytest.approx((four - two) / 2, rel=0.05)
 
@@ -123,7 +124,7 @@ def test_memory_is_what_autograd_keeps_of_each_image_for_real(name: str, size: i
 def test_work_of_fused_attention_is_that_of_its_two_products() -> None:
     """On the meta device, where the work is listed, attention is not fused; on the processor it is."""
     name = "timm/vit_tiny_patch16_224"
-    model = zoo.build(name, 10, zoo.options_for(name, 96)).eval()
+    model = registry.build(name, 10, registry.options_for(name, 96)).eval()
     with torch.no_grad(), counting.Counting() as counted:
         model(torch.rand(1, 3, 96, 96))
     on_meta = counting.count(name, 96, 10)

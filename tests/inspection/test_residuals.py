@@ -8,7 +8,7 @@ from tl_cli.errors import UsageError
 from tl_cli.inspection.dissection import operands
 from tl_cli.inspection.residuals import find_residuals
 from tl_cli.inspection.trace import trace
-from tl_cli.models import zoo
+from tl_cli.models.zoo import registry
 
 # Residual blocks of torchvision's models: shortcuts that are x itself, and those that are projected. From the papers'
 # tables: a ResNet has one a block, projected where a stage begins (not the first of basic blocks); a mobile network one
@@ -67,7 +67,7 @@ def counts(name: str) -> tuple[int, int, int]:
 
 
 def test_the_table_has_every_model_of_torchvision() -> None:
-    assert sorted(EXPECTED) == zoo.names("torchvision")
+    assert sorted(EXPECTED) == registry.names("torchvision")
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -155,7 +155,7 @@ def test_what_a_network_makes_at_its_first_call_only_does_not_shift_the_others()
 
 
 def test_the_model_is_as_it_was() -> None:
-    classifier = zoo.create("resnet18", 4, weights="none")
+    classifier = registry.create("resnet18", 4, weights="none")
     model = classifier.model.train()
     model.layer1.eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -168,9 +168,9 @@ def test_the_model_is_as_it_was() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_x_plus_f_is_what_the_plain_model_computes(name: str) -> None:
-    size = zoo.size_limits(name)[0]
+    size = registry.size_limits(name)[0]
     size = {"maxvit_t": 224, "vit_b_32": 64}.get(name, max(size, 64))
-    classifier = zoo.create(name, 4, weights="none", input_size=size)
+    classifier = registry.create(name, 4, weights="none", input_size=size)
     model = classifier.model.eval()
     enliven(model)
     images = torch.randn(1, 3, size, size)

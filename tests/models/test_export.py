@@ -10,13 +10,14 @@ from scipy.special import j0
 
 from tests.training.test_state import largest_file
 from tl_cli.contract import DataSpec, ModelCard
-from tl_cli.data.decoding import normalise
+from tl_cli.data.preprocess import normalise
 from tl_cli.errors import StorageError, TlError, UsageError
-from tl_cli.models import bundle, export, zoo
+from tl_cli.models import bundle, export
+from tl_cli.models.zoo import registry
 
 
-def made(name: str, folder: Path, size: int = 64) -> tuple[zoo.Classifier, ModelCard]:
-    classifier = zoo.create(name, 3, weights="none", input_size=size)
+def made(name: str, folder: Path, size: int = 64) -> tuple[registry.Classifier, ModelCard]:
+    classifier = registry.create(name, 3, weights="none", input_size=size)
     for parameter in classifier.model.parameters():
         # A head that starts from zero would answer the same to everything.
         torch.nn.init.normal_(parameter, std=0.1)
@@ -32,7 +33,7 @@ def made(name: str, folder: Path, size: int = 64) -> tuple[zoo.Classifier, Model
         epoch=1,
     )
     bundle.save(folder, classifier.model, card)
-    return zoo.restore(folder)
+    return registry.restore(folder)
 
 
 PICTURES = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)

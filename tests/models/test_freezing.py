@@ -3,7 +3,8 @@ import copy
 import pytest
 import torch
 
-from tl_cli.models import freezing, zoo
+from tl_cli.models import freezing
+from tl_cli.models.zoo import registry
 
 FAMILIES = [
     ("efficientnet_b0", 32),
@@ -20,11 +21,11 @@ FAMILIES = [
 ]
 
 
-def small(name: str, size: int) -> zoo.Classifier:
-    return zoo.create(name, 3, weights="none", input_size=size)
+def small(name: str, size: int) -> registry.Classifier:
+    return registry.create(name, 3, weights="none", input_size=size)
 
 
-def train_once(classifier: zoo.Classifier, size: int) -> None:
+def train_once(classifier: registry.Classifier, size: int) -> None:
     model = classifier.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     for step in range(2):

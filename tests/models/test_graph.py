@@ -2,12 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from tl_cli.data.loaders import Batch
+from tl_cli.data.batches import Batch
 from tl_cli.evaluation.logits import outputs
-from tl_cli.models import freezing, zoo
+from tl_cli.models import freezing
 from tl_cli.models.graph import Cut, Network
 from tl_cli.models.layers import layers_of
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.zoo import registry
+from tl_cli.models.zoo.registry import Classifier
 
 # One of each kind of forward pass: residual, squeeze-excitation, dense, branches, tokens, windows, several heads.
 NAMES = [
@@ -18,7 +19,7 @@ NAMES = [
 
 
 def network(name: str, size: int, **options: float) -> tuple[Classifier, torch.Tensor]:
-    classifier = zoo.create(name, 5, weights="none", input_size=size, **options)
+    classifier = registry.create(name, 5, weights="none", input_size=size, **options)
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for head in classifier.head_modules:

@@ -4,22 +4,22 @@ import torch
 from tests.models.test_timm import MEMBERS
 from tl_cli.contract import WeightsTag
 from tl_cli.errors import UsageError
-from tl_cli.models import zoo
 from tl_cli.models.layers import layers_of, place_of
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.zoo import registry
+from tl_cli.models.zoo.registry import Classifier
 
 
 def on_meta(name: str, size: int | None = None) -> tuple[Classifier, torch.Tensor]:
-    size = size or zoo.about(name).input_size
+    size = size or registry.about(name).input_size
     with torch.device("meta"):
-        model = zoo.build(name, 7, zoo.options_for(name, size))
+        model = registry.build(name, 7, registry.options_for(name, size))
         example = torch.empty(1, 3, size, size)
     return Classifier(
-        name, model, zoo.find_head(name), zoo.default_preprocessing(name), WeightsTag(name="none")
+        name, model, registry.find_head(name), registry.default_preprocessing(name), WeightsTag(name="none")
     ), example
 
 
-@pytest.mark.parametrize("name", [*zoo.names("torchvision")[::5], *(f"timm/{name}" for name in MEMBERS[::8])])
+@pytest.mark.parametrize("name", [*registry.names("torchvision")[::5], *(f"timm/{name}" for name in MEMBERS[::8])])
 def test_every_parameter_is_in_exactly_one_layer_and_the_head_is_last(name: str) -> None:
     classifier, example = on_meta(name)
     layers = layers_of(classifier, example)

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from tests.conftest import Server
 from tl_cli.contract import Preprocessing
-from tl_cli.data.decoding import normalise, resize_crop
 from tl_cli.data.images import PackedImages
-from tl_cli.data.names import Names
+from tl_cli.data.packed_names import Names
+from tl_cli.data.preprocess import normalise, resize_crop
 from tl_cli.errors import DownloadError, UnknownModelError, WeightsError
-from tl_cli.models import freezing, zoo
-from tl_cli.models.timm_zoo import UNSUPPORTED, TimmSource
-from tl_cli.training.doctor import doubted
+from tl_cli.inspection.label_check import doubted
+from tl_cli.models import freezing
+from tl_cli.models.zoo import registry
+from tl_cli.models.zoo.timm_models import UNSUPPORTED, TimmSource
 
 COMMIT = "a" * 40
 
@@ -47,17 +48,19 @@ MEMBERS = list(family_members())
 
 def test_every_family_of_timm_is_here() -> None:
     assert len(MEMBERS) == len(list_modules()) >= 98
-    assert set(zoo.names("timm")) == {f"timm/{name}" for name in list_models()} - {f"timm/{n}" for n in UNSUPPORTED}
+    assert set(registry.names("timm")) == {f"timm/{name}" for name in list_models()} - {
+        f"timm/{n}" for n in UNSUPPORTED
+    }
 
 
 @pytest.mark.parametrize("plain", MEMBERS)
 def test_a_member_of_every_family_has_the_head_that_timm_names_and_nothing_else_trains(plain: str) -> None:
     name = f"timm/{plain}"
-    size = _SHORT_ROWS.get(plain, zoo.about(name).input_size)
+    size = _SHORT_ROWS.get(plain, registry.about(name).input_size)
     with torch.device("meta"):
-        model = zoo.build(name, 7, zoo.options_for(name, size))
+        model = registry.build(name, 7, registry.options_for(name, size))
         images = torch.empty(2, 3, size, size)
-    head = zoo.find_head(name)
+    head = registry.find_head(name)
     known = model.pretrained_cfg["classifier"]
     assert set(head) == ({known} if isinstance(known, str) else set(known))
     modules = [model.get_submodule(part) for part in head]
@@ -73,7 +76,7 @@ def test_a_member_of_every_family_has_the_head_that_timm_names_and_nothing_else_
 @pytest.mark.parametrize("plain", sorted(UNSUPPORTED))
 def test_what_is_left_out_says_why(plain: str) -> None:
     with pytest.raises(UnknownModelError, match="cannot be used here: "):
-        zoo.about(f"timm/{plain}")
+        registry.about(f"timm/{plain}")
 
 
 def photograph() -> np.ndarray:
@@ -102,16 +105,16 @@ def test_every_published_weights_images_are_prepared_as_timm_prepares_them() -> 
     assert len(distinct) > 100
     for name, transform in distinct.values():
         # A pixel of resizing or the other interpolation makes more than 2.
-        assert grey_levels_off(zoo.default_preprocessing(f"timm/{name}"), transform) < 0.1, name
+        assert grey_levels_off(registry.default_preprocessing(f"timm/{name}"), transform) < 0.1, name
 
 
 @pytest.mark.parametrize("tagged", ["resnet18.a1_in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "tiny_vit_21m_384.dist_in22k_ft_in1k", "eva02_tiny_patch14_336.mim_in22k_ft_in1k"])  # fmt: skip
 def test_a_network_of_timm_finds_its_own_preprocessing_here(tagged: str) -> None:
     with torch.device("meta"):
         config = resolve_model_data_config(timm.create_model(tagged))
-    how = zoo.default_preprocessing(f"timm/{tagged}")
+    how = registry.default_preprocessing(f"timm/{tagged}")
     assert grey_levels_off(how, create_transform(**config, is_training=False)) < 0.1
-    assert how == zoo.default_preprocessing(f"timm/{tagged.partition('.')[0]}", weights=tagged.partition(".")[2])
+    assert how == registry.default_preprocessing(f"timm/{tagged.partition('.')[0]}", weights=tagged.partition(".")[2])
     # At their own size they stay what they are, margins of less than nothing (VOLO's) included.
     assert how.at(how.crop, whole=False) == how
 
@@ -119,9 +122,9 @@ def test_a_network_of_timm_finds_its_own_preprocessing_here(tagged: str) -> None
 @pytest.mark.parametrize("changed", [{"interpolation": "lanczos"}, {"mean": (0.5,), "std": (0.5,)}])
 def test_preprocessing_that_is_not_supported_is_refused(changed, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(timm.get_pretrained_cfg("resnet18.a1_in1k"), **changed)
-    monkeypatch.setattr("tl_cli.models.timm_zoo._cfg", lambda name: config)
+    monkeypatch.setattr("tl_cli.models.zoo.timm_models._cfg", lambda name: config)
     with pytest.raises(WeightsError, match=rf"preprocessing of timm/resnet18 is not supported.*{next(iter(changed))}"):
-        zoo.default_preprocessing("timm/resnet18")
+        registry.default_preprocessing("timm/resnet18")
 
 
 def fixed_at_another_size() -> list[str]:
@@ -133,7 +136,7 @@ def fixed_at_another_size() -> list[str]:
 @pytest.mark.parametrize("name", [*fixed_at_another_size(), "timm/eva02_tiny_patch14_336", "vit_h_14"])
 def test_a_network_without_weights_takes_images_of_its_own_size(name: str) -> None:
     with torch.device("meta"):
-        classifier = zoo.create(name, None, weights="none")
+        classifier = registry.create(name, None, weights="none")
         side = classifier.preprocessing.crop
         assert side != 224
         assert classifier.model.eval()(torch.empty(1, 3, side, side)).shape == (1, 10)
@@ -172,23 +175,23 @@ def test_weights_come_through_the_hubs_cache(hub: Server) -> None:
     published = timm.create_model("resnet18", num_classes=1000)
     sha = publish(hub, "timm/resnet18.a2_in1k", "model.safetensors", published)
     seen: list[tuple[str, int, int | None]] = []
-    assert zoo.about("timm/resnet18.a2_in1k").on_disk is False
-    classifier = zoo.create("timm/resnet18.a2_in1k", 10, progress=lambda *now: seen.append(now))
+    assert registry.about("timm/resnet18.a2_in1k").on_disk is False
+    classifier = registry.create("timm/resnet18.a2_in1k", 10, progress=lambda *now: seen.append(now))
     assert (classifier.name, classifier.head, classifier.head_is_new) == ("timm/resnet18", ("fc",), True)
     assert (classifier.weights.name, classifier.weights.sha256) == ("timm:resnet18.a2_in1k", sha)
     assert torch.equal(classifier.model.conv1.weight, published.conv1.weight)
     size = len(hub.files["/timm/resnet18.a2_in1k/resolve/main/model.safetensors"])
     assert seen[-1] == ("resnet18.a2_in1k", size, size)
-    assert zoo.about("timm/resnet18.a2_in1k").on_disk is True
+    assert registry.about("timm/resnet18.a2_in1k").on_disk is True
     hub.asked.clear()
-    assert zoo.create("timm/resnet18", 1000, weights="a2_in1k").head_is_new is False
+    assert registry.create("timm/resnet18", 1000, weights="a2_in1k").head_is_new is False
     assert hub.asked == []
 
 
 def test_position_embeddings_are_resampled_to_the_input_size(hub: Server) -> None:
     published = timm.create_model("vit_tiny_patch16_224", num_classes=21843)
     publish(hub, "timm/vit_tiny_patch16_224.augreg_in21k", "model.safetensors", published)
-    classifier = zoo.create("timm/vit_tiny_patch16_224.augreg_in21k", 3, input_size=96)
+    classifier = registry.create("timm/vit_tiny_patch16_224.augreg_in21k", 3, input_size=96)
     assert classifier.build_options == {"img_size": 96}
     assert classifier.model.pos_embed.shape == (1, 6 * 6 + 1, 192)
     assert torch.equal(classifier.model.blocks[0].attn.qkv.weight, published.blocks[0].attn.qkv.weight)
@@ -206,17 +209,17 @@ def test_labels_of_tiny_images_are_compared_by_a_network_that_takes_one_size_onl
 
 
 def test_a_saved_model_of_timm_is_restored_and_warm_starts_at_another_size(tmp_path: Path) -> None:
-    from tests.models.test_weights import card
+    from tests.models.zoo.test_weights import card
     from tl_cli.models import bundle
 
-    first = zoo.create("timm/vit_tiny_patch16_224", 3, weights="none", input_size=64)
+    first = registry.create("timm/vit_tiny_patch16_224", 3, weights="none", input_size=64)
     torch.nn.init.normal_(first.model.head.weight)
     preprocessing = first.preprocessing.model_copy(update={"resize": 64, "crop": 64})
     facts = {"head": first.head, "preprocessing": preprocessing, "build_options": first.build_options}
     bundle.save(tmp_path, first.model, card(("a", "b", "c"), first.name).model_copy(update=facts))
-    again, _ = zoo.restore(tmp_path)
+    again, _ = registry.restore(tmp_path)
     assert all(torch.equal(value, again.model.state_dict()[key]) for key, value in first.model.state_dict().items())
-    warm = zoo.create(
+    warm = registry.create(
         "timm/vit_tiny_patch16_224.augreg_in21k", 3, weights=str(tmp_path), classes=("a", "b", "c"), input_size=32
     )
     assert not warm.head_is_new
@@ -229,28 +232,28 @@ def test_weights_that_leave_a_part_of_the_backbone_random_are_refused(hub: Serve
     del published.layer4[1].bn2
     publish(hub, "timm/resnet18.a1_in1k", "model.safetensors", published)
     with pytest.raises(WeightsError, match=r"layer4\.1\.bn2\.weight"):
-        zoo.create("timm/resnet18", 10)
+        registry.create("timm/resnet18", 10)
 
 
 def test_a_damaged_file_in_the_cache_is_not_used(hub: Server) -> None:
     publish(hub, "timm/resnet18.a1_in1k", "model.safetensors", timm.create_model("resnet18"))
-    zoo.fetch_weights("timm/resnet18")
+    registry.fetch_weights("timm/resnet18")
     (blob,) = (Path(constants.HF_HUB_CACHE) / "models--timm--resnet18.a1_in1k" / "blobs").glob("?" * 64)
     content = bytearray(blob.read_bytes())
     content[-5] ^= 1
     blob.write_bytes(content)
     with pytest.raises(DownloadError, match="not the published file"):
-        zoo.create("timm/resnet18", 10)
+        registry.create("timm/resnet18", 10)
 
 
 def test_without_network_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match=r"from http://127\.0\.0\.1:9/timm/resnet18\..*--weights FILE"):
-        zoo.create("timm/resnet18", 10)
+        registry.create("timm/resnet18", 10)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
-        zoo.create("timm/resnet18", 10)
+        registry.create("timm/resnet18", 10)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +267,7 @@ def test_without_network_the_message_says_what_to_do(tmp_path: Path, monkeypatch
 )
 def test_weights_that_do_not_exist_are_refused_with_those_that_do(name: str, weights: str, said: str) -> None:
     with pytest.raises(WeightsError, match=said):
-        zoo.create(name, 10, weights=weights)
+        registry.create(name, 10, weights=weights)
 
 
 @pytest.mark.parametrize(
@@ -279,12 +282,12 @@ def test_weights_that_do_not_exist_are_refused_with_those_that_do(name: str, wei
 )
 def test_a_mistyped_name_gets_the_nearest_of_either_library(typed: str, meant: str) -> None:
     with pytest.raises(UnknownModelError, match=f"Did you mean .*{meant}"):
-        zoo.create(typed, 10)
+        registry.create(typed, 10)
 
 
 def test_a_size_that_depends_on_the_input_is_found_by_trying() -> None:
-    assert zoo.size_limits("timm/vit_tiny_patch16_224")[1] == 224
-    smallest, own = zoo.size_limits("timm/convnext_atto")
+    assert registry.size_limits("timm/vit_tiny_patch16_224")[1] == 224
+    smallest, own = registry.size_limits("timm/convnext_atto")
     assert (smallest, own) == (32, 224)
 
 
@@ -295,7 +298,7 @@ def test_stochastic_depth_is_set_or_refused() -> None:
     rates = [module.drop_prob for module in model.modules() if hasattr(module, "drop_prob")]
     assert max(rates) == pytest.approx(0.3)
     with pytest.raises(UsageError, match="drop-path"):
-        zoo.build("timm/vgg11", 3, {}, 0.3)
+        registry.build("timm/vgg11", 3, {}, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -307,27 +310,27 @@ def test_stochastic_depth_is_set_or_refused() -> None:
 )
 def test_a_name_that_timm_has_given_up_is_refused_with_todays(old: str, new: str) -> None:
     with pytest.raises(UnknownModelError, match=f"timm calls it {new} now"):
-        zoo.create(old, 10)
+        registry.create(old, 10)
 
 
 def test_tags_are_known_in_any_case_and_with_the_name_before_them(hub: Server) -> None:
     publish(hub, "timm/resnet18.a2_in1k", "model.safetensors", timm.create_model("resnet18"))
     for spec in ("A2_IN1K", "resnet18.a2_in1k"):
-        assert zoo.create("timm/resnet18", 10, weights=spec).weights.name == "timm:resnet18.a2_in1k"
+        assert registry.create("timm/resnet18", 10, weights=spec).weights.name == "timm:resnet18.a2_in1k"
 
 
 def test_the_callers_random_state_is_left_as_it_was(hub: Server) -> None:
     publish(hub, "timm/resnet18.a1_in1k", "model.safetensors", timm.create_model("resnet18"))
     before = torch.get_rng_state()
-    zoo.create("timm/resnet18", 10)
+    registry.create("timm/resnet18", 10)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_card_whose_head_is_not_there_is_refused(tmp_path: Path) -> None:
-    from tests.models.test_weights import card
+    from tests.models.zoo.test_weights import card
     from tl_cli.models import bundle
 
-    made = zoo.create("resnet18", 3, weights="none")
+    made = registry.create("resnet18", 3, weights="none")
     bundle.save(tmp_path, made.model, card(("a", "b", "c"), "resnet18").model_copy(update={"head": ("nope",)}))
     with pytest.raises(WeightsError, match="nope"):
-        zoo.restore(tmp_path)
+        registry.restore(tmp_path)

@@ -159,7 +159,7 @@ def test_mlflow_run_records_in_the_run_that_it_made(store: Store, colours: Path,
 def test_system_metrics_are_recorded_unless_mlflows_variable_says_no(
     value: str | None, is_recorded: bool, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.tracking.test_run import recorder
+    from tests.tracking.test_recorder import recorder
 
     if value is not None:
         monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", value)
@@ -203,12 +203,13 @@ def test_mlflows_names_of_models_and_runs_are_understood(store: Store, tl, train
 
 
 def test_a_run_with_several_models_means_its_latest(store: Store, workplace: Path) -> None:
-    from tests.tracking.test_run import recorder
+    from tests.tracking.test_recorder import recorder
     from tl_cli.contract import DataSpec, ModelCard
-    from tl_cli.models import bundle, zoo
-    from tl_cli.tracking.models import Naming, log_model
+    from tl_cli.models import bundle
+    from tl_cli.models.zoo import registry
+    from tl_cli.tracking.logged_model import Naming, log_model
 
-    made = zoo.create("timm/test_resnet", 2, weights="none", input_size=32)
+    made = registry.create("timm/test_resnet", 2, weights="none", input_size=32)
     with recorder(store) as record:
         ids = []
         for number in range(1, 6):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import wait_for
-from tests.tracking.test_run import epoch, recorder, store  # noqa: F401 (a fixture)
+from tests.tracking.test_recorder import epoch, recorder, store  # noqa: F401 (a fixture)
 from tl_cli.errors import Interrupted, UsageError
 from tl_cli.tracking import listing, overview
 from tl_cli.tracking.liveness import HEARTBEAT_TAG, PROCESS_TAG, identity
@@ -58,8 +58,8 @@ def facts(store: Store, run_id: str):  # noqa: F811
 
 
 def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr("tl_cli.tracking.run.BEAT_EVERY_S", 0.0)
-    monkeypatch.setattr("tl_cli.tracking.run._FLUSH_EVERY_S", 0.05)
+    monkeypatch.setattr("tl_cli.tracking.recorder.BEAT_EVERY_S", 0.0)
+    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.05)
     with recorder(store) as record:
         first = float(store.find(record.run_id).data.tags[HEARTBEAT_TAG])
         assert facts(store, record.run_id).status == "running"
@@ -148,7 +148,7 @@ def test_images_of_an_earlier_version_are_not_said_to_be_others(store: Store) ->
 
 
 def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -> None:  # noqa: F811
-    from tl_cli.tracking.history import read_history
+    from tl_cli.tracking.reader import read_history
 
     began_at = time.time()
     with recorder(store) as first:

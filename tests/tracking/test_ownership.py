@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
-from tests.commands.test_plot import record
+from tests.cli.test_plot import record
 from tests.conftest import said_by, start_in
 from tests.test_kills import TRAIN, newest_step, wait_until
-from tests.tracking.test_run import recorder, store  # noqa: F401 (a fixture)
+from tests.tracking.test_recorder import recorder, store  # noqa: F401 (a fixture)
 from tl_cli.errors import TrackingError, UsageError
 from tl_cli.tracking.journal import JOURNAL, alone_with
 from tl_cli.tracking.ownership import owned, reading

@@ -26,14 +26,15 @@ from cryptography.x509.oid import NameOID
 from urllib3.connectionpool import HTTPConnectionPool
 
 from tests.conftest import said_by, wait_for
-from tests.tracking.test_run import epoch, recorder
+from tests.tracking.test_recorder import epoch, recorder
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.errors import TrackingError
-from tl_cli.models import bundle, zoo
-from tl_cli.tracking.history import read_history
+from tl_cli.models import bundle
+from tl_cli.models.zoo import registry
+from tl_cli.tracking.completion import complete_run
 from tl_cli.tracking.journal import Left
-from tl_cli.tracking.models import Naming, log_model
-from tl_cli.tracking.names import complete_run
+from tl_cli.tracking.logged_model import Naming, log_model
+from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.store import open_store
 from tl_cli.tracking.sync import Synced, sync
 from tl_cli.training.events import LossSampled
@@ -206,8 +207,8 @@ def proxy(at_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         monkeypatch.setenv(
             {"RETRIES": "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "TIMEOUT": "MLFLOW_HTTP_REQUEST_TIMEOUT"}[name], value
         )
-    monkeypatch.setattr("tl_cli.tracking.run._FLUSH_EVERY_S", 0.05)
-    monkeypatch.setattr("tl_cli.tracking.run._LAST_WAIT_S", 15.0)
+    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.05)
+    monkeypatch.setattr("tl_cli.tracking.recorder._LAST_WAIT_S", 15.0)
     yield made
     made.close()
 
@@ -272,7 +273,7 @@ def said_well(folder: Path, *arguments: str) -> str:
 def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sync(
     proxy: Proxy, at_server: str, tl, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tl_cli.tracking import run as recording
+    from tl_cli.tracking import recorder as recording
 
     started = recording.Recorder.log_start
 
@@ -369,7 +370,7 @@ def test_a_server_with_its_own_certificate_is_used_as_mlflows_variables_say(
 def log_small_model(folder: Path, record) -> str | None:
     """Log a saved model as a training does at its end."""
     if not folder.exists():
-        made = zoo.create("timm/test_resnet", 2, weights="none", input_size=32)
+        made = registry.create("timm/test_resnet", 2, weights="none", input_size=32)
         bundle.save(
             folder,
             made.model,

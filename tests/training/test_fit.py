@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests.test_randomness import reference
+from tl_cli.compute.device import Machine
 from tl_cli.errors import DivergedError, UsageError
 from tl_cli.randomness import Purpose
-from tl_cli.training import setup
+from tl_cli.training import plan as setup
 from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly
 from tl_cli.training.fit import fit
-from tl_cli.training.machine import Machine
-from tl_cli.training.setup import Plan, new_state
+from tl_cli.training.plan import Plan, new_state
 from tl_cli.training.state import BEST_FOLDER, Saver
 
 MODEL = "shufflenet_v2_x0_5"
@@ -136,7 +136,8 @@ def test_a_resumed_run_ends_bit_identical(
 
 
 def test_the_best_model_on_disk_is_the_best_epochs(colours: Path, tmp_path: Path) -> None:
-    from tl_cli.models import bundle, zoo
+    from tl_cli.models import bundle
+    from tl_cli.models.zoo import registry
 
     plan = plan_for(colours, epochs=4)
     state = new_state(plan)
@@ -150,7 +151,7 @@ def test_the_best_model_on_disk_is_the_best_epochs(colours: Path, tmp_path: Path
 
     assert saver.best is None
     counters = fit(plan, state, notify)
-    classifier, card = zoo.restore(tmp_path / BEST_FOLDER)
+    classifier, card = registry.restore(tmp_path / BEST_FOLDER)
     assert card.epoch == counters.best_epoch
     assert card.classes == ("blue", "green", "red")
     assert saver.best == card == bundle.read_card(tmp_path / BEST_FOLDER)

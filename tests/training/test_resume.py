@@ -13,7 +13,7 @@ from tl_cli.data.images import PackedImages
 from tl_cli.errors import Interrupted
 from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, Worked
 from tl_cli.training.fit import fit
-from tl_cli.training.setup import new_state
+from tl_cli.training.plan import new_state
 from tl_cli.training.state import Saver, TrainState
 
 SMALL = "timm/test_efficientnet"

@@ -15,11 +15,12 @@ import torch
 from tests.training.test_fit import plan_for
 from tests.training.test_resume import SMALL, bits
 from tl_cli.errors import DivergedError, StorageError, UsageError, WeightsError
-from tl_cli.models import bundle, zoo
-from tl_cli.training import setup
+from tl_cli.models import bundle
+from tl_cli.models.zoo import registry
+from tl_cli.training import plan as setup
 from tl_cli.training.events import EpochEnded, Event, StepEnded
 from tl_cli.training.fit import _is_enough, fit
-from tl_cli.training.setup import new_state
+from tl_cli.training.plan import new_state
 from tl_cli.training.state import BEST_FOLDER, Every, Saver, checkpoints
 
 
@@ -157,7 +158,7 @@ def test_a_damaged_saved_model_is_always_seen(saved_run, tmp_path: Path, name: s
         with pytest.raises(WeightsError):
             bundle.verified_card(tmp_path)
     with pytest.raises(WeightsError):
-        zoo.restore(tmp_path)
+        registry.restore(tmp_path)
 
 
 def test_a_card_whose_seal_has_lost_its_name_is_damaged(saved_run, tmp_path: Path) -> None:

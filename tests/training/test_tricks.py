@@ -15,15 +15,15 @@ from torch import nn
 from tests.conftest import COLOURS, write_pictures
 from tests.training.test_fit import plan_for, run, stopped_and_resumed
 from tl_cli.contract import Calibration
-from tl_cli.data.loaders import Batch
+from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
-from tl_cli.models import zoo
+from tl_cli.models.zoo import registry
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.ema import Average
 from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, StepEnded
 from tl_cli.training.fit import fit
 from tl_cli.training.phases import first_trained, phases_of
-from tl_cli.training.setup import new_state
+from tl_cli.training.plan import new_state
 from tl_cli.training.state import BEST_FOLDER, Saver
 from tl_cli.training.step import Objective, train_step
 
@@ -37,7 +37,7 @@ WITHOUT_BATCH_NORM_OR_DROPOUT = {"model": "timm/test_convnext", "input_size": 32
 def weights_of(folder: Path, model: str) -> str:
     """A file of weights, so that freezing a part of them makes sense."""
     path = folder / "weights.pth"
-    torch.save(zoo.create(model, 3, weights="none", seed=7).model.state_dict(), path)
+    torch.save(registry.create(model, 3, weights="none", seed=7).model.state_dict(), path)
     return str(path)
 
 
@@ -100,7 +100,7 @@ def test_the_average_is_validated_and_kept_where_it_is_better(colours: Path, tmp
 
 
 def assert_saved(folder: Path, model: nn.Module, *, averaged: bool) -> None:
-    classifier, card = zoo.restore(folder / BEST_FOLDER)
+    classifier, card = registry.restore(folder / BEST_FOLDER)
     assert card.averaged is averaged
     wanted = model.state_dict()
     assert all(torch.equal(wanted[key], value) for key, value in classifier.model.state_dict().items())
@@ -118,7 +118,7 @@ def test_the_better_of_weights_and_average_is_saved(
     event = EpochEnded("fine-tune", 2, 20, 1.0, 0.8, 1.0, 0.8, 1e-3, 1e-4, 1.0, 1.0, True, ema_accuracy, 1.0,
                        Calibration(temperature=1.5))  # fmt: skip
     Saver(tmp_path, state, plan.card())(event)
-    saved, _ = zoo.restore(tmp_path / BEST_FOLDER)
+    saved, _ = registry.restore(tmp_path / BEST_FOLDER)
     assert saved.temperature == 1.5
     assert saved.model.classifier.bias.unique().tolist() == [0.0 if averaged else 3.0]
     with state.average.applied() if averaged else nullcontext():
@@ -236,7 +236,7 @@ def test_class_weights_are_scikit_learns_balanced(uneven: Path) -> None:
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_the_balanced_sampler_shows_every_class_equally_often(uneven: Path, cache: bool) -> None:
-    from tl_cli.training.setup import open_stage
+    from tl_cli.training.plan import open_stage
 
     plan = plan_for(uneven, **RESNET, sampler="balanced", feature_cache=cache, bn="frozen")
     stage = open_stage(plan, plan.phases[0], lambda event: None)
@@ -400,7 +400,7 @@ def test_a_run_takes_exactly_the_steps_that_were_asked_for(colours: Path, steps:
 
 
 def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) -> None:
-    from tl_cli.training import setup
+    from tl_cli.training import plan as setup
 
     resolved = setup.prepare(
         {"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32, "freeze_epochs": 2}, {}
@@ -423,7 +423,7 @@ def test_steps_are_exact_where_a_single_image_is_left_over(colours: Path, steps:
 
 
 def test_numbers_of_another_type_in_a_file_mean_the_same(colours: Path) -> None:
-    from tl_cli.training import setup
+    from tl_cli.training import plan as setup
 
     flags = {"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32}
     plain = setup.prepare(flags, {"steps": 30, "batch_size": 16}).config

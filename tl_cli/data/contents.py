@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tl_cli.data.names import Names
-from tl_cli.data.pictures import largest_file, too_large
+from tl_cli.data.decode import largest_file, too_large
+from tl_cli.data.packed_names import Names
 from tl_cli.errors import DataError, StorageError
-from tl_cli.fetch import Progress, cache_root, silent
-from tl_cli.store import Store
+from tl_cli.io.array_cache import Store
+from tl_cli.io.download import Progress, cache_root, silent
 
 _NAME, _STATS, _DIGEST = 16, 32, 32  # bytes
 _ROW = _NAME + _STATS + _DIGEST

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from tl_cli.contract import DigestScheme, PixelRange, Split
 from tl_cli.data.contents import Contents, changed_since, read_contents
-from tl_cli.data.decoders import decode_aside
-from tl_cli.data.decoding import Picture, open_picture
-from tl_cli.data.names import Names
-from tl_cli.data.pictures import MAX_PIXELS, WHOLE_UP_TO, decode_pixels, picture_size
+from tl_cli.data.decode import MAX_PIXELS, WHOLE_UP_TO, decode_pixels, picture_size
+from tl_cli.data.decode_pool import decode_aside
+from tl_cli.data.packed_names import Names
+from tl_cli.data.preprocess import Picture, open_picture
 from tl_cli.errors import DataError, StorageError, some
-from tl_cli.fetch import Progress, silent
-from tl_cli.store import Store
+from tl_cli.io.array_cache import Store
+from tl_cli.io.download import Progress, silent
 
 T = TypeVar("T")
 _TINY_VALUES = 3 * 64 * 64

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from tl_cli.contract import Preprocessing
-from tl_cli.data.decoding import decode, resize_crop
 from tl_cli.data.images import PackedImages
-from tl_cli.data.names import Names
+from tl_cli.data.packed_names import Names
+from tl_cli.data.preprocess import decode, resize_crop
 from tl_cli.errors import DataError
 
 # Two of scikit-learn's, one of matplotlib's: a temple, a flower, a portrait.

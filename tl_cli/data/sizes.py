@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tl_cli.data.decode import picture_size
 from tl_cli.data.images import Images, PackedImages
-from tl_cli.data.pictures import picture_size
 from tl_cli.errors import DataError
 
 # A header takes a tenth of a millisecond; a median of 500 pictures is within a few percentiles of that of all.

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tl_cli.data.loaders import Batch
-from tl_cli.data.names import Names
+from tl_cli.data.batches import Batch
+from tl_cli.data.packed_names import Names
 from tl_cli.errors import DataError, WeightsError
-from tl_cli.fetch import replacing
+from tl_cli.io.download import replacing
 from tl_cli.shortage import during
 
 # Told how many images are done.

@@ -1,4 +1,7 @@
-"""A saved model as a function from pictures to class probabilities. What is served runs exactly this."""
+"""A saved model as a function from pictures to class probabilities. What is served runs exactly this.
+
+Models in a store import this module by its name, those of earlier versions too.
+"""
 
 import base64
 import math
@@ -12,11 +15,11 @@ from urllib.parse import unquote_to_bytes
 import torch
 from torch import Tensor
 
-from tl_cli.data.decoding import normalise, read_input
-from tl_cli.data.pictures import picture_size
+from tl_cli.data.decode import picture_size
+from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError, UsageError
-from tl_cli.models import zoo
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.zoo import registry
+from tl_cli.models.zoo.registry import Classifier
 
 _BATCH = 64
 _EXPECTED = "expected an image file as base64, as a data URL or as bytes"
@@ -44,7 +47,7 @@ class Predictor:
         Raises:
             WeightsError: it is none.
         """
-        classifier, card = zoo.restore(folder)
+        classifier, card = registry.restore(folder)
         return cls(classifier, card.classes, card.data.max_pixels)
 
     def predict(self, pictures: Sequence[object]) -> tuple[Tensor, list[str]]:

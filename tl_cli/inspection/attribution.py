@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tl_cli.errors import UsageError
 from tl_cli.inspection.maps import Places, places_of
 from tl_cli.models.layers import layers_of
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.zoo.registry import Classifier
 
 
 @dataclass(frozen=True, slots=True)

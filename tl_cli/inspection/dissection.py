@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from tl_cli.data.loaders import Batch
+from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.logits import Counted, check_finite
 from tl_cli.evaluation.paired import holm, mcnemar

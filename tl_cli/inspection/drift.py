@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tl_cli.data.loaders import Batch
+from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.logits import Counted, check_finite
 from tl_cli.models.layers import Layer, layers_of
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.zoo.registry import Classifier
 
 # The estimate divides by n (n - 3).
 FEWEST_IMAGES = 4

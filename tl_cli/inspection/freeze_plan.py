@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from tl_cli.models.freezing import batch_norms
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.zoo.registry import Classifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from tl_cli.errors import UsageError, first_line
-from tl_cli.models import freezing, zoo
-from tl_cli.models.counting import Counting
+from tl_cli.models import freezing
+from tl_cli.models.list.counting import Counting
+from tl_cli.models.zoo import registry
 
 # Batches that are compared for what one more image costs: what a step keeps once, such as standardised weights, is in
 # both of them.
@@ -62,8 +63,8 @@ def summarize(name: str, num_classes: int, input_size: int, options: dict[str, i
         UsageError: no such model, or it cannot take that input.
     """
     with torch.device("meta"):
-        model = zoo.build(name, num_classes, options)
-    head = zoo.find_head(name)
+        model = registry.build(name, num_classes, options)
+    head = registry.find_head(name)
     costs = _measure(model.eval(), input_size)
     freezing.freeze_backbone(model, [model.get_submodule(part) for part in head])
     return _node("", model, head, costs)

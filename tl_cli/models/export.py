@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard
 from tl_cli.errors import StorageError, TlError, UsageError, first_line
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.zoo.registry import Classifier
 
 # Told where a file was written; raises where it is not as it should be.
 Check = Callable[[Path], None]

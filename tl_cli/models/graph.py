@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tl_cli.models.counting import Counting
 from tl_cli.models.layers import units_of
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.list.counting import Counting
+from tl_cli.models.zoo.registry import Classifier
 
 # Parts of the class names of what draws at random in training mode.
 _STOCHASTIC = ("Drop", "StochasticDepth", "RReLU")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_cli.errors import UsageError, suggest
-from tl_cli.models.zoo import Classifier
+from tl_cli.models.zoo.registry import Classifier
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 

@@ -12,8 +12,8 @@ from typing import Self
 from mlflow.entities import Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from tl_cli.evaluation.comparison import Training
 from tl_cli.evaluation.logits import KeptAnswers, load_answers
+from tl_cli.evaluation.ranking import Training
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, set_note
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity
 from tl_cli.tracking.store import PARENT_TAG, Store, children_of, dataset_digest, ending, short_id

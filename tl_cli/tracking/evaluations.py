@@ -9,10 +9,10 @@ from pathlib import Path
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
 
 from tl_cli.contract import DataSpec, Split, SplitName
-from tl_cli.data.sources import BUILT_IN
+from tl_cli.data.dataset import BUILT_IN
+from tl_cli.evaluation.measure import Measured
 from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.store import SCHEME_TAG, Store
-from tl_cli.training.evaluate import Measured
 
 EVALUATIONS = "eval"
 TEST_LOGITS = "test_logits.npz"
@@ -65,6 +65,7 @@ def set_note(store: Store, run_id: str, text: str) -> None:
     Args:
         text: its last line is the same each time: what stands above it in the present description is replaced.
     """
+    text = text.strip()
     there = store.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
     _, is_ours, below = there.partition(text.rpartition("\n")[2])
     others = (below if is_ours else there).strip()

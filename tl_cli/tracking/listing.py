@@ -13,14 +13,14 @@ from stat import S_ISDIR
 from mlflow.entities import LifecycleStage, Run
 
 from tl_cli.errors import UsageError
-from tl_cli.tracking.foreign import whole
-from tl_cli.tracking.history import read_sparks
+from tl_cli.tracking.facts import Differences, Kind, RunFacts, Status
 from tl_cli.tracking.liveness import HOST_TAG
 from tl_cli.tracking.ownership import owned, process_state
+from tl_cli.tracking.parsing import whole
 from tl_cli.tracking.places import is_within, own_folder
+from tl_cli.tracking.reader import read_sparks
 from tl_cli.tracking.store import CHILD_TAG, Store, dataset_digest, is_parent, last_seen, named, recorded_split
 from tl_cli.training.config import phase_ends
-from tl_cli.training.record import Differences, Kind, RunFacts, Status
 
 _STATUS: Mapping[str, Status] = {
     "FINISHED": "finished",

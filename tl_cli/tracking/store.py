@@ -31,8 +31,8 @@ from tl_cli.errors import (
     without_secrets,
 )
 from tl_cli.models.bundle import read_card
-from tl_cli.tracking.foreign import parsed
 from tl_cli.tracking.liveness import HEARTBEAT_TAG, paused
+from tl_cli.tracking.parsing import parsed
 from tl_cli.tracking.places import check_place, local_path, own_folder
 from tl_cli.tracking.reasons import reason, root
 
@@ -589,6 +589,11 @@ def short_id(run: Run) -> str:
 def named(run: Run) -> str:
     """Return what a message calls a run: its short id and its name."""
     return f"{short_id(run)} ({run.info.run_name})"
+
+
+def default_uri() -> str:
+    """Return where runs are recorded by MLflow's own settings: an address, or that of ``./mlflow.db``."""
+    return str(mlflow.get_tracking_uri())
 
 
 def open_store(tracking_uri: str | None) -> Store:

@@ -28,7 +28,7 @@ from tl_cli.tracking.journal import (
     read,
 )
 from tl_cli.tracking.listing import status_of
-from tl_cli.tracking.models import Naming, log_model, share_weights
+from tl_cli.tracking.logged_model import Naming, log_model, share_weights
 from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import DEFAULT_EXPERIMENT, STATE_ROOT, Store

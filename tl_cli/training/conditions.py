@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tl_cli.contract import ModelCard, SplitName
-from tl_cli.evaluation.comparison import PRETRAINED
+from tl_cli.evaluation.ranking import PRETRAINED
 from tl_cli.training.config import TrainConfig
 
 # They decide where and how fast a model trains, or what is kept of it.

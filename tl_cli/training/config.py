@@ -9,12 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tl_cli.contract import CropMode
-from tl_cli.errors import UsageError, suggest
-from tl_cli.fetch import write_text
-from tl_cli.file_uris import local_path
-from tl_cli.habits import setting
-from tl_cli.training.choices import (
+from tl_cli.choices import (
     AugmentName,
     AutoAugment,
     BatchNormMode,
@@ -31,6 +26,11 @@ from tl_cli.training.choices import (
     SamplerName,
     ScheduleName,
 )
+from tl_cli.contract import CropMode
+from tl_cli.errors import UsageError, suggest
+from tl_cli.habits import setting
+from tl_cli.io.download import write_text
+from tl_cli.io.file_uris import local_path
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]

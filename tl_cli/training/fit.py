@@ -28,7 +28,7 @@ from tl_cli.training.events import (
     better,
 )
 from tl_cli.training.phases import Phase, lr_factor
-from tl_cli.training.setup import Plan, Stage, open_stage
+from tl_cli.training.plan import Plan, Stage, open_stage
 from tl_cli.training.state import Counters, Partial, TrainState
 from tl_cli.training.step import train_step
 

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from tl_cli.compute.device import Autocasting
 from tl_cli.contract import SplitName
 from tl_cli.data import checks, splits
+from tl_cli.data.batches import Loader
 from tl_cli.data.images import FileImages
-from tl_cli.data.loaders import Loader
-from tl_cli.data.names import Names
+from tl_cli.data.packed_names import Names
 from tl_cli.errors import DataError, WeightsError, first_line, some
 from tl_cli.evaluation.logits import Answers, answer
-from tl_cli.evaluation.metrics import Report, report
+from tl_cli.evaluation.scores import Report, report
 from tl_cli.models import bundle, freezing
 from tl_cli.training.events import Activity, Observer, Worked
-from tl_cli.training.machine import Autocasting
-from tl_cli.training.setup import Plan
+from tl_cli.training.plan import Plan
 from tl_cli.training.state import Counters
 
 # The gap needs no more precision than the test figure has.

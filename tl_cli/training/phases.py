@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from tl_cli.choices import ScheduleName
 from tl_cli.models.freezing import BatchNormMode
-from tl_cli.training.choices import ScheduleName
 from tl_cli.training.config import TrainConfig, phase_ends
 from tl_cli.training.events import PhaseName
 

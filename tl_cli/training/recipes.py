@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tl_cli.data.balance import UNEVEN
-from tl_cli.data.loaders import steps_in_epoch
+from tl_cli.data.batches import steps_in_epoch
 from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes
 from tl_cli.errors import UsageError

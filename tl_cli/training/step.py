@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from tl_cli.data.loaders import Batch
-from tl_cli.data.mixing import mix
+from tl_cli.data.augment.mixing import mix
+from tl_cli.data.batches import Batch
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.state import TrainState
 

@@ -1,0 +1,64 @@
+"""What a bug report needs, and nothing that is a secret."""
+
+import json
+import platform
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from tl_cli.api.environment import without_credentials
+
+
+def test_the_environment_is_what_the_libraries_say(tl, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    said = json.loads(tl("env", "--json").out)
+    assert said["versions"]["python"] == platform.python_version()
+    for name in ("torch", "torchvision", "mlflow", "numpy"):
+        assert said["versions"][name] == version(name)
+    assert said["machine"]["threads"] == torch.get_num_threads()
+    assert said["machine"]["torch_cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert said["environment"]["OMP_NUM_THREADS"] == "7"
+    assert said["paths"]["torch_weights"] == str(tmp_path / "torch" / "hub")
+    assert said["store"]["tracking_uri"].endswith("mlflow.db")
+    shown = tl("env").out
+    assert f"torch: {version('torch')}" in shown
+
+
+URIS = {
+    "https://user:S3CRET@host.example/mlflow": "https://host.example/mlflow",
+    "https://S3CRET@host.example:5000": "https://host.example:5000",
+    "postgresql+psycopg2://u:S3/CRET?x#y@z@host:5432/db?sslpassword=S3CRET": "postgresql+psycopg2://host:5432/db",
+    "https://host.example/mlflow?token=S3CRET": "https://host.example/mlflow",
+    "https://host.example/mlflow#S3CRET": "https://host.example/mlflow",
+    "user:S3CRET@host.example": "host.example",
+    "sqlite:////home/a@b/mlflow.db": "sqlite:////home/a@b/mlflow.db",
+    "sqlite:////home/a/mlflow.db?key=S3CRET": "sqlite:////home/a/mlflow.db",
+    "/home/a@b/mlruns": "/home/a@b/mlruns",
+    "file:///home/a#b/mlruns": "file:///home/a#b/mlruns",
+}
+
+
+@pytest.mark.parametrize(("uri", "shown"), URIS.items())
+def test_an_address_is_shown_without_credentials(uri: str, shown: str) -> None:
+    assert without_credentials(uri) == shown
+
+
+def test_no_secret_of_the_environment_is_printed(tl, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    for name in ("HTTP_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "user:S3CRET@proxy:3128")
+    for name in ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "DATABRICKS_TOKEN", "AWS_SECRET_ACCESS_KEY",
+                 "HF_TOKEN", "HF_ENDPOINT"):  # fmt: skip
+        monkeypatch.setenv(name, "S3CRET")
+    uri = "https://user:S3CRET@host.example/mlflow?token=S3CRET"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    for options in ((), ("--json",)):
+        result = tl("env", *options)
+        assert result.code == 0
+        assert "S3CRET" not in result.out + result.err
+        assert "https://host.example/mlflow" in result.out
+        assert "HTTP_PROXY" in result.out

@@ -1,0 +1,232 @@
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import tl_process
+from tests.tracking.test_listing import dead_run
+from tests.tracking.test_recorder import epoch, recorder
+from tl_cli.errors import Interrupted
+from tl_cli.tracking.store import open_store
+from tl_cli.training.events import LossSampled
+
+
+def record(name: str, *, epochs: int = 3, end: bool = True, accuracy: float = 0.7):
+    store = open_store(None)
+    made = recorder(store)
+    made._run_name = name
+    made.__enter__()
+    for number in range(1, epochs + 1):
+        for step in range(10 * number - 9, 10 * number + 1):
+            made(LossSampled(step, number, 2 / step, 1e-3, 0.0))
+        made(epoch(number, 10 * number, 1 / number))
+    if end:
+        made.__exit__(None, None, None)
+    return made
+
+
+def test_several_runs_and_a_comparison_are_drawn_over_each_other(tl, workplace: Path) -> None:
+    store = open_store(None)
+    parent = store.client.create_run(store.experiment("tl"), run_name="both", tags={"tl.compares": "models"})
+    for name in ("one", "two"):
+        made = record(name)
+        store.client.set_tag(made.run_id, "mlflow.parentRunId", parent.info.run_id)
+    for names in (("one", "two"), ("both",), ("both", "one")):
+        drawn = tl("plot", "--terminal", *names)
+        assert drawn.code == 0, drawn.err
+        assert [line.split()[1] for line in drawn.out.splitlines()[:2]] == ["one", "two"]
+        assert "validation accuracy" in drawn.out
+        assert "\x1b" not in drawn.out
+    assert tl("plot", "both", "-o", "pictures").code == 0
+    assert len(list(Path("pictures").glob("2-runs-*.png"))) == 2
+    record("three")
+    assert tl("plot", "one", "three", "-o", "pictures").code == 0
+    assert len(list(Path("pictures").glob("2-runs-*.png"))) == 4, "others of the same number have other pictures"
+
+
+def test_runs_of_one_name_are_told_apart(tl, workplace: Path) -> None:
+    first, second = record("same"), record("same")
+    drawn = tl("plot", "-t", first.run_id[:8], second.run_id[:8])
+    assert drawn.code == 0, drawn.err
+    assert first.run_id[:8] in drawn.out
+    assert second.run_id[:8] in drawn.out
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg", ".pdf", ".PNG"])
+def test_a_file_takes_all_panels_and_a_folder_two_pictures(ending: str, tl, workplace: Path) -> None:
+    record("one")
+    done = tl("plot", "--output", f"new/curves{ending}", "--log", "--x", "time")
+    assert done.code == 0, done.err
+    assert Path(f"new/curves{ending}").stat().st_size > 2000
+    assert tl("plot").code == 0
+    assert len(list(workplace.glob("*-loss_by_step.png"))) == 1
+    assert Image.open(next(workplace.glob("*-accuracy_and_loss_by_epoch.png"))).size[0] > 1000
+
+
+def test_metrics_by_name_and_pattern(tl, workplace: Path) -> None:
+    record("one")
+    drawn = tl("plot", "-t", "--metric", "val/*", "--metric", "time/images_per_second", "--x", "epoch", "--smooth", "0")
+    assert drawn.code == 0, drawn.err
+    for said in ("val/loss by epoch", "val/accuracy by epoch", "time/images_per_second by epoch"):
+        assert said in drawn.out
+    wrong = tl("plot", "-t", "--metric", "val/acuracy")
+    assert (wrong.code, "Did you mean val/accuracy" in wrong.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--output", "x.jpg"), ".png, .svg, .pdf"),
+        (("--terminal", "--output", "x"), "one of them"),
+        (("--smooth", "1"), "0.9999"),
+        (("--last", "0"), "1"),
+        (("--x", "steps"), "epoch"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], said: str, tl, workplace: Path) -> None:
+    result = tl("plot", *arguments)
+    assert result.code == 2
+    assert said in result.err
+
+
+def test_numbers_that_are_not_finite_are_named_and_not_drawn(tl, workplace: Path) -> None:
+    made = record("one")
+    store = open_store(None)
+    for step, value in ((31, float("nan")), (32, float("inf")), (33, float("-inf"))):
+        store.client.log_metric(made.run_id, "step/loss", value, step=step)
+    drawn = tl("plot", "-t")
+    assert drawn.code == 0, drawn.err
+    # A heading is as wide as its panel.
+    assert "step/loss is not" in drawn.out
+    assert "step 31" in drawn.out
+
+
+def test_a_run_that_tl_did_not_record_shows_its_own_metrics(tl, workplace: Path) -> None:
+    store = open_store(None)
+    run = store.client.create_run(store.experiment("other"), run_name="lightning")
+    for step in range(5):
+        store.client.log_metric(run.info.run_id, "train_loss", 1 / (step + 1), step=step)
+    drawn = tl("plot", "-t", "lightning")
+    assert drawn.code == 0, drawn.err
+    assert "train_loss by step" in drawn.out
+    for step in range(3):
+        store.client.log_metric(run.info.run_id, "epoch", step / 10, step=step)
+        store.client.log_metric(run.info.run_id, "stepless", float(step))
+    drawn = tl("plot", "-t", "lightning")
+    assert drawn.code == 0, drawn.err
+    for said in ("train_loss by step", "epoch by step", "stepless by step"):
+        assert said in drawn.out
+    empty = store.client.create_run(store.experiment("other"), run_name="empty")
+    assert "no points yet" in tl("plot", "-t", "empty").out
+    assert empty.info.run_name in tl("plot", "empty").err
+
+
+def follow(workplace: Path, *arguments: str, **environment: str):
+    reader, writer = os.pipe()
+    process = tl_process("plot", "--follow", *arguments, cwd=workplace, stdout=writer, stderr=writer, **environment)
+    os.close(writer)
+    return process, os.fdopen(reader, "rb", buffering=0)
+
+
+def read_until(stream, wanted: bytes) -> bytes:
+    seen = b""
+    while wanted not in seen:
+        part = stream.read(4096)
+        if not part:
+            break
+        seen += part
+    assert wanted in seen, seen.decode()
+    return seen
+
+
+def test_following_shows_epochs_as_they_end_and_ends_with_the_run(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+    made = record("one", epochs=1, end=False)
+    process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
+    read_until(stream, b"epoch 1")
+    made(epoch(2, 20))
+    read_until(stream, b"epoch 2")
+    assert process.is_alive()
+    made.__exit__(None, None, None)
+    said = read_until(stream, b"the run is complete")
+    process.join()
+    assert process.exitcode == 0
+    assert b"\x1b" not in said
+    assert b"loss by step" in said
+
+
+def test_following_beside_a_training_that_has_not_begun_waits_for_it(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+    record("old")
+    process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
+    read_until(stream, b"no run is training yet")
+    made = record("new", epochs=1, end=False)
+    read_until(stream, b"epoch 1")
+    made.__exit__(None, None, None)
+    said = read_until(stream, b"the run is complete")
+    process.join(30)
+    assert process.exitcode == 0
+    assert f"new  {made.run_id[:8]}".encode() in said
+
+
+def test_the_run_that_was_resumed_last_is_followed_and_is_the_latest(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+    killed = record("killed", epochs=1, end=False)
+    killed.__exit__(Interrupted, Interrupted(15), None)
+    newer = record("newer")
+    store = open_store(None)
+    assert store.find("latest").info.run_id == newer.run_id
+    resumed = recorder(store, run_id=killed.run_id)
+    resumed.__enter__()
+    assert store.find("latest").info.run_id == killed.run_id
+    process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
+    read_until(stream, b"epoch 1")
+    resumed(epoch(2, 20))
+    read_until(stream, b"epoch 2")
+    resumed.__exit__(None, None, None)
+    said = read_until(stream, b"the run is complete")
+    process.join(30)
+    assert killed.run_id[:8].encode() in said
+
+
+def test_ctrl_c_leaves_the_run_alone(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+    made = record("one", epochs=1, end=False)
+    process, stream = follow(workplace, "one", MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
+    read_until(stream, b"epoch 1")
+    os.kill(process.pid, signal.SIGINT)
+    said = read_until(stream, b"tl plot --follow")
+    process.join()
+    assert process.exitcode == 130
+    assert b"the run goes on" in said
+    assert b"Traceback" not in said
+    store = open_store(None)
+    assert store.find("one").info.status == "RUNNING"
+    made(epoch(2, 20))
+    made.__exit__(None, None, None)
+    assert store.find("one").info.status == "FINISHED"
+
+
+def test_following_a_dead_run_ends_at_once_and_says_so(tl, workplace: Path) -> None:
+    dead_run(open_store(None))
+    followed = tl("plot", "--follow", "gone")
+    assert followed.code == 0, followed.err
+    assert "is dead" in followed.out
+
+
+def test_a_metric_that_comes_later_is_followed_and_a_run_that_is_removed_ends_it(workplace: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+    made = record("one", epochs=0, end=False)
+    process, stream = follow(
+        workplace, "one", "--metric", "val/*", MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db"
+    )
+    made(epoch(1, 20))
+    read_until(stream, b"val/accuracy 0.7")
+    open_store(None).client.delete_run(made.run_id)
+    said = read_until(stream, b"has been removed")
+    process.join()
+    assert process.exitcode == 1
+    assert b"Traceback" not in said
+    made.__exit__(None, None, None)

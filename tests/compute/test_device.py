@@ -1,0 +1,126 @@
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from tl_cli.compute import device as machine
+from tl_cli.compute.device import Autocasting, Machine, bf16_is_fast, bf16_may_be_fast, choose_device, prepare_machine
+from tl_cli.errors import UsageError
+from tl_cli.models import freezing
+from tl_cli.models.zoo import registry
+from tl_cli.training.config import TrainConfig
+
+CPU = torch.device("cpu")
+
+
+def config(**settings: object) -> TrainConfig:
+    needed = {
+        "model": "resnet18", "epochs": 1, "freeze_epochs": 0, "optimizer": "adamw", "lr": 1e-3, "unfreeze_lr": 1e-3,
+        "weight_decay": 0.0, "schedule": "constant", "bn": "frozen", "augment": "none", "input_size": 32,
+        "device": "cpu", "precision": "fp32", "layout": "contiguous", "workers": 1,
+    }  # fmt: skip
+    return TrainConfig.model_validate(needed | settings)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("fold", [None, True, False])
+def test_logits_are_the_networks_own_to_rounding(fold: bool | None, layout: torch.memory_format) -> None:
+    model = registry.create("efficientnet_b0", 3, weights="none", input_size=32).model.eval()
+    torch.nn.init.normal_(model.get_submodule("classifier.1").weight)
+    images = torch.randn(16, 3, 32, 32)
+    with torch.inference_mode():
+        own = model(images)
+        machine = Machine(CPU, memory_format=layout, fold=fold)
+        seen = Autocasting(machine.place(model), machine)(images)
+    torch.testing.assert_close(seen, own, rtol=1e-3, atol=1e-4)
+
+
+def test_shortcuts_follow_what_is_frozen_from_phase_to_phase() -> None:
+    classifier = registry.create("mobilenet_v3_small", 3, weights="none", input_size=32)
+    network = Autocasting(classifier.model, Machine(CPU))
+    images = torch.randn(4, 3, 32, 32)
+    freezing.freeze_backbone(classifier.model, classifier.head_modules)
+    network.train()(images).sum().backward()
+    assert sum(p.grad is not None for p in classifier.model.parameters()) == 2
+    freezing.unfreeze(classifier.model, "train")
+    before = copy.deepcopy(dict(classifier.model.named_buffers()))
+    network.train()(images).sum().backward()
+    assert all(p.grad is not None for p in classifier.model.parameters())
+    assert any(not torch.equal(value, before[name]) for name, value in classifier.model.named_buffers())
+
+
+def test_busy_cores_are_not_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    for busy, expected in [(0, 6), (10, 6), (50, 4), (97, 1), (100, 1)]:
+        monkeypatch.setattr(machine.psutil, "cpu_percent", lambda interval, busy=busy: busy)
+        assert machine.idle_cores() == expected
+
+
+def test_a_copy_of_a_network_runs_on_its_own() -> None:
+    network = Autocasting(registry.create("resnet18", 3, weights="none").model, Machine(CPU)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.nn.init.ones_(network.network.get_submodule("fc").weight)
+        own = network(images)
+        twin = copy.deepcopy(network)
+        for parameter in network.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(twin(images), own)
+
+
+def test_features_pass_as_they_are() -> None:
+    head = torch.nn.Linear(4, 2)
+    features = torch.randn(3, 4)
+    assert torch.equal(Autocasting(head, Machine(CPU))(features), head(features))
+
+
+def test_a_gpu_that_nobody_measured_takes_no_shortcuts() -> None:
+    assert not Machine(torch.device("cuda")).takes_shortcuts
+    assert Machine(torch.device("cuda"), fold=True).takes_shortcuts
+    assert Machine(CPU, fold=False).takes_shortcuts
+
+
+def test_fp16_is_refused_on_a_cpu() -> None:
+    with pytest.raises(UsageError, match="fp16 is for GPUs; on a CPU use fp32 or bf16"):
+        prepare_machine("cpu", precision="fp16", layout="contiguous", fold=None, threads=0)
+
+
+def test_the_machine_is_what_the_config_says() -> None:
+    machine = prepare_machine("cpu", precision="bf16", layout="channels-last", fold=None, threads=0)
+    assert machine == Machine(CPU, "bf16", torch.channels_last)
+    assert machine.describe().endswith("bf16, channels-last")
+
+
+def test_a_cpu_is_never_said_to_be_fast_in_bf16_unmeasured() -> None:
+    assert not bf16_is_fast(CPU)
+    assert isinstance(bf16_may_be_fast(CPU), bool)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UsageError, match="torch sees no CUDA device here; use --device cpu or auto"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize(("said", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
+def test_a_containers_share_of_the_cores_is_what_there_is(
+    said: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    (tmp_path / "cpu.max").write_text(said)
+    monkeypatch.setattr(machine, "_CPU_QUOTA", tmp_path / "cpu.max")
+    assert machine.cores() == expected
+
+
+def test_seeding_keeps_nothing_for_devices_that_are_not_there() -> None:
+    waiting = len(torch.cuda._queued_calls)
+    here = Machine(torch.device("cpu"))
+    here.seed(5)
+    drawn = torch.rand(4)
+    here.seed(5)
+    assert torch.equal(drawn, torch.rand(4))
+    here.seed(6)
+    assert not torch.equal(drawn, torch.rand(4))
+    assert len(torch.cuda._queued_calls) == waiting

@@ -1,0 +1,270 @@
+import copy
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tl_cli.compute import small_maps
+from tl_cli.compute.fused import Shortcut, find_shortcuts, lent
+from tl_cli.models import freezing
+from tl_cli.models.zoo import registry
+
+# Pre-activated blocks, asymmetric padding, an auxiliary head, norms with activations inside, no norms that can be
+# folded at all, kernels larger than the map.
+NETWORKS = [
+    ("resnet18", 32, "last"),
+    ("resnet18", 32, "first"),
+    ("efficientnet_b0", 32, "last"),
+    ("efficientnet_b0", 32, "first"),
+    ("efficientnet_b0", 64, "last"),
+    ("mobilenet_v3_small", 32, "first"),
+    ("mobilenet_v3_small", 80, "last"),
+    ("densenet121", 32, "last"),
+    ("convnext_tiny", 32, "last"),
+    ("googlenet", 32, "last"),
+    ("shufflenet_v2_x0_5", 32, "first"),
+    ("efficientnet_lite0", 32, "last"),
+    ("efficientnet_lite0", 56, "last"),
+    ("timm/resnetv2_18", 32, "last"),
+    ("timm/regnety_004", 32, "last"),
+]
+LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
+
+
+def trained(name: str, size: int) -> registry.Classifier:
+    """Return a network whose norms have something to fold and whose head passes gradients on."""
+    classifier = registry.create(name, 3, weights="none", input_size=size)
+    torch.manual_seed(0)
+    for norm in freezing.batch_norms(classifier.model.modules()):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 1.5)
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.bias.data.normal_(0, 0.1)
+    for head in classifier.head_modules:
+        nn.init.normal_(head.weight, std=0.05)
+    return classifier
+
+
+def images(size: int, count: int = 16) -> Tensor:
+    return torch.randn((count, 3, size, size), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def found(model: nn.Module, size: int) -> tuple[Shortcut, ...]:
+    return find_shortcuts(model, images(size, 1).float())
+
+
+def answers(model: nn.Module, inputs: Tensor) -> list[Tensor | None]:
+    """Return logits and all gradients, that of the images first."""
+    model.zero_grad()
+    inputs = inputs.clone().requires_grad_()
+    logits = model(inputs)
+    logits.square().sum().backward()
+    return [logits.detach(), inputs.grad, *(p.grad for p in model.parameters())]
+
+
+def assert_same(seen: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> None:
+    for one, other in zip(seen, wanted, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10 * float(other.abs().max() + 1e-12))
+
+
+@pytest.mark.parametrize(("name", "size", "channels"), NETWORKS)
+def test_logits_and_gradients_are_those_without_shortcuts(name: str, size: int, channels: str) -> None:
+    layout = LAYOUTS[channels]
+    model = trained(name, size).model
+    freezing.unfreeze(model, "frozen")
+    shortcuts = found(model, size)
+    model.double().eval().to(memory_format=layout)
+    inputs = images(size).contiguous(memory_format=layout)
+    plain = answers(model, inputs)
+    for fold in (False, True):
+        with lent(shortcuts, fold=fold, least=0):
+            assert_same(answers(model, inputs), plain)
+
+
+def test_all_norms_after_a_convolution_are_found_and_no_others() -> None:
+    folded = {}
+    for name in ("resnet18", "efficientnet_b0", "densenet121"):
+        model = trained(name, 32).model
+        folded[name] = sum(shortcut.norm is not None for shortcut in found(model, 32))
+    # DenseNet's other 62 norms stand before their convolution.
+    assert folded == {"resnet18": 20, "efficientnet_b0": 49, "densenet121": 59}
+
+
+def test_an_output_that_goes_elsewhere_too_keeps_its_norm() -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            maps = self.conv(inputs)
+            return torch.relu(self.norm(maps)) + maps
+
+    (shortcut,) = found(Forked(), 16)
+    assert shortcut.norm is None
+
+
+def test_a_convolution_used_twice_keeps_its_norm() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.conv(self.norm(self.conv(inputs)))
+
+    (shortcut,) = found(Twice(), 16)
+    assert shortcut.norm is None
+
+
+def test_a_network_that_would_answer_otherwise_has_nothing_folded() -> None:
+    class Louder(nn.BatchNorm2d):
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.drop, self.act = nn.Identity(), nn.Identity()
+
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    (shortcut,) = found(nn.Sequential(nn.Conv2d(3, 3, 3), Louder()), 16)
+    assert shortcut.norm is None
+
+
+class Steep(nn.Module):
+    """Makes much of the last digits, as a deep network of random weights does."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return torch.sin(maps * 1e6)
+
+
+def test_rounding_that_grows_through_the_network_keeps_nothing_from_being_folded() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Steep(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)).eval()
+    model[1].running_mean.normal_()
+    inputs = images(8, 1).float()
+    assert [shortcut.norm for shortcut in found(model, 8)] == [model[1], model[4]]
+    with torch.no_grad():
+        with lent(found(model, 8), fold=True, least=0):
+            folded = model(inputs)
+        # Or the test would prove nothing.
+        assert float((folded - model(inputs)).abs().max()) > 0.01 * float(folded.abs().max())
+
+
+def test_a_network_that_computes_in_float32_by_itself_is_compared_in_float32() -> None:
+    class Stubborn(nn.Module):
+        def forward(self, maps: Tensor) -> Tensor:
+            return maps.float()
+
+    model = nn.Sequential(Stubborn(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    assert [shortcut.norm for shortcut in found(model, 8)] == [model[2]]
+
+
+def test_a_norm_that_trains_is_not_folded() -> None:
+    model = trained("resnet18", 32).model
+    shortcuts = found(model, 32)
+    freezing.unfreeze(model, "train")
+    model.double().train()
+    plain, other = copy.deepcopy(model), model
+    wanted = answers(plain, images(32))
+    with lent(shortcuts, fold=True, least=0):
+        assert_same(answers(other, images(32)), wanted)
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value)
+
+
+def test_frozen_parts_get_no_gradient_and_buffers_are_bit_identical() -> None:
+    classifier = trained("efficientnet_lite0", 32)
+    model = classifier.model
+    before = copy.deepcopy(model.state_dict())
+    freezing.freeze_backbone(model, classifier.head_modules)
+    with lent(found(model, 32), fold=True, least=0):
+        model.train()(images(32).float()).square().sum().backward()
+    assert {name.rpartition(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {*classifier.head}
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_finding_and_lending_leave_the_network_as_it_was() -> None:
+    model = trained("mobilenet_v3_small", 32).model
+    freezing.unfreeze(model, "frozen")
+    model.train()
+    before = {name: (module.training, dict(module.__dict__)) for name, module in model.named_modules()}
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    with lent(found(model, 32), fold=True):
+        assert [name for name, _ in model.named_modules()] == list(before)
+        assert list(model.state_dict()) == list(state)
+    assert {name: (m.training, dict(m.__dict__)) for name, m in model.named_modules()} == before
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_network_is_itself_again_after_an_error() -> None:
+    model = trained("resnet18", 32).model
+    with pytest.raises(RuntimeError), lent(found(model, 32), fold=True):
+        model(torch.zeros(1, 4, 32, 32))
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_copy_made_meanwhile_computes_with_its_own_weights() -> None:
+    model = trained("resnet18", 32).model.eval()
+    with lent(found(model, 32), fold=True, least=0), torch.no_grad():
+        twin = copy.deepcopy(model)
+        for parameter in twin.parameters():
+            parameter.mul_(0.5)
+        bent = twin(images(32).float())
+        own = model(images(32).float())
+    assert not torch.allclose(bent, own)
+
+
+def test_weights_that_change_between_passes_are_seen() -> None:
+    model = trained("resnet18", 32).model.eval()
+    shortcuts, inputs = found(model, 32), images(32)
+    model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+        wanted = model(inputs)
+        with lent(shortcuts, fold=True, least=0):
+            torch.testing.assert_close(model(inputs), wanted)
+
+
+def test_bf16_trains_with_depthwise_convolutions_in_float32() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), conv)
+    with lent(found(model, 8), fold=True), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model(torch.randn(2, 3, 8, 8)).dtype == torch.float32
+        with torch.no_grad():
+            assert model(torch.randn(2, 3, 8, 8)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 4), (5, 3), (2, 7)])
+def test_every_kernel_equals_itself_on_every_small_map(
+    shape: tuple[int, int], groups: int, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(16, 6, *shape, dtype=torch.float64).contiguous(memory_format=layout)
+    for kernel, stride, padding in [(1, 1, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 2), (7, 1, 3), (3, 1, 2)]:
+        for bias in (True, False):
+            conv = nn.Conv2d(6, 6, kernel, stride, padding, groups=groups, bias=bias).double()
+            conv.to(memory_format=layout)
+            plain = answers(conv, inputs)
+            with lent([Shortcut(conv)], fold=False):
+                assert_same(answers(conv, inputs), plain)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "padding", "groups"), [(1, 1, 4), (1, 1, 1), (3, 3, 4), (2, 2, 1), (3, 2, 4), (3, 1, 4)]
+)
+def test_a_kernel_that_meets_only_padding_is_left_to_torch(kernel: int, padding: int, groups: int) -> None:
+    conv = nn.Conv2d(4, 4, kernel, padding=padding, groups=groups)
+    if not small_maps.is_known(conv):
+        assert padding >= kernel
+        return
+    for side in (1, 2, 3):
+        maps = torch.randn(16, 4, side, side)
+        expected = conv(maps)
+        torch.testing.assert_close(small_maps.convolve(conv, maps, conv.weight, conv.bias), expected)

@@ -1,0 +1,398 @@
+import os
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import COLOURS, write_pictures
+from tl_cli.data.sources.folder import scan
+from tl_cli.errors import DataError
+
+TWO = {"b": (9, 9, 200), "a": (200, 9, 9)}
+
+
+@pytest.mark.parametrize(
+    ("parts", "layout"),
+    [
+        (("train", "test"), "train/test"),
+        (("train", "val"), "train/val"),
+        (("Train", "valid", "testing"), "train/val/test"),
+    ],
+)
+def test_the_layouts_are_recognised(parts: tuple[str, ...], layout: str, tmp_path: Path) -> None:
+    for count, part in enumerate(parts, 2):
+        write_pictures(tmp_path / part, TWO, count)
+    found = scan(tmp_path)
+    assert found.layout == layout
+    assert found.classes == ("a", "b")
+    assert [len(images) for images in found.parts.values()] == [2 * n for n in range(2, 2 + len(parts))]
+
+
+def test_labels_follow_names_not_positions(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "train", COLOURS, 2)
+    write_pictures(tmp_path / "test", {"red": COLOURS["red"]}, 2)
+    found = scan(tmp_path)
+    assert found.parts["test"].labels.tolist() == [2, 2]
+    assert "test/ has no pictures of blue, green" in found.notes[0]
+
+
+def test_classes_only_is_taken_whole(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 3)
+    found = scan(tmp_path)
+    assert found.layout == "classes"
+    assert list(found.parts["train"].ids) == [f"{c}/{i:03d}.png" for c in "ab" for i in range(3)]
+
+
+def test_litter_is_passed_over(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 3)
+    write_pictures(tmp_path, {".git": (0, 0, 0), ".ipynb_checkpoints": (0, 0, 0), "__MACOSX": (0, 0, 0)}, 1)
+    (tmp_path / "a" / "notes.txt").write_text("x")
+    (tmp_path / "a" / "._001.png").write_text("x")
+    os.symlink(tmp_path / "a", tmp_path / "a" / "loop")
+    found = scan(tmp_path)
+    assert found.classes == ("a", "b")
+    assert len(found.parts["train"]) == 6
+
+
+def test_endings_of_every_case_and_kind_are_seen(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 1)
+    for ending in (".JPG", ".jfif", ".webp", ".tiff"):
+        (tmp_path / "a" / f"x{ending}").write_bytes(b"")
+    assert len(scan(tmp_path).parts["train"]) == 6
+
+
+def build_one_class(root: Path) -> None:
+    write_pictures(root, {"only": (1, 2, 3)}, 2)
+
+
+def build_loose(root: Path) -> None:
+    write_pictures(root.parent, {root.name: (1, 2, 3)}, 2)
+
+
+def build_unknown_class(root: Path) -> None:
+    write_pictures(root / "train", TWO, 2)
+    write_pictures(root / "test", {**TWO, "zebra": (1, 2, 3)}, 2)
+
+
+def build_empty_class(root: Path) -> None:
+    write_pictures(root / "train", TWO, 2)
+    write_pictures(root / "test", TWO, 2)
+    (root / "train" / "zebra").mkdir()
+
+
+def build_test_only(root: Path) -> None:
+    write_pictures(root / "test", TWO, 2)
+
+
+def build_one_too_high(root: Path) -> None:
+    write_pictures(root / "inner" / "train", TWO, 2)
+    write_pictures(root / "inner" / "test", TWO, 2)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (build_one_class, r"one class only \(only\)"),
+        (build_loose, "2 pictures without a class folder"),
+        (build_unknown_class, "has classes that train/ has not: zebra"),
+        (build_empty_class, "class folders without pictures: zebra"),
+        (build_test_only, "has test/ but no train/"),
+        (build_one_too_high, r"Did you mean .*inner\?"),
+        (lambda root: root.mkdir(exist_ok=True), "holds nothing"),
+        (lambda root: root.rmdir(), "no folder at"),
+    ],
+)
+def test_a_wrong_folder_is_told_what_was_found_and_expected(build, said: str, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    build(root)
+    with pytest.raises(DataError, match=said) as raised:
+        scan(root)
+    assert "expected" in str(raised.value) or "zebra" in str(raised.value) or "no folder" in str(raised.value)
+
+
+def test_unlabelled_test_pictures_are_said(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "train", TWO, 2)
+    write_pictures(tmp_path, {"test": (1, 2, 3)}, 2)
+    with pytest.raises(DataError, match=r"test/ has no class folders; to split the training images, give .*train"):
+        scan(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {"bus": (1, 2, 3), "train": (9, 9, 9)}, 2)
+    assert scan(tmp_path).classes == ("bus", "train")
+
+
+def test_files_that_are_passed_over_are_said(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 2)
+    (tmp_path / "a" / "x.HEIC").write_bytes(b"")
+    (tmp_path / "a" / ".git").mkdir()
+    (tmp_path / "a" / ".git" / "config").write_bytes(b"")
+    assert scan(tmp_path).notes == ("1 files are no pictures that can be read: .heic",)
+
+
+def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 2)
+    write_pictures(tmp_path, {os.fsdecode(b"caf\xe9"): (1, 2, 3)}, 2)
+    with pytest.raises(DataError, match="not valid UTF-8"):
+        scan(tmp_path)
+
+
+def test_pictures_behind_links_and_in_folders_of_folders_are_listed_once_in_order(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 2)
+    write_pictures(tmp_path / "a", {"b": (1, 2, 3), "000": (1, 2, 3)}, 1)
+    os.symlink(tmp_path / "a" / "b", tmp_path / "a" / "z")
+    ids = scan(tmp_path).parts["train"].ids.tolist()
+    assert ids[:3] == ["a/000.png", "a/000/000.png", "a/001.png"]
+    assert len(ids) == 6
+    assert ids[4:] == ["b/000.png", "b/001.png"]
+
+
+def test_a_link_to_itself_is_no_folder(tmp_path: Path) -> None:
+    write_pictures(tmp_path, COLOURS, 3)
+    (tmp_path / "red" / "loop").symlink_to("loop")
+    assert len(scan(tmp_path).parts["train"]) == 9
+
+
+def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path, COLOURS, 2)
+    closed = tmp_path / "red" / "closed"
+    closed.mkdir()
+    look = os.scandir
+
+    # Not by its mode: whoever may do anything may look into any folder.
+    def scandir(path):
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    (note,) = scan(tmp_path).notes
+    assert "closed" in note
+    assert "Permission denied" in note
+
+
+def build(root: Path, *folders: str, count: int = 2) -> None:
+    """Put pictures into folders; they are not opened by a scan."""
+    for name in folders:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            (root / name / f"{number}.png").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("training_set", "test_set"),
+        ("Training Data", "Test Data"),
+        ("TrainSet", "TestSet"),
+        ("trainset", "testset"),
+        ("train2017", "test2017"),
+        ("train/images", "test/images"),
+        ("TRAIN", "TEST"),
+        ("my_train", "test"),
+        ("Trainingsdaten", "Testdaten"),
+        ("conjunto de entrenamiento", "conjunto de prueba"),
+        ("entra\u00eenement", "test"),
+        ("训练集", "测试集"),
+        ("学習データ", "テストデータ"),
+    ],
+)
+def test_folders_named_like_parts_are_parts_and_the_reading_is_said(train: str, test: str, tmp_path: Path) -> None:
+    build(tmp_path, f"{train}/a", f"{train}/b", count=3)
+    build(tmp_path, f"{test}/a", f"{test}/b", "else/a")
+    found = scan(tmp_path)
+    assert {part: len(images) for part, images in found.parts.items()} == {"train": 6, "test": 4}
+    assert found.classes == ("a", "b")
+    notes = " ".join(found.notes)
+    assert train == "TRAIN" or f"read as parts: train from {train}/, test from {test}/" in notes
+    assert "else/ beside" in notes
+
+
+def test_validation_has_many_names(tmp_path: Path) -> None:
+    for number, (train, val) in enumerate(
+        (("Train_data", "Validation_data"), ("trn", "vld"), ("train", "dev"), ("train2017", "val2017"))
+    ):
+        build(tmp_path / str(number), f"{train}/a", f"{train}/b", f"{val}/a", f"{val}/b")
+        assert scan(tmp_path / str(number)).layout == "train/val"
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "unclear", "read", "meant"),
+    [
+        ("training", "validation", "evaluation", "evaluation", "test"),
+        ("train", "test", "eval", "eval", "val"),
+        ("my_train", "my_dev", "my_holdout", "my_holdout", "test"),
+        ("train", "val", "evaluation/evaluation", "evaluation/evaluation", "test"),
+        ("Train", "Test", "Evaluation set/images", "Evaluation set/images", "val"),
+    ],
+)
+def test_an_unclear_part_is_the_one_that_is_missing(train, other, unclear, read, meant: str, tmp_path: Path) -> None:
+    for part, count in ((train, 3), (other, 2), (unclear, 1)):
+        build(tmp_path, f"{part}/a", f"{part}/b", count=count)
+    found = scan(tmp_path)
+    clear = {"val": "test", "test": "val"}[meant]
+    assert {part: len(images) for part, images in found.parts.items()} == {"train": 6, clear: 4, meant: 2}
+    (note,) = found.notes
+    assert note.startswith("read as parts: ")
+    assert f"{meant} from {read}/" in note
+
+
+def test_pictures_beside_the_class_folders_of_a_part_are_said(tmp_path: Path) -> None:
+    build(tmp_path, "train/images/a", "train/images/b", "test/a", "test/b")
+    build(tmp_path, "train/images", count=3)
+    build(tmp_path, "test", "train", count=1)
+    found = scan(tmp_path)
+    assert {part: len(images) for part, images in found.parts.items()} == {"train": 4, "test": 4}
+    top = tmp_path.name
+    assert found.notes[-1] == (
+        "pictures beside the class folders have no class and are left out: "
+        f"1 in {top}/test/, 1 in {top}/train/, 3 in {top}/train/images/"
+    )
+
+
+def test_a_fourth_part_is_left_out_with_a_note(tmp_path: Path) -> None:
+    build(tmp_path, *(f"{part}/{name}" for part in ("train", "val", "test", "eval") for name in "ab"))
+    found = scan(tmp_path)
+    assert (found.layout, found.notes) == (
+        "train/val/test",
+        ("eval/ beside train/ is no part of these data and left out",),
+    )
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "test"),
+        ("train", "eval"),
+        ("Train Images", "Validation Images"),
+        ("fold1", "fold2", "fold3"),
+        ("fold1/a", "fold1/b", "fold2/a", "fold2/b"),
+        ("fold_1", "fold_2", "test"),
+        ("train1", "train2"),
+        ("photos_part_1", "photos_part_2"),
+        ("trainA", "trainB", "testA", "testB"),
+        ("cat_train", "cat_test", "dog_train", "dog_test"),
+        ("train/images", "test/images"),
+        ("cat/train", "cat/test", "dog/train", "dog/test"),
+        ("cat/train", "dog/train"),
+        ("train/fold1", "train/fold2", "test/fold1", "test/fold2"),
+    ],
+)
+def test_parts_are_never_read_as_classes(folders: tuple[str, ...], tmp_path: Path) -> None:
+    build(tmp_path, *folders)
+    with pytest.raises(DataError, match="look(s divided into| like) parts"):
+        scan(tmp_path)
+    (fault,) = scan(tmp_path, lenient=True).faults
+    assert "expected DIR/train/CLASS" in fault
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("bus", "car", "train"),
+        ("test_tube", "training_shoes"),
+        ("bus", "test_tube", "train", "training shoes"),
+        ("invalid", "valid"),
+        ("bullet train", "steam train"),
+        ("1", "2", "3"),
+        ("split pea", "test"),
+        ("part a", "part b"),
+        ("red panda", "data center"),
+    ],
+)
+def test_things_that_are_called_like_parts_are_classes(classes: tuple[str, ...], tmp_path: Path) -> None:
+    build(tmp_path, *classes)
+    found = scan(tmp_path)
+    assert (found.classes, found.notes) == (tuple(sorted(classes)), ())
+
+
+@pytest.mark.parametrize(
+    ("folders", "meant"),
+    [
+        (("dataset/a", "dataset/b"), "dataset"),
+        (("images/train/a", "images/train/b", "images/test/a", "images/test/b"), "images"),
+        (("x y/data/train/a", "x y/data/train/b", "x y/data/val/a", "x y/data/val/b", "docs"), "x y/data"),
+        (("data/train/a", "data/train/b"), "data/train"),
+        (("train/a", "train/b"), "train"),
+        (("train/a", "train/b", "test"), "train"),
+        (("test/a", "test/b"), "test"),
+    ],
+)
+def test_a_folder_too_high_is_told_the_command_that_works(folders, meant: str, tmp_path: Path) -> None:
+    build(tmp_path, *folders)
+    with pytest.raises(DataError) as raised:
+        scan(tmp_path)
+    words = shlex.split(str(raised.value).replace("?", " ").replace(";", " "))
+    assert words[words.index("--data") + 1] == str(tmp_path / meant)
+    assert scan(tmp_path / meant).classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (("train/a", "training/a", "test/a"), "two folders of train images, train/ and training/"),
+        (("train/a", "eval/a"), "eval/ beside train/; rename it to val/ .* or to test/"),
+        (("train/a", "val/a", "eval/a", "holdout/a"), "two folders of test images, eval/ and holdout/"),
+        (
+            ("animal/cat", "animal/dog", "thing/car"),
+            r"\(animal/, thing/\).*\(car/, cat/, dog/\).*which are the classes",
+        ),
+        (("train/steam", "train/diesel", "bus"), "if train/ is a class, move the pictures in its folders up"),
+    ],
+)
+def test_what_is_unclear_is_asked(folders: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    build(tmp_path, *folders)
+    with pytest.raises(DataError, match=said):
+        scan(tmp_path)
+
+
+def test_pictures_in_folders_of_a_class_folder_are_counted_in_a_note(tmp_path: Path) -> None:
+    build(tmp_path, "cat", "cat/young", "cat/old/very", "dog")
+    found = scan(tmp_path)
+    assert np.bincount(found.parts["train"].labels).tolist() == [6, 2]
+    assert found.notes == ("pictures in folders inside class folders count for the class: cat/ 4 of 6 (old/, young/)",)
+    build(tmp_path / "tiny", *(f"{part}/{name}/images" for part in ("train", "val") for name in ("n1", "n2")))
+    found = scan(tmp_path / "tiny")
+    assert (found.classes, found.layout) == (("n1", "n2"), "train/val")
+    assert "train/n1/ 2 of 2 (images/)" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        (("cat", "cat ", "dog"), ("cat", "dog")),
+        (("0", "0.0", "1"), ("0", "1")),
+        (("caf\u00e9", "cafe\u0301", "dog"), ("caf\u00e9", "dog")),
+    ],
+)
+def test_class_folders_with_one_name_are_one_class(folders, classes, tmp_path: Path) -> None:
+    build(tmp_path, *folders)
+    found = scan(tmp_path)
+    assert found.classes == classes
+    assert sorted(np.bincount(found.parts["train"].labels)) == [2, 4]
+    assert "read as one class" in found.notes[0]
+    assert all((tmp_path / name).exists() for name in found.parts["train"].ids)
+
+
+def test_parts_match_by_the_same_name_in_another_form(tmp_path: Path) -> None:
+    build(tmp_path, "train/caf\u00e9", "train/dog", "test/cafe\u0301", "test/dog")
+    found = scan(tmp_path)
+    assert found.classes == ("caf\u00e9", "dog")
+    assert np.bincount(found.parts["test"].labels).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("folders", [("Cat", "cat", "dog"), ("train/Cat", "train/dog", "test/cat", "test/dog")])
+def test_class_folders_that_differ_in_case_are_refused(folders: tuple[str, ...], tmp_path: Path) -> None:
+    build(tmp_path, *folders)
+    with pytest.raises(DataError, match=r"'Cat' \(2 images\) and 'cat' \(2 images\); give each class one name"):
+        scan(tmp_path)
+
+
+def test_folders_of_letters_may_differ_in_case(tmp_path: Path) -> None:
+    build(tmp_path, "A", "a", "b")
+    found = scan(tmp_path)
+    assert found.classes == ("A", "a", "b")
+    assert "'A' (2 images) and 'a' (2 images); if they are the same" in found.notes[0]

@@ -1,0 +1,155 @@
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Server
+from tests.data.published_copies import COPIES, make, serve
+from tl_cli.data.images import FileImages, PackedImages
+from tl_cli.data.sources.catalogue import SETS
+from tl_cli.data.sources.published import open_set
+from tl_cli.errors import DataError, DownloadError, StorageError
+
+IN_MEMORY = {
+    "cifar10",
+    "cifar100",
+    "mnist",
+    "fashionmnist",
+    "kmnist",
+    "emnist",
+    "qmnist",
+    "usps",
+    "svhn",
+    "semeion",
+    "stl10",
+}
+
+
+def test_there_is_a_copy_of_every_set_that_is_fetched() -> None:
+    assert set(COPIES) == set(SETS) - {"digits"}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_set_is_fetched_once_unpacked_and_read(name: str, server: Server, tmp_path: Path) -> None:
+    row = serve(name, server)
+    seen: list[tuple[str, int, int | None]] = []
+    found = open_set(row, tmp_path, lambda *now: seen.append(now))
+    asked = len(server.asked)
+    again = open_set(row, tmp_path)
+    assert asked == len(server.asked) == len(row.files)
+    assert seen
+    assert found.classes == again.classes == COPIES[name]().classes
+    for part, count in row.images.items():
+        images = found.parts[part]
+        assert len(images) == len(set(images.ids)) == count
+        assert isinstance(images, PackedImages if name in IN_MEMORY else FileImages)
+        assert images.load(0).shape[0] == 3
+        assert images.ids.tolist() == again.parts[part].ids.tolist()
+        assert 0 <= images.labels.min() <= images.labels.max() < len(found.classes)
+    if name not in IN_MEMORY and len(found.classes) == 2:
+        assert sorted(set(found.parts["train"].labels)) == [0, 1]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["mnist", "usps", "svhn", "stl10", "cifar100"])
+def test_pixels_and_labels_are_torchvisions_own(name: str, server: Server, tmp_path: Path) -> None:
+    row = serve(name, server)
+    found = open_set(row, tmp_path)
+    for part, images in found.parts.items():
+        reference = row.open(str(tmp_path), part)
+        for index in range(len(images)):
+            image, label = reference[index]
+            assert np.array_equal(images.load(index).permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
+            assert images.labels[index] == label
+
+
+def test_emnist_is_turned_upright(server: Server, tmp_path: Path) -> None:
+    row = serve("emnist", server)
+    images = open_set(row, tmp_path).parts["train"]
+    stored = row.open(str(tmp_path), "train").data[5].numpy()
+    assert np.array_equal(images.load(5)[0].numpy(), stored.T)
+
+
+def test_ids_name_the_files_below_the_sets_folder(server: Server, tmp_path: Path) -> None:
+    found = open_set(serve("food101", server), tmp_path)
+    assert found.parts["test"].ids.tolist() == ["images/pie/4.jpg", "images/soup/4.jpg"]
+
+
+def test_files_that_were_put_there_by_hand_are_taken(tmp_path: Path) -> None:
+    row, bodies = make("mnist")
+    place = tmp_path / "archives" / "mnist"
+    place.mkdir(parents=True)
+    for path, body in bodies.items():
+        (place / path.rpartition("/")[2]).write_bytes(body)
+    assert len(open_set(row, tmp_path).parts["train"]) == 20
+
+
+@pytest.mark.parametrize("name", ["cifar10", "gtsrb", "mnist"])
+def test_a_server_that_stumbles_is_asked_again_and_one_that_lies_is_refused(
+    name: str, server: Server, tmp_path: Path
+) -> None:
+    row = serve(name, server)
+    first = next(iter(server.files))
+    server.failures[first] = [503]
+    open_set(row, tmp_path / "a")
+    server.files[first] = b"a login page"
+    with pytest.raises(DownloadError, match=r"md5 is .*put it into .*archives"):
+        open_set(row, tmp_path / "b")
+    assert not (tmp_path / "b" / str(row.folder)).exists()
+
+
+def test_what_another_program_unpacked_by_half_is_refused(server: Server, tmp_path: Path) -> None:
+    row = serve("eurosat", server)
+    open_set(row, tmp_path)
+    shutil.rmtree(tmp_path / "eurosat" / "2750" / "River")
+    with pytest.raises(DataError, match=r"eurosat is not all of EuroSAT.*remove it"):
+        open_set(row, tmp_path)
+
+
+@pytest.mark.parametrize("name", sorted(set(COPIES) - {"usps", "svhn", "semeion"}))
+def test_an_empty_folder_in_its_place_is_told_to_be_removed(name: str, tmp_path: Path) -> None:
+    row, _ = make(name)
+    (tmp_path / str(row.folder)).mkdir(parents=True)
+    with pytest.raises(DataError, match="remove it and it will be unpacked again"):
+        open_set(row, tmp_path)
+
+
+def test_a_rotten_idx_file_is_a_plain_error(server: Server, tmp_path: Path) -> None:
+    row = serve("mnist", server)
+    open_set(row, tmp_path)
+    for body in (b"", b"\0\0\x08\x03", b"\0\0\x08\x03" + b"\xff" * 12, b"junk" * 9):
+        (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(body)
+        with pytest.raises(DataError, match="not the published MNIST"):
+            open_set(row, tmp_path)
+
+
+def test_two_at_once_fetch_and_unpack_once(server: Server, tmp_path: Path) -> None:
+    row = serve("country211", server)
+    counts: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: counts.append(len(open_set(row, tmp_path).parts["train"]))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counts == [6] * 4
+    assert len(server.asked) == 1
+
+
+def test_an_unpacking_that_was_killed_is_begun_again(server: Server, tmp_path: Path) -> None:
+    row = serve("eurosat", server)
+    left = tmp_path / ".eurosat.tmp" / "eurosat" / "2750" / "Forest"
+    left.mkdir(parents=True)
+    (left / "half.jpg").write_bytes(b"")
+    assert len(open_set(row, tmp_path).parts["train"]) == 6
+    assert not (tmp_path / "eurosat" / "2750" / "Forest" / "half.jpg").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    row, _ = make("eurosat")
+    with pytest.raises(StorageError, match="cannot write"):
+        open_set(row, tmp_path / "file")

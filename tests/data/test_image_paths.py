@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from tl_cli.data.image_paths import wanted_pictures
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("b.jpg", "a.png", "notes.txt", ".hidden.jpg", "sub/c.JPG", "sub/deep/d.webp", ".git/e.jpg", "[x].jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def wanted(*names: str, lines: tuple[str, ...] = ()) -> list[str]:
+    return list(wanted_pictures(names, lines))
+
+
+def test_a_folder_stands_for_the_pictures_below_it(pictures: Path) -> None:
+    assert wanted(".") == ["./[x].jpg", "./a.png", "./b.jpg", "./sub/c.JPG", "./sub/deep/d.webp"]
+
+
+def test_what_is_named_is_taken_as_it_is(pictures: Path) -> None:
+    assert wanted("notes.txt", "gone.jpg", "[x].jpg") == ["notes.txt", "gone.jpg", "[x].jpg"]
+
+
+def test_a_list_may_begin_with_a_mark_and_hold_file_uris(pictures: Path) -> None:
+    there = pictures / "a b#1 é.jpg"
+    assert wanted("-", lines=("\ufeffa.png\r\n", there.as_uri() + "\n")) == ["a.png", str(there)]
+
+
+def test_patterns_match_as_in_a_shell(pictures: Path) -> None:
+    assert wanted("*.jpg") == ["[x].jpg", "b.jpg"]
+    assert wanted("**/*.webp") == ["sub/deep/d.webp"]
+    assert wanted("s*") == ["sub/c.JPG", "sub/deep/d.webp"]
+    assert wanted("**") == ["[x].jpg", "a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
+    assert wanted("*") == wanted("**")
+    assert wanted("**/deep") == ["sub/deep/d.webp"]
+
+
+def test_what_stands_for_nothing_is_told(pictures: Path) -> None:
+    (pictures / "empty").mkdir()
+    assert wanted("*.gif", "empty", "a.png") == ["*.gif", "empty", "a.png"]
+
+
+def test_links_are_followed_once(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "sub" / "deep" / "loop").symlink_to(pictures / "sub")
+    assert wanted("sub") == ["sub/c.JPG", "sub/deep/d.webp"]
+    (pictures / "linked").mkdir()
+    (pictures / "linked" / "there").symlink_to(pictures / "sub" / "deep")
+    assert wanted("linked") == ["linked/there/d.webp", "linked/there/loop/c.JPG"]
+
+
+def test_a_dash_stands_for_the_lines(pictures: Path) -> None:
+    assert wanted("a.png", "-", lines=("x.jpg\n", "\n", "y z.jpg\r\n")) == ["a.png", "x.jpg", "y z.jpg"]
+
+
+def test_a_list_is_not_read_before_it_is_needed() -> None:
+    def lines():
+        yield "first.jpg\n"
+        raise AssertionError("read too early")
+
+    assert next(wanted_pictures(["-"], lines())) == "first.jpg"

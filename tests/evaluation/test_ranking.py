@@ -1,0 +1,194 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tl_cli.errors import UsageError
+from tl_cli.evaluation.logits import Answers, KeptAnswers
+from tl_cli.evaluation.ranking import (
+    Contender,
+    Cost,
+    Training,
+    advice,
+    as_data,
+    caution,
+    compare_all,
+    differences,
+    rows,
+    verdicts,
+)
+
+CLASSES = ("ant", "bee", "cow")
+COST = Cost(1000, 2000, 32, 4000, 100.0)
+
+
+def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> KeptAnswers:
+    """Answers of which these are right; the labels go round the classes."""
+    labels = np.arange(len(right)) % 3
+    said = np.where(right, labels, (labels + 1) % 3)
+    order = np.random.default_rng(0).permutation(len(right)) if shuffled else np.arange(len(right))
+    places = np.array([classes.index(name) for name in CLASSES])
+    logits = torch.nn.functional.one_hot(torch.from_numpy(places[said[order]]), len(classes)).float()
+    labels_there = torch.from_numpy(places[labels[order]])
+    return KeptAnswers(Answers(logits, labels_there), tuple(f"{i}.png" for i in order), classes)
+
+
+def contender(name: str, *rights: np.ndarray, cost: Cost = COST, **facts: object) -> Contender:
+    facts = {"conditions": {"architecture": name}, **facts}
+    return Contender(name, tuple(Training(f"{name}-{i}", kept(each), **facts) for i, each in enumerate(rights)), cost)
+
+
+def some_right(share: float, count: int = 1000, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(count) < share
+
+
+def test_the_most_accurate_comes_first_and_what_can_be_claimed_is_said() -> None:
+    found = compare_all([contender("weak", some_right(0.6, seed=1)), contender("strong", some_right(0.9, seed=2))])
+    assert [each.name for each in found.contenders] == ["strong", "weak"]
+    sentence, note = verdicts(found)
+    assert note.startswith("One training each: this is about the trained models")
+    assert sentence.startswith("strong is better than weak: +")
+    assert "on 1,000 images" in sentence
+    assert "McNemar p = " in sentence
+    assert advice(found)[0].startswith("strong: where accuracy counts most")
+
+
+def test_a_small_difference_is_not_called_an_advantage() -> None:
+    right = some_right(0.85)
+    other = right.copy()
+    other[np.flatnonzero(~right)[:9]] = True
+    other[np.flatnonzero(right)[:2]] = False
+    found = compare_all([contender("a", right), contender("b", other)])
+    sentence, _ = verdicts(found)
+    # 9 against 2 images: p = 0.065.
+    assert sentence.startswith("No difference between b and a can be claimed on 1,000 images: +0.70 points")
+    assert "p = 0.065" in sentence
+    assert advice(found)[0] == "b: where accuracy counts most, or a: no difference to it can be claimed"
+
+
+def test_what_cannot_be_told_from_the_first_may_still_differ_from_each_other() -> None:
+    right = some_right(0.6, 4000)
+    wrong = np.flatnonzero(~right)
+    first, second, third = right.copy(), right.copy(), right.copy()
+    first[wrong[:60]], second[wrong[60:110]] = True, True
+    third[np.flatnonzero(right)[:1]] = False
+    first[np.flatnonzero(right)[:40]] = False
+    found = compare_all([contender("a", first), contender("b", second), contender("c", third)])
+    top, *others = (model.name for model in found.contenders)
+    claimed = {(found.contenders[p.first].name, found.contenders[p.second].name): p.is_claimed for p in found.pairs}
+    assert (top, claimed["b", "c"], claimed["b", "a"]) == ("b", True, True)
+    assert advice(found)[0] == "b: where accuracy counts most; it is better than each of the others"
+
+
+def test_a_pair_among_many_needs_more() -> None:
+    right = some_right(0.85)
+    other = right.copy()
+    other[np.flatnonzero(~right)[:9]] = True
+    other[np.flatnonzero(right)[:1]] = False
+    two = compare_all([contender("a", right), contender("b", other)])
+    assert two.pairs[0].is_claimed  # 9 against 1: p = 0.021
+    four = compare_all([contender(n, r) for n, r in (("a", right), ("b", other), ("c", right), ("d", other))])
+    assert not any(pair.is_claimed for pair in four.pairs)
+    assert "for 6 pairs" in verdicts(four)[0]
+
+
+def test_answers_in_another_order_and_with_other_numbers_for_classes_are_lined_up() -> None:
+    right, other = some_right(0.8), some_right(0.7, seed=5)
+    plain = compare_all([contender("a", right), contender("b", other)])
+    moved = Contender("b", (Training("b", kept(other, classes=("cow", "ant", "bee"), shuffled=True)),), COST)
+    found = compare_all([contender("a", right), moved])
+    assert found.pairs[0].paired == plain.pairs[0].paired
+
+
+def test_other_images_are_refused() -> None:
+    fewer = contender("b", some_right(0.5, count=90))
+    with pytest.raises(UsageError, match="10 images are in one of them only"):
+        compare_all([contender("a", some_right(0.5, count=100)), fewer])
+    labels = kept(some_right(0.5))
+    wrong = KeptAnswers(Answers(labels.answers.logits, (labels.answers.labels + 1) % 3), labels.ids, CLASSES)
+    with pytest.raises(UsageError, match="their classes differ"):
+        compare_all([contender("a", some_right(0.5)), Contender("b", (Training("b", wrong),), COST)])
+
+
+def test_costs_give_reasons_only_where_they_differ_by_enough() -> None:
+    small = Cost(10, 10, 32, 1000, 500.0)
+    found = compare_all(
+        [
+            contender("big", some_right(0.95), cost=COST, train_seconds=100.0),
+            contender("small", some_right(0.5, seed=3), cost=small, train_seconds=95.0),
+        ]
+    )
+    words = advice(found)
+    assert words[1].startswith("small: fastest to use (5.0x), smallest on disk (4.0x), for ")
+    assert "quickest" not in words[1]
+    nothing = compare_all([contender("a", some_right(0.95)), contender("b", some_right(0.5, seed=3))])
+    assert advice(nothing)[1] == "b: nothing measured here speaks for it"
+
+
+def test_seeds_are_averaged_and_kept_apart_in_the_data() -> None:
+    rights = [some_right(share, seed=seed) for seed, share in enumerate((0.8, 0.82, 0.84))]
+    found = compare_all(
+        [contender("a", *rights, clean_train=0.9), contender("b", *[each & some_right(0.9) for each in rights])]
+    )
+    row = rows(found)[0]
+    assert row["accuracies"] == pytest.approx([float(each.mean()) for each in rights])
+    assert row["accuracy"] == pytest.approx(np.mean(row["accuracies"]))
+    assert row["gap"] == pytest.approx(0.9 - row["accuracy"])
+    assert rows(found)[1]["gap"] is None
+    data = json.loads(json.dumps(as_data(found)))
+    assert data["pairs"][0]["test"] == "Student"
+    assert "with 3 seeds each" in data["pairs"][0]["verdict"]
+
+
+def test_a_model_that_was_trained_once_among_others_is_named() -> None:
+    found = compare_all(
+        [contender("a", some_right(0.9), some_right(0.9, seed=1)), contender("b", some_right(0.8, seed=2))]
+    )
+    verdict, note = verdicts(found)
+    assert "with 2 against 1 seeds" in verdict
+    assert note.startswith("Trained once: b;")
+
+
+def compared(*conditions: dict[str, str] | None) -> tuple[dict[str, list[str]], str | None]:
+    """The differences and the caution for contenders a, b, ..., each less accurate than the one before."""
+    found = compare_all(
+        [contender("abc"[place], some_right(0.9 - place / 4, seed=place), conditions=each)
+         for place, each in enumerate(conditions)]
+    )  # fmt: skip
+    assert (verdicts(found)[0] == caution(found)) == (caution(found) is not None)
+    return differences(found), caution(found)
+
+
+def test_only_the_architecture_differs() -> None:
+    resnet = {"architecture": "resnet18", "weights": "pretrained (torchvision:resnet18)", "epochs": "9"}
+    mobile = {"architecture": "mobilenet", "weights": "pretrained (timm:mobilenet)", "epochs": "9"}
+    assert compared(resnet, mobile) == ({}, None)
+
+
+def test_different_settings_are_named_and_no_architecture_is_called_better() -> None:
+    resnet = {"architecture": "resnet18", "weights": "pretrained (torchvision:resnet18)", "epochs": "9"}
+    mobile = {"architecture": "mobilenet", "weights": "random", "epochs": "2"}
+    apart, said = compared(resnet, mobile)
+    assert apart == {"weights": ["pretrained", "random"], "epochs": ["9", "2"]}
+    assert said == (
+        "These models were trained with different settings (weights, epochs): the comparison is of these trained models "
+        "on these images, and does not tell which architecture is better"
+    )
+
+
+def test_of_one_architecture_one_different_setting_is_what_is_compared() -> None:
+    nine = {"architecture": "resnet18", "weights": "pretrained (a)", "epochs": "9"}
+    assert compared(nine, nine | {"epochs": "2"}) == ({"epochs": ["9", "2"]}, None)
+    # Other published weights of one architecture are a difference.
+    apart, said = compared(nine, nine | {"epochs": "2", "weights": "pretrained (b)"})
+    assert apart == {"weights": ["pretrained (a)", "pretrained (b)"], "epochs": ["9", "2"]}
+    assert said is not None
+    assert said.endswith("does not tell which setting makes the difference")
+
+
+def test_what_is_not_recorded_is_said_to_be_unknown() -> None:
+    apart, said = compared({"architecture": "resnet18", "epochs": "9"}, None)
+    assert apart == {"epochs": ["9", "?"]}
+    assert said is not None
+    assert said.startswith("It is not recorded how all of these models were trained: ")

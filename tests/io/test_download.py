@@ -1,0 +1,73 @@
+import hashlib
+import resource
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Server
+from tl_cli.errors import DownloadError, StorageError
+from tl_cli.io import download
+
+BODY = b"weights" * 500_000
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+def test_a_file_is_fetched_once_with_progress(server: Server, tmp_path: Path) -> None:
+    server.files["/w.pth"] = BODY
+    seen: list[tuple[str, int, int | None]] = []
+    target = tmp_path / "deep" / "w.pth"
+    for _ in range(2):
+        download.download(f"{server.url}/w.pth", target, SHA256[:8], progress=lambda *now: seen.append(now))
+    assert target.read_bytes() == BODY
+    assert server.asked == ["/w.pth"]
+    assert seen[-1] == ("w.pth", len(BODY), len(BODY))
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+
+
+def test_a_wrong_hash_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
+    server.files["/w.pth"] = BODY + b"!"
+    with pytest.raises(DownloadError, match="sha256 is"):
+        download.download(f"{server.url}/w.pth", tmp_path / "w.pth", SHA256)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_rotten_file_on_the_disk_is_named(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "w.pth"
+    target.write_bytes(BODY[:-1])
+    with pytest.raises(DownloadError, match=r"Delete it"):
+        download.download(f"{server.url}/w.pth", target, SHA256)
+
+
+def test_a_passing_server_error_is_tried_again(server: Server, tmp_path: Path) -> None:
+    server.files["/w.pth"] = BODY
+    server.failures["/w.pth"] = [503, 500]
+    download.download(f"{server.url}/w.pth", tmp_path / "w.pth", SHA256)
+    assert len(server.asked) == 3
+
+
+def test_a_missing_file_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match="Not Found"):
+        download.download(f"{server.url}/none.pth", tmp_path / "none.pth", SHA256)
+    assert len(server.asked) == 1
+
+
+def test_no_network_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DownloadError, match=r"cannot fetch w\.pth from http://127\.0\.0\.1:9/w\.pth .*Put it there"):
+        download.download("http://127.0.0.1:9/w.pth", tmp_path / "w.pth", SHA256, advice="Put it there.")
+
+
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    download.write_text(target, "old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with (
+            pytest.raises(StorageError, match=r"cannot write .*model: File too large"),
+            download.replacing(target) as file,
+        ):
+            file.write(BODY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

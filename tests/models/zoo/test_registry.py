@@ -1,0 +1,138 @@
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from tl_cli.contract import DataSpec, ModelCard
+from tl_cli.errors import UnknownModelError, WeightsError
+from tl_cli.models import freezing
+from tl_cli.models.list.families import family_of
+from tl_cli.models.zoo import registry
+
+TORCHVISION = torchvision.models.list_models(module=torchvision.models)
+
+
+# Where each module of torchvision makes its classes, read in its source.
+HEADS = {
+    "alexnet": "classifier.6", "convnext": "classifier.2", "densenet": "classifier", "efficientnet": "classifier.1",
+    "googlenet": "fc", "inception": "fc", "maxvit": "classifier.5", "mnasnet": "classifier.1", "mobilenetv2": "classifier.1",
+    "mobilenetv3": "classifier.3", "regnet": "fc", "resnet": "fc", "shufflenetv2": "fc", "squeezenet": "classifier.1",
+    "swin_transformer": "head", "vgg": "classifier.6", "vision_transformer": "heads.head",
+}  # fmt: skip
+
+
+def module_of(name: str) -> str:
+    return torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
+
+
+def smallest_of_each_family() -> list[str]:
+    """Siblings differ in depth and width alone; what they compute is tried on the one with the fewest parameters."""
+    families: dict[str, list[str]] = {}
+    for name in TORCHVISION:
+        families.setdefault(family_of(name, module_of(name)).title, []).append(name)
+
+    def parameters(name: str) -> int:
+        return torchvision.models.get_model_weights(name)["DEFAULT"].meta["num_params"]
+
+    return [min(members, key=parameters) for members in families.values()]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_the_head_of_every_torchvision_model_is_found(name: str) -> None:
+    assert registry.find_head(name) == (HEADS[module_of(name)],)
+
+
+@pytest.mark.parametrize("name", smallest_of_each_family())
+def test_in_every_family_of_torchvision_the_head_alone_trains_and_its_classes_alone_come_out(name: str) -> None:
+    _, size = registry.size_limits(name)
+    with torch.device("meta"):
+        model = registry.build(name, 7, registry.options_for(name, size))
+        images = torch.empty(2, 3, size, size)
+    head = [model.get_submodule(part) for part in registry.find_head(name)]
+    freezing.freeze_backbone(model, head)
+    expected = {id(parameter) for module in head for parameter in module.parameters()}
+    assert {id(p) for p in model.parameters() if p.requires_grad} == expected
+    assert expected
+    # In training mode too: auxiliary heads would make it a tuple.
+    for mode in (False, True):
+        model.train(mode)
+        assert model(images).shape == (2, 7)
+
+
+def test_the_table_of_models_is_whole() -> None:
+    assert len(TORCHVISION) == 80
+    assert set(registry.names("torchvision")) == {*TORCHVISION}
+    assert registry.names("bundled") == ["efficientnet_lite0"]
+
+
+def test_efficientnet_b0_has_the_published_counts() -> None:
+    classifier = registry.create("efficientnet_b0", 10, weights="none")
+    freezing.freeze_backbone(classifier.model, classifier.head_modules)
+    parameters = list(classifier.model.parameters())
+    assert sum(p.numel() for p in parameters) == 4_020_358
+    assert sum(p.numel() for p in parameters if p.requires_grad) == 12_810
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("resnt18", "resnet18"), ("efficientnetb0", "efficientnet_b0")])
+def test_a_mistyped_name_gets_the_nearest(typed: str, meant: str) -> None:
+    with pytest.raises(UnknownModelError, match=meant):
+        registry.create(typed, 10)
+
+
+def test_the_head_is_the_seed_s_alone() -> None:
+    before = torch.get_rng_state()
+    first, second, other = (
+        registry.create("shufflenet_v2_x0_5", 3, weights="none", seed=seed).model.state_dict() for seed in (1, 1, 2)
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_bundled_weights_know_their_classes() -> None:
+    from sklearn.datasets import load_sample_image
+
+    from tl_cli.data.preprocess import normalise, resize_crop
+
+    classifier = registry.create("efficientnet_lite0", 1000)
+    assert not classifier.head_is_new
+    # ImageNet's classes 985, daisy, and 698, palace.
+    for name, expected in (("flower.jpg", 985), ("china.jpg", 698)):
+        picture = torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1)[None]
+        images = normalise(resize_crop(picture, classifier.preprocessing), classifier.preprocessing)
+        with torch.inference_mode():
+            assert classifier.model.eval()(images).argmax() == expected
+
+
+def test_vit_takes_another_input_size_with_weights_of_its_own(tmp_path) -> None:
+    weights = tmp_path / "vit.pth"
+    torch.save(registry.build("vit_b_32", 5).state_dict(), weights)
+    classifier = registry.create("vit_b_32", 5, weights=str(weights), input_size=64)
+    assert classifier.build_options == {"image_size": 64}
+    with torch.inference_mode():
+        assert classifier.model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
+
+
+def test_a_saved_model_says_what_it_was_trained_from(tmp_path: Path) -> None:
+    weights = tmp_path / "random.pth"
+    torch.save(registry.create("resnet18", 10, weights="none", seed=5).model.state_dict(), weights)
+    start = registry.create("resnet18", 3, weights=str(weights), classes=("a", "b", "c"))
+    card = ModelCard(
+        architecture="resnet18", head=start.head, classes=("a", "b", "c"), preprocessing=start.preprocessing,
+        weights=start.weights, data=DataSpec(source="digits", layout="classes"), recipe="default", epoch=1,
+        config={"model": "resnet18", "weights": str(weights), "seed": 0},
+    )  # fmt: skip
+    was = registry.starting_point(card)
+    assert all(torch.equal(value, start.model.state_dict()[key]) for key, value in was.model.state_dict().items())
+    random = registry.create("resnet18", 3, weights="none", seed=7)
+    again = registry.starting_point(
+        card.model_copy(update={"config": {"weights": "none", "seed": 7}, "weights": random.weights})
+    )
+    assert torch.equal(again.model.layer4[1].conv2.weight, random.model.layer4[1].conv2.weight)
+    torch.save(registry.create("resnet18", 10, weights="none", seed=6).model.state_dict(), weights)
+    with pytest.raises(WeightsError, match="are others now"):
+        registry.starting_point(card)
+    weights.unlink()
+    with pytest.raises(WeightsError, match="no weights at"):
+        registry.starting_point(card)

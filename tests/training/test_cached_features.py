@@ -1,0 +1,450 @@
+import gc
+import os
+import shutil
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+
+from tests.training.test_fit import plan_for, run
+from tl_cli.data.batches import Loader
+from tl_cli.errors import DivergedError, UsageError
+from tl_cli.io.download import cache_root
+from tl_cli.training import cached_features
+from tl_cli.training import plan as setup
+from tl_cli.training.cached_features import CachedFeatures
+from tl_cli.training.events import EpochEnded, Event, LossSampled, Noticed, PhaseStarted, StepEnded, Worked
+from tl_cli.training.fit import fit
+
+FP32 = {"feature_dtype": "fp32", "log_every": 1}
+
+
+def losses(plan: setup.Plan) -> tuple[list[float], list[float]]:
+    """Losses by step, and validation losses by epoch."""
+    events, _ = run(plan)
+    steps = [event.loss for event in events if isinstance(event, LossSampled)]
+    return steps, [event.val_loss for event in events if isinstance(event, EpochEnded)]
+
+
+def scan_all(plan: setup.Plan) -> list[PhaseStarted]:
+    events, _ = run(plan)
+    return [event for event in events if isinstance(event, PhaseStarted)]
+
+
+@pytest.mark.parametrize("augment", ["none", "flip"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 2, "freeze_epochs": 2},
+        {"epochs": 7, "freeze_epochs": 1, "freeze_until": "conv5", "bn": "train", "dropout": 0.3, "batch_size": 6},
+        {"epochs": 12, "freeze_epochs": 0, "unfreeze_stages": 2, "bn": "train", "limit": 24, "lr": 0.0002,
+         "batch_size": 18},
+        {"epochs": 2, "freeze_epochs": 2, "sampler": "balanced", "model": "squeezenet1_1", "input_size": 64},
+    ],
+)  # fmt: skip
+def test_in_fp32_and_with_the_same_views_caching_changes_nothing(
+    colours: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], augment: str
+) -> None:
+    monkeypatch.setattr(cached_features, "_LEAST_GAIN", 1.0)
+    weights = {"weights": str(saved()), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    if "freeze_until" not in settings:
+        weights = {"weights": "none"}
+    plans = [
+        plan_for(colours, **cache, **{"val_fraction": 0.25, **settings}, augment=augment, log_every=1, **weights)
+        for cache in ({"feature_dtype": "fp32"}, {"feature_cache": False})
+    ]
+    assert len(plans[0].cached) == (
+        1 if settings["epochs"] == settings["freeze_epochs"] or "unfreeze_stages" in settings else 2
+    )
+    assert not plans[1].cached
+    (steps, validated), (expected_steps, expected_validated) = map(losses, plans)
+    assert len(steps) > 4
+    assert steps == pytest.approx(expected_steps, rel=1e-2, abs=1e-3)
+    assert validated == pytest.approx(expected_validated, rel=1e-2, abs=1e-3)
+
+
+def saved() -> Path:
+    """Weights in a file: a layer must not stay at random numbers for ever."""
+    from tl_cli.models.zoo import registry
+
+    path = cache_root() / "weights.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(registry.create("shufflenet_v2_x0_5", 1000, weights="none", seed=3).model.state_dict(), path)
+    return path
+
+
+def test_a_cut_serves_layers_that_stay_frozen(colours: Path) -> None:
+    settings = {"epochs": 7, "freeze_epochs": 1, "freeze_until": "conv5", "weights": str(saved())}
+    plan = plan_for(colours, **settings, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    phases = scan_all(plan)
+    assert [phase.cached for phase in phases] == [True, True]
+    tune = plan.cached[2]
+    assert tune.cut.after == "stage4.3"
+    assert tune.gain > cached_features._LEAST_GAIN
+
+
+def test_what_saves_too_little_stays_with_images_and_says_so(colours: Path) -> None:
+    plan = plan_for(colours, epochs=4, freeze_epochs=1, freeze_until="stage2", weights=str(saved()),
+                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
+    assert list(plan.cached) == [1]
+    assert any("fine-tune trains on images" in note and "times faster" in note for note in plan.cache_notes)
+
+
+def test_image_tricks_keep_fine_tuning_on_images(colours: Path) -> None:
+    plan = plan_for(colours, epochs=4, freeze_epochs=1, freeze_until="conv5", weights=str(saved()), mixup=0.2,
+                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
+    assert list(plan.cached) == [1]
+    assert any("MixUp need images" in note for note in plan.cache_notes)
+
+
+@pytest.mark.parametrize(("views", "epochs", "expected"), [
+    ("plain", 3, ("plain",)), ("flip", 3, ("plain", "mirrored")), ("flip", 1, ("plain",)), ("4", 9, (1, 2, 3, 4)),
+    ("9", 2, (1, 2)),
+])  # fmt: skip
+def test_there_are_never_more_views_than_epochs(colours: Path, views: str, epochs: int, expected: object) -> None:
+    plan = plan_for(colours, feature_views=views, epochs=epochs, freeze_epochs=epochs)
+    assert plan.cached[1].views == expected
+
+
+@pytest.mark.parametrize("bad", ["0", "-1", "many", "100"])
+def test_views_that_make_no_sense_are_refused(colours: Path, bad: str) -> None:
+    with pytest.raises(UsageError, match="feature-views"):
+        plan_for(colours, feature_views=bad)
+
+
+def test_augmented_views_are_those_of_the_epochs_they_are_named_for(colours: Path) -> None:
+    plan = plan_for(colours, **FP32, feature_views="3", augment="flip-shift", epochs=3, freeze_epochs=3, input_size=64)
+    cached = plan.cached[1]
+    loader = plan.loader(plan.data.parts["train"])
+    plan.strategy.freeze_for(plan.phases[0])
+    tensors, _ = cached_features.Cache(cached, plan.machine).features(
+        loader, cached.views, plan.augmentation, plan.config.seed, lambda done: None
+    )
+    assert len(tensors) == 3
+    assert not torch.equal(tensors[0], tensors[1])
+    for epoch, view in enumerate(tensors, 1):
+        for indices, images in loader.augmented(plan.augmentation, plan.config.seed, epoch):
+            with torch.inference_mode():
+                expected = cached.cut.prefix(loader._batch(indices, images).inputs)
+            torch.testing.assert_close(view[torch.from_numpy(indices)], expected, rtol=1e-4, atol=1e-5)
+            break
+    batches = CachedFeatures(tensors, torch.from_numpy(loader.images.labels), 8, 8, torch.device("cpu"))
+    drawn = torch.cat([batch.inputs for batch in batches.train(0, 1)])
+    among = [(drawn[:, None] == view[None]).all(-1).any() for view in tensors]
+    assert all(among)
+
+
+def test_a_later_run_finds_the_features(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(plan_for(colours, epochs=2, freeze_epochs=2))
+    monkeypatch.setattr(Loader, "clean", not_asked)
+    again = run(plan_for(colours, epochs=2, freeze_epochs=2, lr=0.01))
+    found = [[e.found for e in events if isinstance(e, PhaseStarted)] for events, _ in (first, again)]
+    assert found == [[False], [True]]
+    assert torch.equal(first[1].model.fc.weight, again[1].model.fc.weight)
+
+
+def not_asked(*arguments: object, **more: object) -> None:
+    raise AssertionError("no image had to be looked at")
+
+
+def kept() -> set[str]:
+    return {path.stem for path in (cache_root() / "features").glob("*.npy")}
+
+
+def test_other_weights_images_sizes_and_precisions_have_features_of_their_own(colours: Path, tmp_path: Path) -> None:
+    def new(**settings: object) -> int:
+        before = kept()
+        run(plan_for(**{"data": colours, "epochs": 2, "freeze_epochs": 2, **settings}))
+        return len(kept() - before)
+
+    assert new() == 3  # plain and mirrored training images, validation
+    assert new(lr=0.1, batch_size=16, seed=0) == 0
+    assert new(augment="none") == 0
+    assert new(input_size=48) == 3
+    assert new(feature_dtype="fp32") == 3
+    assert new(mean=(0.1, 0.2, 0.3)) == 3
+    assert new(seed=5) == 3  # other random weights
+    assert new(precision="bf16") == 3
+    assert new(split_seed=1) == 3
+    assert new(feature_views="2", augment="flip-shift") == 2  # validation is the same
+    assert new(feature_views="2", augment="flip-crop") == 2
+
+
+def test_features_computed_by_code_for_another_processor_are_not_used(
+    colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def new() -> int:
+        before = kept()
+        run(plan_for(colours, epochs=1, device="cpu"))
+        return len(kept() - before)
+
+    assert new() == 2  # training and validation images
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert new() == 2
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "of another processor")
+    assert new() == 2
+    assert new() == 0
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_picture_that_changes_in_place_is_noticed(colours: Path, tmp_path: Path, packed: bool) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(colours, folder)
+    if not packed:
+        Image.new("RGB", (48, 40)).save(folder / "train" / "red" / "wide.png")
+
+    def found() -> bool:
+        events, _ = run(plan_for(folder, epochs=2, freeze_epochs=2))
+        return next(event for event in events if isinstance(event, PhaseStarted)).found
+
+    assert [found(), found()] == [False, True]
+    for picture in (folder / "train" / "blue").iterdir():
+        with Image.open(picture) as image:
+            ImageOps.invert(image).save(picture)
+    assert not found()
+
+
+@pytest.mark.parametrize("damage", ["flip a bit", "cut", "no manifest", "other shape"])
+def test_features_that_are_damaged_are_computed_again(colours: Path, damage: str) -> None:
+    settings = {"epochs": 2, "freeze_epochs": 2}
+    first = run(plan_for(colours, **settings))[1].model.fc.weight
+    path = max((cache_root() / "features").glob("*.npy"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    if damage == "flip a bit":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "no manifest":
+        path.with_suffix(".json").unlink()
+    else:
+        np.save(path, np.zeros((2, 2), np.float16))
+    events, state = run(plan_for(colours, **settings))
+    assert not next(event for event in events if isinstance(event, PhaseStarted)).found
+    # What has no manifest was never finished.
+    said = [str(path) in event.message for event in events if isinstance(event, Noticed)]
+    assert said == ([] if damage == "no manifest" else [True])
+    assert torch.equal(state.model.fc.weight, first)
+    assert next(e for e in run(plan_for(colours, **settings))[0] if isinstance(e, PhaseStarted)).found
+
+
+def test_what_does_not_fit_the_memory_is_read_from_the_disk(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"epochs": 2, "freeze_epochs": 2}
+    in_memory = run(plan_for(colours, **settings))[1].model.fc.weight
+    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+    plan = plan_for(colours, **settings, feature_dtype="fp16")
+    assert not plan.cached[1].in_memory
+    assert "in a file" in plan.cached[1].describe()
+    assert torch.equal(run(plan)[1].model.fc.weight, in_memory)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "fill with NaN", "truncate all but the validation images"])
+def test_features_that_are_damaged_while_they_are_used_are_computed_again_and_said(
+    colours: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+    settings = {"epochs": 3, "freeze_epochs": 3, "val_fraction": 0.25}
+    undamaged = run(plan_for(colours, **settings))[1].model.fc.weight
+    plan = plan_for(colours, **settings)
+    state, said, damaged = setup.new_state(plan), list[str](), set[str]()
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Noticed):
+            said.append(event.message)
+        if not (isinstance(event, StepEnded) and event.step == 2):
+            return
+        files = sorted((cache_root() / "features").glob("*.npy"), key=lambda path: path.stat().st_size)
+        assert len(files) == 3
+        for path in files[1:] if "all but" in damage else files:
+            damaged.add(str(path))
+            size = path.stat().st_size
+            if damage.startswith("truncate"):
+                os.truncate(path, 150)
+            else:
+                with path.open("r+b") as file:
+                    file.seek(128)
+                    file.write(np.full((size - 128) // 2, np.nan, np.float16).tobytes())
+
+    fit(plan, state, observe)
+    assert torch.equal(state.model.fc.weight, undamaged)
+    assert len(said) == len(damaged)
+    assert all(any(path in message for message in said) for path in damaged)
+
+
+def test_features_on_the_disk_are_sent_whole_to_a_device_with_room(colours: Path, monkeypatch) -> None:
+    plan = plan_for(colours, epochs=2, freeze_epochs=2)
+    in_memory = cached_tensors(plan)
+    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(cached_features, "_ROWS_AT_ONCE", 7)
+    on_disk = cached_tensors(plan_for(colours, epochs=2, freeze_epochs=2))
+    for one, other in zip(in_memory, on_disk, strict=True):
+        assert isinstance(other, cached_features.DiskView)
+        assert (other.shape, other.dtype, other.nbytes) == (one.shape, one.dtype, one.nbytes)
+        assert torch.equal(other.to(torch.device("cpu")), one)
+        assert torch.equal(other[3:9], one[3:9])
+        assert torch.equal(other[40:90], one[40:90])
+
+
+def cached_tensors(plan: setup.Plan) -> tuple[torch.Tensor | cached_features.DiskView, ...]:
+    plan.strategy.freeze_for(plan.phases[0])
+    cached = plan.cached[1]
+    loader = plan.loader(plan.data.parts["train"])
+    return cached_features.Cache(cached, plan.machine).features(
+        loader, cached.views, plan.augmentation, 0, lambda done: None
+    )[0]
+
+
+def test_without_memory_and_disk_there_is_a_reason(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+    monkeypatch.setenv("TL_CACHE_DIR", "/proc/nowhere")
+    plan = plan_for(colours, epochs=2, freeze_epochs=2)
+    assert not plan.cached
+    assert "GB of disk" in plan.cache_notes[0]
+    assert [phase.cached for phase in scan_all(plan)] == [False]
+
+
+def test_features_of_images_that_changed_meanwhile_are_not_kept(odd_pictures: Path, tmp_path: Path) -> None:
+    data = tmp_path / "odd"
+    shutil.copytree(odd_pictures, data)
+    settings = {"epochs": 1, "freeze_epochs": 1, "batch_size": 16}
+    plan = plan_for(data, **settings)
+    assert plan.cached
+    path = data / "train/red/0.png"
+    whole = path.read_bytes()
+    Image.new("RGB", (1, 1)).save(path)
+    run(plan)
+    path.write_bytes(whole)
+    assert not any(event.found for event in scan_all(plan_for(data, **settings)))
+    # Nobody changed anything this time.
+    assert all(event.found for event in scan_all(plan_for(data, **settings)))
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TL_CACHE_DIR", "/proc/nowhere")
+    assert [phase.cached for phase in scan_all(plan_for(colours, epochs=2, freeze_epochs=2))] == [True]
+
+
+def test_progress_counts_every_view_and_the_validation_images(colours: Path) -> None:
+    plan = plan_for(colours, epochs=2, freeze_epochs=2)
+    events, _ = run(plan)
+    worked = [event for event in events if isinstance(event, Worked) and event.activity == "caching features"]
+    train, val = (len(plan.data.parts[part]) for part in ("train", "val"))
+    assert {event.total for event in worked} == {2 * train + val}
+    assert [event.done for event in worked] == sorted(event.done for event in worked)
+    assert worked[-1].done == worked[-1].total
+
+
+def test_half_precision_features_cost_little(colours: Path) -> None:
+    ends = [losses(plan_for(colours, feature_dtype=dtype, epochs=2, freeze_epochs=2))[1] for dtype in ("fp16", "fp32")]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-2)
+
+
+def test_features_beyond_half_precision_are_said(colours: Path) -> None:
+    plan = plan_for(colours, epochs=1)
+    with torch.no_grad():
+        plan.classifier.model.conv5[1].weight.mul_(1e30)
+    with pytest.raises(DivergedError, match="--feature-dtype fp32"):
+        run(plan)
+
+
+def test_the_prefix_is_untouched_and_the_tail_learns(colours: Path) -> None:
+    plan = plan_for(colours, epochs=7, freeze_epochs=1, freeze_until="conv5", weights=str(saved()),
+                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), bn="train")  # fmt: skip
+    before = {key: value.clone() for key, value in plan.classifier.model.state_dict().items()}
+    run(plan)
+    changed = {key for key, value in plan.classifier.model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in before if key.startswith(("conv5", "fc"))}
+
+
+def test_the_digest_of_a_network_is_of_all_its_numbers() -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    same, other, moved, strided = network(), network(), network(), network()
+    assert cached_features._digest(network()) == cached_features._digest(same)
+    with torch.no_grad():
+        other[0].weight[0, 0, 0, 0] += 1e-6
+        moved[1].running_var[0] += 1e-6
+    strided[0].stride = (2, 2)
+    assert len({cached_features._digest(each) for each in (same, other, moved, strided)}) == 4
+
+
+def test_validation_of_maps_goes_by_the_batches_of_images(colours: Path) -> None:
+    plan = plan_for(colours, epochs=7, freeze_epochs=1, freeze_until="conv5", weights=str(saved()), input_size=64,
+                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), limit=12)  # fmt: skip
+    maps = CachedFeatures((torch.zeros(9, 4, 2, 2),), torch.zeros(9).long(), 2, 4, torch.device("cpu"))
+    assert [len(batch.labels) for batch in maps.clean()] == [4, 4, 1]
+    sizes = []
+    for phase in plan.phases:
+        stage = setup.open_stage(plan, phase, lambda event: None)
+        sizes.append(stage.validation.__self__.clean_batch)  # type: ignore[attr-defined]
+    assert sizes == [4096, plan.loader(plan.data.parts["val"]).batch_size]
+
+
+def test_what_takes_a_batch_may_write_to_it() -> None:
+    kept = torch.ones(4, 3)
+    features_of = CachedFeatures((kept,), torch.zeros(4).long(), 2, 2, torch.device("cpu"))
+    for batch in (*features_of.clean(), *features_of.train(0, 1)):
+        batch.inputs.zero_()
+    assert bool((kept == 1).all())
+
+
+def test_a_run_that_began_on_features_does_not_go_on_without(colours: Path, tmp_path: Path) -> None:
+    plan = plan_for(colours, epochs=2, freeze_epochs=2)
+    (tmp_path / "step-00000001.ckpt").write_bytes(setup.new_state(plan).to_bytes())
+    assert setup.new_state(plan).restore(tmp_path) == []
+    other = setup.new_state(plan_for(colours, epochs=2, freeze_epochs=2, feature_cache=False))
+    with pytest.raises(UsageError, match="cached features"):
+        other.restore(tmp_path)
+
+
+def test_the_features_of_a_stage_are_gone_before_the_next_ones_are_computed(
+    colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_features, "_LEAST_GAIN", 1.0)
+    alive: list[int] = []
+    seen: list[weakref.ref[torch.Tensor]] = []
+    at_hand = cached_features.at_hand
+
+    def counted(views: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in seen))
+        seen.append(weakref.ref(views[0]))
+        return at_hand(views, device)
+
+    monkeypatch.setattr(cached_features, "at_hand", counted)
+    run(plan_for(colours, epochs=14, freeze_epochs=2, unfreeze_stages=2, bn="frozen", limit=12, batch_size=12))
+    # Of the training part and of the validation part, of two phases.
+    assert alive == [0, 1, 0, 1]
+
+
+def test_two_runs_may_want_the_same_features_on_the_disk(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+    # Tracing a network holds for the whole process, whose threads stand for two processes here: it comes before.
+    plans = [plan_for(colours, epochs=2, freeze_epochs=2) for _ in range(2)]
+    failed: list[BaseException] = []
+
+    def one(plan: setup.Plan) -> None:
+        try:
+            run(plan)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=one, args=(plan,)) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_an_unwritable_cache_promises_no_file(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+    monkeypatch.setenv("TL_CACHE_DIR", "/dev/null/cache")
+    assert not plan_for(colours, epochs=2, freeze_epochs=2).cached

@@ -1,0 +1,115 @@
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.training.test_state import largest_file
+from tests.ui.terminal.test_charts import history
+from tl_cli.errors import StorageError
+from tl_cli.training.history import History
+from tl_cli.ui.figures.curve_figures import save_contact_sheet, save_curves, save_figures, save_panels
+from tl_cli.ui.figures.fonts import LATIN, drawable, families, file_for
+from tl_cli.ui.panels import Line, Panel, Wanted, panels
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_the_ending_of_the_file_is_its_format(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / "new" / f"curves.{ending}"
+    save_panels(panels([history()]), path, "a run")
+    beginning = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending]
+    assert path.read_bytes().startswith(beginning)
+
+
+def test_one_run_and_several_make_the_two_pictures_and_metrics_make_one(tmp_path: Path) -> None:
+    names = ["loss_by_step.png", "accuracy_and_loss_by_epoch.png"]
+    assert [path.name for path in save_curves(history(), tmp_path)] == names
+    several = save_figures([history(name="a"), history(name="b")], Wanted(), tmp_path, "2-")
+    assert [path.name for path in several] == [f"2-{name}" for name in names]
+    one = History("x", others={"f1": [(1, 0.5)]})
+    assert [path.name for path in save_figures([one], Wanted(metrics=("f1",)), tmp_path)] == ["metrics.png"]
+    assert all(Image.open(path).size[0] > 500 for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "points", [[], [(1.0, 2.0)], [(1.0, math.nan)], [(1.0, -1.0), (2.0, math.inf)], [(1.0, 1e308)]]
+)
+@pytest.mark.parametrize("log", [False, True])
+def test_no_series_breaks_a_picture(points: list[tuple[float, float]], log: bool, tmp_path: Path) -> None:
+    save_panels([Panel("x", [Line(points, "blue", label="y")], log=log)], tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").size[0] > 300
+
+
+def ink(path: Path) -> int:
+    return int((np.asarray(Image.open(path).convert("L")) < 128).sum())
+
+
+def test_letters_of_many_scripts_are_drawn_by_some_font_and_others_as_numbers(tmp_path: Path) -> None:
+    assert families(["loss"]) == [LATIN]
+    assert len(families(["猫 ネコ 고양이"])) == 2
+    assert drawable("猫 ネコ 고양이 龙 $x$") == "猫 ネコ 고양이 龙 $x$"
+    # Of no script at all: no font draws it.
+    assert drawable("a\U000e0fff") == r"a\ue0fff"
+    assert file_for("loss") != file_for("猫")
+
+
+def test_a_name_in_chinese_is_drawn_in_charts_and_under_pictures(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in (("cat", "猫"), ("dog", "犬"), ("none", "\U000e0fff")):
+        save_panels([Panel(text * 8, [Line([(1.0, 1.0)], "blue")])], tmp_path / f"{name}.png", text)
+        save_contact_sheet([torch.zeros(3, 8, 8, dtype=torch.uint8)], [text * 4], tmp_path / f"{name}_sheet.png")
+    for kind in ("", "_sheet"):
+        cat, dog = (Image.open(tmp_path / f"{name}{kind}.png").convert("L") for name in ("cat", "dog"))
+        # Two letters that no font has would be two equal boxes.
+        assert cat.size != dog.size or cat.tobytes() != dog.tobytes()
+    said = capfd.readouterr()
+    assert "Glyph" not in said.err
+    assert "findfont" not in said.err
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_a_picture_that_does_not_fit_leaves_the_one_before_it(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"curves.{ending}"
+    path.write_bytes(b"before")
+    with largest_file(4000), pytest.raises(StorageError, match=r"cannot write .*curves"):
+        save_panels(panels([history()]), path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write"):
+        save_panels(panels([history()]), tmp_path / "file" / "x.png")
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "tkagg"])
+def test_pictures_are_drawn_whatever_backend_the_environment_names(backend: str, tmp_path: Path) -> None:
+    program = """
+import sys
+from contextlib import suppress
+from pathlib import Path
+from tl_cli.cli.app import main
+folder, sys.argv = sys.argv[1], ["tl", "--version"]
+with suppress(SystemExit):
+    main()
+from tl_cli.training.history import History
+from tl_cli.ui.figures.curve_figures import save_curves
+save_curves(History("run", losses=[(1, 0.5), (2, 0.4)]), Path(folder))
+import matplotlib
+print(matplotlib.get_backend())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path],
+        env={**os.environ, "MPLBACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.split()[-1].lower(), done.stderr) == (0, "agg", "")
+    assert len(list(tmp_path.glob("*.png"))) == 2

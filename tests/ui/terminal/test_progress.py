@@ -1,0 +1,246 @@
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly, Worked
+from tl_cli.training.history import History
+from tl_cli.ui.terminal.console import THEME, make_console
+from tl_cli.ui.terminal.progress import LiveScreen, PlainLines, Title, format_seconds, open_screen
+
+TITLE = Title("digits [/] run\x1b[31m", "CPU, 2 threads, fp32", 4)
+
+
+def story() -> list[Event]:
+    """Two phases of two epochs of ten steps."""
+    events: list[Event] = []
+    for name, first in (("head", 1), ("fine-tune", 3)):
+        trainable = 12_810 if name == "head" else 4_020_358
+        events.append(Worked("caching features", 50, 100))
+        events.append(
+            PhaseStarted(
+                name, (first, first + 1), 10, 20, (first - 1) * 10, trainable, 4_020_358 - trainable, name == "head"
+            )
+        )
+        for epoch in (first, first + 1):
+            for step in range(1, 11):
+                number = (epoch - 1) * 10 + step
+                events.append(LossSampled(number, epoch, 2 / number, 1e-3, 0.0 if name == "head" else 1e-4))
+                events.append(StepEnded(number, epoch, 64))
+            accuracy = 0.5 + epoch / 10
+            events.append(EpochEnded(name, epoch, epoch * 10, 1 / epoch, accuracy, 1.1 / epoch, accuracy - 0.05, 1e-3,
+                                     0.0 if name == "head" else 1e-4, 12.5, 640.0, True))  # fmt: skip
+    return events
+
+
+def screen(width: int, height: int, upto: int, **options: object) -> str:
+    console = Console(theme=THEME, file=io.StringIO(), width=width, height=height, force_terminal=True, **options)
+    history = History(TITLE.run_name)
+    times = iter(range(10_000))
+    live = LiveScreen(console, TITLE, history, clock=lambda: float(next(times)))
+    for event in story()[:upto]:
+        history(event)
+        live(event)
+    console.print(live)
+    return Text.from_ansi(console.file.getvalue()).plain
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 24), (80, 24), (200, 50), (24, 10), (80, 8)])
+@pytest.mark.parametrize("upto", [0, 1, 2, 5, 23, 40, len(story())])
+def test_the_screen_fits_at_every_size_and_moment(width: int, height: int, upto: int) -> None:
+    lines = screen(width, height, upto).rstrip("\n").splitlines()
+    assert max((len(line) for line in lines), default=0) <= width
+    if height >= 20:
+        assert len(lines) <= height
+
+
+def test_the_screen_says_what_matters() -> None:
+    text = screen(120, 40, len(story()) - 2)
+    for said in ("fine-tuning", "4,020,358 of 4,020,358 parameters train", "epoch 4/4", "images/s", "left",
+                 "best: 75.00% on validation, epoch 3", "validation", "frozen"):  # fmt: skip
+        assert said in text
+    assert "\x1b" not in text.replace("\\x1b", "")
+    assert "digits [/] run\\x1b[31m" in text
+
+
+def test_the_bars_count_right_in_the_second_phase() -> None:
+    events = story()
+    end = next(i for i, event in enumerate(events) if isinstance(event, StepEnded) and event.step == 25)
+    text = screen(100, 30, end + 1)
+    assert "epoch 3/4" in text
+    assert "this phase" not in text
+
+
+def test_ascii_terminals_get_ascii() -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    console = Console(theme=THEME, file=stream, width=80, height=30, force_terminal=True, no_color=True)
+    history = History("run")
+    live = LiveScreen(console, Title("run", "CPU", 4), history)
+    for event in story():
+        history(event)
+        live(event)
+    console.print(live)
+    stream.flush()
+    assert stream.buffer.getvalue()
+
+
+def test_a_pipe_gets_one_plain_line_an_epoch() -> None:
+    console = Console(theme=THEME, file=io.StringIO(), width=80)
+    lines = open_screen(console, TITLE, History())
+    assert isinstance(lines, PlainLines)
+    with lines:
+        for event in story():
+            lines(event)
+        lines(StoppedEarly(4, 2))
+    printed = console.file.getvalue().splitlines()
+    assert len(printed) == 2 + 4 + 1
+    assert "epoch 3/4" in printed[4]
+    assert "val accuracy 75.00%" in printed[4]
+    assert "\x1b" not in console.file.getvalue()
+
+
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def opened(console: Console) -> type:
+    return type(open_screen(console, TITLE, History()))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TERM": "dumb"},
+        {"CI": "true"},
+        {"CI": "1"},
+        {"JPY_PARENT_PID": "77"},  # set by jupyter_client for every kernel
+        {"TERM": "xterm-color", "PAGER": "cat", "FORCE_COLOR": "1"},  # set by every ipykernel
+    ],
+)
+def test_dumb_terminals_ci_and_notebooks_get_plain_lines(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert opened(Console(theme=THEME, file=Terminal())) is LiveScreen
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert opened(Console(theme=THEME, file=Terminal())) is PlainLines
+
+
+@pytest.mark.parametrize("value", ["", "false", "False", "0", "no", "off"])
+def test_ci_may_be_denied(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("CI", value)
+    assert opened(Console(theme=THEME, file=Terminal())) is LiveScreen
+
+
+@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
+def test_only_the_stream_says_whether_it_is_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv(name, "1")
+    assert opened(Console(theme=THEME, file=io.StringIO())) is PlainLines
+    assert opened(Console(theme=THEME, file=Terminal())) is LiveScreen
+
+
+def test_plain_lines_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert opened(make_console()) is LiveScreen
+    assert opened(make_console(plain=True)) is PlainLines
+
+
+def test_lines_whose_reader_is_gone_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipe = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", pipe)
+    lines = open_screen(make_console(), TITLE, History())
+    for event in story():
+        lines(event)
+    with pytest.raises(BrokenPipeError):
+        pipe.close()
+
+
+def fall_to(accuracy: float) -> list[Event]:
+    """The story, with another validation accuracy in the first epoch after unfreezing, epoch 3; it was 0.65 before."""
+    return [
+        replace(event, val_accuracy=accuracy) if isinstance(event, EpochEnded) and event.epoch == 3 else event
+        for event in story()
+    ]
+
+
+@pytest.mark.parametrize(("accuracy", "explained"), [(0.25, 1), (0.645, 0), (0.75, 0)])
+def test_a_fall_of_accuracy_on_unfreezing_is_explained_once(accuracy: float, explained: int) -> None:
+    console, history = Console(theme=THEME, file=io.StringIO(), width=80), History()
+    lines = PlainLines(console, TITLE)
+    for event in fall_to(accuracy):
+        lines(event)
+    said = console.file.getvalue()
+    assert said.count("on unfreezing") == explained
+    assert said.count("validation fell from 65.00% to 25.00%") == explained
+    live = LiveScreen(Console(theme=THEME, file=io.StringIO(), width=40, height=30), TITLE, history)
+    for event in fall_to(accuracy):
+        history(event)
+        live(event)
+    live._console.print(live)
+    shown = live._console.file.getvalue()
+    assert ("validation fell from 65.00% to 25.00%" in shown) is bool(explained)
+    assert len(shown.splitlines()) <= 30
+    assert max(map(len, shown.splitlines())) <= 40
+
+
+def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = open_screen(make_console(quiet=True), TITLE, History())
+    for event in story():
+        lines(event)
+    assert capsys.readouterr().out == ""
+
+
+@contextmanager
+def one_stream(path: Path) -> Iterator[None]:
+    """Put into a file all that Python and C libraries write to stdout and stderr, in order, as a terminal shows it."""
+    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    try:
+        with path.open("ab") as stream:
+            for descriptor in kept:
+                os.dup2(stream.fileno(), descriptor)
+        out, err = (os.fdopen(descriptor, "w", closefd=False) for descriptor in kept)
+        with out, err, redirect_stdout(out), redirect_stderr(err):
+            yield
+    finally:
+        for descriptor, saved in kept.items():
+            os.dup2(saved, descriptor)
+            os.close(saved)
+
+
+def test_what_libraries_write_to_stderr_waits_for_the_end(tmp_path: Path) -> None:
+    with one_stream(tmp_path / "stream"):
+        console = Console(force_terminal=True, width=80, height=24)
+        with LiveScreen(console, TITLE, History()):
+            for _ in range(3):
+                sys.stderr.write("a library's warning\n")
+            os.write(2, b"from C\n")
+            sys.stderr.flush()
+            console.file.flush()
+            os.write(1, b"INSIDE")
+        os.write(1, b"AFTER")
+    inside, _, after = (tmp_path / "stream").read_text().partition("INSIDE")
+    assert "warning" not in inside
+    assert "from C" not in inside
+    assert after.count("a library's warning") == 1
+    assert "from C" in after
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(3.21, "3.2 s"), (48, "48 s"), (185, "3:05"), (7800, "2:10:00")])
+def test_durations_read_well(seconds: float, shown: str) -> None:
+    assert format_seconds(seconds) == shown

@@ -1,0 +1,65 @@
+import os
+import pty
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
+SCREEN = """
+import sys
+from rich.text import Text
+from tl_cli.ui.terminal.console import make_console
+from tl_cli.ui.terminal.screen import Display
+
+with Display(Text("on the screen"), console=make_console(), screen=True, redirect_stdout=False, redirect_stderr=False):
+    sys.stdin.readline()
+"""
+
+
+class Shell:
+    """An interactive shell, with jobs, in a terminal of its own."""
+
+    def __init__(self) -> None:
+        pid, self.terminal = pty.fork()
+        if pid == 0:
+            os.environ.update({"TERM": "xterm", "PS1": "$ "})
+            os.execlp("bash", "bash", "--norc", "--noprofile", "-i")
+        self.pid = pid
+        self.seen = b""
+
+    def type(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+    def until(self, wanted: bytes) -> bytes:
+        """Return what is shown up to and with ``wanted``."""
+        while wanted not in self.seen:
+            self.seen += os.read(self.terminal, 4096)
+        before, found, self.seen = self.seen.partition(wanted)
+        return before + found
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with jobs")
+def test_ctrl_z_gives_the_screen_to_the_shell_and_fg_takes_it_again(tmp_path: Path) -> None:
+    (tmp_path / "screen.py").write_text(SCREEN)
+    shell = Shell()
+    shell.type(f"{sys.executable} {tmp_path / 'screen.py'}\n")
+    shell.until(ENTER)
+    shell.until(b"on the screen")
+    shell.type("\x1a")
+    assert b"Stopped" not in shell.until(LEAVE)
+    # Nothing is drawn from here to the shell's own line.
+    assert b"on the screen" not in shell.until(b"Stopped")
+    shell.type("fg\n")
+    shell.until(ENTER)
+    shell.until(b"on the screen")
+    shell.type("\x1a")
+    shell.until(LEAVE)
+    shell.until(b"Stopped")
+    shell.type("fg\n")
+    shell.until(ENTER)
+    shell.type("\n")
+    shell.until(LEAVE)
+    shell.type("exit 0\n")
+    assert os.waitpid(shell.pid, 0)[1] == 0

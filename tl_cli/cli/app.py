@@ -1,0 +1,162 @@
+"""The Typer app, and the one place where an error or a signal becomes a message and an exit code."""
+
+import errno
+import os
+import sys
+from typing import Annotated, Any, NoReturn, TextIO
+
+import typer
+
+from tl_cli import interrupts
+from tl_cli.cli import cache as cache_command
+from tl_cli.cli import compare as compare_command
+from tl_cli.cli import data as data_command
+from tl_cli.cli import env as env_command
+from tl_cli.cli import eval as eval_command
+from tl_cli.cli import export as export_command
+from tl_cli.cli import inspect as inspect_command
+from tl_cli.cli import models as models_command
+from tl_cli.cli import plot as plot_command
+from tl_cli.cli import predict as predict_command
+from tl_cli.cli import runs as runs_command
+from tl_cli.cli import train as train_command
+from tl_cli.cli.typed import TopLevel
+from tl_cli.errors import Interrupted, TlError
+from tl_cli.shortage import found
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+app = typer.Typer(
+    name="tl",
+    cls=TopLevel,
+    help="Fine-tune pretrained image classifiers from a terminal: freeze, unfreeze, watch, record, judge.",
+    epilog="First try:  tl train efficientnet_lite0 --data digits --freeze-epochs 5",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train", epilog=train_command.EXAMPLES)(train_command.train)
+app.command("eval", epilog=eval_command.EXAMPLES)(eval_command.evaluate)
+app.command("predict", epilog=predict_command.EXAMPLES)(predict_command.predict)
+app.command("compare", epilog=compare_command.EXAMPLES, context_settings={"ignore_unknown_options": True})(
+    compare_command.compare
+)
+app.command("export", epilog=export_command.EXAMPLES)(export_command.export)
+app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
+app.add_typer(runs_command.app, name="runs")
+app.add_typer(models_command.app, name="models")
+app.add_typer(data_command.app, name="data")
+app.add_typer(cache_command.app, name="cache")
+app.command("env", epilog=env_command.EXAMPLES)(env_command.env)
+app.command(
+    "inspect",
+    epilog=inspect_command.EXAMPLES,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)(inspect_command.inspect)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tl_cli.contract import tl_version
+
+        typer.echo(f"tl {tl_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    # Options of tl itself; each command does its own work.
+    return None
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input, 128 + signal when stopped."""
+    interrupts.listen()
+    # A notebook's kernel hands its own to what it starts, and matplotlib stops at a name that it does not know.
+    os.environ["MPLBACKEND"] = "Agg"
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (until the process ends)
+    try:
+        try:
+            app(prog_name="tl")
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        finally:
+            # What was asked for is done, or has failed; the rest is Python's own clearing up.
+            interrupts.ignore()
+    except Interrupted as stopped:
+        _stop(stopped)
+    except Exception as error:
+        swallowed = interrupts.raised()
+        if swallowed is not None:
+            _stop(swallowed)
+        try:
+            _report(error)
+        except MemoryError:  # too little is left for the message
+            os.write(2, b"error: out of memory\n")
+            sys.exit(1)
+    sys.exit(0)
+
+
+def _stop(stopped: Interrupted) -> NoReturn:
+    """Say that the command was stopped, as information, and exit."""
+    from tl_cli.ui.terminal.console import print_note
+
+    print_note(f"stopped ({stopped})")
+    _leave(stopped.exit_code)
+
+
+def _report(error: Exception) -> NoReturn:
+    """Say what went wrong and exit, or raise it where it is a mistake of ours."""
+    shortage = found(error)
+    if shortage is not None:
+        _fail(f"{shortage}; {shortage.advice(_options())}", shortage.exit_code)
+    if isinstance(error, TlError):
+        _fail(str(error), error.exit_code)
+    if isinstance(error, BrokenPipeError):
+        # The reader of a pipe has gone (tl ... | head): nobody is left to be told.
+        _discard(sys.stdout)
+        sys.exit(1)
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if error.filename is not None:
+            _fail(f"{error.filename}: {error.strerror}", 1)
+        _discard(sys.stdout)
+        _fail(f"cannot write the output: {error.strerror}", 1)
+    raise error
+
+
+def _discard(stream: TextIO) -> None:
+    # What is left in its buffer would fail once more as Python ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _options() -> set[str]:
+    """Return the options of the command that was typed."""
+    command: Any = typer.main.get_command(app)
+    for word in sys.argv[1:]:
+        command = getattr(command, "commands", {}).get(word, command)
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    from tl_cli.ui.terminal.console import print_error
+
+    print_error(message)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit with this code also where nothing can be written any more, as the terminal or the disk is gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _discard(stream)
+    sys.exit(code)

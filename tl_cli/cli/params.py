@@ -1,0 +1,193 @@
+"""Options that several commands share. Imports nothing heavy: completion and ``--help`` pass through here."""
+
+import os
+import re
+import shlex
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+# Endings of the files that --data takes.
+_SOURCES = (".csv", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the architectures whose names begin so, for the shell."""
+    from tl_cli.models.list.completion import complete
+
+    return complete(incomplete)
+
+
+def complete_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return what runs may be called, for the shell."""
+    from tl_cli.tracking.completion import complete_run as complete
+
+    return complete(incomplete, ctx.params.get("tracking_uri"))
+
+
+def complete_stopped_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return what runs that are not complete may be called, for the shell."""
+    from tl_cli.tracking.completion import complete_run as complete
+
+    return complete(incomplete, ctx.params.get("tracking_uri"), unfinished=True)
+
+
+def complete_weights(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return ``none`` and what runs may be called, for the shell."""
+    none = [("none", "random weights")] if "none".startswith(incomplete) else []
+    return [*none, *complete_run(ctx, incomplete)]
+
+
+def complete_data(incomplete: str) -> list[tuple[str, str]]:
+    """Return the published sets and the folders, tables and archives here whose names begin so, for the shell."""
+    from tl_cli.data.sources.catalogue import SETS
+
+    found = [(name, row.title) for name, row in SETS.items() if name.startswith(incomplete)]
+    folder, start = os.path.split(incomplete)
+    with suppress(OSError):
+        for entry in sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name):  # noqa: PTH111 (as typed)
+            is_source = entry.is_dir() or Path(entry.name).suffix in _SOURCES
+            # Shells evaluate what they complete.
+            is_plain = re.fullmatch(r"\.?\w[\w .,@+=-]*", entry.name) is not None
+            if is_source and is_plain and entry.name.startswith(start) and (start or not entry.name.startswith(".")):
+                found.append((os.path.join(folder, entry.name), "a folder" if entry.is_dir() else "a file"))
+    return found
+
+
+def complete_contender(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return what may be compared: architectures after ``--models``, else runs."""
+    if ctx.params.get("models"):
+        return [(name, "") for name in complete_model(incomplete)]
+    return complete_run(ctx, incomplete)
+
+
+def complete_model_or_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return architectures and what runs may be called, for the shell."""
+    return [*((name, "") for name in complete_model(incomplete)), *complete_run(ctx, incomplete)]
+
+
+def command_line() -> str:
+    """Return what was typed, as it may be recorded: without the secrets of addresses."""
+    from tl_cli.errors import without_secrets
+
+    return shlex.join(["tl", *map(without_secrets, sys.argv[1:])])
+
+
+def uri_flag(tracking_uri: str | None) -> str:
+    """Return what a suggested command needs to find the same store: nothing, or the flag after a space."""
+    from tl_cli.errors import without_secrets
+
+    return f" --tracking-uri {shlex.quote(without_secrets(tracking_uri))}" if tracking_uri else ""
+
+
+def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
+    """Refuse ``--quiet`` where a command would do its work and leave nothing of it.
+
+    Args:
+        otherwise: what to add to keep results all the same.
+
+    Raises:
+        UsageError: nothing would be printed or kept.
+    """
+    from tl_cli.errors import UsageError
+
+    if is_silent:
+        loud = shlex.join(word for word in shlex.split(command_line()) if word not in ("--quiet", "-q"))
+        also = f", or add {otherwise}" if otherwise else ""
+        raise UsageError(f"--quiet hides everything that this would print; leave it out{also}: {loud}")
+
+
+class ListsByDefault(TyperGroup):
+    """A group whose bare form lists: ``tl models convnext`` is ``tl models list convnext``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put ``list`` before what is no command and no question for help."""
+        if ctx.resilient_parsing and not args:
+            return super().parse_args(ctx, args)  # the shell completes the first word
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the commands, and what ``list`` takes."""
+        listed = [found for each in self.commands["list"].params for found in each.shell_complete(ctx, incomplete)
+                  if not incomplete.startswith("-") and each.param_type_name == "argument"]  # fmt: skip
+        return [*super().shell_complete(ctx, incomplete), *listed]
+
+
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Id or its beginning, name, latest, best, runs:/..., models:/..., or a saved-model folder.",
+        autocompletion=complete_run,
+    ),
+]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        metavar="URI",
+        help="MLflow store or server; default is MLFLOW_TRACKING_URI or ./mlflow.db.",
+        rich_help_panel="Record",
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="TL_DATA_DIR",
+        metavar="DIR",
+        help="Where downloaded data sets are kept; default is the user's cache folder.",
+        rich_help_panel="Data",
+    ),
+]
+PathColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--path-column", metavar="NAME|N", help="Column of a CSV that names the picture.", rich_help_panel="Data"
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--label-column", metavar="NAME|N", help="Column of a CSV that names the class.", rich_help_panel="Data"
+    ),
+]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--split-column",
+        metavar="NAME|N",
+        help="Column of a CSV that says train, val or test.",
+        rich_help_panel="Data",
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels",
+        metavar="PIXELS",
+        help="Most pixels decoded of one picture, width times height; default is the model's, or 89478485.",
+        min=1,
+        max=1 << 40,
+        show_default=False,
+        rich_help_panel="Data",
+    ),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"] | None,
+    typer.Option("--device", help="Where to compute.", rich_help_panel="Machine"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", help="Threads that decode image files.", min=0, max=64, rich_help_panel="Machine"),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+Plain = Annotated[
+    bool, typer.Option("--plain", help="Print plain lines, such as one per epoch, instead of redrawing the screen.")
+]

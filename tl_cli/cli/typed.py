@@ -1,0 +1,248 @@
+"""What was typed: put into the form that the commands take, and where they refuse it, what was probably meant."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import typer
+from typer.completion import install_callback, show_callback
+from typer.core import TyperGroup, TyperOption
+
+from tl_cli import habits
+from tl_cli.cli.params import ListsByDefault
+from tl_cli.errors import UsageError, without_secrets
+from tl_cli.io.file_uris import local_path
+from tl_cli.models.list.completion import is_architecture
+
+_TYPED = "tl_cli.typed"
+_COMPLETION: dict[str, Any] = {"--install-completion": install_callback, "--show-completion": show_callback}
+_YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
+# Click's, or that of the copy which Typer brings.
+_RefusedError: type[Any] = typer.BadParameter.__mro__[1]
+_OF_TRAIN = ("compare", "inspect")  # which take the options of tl train too
+
+
+class TopLevel(TyperGroup):
+    """``tl`` itself: what is refused as a habit from another tool is answered with the command that does it here."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take ``help`` and ``version`` for the options of these names, and ``file:`` URIs for paths."""
+        args = [word if _is_of_store(args, place) else _with_path(word) for place, word in enumerate(args)]
+        option, equals, shell = (args[:1] or [""])[0].partition("=")
+        if option in _COMPLETION and (equals or len(args) == 2):
+            # Typer finds out the shell by itself, and takes no name of another.
+            _COMPLETION[option](ctx, None, shell if equals else args[1])
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        elif args == ["version"]:
+            args = ["--version"]
+        ctx.meta[_TYPED] = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except _RefusedError as error:
+            self._answer(ctx, error)
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (_RefusedError, UsageError) as error:
+            self._answer(ctx, error)
+            raise
+
+    def _answer(self, ctx: Any, error: Any) -> None:
+        """Raise the refusal with the command that was probably meant, where there is one."""
+        typed = ctx.meta[_TYPED]
+        message = str(error) if isinstance(error, UsageError) else str(getattr(error, "message", ""))
+        if not typed or not message or ": tl " in message or "\ntl " in message:  # help, or a command already
+            return
+        message = message.partition(" Did you mean")[0]
+        if typed[0] in habits.SCREENS:
+            said = _screen(typed[1:])
+        else:
+            meant = _meant(self, typed)
+            if meant is None or not _is_taken(self, meant, ctx):
+                return
+            said = shlex.join(["tl", *meant])
+        kind = type(error) if isinstance(error, UsageError) else UsageError
+        raise kind(f"{message[0].lower()}{message[1:].rstrip('.')}\ndid you mean: {without_secrets(said)}") from error
+
+
+def _is_of_store(words: Sequence[str], place: int) -> bool:
+    """Whether a word is the address of a store, which is a URI to MLflow."""
+    return words[place].startswith("--tracking-uri=") or "--tracking-uri" in words[max(0, place - 1) : place]
+
+
+def _with_path(word: str) -> str:
+    option, equals, value = word.partition("=")
+    return f"{option}={local_path(value)}" if equals and option.startswith("--") else local_path(word)
+
+
+def _screen(options: Sequence[str]) -> str:
+    """Return the command that opens MLflow's pages, or where a server shows them."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri and uri.startswith(("http://", "https://")):
+        return f"{uri} in a browser"
+    return shlex.join(["mlflow", "ui", *(["--backend-store-uri", uri] if uri else []), *options])
+
+
+def _is_taken(top: TyperGroup, words: Sequence[str], ctx: Any) -> bool:
+    """Whether the words parse; nothing is run."""
+    if {"--help", "-h", "--version"} & set(words):
+        return True
+    path, command, rest = _located(top, words)
+    try:
+        command.make_context(path[-1], list(rest), parent=ctx)
+    except (_RefusedError, UsageError):
+        return False
+    return not isinstance(command, TyperGroup)
+
+
+def _located(top: TyperGroup, words: Sequence[str]) -> tuple[list[str], Any, list[str]]:
+    """Return the names that lead to a command, the command, and what follows them."""
+    path, rest = ["tl"], list(words)
+    command: Any = top
+    while isinstance(command, TyperGroup):
+        name = rest[0] if rest and rest[0] in command.commands else None
+        if name is None and not isinstance(command, ListsByDefault):
+            break
+        command = command.commands[name or "list"]
+        path.append(name or "list")
+        rest = rest[1:] if name else rest
+    return path, command, rest
+
+
+def _meant(top: TyperGroup, typed: Sequence[str]) -> list[str] | None:
+    """Return the words that were probably meant, or None where nothing or too much would change."""
+    words = list(typed)
+    seen: list[list[str]] = []
+    while words and words not in seen and words[0] not in top.commands:
+        seen.append(list(words))
+        words = _with_command(top, words)
+    if not words or words[0] not in top.commands:
+        return words if words and words[0] == "--version" else None
+    group = top.commands[words[0]]
+    if isinstance(group, ListsByDefault) and len(words) > 1 and words[1] not in group.commands:
+        meaning = habits.COMMANDS.get(words[1], "").split()
+        if meaning[:1] == words[:1] and len(meaning) > 1:
+            words = [*meaning, *words[2:]]
+    path, command, rest = _located(top, words)
+    if isinstance(command, TyperGroup):
+        return None
+    lead = words[: len(words) - len(rest)]
+    options = _options(command)
+    if path[-1] in _OF_TRAIN:
+        options = {**_options(top.commands["train"]), **options}
+    slots = 0 if path[-1] in _OF_TRAIN else sum(not isinstance(each, TyperOption) for each in command.params)
+    if any(not isinstance(each, TyperOption) and each.nargs == -1 for each in command.params):
+        slots = 0
+    translated = _translated(options, rest, slots, is_run=path[-1] != "train")
+    meant = None if translated is None else [*lead, *translated]
+    # The order alone is no change.
+    return meant if meant is not None and sorted(meant) != sorted(typed) else None
+
+
+def _with_command(top: TyperGroup, words: Sequence[str]) -> list[str]:
+    """Return the words with a command of ``tl`` in front, as far as one step leads there."""
+    word, rest = words[0], list(words[1:])
+    key, _, value = word.partition("=")
+    if key == "mode" and value:  # of Ultralytics: task=classify mode=train
+        return [value, *rest]
+    if word.startswith("-"):
+        bare = word.lstrip("-").partition("=")[0]
+        if habits.OPTIONS.get(bare.lower()) == "--version":
+            return ["--version"]
+        is_own = _known(_options(top.commands["train"]), bare.replace("_", "-")) is not None
+        return ["train", *words] if is_own else []
+    if rest and (rest[0] in top.commands or rest[0].startswith("mode=")):
+        return rest  # classify train
+    if word in habits.COMMANDS:
+        return [*habits.COMMANDS[word].split(), *rest]
+    if is_architecture(word) or (value and _known(_options(top.commands["train"]), key)):
+        return ["train", *words]
+    for name, group in top.commands.items():
+        if isinstance(group, TyperGroup) and word in group.commands:
+            return [name, *words]
+    near = get_close_matches(word.lower().replace("_", "-"), [*top.commands, *habits.COMMANDS], n=1, cutoff=0.7)
+    return [near[0], *rest] if near else []
+
+
+def _options(command: Any) -> dict[str, TyperOption]:
+    """Return the options of a command by each of their spellings."""
+    found = [each for each in command.params if isinstance(each, TyperOption)]
+    return {name: each for each in found for name in (*each.opts, *each.secondary_opts)}
+
+
+def _known(options: Mapping[str, TyperOption], bare: str) -> str | None:
+    """Return how ``tl`` says an option whose name is given without dashes, or None."""
+    meaning = habits.OPTIONS.get(bare.lower())
+    if meaning == habits.FIRST and "--model" in options:
+        meaning = "--model"
+    for own in (f"--{bare}", f"--{bare.lower()}"):
+        if own in options:
+            return own
+    if meaning is not None and (not meaning.startswith("--") or meaning.split()[0] in options):
+        return meaning
+    near = get_close_matches(f"--{bare.lower()}", options, n=1, cutoff=0.8)
+    return near[0] if near else None
+
+
+def _translated(
+    options: Mapping[str, TyperOption], words: Sequence[str], slots: int, *, is_run: bool
+) -> list[str] | None:
+    """Return options and arguments as ``tl`` takes them, or None where one of them is not understood.
+
+    Args:
+        options: those that the command takes.
+        words: what follows the command.
+        slots: how many arguments it takes; 0 is any number.
+        is_run: whether the first argument is a run rather than an architecture.
+    """
+    queue, first, arguments, flags = list(words), list[str](), list[str](), list[str]()
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.partition("=")
+        bare = name.lstrip("-").replace("_", "-")
+        is_option = word.startswith("-") and bare != ""
+        if word == "--":
+            return None
+        if is_option and name in options:
+            takes = 0 if options[name].is_flag else options[name].nargs - bool(equals)
+            flags += [word, *queue[:takes]]
+            del queue[:takes]
+            continue
+        meaning = _known(options, bare) if is_option or (equals and not _exists(word)) else None
+        if meaning is None and is_option:
+            return None
+        if meaning is None:
+            arguments.append((habits.kept_run(word) or word) if is_run and not _exists(word) else word)
+            continue
+        has_value = meaning in (habits.FIRST, habits.LATER, habits.UNUSED) or (
+            meaning in options and not options[meaning].is_flag
+        )
+        values = [value] if equals else []
+        if has_value or (queue and queue[0].lower() in (*_YES, *_NO)):
+            takes = (options[meaning].nargs if meaning in options and has_value else 1) - len(values)
+            values += queue[:takes]
+            del queue[:takes]
+        if not has_value and values and values[0].lower() in _NO:
+            meaning = _known(options, f"no-{bare}") or habits.DEFAULT
+        if meaning == habits.FIRST:
+            first += [(habits.kept_run(each) or each) if is_run else each for each in values]
+        elif meaning == habits.LATER:
+            arguments += values
+        elif has_value and meaning != habits.UNUSED:
+            flags += [meaning, *values]
+        elif not has_value:
+            flags += meaning.split()
+    arguments = [*first, *arguments]
+    if slots and len(arguments) == slots + 1 and "--data" in options and "--data" not in flags:
+        flags += ["--data", arguments.pop()]
+    return [*arguments, *flags]
+
+
+def _exists(word: str) -> bool:
+    return os.path.exists(word)  # noqa: PTH110 (which takes any word, as long as it may be)

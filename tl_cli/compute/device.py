@@ -1,0 +1,272 @@
+"""The one place for device, precision and memory layout."""
+
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from tl_cli.choices import DeviceName, Layout, Precision
+from tl_cli.compute.fused import Shortcut, find_shortcuts, lent
+from tl_cli.errors import UsageError
+
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_BUSY_WITHIN_S = 0.3
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+# As torch.cpu.get_capabilities calls them.
+_BF16_CPUS = {"avx512_bf16", "amx_bf16", "bf16"}
+# Environment variables that make oneDNN and MKL choose other code for the same processor.
+_LIBRARIES = ("ONEDNN_", "DNNL_", "MKL_")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where and how tensors are computed.
+
+    Attributes:
+        device: of the model and its batches.
+        precision: of matrix products and convolutions; weights and losses stay fp32.
+        memory_format: of images and convolution weights.
+        fold: whether BatchNorm in eval mode is folded into a convolution that learns, where that is the smaller work;
+            None is what the kind of device says: on a CPU it is. Where nothing learns a CPU always folds.
+    """
+
+    device: torch.device
+    precision: Precision = "fp32"
+    memory_format: torch.memory_format = torch.contiguous_format
+    fold: bool | None = None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which a forward pass runs."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return what keeps small fp16 gradients from vanishing; it does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def seed(self, seed: int) -> None:
+        """Seed what dropout and the like draw from.
+
+        Not as ``torch.manual_seed`` does, on every kind of device: of those that are not in use it keeps each call,
+        with its stack, until they are.
+        """
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
+
+    @property
+    def at_once(self) -> int:
+        """Batches that pass a network side by side where nothing learns: one for each of torch's threads on a CPU.
+
+        Each is computed on its own thread, which never waits for another between two layers.
+        """
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
+
+    @property
+    def takes_shortcuts(self) -> bool:
+        """Whether networks go by ``models.shortcuts``, which are about a CPU but for the folding."""
+        return self.device.type == "cpu" or self.fold is True
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model here, in this layout, in place."""
+        return model.to(self.device).to(memory_format=self.memory_format)
+
+    def arithmetic(self) -> dict[str, object]:
+        """Return what the rounding of results depends on, of JSON types: where it differs, the last bits may."""
+        found: dict[str, object] = {
+            "device": [self.device.type, device_name(self.device)],
+            "precision": self.precision,
+            "layout": str(self.memory_format),
+            "shortcuts": self.takes_shortcuts,
+        }
+        if self.device.type == "cpu":
+            found["capability"] = torch.backends.cpu.get_cpu_capability()
+            found["processor"] = sorted(name for name, has in cpu_facts().items() if has is True)
+            found["libraries"] = {name: value for name, value in os.environ.items() if name.startswith(_LIBRARIES)}
+        return found
+
+    def describe(self) -> str:
+        """Return one line for people: the device's name, its precision and layout."""
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        elif self.device.type == "mps":
+            name = "Apple GPU"
+        else:
+            threads = torch.get_num_threads()
+            name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        layout = "channels-last" if self.memory_format == torch.channels_last else "contiguous"
+        return f"{name}, {self.precision}, {layout}"
+
+
+class _Passes:
+    """The threads inside a network, and what it is lent while there are any."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.threads = 0
+        self.lent = ExitStack()
+
+    def __deepcopy__(self, memo: object) -> "_Passes":
+        return _Passes()
+
+
+class Autocasting(nn.Module):
+    """A network whose forward pass runs in a machine's precision and layout, and by the shortcuts that pay there.
+
+    It owns no parameters of its own, and the network is as it was after each pass. Several threads may pass at once.
+    """
+
+    def __init__(self, network: nn.Module, machine: Machine) -> None:
+        super().__init__()
+        self.network = network
+        self.machine = machine
+        self._shortcuts: tuple[Shortcut, ...] | None = None
+        self._passes = _Passes()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return logits, float32, of images (B, 3, H, W) or of features (B, ...)."""
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=self.machine.memory_format)
+        with self._by_shortcuts(inputs), self.machine.autocast():
+            logits: torch.Tensor = self.network(inputs)
+        return logits.float()
+
+    @contextmanager
+    def _by_shortcuts(self, inputs: torch.Tensor) -> Iterator[None]:
+        if inputs.dim() != 4 or not self.machine.takes_shortcuts:
+            yield
+            return
+        passes = self._passes
+        with passes.lock:
+            # The network is one for all threads: the first to come takes them for the others, the last gives them back.
+            if not passes.threads:
+                fold = self.machine.fold is not False
+                passes.lent.enter_context(lent(self._find_shortcuts(inputs), fold=fold))
+            passes.threads += 1
+        try:
+            yield
+        finally:
+            with passes.lock:
+                passes.threads -= 1
+                if not passes.threads:
+                    passes.lent.close()
+
+    def _find_shortcuts(self, inputs: torch.Tensor) -> tuple[Shortcut, ...]:
+        if self._shortcuts is None:
+            # Noise, not the batch: an image of one colour would prove little.
+            generator = torch.Generator().manual_seed(0)
+            example = torch.randn((1, *inputs.shape[1:]), generator=generator).to(inputs.device)
+            self._shortcuts = find_shortcuts(self.network, example)
+        return self._shortcuts
+
+
+def choose_device(name: DeviceName) -> torch.device:
+    """Return the device that was asked for; ``auto`` is a GPU where there is one, NVIDIA's or Apple's.
+
+    Raises:
+        UsageError: a GPU was asked for and torch sees none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: torch finds no Apple GPU here; use --device cpu or auto")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def prepare_machine(
+    device: DeviceName, *, precision: Precision, layout: Layout, fold: bool | None, threads: int
+) -> Machine:
+    """Return the machine that a run asks for, and set torch's threads.
+
+    Args:
+        fold: fold frozen BatchNorm into the preceding convolution; None: where that pays.
+        threads: of torch on a CPU; 0 leaves them as they are.
+
+    Raises:
+        UsageError: the device is not there, or cannot compute in the precision.
+    """
+    chosen = choose_device(device)
+    if precision == "fp16" and chosen.type == "cpu":
+        raise UsageError("--precision fp16 is for GPUs; on a CPU use fp32 or bf16")
+    if threads:
+        torch.set_num_threads(threads)
+    if chosen.type == "cuda":
+        # Batches are of one size but for the last, so looking for the fastest algorithm pays. As for TensorFloat-32,
+        # torch's own choice stays: convolutions use it, and matrix products in fp32 are fp32.
+        torch.backends.cudnn.benchmark = True
+    return Machine(chosen, precision, memory_format_of(layout), fold)
+
+
+def memory_format_of(layout: Layout) -> torch.memory_format:
+    """Return torch's name of a layout."""
+    return torch.channels_last if layout == "channels-last" else torch.contiguous_format
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16 by itself."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def bf16_may_be_fast(device: torch.device) -> bool:
+    """Whether the hardware computes in bfloat16 by itself; on a CPU fp32 may be the faster one all the same."""
+    if device.type != "cpu":
+        return bf16_is_fast(device)
+    return any(cpu_facts().get(name) for name in _BF16_CPUS)
+
+
+def cpu_facts() -> Mapping[str, object]:
+    """Return what torch knows of the CPU, such as ``cpu_name`` and ``avx512_bf16``; older versions know nothing."""
+    ask: Callable[[], Mapping[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
+    return ask()
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU of NVIDIA's, else of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return str(cpu_facts().get("cpu_name") or platform.processor() or platform.machine())
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        # A container may be given a share of the time instead: microseconds in a period, or "max".
+        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
+def idle_cores() -> int:
+    """Return how many threads torch may use so that no two share a core: what it would use, less what is busy now.
+
+    Two threads of one matrix product wait for each other: on two busy cores they took 4 times as long as one.
+    """
+    busy = psutil.cpu_percent(interval=_BUSY_WITHIN_S) / 100 * cores()
+    return max(1, min(torch.get_num_threads(), round(cores() - busy)))
+
+
+def eval_batch(device: torch.device, input_size: int) -> int:
+    """Return how many images are evaluated in a batch, 256 at most.
+
+    A CPU is fastest while the maps stay in its caches: as many pixels as 48 images of 64 x 64. A GPU wants more.
+    """
+    images = 48 if device.type == "cpu" else 256
+    return max(1, min(256, images * 64 * 64 // input_size**2))
+
+
+def default_workers() -> int:
+    """Return how many threads decode images where nobody says: one a core, at most 8."""
+    return min(8, cores())

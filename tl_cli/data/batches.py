@@ -1,0 +1,296 @@
+"""Batches: which images come when, decoded ahead on threads, prepared on the training device."""
+
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tl_cli.contract import Preprocessing
+from tl_cli.data.augment import policies
+from tl_cli.data.augment import transforms as augment
+from tl_cli.data.augment.transforms import Augmentation
+from tl_cli.data.images import Images, PackedImages
+from tl_cli.data.preprocess import cut_box, decoded_side, mean_colour, normalise, prepare, resize_crop, send
+from tl_cli.randomness import Purpose, generator
+
+_BATCHES_AHEAD = 3
+# Large JPEGs are decoded with this many times the pixels of the smallest random crop, in each direction: less than for
+# evaluation (`decoding._SPARE`), since most crops are larger, and decoding a photograph whole takes four times as long.
+_CROP_SPARE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Inputs of one step.
+
+    Attributes:
+        inputs: images (B, 3, S, S) float32, normalised, or cached features (B, ...).
+        labels: (B,) int64.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+
+
+def steps_in_epoch(images: int, batch: int, *, drop_single: bool = False) -> int:
+    """Return the optimizer steps of one pass.
+
+    Args:
+        batch: images a step.
+        drop_single: a last step of one image is left out.
+    """
+    steps = -(-images // batch)
+    is_single = images - (steps - 1) * batch == 1
+    return steps - 1 if drop_single and steps > 1 and is_single else steps
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of ``count`` images in an epoch: a function of the arguments alone."""
+    return generator(seed, Purpose.ORDER, epoch).permutation(count)
+
+
+def training_order(
+    labels: np.ndarray, seed: int, epoch: int, *, balanced: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which images come in an epoch, in order, and the key by which each is augmented.
+
+    Args:
+        labels: (N,) int64.
+        balanced: every class equally often (``balanced_order``), else every image once.
+
+    Returns:
+        indices and keys, (N,) int64 each. A key is the index where the image comes for the first time in the epoch,
+        and N more at each return, so that an image looks different when it comes again.
+    """
+    if balanced:
+        return balanced_order(labels, seed, epoch)
+    order = epoch_order(len(labels), seed, epoch)
+    return order, order
+
+
+def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices and keys, as ``training_order`` does, of an epoch in which classes come equally often.
+
+    Each class has its images in a circle of random order, on which every epoch goes on where the last one stopped:
+    none comes again before all others of its class have come, within an epoch and from one to the next. Where N is not
+    a multiple of the number of classes, the places that are left go round the classes in a random order too.
+    """
+    count = len(labels)
+    random = generator(seed, Purpose.CIRCLES)
+    sizes = np.unique(labels, return_counts=True)[1]
+    circles = [random.permutation(c) for c in np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])]
+    first = random.permutation(len(sizes))
+    # Place p of all epochs together belongs to the class whose turn it is: that of rank p modulo the classes.
+    start, end = (-((first - e * count) // len(sizes)) for e in (epoch, epoch + 1))
+    places = zip(circles, start, end, strict=True)
+    chosen = np.concatenate([circle[np.arange(begin, stop) % len(circle)] for circle, begin, stop in places])
+    indices = chosen[epoch_order(count, seed, epoch)]
+    return indices, indices + count * _occurrences(indices)
+
+
+def _occurrences(values: np.ndarray) -> np.ndarray:
+    """Return for each value how many equal ones stand before it."""
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    before = np.empty_like(order)
+    before[order] = np.arange(len(values)) - np.searchsorted(ascending, ascending)
+    return before
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Turns labelled images into batches on a device.
+
+    Attributes:
+        images: one part of the data.
+        preprocessing: of the weights.
+        batch_size: images in a batch; the last one of a pass may be smaller.
+        device: where the batches are wanted.
+        workers: threads that decode; 0 decodes between the steps.
+        drop_single: leave a last batch of one image out of a training epoch.
+        balanced: in training every class comes equally often, rare ones by repetition.
+        memory_format: of the inputs.
+        device_share: of the device's free memory, that packed images may take for the length of a pass; where they
+            do not fit each batch is sent by itself.
+    """
+
+    images: Images
+    preprocessing: Preprocessing
+    batch_size: int
+    device: torch.device
+    workers: int
+    drop_single: bool = False
+    balanced: bool = False
+    memory_format: torch.memory_format = torch.contiguous_format
+    device_share: float = 0.2
+
+    @property
+    def steps(self) -> int:
+        """Batches in one training epoch."""
+        return steps_in_epoch(len(self.images), self.batch_size, drop_single=self.drop_single)
+
+    def train(self, settings: Augmentation, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the images of one training epoch (``training_order``), augmented, from its batch ``start`` on."""
+        for indices, images in self.augmented(settings, seed, epoch, start):
+            yield self._batch(indices, images)
+
+    def augmented(
+        self, settings: Augmentation, seed: int, epoch: int, start: int = 0
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield (indices, images (B, 3, S, S) uint8 before normalisation) of one training epoch."""
+        _, order = training_order(self.images.labels, seed, epoch, balanced=self.balanced)
+        return self._augment(self._cut(order)[start : self.steps], settings, seed, epoch)
+
+    def in_order(self, settings: Augmentation, seed: int, epoch: int) -> Iterator[Batch]:
+        """Yield every image once, in order, augmented as an image of that epoch is."""
+        for indices, images in self._augment(self._cut(np.arange(len(self.images))), settings, seed, epoch):
+            yield self._batch(indices, images)
+
+    def _augment(
+        self, batches: list[np.ndarray], settings: Augmentation, seed: int, epoch: int
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        for keys, images in self._read(batches, settings, seed, epoch):
+            if isinstance(self.images, PackedImages):
+                images = self._geometry(images, settings, seed, epoch, keys)
+            else:
+                images = augment.shift_and_flip(images, settings, seed, epoch, keys)
+            images = augment.recolour_and_rotate(images, settings, seed, epoch, keys)
+            images = policies.apply_policy(images, settings, seed, epoch, keys)
+            images = augment.erase(images, settings, seed, epoch, keys, mean_colour(self.preprocessing))
+            yield self._indices(keys), images
+
+    def clean(self, *, mirrored: bool = False) -> Iterator[Batch]:
+        """Yield every image once, in order, as evaluation sees it.
+
+        Args:
+            mirrored: left and right exchanged, for the second view of cached features.
+        """
+        for indices, images in self._read(self._cut(np.arange(len(self.images)))):
+            # Where training mirrors them: packed images before they are cut, files after.
+            images = images.flip(-1) if mirrored else images
+            if isinstance(self.images, PackedImages):
+                images = resize_crop(self._laid_out(images), self.preprocessing)
+            yield self._batch(indices, images)
+
+    def _indices(self, keys: np.ndarray) -> np.ndarray:
+        return keys % len(self.images)
+
+    def _geometry(self, images: Tensor, settings: Augmentation, seed: int, epoch: int, keys: np.ndarray) -> Tensor:
+        if settings.min_area < 1:
+            boxes = self._crop_boxes(settings, seed, epoch, keys, images.shape[-2], images.shape[-1])
+            images = augment.resized_crops(images, boxes, self.preprocessing.crop, mean_colour(self.preprocessing))
+            return augment.shift_and_flip(images, settings, seed, epoch, keys)
+        # Moved at the native size, where a step is a pixel, and then resized.
+        images = augment.shift_and_flip(images, settings, seed, epoch, keys)
+        # The smaller they are the cheaper it is, but colours are changed channel by channel.
+        return resize_crop(self._laid_out(images) if settings.only_moves else images, self.preprocessing)
+
+    def _crop_boxes(
+        self, settings: Augmentation, seed: int, epoch: int, keys: np.ndarray, height: int, width: int
+    ) -> np.ndarray:
+        return augment.crop_boxes(settings, seed, epoch, keys, height, width, self.preprocessing.crop_mode)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=self.memory_format)
+
+    def _batch(self, indices: np.ndarray, images: Tensor) -> Batch:
+        return Batch(
+            normalise(self._laid_out(images), self.preprocessing), send(self.images.labels[indices], self.device)
+        )
+
+    def _read(
+        self, batches: list[np.ndarray], settings: Augmentation | None = None, seed: int = 0, epoch: int = 0
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield (keys, images uint8): packed ones at native size, files decoded and cut to the input size."""
+        if not batches:
+            return  # an epoch that goes on after its last step
+        if isinstance(self.images, PackedImages):
+            yield from self._packed(self.images.pixels, batches)
+            return
+        files = self.images
+        short_side = self._decoded_side(settings)
+
+        def prepared(key: int) -> Tensor:
+            picture = files.open(key % len(files), short_side)
+            if settings is not None and settings.min_area < 1:
+                box = self._crop_boxes(settings, seed, epoch, np.array([key]), *picture.size)[0]
+                return cut_box(picture, box, self.preprocessing)
+            return prepare(picture, self.preprocessing)
+
+        for keys, images in _decoded_ahead(batches, prepared, self.workers):
+            yield keys, self._sent(images)
+
+    def _packed(self, pixels: Tensor, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Yield (keys, images uint8 at native size) on the device, where all of them are sent first if they fit."""
+        sizes = [len(keys) for keys in batches]
+        indices = self._indices(np.concatenate(batches))
+        if pixels.nbytes <= self.device_share * free_bytes(self.device):
+            here, places = pixels.to(self.device), send(indices, self.device)
+            for keys, chosen in zip(batches, places.split(sizes), strict=True):
+                yield keys, here.index_select(0, chosen)
+            return
+        for keys, chosen in zip(batches, torch.from_numpy(indices).split(sizes), strict=True):
+            yield keys, self._sent(pixels.index_select(0, chosen))
+
+    def _sent(self, images: Tensor) -> Tensor:
+        # Only from pinned memory do copies to a GPU go on while it computes.
+        if self.device.type == "cuda":
+            return images.pin_memory().to(self.device, non_blocking=True)
+        return images.to(self.device)
+
+    def _decoded_side(self, settings: Augmentation | None) -> int:
+        """Return the short side with which large files are decoded, so that the smallest random crop is accurate."""
+        if settings is None or settings.min_area == 1:
+            return decoded_side(self.preprocessing)
+        smallest = math.sqrt(settings.min_area * augment.CROP_RATIO)
+        return max(self.preprocessing.resize, math.ceil(_CROP_SPARE / 2 * self.preprocessing.crop / smallest))
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+
+def _decoded_ahead(
+    batches: list[np.ndarray], prepare: Callable[[int], Tensor], workers: int
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    if workers == 0:
+        for keys in batches:
+            yield keys, torch.stack([prepare(int(key)) for key in keys])
+        return
+    # Threads, not processes: Pillow decodes without the GIL, and nothing has to be pickled or shared.
+    pool = ThreadPoolExecutor(workers, initializer=_single_threaded)
+    try:
+        waiting: deque[tuple[np.ndarray, list[Future[Tensor]]]] = deque()
+        for keys in batches:
+            waiting.append((keys, [pool.submit(prepare, int(key)) for key in keys]))
+            if len(waiting) > _BATCHES_AHEAD:
+                yield _first(waiting)
+        while waiting:
+            yield _first(waiting)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _first(waiting: deque[tuple[np.ndarray, list[Future[Tensor]]]]) -> tuple[np.ndarray, Tensor]:
+    """Return the batch that was asked for first; its single images are let go before the batch is used."""
+    keys, futures = waiting.popleft()
+    return keys, torch.stack([future.result() for future in futures])
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much more a GPU's memory takes; without bound on a CPU, where tensors are already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return sys.maxsize
+
+
+def _single_threaded() -> None:
+    # OpenMP's setting is the thread's own: the training thread keeps its team.
+    torch.set_num_threads(1)

@@ -1,0 +1,87 @@
+"""What tl keeps between runs in its cache folder: found by the names that it gives, and removed where unused."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tl_cli.data.sources import archive
+from tl_cli.io.array_cache import remove_array
+
+Kind = Literal["decoded", "features", "contents", "checks", "unpacked", "measurements", "downloads"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How the entries of a kind are found and removed.
+
+    Attributes:
+        folder: below the cache folder.
+        name: of an entry, as a regular expression; nothing else is touched.
+        remove: returns False where the entry is in use; None where tl cannot tell what others have put there.
+    """
+
+    folder: str
+    name: str
+    remove: Callable[[Path], bool] | None
+    about: str
+
+
+def _unlink(path: Path) -> bool:
+    path.unlink(missing_ok=True)
+    return True
+
+
+RULES: dict[Kind, _Rule] = {
+    "decoded": _Rule("decoded", r"[0-9a-f]{32}\.npy", remove_array, "images of one size, decoded"),
+    "features": _Rule("features", r"[0-9a-f]{32}\.npy", remove_array, "what frozen layers made of images"),
+    "contents": _Rule("contents", r"[0-9a-f]{32}\.npy", remove_array, "digests of image files"),
+    "checks": _Rule("looked-at", r"[0-9a-f]{64}\.json", _unlink, "which files could not be decoded"),
+    "unpacked": _Rule("data/unpacked", r".*-[0-9a-f]{16}-[0-9a-f]{16}", archive.remove_unread, "archives, unpacked"),
+    "measurements": _Rule("measured", r"(probes|counts)\.json", _unlink, "speeds and sizes of models"),
+    # Somebody may have put them there by hand, on a machine without network.
+    "downloads": _Rule("data", r"(?!unpacked$)[^.].*", None, "published data sets; never cleared"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something in the cache.
+
+    Attributes:
+        size: in bytes.
+        used: when it was last used, or else written, in seconds since 1970.
+    """
+
+    kind: Kind
+    path: Path
+    size: int
+    used: float
+
+
+def entries(root: Path) -> list[Entry]:
+    """Return what tl has kept below ``root``, its cache folder. Links are not followed, other files are left out."""
+    return [entry for kind, rule in RULES.items() for entry in _entries(root, kind, rule)]
+
+
+def _entries(root: Path, kind: Kind, rule: _Rule) -> Iterator[Entry]:
+    for path in sorted((root / rule.folder).glob("*")):
+        if path.is_symlink() or not re.fullmatch(rule.name, path.name):
+            continue
+        if path.suffix == ".npy" and not path.with_suffix(".json").exists():
+            continue  # tl writes no array without its hash
+        with suppress(OSError):
+            files = [path, *path.rglob("*")] if path.is_dir() else [path, path.with_suffix(".json")]
+            stats = [file.lstat() for file in dict.fromkeys(files) if file.exists()]
+            yield Entry(kind, path, sum(each.st_size for each in stats), path.lstat().st_mtime)
+
+
+def remove(entry: Entry) -> bool:
+    """Remove an entry; return False where a process uses it or it cannot be removed."""
+    clear = RULES[entry.kind].remove
+    try:
+        return clear is not None and clear(entry.path)
+    except OSError:
+        return False

@@ -1,0 +1,304 @@
+"""Measuring a saved model on labelled images: those that its card names, split as they were, or others."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from tl_cli.choices import DeviceName
+from tl_cli.compute.device import Autocasting, Machine, choose_device, default_workers, eval_batch
+from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard, Split, SplitName
+from tl_cli.data import checks, splits
+from tl_cli.data.batches import Loader
+from tl_cli.data.dataset import LabelledData, changed_parts, check_still_there, decoded, open_to_judge
+from tl_cli.data.images import FileImages, Images, describe
+from tl_cli.data.sources import class_names
+from tl_cli.data.sources.found import Found
+from tl_cli.errors import DataError, some
+from tl_cli.evaluation.logits import Answers, answer, check_finite
+from tl_cli.io.download import Progress, silent
+from tl_cli.models.zoo.registry import Classifier
+
+Part = SplitName | Literal["all"]
+OnBadImage = Literal["error", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAccuracy:
+    """The accuracy that a model reached on its own data.
+
+    Attributes:
+        part: test, or validation images where it was not tested.
+        value: a fraction.
+        images: how many it was measured on; None where that was not recorded.
+    """
+
+    part: SplitName
+    value: float
+    images: int | None
+
+    @classmethod
+    def of(cls, card: ModelCard, recorded: Mapping[str, float]) -> "OwnAccuracy | None":
+        """Return it from what a run recorded, or from the model's card.
+
+        Args:
+            recorded: metrics by name; empty for a model without a run.
+        """
+        test, validation = recorded.get("test/accuracy"), recorded.get("best/val_accuracy", card.val_accuracy)
+        part: SplitName = "val" if test is None else "test"
+        value = validation if test is None else test
+        split = card.data.splits.get(part)
+        return None if value is None else cls(part, value, split.count if split else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a model answered to one part of a data set.
+
+    Attributes:
+        answers: logits and labels; a label is an index into the model's classes.
+        images: in the order of the answers.
+        source: where they are.
+        part: which of the source's images; ``all`` where it is not split.
+        split: their number and digest.
+        is_own: whether they are of the data that the model was trained on.
+        is_changed: whether they are of those data, but no longer what they were.
+        trained_on: of others, how many of them were among the training images all the same; None where nothing says so.
+        missing: classes of the model without images here.
+        notes: things a person should know of the source.
+    """
+
+    answers: Answers
+    images: Images
+    source: str
+    part: Part
+    split: Split
+    is_own: bool
+    is_changed: bool
+    trained_on: int | None
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Judge:
+    """A saved model, ready to answer in fp32, and the data on which it is judged.
+
+    Args:
+        source: where the images are; None is where those of its training were.
+        columns: of a CSV, where they are not those that were named for the training.
+        batch_size: images in memory at once; None chooses.
+        workers: threads that decode; None chooses.
+        on_bad_image: whether files that cannot be decoded are left out; None does as the training did.
+        max_pixels: how many may be decoded of a picture; None is the limit of the training.
+        progress: told as images are opened and answered.
+
+    Raises:
+        DataError: the images are not there.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        card: ModelCard,
+        *,
+        source: str | None = None,
+        data_dir: str | None = None,
+        columns: Columns = USUAL_COLUMNS,
+        device: DeviceName = "auto",
+        batch_size: int | None = None,
+        workers: int | None = None,
+        on_bad_image: OnBadImage | None = None,
+        max_pixels: int | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self._card = card
+        self._skips = (on_bad_image or card.data.on_bad_image) == "skip"
+        self._has_option = on_bad_image is not None
+        self._progress = progress
+        self._workers = default_workers() if workers is None else workers
+        if source is None:
+            check_still_there(card.data.source)
+        judged = open_to_judge(
+            card.data if max_pixels is None else card.data.model_copy(update={"max_pixels": max_pixels}),
+            source or card.data.source,
+            data_dir=data_dir,
+            columns=columns,
+            pixel_range=card.preprocessing.pixel_range,
+            progress=progress,
+        )
+        self._data, self.is_own, self._trained_on = judged.data, judged.is_own, judged.trained_on
+        self._parts: Mapping[SplitName, Images] = {**judged.data.parts, **judged.unread}
+        self._unread = judged.unread
+        self._places = _places(self._data, card)
+        # Channels-last: on a CPU faster for every network that was tried, and what a GPU's tensor cores want.
+        self.machine = Machine(choose_device(device), memory_format=torch.channels_last)
+        self.machine.place(classifier.model)
+        self._network = Autocasting(classifier.model, self.machine)
+        self._batch = eval_batch(self.machine.device, card.preprocessing.crop)
+        if batch_size is not None:
+            # What a person gives is what may be in memory at once.
+            self._batch = max(1, batch_size // self.machine.at_once)
+
+    @property
+    def preferred(self) -> Part:
+        """The images that say most: the test images; where there never were any, validation images or all of them."""
+        if "test" in self._parts or (self.is_own and "test" in self._card.data.splits):
+            return "test"
+        return "val" if self.is_own or "val" in self._parts else "all"
+
+    def measure(self, part: Part | None = None) -> Measured:
+        """Return what the model answers to a part of the data; ``None`` is the preferred one.
+
+        Raises:
+            DataError: there is no such part, it has classes that the model does not know, or images cannot be decoded;
+                names all of them.
+        """
+        part = part or self.preferred
+        whole = self._images(part)
+        images, left_out = self._without_bad(part, whole) if self._skips else (whole, ())
+        name = _name_of(part)
+        total = len(images)
+        with self._all_named(images):
+            loader = self._loader(images)
+            answers = answer(
+                self._network,
+                loader.clean(),
+                lambda done: self._progress("evaluating", done, total),
+                at_once=self.machine.at_once,
+            )
+        check_finite(answers.logits, images.ids)
+        seen = np.bincount(answers.labels.numpy(), minlength=len(self._card.classes))
+        return Measured(
+            answers=answers,
+            images=loader.images,
+            source=self._data.spec.source,
+            part=part,
+            split=describe(images, self._data.classes) if left_out else self._data.spec.splits[name],
+            is_own=self.is_own,
+            is_changed=self.is_own and (part in self._changed or bool(left_out)),
+            trained_on=self._trained_on.get(name) if self._trained_on is not None else None,
+            missing=tuple(name for name, count in zip(self._card.classes, seen, strict=True) if not count),
+            notes=(*self._data.notes, *left_out),
+        )
+
+    def loader(self, part: Part | None = None, *, most: int | None = None) -> Loader:
+        """Return batches of a part of the data for this model; ``None`` is the preferred part.
+
+        Args:
+            most: at most so many images, each class by its share as far as they go; the same ones every time.
+
+        Raises:
+            DataError: there is no such part, or an image cannot be decoded.
+        """
+        part = part or self.preferred
+        images = self._images(part)
+        if self._skips:
+            images, _ = self._without_bad(part, images)
+        if most is not None and most < len(images):
+            images = images.subset(splits.beginning(images.labels, most, seed=0))
+        with self._all_named(images):
+            return self._loader(images)
+
+    def _without_bad(self, part: Part, images: Images) -> tuple[Images, tuple[str, ...]]:
+        """Return the images that can be decoded, and what is said of the others."""
+        name = _name_of(part)
+        found = Found(self._data.classes, {name: images})
+        readable = checks.without_unreadable(found, workers=self._workers, progress=self._progress, strict=False)
+        return readable.parts[name], readable.notes
+
+    @contextmanager
+    def _all_named(self, images: Images) -> Iterator[None]:
+        """Turn an image that cannot be decoded into an error that names all of them."""
+        try:
+            yield
+        except DataError:
+            if isinstance(images, FileImages):
+                self._check(images)
+            raise
+
+    def _check(self, images: FileImages) -> None:
+        checks.check_all({"test": images}, workers=self._workers, progress=self._progress, may_skip=self._has_option)
+
+    def _loader(self, images: Images) -> Loader:
+        present = np.unique(images.labels)
+        unknown = [self._data.classes[label] for label in present if self._places[label] < 0]
+        if unknown:
+            raise DataError(
+                f"{self._data.spec.source} has classes that the model does not know: {some(unknown, 8)}; "
+                f"it knows {some(self._card.classes, 8)}. Rename the folders, or leave those images out"
+            )
+        images = decoded(images, workers=self._workers, progress=self._progress)
+        return Loader(
+            replace(images, labels=self._places[images.labels]),
+            self._card.preprocessing,
+            self._batch,
+            self.machine.device,
+            self._workers,
+            memory_format=self.machine.memory_format,
+        )
+
+    @property
+    def _changed(self) -> list[SplitName]:
+        return changed_parts(self._card.data, self._data) if self.is_own else []
+
+    def _images(self, part: Part) -> Images:
+        parts = self._parts
+        source = self._data.spec.source
+        if part == "all":
+            if self.is_own:
+                raise DataError(
+                    f"{source} holds the images that the model was trained on, which say nothing of it; "
+                    "give --split test, val or train"
+                )
+            if set(parts) != {"train"}:
+                raise DataError(f"{source} has the parts {', '.join(parts)}; name one of them with --split")
+            part = "train"
+        elif self.is_own and part not in parts and part in self._card.data.splits:
+            there = f"; with --split there are: {', '.join(parts)}" if parts else ""
+            count = self._card.data.splits[part].count
+            raise DataError(
+                f"the {count:,} {part} images of this model are no longer in {source}; put them back, or say where "
+                f"they are now with --data{there}"
+            )
+        elif part not in parts or (part == "train" and not self.is_own and len(parts) == 1):
+            there = ", ".join(parts) if self.is_own or len(parts) > 1 else "all"
+            raise DataError(f"{source} has no {part} images; there are: {there} (--split)")
+        if part in self._unread and not self._skips:
+            self._check(self._unread[part])
+            raise DataError(f"{part} images in {source} cannot be read")
+        if self._is_drawn_otherwise(part):
+            raise DataError(
+                f"the images in {source} have changed since the training, so that its {part} images, which were held "
+                "out of them by lot, would be others now, and some of them trained on. Put images that are new in a "
+                "folder of their own and give it with --data"
+            )
+        return parts[part]
+
+    def _is_drawn_otherwise(self, part: SplitName) -> bool:
+        """Whether a part that was held out at random may now hold images that the model was trained on."""
+        changed = self._changed
+        # Where the training images are what they were, nothing has moved from them to another part.
+        return part in changed and "train" in changed and part not in self._card.data.layout.split("/")
+
+
+def _name_of(part: Part) -> SplitName:
+    """Return under which name a part's images are kept: a source that is not split has all of them in ``train``."""
+    return "train" if part == "all" else part
+
+
+def _places(data: LabelledData, card: ModelCard) -> np.ndarray:
+    """Return for each class of the data its place among the model's, (num_classes,) int64: names decide.
+
+    A class that the model does not know has -1.
+    """
+    known = {name: place for place, name in enumerate(card.classes)}
+    # Another spelling of the same name is found too, unless the model has both.
+    keys = class_names.keys([*card.classes, *data.classes])
+    spellings = Counter(keys[name] for name in card.classes)
+    by_key = {keys[name]: place for name, place in known.items() if spellings[keys[name]] == 1}
+    known.update((name, by_key[keys[name]]) for name in data.classes if name not in known and keys[name] in by_key)
+    return np.array([known.get(name, -1) for name in data.classes], dtype=np.int64)

@@ -1,0 +1,74 @@
+"""How fast models answer on this machine, measured in turns so that what else it does hits all of them alike."""
+
+import time
+from collections.abc import Sequence
+from itertools import repeat
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from tl_cli.choices import DeviceName
+from tl_cli.compute.device import Autocasting, Machine, choose_device
+from tl_cli.data.batches import Batch
+from tl_cli.evaluation.logits import outputs
+from tl_cli.io.download import Progress, silent
+from tl_cli.models.zoo.registry import Classifier
+
+BATCH = 64
+_ROUNDS = 5
+# A round of a model is as many batches as take about so long.
+_ROUND_S = 0.5
+
+
+def inference_speeds(
+    classifiers: Sequence[Classifier], device: DeviceName = "auto", progress: Progress = silent
+) -> list[float]:
+    """Return images per second of each model in fp32, the median of 5 rounds in turns, on batches of 64 in memory.
+
+    Decoding is not in it.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    benches = [_Bench(classifier, machine) for classifier in classifiers]
+    # As many for each thread, so that none is idle at the end.
+    least = machine.at_once
+    batches = [least * max(1, round(_ROUND_S / bench.seconds(least))) for bench in benches]
+    taken: list[list[float]] = [[] for _ in benches]
+    for turn in range(_ROUNDS):
+        for place, (bench, count) in enumerate(zip(benches, batches, strict=True)):
+            taken[place].append(bench.seconds(count) / count)
+            progress("measuring speed", turn * len(benches) + place + 1, _ROUNDS * len(benches))
+    return [BATCH / median(each) for each in taken]
+
+
+class _Bench:
+    """One model with a batch that is always the same; warmed up."""
+
+    def __init__(self, classifier: Classifier, machine: Machine) -> None:
+        self._machine = machine
+        machine.place(classifier.model)
+        self._network: nn.Module = Autocasting(classifier.model.eval(), machine)
+        side = classifier.preprocessing.crop
+        noise = torch.randn(BATCH, 3, side, side, generator=torch.Generator().manual_seed(0))
+        self._images: Tensor = noise.to(machine.device).contiguous(memory_format=machine.memory_format)
+        self.seconds(1)
+
+    def seconds(self, count: int) -> float:
+        """Return how long ``count`` batches take."""
+        self._wait()
+        start = time.perf_counter()
+        # Side by side, as evaluation computes them: threads of one batch wait for each other where a core is busy.
+        batch = Batch(self._images, torch.zeros(BATCH, dtype=torch.int64))
+        for _ in outputs(self._network, repeat(batch, count), at_once=self._machine.at_once):
+            pass
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self._machine.device.type == "cuda":
+            torch.cuda.synchronize(self._machine.device)
+        elif self._machine.device.type == "mps":
+            torch.mps.synchronize()

@@ -1,0 +1,429 @@
+"""Which architectures there are, how one is built, and which of its modules are the head."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tl_cli.contract import ModelCard, Preprocessing, WeightsTag
+from tl_cli.errors import UnknownModelError, UsageError, WeightsError, first_line, suggest
+from tl_cli.io.download import Missing, Progress, silent
+from tl_cli.models import bundle
+from tl_cli.models.head import HeadChoice, HeadStart, choose_start, outputs_in, with_rows
+from tl_cli.models.list.completion import PREFIX
+from tl_cli.models.zoo import checkpoints
+from tl_cli.models.zoo import weights as weights_files
+from tl_cli.models.zoo.source import Published, Source
+from tl_cli.models.zoo.timm_models import BundledSource, TimmSource, from_timm_folder, is_timm_folder, renamed
+from tl_cli.models.zoo.torchvision_models import TorchvisionSource
+from tl_cli.models.zoo.weights import Pretrained
+from tl_cli.randomness import mixed
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A network, the modules that produce its classes, and the preprocessing that its weights expect.
+
+    Attributes:
+        name: the architecture's name in the zoo.
+        model: maps images (B, 3, H, W) float32, normalised, to logits (B, num_classes).
+        head: qualified names of the modules that produce the classes; everything else is backbone.
+        preprocessing: of the weights, not of the architecture.
+        weights: where the weights came from.
+        head_start: which rows of the head came with the weights, and why; None where there are no weights.
+        build_options: arguments of the architecture that depend on the weights (ViT's image_size).
+        temperature: of the probabilities, from the saved model; 1 for any other.
+        notes: what was taken from a checkpoint that holds more than weights, for people.
+    """
+
+    name: str
+    model: nn.Module
+    head: tuple[str, ...]
+    preprocessing: Preprocessing
+    weights: WeightsTag
+    head_start: HeadStart | None = None
+    build_options: dict[str, int] = field(default_factory=dict)
+    temperature: float = 1.0
+    notes: tuple[str, ...] = ()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return what the classifier predicts from its logits, (B, num_classes) float32.
+
+        A row is NaN where a logit is NaN or infinite.
+        """
+        scaled = logits.float() / self.temperature
+        return scaled.softmax(1).where(scaled.isfinite().all(1, keepdim=True), math.nan)
+
+    @property
+    def head_is_new(self) -> bool:
+        """Whether no part of the head came with the weights."""
+        return self.head_start is None or self.head_start.is_new
+
+    @property
+    def head_modules(self) -> list[nn.Module]:
+        """The modules of the head, in the order of ``head``."""
+        return [self.model.get_submodule(name) for name in self.head]
+
+
+# Of a head that nobody has said anything of.
+_USUAL_CLASSES = 10
+_SOURCES: dict[str, Source] = {"torchvision": TorchvisionSource(), "bundled": BundledSource(), "timm": TimmSource()}
+
+
+def names(source: str | None = None) -> list[str]:
+    """Return every name that ``create`` takes, sorted: of one library, or of all (which imports timm: seconds)."""
+    chosen = _SOURCES.values() if source is None else [_SOURCES[source]]
+    return sorted(name for library in chosen for name in library.names())
+
+
+def has(name: str) -> bool:
+    """Whether ``create`` takes the name."""
+    return any(source.has(name) for source in _SOURCES.values())
+
+
+def library_of(name: str) -> str:
+    """Return the library that an architecture comes from: ``torchvision``, ``bundled`` or ``timm``."""
+    source = _source_of(name)
+    return next(library for library, known in _SOURCES.items() if known is source)
+
+
+def about(name: str) -> Published:
+    """Return what is known of an architecture without building it."""
+    return _source_of(name).about(name)
+
+
+def fetch_weights(name: str, progress: Progress = silent) -> None:
+    """Bring an architecture's best published weights to this machine.
+
+    Raises:
+        UnknownModelError: no architecture has that name.
+        WeightsError: there are none.
+        DownloadError: they cannot be fetched, or are not the published file.
+    """
+    _source_of(name).fetch(name, progress)
+
+
+def missing_weights(name: str, spec: str = "default") -> Missing | None:
+    """Return the files that ``create`` would fetch for these weights; None where it would fetch nothing.
+
+    Raises:
+        WeightsError: there are no such weights, or they come with a package that is not installed.
+    """
+    if spec == "none":
+        return None
+    if weights_files.is_path(spec):
+        weights_files.check_there(Path(weights_files.split_key(spec)[0]).expanduser())
+        return None
+    return _source_of(name).missing(name, spec)
+
+
+def size_limits(name: str, weights: str = "default") -> tuple[int, int]:
+    """Return (smallest input side, side of these published weights or else of the best), in pixels."""
+    source = _source_of(name)
+    return source.size_limits(name, _published(source, name, weights))
+
+
+def options_for(name: str, input_size: int) -> dict[str, int]:
+    """Return what an architecture must be built with for inputs of ``input_size`` pixels: ViT's image_size."""
+    return _source_of(name).options_for(name, input_size)
+
+
+def is_known_weights(name: str, spec: str) -> bool:
+    """Whether ``--weights`` is something that ``create`` can find: published, a path, or ``none``."""
+    return (
+        spec in ("default", "none")
+        or weights_files.is_path(spec)
+        or _published(_source_of(name), name, spec) != "default"
+    )
+
+
+def create(
+    name: str,
+    num_classes: int | None,
+    *,
+    weights: str = "default",
+    classes: tuple[str, ...] | None = None,
+    input_size: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    head: HeadChoice | None = None,
+    drop_path: float | None = None,
+    seed: int = 0,
+    found: Pretrained | None = None,
+    progress: Progress = silent,
+) -> Classifier:
+    """Return a classifier with ``num_classes`` outputs, its backbone from ``weights``.
+
+    Args:
+        num_classes: None is as many as the weights have, with their own head; 10 where they have none.
+        weights: ``default``, a published name, ``none``, a ``.safetensors`` or ``.pth`` file, or a saved-model folder.
+        classes: names of the outputs, by which rows of the weights' head are found; None: those of the weights.
+        input_size: side of the input in pixels, for architectures whose parameters depend on it (ViT); None is the
+            weights' own.
+        mean: statistics for weights that carry none, or to use instead of theirs.
+        std: the same.
+        head: ``new`` keeps nothing of the weights' head, ``keep`` all of it by position; None goes by the names.
+        drop_path: largest rate of stochastic depth; None is the architecture's own.
+        seed: of the new head, and of everything where there are no weights.
+        found: what ``find_weights`` gave for these weights; None looks for them.
+
+    Raises:
+        UnknownModelError: no architecture has that name.
+        WeightsError: the weights cannot be read or do not fit.
+        DownloadError: they must be fetched and cannot be.
+        UsageError: their head is to be kept and is not for as many classes.
+    """
+    source = _source_of(name)
+    architecture = source.architecture(name)
+    if found is None:
+        found = find_weights(name, weights, seed=seed, progress=progress)
+    if num_classes is None:
+        num_classes, classes = _outputs_of(found, architecture), None
+    preprocessing = (found.preprocessing if found is not None else None) or default_preprocessing(name)
+    options = dict(found.build_options) if found is not None else {}
+    options |= source.options_for(name, input_size or preprocessing.crop)
+    preprocessing = preprocessing.with_statistics(mean, std)
+    model = _seeded(seed, lambda: build(name, num_classes, options, drop_path))
+    axes, parts = _class_axes(architecture), find_head(architecture)
+    _start_from_zero([model.get_submodule(part) for part in parts])
+    if found is None:
+        return Classifier(architecture, model, parts, preprocessing, WeightsTag(name="none"), None, options)
+    state = dict(_seeded(seed, lambda: source.adapt(name, model, found, options)))
+    fresh = model.state_dict()
+    outputs = outputs_in(state, fresh, axes)
+    start = choose_start(head, count=num_classes, classes=classes, outputs=outputs, known=found.classes)
+    if start.is_new:
+        state |= {key: value for key, value in fresh.items() if key.rpartition(".")[0] in parts}
+    else:
+        state |= {key: with_rows(fresh[key], state[key], axis, start.rows) for key, axis in axes.items()}
+    weights_files.load(model, state, name=found.tag.name)
+    return Classifier(architecture, model, parts, preprocessing, found.tag, start, options, notes=found.notes)
+
+
+def find_weights(name: str, weights: str, *, seed: int = 0, progress: Progress = silent) -> Pretrained | None:
+    """Return weights in memory, fetched on first use; None for ``none``.
+
+    Raises:
+        UnknownModelError: no architecture has that name.
+        WeightsError: they cannot be read, or are of another architecture.
+        DownloadError: they must be fetched and cannot be.
+    """
+    source = _source_of(name)
+    # timm's loaders make models of their own on the way: the caller's random state is left as it was.
+    found = _seeded(seed, lambda: _find_weights(source, name, weights, progress))
+    architecture = source.architecture(name)
+    if found is not None and found.architecture not in (None, architecture):
+        raise WeightsError(f"the weights in {weights} are of {found.architecture}, not of {architecture}")
+    return found
+
+
+def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
+    """Return what a saved model was trained from: the same backbone before, under a head of the same classes.
+
+    Raises:
+        WeightsError: the weights are not at hand any more, or are others now.
+        DownloadError: they must be fetched and cannot be.
+    """
+    config = card.config
+    drop_path, seed, head = config.get("drop_path"), config.get("seed", 0), config.get("head")
+    weights = str(config.get("weights", "default"))
+    classes: tuple[str, ...] | None = card.classes
+    if "head" not in config and not card.weights.name.startswith("saved:"):
+        # Before there was this setting, any head for as many classes was kept, that of published weights too.
+        classes = None
+    elif "head" not in config and bundle.read_card(Path(weights).expanduser()).classes != classes:
+        # That of a saved model was kept for the same classes in the same order only, and none of its rows otherwise.
+        head = "new"
+    was = create(
+        str(config.get("model", card.architecture)),
+        len(card.classes),
+        weights=weights,
+        classes=classes,
+        input_size=card.preprocessing.crop,
+        head="new" if head == "new" else "keep" if head == "keep" else None,
+        drop_path=drop_path if isinstance(drop_path, float) else None,
+        seed=seed if isinstance(seed, int) else 0,
+        progress=progress,
+    )
+    if was.weights.sha256 != card.weights.sha256:
+        raise WeightsError(f"the weights {was.weights.name} are others now than the model was trained from")
+    was.model.eval()
+    return was
+
+
+def default_preprocessing(name: str, weights: str = "default") -> Preprocessing:
+    """Return what these published weights use; for all others what the best published ones use, which is a guess."""
+    source = _source_of(name)
+    return source.preprocessing(name, _published(source, name, weights))
+
+
+def _published(source: Source, name: str, spec: str) -> str:
+    """Return the name of published weights as it is given, or ``default`` where it names no published weights."""
+    if weights_files.is_path(spec):
+        return "default"
+    known = {tag.upper() for tag in source.published(name)}
+    return spec if spec.rpartition(".")[2].upper() in known else "default"
+
+
+def build(
+    name: str, num_classes: int, options: dict[str, int] | None = None, drop_path: float | None = None
+) -> nn.Module:
+    """Return the architecture with random weights, on the current default device (``meta`` included)."""
+    source = _source_of(name)
+    try:
+        return source.build(name, num_classes, options or {}, drop_path)
+    except (AssertionError, ValueError, RuntimeError, TypeError) as error:
+        asked = f" with {options}" if options else ""
+        raise UsageError(f"{name} cannot be built{asked}: {error}") from error
+
+
+def find_head(name: str) -> tuple[str, ...]:
+    """Return the names of the modules that produce the classes."""
+    return tuple(dict.fromkeys(key.rpartition(".")[0] for key in _class_axes(name)))
+
+
+@cache
+def _class_axes(name: str) -> dict[str, int]:
+    """Return the names of the head's parameters, each with the axis of the classes.
+
+    They are the parameters that change shape with the number of classes, seen by building the architecture twice on
+    the meta device: no list of layer names, no substring of a parameter's name.
+    """
+    with torch.device("meta"):
+        few, many = build(name, 7), build(name, 11)
+    shapes = {key: parameter.shape for key, parameter in many.named_parameters()}
+    changed = {key: value.shape for key, value in few.named_parameters() if value.shape != shapes[key]}
+    return {
+        key: next(axis for axis, sizes in enumerate(zip(shape, shapes[key], strict=True)) if len(set(sizes)) == 2)
+        for key, shape in changed.items()
+    }
+
+
+def _source_of(name: str) -> Source:
+    for source in _SOURCES.values():
+        if source.has(name):
+            return source
+    raise UnknownModelError(f"no model is called {name!r}.{nearest(name)}")
+
+
+def nearest(name: str) -> str:
+    """Return " Did you mean ...?": the same letters and digits first, timm's without their prefix too."""
+    now = renamed(name) or renamed(PREFIX + name)
+    if now is not None:
+        return f" timm calls it {now} now."
+    known = {_letters(known): known for known in reversed(names())}
+    typed = _letters(name.partition(".")[0])
+    exact = [known[letters] for letters in (typed, _letters(PREFIX) + typed) if letters in known]
+    begun = [name for letters, name in known.items() if typed and letters.startswith(typed)]
+    if exact or 0 < len(begun) <= 5:
+        return f" Did you mean {' or '.join(exact or sorted(begun))}?"
+    prefixed = name.lower().startswith(PREFIX)
+    near = suggest(name, [each for each in known.values() if each.startswith(PREFIX) == prefixed])
+    if not prefixed and "Did you mean" not in near:
+        near = suggest(PREFIX + name, names("timm"))
+    return near if "Did you mean" in near else " tl models lists them."
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _find_weights(source: Source, name: str, spec: str, progress: Progress) -> Pretrained | None:
+    if spec == "none":
+        return None
+    if weights_files.is_path(spec):
+        if is_timm_folder(path := Path(spec).expanduser()):
+            return from_timm_folder(path)
+        with torch.device("meta"):
+            expected = build(name, 2).state_dict()
+        found = weights_files.from_path(spec, expected)
+        state, notes = checkpoints.with_plain_head(found.state, expected, find_head(source.architecture(name)))
+        return replace(found, state=state, notes=found.notes + notes)
+    return source.pretrained(name, spec, progress)
+
+
+def _outputs_of(found: Pretrained | None, architecture: str) -> int:
+    """Return how many classes weights have; 10 where they have no head."""
+    if found is None:
+        return _USUAL_CLASSES
+    if found.outputs is not None:
+        return found.outputs or _USUAL_CLASSES
+    sizes = {len(found.state[f"{part}.weight"]) for part in find_head(architecture) if f"{part}.weight" in found.state}
+    return sizes.pop() if len(sizes) == 1 else _USUAL_CLASSES
+
+
+def _start_from_zero(head: list[nn.Module]) -> None:
+    """Let a new linear head answer "all classes alike", so the first loss is log(num_classes) (as BiT does).
+
+    Some libraries scale the head's random weights by the number of classes: EfficientNet's first loss is then 14 for
+    10 classes. A convolution before a ReLU (SqueezeNet) would never leave zero and keeps its own start.
+    """
+    for module in head:
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+T = TypeVar("T")
+
+
+def _seeded(seed: int, make: Callable[[], T]) -> T:
+    # The caller's random state is left as it was.
+    with torch.random.fork_rng(devices=[]):
+        # torch's generator on the CPU takes the low 32 bits. Smaller seeds stay as they are: saved models are compared
+        # with the weights that they started from (`starting_point`).
+        torch.manual_seed(seed if seed < 1 << 32 else mixed(seed))
+        return make()
+
+
+def restore(folder: Path) -> tuple[Classifier, ModelCard]:
+    """Return the classifier of a saved-model folder, in eval mode on the CPU, and its card.
+
+    Raises:
+        WeightsError: the folder is no saved model, damaged, or its parts do not fit each other.
+    """
+    card = bundle.verified_card(folder)
+    model = build(card.architecture, len(card.classes), card.build_options)
+    names = dict(model.named_modules())
+    strange = [part for part in card.head if part not in names]
+    if strange or not card.head:
+        raise WeightsError(f"{folder} names a head that {card.architecture} has not: {', '.join(strange) or 'none'}")
+    bundle.load_weights(folder, model)
+    model.eval()
+    _check_side(folder, card, model)
+    classifier = Classifier(
+        card.architecture,
+        model,
+        card.head,
+        card.preprocessing,
+        card.weights,
+        choose_start(None, count=len(card.classes), classes=None, outputs=len(card.classes), known=None),
+        card.build_options,
+        card.calibration.temperature,
+    )
+    return classifier, card
+
+
+def _check_side(folder: Path, card: ModelCard, model: nn.Module) -> None:
+    """Refuse a card whose input size was changed to one that the model cannot take."""
+    side, options = card.preprocessing.crop, options_for(card.architecture, card.preprocessing.crop)
+    problem = ""
+    if any(card.build_options.get(key, value) != value for key, value in options.items()):
+        problem = f"build_options are for {', '.join(map(str, card.build_options.values()))} pixels"
+    elif side < size_limits(card.architecture)[0]:
+        try:
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, side, side))
+        except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as error:
+            problem = f"{card.architecture} cannot take it ({first_line(error)})"
+    if problem:
+        raise WeightsError(
+            f"{folder / bundle.CARD_FILE} is not what tl writes: preprocessing.crop is {side}, and {problem}"
+        )

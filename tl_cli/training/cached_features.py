@@ -1,0 +1,398 @@
+"""What a frozen prefix makes of the images, computed once and kept: the rest then trains on it at almost no cost."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tl_cli.choices import FeatureDtype
+from tl_cli.compute.device import Autocasting, Machine
+from tl_cli.data.augment.transforms import Augmentation, Stream, uniform
+from tl_cli.data.batches import Batch, Loader, free_bytes, steps_in_epoch, training_order
+from tl_cli.data.images import Images, changed_files, fingerprint
+from tl_cli.data.preprocess import send
+from tl_cli.errors import DamagedError, DataError, DivergedError, StorageError, some
+from tl_cli.evaluation.logits import outputs
+from tl_cli.io.array_cache import Rows, Store, memory_bytes
+from tl_cli.io.download import cache_root
+from tl_cli.models.graph import Cut
+from tl_cli.training.config import TrainConfig
+from tl_cli.training.phases import Phase
+
+# Changed whenever the same images and weights give other features.
+_FORMAT = 2
+# More than this share of the memory is not taken; what needs more is read from the disk.
+_MEMORY_SHARE = 0.25
+_DEVICE_SHARE = 0.2
+_MOST_DISK_BYTES = 50 << 30
+_DISK_SHARE = 0.5
+# Views of an image are fewer than its augmentations: beyond the head alone, they must save at least this much time.
+_LEAST_GAIN = 1.5
+_ROWS_AT_ONCE = 256  # sent from the disk to a device
+_DTYPES: dict[FeatureDtype, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
+
+View = Literal["plain", "mirrored"] | int
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """How a phase trains on features.
+
+    Attributes:
+        cut: of the network, as the phase freezes it.
+        views: of each training image: plain, mirrored, or the number of an augmentation.
+        dtype: in which features are kept.
+        size_bytes: of all features of the phase.
+        in_memory: else they are read from the disk.
+        gain: how many times faster the phase becomes, by multiply-adds.
+    """
+
+    cut: Cut
+    views: tuple[View, ...]
+    dtype: torch.dtype
+    size_bytes: int
+    in_memory: bool
+    gain: float
+
+    def describe(self) -> str:
+        """Return what is kept, for people."""
+        numbers = " x ".join(map(str, self.cut.shape))
+        views = f"{len(self.views)} augmented views" if isinstance(self.views[0], int) else " and ".join(
+            str(view) for view in self.views
+        )  # fmt: skip
+        place = "memory" if self.in_memory else "a file"
+        return f"features after {self.cut.after}: {numbers}, {views}, {self.size_bytes / 1e6:,.0f} MB in {place}"
+
+
+class DiskView:
+    """The features of one view, (N, ...), read from the disk as they are used, and computed again where damaged.
+
+    It has those methods of a tensor that ``CachedFeatures`` uses.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, rows: Rows, again: Callable[[], Rows]) -> None:
+        """Take over rows.
+
+        Args:
+            again: returns the same rows where the file is intact, else computed anew.
+        """
+        self._rows = rows
+        self._again = again
+        self.shape = rows.shape
+        self.dtype = torch.from_numpy(np.empty(0, rows.dtype)).dtype
+        self.nbytes = int(np.prod(rows.shape)) * rows.dtype.itemsize
+
+    def __getitem__(self, places: slice) -> Tensor:
+        """Return successive rows."""
+        return self._take(np.arange(*places.indices(self.shape[0])))
+
+    def index_select(self, dim: Literal[0], index: Tensor) -> Tensor:
+        """Return the rows at ``index``, in that order."""
+        return self._take(index.numpy())
+
+    def to(self, device: torch.device) -> Tensor:
+        """Return all rows on a device."""
+        found = torch.empty(self.shape, dtype=self.dtype, device=device)
+        for first in range(0, self.shape[0], _ROWS_AT_ONCE):
+            rows = self[first : first + _ROWS_AT_ONCE]
+            found[first : first + len(rows)] = rows.to(device)
+        return found
+
+    def _take(self, places: np.ndarray) -> Tensor:
+        try:
+            found = self._rows.take(places)
+        except DamagedError:
+            self._rows = self._again()
+            found = self._rows.take(places)
+        return torch.from_numpy(found)
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFeatures:
+    """What the prefix made of one part of the data.
+
+    Attributes:
+        views: (N, ...) each, of one dtype; on the device where they fit there, else on the CPU or on the disk.
+        labels: (N,) int64, on the CPU.
+        batch_size: of training.
+        clean_batch: of evaluation.
+        device: where batches are wanted.
+        balanced: in training every class comes equally often.
+        drop_single: leave a last batch of one image out of a training epoch.
+        flips: the second view is the first one's mirror image, and is drawn as the augmentation's flip is.
+    """
+
+    views: tuple[Tensor | DiskView, ...]
+    labels: Tensor
+    batch_size: int
+    clean_batch: int
+    device: torch.device
+    balanced: bool = False
+    drop_single: bool = False
+    flips: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Batches in one training epoch."""
+        return steps_in_epoch(len(self.labels), self.batch_size, drop_single=self.drop_single)
+
+    def train(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the features of one training epoch (``training_order``), each from a view drawn for its key.
+
+        Args:
+            start: batches at the beginning that are left out.
+        """
+        order, keys = training_order(self.labels.numpy(), seed, epoch, balanced=self.balanced)
+        chosen = self._draw(seed, epoch, keys)
+        labels = self.labels[torch.from_numpy(order)].to(self.device)
+        for first in range(start * self.batch_size, self.steps * self.batch_size, self.batch_size):
+            batch = slice(first, first + self.batch_size)
+            yield Batch(self._gather(chosen[batch], order[batch]), labels[batch])
+
+    def clean(self) -> Iterator[Batch]:
+        """Yield the first view of every image, in order."""
+        count = self.clean_batch
+        for number, labels in enumerate(self.labels.split(count)):
+            features = self.views[0][number * count : (number + 1) * count]
+            # A copy in any case: what takes it may write to it.
+            inputs = features.to(self.device, torch.float32, non_blocking=True, copy=True)
+            yield Batch(inputs, labels.to(self.device))
+
+    def _draw(self, seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
+        """Return the place of a view for each key, (B,) int64."""
+        if self.flips:
+            return (uniform(seed, epoch, keys, Stream.FLIP) < 0.5).astype(np.int64)
+        return (uniform(seed, epoch, keys, Stream.VIEW) * len(self.views)).astype(np.int64)
+
+    def _gather(self, chosen: np.ndarray, places: np.ndarray) -> Tensor:
+        first = self.views[0]
+        gathered = torch.empty((len(places), *first.shape[1:]), dtype=first.dtype, device=first.device)
+        for number, view in enumerate(self.views):
+            rows = np.flatnonzero(chosen == number)
+            taken = view.index_select(0, send(places[rows], first.device))
+            gathered.index_copy_(0, send(rows, first.device), taken)
+        return gathered.to(self.device, non_blocking=True).float()
+
+
+def at_hand(views: tuple[Tensor | DiskView, ...], device: torch.device) -> tuple[Tensor | DiskView, ...]:
+    """Return the views on the device, if they take little of its memory, else where they are."""
+    if device.type == "cpu" or sum(view.nbytes for view in views) > _DEVICE_SHARE * free_bytes(device):
+        return views
+    return tuple(view.to(device) for view in views)
+
+
+def views_of(config: TrainConfig, settings: Augmentation, epochs: int) -> tuple[View, ...]:
+    """Return the views of each training image; never more than epochs that could look at them."""
+    if config.feature_views == "flip":
+        chosen: tuple[View, ...] = ("plain", "mirrored") if settings.flip else ("plain",)
+    elif config.feature_views == "plain":
+        chosen = ("plain",)
+    else:
+        chosen = tuple(range(1, int(config.feature_views) + 1))
+    return chosen[:epochs]
+
+
+def plan_cache(
+    cut: Cut | None, phase: Phase, config: TrainConfig, settings: Augmentation, train: int, val: int
+) -> CachePlan | str:
+    """Return how a phase may train on features, or why it should not.
+
+    Args:
+        cut: of the network as the phase freezes it.
+        settings: what happens to training images without a cache.
+        train: images.
+        val: images.
+    """
+    if cut is None:
+        return "no single tensor passes from what is frozen to what trains"
+    is_head = phase.name == "head"
+    if not is_head and _needs_images(config):
+        return f"{', '.join(_needs_images(config))} need images"
+    views = views_of(config, settings, phase.epochs)
+    # A backward pass costs as much as two forward ones.
+    tail = 3 * cut.tail_cost * phase.epochs * train
+    without = tail + cut.prefix_cost * phase.epochs * (train + val)
+    gain = without / (tail + cut.prefix_cost * (len(views) * train + val))
+    if not is_head and gain < _LEAST_GAIN:
+        return f"images would be seen in {len(views)} views only, and it would be only {gain:.1f} times faster"
+    dtype = _DTYPES[config.feature_dtype]
+    size = (len(views) * train + val) * int(np.prod(cut.shape)) * dtype.itemsize
+    # Of all memory, not of what happens to be free: a resumed run must decide as the first one did.
+    memory = memory_bytes() * _MEMORY_SHARE
+    room = store().room
+    if size > max(memory, room):
+        return f"they would take {size / 1e9:.1f} GB; {memory / 1e9:.1f} GB of memory or {room / 1e9:.1f} GB of disk"
+    return CachePlan(cut, views, dtype, size, size <= memory, gain)
+
+
+def store(say: Callable[[str], None] = lambda message: None) -> Store:
+    """Return where features are kept between runs.
+
+    Args:
+        say: called with a message for people where kept features are damaged.
+    """
+
+    def damaged(path: Path) -> None:
+        say(f"the cached features in {path} were damaged; they are computed again")
+
+    return Store(cache_root() / "features", _MOST_DISK_BYTES, _DISK_SHARE, damaged)
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Computes features, or finds them where an earlier run has left them.
+
+    Attributes:
+        plan: what is cached.
+        machine: where it is computed.
+        keep: leave the features to later runs.
+        say: called with a message for people where kept features are damaged.
+    """
+
+    plan: CachePlan
+    machine: Machine
+    keep: bool = True
+    say: Callable[[str], None] = lambda message: None
+
+    def features(
+        self, loader: Loader, views: Sequence[View], settings: Augmentation, seed: int, counted: Callable[[int], None]
+    ) -> tuple[tuple[Tensor | DiskView, ...], bool]:
+        """Return the features (N, ...) of a loader's images in each view, and whether all were found.
+
+        Args:
+            settings: of the augmented views.
+            seed: the same.
+            counted: told how many images are done, over all views.
+
+        Raises:
+            DivergedError: a feature is beyond the dtype, as those of an untrained deep network may be.
+            StorageError: the features do not fit the memory, and the disk is full.
+        """
+        data = fingerprint(loader.images)
+        found: list[Tensor | DiskView] = []
+        is_new: list[int] = []
+        for number, view in enumerate(views):
+            key = self._key(loader, data, view, settings, seed)
+            before = number * len(loader.images)
+
+            def computed(view: View = view, before: int = before) -> Iterator[np.ndarray]:
+                is_new.append(before)
+                return self._rows(_batches(loader, view, settings, seed), _after(before, counted))
+
+            found.append((self._in_memory if self.plan.in_memory else self._on_disk)(key, loader.images, computed))
+            counted(before + len(loader.images))
+        return tuple(found), not is_new
+
+    def _on_disk(self, key: str, images: Images, computed: Callable[[], Iterator[np.ndarray]]) -> DiskView:
+        def rows() -> Rows:
+            unchanged = _unchanged(computed, images)
+            return store(self.say).find_or_make(key, self._shape(images), self._dtype, unchanged)
+
+        return DiskView(rows(), rows)
+
+    def _in_memory(self, key: str, images: Images, computed: Callable[[], Iterator[np.ndarray]]) -> Tensor:
+        found = store(self.say).find(key) if self.keep else None
+        if found is not None:
+            return torch.from_numpy(found)
+        made = np.empty(self._shape(images), self._dtype)
+        start = 0
+        for rows in computed():
+            made[start : start + len(rows)] = rows
+            start += len(rows)
+        # Features of other images must not be found under the digest of these.
+        if self.keep and not changed_files(images):
+            # What cannot be kept only costs time the next time.
+            with suppress(StorageError), store().keep(key, made.shape, made.dtype) as append:
+                for rows in np.array_split(made, max(1, made.nbytes >> 26)):
+                    append(rows)
+        return torch.from_numpy(made)
+
+    def _shape(self, images: Images) -> tuple[int, ...]:
+        return (len(images), *self.plan.cut.shape)
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return torch.empty(0, dtype=self.plan.dtype).numpy().dtype
+
+    def _rows(self, batches: Iterator[Batch], counted: Callable[[int], None]) -> Iterator[np.ndarray]:
+        network = Autocasting(self.plan.cut.prefix, self.machine)
+        done = 0
+        for _, found in outputs(network, batches, at_once=self.machine.at_once):
+            features = found.to("cpu", self.plan.dtype)
+            if not torch.isfinite(features).all():
+                raise DivergedError(
+                    f"the frozen layers give numbers that {str(self.plan.dtype).removeprefix('torch.')} cannot hold; "
+                    "use --feature-dtype fp32, --no-feature-cache, or weights that were trained"
+                )
+            yield features.numpy()
+            done += len(features)
+            counted(done)
+
+    def _key(self, loader: Loader, data: str, view: View, settings: Augmentation, seed: int) -> str:
+        return json.dumps(
+            {
+                "format": _FORMAT,
+                "torch": torch.__version__,
+                "timm": version("timm"),
+                "torchvision": version("torchvision"),
+                "code": self.plan.cut.code,
+                "weights": _digest(self.plan.cut.prefix),
+                "data": data,
+                "preprocessing": loader.preprocessing.model_dump(mode="json"),
+                "view": [view, repr(settings), seed] if isinstance(view, int) else view,
+                "dtype": str(self.plan.dtype),
+                "machine": self.machine.arithmetic(),
+            },
+            sort_keys=True,
+        )
+
+
+def _unchanged(computed: Callable[[], Iterator[np.ndarray]], images: Images) -> Iterator[np.ndarray]:
+    """Yield computed rows; what is made of them is not kept where the images changed meanwhile.
+
+    Raises:
+        DataError: after the last row, where they did; names the files.
+    """
+    yield from computed()
+    if changed := changed_files(images):
+        raise DataError(f"images changed while their features were computed: {some(changed)}; start a new run")
+
+
+def _after(before: int, counted: Callable[[int], None]) -> Callable[[int], None]:
+    """Return what counts on from ``before``."""
+    return lambda done: counted(before + done)
+
+
+def _batches(loader: Loader, view: View, settings: Augmentation, seed: int) -> Iterator[Batch]:
+    if isinstance(view, int):
+        return loader.in_order(settings, seed, view)
+    return loader.clean(mirrored=view == "mirrored")
+
+
+def _needs_images(config: TrainConfig) -> list[str]:
+    used: Mapping[str, bool] = {
+        "MixUp": config.mixup > 0,
+        "CutMix": config.cutmix > 0,
+        "automatic augmentation": config.auto_augment != "none",
+        "random erasing": config.random_erasing > 0,
+    }
+    return [name for name, is_on in used.items() if is_on]
+
+
+def _digest(network: nn.Module) -> str:
+    """Return SHA-256 over all parameters and buffers, and over what modules say of themselves."""
+    seen = hashlib.sha256(repr(network).encode())
+    for name, value in network.state_dict().items():
+        seen.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        seen.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()

@@ -1,0 +1,119 @@
+"""How long a run would take and how much memory it would need, from a few real steps. The model is changed by them."""
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from tl_cli.compute.device import Autocasting, Machine
+from tl_cli.data.batches import Batch
+from tl_cli.training.outcome import CLEAN_TRAIN_IMAGES
+from tl_cli.training.phases import Phase
+from tl_cli.training.plan import Plan, new_state
+from tl_cli.training.step import train_step
+
+_TIMED_STEPS = 3
+# To import MLflow, open a store that is there, draw the curves and log the model: CPU time of three runs on one thread
+# of an AMD EPYC (Zen 4), 6 to 8 s.
+_RECORDING_S = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A forecast.
+
+    Attributes:
+        seconds: of the start, of each phase with its features and validation, of the final evaluation, of recording.
+        memory_bytes: the largest amount that the process (or the GPU) held during the measured steps.
+    """
+
+    seconds: dict[str, float]
+    memory_bytes: int
+
+    @property
+    def total(self) -> float:
+        """Seconds from the command to its last line."""
+        return sum(self.seconds.values())
+
+
+def estimate(plan: Plan, start_s: float) -> Estimate:
+    """Return a forecast from one warm-up step and three timed ones of each kind.
+
+    Args:
+        start_s: seconds from the command until the plan was ready: a run takes as long to start.
+    """
+    train, val = len(plan.data.parts["train"]), len(plan.data.parts["val"])
+    test = len(plan.data.parts.get("test", ()))
+    forward = _seconds_per_image_forward(plan)
+    seconds = {"start": start_s}
+    for phase in plan.phases:
+        step = _seconds_per_step(plan, phase)
+        judged = phase.epochs * val * (2 if plan.config.ema else 1)
+        if plan.uses_cache(phase):
+            cached = plan.cached[phase.first]
+            share = cached.cut.prefix_cost / (cached.cut.prefix_cost + cached.cut.tail_cost)
+            passed = share * (len(cached.views) * train + val) + (1 - share) * judged
+        else:
+            passed = judged
+        seconds[phase.title] = plan.steps_of(phase) * step + passed * forward
+    seconds["final evaluation"] = (min(CLEAN_TRAIN_IMAGES, train) + test) * forward
+    seconds["recording"] = _RECORDING_S
+    return Estimate(seconds, _peak_memory(plan.machine))
+
+
+def _seconds_per_image_forward(plan: Plan) -> float:
+    plan.classifier.model.eval()
+    loader = plan.loader(plan.data.parts["train"])
+    batches = list(islice(loader.clean(), 2))
+    network = Autocasting(plan.classifier.model, plan.machine)
+    with torch.inference_mode():
+        network(batches[0].inputs[:8])
+        started = time.perf_counter()
+        network(batches[-1].inputs)
+        _wait(plan.machine)
+    return (time.perf_counter() - started) / len(batches[-1].labels)
+
+
+def _seconds_per_step(plan: Plan, phase: Phase) -> float:
+    """Return the time of a step, on real images or on features that are made up; from the second step on."""
+    plan.strategy.freeze_for(phase)
+    network, objective = plan.network(phase), plan.objective(mixes=not plan.uses_cache(phase))
+    state = new_state(plan)
+    network.train()
+    times = []
+    for batch in islice(_batches(plan, phase), 1 + _TIMED_STEPS):
+        train_step(network, batch, state, plan.config, objective, 1)
+        _wait(plan.machine)
+        times.append(time.perf_counter())
+    return (times[-1] - times[0]) / (len(times) - 1)
+
+
+def _batches(plan: Plan, phase: Phase) -> Iterator[Batch]:
+    """Yield batches like those of a phase, again and again."""
+    if not plan.uses_cache(phase):
+        while True:
+            yield from plan.train_loader(phase).train(plan.augmentation, plan.config.seed, 0)
+    count = min(plan.images_per_step, len(plan.data.parts["train"]))
+    features = torch.randn(count, *plan.cached[phase.first].cut.shape, device=plan.machine.device)
+    while True:
+        yield Batch(features, torch.zeros(count, dtype=torch.int64, device=plan.machine.device))
+
+
+def _wait(machine: Machine) -> None:
+    if machine.device.type == "cuda":
+        torch.cuda.synchronize(machine.device)
+    elif machine.device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _peak_memory(machine: Machine) -> int:
+    if machine.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(machine.device)
+    if machine.device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,640 @@
+"""From settings to everything that ``fit`` needs: data, model, machine, phases, and the batches of each phase."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tl_cli.choices import AugmentName
+from tl_cli.compute.autotune import Fixed, Work, probe
+from tl_cli.compute.device import (
+    Autocasting,
+    Machine,
+    bf16_is_fast,
+    choose_device,
+    cores,
+    default_workers,
+    eval_batch,
+    idle_cores,
+    prepare_machine,
+)
+from tl_cli.contract import Columns, DataSpec, ModelCard, WeightsTag
+from tl_cli.data.augment.transforms import Augmentation
+from tl_cli.data.balance import imbalance
+from tl_cli.data.batches import Batch, Loader
+from tl_cli.data.dataset import LabelledData, locate, missing, open_data
+from tl_cli.data.images import Images
+from tl_cli.data.pixel_range import Measured
+from tl_cli.data.sizes import Sizes
+from tl_cli.data.sources.catalogue import SETS
+from tl_cli.errors import UsageError, first_line
+from tl_cli.io.download import Missing, Progress, check_reachable, silent
+from tl_cli.models.dropout import set_dropout
+from tl_cli.models.freezing import batch_norms
+from tl_cli.models.graph import Network
+from tl_cli.models.list.counting import Counting
+from tl_cli.models.zoo import registry
+from tl_cli.models.zoo.registry import Classifier
+from tl_cli.models.zoo.weights import Pretrained, split_key
+from tl_cli.shortage import during
+from tl_cli.training import cached_features, recipes
+from tl_cli.training.cached_features import CachedFeatures, CachePlan, View
+from tl_cli.training.config import CROP_MODES, TrainConfig, check
+from tl_cli.training.ema import Average
+from tl_cli.training.events import Noticed, Observer, Worked
+from tl_cli.training.phases import Phase
+from tl_cli.training.recipes import Facts, Origin, Resolved
+from tl_cli.training.stage import Strategy, plan_strategy
+from tl_cli.training.state import TrainState
+from tl_cli.training.step import Objective
+
+_AUGMENTATIONS: dict[AugmentName, Augmentation] = {
+    "none": Augmentation(flip=False),
+    "shift": Augmentation(flip=False, shift=0.125, border="reflect"),
+    "flip": Augmentation(),
+    "flip-shift": Augmentation(shift=0.125, border="reflect"),
+    "flip-crop": Augmentation(min_area=0.35),
+    "blog": Augmentation(shift=0.125, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, rotation=15),
+}
+
+
+_VECTORS_AT_ONCE = 4096
+_PROBED = ("layout", "precision", "threads", "fold")
+# Of the time that a run is expected to take.
+_PROBE_SHARE = 0.02
+# EfficientNet-Lite0 at 64 px on two 2020s server cores; a GPU only has to be told from them.
+_MULTIPLY_ADDS_PER_S = {"cpu": 2e10, "gpu": 2e12}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a run works with.
+
+    Attributes:
+        resolved: the config with the origin of each value.
+        data: labelled images in train, val and test.
+        classifier: on its device.
+        strategy: which of its layers train in which phase.
+        probed: what the probe found, for people.
+        cached: how a phase trains on cached features, by its first epoch; the others train on images.
+        cache_notes: why a phase does not, where it was asked for and something is frozen.
+    """
+
+    resolved: Resolved
+    data: LabelledData
+    classifier: Classifier
+    machine: Machine
+    strategy: Strategy
+    probed: str | None = None
+    cached: Mapping[int, CachePlan] = field(default_factory=dict)
+    cache_notes: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> TrainConfig:
+        """The resolved settings."""
+        return self.resolved.config
+
+    @property
+    def name(self) -> str:
+        """What a run of this plan is called where nobody names it."""
+        return f"{self.config.model}-{Path(self.data.spec.source).name}"
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to training images."""
+        config = self.config
+        return replace(
+            _AUGMENTATIONS[config.augment],
+            policy=config.auto_augment,
+            ops=config.auto_ops,
+            magnitude=config.auto_magnitude,
+            erasing=config.random_erasing,
+        )
+
+    @property
+    def crop_note(self) -> str | None:
+        """A note where a centre crop leaves out much of the training images."""
+        is_cropped = self.classifier.preprocessing.crop_mode == "center"
+        return self.data.sizes.crop_note() if is_cropped and self.data.sizes is not None else None
+
+    @property
+    def images_per_step(self) -> int:
+        """Images whose gradients make one optimizer step."""
+        return self.config.batch_size * self.config.accumulate
+
+    def loader(self, images: Images) -> Loader:
+        """Return the batches in which images are evaluated."""
+        size = eval_batch(self.machine.device, self.config.input_size)
+        return Loader(
+            images,
+            self.classifier.preprocessing,
+            size,
+            self.machine.device,
+            self.config.workers,
+            memory_format=self.machine.memory_format,
+        )
+
+    def train_loader(self, phase: Phase) -> Loader:
+        """Return the batches of the training part in a phase."""
+        return Loader(
+            self.data.parts["train"],
+            self.classifier.preprocessing,
+            self.images_per_step,
+            self.machine.device,
+            self.config.workers,
+            # BatchNorm cannot normalise by a batch of one image.
+            drop_single=phase.bn == "train",
+            balanced=self.config.sampler == "balanced",
+            memory_format=self.machine.memory_format,
+        )
+
+    def uses_cache(self, phase: Phase) -> bool:
+        """Whether a phase trains on cached features."""
+        return phase.first in self.cached
+
+    def steps_per_epoch(self, phase: Phase) -> int:
+        """Return the optimizer steps in an epoch of a phase."""
+        return self.train_loader(phase).steps
+
+    def steps_of(self, phase: Phase) -> int:
+        """Return the optimizer steps of a phase; ``--steps`` may cut its last epoch short."""
+        whole = self.steps_per_epoch(phase) * phase.epochs
+        if self.config.steps is None:
+            return whole
+        return min(whole, self.config.steps - self.steps_before(phase))
+
+    def steps_before(self, phase: Phase) -> int:
+        """Return the optimizer steps of the phases before; only the last phase can be cut short."""
+        return sum(self.steps_per_epoch(p) * p.epochs for p in self.phases if p.last < phase.first)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases, in order."""
+        return self.strategy.phases
+
+    def network(self, phase: Phase) -> nn.Module:
+        """Return what maps the inputs of a phase's batches to logits: the whole model, or its tail after features."""
+        trained = self.cached[phase.first].cut.tail if self.uses_cache(phase) else self.classifier.model
+        return Autocasting(trained, self.machine)
+
+    def objective(self, *, mixes: bool) -> Objective:
+        """Return what the steps lower.
+
+        Args:
+            mixes: whether the inputs are images, which MixUp and CutMix may blend; features are not.
+        """
+        config, count = self.config, len(self.data.classes)
+        weights = None
+        if config.class_weights == "balanced":
+            sizes = torch.bincount(torch.from_numpy(self.data.parts["train"].labels), minlength=count)
+            # As scikit-learn's "balanced": the mean weight of an image is one.
+            weights = (sizes.sum() / (count * sizes)).float().to(self.machine.device)
+        return Objective(
+            num_classes=count,
+            label_smoothing=config.label_smoothing,
+            class_weights=weights,
+            mixup=config.mixup if mixes else 0.0,
+            cutmix=config.cutmix if mixes else 0.0,
+            seed=config.seed,
+        )
+
+    def card(self) -> ModelCard:
+        """Return what a saved model says of itself, but for the epoch it is from."""
+        return ModelCard(
+            architecture=self.classifier.name,
+            build_options=self.classifier.build_options,
+            head=self.classifier.head,
+            classes=self.data.classes,
+            preprocessing=self.classifier.preprocessing,
+            weights=self.classifier.weights,
+            head_start=self.classifier.head_start.reason if self.classifier.head_start else None,
+            data=self.data.spec,
+            recipe=self.config.recipe,
+            config=self.config.model_dump(mode="json"),
+            epoch=0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What trains in a phase, and on which batches.
+
+    Attributes:
+        network: maps a batch's inputs to logits: the whole model, or the head on cached features.
+        steps: optimizer steps in an epoch.
+        train: the batches of an epoch.
+        validation: the batches of the validation part.
+        objective: what a step lowers.
+        cached: whether the inputs are cached features.
+        found: whether an earlier run had left all of them.
+    """
+
+    network: nn.Module
+    steps: int
+    train: Callable[[int, int], Iterator[Batch]]
+    validation: Callable[[], Iterator[Batch]]
+    objective: Objective
+    cached: bool
+    found: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToFetch:
+    """What of a run is not on this machine; None is nothing."""
+
+    weights: Missing | None
+    data: Missing | None
+
+
+def to_fetch(given: Mapping[str, object]) -> ToFetch:
+    """Return what a run with these settings would fetch; nothing is fetched or decoded.
+
+    Raises:
+        UsageError: a setting is wrong, or there are no such weights or data.
+    """
+    early = check(given)
+    return ToFetch(registry.missing_weights(early.model, early.weights), missing(early.data, early.data_dir))
+
+
+@during("while preparing data and model", "--limit", "--input-size", "--workers", "--threads", "--device")
+def prepare(
+    flags: Mapping[str, object],
+    file: Mapping[str, object],
+    progress: Progress = silent,
+    *,
+    then: DataSpec | None = None,
+    is_dry: bool = False,
+) -> Plan:
+    """Return the plan of a run: images found and split, settings resolved, model built.
+
+    Args:
+        flags: settings from the command line, under their field names.
+        file: settings from a config file.
+        progress: told of downloads and decoding.
+        then: the data of a run that is resumed.
+        is_dry: random weights take the place of weights that would have to be fetched.
+
+    Raises:
+        UsageError: a setting, the data or the weights cannot be used.
+        DownloadError: something must be fetched and cannot be.
+    """
+    given = {**file, **flags}
+    early = check(given)
+    # Before the images are decoded, which may take minutes.
+    absent = to_fetch(given)
+    if not is_dry:
+        check_reachable([absent.weights, absent.data])
+    without = is_dry and absent.weights is not None
+    pretrained = (
+        None if without else registry.find_weights(early.model, early.weights, seed=early.seed, progress=progress)
+    )
+    device = choose_device(early.device)
+    # A number in a file may be written as another type; what is resolved is what was checked.
+    flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
+    workers = early.workers if "workers" in given else default_workers()
+    spec = _data_spec(early)
+    if then is not None:
+        spec = spec.model_copy(update={"layout": then.layout, "splits": then.splits})
+    data = open_data(spec, resuming=then is not None, pixel_range=early.pixel_range, workers=workers, progress=progress)
+    if early.pixel_range is not None and data.measured is None:
+        name = "--pixel-range" if "pixel_range" in flags else "pixel_range in the config file"
+        raise UsageError(f"{name} has no effect: no training image has more than 8 bits per channel; leave it out")
+    facts = _facts(
+        early,
+        device,
+        source=data.spec.source,
+        train_images=len(data.parts["train"]),
+        native_size=data.native_size,
+        measured=data.measured,
+        imbalance=imbalance(data.parts["train"].labels, len(data.classes)),
+        sizes=data.sizes,
+    )
+    # Whoever reads the recorded config stands in another folder, perhaps.
+    flags, file = ({**values, **_absolute(values, data)} for values in (flags, file))
+    resolved = recipes.resolve(flags, file, facts)
+    config = resolved.config
+    machine = _machine_of(config)
+    classifier = _build(config.model_copy(update={"weights": "none"}) if without else config, data, pretrained)
+    del pretrained
+    if without:
+        classifier = replace(classifier, weights=WeightsTag(name=f"{config.weights} weights, to be fetched"))
+    machine.place(classifier.model)
+    example = _example(classifier, machine)
+    _check_input_size(classifier, example, config)
+    _check_batches(classifier, data, config)
+    plan = Plan(resolved, data, classifier, machine, plan_strategy(config, classifier, example))
+    if config.probe:
+        plan = _with_probed_machine(plan, given)
+    return _with_caches(plan) if config.feature_cache else plan
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run would do to a model, known without its images and weights.
+
+    Attributes:
+        resolved: the config with the origin of each value.
+        strategy: of a model on the meta device.
+    """
+
+    resolved: Resolved
+    strategy: Strategy
+
+
+def foresee(
+    flags: Mapping[str, object],
+    file: Mapping[str, object],
+    *,
+    num_classes: int | None = None,
+    build_options: Mapping[str, int] | None = None,
+    progress: Progress = silent,
+) -> Forecast:
+    """Return what ``prepare`` would settle for these settings; of a built-in set only what the catalogue says is used.
+
+    Args:
+        num_classes: of the head; None is as many as the data have.
+        build_options: with which a trained model was built.
+
+    Raises:
+        UsageError: a setting or the data cannot be used.
+    """
+    given = {**file, **flags}
+    early = check(given)
+    flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
+    source = locate(early.data) if early.data in SETS or num_classes is None else early.data
+    if source in SETS:
+        known, share = SETS[source], 1 - early.val_fraction * ("val" not in SETS[source].images)
+        parts = known.images
+        # A set of one part gives a tenth of it as test images.
+        images = round(min(early.limit or parts["train"], parts["train"]) * (share - 0.1 * (len(parts) == 1)))
+        classes, native_size, sizes, uneven = known.classes, known.pixels, None, 1.0
+    elif num_classes is None or Path(source).exists():
+        data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=default_workers(), progress=progress)
+        images, native_size, classes = len(data.parts["train"]), data.native_size, len(data.classes)
+        sizes, uneven = data.sizes, imbalance(data.parts["train"].labels, classes)
+    else:
+        # Of a model that was trained: its own settings leave nothing to the data.
+        images, native_size, sizes, uneven, classes = 1, None, None, 1.0, num_classes
+    facts = _facts(
+        early,
+        choose_device(early.device),
+        source=source,
+        train_images=images,
+        native_size=native_size,
+        imbalance=uneven,
+        sizes=sizes,
+    )
+    resolved = recipes.resolve(flags, file, facts)
+    config = resolved.config
+    options = dict(build_options or {}) | registry.options_for(config.model, config.input_size)
+    with torch.device("meta"):
+        model = registry.build(config.model, num_classes or classes, options, config.drop_path)
+        example = torch.empty(1, 3, config.input_size, config.input_size)
+    head = registry.find_head(config.model)
+    preprocessing = registry.default_preprocessing(config.model, config.weights)
+    classifier = Classifier(
+        config.model, model, head, preprocessing, WeightsTag(name=config.weights), build_options=options
+    )
+    _check_input_size(classifier, example, config)
+    return Forecast(resolved, plan_strategy(config, classifier, example))
+
+
+def _facts(
+    early: TrainConfig,
+    device: torch.device,
+    *,
+    source: str,
+    train_images: int,
+    native_size: int | None,
+    sizes: Sizes | None,
+    imbalance: float,
+    measured: Measured | None = None,
+) -> Facts:
+    smallest, own = registry.size_limits(early.model, early.weights)
+    return Facts(
+        data=source,
+        train_images=train_images,
+        native_size=native_size,
+        sizes=sizes,
+        smallest_input=smallest,
+        own_input=own,
+        on_gpu=device.type != "cpu",
+        bf16=bf16_is_fast(device),
+        imbalance=imbalance,
+        cores=cores(),
+        idle_cores=idle_cores() if device.type == "cpu" and not early.threads else 0,
+        pretrained=early.weights != "none",
+        mirrors=source not in SETS or SETS[source].mirrors,
+        measured=measured,
+    )
+
+
+def new_state(plan: Plan) -> TrainState:
+    """Return the state of a run that has not begun: one optimizer with all parameter groups in it."""
+    config, model = plan.config, plan.classifier.model
+    # Fused: AdamW takes EfficientNet-B0's parameters in a quarter of the time on a CPU too, a tenth of a step at 32 px.
+    options: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": True}
+    groups = plan.strategy.parameter_groups()
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, momentum=config.momentum, **options)
+    elif config.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, **options)
+    else:
+        optimizer = torch.optim.AdamW(groups, **options)
+    # https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.ReduceLROnPlateau.html, the blog's values.
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
+    average = Average(model, config.ema) if config.ema else None
+    return TrainState(model, optimizer, plateau, plan.machine.scaler(), average, cached=tuple(plan.cached))
+
+
+def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
+    """Freeze what the phase freezes and return its network and batches; features are computed here."""
+    plan.strategy.freeze_for(phase)
+    if plan.uses_cache(phase):
+        return _cached_stage(plan, phase, notify)
+    loader = plan.train_loader(phase)
+    return Stage(
+        network=plan.network(phase),
+        steps=loader.steps,
+        train=lambda epoch, start: loader.train(plan.augmentation, plan.config.seed, epoch, start),
+        validation=lambda: plan.loader(plan.data.parts["val"]).clean(),
+        objective=plan.objective(mixes=True),
+        cached=False,
+    )
+
+
+def _machine_of(config: TrainConfig) -> Machine:
+    return prepare_machine(
+        config.device, precision=config.precision, layout=config.layout, fold=config.fold, threads=config.threads
+    )
+
+
+@during(
+    "while computing features", "--no-feature-cache", "--limit", "--input-size", "--workers", "--threads", "--device"
+)
+def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
+    cached = plan.cached[phase.first]
+    cache = cached_features.Cache(cached, plan.machine, say=lambda message: notify(Noticed(message)))
+    train, val = (plan.loader(plan.data.parts[part]) for part in ("train", "val"))
+    in_train = len(cached.views) * len(train.images)
+    total = in_train + len(val.images)
+    seed = plan.config.seed
+
+    def batches_of(loader: Loader, views: tuple[View, ...], before: int) -> tuple[CachedFeatures, bool]:
+        tensors, found = cache.features(
+            loader, views, plan.augmentation, seed,
+            lambda done: notify(Worked("caching features", before + done, total)),
+        )  # fmt: skip
+        made = CachedFeatures(
+            cached_features.at_hand(tensors, plan.machine.device),
+            torch.from_numpy(loader.images.labels),
+            plan.images_per_step,
+            # Maps take a tail as much memory as images would; vectors next to none.
+            loader.batch_size if len(cached.cut.shape) > 1 else _VECTORS_AT_ONCE,
+            plan.machine.device,
+            balanced=plan.config.sampler == "balanced",
+            drop_single=phase.bn == "train",
+            flips="mirrored" in views,
+        )
+        return made, found
+
+    trained, train_found = batches_of(train, cached.views, 0)
+    validated, val_found = batches_of(val, ("plain",), in_train)
+    return Stage(
+        network=plan.network(phase),
+        steps=trained.steps,
+        train=lambda epoch, start: trained.train(seed, epoch, start),
+        validation=validated.clean,
+        objective=plan.objective(mixes=False),
+        cached=True,
+        found=train_found and val_found,
+    )
+
+
+def _with_probed_machine(plan: Plan, given: Mapping[str, object]) -> Plan:
+    """Return the plan with what the probe chose for the settings that nobody has given."""
+    fixed = Fixed(**{name: given[name] for name in _PROBED if name in given})  # type: ignore[arg-type]
+    if None not in (fixed.layout, fixed.precision, fixed.threads):
+        return plan  # a run that goes on, too: its config names them all
+    config, phase = plan.config, plan.phases[-1]
+    plan.strategy.freeze_for(phase)
+    work = Work(config.model, plan.machine.device, config.input_size, config.batch_size, phase.name != "head")
+    choice = probe(
+        plan.classifier.model, work, fixed, budget_s=_PROBE_SHARE * _expected_seconds(plan), machine=plan.machine
+    )
+    if choice is None:
+        return plan
+    values = {name: value for name, value in asdict(choice.best).items() if name not in given}
+    origins = plan.resolved.origins | {name: Origin("machine", choice.why_of(name)) for name in values}
+    resolved = Resolved(config.model_copy(update=values), origins)
+    machine = _machine_of(resolved.config)
+    machine.place(plan.classifier.model)
+    strategy = replace(plan.strategy, config=resolved.config)
+    return replace(plan, resolved=resolved, machine=machine, strategy=strategy, probed=choice.why)
+
+
+def _expected_seconds(plan: Plan) -> float:
+    """Return roughly how long a run takes, from its multiply-adds: good enough to say what a probe may take."""
+    with torch.no_grad(), Counting() as counting:  # type: ignore[no-untyped-call]
+        plan.classifier.model.eval()(_example(plan.classifier, plan.machine))
+    images = len(plan.data.parts["train"])
+    # A backward pass costs as much as two forward ones; frozen layers see plain and mirrored images once.
+    passes = [3 * phase.epochs if phase.name != "head" else 2 for phase in plan.phases]
+    speed = _MULTIPLY_ADDS_PER_S["cpu" if plan.machine.device.type == "cpu" else "gpu"]
+    return float(sum(passes) * images * counting.flops / 2 / speed)
+
+
+def _with_caches(plan: Plan) -> Plan:
+    """Return the plan with what each phase can train on instead of images."""
+    frozen = [phase for phase in plan.phases if len(plan.strategy.trained_layers(phase)) < len(plan.strategy.layers)]
+    if not frozen:
+        return plan
+    network = Network(plan.classifier, _example(plan.classifier, plan.machine))
+    cached: dict[int, CachePlan] = {}
+    notes: list[str] = []
+    train, val = len(plan.data.parts["train"]), len(plan.data.parts["val"])
+    for phase in frozen:
+        plan.strategy.freeze_for(phase)
+        found = cached_features.plan_cache(network.cut(), phase, plan.config, plan.augmentation, train, val)
+        if isinstance(found, CachePlan):
+            cached[phase.first] = found
+        else:
+            notes.append(f"{phase.title} trains on images: {found}")
+    return replace(plan, cached=cached, cache_notes=tuple(notes))
+
+
+def _build(config: TrainConfig, data: LabelledData, pretrained: Pretrained | None) -> Classifier:
+    classifier = registry.create(
+        config.model,
+        len(data.classes),
+        weights=config.weights,
+        classes=data.classes,
+        input_size=config.input_size,
+        mean=config.mean,
+        std=config.std,
+        head=config.head,
+        drop_path=config.drop_path,
+        seed=config.seed,
+        found=pretrained,
+    )
+    if config.dropout is not None:
+        set_dropout(classifier, config.dropout)
+    size = data.native_size
+    is_tiny = size is not None and size < recipes.TINY_PIXELS
+    crop_mode = None if config.resize is None else CROP_MODES[config.resize]
+    sized = classifier.preprocessing.at(config.input_size, whole=is_tiny, crop_mode=crop_mode)
+    # The range belongs to the images, not to the weights.
+    return replace(classifier, preprocessing=sized.model_copy(update={"pixel_range": config.pixel_range}))
+
+
+def _check_input_size(classifier: Classifier, example: torch.Tensor, config: TrainConfig) -> None:
+    """Run one image through, so that a size that does not fit is known before anything is written."""
+    classifier.model.eval()
+    try:
+        with torch.inference_mode():
+            classifier.model(example)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        smallest, own = registry.size_limits(config.model, config.weights)
+        raise UsageError(
+            f"{config.model} cannot take --input-size {config.input_size}; its smallest is {smallest} and its own "
+            f"{own} ({first_line(error)})"
+        ) from error
+
+
+def _example(classifier: Classifier, machine: Machine) -> torch.Tensor:
+    size = classifier.preprocessing.crop
+    return torch.zeros(1, 3, size, size, device=machine.device)
+
+
+def _check_batches(classifier: Classifier, data: LabelledData, config: TrainConfig) -> None:
+    smallest = min(config.batch_size, len(data.parts["train"]))
+    if config.bn == "train" and smallest == 1 and batch_norms(classifier.model.modules()):
+        raise UsageError("BatchNorm cannot train on batches of one image; use a larger --batch-size or --bn frozen")
+
+
+def _data_spec(early: TrainConfig) -> DataSpec:
+    return DataSpec(
+        source=early.data,
+        data_dir=early.data_dir,
+        layout="classes",
+        split_seed=early.split_seed,
+        val_fraction=early.val_fraction,
+        limit=early.limit,
+        on_bad_image=early.on_bad_image,
+        columns=Columns(path=early.path_column, label=early.label_column, split=early.split_column),
+        max_pixels=early.max_pixels,
+    )
+
+
+def _absolute(values: Mapping[str, object], data: LabelledData) -> dict[str, str]:
+    """Return those settings that name files or folders, with whole paths."""
+    paths = {"data": data.spec.source} if "data" in values else {}
+    weights = values.get("weights")
+    file, key = split_key(weights) if isinstance(weights, str) else ("", "")
+    if file and Path(file).expanduser().exists():
+        paths["weights"] = f"{Path(file).expanduser().resolve()}{key and '#'}{key}"
+    return paths

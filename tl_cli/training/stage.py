@@ -1,0 +1,151 @@
+"""Which layers train in which phase, at which learning rates: what a run does to a model, without its images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from tl_cli.errors import UsageError
+from tl_cli.models import freezing
+from tl_cli.models.layers import Layer, layers_of, place_of
+from tl_cli.models.zoo.registry import Classifier
+from tl_cli.training.config import TrainConfig
+from tl_cli.training.phases import Phase, first_trained, phases_of
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """What is frozen when, and how fast the rest learns.
+
+    Attributes:
+        config: the resolved settings.
+        classifier: whose model is frozen and thawed.
+        layers: of the model, in order of execution, the head last.
+        frozen_layers: how many of them never train (``--freeze-until``).
+        phases: in order.
+    """
+
+    config: TrainConfig
+    classifier: Classifier
+    layers: tuple[Layer, ...]
+    frozen_layers: int
+    phases: tuple[Phase, ...]
+
+    def trained_layers(self, phase: Phase) -> tuple[Layer, ...]:
+        """Return the layers that train in a phase, the head last."""
+        return self.layers[first_trained(phase, len(self.layers), self.frozen_layers) :]
+
+    def freeze_for(self, phase: Phase) -> None:
+        """Freeze what a phase freezes, and nothing else."""
+        model = self.classifier.model
+        if phase.name == "head":
+            freezing.freeze_backbone(model, self.classifier.head_modules)
+            return
+        freezing.unfreeze(model, phase.bn)
+        for layer in self.layers[: len(self.layers) - len(self.trained_layers(phase))]:
+            freezing.freeze(layer.modules, layer.parameters)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: by learning rate, and by whether weight decay holds; each parameter once.
+
+        A group's ``share`` is what its layer gets of the backbone's learning rate: ``layer_decay`` to the power of the
+        layers above it but for the head (Howard & Ruder 2018; BEiT's 0.65 to 0.75 a block).
+        """
+        config = self.config
+        # As few as can be: the optimizer's own work for each, learning or not, is most of a step on cached features.
+        groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
+        backbone = len(self.layers) - 1
+        spared = _spared(self.classifier.model)
+        for place, layer in enumerate(self.layers):
+            share = 1.0 if layer.is_head else config.layer_decay ** (backbone - 1 - place)
+            for decays in (True, False):
+                chosen = [p for p in layer.parameters if (config.decay_norms or _decays(p, spared)) is decays]
+                if chosen:
+                    group = {
+                        "params": [],
+                        "lr": config.lr if layer.is_head else 0.0,
+                        "weight_decay": config.weight_decay if decays else 0.0,
+                        "is_head": layer.is_head,
+                        "share": share,
+                    }
+                    groups.setdefault((layer.is_head, share, decays), group)["params"] += chosen
+        return list(groups.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group of the optimizer's parameters.
+
+    Attributes:
+        is_head: whether it is of the head.
+        parameters: in all.
+        tensors: how many they are in.
+        weight_decay: of each.
+        rates: peak learning rate in each phase; 0 where none of them trains.
+        trained: how many of the parameters train in each phase.
+    """
+
+    is_head: bool
+    parameters: int
+    tensors: int
+    weight_decay: float
+    rates: tuple[float, ...]
+    trained: tuple[int, ...]
+
+
+def describe_groups(strategy: Strategy) -> list[Group]:
+    """Return the optimizer's groups with what they do in each phase."""
+    groups = strategy.parameter_groups()
+    trained = []
+    for phase in strategy.phases:
+        strategy.freeze_for(phase)
+        trained.append([sum(p.numel() for p in group["params"] if p.requires_grad) for group in groups])
+    return [
+        Group(
+            is_head=group["is_head"],
+            parameters=sum(p.numel() for p in group["params"]),
+            tensors=len(group["params"]),
+            weight_decay=group["weight_decay"],
+            rates=tuple(
+                _rate(phase, group) if counts[place] else 0.0
+                for phase, counts in zip(strategy.phases, trained, strict=True)
+            ),
+            trained=tuple(counts[place] for counts in trained),
+        )
+        for place, group in enumerate(groups)
+    ]
+
+
+def _rate(phase: Phase, group: Mapping[str, Any]) -> float:
+    return float(phase.lr_head if group["is_head"] else phase.lr_backbone * group["share"])
+
+
+def plan_strategy(config: TrainConfig, classifier: Classifier, example: Tensor) -> Strategy:
+    """Return the strategy of a config.
+
+    Args:
+        example: one image (1, 3, S, S), on the model's device; meta will do.
+
+    Raises:
+        UsageError: ``--freeze-until`` names no layer, or there are fewer layers than stages.
+    """
+    layers = tuple(layers_of(classifier, example))
+    frozen = place_of(layers, classifier, config.freeze_until) if config.freeze_until else 0
+    there = len(layers) - 1 - frozen
+    if config.unfreeze_stages > there:
+        raise UsageError(f"--unfreeze-stages {config.unfreeze_stages}: there are only {there} layers to unfreeze")
+    return Strategy(config, classifier, layers, frozen, phases_of(config))
+
+
+def _decays(parameter: nn.Parameter, spared: set[int]) -> bool:
+    """Whether a parameter is a matrix or a kernel: norms, biases and scales of channels are long in one direction."""
+    return sum(side > 1 for side in parameter.shape) > 1 and id(parameter) not in spared
+
+
+def _spared(model: nn.Module) -> set[int]:
+    """Return what else weight decay leaves alone: tokens and position embeddings, which are no layer's weight."""
+    says = getattr(model, "no_weight_decay", None)  # timm's models do
+    named = says() if callable(says) else ()
+    loose = [p for part in model.modules() for p in part.parameters(recurse=False) if p.dim() == 3 and p.shape[0] == 1]
+    return {id(p) for name, p in model.named_parameters() if name in named} | {id(p) for p in loose}

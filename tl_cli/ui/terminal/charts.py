@@ -1,0 +1,266 @@
+"""Curves as text: the one file that speaks to plotext."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import plotext
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from tl_cli.ui.panels import Line, Panel, Points, drawn_points
+from tl_cli.ui.terminal.console import is_ascii, shortened
+
+_CODES = {
+    "blue": 33, "orange": 208, "magenta": 170, "green": 36, "yellow": 178, "cyan": 80, "black": 250, "grey": 245,
+}  # fmt: skip
+_BOX_TO_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼┊┈", "-|+++++++++:-")
+# Where colours do not tell lines apart, or have all been used, these do: lines, then points.
+_LETTERS = "abcdefghijklmnpqrstuvwyzABCDEFGHIJKLMNPQRSTUVWXYZ"
+_LINE_SYMBOLS, _ASCII_LINES = ("braille", "•", "+", "x", "o", "%", "&", *_LETTERS), ".o*x+%&" + _LETTERS
+_POINT_SYMBOLS, _ASCII_POINTS = {"test": "◆", "best": "★"}, {"test": "#", "best": "@"}
+_MARK, _ASCII_MARK = "┊", ":"
+
+
+def style_of(colour: str) -> str:
+    """Return Rich's style for text in the colour of a curve."""
+    return f"color({_CODES[colour]})"
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """What the terminal can show, and how much room there is, in characters."""
+
+    width: int
+    height: int
+    colour: bool = True
+    ascii: bool = False
+
+    @classmethod
+    def on(cls, console: Console, width: int, height: int) -> "Canvas":
+        """Return a canvas with what a console can show; a pipe gets no colour."""
+        return cls(width, height, console.is_terminal and not console.no_color, is_ascii(console))
+
+
+def draw(panel: Panel, canvas: Canvas) -> Text:
+    """Return the curves of a panel as a block of text as large as the canvas, or a word of why there are none.
+
+    Args:
+        canvas: size in characters, with axes and labels.
+    """
+    shown = _shown(panel, canvas)
+    if not shown or canvas.width < 16 or canvas.height < 4:
+        return Text("no points yet" if not shown else "", style="dim")
+    figure = plotext.figure
+    plotext.terminal.limit(False, False)  # it would clip to 80 columns in a pipe
+    figure.clear()
+    figure.theme("simple" if canvas.colour else "colorless")
+    figure.plot_size(canvas.width, canvas.height)
+    figure.legend(False)  # it would cover the curves
+    across = _Axis.over(x for _, points in shown for x, _ in points)
+    upward = _Axis.over(y for _, points in shown for _, y in points)
+    _draw_marks(panel, across, canvas)
+    for line, points in shown:
+        _draw_line(
+            line, symbol_of(panel, line, canvas), [(across.place(x), upward.place(y)) for x, y in points], canvas
+        )
+    _label_axes(panel, across, upward, canvas)
+    drawn = figure.build().string()
+    text = Text.from_ansi(drawn.rstrip("\n"))
+    if not canvas.colour:
+        text = Text(text.plain)
+    return Text(text.plain.translate(_BOX_TO_ASCII)) if canvas.ascii else text
+
+
+def heading(panel: Panel, canvas: Canvas, *, with_legend: bool = True) -> list[Text]:
+    """Return title, legend and notes of a panel, in as many lines of the canvas's width as they need."""
+    lines = [Text(shortened(panel.title, canvas.width), style="bold")]
+    for entry in legend(panel, canvas) if with_legend else []:
+        if lines[-1].cell_len + 2 + entry.cell_len > canvas.width:
+            lines.append(Text())
+        if lines[-1]:
+            lines[-1].append("  ")
+        lines[-1].append_text(entry)
+    return [*lines, *(Text(shortened(note, canvas.width), style="yellow") for note in panel.notes)]
+
+
+def mark_lines(panels: Sequence[Panel], canvas: Canvas) -> list[Text]:
+    """Return what the dotted lines of some panels are, each once."""
+    symbol = _ASCII_MARK if canvas.ascii else _MARK
+    found = {(mark.label, mark.colour) for panel in panels for mark in panel.marks if mark.label}
+    return [
+        Text(f"{symbol} {shortened(label, max(4, canvas.width - 2))}", style=style_of(colour) if canvas.colour else "")
+        for label, colour in sorted(found)
+    ]
+
+
+def points_line(canvas: Canvas) -> Text:
+    """Return what the single points of runs are, whose legend names the runs alone."""
+    symbols = _ASCII_POINTS if canvas.ascii else _POINT_SYMBOLS
+    return Text(f"{symbols['best']} best epoch  {symbols['test']} test", style="dim")
+
+
+def legend(panel: Panel, canvas: Canvas) -> list[Text]:
+    """Return what the lines of a panel are, each beside its symbol."""
+    entries: list[Text] = []
+    for line in panel.lines:
+        if line.label and line.points:
+            # As it is drawn: a braille line looks like a stroke.
+            symbol = symbol_of(panel, line, canvas).replace("braille", "·" if line.kind == "samples" else "━")
+            label = shortened(line.label, max(4, canvas.width - 2))
+            entries.append(Text(f"{symbol} {label}", style=style_of(line.colour) if canvas.colour else ""))
+    return entries
+
+
+def symbol_of(panel: Panel, line: Line, canvas: Canvas) -> str:
+    """Return the letter that a line is drawn with, "braille" for the finest."""
+    if line.kind in ("best", "test"):
+        return (_ASCII_POINTS if canvas.ascii else _POINT_SYMBOLS)[line.kind]
+    symbols_of_lines = _ASCII_LINES if canvas.ascii else _LINE_SYMBOLS
+    if line.kind == "samples":
+        return symbols_of_lines[0]
+    others = [each for each in panel.lines if each.kind == "line"]
+    before = next(place for place, each in enumerate(others) if each is line)
+    if canvas.colour and not canvas.ascii:
+        # The colours begin anew after the last; then the symbol is another.
+        before = sum(each.colour == line.colour for each in others[:before])
+    elif any(each.kind == "samples" for each in panel.lines):
+        before += 1
+    return symbols_of_lines[before % len(symbols_of_lines)]
+
+
+def _shown(panel: Panel, canvas: Canvas) -> list[tuple[Line, Points]]:
+    """Return the lines that have points, these as they are drawn: finite, scaled and as many as can be seen."""
+    found = []
+    for line in panel.lines:
+        points = drawn_points(panel, line)
+        if panel.log:
+            points = [(x, math.log10(y)) for x, y in points]
+        if points:
+            found.append((line, _thin(points, 2 * canvas.width)))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """A range of values that is drawn as 0..1.
+
+    plotext gets no other numbers: its own arithmetic aborts the process on ranges such as 1e308 or 5e-324.
+    """
+
+    low: float
+    high: float
+
+    @classmethod
+    def over(cls, values: Iterable[float]) -> "_Axis":
+        """Return the range of the values, widened where they are all alike."""
+        known = list(values)
+        low, high = min(known), max(known)
+        if high - low > abs(high) * 1e-9:
+            return cls(low, high)
+        room = abs(high) * 0.1 or 1.0
+        return cls(low - room, high + room)
+
+    def place(self, value: float) -> float:
+        """Return where a value lies between 0 and 1."""
+        return (value - self.low) / (self.high - self.low)
+
+
+def _draw_marks(panel: Panel, across: _Axis, canvas: Canvas) -> None:
+    # plotext's own vertical line paints its background white under this theme.
+    rows = [row / canvas.height for row in range(canvas.height + 1)]
+    for mark in panel.marks:
+        if across.low < mark.place < across.high:
+            marker = _marker(_ASCII_MARK if canvas.ascii else _MARK, mark.colour, canvas)
+            plotext.figure.draw(plotext.figure.signal([across.place(mark.place)] * len(rows), rows, marker=marker))
+
+
+def _marker(symbol: str, colour: str, canvas: Canvas) -> plotext.marker:
+    return plotext.marker(symbol, _CODES[colour] if canvas.colour else None)
+
+
+def _draw_line(line: Line, symbol: str, points: Points, canvas: Canvas) -> None:
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    signal = plotext.figure.signal(xs, ys, marker=_marker(symbol, line.colour, canvas))
+    if line.kind == "line" and len(points) > 1:
+        signal.lines()
+    plotext.figure.draw(signal)
+
+
+def _label_axes(panel: Panel, across: _Axis, upward: _Axis, canvas: Canvas) -> None:
+    columns = ticks(across.low, across.high, max(3, min(12, canvas.width // 9)), whole=panel.whole)
+    most = max(2, min(8, canvas.height // 2))
+    rows = ticks(upward.low, upward.high, most)
+    rows = rows[:: math.ceil(len(rows) / most)]  # two labels in one row would be written over each other
+    unit = "%" if panel.percent else ""
+    labels = [label + unit for label in _tick_labels(rows)]
+    if panel.log:
+        rows = _log_ticks(upward.low, upward.high, max(3, min(8, canvas.height // 2)))
+        labels = [f"{10**row:.3g}{unit}" for row in rows]
+    for name, axis, places, texts in (("x", across, columns, _tick_labels(columns)), ("y", upward, rows, labels)):
+        ruler = plotext.figure.ruler(name)
+        ruler.lim(0, 1)
+        ruler.ticks([axis.place(place) for place in places], texts)
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Return logarithms of round numbers: powers of ten, with 2 and 5 between them, or evenly spaced ones."""
+    for factors in ((1,), (1, 2, 5)):
+        found = [
+            power + math.log10(factor)
+            for power in range(math.floor(low), math.ceil(high) + 1)
+            for factor in factors
+            if low <= power + math.log10(factor) <= high
+        ]
+        if len(found) >= 3:
+            return found[:: math.ceil(len(found) / most)]
+    return [math.log10(number) for number in ticks(10**low, 10**high, most) if number > 0]
+
+
+def _tick_labels(places: Sequence[float]) -> list[str]:
+    """Return labels with as many digits as tell the ticks apart."""
+    labels: list[str] = []
+    for digits in range(4, 17):
+        labels = [f"{place:.{digits}g}" for place in places]
+        if len(set(labels)) == len(places):
+            break
+    return labels
+
+
+def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+    """Return at most about ``count`` round numbers within low..high: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / count
+    if rough < 1e-300:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    if whole:
+        step = max(1.0, round(step))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+    """Keep the lowest and the highest point of each of ``most`` / 2 stretches: no spike is lost."""
+    if len(points) <= most:
+        return points
+    stretch = math.ceil(len(points) / max(1, most // 2))
+    kept: list[tuple[float, float]] = []
+    for start in range(0, len(points), stretch):
+        part = points[start : start + stretch]
+        kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
+    return kept
+
+
+def arrange(blocks: Sequence[tuple[list[Text], Text]], width: int, columns: int) -> Table:
+    """Return charts with their headings in rows of so many, charts of one row at one height."""
+    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    for _ in range(columns):
+        grid.add_column(width=width, no_wrap=True)
+    for start in range(0, len(blocks), columns):
+        row = blocks[start : start + columns]
+        tallest = max(len(heading) for heading, _ in row)
+        grid.add_row(*(Group(*heading, *[Text()] * (tallest - len(heading)), chart) for heading, chart in row))
+    return grid

@@ -1,0 +1,250 @@
+"""The curves of recorded runs in the terminal: printed once, or followed while a run goes on."""
+
+import statistics
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.text import Text
+
+from tl_cli.tracking.facts import RunFacts
+from tl_cli.training.history import History
+from tl_cli.ui.panels import COLOURS, Panel, Wanted, is_usual, panels
+from tl_cli.ui.terminal import charts
+from tl_cli.ui.terminal.charts import Canvas
+from tl_cli.ui.terminal.console import is_live, is_terminal, plain, shortened
+from tl_cli.ui.terminal.progress import bar, epoch_line, epoch_table, time_left
+from tl_cli.ui.terminal.screen import Display
+
+Shown = Sequence[tuple[RunFacts, History]]
+_TWO_WIDE = 72  # columns, from which on two panels stand side by side
+_LOWEST, _HIGHEST = 8, 22  # rows of a chart
+
+
+def print_curves(console: Console, runs: Shown, wanted: Wanted) -> None:
+    """Print the panels of some runs, what their lines are, and what the runs came to."""
+    histories = [history for _, history in runs]
+    shown = panels(histories, wanted)
+    for line in _titles(console, runs, shown):
+        console.print(line)
+    if not shown:
+        console.print(Text("no points yet", style="dim"))
+        return
+    # Four below each other have no room on a screen, and scroll anyway.
+    fits = is_terminal(console) and _columns(len(shown), console.width) > 1
+    room = console.height - len(runs) - 4 if fits else 0
+    grid, canvas = _grid(console, shown, console.width, room, single=len(runs) == 1)
+    console.print(grid)
+    for line in charts.mark_lines(shown, canvas):
+        console.print(line)
+    if len(runs) > 1 and any(line.kind in ("best", "test") and line.points for panel in shown for line in panel.lines):
+        console.print(charts.points_line(canvas))
+    if len(runs) == 1:
+        for line in _results(histories[0]):
+            console.print(line)
+
+
+class Follower(Protocol):
+    """A context manager that is shown the runs again and again."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def show(self, runs: Shown, wanted: Wanted, trouble: str = "") -> None:
+        """Show how far they are; ``trouble`` says why this may be out of date."""
+
+
+def open_follower(console: Console) -> Follower:
+    """Return a screen that is redrawn where the terminal can show one, else plain lines."""
+    return FollowScreen(console) if is_live(console) else FollowLines(console)
+
+
+class FollowLines:
+    """One line an epoch, for pipes, logs and dumb terminals."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._epochs: dict[str, int] = {}
+        self._steps: dict[tuple[str, str], int] = {}
+        self._trouble = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def show(self, runs: Shown, wanted: Wanted, trouble: str = "") -> None:
+        """Print the epochs that have ended since the last time; of other metrics the latest value."""
+        if trouble and trouble != self._trouble:
+            self._console.print(plain(trouble, "yellow", limit=400), soft_wrap=True)
+        self._trouble = trouble
+        for facts, history in runs:
+            name = f"{facts.name}  " if len(runs) > 1 else ""
+            if is_usual([history], wanted):
+                self._show_epochs(facts, history, name)
+                continue
+            for metric, points in history.others.items():
+                if points and points[-1][0] > self._steps.get((facts.run_id, metric), -1):
+                    step, value = points[-1]
+                    self._steps[facts.run_id, metric] = step
+                    self._console.print(plain(f"{name}step {step:,}  {metric} {value:.6g}"), soft_wrap=True)
+
+    def _show_epochs(self, facts: RunFacts, history: History, name: str) -> None:
+        shown = self._epochs.get(facts.run_id, 0)
+        for place in range(shown, len(history.epochs)):
+            is_best = History(epochs=history.epochs[: place + 1]).best is history.epochs[place]
+            line = epoch_line(history.epochs[place], facts.epochs[1], is_best=is_best)
+            self._console.print(plain(f"{name}{line}"), soft_wrap=True)
+        self._epochs[facts.run_id] = max(shown, len(history.epochs))
+
+
+class FollowScreen:
+    """A full screen of what a run is, how far it is, and its curves.
+
+    It uses the terminal's alternate screen: a resize leaves nothing behind, and what was there before comes back.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._wanted = Wanted()
+        self._runs: Shown = []
+        self._shown = 0
+        self._trouble = ""
+        self._drawn: tuple[object, RenderableType] | None = None
+        self._live = Display(
+            get_renderable=lambda: self, console=console, screen=True, refresh_per_second=2,
+            redirect_stdout=False, redirect_stderr=False,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def show(self, runs: Shown, wanted: Wanted, trouble: str = "") -> None:
+        """Take note; the next refresh shows it."""
+        self._runs, self._wanted, self._trouble = runs, wanted, trouble
+        self._shown += 1
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Lay the screen out for the size that the terminal has now."""
+        width, height = options.max_width, options.height or console.height
+        if not self._runs:
+            yield Text("reading the run", style="dim")
+            return
+        state = (width, height, self._trouble, self._shown)
+        if self._drawn is None or self._drawn[0] != state:
+            self._drawn = (state, Group(*self._lines(console, width, height)))
+        yield self._drawn[1]
+
+    def _lines(self, console: Console, width: int, height: int) -> list[RenderableType]:
+        histories = [history for _, history in self._runs]
+        shown = panels(histories, self._wanted)
+        top: list[RenderableType] = list(_titles(console, self._runs, shown))
+        top += [_progress(facts, history, width, named=len(self._runs) > 1) for facts, history in self._runs]
+        foot: list[RenderableType] = [plain(self._trouble, "yellow")] if self._trouble else []
+        if len(self._runs) == 1:
+            foot += _results(histories[0])
+        foot.append(Text("Ctrl-C leaves; the run goes on", style="dim"))
+        single = len(self._runs) == 1
+        rows = min(6, max(1, (height - len(top) - len(foot)) // 5)) if single and histories[0].epochs else 0
+        room = height - len(top) - len(foot) - (rows + 1 if rows else 0)
+        table = [epoch_table(histories[0].epochs[-rows:], histories[0].best, width)] if rows else []
+        fitting = _fitting(shown, width, room)
+        grid = [_grid(console, fitting, width, room, single=single)[0]] if fitting else []
+        return [*top, *grid, *table, *foot]
+
+
+def _titles(console: Console, runs: Shown, shown: Sequence[Panel]) -> list[Text]:
+    """Return one line a run: its name, and of several the colour and symbol of its curves."""
+    if len(runs) == 1:
+        facts, _ = runs[0]
+        title = plain(shortened(facts.name, max(8, console.width - 24)), "bold")
+        title.append(f"  {facts.short_id}  {facts.status}", style="dim")
+        return [title]
+    lines = []
+    canvas = Canvas.on(console, console.width, 10)
+    for place, (facts, _) in enumerate(runs):
+        symbol = "-"
+        if shown and place < len(shown[0].lines):
+            symbol = charts.symbol_of(shown[0], shown[0].lines[place], canvas).replace("braille", "━")
+        accuracies = [
+            f"{value:.2%} {name}"
+            for name, value in (("val", facts.val_accuracy), ("test", facts.test_accuracy))
+            if value is not None
+        ]
+        rest = "  ".join([facts.short_id, *accuracies] if console.width >= 60 else accuracies)
+        style = charts.style_of(COLOURS[place % len(COLOURS)]) if canvas.colour else ""
+        line = Text(f"{symbol} {shortened(facts.name, max(8, console.width - len(rest) - 4))}", style=style)
+        line.append(f"  {rest}", style="dim" if canvas.colour else "")
+        lines.append(line)
+    return lines
+
+
+def _columns(count: int, width: int) -> int:
+    if width < _TWO_WIDE or count == 1:
+        return 1
+    return 3 if count == 3 and width >= 150 else 2
+
+
+def _grid(
+    console: Console, shown: Sequence[Panel], width: int, room: int, *, single: bool
+) -> tuple[RenderableType, Canvas]:
+    """Return the panels in rows, as high as there is room, or as is good to read where nothing limits it."""
+    columns = _columns(len(shown), width)
+    rows = -(-len(shown) // columns)
+    each = (width - 2 * (columns - 1)) // columns
+    wide = Canvas.on(console, each, 10)
+    headings = [charts.heading(panel, wide, with_legend=single) for panel in shown]
+    tallest = max(len(heading) for heading in headings)
+    height = max(_LOWEST, min(_HIGHEST, room // rows - tallest)) if room else 14
+    canvas = Canvas.on(console, each, height)
+    blocks = [(heading, charts.draw(panel, canvas)) for heading, panel in zip(headings, shown, strict=True)]
+    return charts.arrange(blocks, each, columns), canvas
+
+
+def _fitting(shown: Sequence[Panel], width: int, room: int) -> Sequence[Panel]:
+    """Return as many of the first panels as have room, in full rows."""
+    rows = room // (_LOWEST + 2)
+    return shown[: rows * _columns(len(shown), width)]
+
+
+def _progress(facts: RunFacts, history: History, width: int, *, named: bool) -> RenderableType:
+    done, total = len(history.epochs), facts.epochs[1]
+    of = f"{done}/{total}" if total else f"{done}"
+    left = _left(facts, history) if facts.status == "running" else facts.status
+    label, note = (shortened(facts.name, 20), f"{of}, {left}".removesuffix(", ")) if named else (f"epoch {of}", left)
+    return bar(label, done, total or max(1, done), note, width)
+
+
+def _left(facts: RunFacts, history: History) -> str:
+    """Return how long the phase goes on by its own latest epochs; empty where it has none yet."""
+    done, total = len(history.epochs), facts.epochs[1]
+    if not total or total <= done:
+        return ""
+    ends = [end for end in facts.phase_ends if end < total] + [total]
+    # An epoch of another phase may take a hundredth of the time.
+    start, end = max([0, *(end for end in ends if end <= done)]), next(end for end in ends if end > done)
+    latest = [point.seconds for point in history.epochs[start:][-3:] if point.seconds is not None]
+    return time_left(statistics.median(latest) * (end - done), is_last=end == total) if latest else ""
+
+
+def _results(history: History) -> list[Text]:
+    lines = []
+    best = history.best
+    if best is not None and best.judged is not None:
+        lines.append(Text(f"best: {best.judged[0]:.2%} on validation, epoch {best.epoch}", style="good"))
+    if history.test_accuracy is not None:
+        lines.append(Text(f"test: {history.test_accuracy:.2%}"))
+    return lines

@@ -1,0 +1,197 @@
+"""Recorded runs as tables: the list with spark lines, and what tells some of them apart."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tl_cli.tracking.facts import Differences, RunFacts
+from tl_cli.ui.terminal.console import is_ascii, plain, safe_text, shortened
+from tl_cli.ui.terminal.progress import format_seconds
+
+_SPARK, _ASCII_SPARK = "▁▂▃▄▅▆▇█", "_.,-=+*#"
+_STYLES = {"finished": "", "running": "blue", "failed": "red", "killed": "yellow", "dead": "red", "silent": "yellow"}
+
+
+def print_runs(console: Console, runs: Sequence[RunFacts], *, total: int, where: str, filtered: bool) -> None:
+    """Print the list, and under it what it does not show."""
+    if not runs:
+        said = f"no run in {where} passes the filters" if filtered else f"no runs in {where} yet"
+        console.print(plain(said, limit=400), soft_wrap=True)
+        return
+    console.print(runs_table(console, runs))
+    notes = []
+    if total > len(runs):
+        notes.append(f"{len(runs)} of {total:,} shown; --limit 0 shows all")
+    if any(run.is_best for run in runs):
+        notes.append("* best on validation of its experiment and data")
+    if any(run.status == "dead" for run in runs):
+        notes.append("dead: recorded as running, but its process is gone; tl runs close records its end")
+    if any(run.status == "silent" for run in runs):
+        notes.append("silent: runs elsewhere, not heard of for minutes; tl runs close RUN records its end")
+    for note in notes:
+        console.print(Text(note, style="dim"))
+
+
+def runs_table(console: Console, runs: Sequence[RunFacts]) -> Table:
+    """Return the runs, a row each, with as many columns as fit."""
+    width = console.width
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if width >= 60 else 1, 0, 0), header_style="dim")
+    columns = _columns(console, runs)
+    widths = {name: max(len(name), *(cell.cell_len for cell in cells)) for name, cells in columns.items()}
+    gap = 2 if width >= 60 else 1
+    longest = max(cell_len(run.name) + (2 if run.parent_id else 0) for run in runs)
+    # Names are what people know their runs by: half of a narrow list, if they are long.
+    name_width = min(longest, max(_MIN_NAME, min(36, width // 3)))
+    left = width - name_width - gap - sum(widths[name] + gap for name in _ALWAYS if name != "name")
+    shown = set(_ALWAYS)
+    # Where all went well, how they stand is the least of the news.
+    by_value = _BY_VALUE if any(run.status != "finished" for run in runs) else (*_BY_VALUE[1:], _BY_VALUE[0])
+    for name in by_value:
+        # A column of nothing tells nothing.
+        if name in columns and any(cell.plain.strip(" -") for cell in columns[name]) and widths[name] + gap <= left:
+            shown.add(name)
+            left -= widths[name] + gap
+    name_width = min(longest, name_width + max(0, left))
+    for name in columns:
+        if name in shown:
+            table.add_column(name, no_wrap=True, justify="right" if name in _NUMBERS else "left")
+    for place, run in enumerate(runs):
+        cells = []
+        for name, column in columns.items():
+            if name in shown:
+                cells.append(_name(run, name_width) if name == "name" else column[place])
+        table.add_row(*cells)
+    return table
+
+
+# What every list has, and what joins it as long as there is room.
+_ALWAYS = ("id", "name", "val")
+_BY_VALUE = ("status", "curve", "test", "epochs", "started", "time", "data", "model", "experiment")
+_NUMBERS = frozenset(("val", "test", "epochs", "time", "started"))
+_MIN_NAME = 10
+_LONGEST_KEY = 24
+
+
+def _columns(console: Console, runs: Sequence[RunFacts]) -> dict[str, list[Text]]:
+    now = time.time()
+    several = len({run.experiment for run in runs}) > 1
+    cells: dict[str, list[Text]] = {
+        "id": [Text(run.short_id, style="mark") for run in runs],
+        "name": [Text() for _ in runs],  # as wide as there is room
+        "status": [Text(run.status, style=_STYLES.get(run.status, "")) for run in runs],
+        "curve": [Text(spark(run.curve, 12, ascii_only=is_ascii(console)), style="val") for run in runs],
+        "val": [_accuracy(run.val_accuracy, mark="*" if run.is_best else "") for run in runs],
+        "test": [_accuracy(run.test_accuracy) for run in runs],
+        "epochs": [_epochs(run) for run in runs],
+        "model": [plain(shortened(run.model or "-", 24)) for run in runs],
+        "data": [plain(shortened(_tail(run.data), 18)) for run in runs],
+        "started": [Text(_ago(now - run.started)) for run in runs],
+        "time": [Text(format_seconds(run.seconds)) for run in runs],
+    }
+    if several:
+        cells["experiment"] = [plain(shortened(run.experiment, 16)) for run in runs]
+    return cells
+
+
+def _name(run: RunFacts, width: int) -> Text:
+    indent = "  " if run.parent_id else ""
+    return plain(indent + shortened(run.name, max(4, width - len(indent))), "bold" if run.is_best else "")
+
+
+def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
+    """Return a curve as a line of blocks, from its lowest value to its highest; of a long one the ends of stretches.
+
+    What is no number has no block.
+    """
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return ""
+    letters = _ASCII_SPARK if ascii_only else _SPARK
+    count = min(len(values), width)
+    picked = [values[round((place + 1) * len(values) / count) - 1] for place in range(count)]
+    low, high = min(values), max(values)
+    if high == low or not math.isfinite(high - low):
+        return letters[len(letters) // 2] * count
+    return "".join(letters[round((value - low) / (high - low) * (len(letters) - 1))] for value in picked)
+
+
+def print_differences(console: Console, apart: Differences, alike: Mapping[str, str]) -> None:
+    """Print settings, machines and results that differ, a column a run."""
+    names = [f"{run.name} ({run.short_id})" for run in apart.runs]
+    if apart.settings:
+        _print_block(console, "set differently", names, {key.replace("_", "-"): v for key, v in apart.settings.items()})
+    else:
+        console.print("no setting differs")
+    if apart.made_with:
+        console.print()
+        _print_block(console, "made with", names, apart.made_with)
+    if apart.results:
+        console.print()
+        results = {key: [_result(key, value) for value in values] for key, values in apart.results.items()}
+        _print_block(console, "came to", names, results)
+    if alike:
+        console.print()
+        shown: dict[str, Sequence[str | None]] = {key.replace("_", "-"): [value] for key, value in alike.items()}
+        _print_block(console, "equal in all", [""], shown)
+    elif apart.alike:
+        console.print(Text(f"{apart.alike} settings are equal; --all shows them", style="dim"))
+
+
+def _print_block(console: Console, title: str, names: Sequence[str], rows: Mapping[str, Sequence[str | None]]) -> None:
+    """Print a row a setting, or a block of rows a setting where the terminal is too narrow for a column a run."""
+    first = max(len(title), *(min(_LONGEST_KEY, cell_len(safe_text(key))) for key in rows))
+    room = (console.width - first - 2 * len(names)) // len(names)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    if room >= 12:
+        table.add_column(title, no_wrap=True, style="dim")
+        for name in names:
+            table.add_column(plain(shortened(name, room)), overflow="fold", max_width=room)
+        for key, values in rows.items():
+            table.add_row(plain(shortened(key, first)), *(_value(value) for value in values))
+        console.print(table)
+        return
+    lines: list[RenderableType] = [Text(title, style="bold")]
+    for key, values in rows.items():
+        lines.append(plain(shortened(key, console.width), "dim"))
+        for name, value in zip(names, values, strict=True):
+            short = shortened(name, max(6, console.width // 2 - 2))
+            lines.append(Text(f"  {short}  ") + _value(value))
+    console.print(Group(*lines))
+
+
+def _value(value: str | None) -> Text:
+    return Text("not recorded", style="dim") if value is None else plain(value or "-", limit=400)
+
+
+def _result(key: str, value: float | None) -> str | None:
+    if value is None:
+        return None
+    if key.endswith("accuracy"):
+        return f"{value:.2%}"
+    return format_seconds(value) if key.endswith("seconds") else f"{value:.4g}"
+
+
+def _accuracy(value: float | None, *, mark: str = "") -> Text:
+    return Text("-" if value is None else f"{mark}{value:.2%}", style="good" if mark else "")
+
+
+def _epochs(run: RunFacts) -> Text:
+    done, total = run.epochs
+    return Text("-" if done is None else f"{done}" if total in (None, done) else f"{done}/{total}")
+
+
+def _tail(source: str | None) -> str:
+    """Return the name at the end of a path."""
+    return (source or "-").rstrip("/").rpartition("/")[2]
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400 * 7, "w"), (86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size or (unit == "min" and seconds >= 60):
+            return f"{seconds / size:.0f} {unit} ago"
+    return "now"

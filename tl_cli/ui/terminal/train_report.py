@@ -1,0 +1,160 @@
+"""What is printed before and after a run."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_cli.evaluation.scores import class_scores
+from tl_cli.inspection.freeze_plan import freeze_plan
+from tl_cli.training.config import TrainConfig
+from tl_cli.training.forecast import Estimate
+from tl_cli.training.history import History
+from tl_cli.training.outcome import Outcome
+from tl_cli.training.phases import lr_factor
+from tl_cli.training.plan import Plan
+from tl_cli.ui import panels
+from tl_cli.ui.panels import TRAIN_COLOUR, Line, Panel
+from tl_cli.ui.terminal import charts, tables
+from tl_cli.ui.terminal.charts import Canvas
+from tl_cli.ui.terminal.console import plain
+from tl_cli.ui.terminal.progress import format_seconds
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Print what will be trained on what, and what each part of the model does in each phase."""
+    counts = ", ".join(f"{len(images):,} {name}" for name, images in plan.data.parts.items())
+    how = plan.classifier.preprocessing
+    shape = {"center": "", "squash": ", squashed", "border": ", padded"}[how.crop_mode]
+    counts += f", at {how.crop} px{shape}"
+    console.print(plain(f"{plan.config.model}  {plan.classifier.weights.name}", "bold"))
+    console.print(plain(f"{plan.data.spec.source}: {len(plan.data.classes)} classes, {counts}"))
+    if plan.classifier.head_start is not None:
+        console.print(plain(f"head: {plan.classifier.head_start.reason}", limit=4000))
+    for note in plan.classifier.notes:
+        console.print(plain(f"weights: {note}", limit=4000))
+    notes = [*plan.data.notes]
+    if "test" not in plan.data.parts:
+        notes.append("the data bring no test images: no test accuracy will be claimed")
+    if plan.crop_note is not None:
+        notes.append(plan.crop_note)
+    notes += plan.cache_notes
+    for note in notes:
+        console.print(plain(f"note: {note}", "yellow"))
+    console.print()
+    parts = freeze_plan(plan.classifier, [partial(plan.strategy.freeze_for, phase) for phase in plan.phases])
+    console.print(tables.freeze_table(parts, plan.phases, console.width))
+    for line in _refinements(plan):
+        console.print(plain(line, "dim"))
+    console.print()
+
+
+def _refinements(plan: Plan) -> list[str]:
+    """Say what the table of parts does not show: where freezing ends, how rates fall, what head features miss."""
+    config, strategy, lines = plan.config, plan.strategy, []
+    if strategy.frozen_layers:
+        count = strategy.frozen_layers
+        lines.append(
+            f"frozen throughout: the first {count} of {len(strategy.layers)} layers, until {config.freeze_until}"
+        )
+    if config.layer_decay < 1 and len(plan.phases) > 1 - (config.freeze_epochs == 0):
+        lowest = strategy.layers[strategy.frozen_layers]
+        above = len(strategy.layers) - 2 - strategy.frozen_layers
+        rate = config.unfreeze_lr * config.layer_decay**above
+        lines.append(
+            f"layer decay {config.layer_decay:g}: from {config.unfreeze_lr:g} down to {rate:.2g} at {lowest.name}"
+        )
+    if plan.probed:
+        lines.append(f"probe: {plan.machine.describe()} ({plan.probed})")
+    lines += [f"{p.title} trains on {plan.cached[p.first].describe()}" for p in plan.phases if plan.uses_cache(p)]
+    if any(phase.name == "head" and plan.uses_cache(phase) for phase in plan.phases):
+        idle = [flag for flag, used in _IMAGE_ONLY if used(config)]
+        if idle:
+            lines.append(f"{', '.join(idle)}: not in the head phase, which trains on cached features")
+    return lines
+
+
+_IMAGE_ONLY: tuple[tuple[str, Callable[[TrainConfig], bool]], ...] = (
+    ("MixUp", lambda config: config.mixup > 0),
+    ("CutMix", lambda config: config.cutmix > 0),
+    ("automatic augmentation", lambda config: config.auto_augment != "none"),
+    ("random erasing", lambda config: config.random_erasing > 0),
+)
+
+
+def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
+    """Print every setting with its reason, the learning rate's curve and an estimate."""
+    console.print(tables.settings_table(plan.resolved))
+    console.print()
+    console.print(Text("learning rate of the head by step", style="bold"))
+    canvas = Canvas.on(console, min(console.width, 100), 10)
+    if plan.config.schedule == "plateau":
+        console.print(Text("lowered when validation stops improving; until then:", style="dim"))
+    console.print(charts.draw(Panel("learning rate", [Line(_lr_points(plan), TRAIN_COLOUR)]), canvas))
+    console.print()
+    width = max(map(len, forecast.seconds)) + 1
+    for name, seconds in forecast.seconds.items():
+        console.print(f"{name:<{width}} about {format_seconds(seconds)}")
+    console.print(f"{'total':<{width}} about {format_seconds(forecast.total)}", style="bold")
+    console.print(f"{'memory':<{width}} about {forecast.memory_bytes / 1e9:.1f} GB on {plan.machine.describe()}")
+    console.print("dry run: nothing was trained or recorded", style="dim")
+
+
+def print_outcome(console: Console, plan: Plan, history: History, outcome: Outcome) -> None:
+    """Print the curves and what the run came to."""
+    best = history.best
+    width = min(console.width, 120)
+    both = width >= 72
+    canvas = Canvas.on(console, (width - 2) // 2 if both else width, 10)
+    if not console.quiet:
+        shown = [panels.loss_by_step([history]), panels.accuracy_by_epoch([history])]
+        console.print(
+            charts.arrange([(charts.heading(p, canvas), charts.draw(p, canvas)) for p in shown], canvas.width, 1 + both)
+        )
+        for line in charts.mark_lines(shown, canvas):
+            console.print(line)
+    counters = outcome.counters
+    lines: list[tuple[str, str, str]] = []
+    if outcome.test is not None:
+        lines.append(("test accuracy", tables.format_accuracy(outcome.test.accuracy), "bold good"))
+        lines.append(("", f"95% interval, {outcome.test.accuracy.count:,} images, looked at once", "dim"))
+    if best is not None:
+        lines.append(("validation", f"{counters.best_val_accuracy:.2%} at its best, epoch {counters.best_epoch}", ""))
+        if not best.lr_backbone and any(point.lr_backbone for point in history.epochs):
+            lines.append(
+                ("", "reached before unfreezing; a lower --unfreeze-lr or more epochs may improve on it", "dim")
+            )
+    if outcome.clean_train is not None:
+        lines.append(("clean train", tables.format_accuracy(outcome.clean_train.accuracy), ""))
+    if outcome.gap is not None:
+        lines.append(("gap", f"{100 * outcome.gap:+.2f} points between training and test images", ""))
+    speeds = [p.images_per_second for p in history.epochs if p.images_per_second and p.lr_backbone]
+    speed = f", {sorted(speeds)[len(speeds) // 2]:,.0f} images/s in fine-tuning" if speeds else ""
+    lines.append(("time", f"{format_seconds(counters.seconds)} in epochs{speed}", ""))
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, value, style in lines:
+        grid.add_row(Text(name, style="dim"), Text(value, style=style))
+    console.print(grid)
+    if outcome.test is not None:
+        console.print()
+        console.print(Text("accuracy by class, weakest first", style="bold"))
+        console.print(tables.class_table(class_scores(outcome.test.confusion), plan.data.classes, console))
+
+
+def print_next(console: Console, done: str, commands: Sequence[str]) -> None:
+    """Print what was done and the commands to try next."""
+    console.print(Text(f"\n{done}. Next:"), soft_wrap=True)
+    for command in commands:
+        console.print(Text(f"  {command}", style="mark"), soft_wrap=True)
+
+
+def _lr_points(plan: Plan) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
+    for phase in plan.phases:
+        before, total = plan.steps_before(phase), plan.steps_of(phase)
+        for step in range(0, total, max(1, total // 200)):
+            factor = lr_factor(plan.config.schedule, plan.config.warmup, step, total)
+            points.append((float(before + step + 1), phase.lr_head * factor))
+    return points
