@@ -19,7 +19,7 @@ from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
 from tl_cli.training import plan as setup
 from tl_cli.training.events import EpochEnded, Event, StepEnded
-from tl_cli.training.fit import _is_enough, fit
+from tl_cli.training.fit import _should_stop_early, fit
 from tl_cli.training.plan import new_state
 from tl_cli.training.state import BEST_FOLDER, Every, Saver, checkpoints
 
@@ -135,7 +135,7 @@ def test_where_the_best_model_is_lost_the_best_of_what_is_left_is_kept(saved_run
         if said:
             assert said in problems[0]
             assert state.counters.is_better(0.0, 9.0)
-            assert not _is_enough(replace_config(plan, early_stop=1), plan.phases[-1], state.counters)
+            assert not _should_stop_early(replace_config(plan, early_stop=1), plan.phases[-1], state.counters)
     # That of an epoch which comes again: it is the best then too, and what it has replaced is gone.
     for each in (folder / BEST_FOLDER).iterdir():
         shutil.copy(each, tmp_path / BEST_FOLDER)

@@ -17,6 +17,7 @@ from tests.training.test_fit import plan_for, run, stopped_and_resumed
 from tl_cli.contract import Calibration
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
+from tl_cli.evaluation.task import SINGLE_LABEL
 from tl_cli.models.zoo import registry
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.ema import Average
@@ -171,7 +172,7 @@ def test_accumulation_equals_the_large_batch_to_rounding(smoothing: float, weigh
     weights = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64) if weighted else None
     if mixup and weighted:
         weights = weights.float() if weights is not None else None
-    objective = Objective(3, smoothing, weights.double() if weights is not None else None, mixup=mixup)
+    objective = Objective(SINGLE_LABEL, 3, smoothing, weights.double() if weights is not None else None, mixup=mixup)
     if mixup:
         # Targets come as float32; the comparison is in double.
         prepare = objective.prepare(batch, 1)
@@ -188,7 +189,7 @@ def soft_gradients(accumulate: int, objective: Objective, mixed: Batch) -> dict[
         def prepare(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
             return mixed.inputs, mixed.labels
 
-    plain = Prepared(objective.num_classes, objective.label_smoothing, objective.class_weights)
+    plain = Prepared(SINGLE_LABEL, objective.num_classes, objective.label_smoothing, objective.class_weights)
     return gradients(accumulate, plain, Batch(mixed.inputs, mixed.labels.argmax(1)))
 
 

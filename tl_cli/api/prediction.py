@@ -19,6 +19,7 @@ from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError
 from tl_cli.evaluation.logits import outputs
 from tl_cli.evaluation.predicting import NOT_FINITE
+from tl_cli.evaluation.task import TASKS
 from tl_cli.models.zoo.registry import Classifier
 
 _MOST_IN_A_BATCH = 64
@@ -77,8 +78,9 @@ def predict(
             # What is unknown is no label.
             yield Batch(normalise(images, how), torch.full((len(inputs),), -1))
 
+    task = TASKS[classifier.task]
     for _, logits in outputs(network, batches(), at_once=machine.at_once):
-        rows = iter(classifier.probabilities(logits).cpu())
+        rows = iter(task.probabilities(logits.float(), classifier.temperature).cpu())
         yield from (
             each if isinstance(each, Prediction) else _prediction(each, next(rows)) for each in underway.popleft()
         )

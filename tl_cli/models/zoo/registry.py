@@ -1,6 +1,5 @@
 """Which architectures there are, how one is built, and which of its modules are the head."""
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from tl_cli.contract import ModelCard, Preprocessing, WeightsTag
+from tl_cli.contract import ModelCard, Preprocessing, TaskName, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, first_line, suggest
 from tl_cli.io.download import Missing, Progress, silent
 from tl_cli.models import bundle
@@ -40,6 +39,7 @@ class Classifier:
         build_options: arguments of the architecture that depend on the weights (ViT's image_size).
         temperature: of the probabilities, from the saved model; 1 for any other.
         notes: what was taken from a checkpoint that holds more than weights, for people.
+        task: what its outputs mean; that of the saved model.
     """
 
     name: str
@@ -51,14 +51,7 @@ class Classifier:
     build_options: dict[str, int] = field(default_factory=dict)
     temperature: float = 1.0
     notes: tuple[str, ...] = ()
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return what the classifier predicts from its logits, (B, num_classes) float32.
-
-        A row is NaN where a logit is NaN or infinite.
-        """
-        scaled = logits.float() / self.temperature
-        return scaled.softmax(1).where(scaled.isfinite().all(1, keepdim=True), math.nan)
+    task: TaskName = "single-label"
 
     @property
     def head_is_new(self) -> bool:
@@ -407,6 +400,7 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
         choose_start(None, count=len(card.classes), classes=None, outputs=len(card.classes), known=None),
         card.build_options,
         card.calibration.temperature,
+        task=card.data.task,
     )
     return classifier, card
 
