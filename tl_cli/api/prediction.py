@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Autocasting, Machine, choose_device, default_workers, eval_batch
+from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
 from tl_cli.contract import Preprocessing
 from tl_cli.data.batches import Batch
 from tl_cli.data.preprocess import normalise, read_input
@@ -59,12 +59,12 @@ def predict(
     Raises:
         UsageError: the device is not there.
     """
-    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    machine = inference_machine(device)
     machine.place(classifier.model)
     network = Autocasting(classifier.model, machine)
     how = classifier.preprocessing
     size = batch_size or min(_MOST_IN_A_BATCH, eval_batch(machine.device, how.crop))
-    threads = default_workers() if workers is None else workers
+    threads = worker_count(workers)
     # Of each batch that is on its way: what its pictures are called, and which of them it holds.
     underway: deque[list[Prediction | str]] = deque()
 

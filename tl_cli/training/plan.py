@@ -15,10 +15,10 @@ from tl_cli.compute.device import (
     bf16_is_fast,
     choose_device,
     cores,
-    default_workers,
     eval_batch,
     idle_cores,
     prepare_machine,
+    worker_count,
 )
 from tl_cli.contract import Columns, DataSpec, ModelCard, WeightsTag
 from tl_cli.data.augment.transforms import Augmentation
@@ -300,7 +300,7 @@ def prepare(
     device = choose_device(early.device)
     # A number in a file may be written as another type; what is resolved is what was checked.
     flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
-    workers = early.workers if "workers" in given else default_workers()
+    workers = worker_count(early.workers if "workers" in given else None)
     spec = _data_spec(early)
     if then is not None:
         spec = spec.model_copy(update={"layout": then.layout, "splits": then.splits})
@@ -378,7 +378,7 @@ def foresee(
         images = round(min(early.limit or parts["train"], parts["train"]) * (share - 0.1 * (len(parts) == 1)))
         classes, native_size, sizes, uneven = known.classes, known.pixels, None, 1.0
     elif num_classes is None or Path(source).exists():
-        data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=default_workers(), progress=progress)
+        data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=worker_count(), progress=progress)
         images, native_size, classes = len(data.parts["train"]), data.native_size, len(data.classes)
         sizes, uneven = data.sizes, imbalance(data.parts["train"].labels, classes)
     else:
