@@ -22,8 +22,7 @@ def test_outputs_and_gradients_are_torchs_on_every_small_map(
         for bias in (True, False):
             conv = nn.Conv2d(6, 6, kernel, stride, padding, groups=groups, bias=bias).double()
             conv.to(memory_format=layout)
-            if not is_known(conv):
-                continue
+            assert is_known(conv)
             expected, output = conv(maps), convolve(conv, maps, conv.weight, conv.bias)
             torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
             by = (maps, *conv.parameters())
