@@ -38,6 +38,11 @@ def test_the_likeliest_class_is_the_decision() -> None:
     assert SINGLE_LABEL.confidence(probabilities).numpy() == pytest.approx(softmax(LOGITS.numpy(), axis=1).max(1))
 
 
+def test_labels_have_the_names_of_their_classes() -> None:
+    assert SINGLE_LABEL.label_names(LABELS, ("a", "b", "c")) == ["a", "c", "c", "c"]
+    assert SINGLE_LABEL.label_names(np.array([1, 0]), ("a", "b", "c")) == ["b", "a"]
+
+
 def test_a_mixed_image_counts_for_its_largest_share() -> None:
     shares = torch.tensor([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0]])
     assert SINGLE_LABEL.is_correct(LOGITS[:2], shares).tolist() == [True, False]

@@ -1,12 +1,13 @@
 """What a task is: its loss, its decision and what its scores count. Everything else uses it through ``Task``.
 
-A served model runs this file: it imports torch alone.
+A served model runs this file: it imports torch and NumPy alone.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -55,6 +56,9 @@ class Task(Protocol):
 
     def names(self, probabilities: Tensor, classes: Sequence[str]) -> list[str]:
         """Return the decision on each image as text."""
+
+    def label_names(self, labels: Tensor | np.ndarray, classes: Sequence[str]) -> list[str]:
+        """Return the labels of each image as text."""
 
     def is_among_likeliest(self, logits: Tensor, labels: Tensor, count: int) -> Tensor | None:
         """Return whether the truth is among the likeliest classes, (N,) bool; None where that says nothing."""
@@ -105,6 +109,10 @@ class SingleLabel:
     def names(self, probabilities: Tensor, classes: Sequence[str]) -> list[str]:
         """Return the name of the likeliest class."""
         return [classes[index] for index in probabilities.argmax(1).tolist()]
+
+    def label_names(self, labels: Tensor | np.ndarray, classes: Sequence[str]) -> list[str]:
+        """Return the name of the class."""
+        return [classes[index] for index in labels.tolist()]
 
     def is_among_likeliest(self, logits: Tensor, labels: Tensor, count: int) -> Tensor | None:
         """Return whether the true class is one of the ``count`` likeliest; None where there are no more classes."""

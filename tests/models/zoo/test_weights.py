@@ -102,7 +102,7 @@ def test_a_saved_model_survives_the_trip(tmp_path: Path) -> None:
 
 def test_a_saved_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
     bundle.save(tmp_path, trained(), card(("a", "b", "c")))
-    with pytest.raises(WeightsError, match=f"are of {NAME}, not of resnet18"):
+    with pytest.raises(WeightsError, match=f"are for {NAME}, not for resnet18"):
         registry.create("resnet18", 3, weights=str(tmp_path))
 
 
@@ -510,7 +510,7 @@ def test_a_folder_that_timm_has_saved_is_read_with_classes_and_preprocessing(tmp
     assert (loaded.preprocessing.mean, loaded.preprocessing.crop, loaded.preprocessing.resize) == (
         (0.1, 0.2, 0.3), 64, 128
     )  # fmt: skip
-    with pytest.raises(WeightsError, match="are of timm/test_resnet, not of resnet18"):
+    with pytest.raises(WeightsError, match="are for timm/test_resnet, not for resnet18"):
         registry.create("resnet18", 3, weights=str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(WeightsError, match=r"config.json is not what timm writes: architecture is missing"):
