@@ -1,10 +1,6 @@
 """What a run leaves on the disk is whole, or is seen not to be."""
 
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.test_fit import plan_for
-from tests.training.test_resume import SMALL, bits
+from tests.support.full_disk import largest_file
+from tests.support.training import SMALL, bits, plan_for
 from tl_cli.errors import DivergedError, StorageError, UsageError, WeightsError
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
@@ -196,19 +192,6 @@ def test_a_model_whose_saving_was_cut_short_is_whole_at_every_moment(saved_run, 
         monkeypatch.setattr(Path, "replace", renamed)
         # The old one until the new weights are there, and then the new one.
         assert bundle.verified_card(target).epoch == (1 if cut < 3 else 2)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond this, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written_costs_nothing(saved_run, tmp_path: Path) -> None:

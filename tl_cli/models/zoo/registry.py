@@ -357,7 +357,7 @@ def _outputs_of(found: Pretrained | None, architecture: str) -> int:
 
 
 def _start_from_zero(head: list[nn.Module]) -> None:
-    """Set a new linear head to zero: all classes are equally likely, and the first loss is log(num_classes) (as in BiT).
+    """Set a new linear head to zero: all classes are equally likely, and the first loss log(num_classes) (as in BiT).
 
     Some libraries scale the head's random weights by the number of classes: EfficientNet's first loss is then 14 for
     10 classes. A convolution before a ReLU (SqueezeNet) would never leave zero and keeps its own start.
