@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from tests.support.splitmix import SplitMix64, reference
 from tl_cli.data.augment.mixing import mix
 from tl_cli.data.augment.transforms import Stream, uniform
 from tl_cli.data.batches import balanced_order, epoch_order
@@ -16,27 +17,6 @@ from tl_cli.randomness import Purpose, generator, mixed, splitmix64
 # The outputs for seed 1234567 that Rosetta Code gives for the author's own C code (https://prng.di.unimi.it/splitmix64.c).
 PUBLISHED = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821)
 SEEDS = (0, 1, 2, 3, (1 << 32) - 1, 1 << 32, (1 << 63) - 2, (1 << 63) - 1)
-
-
-class SplitMix64:
-    """The author's code, line by line, on Python's integers."""
-
-    def __init__(self, state: int) -> None:
-        self.state = state
-
-    def next(self) -> int:
-        self.state = (self.state + 0x9E3779B97F4A7C15) % 2**64
-        z = self.state
-        z = (z ^ z // 2**30) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ z // 2**27) * 0x94D049BB133111EB % 2**64
-        return z ^ z // 2**31
-
-
-def reference(seed: int, *counters: int) -> int:
-    bits = SplitMix64(seed % 2**64).next()
-    for counter in counters:
-        bits = SplitMix64((bits + counter) % 2**64).next()
-    return bits
 
 
 def test_splitmix64_gives_the_published_outputs() -> None:

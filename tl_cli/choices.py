@@ -3,6 +3,7 @@
 from typing import Literal
 
 RecipeName = Literal["default", "fast", "blog"]
+# Classes of torch.optim in lower case: another one needs no more than its name here.
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["constant", "cosine", "one-cycle", "plateau"]
 AugmentName = Literal["none", "shift", "flip", "flip-shift", "flip-crop", "blog"]

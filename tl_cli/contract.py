@@ -127,6 +127,10 @@ class Columns(Fact):
 
 USUAL_COLUMNS = Columns()
 
+TaskName = Literal["single-label"]
+# How probabilities follow from the logits of a model, for people.
+PROBABILITIES: dict[TaskName, str] = {"single-label": "softmax(logits / temperature)"}
+
 
 class DataSpec(Fact):
     """What is needed to find the same images and the same split again.
@@ -142,6 +146,7 @@ class DataSpec(Fact):
         on_bad_image: what happens to files that cannot be decoded: they are named, or left out before the split.
         columns: of a CSV, as they were named.
         max_pixels: how many may be decoded of a picture; None is the usual limit.
+        task: what the labels are, and so what a model learns of them.
         splits: the parts that came out.
     """
 
@@ -155,6 +160,7 @@ class DataSpec(Fact):
     on_bad_image: Literal["error", "skip"] = "error"
     columns: Columns = USUAL_COLUMNS
     max_pixels: Annotated[int, Field(ge=1, le=1 << 40)] | None = None
+    task: TaskName = "single-label"
     splits: dict[SplitName, Split] = {}
 
 

@@ -70,6 +70,14 @@ def test_a_copy_of_a_network_runs_on_its_own() -> None:
         torch.testing.assert_close(twin(images), own)
 
 
+def test_workers_are_as_given_or_one_per_core_and_at_most_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, expected in [(1, 1), (4, 4), (64, 8)]:
+        monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
+        assert machine.worker_count() == expected
+        assert machine.worker_count(0) == 0
+        assert machine.worker_count(12) == 12
+
+
 def test_features_pass_as_they_are() -> None:
     head = torch.nn.Linear(4, 2)
     features = torch.randn(3, 4)
@@ -100,7 +108,7 @@ def test_a_cpu_is_never_said_to_be_fast_in_bf16_unmeasured() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused() -> None:
-    with pytest.raises(UsageError, match="torch sees no CUDA device here; use --device cpu or auto"):
+    with pytest.raises(UsageError, match="torch finds no CUDA device here; use --device cpu or auto"):
         choose_device("cuda")
 
 

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tl_cli.compute import small_maps
-from tl_cli.compute.fused import Shortcut, find_shortcuts, lent
+from tl_cli.compute.fused import Shortcut, find_shortcuts, installed
 from tl_cli.models import freezing
 from tl_cli.models.zoo import registry
 
@@ -80,7 +79,7 @@ def test_logits_and_gradients_are_those_without_shortcuts(name: str, size: int, 
     inputs = images(size).contiguous(memory_format=layout)
     plain = answers(model, inputs)
     for fold in (False, True):
-        with lent(shortcuts, fold=fold, least=0):
+        with installed(shortcuts, fold=fold, least=0):
             assert_same(answers(model, inputs), plain)
 
 
@@ -147,7 +146,7 @@ def test_rounding_that_grows_through_the_network_keeps_nothing_from_being_folded
     inputs = images(8, 1).float()
     assert [shortcut.norm for shortcut in found(model, 8)] == [model[1], model[4]]
     with torch.no_grad():
-        with lent(found(model, 8), fold=True, least=0):
+        with installed(found(model, 8), fold=True, least=0):
             folded = model(inputs)
         # Or the test would prove nothing.
         assert float((folded - model(inputs)).abs().max()) > 0.01 * float(folded.abs().max())
@@ -169,7 +168,7 @@ def test_a_norm_that_trains_is_not_folded() -> None:
     model.double().train()
     plain, other = copy.deepcopy(model), model
     wanted = answers(plain, images(32))
-    with lent(shortcuts, fold=True, least=0):
+    with installed(shortcuts, fold=True, least=0):
         assert_same(answers(other, images(32)), wanted)
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(other.state_dict()[key], value)
@@ -180,7 +179,7 @@ def test_frozen_parts_get_no_gradient_and_buffers_are_bit_identical() -> None:
     model = classifier.model
     before = copy.deepcopy(model.state_dict())
     freezing.freeze_backbone(model, classifier.head_modules)
-    with lent(found(model, 32), fold=True, least=0):
+    with installed(found(model, 32), fold=True, least=0):
         model.train()(images(32).float()).square().sum().backward()
     assert {name.rpartition(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {*classifier.head}
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -192,7 +191,7 @@ def test_finding_and_lending_leave_the_network_as_it_was() -> None:
     model.train()
     before = {name: (module.training, dict(module.__dict__)) for name, module in model.named_modules()}
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    with lent(found(model, 32), fold=True):
+    with installed(found(model, 32), fold=True):
         assert [name for name, _ in model.named_modules()] == list(before)
         assert list(model.state_dict()) == list(state)
     assert {name: (m.training, dict(m.__dict__)) for name, m in model.named_modules()} == before
@@ -202,14 +201,14 @@ def test_finding_and_lending_leave_the_network_as_it_was() -> None:
 
 def test_a_network_is_itself_again_after_an_error() -> None:
     model = trained("resnet18", 32).model
-    with pytest.raises(RuntimeError), lent(found(model, 32), fold=True):
+    with pytest.raises(RuntimeError), installed(found(model, 32), fold=True):
         model(torch.zeros(1, 4, 32, 32))
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_a_copy_made_meanwhile_computes_with_its_own_weights() -> None:
     model = trained("resnet18", 32).model.eval()
-    with lent(found(model, 32), fold=True, least=0), torch.no_grad():
+    with installed(found(model, 32), fold=True, least=0), torch.no_grad():
         twin = copy.deepcopy(model)
         for parameter in twin.parameters():
             parameter.mul_(0.5)
@@ -226,45 +225,14 @@ def test_weights_that_change_between_passes_are_seen() -> None:
         for parameter in model.parameters():
             parameter.mul_(0.9)
         wanted = model(inputs)
-        with lent(shortcuts, fold=True, least=0):
+        with installed(shortcuts, fold=True, least=0):
             torch.testing.assert_close(model(inputs), wanted)
 
 
 def test_bf16_trains_with_depthwise_convolutions_in_float32() -> None:
     conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), conv)
-    with lent(found(model, 8), fold=True), torch.autocast("cpu", dtype=torch.bfloat16):
+    with installed(found(model, 8), fold=True), torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(torch.randn(2, 3, 8, 8)).dtype == torch.float32
         with torch.no_grad():
             assert model(torch.randn(2, 3, 8, 8)).dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("groups", [1, 2, 6])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 4), (5, 3), (2, 7)])
-def test_every_kernel_equals_itself_on_every_small_map(
-    shape: tuple[int, int], groups: int, layout: torch.memory_format
-) -> None:
-    torch.manual_seed(0)
-    inputs = torch.randn(16, 6, *shape, dtype=torch.float64).contiguous(memory_format=layout)
-    for kernel, stride, padding in [(1, 1, 0), (3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 2), (7, 1, 3), (3, 1, 2)]:
-        for bias in (True, False):
-            conv = nn.Conv2d(6, 6, kernel, stride, padding, groups=groups, bias=bias).double()
-            conv.to(memory_format=layout)
-            plain = answers(conv, inputs)
-            with lent([Shortcut(conv)], fold=False):
-                assert_same(answers(conv, inputs), plain)
-
-
-@pytest.mark.parametrize(
-    ("kernel", "padding", "groups"), [(1, 1, 4), (1, 1, 1), (3, 3, 4), (2, 2, 1), (3, 2, 4), (3, 1, 4)]
-)
-def test_a_kernel_that_meets_only_padding_is_left_to_torch(kernel: int, padding: int, groups: int) -> None:
-    conv = nn.Conv2d(4, 4, kernel, padding=padding, groups=groups)
-    if not small_maps.is_known(conv):
-        assert padding >= kernel
-        return
-    for side in (1, 2, 3):
-        maps = torch.randn(16, 4, side, side)
-        expected = conv(maps)
-        torch.testing.assert_close(small_maps.convolve(conv, maps, conv.weight, conv.bias), expected)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from tests.models.test_layers import on_meta
+from tests.support.zoo import on_meta
 from tl_cli.errors import UsageError
 from tl_cli.inspection.freeze_plan import freeze_by_name, freeze_plan
 from tl_cli.inspection.summary import Node, head_reason, summarize

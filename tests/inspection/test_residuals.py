@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.inspection.networks import WITH, WITHOUT, Built, Turning, TwoBlocks, enliven
-from tests.models.test_layers import on_meta
+from tests.support.zoo import on_meta
 from tl_cli.errors import UsageError
 from tl_cli.inspection.dissection import operands
 from tl_cli.inspection.residuals import find_residuals

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.special import j0
 
-from tests.training.test_state import largest_file
+from tests.support.full_disk import largest_file
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data.preprocess import normalise
 from tl_cli.errors import StorageError, TlError, UsageError

@@ -6,7 +6,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tests.models.zoo.test_weights import NAME, card
+from tests.support.zoo import NAME, card
 from tl_cli.errors import UsageError
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry

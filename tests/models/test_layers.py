@@ -1,22 +1,9 @@
 import pytest
-import torch
 
-from tests.models.test_timm import MEMBERS
-from tl_cli.contract import WeightsTag
+from tests.support.zoo import MEMBERS, on_meta
 from tl_cli.errors import UsageError
 from tl_cli.models.layers import layers_of, place_of
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
-
-
-def on_meta(name: str, size: int | None = None) -> tuple[Classifier, torch.Tensor]:
-    size = size or registry.about(name).input_size
-    with torch.device("meta"):
-        model = registry.build(name, 7, registry.options_for(name, size))
-        example = torch.empty(1, 3, size, size)
-    return Classifier(
-        name, model, registry.find_head(name), registry.default_preprocessing(name), WeightsTag(name="none")
-    ), example
 
 
 @pytest.mark.parametrize("name", [*registry.names("torchvision")[::5], *(f"timm/{name}" for name in MEMBERS[::8])])

@@ -15,8 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.logging_utils import enable_logging
 
 from tests.conftest import Result
-from tests.training.test_fit import plan_for
-from tests.training.test_resume import SMALL
+from tests.support.training import SMALL, plan_for
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, first_line, without_secrets
 from tl_cli.models import bundle

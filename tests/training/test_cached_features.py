@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
-from tests.training.test_fit import plan_for, run
+from tests.support.training import plan_for, run
 from tl_cli.data.batches import Loader
 from tl_cli.errors import DivergedError, UsageError
 from tl_cli.io.download import cache_root

@@ -6,32 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_randomness import reference
+from tests.support.splitmix import reference
+from tests.support.training import MODEL, plan_for, run, stopped_and_resumed
 from tl_cli.compute.device import Machine
 from tl_cli.errors import DivergedError, UsageError
 from tl_cli.randomness import Purpose
 from tl_cli.training import plan as setup
 from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly
 from tl_cli.training.fit import fit
-from tl_cli.training.plan import Plan, new_state
+from tl_cli.training.plan import new_state
 from tl_cli.training.state import BEST_FOLDER, Saver
-
-MODEL = "shufflenet_v2_x0_5"
-
-
-def plan_for(data: Path, **settings: object) -> Plan:
-    values = {
-        "model": MODEL, "weights": "none", "data": str(data), "input_size": 32, "batch_size": 8, "lr": 0.01,
-        "freeze_epochs": 1, "epochs": 3, "workers": 0, **settings,
-    }  # fmt: skip
-    return setup.prepare({key: value for key, value in values.items() if value is not None}, {})
-
-
-def run(plan: Plan) -> tuple[list[Event], setup.TrainState]:
-    events: list[Event] = []
-    state = new_state(plan)
-    fit(plan, state, events.append)
-    return events, state
 
 
 def test_the_events_tell_the_story_in_order(colours: Path) -> None:
@@ -80,33 +64,6 @@ def test_dropout_is_seeded_by_the_runs_seed_and_the_step(colours: Path, monkeypa
         steps = [event.step for event in events if isinstance(event, StepEnded)]
         assert seeds == [reference(seed, Purpose.DROPOUT, step) for step in steps]
     assert set(drawn[0]).isdisjoint(drawn[1])
-
-
-class StopError(Exception):
-    pass
-
-
-def stopped_and_resumed(
-    data: Path, folder: Path, stop_after: int, **settings: object
-) -> tuple[list[Event], setup.TrainState]:
-    """Stop a run in the epoch after ``stop_after``, go on from its checkpoint; return the later events and the state."""
-    plan = plan_for(data, **settings)
-    state = new_state(plan)
-    saver = Saver(folder, state, plan.card())
-
-    def interrupt(event: Event) -> None:
-        saver(event)
-        if isinstance(event, StepEnded) and event.epoch > stop_after:
-            raise StopError
-
-    with pytest.raises(StopError):
-        fit(plan, state, interrupt)
-    resumed = plan_for(data, **settings)
-    again = new_state(resumed)
-    assert again.restore(folder) == []
-    later: list[Event] = []
-    fit(resumed, again, later.append)
-    return later, again
 
 
 @dataclass(frozen=True, slots=True)

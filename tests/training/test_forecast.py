@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_fit import plan_for
+from tests.support.training import plan_for
 from tl_cli.training.forecast import estimate
 
 

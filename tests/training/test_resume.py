@@ -1,45 +1,18 @@
 """A run that was stopped and goes on is the run that was never stopped, from wherever it was stopped."""
 
-import hashlib
 import signal
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.training.test_fit import plan_for
+from tests.support.training import SMALL, bits, plan_for
 from tl_cli.data.images import PackedImages
 from tl_cli.errors import Interrupted
 from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, Worked
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import new_state
-from tl_cli.training.state import Saver, TrainState
-
-SMALL = "timm/test_efficientnet"
-
-
-def bits(state: TrainState) -> str:
-    """A digest of everything that training changes but the time."""
-    found = hashlib.sha256()
-
-    def take(value: object) -> None:
-        if isinstance(value, torch.Tensor):
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in value:
-                found.update(str(key).encode())
-                take(value[key])
-        elif isinstance(value, list | tuple):
-            for each in value:
-                take(each)
-        else:
-            found.update(repr(value).encode())
-
-    counters = astuple(state.counters)[:-1]
-    take([state.model.state_dict(), state.optimizer.state_dict(), state.plateau.state_dict(), counters])
-    take(state.average.state_dict() if state.average else None)
-    return found.hexdigest()
+from tl_cli.training.state import Saver
 
 
 def told(events: list[Event], after: int) -> list[tuple[object, ...]]:

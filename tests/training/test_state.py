@@ -1,10 +1,6 @@
 """What a run leaves on the disk is whole, or is seen not to be."""
 
-import resource
 import shutil
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training.test_fit import plan_for
-from tests.training.test_resume import SMALL, bits
+from tests.support.full_disk import largest_file
+from tests.support.training import SMALL, bits, plan_for
 from tl_cli.errors import DivergedError, StorageError, UsageError, WeightsError
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
 from tl_cli.training import plan as setup
 from tl_cli.training.events import EpochEnded, Event, StepEnded
-from tl_cli.training.fit import _is_enough, fit
+from tl_cli.training.fit import _should_stop_early, fit
 from tl_cli.training.plan import new_state
 from tl_cli.training.state import BEST_FOLDER, Every, Saver, checkpoints
 
@@ -135,7 +131,7 @@ def test_where_the_best_model_is_lost_the_best_of_what_is_left_is_kept(saved_run
         if said:
             assert said in problems[0]
             assert state.counters.is_better(0.0, 9.0)
-            assert not _is_enough(replace_config(plan, early_stop=1), plan.phases[-1], state.counters)
+            assert not _should_stop_early(replace_config(plan, early_stop=1), plan.phases[-1], state.counters)
     # That of an epoch which comes again: it is the best then too, and what it has replaced is gone.
     for each in (folder / BEST_FOLDER).iterdir():
         shutil.copy(each, tmp_path / BEST_FOLDER)
@@ -196,19 +192,6 @@ def test_a_model_whose_saving_was_cut_short_is_whole_at_every_moment(saved_run, 
         monkeypatch.setattr(Path, "replace", renamed)
         # The old one until the new weights are there, and then the new one.
         assert bundle.verified_card(target).epoch == (1 if cut < 3 else 2)
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """No file may grow beyond this, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_disk_that_fills_while_a_checkpoint_is_written_costs_nothing(saved_run, tmp_path: Path) -> None:

@@ -2,36 +2,23 @@
 
 import copy
 import math
-from collections import Counter
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from tests.conftest import COLOURS, write_pictures
-from tests.training.test_fit import plan_for, run, stopped_and_resumed
-from tl_cli.contract import Calibration
-from tl_cli.data.batches import Batch
+from tests.support.training import RESNET, SMALL_EFFICIENTNET, SMALL_RESNET, plan_for, run, stopped_and_resumed
 from tl_cli.errors import UsageError
 from tl_cli.models.zoo import registry
 from tl_cli.training.config import TrainConfig
-from tl_cli.training.ema import Average
 from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, StepEnded
 from tl_cli.training.fit import fit
 from tl_cli.training.phases import first_trained, phases_of
 from tl_cli.training.plan import new_state
-from tl_cli.training.state import BEST_FOLDER, Saver
-from tl_cli.training.step import Objective, train_step
 
-RESNET = {"model": "resnet18", "input_size": 32}
 # timm's own for tests: layers are named as resnet18's are; random features do not tell colours apart in the other.
-SMALL_RESNET = {"model": "timm/test_resnet", "input_size": 32}
-SMALL = {"model": "timm/test_efficientnet", "input_size": 32}
-WITHOUT_BATCH_NORM_OR_DROPOUT = {"model": "timm/test_convnext", "input_size": 32}
 
 
 def weights_of(folder: Path, model: str) -> str:
@@ -41,93 +28,9 @@ def weights_of(folder: Path, model: str) -> str:
     return str(path)
 
 
-# Averaged weights
-
-
-def test_an_average_equals_its_formula() -> None:
-    model = nn.Linear(1, 1, bias=False)
-    values = [0.3, -1.0, 2.0, 5.0, 4.0]
-    with torch.no_grad():
-        model.weight.fill_(1.0)
-    average = Average(model, 0.35)
-    expected = 1.0
-    for step, value in enumerate(values, 1):
-        with torch.no_grad():
-            model.weight.fill_(value)
-        average.update()
-        decay = min(0.35, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * value
-    with average.applied():
-        assert model.weight.item() == pytest.approx(expected, rel=1e-6)
-    assert model.weight.item() == values[-1]
-
-
-def test_the_average_of_what_is_frozen_is_what_it_was(colours: Path) -> None:
-    plan = plan_for(colours, **SMALL_RESNET, ema=0.9, epochs=2, freeze_epochs=2)
-    before = copy.deepcopy(plan.classifier.model.state_dict())
-    _, state = run(plan)
-    assert state.average is not None
-    with state.average.applied():
-        after = plan.classifier.model.state_dict()
-        assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
-
-
-@pytest.mark.parametrize("bn", ["frozen", "train"])
-def test_the_average_is_validated_and_kept_where_it_is_better(colours: Path, tmp_path: Path, bn: str) -> None:
-    settings = {**SMALL, "ema": 0.8, "epochs": 6, "schedule": "constant", "lr": 0.01, "unfreeze_lr": 0.01}
-    plan = plan_for(colours, **settings, bn=bn)
-    state = new_state(plan)
-    assert state.average is not None
-    saver = Saver(tmp_path, state, plan.card())
-    ended = []
-
-    def notify(event: object) -> None:
-        if isinstance(event, EpochEnded):
-            saver(event)
-            ended.append(event)
-            if event.is_best:
-                with state.average.applied() if event.averaged else nullcontext():
-                    assert_saved(tmp_path, state.model, averaged=event.averaged)
-
-    counters = fit(plan, state, notify)
-    assert all(event.ema_val_accuracy is not None for event in ended)
-    judged = [(event.judged[0], -event.judged[1]) for event in ended]
-    assert [event.is_best for event in ended] == [
-        all(mark > earlier for earlier in judged[:place]) for place, mark in enumerate(judged)
-    ]
-    best = ended[judged.index(max(judged))]
-    assert (counters.best_epoch, counters.best_val_accuracy) == (best.epoch, best.judged[0])
-
-
-def assert_saved(folder: Path, model: nn.Module, *, averaged: bool) -> None:
-    classifier, card = registry.restore(folder / BEST_FOLDER)
-    assert card.averaged is averaged
-    wanted = model.state_dict()
-    assert all(torch.equal(wanted[key], value) for key, value in classifier.model.state_dict().items())
-
-
-@pytest.mark.parametrize(("ema_accuracy", "averaged"), [(0.9, True), (0.7, False)])
-def test_the_better_of_weights_and_average_is_saved(
-    colours: Path, tmp_path: Path, ema_accuracy: float, averaged: bool
-) -> None:
-    plan = plan_for(colours, **SMALL, ema=0.9)
-    state = new_state(plan)
-    assert state.average is not None
-    with torch.no_grad():
-        state.model.classifier.bias.fill_(3.0)  # the average still has zeros there
-    event = EpochEnded("fine-tune", 2, 20, 1.0, 0.8, 1.0, 0.8, 1e-3, 1e-4, 1.0, 1.0, True, ema_accuracy, 1.0,
-                       Calibration(temperature=1.5))  # fmt: skip
-    Saver(tmp_path, state, plan.card())(event)
-    saved, _ = registry.restore(tmp_path / BEST_FOLDER)
-    assert saved.temperature == 1.5
-    assert saved.model.classifier.bias.unique().tolist() == [0.0 if averaged else 3.0]
-    with state.average.applied() if averaged else nullcontext():
-        assert_saved(tmp_path, state.model, averaged=averaged)
-
-
 def test_a_resumed_run_with_every_trick_ends_bit_identical(colours: Path, tmp_path: Path) -> None:
     settings = {
-        **SMALL, "epochs": 4, "ema": 0.9, "mixup": 0.4, "cutmix": 1.0, "dropout": 0.3, "drop_path": 0.2,
+        **SMALL_EFFICIENTNET, "epochs": 4, "ema": 0.9, "mixup": 0.4, "cutmix": 1.0, "dropout": 0.3, "drop_path": 0.2,
         "auto_augment": "randaugment", "random_erasing": 0.5, "accumulate": 2, "layer_decay": 0.8, "unfreeze_stages": 2,
         "freeze_until": "blocks.1", "weights": weights_of(tmp_path, "timm/test_efficientnet"), "sampler": "balanced", "decay_norms": False, "weight_decay": 0.1,
     }  # fmt: skip
@@ -142,108 +45,6 @@ def test_a_resumed_run_with_every_trick_ends_bit_identical(colours: Path, tmp_pa
         ):
             for key, value in expected.model.state_dict().items():
                 assert torch.equal(value, again.model.state_dict()[key]), key
-
-
-# Accumulation
-
-
-def gradients(accumulate: int, objective: Objective, batch: Batch, **settings: object) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.GELU(), nn.LayerNorm(16), nn.Linear(16, 3)
-    ).double()
-    state = type("State", (), {})()
-    state.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    state.scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state.average = None
-    config = TrainConfig.model_construct(batch_size=-(-len(batch.labels) // accumulate), clip_norm=0.0, bn="frozen")
-    train_step(model, batch, state, config, objective, 1)
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("mixup", [0.0, 0.5])
-def test_accumulation_equals_the_large_batch_to_rounding(smoothing: float, weighted: bool, mixup: float) -> None:
-    random = torch.Generator().manual_seed(1)
-    images = torch.randn(10, 3, 8, 8, generator=random, dtype=torch.float64)
-    batch = Batch(images, torch.randint(3, (10,), generator=random))
-    weights = torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64) if weighted else None
-    if mixup and weighted:
-        weights = weights.float() if weights is not None else None
-    objective = Objective(3, smoothing, weights.double() if weights is not None else None, mixup=mixup)
-    if mixup:
-        # Targets come as float32; the comparison is in double.
-        prepare = objective.prepare(batch, 1)
-        mixed = Batch(prepare[0], prepare[1].double())  # type: ignore[arg-type]
-        whole, pieces = (soft_gradients(k, objective, mixed) for k in (1, 3))
-    else:
-        whole, pieces = (gradients(k, objective, batch) for k in (1, 3))
-    for name, value in whole.items():
-        assert torch.allclose(value, pieces[name], rtol=1e-10, atol=1e-12), name
-
-
-def soft_gradients(accumulate: int, objective: Objective, mixed: Batch) -> dict[str, torch.Tensor]:
-    class Prepared(Objective):
-        def prepare(self, batch: Batch, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-            return mixed.inputs, mixed.labels
-
-    plain = Prepared(objective.num_classes, objective.label_smoothing, objective.class_weights)
-    return gradients(accumulate, plain, Batch(mixed.inputs, mixed.labels.argmax(1)))
-
-
-def test_accumulation_trains_as_the_large_batch_does(colours: Path) -> None:
-    settings = {**WITHOUT_BATCH_NORM_OR_DROPOUT, "freeze_epochs": 0, "epochs": 2, "log_every": 1, "lr": 1e-3}
-    losses = []
-    for size, pieces in ((16, 1), (4, 4)):
-        events, _ = run(plan_for(colours, **settings, batch_size=size, accumulate=pieces))
-        losses.append([event.loss for event in events if isinstance(event, LossSampled)])
-    assert len(losses[0]) == len(losses[1]) == 6
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert losses[0][-1] < 0.95 * losses[0][0]
-
-
-def test_no_piece_of_a_step_is_a_single_image(colours: Path) -> None:
-    """Training BatchNorm would refuse it; three images are left for the last step, and two fit into a piece."""
-    settings = {**SMALL, "freeze_epochs": 0, "epochs": 1, "bn": "train", "limit": 42, "val_fraction": 0.06}
-    plan = plan_for(colours, **settings, batch_size=2, accumulate=2)
-    assert plan.images_per_step == 4
-    assert len(plan.data.parts["train"]) % 4 == 3
-    run(plan)
-
-
-# Imbalance
-
-
-@pytest.fixture(scope="module")
-def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("uneven")
-    for count, (name, colour) in zip((40, 10, 5), COLOURS.items(), strict=True):
-        write_pictures(root / "train", {name: colour}, count)
-        write_pictures(root / "test", {name: colour}, 3)
-    return root
-
-
-def test_class_weights_are_scikit_learns_balanced(uneven: Path) -> None:
-    from sklearn.utils.class_weight import compute_class_weight
-
-    plan = plan_for(uneven, **RESNET, class_weights="balanced")
-    labels = plan.data.parts["train"].labels
-    weights = plan.objective(mixes=False).class_weights
-    assert weights is not None
-    assert weights.numpy() == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=labels), rel=1e-6)
-
-
-@pytest.mark.parametrize("cache", [True, False])
-def test_the_balanced_sampler_shows_every_class_equally_often(uneven: Path, cache: bool) -> None:
-    from tl_cli.training.plan import open_stage
-
-    plan = plan_for(uneven, **RESNET, sampler="balanced", feature_cache=cache, bn="frozen")
-    stage = open_stage(plan, plan.phases[0], lambda event: None)
-    assert stage.cached is cache
-    seen = Counter(int(label) for batch in stage.train(1, 0) for label in batch.labels)
-    assert sum(seen.values()) == len(plan.data.parts["train"])
-    assert max(seen.values()) - min(seen.values()) <= 1
 
 
 # Freezing in parts, and rates by layer
@@ -345,36 +146,6 @@ def test_rates_fall_by_layer_in_training_and_are_recorded(colours: Path) -> None
     assert (last.lr_head, last.lr_backbone) == (0.02, 0.02)
 
 
-# Dropout
-
-
-@pytest.mark.parametrize(
-    "model", ["resnet18", "efficientnet_b0", "vgg11", "squeezenet1_1", "googlenet", "timm/resnet18"]
-)
-def test_dropout_acts_on_the_heads_input_of_any_architecture_in_training_alone(colours: Path, model: str) -> None:
-    plan = plan_for(colours, model=model, input_size=64, dropout=0.75, limit=6)
-    head = plan.classifier.head_modules[0]
-    seen: list[torch.Tensor] = []
-    head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    images = torch.randn(4, 3, 64, 64)
-    plan.classifier.model.eval()(images)
-    head.train()
-    plan.classifier.model(images)
-    clean, dropped = seen
-    kept = dropped != 0
-    assert torch.allclose(dropped[kept], 4 * clean[kept], rtol=1e-4)
-    assert kept[clean != 0].float().mean().item() == pytest.approx(0.25, abs=0.08)
-
-
-def test_dropout_reaches_the_head_phase_on_cached_features(colours: Path) -> None:
-    ends = []
-    for dropout in (None, 0.5):
-        plan = plan_for(colours, **SMALL_RESNET, dropout=dropout, epochs=1)
-        assert plan.cached
-        ends.append(run(plan)[1].model.fc.weight.clone())
-    assert not torch.equal(*ends)
-
-
 def test_drop_path_is_set_rising_or_refused(colours: Path) -> None:
     from torchvision.ops import StochasticDepth
 
@@ -415,7 +186,7 @@ def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) 
 @pytest.mark.parametrize("steps", [7, 20])
 def test_steps_are_exact_where_a_single_image_is_left_over(colours: Path, steps: int) -> None:
     """The frozen phase keeps it, training BatchNorm cannot."""
-    plan = plan_for(colours, **SMALL, limit=48, val_fraction=0.06, batch_size=22, feature_cache=False, bn="train",
+    plan = plan_for(colours, **SMALL_EFFICIENTNET, limit=48, val_fraction=0.06, batch_size=22, feature_cache=False, bn="train",
                     freeze_epochs=2, epochs=None, steps=steps)  # fmt: skip
     assert len(plan.data.parts["train"]) % 22 == 1
     _, state = run(plan)
@@ -432,17 +203,14 @@ def test_numbers_of_another_type_in_a_file_mean_the_same(colours: Path) -> None:
 
 def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
     """The colour that a box is filled with is cut to grey levels."""
-    plan = plan_for(colours, **SMALL, mean=(2.0, -1.0, 0.5), std=(1.0, 1.0, 1.0), random_erasing=1.0, epochs=2)
+    plan = plan_for(
+        colours, **SMALL_EFFICIENTNET, mean=(2.0, -1.0, 0.5), std=(1.0, 1.0, 1.0), random_erasing=1.0, epochs=2
+    )
     _, images = next(plan.train_loader(plan.phases[-1]).augmented(plan.augmentation, 0, 1))
     filled = (images == torch.tensor([255, 0, 128], dtype=torch.uint8).view(3, 1, 1)).all(1)
     assert filled.flatten(1).any(1).all()
     events, _ = run(plan)
     assert all(math.isfinite(event.train_loss) for event in events if isinstance(event, EpochEnded))
-
-
-def test_a_hidden_layers_dropout_is_left_alone(colours: Path) -> None:
-    plan = plan_for(colours, model="alexnet", input_size=64, dropout=0.2, limit=6)
-    assert [plan.classifier.model.classifier[place].p for place in (0, 3)] == [0.5, 0.5]
 
 
 # Bad combinations
@@ -493,7 +261,7 @@ def test_bad_combinations_are_refused_with_the_reason(colours: Path, settings: d
     ids=lambda settings: "+".join(settings),
 )  # fmt: skip
 def test_every_trick_learns_colours(colours: Path, settings: dict[str, object]) -> None:
-    values = {**SMALL, "bn": "train", "epochs": 8, "lr": 0.003, "unfreeze_lr": 0.003, **settings}
+    values = {**SMALL_EFFICIENTNET, "bn": "train", "epochs": 8, "lr": 0.003, "unfreeze_lr": 0.003, **settings}
     events, _ = run(plan_for(colours, **values))
     ended = [event for event in events if isinstance(event, EpochEnded)]
     assert max(event.judged[0] for event in ended) == 1.0

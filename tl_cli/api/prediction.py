@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Autocasting, Machine, choose_device, default_workers, eval_batch
+from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
 from tl_cli.contract import Preprocessing
 from tl_cli.data.batches import Batch
 from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError
 from tl_cli.evaluation.logits import outputs
 from tl_cli.evaluation.predicting import NOT_FINITE
+from tl_cli.evaluation.task import TASKS
 from tl_cli.models.zoo.registry import Classifier
 
 _MOST_IN_A_BATCH = 64
@@ -58,12 +59,12 @@ def predict(
     Raises:
         UsageError: the device is not there.
     """
-    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    machine = inference_machine(device)
     machine.place(classifier.model)
     network = Autocasting(classifier.model, machine)
     how = classifier.preprocessing
     size = batch_size or min(_MOST_IN_A_BATCH, eval_batch(machine.device, how.crop))
-    threads = default_workers() if workers is None else workers
+    threads = worker_count(workers)
     # Of each batch that is on its way: what its pictures are called, and which of them it holds.
     underway: deque[list[Prediction | str]] = deque()
 
@@ -77,8 +78,9 @@ def predict(
             # What is unknown is no label.
             yield Batch(normalise(images, how), torch.full((len(inputs),), -1))
 
+    task = TASKS[classifier.task]
     for _, logits in outputs(network, batches(), at_once=machine.at_once):
-        rows = iter(classifier.probabilities(logits).cpu())
+        rows = iter(task.probabilities(logits.float(), classifier.temperature).cpu())
         yield from (
             each if isinstance(each, Prediction) else _prediction(each, next(rows)) for each in underway.popleft()
         )

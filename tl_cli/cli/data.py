@@ -100,7 +100,7 @@ def check(
     """Examine a data set: balance, sizes, files that do not decode, duplicates, labels in doubt. Changes nothing."""
     from dataclasses import replace
 
-    from tl_cli.compute.device import default_workers
+    from tl_cli.compute.device import worker_count
     from tl_cli.contract import Columns
     from tl_cli.data import pixel_range
     from tl_cli.data.checks import examine
@@ -114,7 +114,7 @@ def check(
         columns = Columns(path=path_column, label=label_column, split=split_column)
         folder = str(data_dir) if data_dir else None
         found = open_source(source, folder, progress, columns=columns, max_pixels=max_pixels)
-        threads = default_workers() if workers is None else workers
+        threads = worker_count(workers)
         seen = pixel_range.survey(found.parts, workers=threads, progress=progress)
         parts = pixel_range.scaled(found.parts, seen.measured.pixel_range if seen.measured else None)
         found = replace(found, parts=parts, notes=found.notes + seen.notes)

@@ -42,6 +42,7 @@ def export(
 ) -> None:
     """Write a model as a file, and check that it answers as the model does, on real images where they are at hand."""
     from tl_cli.api.model_lookup import find_model
+    from tl_cli.contract import PROBABILITIES
     from tl_cli.errors import UsageError
     from tl_cli.models import export as exporting
     from tl_cli.models.bundle import CARD_FILE, copy, read_card
@@ -73,7 +74,8 @@ def export(
     console.print(plain(f"{path}: {size:.1f} MB, any batch size", "bold", limit=4000), soft_wrap=True)
     console.print(plain(f"input   images: float32 (batch, 3, {images.shape[2]}, {images.shape[3]}), RGB, 0 to 255"))
     console.print(plain(f"output  logits: float32 (batch, {len(card.classes)})"))
-    console.print(plain(f"probabilities are softmax(logits / {card.calibration.temperature:.4g})"))
+    formula = PROBABILITIES[card.data.task].replace("temperature", f"{card.calibration.temperature:.4g}")
+    console.print(plain(f"probabilities are {formula}"))
     where = "in the file's metadata" if form == "onnx" else "in the file's extra files"
     console.print(plain(f"classes, preprocessing and temperature are {where}"))
     console.print(plain(f"checked on {what}: logits differ from PyTorch's by at most {differences[0]:.1e}", "good"))

@@ -802,7 +802,7 @@ def _draw_contact_sheet(plan: "Plan", folder: Path, warn: Callable[[str], None])
     from tl_cli.ui.figures.curve_figures import drawn, save_contact_sheet
 
     indices, images = next(plan.train_loader(plan.phases[-1]).augmented(plan.augmentation, plan.config.seed, 1))
-    labels = [plan.data.classes[label] for label in plan.data.parts["train"].labels[indices]]
+    labels = plan.task.label_names(plan.data.parts["train"].labels[indices], plan.data.classes)
     path = folder / "training_batch.png"
 
     def save() -> list[Path]:

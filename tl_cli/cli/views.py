@@ -574,11 +574,12 @@ def _probabilities(subject: "Subject", seen: "Tensor") -> "Tensor":
     import torch
 
     from tl_cli.evaluation.logits import check_finite
+    from tl_cli.evaluation.task import TASKS
 
     with torch.inference_mode():
         logits: Tensor = subject.classifier.model(subject.inputs(seen))
     check_finite(logits)
-    return subject.classifier.probabilities(logits).cpu()
+    return TASKS[subject.classifier.task].probabilities(logits.float(), subject.classifier.temperature).cpu()
 
 
 def _heat(

@@ -1,4 +1,4 @@
-"""Which layout, precision, number of threads and folding a model trains fastest with here, by timing real steps."""
+"""Which layout, precision, number of threads and folding of BatchNorm a model trains fastest with, by timing steps."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
@@ -30,22 +30,22 @@ from tl_cli.errors import StorageError
 from tl_cli.io.download import cache_root, write_text
 from tl_cli.models.freezing import batch_norms
 
+Axis = Literal["threads", "layout", "precision", "fold"]
+
 _FORMAT = 2
 # Below this a probe cannot tell candidates apart.
 _LEAST_BUDGET_S = 2.0
 _ROUNDS = 3
-# Steps of a whole probe, so that the batch can be made to fit the budget: threads, layouts, precisions, folding.
+# Steps of a whole probe, from which the number of images per step follows that fits the budget.
 _STEPS = 40
 _FEWEST_IMAGES = 4
-# A candidate that takes so many times as long as the best in the first round is not timed again.
+# A candidate that takes this many times as long as the best in the first round is not timed again.
 _HOPELESS = 2.0
-# Below this a gain is not spoken of.
+# A smaller gain is not worth mentioning.
 _CLEAR = 1.05
-# How much faster a candidate must be to be taken; bfloat16 has a price in precision, threads one in what other
-# programs may want. Two threads on two busy cores took 4 times as long as one (2399 against 568 ms a step).
-_MARGINS: dict["Axis", float] = {"threads": 1.10, "layout": 1.05, "precision": 1.15, "fold": 1.03}
-
-Axis = Literal["threads", "layout", "precision", "fold"]
+# How much faster a candidate must be to be chosen: bfloat16 costs precision, threads are taken from other programs.
+# Two threads on two busy cores took 4 times as long as one (2399 against 568 ms per step).
+_MARGINS: dict[Axis, float] = {"threads": 1.10, "layout": 1.05, "precision": 1.15, "fold": 1.03}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,18 @@ class Candidate:
     threads: int = 1
     fold: bool = True
 
+    def describe(self, axis: Axis) -> str:
+        """Return its value along an axis, for people: ``bf16``, ``2 threads``."""
+        if axis == "threads":
+            return f"{self.threads} thread{'s' * (self.threads > 1)}"
+        if axis == "fold":
+            return "BatchNorm folded" if self.fold else "BatchNorm apart"
+        return self.layout if axis == "layout" else self.precision
+
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
-    """What a person has chosen; None is left to the probe."""
+    """The settings that the user has given; None is left to the probe."""
 
     layout: Layout | None = None
     precision: Precision | None = None
@@ -73,11 +81,11 @@ class Work:
     """What is timed.
 
     Attributes:
-        name: the model's in the zoo.
+        name: of the model in the zoo.
         device: of the model.
         input_size: side of an image in pixels.
-        batch_size: images of a step.
-        trains: whether a step goes back through the network; a feature pass does not.
+        batch_size: images per step.
+        trains: whether a step includes the backward pass; computing features does not.
     """
 
     name: str
@@ -89,21 +97,25 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds that a step took with a candidate, round by round."""
+    """Seconds per step with a candidate, one number per round."""
 
     candidate: Candidate
     seconds: tuple[float, ...]
 
+    @property
+    def fastest(self) -> float:
+        """The shortest time; infinity where every step failed."""
+        return min(self.seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What was decided along one axis.
+    """The decision along one axis.
 
     Attributes:
-        axis: which.
-        winner: as a person would say it: ``bf16``, ``2 threads``.
-        other: the best of the others.
-        ratio: the other's seconds over the winner's; below the axis's margin the winner is the safer one.
+        winner: description of the chosen candidate.
+        other: description of the fastest of the others.
+        ratio: the other's seconds over the winner's; below 1 where a candidate was faster by less than its margin.
     """
 
     axis: Axis
@@ -121,14 +133,12 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The fastest way, and how that was found.
+    """The fastest way to compute, and how it was found.
 
     Attributes:
-        best: what to compute with.
-        comparisons: one for each axis that was open.
-        timings: of every candidate.
-        images: in a timed step.
-        took_s: seconds that the probe took.
+        comparisons: one per axis that was open.
+        images: per timed step.
+        took_s: duration of the probe in seconds.
         measured_on: ISO date.
         remembered: whether an earlier run measured it.
     """
@@ -143,20 +153,24 @@ class Choice:
 
     @property
     def why(self) -> str:
-        """One line for people."""
-        return "; ".join([*map(str, self.comparisons), self._when])
+        """All decisions in one line."""
+        return self._reasons(self.comparisons)
 
     def why_of(self, axis: str) -> str:
-        """Return the reason of one value, for people."""
-        said = [str(each) for each in self.comparisons if each.axis == axis]
-        return "; ".join([*said, self._when])
+        """Return the reason for one setting."""
+        return self._reasons(each for each in self.comparisons if each.axis == axis)
 
-    @property
-    def _when(self) -> str:
-        return f"remembered from {self.measured_on}" if self.remembered else f"measured in {self.took_s:.0f} s"
+    def _reasons(self, comparisons: Iterable[Comparison]) -> str:
+        when = f"remembered from {self.measured_on}" if self.remembered else f"measured in {self.took_s:.0f} s"
+        return "; ".join([*map(str, comparisons), when])
+
+    def without_threads(self) -> "Choice":
+        """Return what can be remembered: how many threads pay depends on what else the machine does now."""
+        kept = tuple(each for each in self.comparisons if each.axis != "threads")
+        return replace(self, comparisons=kept, remembered=True)
 
 
-# Times one step of a candidate, in seconds.
+# Returns the duration of one step of a candidate in seconds.
 Timer = Callable[[Candidate], float]
 
 
@@ -165,89 +179,80 @@ def probe(
 ) -> Choice | None:
     """Return the fastest way to compute, remembered or measured now; None where measuring would not pay.
 
-    The model stays as it is: its copy works on noise. Process-wide threads and random state are put back.
+    The model is left as it is: a copy of it is timed on noise. The process's threads and random state are restored.
 
     Args:
         model: frozen as in the phase that is timed.
         budget_s: seconds that may be spent.
-        machine: what holds without a probe; the search begins there.
-        path: of the file of what is remembered; None is in the user's cache folder.
+        machine: what is used without a probe; the search begins there.
+        path: file of remembered choices; None is in the user's cache folder.
     """
     if work.device.type not in ("cpu", "cuda"):
         return None
-    memory = _Memory(path or cache_root() / "measured" / "probes.json")
+    path = path or cache_root() / "measured" / "probes.json"
     key = _key(model, work, fixed)
-    known = memory.recall(key)
-    axes = _axes(work, fixed)
+    known = _recall(path, key)
     if budget_s < _LEAST_BUDGET_S:
         return _with_threads_of(known, fixed, machine) if known else None
-    started = time.perf_counter()
+    axes, start = _axes(work, fixed), _start(fixed, machine)
     if known is not None:
         axes = [(axis, values) for axis, values in axes if axis == "threads"]
-    with _undisturbed(work.device), _Bench(model, work) as bench:
-        start = replace(known.best, threads=_start(fixed, machine).threads) if known else _start(fixed, machine)
+        start = replace(known.best, threads=start.threads)
+    started = time.perf_counter()
+    with _process_restored(work.device):
+        bench = _Bench(model, work)
         images = bench.fit(start, budget_s / _STEPS) if axes else work.batch_size
         if images < min(_FEWEST_IMAGES, work.batch_size):
             return None
         best, comparisons, timings = search(start, axes, bench.seconds)
-        if timings and all(math.isinf(min(timing.seconds)) for timing in timings):
-            return None
-    took = time.perf_counter() - started
+    if timings and all(math.isinf(timing.fastest) for timing in timings):
+        return None
     if known is not None:
-        return replace(
-            known,
-            best=best,
-            comparisons=(*(each for each in known.comparisons if each.axis != "threads"), *comparisons),
-            timings=(*known.timings, *timings),
-            remembered=True,
-        )
+        kept = known.without_threads()
+        return replace(kept, best=best, comparisons=kept.comparisons + comparisons, timings=kept.timings + timings)
+    took = time.perf_counter() - started
     choice = Choice(best, comparisons, timings, images, took, date.today().isoformat())
-    memory.keep(key, choice)
+    _remember(path, key, choice)
     return choice
 
 
 def _with_threads_of(known: Choice, fixed: Fixed, machine: Machine) -> Choice:
-    """Return what is remembered but for the threads: how many pay depends on what else the machine does now."""
+    """Return a remembered choice with as many threads as there are idle cores now."""
     idle = idle_cores() if machine.device.type == "cpu" else torch.get_num_threads()
-    best = replace(known.best, threads=fixed.threads or idle)
-    kept = tuple(each for each in known.comparisons if each.axis != "threads")
-    return replace(known, best=best, comparisons=kept, remembered=True)
+    return replace(known.without_threads(), best=replace(known.best, threads=fixed.threads or idle))
 
 
 def search(
     start: Candidate, axes: Sequence[tuple[Axis, Sequence[object]]], timer: Timer, rounds: int = _ROUNDS
 ) -> tuple[Candidate, tuple[Comparison, ...], tuple[Timing, ...]]:
-    """Return the best candidate, axis by axis, with what was compared and timed.
-
-    Along an axis the candidates take turns, so that what else the machine does meets them alike.
+    """Return the best candidate, axis by axis, with the comparisons and timings.
 
     Args:
-        axes: with the values of each, the safest first: a later one must beat it by the axis's margin.
+        axes: each with its values, the safest first: a later one must beat it by the axis's margin.
     """
     best, comparisons, timings = start, [], []
     for axis, values in axes:
         if len(values) < 2:
             continue
-        candidates = [replace(best, **{axis: value}) for value in values]  # type: ignore[arg-type]
-        found = _timed(candidates, timer, rounds)
+        found = _timed([replace(best, **{axis: value}) for value in values], timer, rounds)  # type: ignore[arg-type]
         timings += found
         winner = _winner(axis, found)
-        if math.isinf(min(winner.seconds)):
+        if math.isinf(winner.fastest):
             continue  # none of them works
-        rest = [timing for timing in found if timing is not winner]
-        other = min(rest, key=lambda timing: min(timing.seconds))
-        ratio = min(other.seconds) / min(winner.seconds)
-        comparisons.append(Comparison(axis, _say(axis, winner.candidate), _say(axis, other.candidate), ratio))
+        other = min((timing for timing in found if timing is not winner), key=lambda timing: timing.fastest)
+        said = winner.candidate.describe(axis), other.candidate.describe(axis)
+        comparisons.append(Comparison(axis, *said, other.fastest / winner.fastest))
         best = winner.candidate
     return best, tuple(comparisons), tuple(timings)
 
 
 def _timed(candidates: Sequence[Candidate], timer: Timer, rounds: int) -> list[Timing]:
+    """Return the candidates' timings; they take turns, so that other load on the machine slows all of them alike."""
     for candidate in candidates:
-        timer(candidate)  # the first step pays for what is set up once
+        timer(candidate)  # the first step includes one-time setup
     seconds = {candidate: [timer(candidate)] for candidate in candidates}
-    bound = _HOPELESS * min(first for (first,) in seconds.values())
-    hopeful = [candidate for candidate in candidates if seconds[candidate][0] <= bound]
+    limit = _HOPELESS * min(first for (first,) in seconds.values())
+    hopeful = [candidate for candidate in candidates if seconds[candidate][0] <= limit]
     for _ in range(rounds - 1):
         for candidate in hopeful:
             seconds[candidate].append(timer(candidate))
@@ -257,19 +262,11 @@ def _timed(candidates: Sequence[Candidate], timer: Timer, rounds: int) -> list[T
 def _winner(axis: Axis, timings: Sequence[Timing]) -> Timing:
     best = timings[0]
     for timing in timings[1:]:
-        # Threads collapse now and then where others are busy: the slowest round counts, not the fastest.
-        theirs = max(timing.seconds) if axis == "threads" else min(timing.seconds)
-        if theirs * _MARGINS[axis] <= min(best.seconds):
+        # More threads are much slower now and then, when other programs run: their slowest round counts.
+        taken = max(timing.seconds) if axis == "threads" else timing.fastest
+        if taken * _MARGINS[axis] <= best.fastest:
             best = timing
     return best
-
-
-def _say(axis: Axis, candidate: Candidate) -> str:
-    if axis == "threads":
-        return f"{candidate.threads} thread{'s' if candidate.threads > 1 else ''}"
-    if axis == "fold":
-        return "BatchNorm folded" if candidate.fold else "BatchNorm apart"
-    return candidate.layout if axis == "layout" else candidate.precision
 
 
 def _start(fixed: Fixed, machine: Machine) -> Candidate:
@@ -284,21 +281,24 @@ def _start(fixed: Fixed, machine: Machine) -> Candidate:
 
 
 def _axes(work: Work, fixed: Fixed) -> list[tuple[Axis, Sequence[object]]]:
-    """Return what is open, in the order in which it is settled; precision after layout, on which it depends most."""
-    axes: list[tuple[Axis, Sequence[object]]] = []
-    if fixed.layout is None:
-        axes.append(("layout", ("contiguous", "channels-last")))
-    if fixed.precision is None and bf16_may_be_fast(work.device):
-        axes.append(("precision", ("fp32", "bf16")))
-    if fixed.fold is None and work.trains:
-        axes.append(("fold", (False, True)))
-    if fixed.threads is None and work.device.type == "cpu":
-        axes.append(("threads", thread_counts(cores())))
-    return axes
+    """Return the open axes in the order in which they are searched; precision after layout, which it depends on."""
+    is_open: dict[Axis, bool] = {
+        "layout": fixed.layout is None,
+        "precision": fixed.precision is None and bf16_may_be_fast(work.device),
+        "fold": fixed.fold is None and work.trains,
+        "threads": fixed.threads is None and work.device.type == "cpu",
+    }
+    values: dict[Axis, Sequence[object]] = {
+        "layout": ("contiguous", "channels-last"),
+        "precision": ("fp32", "bf16"),
+        "fold": (False, True),
+        "threads": thread_counts(cores()),
+    }
+    return [(axis, values[axis]) for axis in values if is_open[axis]]
 
 
 def thread_counts(available: int) -> tuple[int, ...]:
-    """Return 1, 2, 4, ... and all of the cores."""
+    """Return 1, 2, 4, ... and the number of all cores."""
     return tuple(sorted({*(1 << power for power in range(available.bit_length())), available}))
 
 
@@ -307,37 +307,30 @@ class _Bench:
 
     def __init__(self, model: nn.Module, work: Work) -> None:
         self._work = work
-        self._model = deepcopy(model)
+        self._model = deepcopy(model).train(work.trains)
+        self._model.zero_grad(set_to_none=True)
         self._images = work.batch_size
         self._networks: dict[Candidate, Autocasting] = {}
-        generator = torch.Generator().manual_seed(0)
-        side = work.input_size
-        self._noise = torch.randn((work.batch_size, 3, side, side), generator=generator).to(work.device)
-
-    def __enter__(self) -> "_Bench":
-        self._model.zero_grad(set_to_none=True)
-        if self._work.trains:
-            self._model.train()
-        else:
-            self._model.eval()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._networks.clear()
+        shape = (work.batch_size, 3, work.input_size, work.input_size)
+        self._noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(work.device)
 
     def fit(self, candidate: Candidate, seconds: float) -> int:
         """Choose how many images a step has, so that it takes no longer than this; return their number."""
         self._images = min(self._work.batch_size, 2 * _FEWEST_IMAGES)
         self.seconds(candidate)
-        each = self.seconds(candidate) / self._images
-        self._images = max(1, min(self._work.batch_size, int(seconds / each)))
+        per_image = self.seconds(candidate) / self._images
+        self._images = max(1, min(self._work.batch_size, int(seconds / per_image)))
         return self._images
 
     def seconds(self, candidate: Candidate) -> float:
-        """Return how long a step takes; infinity where it fails, for want of memory or of an operation."""
+        """Return the duration of a step; infinity where it fails, for lack of memory or of an operation."""
         torch.set_num_threads(candidate.threads)
-        network = self._network(candidate)
-        images = self._noise[: self._images].contiguous(memory_format=memory_format_of(candidate.layout))
+        memory_format = memory_format_of(candidate.layout)
+        machine = Machine(self._work.device, candidate.precision, memory_format, candidate.fold)
+        machine.place(self._model)
+        # Threads change nothing about a network.
+        network = self._networks.setdefault(replace(candidate, threads=1), Autocasting(self._model, machine))
+        images = self._noise[: self._images].contiguous(memory_format=memory_format)
         self._wait()
         started = time.perf_counter()
         try:
@@ -349,12 +342,6 @@ class _Bench:
                 torch.cuda.empty_cache()
             return math.inf
         return time.perf_counter() - started
-
-    def _network(self, candidate: Candidate) -> Autocasting:
-        machine = Machine(self._work.device, candidate.precision, memory_format_of(candidate.layout), candidate.fold)
-        machine.place(self._model)
-        # Threads change nothing about a network.
-        return self._networks.setdefault(replace(candidate, threads=1), Autocasting(self._model, machine))
 
     def _step(self, network: Autocasting, images: Tensor) -> None:
         if self._work.trains:
@@ -370,8 +357,8 @@ class _Bench:
 
 
 @contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Put the process's threads and random state back afterwards."""
+def _process_restored(device: torch.device) -> Iterator[None]:
+    """Restore the process's threads and random state afterwards."""
     threads = torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -380,52 +367,42 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@dataclass(frozen=True, slots=True)
-class _Memory:
-    """What earlier probes found, in a file; one that is torn or cannot be written only costs time."""
+def _recall(path: Path, key: str) -> Choice | None:
+    """Return a remembered choice; a damaged file only costs a new measurement."""
+    with suppress(ValidationError):
+        return TypeAdapter(Choice).validate_python(_read(path).get(key), strict=False)
+    return None
 
-    path: Path
-    choices: TypeAdapter[Choice] = field(default_factory=lambda: TypeAdapter(Choice))
 
-    def recall(self, key: str) -> Choice | None:
-        with suppress(ValidationError):
-            return self.choices.validate_python(self._read().get(key), strict=False)
-        return None
+def _remember(path: Path, key: str, choice: Choice) -> None:
+    with suppress(StorageError):
+        write_text(path, json.dumps(_read(path) | {key: asdict(choice)}, indent=1))
 
-    def keep(self, key: str, choice: Choice) -> None:
-        with suppress(StorageError):
-            write_text(self.path, json.dumps(self._read() | {key: asdict(choice)}, indent=1))
 
-    def _read(self) -> dict[str, object]:
-        with suppress(OSError, ValueError):
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            if isinstance(content, dict):
-                return content
-        return {}
+def _read(path: Path) -> dict[str, object]:
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}
 
 
 def _key(model: nn.Module, work: Work, fixed: Fixed) -> str:
-    """Return what a choice depends on, as one line."""
-    parameters = list(model.parameters())
-    norms = batch_norms(model.modules())
-    return " ".join(
-        map(
-            str,
-            (
-                f"v{_FORMAT}",
-                work.name,
-                f"{work.input_size}px",
-                f"{work.batch_size} images",
-                "step" if work.trains else "forward",
-                _digest((tuple(p.shape), p.requires_grad) for p in parameters),
-                _digest(norm.__dict__.get("train") is None for norm in norms),
-                device_name(work.device),
-                f"{cores()} cores",
-                f"torch {torch.__version__}",
-                _digest(asdict(fixed).items()),
-            ),
-        )
+    """Return everything that a choice depends on, as one line."""
+    facts = (
+        f"v{_FORMAT}",
+        work.name,
+        f"{work.input_size}px",
+        f"{work.batch_size} images",
+        "step" if work.trains else "forward",
+        _digest((tuple(p.shape), p.requires_grad) for p in model.parameters()),
+        _digest(norm.__dict__.get("train") is None for norm in batch_norms(model.modules())),
+        device_name(work.device),
+        f"{cores()} cores",
+        f"torch {torch.__version__}",
+        _digest(asdict(fixed).items()),
     )
+    return " ".join(facts)
 
 
 def _digest(facts: Iterable[object]) -> str:

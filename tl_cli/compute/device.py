@@ -1,4 +1,4 @@
-"""The one place for device, precision and memory layout."""
+"""Device, precision, memory layout, threads and workers: everything that depends on the machine is decided here."""
 
 import os
 import platform
@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from tl_cli.choices import DeviceName, Layout, Precision
-from tl_cli.compute.fused import Shortcut, find_shortcuts, lent
+from tl_cli.compute.fused import Shortcut, find_shortcuts, installed
 from tl_cli.errors import UsageError
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _BUSY_WITHIN_S = 0.3
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-# As torch.cpu.get_capabilities calls them.
+# Names in torch.cpu.get_capabilities.
 _BF16_CPUS = {"avx512_bf16", "amx_bf16", "bf16"}
-# Environment variables that make oneDNN and MKL choose other code for the same processor.
+# Prefixes of environment variables by which oneDNN and MKL choose other code for the same processor.
 _LIBRARIES = ("ONEDNN_", "DNNL_", "MKL_")
 
 
@@ -31,10 +31,10 @@ class Machine:
 
     Attributes:
         device: of the model and its batches.
-        precision: of matrix products and convolutions; weights and losses stay fp32.
+        precision: of matrix products and convolutions; weights and losses are fp32.
         memory_format: of images and convolution weights.
-        fold: whether BatchNorm in eval mode is folded into a convolution that learns, where that is the smaller work;
-            None is what the kind of device says: on a CPU it is. Where nothing learns a CPU always folds.
+        fold: whether frozen BatchNorm is folded into a convolution that trains, where that takes less time; None: on a
+            CPU only. Where neither of them trains, a CPU always folds.
     """
 
     device: torch.device
@@ -49,14 +49,13 @@ class Machine:
         return torch.autocast(self.device.type, dtype=_DTYPES[self.precision])
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Return what keeps small fp16 gradients from vanishing; it does nothing in other precisions."""
+        """Return the loss scaling for fp16, which keeps small gradients from vanishing; off in other precisions."""
         return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def seed(self, seed: int) -> None:
-        """Seed what dropout and the like draw from.
+        """Seed the random numbers of dropout and the like, on the CPU and on this device.
 
-        Not as ``torch.manual_seed`` does, on every kind of device: of those that are not in use it keeps each call,
-        with its stack, until they are.
+        ``torch.manual_seed`` seeds all kinds of devices: for those not yet in use it stores every call with its stack.
         """
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -66,23 +65,23 @@ class Machine:
 
     @property
     def at_once(self) -> int:
-        """Batches that pass a network side by side where nothing learns: one for each of torch's threads on a CPU.
+        """How many batches are evaluated at the same time: on a CPU one per thread of torch, else 1.
 
-        Each is computed on its own thread, which never waits for another between two layers.
+        Each batch is computed on a thread of its own, which never waits for another between two layers.
         """
         return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     @property
     def takes_shortcuts(self) -> bool:
-        """Whether networks go by ``models.shortcuts``, which are about a CPU but for the folding."""
+        """Whether networks use ``compute.fused``, whose shortcuts pay on a CPU; folding also elsewhere if asked for."""
         return self.device.type == "cpu" or self.fold is True
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model here, in this layout, in place."""
+        """Move a model to the device and layout, in place."""
         return model.to(self.device).to(memory_format=self.memory_format)
 
     def arithmetic(self) -> dict[str, object]:
-        """Return what the rounding of results depends on, of JSON types: where it differs, the last bits may."""
+        """Return everything that the rounding of results depends on, as JSON types."""
         found: dict[str, object] = {
             "device": [self.device.type, device_name(self.device)],
             "precision": self.precision,
@@ -109,21 +108,21 @@ class Machine:
 
 
 class _Passes:
-    """The threads inside a network, and what it is lent while there are any."""
+    """The threads that are inside a network, and the shortcuts that it has while there are any."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.threads = 0
-        self.lent = ExitStack()
+        self.shortcuts = ExitStack()
 
     def __deepcopy__(self, memo: object) -> "_Passes":
         return _Passes()
 
 
 class Autocasting(nn.Module):
-    """A network whose forward pass runs in a machine's precision and layout, and by the shortcuts that pay there.
+    """A network whose forward pass runs in a machine's precision and layout, with the shortcuts that pay there.
 
-    It owns no parameters of its own, and the network is as it was after each pass. Several threads may pass at once.
+    It owns no parameters, and the network is unchanged after each pass. Several threads may use it at the same time.
     """
 
     def __init__(self, network: nn.Module, machine: Machine) -> None:
@@ -137,21 +136,21 @@ class Autocasting(nn.Module):
         """Return logits, float32, of images (B, 3, H, W) or of features (B, ...)."""
         if inputs.dim() == 4:
             inputs = inputs.contiguous(memory_format=self.machine.memory_format)
-        with self._by_shortcuts(inputs), self.machine.autocast():
+        with self._with_shortcuts(inputs), self.machine.autocast():
             logits: torch.Tensor = self.network(inputs)
         return logits.float()
 
     @contextmanager
-    def _by_shortcuts(self, inputs: torch.Tensor) -> Iterator[None]:
+    def _with_shortcuts(self, inputs: torch.Tensor) -> Iterator[None]:
         if inputs.dim() != 4 or not self.machine.takes_shortcuts:
             yield
             return
         passes = self._passes
         with passes.lock:
-            # The network is one for all threads: the first to come takes them for the others, the last gives them back.
+            # All threads share the network: the first one in installs the shortcuts, the last one out removes them.
             if not passes.threads:
                 fold = self.machine.fold is not False
-                passes.lent.enter_context(lent(self._find_shortcuts(inputs), fold=fold))
+                passes.shortcuts.enter_context(installed(self._find_shortcuts(inputs), fold=fold))
             passes.threads += 1
         try:
             yield
@@ -159,11 +158,11 @@ class Autocasting(nn.Module):
             with passes.lock:
                 passes.threads -= 1
                 if not passes.threads:
-                    passes.lent.close()
+                    passes.shortcuts.close()
 
     def _find_shortcuts(self, inputs: torch.Tensor) -> tuple[Shortcut, ...]:
         if self._shortcuts is None:
-            # Noise, not the batch: an image of one colour would prove little.
+            # Noise instead of the batch: an image of one colour would prove little.
             generator = torch.Generator().manual_seed(0)
             example = torch.randn((1, *inputs.shape[1:]), generator=generator).to(inputs.device)
             self._shortcuts = find_shortcuts(self.network, example)
@@ -171,31 +170,40 @@ class Autocasting(nn.Module):
 
 
 def choose_device(name: DeviceName) -> torch.device:
-    """Return the device that was asked for; ``auto`` is a GPU where there is one, NVIDIA's or Apple's.
+    """Return the device of that name; ``auto`` is an NVIDIA or Apple GPU where there is one, else the CPU.
 
     Raises:
-        UsageError: a GPU was asked for and torch sees none.
+        UsageError: torch finds no such GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: torch finds no Apple GPU here; use --device cpu or auto")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
+        raise UsageError("--device cuda: torch finds no CUDA device here; use --device cpu or auto")
     return torch.device(name)
+
+
+def inference_machine(device: DeviceName) -> Machine:
+    """Return the machine for inference: fp32, and channels-last, which was faster on a CPU for every network tried.
+
+    Raises:
+        UsageError: torch finds no such GPU.
+    """
+    return Machine(choose_device(device), memory_format=torch.channels_last)
 
 
 def prepare_machine(
     device: DeviceName, *, precision: Precision, layout: Layout, fold: bool | None, threads: int
 ) -> Machine:
-    """Return the machine that a run asks for, and set torch's threads.
+    """Return the machine for training, and set the number of torch's threads.
 
     Args:
         fold: fold frozen BatchNorm into the preceding convolution; None: where that pays.
         threads: of torch on a CPU; 0 leaves them as they are.
 
     Raises:
-        UsageError: the device is not there, or cannot compute in the precision.
+        UsageError: torch finds no such GPU, or the device cannot compute in the precision.
     """
     chosen = choose_device(device)
     if precision == "fp16" and chosen.type == "cpu":
@@ -203,8 +211,8 @@ def prepare_machine(
     if threads:
         torch.set_num_threads(threads)
     if chosen.type == "cuda":
-        # Batches are of one size but for the last, so looking for the fastest algorithm pays. As for TensorFloat-32,
-        # torch's own choice stays: convolutions use it, and matrix products in fp32 are fp32.
+        # All batches but the last have one size, so searching for the fastest algorithm pays. TensorFloat-32 stays as
+        # torch sets it: used by convolutions, not by matrix products in fp32.
         torch.backends.cudnn.benchmark = True
     return Machine(chosen, precision, memory_format_of(layout), fold)
 
@@ -215,25 +223,25 @@ def memory_format_of(layout: Layout) -> torch.memory_format:
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether a GPU computes in bfloat16 by itself."""
+    """Whether a GPU has bfloat16 in hardware."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def bf16_may_be_fast(device: torch.device) -> bool:
-    """Whether the hardware computes in bfloat16 by itself; on a CPU fp32 may be the faster one all the same."""
+    """Whether the hardware has bfloat16; on a CPU fp32 may still be faster."""
     if device.type != "cpu":
         return bf16_is_fast(device)
     return any(cpu_facts().get(name) for name in _BF16_CPUS)
 
 
 def cpu_facts() -> Mapping[str, object]:
-    """Return what torch knows of the CPU, such as ``cpu_name`` and ``avx512_bf16``; older versions know nothing."""
+    """Return torch's facts about the CPU, such as ``cpu_name`` and ``avx512_bf16``; empty in older versions."""
     ask: Callable[[], Mapping[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
     return ask()
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of a GPU of NVIDIA's, else of the processor."""
+    """Return the name of an NVIDIA GPU, for any other device that of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return str(cpu_facts().get("cpu_name") or platform.processor() or platform.machine())
@@ -243,14 +251,14 @@ def cores() -> int:
     """Return how many cores this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):
-        # A container may be given a share of the time instead: microseconds in a period, or "max".
+        # A container may have a limit on CPU time instead: microseconds per period, or "max".
         quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
         count = min(count, max(1, int(quota) // int(period)))
     return count
 
 
 def idle_cores() -> int:
-    """Return how many threads torch may use so that no two share a core: what it would use, less what is busy now.
+    """Return how many threads torch may use without two of them sharing a core, given how many cores are busy now.
 
     Two threads of one matrix product wait for each other: on two busy cores they took 4 times as long as one.
     """
@@ -259,14 +267,14 @@ def idle_cores() -> int:
 
 
 def eval_batch(device: torch.device, input_size: int) -> int:
-    """Return how many images are evaluated in a batch, 256 at most.
+    """Return the number of images in an evaluation batch, 256 at most.
 
-    A CPU is fastest while the maps stay in its caches: as many pixels as 48 images of 64 x 64. A GPU wants more.
+    A CPU is fastest while feature maps fit its caches: as many pixels as 48 images of 64 x 64. A GPU wants more.
     """
     images = 48 if device.type == "cpu" else 256
     return max(1, min(256, images * 64 * 64 // input_size**2))
 
 
-def default_workers() -> int:
-    """Return how many threads decode images where nobody says: one a core, at most 8."""
-    return min(8, cores())
+def worker_count(given: int | None = None) -> int:
+    """Return the number of threads that decode images: as given, else one per core, at most 8."""
+    return min(8, cores()) if given is None else given

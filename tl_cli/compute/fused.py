@@ -1,7 +1,7 @@
 """Equal but cheaper ways through a network: convolutions on small maps, and BatchNorm folded into a convolution.
 
-A network is lent its shortcuts for a forward pass and is itself again afterwards: modules, parameters, buffers and the
-keys of its state stay as they are.
+Shortcuts are installed for a forward pass and removed afterwards: modules, parameters, buffers and state keys stay as
+they are.
 """
 
 import threading
@@ -20,36 +20,36 @@ from torch.utils._pytree import tree_leaves
 from tl_cli.compute.small_maps import convolve, is_known, results
 from tl_cli.models.freezing import in_eval_mode
 
-# In float32 a deep network of random weights may differ by 1% of its largest value for the order of sums alone, and so
-# would not be told from one in which folding is wrong; in float64 by 1e-11.
+# In float32 the order of sums alone may change a deep random network's output by 1% of its largest value, which hides
+# wrong folding; in float64 it is 1e-11.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3}
-# What a stranger's network may raise in float64, or where a convolution is not computed as it is wont to be.
-_STRANGERS = (RuntimeError, TypeError, ValueError, IndexError)
-# Of larger networks no copy is made to compute in float64.
+# A third-party forward pass may raise these in float64, or where a convolution is computed in another way.
+_FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
+# Larger networks are not copied to float64.
 _MOST_PARAMETERS = 200_000_000
-# Folding touches every weight, a norm every number of the maps. One thread, median step: folding everything made
-# ResNet18 at 32 px 18% slower than folding nothing, and EfficientNet-Lite0 at 64 px 11% faster; from 2 on it was at
-# worst equal, and as fast.
+# Numbers in the feature maps per weight: folding changes every weight, a norm every number of the maps. One thread,
+# median step: folding everything made ResNet18 at 32 px 18% slower and EfficientNet-Lite0 at 64 px 11% faster; with a
+# threshold of 2 the first was no slower, and the second as fast.
 _WORTH_FOLDING = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
-    """A convolution and, where its output goes nowhere else, the BatchNorm after it."""
+    """A convolution and, where nothing else uses its output, the BatchNorm after it."""
 
     conv: nn.Conv2d
     norm: nn.BatchNorm2d | None = None
 
 
 @contextmanager
-def lent(shortcuts: Sequence[Shortcut], *, fold: bool, least: float = _WORTH_FOLDING) -> Iterator[None]:
-    """Let the network of these shortcuts take them while the block lasts.
+def installed(shortcuts: Sequence[Shortcut], *, fold: bool, least: float = _WORTH_FOLDING) -> Iterator[None]:
+    """Let a network use these shortcuts while the block lasts.
 
     BatchNorm in training mode is never folded.
 
     Args:
-        fold: fold BatchNorm also where it or its convolution learns; where neither does, it is folded anyway.
-        least: numbers in the maps between the two for each weight of the convolution, from which on it is folded.
+        fold: fold BatchNorm also where it or its convolution trains; where neither does, it is folded anyway.
+        least: fold only where the maps between the two have this many numbers per weight of the convolution.
     """
     with ExitStack() as stack:
         for shortcut in shortcuts:
@@ -61,10 +61,10 @@ def lent(shortcuts: Sequence[Shortcut], *, fold: bool, least: float = _WORTH_FOL
 
 
 def find_shortcuts(model: nn.Module, example: Tensor) -> tuple[Shortcut, ...]:
-    """Return the shortcuts of a network, each proven on the example: every module must answer as without them.
+    """Return the shortcuts of a network, checked on the example: with them every module must have the same output.
 
-    The model is left as it was. Where folding changes an answer nothing is folded, and where the rest still does there
-    are no shortcuts.
+    The model is left as it was. If folding changes an output, nothing is folded; if the other shortcuts still change
+    one, there are none.
 
     Args:
         example: images (B, C, H, W) on the model's device; one is enough.
@@ -74,8 +74,8 @@ def find_shortcuts(model: nn.Module, example: Tensor) -> tuple[Shortcut, ...]:
             example = example.clone()
         try:
             return _find(*_in_float64(model, example))
-        except _STRANGERS:
-            # No memory for the copy, a device without float64, or a network that makes tensors in float32 by itself.
+        except _FORWARD_ERRORS:
+            # No memory for the copy, a device without float64, or a network that creates float32 tensors.
             return _find(model, example, model)
 
 
@@ -86,7 +86,7 @@ def _in_float64(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, n
 
 
 def _find(tried: nn.Module, example: Tensor, model: nn.Module) -> tuple[Shortcut, ...]:
-    """Return the shortcuts of ``model``, of which ``tried`` is a copy or itself."""
+    """Return the shortcuts of ``model``; ``tried`` is the model itself or a copy of it."""
     original = dict(zip(tried.modules(), model.modules(), strict=True))
     with in_eval_mode(tried):
         watched = _watch(tried, example)
@@ -105,29 +105,29 @@ def _of(original: Mapping[nn.Module, nn.Module], shortcut: Shortcut) -> Shortcut
     return Shortcut(conv, norm)
 
 
-class _Told(threading.local):
-    """What a convolution tells the norm behind it, on each thread by itself: batches may be of different sizes."""
+class _PerThread(threading.local):
+    """Whether the norm of the current pass is folded, per thread: batches may be of different sizes."""
 
     folded: bool = False
 
-    def __deepcopy__(self, memo: object) -> "_Told":
-        return _Told()
+    def __deepcopy__(self, memo: object) -> "_PerThread":
+        return _PerThread()
 
 
 @dataclass(frozen=True, slots=True)
 class _Route:
-    """What a convolution and its norm do while a shortcut is lent."""
+    """The forward passes of a convolution and its norm while a shortcut is installed."""
 
     conv: nn.Conv2d
     norm: nn.BatchNorm2d | None
     fold: bool
     least: float
-    told: _Told = field(default_factory=_Told)
+    now: _PerThread = field(default_factory=_PerThread)
 
     def convolve(self, maps: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
-        self.told.folded = norm is not None and self._folds(norm, maps)
-        if norm is None or not self.told.folded:
+        self.now.folded = norm is not None and self._folds(norm, maps)
+        if norm is None or not self.now.folded:
             return convolve(conv, maps, conv.weight, conv.bias)
         assert norm.running_mean is not None
         assert norm.running_var is not None
@@ -137,7 +137,7 @@ class _Route:
 
     def follow(self, maps: Tensor) -> Tensor:
         assert self.norm is not None
-        if not self.told.folded:
+        if not self.now.folded:
             found: Tensor = type(self.norm).forward(self.norm, maps)
             return found
         for part in _after_norm(self.norm):
@@ -154,7 +154,7 @@ class _Route:
 
 
 def _after_norm(norm: nn.BatchNorm2d) -> list[nn.Module]:
-    """Return what timm's BatchNorm does after normalising."""
+    """Return the modules that timm's BatchNorm applies after normalising."""
     return [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
 
 
@@ -170,7 +170,7 @@ def _can_fold(norm: nn.Module) -> bool:
 
 @contextmanager
 def _forward_of(module: nn.Module, forward: Any) -> Iterator[None]:
-    # Beside the class's own, as an attribute of the instance: whoever calls the module finds it first.
+    # As an attribute of the instance, which calls find before the class's method.
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:
@@ -183,11 +183,11 @@ def _forward_of(module: nn.Module, forward: Any) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """What a forward pass showed.
+    """What was observed in a forward pass.
 
     Attributes:
-        norms: by convolution, the BatchNorm that alone takes its output.
-        outputs: each module's with its answer, in order, where that is one tensor.
+        norms: by convolution, the BatchNorm that is the only user of its output.
+        outputs: each module with its output, in order, where that is one tensor.
     """
 
     norms: dict[nn.Module, nn.BatchNorm2d]
@@ -197,7 +197,7 @@ class _Watched:
 def _watch(model: nn.Module, example: Tensor) -> _Watched:
     outputs: list[tuple[nn.Module, Tensor]] = []
     pairs: list[tuple[nn.Module, nn.Module, Tensor]] = []
-    # By identity; a tensor in it stays alive, so no other can come to bear its number.
+    # By id; the tensors are kept alive, so that no id is reused.
     convolved: dict[int, tuple[nn.Module, Tensor]] = {}
     uses = _Uses()
 
@@ -206,7 +206,7 @@ def _watch(model: nn.Module, example: Tensor) -> _Watched:
             outputs.append((module, output))
             if isinstance(module, nn.Conv2d):
                 convolved[id(output)] = (module, output)
-                # One that is gone may have borne the number before.
+                # A tensor that is gone may have had the same id.
                 uses.count[id(output)] = 0
         if inputs and id(inputs[0]) in convolved and _can_fold(module):
             pairs.append((convolved[id(inputs[0])][0], module, inputs[0]))
@@ -228,7 +228,7 @@ def _watch(model: nn.Module, example: Tensor) -> _Watched:
 
 
 class _Uses(TorchDispatchMode):
-    """Counts how often each tensor goes into an operation."""
+    """Counts how often each tensor is the input of an operation."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -240,11 +240,11 @@ class _Uses(TorchDispatchMode):
 
 
 def _agree(model: nn.Module, example: Tensor, watched: _Watched, shortcuts: Sequence[Shortcut]) -> bool:
-    """Whether with shortcuts every module answers as it did, but for convolutions that now do their norm's work."""
+    """Whether every module's output is the same with shortcuts; convolutions with a folded norm are left out."""
     try:
-        with lent(shortcuts, fold=True, least=0):
+        with installed(shortcuts, fold=True, least=0):
             again = _watch(model, example)
-    except _STRANGERS:
+    except _FORWARD_ERRORS:
         return False
     folded = {shortcut.conv for shortcut in shortcuts if shortcut.norm is not None}
     before, after = ([pair for pair in seen.outputs if pair[0] not in folded] for seen in (watched, again))

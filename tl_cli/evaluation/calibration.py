@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from scipy.optimize import minimize_scalar
 from scipy.stats import sem, t
 from torch import Tensor
 
 from tl_cli.contract import Calibration
 from tl_cli.evaluation.logits import Answers
+from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 # Of Guo et al. 2017.
 _BINS = 15
@@ -60,15 +60,14 @@ class Reliability:
     bins: tuple[Bin, ...]
 
 
-def reliability(answers: Answers, seed: int = 0) -> Reliability:
-    """Return the reliability diagram and the calibration error of the softmax of logits.
+def reliability(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) -> Reliability:
+    """Return the reliability diagram and the calibration error of the probabilities.
 
     Args:
         seed: of the draws for ``chance_ece``.
     """
-    probabilities = answers.logits.double().softmax(1)
-    confidence, predicted = (values.numpy() for values in probabilities.max(1))
-    right = predicted == answers.labels.numpy()
+    confidence = task.confidence(task.probabilities(answers.logits.double())).numpy()
+    right = task.is_correct(answers.logits, answers.labels).numpy()
     # Right-closed, as in the paper; a confidence of exactly 0 cannot be.
     place = np.clip(np.ceil(confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
     counts, sums = (np.bincount(place, weights, _BINS) for weights in (None, confidence))
@@ -84,7 +83,7 @@ def reliability(answers: Answers, seed: int = 0) -> Reliability:
     return Reliability(float(np.abs(correct - sums).sum() / len(confidence)), float(np.mean(by_chance)), bins)
 
 
-def fit_temperature(answers: Answers, seed: int = 0) -> Calibration:
+def fit_temperature(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) -> Calibration:
     """Return the temperature of the least cross-entropy (Guo et al. 2017) if it is shown to help, otherwise 1.
 
     It is shown to help if cross-validation lowers the loss by more than noise: each image is judged with a temperature
@@ -98,19 +97,19 @@ def fit_temperature(answers: Answers, seed: int = 0) -> Calibration:
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(answers.labels))[:most])
     logits, labels = answers.logits[order].double(), answers.labels[order]
     count = len(labels)
-    before = _losses(logits, labels, 1.0)
+    before = task.loss(logits, labels, reduction="none")
     tried = Calibration(images=count, loss=_rounded(before.mean()))
     if count < _FEWEST:
         return tried.model_copy(update={"note": f"{count:,} validation images are too few; {_FEWEST} are needed"})
-    if bool((logits.argmax(1) == labels).all()):
+    if bool(task.is_correct(logits, labels).all()):
         # The likelihood grows without bound as the temperature falls: nothing says how sure to be.
         note = f"all {count:,} validation images are classified correctly, which says nothing about errors"
         return tried.model_copy(update={"note": note})
     after = torch.empty_like(before)
     fold = torch.arange(count) % _FOLDS
     for held_out in (fold == number for number in range(_FOLDS)):
-        temperature = _best(logits[~held_out], labels[~held_out])
-        after[held_out] = _losses(logits[held_out], labels[held_out], temperature)
+        temperature = _best(task, logits[~held_out], labels[~held_out])
+        after[held_out] = task.loss(logits[held_out] / temperature, labels[held_out], reduction="none")
     tried = tried.model_copy(update={"held_out_loss": _rounded(after.mean())})
     gain = (before - after).numpy()
     if not gain.mean() > t.isf(_LEVEL, count - 1) * sem(gain):
@@ -119,7 +118,7 @@ def fit_temperature(answers: Answers, seed: int = 0) -> Calibration:
             f"({before.mean():.4f} without, {after.mean():.4f} with)"
         )
         return tried.model_copy(update={"note": note})
-    return tried.model_copy(update={"temperature": _rounded(_best(logits, labels)), "note": ""})
+    return tried.model_copy(update={"temperature": _rounded(_best(task, logits, labels)), "note": ""})
 
 
 def _rounded(value: float | Tensor) -> float:
@@ -127,18 +126,13 @@ def _rounded(value: float | Tensor) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _best(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature of the least cross-entropy within ``_TEMPERATURES``."""
+def _best(task: Task, logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature of the least loss within ``_TEMPERATURES``."""
     # Convex in 1/T, so with one minimum in log T.
     found = minimize_scalar(
-        lambda log_temperature: float(_losses(logits, labels, math.exp(log_temperature)).mean()),
+        lambda log_temperature: float(task.loss(logits / math.exp(log_temperature), labels)),
         bounds=[math.log(bound) for bound in _TEMPERATURES],
         method="bounded",
         options={"xatol": 1e-3},
     )
     return math.exp(found.x)
-
-
-def _losses(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """Return the cross-entropy of each image, (N,), in nats."""
-    return F.cross_entropy(logits / temperature, labels, reduction="none")

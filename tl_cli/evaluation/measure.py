@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Autocasting, Machine, choose_device, default_workers, eval_batch
+from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard, Split, SplitName
 from tl_cli.data import checks, splits
 from tl_cli.data.batches import Loader
@@ -119,7 +118,7 @@ class Judge:
         self._skips = (on_bad_image or card.data.on_bad_image) == "skip"
         self._has_option = on_bad_image is not None
         self._progress = progress
-        self._workers = default_workers() if workers is None else workers
+        self._workers = worker_count(workers)
         if source is None:
             check_still_there(card.data.source)
         judged = open_to_judge(
@@ -135,7 +134,7 @@ class Judge:
         self._unread = judged.unread
         self._places = _places(self._data, card)
         # Channels-last: on a CPU faster for every network that was tried, and what a GPU's tensor cores want.
-        self.machine = Machine(choose_device(device), memory_format=torch.channels_last)
+        self.machine = inference_machine(device)
         self.machine.place(classifier.model)
         self._network = Autocasting(classifier.model, self.machine)
         self._batch = eval_batch(self.machine.device, card.preprocessing.crop)

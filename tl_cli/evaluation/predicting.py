@@ -18,6 +18,7 @@ from torch import Tensor
 from tl_cli.data.decode import picture_size
 from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError, UsageError
+from tl_cli.evaluation.task import TASKS
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
 
@@ -77,7 +78,7 @@ class Predictor:
     def _probabilities(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
             logits = self.classifier.model(normalise(images, self.classifier.preprocessing))
-        return self.classifier.probabilities(logits)
+        return TASKS[self.classifier.task].probabilities(logits.float(), self.classifier.temperature)
 
 
 def encoded(picture: object) -> bytes:

@@ -22,6 +22,7 @@ from tl_cli.evaluation.scores import (
     report,
     worst_mistakes,
 )
+from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 _PAIRS = 20
 # Beyond so many classes a matrix is mostly nothing.
@@ -55,21 +56,21 @@ class Judgement:
     mistakes: list[Mistake]
 
 
-def judge(answers: Answers, calibration: Calibration) -> Judgement:
+def judge(answers: Answers, calibration: Calibration, task: Task = SINGLE_LABEL) -> Judgement:
     """Return the judgement of at least one answer.
 
     Args:
         answers: logits as the network gives them.
     """
     predicted = answers.scaled(calibration.temperature)
-    measured = report(predicted)
+    measured = report(predicted, task)
     return Judgement(
         report=measured,
         classes=class_scores(measured.confusion),
         macro=macro_scores(measured.confusion),
-        reliability=reliability(predicted),
+        reliability=reliability(predicted, task=task),
         calibration=calibration,
-        uncalibrated=reliability(answers) if calibration.temperature != 1 else None,
+        uncalibrated=reliability(answers, task=task) if calibration.temperature != 1 else None,
         confused=most_confused(measured.confusion, _PAIRS),
         mistakes=worst_mistakes(predicted, _MISTAKES),
     )

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 from scipy.stats import binomtest, sem, t
-from sklearn.metrics import confusion_matrix
 
 from tl_cli.evaluation.logits import Answers
+from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 _DRAWS = 1000
 # With fewer images a class, means over classes are too far from what more would show for an interval to hold it.
@@ -155,19 +154,15 @@ def wilson(correct: int, count: int) -> Accuracy:
     return Accuracy(correct, count, float(interval.low), float(interval.high))
 
 
-def report(answers: Answers) -> Report:
+def report(answers: Answers, task: Task = SINGLE_LABEL) -> Report:
     """Return accuracy, loss and confusion matrix of a set of answers."""
     logits, labels = answers.logits, answers.labels
-    predicted = logits.argmax(1)
-    count, num_classes = logits.shape
-    top5 = None
-    if num_classes > 5:
-        top5 = wilson(int((logits.topk(5, 1).indices == labels[:, None]).sum()), count)
+    in_top5 = task.is_among_likeliest(logits, labels, 5)
     return Report(
-        accuracy=wilson(int((predicted == labels).sum()), count),
-        top5=top5,
-        loss=_mean(F.cross_entropy(logits.double(), labels, reduction="none").numpy()),
-        confusion=confusion_matrix(labels.numpy(), predicted.numpy(), labels=range(num_classes)),
+        accuracy=wilson(int(task.is_correct(logits, labels).sum()), len(labels)),
+        top5=None if in_top5 is None else wilson(int(in_top5.sum()), len(labels)),
+        loss=_mean(task.loss(logits.double(), labels, reduction="none").numpy()),
+        confusion=task.confusion(logits, labels).numpy(),
     )
 
 
@@ -241,7 +236,7 @@ def most_confused(confusion: np.ndarray, most: int) -> list[Confusion]:
 def worst_mistakes(answers: Answers, most: int) -> list[Mistake]:
     """Return the wrong answers that were given with the most confidence against the truth: the largest loss first."""
     # As probabilities, several wrong classes may all round to one.
-    losses = F.cross_entropy(answers.logits.double(), answers.labels, reduction="none")
+    losses = SINGLE_LABEL.loss(answers.logits.double(), answers.labels, reduction="none")
     predicted = answers.logits.argmax(1)
     wrong = torch.nonzero(predicted != answers.labels).flatten()
     order = wrong[losses[wrong].argsort(descending=True, stable=True)][:most]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Autocasting, Machine, choose_device
+from tl_cli.compute.device import Autocasting, Machine, inference_machine
 from tl_cli.data.batches import Batch
 from tl_cli.evaluation.logits import outputs
 from tl_cli.io.download import Progress, silent
@@ -31,7 +31,7 @@ def inference_speeds(
     Raises:
         UsageError: the device is not there.
     """
-    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    machine = inference_machine(device)
     benches = [_Bench(classifier, machine) for classifier in classifiers]
     # As many for each thread, so that none is idle at the end.
     least = machine.at_once

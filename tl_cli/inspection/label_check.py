@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Machine, choose_device, default_workers, eval_batch
+from tl_cli.compute.device import eval_batch, inference_machine, worker_count
 from tl_cli.contract import CropMode, Preprocessing
 from tl_cli.data import splits
 from tl_cli.data.batches import Loader
@@ -64,7 +63,7 @@ def doubted(
     looked_at = images.subset(chosen)
     if len(np.unique(looked_at.labels)) < 2:
         return [], np.zeros(0, dtype=np.int64)
-    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    machine = inference_machine(device)
     sizes, (smallest, own) = measure(looked_at), registry.size_limits(model)
     enlarged = min(max(_ENLARGED, smallest), own)
     is_tiny = sizes is not None and sizes.median < _TINY
@@ -76,7 +75,7 @@ def doubted(
         classifier.preprocessing,
         eval_batch(machine.device, classifier.preprocessing.crop),
         machine.device,
-        default_workers() if workers is None else workers,
+        worker_count(workers),
         memory_format=machine.memory_format,
     )
     found = features_of(classifier, loader.clean(), lambda done: progress("comparing labels", done, len(looked_at)))

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Machine, choose_device, default_workers, eval_batch
+from tl_cli.compute.device import Machine, eval_batch, inference_machine, worker_count
 from tl_cli.contract import DataSpec, Preprocessing
 from tl_cli.data import photographs, splits
 from tl_cli.data.batches import Loader
@@ -122,7 +121,7 @@ def subject_of_model(
         WeightsError: the folder is no saved model.
     """
     classifier, card = registry.restore(folder)
-    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    machine = inference_machine(device)
     machine.place(classifier.model)
 
     def show() -> Shown:
@@ -164,14 +163,14 @@ def subject_of_architecture(
         UsageError: the weights or the size cannot be used.
         DownloadError: the weights must be fetched and cannot be.
     """
-    machine = Machine(choose_device(device), memory_format=torch.channels_last)
+    machine = inference_machine(device)
     classifier = registry.create(name, None, weights=weights, input_size=input_size, progress=progress)
     if input_size is not None:
         sized = classifier.preprocessing.at(input_size, whole=False)
         classifier = replace(classifier, preprocessing=sized)
     machine.place(classifier.model)
     classifier.model.eval()
-    threads = default_workers() if workers is None else workers
+    threads = worker_count(workers)
 
     def loader(images: Images, batch: int | None = None) -> Loader:
         size = batch or eval_batch(machine.device, classifier.preprocessing.crop)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tl_cli.contract import ModelCard
+from tl_cli.contract import PROBABILITIES, ModelCard
 from tl_cli.errors import StorageError, TlError, UsageError, first_line
 from tl_cli.models.zoo.registry import Classifier
 
@@ -53,7 +53,7 @@ def facts(card: ModelCard) -> dict[str, str]:
         "temperature": json.dumps(card.calibration.temperature),
         "tl_version": card.tl_version,
         "input": "images: float32 (batch, 3, crop, crop), RGB, 0 to 255; normalisation is inside",
-        "output": "logits: float32 (batch, classes); the probabilities are softmax(logits / temperature)",
+        "output": f"logits: float32 (batch, classes); the probabilities are {PROBABILITIES[card.data.task]}",
     }
 
 

@@ -41,8 +41,10 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-def
     def load_context(self, context: Any) -> None:
         """Load the saved model that was logged as the artifact ``model``."""
         from tl_cli.evaluation.predicting import Predictor
+        from tl_cli.evaluation.task import TASKS
 
         self.predictor = Predictor.load(Path(context.artifacts["model"]))
+        self.task = TASKS[self.predictor.classifier.task]
         limit = os.environ.get(_LIMIT, str(_DEFAULT_LIMIT))
         if not limit.isdecimal():
             raise MlflowException(
@@ -89,8 +91,8 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-def
             columns=[column_of(name) for name in classes],
             index=index if len(index) == len(rows) else None,
         )
-        answers.insert(0, PROBABILITY, rows.max(1).values.numpy())
-        answers.insert(0, LABEL, [classes[place] for place in rows.argmax(1).tolist()])
+        answers.insert(0, PROBABILITY, self.task.confidence(rows).numpy())
+        answers.insert(0, LABEL, self.task.names(rows, classes))
         if any(errors):
             # JSON has null, and no NaN.
             answers = answers.astype(object)

@@ -104,7 +104,7 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     for part, (loader, activity) in parts.items():
         try:
             answers[part] = _judge(plan, network, loader, activity, notify)
-            reports[part] = report(answers[part].scaled(card.calibration.temperature))
+            reports[part] = report(answers[part].scaled(card.calibration.temperature), plan.task)
         except Exception as error:  # files, memory, a device: the model is trained, and tl eval can try again
             failed[part] = _reason(plan, loader, error)
     # After the last of them was decoded.

@@ -1,17 +1,11 @@
-"""The phases of a run, and how the learning rate moves within one."""
+"""The phases of a run."""
 
 import math
 from dataclasses import dataclass
 
-from tl_cli.choices import ScheduleName
 from tl_cli.models.freezing import BatchNormMode
 from tl_cli.training.config import TrainConfig, phase_ends
 from tl_cli.training.events import PhaseName
-
-# torch's OneCycleLR: start at 1/25 of the peak, end at 1/10,000 of the start, 30% of the steps to rise.
-_ONE_CYCLE_START = 1 / 25
-_ONE_CYCLE_END = _ONE_CYCLE_START / 1e4
-_ONE_CYCLE_RISE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,30 +65,3 @@ def first_trained(phase: Phase, layers: int, frozen: int) -> int:
         return layers - 1
     below = layers - 1 - frozen
     return frozen + below - math.ceil(below * phase.stage / phase.stages)
-
-
-def lr_factor(schedule: ScheduleName, warmup: float, step: int, steps: int) -> float:
-    """Return the share of the peak learning rate at a step of a phase.
-
-    Args:
-        warmup: share of the steps in which ``cosine`` rises from zero.
-        step: from 0 to ``steps`` - 1 within the phase.
-        steps: of the phase.
-    """
-    if schedule == "cosine":
-        # Zero would come after the last step: no step is wasted on it.
-        progress = step / steps
-        if progress < warmup:
-            return (step + 1) / (warmup * steps + 1)
-        return _cosine(1, 0, (progress - warmup) / (1 - warmup))
-    if schedule == "one-cycle":
-        top = max(0.0, _ONE_CYCLE_RISE * steps - 1)
-        if step < top:
-            return _cosine(_ONE_CYCLE_START, 1, step / top)
-        return _cosine(1, _ONE_CYCLE_END, (step - top) / max(1.0, steps - 1 - top))
-    # Constant; plateau lowers the rate itself, once an epoch.
-    return 1.0
-
-
-def _cosine(start: float, end: float, progress: float) -> float:
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

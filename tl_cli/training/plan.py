@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +15,10 @@ from tl_cli.compute.device import (
     bf16_is_fast,
     choose_device,
     cores,
-    default_workers,
     eval_batch,
     idle_cores,
     prepare_machine,
+    worker_count,
 )
 from tl_cli.contract import Columns, DataSpec, ModelCard, WeightsTag
 from tl_cli.data.augment.transforms import Augmentation
@@ -31,6 +30,7 @@ from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes
 from tl_cli.data.sources.catalogue import SETS
 from tl_cli.errors import UsageError, first_line
+from tl_cli.evaluation.task import TASKS, Task
 from tl_cli.io.download import Missing, Progress, check_reachable, silent
 from tl_cli.models.dropout import set_dropout
 from tl_cli.models.freezing import batch_norms
@@ -45,6 +45,7 @@ from tl_cli.training.cached_features import CachedFeatures, CachePlan, View
 from tl_cli.training.config import CROP_MODES, TrainConfig, check
 from tl_cli.training.ema import Average
 from tl_cli.training.events import Noticed, Observer, Worked
+from tl_cli.training.optim import make_optimizer, make_plateau
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import Facts, Origin, Resolved
 from tl_cli.training.stage import Strategy, plan_strategy
@@ -96,6 +97,11 @@ class Plan:
     def config(self) -> TrainConfig:
         """The resolved settings."""
         return self.resolved.config
+
+    @property
+    def task(self) -> Task:
+        """What is learned of the labels."""
+        return TASKS[self.data.spec.task]
 
     @property
     def name(self) -> str:
@@ -189,10 +195,10 @@ class Plan:
         config, count = self.config, len(self.data.classes)
         weights = None
         if config.class_weights == "balanced":
-            sizes = torch.bincount(torch.from_numpy(self.data.parts["train"].labels), minlength=count)
-            # As scikit-learn's "balanced": the mean weight of an image is one.
-            weights = (sizes.sum() / (count * sizes)).float().to(self.machine.device)
+            labels = torch.from_numpy(self.data.parts["train"].labels)
+            weights = self.task.balanced_weights(labels, count).to(self.machine.device)
         return Objective(
+            task=self.task,
             num_classes=count,
             label_smoothing=config.label_smoothing,
             class_weights=weights,
@@ -294,7 +300,7 @@ def prepare(
     device = choose_device(early.device)
     # A number in a file may be written as another type; what is resolved is what was checked.
     flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
-    workers = early.workers if "workers" in given else default_workers()
+    workers = worker_count(early.workers if "workers" in given else None)
     spec = _data_spec(early)
     if then is not None:
         spec = spec.model_copy(update={"layout": then.layout, "splits": then.splits})
@@ -372,7 +378,7 @@ def foresee(
         images = round(min(early.limit or parts["train"], parts["train"]) * (share - 0.1 * (len(parts) == 1)))
         classes, native_size, sizes, uneven = known.classes, known.pixels, None, 1.0
     elif num_classes is None or Path(source).exists():
-        data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=default_workers(), progress=progress)
+        data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=worker_count(), progress=progress)
         images, native_size, classes = len(data.parts["train"]), data.native_size, len(data.classes)
         sizes, uneven = data.sizes, imbalance(data.parts["train"].labels, classes)
     else:
@@ -435,20 +441,11 @@ def _facts(
 def new_state(plan: Plan) -> TrainState:
     """Return the state of a run that has not begun: one optimizer with all parameter groups in it."""
     config, model = plan.config, plan.classifier.model
-    # Fused: AdamW takes EfficientNet-B0's parameters in a quarter of the time on a CPU too, a tenth of a step at 32 px.
-    options: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": True}
-    groups = plan.strategy.parameter_groups()
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=config.momentum, **options)
-    elif config.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, **options)
-    else:
-        optimizer = torch.optim.AdamW(groups, **options)
-    # https://pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.ReduceLROnPlateau.html, the blog's values.
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=2)
+    optimizer = make_optimizer(config, plan.strategy.parameter_groups())
     average = Average(model, config.ema) if config.ema else None
-    return TrainState(model, optimizer, plateau, plan.machine.scaler(), average, cached=tuple(plan.cached))
+    return TrainState(
+        model, optimizer, make_plateau(optimizer), plan.machine.scaler(), average, cached=tuple(plan.cached)
+    )
 
 
 def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:

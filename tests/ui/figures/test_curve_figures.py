@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.training.test_state import largest_file
+from tests.support.full_disk import largest_file
 from tests.ui.terminal.test_charts import history
 from tl_cli.errors import StorageError
 from tl_cli.training.history import History

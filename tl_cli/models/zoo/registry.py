@@ -1,6 +1,5 @@
-"""Which architectures there are, how one is built, and which of its modules are the head."""
+"""The architectures: their names, how one is built with its weights, and which of its modules are the head."""
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from tl_cli.contract import ModelCard, Preprocessing, WeightsTag
+from tl_cli.contract import ModelCard, Preprocessing, TaskName, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, first_line, suggest
 from tl_cli.io.download import Missing, Progress, silent
 from tl_cli.models import bundle
@@ -40,6 +39,7 @@ class Classifier:
         build_options: arguments of the architecture that depend on the weights (ViT's image_size).
         temperature: of the probabilities, from the saved model; 1 for any other.
         notes: what was taken from a checkpoint that holds more than weights, for people.
+        task: what its outputs mean; that of the saved model.
     """
 
     name: str
@@ -51,14 +51,7 @@ class Classifier:
     build_options: dict[str, int] = field(default_factory=dict)
     temperature: float = 1.0
     notes: tuple[str, ...] = ()
-
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return what the classifier predicts from its logits, (B, num_classes) float32.
-
-        A row is NaN where a logit is NaN or infinite.
-        """
-        scaled = logits.float() / self.temperature
-        return scaled.softmax(1).where(scaled.isfinite().all(1, keepdim=True), math.nan)
+    task: TaskName = "single-label"
 
     @property
     def head_is_new(self) -> bool:
@@ -71,19 +64,19 @@ class Classifier:
         return [self.model.get_submodule(name) for name in self.head]
 
 
-# Of a head that nobody has said anything of.
+# Default number of classes.
 _USUAL_CLASSES = 10
 _SOURCES: dict[str, Source] = {"torchvision": TorchvisionSource(), "bundled": BundledSource(), "timm": TimmSource()}
 
 
 def names(source: str | None = None) -> list[str]:
-    """Return every name that ``create`` takes, sorted: of one library, or of all (which imports timm: seconds)."""
+    """Return every name that ``create`` accepts, sorted: of one library, or of all, which imports timm (seconds)."""
     chosen = _SOURCES.values() if source is None else [_SOURCES[source]]
     return sorted(name for library in chosen for name in library.names())
 
 
 def has(name: str) -> bool:
-    """Whether ``create`` takes the name."""
+    """Whether ``create`` accepts the name."""
     return any(source.has(name) for source in _SOURCES.values())
 
 
@@ -99,7 +92,7 @@ def about(name: str) -> Published:
 
 
 def fetch_weights(name: str, progress: Progress = silent) -> None:
-    """Bring an architecture's best published weights to this machine.
+    """Download an architecture's best published weights.
 
     Raises:
         UnknownModelError: no architecture has that name.
@@ -161,23 +154,23 @@ def create(
     """Return a classifier with ``num_classes`` outputs, its backbone from ``weights``.
 
     Args:
-        num_classes: None is as many as the weights have, with their own head; 10 where they have none.
+        num_classes: None keeps the weights' own head; 10 where they have none.
         weights: ``default``, a published name, ``none``, a ``.safetensors`` or ``.pth`` file, or a saved-model folder.
-        classes: names of the outputs, by which rows of the weights' head are found; None: those of the weights.
+        classes: names of the outputs, by which rows of the weights' head are matched; None: those of the weights.
         input_size: side of the input in pixels, for architectures whose parameters depend on it (ViT); None is the
             weights' own.
-        mean: statistics for weights that carry none, or to use instead of theirs.
-        std: the same.
-        head: ``new`` keeps nothing of the weights' head, ``keep`` all of it by position; None goes by the names.
-        drop_path: largest rate of stochastic depth; None is the architecture's own.
-        seed: of the new head, and of everything where there are no weights.
-        found: what ``find_weights`` gave for these weights; None looks for them.
+        mean: channel means to use instead of the weights' own.
+        std: channel standard deviations to use instead of the weights' own.
+        head: ``new`` discards the weights' head, ``keep`` keeps it by position; None matches it by class names.
+        drop_path: drop-path rate of the last block; None is the architecture's own.
+        seed: of the new head; without weights, of all parameters.
+        found: result of ``find_weights`` for these weights; None calls it.
 
     Raises:
         UnknownModelError: no architecture has that name.
         WeightsError: the weights cannot be read or do not fit.
         DownloadError: they must be fetched and cannot be.
-        UsageError: their head is to be kept and is not for as many classes.
+        UsageError: their head is to be kept and has another number of classes.
     """
     source = _source_of(name)
     architecture = source.architecture(name)
@@ -195,15 +188,20 @@ def create(
     if found is None:
         return Classifier(architecture, model, parts, preprocessing, WeightsTag(name="none"), None, options)
     state = dict(_seeded(seed, lambda: source.adapt(name, model, found, options)))
-    fresh = model.state_dict()
-    outputs = outputs_in(state, fresh, axes)
+    outputs = outputs_in(state, model.state_dict(), axes)
     start = choose_start(head, count=num_classes, classes=classes, outputs=outputs, known=found.classes)
-    if start.is_new:
-        state |= {key: value for key, value in fresh.items() if key.rpartition(".")[0] in parts}
-    else:
-        state |= {key: with_rows(fresh[key], state[key], axis, start.rows) for key, axis in axes.items()}
-    weights_files.load(model, state, name=found.tag.name)
+    weights_files.load(model, _with_head(state, model, parts, axes, start), name=found.tag.name)
     return Classifier(architecture, model, parts, preprocessing, found.tag, start, options, notes=found.notes)
+
+
+def _with_head(
+    state: dict[str, Tensor], model: nn.Module, head: tuple[str, ...], axes: dict[str, int], start: HeadStart
+) -> dict[str, Tensor]:
+    """Return weights with the head that a model starts from: the model's new one, but for the rows that are kept."""
+    fresh = model.state_dict()
+    if start.is_new:
+        return state | {key: value for key, value in fresh.items() if key.rpartition(".")[0] in head}
+    return state | {key: with_rows(fresh[key], state[key], axis, start.rows) for key, axis in axes.items()}
 
 
 def find_weights(name: str, weights: str, *, seed: int = 0, progress: Progress = silent) -> Pretrained | None:
@@ -215,19 +213,19 @@ def find_weights(name: str, weights: str, *, seed: int = 0, progress: Progress =
         DownloadError: they must be fetched and cannot be.
     """
     source = _source_of(name)
-    # timm's loaders make models of their own on the way: the caller's random state is left as it was.
+    # timm's loaders build models, which would change the caller's random state.
     found = _seeded(seed, lambda: _find_weights(source, name, weights, progress))
     architecture = source.architecture(name)
     if found is not None and found.architecture not in (None, architecture):
-        raise WeightsError(f"the weights in {weights} are of {found.architecture}, not of {architecture}")
+        raise WeightsError(f"the weights in {weights} are for {found.architecture}, not for {architecture}")
     return found
 
 
 def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
-    """Return what a saved model was trained from: the same backbone before, under a head of the same classes.
+    """Return the model that a saved model was trained from: the backbone before training, with the same classes.
 
     Raises:
-        WeightsError: the weights are not at hand any more, or are others now.
+        WeightsError: the weights are no longer available, or have changed.
         DownloadError: they must be fetched and cannot be.
     """
     config = card.config
@@ -235,10 +233,10 @@ def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
     weights = str(config.get("weights", "default"))
     classes: tuple[str, ...] | None = card.classes
     if "head" not in config and not card.weights.name.startswith("saved:"):
-        # Before there was this setting, any head for as many classes was kept, that of published weights too.
+        # Versions without the setting kept any head with this number of classes, that of published weights too.
         classes = None
     elif "head" not in config and bundle.read_card(Path(weights).expanduser()).classes != classes:
-        # That of a saved model was kept for the same classes in the same order only, and none of its rows otherwise.
+        # They kept that of a saved model only if it had these classes in this order, otherwise none of its rows.
         head = "new"
     was = create(
         str(config.get("model", card.architecture)),
@@ -252,19 +250,19 @@ def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
         progress=progress,
     )
     if was.weights.sha256 != card.weights.sha256:
-        raise WeightsError(f"the weights {was.weights.name} are others now than the model was trained from")
+        raise WeightsError(f"the weights {was.weights.name} have changed since the model was trained from them")
     was.model.eval()
     return was
 
 
 def default_preprocessing(name: str, weights: str = "default") -> Preprocessing:
-    """Return what these published weights use; for all others what the best published ones use, which is a guess."""
+    """Return the preprocessing of published weights; for all others that of the best published ones, as a guess."""
     source = _source_of(name)
     return source.preprocessing(name, _published(source, name, weights))
 
 
 def _published(source: Source, name: str, spec: str) -> str:
-    """Return the name of published weights as it is given, or ``default`` where it names no published weights."""
+    """Return ``spec`` where it names published weights, otherwise ``default``."""
     if weights_files.is_path(spec):
         return "default"
     known = {tag.upper() for tag in source.published(name)}
@@ -313,7 +311,7 @@ def _source_of(name: str) -> Source:
 
 
 def nearest(name: str) -> str:
-    """Return " Did you mean ...?": the same letters and digits first, timm's without their prefix too."""
+    """Return " Did you mean ...?" for an unknown name; names with the same letters and digits come first."""
     now = renamed(name) or renamed(PREFIX + name)
     if now is not None:
         return f" timm calls it {now} now."
@@ -359,7 +357,7 @@ def _outputs_of(found: Pretrained | None, architecture: str) -> int:
 
 
 def _start_from_zero(head: list[nn.Module]) -> None:
-    """Let a new linear head answer "all classes alike", so the first loss is log(num_classes) (as BiT does).
+    """Set a new linear head to zero: all classes are equally likely, and the first loss log(num_classes) (as in BiT).
 
     Some libraries scale the head's random weights by the number of classes: EfficientNet's first loss is then 14 for
     10 classes. A convolution before a ReLU (SqueezeNet) would never leave zero and keeps its own start.
@@ -375,7 +373,7 @@ T = TypeVar("T")
 
 
 def _seeded(seed: int, make: Callable[[], T]) -> T:
-    # The caller's random state is left as it was.
+    # The caller's random state is restored.
     with torch.random.fork_rng(devices=[]):
         # torch's generator on the CPU takes the low 32 bits. Smaller seeds stay as they are: saved models are compared
         # with the weights that they started from (`starting_point`).
@@ -387,14 +385,16 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
     """Return the classifier of a saved-model folder, in eval mode on the CPU, and its card.
 
     Raises:
-        WeightsError: the folder is no saved model, damaged, or its parts do not fit each other.
+        WeightsError: the folder is no saved model, is damaged, or its parts do not fit each other.
     """
     card = bundle.verified_card(folder)
     model = build(card.architecture, len(card.classes), card.build_options)
     names = dict(model.named_modules())
     strange = [part for part in card.head if part not in names]
     if strange or not card.head:
-        raise WeightsError(f"{folder} names a head that {card.architecture} has not: {', '.join(strange) or 'none'}")
+        raise WeightsError(
+            f"{folder} names a head that {card.architecture} does not have: {', '.join(strange) or 'none'}"
+        )
     bundle.load_weights(folder, model)
     model.eval()
     _check_side(folder, card, model)
@@ -407,12 +407,13 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
         choose_start(None, count=len(card.classes), classes=None, outputs=len(card.classes), known=None),
         card.build_options,
         card.calibration.temperature,
+        task=card.data.task,
     )
     return classifier, card
 
 
 def _check_side(folder: Path, card: ModelCard, model: nn.Module) -> None:
-    """Refuse a card whose input size was changed to one that the model cannot take."""
+    """Raise for a card whose input size was changed to one that the model cannot take."""
     side, options = card.preprocessing.crop, options_for(card.architecture, card.preprocessing.crop)
     problem = ""
     if any(card.build_options.get(key, value) != value for key, value in options.items()):

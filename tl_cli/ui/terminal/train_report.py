@@ -12,8 +12,8 @@ from tl_cli.inspection.freeze_plan import freeze_plan
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.forecast import Estimate
 from tl_cli.training.history import History
+from tl_cli.training.optim import lr_factor
 from tl_cli.training.outcome import Outcome
-from tl_cli.training.phases import lr_factor
 from tl_cli.training.plan import Plan
 from tl_cli.ui import panels
 from tl_cli.ui.panels import TRAIN_COLOUR, Line, Panel

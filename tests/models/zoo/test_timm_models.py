@@ -1,14 +1,11 @@
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import timm
 import torch
-from huggingface_hub import constants
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from timm.data import create_transform, resolve_model_data_config
@@ -16,34 +13,18 @@ from timm.models import list_models, list_modules
 from torch import Tensor
 
 from tests.conftest import Server
+from tests.support.zoo import MEMBERS, SHORT_ROWS, publish
 from tl_cli.contract import Preprocessing
 from tl_cli.data.images import PackedImages
 from tl_cli.data.packed_names import Names
 from tl_cli.data.preprocess import normalise, resize_crop
-from tl_cli.errors import DownloadError, UnknownModelError, WeightsError
+from tl_cli.errors import UnknownModelError, WeightsError
 from tl_cli.inspection.label_check import doubted
 from tl_cli.models import freezing
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.timm_models import UNSUPPORTED, TimmSource
 
-COMMIT = "a" * 40
-
-
-_SMALL = ("atto", "femto", "pico", "nano", "tiny", "xxs", "small", "_b0", "_m0", "_s0", "_s18", "iformer_t", "2d_s", "lite0", "resnet18")  # fmt: skip
 # On the meta device an LSTM is taken apart step by step, and each step is a pixel of a row or a column.
-_SHORT_ROWS = {"sequencer2d_s": 64}
-
-
-def family_members() -> Iterator[str]:
-    """A small architecture of every timm module, by its name."""
-    for module in list_modules():
-        members = [name for name in list_models(module=module) if name not in UNSUPPORTED]
-        assert members, module
-        real = [name for name in members if not name.startswith("test_")]
-        yield min(real, key=lambda name: (not any(word in name for word in _SMALL), len(name), name))
-
-
-MEMBERS = list(family_members())
 
 
 def test_every_family_of_timm_is_here() -> None:
@@ -56,7 +37,7 @@ def test_every_family_of_timm_is_here() -> None:
 @pytest.mark.parametrize("plain", MEMBERS)
 def test_a_member_of_every_family_has_the_head_that_timm_names_and_nothing_else_trains(plain: str) -> None:
     name = f"timm/{plain}"
-    size = _SHORT_ROWS.get(plain, registry.about(name).input_size)
+    size = SHORT_ROWS.get(plain, registry.about(name).input_size)
     with torch.device("meta"):
         model = registry.build(name, 7, registry.options_for(name, size))
         images = torch.empty(2, 3, size, size)
@@ -151,43 +132,6 @@ def test_border_mode_pads_with_the_mean_colour() -> None:
     assert seen[:, 0, 0].tolist() == [51, 102, 153]
 
 
-@pytest.fixture
-def hub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The hub on loopback, with an empty cache."""
-    server.files["/"] = server.files["/api/agent-harnesses"] = b"{}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    return server
-
-
-def publish(hub: Server, repo: str, filename: str, model: torch.nn.Module) -> str:
-    body = safetensors.torch.save({key: value.contiguous() for key, value in model.state_dict().items()})
-    path = f"/{repo}/resolve/main/{filename}"
-    sha = hashlib.sha256(body).hexdigest()
-    hub.files[path] = body
-    hub.headers[path] = {"ETag": f'"{sha}"', "X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{sha}"'}
-    return sha
-
-
-def test_weights_come_through_the_hubs_cache(hub: Server) -> None:
-    published = timm.create_model("resnet18", num_classes=1000)
-    sha = publish(hub, "timm/resnet18.a2_in1k", "model.safetensors", published)
-    seen: list[tuple[str, int, int | None]] = []
-    assert registry.about("timm/resnet18.a2_in1k").on_disk is False
-    classifier = registry.create("timm/resnet18.a2_in1k", 10, progress=lambda *now: seen.append(now))
-    assert (classifier.name, classifier.head, classifier.head_is_new) == ("timm/resnet18", ("fc",), True)
-    assert (classifier.weights.name, classifier.weights.sha256) == ("timm:resnet18.a2_in1k", sha)
-    assert torch.equal(classifier.model.conv1.weight, published.conv1.weight)
-    size = len(hub.files["/timm/resnet18.a2_in1k/resolve/main/model.safetensors"])
-    assert seen[-1] == ("resnet18.a2_in1k", size, size)
-    assert registry.about("timm/resnet18.a2_in1k").on_disk is True
-    hub.asked.clear()
-    assert registry.create("timm/resnet18", 1000, weights="a2_in1k").head_is_new is False
-    assert hub.asked == []
-
-
 def test_position_embeddings_are_resampled_to_the_input_size(hub: Server) -> None:
     published = timm.create_model("vit_tiny_patch16_224", num_classes=21843)
     publish(hub, "timm/vit_tiny_patch16_224.augreg_in21k", "model.safetensors", published)
@@ -209,7 +153,7 @@ def test_labels_of_tiny_images_are_compared_by_a_network_that_takes_one_size_onl
 
 
 def test_a_saved_model_of_timm_is_restored_and_warm_starts_at_another_size(tmp_path: Path) -> None:
-    from tests.models.zoo.test_weights import card
+    from tests.support.zoo import card
     from tl_cli.models import bundle
 
     first = registry.create("timm/vit_tiny_patch16_224", 3, weights="none", input_size=64)
@@ -232,27 +176,6 @@ def test_weights_that_leave_a_part_of_the_backbone_random_are_refused(hub: Serve
     del published.layer4[1].bn2
     publish(hub, "timm/resnet18.a1_in1k", "model.safetensors", published)
     with pytest.raises(WeightsError, match=r"layer4\.1\.bn2\.weight"):
-        registry.create("timm/resnet18", 10)
-
-
-def test_a_damaged_file_in_the_cache_is_not_used(hub: Server) -> None:
-    publish(hub, "timm/resnet18.a1_in1k", "model.safetensors", timm.create_model("resnet18"))
-    registry.fetch_weights("timm/resnet18")
-    (blob,) = (Path(constants.HF_HUB_CACHE) / "models--timm--resnet18.a1_in1k" / "blobs").glob("?" * 64)
-    content = bytearray(blob.read_bytes())
-    content[-5] ^= 1
-    blob.write_bytes(content)
-    with pytest.raises(DownloadError, match="not the published file"):
-        registry.create("timm/resnet18", 10)
-
-
-def test_without_network_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(DownloadError, match=r"from http://127\.0\.0\.1:9/timm/resnet18\..*--weights FILE"):
-        registry.create("timm/resnet18", 10)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DownloadError, match="HF_HUB_OFFLINE is set"):
         registry.create("timm/resnet18", 10)
 
 
@@ -327,7 +250,7 @@ def test_the_callers_random_state_is_left_as_it_was(hub: Server) -> None:
 
 
 def test_a_card_whose_head_is_not_there_is_refused(tmp_path: Path) -> None:
-    from tests.models.zoo.test_weights import card
+    from tests.support.zoo import card
     from tl_cli.models import bundle
 
     made = registry.create("resnet18", 3, weights="none")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tl_cli.training.phases import lr_factor
+from tl_cli.training.optim import lr_factor
 
 
 def test_one_cycle_is_torchs() -> None:
