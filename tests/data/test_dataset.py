@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from tests.conftest import COLOURS, Server, write_pictures
-from tests.data.published_copies import serve
+from tests.support.published_copies import serve
 from tl_cli.contract import DataSpec
 from tl_cli.data import dataset
 from tl_cli.data.images import PackedImages

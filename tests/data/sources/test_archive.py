@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.published_copies import folders, picture, tar_of, zip_of
+from tests.support.published_copies import folders, picture, tar_of, zip_of
 from tl_cli.contract import DataSpec
 from tl_cli.data import dataset
 from tl_cli.data.sources.archive import Limits, Unpacked, scan, unpack
