@@ -9,7 +9,7 @@ from scipy import stats
 
 from tests.support.splitmix import SplitMix64, reference
 from tl_cli.data.augment.mixing import mix
-from tl_cli.data.augment.transforms import Stream, uniform
+from tl_cli.data.augment.settings import Stream, uniform
 from tl_cli.data.batches import balanced_order, epoch_order
 from tl_cli.models.zoo import registry
 from tl_cli.randomness import Purpose, generator, mixed, splitmix64

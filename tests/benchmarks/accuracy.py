@@ -19,7 +19,7 @@ from tests.benchmarks.rows import Comparison, Goal
 from tests.benchmarks.timing import Bench, now, say
 from tl_cli.compute.device import Autocasting
 from tl_cli.evaluation.logits import answer
-from tl_cli.io.download import replacing
+from tl_cli.io.atomic import replacing
 from tl_cli.models.zoo import registry
 from tl_cli.training import plan as setup
 from tl_cli.training.events import EpochEnded, Event, tell_all

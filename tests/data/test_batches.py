@@ -8,8 +8,10 @@ from PIL import Image
 
 from tests.conftest import COLOURS, write_pictures
 from tl_cli.contract import Preprocessing
+from tl_cli.data.augment.erasing import erase
+from tl_cli.data.augment.geometry import crop_boxes
 from tl_cli.data.augment.policies import apply_policy
-from tl_cli.data.augment.transforms import Augmentation, crop_boxes, erase
+from tl_cli.data.augment.settings import Augmentation
 from tl_cli.data.batches import Loader, balanced_order, epoch_order, training_order
 from tl_cli.data.images import FileImages, PackedImages, pack
 from tl_cli.data.packed_names import Names
@@ -48,7 +50,7 @@ def test_images_of_one_size_are_packed_and_others_are_not(files: FileImages, col
         Augmentation(shift=0.2),
         Augmentation(min_area=0.3),
         Augmentation(flip=False),
-        Augmentation(policy="randaugment", erasing=0.5),
+        Augmentation(auto_augment="randaugment", random_erasing=0.5),
     ],
 )
 def test_workers_change_nothing(files: FileImages, settings: Augmentation) -> None:
@@ -60,7 +62,8 @@ def test_workers_change_nothing(files: FileImages, settings: Augmentation) -> No
 
 
 @pytest.mark.parametrize(
-    "settings", [Augmentation(shift=0.2), Augmentation(min_area=0.3, hue=0.1, rotation=9), Augmentation(erasing=0.5)]
+    "settings",
+    [Augmentation(shift=0.2), Augmentation(min_area=0.3, hue=0.1, rotation=9), Augmentation(random_erasing=0.5)],
 )
 def test_the_batch_size_does_not_change_an_image(colours: Path, settings: Augmentation) -> None:
     images = pack(scan(colours).parts["train"], budget_bytes=1 << 30, workers=1)
@@ -113,7 +116,7 @@ def test_labels_follow_the_order(files: FileImages) -> None:
 
 def test_a_policy_comes_after_the_geometry_and_erasing_last_with_the_mean_colour(files: FileImages) -> None:
     plain = Augmentation(flip=True, shift=0.1, rotation=10)
-    settings = dataclasses.replace(plain, policy="trivialaugment", erasing=0.9)
+    settings = dataclasses.replace(plain, auto_augment="trivialaugment", random_erasing=0.9)
     moved = list(loader(files).augmented(plain, 6, 2))
     whole = list(loader(files).augmented(settings, 6, 2))
     mean = (124, 116, 104)
@@ -190,7 +193,7 @@ def test_a_balanced_order_is_the_shared_one() -> None:
     [
         Augmentation(flip=False, min_area=0.3),
         Augmentation(flip=False, shift=0.4),
-        Augmentation(flip=False, policy="trivialaugment", erasing=0.9),
+        Augmentation(flip=False, auto_augment="trivialaugment", random_erasing=0.9),
     ],
 )
 def test_an_image_that_comes_again_is_augmented_differently(
@@ -217,7 +220,7 @@ def test_an_image_that_comes_again_is_augmented_differently(
 CHANGES = [
     Augmentation(shift=0.125),
     Augmentation(min_area=0.35),
-    Augmentation(shift=0.1, hue=0.1, contrast=0.2, rotation=9, erasing=0.5),
+    Augmentation(shift=0.1, hue=0.1, contrast=0.2, rotation=9, random_erasing=0.5),
 ]
 
 

@@ -1,11 +1,10 @@
 import hashlib
-import resource
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Server
-from tl_cli.errors import DownloadError, StorageError
+from tl_cli.errors import DownloadError
 from tl_cli.io import download
 
 BODY = b"weights" * 500_000
@@ -14,14 +13,14 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 
 def test_a_file_is_fetched_once_with_progress(server: Server, tmp_path: Path) -> None:
     server.files["/w.pth"] = BODY
-    seen: list[tuple[str, int, int | None]] = []
+    seen: list[tuple[object, ...]] = []
     target = tmp_path / "deep" / "w.pth"
     for _ in range(2):
         download.download(f"{server.url}/w.pth", target, SHA256[:8], progress=lambda *now: seen.append(now))
     assert target.read_bytes() == BODY
     assert server.asked == ["/w.pth"]
-    assert seen[-1] == ("w.pth", len(BODY), len(BODY))
-    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    assert seen[-1] == ("w.pth", len(BODY), len(BODY), "bytes")
+    assert [now[1] for now in seen] == sorted(now[1] for now in seen)
 
 
 def test_a_wrong_hash_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
@@ -54,20 +53,3 @@ def test_a_missing_file_is_not_asked_for_again(server: Server, tmp_path: Path) -
 def test_no_network_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"cannot fetch w\.pth from http://127\.0\.0\.1:9/w\.pth .*Put it there"):
         download.download("http://127.0.0.1:9/w.pth", tmp_path / "w.pth", SHA256, advice="Put it there.")
-
-
-def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
-    target = tmp_path / "model"
-    download.write_text(target, "old")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    try:
-        with (
-            pytest.raises(StorageError, match=r"cannot write .*model: File too large"),
-            download.replacing(target) as file,
-        ):
-            file.write(BODY)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert target.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [target]

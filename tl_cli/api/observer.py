@@ -2,19 +2,21 @@
 
 import warnings
 
+from tl_cli.io.download import Unit
+
 
 class Observer:
     """Turns warnings into Python's and ignores progress; override either."""
 
     def warn(self, message: str) -> None:
-        """Take what is worth knowing, and no failure."""
+        """Report something that the user should know and that is not an error."""
         warnings.warn(message, stacklevel=3)
 
-    def progress(self, what: str, done: int, total: int | None) -> None:
-        """Take how far the work is.
+    def progress(self, what: str, done: int, total: int | None, unit: Unit = "items") -> None:
+        """Report how much is done.
 
         Args:
             what: what is being done, such as a file's name or ``evaluating``.
-            done: in the unit of the work: bytes of a file, images.
-            total: the same; None where it is unknown.
+            total: None if unknown.
+            unit: of ``done`` and ``total``: items such as images, or bytes.
         """

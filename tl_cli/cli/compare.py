@@ -523,7 +523,7 @@ def _json(comparison: "Comparison") -> str:
 
 
 def _write(folder: Path, comparison: "Comparison", curves: "list[list[History]]") -> list[Path]:
-    from tl_cli.io.download import write_text
+    from tl_cli.io.atomic import write_text
     from tl_cli.ui.figures.curve_figures import drawn
     from tl_cli.ui.terminal import comparison_tables as shown
 

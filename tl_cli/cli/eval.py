@@ -217,7 +217,7 @@ def _keep(
 
 def _write(folder: Path, measured: "Measured", judgement: "Judgement", classes: tuple[str, ...]) -> list[Path]:
     from tl_cli.evaluation.logits import save_answers
-    from tl_cli.io.download import write_text
+    from tl_cli.io.atomic import write_text
     from tl_cli.ui.figures.curve_figures import drawn
 
     title = f"{Path(measured.source).name}, {measured.part}"

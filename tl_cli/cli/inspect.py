@@ -261,7 +261,7 @@ def _keep(view: "View", wanted: "Wanted", *, output: Path | None, log: bool) -> 
 
 
 def _write(view: "View", folder: Path) -> list[Path]:
-    from tl_cli.io.download import write_text
+    from tl_cli.io.atomic import write_text
     from tl_cli.ui.terminal.console import json_text
 
     path = folder / f"{view.name}.json"

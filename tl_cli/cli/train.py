@@ -617,7 +617,7 @@ def _go_on(
 ) -> None:
     from tl_cli.data.dataset import changed_parts, check_still_there
     from tl_cli.errors import TlError, UsageError
-    from tl_cli.io.download import write_text
+    from tl_cli.io.atomic import write_text
     from tl_cli.models import bundle
     from tl_cli.tracking.store import named, short_id
     from tl_cli.tracking.sync import sync

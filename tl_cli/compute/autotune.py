@@ -27,7 +27,8 @@ from tl_cli.compute.device import (
     memory_format_of,
 )
 from tl_cli.errors import StorageError
-from tl_cli.io.download import cache_root, write_text
+from tl_cli.io.atomic import write_text
+from tl_cli.io.download import cache_root
 from tl_cli.models.freezing import batch_norms
 
 Axis = Literal["threads", "layout", "precision", "fold"]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tl_cli.contract import Preprocessing
-from tl_cli.data.augment import policies
-from tl_cli.data.augment import transforms as augment
-from tl_cli.data.augment.transforms import Augmentation
+from tl_cli.data.augment import geometry
+from tl_cli.data.augment.pipeline import augment
+from tl_cli.data.augment.settings import Augmentation
 from tl_cli.data.images import Images, PackedImages
 from tl_cli.data.preprocess import cut_box, decoded_side, mean_colour, normalise, prepare, resize_crop, send
 from tl_cli.randomness import Purpose, generator
@@ -159,10 +159,8 @@ class Loader:
             if isinstance(self.images, PackedImages):
                 images = self._geometry(images, settings, seed, epoch, keys)
             else:
-                images = augment.shift_and_flip(images, settings, seed, epoch, keys)
-            images = augment.recolour_and_rotate(images, settings, seed, epoch, keys)
-            images = policies.apply_policy(images, settings, seed, epoch, keys)
-            images = augment.erase(images, settings, seed, epoch, keys, mean_colour(self.preprocessing))
+                images = geometry.shift_and_flip(images, settings, seed, epoch, keys)
+            images = augment(images, settings, seed, epoch, keys, mean_colour(self.preprocessing))
             yield self._indices(keys), images
 
     def clean(self, *, mirrored: bool = False) -> Iterator[Batch]:
@@ -184,17 +182,17 @@ class Loader:
     def _geometry(self, images: Tensor, settings: Augmentation, seed: int, epoch: int, keys: np.ndarray) -> Tensor:
         if settings.min_area < 1:
             boxes = self._crop_boxes(settings, seed, epoch, keys, images.shape[-2], images.shape[-1])
-            images = augment.resized_crops(images, boxes, self.preprocessing.crop, mean_colour(self.preprocessing))
-            return augment.shift_and_flip(images, settings, seed, epoch, keys)
+            images = geometry.resized_crops(images, boxes, self.preprocessing.crop, mean_colour(self.preprocessing))
+            return geometry.shift_and_flip(images, settings, seed, epoch, keys)
         # Moved at the native size, where a step is a pixel, and then resized.
-        images = augment.shift_and_flip(images, settings, seed, epoch, keys)
+        images = geometry.shift_and_flip(images, settings, seed, epoch, keys)
         # The smaller they are the cheaper it is, but colours are changed channel by channel.
         return resize_crop(self._laid_out(images) if settings.only_moves else images, self.preprocessing)
 
     def _crop_boxes(
         self, settings: Augmentation, seed: int, epoch: int, keys: np.ndarray, height: int, width: int
     ) -> np.ndarray:
-        return augment.crop_boxes(settings, seed, epoch, keys, height, width, self.preprocessing.crop_mode)
+        return geometry.crop_boxes(settings, seed, epoch, keys, height, width, self.preprocessing.crop_mode)
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self.memory_format)
@@ -248,7 +246,7 @@ class Loader:
         """Return the short side with which large files are decoded, so that the smallest random crop is accurate."""
         if settings is None or settings.min_area == 1:
             return decoded_side(self.preprocessing)
-        smallest = math.sqrt(settings.min_area * augment.CROP_RATIO)
+        smallest = math.sqrt(settings.min_area * geometry.CROP_RATIO)
         return max(self.preprocessing.resize, math.ceil(_CROP_SPARE / 2 * self.preprocessing.crop / smallest))
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:

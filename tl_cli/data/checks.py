@@ -20,7 +20,8 @@ from tl_cli.data.duplicates import SIDE, Sketch, alike_groups, sketch
 from tl_cli.data.images import FileImages, Images, fingerprint, with_contents
 from tl_cli.data.sources.found import Found
 from tl_cli.errors import DataError, StorageError
-from tl_cli.io.download import Progress, cache_root, silent, write_text
+from tl_cli.io.atomic import write_text
+from tl_cli.io.download import Progress, cache_root, silent
 
 # With which a file is looked at: a large JPEG is then decoded to its last byte at an eighth of the work.
 _LOOK_SIDE = SIDE

@@ -15,7 +15,8 @@ from tl_cli.data.checks import each, remembered_in
 from tl_cli.data.decode import MAY_BE_DEEP, Numbers, deep_values, numbers
 from tl_cli.data.images import FileImages, Images
 from tl_cli.errors import DataError, StorageError
-from tl_cli.io.download import Progress, silent, write_text
+from tl_cli.io.atomic import write_text
+from tl_cli.io.download import Progress, silent
 
 # Of so many pictures, evenly spread over the training part, so many values each.
 _PICTURES, _VALUES = 256, 16_384

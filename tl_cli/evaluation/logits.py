@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tl_cli.data.batches import Batch
 from tl_cli.data.packed_names import Names
 from tl_cli.errors import DataError, WeightsError
-from tl_cli.io.download import replacing
+from tl_cli.io.atomic import replacing
 from tl_cli.shortage import during
 
 # Told how many images are done.

@@ -24,7 +24,7 @@ import psutil
 from filelock import FileLock, Timeout
 
 from tl_cli.errors import DamagedError, StorageError
-from tl_cli.io.download import replacing, write_text
+from tl_cli.io.atomic import replacing, write_text
 
 T = TypeVar("T")
 

@@ -1,35 +1,48 @@
-"""Files from the network and to the disk: one checked download, one atomic write. Knows nothing of what is in them."""
+"""Files from the network: one checked download. Nothing here depends on what is in a file."""
 
-import errno
 import hashlib
 import http.client
 import os
-import shutil
-import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 import platformdirs
 from filelock import FileLock
 
-from tl_cli.errors import DownloadError, StorageError
+from tl_cli.errors import DownloadError
+from tl_cli.io.atomic import replacing, storing
 from tl_cli.io.file_uris import local_path
 
-# Told (name of the file, bytes so far, bytes in all or None) as a download goes on.
-Progress = Callable[[str, int, int | None], None]
+Unit = Literal["items", "bytes"]
 
 _HEADERS = {"User-Agent": "tl-train"}
 _CHUNK = 1 << 20
 _TIMEOUT_S = 15
-# Of a network that drops packets nothing is heard: what is missing is to be said within seconds.
+# A network that drops packets never answers, and the message should come within seconds.
 _REACHABLE_WITHIN_S = 5
 _ATTEMPTS = 3
+
+
+class Progress(Protocol):
+    """A callback for work that takes long."""
+
+    def __call__(self, what: str, done: int, total: int | None, unit: Unit = "items") -> None:
+        """Report how much is done.
+
+        Args:
+            what: the file or the work.
+            total: None if unknown.
+            unit: of ``done`` and ``total``.
+        """
+
+
+def silent(what: str, done: int, total: int | None, unit: Unit = "items") -> None:
+    """Report no progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +50,8 @@ class Missing:
     """Published files that are not on this machine.
 
     Attributes:
-        urls: their addresses.
-        folder: where they are kept.
+        urls: where they are published.
+        folder: where they will be stored.
         advice: what to do without a network; names the flag.
     """
 
@@ -54,7 +67,7 @@ class Missing:
         """Ask the server of the first file once.
 
         Raises:
-            DownloadError: there is no way to it; says the address, the folder and what to do instead.
+            DownloadError: it cannot be reached.
         """
         url = self.urls[0]
         request = urllib.request.Request(url, headers=_HEADERS, method="HEAD")
@@ -71,7 +84,7 @@ class Missing:
 
 
 def check_reachable(missing: Iterable[Missing | None]) -> None:
-    """Ask the servers of all missing files, so that all that cannot be fetched is said at once.
+    """Ask the servers of all missing files, so that one error lists all that cannot be fetched.
 
     Raises:
         DownloadError: at least one cannot be reached.
@@ -87,12 +100,8 @@ def check_reachable(missing: Iterable[Missing | None]) -> None:
         raise DownloadError("\n".join(dict.fromkeys(failures)))
 
 
-def silent(name: str, done: int, total: int | None) -> None:
-    """Report progress to nobody."""
-
-
 def cache_root() -> Path:
-    """Return the folder for what can be made or fetched again: TL_CACHE_DIR, or one in the user's cache."""
+    """Return the folder for what can be computed or fetched again: TL_CACHE_DIR, or one in the user's cache."""
     moved = os.environ.get("TL_CACHE_DIR")
     return Path(local_path(moved)).expanduser() if moved else platformdirs.user_cache_path("tl")
 
@@ -106,23 +115,23 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 def download(
     url: str, target: Path, expected: str, *, algorithm: str = "sha256", progress: Progress = silent, advice: str = ""
 ) -> str:
-    """Fetch ``target`` from ``url`` unless it is there, check its hash either way, and return it, whole, in hex.
+    """Fetch ``target`` from ``url`` unless it exists, check its hash either way, and return the whole hex digest.
 
-    Two processes that want the same file wait for each other; a broken transfer leaves nothing behind.
+    Only one process downloads a file at a time; an interrupted transfer leaves nothing behind.
 
     Args:
         expected: the hex digest, or its first characters as in torchvision's file names.
-        advice: what a person without network can do instead; ends the message of a failure.
+        advice: what a person without network can do instead; ends the message of an error.
 
     Raises:
         DownloadError: no network, the server refused, or the file is not the published one.
         StorageError: the disk is full or may not be written.
     """
-    # A shared, read-only cache has no room for a lock, and a file that is there was renamed into place whole.
+    # A shared cache may be read-only, so there is no lock for a file that exists; it was complete when it got its name.
     if not target.exists():
-        with _storing(target):
+        with storing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-        with _storing(target), FileLock(target.with_name(target.name + ".lock")):
+        with storing(target), FileLock(target.with_name(target.name + ".lock")):
             if not target.exists():
                 return _fetch(url, target, expected, algorithm, progress, advice)
     found = digest(target, algorithm)
@@ -143,7 +152,7 @@ def _fetch(url: str, target: Path, expected: str, algorithm: str, progress: Prog
             cause = error
             if error.code < 500:
                 break
-        except urllib.error.URLError as error:  # no connection: it has waited long enough
+        except urllib.error.URLError as error:  # no connection; further attempts would only make the user wait
             cause = error
             break
         except (OSError, http.client.HTTPException, _MismatchError) as error:
@@ -164,75 +173,19 @@ def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: P
     with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
         length = response.headers.get("Content-Length")
         total = int(length) if length else None
-        seen, done = hashlib.new(algorithm), 0
+        hashed, done = hashlib.new(algorithm), 0
         with replacing(target) as file:
             while chunk := response.read(_CHUNK):
                 file.write(chunk)
-                seen.update(chunk)
+                hashed.update(chunk)
                 done += len(chunk)
-                progress(target.name, done, total)
-            if not seen.hexdigest().startswith(expected):
-                raise _MismatchError(f"its {algorithm} is {seen.hexdigest()[:16]}..., expected {expected[:16]}...")
+                progress(target.name, done, total, "bytes")
+            if not hashed.hexdigest().startswith(expected):
+                raise _MismatchError(f"its {algorithm} is {hashed.hexdigest()[:16]}..., expected {expected[:16]}...")
             if total is not None and done != total:
                 raise _MismatchError(f"only {done} of {total} bytes arrived")
-    return seen.hexdigest()
+    return hashed.hexdigest()
 
 
 class _MismatchError(Exception):
-    """Leaves ``replacing`` so that the wrong file never gets its name."""
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes ``target``'s name, all of it or not at all, when the block ends well.
-
-    Raises:
-        StorageError: the disk is full or may not be written; the old ``target`` is as it was.
-    """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with _storing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-            _sync_folder(target.parent)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(target: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``target``, atomically."""
-    with replacing(target) as file:
-        file.write(text.encode())
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without this a power cut can undo the rename; not every file system allows it.
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-@contextmanager
-def _storing(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, urllib.error.URLError | ssl.SSLError | TimeoutError | ConnectionError):
-            raise
-        free = f" ({_free_space(target)} free)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        raise StorageError(f"cannot write {target}: {error.strerror or error}{free}") from error
-
-
-def _free_space(target: Path) -> str:
-    with suppress(OSError):
-        folder = next(parent for parent in target.absolute().parents if parent.exists())
-        return f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB"
-    return "unknown space"
+    """What arrived is not the published file; raised inside ``replacing``, so that it never gets its name."""

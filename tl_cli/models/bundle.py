@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tl_cli.contract import ModelCard, problems_in
 from tl_cli.errors import WeightsError, first_line
-from tl_cli.io.download import digest, replacing, write_text
+from tl_cli.io.atomic import replacing, write_text
+from tl_cli.io.download import digest
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"

@@ -18,7 +18,7 @@ from mlflow.entities import Metric
 from pydantic import Field, TypeAdapter
 
 from tl_cli.errors import StorageError, TrackingError
-from tl_cli.io.download import replacing
+from tl_cli.io.atomic import replacing
 
 JOURNAL = "journal.jsonl"
 # Everything that a run records beside its points, done or not: from it a run that its store has lost is recorded again.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tl_cli.choices import FeatureDtype
 from tl_cli.compute.device import Autocasting, Machine
-from tl_cli.data.augment.transforms import Augmentation, Stream, uniform
+from tl_cli.data.augment.settings import Augmentation, Stream, uniform
 from tl_cli.data.batches import Batch, Loader, free_bytes, steps_in_epoch, training_order
 from tl_cli.data.images import Images, changed_files, fingerprint
 from tl_cli.data.preprocess import send

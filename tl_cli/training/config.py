@@ -29,7 +29,7 @@ from tl_cli.choices import (
 from tl_cli.contract import CropMode
 from tl_cli.errors import UsageError, suggest
 from tl_cli.habits import setting
-from tl_cli.io.download import write_text
+from tl_cli.io.atomic import write_text
 from tl_cli.io.file_uris import local_path
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

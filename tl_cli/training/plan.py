@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tl_cli.choices import AugmentName
 from tl_cli.compute.autotune import Fixed, Work, probe
 from tl_cli.compute.device import (
     Autocasting,
@@ -21,7 +20,7 @@ from tl_cli.compute.device import (
     worker_count,
 )
 from tl_cli.contract import Columns, DataSpec, ModelCard, WeightsTag
-from tl_cli.data.augment.transforms import Augmentation
+from tl_cli.data.augment.settings import Augmentation, augmentation
 from tl_cli.data.balance import imbalance
 from tl_cli.data.batches import Batch, Loader
 from tl_cli.data.dataset import LabelledData, locate, missing, open_data
@@ -51,16 +50,6 @@ from tl_cli.training.recipes import Facts, Origin, Resolved
 from tl_cli.training.stage import Strategy, plan_strategy
 from tl_cli.training.state import TrainState
 from tl_cli.training.step import Objective
-
-_AUGMENTATIONS: dict[AugmentName, Augmentation] = {
-    "none": Augmentation(flip=False),
-    "shift": Augmentation(flip=False, shift=0.125, border="reflect"),
-    "flip": Augmentation(),
-    "flip-shift": Augmentation(shift=0.125, border="reflect"),
-    "flip-crop": Augmentation(min_area=0.35),
-    "blog": Augmentation(shift=0.125, brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, rotation=15),
-}
-
 
 _VECTORS_AT_ONCE = 4096
 _PROBED = ("layout", "precision", "threads", "fold")
@@ -111,14 +100,7 @@ class Plan:
     @property
     def augmentation(self) -> Augmentation:
         """What happens to training images."""
-        config = self.config
-        return replace(
-            _AUGMENTATIONS[config.augment],
-            policy=config.auto_augment,
-            ops=config.auto_ops,
-            magnitude=config.auto_magnitude,
-            erasing=config.random_erasing,
-        )
+        return augmentation(self.config.augment, self.config)
 
     @property
     def crop_note(self) -> str | None:

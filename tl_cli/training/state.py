@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tl_cli.contract import Calibration, ModelCard
 from tl_cli.errors import UsageError, WeightsError, first_line
-from tl_cli.io.download import replacing
+from tl_cli.io.atomic import replacing
 from tl_cli.models import bundle
 from tl_cli.shortage import pass_on
 from tl_cli.training.ema import Average

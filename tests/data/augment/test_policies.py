@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from tests.data.ties import NEAR, assert_levels, assert_nearest, is_near_cut, luma, source_places
+from tests.support.ties import NEAR, assert_levels, assert_nearest, is_near_cut, luma, source_places
+from tl_cli.choices import AutoAugment
 from tl_cli.data.augment import policies
 from tl_cli.data.augment.policies import Op
-from tl_cli.data.augment.transforms import Augmentation, Policy, Stream, uniform
+from tl_cli.data.augment.settings import Augmentation, Stream, uniform
 
 TORCHVISIONS = {"randaugment": v2.RandAugment(), "trivialaugment": v2.TrivialAugmentWide()}
 NAMES = (
@@ -19,11 +20,11 @@ NAMES = (
     "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
 )  # fmt: skip
 TRANSLATIONS = (Op.TRANSLATE_X, Op.TRANSLATE_Y)
-FACTORS = (Op.BRIGHTNESS, Op.COLOUR, Op.CONTRAST, Op.SHARPNESS)
+FACTORS = (Op.BRIGHTNESS, Op.COLOR, Op.CONTRAST, Op.SHARPNESS)
 SETTINGS = [
-    Augmentation(policy="randaugment"),
-    Augmentation(policy="randaugment", ops=3, magnitude=20),
-    Augmentation(policy="trivialaugment"),
+    Augmentation(auto_augment="randaugment"),
+    Augmentation(auto_augment="randaugment", auto_ops=3, auto_magnitude=20),
+    Augmentation(auto_augment="trivialaugment"),
 ]
 
 
@@ -40,7 +41,7 @@ def pictures(count: int, height: int, width: int) -> Tensor:
 class Drawn:
     """One operation of a policy as torchvision defines it."""
 
-    policy: Policy
+    policy: AutoAugment
     op: Op
     magnitude: int
     sign: int
@@ -91,7 +92,7 @@ class Drawn:
         grey, is_tie = weighted // 10_000, weighted % 10_000 == 0
         if self.op == Op.BRIGHTNESS:
             return is_near_cut(levels * (1 + amount))
-        if self.op == Op.COLOUR:
+        if self.op == Op.COLOR:
             return is_near_cut(levels + amount * (levels - grey)) | is_tie
         if self.op == Op.CONTRAST:
             return is_near_cut(levels + amount * (levels - grey.mean()), NEAR + abs(amount) * is_tie.mean())
@@ -103,7 +104,7 @@ class Drawn:
 
 
 @pytest.mark.parametrize("policy", TORCHVISIONS)
-def test_the_operations_are_torchvisions_in_their_order(policy: Policy) -> None:
+def test_the_operations_are_torchvisions_in_their_order(policy: AutoAugment) -> None:
     assert tuple(TORCHVISIONS[policy]._AUGMENTATION_SPACE) == NAMES
     assert len(Op) == len(NAMES)
 
@@ -111,7 +112,7 @@ def test_the_operations_are_torchvisions_in_their_order(policy: Policy) -> None:
 @pytest.mark.parametrize("size", [(32, 32), (24, 41), (57, 40)])
 @pytest.mark.parametrize("policy", TORCHVISIONS)
 @pytest.mark.parametrize("op", Op)
-def test_each_operation_is_torchvisions_at_every_magnitude(op: Op, policy: Policy, size: tuple[int, int]) -> None:
+def test_each_operation_is_torchvisions_at_every_magnitude(op: Op, policy: AutoAugment, size: tuple[int, int]) -> None:
     images = pictures(62, *size)
     magnitudes, signs = np.tile(np.arange(31), 2), np.repeat([1, -1], 31)
     is_signed = TORCHVISIONS[policy]._AUGMENTATION_SPACE[NAMES[op]][1]
@@ -123,7 +124,7 @@ def test_each_operation_is_torchvisions_at_every_magnitude(op: Op, policy: Polic
 
 @pytest.mark.parametrize("width", [32, 331, 1000])
 @pytest.mark.parametrize("policy", TORCHVISIONS)
-def test_amounts_are_torchvisions_and_whole_ones_are_whole(policy: Policy, width: int) -> None:
+def test_amounts_are_torchvisions_and_whole_ones_are_whole(policy: AutoAugment, width: int) -> None:
     ours = policies.amounts_of(policy, 24, width)
     for op, name in enumerate(NAMES):
         theirs = TORCHVISIONS[policy]._AUGMENTATION_SPACE[name][0](31, 24, width)
@@ -140,14 +141,14 @@ def test_amounts_are_torchvisions_and_whole_ones_are_whole(policy: Policy, width
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_a_policy_is_its_draws_one_image_at_a_time(settings: Augmentation) -> None:
     images, indices = pictures(40, 20, 28), np.arange(40) * 3
-    table = policies.amounts_of(settings.policy, 20, 28)
+    table = policies.amounts_of(settings.auto_augment, 20, 28)
     current = images
-    for turn in range(settings.ops if settings.policy == "randaugment" else 1):
+    for turn in range(settings.auto_ops if settings.auto_augment == "randaugment" else 1):
         drawn = policies.draw(settings, 7, 2, indices, turn)
         after = policies.apply(current, drawn.ops, drawn.signs * table[drawn.ops, drawn.magnitudes])
         draws = zip(drawn.ops, drawn.magnitudes, drawn.signs, strict=True)
         for (op, magnitude, sign), changed, image in zip(draws, after, current, strict=True):
-            Drawn(settings.policy, Op(op), int(magnitude), int(sign)).assert_is(changed, image)
+            Drawn(settings.auto_augment, Op(op), int(magnitude), int(sign)).assert_is(changed, image)
         current = after
     assert torch.equal(policies.apply_policy(images, settings, 7, 2, indices), current)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Server
-from tests.data.published_copies import COPIES, make, serve
+from tests.support.published_copies import COPIES, make, serve
 from tl_cli.data.images import FileImages, PackedImages
 from tl_cli.data.sources.catalogue import SETS
 from tl_cli.data.sources.published import open_set

@@ -21,7 +21,7 @@ def test_weights_come_through_the_hubs_cache(hub: Server) -> None:
     assert (classifier.weights.name, classifier.weights.sha256) == ("timm:resnet18.a2_in1k", sha)
     assert torch.equal(classifier.model.conv1.weight, published.conv1.weight)
     size = len(hub.files["/timm/resnet18.a2_in1k/resolve/main/model.safetensors"])
-    assert seen[-1] == ("resnet18.a2_in1k", size, size)
+    assert seen[-1] == ("resnet18.a2_in1k", size, size, "bytes")
     assert registry.about("timm/resnet18.a2_in1k").on_disk is True
     hub.asked.clear()
     assert registry.create("timm/resnet18", 1000, weights="a2_in1k").head_is_new is False

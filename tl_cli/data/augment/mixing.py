@@ -58,7 +58,7 @@ def mix(
 def _boxes(
     share: np.ndarray, row: np.ndarray, column: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return top, bottom, left, right of boxes of 1 - share of the area, centred at (row, column), cut to the image."""
+    """Return top, bottom, left, right of boxes of 1 - share of the area, centerd at (row, column), cut to the image."""
     side = np.sqrt(1 - share)
     box_height, box_width = (height * side).astype(int), (width * side).astype(int)
     top, left = row - box_height // 2, column - box_width // 2

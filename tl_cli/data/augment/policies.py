@@ -10,8 +10,10 @@ import torch
 import torchvision.transforms.v2.functional as tv
 from torch import Tensor
 
-from tl_cli.data.augment import transforms as augment
-from tl_cli.data.augment.transforms import Augmentation, Policy, Stream, uniform
+from tl_cli.choices import AutoAugment
+from tl_cli.data.augment import color, geometry
+from tl_cli.data.augment.pixels import per_image, to_levels
+from tl_cli.data.augment.settings import Augmentation, Stream, uniform
 
 _MAGNITUDES = 31
 
@@ -26,7 +28,7 @@ class Op(IntEnum):
     TRANSLATE_Y = 4
     ROTATE = 5
     BRIGHTNESS = 6
-    COLOUR = 7
+    COLOR = 7
     CONTRAST = 8
     SHARPNESS = 9
     POSTERIZE = 10
@@ -36,7 +38,7 @@ class Op(IntEnum):
 
 
 _MOVES = (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE)
-_FACTORS = (Op.BRIGHTNESS, Op.COLOUR, Op.CONTRAST, Op.SHARPNESS)
+_FACTORS = (Op.BRIGHTNESS, Op.COLOR, Op.CONTRAST, Op.SHARPNESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,10 @@ def apply_policy(images: Tensor, settings: Augmentation, seed: int, epoch: int, 
     Args:
         images: (B, 3, H, W) uint8.
     """
-    if settings.policy == "none":
+    if settings.auto_augment == "none":
         return images
-    table = amounts_of(settings.policy, *images.shape[-2:])
-    for turn in range(settings.ops if settings.policy == "randaugment" else 1):
+    table = amounts_of(settings.auto_augment, *images.shape[-2:])
+    for turn in range(settings.auto_ops if settings.auto_augment == "randaugment" else 1):
         drawn = draw(settings, seed, epoch, indices, turn)
         images = apply(images, drawn.ops, drawn.signs * table[drawn.ops, drawn.magnitudes])
     return images
@@ -79,18 +81,18 @@ def draw(settings: Augmentation, seed: int, epoch: int, indices: np.ndarray, tur
         turn: which of RandAugment's operations, from 0.
     """
     ops = (uniform(seed, epoch, indices, Stream.OP, turn) * len(Op)).astype(np.int64)
-    magnitudes = np.full_like(ops, settings.magnitude)
-    if settings.policy == "trivialaugment":
+    magnitudes = np.full_like(ops, settings.auto_magnitude)
+    if settings.auto_augment == "trivialaugment":
         magnitudes = (uniform(seed, epoch, indices, Stream.MAGNITUDE, turn) * _MAGNITUDES).astype(np.int64)
     is_back = (uniform(seed, epoch, indices, Stream.SIGN, turn) < 0.5) & np.isin(ops, _MOVES + _FACTORS)
     return Draws(ops, magnitudes, np.where(is_back, -1, 1))
 
 
-def amounts_of(policy: Policy, height: int, width: int) -> np.ndarray:
+def amounts_of(policy: AutoAugment, height: int, width: int) -> np.ndarray:
     """Return (14, 31) float64: how much each operation does at each magnitude, as in torchvision 0.29 but exact.
 
     Shears are tangents, translations pixels, rotations degrees, factors their distance from 1; posterizing is the mask
-    of the bits that stay, solarizing the lowest grey level that is inverted. Operations without a magnitude have zeros.
+    of the bits that stay, solarizing the lowest gray level that is inverted. Operations without a magnitude have zeros.
     """
     wide = policy == "trivialaugment"
     shear, factor, bits = (0.99, 0.99, 6) if wide else (0.3, 0.9, 4)
@@ -115,7 +117,7 @@ def amounts_of(policy: Policy, height: int, width: int) -> np.ndarray:
 
 
 def apply(images: Tensor, ops: np.ndarray, amounts: np.ndarray) -> Tensor:
-    """Return each image after its own operation, rounded to grey levels as torchvision's is.
+    """Return each image after its own operation, rounded to gray levels as torchvision's is.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -127,12 +129,12 @@ def apply(images: Tensor, ops: np.ndarray, amounts: np.ndarray) -> Tensor:
     if len(moved):
         place = torch.from_numpy(moved).to(images.device)
         matrices = _matrices(ops[moved], amounts[moved], *images.shape[-2:])
-        result.index_copy_(0, place, augment.warp(images.index_select(0, place), matrices))
+        result.index_copy_(0, place, geometry.warp(images.index_select(0, place), matrices))
     for op, change in _CHANGES.items():
         chosen = np.flatnonzero(ops == op)
         if len(chosen):
             place = torch.from_numpy(chosen).to(images.device)
-            amount = augment.per_image(amounts[chosen], images.device)
+            amount = per_image(amounts[chosen], images.device)
             result.index_copy_(0, place, change(images.index_select(0, place), amount))
     return result
 
@@ -140,7 +142,7 @@ def apply(images: Tensor, ops: np.ndarray, amounts: np.ndarray) -> Tensor:
 def _matrices(ops: np.ndarray, amounts: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the maps (B, 2, 3) for ``warp``: shears leave the top or left edge where it is."""
     shear_x, shear_y, right, down, degrees = (np.where(ops == op, amounts, 0.0) for op in _MOVES)
-    matrices = augment.rotations(degrees)
+    matrices = geometry.rotations(degrees)
     matrices[:, 0, 1] += shear_x
     matrices[:, 1, 0] += shear_y
     matrices[:, 0, 2] = shear_x * height / 2 - np.trunc(right)
@@ -160,7 +162,7 @@ def _sharpness(images: Tensor, amount: Tensor) -> Tensor:
     result = images.float()
     inner = result[..., 1:-1, 1:-1]
     inner.add_((total.float() / 13).round_().sub_(inner).mul_(-amount))
-    return augment.to_levels(result)
+    return to_levels(result)
 
 
 def _posterize(images: Tensor, mask: Tensor) -> Tensor:
@@ -183,9 +185,9 @@ def _equalize(images: Tensor, _amount: Tensor) -> Tensor:
 
 _CHANGES: Mapping[Op, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
     {
-        Op.BRIGHTNESS: lambda images, amount: augment.brightness(images, 1 + amount),
-        Op.COLOUR: lambda images, amount: augment.saturation(images, 1 + amount),
-        Op.CONTRAST: lambda images, amount: augment.contrast(images, 1 + amount),
+        Op.BRIGHTNESS: lambda images, amount: color.brightness(images, 1 + amount),
+        Op.COLOR: lambda images, amount: color.saturation(images, 1 + amount),
+        Op.CONTRAST: lambda images, amount: color.contrast(images, 1 + amount),
         Op.SHARPNESS: _sharpness,
         Op.POSTERIZE: _posterize,
         Op.SOLARIZE: _solarize,

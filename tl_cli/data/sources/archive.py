@@ -283,8 +283,8 @@ def unpack(
             elif is_wanted or named(entry.name):
                 left_out += 1
             if number % _PROGRESS_EVERY == 0:
-                progress(f"unpacking {archive.name}", raw.tell(), size)
-        progress(f"unpacking {archive.name}", size, size)
+                progress(f"unpacking {archive.name}", raw.tell(), size, "bytes")
+        progress(f"unpacking {archive.name}", size, size, "bytes")
     return Unpacked(files, left_out, tuple(archives), tuple(unsaid))
 
 

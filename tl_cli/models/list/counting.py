@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from tl_cli.errors import StorageError, UsageError
-from tl_cli.io.download import cache_root, write_text
+from tl_cli.io.atomic import write_text
+from tl_cli.io.download import cache_root
 from tl_cli.models.zoo import registry
 
 # As published, with ImageNet's classes.

@@ -124,7 +124,7 @@ def _reporting(name: str, progress: Progress) -> type[tqdm]:
 
         def update(self, n: float | None = 1) -> bool | None:
             self.counted = getattr(self, "counted", 0) + (n or 0)
-            progress(name, int(self.counted), int(self.total) if self.total else None)
+            progress(name, int(self.counted), int(self.total) if self.total else None, "bytes")
             return False
 
         def close(self) -> None:

@@ -15,7 +15,7 @@ from tl_cli.errors import first_line
 from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.ranking import Comparison
 from tl_cli.evaluation.scores import wilson
-from tl_cli.io.download import replacing
+from tl_cli.io.atomic import replacing
 from tl_cli.training.history import History
 from tl_cli.ui.figures.fonts import LATIN, drawable, families, file_for
 from tl_cli.ui.panels import COLOURS, Line, Panel, Wanted, drawn_points, is_usual, panels

@@ -7,6 +7,7 @@ from typing import Self
 from rich.console import Console
 
 from tl_cli.api.observer import Observer
+from tl_cli.io.download import Unit
 from tl_cli.ui.terminal.console import print_warning
 from tl_cli.ui.terminal.progress import FileProgress
 
@@ -35,6 +36,6 @@ class TerminalObserver(Observer):
         """Print a warning to stderr."""
         print_warning(message)
 
-    def progress(self, what: str, done: int, total: int | None) -> None:
+    def progress(self, what: str, done: int, total: int | None, unit: Unit = "items") -> None:
         """Draw or redraw the line of ``what``."""
-        self._progress(what, done, total)
+        self._progress(what, done, total, unit)

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tl_cli.io.download import Unit
 from tl_cli.training.events import (
     EpochEnded,
     Event,
@@ -389,11 +390,12 @@ class FileProgress:
         if self._shown:
             self._live.__exit__(kind, error, trace)
 
-    def __call__(self, name: str, done: int, total: int | None) -> None:
+    def __call__(self, what: str, done: int, total: int | None, unit: Unit = "items") -> None:
         """Show how far a file or a pass over files is."""
         if self._shown:
-            amount = f"{done / 1e6:,.0f} MB" if total is None or total > 10_000_000 else f"{done:,}/{total:,}"
-            self._live.update(bar(name, done, total or done, amount, self._console.width))
+            counted = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+            amount = f"{done / 1e6:,.1f} MB" if unit == "bytes" else counted
+            self._live.update(bar(what, done, total or done, amount, self._console.width))
 
 
 def time_left(seconds: float, *, is_last: bool) -> str:

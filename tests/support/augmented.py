@@ -7,13 +7,13 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 
 from tl_cli.contract import Preprocessing
-from tl_cli.data.augment import policies
-from tl_cli.data.augment import transforms as augment
+from tl_cli.data.augment import erasing, geometry, policies
+from tl_cli.data.augment.pipeline import augment
 from tl_cli.data.augment.policies import Op
-from tl_cli.data.augment.transforms import Augmentation
+from tl_cli.data.augment.settings import Augmentation
 from tl_cli.data.preprocess import resize, resize_crop
 
-COLOURS = Augmentation(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, rotation=30)
+COLORS = Augmentation(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, rotation=30)
 
 
 def digest() -> str:
@@ -22,19 +22,19 @@ def digest() -> str:
     for height, width in ((32, 40), (57, 41)):
         images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (31, 3, height, width), dtype=np.uint8))
         indices = np.arange(31)
-        boxes = augment.crop_boxes(Augmentation(min_area=0.2), 0, 1, indices, height, width)
-        changed = [augment.resized_crops(images, boxes, size) for size in (16, 48)]
+        boxes = geometry.crop_boxes(Augmentation(min_area=0.2), 0, 1, indices, height, width)
+        changed = [geometry.resized_crops(images, boxes, size) for size in (16, 48)]
         changed += [resize(images, (size, size), InterpolationMode.BILINEAR) for size in (16, 48)]
         for mode in ("bilinear", "bicubic"):
             how = Preprocessing(resize=48, crop=32, interpolation=mode)
             changed += [resize_crop(images, how), resize_crop(images.to(memory_format=torch.channels_last), how)]
-        changed.append(augment.shift_and_flip(images, Augmentation(shift=0.2), 0, 1, indices))
-        changed.append(augment.recolour_and_rotate(images, COLOURS, 0, 1, indices))
-        changed.append(augment.erase(images, Augmentation(erasing=0.5), 0, 1, indices, (124, 116, 104)))
+        changed.append(geometry.shift_and_flip(images, Augmentation(shift=0.2), 0, 1, indices))
+        changed.append(augment(images, COLORS, 0, 1, indices, (124, 116, 104)))
+        changed.append(erasing.erase(images, Augmentation(random_erasing=0.5), 0, 1, indices, (124, 116, 104)))
         for policy in ("randaugment", "trivialaugment"):
             amounts = policies.amounts_of(policy, height, width)
             changed += [policies.apply(images, np.full(31, op), sign * amounts[op]) for op in Op for sign in (-1, 1)]
-            changed.append(policies.apply_policy(images, Augmentation(policy=policy), 0, 1, indices))
+            changed.append(policies.apply_policy(images, Augmentation(auto_augment=policy), 0, 1, indices))
         for each in changed:
             seen.update(each.contiguous().numpy().tobytes())
     return seen.hexdigest()

@@ -13,7 +13,8 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 
 from tl_cli.contract import Interpolation, Preprocessing
-from tl_cli.data.augment.transforms import Augmentation, crop_boxes, resized_crops
+from tl_cli.data.augment.geometry import crop_boxes, resized_crops
+from tl_cli.data.augment.settings import Augmentation
 from tl_cli.data.batches import Loader
 from tl_cli.data.decode import decode_picture, picture_size
 from tl_cli.data.images import FileImages, PackedImages, pack
@@ -104,7 +105,8 @@ import numpy as np
 import torch
 from PIL import Image
 from tl_cli.contract import Preprocessing
-from tl_cli.data.augment.transforms import Augmentation, crop_boxes
+from tl_cli.data.augment.geometry import crop_boxes
+from tl_cli.data.augment.settings import Augmentation
 from tl_cli.data.preprocess import cut_box, open_picture, read_input
 
 def used():
