@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from tests.inspection.networks import WITH, WITHOUT, Built, Turning, TwoBlocks, enliven
 from tests.models.test_layers import on_meta
 from tl_cli.errors import UsageError
-from tl_cli.inspection.dissection import operands
+from tl_cli.inspection.residual_effects import operands
 from tl_cli.inspection.residuals import find_residuals
 from tl_cli.inspection.trace import trace
 from tl_cli.models.zoo import registry
@@ -114,7 +114,7 @@ def test_the_sum_of_two_heads_is_no_residual() -> None:
 
     images = torch.randn(2, 3, 12, 12)
     assert find_residuals(TwoHeads(), images, ("head", "early")) == []
-    assert len(find_residuals(TwoHeads(), images)) == 1  # where nobody says which are heads
+    assert len(find_residuals(TwoHeads(), images)) == 1  # the heads are not named
 
 
 def test_blocks_branches_and_labels_have_their_names() -> None:
