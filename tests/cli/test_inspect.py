@@ -6,8 +6,10 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from PIL import Image
 
+import tl_cli
 from tests.conftest import Result, train_in
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
@@ -15,6 +17,10 @@ from tl_cli.tracking.store import Store, open_store
 
 TRAIN = ("efficientnet_lite0", "--input-size", "48", "--batch-size", "12", "--augment", "none", "--steps", "24",
          "--freeze-epochs", "1", "--freeze-until", "blocks.2", "--seed", "3", "--quiet", "--run-name", "seen")  # fmt: skip
+
+SCHEMA = Draft202012Validator(
+    json.loads(Path(str(tl_cli.__file__)).with_name("api").joinpath("schemas/inspect.json").read_text())
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,9 @@ def there(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def seen(tl, *arguments: str | Path) -> dict:
     result: Result = tl("inspect", *arguments, "--json")
     assert (result.code, result.err) == (0, "")
-    return json.loads(result.out)
+    found = json.loads(result.out)
+    SCHEMA.validate(found)
+    return found
 
 
 def test_the_tree_of_a_run_and_of_an_architecture(tl, there: Store) -> None:

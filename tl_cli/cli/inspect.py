@@ -160,7 +160,8 @@ def inspect(
     """Inspect a model: its tree, freezing, residual blocks, what training changed, heatmaps."""
     chosen = _chosen_view(context.params, context.args)
     refuse_silence(quiet and not (as_json or output or log), "--output DIR")
-    from tl_cli.api.inspection_view import InspectionRequest, inspect, log_files
+    from tl_cli.api.inspection_results import InspectionRequest
+    from tl_cli.api.inspection_view import inspect, log_files
     from tl_cli.ui.figures.anatomy_figures import write_inspection
     from tl_cli.ui.terminal.anatomy import print_inspection
     from tl_cli.ui.terminal.console import json_text, make_console, try_to_show
@@ -220,7 +221,7 @@ def _chosen_view(given: Mapping[str, Any], others: Sequence[str]) -> str:
 
 def _view(chosen: str, given: Mapping[str, Any], others: Sequence[str]) -> Any:
     """Return the view of the API that the options ask for."""
-    from tl_cli.api import inspection_view as api
+    from tl_cli.api import inspection_results as api
 
     match chosen:
         case "--freeze-plan":

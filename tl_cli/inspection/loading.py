@@ -23,7 +23,7 @@ from tl_cli.io.download import Progress, silent
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
 
-# Squares cut from the photographs that scikit-learn brings: how many, and their side in pixels.
+# Squares cut from the photographs in scikit-learn: how many, and their side in pixels.
 _CUTS, _CUT_SIDE = 32, 256
 
 

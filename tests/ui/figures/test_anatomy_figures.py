@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tl_cli.api.inspection_view import BlockMaps, CamResult, DriftResult, FeaturesResult, Heatmap, ResidualsResult
+from tl_cli.api.inspection_results import BlockMaps, CamResult, DriftResult, FeaturesResult, Heatmap, ResidualsResult
 from tl_cli.evaluation.scores import wilson
 from tl_cli.inspection.drift import LayerDrift
 from tl_cli.inspection.features import Neighbourhood

@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from tl_cli.api.inspection_view import (
+from tl_cli.api.inspection_results import (
     BlockMaps,
     CamResult,
     DriftResult,

@@ -7,7 +7,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from tl_cli.api.inspection_view import (
+from tl_cli.api.inspection_results import (
     BlockMaps,
     CamResult,
     DriftResult,

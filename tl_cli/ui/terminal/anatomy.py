@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from tl_cli.api.inspection_view import (
+from tl_cli.api.inspection_results import (
     BlockMaps,
     CamResult,
     DriftResult,
