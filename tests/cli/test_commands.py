@@ -76,7 +76,7 @@ def test_a_run_is_trained_evaluated_plotted_and_inspected(tl, colours: Path, wor
 
 def test_inspect_needs_no_run(tl) -> None:
     result = tl("inspect", "efficientnet_b0", "--depth", "1")
-    assert "4,020,358, of which the head has 12,810" in result.out
+    assert "4,020,358, 12,810 of them in the head" in result.out
     assert "classifier.1 (Linear)" in result.out
 
 

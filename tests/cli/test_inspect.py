@@ -6,8 +6,10 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from PIL import Image
 
+import tl_cli
 from tests.conftest import Result, train_in
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
@@ -15,6 +17,10 @@ from tl_cli.tracking.store import Store, open_store
 
 TRAIN = ("efficientnet_lite0", "--input-size", "48", "--batch-size", "12", "--augment", "none", "--steps", "24",
          "--freeze-epochs", "1", "--freeze-until", "blocks.2", "--seed", "3", "--quiet", "--run-name", "seen")  # fmt: skip
+
+SCHEMA = Draft202012Validator(
+    json.loads(Path(str(tl_cli.__file__)).with_name("api").joinpath("schemas/inspect.json").read_text())
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,9 @@ def there(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def seen(tl, *arguments: str | Path) -> dict:
     result: Result = tl("inspect", *arguments, "--json")
     assert (result.code, result.err) == (0, "")
-    return json.loads(result.out)
+    found = json.loads(result.out)
+    SCHEMA.validate(found)
+    return found
 
 
 def test_the_tree_of_a_run_and_of_an_architecture(tl, there: Store) -> None:
@@ -53,7 +61,7 @@ def test_the_tree_of_a_run_and_of_an_architecture(tl, there: Store) -> None:
     assert resized == [232, 256]
     other = tl("inspect", "mobilenet_v3_small", "--num-classes", "7", "--depth", "1").out
     assert "7 classes, input 224 x 224" in other
-    assert "multiply-adds" in other
+    assert "MACs" in other
     assert "features Sequential" in other
     assert "InvertedResidual" not in other
 
@@ -82,9 +90,9 @@ def test_the_freeze_plan_takes_the_flags_of_training(tl, there: Store) -> None:
     assert (plan["freezing_by_name"]["frozen"], plan["freezing_by_name"]["trainable"]) == (3_383_818, 636_540)
     shown = tl("inspect", "efficientnet_b0", "--freeze-plan", *flags).out
     assert "would freeze 3,383,818 of 4,020,358 parameters" in shown
-    assert "the head (classifier.1) is frozen" in shown
+    assert "the new head (classifier.1) would stay frozen at random weights" in shown
     assert "features.1.0.block.1.fc1 and 31 others" in shown
-    # Of a run: as it was trained, and otherwise.
+    # For a run: its own settings, and others.
     own = seen(tl, "seen", "--freeze-plan")
     assert own["frozen_layers"] > 0
     assert [each["first"] for each in own["phases"]] == [1, 2]
@@ -130,10 +138,10 @@ def test_residuals_of_an_architecture_and_of_one_without(tl, there: Store) -> No
     result = tl("inspect", "efficientnet_lite0", "--residual", "--images", "4", "--input-size", "96")
     assert result.code == 0
     assert "4 images: square cuts of three photographs" in result.out
-    assert "answers that stay" in result.out
+    assert "predictions that stay the same" in result.out
     random = tl("inspect", "resnet18", "--residual", "--weights", "none", "--images", "2", "--input-size", "64")
     assert "resnet18, random weights" in random.out
-    assert "The head is new and has learned nothing" in random.out
+    assert "The head is new and untrained" in random.out
     assert "no F" not in random.out
     none = tl("inspect", "squeezenet1_1", "--residual", "--weights", "none")
     assert none.code == 0
@@ -141,7 +149,7 @@ def test_residuals_of_an_architecture_and_of_one_without(tl, there: Store) -> No
     assert seen(tl, "squeezenet1_1", "--residual", "--weights", "none")["residuals"] == []
 
 
-def test_drift_tells_frozen_layers_from_those_that_moved(tl, there: Store, tmp_path: Path) -> None:
+def test_drift_separates_frozen_layers_from_trained_ones(tl, there: Store, tmp_path: Path) -> None:
     found = seen(tl, "seen", "--drift", "--split", "train", "--output", tmp_path)
     by_name = {layer["name"]: layer for layer in found["layers"]}
     for name in ("conv_stem", "blocks.0.0", "blocks.1.0", "blocks.1.1"):
@@ -167,7 +175,7 @@ def test_features_beside_the_head(tl, there: Store, tmp_path: Path) -> None:
     assert "a blue  b green  c red" in shown
 
 
-def test_where_it_looked_in_pictures_and_in_mistakes(tl, there: Store, tmp_path: Path, colours: Path) -> None:
+def test_heatmaps_of_pictures_and_of_mistakes(tl, there: Store, tmp_path: Path, colours: Path) -> None:
     picture = colours / "test" / "red" / "000.png"
     found = seen(tl, "seen", "--cam", picture, "--cam", colours / "test" / "blue" / "001.png", "--output", tmp_path)
     assert found["images"][0]["image"] == str(picture)
@@ -181,7 +189,7 @@ def test_where_it_looked_in_pictures_and_in_mistakes(tl, there: Store, tmp_path:
         assert "no mistakes" in tl("inspect", "seen", "--worst", "3", "--split", "train").out
 
 
-def test_what_is_seen_is_kept_with_the_run(tl, there: Store) -> None:
+def test_results_are_logged_with_the_run(tl, there: Store) -> None:
     run = there.find("seen")
     for view, option in (("tree", ()), ("drift", ("--drift",)), ("freeze_plan", ("--freeze-plan",))):
         assert tl("inspect", "seen", *option, "--log").code == 0
@@ -201,10 +209,10 @@ def test_what_is_seen_is_kept_with_the_run(tl, there: Store) -> None:
             "no such option: --freeze-epochs; options of tl train go with --freeze-plan",
         ),
         (("resnet18", "extra"), "no such argument: extra"),
-        (("resnet18", "--image", "0"), "--image has no use here; it goes with --residual"),
+        (("resnet18", "--image", "0"), "--image has no effect here; it goes with --residual"),
         (("resnet18", "--drift"), "--drift goes with a run"),
         (("resnet18", "--log"), "only a recorded run can keep results"),
-        (("efficientnet_lite0", "--features"), "--features needs training images"),
+        (("efficientnet_lite0", "--features"), "--features needs labelled training images"),
         (("efficientnet_lite0", "--worst", "3"), "only a run can be wrong"),
         (("efficientnet_lite0", "--residual", "--against", "pretrained"), "goes with a run"),
         (("seen", "--residual", "--weights", "none"), "--weights is for an architecture"),
@@ -217,16 +225,14 @@ def test_what_is_seen_is_kept_with_the_run(tl, there: Store) -> None:
         (("efficentnet_b0", "--residual"), "Did you mean efficientnet_b0"),
     ],
 )
-def test_what_cannot_be_seen_is_said_with_what_to_try(
-    tl, there: Store, arguments: tuple[str, ...], message: str
-) -> None:
+def test_a_refused_view_is_explained(tl, there: Store, arguments: tuple[str, ...], message: str) -> None:
     result = tl("inspect", *arguments)
     assert result.code == 2
     assert message in " ".join((result.out + result.err).replace("│", " ").split())
 
 
 @pytest.mark.parametrize("view", [("--residual",), ("--drift",), ("--features",), ("--worst", "2"), ("--cam",)])
-def test_a_model_of_broken_numbers_is_named_so(
+def test_a_model_with_broken_weights_is_refused(
     tl, there: Store, tmp_path: Path, colours: Path, view: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "broken"
@@ -240,7 +246,7 @@ def test_a_model_of_broken_numbers_is_named_so(
     assert "what is no number (NaN or infinity)" in result.err
 
 
-def test_pictures_of_ones_own_need_no_data(tl, there: Store, trained: Path, colours: Path, tmp_path: Path) -> None:
+def test_heatmaps_of_picture_files_need_no_data(tl, there: Store, trained: Path, colours: Path, tmp_path: Path) -> None:
     folder = tmp_path / "alone"
     classifier, card = registry.restore(there.model_folder(there.find("seen")))
     gone = card.data.model_copy(update={"source": str(tmp_path / "gone")})

@@ -1,4 +1,4 @@
-"""Small networks with residuals whose numbers are known, and others that only look as if they had some."""
+"""Small networks with residuals of known values, and others whose additions are no residuals."""
 
 from collections.abc import Callable
 
@@ -30,7 +30,7 @@ class Doubling(nn.Module):
 
 
 class Turning(nn.Module):
-    """Px + QQx, of four channels: what Q makes of x twice stands at right angles to Px and is half as long."""
+    """Px + QQx, of four channels: QQx is orthogonal to Px and has half its norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class TwoBlocks(nn.Module):
         self.one = Doubling()
         self.two = Turning()
         self.head = nn.Linear(4, 2, bias=False)
-        # Class 0 likes what x brings, class 1 what F of the second block brings, three times as much.
+        # Class 0 sums x of the second block, class 1 three times F.
         self.head.weight = nn.Parameter(torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 3.0, 3.0]]))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ def classifier_of(model: nn.Module, head: str = "head") -> Classifier:
 
 
 def enliven(model: nn.Module) -> None:
-    """Give random weights to what starts with zeros, ones or 1e-6: norms, biases, layer scales, the head."""
+    """Randomise what is initialised with zeros, ones or 1e-6: norms, biases, layer scales, the head."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

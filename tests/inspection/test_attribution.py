@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tests.inspection.networks import classifier_of, enliven
 from tl_cli.errors import UsageError
-from tl_cli.inspection.attribution import where_it_looked
+from tl_cli.inspection.attribution import grad_cam
 from tl_cli.models import freezing
 from tl_cli.models.zoo import registry
 
@@ -36,29 +36,29 @@ class Spot(nn.Module):
 
 
 @pytest.mark.parametrize("layout", ["channels last", "tokens"])
-def test_it_looks_where_the_class_is(layout: str) -> None:
+def test_heat_is_where_the_class_is(layout: str) -> None:
     images = torch.zeros(2, 3, 32, 32)
     images[:, 0, :8, :8] = 1  # red above left
     images[:, 2, 16:24, 24:] = 1  # blue below right
-    looked = where_it_looked(classifier_of(Spot(layout)), images, [0, 1])
-    assert looked.heat.shape == (2, 32, 32)
-    assert looked.grid == (8, 8)
-    red, blue = looked.heat
+    heatmaps = grad_cam(classifier_of(Spot(layout)), images, [0, 1])
+    assert heatmaps.heat.shape == (2, 32, 32)
+    assert heatmaps.grid == (8, 8)
+    red, blue = heatmaps.heat
     assert red[:8, :8].mean() > 0.8
     assert red[16:, 16:].max() == 0
     assert blue[16:24, 24:].mean() > 0.8
     assert blue[:8, :8].max() == 0
-    assert looked.heat.amax((1, 2)).tolist() == pytest.approx([1, 1])
+    assert heatmaps.heat.amax((1, 2)).tolist() == pytest.approx([1, 1])
 
 
-def test_where_nothing_speaks_for_a_class_nothing_is_shown() -> None:
+def test_without_positive_evidence_the_heat_is_zero() -> None:
     images = torch.zeros(1, 3, 32, 32)
     images[:, 0, :8, :8] = 1
     net = Spot("channels last")
     with torch.no_grad():
         net.head.weight[1] = torch.tensor([-1.0, 0.0])
-    looked = where_it_looked(classifier_of(net), images, [1])
-    assert not looked.heat.any()
+    heatmaps = grad_cam(classifier_of(net), images, [1])
+    assert not heatmaps.heat.any()
 
 
 @pytest.mark.parametrize(
@@ -72,20 +72,20 @@ def test_where_nothing_speaks_for_a_class_nothing_is_shown() -> None:
         ("mobilenet_v3_small", 2),
     ],
 )
-def test_convolutions_and_transformers_are_looked_into(name: str, grid: int) -> None:
+def test_cnns_and_transformers_have_heatmaps(name: str, grid: int) -> None:
     size = 64 if "/" not in name else registry.about(name).input_size
     classifier = registry.create(name, 4, weights="none", input_size=size)
     enliven(classifier.model)
-    # A model as it stands in the middle of a run: its backbone frozen.
+    # As in the middle of a run: the backbone frozen.
     freezing.freeze_backbone(classifier.model, classifier.head_modules)
-    looked = where_it_looked(classifier, torch.randn(2, 3, size, size), [1, 3])
-    assert looked.grid == (grid, grid)
-    assert looked.heat.shape == (2, size, size)
-    assert torch.isfinite(looked.heat).all()
+    heatmaps = grad_cam(classifier, torch.randn(2, 3, size, size), [1, 3])
+    assert heatmaps.grid == (grid, grid)
+    assert heatmaps.heat.shape == (2, size, size)
+    assert torch.isfinite(heatmaps.heat).all()
     assert not any(module._forward_hooks for module in classifier.model.modules())
 
 
-def test_a_network_that_keeps_no_places_is_said_so() -> None:
+def test_a_network_without_positions_is_refused() -> None:
     class Flat(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -94,11 +94,11 @@ def test_a_network_that_keeps_no_places_is_said_so() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.head(self.body(images.flatten(1)))
 
-    with pytest.raises(UsageError, match="no layer that keeps the places"):
-        where_it_looked(classifier_of(Flat()), torch.randn(1, 3, 4, 4), [0])
+    with pytest.raises(UsageError, match="no layer that keeps image positions"):
+        grad_cam(classifier_of(Flat()), torch.randn(1, 3, 4, 4), [0])
 
 
 def test_without_captum_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     with pytest.raises(UsageError, match=r"tl-train\[explain\]"):
-        where_it_looked(classifier_of(Spot("tokens")), torch.randn(1, 3, 32, 32), [0])
+        grad_cam(classifier_of(Spot("tokens")), torch.randn(1, 3, 32, 32), [0])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tests.inspection.networks import classifier_of, enliven
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
-from tl_cli.inspection.drift import measure_drift
+from tl_cli.inspection.drift import _gram, _hsic, measure_drift
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
 
@@ -40,7 +40,7 @@ def pair() -> tuple[Classifier, Classifier]:
     return classifier_of(before), classifier_of(deepcopy(before))
 
 
-def test_a_network_that_has_not_moved_says_so() -> None:
+def test_an_unchanged_network_has_not_moved() -> None:
     before, after = pair()
     drift = measure_drift(before, after, EXAMPLE, batches(2))
     assert [each.name for each in drift] == ["one", "two", "head"]
@@ -49,7 +49,7 @@ def test_a_network_that_has_not_moved_says_so() -> None:
     assert [each.is_head for each in drift] == [False, False, True]
 
 
-def test_how_far_weights_moved_is_in_their_own_lengths() -> None:
+def test_movement_is_relative_to_the_norm_of_the_weights() -> None:
     before, after = pair()
     with torch.no_grad():
         after.model.two.weight *= 1.25
@@ -58,7 +58,7 @@ def test_how_far_weights_moved_is_in_their_own_lengths() -> None:
     assert [each.similarity for each in (one, two, head)] == [None, None, None]
 
 
-def test_cka_does_not_see_a_rotation_or_a_scale_but_a_new_layer() -> None:
+def test_cka_ignores_rotation_and_scale_but_not_a_new_layer() -> None:
     before, after = pair()
     turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))[0]
     with torch.no_grad():
@@ -71,9 +71,7 @@ def test_cka_does_not_see_a_rotation_or_a_scale_but_a_new_layer() -> None:
     assert two.similarity < 0.98
 
 
-def test_the_estimate_is_the_published_one_and_near_zero_for_unlike_features() -> None:
-    from tl_cli.inspection.drift import _gram, _hsic
-
+def test_the_hsic_estimate_is_the_published_one_and_near_zero_for_unrelated_features() -> None:
     random = np.random.default_rng(0)
     x, y = random.normal(size=(12, 5)), random.normal(size=(12, 7))
     k, m = (_gram(torch.from_numpy(each)) for each in (x, y))
@@ -101,7 +99,7 @@ def test_the_estimate_is_the_published_one_and_near_zero_for_unlike_features() -
     assert abs(np.mean(found)) < 0.05
 
 
-def test_statistics_of_batchnorm_are_told_apart_from_weights() -> None:
+def test_batchnorm_statistics_are_reported_apart_from_weights() -> None:
     before = registry.create("resnet18", 4, weights="none")
     after = deepcopy(before)
     enliven(after.model)
@@ -115,7 +113,7 @@ def test_statistics_of_batchnorm_are_told_apart_from_weights() -> None:
     assert drift["fc"].statistics is None
 
 
-def test_a_new_head_has_no_before_and_small_batches_are_left_out() -> None:
+def test_a_new_head_has_no_movement_and_small_batches_are_skipped() -> None:
     before, after = pair()
     nn.init.zeros_(before.model.head.weight)
     nn.init.zeros_(before.model.head.bias)
@@ -128,5 +126,5 @@ def test_a_new_head_has_no_before_and_small_batches_are_left_out() -> None:
 
 
 def test_other_architectures_are_refused() -> None:
-    with pytest.raises(UsageError, match="have not the same layers"):
+    with pytest.raises(UsageError, match="do not have the same layers"):
         measure_drift(registry.create("resnet18", 4, weights="none"), pair()[1], EXAMPLE)

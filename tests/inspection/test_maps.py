@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tl_cli.inspection.maps import places_of
+from tl_cli.inspection.maps import layout_of
 
 
 @pytest.mark.parametrize(
@@ -15,22 +15,22 @@ from tl_cli.inspection.maps import places_of
         ((2, 7, 7, 7), "channels first", 7, 0),
     ],
 )
-def test_every_layout_is_seen_as_maps_and_comes_back(
+def test_every_layout_becomes_maps_and_is_restored(
     shape: tuple[int, ...], order: str, height: int, prefix: int
 ) -> None:
-    places = places_of(shape, 2)
-    assert places is not None
-    assert (places.order, places.height, places.width, places.prefix) == (order, height, height, prefix)
+    layout = layout_of(shape, 2)
+    assert layout is not None
+    assert (layout.order, layout.height, layout.width, layout.prefix) == (order, height, height, prefix)
     output = torch.randn(shape)
-    maps = places.maps(output)
+    maps = layout.maps(output)
     assert maps.shape == (2, shape[1] if order == "channels first" else shape[-1], height, height)
-    assert torch.equal(places.back(maps, output), output)
-    doubled = places.back(maps * 2, output)
-    assert torch.equal(places.maps(doubled), maps * 2)
+    assert torch.equal(layout.restore(maps, output), output)
+    doubled = layout.restore(maps * 2, output)
+    assert torch.equal(layout.maps(doubled), maps * 2)
     if order == "tokens":
         assert torch.equal(doubled[:, :prefix], output[:, :prefix])
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (2, 64, 1, 1), (2, 64, 49, 32), (8, 49, 64), (2, 60, 64), (2, 3, 64), (2,)])
-def test_what_does_not_lie_on_the_image_is_said_so(shape: tuple[int, ...]) -> None:
-    assert places_of(shape, 2) is None
+def test_outputs_without_positions_have_no_layout(shape: tuple[int, ...]) -> None:
+    assert layout_of(shape, 2) is None

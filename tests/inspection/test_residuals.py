@@ -5,14 +5,14 @@ from torch import Tensor, nn
 from tests.inspection.networks import WITH, WITHOUT, Built, Turning, TwoBlocks, enliven
 from tests.support.zoo import on_meta
 from tl_cli.errors import UsageError
-from tl_cli.inspection.dissection import operands
+from tl_cli.inspection.residual_effects import operands
 from tl_cli.inspection.residuals import find_residuals
 from tl_cli.inspection.trace import trace
 from tl_cli.models.zoo import registry
 
 # Residual blocks of torchvision's models: shortcuts that are x itself, and those that are projected. From the papers'
-# tables: a ResNet has one a block, projected where a stage begins (not the first of basic blocks); a mobile network one
-# for each block after the first of a stage; a Transformer two a block; MaxViT five a layer, four of them of attention.
+# tables: a ResNet has one per block, projected where a stage begins (not the first of basic blocks); a mobile network one
+# for each block after the first of a stage; a Transformer two per block; MaxViT five per layer, four of them of attention.
 EXPECTED = {
     "alexnet": (0, 0), "convnext_base": (36, 0), "convnext_large": (36, 0), "convnext_small": (36, 0),
     "convnext_tiny": (18, 0), "densenet121": (0, 0), "densenet161": (0, 0), "densenet169": (0, 0), "densenet201": (0, 0),
@@ -34,14 +34,14 @@ EXPECTED = {
     "vit_h_14": (64, 0), "vit_l_16": (48, 0), "vit_l_32": (48, 0), "wide_resnet101_2": (29, 4),
     "wide_resnet50_2": (12, 4),
 }  # fmt: skip
-# One of a kind from timm, with what else their additions might be taken for.
+# Unusual models from timm, with additions that might be mistaken for residuals.
 EXPECTED_TIMM = {
     "ghostnet_050": (11, 5, 0),  # separable convolutions on the shortcut
     "resnetv2_18": (5, 3, 0),  # activation before the shortcut leaves
     "poolformer_s12": (24, 0, 0),  # pooling in place of attention
     "levit_128": (26, 0, 0),  # biases of attention, a second head
     "halonet26t": (4, 4, 0),  # positions that depend on the query
-    "repvgg_a0": (17, 0, 0),  # 3x3 and 1x1 side by side are no shortcut, x beside them is one
+    "repvgg_a0": (17, 0, 0),  # 3x3 and 1x1 side by side are no shortcut, the identity beside them is
     "mobileone_s0": (35, 0, 0),
     "test_maxvit": (16, 3, 1),
     "samvit_base_patch16": (24, 0, 0),  # relative positions
@@ -76,7 +76,7 @@ def test_every_residual_block_of_torchvision_is_found_and_nothing_else(name: str
 
 
 @pytest.mark.parametrize("name", EXPECTED_TIMM)
-def test_what_only_looks_like_a_residual_is_none_in_timm_either(name: str) -> None:
+def test_residuals_of_timm_models_are_found_and_nothing_else(name: str) -> None:
     assert counts(f"timm/{name}") == EXPECTED_TIMM[name]
 
 
@@ -114,7 +114,7 @@ def test_the_sum_of_two_heads_is_no_residual() -> None:
 
     images = torch.randn(2, 3, 12, 12)
     assert find_residuals(TwoHeads(), images, ("head", "early")) == []
-    assert len(find_residuals(TwoHeads(), images)) == 1  # where nobody says which are heads
+    assert len(find_residuals(TwoHeads(), images)) == 1  # the heads are not named
 
 
 def test_blocks_branches_and_labels_have_their_names() -> None:
@@ -133,16 +133,16 @@ def test_blocks_branches_and_labels_have_their_names() -> None:
     ]  # fmt: skip
 
 
-def test_a_network_that_cannot_be_followed_is_named_so() -> None:
+def test_a_network_whose_forward_pass_fails_is_refused() -> None:
     class Broken(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             raise RuntimeError("of all things\nand more")
 
-    with pytest.raises(UsageError, match=r"cannot be followed: of all things$"):
+    with pytest.raises(UsageError, match=r"cannot be traced: of all things$"):
         find_residuals(Broken(), torch.randn(1, 3, 8, 8))
 
 
-def test_what_a_network_makes_at_its_first_call_only_does_not_shift_the_others() -> None:
+def test_additions_of_the_first_call_alone_are_not_counted() -> None:
     class Lazy(TwoBlocks):
         table: Tensor | None = None
 
@@ -154,7 +154,7 @@ def test_what_a_network_makes_at_its_first_call_only_does_not_shift_the_others()
     assert [each.addition for each in find_residuals(Lazy(), torch.randn(1, 3, 4, 4))] == [0, 1]
 
 
-def test_the_model_is_as_it_was() -> None:
+def test_the_model_is_left_unchanged() -> None:
     classifier = registry.create("resnet18", 4, weights="none")
     model = classifier.model.train()
     model.layer1.eval()
@@ -210,7 +210,7 @@ def is_same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one - other).abs().max() <= 1e-5 * other.abs().max())
 
 
-def test_a_branch_that_is_written_in_place_is_taken_before_it_is_overwritten() -> None:
+def test_a_branch_overwritten_in_place_is_copied_before() -> None:
     block = Turning()
     x = torch.rand(1, 2, 3, 3)
     (residual,) = find_residuals(nn.Sequential(block), torch.rand(1, 2, 3, 3))

@@ -1,4 +1,4 @@
-"""Where a network looked: Grad-CAM, by captum, for convolutions and for Transformers."""
+"""Which parts of an image speak for a class: Grad-CAM with captum, for CNNs and Transformers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from tl_cli.errors import UsageError
-from tl_cli.inspection.maps import Places, places_of
+from tl_cli.inspection.maps import MapLayout, layout_of
 from tl_cli.models.layers import layers_of
 from tl_cli.models.zoo.registry import Classifier
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """What spoke for a class, place by place.
+class Heatmaps:
+    """Positive evidence for a class at each position of an image.
 
     Attributes:
-        heat: (B, S, S) float32 on the CPU, S the input's side; 0 to 1, each image by its own largest. All zero where
-            nothing spoke for the class.
-        layer: name of the module that was looked at.
-        grid: rows and columns of its places.
+        heat: (B, S, S) float32 on the CPU, S the input's side; 0 to 1, each image divided by its maximum. All zero
+            where there is no positive evidence.
+        layer: qualified name of the module whose output is weighted.
+        grid: rows and columns of that output.
     """
 
     heat: Tensor
@@ -30,78 +30,80 @@ class Looked:
     grid: tuple[int, int]
 
 
-def where_it_looked(classifier: Classifier, images: Tensor, targets: Sequence[int]) -> Looked:
-    """Return Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) for one class an image.
+def grad_cam(classifier: Classifier, images: Tensor, targets: Sequence[int]) -> Heatmaps:
+    """Return Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) for one class per image.
 
-    The last layer is looked at whose places all have a say in the answer: in a CNN the last maps; in a Transformer that
-    reads its class token, the tokens that go into the last block. The model is left in eval mode.
+    It uses the last layer all of whose positions influence the logits: in a CNN the last maps; in a Transformer with a
+    class token, the input of the last block. The model is left in eval mode.
 
     Args:
         images: (B, 3, S, S), normalised, on the model's device.
-        targets: an index of a class for each.
+        targets: one class index per image.
 
     Raises:
-        UsageError: captum is not installed, or no layer keeps the places of the image.
+        UsageError: captum is not installed, or no layer keeps positions.
     """
     try:
-        from captum.attr import LayerAttribution, LayerGradCam
+        from captum.attr import LayerAttribution, LayerGradCam  # an optional extra
     except ModuleNotFoundError as error:
         raise UsageError("Grad-CAM needs captum: pip install 'tl-train[explain]'") from error
     classifier.model.eval()
     images = images.detach().clone().requires_grad_()
-    name, places = _where_to_look(classifier, images, targets)
+    name, layout = _target_layer(classifier, images, targets)
     probe = _Probe()
-    with torch.enable_grad(), _seen_as_maps(classifier.model.get_submodule(name), places, probe):
+    with torch.enable_grad(), _through_probe(classifier.model.get_submodule(name), layout, probe):
         cam = LayerGradCam(classifier.model, probe).attribute(images, target=list(targets), relu_attributions=True)
-    grown = LayerAttribution.interpolate(cam, tuple(images.shape[-2:]), "bilinear").detach().float()[:, 0].cpu()
-    largest = grown.amax((1, 2), keepdim=True)
-    return Looked(torch.where(largest > 0, grown / largest, 0.0), name, (places.height, places.width))
+    enlarged = LayerAttribution.interpolate(cam, tuple(images.shape[-2:]), "bilinear").detach().float()[:, 0].cpu()
+    largest = enlarged.amax((1, 2), keepdim=True)
+    return Heatmaps(torch.where(largest > 0, enlarged / largest, 0.0), name, (layout.height, layout.width))
 
 
 class _Probe(nn.Module):
-    """Stands where captum looks. A copy: what follows may write into its input."""
+    """The layer given to captum. It copies, because later layers may write into their input."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.clone()
 
 
 @contextmanager
-def _seen_as_maps(module: nn.Module, places: Places, probe: nn.Module) -> Iterator[None]:
-    """Lead a module's output through the probe, there laid out as maps (B, C, H, W)."""
-    handle = module.register_forward_hook(lambda m, i, output: places.back(probe(places.maps(output)), output).clone())
+def _through_probe(module: nn.Module, layout: MapLayout, probe: nn.Module) -> Iterator[None]:
+    """Pass a module's output through the probe, there laid out as maps (B, C, H, W)."""
+    handle = module.register_forward_hook(
+        lambda m, i, output: layout.restore(probe(layout.maps(output)), output).clone()
+    )
     try:
         yield
     finally:
         handle.remove()
 
 
-def _where_to_look(classifier: Classifier, images: Tensor, targets: Sequence[int]) -> tuple[str, Places]:
-    """Return the name of the module to look at, and how its output lies on the image."""
+def _target_layer(classifier: Classifier, images: Tensor, targets: Sequence[int]) -> tuple[str, MapLayout]:
+    """Return the name of the module for Grad-CAM and the layout of its output."""
     names = {id(module): name for name, module in classifier.model.named_modules()}
     layers = [layer for layer in layers_of(classifier, images[:1].detach()) if not layer.is_head]
     modules = [module for layer in layers for module in layer.modules]
-    seen: dict[nn.Module, Tensor] = {}
+    outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
-            seen[module] = output
+            outputs[module] = output
 
     handles = [module.register_forward_hook(keep) for module in modules]
     try:
         with torch.enable_grad():
             logits = classifier.model(images)
             chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None]).sum()
-            slopes = torch.autograd.grad(chosen, list(seen.values()), allow_unused=True)
+            gradients = torch.autograd.grad(chosen, list(outputs.values()), allow_unused=True)
     finally:
         for handle in handles:
             handle.remove()
-    for (module, output), slope in reversed(list(zip(seen.items(), slopes, strict=True))):
-        places = places_of(tuple(output.shape), len(images))
-        if places is not None and slope is not None and _all_have_a_say(places.maps(slope)):
-            return names[id(module)], places
-    raise UsageError(f"{classifier.name} has no layer that keeps the places of the image, so nothing can be shown")
+    for (module, output), gradient in reversed(list(zip(outputs.items(), gradients, strict=True))):
+        layout = layout_of(tuple(output.shape), len(images))
+        if layout is not None and gradient is not None and _most_matter(layout.maps(gradient)):
+            return names[id(module)], layout
+    raise UsageError(f"{classifier.name} has no layer that keeps image positions, so there is no heatmap")
 
 
-def _all_have_a_say(slopes: Tensor) -> bool:
-    """Whether most places of a map change the answer; of a dead channel here and there one may not."""
-    return bool((slopes.abs().amax(1) > 0).float().mean() > 0.5)
+def _most_matter(gradients: Tensor) -> bool:
+    """Whether most positions influence the logits; where a channel is dead a few may not."""
+    return bool((gradients.abs().amax(1) > 0).float().mean() > 0.5)

@@ -1,4 +1,4 @@
-"""How far training has moved a network: its weights, and what its layers make of images."""
+"""How far training moved a model: its weights, and the outputs of its layers on the same images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from tl_cli.evaluation.logits import Counted, check_finite
 from tl_cli.models.layers import Layer, layers_of
 from tl_cli.models.zoo.registry import Classifier
 
-# The estimate divides by n (n - 3).
+# The HSIC estimate divides by n (n - 3).
 FEWEST_IMAGES = 4
 
 
@@ -23,12 +23,12 @@ class LayerDrift:
     """How far one layer has moved.
 
     Attributes:
-        name: of its first module.
-        parameters: how many.
-        moved: length of the change of its parameters, in lengths of what they were; None where it has none, or where
-            they were all zero (a new head).
-        statistics: the same of its BatchNorm's running statistics; None where it has none.
-        similarity: linear CKA of its output before and after on the same images, 1 where the two are alike but for a
+        name: qualified name of its first module.
+        parameters: number of parameters.
+        moved: norm of the change of its parameters divided by their norm before; None where it has none, or where they
+            were all zero (a new head).
+        statistics: the relative change of its BatchNorm running statistics; None where it has none.
+        similarity: linear CKA of its outputs before and after on the same images, 1 where they differ only by a
             rotation and a scale; None where it was not measured.
         is_head: whether it produces the classes.
     """
@@ -48,27 +48,27 @@ def measure_drift(
     batches: Iterable[Batch] = (),
     counted: Counted = lambda done: None,
 ) -> list[LayerDrift]:
-    """Return how far each layer of a network has moved, in order of execution, the head last.
+    """Return how far each layer of a model has moved, in order of execution, the head last.
 
     CKA is that of Kornblith et al. (2019), https://arxiv.org/abs/1905.00414, with the unbiased estimate of HSIC over
-    batches of Nguyen et al. (2021), https://arxiv.org/abs/2010.15327: it does not depend on the size of a batch.
+    batches of Nguyen et al. (2021), https://arxiv.org/abs/2010.15327, which does not depend on the batch size.
 
     Args:
-        before: the network as it was, of the same architecture, on the same device; its head may have other classes.
-        after: as it is now. Both are left in eval mode.
+        before: the earlier model, of the same architecture, on the same device; its head may have other classes.
+        after: the later model. Both are left in eval mode.
         example: one image (1, 3, S, S).
-        batches: images on which the layers are compared; those of fewer than four are left out.
-        counted: told how many batches are done.
+        batches: images on which outputs are compared; batches of fewer than four are skipped.
+        counted: called with the number of batches done.
 
     Raises:
-        UsageError: the two are of different architectures.
-        WeightsError: one of them answers with what is no number.
+        UsageError: the architectures differ.
+        WeightsError: a model returns NaN or infinity.
     """
     layers, earlier = layers_of(after, example), layers_of(before, example)
     if [layer.name for layer in layers] != [layer.name for layer in earlier]:
-        raise UsageError(f"{after.name} and {before.name} have not the same layers")
-    places, before_places = ([_last_with_weights(layer) for layer in each] for each in (layers, earlier))
-    similar = _similarities(before.model, after.model, before_places, places, batches, counted)
+        raise UsageError(f"{after.name} and {before.name} do not have the same layers")
+    modules, before_modules = ([_last_with_weights(layer) for layer in each] for each in (layers, earlier))
+    similarities = _similarities(before.model, after.model, before_modules, modules, batches, counted)
     return [
         LayerDrift(
             layer.name,
@@ -78,12 +78,12 @@ def measure_drift(
             similarity,
             layer.is_head,
         )
-        for layer, was, similarity in zip(layers, earlier, similar, strict=True)
+        for layer, was, similarity in zip(layers, earlier, similarities, strict=True)
     ]
 
 
 def _last_with_weights(layer: Layer) -> nn.Module:
-    """Return the module whose output stands for a layer: not the pooling that may follow it."""
+    """Return the module whose output represents a layer: not the pooling that may follow it."""
     with_weights = [module for module in layer.modules if any(True for _ in module.parameters())]
     return (with_weights or layer.modules)[-1]
 
@@ -103,16 +103,16 @@ def _statistics(modules: Sequence[nn.Module]) -> list[Tensor]:
 
 
 @dataclass(slots=True)
-class _Alike:
-    """Sums over batches of three estimates of HSIC: before with after, and each with itself."""
+class _Similarity:
+    """Sums over batches of three HSIC estimates: before with after, and each with itself."""
 
     both: float = 0.0
     before: float = 0.0
     after: float = 0.0
     outputs: list[Tensor | None] = field(default_factory=lambda: [None, None])
 
-    def note(self, place: int, output: Any) -> None:
-        self.outputs[place] = _gram(output) if isinstance(output, Tensor) else None
+    def keep(self, index: int, output: Any) -> None:
+        self.outputs[index] = _gram(output) if isinstance(output, Tensor) else None
 
     def add(self) -> None:
         one, other = self.outputs
@@ -131,30 +131,30 @@ class _Alike:
 def _similarities(
     before: nn.Module,
     after: nn.Module,
-    before_places: Sequence[nn.Module],
-    after_places: Sequence[nn.Module],
+    before_modules: Sequence[nn.Module],
+    after_modules: Sequence[nn.Module],
     batches: Iterable[Batch],
     counted: Counted,
 ) -> list[float | None]:
-    alike = [_Alike() for _ in after_places]
+    similarities = [_Similarity() for _ in after_modules]
     before.eval()
     after.eval()
-    with _noting(before_places, alike, 0), _noting(after_places, alike, 1), torch.no_grad():
+    with _kept(before_modules, similarities, 0), _kept(after_modules, similarities, 1), torch.no_grad():
         for number, batch in enumerate(batches, 1):
             if len(batch.labels) >= FEWEST_IMAGES:
                 check_finite(before(batch.inputs))
                 check_finite(after(batch.inputs))
-                for each in alike:
+                for each in similarities:
                     each.add()
             counted(number)
-    return [each.cka for each in alike]
+    return [each.cka for each in similarities]
 
 
 @contextmanager
-def _noting(modules: Sequence[nn.Module], alike: Sequence[_Alike], place: int) -> Iterator[None]:
+def _kept(modules: Sequence[nn.Module], similarities: Sequence[_Similarity], index: int) -> Iterator[None]:
     handles = [
-        module.register_forward_hook(lambda m, i, output, each=each: each.note(place, output))
-        for module, each in zip(modules, alike, strict=True)
+        module.register_forward_hook(lambda m, i, output, each=each: each.keep(index, output))
+        for module, each in zip(modules, similarities, strict=True)
     ]
     try:
         yield
@@ -164,11 +164,11 @@ def _noting(modules: Sequence[nn.Module], alike: Sequence[_Alike], place: int) -
 
 
 def _gram(output: Tensor) -> Tensor | None:
-    """Return the products of every two images' features (B, B), each image's numbers taken as one vector."""
+    """Return the Gram matrix (B, B) of the images' centred features, each image flattened to one vector."""
     if output.dim() < 2:
         return None
     features = output.flatten(1).double()
-    # What all images have in common says nothing, and would drown what they have not.
+    # The mean image is no feature of any of them, and its norm would dominate.
     features = features - features.mean(0)
     return features @ features.T
 

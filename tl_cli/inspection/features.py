@@ -1,4 +1,4 @@
-"""What reaches the head of a network: how well neighbours in that space share a class, and a map of it."""
+"""The features that reach the head of a model: how well nearest neighbours classify them, and a map of them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from tl_cli.data.batches import Batch
@@ -14,14 +17,14 @@ from tl_cli.evaluation.logits import Answers, Counted, check_finite
 from tl_cli.evaluation.scores import Accuracy, wilson
 from tl_cli.models.zoo.registry import Classifier
 
-# As in the evaluation of DINO (Caron et al. 2021), which found 20 to be best or near it.
+# As in the evaluation of DINO (Caron et al. 2021), where 20 was the best or close to it.
 NEIGHBOURS = 20
-_FEWEST_ON_A_MAP = 5
+_FEWEST_FOR_TSNE = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What reaches the head, beside what it answers.
+    """What reaches the head for each image, with the logits that the head makes of it.
 
     Attributes:
         vectors: (N, D) float32, on the CPU.
@@ -33,33 +36,33 @@ class Features:
 
 
 def features_of(classifier: Classifier, batches: Iterable[Batch], counted: Counted = lambda done: None) -> Features:
-    """Return what reaches the head for each image. The model is left in eval mode.
+    """Return the features that reach the head for each image. The model is left in eval mode.
 
-    Maps and sequences of tokens are averaged over their places, as global pooling does. Of a head in several parts it
-    is what reaches the first.
+    Maps and sequences of tokens are averaged over positions, as global pooling does. For a head in several parts it is
+    the input of the first.
 
     Args:
-        counted: told how many images are done.
+        counted: called with the number of images done.
 
     Raises:
-        UsageError: what reaches the head has no row for each image.
-        WeightsError: the model answers with what is no number.
+        UsageError: the head's input has no row per image.
+        WeightsError: the model returns NaN or infinity.
     """
-    reached: list[Tensor] = []
+    head_inputs: list[Tensor] = []
     vectors, logits, labels, done = [], [], [], 0
     head = classifier.head_modules[0]
-    handle = head.register_forward_pre_hook(lambda module, inputs: _note(reached, inputs))
+    handle = head.register_forward_pre_hook(lambda module, inputs: _keep(head_inputs, inputs))
     classifier.model.eval()
     try:
         with torch.inference_mode():
             for batch in batches:
-                reached.clear()
+                head_inputs.clear()
                 logits.append(classifier.model(batch.inputs).float().cpu())
                 check_finite(logits[-1])
                 labels.append(batch.labels.cpu())
-                if not reached or len(reached[0]) != len(batch.labels):
-                    raise UsageError(f"what reaches the head of {classifier.name} has no row for each image")
-                vectors.append(_pooled(reached[0]).float().cpu())
+                if not head_inputs or len(head_inputs[0]) != len(batch.labels):
+                    raise UsageError(f"the input of {classifier.name}'s head has no row per image")
+                vectors.append(_pooled(head_inputs[0]).float().cpu())
                 done += len(batch.labels)
                 counted(done)
     finally:
@@ -67,9 +70,9 @@ def features_of(classifier: Classifier, batches: Iterable[Batch], counted: Count
     return Features(torch.cat(vectors), Answers(torch.cat(logits), torch.cat(labels)))
 
 
-def _note(reached: list[Tensor], inputs: tuple[Any, ...]) -> None:
+def _keep(head_inputs: list[Tensor], inputs: tuple[Any, ...]) -> None:
     if inputs and isinstance(inputs[0], Tensor):
-        reached.append(inputs[0])
+        head_inputs.append(inputs[0])
 
 
 def _pooled(values: Tensor) -> Tensor:
@@ -78,59 +81,51 @@ def _pooled(values: Tensor) -> Tensor:
     return values.mean(1) if values.dim() == 3 else values.flatten(1)
 
 
-def neighbours(known: int, classes: int) -> int:
-    """Return how many neighbours vote: 20, or half of the images that a class has where these are few."""
-    return max(1, min(NEIGHBOURS, known // (2 * max(1, classes))))
+def neighbour_count(images: int, classes: int) -> int:
+    """Return k for k-nearest neighbours: 20, or half of a class's training images where those are fewer than 40."""
+    return max(1, min(NEIGHBOURS, images // (2 * max(1, classes))))
 
 
-def vote(known: Features, asked: Features, count: int) -> np.ndarray:
-    """Return the class that most of the nearest known images have, by cosine, for each image that is asked for, (N,).
+def knn_predictions(training: Features, query: Features, k: int) -> np.ndarray:
+    """Return the majority class among the k nearest training images by cosine distance, (N,), for each query image."""
+    classifier = KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute", n_jobs=1)
+    classifier.fit(training.vectors.numpy(), training.answers.labels.numpy())
+    predicted: np.ndarray = classifier.predict(query.vectors.numpy())
+    return predicted
+
+
+def tsne_map(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return a point in the plane per image, (N, 2): t-SNE (van der Maaten & Hinton 2008) of up to 50 components.
+
+    Distances between far groups and the sizes of groups mean nothing in it. Fewer than five images are placed by their
+    first two principal components.
 
     Args:
-        count: how many neighbours vote.
+        vectors: (N, D).
     """
-    from sklearn.neighbors import KNeighborsClassifier
-
-    voters = KNeighborsClassifier(n_neighbors=count, metric="cosine", algorithm="brute", n_jobs=1)
-    voters.fit(known.vectors.numpy(), known.answers.labels.numpy())
-    said: np.ndarray = voters.predict(asked.vectors.numpy())
-    return said
-
-
-def flat_map(features: Features, seed: int = 0) -> np.ndarray:
-    """Return a place in the plane for each image, (N, 2): t-SNE (van der Maaten & Hinton 2008) of its first components.
-
-    Distances between far groups, and the sizes of groups, say nothing in it. Of very few images it is the first two
-    principal components.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    vectors = features.vectors.numpy()
-    if len(vectors) < _FEWEST_ON_A_MAP or vectors.shape[1] < 2:
+    if len(vectors) < _FEWEST_FOR_TSNE or vectors.shape[1] < 2:
         flat = np.zeros((len(vectors), 2), np.float32)
         if len(vectors) > 2 and vectors.shape[1] > 1:
             flat[:, :2] = PCA(2, random_state=seed).fit_transform(vectors)
         return flat
-    few = min(50, *vectors.shape)
-    reduced = PCA(few, random_state=seed).fit_transform(vectors)
+    reduced = PCA(min(50, *vectors.shape), random_state=seed).fit_transform(vectors)
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    places: np.ndarray = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(reduced)
-    return places
+    points: np.ndarray = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(reduced)
+    return points
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbourhood:
-    """What the features are worth without the head, and where they lie.
+    """How well the features classify without the head, and a map of them.
 
     Attributes:
-        by_head: accuracy of the network's own answers; None where the labels are not its classes.
-        by_neighbours: of the votes of the nearest training images.
-        neighbours: how many vote.
-        known: training images that may vote.
-        agree: share of the images on which head and neighbours say the same; None as ``by_head``.
-        places: (N, 2), for a map.
-        labels: (N,) int64, what the images are.
+        by_head: accuracy of the model's predictions; None where the labels are not its classes.
+        by_neighbours: accuracy of k-nearest neighbours.
+        neighbours: k.
+        known: training images among which neighbours are searched.
+        agree: share of the images on which head and neighbours predict the same class; None as for ``by_head``.
+        points: (N, 2), for a map.
+        labels: (N,) int64, of the images on the map.
     """
 
     by_head: Accuracy | None
@@ -138,28 +133,28 @@ class Neighbourhood:
     neighbours: int
     known: int
     agree: float | None
-    places: np.ndarray
+    points: np.ndarray
     labels: np.ndarray
 
 
-def explore(known: Features, asked: Features, *, is_judged: bool, most_on_map: int) -> Neighbourhood:
-    """Return what neighbours say of each image that is asked for, beside the head, and a map of the images.
+def explore(training: Features, query: Features, *, labels_fit: bool, most_on_map: int) -> Neighbourhood:
+    """Return the accuracy of nearest neighbours beside that of the head, and a map of the images.
 
     Args:
-        known: of the training images.
-        is_judged: whether the labels are the network's own classes.
-        most_on_map: of more images the first so many are on the map.
+        training: features of training images.
+        query: features of the images to classify.
+        labels_fit: whether the labels are the model's own classes.
+        most_on_map: only the first so many images are on the map.
     """
-    labels = asked.answers.labels.numpy()
-    count = neighbours(len(known.vectors), len(np.unique(known.answers.labels.numpy())))
-    said, answered = vote(known, asked, count), asked.answers.logits.argmax(1).numpy()
-    shown = Features(asked.vectors[:most_on_map], asked.answers)
+    labels = query.answers.labels.numpy()
+    k = neighbour_count(len(training.vectors), len(np.unique(training.answers.labels.numpy())))
+    by_neighbours, by_head = knn_predictions(training, query, k), query.answers.logits.argmax(1).numpy()
     return Neighbourhood(
-        wilson(int((answered == labels).sum()), len(labels)) if is_judged else None,
-        wilson(int((said == labels).sum()), len(labels)),
-        count,
-        len(known.vectors),
-        float((said == answered).mean()) if is_judged else None,
-        flat_map(shown),
+        wilson(int((by_head == labels).sum()), len(labels)) if labels_fit else None,
+        wilson(int((by_neighbours == labels).sum()), len(labels)),
+        k,
+        len(training.vectors),
+        float((by_neighbours == by_head).mean()) if labels_fit else None,
+        tsne_map(query.vectors[:most_on_map].numpy()),
         labels[:most_on_map],
     )

@@ -1,6 +1,7 @@
-"""What trains and what does not, part by part, read off the model after freezing it as a run would."""
+"""Which parts of a model train in each phase, read off the model while it is frozen as in a run."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,10 +17,10 @@ class Part:
     Attributes:
         name: qualified name of the module.
         is_head: whether it produces the classes.
-        parameters: in all.
-        trainable: that train, in each phase.
+        parameters: number of parameters.
+        trainable: parameters that train, per phase.
         batch_norms: layers with running statistics.
-        updating: of those, whose statistics change, in each phase.
+        updating: layers whose running statistics change, per phase.
     """
 
     name: str
@@ -31,39 +32,60 @@ class Part:
 
 
 def freeze_plan(classifier: Classifier, phases: Sequence[Callable[[], None]]) -> list[Part]:
-    """Return the parts of a model with what each phase does to them. The model is left in the last one, in eval mode.
+    """Return the parts of a model with what trains in each phase. The model is left unchanged.
+
+    Each phase is applied and read off, so that the plan shows what training does; then everything is restored. A copy
+    would not do: the phases freeze the modules of this model, by identity.
 
     Args:
-        phases: each freezes the model as one phase of a run would.
+        phases: each freezes the model as one phase of a run does.
     """
-    seen = []
-    for freeze in phases:
-        freeze()
-        seen.append(_states(classifier))
-    classifier.model.eval()
+    by_phase = []
+    with _restored(classifier.model):
+        for freeze in phases:
+            freeze()
+            by_phase.append(_states(classifier))
     return [
         Part(
             name,
             name in classifier.head,
-            parameters=state[0],
-            trainable=tuple(states[name][1] for states in seen),
-            batch_norms=state[2],
-            updating=tuple(states[name][3] for states in seen),
+            parameters=state.parameters,
+            trainable=tuple(states[name].trainable for states in by_phase),
+            batch_norms=state.batch_norms,
+            updating=tuple(states[name].updating for states in by_phase),
         )
-        for name, state in seen[0].items()
+        for name, state in by_phase[0].items()
     ]
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Restore which parameters train, every module's mode and its own ``train`` method when the block ends."""
+    parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modules = [(module, module.training, module.__dict__.get("train")) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in parameters:
+            parameter.requires_grad_(requires_grad)
+        for module, training, train in modules:
+            module.training = training
+            # Freezing replaces this method on the instance (models.freezing).
+            module.__dict__.pop("train", None)
+            if train is not None:
+                module.__dict__["train"] = train
 
 
 @dataclass(frozen=True, slots=True)
 class ByName:
-    """What freezing every parameter without some letters in its name would do, which is how it is often written.
+    """The effect of freezing every parameter without some letters in its name, a common way to write it.
 
     Attributes:
-        letters: that a name must hold for its parameter to train.
-        frozen: parameters that would be frozen.
-        trainable: parameters that would train.
-        head_frozen: modules of the head that would be frozen all the same.
-        body_trained: how many modules outside of the head would train.
+        letters: a parameter trains if its name contains them.
+        frozen: number of parameters that would be frozen.
+        trainable: number of parameters that would train.
+        head_frozen: modules of the head that would be frozen by mistake.
+        body_trained: modules outside the head that would train by mistake.
         example: one of them; "" where there is none.
     """
 
@@ -76,17 +98,17 @@ class ByName:
 
     @property
     def is_right(self) -> bool:
-        """Whether it would freeze what should be frozen and nothing else, as in ResNet."""
+        """Whether it would train exactly the head, as in ResNet."""
         return not self.head_frozen and not self.body_trained
 
 
 def freeze_by_name(classifier: Classifier, letters: str = "fc") -> ByName:
-    """Return what ``if 'fc' not in name: parameter.requires_grad = False`` would do to a model."""
+    """Return what ``if 'fc' not in name: parameter.requires_grad = False`` would do. The model is left unchanged."""
     named = list(classifier.model.named_parameters())
     trained = [(name, p) for name, p in named if letters in name]
-    owners = {name.rpartition(".")[0] for name, _ in trained}
+    owners = dict.fromkeys(name.rpartition(".")[0] for name, _ in trained)
     body = [
-        name for name in dict.fromkeys(name.rpartition(".")[0] for name, _ in trained)
+        name for name in owners
         if not any(name == part or name.startswith(f"{part}.") for part in classifier.head)
     ]  # fmt: skip
     return ByName(
@@ -99,14 +121,24 @@ def freeze_by_name(classifier: Classifier, letters: str = "fc") -> ByName:
     )
 
 
-def _states(classifier: Classifier) -> dict[str, tuple[int, int, int, int]]:
-    """Return (parameters, trainable, BatchNorm layers, those that update) by part, in training mode."""
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A part in one phase: number of parameters, of those that train, of BatchNorm layers and of those that update."""
+
+    parameters: int
+    trainable: int
+    batch_norms: int = 0
+    updating: int = 0
+
+
+def _states(classifier: Classifier) -> dict[str, _State]:
+    """Return the state of each part in training mode, by name."""
     classifier.model.train()
     head = set(classifier.head)
-    states: dict[str, tuple[int, int, int, int]] = {}
+    states: dict[str, _State] = {}
     loose = [p for _, p in classifier.model.named_parameters(recurse=False)]
     if loose:
-        states["(tokens and embeddings)"] = (_count(loose), _count(p for p in loose if p.requires_grad), 0, 0)
+        states["(tokens and embeddings)"] = _State(_count(loose), _count(p for p in loose if p.requires_grad))
     for name, child in classifier.model.named_children():
         inside = [part for part in head if part == name or part.startswith(name + ".")]
         head_modules = [classifier.model.get_submodule(part) for part in inside]
@@ -119,10 +151,10 @@ def _states(classifier: Classifier) -> dict[str, tuple[int, int, int, int]]:
     return states
 
 
-def _state(modules: list[nn.Module]) -> tuple[int, int, int, int]:
+def _state(modules: list[nn.Module]) -> _State:
     parameters = [p for module in modules for p in module.parameters(recurse=False)]
     norms = batch_norms(modules)
-    return (
+    return _State(
         _count(parameters),
         _count(p for p in parameters if p.requires_grad),
         len(norms),

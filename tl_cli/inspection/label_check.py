@@ -1,4 +1,4 @@
-"""Labels in doubt: what a pretrained network makes of the images, held against the classes that they are in."""
+"""Labels that may be wrong: images whose class contradicts what a pretrained network's features suggest."""
 
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from tl_cli.inspection.features import features_of
 from tl_cli.inspection.suspect_labels import Suspect, are_comparable, suspects
 from tl_cli.io.download import Progress, silent
 from tl_cli.models.zoo import registry
+from tl_cli.models.zoo.registry import Classifier
 
 # Images under 96 pixels are enlarged (as BiT-HyperRule does): at 160 pixels average precision on CIFAR-10 with planted
 # errors was 0.60, at 96 it was 0.52.
@@ -22,7 +23,7 @@ _TINY, _ENLARGED = 96, 160
 
 
 def label_preprocessing(how: Preprocessing, sizes: Sizes | None, enlarged: int = _ENLARGED) -> Preprocessing:
-    """Return how images are shown to the network: a label may depend on what a centre crop would leave out.
+    """Return the preprocessing for the check: a label may depend on what a centre crop would leave out.
 
     Args:
         enlarged: side of the input in pixels where the images are tiny.
@@ -43,44 +44,49 @@ def doubted(
     workers: int | None = None,
     progress: Progress = silent,
 ) -> tuple[list[Suspect], np.ndarray]:
-    """Return the images whose labels are doubted, the surest first, and the labels of those that were compared, sorted.
+    """Return the images whose labels may be wrong, most certain first, and the labels of all compared images, sorted.
 
-    A class of one image cannot be compared, nor can a class that is the only one.
+    Classes of one image cannot be compared, nor can a single class.
 
     Args:
-        images: all of which can be decoded.
+        images: all of them decodable.
         model: a pretrained architecture.
-        most: images that are looked at, stratified; of more the others are left out.
+        most: maximum number of images to compare (stratified).
 
     Raises:
         UsageError: no such model.
-        DownloadError: its weights cannot be fetched.
+        DownloadError: its weights cannot be downloaded.
     """
     chosen = np.arange(len(images))
     if most < len(images):
         chosen = np.sort(splits.subset(images.labels, most, seed=0, flag="--most"))
     chosen = chosen[are_comparable(images.labels[chosen])]
-    looked_at = images.subset(chosen)
-    if len(np.unique(looked_at.labels)) < 2:
+    compared = images.subset(chosen)
+    if len(np.unique(compared.labels)) < 2:
         return [], np.zeros(0, dtype=np.int64)
     machine = inference_machine(device)
-    sizes, (smallest, own) = measure(looked_at), registry.size_limits(model)
-    enlarged = min(max(_ENLARGED, smallest), own)
-    is_tiny = sizes is not None and sizes.median < _TINY
-    classifier = registry.create(model, None, input_size=enlarged if is_tiny else None, progress=progress)
-    classifier = replace(classifier, preprocessing=label_preprocessing(classifier.preprocessing, sizes, enlarged))
+    classifier = _classifier_for(compared, model, progress)
     machine.place(classifier.model)
     loader = Loader(
-        looked_at,
+        compared,
         classifier.preprocessing,
         eval_batch(machine.device, classifier.preprocessing.crop),
         machine.device,
         worker_count(workers),
         memory_format=machine.memory_format,
     )
-    found = features_of(classifier, loader.clean(), lambda done: progress("comparing labels", done, len(looked_at)))
+    found = features_of(classifier, loader.clean(), lambda done: progress("comparing labels", done, len(compared)))
     doubts = [
         replace(suspect, index=int(chosen[suspect.index]))
-        for suspect in suspects(found.vectors.numpy(), looked_at.labels)
+        for suspect in suspects(found.vectors.numpy(), compared.labels)
     ]
-    return doubts, np.sort(looked_at.labels)
+    return doubts, np.sort(compared.labels)
+
+
+def _classifier_for(images: Images, model: str, progress: Progress) -> Classifier:
+    """Return the pretrained model at an input size that suits the images."""
+    sizes, (smallest, own) = measure(images), registry.size_limits(model)
+    enlarged = min(max(_ENLARGED, smallest), own)
+    is_tiny = sizes is not None and sizes.median < _TINY
+    classifier = registry.create(model, None, input_size=enlarged if is_tiny else None, progress=progress)
+    return replace(classifier, preprocessing=label_preprocessing(classifier.preprocessing, sizes, enlarged))

@@ -1,4 +1,4 @@
-"""Where the numbers of a layer lie on the image: channels first, channels last, or a row of tokens."""
+"""How a layer's output is laid out over the image: channels first, channels last, or a sequence of tokens."""
 
 import math
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from typing import Literal
 
 from torch import Tensor, cat
 
-# Tokens that stand for no place: of the class, of distillation, registers.
+# Tokens without a position: class, distillation, registers.
 _MOST_PREFIX_TOKENS = 8
 _SMALLEST_GRID = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """How a layer's output (B, ...) lies on the image.
+class MapLayout:
+    """How a layer's output (B, ...) is laid out over the image.
 
     Attributes:
         order: of channels, rows and columns.
-        height: places from top to bottom.
-        width: places from left to right.
-        prefix: tokens before those that have a place.
+        height: rows of positions.
+        width: columns of positions.
+        prefix: tokens before the first with a position.
     """
 
     order: Literal["channels first", "channels last", "tokens"]
@@ -28,7 +28,7 @@ class Places:
     prefix: int = 0
 
     def maps(self, output: Tensor) -> Tensor:
-        """Return the output as maps (B, C, height, width), a view of it."""
+        """Return a view of the output as maps (B, C, height, width)."""
         if self.order == "channels first":
             return output
         if self.order == "channels last":
@@ -36,8 +36,8 @@ class Places:
         tokens = output[:, self.prefix :].transpose(1, 2)
         return tokens.reshape(*tokens.shape[:2], self.height, self.width)
 
-    def back(self, maps: Tensor, output: Tensor) -> Tensor:
-        """Return maps in the shape of ``output``, whose tokens without a place are kept."""
+    def restore(self, maps: Tensor, output: Tensor) -> Tensor:
+        """Return maps in the shape of ``output``, with its tokens that have no position."""
         if self.order == "channels first":
             return maps
         if self.order == "channels last":
@@ -45,8 +45,8 @@ class Places:
         return cat([output[:, : self.prefix], maps.flatten(2).transpose(1, 2)], 1)
 
 
-def places_of(shape: tuple[int, ...], images: int) -> Places | None:
-    """Return how an output of this shape lies on square images; None where it has no places, or too few, or other rows.
+def layout_of(shape: tuple[int, ...], images: int) -> MapLayout | None:
+    """Return the layout of an output of this shape for square images; None where it has no maps of 2 x 2 or more.
 
     Args:
         shape: of the output, with the batch.
@@ -57,11 +57,11 @@ def places_of(shape: tuple[int, ...], images: int) -> Places | None:
     if len(shape) == 4:
         _, one, two, three = shape
         if two == three and two >= _SMALLEST_GRID:
-            return Places("channels first", two, three)
-        return Places("channels last", one, two) if one == two and one >= _SMALLEST_GRID else None
+            return MapLayout("channels first", two, three)
+        return MapLayout("channels last", one, two) if one == two and one >= _SMALLEST_GRID else None
     if len(shape) == 3:
         side = math.isqrt(shape[1])
         prefix = shape[1] - side * side
         if side >= _SMALLEST_GRID and prefix <= _MOST_PREFIX_TOKENS:
-            return Places("tokens", side, side, prefix)
+            return MapLayout("tokens", side, side, prefix)
     return None

@@ -1,4 +1,4 @@
-"""The tree of a model: types, shapes, parameters, work and memory. Runs on fake tensors: no weights, no data."""
+"""The tree of a model: types, shapes, parameters, MACs and memory. Runs on fake tensors: no weights, no data."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -12,13 +12,14 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from tl_cli.contract import Preprocessing
 from tl_cli.errors import UsageError, first_line
 from tl_cli.models import freezing
 from tl_cli.models.list.counting import Counting
 from tl_cli.models.zoo import registry
 
-# Batches that are compared for what one more image costs: what a step keeps once, such as standardised weights, is in
-# both of them.
+# Batch sizes whose difference gives the memory per image: what a step keeps once, such as standardised weights, is in
+# both.
 _FEW, _MORE = 1, 3
 
 
@@ -29,14 +30,14 @@ class Node:
     Attributes:
         name: qualified; "" is the model itself.
         type: name of its class.
-        output: shape of its output for one image, with the batch; None where it was not called or gives no tensor.
-        parameters: with those of its children.
-        trainable: of those, the ones that train while the backbone is frozen.
-        multiply_adds: for one image, with those of its children: half of what torch's own formulas say.
-        activation_bytes: what autograd keeps of each image for the backward pass, in fp32, when everything trains; with
-            its children, and what several modules share with the first of them. Without the images themselves and what
-            a step keeps once, whatever the batch. Attention as torch computes it on a CPU: where the fused kernel takes
-            the inputs (no bias that trains), its matrix of weights is not kept, as in a GPU's fused kernels.
+        output: shape of its output for one image, with the batch; None where it was not called or returns no tensor.
+        parameters: including its children's.
+        trainable: parameters that train while the backbone is frozen.
+        multiply_adds: MACs per image, including its children's: half of the FLOPs of torch's own formulas.
+        activation_bytes: memory per image that autograd keeps for the backward pass, in fp32, when everything trains;
+            including its children's, and what several modules share counts for the first. The images and what a step
+            keeps once are not counted. Attention is counted as on a CPU: where the fused kernel accepts the inputs (no
+            bias that trains), its weight matrix is not kept, as in a GPU's fused kernels.
         is_head: whether it produces the classes.
         children: in order.
     """
@@ -57,10 +58,10 @@ def summarize(name: str, num_classes: int, input_size: int, options: dict[str, i
 
     Args:
         input_size: side of the input in pixels.
-        options: what the architecture is built with (ViT's image_size).
+        options: arguments of the architecture's constructor (ViT's image_size).
 
     Raises:
-        UsageError: no such model, or it cannot take that input.
+        UsageError: no such model, or that input size does not fit.
     """
     with torch.device("meta"):
         model = registry.build(name, num_classes, options)
@@ -71,9 +72,23 @@ def summarize(name: str, num_classes: int, input_size: int, options: dict[str, i
 
 
 def head_reason(root: Node) -> list[str]:
-    """Return, for each module of the head, a sentence that says why it is one."""
+    """Return, for each module of the head, a sentence on why it is part of the head."""
     found = [node for node in _all(root) if node.is_head]
     return [f"{node.name} ({node.type}): its parameters change shape with the number of classes" for node in found]
+
+
+def describe_preprocessing(how: Preprocessing) -> str:
+    """Return how a picture becomes an input, in one line."""
+    side = {"center": "short side", "squash": "both sides", "border": "long side"}[how.crop_mode]
+    square = "padded to" if how.crop_mode == "border" and how.resize <= how.crop else "centre"
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (how.mean, how.std))
+    depth = (
+        f", deeper than 8 bits: {how.pixel_range[0]:g} black, {how.pixel_range[1]:g} white" if how.pixel_range else ""
+    )
+    return (
+        f"{side} to {how.resize} px ({how.interpolation}), {square} {how.crop} x {how.crop}, mean ({mean}), std ({std})"
+        f"{depth}"
+    )
 
 
 def _all(node: Node) -> Iterator[Node]:
@@ -84,7 +99,7 @@ def _all(node: Node) -> Iterator[Node]:
 
 @dataclass(slots=True)
 class _Cost:
-    """What a module was seen to do in a forward pass, its children included."""
+    """The cost of a module in a forward pass, including its children."""
 
     output: tuple[int, ...] | None = None
     multiply_adds: int = 0
@@ -92,14 +107,14 @@ class _Cost:
 
 
 @dataclass(slots=True)
-class _Watch:
-    """Notes what each module does, while a network runs once."""
+class _Meter:
+    """Measures each module during a forward pass."""
 
     counting: Counting
     own: set[int]
     costs: dict[str, _Cost] = field(default_factory=lambda: defaultdict(_Cost))
     saved: set[int] = field(default_factory=set)
-    # Alive, so that no other comes to bear the number of one.
+    # References that keep the storages alive, so that no id is reused.
     kept: list[Tensor] = field(default_factory=list)
     bytes: int = 0
     began: list[tuple[int, int]] = field(default_factory=list)
@@ -125,36 +140,36 @@ class _Watch:
 
 
 def _measure(model: nn.Module, side: int) -> dict[str, _Cost]:
-    """Return what each module does with one image, and what it keeps of each more."""
+    """Return the cost of each module for one image."""
     try:
-        # Fake tensors are said to be on the CPU, so its kernels are chosen; the meta device has no fused attention.
+        # Fake tensors report the CPU as their device, so its kernels run; the meta device has no fused attention.
         with FakeTensorMode(allow_non_fake_inputs=True):
-            few, more = (_watched(model, torch.empty(count, 3, side, side)) for count in (_FEW, _MORE))
+            few, more = (_measured(model, torch.empty(count, 3, side, side)) for count in (_FEW, _MORE))
     except (RuntimeError, AssertionError, ValueError, NotImplementedError) as error:
-        raise UsageError(f"this model cannot take images of {(side, side)}: {first_line(error)}") from error
+        raise UsageError(f"the model does not accept images of {(side, side)}: {first_line(error)}") from error
     for name, cost in few.items():
         cost.activation_bytes = (more[name].activation_bytes - cost.activation_bytes) // (_MORE - _FEW)
     return few
 
 
-def _watched(model: nn.Module, images: Tensor) -> dict[str, _Cost]:
+def _measured(model: nn.Module, images: Tensor) -> dict[str, _Cost]:
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, requires_grad=tensor.requires_grad)
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
     counting = Counting()  # type: ignore[no-untyped-call]
-    watch = _Watch(counting, {tensor.untyped_storage()._cdata for tensor in (*state.values(), images)})
-    with _hooked(model, watch), saved_tensors_hooks(watch.keep, lambda kept: kept), counting:
+    meter = _Meter(counting, {tensor.untyped_storage()._cdata for tensor in (*state.values(), images)})
+    with _hooked(model, meter), saved_tensors_hooks(meter.keep, lambda kept: kept), counting:
         functional_call(model, state, (images,))
-    return watch.costs
+    return meter.costs
 
 
 @contextmanager
-def _hooked(model: nn.Module, watch: _Watch) -> Iterator[None]:
+def _hooked(model: nn.Module, meter: _Meter) -> Iterator[None]:
     handles = []
     for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_: watch.enter()))
-        handles.append(module.register_forward_hook(lambda m, i, output, name=name: watch.leave(name, output)))
+        handles.append(module.register_forward_pre_hook(lambda *_: meter.enter()))
+        handles.append(module.register_forward_hook(lambda m, i, output, name=name: meter.leave(name, output)))
     try:
         yield
     finally:
@@ -166,7 +181,7 @@ def _node(name: str, module: nn.Module, head: tuple[str, ...], costs: Mapping[st
     prefix = f"{name}." if name else ""
     children = tuple(_node(prefix + child, inner, head, costs) for child, inner in module.named_children())
     parameters = list(module.parameters())
-    # One that has two names stands under the first in named_modules().
+    # A module with two names is listed under the first in named_modules().
     cost = costs.get(name, _Cost())
     return Node(
         name=name,
@@ -174,7 +189,7 @@ def _node(name: str, module: nn.Module, head: tuple[str, ...], costs: Mapping[st
         output=cost.output,
         parameters=sum(p.numel() for p in parameters),
         trainable=sum(p.numel() for p in parameters if p.requires_grad),
-        # A list of modules is not called itself.
+        # A ModuleList is not called itself.
         multiply_adds=cost.multiply_adds or sum(child.multiply_adds for child in children),
         activation_bytes=cost.activation_bytes or sum(child.activation_bytes for child in children),
         is_head=name in head,

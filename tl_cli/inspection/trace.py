@@ -1,4 +1,4 @@
-"""The graph of a network at the level of torch's own operations, as one forward pass computed it."""
+"""The graph of a network in torch operations, recorded during one forward pass."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +11,10 @@ from torch.utils._pytree import tree_leaves
 from tl_cli.errors import UsageError, first_line
 from tl_cli.models.freezing import in_eval_mode
 
-# What a stranger's forward pass raises is the stranger's choice.
-_STRANGERS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
-# They look at a tensor's shape and kind, not at its numbers.
-_MADE_ANEW = frozenset((
+# Third-party forward code may raise anything.
+_FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
+# Operations that use a tensor's shape and type, but not its values.
+_CREATE = frozenset((
     "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided", "zeros_like", "ones_like", "full_like",
     "empty_like", "rand_like", "randn_like",
 ))  # fmt: skip
@@ -26,17 +26,17 @@ class Step:
     """One operation that depends on the images.
 
     Attributes:
-        place: in the order of execution; 0 is the images themselves.
-        name: of the operation in torch's own library, without overload and without the underscore of one in place.
-        inputs: the operations whose results went in, each once; constants and parameters are none.
+        index: in the order of execution; 0 is the images themselves.
+        name: of the aten operation, without overload and without the underscore of an in-place one.
+        inputs: the steps whose results it uses, each once; constants and parameters are not steps.
         shape: of its result, with the batch; of the first where there are several.
-        modules: qualified names of the modules that were being called, the outermost, the model itself, left out.
-        addition: how many additions came before, where it is one of two tensors; else None. What goes on inside of
-            torch's own recurrent layers is left out.
-        operands: of an addition, which steps its two tensors are; None for one that does not depend on the images.
+        modules: qualified names of the modules being called, outermost first, without the model itself.
+        addition: index among the additions of two tensors; None for any other operation and inside torch's recurrent
+            layers.
+        operands: the steps whose results are added; None for an operand that does not depend on the images.
     """
 
-    place: int
+    index: int
     name: str
     inputs: tuple["Step", ...]
     shape: tuple[int, ...]
@@ -48,53 +48,53 @@ class Step:
 def trace(model: nn.Module, images: Tensor) -> list[Step]:
     """Return the operations of a forward pass in eval mode that depend on the images, in order of execution.
 
-    Nothing is guessed from the source: a branch in Python that another image would take otherwise is not seen.
+    A Python branch that depends on the image is recorded as these images take it.
 
     Args:
-        images: (B, 3, H, W), on the model's device; meta will do.
+        images: (B, 3, H, W), on the model's device, which may be meta.
 
     Raises:
-        UsageError: the network cannot be run on them, or not be followed.
+        UsageError: the forward pass fails.
     """
     with in_eval_mode(model), torch.no_grad():
         try:
-            # What is made at the first call only (masks, tables of positions) is not part of it.
+            # A first call, so that what is computed only once (masks, tables of positions) is not recorded.
             model(images)
             with _Recorder(model, images) as recorder:
                 model(images)
-        except _STRANGERS as error:
-            raise UsageError(f"this network cannot be followed: {first_line(error)}") from error
+        except _FORWARD_ERRORS as error:
+            raise UsageError(f"the forward pass cannot be traced: {first_line(error)}") from error
     return recorder.steps
 
 
 class Additions(TorchDispatchMode):
-    """Counts the additions of two tensors while a network runs, and lets each be looked at or replaced."""
+    """Calls ``added`` for each addition of two tensors while a network runs; override it to read or replace the sum."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._next = 0
 
-    def added(self, place: int, one: Tensor, other: Tensor, alpha: float) -> Tensor | None:
-        """Return what the addition is to give, or None for what it gives by itself.
+    def added(self, index: int, one: Tensor, other: Tensor, alpha: float) -> Tensor | None:
+        """Return a replacement for the sum, or None to leave it as it is.
 
         Args:
-            place: how many additions came before.
-            alpha: by which ``other`` is multiplied.
+            index: of the addition in the forward pass, from 0.
+            alpha: factor of ``other``.
         """
         return None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _is_addition(func, args):
-            place, self._next = self._next, self._next + 1
+            index, self._next = self._next, self._next + 1
             alpha = (kwargs or {}).get("alpha", 1)
-            replaced = self.added(place, args[0], args[1], alpha)
+            replaced = self.added(index, args[0], args[1], alpha)
             if replaced is not None:
                 return args[0].copy_(replaced) if func._schema.name.endswith("_") else replaced
         return func(*args, **(kwargs or {}))
 
 
 def _is_addition(func: Any, args: Any) -> bool:
-    """Whether an operation adds two tensors, both with numbers in them."""
+    """Whether an operation adds two floating-point tensors, neither of them a scalar."""
     return (
         str(func.name()) in _ADDITIONS
         and all(isinstance(each, Tensor) and each.dim() > 0 for each in args[:2])
@@ -107,7 +107,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         start = Step(0, "images", (), tuple(images.shape), ())
         self.steps = [start]
-        # By identity; what is in here stays alive, so that no other tensor can come to bear its number.
+        # By id; the tensors are kept alive, so that no id is reused.
         self._known: dict[int, tuple[Tensor, Step]] = {id(images): (images, start)}
         self._views: dict[int, list[Tensor]] = {_storage(images): [images]}
         self._calls = _Calls(model)
@@ -134,10 +134,10 @@ class _Recorder(TorchDispatchMode):
         inputs = dict.fromkeys(known[1] for leaf in given if (known := self._known.get(id(leaf))))
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         name = str(func.name()).partition("::")[2].partition(".")[0].rstrip("_")
-        if not inputs or not outputs or name in _MADE_ANEW:
+        if not inputs or not outputs or name in _CREATE:
             return result
         step = Step(
-            place=len(self.steps),
+            index=len(self.steps),
             name=name,
             inputs=tuple(inputs),
             shape=tuple(outputs[0].shape),
@@ -157,7 +157,7 @@ class _Recorder(TorchDispatchMode):
     def _remember(self, output: Tensor, step: Step, *, written: bool) -> None:
         views = self._views.setdefault(_storage(output), [])
         if written:
-            # Whoever shares the memory that was written in place has the new numbers too.
+            # An in-place write changes every view of the same memory.
             for view in views:
                 self._known[id(view)] = (view, step)
         views.append(output)
@@ -165,7 +165,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Calls:
-    """Knows which modules are being called."""
+    """The qualified names of the modules being called."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -191,11 +191,11 @@ def _storage(tensor: Tensor) -> int:
 
 
 def ancestors(step: Step, after: int) -> list[Step]:
-    """Return the steps that one was computed from, itself included, no further back than ``after``."""
+    """Return the steps that a step depends on, including itself, from index ``after`` on."""
     seen, waiting = {step}, [step]
     while waiting:
         for earlier in waiting.pop().inputs:
-            if earlier.place >= after and earlier not in seen:
+            if earlier.index >= after and earlier not in seen:
                 seen.add(earlier)
                 waiting.append(earlier)
-    return sorted(seen, key=lambda each: each.place)
+    return sorted(seen, key=lambda each: each.index)

@@ -1,100 +1,160 @@
-"""What is inside a model, as pictures in files."""
+"""Views of what is inside a model, as image files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 
-from tl_cli.inspection.dissection import Anatomy
+from tl_cli.api.inspection_results import (
+    BlockMaps,
+    CamResult,
+    DriftResult,
+    FeaturesResult,
+    InspectionResult,
+    ResidualsResult,
+)
 from tl_cli.inspection.drift import LayerDrift
-from tl_cli.inspection.features import Neighbourhood
-from tl_cli.inspection.residuals import Residual
+from tl_cli.inspection.residual_effects import ResidualReport
+from tl_cli.io.download import write_text
 from tl_cli.ui.figures.curve_figures import MANY, new_figure, save_contact_sheet, save_figure
 from tl_cli.ui.terminal.anatomy import overlaid
-from tl_cli.ui.terminal.console import safe_text, shortened
+from tl_cli.ui.terminal.console import json_text, safe_text, shortened
 
 _BLUE, _ORANGE, _GREY = MANY[0], MANY[1], "#999999"
-_SIDE = 256
+_SIDE, _SMALL_SIDE = 256, 160  # pixels
+_NAMED = 30  # most classes with a name on the map
 
 
-def save_residuals(anatomy: Anatomy, before: Anatomy | None, title: str, against: str, path: Path) -> None:
-    """Write, along the depth, how long the branches are, how they stand to x, and what the network is without each.
+def write_inspection(result: InspectionResult, folder: Path) -> list[Path]:
+    """Write a view into a folder, as JSON and as figures, and return the paths.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    path = folder / f"{result.name}.json"
+    write_text(path, json_text(result.to_dict()) + "\n")
+    return [path, *save_inspection(result, folder)]
+
+
+def save_inspection(result: InspectionResult, folder: Path) -> list[Path]:
+    """Write the figures of a view into a folder and return their paths; the tree and the freeze plan have none.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    paths = []
+    match result:
+        case ResidualsResult(report=report) if report is not None:
+            paths.append(folder / "residuals.png")
+            save_residuals(report, result.before, result.title, result.against, paths[-1])
+            if result.block is not None:
+                paths.append(folder / "residual_parts.png")
+                save_block_maps(result.block, result.title, paths[-1])
+        case DriftResult():
+            paths.append(folder / "drift.png")
+            save_drift(result.layers, result.title, paths[-1])
+        case FeaturesResult():
+            paths.append(folder / "features.png")
+            save_map(result, paths[-1])
+        case CamResult() if result.heatmaps:
+            paths.append(folder / "cam.png")
+            save_heatmaps(result, paths[-1])
+    return paths
+
+
+def save_residuals(report: ResidualReport, before: ResidualReport | None, title: str, against: str, path: Path) -> None:
+    """Write, along the depth, the norm of each branch, its direction, and predictions without it.
+
+    Args:
+        against: name of the state ``before``.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    has_effects = any(anatomy.effects)
-    count = len(anatomy.residuals)
-    figure, axes = new_figure(
-        1, (max(6.4, 0.28 * count + 2), 8.0 if has_effects else 5.6), rows=3 if has_effects else 2
-    )
-    names = [shortened(each.name, 28) for each in anatomy.residuals]
-    depth = range(count)
-    ratio, angle = axes[0], axes[1]
-    width = 0.4 if before else 0.7
-    if before:
-        ratio.bar(
-            [d - 0.2 for d in depth], [each.ratio for each in before.strengths], width, color=_GREY, label=against
-        )
-    shift = 0.2 if before else 0.0
-    ratio.bar([d + shift for d in depth], [each.ratio for each in anatomy.strengths], width, color=_BLUE, label="now")
-    for place, each in enumerate(anatomy.residuals):
-        if each.shortcut != "identity":
-            ratio.annotate("p", (place + shift, anatomy.strengths[place].ratio), ha="center", va="bottom", fontsize=7)
-    ratio.set(ylabel="|F| / |x|")
-    marked = "; p: x is pooled or projected" if any(each.shortcut != "identity" for each in anatomy.residuals) else ""
-    ratio.set_title(f"residuals along the depth{marked}\n{safe_text(title)}", fontsize=9)
-    if before:
-        ratio.legend(frameon=False)
-    cosines = [each.cosine for each in anatomy.strengths]
-    angle.axhline(0, color=_GREY, linewidth=0.8)
-    angle.plot(
-        depth,
-        [c if c is not None else float("nan") for c in cosines],
-        "o-",
-        color=_BLUE,
-        markersize=4,
-        label="cosine of x and F",
-    )
-    angle.plot(
-        depth,
-        [each.share for each in anatomy.strengths],
-        "s-",
-        color=_ORANGE,
-        markersize=4,
-        label="F's share of the energy",
-    )
-    angle.legend(frameon=False)
+    has_effects = any(report.effects)
+    count = len(report.residuals)
+    size = (max(6.4, 0.28 * count + 2), 8.0 if has_effects else 5.6)
+    figure, axes = new_figure(1, size, rows=3 if has_effects else 2)
+    _draw_ratios(report, before, against, axes[0])
+    projected = any(each.shortcut != "identity" for each in report.residuals)
+    marked = "; p: x is pooled or projected" if projected else ""
+    axes[0].set_title(f"residuals along the depth{marked}\n{safe_text(title)}", fontsize=9)
+    _draw_directions(report, axes[1])
     if has_effects:
-        _draw_effects(anatomy, axes[2])
-    for axis in axes:
-        axis.set_xlim(-0.6, count - 0.4)
-        axis.set_xticks(list(depth), [])
-    axes[-1].set_xticks(list(depth), names, rotation=90, fontsize=7 if count <= 40 else 5)
+        _draw_effects(report, axes[2])
+    _name_depth(axes, [each.name for each in report.residuals])
     save_figure(figure, path)
 
 
-def save_parts(
-    residual: Residual, picture: Tensor, parts: Sequence[Tensor], title: str, path: Path, *, channels: int = 4
-) -> None:
-    """Write a picture, and x, F(x) and their sum below each other: all channels, and those in which F is strongest.
+def _draw_ratios(report: ResidualReport, before: ResidualReport | None, against: str, axis: Axes) -> None:
+    depth = range(len(report.residuals))
+    width, shift = (0.4, 0.2) if before else (0.7, 0.0)
+    if before:
+        ratios = [each.ratio for each in before.strengths]
+        axis.bar([d - shift for d in depth], ratios, width, color=_GREY, label=shortened(against, 40))
+    ratios = [each.ratio for each in report.strengths]
+    axis.bar([d + shift for d in depth], ratios, width, color=_BLUE, label="now")
+    for index, (each, ratio) in enumerate(zip(report.residuals, ratios, strict=True)):
+        if each.shortcut != "identity":
+            axis.annotate("p", (index + shift, ratio), ha="center", va="bottom", fontsize=7)
+    axis.set(ylabel="|F| / |x|")
+    if before:
+        axis.legend(frameon=False)
 
-    Args:
-        picture: (3, H, W) uint8.
-        parts: of x, F(x) and their sum, (C, h, w) each.
+
+def _draw_directions(report: ResidualReport, axis: Axes) -> None:
+    depth = range(len(report.residuals))
+    cosines = [float("nan") if each.cosine is None else each.cosine for each in report.strengths]
+    shares = [each.share for each in report.strengths]
+    axis.axhline(0, color=_GREY, linewidth=0.8)
+    axis.plot(depth, cosines, "o-", color=_BLUE, markersize=4, label="cosine of x and F")
+    axis.plot(depth, shares, "s-", color=_ORANGE, markersize=4, label="F's share of the energy")
+    axis.legend(frameon=False)
+
+
+def _draw_effects(report: ResidualReport, axis: Axes) -> None:
+    depth = range(len(report.residuals))
+    is_labelled = report.accuracy is not None
+    lowest = 100.0
+    for index, colour in zip(range(len(report.effects[0])), (_ORANGE, _BLUE), strict=False):
+        effects = [each[index] for each in report.effects]
+        values = [100 * ((each.accuracy or 0.0) if is_labelled else each.kept) for each in effects]
+        lowest, scale = min(lowest, *values), effects[0].scale
+        label = "F removed" if scale == 0 else f"F times {scale:g}"
+        axis.plot(depth, values, "o-", color=colour, markersize=4, label=label)
+    if report.accuracy is not None:
+        axis.axhline(100 * report.accuracy, color=_GREY, linestyle=":", label="unchanged")
+    ylabel = "accuracy (%)" if is_labelled else "same prediction (%)"
+    axis.set(ylabel=ylabel, ylim=(max(0.0, lowest - 5), 101))
+    axis.legend(frameon=False)
+
+
+def _name_depth(axes: Sequence[Axes], names: Sequence[str]) -> None:
+    """Write the names below the last axes, one per position."""
+    for axis in axes:
+        axis.set_xlim(-0.6, len(names) - 0.4)
+        axis.set_xticks(range(len(names)), [""] * len(names))
+    labels = [shortened(name, 28) for name in names]
+    axes[-1].set_xticks(range(len(names)), labels, rotation=90, fontsize=7 if len(names) <= 40 else 5)
+
+
+def save_block_maps(block: BlockMaps, title: str, path: Path, *, channels: int = 4) -> None:
+    """Write a picture, and x, F(x) and their sum in rows: all channels, then those in which F is largest.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    chosen = parts[1].square().mean((1, 2)).topk(min(channels, len(parts[1]))).indices.tolist()
-    figure, axes = new_figure(2 + len(chosen), (2.1 * (2 + len(chosen)), 6.6), rows=3)
-    energies = [part.square().mean(0).sqrt() for part in parts]
+    chosen = block.maps[1].square().mean((1, 2)).topk(min(channels, len(block.maps[1]))).indices.tolist()
+    columns = 2 + len(chosen)
+    figure, axes = new_figure(columns, (2.1 * columns, 6.6), rows=3)
+    energies = [each.square().mean(0).sqrt() for each in block.maps]
     brightest = max(each.max().item() for each in energies)
-    for row, (part, energy, name) in enumerate(zip(parts, energies, ("x", "F(x)", "x + F(x)"), strict=True)):
-        first, second, *rest = axes[row * (2 + len(chosen)) : (row + 1) * (2 + len(chosen))]
+    for row, (maps, energy, name) in enumerate(zip(block.maps, energies, ("x", "F(x)", "x + F(x)"), strict=True)):
+        first, second, *rest = axes[row * columns : (row + 1) * columns]
         if row == 1:
-            first.imshow(picture.permute(1, 2, 0).numpy())
+            first.imshow(block.picture.permute(1, 2, 0).numpy())
             first.set_title("the picture", fontsize=9)
         first.set_axis_off()
         second.imshow(energy.numpy(), cmap="magma", vmin=0, vmax=brightest)
@@ -102,112 +162,72 @@ def save_parts(
         if row == 0:
             second.set_title("all channels", fontsize=9)
         for axis, channel in zip(rest, chosen, strict=True):
-            span = max(each[channel].abs().max().item() for each in parts) or 1.0
-            axis.imshow(part[channel].numpy(), cmap="PuOr", vmin=-span, vmax=span)
+            span = max(each[channel].abs().max().item() for each in block.maps) or 1.0
+            axis.imshow(maps[channel].numpy(), cmap="PuOr", vmin=-span, vmax=span)
             if row == 0:
                 axis.set_title(f"channel {channel}", fontsize=9)
         for axis in (second, *rest):
             axis.set_xticks([])
             axis.set_yticks([])
             axis.grid(visible=False)
-    figure.suptitle(f"{safe_text(title)}, {safe_text(residual.name)}", fontsize=11)
+    figure.suptitle(f"{safe_text(title)}, {safe_text(block.residual.name)}", fontsize=11)
     save_figure(figure, path)
 
 
 def save_drift(layers: Sequence[LayerDrift], title: str, path: Path) -> None:
-    """Write, along the depth, how far weights have moved and how alike the outputs still are.
+    """Write, along the depth, how far weights have moved and how similar outputs still are.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    figure, (moved, alike) = new_figure(1, (max(6.4, 0.28 * len(layers) + 2), 6.4), rows=2)
-    depth = list(range(len(layers)))
-    moved.bar(depth, [100 * (each.moved or 0.0) for each in layers], color=_BLUE, label="weights")
-    statistics = [
-        (d, 100 * each.statistics) for d, each in zip(depth, layers, strict=True) if each.statistics is not None
-    ]
+    figure, (moved, similar) = new_figure(1, (max(6.4, 0.28 * len(layers) + 2), 6.4), rows=2)
+    moved.bar(range(len(layers)), [100 * (each.moved or 0.0) for each in layers], color=_BLUE, label="weights")
+    statistics = [(d, 100 * each.statistics) for d, each in enumerate(layers) if each.statistics is not None]
     if any(value for _, value in statistics):
-        moved.plot(
-            [d for d, _ in statistics],
-            [v for _, v in statistics],
-            "o",
-            color=_ORANGE,
-            markersize=4,
-            label="BatchNorm statistics",
-        )
+        moved.plot(*zip(*statistics, strict=True), "o", color=_ORANGE, markersize=4, label="BatchNorm statistics")
         moved.legend(frameon=False)
-    moved.set(ylabel="moved, % of its length")
-    moved.set_title(f"what training moved\n{safe_text(title)}", fontsize=9)
-    points = [(d, each.similarity) for d, each in zip(depth, layers, strict=True) if each.similarity is not None]
-    alike.plot([d for d, _ in points], [v for _, v in points], "o-", color=_BLUE, markersize=4)
-    alike.set(ylabel="CKA before and after", ylim=(min(0.0, *(v for _, v in points)) if points else 0.0, 1.02))
-    for axis in (moved, alike):
-        axis.set_xlim(-0.6, len(layers) - 0.4)
-    moved.set_xticks(depth, [])
-    alike.set_xticks(
-        depth, [shortened(each.name, 28) for each in layers], rotation=90, fontsize=7 if len(layers) <= 40 else 5
-    )
+    moved.set(ylabel="moved, % of the norm")
+    moved.set_title(f"change by training\n{safe_text(title)}", fontsize=9)
+    points = [(d, each.similarity) for d, each in enumerate(layers) if each.similarity is not None]
+    similar.plot([d for d, _ in points], [v for _, v in points], "o-", color=_BLUE, markersize=4)
+    similar.set(ylabel="CKA before and after", ylim=(min(0.0, *(v for _, v in points)) if points else 0.0, 1.02))
+    _name_depth((moved, similar), [each.name for each in layers])
     save_figure(figure, path)
 
 
-def save_map(found: Neighbourhood, classes: Sequence[str], title: str, path: Path) -> None:
-    """Write the map of the features, its classes coloured and, where there are not too many, named in their middle.
+def save_map(result: FeaturesResult, path: Path) -> None:
+    """Write the map of the features with coloured classes, named at their median where there are not too many.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    from matplotlib import colormaps
-
     figure, (axis,) = new_figure(1, (8.0, 6.4))
+    found = result.found
     present = sorted(set(found.labels.tolist()))
-    palette = [*MANY, *(colormaps["tab20"](place) for place in range(20))]
-    for place, label in enumerate(present):
-        here = found.places[found.labels == label]
-        colour = palette[place % len(palette)]
+    palette = [*MANY, *map(colormaps["tab20"], range(20))]
+    for index, label in enumerate(present):
+        name = result.classes[label]
+        points = found.points[found.labels == label]
+        colour = palette[index % len(palette)]
         axis.scatter(
-            here[:, 0], here[:, 1], s=12, color=colour, alpha=0.75, linewidths=0, label=shortened(classes[label], 24)
+            points[:, 0], points[:, 1], s=12, color=colour, alpha=0.75, linewidths=0, label=shortened(name, 24)
         )
-        if len(present) <= 30:
-            x, y = (float(value) for value in torch.from_numpy(here).median(0).values)
-            axis.annotate(
-                shortened(classes[label], 20), (x, y), ha="center", fontsize=8,
-                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "edgecolor": colour},
-            )  # fmt: skip
-    axis.set(xticks=[], yticks=[], title=f"features by t-SNE\n{safe_text(title)}")
+        if len(present) <= _NAMED:
+            x, y = (float(value) for value in torch.from_numpy(points).median(0).values)
+            box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "edgecolor": colour}
+            axis.annotate(shortened(name, 20), (x, y), ha="center", fontsize=8, bbox=box)
+    axis.set(xticks=[], yticks=[], title=f"features by t-SNE\n{safe_text(result.title)}")
     axis.grid(visible=False)
     save_figure(figure, path)
 
 
-def save_heat(pictures: Sequence[Tensor], heats: Sequence[Tensor], captions: Sequence[str], path: Path) -> None:
-    """Write where a network looked: each picture as it saw it, and with heat over it.
-
-    Args:
-        pictures: (3, S, S) uint8 each.
-        heats: (S, S) each, 0 to 1.
+def save_heatmaps(result: CamResult, path: Path) -> None:
+    """Write each picture beside its heatmap.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    tiles = [tile for picture, heat in zip(pictures, heats, strict=True) for tile in (picture, overlaid(picture, heat))]
-    lines = [line for caption in captions for line in (caption, "where it looked")]
-    save_contact_sheet(tiles, lines, path, side=_SIDE if len(pictures) == 1 else 160, together=2)
-
-
-def _draw_effects(anatomy: Anatomy, axis: object) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(axis, Axes)
-    depth = list(range(len(anatomy.residuals)))
-    knows = anatomy.accuracy is not None
-    for place, colour in zip(range(len(anatomy.effects[0])), (_ORANGE, _BLUE), strict=False):
-        effects = [each[place] for each in anatomy.effects]
-        values = [100 * ((each.accuracy or 0.0) if knows else each.kept) for each in effects]
-        scale = effects[0].scale
-        axis.plot(
-            depth, values, "o-", color=colour, markersize=4, label="F left out" if scale == 0 else f"F times {scale:g}"
-        )
-    if knows:
-        axis.axhline(100 * (anatomy.accuracy or 0.0), color=_GREY, linestyle=":", label="as it is")
-    lowest = min(100 * ((each.accuracy or 0.0) if knows else each.kept) for row in anatomy.effects for each in row)
-    axis.set(ylabel="accuracy (%)" if knows else "answers that stay (%)", ylim=(max(0.0, lowest - 5), 101))
-    axis.legend(frameon=False)
+    tiles = [tile for each in result.heatmaps for tile in (each.picture, overlaid(each.picture, each.heat))]
+    lines = [line for each in result.heatmaps for line in (each.caption, "Grad-CAM")]
+    side = _SIDE if len(result.heatmaps) == 1 else _SMALL_SIDE
+    save_contact_sheet(tiles, lines, path, side=side, together=2)

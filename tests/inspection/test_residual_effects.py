@@ -6,11 +6,11 @@ import torch
 from tests.inspection.networks import TwoBlocks, enliven
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
-from tl_cli.inspection.dissection import dissect, explain, operands
+from tl_cli.inspection.residual_effects import explain, measure_residuals, operands
 from tl_cli.inspection.residuals import find_residuals
 from tl_cli.models.zoo import registry
 
-# Of all their first two channels: 1, 2 and 3 throughout.
+# Constant images of value 1, 2 and 3.
 IMAGES = torch.stack([torch.full((3, 4, 4), value) for value in (1.0, 2.0, 3.0)])
 
 
@@ -19,29 +19,29 @@ def test_the_numbers_of_a_hand_written_network_are_known() -> None:
     found = find_residuals(net, IMAGES)
     batches = [Batch(IMAGES[:2], torch.tensor([1, 1])), Batch(IMAGES[2:], torch.tensor([0]))]
     done = []
-    seen = dissect(net, found, batches, scales=(0.0, 0.5), counted=done.append)
-    assert (seen.images, done) == (3, list(range(1, 11)))
-    one, two = seen.strengths
-    # x of the first block: 2 channels of 4 x 4 places with 1, 2 and 3: lengths sqrt(32) times 1, 2, 3; F is 2x.
+    report = measure_residuals(net, found, batches, scales=(0.0, 0.5), counted=done.append)
+    assert (report.images, done) == (3, list(range(1, 11)))
+    one, two = report.strengths
+    # x of the first block: 2 channels of 4 x 4 positions with 1, 2 and 3: norms sqrt(32) times 1, 2, 3; F is 2x.
     assert one.x_norm == pytest.approx(2 * math.sqrt(32))
     assert one.branch_norm == pytest.approx(4 * math.sqrt(32))
     assert (one.ratio, one.cosine, one.share) == pytest.approx((2, 1, 2 / 3))
-    # The second gets 3x, F is half as long and at right angles: 1/4 of 5/4 of the energy.
+    # The second gets 3x, F has half the norm and is orthogonal: 1/4 of 5/4 of the energy.
     assert two.x_norm == pytest.approx(6 * math.sqrt(32))
     assert two.ratio == pytest.approx(0.5)
     assert two.cosine == pytest.approx(0, abs=1e-6)
     assert two.share == pytest.approx(0.2)
-    # Logits: x brings 6v to class 0, F of the second block 9v to class 1: always class 1.
-    assert seen.accuracy == pytest.approx(2 / 3)
+    # Logits: x adds 6v to class 0, F of the second block 9v to class 1, so class 1 is always predicted.
+    assert report.accuracy == pytest.approx(2 / 3)
     losses = [
         math.log(1 + math.exp(-3 * v)) if label else math.log(1 + math.exp(3 * v))
         for v, label in ((1, 1), (2, 1), (3, 0))
     ]
-    assert seen.loss == pytest.approx(sum(losses) / 3, rel=1e-5)
-    first, second = seen.effects
-    # Without the first branch everything is a third as large, and the answers stay.
+    assert report.loss == pytest.approx(sum(losses) / 3, rel=1e-5)
+    first, second = report.effects
+    # Without the first branch everything is a third as large, and the predictions stay.
     assert (first[0].scale, first[0].kept, first[0].accuracy) == (0.0, 1.0, pytest.approx(2 / 3))
-    # Without the second one all answers turn; half of it leaves 6v against 4.5v.
+    # Without the second one all predictions change; half of it leaves 6v against 4.5v.
     assert (second[0].kept, second[0].accuracy) == (0.0, pytest.approx(1 / 3))
     assert (second[1].scale, second[1].kept, second[1].accuracy) == (0.5, 0.0, pytest.approx(1 / 3))
     divergences = []
@@ -51,85 +51,85 @@ def test_the_numbers_of_a_hand_written_network_are_known() -> None:
     assert second[0].divergence == pytest.approx(sum(divergences) / 3, rel=1e-5)
 
 
-def test_where_the_truth_is_not_known_nothing_is_judged() -> None:
+def test_without_labels_there_is_no_accuracy() -> None:
     net = TwoBlocks()
     found = find_residuals(net, IMAGES)
-    seen = dissect(net, found, [Batch(IMAGES, torch.full((3,), -1))], scales=(0.0,))
-    assert (seen.accuracy, seen.loss) == (None, None)
-    effect = seen.effects[1][0]
+    report = measure_residuals(net, found, [Batch(IMAGES, torch.full((3,), -1))], scales=(0.0,))
+    assert (report.accuracy, report.loss) == (None, None)
+    effect = report.effects[1][0]
     assert (effect.accuracy, effect.loss, effect.p_value, effect.kept) == (None, None, None, 0.0)
-    assert any("two changes the probabilities most (0% of the answers stay)" in line for line in explain(seen))
+    assert any("two changes the probabilities most (0% of the predictions stay)" in line for line in explain(report))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm/test_vit", "timm/test_maxvit"])
-def test_a_branch_left_as_it_is_changes_nothing_at_all(name: str) -> None:
+def test_a_branch_scaled_by_one_changes_nothing(name: str) -> None:
     size = registry.about(name).input_size
     classifier = registry.create(name, 4, weights="none", input_size=size)
     enliven(classifier.model)
     images = torch.randn(2, 3, size, size)
     found = find_residuals(classifier.model, images, classifier.head)
-    seen = dissect(classifier.model, found, [Batch(images, torch.tensor([0, 1]))], scales=(1.0, 0.0))
-    for whole, without in seen.effects:
-        assert (whole.kept, whole.accuracy, whole.loss) == (1.0, seen.accuracy, seen.loss)
+    report = measure_residuals(classifier.model, found, [Batch(images, torch.tensor([0, 1]))], scales=(1.0, 0.0))
+    for whole, without in report.effects:
+        assert (whole.kept, whole.accuracy, whole.loss) == (1.0, report.accuracy, report.loss)
         assert whole.divergence == pytest.approx(0, abs=1e-7)
-        assert without.loss != seen.loss
+        assert without.loss != report.loss
 
 
-def test_leaving_a_branch_out_is_what_a_network_without_it_answers() -> None:
+def test_removing_a_branch_equals_a_network_whose_branch_is_zero() -> None:
     classifier = registry.create("resnet18", 4, weights="none")
     torch.nn.init.normal_(classifier.model.fc.weight)
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])
     found = find_residuals(classifier.model, images)
-    seen = dissect(classifier.model, found, [Batch(images, labels)], scales=(0.0,))
-    place = [each.name for each in found].index("layer2.1")
+    report = measure_residuals(classifier.model, found, [Batch(images, labels)], scales=(0.0,))
+    index = [each.name for each in found].index("layer2.1")
     with torch.no_grad():
-        # Its last norm gives zero: the block passes x on.
+        # Its last norm returns zero, so the block returns x.
         torch.nn.init.zeros_(classifier.model.layer2[1].bn2.weight)
         torch.nn.init.zeros_(classifier.model.layer2[1].bn2.bias)
         loss = torch.nn.functional.cross_entropy(classifier.model(images), labels)
-    assert seen.effects[place][0].loss == pytest.approx(loss.item(), rel=1e-5)
+    assert report.effects[index][0].loss == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_differences_are_told_from_chance_only_where_they_can_be() -> None:
+def test_a_difference_is_significant_only_with_enough_images() -> None:
     net = TwoBlocks()
     found = find_residuals(net, IMAGES)
-    for count, is_told in ((3, False), (40, True)):
+    for count, is_significant in ((3, False), (40, True)):
         images = IMAGES[:1].repeat(count, 1, 1, 1)
-        seen = dissect(net, found, [Batch(images, torch.ones(count, dtype=torch.long))], scales=(0.0,))
-        assert seen.effects[1][0].accuracy == 0
-        assert [each[0].is_told for each in seen.effects] == [False, is_told]
-    said = " ".join(explain(seen))
-    assert "two costs most, 100.0 points" in said
-    assert "1 of 2 could go" in said
+        report = measure_residuals(net, found, [Batch(images, torch.ones(count, dtype=torch.long))], scales=(0.0,))
+        assert report.effects[1][0].accuracy == 0
+        assert [each[0].is_significant for each in report.effects] == [False, is_significant]
+    sentences = " ".join(explain(report))
+    assert "two costs most, 100.0 points" in sentences
+    assert "1 of 2 blocks make no significant difference" in sentences
 
 
 def test_a_branch_of_zeros_has_no_direction() -> None:
     net = TwoBlocks()
     torch.nn.init.zeros_(net.one.twice.weight)
     found = find_residuals(net, IMAGES)
-    strength = dissect(net, found, [Batch(IMAGES, torch.zeros(3, dtype=torch.long))]).strengths[0]
+    strength = measure_residuals(net, found, [Batch(IMAGES, torch.zeros(3, dtype=torch.long))]).strengths[0]
     assert (strength.ratio, strength.cosine, strength.share) == (0, None, 0)
 
 
-def test_another_network_than_the_one_that_was_looked_at_is_refused() -> None:
+def test_another_network_than_the_traced_one_is_refused() -> None:
     found = find_residuals(TwoBlocks(), IMAGES)
     other = registry.create("resnet18", 4, weights="none").model
     batch = Batch(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
-    with pytest.raises(UsageError, match="in another way"):
-        dissect(other, found, [batch])
-    with pytest.raises(UsageError, match="in another way"):
+    with pytest.raises(UsageError, match="the forward pass differs"):
+        measure_residuals(other, found, [batch])
+    with pytest.raises(UsageError, match="the forward pass differs"):
         operands(registry.create("squeezenet1_1", 4, weights="none").model, found, batch.inputs)
 
 
 def test_windows_of_one_image_are_counted_with_it() -> None:
-    """Swin's and MaxViT's attention stand on windows: the first dimension of a tensor may be images times windows."""
+    """Swin's and MaxViT's attention work on windows: the first dimension of a tensor may be images times windows."""
     classifier = registry.create("timm/test_maxvit", 4, weights="none")
     enliven(classifier.model)
     size = registry.about("timm/test_maxvit").input_size
     images = torch.randn(2, 3, size, size)
     found = find_residuals(classifier.model, images, classifier.head)
-    both = dissect(classifier.model, found, [Batch(images, torch.tensor([0, 1]))])
-    apart = dissect(classifier.model, found, [Batch(image[None], torch.tensor([0])) for image in images])
+    both = measure_residuals(classifier.model, found, [Batch(images, torch.tensor([0, 1]))])
+    apart = measure_residuals(classifier.model, found, [Batch(image[None], torch.tensor([0])) for image in images])
     for one, other in zip(both.strengths, apart.strengths, strict=True):
         assert one.x_norm == pytest.approx(other.x_norm, rel=1e-4)
         assert one.ratio == pytest.approx(other.ratio, rel=1e-4)

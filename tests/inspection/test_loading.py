@@ -5,7 +5,7 @@ import torch
 
 from tl_cli.data.photographs import photographs
 from tl_cli.errors import DataError
-from tl_cli.inspection.subject import decoded_picture, subject_of_architecture
+from tl_cli.inspection.loading import LoadOptions, load_architecture, read_picture
 from tl_cli.models.zoo import registry
 
 
@@ -20,40 +20,40 @@ def test_photographs_come_with_pip_and_are_the_same_every_time() -> None:
     assert one.pixels.float().std((1, 2, 3)).min() > 10
 
 
-def test_an_architecture_has_its_own_head_and_answers_what_is_in_a_photograph() -> None:
-    subject = subject_of_architecture("efficientnet_lite0")
-    images = subject.show()
+def test_an_architecture_recognises_the_photographs() -> None:
+    model = load_architecture("efficientnet_lite0", LoadOptions())
+    images = model.open_images()
     loader = images.batches(2)
     assert len(loader.images) == 2
     with torch.inference_mode():
-        answers = torch.cat([subject.classifier.model(batch.inputs) for batch in loader.clean()]).argmax(1).tolist()
+        predicted = torch.cat([model.classifier.model(batch.inputs) for batch in loader.clean()]).argmax(1).tolist()
     # A temple in China, a flower.
-    assert [subject.name_of(answer) for answer in answers] == ["bell cote", "daisy"]
-    assert (images.is_judged, images.open_known, images.classes) == (False, None, ())
-    seen = subject.prepared(loader.images.open(1))
-    assert torch.equal(subject.inputs(seen[None])[0], next(iter(images.batches(2, 2).clean())).inputs[1])
+    assert [model.class_name(each) for each in predicted] == ["bell cote", "daisy"]
+    assert (images.labels_fit, images.open_training, images.classes) == (False, None, ())
+    prepared = model.prepared(loader.images.open(1))
+    assert torch.equal(model.inputs(prepared[None])[0], next(iter(images.batches(2, 2).clean())).inputs[1])
 
 
-def test_other_images_have_labels_that_say_nothing_of_the_answers(colours: Path) -> None:
-    subject = subject_of_architecture("squeezenet1_1", weights="none", source=str(colours), input_size=64)
-    images = subject.show()
+def test_labels_of_other_images_are_unknown_to_an_architecture(colours: Path) -> None:
+    model = load_architecture("squeezenet1_1", LoadOptions(str(colours)), weights="none", input_size=64)
+    images = model.open_images()
     assert images.classes == ("blue", "green", "red")
     assert images.source == f"{colours}, test"
     assert {label for batch in images.batches(6).clean() for label in batch.labels.tolist()} == {-1}
     assert {label for batch in images.open(18, None).clean() for label in batch.labels.tolist()} == {0, 1, 2}
-    assert images.open_known is not None
-    assert len(images.open_known(10).images) == 10
-    assert subject.classifier.preprocessing.crop == 64
+    assert images.open_training is not None
+    assert len(images.open_training(10).images) == 10
+    assert model.classifier.preprocessing.crop == 64
 
 
 def test_a_picture_is_decoded_or_refused(tmp_path: Path, colours: Path) -> None:
-    how = registry.default_preprocessing("resnet18")
-    assert decoded_picture(colours / "train" / "red" / "000.png", how).size == (32, 32)
+    preprocessing = registry.default_preprocessing("resnet18")
+    assert read_picture(colours / "train" / "red" / "000.png", preprocessing).size == (32, 32)
     with pytest.raises(DataError, match="no such file"):
-        decoded_picture(tmp_path / "nothing.jpg", how)
+        read_picture(tmp_path / "nothing.jpg", preprocessing)
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(DataError, match="text.jpg"):
-        decoded_picture(tmp_path / "text.jpg", how)
+        read_picture(tmp_path / "text.jpg", preprocessing)
 
 
 def test_as_many_outputs_as_the_weights_have(tmp_path: Path) -> None:

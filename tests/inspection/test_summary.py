@@ -6,9 +6,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from tests.support.zoo import on_meta
 from tl_cli.errors import UsageError
-from tl_cli.inspection.freeze_plan import freeze_by_name, freeze_plan
 from tl_cli.inspection.summary import Node, head_reason, summarize
-from tl_cli.models.freezing import BatchNormMode, freeze_backbone, unfreeze
 from tl_cli.models.list import counting
 from tl_cli.models.zoo import registry
 
@@ -17,38 +15,6 @@ def all_of(node: Node) -> Iterator[Node]:
     yield node
     for child in node.children:
         yield from all_of(child)
-
-
-@pytest.mark.parametrize("name", ["efficientnet_b0", "vit_b_32", "vgg11_bn", "mobilenet_v3_small"])
-@pytest.mark.parametrize("bn", ["frozen", "train"])
-def test_the_freeze_plan_adds_up_and_tells_the_truth(name: str, bn: BatchNormMode) -> None:
-    classifier, _ = on_meta(name)
-    model = classifier.model
-    parts = freeze_plan(
-        classifier, [lambda: freeze_backbone(model, classifier.head_modules), lambda: unfreeze(model, bn)]
-    )
-    assert sum(part.parameters for part in parts) == sum(p.numel() for p in model.parameters())
-    head = [part for part in parts if part.is_head]
-    assert [part.name for part in head] == list(classifier.head)
-    for part in parts:
-        assert part.trainable == (part.parameters if part.is_head else 0, part.parameters)
-        assert part.updating == (0, part.batch_norms if bn == "train" else 0)
-
-
-def test_freezing_by_name_is_shown_for_what_it_does() -> None:
-    with torch.device("meta"):
-        model = registry.build("efficientnet_b0", 10)
-    classifier, _ = on_meta("efficientnet_b0")
-    found = freeze_by_name(
-        type(classifier)("efficientnet_b0", model, classifier.head, classifier.preprocessing, classifier.weights)
-    )
-    assert (found.frozen, found.frozen + found.trainable) == (3_383_818, 4_020_358)
-    assert found.head_frozen == ("classifier.1",)
-    assert (found.body_trained, found.example) == (32, "features.1.0.block.1.fc1")
-    assert not found.is_right
-    assert freeze_by_name(on_meta("resnet18")[0]).is_right
-    nothing = freeze_by_name(on_meta("vit_b_32")[0])
-    assert (nothing.trainable, nothing.head_frozen, nothing.body_trained) == (0, ("heads.head",), 0)
 
 
 def test_the_tree_of_efficientnet_b0_is_right() -> None:
@@ -141,5 +107,5 @@ def test_a_list_of_blocks_costs_what_its_blocks_cost() -> None:
 
 
 def test_an_input_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"cannot take images of \(50, 50\)"):
+    with pytest.raises(UsageError, match=r"does not accept images of \(50, 50\)"):
         summarize("vit_b_16", 10, 50)
