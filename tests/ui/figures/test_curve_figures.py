@@ -15,7 +15,7 @@ from tl_cli.errors import StorageError
 from tl_cli.training.history import History
 from tl_cli.ui.figures.curve_figures import save_contact_sheet, save_curves, save_figures, save_panels
 from tl_cli.ui.figures.fonts import LATIN, drawable, families, file_for
-from tl_cli.ui.panels import Line, Panel, Wanted, panels
+from tl_cli.ui.panels import Line, Panel, PanelOptions, panels
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
@@ -29,10 +29,10 @@ def test_the_ending_of_the_file_is_its_format(ending: str, tmp_path: Path) -> No
 def test_one_run_and_several_make_the_two_pictures_and_metrics_make_one(tmp_path: Path) -> None:
     names = ["loss_by_step.png", "accuracy_and_loss_by_epoch.png"]
     assert [path.name for path in save_curves(history(), tmp_path)] == names
-    several = save_figures([history(name="a"), history(name="b")], Wanted(), tmp_path, "2-")
+    several = save_figures([history(name="a"), history(name="b")], PanelOptions(), tmp_path, "2-")
     assert [path.name for path in several] == [f"2-{name}" for name in names]
     one = History("x", others={"f1": [(1, 0.5)]})
-    assert [path.name for path in save_figures([one], Wanted(metrics=("f1",)), tmp_path)] == ["metrics.png"]
+    assert [path.name for path in save_figures([one], PanelOptions(metrics=("f1",)), tmp_path)] == ["metrics.png"]
     assert all(Image.open(path).size[0] > 500 for path in tmp_path.iterdir())
 
 
@@ -50,8 +50,8 @@ def ink(path: Path) -> int:
 
 
 def test_letters_of_many_scripts_are_drawn_by_some_font_and_others_as_numbers(tmp_path: Path) -> None:
-    assert families(["loss"]) == [LATIN]
-    assert len(families(["猫 ネコ 고양이"])) == 2
+    assert families("loss") == [LATIN]
+    assert len(families("猫 ネコ 고양이")) == 2
     assert drawable("猫 ネコ 고양이 龙 $x$") == "猫 ネコ 고양이 龙 $x$"
     # Of no script at all: no font draws it.
     assert drawable("a\U000e0fff") == r"a\ue0fff"

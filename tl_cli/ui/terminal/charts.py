@@ -171,9 +171,9 @@ def _draw_marks(panel: Panel, across: _Axis, canvas: Canvas) -> None:
     # plotext's own vertical line paints its background white under this theme.
     rows = [row / canvas.height for row in range(canvas.height + 1)]
     for mark in panel.marks:
-        if across.low < mark.place < across.high:
+        if across.low < mark.x < across.high:
             marker = _marker(_ASCII_MARK if canvas.ascii else _MARK, mark.colour, canvas)
-            plotext.figure.draw(plotext.figure.signal([across.place(mark.place)] * len(rows), rows, marker=marker))
+            plotext.figure.draw(plotext.figure.signal([across.place(mark.x)] * len(rows), rows, marker=marker))
 
 
 def _marker(symbol: str, colour: str, canvas: Canvas) -> plotext.marker:
