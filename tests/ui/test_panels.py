@@ -14,7 +14,7 @@ def line(panel, label: str) -> Line:
     return found
 
 
-def test_one_run_is_training_against_validation_and_several_are_each_against_the_others() -> None:
+def test_one_run_shows_training_and_validation_and_several_share_each_panel() -> None:
     assert [panel.title for panel in panels([history()])] == ["loss by step", "accuracy", "loss", "learning rate"]
     alone = accuracy_by_epoch([history()])
     assert [each.label for each in alone.lines] == ["train", "validation", "best, epoch 10", "test"]
@@ -24,7 +24,7 @@ def test_one_run_is_training_against_validation_and_several_are_each_against_the
     assert len({each.colour for each in several.lines if each.kind == "line"}) == 2
 
 
-def test_the_best_epoch_and_the_test_stand_on_their_values() -> None:
+def test_the_points_of_the_best_epoch_and_the_test_have_their_values() -> None:
     panel = accuracy_by_epoch([history()])
     ((x, value),) = line(panel, "best, epoch 10").points
     assert (x, value) == (10, pytest.approx(1 - 1.2 / 11))
@@ -101,13 +101,13 @@ def test_the_first_and_the_last_of_a_straight_fall_are_on_its_line() -> None:
         assert [y for _, y in average] == pytest.approx([y for _, y in fall]), weight
 
 
-def test_a_moving_average_leaves_out_what_is_not_finite_and_forgets_what_is_huge() -> None:
+def test_a_moving_average_omits_values_that_are_not_finite_and_is_exact_after_huge_ones() -> None:
     assert smooth([(1.0, math.nan), (2.0, 4.0)], 11) == [(2.0, 4.0)]
     huge = [(step, 1e100 if step == 20 else 1.0) for step in range(100)]
     assert [y for _, y in smooth(huge, 11)][26:] == pytest.approx([1.0] * 74)
 
 
-def test_smoothing_is_as_long_as_asked_for_and_else_by_the_number_of_points() -> None:
+def test_the_span_of_the_average_is_as_requested_or_depends_on_the_number_of_points() -> None:
     none = loss_by_step([history()], PanelOptions(smooth=0))
     assert [each.label for each in none.lines if each.kind != "best"] == ["batch"]
     # A step from 0 to 1: as far from it as half of the span, the average has arrived.
@@ -130,7 +130,7 @@ def test_points_that_are_not_drawn_are_named() -> None:
     assert not panels([history()], PanelOptions(log=True))[1].log, "accuracies stay on an even axis"
 
 
-def test_metrics_by_name_have_a_panel_each_and_a_foreign_run_shows_what_it_has() -> None:
+def test_each_named_metric_has_a_panel_and_a_run_of_another_program_shows_all_metrics() -> None:
     one = history()
     one.others = {"system/cpu": [(1, 50.0), (400, 90.0)], "val/f1_accuracy": [(50, 0.5)]}
     cpu, f1 = panels([one], PanelOptions(metrics=("system/cpu", "val/f1_accuracy"), x="epoch"))
@@ -142,14 +142,14 @@ def test_metrics_by_name_have_a_panel_each_and_a_foreign_run_shows_what_it_has()
 
 
 @pytest.mark.parametrize("x", [None, "step", "epoch", "time"])
-def test_a_run_of_one_point_or_none_has_panels_all_the_same(x) -> None:
+def test_a_run_of_one_point_or_none_has_panels(x) -> None:
     for points in ([], [(1, 2.0)], [(1, math.nan)]):
         for log in (False, True):
             shown = panels([History("x", points, test_accuracy=0.5)], PanelOptions(x=x, log=log, last=2))
             assert len(shown) in (0, 4)
 
 
-def test_epochs_that_count_from_zero_or_have_no_step_are_drawn_all_the_same() -> None:
+def test_epochs_that_count_from_zero_or_have_no_step_are_drawn() -> None:
     from_zero = History("zero", [(step, 1.0) for step in range(20)], [EpochPoint(0, step, 1.0) for step in range(20)])
     without_step = History("none", [(step, 1.0) for step in range(20)], [EpochPoint(1, 0, 1.0)])
     for one in (from_zero, without_step):
@@ -158,14 +158,14 @@ def test_epochs_that_count_from_zero_or_have_no_step_are_drawn_all_the_same() ->
                 assert len(panels([one], PanelOptions(x=x, last=last))) == 4
 
 
-def test_the_last_of_each_run_is_shown_by_its_own_end() -> None:
+def test_the_last_epochs_of_each_run_are_counted_from_its_own_end() -> None:
     short, long = history(epochs=4, steps=200, name="short"), history(epochs=10, name="long")
     panel = accuracy_by_epoch([short, long], PanelOptions(last=2))
     assert [x for x, _ in line(panel, "short").points] == [3, 4]
     assert [x for x, _ in line(panel, "long").points] == [9, 10]
 
 
-def test_accuracies_that_are_percent_already_are_drawn_as_they_are() -> None:
+def test_accuracies_in_percent_are_not_scaled_again() -> None:
     one = History("x", others={"accuracy": [(1, 97.5)], "val/accuracy": [(1, 0.9)]})
     percent = {
         panel.title: panel.percent for panel in panels([one], PanelOptions(metrics=("accuracy", "val/accuracy")))
@@ -173,6 +173,6 @@ def test_accuracies_that_are_percent_already_are_drawn_as_they_are() -> None:
     assert percent == {"accuracy by step": False, "val/accuracy by step": True}
 
 
-def test_a_run_whose_losses_are_no_numbers_says_so() -> None:
+def test_losses_that_are_nan_are_noted() -> None:
     shown = panels([History("x", not_finite={"step/loss": [1, 2, 3]})])
     assert shown[0].notes == ["step/loss is not finite at 3 steps, first at step 1"]

@@ -1,6 +1,8 @@
 """``tl compare``: which of several models is better, at which cost, and whether the difference is significant."""
 
 from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,54 +37,46 @@ tl compare 9c01d2e4     (that comparison again)"""
 # Options of tl train that the command sets for each training.
 _NOT_FOR_TRAINING = {"--seed": "seed", "--resume": "resume", "--dry-run": "dry_run", "--run-name": "run_name",
                      "--register": "register", "--tag": "tag"}  # fmt: skip
-_OUTPUT = "Output"
+_DATA_HELP = "Images for the trainings; for trained models, images to evaluate them on."
+_EXPERIMENT_HELP = "MLflow experiment of the trainings. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl."
+_output = partial(typer.Option, rich_help_panel="Output")
+
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NAME",
+        help="Runs or folders of saved models, or one comparison recorded by --models; "
+        "with --models: architectures, then options of tl train.",
+        autocompletion=complete_contender,
+    ),
+]
+Models = Annotated[bool, typer.Option("--models", help="Train each architecture first, on the same split.")]
+Seeds = Annotated[int, typer.Option(help="Trainings per model, with seeds 0, 1, ...", min=1, max=100)]
+Data = Annotated[str | None, typer.Option(metavar="NAME|PATH", autocompletion=complete_data, help=_DATA_HELP)]
+Part = Annotated[
+    Literal["test", "val"] | None, typer.Option(help="Images to compare on; default is test.", show_default=False)
+]
+Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed of inference.")]
+Format = Annotated[Literal["table", "markdown", "csv", "json"], _output("--format", help="Form of the result.")]
+AsJson = Annotated[bool, _output("--json", help="The same as --format json.")]
+Output = Annotated[
+    Path | None, _output(metavar="DIR", help="Also write tables and image files there.", show_default=False)
+]
+Experiment = Annotated[str | None, typer.Option(help=_EXPERIMENT_HELP, show_default=False)]
 
 
 def compare(
-    names: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NAME",
-            help="Runs or folders of saved models, or one comparison recorded by --models; "
-            "with --models: architectures, then options of tl train.",
-            autocompletion=complete_contender,
-        ),
-    ],
-    models: Annotated[bool, typer.Option("--models", help="Train each architecture first, on the same split.")] = False,
-    seeds: Annotated[int, typer.Option(help="Trainings per model, with seeds 0, 1, ...", min=1, max=100)] = 1,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME|PATH",
-            autocompletion=complete_data,
-            help="Images for the trainings; for trained models, images to evaluate them on.",
-        ),
-    ] = None,
-    split: Annotated[
-        Literal["test", "val"] | None, typer.Option(help="Images to compare on; default is test.", show_default=False)
-    ] = None,
+    names: Names,
+    models: Models = False,
+    seeds: Seeds = 1,
+    data: Data = None,
+    split: Part = None,
     data_dir: DataDir = None,
-    speed: Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed of inference.")] = True,
-    form: Annotated[
-        Literal["table", "markdown", "csv", "json"],
-        typer.Option("--format", help="Form of the result.", rich_help_panel=_OUTPUT),
-    ] = "table",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The same as --format json.", rich_help_panel=_OUTPUT)
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Also write tables and image files there.", show_default=False, rich_help_panel=_OUTPUT
-        ),
-    ] = None,
-    experiment: Annotated[
-        str | None,
-        typer.Option(
-            help="MLflow experiment of the trainings. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl.",
-            show_default=False,
-        ),
-    ] = None,
+    speed: Speed = True,
+    form: Format = "table",
+    as_json: AsJson = False,
+    output: Output = None,
+    experiment: Experiment = None,
     device: Device = None,
     workers: Workers = None,
     tracking_uri: TrackingUri = None,
@@ -114,7 +108,7 @@ def compare(
     request = comparison_run.CompareRequest(
         tuple(given), trainings, data, split, data_dir, device or "auto", workers, speed, tracking_uri, command_line()
     )
-    with comparison_tables.ComparisonReport(console, aside, form, output) as report:
+    with closing(comparison_tables.ComparisonReport(console, aside, form, output)) as report:
         result = comparison_run.compare(request, report)
     report.finish(result, uri_flag(tracking_uri))
     if result.failed:

@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,73 +22,52 @@ tl plot --terminal --metric 'val/*' --last 10
 
 tl plot latest --output curves.pdf"""
 
-_CONTENT, _OUTPUT = "Content", "Output"
+_content = partial(typer.Option, rich_help_panel="Content")
+_output = partial(typer.Option, rich_help_panel="Output")
+
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN",
+        help="Ids or their beginnings, names, latest, best; a comparison stands for its trainings. "
+        "Several runs share each chart. Default: the latest; with --follow the one that is training.",
+        autocompletion=complete_run,
+    ),
+]
+Terminal = Annotated[bool, _output("--terminal", "-t", help="Draw in the terminal, not to files.")]
+_FOLLOW_HELP = "Follow a run in the terminal until it ends; without RUN, wait until one trains."
+_OUTPUT_HELP = "A folder for PNG files, or one .png, .svg or .pdf file with all charts. Default: this folder."
+_METRIC_HELP = "A recorded metric, or a pattern such as 'val/*'; may be repeated."
+_SMOOTH_HELP = (
+    "Moving average: 0 for none, towards 1 for a longer one (span 2 / (1 - WEIGHT) - 1 points). "
+    "Default: span 1/50 of the points."
+)
+_LAST_HELP = "Only the last N epochs; steps with --x step, minutes with --x time."
+Follow = Annotated[bool, _output("--follow", "-f", help=_FOLLOW_HELP)]
+Output = Annotated[Path | None, _output("--output", "-o", metavar="PATH", help=_OUTPUT_HELP)]
+AsJson = Annotated[bool, _output("--json", help="Print the points of the curves as JSON.")]
+Metrics = Annotated[list[str] | None, _content(metavar="NAME", help=_METRIC_HELP)]
+XAxis = Annotated[Literal["step", "epoch", "time"] | None, _content("--x", help="The x axis of every chart.")]
+Smooth = Annotated[float | None, _content(min=0, max=0.9999, metavar="WEIGHT", help=_SMOOTH_HELP)]
+Log = Annotated[bool, _content("--log", help="Logarithmic axis for losses and learning rates.")]
+Last = Annotated[int | None, _content(min=1, metavar="N", help=_LAST_HELP)]
 
 
 def plot(
-    runs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RUN",
-            help="Ids or their beginnings, names, latest, best; a comparison stands for its trainings. "
-            "Several runs share each chart. Default: the latest; with --follow the one that is training.",
-            autocompletion=complete_run,
-        ),
-    ] = None,
-    terminal: Annotated[
-        bool, typer.Option("--terminal", "-t", help="Draw in the terminal, not to files.", rich_help_panel=_OUTPUT)
-    ] = False,
-    follow: Annotated[
-        bool,
-        typer.Option(
-            "--follow", "-f", rich_help_panel=_OUTPUT,
-            help="Follow a run in the terminal until it ends; without RUN, wait until one trains.",
-        ),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="PATH", rich_help_panel=_OUTPUT,
-            help="A folder for PNG files, or one .png, .svg or .pdf file with all charts. Default: this folder.",
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the points of the curves as JSON.", rich_help_panel=_OUTPUT)
-    ] = False,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="A recorded metric, or a pattern such as 'val/*'; may be repeated.",
-            rich_help_panel=_CONTENT,
-        ),
-    ] = None,
-    x: Annotated[
-        Literal["step", "epoch", "time"] | None,
-        typer.Option("--x", help="The x axis of every chart.", rich_help_panel=_CONTENT),
-    ] = None,
-    smooth: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=0.9999, metavar="WEIGHT", rich_help_panel=_CONTENT,
-            help="Moving average: 0 for none, towards 1 for a longer one (span 2 / (1 - WEIGHT) - 1 points). "
-            "Default: span 1/50 of the points.",
-        ),
-    ] = None,
-    log: Annotated[
-        bool,
-        typer.Option("--log", help="Logarithmic axis for losses and learning rates.", rich_help_panel=_CONTENT),
-    ] = False,
-    last: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", rich_help_panel=_CONTENT,
-            help="Only the last N epochs; steps with --x step, minutes with --x time.",
-        ),
-    ] = None,
+    runs: Runs = None,
+    terminal: Terminal = False,
+    follow: Follow = False,
+    output: Output = None,
+    as_json: AsJson = False,
+    metric: Metrics = None,
+    x: XAxis = None,
+    smooth: Smooth = None,
+    log: Log = False,
+    last: Last = None,
     tracking_uri: TrackingUri = None,
     plain: Plain = False,
-) -> None:  # fmt: skip
-    """Draw the curves of runs: loss by iteration; accuracy, loss and learning rate by epoch."""
+) -> None:
+    """Draw the curves of runs: loss by step; accuracy, loss and learning rate by epoch."""
     if sum(((output is not None), terminal or follow, as_json)) > 1:
         raise typer.BadParameter("give one of --terminal or --follow, --output, --json")
     if output is not None:
@@ -104,7 +84,7 @@ def plot(
     if follow:
         follower = curve_view.open_follower(console, options)
         try:
-            with follower:
+            with follower.screen:
                 result = run_curves.follow_curves(request, follower)
         except Interrupted as stopped:
             if stopped.signum != signal.SIGINT or not follower.runs:

@@ -217,7 +217,7 @@ def smooth(points: Sequence[tuple[float, float]], span: int) -> Points:
     averages = np.empty_like(values)
     width = 2 * half + 1
     # A window is the end of one block and the beginning of the next. Differences of running sums would lose all digits
-    # of the losses after a huge one.
+    # of the losses after a huge one, and a convolution of 100,000 points takes seconds where the window is long.
     blocks = np.pad(values, (0, 2 * width - len(values) % width)).reshape(-1, width)
     ends = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()
     beginnings = np.pad(blocks[:, :-1].cumsum(axis=1), ((0, 0), (1, 0))).ravel()

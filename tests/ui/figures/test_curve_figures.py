@@ -74,7 +74,7 @@ def test_a_name_in_chinese_is_drawn_in_charts_and_under_pictures(
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
-def test_a_picture_that_does_not_fit_leaves_the_one_before_it(ending: str, tmp_path: Path) -> None:
+def test_a_picture_that_does_not_fit_the_disk_keeps_the_former_one(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"curves.{ending}"
     path.write_bytes(b"before")
     with largest_file(4000), pytest.raises(StorageError, match=r"cannot write .*curves"):
@@ -83,7 +83,7 @@ def test_a_picture_that_does_not_fit_leaves_the_one_before_it(ending: str, tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         save_panels(panels([history()]), tmp_path / "file" / "x.png")

@@ -75,7 +75,7 @@ def test_a_run_without_points_says_so() -> None:
 @pytest.mark.parametrize(("width", "height"), [(40, 24), (45, 30), (80, 24), (100, 40), (200, 50), (24, 10)])
 @pytest.mark.parametrize("epochs", [0, 1, 10])
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_screen_of_a_followed_run_fits_and_ends_with_its_foot(
+def test_the_screen_of_a_followed_run_fits_and_ends_with_its_footer(
     width: int, height: int, epochs: int, count: int
 ) -> None:
     screen = console(width, height)
@@ -92,7 +92,7 @@ def test_the_screen_of_a_followed_run_fits_and_ends_with_its_foot(
             assert any(line.strip().startswith("10*") for line in lines), "the latest epoch is in the table"
 
 
-def test_a_followed_run_says_how_far_it_is() -> None:
+def test_a_followed_run_shows_its_progress() -> None:
     screen = console(100)
     follower = FollowScreen(screen, PanelOptions())
     one = history()
@@ -126,10 +126,11 @@ def test_the_time_left_is_by_the_epochs_of_the_phase(done: int, left: str) -> No
     assert ("left" in line) == ("left" in left)
 
 
-def test_lines_of_a_followed_run_come_once_each() -> None:
+def test_each_line_of_a_followed_run_is_printed_once() -> None:
     pipe = console(80, terminal=False)
     assert isinstance(open_follower(pipe, PanelOptions()), FollowLines)
-    with FollowLines(pipe, PanelOptions()) as follower:
+    follower = FollowLines(pipe, PanelOptions())
+    with follower.screen:
         for epochs in (0, 2, 2, 3):
             follower.curves(CurvesResult([(FACTS, history(epochs=epochs))]))
         follower.curves(CurvesResult([(FACTS, history(epochs=3))]), "away")

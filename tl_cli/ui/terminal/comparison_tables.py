@@ -5,8 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -58,12 +57,8 @@ class ComparisonReport(CompareObserver):
         self._written: list[Path] = []
         self._broken_pipe: BrokenPipeError | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Remove the progress bar and temporary files."""
         self._close_progress()
         self._open.close()
 

@@ -2,9 +2,8 @@
 
 import statistics
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.text import Text
@@ -70,23 +69,19 @@ def print_ended(console: Console, result: CurvesResult, options: PanelOptions) -
 
 
 class Follower(FollowObserver):
-    """Shows runs while they go on; a context manager.
+    """Shows runs while they go on.
 
     Args:
         options: its metrics are replaced by those that are recorded.
+
+    Attributes:
+        screen: to be entered before the first reading.
     """
 
     def __init__(self, console: Console, options: PanelOptions) -> None:
         self.runs: Runs = ()
+        self.screen: AbstractContextManager[object] = nullcontext()
         self._console, self._options = console, options
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
     def curves(self, result: CurvesResult, trouble: str = "") -> None:
         """Keep the curves; ``trouble`` says why they may be out of date."""
@@ -148,19 +143,10 @@ class FollowScreen(Follower):
         self._readings = 0
         self._trouble, self._empty = "", "reading the run"
         self._drawn: tuple[object, RenderableType] | None = None
-        self._live = Display(
+        self.screen = Display(
             get_renderable=lambda: self, console=console, screen=True, refresh_per_second=2,
             redirect_stdout=False, redirect_stderr=False,
         )  # fmt: skip
-
-    def __enter__(self) -> Self:
-        self._live.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.__exit__(kind, error, trace)
 
     def waiting(self) -> None:
         """Show, with the next refresh, that no run trains yet."""
