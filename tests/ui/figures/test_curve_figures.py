@@ -14,7 +14,6 @@ from tests.ui.terminal.test_charts import history
 from tl_cli.errors import StorageError
 from tl_cli.training.history import History
 from tl_cli.ui.figures.curve_figures import save_contact_sheet, save_curves, save_figures, save_panels
-from tl_cli.ui.figures.fonts import LATIN, drawable, families, file_for
 from tl_cli.ui.panels import Line, Panel, PanelOptions, panels
 
 
@@ -47,15 +46,6 @@ def test_no_series_breaks_a_picture(points: list[tuple[float, float]], log: bool
 
 def ink(path: Path) -> int:
     return int((np.asarray(Image.open(path).convert("L")) < 128).sum())
-
-
-def test_letters_of_many_scripts_are_drawn_by_some_font_and_others_as_numbers(tmp_path: Path) -> None:
-    assert families("loss") == [LATIN]
-    assert len(families("猫 ネコ 고양이")) == 2
-    assert drawable("猫 ネコ 고양이 龙 $x$") == "猫 ネコ 고양이 龙 $x$"
-    # Of no script at all: no font draws it.
-    assert drawable("a\U000e0fff") == r"a\ue0fff"
-    assert file_for("loss") != file_for("猫")
 
 
 def test_a_name_in_chinese_is_drawn_in_charts_and_under_pictures(
