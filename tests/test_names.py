@@ -26,7 +26,7 @@ from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.facts import Differences
 from tl_cli.tracking.store import open_store
-from tl_cli.ui.panels import Wanted
+from tl_cli.ui.panels import PanelOptions
 from tl_cli.ui.terminal.console import THEME, safe_text, shortened
 from tl_cli.ui.terminal.curve_view import print_curves
 from tl_cli.ui.terminal.run_tables import print_differences, print_runs
@@ -65,7 +65,7 @@ def test_no_name_and_no_number_breaks_what_is_printed(name: str, other: str, val
     curves = [(facts[0], history(name=name)), (facts[1], history(name=other, epochs=0))]
     curves[0][1].losses[:0] = [(0, value) for value in values]
     for shown in (curves, curves[:1]):
-        printed(print_curves, shown, Wanted(log=True))
+        printed(print_curves, shown, PanelOptions(log=True))
     score = ClassScore(3, 3, wilson(1, 3), wilson(2, 3), 0.5)
     printed(lambda console: console.print(class_table([score, score], [name, other], console)))
     for text in (safe_text(name), shortened(name, 12)):

@@ -622,7 +622,13 @@ def test_two_runs_are_compared_image_by_image(tl, there: Store, tmp_path: Path) 
         "accuracy_against_cost.png", "comparison.csv", "comparison.json", "comparison.md", "curves.png",
     ]  # fmt: skip
     shown = tl("compare", "good", "poor", "--no-speed")
-    for heading in ("accuracy", "cost", "what can be claimed", "when to choose which", "validation accuracy by epoch"):
+    for heading in (
+        "accuracy",
+        "cost",
+        "significant differences",
+        "when to choose which",
+        "validation accuracy by epoch",
+    ):
         assert heading in shown.out
     assert tl("compare", "good", "poor", "--no-speed", "--format", "markdown").out.startswith("| model | accuracy |")
 

@@ -1,16 +1,21 @@
+import json
 import os
 import signal
 from pathlib import Path
 
+import jsonschema
 import pytest
 from PIL import Image
 
+import tl_cli
 from tests.conftest import tl_process
 from tests.tracking.test_listing import dead_run
 from tests.tracking.test_recorder import epoch, recorder
 from tl_cli.errors import Interrupted
 from tl_cli.tracking.store import open_store
 from tl_cli.training.events import LossSampled
+
+SCHEMAS = Path(tl_cli.__file__).parent / "api" / "schemas"
 
 
 def record(name: str, *, epochs: int = 3, end: bool = True, accuracy: float = 0.7):
@@ -27,7 +32,7 @@ def record(name: str, *, epochs: int = 3, end: bool = True, accuracy: float = 0.
     return made
 
 
-def test_several_runs_and_a_comparison_are_drawn_over_each_other(tl, workplace: Path) -> None:
+def test_several_runs_and_a_comparison_share_the_charts(tl, workplace: Path) -> None:
     store = open_store(None)
     parent = store.client.create_run(store.experiment("tl"), run_name="both", tags={"tl.compares": "models"})
     for name in ("one", "two"):
@@ -46,7 +51,7 @@ def test_several_runs_and_a_comparison_are_drawn_over_each_other(tl, workplace: 
     assert len(list(Path("pictures").glob("2-runs-*.png"))) == 4, "others of the same number have other pictures"
 
 
-def test_runs_of_one_name_are_told_apart(tl, workplace: Path) -> None:
+def test_runs_with_the_same_name_are_shown_with_their_ids(tl, workplace: Path) -> None:
     first, second = record("same"), record("same")
     drawn = tl("plot", "-t", first.run_id[:8], second.run_id[:8])
     assert drawn.code == 0, drawn.err
@@ -79,13 +84,13 @@ def test_metrics_by_name_and_pattern(tl, workplace: Path) -> None:
     ("arguments", "said"),
     [
         (("--output", "x.jpg"), ".png, .svg, .pdf"),
-        (("--terminal", "--output", "x"), "one of them"),
+        (("--terminal", "--output", "x"), "one of"),
         (("--smooth", "1"), "0.9999"),
         (("--last", "0"), "1"),
         (("--x", "steps"), "epoch"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], said: str, tl, workplace: Path) -> None:
+def test_contradicting_or_wrong_options_are_refused(arguments: tuple[str, ...], said: str, tl, workplace: Path) -> None:
     result = tl("plot", *arguments)
     assert result.code == 2
     assert said in result.err
@@ -157,7 +162,7 @@ def test_following_shows_epochs_as_they_end_and_ends_with_the_run(workplace: Pat
     assert b"loss by step" in said
 
 
-def test_following_beside_a_training_that_has_not_begun_waits_for_it(workplace: Path, monkeypatch) -> None:
+def test_following_waits_for_a_training_that_has_not_begun(workplace: Path, monkeypatch) -> None:
     monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
     record("old")
     process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
@@ -200,7 +205,7 @@ def test_ctrl_c_leaves_the_run_alone(workplace: Path, monkeypatch) -> None:
     said = read_until(stream, b"tl plot --follow")
     process.join()
     assert process.exitcode == 130
-    assert b"the run goes on" in said
+    assert b"the run continues" in said
     assert b"Traceback" not in said
     store = open_store(None)
     assert store.find("one").info.status == "RUNNING"
@@ -209,7 +214,7 @@ def test_ctrl_c_leaves_the_run_alone(workplace: Path, monkeypatch) -> None:
     assert store.find("one").info.status == "FINISHED"
 
 
-def test_following_a_dead_run_ends_at_once_and_says_so(tl, workplace: Path) -> None:
+def test_following_a_dead_run_ends_immediately_and_reports_it(tl, workplace: Path) -> None:
     dead_run(open_store(None))
     followed = tl("plot", "--follow", "gone")
     assert followed.code == 0, followed.err
@@ -230,3 +235,23 @@ def test_a_metric_that_comes_later_is_followed_and_a_run_that_is_removed_ends_it
     assert process.exitcode == 1
     assert b"Traceback" not in said
     made.__exit__(None, None, None)
+
+
+def test_json_has_every_recorded_point_and_follows_its_schema(tl, workplace: Path) -> None:
+    made = record("one", epochs=2)
+    store = open_store(None)
+    store.client.log_metric(made.run_id, "step/loss", float("nan"), step=21)
+    result = tl("plot", "one", "--json")
+    assert (result.code, result.err) == (0, "")
+    printed = json.loads(result.out, parse_constant=pytest.fail)
+    jsonschema.validate(printed, json.loads((SCHEMAS / "plot.json").read_text()))
+    (run,) = printed["runs"]
+    assert (run["run_id"], run["name"], run["status"]) == (made.run_id, "one", "finished")
+    for name in ("step/loss", "val/accuracy", "lr/head"):
+        recorded = {point.step: point.value for point in store.client.get_metric_history(made.run_id, name)}
+        recorded.pop(21, None)
+        assert {point["step"]: point["value"] for point in run["metrics"][name]} == recorded
+    assert run["not_finite"] == {"step/loss": [21]}
+    only = json.loads(tl("plot", "one", "--json", "--metric", "val/l*").out)["runs"][0]
+    assert list(only["metrics"]) == ["val/loss"]
+    assert tl("plot", "one", "--json", "--terminal").code == 2

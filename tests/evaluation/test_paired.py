@@ -22,7 +22,7 @@ def test_mcnemars_test_is_the_binomial_by_hand(only_first: int, only_second: int
     assert found.p_value == pytest.approx(min(1.0, 2 * tail))
 
 
-def test_what_agrees_everywhere_differs_by_nothing() -> None:
+def test_equal_predictions_have_no_difference() -> None:
     first, _ = answers(80, 20, 0, 0)
     found = compare(first[None], first[None])
     assert (found.difference.value, found.difference.low, found.difference.high) == (0, 0, 0)
@@ -44,7 +44,7 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
     assert compare(second[None], first[None]).difference.value == pytest.approx(-share)
 
 
-def test_the_same_difference_cannot_be_claimed_where_more_is_disputed() -> None:
+def test_a_difference_is_not_significant_where_more_predictions_disagree() -> None:
     first, second = answers(7500, 1130, 1207, 163)
     found = compare(first[None], second[None])
     assert found.difference.value == pytest.approx(0.0077)
@@ -118,7 +118,7 @@ def test_the_two_sources_of_noise_add_in_quadrature() -> None:
 
 @pytest.mark.parametrize("spread", [0.004, 0.02])
 @pytest.mark.parametrize(("seeds", "others"), [(2, 1), (3, 2), (3, 3), (5, 1)])
-def test_equal_models_are_called_different_in_at_most_5_percent(seeds: int, others: int, spread: float) -> None:
+def test_equal_models_differ_significantly_in_at_most_5_percent(seeds: int, others: int, spread: float) -> None:
     draws, images = 1500, 500
     generator = np.random.default_rng(0)
 
@@ -132,7 +132,7 @@ def test_equal_models_are_called_different_in_at_most_5_percent(seeds: int, othe
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
-def test_the_interval_of_a_mean_accuracy_holds_the_true_one(seeds: int) -> None:
+def test_the_interval_of_a_mean_accuracy_contains_the_true_one(seeds: int) -> None:
     draws, images = 1000, 2000
     generator = np.random.default_rng(1)
     missed = 0
@@ -142,7 +142,7 @@ def test_the_interval_of_a_mean_accuracy_holds_the_true_one(seeds: int) -> None:
     assert missed <= binom.ppf(0.999, draws, 0.05)
 
 
-def test_trainings_without_any_noise_are_judged_by_the_number_of_images() -> None:
+def test_the_interval_of_trainings_without_noise_depends_on_the_number_of_images() -> None:
     # 2/3 of the trainings are right on each image, whichever these are: no noise, but for rounding.
     turns = np.arange(3)[:, None] != np.arange(60) % 3
     found = compare(turns, np.ones((2, 60), bool))
@@ -153,7 +153,7 @@ def test_trainings_without_any_noise_are_judged_by_the_number_of_images() -> Non
     assert found.p_value == pytest.approx(2 * 0.5**60)
 
 
-def test_trainings_that_all_agree_vary_as_the_images_do() -> None:
+def test_the_interval_of_equal_trainings_is_that_of_the_images() -> None:
     first, second = answers(830, 33, 60, 77)
     found = compare(np.stack([first] * 4), np.stack([second] * 4))
     paired = ttest_rel(second.astype(float), first.astype(float))
@@ -164,7 +164,7 @@ def test_trainings_that_all_agree_vary_as_the_images_do() -> None:
     assert (same.p_value, same.difference.low, same.difference.high) == (1, 0, 0)
 
 
-def test_a_single_training_is_taken_to_vary_as_the_others_do() -> None:
+def test_a_single_training_is_assumed_to_vary_as_the_others() -> None:
     truth = np.random.default_rng(0).random((1, 50_000))
     several = np.concatenate([truth < accuracy for accuracy in (0.76, 0.80, 0.84)])
     found = compare(truth < 0.7, several)
@@ -174,7 +174,7 @@ def test_a_single_training_is_taken_to_vary_as_the_others_do() -> None:
 
 
 @pytest.mark.parametrize("shares", [(0.9,), (0.9, 0.9, 0.9), (0.85, 0.9, 0.95)])
-def test_how_wide_the_interval_of_an_accuracy_is(shares: tuple[float, ...]) -> None:
+def test_the_width_of_the_interval_of_an_accuracy(shares: tuple[float, ...]) -> None:
     random = np.random.default_rng(1).random(3000)
     right = np.stack([random < share for share in shares])
     found = mean_accuracy(right)
@@ -187,7 +187,7 @@ def test_how_wide_the_interval_of_an_accuracy_is(shares: tuple[float, ...]) -> N
         assert found.high == pytest.approx(min(1, found.value + 4.3 * np.std(right.mean(1), ddof=1) / 3**0.5), abs=0.01)
 
 
-def test_few_images_claim_nothing() -> None:
+def test_few_images_show_no_significant_difference() -> None:
     for images in (1, 2, 4):
         found = compare(np.zeros((2, images), bool), np.ones((2, images), bool))
         assert found.p_value > 0.05

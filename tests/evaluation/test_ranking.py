@@ -24,7 +24,7 @@ COST = Cost(1000, 2000, 32, 4000, 100.0)
 
 
 def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> KeptAnswers:
-    """Answers of which these are right; the labels go round the classes."""
+    """Logits that are correct for these images; the labels cycle through the classes."""
     labels = np.arange(len(right)) % 3
     said = np.where(right, labels, (labels + 1) % 3)
     order = np.random.default_rng(0).permutation(len(right)) if shuffled else np.arange(len(right))
@@ -43,18 +43,18 @@ def some_right(share: float, count: int = 1000, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(count) < share
 
 
-def test_the_most_accurate_comes_first_and_what_can_be_claimed_is_said() -> None:
+def test_the_most_accurate_comes_first_and_a_significant_difference_is_stated() -> None:
     found = compare_all([contender("weak", some_right(0.6, seed=1)), contender("strong", some_right(0.9, seed=2))])
     assert [each.name for each in found.contenders] == ["strong", "weak"]
     sentence, note = verdicts(found)
-    assert note.startswith("One training each: this is about the trained models")
+    assert note.startswith("One training per model: this is about the trained models")
     assert sentence.startswith("strong is better than weak: +")
     assert "on 1,000 images" in sentence
     assert "McNemar p = " in sentence
-    assert advice(found)[0].startswith("strong: where accuracy counts most")
+    assert advice(found)[0].startswith("strong: highest accuracy, significantly better")
 
 
-def test_a_small_difference_is_not_called_an_advantage() -> None:
+def test_a_small_difference_is_not_significant() -> None:
     right = some_right(0.85)
     other = right.copy()
     other[np.flatnonzero(~right)[:9]] = True
@@ -62,12 +62,12 @@ def test_a_small_difference_is_not_called_an_advantage() -> None:
     found = compare_all([contender("a", right), contender("b", other)])
     sentence, _ = verdicts(found)
     # 9 against 2 images: p = 0.065.
-    assert sentence.startswith("No difference between b and a can be claimed on 1,000 images: +0.70 points")
+    assert sentence.startswith("No significant difference between b and a on 1,000 images: +0.70 points")
     assert "p = 0.065" in sentence
-    assert advice(found)[0] == "b: where accuracy counts most, or a: no difference to it can be claimed"
+    assert advice(found)[0] == "b: highest accuracy, but not significantly better than a"
 
 
-def test_what_cannot_be_told_from_the_first_may_still_differ_from_each_other() -> None:
+def test_models_that_do_not_differ_from_the_best_may_differ_from_each_other() -> None:
     right = some_right(0.6, 4000)
     wrong = np.flatnonzero(~right)
     first, second, third = right.copy(), right.copy(), right.copy()
@@ -76,24 +76,26 @@ def test_what_cannot_be_told_from_the_first_may_still_differ_from_each_other() -
     first[np.flatnonzero(right)[:40]] = False
     found = compare_all([contender("a", first), contender("b", second), contender("c", third)])
     top, *others = (model.name for model in found.contenders)
-    claimed = {(found.contenders[p.first].name, found.contenders[p.second].name): p.is_claimed for p in found.pairs}
-    assert (top, claimed["b", "c"], claimed["b", "a"]) == ("b", True, True)
-    assert advice(found)[0] == "b: where accuracy counts most; it is better than each of the others"
+    significant = {
+        (found.contenders[p.first].name, found.contenders[p.second].name): p.is_significant for p in found.pairs
+    }
+    assert (top, significant["b", "c"], significant["b", "a"]) == ("b", True, True)
+    assert advice(found)[0] == "b: highest accuracy, significantly better than each of the others"
 
 
-def test_a_pair_among_many_needs_more() -> None:
+def test_p_values_are_adjusted_for_the_number_of_pairs() -> None:
     right = some_right(0.85)
     other = right.copy()
     other[np.flatnonzero(~right)[:9]] = True
     other[np.flatnonzero(right)[:1]] = False
     two = compare_all([contender("a", right), contender("b", other)])
-    assert two.pairs[0].is_claimed  # 9 against 1: p = 0.021
+    assert two.pairs[0].is_significant  # 9 against 1: p = 0.021
     four = compare_all([contender(n, r) for n, r in (("a", right), ("b", other), ("c", right), ("d", other))])
-    assert not any(pair.is_claimed for pair in four.pairs)
+    assert not any(pair.is_significant for pair in four.pairs)
     assert "for 6 pairs" in verdicts(four)[0]
 
 
-def test_answers_in_another_order_and_with_other_numbers_for_classes_are_lined_up() -> None:
+def test_images_and_classes_in_another_order_are_aligned() -> None:
     right, other = some_right(0.8), some_right(0.7, seed=5)
     plain = compare_all([contender("a", right), contender("b", other)])
     moved = Contender("b", (Training("b", kept(other, classes=("cow", "ant", "bee"), shuffled=True)),), COST)
@@ -103,15 +105,15 @@ def test_answers_in_another_order_and_with_other_numbers_for_classes_are_lined_u
 
 def test_other_images_are_refused() -> None:
     fewer = contender("b", some_right(0.5, count=90))
-    with pytest.raises(UsageError, match="10 images are in one of them only"):
+    with pytest.raises(UsageError, match="10 images are in only one of them"):
         compare_all([contender("a", some_right(0.5, count=100)), fewer])
     labels = kept(some_right(0.5))
     wrong = KeptAnswers(Answers(labels.answers.logits, (labels.answers.labels + 1) % 3), labels.ids, CLASSES)
-    with pytest.raises(UsageError, match="their classes differ"):
+    with pytest.raises(UsageError, match="classes differ"):
         compare_all([contender("a", some_right(0.5)), Contender("b", (Training("b", wrong),), COST)])
 
 
-def test_costs_give_reasons_only_where_they_differ_by_enough() -> None:
+def test_only_notable_differences_in_cost_are_reasons() -> None:
     small = Cost(10, 10, 32, 1000, 500.0)
     found = compare_all(
         [
@@ -120,13 +122,14 @@ def test_costs_give_reasons_only_where_they_differ_by_enough() -> None:
         ]
     )
     words = advice(found)
-    assert words[1].startswith("small: fastest to use (5.0x), smallest on disk (4.0x), for ")
-    assert "quickest" not in words[1]
+    assert words[1].startswith("small: fastest inference (5.0x), smallest on disk (4.0x); accuracy ")
+    assert words[1].endswith(" points below big")
+    assert "to train" not in words[1]
     nothing = compare_all([contender("a", some_right(0.95)), contender("b", some_right(0.5, seed=3))])
-    assert advice(nothing)[1] == "b: nothing measured here speaks for it"
+    assert advice(nothing)[1] == "b: best in no measure"
 
 
-def test_seeds_are_averaged_and_kept_apart_in_the_data() -> None:
+def test_the_mean_over_seeds_and_each_seed_are_in_the_data() -> None:
     rights = [some_right(share, seed=seed) for seed, share in enumerate((0.8, 0.82, 0.84))]
     found = compare_all(
         [contender("a", *rights, clean_train=0.9), contender("b", *[each & some_right(0.9) for each in rights])]
@@ -166,7 +169,7 @@ def test_only_the_architecture_differs() -> None:
     assert compared(resnet, mobile) == ({}, None)
 
 
-def test_different_settings_are_named_and_no_architecture_is_called_better() -> None:
+def test_different_settings_are_named_with_a_caution() -> None:
     resnet = {"architecture": "resnet18", "weights": "pretrained (torchvision:resnet18)", "epochs": "9"}
     mobile = {"architecture": "mobilenet", "weights": "random", "epochs": "2"}
     apart, said = compared(resnet, mobile)
@@ -177,7 +180,7 @@ def test_different_settings_are_named_and_no_architecture_is_called_better() -> 
     )
 
 
-def test_of_one_architecture_one_different_setting_is_what_is_compared() -> None:
+def test_one_different_setting_of_one_architecture_needs_no_caution() -> None:
     nine = {"architecture": "resnet18", "weights": "pretrained (a)", "epochs": "9"}
     assert compared(nine, nine | {"epochs": "2"}) == ({"epochs": ["9", "2"]}, None)
     # Other published weights of one architecture are a difference.
@@ -187,7 +190,7 @@ def test_of_one_architecture_one_different_setting_is_what_is_compared() -> None
     assert said.endswith("does not tell which setting makes the difference")
 
 
-def test_what_is_not_recorded_is_said_to_be_unknown() -> None:
+def test_settings_that_were_not_recorded_are_unknown() -> None:
     apart, said = compared({"architecture": "resnet18", "epochs": "9"}, None)
     assert apart == {"epochs": ["9", "?"]}
     assert said is not None

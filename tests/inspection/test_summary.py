@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from tests.support.zoo import on_meta
 from tl_cli.errors import UsageError
 from tl_cli.inspection.summary import Node, head_reason, summarize
 from tl_cli.models.list import counting

@@ -1,4 +1,4 @@
-"""Whether one classifier is better than another, judged image by image on the same images."""
+"""Whether one classifier is better than another, tested image by image on the same images."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ _SMALLEST_P = 1e-300
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """McNemar's exact test (1947): of the images that only one classifier has right, is it as often one as the other?
+    """McNemar's exact test (1947): do both classifiers have equally many images right that the other has wrong?
 
     Attributes:
         only_first: images that only the first has right.
@@ -35,11 +35,11 @@ class Paired:
     """The second classifier against the first, on the same images.
 
     Attributes:
-        difference: accuracy of the second less that of the first, a fraction, with its 95% interval.
-        p_value: that a difference so large comes by chance: McNemar's, or Student's with several trainings.
-        mcnemar: None where either was trained with several seeds: it knows nothing of the spread between trainings.
-        images: that both were judged on.
-        seeds: trainings of the first and of the second.
+        difference: accuracy of the second minus that of the first, a fraction, with its 95% interval.
+        p_value: of McNemar's test, or of Student's with several trainings.
+        mcnemar: None where either was trained with several seeds: it ignores the spread between trainings.
+        images: number of images that both were evaluated on.
+        seeds: number of trainings of the first and of the second.
     """
 
     difference: Measure
@@ -50,7 +50,7 @@ class Paired:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval leaves no difference out."""
+        """Whether the interval excludes a difference of zero."""
         return self.difference.low > 0 or self.difference.high < 0
 
 
@@ -58,8 +58,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     """Return the exact test of two classifiers.
 
     Args:
-        first: (N,) bool, which images the first has right.
-        second: (N,) bool, of the same images.
+        first: (N,) bool, which images the first classifies correctly.
+        second: (N,) bool, the same for the second.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     either = only_first + only_second
@@ -70,13 +70,13 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
 def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Paired:
     """Return the paired comparison of two classifiers, each trained once or with several seeds.
 
-    Of one training each: percentiles of 10,000 bootstrap samples of the images, and McNemar's test. Of several:
-    Student's interval and test, over images and trainings alike, for another training would have come out differently,
-    as other images would (a bootstrap of so few trainings would be too sure).
+    With one training each: percentiles of 10,000 bootstrap samples of the images, and McNemar's test. With several:
+    Student's interval and test over both images and trainings, as both are samples (a bootstrap of so few trainings
+    would give too narrow an interval).
 
     Args:
-        first: (S, N) bool, which images each training of the first has right.
-        second: (T, N) bool, of the same images.
+        first: (S, N) bool, which images each training of the first classifies correctly.
+        second: (T, N) bool, the same for the second.
         seed: of the bootstrap.
     """
     images, seeds = first.shape[1], (len(first), len(second))
@@ -84,7 +84,7 @@ def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Paired:
         difference, p_value = _student([first, second])
         return Paired(difference, p_value, None, images, seeds)
     test = mcnemar(first[0], second[0])
-    # Resampling images is drawing anew how many fall in each of three kinds.
+    # Resampling the images is the same as drawing the counts of three kinds of image.
     rest = images - test.only_first - test.only_second
     shares = np.array([test.only_first, test.only_second, rest]) / images
     drawn = np.random.default_rng(seed).multinomial(images, shares, _DRAWS)
@@ -94,45 +94,45 @@ def compare(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Paired:
 
 
 def mean_accuracy(right: np.ndarray) -> Measure:
-    """Return the mean accuracy of several trainings with Student's interval over both; of one, with Wilson's.
+    """Return the mean accuracy of several trainings with Student's interval, or of one with Wilson's.
 
     Args:
-        right: (S, N) bool, which images each training has right.
+        right: (S, N) bool, which images each training classifies correctly.
     """
     if len(right) == 1:
         one = wilson(int(right.sum()), right.shape[1])
         return Measure(one.value, one.low, one.high)
     found, _ = _student([right])
-    # Never surer than the images alone allow.
+    # Never narrower than the interval of the images alone.
     least = wilson(round(found.value * right.shape[1]), right.shape[1])
     return Measure(found.value, max(0.0, min(found.low, least.low)), min(1.0, max(found.high, least.high)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted for being several (Holm 1979)."""
+    """Return the p-values adjusted for multiple tests (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     adjusted, highest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order.tolist()):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        adjusted[place] = highest
+    for rank, index in enumerate(order.tolist()):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = highest
     return adjusted
 
 
 def _student(models: Sequence[np.ndarray]) -> tuple[Measure, float]:
-    """Return the mean accuracy of one model, or how much that of the second of two is higher, and the p-value.
+    """Return the mean accuracy of one model, or the difference between two, with its interval and p-value.
 
     Two sources of noise, each with Student's interval: the images (variance of the mean over images, N - 1 degrees of
     freedom) and the trainings (one variance pooled over the models as in Student's two-sample test, times 1/S + 1/T,
     S + T - 2 degrees of freedom: a model that was trained once is assumed to vary as the other one does). The half
     widths add in quadrature (Banerjee 1960, Sankhya 22, 357-358), which covers at least 95% whatever the ratio of the
     two. Satterthwaite's degrees of freedom do not: with 2 trainings against 1 and a tenth of the variance from images,
-    13% of comparisons of equal models are called different. The p-value is the level whose interval ends at zero.
+    13% of comparisons of equal models are significant. The p-value is the level whose interval ends at zero.
 
     Args:
         models: (S, N) bool each, one of them with S > 1.
     """
     images = models[0].shape[1]
-    # Integers, so that what does not vary has a variance of exactly zero.
+    # Integers, so that equal values have a variance of exactly zero.
     scale = math.prod(map(len, models))
     signs = (-1, 1) if len(models) == 2 else (1,)
     per_image = sum(sign * (scale // len(right)) * right.sum(0) for sign, right in zip(signs, models, strict=True))
@@ -146,7 +146,7 @@ def _student(models: Sequence[np.ndarray]) -> tuple[Measure, float]:
         (float(squares) / images**2 / freedom * sum(1 / len(right) for right in models), freedom),
     ]
     if not any(variance for variance, _ in parts):
-        # All images and trainings are alike, and only their number says how sure that is.
+        # All images and trainings agree, so the interval depends on the number of images alone.
         share = wilson(images, images).low
         low, high = sorted((value * share, value))
         return Measure(value, low, high), 1.0 if value == 0 else float(binomtest(images, images).pvalue)
@@ -163,7 +163,7 @@ def _p_value(parts: Sequence[tuple[float, int]], value: float) -> float:
     """Return the level at which the interval of ``value`` > 0 ends at zero."""
     if value == 0:
         return 1.0
-    # It lies between the levels that either number of degrees of freedom would give for the sum of the variances.
+    # The p-value lies between those of the two degrees of freedom with the sum of the variances.
     error = math.sqrt(sum(variance for variance, _ in parts))
     levels = [2 * float(t.sf(value / error, freedom)) for _, freedom in parts]
     low, high = max(0.99 * min(levels), _SMALLEST_P), min(1.01 * max(levels), 1.0)

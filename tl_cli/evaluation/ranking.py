@@ -1,4 +1,4 @@
-"""Several classifiers side by side: how good, at which cost, and what of it can be claimed."""
+"""Several classifiers compared on the same images: accuracy, cost, and which differences are significant."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +12,10 @@ from tl_cli.evaluation.logits import KeptAnswers
 from tl_cli.evaluation.paired import LEVEL, Paired, compare, holm, mean_accuracy
 from tl_cli.evaluation.scores import Measure
 
-# How the value of the condition "weights" begins for published weights.
+# Beginning of the value of the condition "weights" where the weights are published ones.
 PRETRAINED = "pretrained"
-# So many times as fast, or as small, before it is a reason to choose a model.
-_WORTH_SAYING = 1.2
+# Smallest ratio of speeds, sizes or times that is a reason to choose a model.
+_NOTABLE_RATIO = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,11 @@ class Training:
 
     Attributes:
         name: of its run or folder.
-        kept: answers to the images of the comparison.
-        clean_train: accuracy on clean training images, a fraction.
-        train_seconds: in epochs.
+        kept: logits and labels of the images of the comparison.
+        clean_train: accuracy on training images without augmentation, a fraction.
+        train_seconds: total of its epochs.
         images_per_second: of fine-tuning, validation included.
-        conditions: settings that decide what was learned, as text by name.
+        conditions: settings that influence the result, as text by name.
     """
 
     name: str
@@ -41,11 +41,11 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a model costs to keep and to use; what is unknown is None.
+    """Size and speed of a model; what is unknown is None.
 
     Attributes:
         parameters: all of them.
-        multiply_adds: of one image at the model's input size; what papers call FLOPs.
+        multiply_adds: MACs for one image of the model's input size.
         input_size: side in pixels.
         size_bytes: of the weights' file.
         images_per_second: of inference in fp32 on this machine.
@@ -67,17 +67,17 @@ class Contender:
     cost: Cost
 
     @property
-    def right(self) -> np.ndarray:
+    def correct(self) -> np.ndarray:
         """Which images each training classifies correctly, (trainings, N) bool."""
         answers = [each.kept.answers for each in self.trainings]
         return np.stack([(each.logits.argmax(1) == each.labels).numpy() for each in answers])
 
     @property
     def gap(self) -> float | None:
-        """Accuracy on clean training images less that here, the mean over trainings: how much was learned by heart."""
+        """Accuracy on training images minus accuracy here, the mean over trainings: a measure of overfitting."""
         gaps = [
-            each.clean_train - float(right.mean())
-            for each, right in zip(self.trainings, self.right, strict=True)
+            each.clean_train - float(correct.mean())
+            for each, correct in zip(self.trainings, self.correct, strict=True)
             if each.clean_train is not None
         ]
         return mean(gaps) if gaps else None
@@ -89,13 +89,13 @@ class Contender:
 
     @property
     def training_speed(self) -> float | None:
-        """Images per second in fine-tuning, the mean over the trainings."""
+        """Images per second of fine-tuning, mean over the trainings."""
         return _mean([each.images_per_second for each in self.trainings])
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two contenders, by their places, and what can be said of them.
+    """Two contenders, by their indices, and the test of their difference.
 
     Attributes:
         adjusted_p: the p-value adjusted for the number of pairs (Holm).
@@ -107,8 +107,8 @@ class Pair:
     adjusted_p: float
 
     @property
-    def is_claimed(self) -> bool:
-        """Whether a difference can be claimed: the interval leaves zero out, and the test agrees."""
+    def is_significant(self) -> bool:
+        """Whether the difference is significant: the interval excludes zero, and the adjusted p-value is below 5%."""
         return self.paired.excludes_zero and self.adjusted_p < LEVEL
 
 
@@ -117,10 +117,10 @@ class Comparison:
     """All contenders, the most accurate first, and all pairs of them.
 
     Attributes:
-        images: that all were judged on.
-        data: which they are, for people.
-        accuracies: one a contender.
-        pairs: the first of each is the one that stands further up.
+        images: number of images that all were evaluated on.
+        data: description of these images.
+        accuracies: one per contender.
+        pairs: the first of each is the more accurate one.
     """
 
     contenders: tuple[Contender, ...]
@@ -130,41 +130,39 @@ class Comparison:
     data: str = ""
 
     def pair(self, first: int, second: int) -> Pair:
-        """Return what is said of two contenders, ``first`` above ``second``."""
+        """Return the pair of two contenders, ``first`` being the more accurate one."""
         return next(each for each in self.pairs if (each.first, each.second) == (first, second))
 
 
 def compare_all(contenders: Sequence[Contender], data: str = "") -> Comparison:
-    """Return the comparison of two or more models that were judged on the same images.
+    """Return the comparison of two or more models that were evaluated on the same images.
 
     Args:
-        data: which images these are, for people.
+        data: description of the images.
 
     Raises:
-        UsageError: they were not.
+        UsageError: the models were evaluated on different images.
     """
-    lined_up = _lined_up(contenders)
-    order = sorted(range(len(lined_up)), key=lambda place: -float(lined_up[place].right.mean()))
-    ranked = tuple(lined_up[place] for place in order)
-    rights = [each.right for each in ranked]
-    places = list(combinations(range(len(ranked)), 2))
-    # The upper one is the second of the two: what is told is by how much it is better.
-    found = [compare(rights[lower], rights[upper]) for upper, lower in places]
-    adjusted = holm([each.p_value for each in found])
-    pairs = tuple(Pair(*place, paired, p) for place, paired, p in zip(places, found, adjusted, strict=True))
-    return Comparison(ranked, tuple(map(mean_accuracy, rights)), pairs, rights[0].shape[1], data)
+    ranked = tuple(sorted(_aligned(contenders), key=lambda model: -float(model.correct.mean())))
+    correct = [each.correct for each in ranked]
+    indices = list(combinations(range(len(ranked)), 2))
+    # The more accurate model is the second argument, so that differences are positive.
+    tests = [compare(correct[lower], correct[upper]) for upper, lower in indices]
+    adjusted = holm([each.p_value for each in tests])
+    pairs = tuple(Pair(*index, paired, p) for index, paired, p in zip(indices, tests, adjusted, strict=True))
+    return Comparison(ranked, tuple(map(mean_accuracy, correct)), pairs, correct[0].shape[1], data)
 
 
 def differences(comparison: Comparison) -> dict[str, list[str]]:
-    """Return the settings, apart from the architecture, that were not the same for all, with one value per contender.
+    """Return the settings other than the architecture that differ, with one value per contender.
 
-    Values of several trainings of a contender are separated by commas; "?" stands for settings that are not recorded.
+    Values of several trainings of a contender are separated by commas; "?" stands for settings that were not recorded.
     """
     models = comparison.contenders
     named = dict.fromkeys(name for model in models for each in model.trainings for name in each.conditions or ())
     found = {name: [_values(model, name) for model in models] for name in named if name != "architecture"}
     if len({_values(model, "architecture") for model in models}) > 1:
-        # Each architecture has published weights of its own.
+        # Each architecture has its own published weights.
         shown = [PRETRAINED if value.startswith(PRETRAINED) else value for value in found.get("weights", [])]
         found["weights"] = shown
     return {name: values for name, values in found.items() if len(set(values)) > 1}
@@ -176,26 +174,26 @@ def _values(model: Contender, name: str) -> str:
 
 
 def caution(comparison: Comparison) -> str | None:
-    """Return what may be concluded where the models were not trained alike; None where they were."""
-    apart = differences(comparison)
+    """Return what cannot be concluded where the models were trained differently; None where they were not."""
+    differing = differences(comparison)
     models = comparison.contenders
     if any(each.conditions is None for model in models for each in model.trainings):
         cause = "It is not recorded how all of these models were trained"
-    elif apart:
-        cause = f"These models were trained with different settings ({', '.join(apart)})"
+    elif differing:
+        cause = f"These models were trained with different settings ({', '.join(differing)})"
     else:
         return None
     names = {_values(model, "architecture") for model in models}
-    if len(names) == 1 and len(apart) == 1 and "?" not in names:
+    if len(names) == 1 and len(differing) == 1 and "?" not in names:
         return None
-    about = (
+    open_question = (
         "which setting makes the difference" if len(names) == 1 and "?" not in names else "which architecture is better"
     )
-    return f"{cause}: the comparison is of these trained models on these images, and does not tell {about}"
+    return f"{cause}: the comparison is of these trained models on these images, and does not tell {open_question}"
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """Return one sentence a pair, in plain words, and what they are not about."""
+    """Return one sentence per pair, and the limits of what they say."""
     sentences = [_verdict(comparison, pair) for pair in comparison.pairs]
     limits = caution(comparison)
     if limits is not None:
@@ -203,39 +201,38 @@ def verdicts(comparison: Comparison) -> list[str]:
     single = [model.name for model in comparison.contenders if len(model.trainings) == 1]
     if 0 < len(single) < len(comparison.contenders):
         sentences.append(
-            f"Trained once: {some(single, 3)}; assumed to vary from training to training as the model it is compared "
-            "with does"
+            f"Trained once: {some(single, 3)}; assumed to vary between trainings as much as the model it is compared "
+            "with"
         )
     elif single:
         sentences.append(
-            "One training each: this is about the trained models, not about their architectures or settings; "
-            "another seed could turn a small difference (tl compare --models ... --seeds 3)"
+            "One training per model: this is about the trained models, not about their architectures or settings; "
+            "another seed could reverse a small difference (tl compare --models ... --seeds 3)"
         )
     return sentences
 
 
 def advice(comparison: Comparison) -> list[str]:
-    """Return when each model is the better choice, from what can be claimed and what was measured."""
+    """Return when to choose which model, from significant differences and measured costs."""
     models = comparison.contenders
-    best = [0, *(pair.second for pair in comparison.pairs if pair.first == 0 and not pair.is_claimed)]
-    lines = []
+    best = [0, *(pair.second for pair in comparison.pairs if pair.first == 0 and not pair.is_significant)]
     if len(best) == 1:
-        lines.append(f"{models[0].name}: where accuracy counts most; it is better than each of the others")
+        lines = [f"{models[0].name}: highest accuracy, significantly better than each of the others"]
     else:
-        others = " or ".join(models[place].name for place in best[1:])
-        lines.append(f"{models[0].name}: where accuracy counts most, or {others}: no difference to it can be claimed")
-    for place in range(len(models)):
-        reasons = _reasons(comparison, place)
+        others = " or ".join(models[index].name for index in best[1:])
+        lines = [f"{models[0].name}: highest accuracy, but not significantly better than {others}"]
+    for index, model in enumerate(models):
+        reasons = _reasons(comparison, index)
         if reasons:
-            among = "" if place in best or len(best) == len(models) else f", for {_price(comparison, place)}"
-            lines.append(f"{models[place].name}: {', '.join(reasons)}{among}")
-        elif place not in best:
-            lines.append(f"{models[place].name}: nothing measured here speaks for it")
+            is_worse = index not in best and len(best) < len(models)
+            lines.append(f"{model.name}: {', '.join(reasons)}" + (f"; {_lost(comparison, index)}" if is_worse else ""))
+        elif index not in best:
+            lines.append(f"{model.name}: best in no measure")
     return lines
 
 
 def as_data(comparison: Comparison) -> dict[str, object]:
-    """Return the comparison as what JSON can hold."""
+    """Return the comparison as JSON types: what ``tl compare --json`` prints."""
     return {
         "data": comparison.data,
         "images": comparison.images,
@@ -252,7 +249,7 @@ def as_data(comparison: Comparison) -> dict[str, object]:
                 "test": _test(pair.paired),
                 "p": pair.paired.p_value,
                 "adjusted_p": pair.adjusted_p,
-                "claimed": pair.is_claimed,
+                "claimed": pair.is_significant,
                 "verdict": _verdict(comparison, pair),
             }
             for pair in comparison.pairs
@@ -267,8 +264,8 @@ def as_data(comparison: Comparison) -> dict[str, object]:
 
 
 def rows(comparison: Comparison) -> list[dict[str, object]]:
-    """Return one row a model, the most accurate first; what is unknown is None."""
-    apart = differences(comparison)
+    """Return one row per model, the most accurate first; what is unknown is None."""
+    differing = differences(comparison)
     return [
         {
             "model": model.name,
@@ -276,7 +273,7 @@ def rows(comparison: Comparison) -> list[dict[str, object]]:
             "accuracy": accuracy.value,
             "accuracy_low": accuracy.low,
             "accuracy_high": accuracy.high,
-            "accuracies": [float(each.mean()) for each in model.right],
+            "accuracies": [float(each.mean()) for each in model.correct],
             "gap": model.gap,
             "parameters": model.cost.parameters,
             "multiply_adds": model.cost.multiply_adds,
@@ -286,47 +283,45 @@ def rows(comparison: Comparison) -> list[dict[str, object]]:
             "inference_images_per_second": model.cost.images_per_second,
             "train_seconds": model.train_seconds,
             "runs": [each.name for each in model.trainings],
-            "different_settings": [f"{name}={values[place]}" for name, values in apart.items()],
+            "different_settings": [f"{name}={values[index]}" for name, values in differing.items()],
         }
-        for place, (model, accuracy) in enumerate(zip(comparison.contenders, comparison.accuracies, strict=True))
+        for index, (model, accuracy) in enumerate(zip(comparison.contenders, comparison.accuracies, strict=True))
     ]
 
 
-def _lined_up(contenders: Sequence[Contender]) -> list[Contender]:
-    """Return the contenders with the answers of all in the same order of images."""
-    first = contenders[0].trainings[0].kept
-    truth = _truth(first)
+def _aligned(contenders: Sequence[Contender]) -> list[Contender]:
+    """Return the contenders with the logits of all in the same order of images."""
+    first = contenders[0].trainings[0]
+    expected = _class_by_image(first.kept)
     result = []
     for model in contenders:
         trainings = []
         for each in model.trainings:
-            if _truth(each.kept) != truth:
-                raise UsageError(_difference(contenders[0].trainings[0], each))
-            places = {name: place for place, name in enumerate(each.kept.ids)}
-            trainings.append(_reordered(each, [places[name] for name in first.ids]))
-        result.append(Contender(model.name, tuple(trainings), model.cost))
+            if _class_by_image(each.kept) != expected:
+                raise UsageError(_different_images(first, each))
+            indices = {image: index for index, image in enumerate(each.kept.ids)}
+            trainings.append(_reordered(each, [indices[image] for image in first.kept.ids]))
+        result.append(replace(model, trainings=tuple(trainings)))
     return result
 
 
-def _truth(kept: KeptAnswers) -> dict[str, str]:
-    """Return the class of each image, by the image's id."""
-    return {name: kept.classes[label] for name, label in zip(kept.ids, kept.answers.labels.tolist(), strict=True)}
+def _class_by_image(kept: KeptAnswers) -> dict[str, str]:
+    """Return the true class of each image, by the image's id."""
+    return {image: kept.classes[label] for image, label in zip(kept.ids, kept.answers.labels.tolist(), strict=True)}
 
 
 def _reordered(training: Training, order: list[int]) -> Training:
     kept = training.kept
-    answers = type(kept.answers)(kept.answers.logits[order], kept.answers.labels[order])
-    ids = tuple(kept.ids[place] for place in order)
-    return replace(training, kept=KeptAnswers(answers, ids, kept.classes))
+    answers = replace(kept.answers, logits=kept.answers.logits[order], labels=kept.answers.labels[order])
+    return replace(training, kept=replace(kept, answers=answers, ids=tuple(kept.ids[index] for index in order)))
 
 
-def _difference(one: Training, other: Training) -> str:
-    here, there = _truth(one.kept), _truth(other.kept)
-    only = [name for name in here if name not in there] + [name for name in there if name not in here]
-    what = f"{len(only):,} images are in one of them only ({some(only, 3)})" if only else "their classes differ"
+def _different_images(one: Training, other: Training) -> str:
+    unshared = sorted(_class_by_image(one.kept).keys() ^ _class_by_image(other.kept).keys())
+    what = f"{len(unshared):,} images are in only one of them ({some(unshared, 3)})" if unshared else "classes differ"
     return (
-        f"{one.name} and {other.name} were not judged on the same images: {what}. "
-        "Give the images on which both are judged now with --data"
+        f"{one.name} and {other.name} were not evaluated on the same images: {what}. "
+        "Give images with --data to evaluate both on them"
     )
 
 
@@ -342,9 +337,9 @@ def _verdict(comparison: Comparison, pair: Pair) -> str:
     upper, lower = paired.seeds[1], paired.seeds[0]
     if max(paired.seeds) > 1:
         on += f" with {upper} seeds each" if upper == lower else f" with {upper} against {lower} seeds"
-    if pair.is_claimed:
+    if pair.is_significant:
         return f"{better} is better than {worse}: {points} {on} ({evidence})"
-    return f"No difference between {better} and {worse} can be claimed {on}: {points} ({evidence})"
+    return f"No significant difference between {better} and {worse} {on}: {points} ({evidence})"
 
 
 def _test(paired: Paired) -> str:
@@ -357,29 +352,29 @@ def _p(value: float) -> str:
     return f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}"
 
 
-def _reasons(comparison: Comparison, place: int) -> list[str]:
-    """Return in what a model is ahead of all others by enough to say so."""
+def _reasons(comparison: Comparison, index: int) -> list[str]:
+    """Return the costs in which a model is notably better than all others."""
     models = comparison.contenders
     measures: list[tuple[str, list[float | None], bool]] = [
-        ("fastest to use", [each.cost.images_per_second for each in models], True),
+        ("fastest inference", [each.cost.images_per_second for each in models], True),
         ("smallest on disk", [float(each.cost.size_bytes) for each in models], False),
-        ("quickest to train", [each.train_seconds for each in models], False),
+        ("fastest to train", [each.train_seconds for each in models], False),
     ]
     reasons = []
     for what, values, is_more in measures:
-        mine = values[place]
-        others = [value for other, value in enumerate(values) if other != place and value]
-        if not mine or len(others) < len(models) - 1:
+        own = values[index]
+        others = [value for other, value in enumerate(values) if other != index and value]
+        if not own or len(others) < len(models) - 1:
             continue
-        ratio = mine / max(others) if is_more else min(others) / mine
-        if ratio >= _WORTH_SAYING:
+        ratio = own / max(others) if is_more else min(others) / own
+        if ratio >= _NOTABLE_RATIO:
             reasons.append(f"{what} ({ratio:.1f}x)")
     return reasons
 
 
-def _price(comparison: Comparison, place: int) -> str:
-    lost = comparison.accuracies[0].value - comparison.accuracies[place].value
-    return f"{100 * lost:.1f} points less than {comparison.contenders[0].name}"
+def _lost(comparison: Comparison, index: int) -> str:
+    lost = comparison.accuracies[0].value - comparison.accuracies[index].value
+    return f"accuracy {100 * lost:.1f} points below {comparison.contenders[0].name}"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,4 +1,4 @@
-"""How fast models answer on this machine, measured in turns so that what else it does hits all of them alike."""
+"""Inference speed on this machine, measured in turns so that other load affects all models equally."""
 
 import time
 from collections.abc import Sequence
@@ -17,35 +17,32 @@ from tl_cli.models.zoo.registry import Classifier
 
 BATCH = 64
 _ROUNDS = 5
-# A round of a model is as many batches as take about so long.
-_ROUND_S = 0.5
+_ROUND_S = 0.5  # approximate duration of one model's turn
 
 
 def inference_speeds(
     classifiers: Sequence[Classifier], device: DeviceName = "auto", progress: Progress = silent
 ) -> list[float]:
-    """Return images per second of each model in fp32, the median of 5 rounds in turns, on batches of 64 in memory.
-
-    Decoding is not in it.
+    """Return images per second of each model in fp32, without decoding: the median of 5 rounds on batches of 64.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device is not available.
     """
     machine = inference_machine(device)
     benches = [_Bench(classifier, machine) for classifier in classifiers]
-    # As many for each thread, so that none is idle at the end.
+    # A multiple of the number of threads, so that none is idle at the end.
     least = machine.at_once
     batches = [least * max(1, round(_ROUND_S / bench.seconds(least))) for bench in benches]
-    taken: list[list[float]] = [[] for _ in benches]
+    seconds: list[list[float]] = [[] for _ in benches]
     for turn in range(_ROUNDS):
-        for place, (bench, count) in enumerate(zip(benches, batches, strict=True)):
-            taken[place].append(bench.seconds(count) / count)
-            progress("measuring speed", turn * len(benches) + place + 1, _ROUNDS * len(benches))
-    return [BATCH / median(each) for each in taken]
+        for index, (bench, count) in enumerate(zip(benches, batches, strict=True)):
+            seconds[index].append(bench.seconds(count) / count)
+            progress("measuring speed", turn * len(benches) + index + 1, _ROUNDS * len(benches))
+    return [BATCH / median(each) for each in seconds]
 
 
 class _Bench:
-    """One model with a batch that is always the same; warmed up."""
+    """One model and one batch, which it computes again and again; warmed up."""
 
     def __init__(self, classifier: Classifier, machine: Machine) -> None:
         self._machine = machine
@@ -57,10 +54,10 @@ class _Bench:
         self.seconds(1)
 
     def seconds(self, count: int) -> float:
-        """Return how long ``count`` batches take."""
+        """Return the duration of ``count`` batches."""
         self._wait()
         start = time.perf_counter()
-        # Side by side, as evaluation computes them: threads of one batch wait for each other where a core is busy.
+        # Batches in parallel, as in evaluation: threads that share one batch wait for each other on a busy core.
         batch = Batch(self._images, torch.zeros(BATCH, dtype=torch.int64))
         for _ in outputs(self._network, repeat(batch, count), at_once=self._machine.at_once):
             pass

@@ -1,4 +1,4 @@
-"""Comparisons in the record: what runs bring to one, and the run that holds trainings together."""
+"""Comparisons in MLflow: what is read from each run, and the parent run of the trainings."""
 
 import threading
 import time
@@ -23,10 +23,10 @@ CONTENDER_TAG = "tl.contender"
 
 
 def kept_answers(store: Store, run: Run) -> KeptAnswers | None:
-    """Return what a run answered to its test images, as it was recorded; None where it was not.
+    """Return the recorded test logits of a run; None where there are none.
 
     Raises:
-        DataError: the file holds something else.
+        DataError: the file is not a file of logits.
     """
     path = store.artifact(run, f"{EVALUATIONS}/{TEST_LOGITS}") or store.state_folder(run) / TEST_LOGITS
     return load_answers(path) if path.exists() else None
@@ -38,7 +38,7 @@ def tested_on(run: Run) -> str | None:
 
 
 def training_of(run: Run, history: History, kept: KeptAnswers) -> Training:
-    """Return what a run brings to a comparison."""
+    """Return what is recorded of a training, with its logits."""
     metrics = run.data.metrics
     speeds = [each.images_per_second for each in history.epochs if each.images_per_second and each.lr_backbone]
     return Training(
@@ -60,7 +60,7 @@ def trainings_of(store: Store, parent_id: str) -> dict[str, list[Run]]:
 
 
 class Parent:
-    """The run under which the trainings of a comparison stand; a context manager, which ends it as the block is left.
+    """The parent run of the trainings of a comparison; a context manager that ends the run.
 
     Args:
         prepared: the run to use instead of a new one.
@@ -93,9 +93,9 @@ class Parent:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        # A store that is gone must not hide why this ends.
+        # A store that fails must not hide the error that ended the block.
         with self._store.reported() if kind is None else suppress(Exception):
-            # The clock may have been set back meanwhile.
+            # The clock may have been set back.
             now = max(round(1000 * time.time()), self._started)
             self._store.client.set_terminated(self.run_id, ending(kind), end_time=now)
 
@@ -105,10 +105,12 @@ class Parent:
                 self._store.client.set_tag(self.run_id, HEARTBEAT_TAG, f"{time.time():.0f}")
 
     def log(self, note: str, numbers: Mapping[str, float], files: Sequence[Path]) -> None:
-        """Record what the comparison came to.
+        """Record the results of the comparison.
 
         Args:
             note: Markdown.
+            numbers: metrics by name.
+            files: to copy into the folder ``comparison`` of the run.
 
         Raises:
             TrackingError: the store cannot be used.

@@ -14,8 +14,7 @@ from tests.ui.terminal.test_charts import history
 from tl_cli.errors import StorageError
 from tl_cli.training.history import History
 from tl_cli.ui.figures.curve_figures import save_contact_sheet, save_curves, save_figures, save_panels
-from tl_cli.ui.figures.fonts import LATIN, drawable, families, file_for
-from tl_cli.ui.panels import Line, Panel, Wanted, panels
+from tl_cli.ui.panels import Line, Panel, PanelOptions, panels
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
@@ -29,10 +28,10 @@ def test_the_ending_of_the_file_is_its_format(ending: str, tmp_path: Path) -> No
 def test_one_run_and_several_make_the_two_pictures_and_metrics_make_one(tmp_path: Path) -> None:
     names = ["loss_by_step.png", "accuracy_and_loss_by_epoch.png"]
     assert [path.name for path in save_curves(history(), tmp_path)] == names
-    several = save_figures([history(name="a"), history(name="b")], Wanted(), tmp_path, "2-")
+    several = save_figures([history(name="a"), history(name="b")], PanelOptions(), tmp_path, "2-")
     assert [path.name for path in several] == [f"2-{name}" for name in names]
     one = History("x", others={"f1": [(1, 0.5)]})
-    assert [path.name for path in save_figures([one], Wanted(metrics=("f1",)), tmp_path)] == ["metrics.png"]
+    assert [path.name for path in save_figures([one], PanelOptions(metrics=("f1",)), tmp_path)] == ["metrics.png"]
     assert all(Image.open(path).size[0] > 500 for path in tmp_path.iterdir())
 
 
@@ -47,15 +46,6 @@ def test_no_series_breaks_a_picture(points: list[tuple[float, float]], log: bool
 
 def ink(path: Path) -> int:
     return int((np.asarray(Image.open(path).convert("L")) < 128).sum())
-
-
-def test_letters_of_many_scripts_are_drawn_by_some_font_and_others_as_numbers(tmp_path: Path) -> None:
-    assert families(["loss"]) == [LATIN]
-    assert len(families(["猫 ネコ 고양이"])) == 2
-    assert drawable("猫 ネコ 고양이 龙 $x$") == "猫 ネコ 고양이 龙 $x$"
-    # Of no script at all: no font draws it.
-    assert drawable("a\U000e0fff") == r"a\ue0fff"
-    assert file_for("loss") != file_for("猫")
 
 
 def test_a_name_in_chinese_is_drawn_in_charts_and_under_pictures(
@@ -74,7 +64,7 @@ def test_a_name_in_chinese_is_drawn_in_charts_and_under_pictures(
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
-def test_a_picture_that_does_not_fit_leaves_the_one_before_it(ending: str, tmp_path: Path) -> None:
+def test_a_picture_that_does_not_fit_the_disk_keeps_the_former_one(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"curves.{ending}"
     path.write_bytes(b"before")
     with largest_file(4000), pytest.raises(StorageError, match=r"cannot write .*curves"):
@@ -83,7 +73,7 @@ def test_a_picture_that_does_not_fit_leaves_the_one_before_it(ending: str, tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_picture_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         save_panels(panels([history()]), tmp_path / "file" / "x.png")

@@ -60,13 +60,13 @@ def test_a_degenerate_series_is_a_chart_of_the_full_size(points: list[tuple[floa
 
 
 @pytest.mark.parametrize("points", [[], [(1.0, math.nan)], [(1.0, math.inf)]])
-def test_nothing_to_draw_says_so(points: list[tuple[float, float]]) -> None:
+def test_a_panel_without_points_says_so(points: list[tuple[float, float]]) -> None:
     assert chart(points) == "no points yet"
 
 
 @pytest.mark.parametrize("width", [36, 76, 120, 200, 250])
 @pytest.mark.parametrize("make", CHARTS)
-def test_a_chart_keeps_to_its_size(width: int, make) -> None:
+def test_a_chart_has_the_size_of_its_canvas(width: int, make) -> None:
     for several in ([history()], [history(), history(name="other")]):
         lines = draw(make(several), Canvas(width, 12)).plain.splitlines()
         assert len(lines) == 12

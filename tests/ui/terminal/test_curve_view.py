@@ -7,9 +7,10 @@ from rich.console import Console
 from rich.text import Text
 
 from tests.ui.terminal.test_charts import history
+from tl_cli.api.run_curves import CurvesResult
 from tl_cli.tracking.facts import RunFacts
 from tl_cli.training.history import History
-from tl_cli.ui.panels import Wanted
+from tl_cli.ui.panels import PanelOptions
 from tl_cli.ui.terminal.console import THEME
 from tl_cli.ui.terminal.curve_view import FollowLines, FollowScreen, open_follower, print_curves
 
@@ -39,7 +40,7 @@ def text_of(screen: Console) -> str:
 @pytest.mark.parametrize("count", [1, 3, 9])
 def test_curves_fit_every_width(width: int, count: int) -> None:
     screen = console(width)
-    print_curves(screen, shown(count), Wanted())
+    print_curves(screen, shown(count), PanelOptions())
     lines = text_of(screen).splitlines()
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
@@ -50,10 +51,10 @@ def test_curves_fit_every_width(width: int, count: int) -> None:
 
 def test_a_pipe_gets_no_escape_codes_and_an_escape_in_a_name_never_passes() -> None:
     pipe = console(80, terminal=False)
-    print_curves(pipe, shown(2), Wanted())
+    print_curves(pipe, shown(2), PanelOptions())
     assert "\x1b" not in pipe.file.getvalue()
     screen = console(80)
-    print_curves(screen, shown(1), Wanted())
+    print_curves(screen, shown(1), PanelOptions())
     assert "\x1b[31m" not in screen.file.getvalue()
     assert r"\x1b[31m" in text_of(screen)
 
@@ -61,25 +62,25 @@ def test_a_pipe_gets_no_escape_codes_and_an_escape_in_a_name_never_passes() -> N
 def test_on_a_terminal_the_panels_fit_the_screen() -> None:
     for height in (24, 40, 50):
         screen = console(120, height)
-        print_curves(screen, shown(1), Wanted())
+        print_curves(screen, shown(1), PanelOptions())
         assert len(text_of(screen).splitlines()) <= max(height, 29)
 
 
 def test_a_run_without_points_says_so() -> None:
     screen = console(80)
-    print_curves(screen, [(FACTS, History("empty"))], Wanted())
+    print_curves(screen, [(FACTS, History("empty"))], PanelOptions())
     assert "no points yet" in text_of(screen)
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 24), (45, 30), (80, 24), (100, 40), (200, 50), (24, 10)])
 @pytest.mark.parametrize("epochs", [0, 1, 10])
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_screen_of_a_followed_run_fits_and_ends_with_its_foot(
+def test_the_screen_of_a_followed_run_fits_and_ends_with_its_footer(
     width: int, height: int, epochs: int, count: int
 ) -> None:
     screen = console(width, height)
-    follower = FollowScreen(screen)
-    follower.show(shown(count, epochs=epochs), Wanted(), "the server does not answer; trying again")
+    follower = FollowScreen(screen, PanelOptions())
+    follower.curves(CurvesResult(shown(count, epochs=epochs)), "the server does not answer; trying again")
     screen.print(follower, height=height)
     lines = text_of(screen).rstrip("\n").splitlines()
     assert max(map(len, lines)) <= width
@@ -91,12 +92,12 @@ def test_the_screen_of_a_followed_run_fits_and_ends_with_its_foot(
             assert any(line.strip().startswith("10*") for line in lines), "the latest epoch is in the table"
 
 
-def test_a_followed_run_says_how_far_it_is() -> None:
+def test_a_followed_run_shows_its_progress() -> None:
     screen = console(100)
-    follower = FollowScreen(screen)
+    follower = FollowScreen(screen, PanelOptions())
     one = history()
     one.epochs = [replace(point, seconds=30.0) for point in one.epochs]
-    follower.show([(FACTS, one)], Wanted())
+    follower.curves(CurvesResult([(FACTS, one)]))
     screen.print(follower)
     assert re.search(r"epoch 10/12 .* 1:00 left\s", text_of(screen))
 
@@ -117,22 +118,23 @@ def test_the_time_left_is_by_the_epochs_of_the_phase(done: int, left: str) -> No
     one = history(epochs=12)
     one.epochs = [replace(point, seconds=each) for point, each in zip(one.epochs, seconds, strict=True)][:done]
     screen = console(120)
-    follower = FollowScreen(screen)
-    follower.show([(facts, one)], Wanted())
+    follower = FollowScreen(screen, PanelOptions())
+    follower.curves(CurvesResult([(facts, one)]))
     screen.print(follower)
     (line,) = [line for line in text_of(screen).splitlines() if line.startswith(f"epoch {done}/12")]
     assert left in line
     assert ("left" in line) == ("left" in left)
 
 
-def test_lines_of_a_followed_run_come_once_each() -> None:
+def test_each_line_of_a_followed_run_is_printed_once() -> None:
     pipe = console(80, terminal=False)
-    assert isinstance(open_follower(pipe), FollowLines)
-    with FollowLines(pipe) as follower:
+    assert isinstance(open_follower(pipe, PanelOptions()), FollowLines)
+    follower = FollowLines(pipe, PanelOptions())
+    with follower.screen:
         for epochs in (0, 2, 2, 3):
-            follower.show([(FACTS, history(epochs=epochs))], Wanted())
-        follower.show([(FACTS, history(epochs=3))], Wanted(), "away")
-        follower.show([(FACTS, history(epochs=3))], Wanted(), "away")
+            follower.curves(CurvesResult([(FACTS, history(epochs=epochs))]))
+        follower.curves(CurvesResult([(FACTS, history(epochs=3))]), "away")
+        follower.curves(CurvesResult([(FACTS, history(epochs=3))]), "away")
     lines = pipe.file.getvalue().splitlines()
     assert [line.split("  ")[0] for line in lines] == ["epoch 1/12", "epoch 2/12", "epoch 3/12", "away"]
     assert all(line.endswith("best") for line in lines[:3])
@@ -140,11 +142,11 @@ def test_lines_of_a_followed_run_come_once_each() -> None:
 
 def test_other_metrics_are_followed_too() -> None:
     pipe, screen = console(80, terminal=False), console(80, 30)
-    lines, whole = FollowLines(pipe), FollowScreen(screen)
+    lines, whole = FollowLines(pipe, PanelOptions()), FollowScreen(screen, PanelOptions())
     for values in ([1.0], [1.0, 700.0], [1.0, 700.0]):
         one = History("x", others={"m": list(enumerate(values, 1))})
         for follower in (lines, whole):
-            follower.show([(FACTS, one)], Wanted(metrics=("m",)))
+            follower.curves(CurvesResult([(FACTS, one)], ("m",)))
         screen.file.truncate(0)
         screen.print(whole)
     assert pipe.file.getvalue().splitlines() == ["step 1  m 1", "step 2  m 700"]

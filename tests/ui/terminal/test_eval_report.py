@@ -139,7 +139,7 @@ def test_a_comparison_fits_the_terminal(width: int, seeds: int) -> None:
     print_comparison(on, *a_comparison(seeds=seeds))
     text = printed(on)
     assert max(map(len, text.splitlines())) <= width
-    for said in ("mult-adds", "what can be claimed", "validation accuracy by epoch"):
+    for said in ("MACs", "significant differences", "validation accuracy by epoch"):
         assert said in text
     assert "\x1b" not in text
     # Sentences are long, and said to their end.

@@ -1,35 +1,39 @@
-"""Pictures as files: curves by matplotlib, contact sheets of images by Pillow."""
+"""Image files: curves and evaluations by matplotlib, contact sheets of images by Pillow."""
 
+import hashlib
 import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tl_cli.errors import first_line
+from tl_cli.api.run_curves import RunCurves
+from tl_cli.errors import UsageError, first_line
 from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.ranking import Comparison
 from tl_cli.evaluation.scores import wilson
 from tl_cli.io.atomic import replacing
 from tl_cli.training.history import History
 from tl_cli.ui.figures.fonts import LATIN, drawable, families, file_for
-from tl_cli.ui.panels import COLOURS, Line, Panel, Wanted, drawn_points, is_usual, panels
+from tl_cli.ui.panels import COLOURS, Line, Panel, PanelOptions, drawn_points, is_usual, panels
 from tl_cli.ui.terminal.console import print_warning, safe_text, shortened
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
-
-# Classes whose names, and whose numbers too, a confusion matrix has room for.
+# Most classes for which a confusion matrix shows names, and numbers too.
 _NAMED, _NUMBERED = 60, 25
 
-# Okabe and Ito (2008): told apart by colour-blind readers.
+# Okabe and Ito (2008): colour-blind readers can tell them apart.
 HEX = {
     "blue": "#0072B2", "orange": "#D55E00", "magenta": "#CC79A7", "green": "#009E73", "yellow": "#E69F00",
     "cyan": "#56B4E9", "black": "#000000", "grey": "#999999",
@@ -48,25 +52,25 @@ _STYLE: Any = {
     "grid.alpha": 0.25,
     "axes.titlesize": 11,
     "axes.edgecolor": "#555555",
-    # A name with dollars is a name, not mathematics.
+    # Dollar signs in names are no mathematics.
     "text.parse_math": False,
 }
 
 
 def drawn(save: Callable[[], list[Path]], warn: Callable[[str], None] = print_warning) -> list[Path]:
-    """Return the pictures that ``save`` writes; none, and a warning, where that fails: no other work is lost for it."""
+    """Return the files that ``save`` writes; where it fails, none, and a warning: a picture must not cost a run."""
     try:
         return save()
-    except Exception as error:  # matplotlib's settings, fonts and backends raise anything
+    except Exception as error:  # matplotlib's settings and fonts may raise anything
         warn(f"a picture could not be drawn, so it is left out: {first_line(error)}")
         return []
 
 
 def save_panels(panels: Sequence[Panel], path: Path, title: str = "") -> None:
-    """Write panels as one picture, two in a row; the ending of the file says in which format.
+    """Write panels as one picture, two per row; the file's ending decides the format.
 
     Args:
-        title: over all of them.
+        title: above all panels.
 
     Raises:
         StorageError: the file cannot be written.
@@ -75,13 +79,13 @@ def save_panels(panels: Sequence[Panel], path: Path, title: str = "") -> None:
     rows = math.ceil(len(panels) / columns)
     figure, axes = new_figure(columns, rows=rows)
     names = {line.label for panel in panels for line in panel.lines if line.label}
-    # The same runs in every panel: named once, under all of them.
-    together = len(panels) > 1 and all(
+    # Every panel shows the same runs: one legend below all of them.
+    share_legend = len(panels) > 1 and all(
         names - {"best", "test"} <= {line.label for line in panel.lines} for panel in panels
     )
     for axis, panel in zip(axes, panels, strict=False):
-        _draw_panel(axis, panel, with_legend=not together)
-    if together:
+        _draw_panel(axis, panel, with_legend=not share_legend)
+    if share_legend:
         found = {
             label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
@@ -94,39 +98,62 @@ def save_panels(panels: Sequence[Panel], path: Path, title: str = "") -> None:
 
 
 def save_curves(history: History, folder: Path, prefix: str = "") -> list[Path]:
-    """Write the two pictures of a run: loss by iteration; accuracy and loss by epoch. Return their files.
+    """Write the two pictures of a run: loss by step; accuracy and loss by epoch. Return their files.
 
     Raises:
         StorageError: a file cannot be written.
     """
-    return save_figures([history], Wanted(), folder, prefix)
+    return save_figures([history], PanelOptions(), folder, prefix)
 
 
-def save_figures(histories: Sequence[History], wanted: Wanted, folder: Path, prefix: str = "") -> list[Path]:
-    """Write the two pictures of some runs, or one of the metrics that were asked for. Return their files.
+def save_plot(runs: Sequence[RunCurves], options: PanelOptions, output: Path) -> list[Path]:
+    """Write the curves of runs into a folder, or to one file where ``output`` has an ending. Return the files.
+
+    Raises:
+        UsageError: there are no curves.
+        StorageError: a file cannot be written.
+    """
+    histories = [history for _, history in runs]
+    if not any(history.losses or history.epochs or history.others for history in histories):
+        bad = [f"; {key} is not finite" for history in histories for key in history.not_finite]
+        raise UsageError(f"the run {histories[0].name} has recorded no curves yet{''.join(bad[:1])}")
+    if output.suffix and not output.is_dir():
+        save_panels(panels(histories, options), output, _title(histories))
+        return [output]
+    prefix = f"{runs[0].facts.short_id}-"
+    if len(runs) > 1:
+        # Other runs of the same number have other files.
+        digest = hashlib.sha256("".join(facts.run_id for facts, _ in runs).encode()).hexdigest()[:6]
+        prefix = f"{len(runs)}-runs-{digest}-"
+    return save_figures(histories, options, output, prefix)
+
+
+def save_figures(histories: Sequence[History], options: PanelOptions, folder: Path, prefix: str = "") -> list[Path]:
+    """Write the two pictures of some runs, or one of the requested metrics. Return their files.
 
     Raises:
         StorageError: a file cannot be written.
     """
-    shown = panels(histories, wanted)
-    title = histories[0].name if len(histories) == 1 else f"{len(histories)} runs"
+    shown = panels(histories, options)
     pictures = {"metrics": shown}
-    if is_usual(histories, wanted):
+    if is_usual(histories, options):
         pictures = {"loss_by_step": shown[:1], "accuracy_and_loss_by_epoch": shown[1:3]}
     paths = []
     for name, some in pictures.items():
         paths.append(folder / f"{prefix}{name}.png")
-        save_panels(some, paths[-1], title)
+        save_panels(some, paths[-1], _title(histories))
     return paths
+
+
+def _title(histories: Sequence[History]) -> str:
+    return histories[0].name if len(histories) == 1 else f"{len(histories)} runs"
 
 
 def _has_points(panel: Panel) -> bool:
     return any(drawn_points(panel, line) for line in panel.lines)
 
 
-def _draw_panel(axis: "Axes", panel: Panel, *, with_legend: bool) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _draw_panel(axis: Axes, panel: Panel, *, with_legend: bool) -> None:
     drawn: list[Line] = []
     for line in panel.lines:
         points = drawn_points(panel, line)
@@ -139,19 +166,19 @@ def _draw_panel(axis: "Axes", panel: Panel, *, with_legend: bool) -> None:
             axis.plot(xs, ys, color=colour, linewidth=0.5, alpha=0.6, label=label)
         elif line.kind == "line":
             few = len(points) <= 60
-            # The colours begin anew after the last.
+            # Runs beyond the number of colours share a colour.
             dashes = _DASHES[sum(each.colour == line.colour for each in drawn) % len(_DASHES)]
             drawn.append(line)
             marker = "o" if few else None
             axis.plot(xs, ys, dashes, color=colour, linewidth=1.8, marker=marker, markersize=3, label=label)
         else:
-            # Both stand at the best epoch: a ring, and a diamond in it.
+            # Both lie at the best epoch: a ring, and a diamond in it.
             look: dict[str, Any] = {"marker": "D", "markersize": 6, "markeredgecolor": "white"}
             if line.kind == "best":
                 look = {"marker": "o", "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.6}
             axis.plot(xs, ys, linestyle="none", color=colour, label=label, zorder=5, **look)
     for mark in panel.marks:
-        axis.axvline(mark.place, color=HEX[mark.colour], linestyle=":", linewidth=1.2, label=mark.label or None)
+        axis.axvline(mark.x, color=HEX[mark.colour], linestyle=":", linewidth=1.2, label=mark.label or None)
     axis.set_title(panel.title, loc="left", pad=_LEGEND_ROOM if with_legend else None)
     axis.set(xlabel=panel.x, ylabel=panel.y, yscale="log" if panel.log else "linear")
     if panel.log and _has_points(panel):
@@ -164,7 +191,7 @@ def _draw_panel(axis: "Axes", panel: Panel, *, with_legend: bool) -> None:
     if not _has_points(panel):
         axis.text(0.5, 0.5, "no points yet", transform=axis.transAxes, ha="center", color=HEX["grey"])
     elif with_legend and handles:
-        # Above the axes: there it covers no curve.
+        # Above the axes, where it covers no curve.
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, **_LEGEND)
     if panel.notes:
         note = "\n".join(shortened(note, 90) for note in panel.notes)
@@ -178,10 +205,10 @@ def save_contact_sheet(
     """Write a sheet of pictures with their labels.
 
     Args:
-        images: (3, H, W) uint8 each, of any sizes; what is larger than its place is made smaller, its shape kept.
-        labels: one a picture, of one line or several.
-        side: of one picture on the sheet, in pixels.
-        together: so many belong together and stand in one row.
+        images: (3, H, W) uint8 each, of any sizes; scaled to ``side``, in their own aspect ratio.
+        labels: one per picture, of one line or several.
+        side: of each picture on the sheet, in pixels.
+        together: pictures per group; a group lies in one row.
 
     Raises:
         StorageError: the file cannot be written.
@@ -194,9 +221,9 @@ def save_contact_sheet(
     caption = line_height * lines + 2
     sheet = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + caption + gap) + gap), "white")
     pen = ImageDraw.Draw(sheet)
-    for place, (image, label) in enumerate(zip(images, labels, strict=True)):
-        x = gap + place % columns * (side + gap)
-        y = gap + place // columns * (side + caption + gap)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        x = gap + index % columns * (side + gap)
+        y = gap + index // columns * (side + caption + gap)
         tile = _tile(image, side)
         sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
         for number, line in enumerate(label.split("\n")):
@@ -210,7 +237,7 @@ def save_contact_sheet(
 
 
 def save_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
-    """Write a confusion matrix: rows are the truth, coloured by their shares; numbers where there is room.
+    """Write a confusion matrix: rows are true classes, colours are shares of the row; numbers where there is room.
 
     Args:
         confusion: (num_classes, num_classes) int64.
@@ -218,30 +245,30 @@ def save_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
     Raises:
         StorageError: the file cannot be written.
     """
-    from matplotlib.colors import PowerNorm
-
     count = len(classes)
     side = min(16.0, max(4.5, 1.8 + 0.5 * count)) if count <= _NUMBERED else 10.0
     figure, (axis,) = new_figure(1, (side + 1.2, side))
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    # By the root: mistakes are small shares, and what the matrix is looked at for.
+    # The square root makes small shares visible: these are the errors.
     drawn = axis.imshow(shares, cmap="cividis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     figure.colorbar(drawn, ax=axis, shrink=0.8, label="share of the true class")
     axis.grid(visible=False)
-    axis.set(xlabel="answered", ylabel="true", title=safe_text(title))
+    axis.set(xlabel="predicted", ylabel="true", title=safe_text(title))
     if count <= _NAMED:
         names = [shortened(name, 20) for name in classes]
         axis.set_xticks(range(count), names, rotation=90 if count > 4 else 0, fontsize=8)
         axis.set_yticks(range(count), names, fontsize=8)
     if count <= _NUMBERED:
-        for true, said in zip(*np.nonzero(confusion), strict=True):
-            colour = "black" if shares[true, said] > 0.35 else "white"
-            axis.text(said, true, f"{confusion[true, said]:,}", ha="center", va="center", color=colour, fontsize=7)
+        for true, predicted in zip(*np.nonzero(confusion), strict=True):
+            colour = "black" if shares[true, predicted] > 0.35 else "white"
+            axis.text(
+                predicted, true, f"{confusion[true, predicted]:,}", ha="center", va="center", color=colour, fontsize=7
+            )
     save_figure(figure, path)
 
 
 def save_reliability(found: Reliability, uncalibrated: Reliability | None, title: str, path: Path) -> None:
-    """Write a reliability diagram of the probabilities that a model gives, and without its temperature.
+    """Write a reliability diagram of a model's probabilities, with and without its temperature.
 
     Raises:
         StorageError: the file cannot be written.
@@ -252,32 +279,32 @@ def save_reliability(found: Reliability, uncalibrated: Reliability | None, title
     if uncalibrated is not None:
         shown.append((uncalibrated, _VAL, "without temperature"))
     for each, colour, label in shown:
-        said = [one.confidence for one in each.bins]
+        confidences = [one.confidence for one in each.bins]
         intervals = [wilson(one.correct, one.count) for one in each.bins]
         value = [interval.value for interval in intervals]
         errors = [[v - i.low for v, i in zip(value, intervals, strict=True)],
                   [i.high - v for v, i in zip(value, intervals, strict=True)]]  # fmt: skip
         name = f"{label}: error {each.ece:.2%}"
-        left.errorbar(said, value, yerr=errors, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
+        left.errorbar(confidences, value, yerr=errors, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
     width = 1 / 15 / (len(shown) + 0.5)
-    for place, (each, colour, label) in enumerate(shown):
-        middles = [(one.low + one.high) / 2 + (place - (len(shown) - 1) / 2) * width for one in each.bins]
+    for index, (each, colour, label) in enumerate(shown):
+        middles = [(one.low + one.high) / 2 + (index - (len(shown) - 1) / 2) * width for one in each.bins]
         right.bar(middles, [one.count for one in each.bins], width, color=colour, label=label)
-    left.set(xlabel="probability of the answer", ylabel="share of right answers", title=safe_text(title))
+    left.set(xlabel="confidence (predicted probability)", ylabel="accuracy", title=safe_text(title))
     left.legend(frameon=False)
-    right.set(xlabel="probability of the answer", ylabel="images", title="how often each is said")
+    right.set(xlabel="confidence (predicted probability)", ylabel="images", title="images by confidence")
     right.legend(frameon=False)
     save_figure(figure, path)
 
 
 def save_tradeoff(comparison: Comparison, path: Path) -> None:
-    """Write accuracy, with its intervals, against what it costs to use and to train.
+    """Write accuracy, with its intervals, against the costs of inference and training.
 
     Raises:
         StorageError: the file cannot be written.
     """
     costs: list[tuple[str, list[float | None]]] = [
-        ("inference, ms an image", [_milliseconds(each.cost.images_per_second) for each in comparison.contenders]),
+        ("inference, ms per image", [_milliseconds(each.cost.images_per_second) for each in comparison.contenders]),
         ("training, minutes", [_minutes(each.train_seconds) for each in comparison.contenders]),
         ("parameters, millions", [each.cost.parameters / 1e6 for each in comparison.contenders]),
     ]
@@ -285,12 +312,12 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
     figure, axes = new_figure(len(costs))
     largest = max(each.cost.parameters for each in comparison.contenders)
     for axis, (label, values) in zip(axes, costs, strict=True):
-        for place, (model, accuracy, cost) in enumerate(
+        for index, (model, accuracy, cost) in enumerate(
             zip(comparison.contenders, comparison.accuracies, values, strict=True)
         ):
             if cost is None:
                 continue
-            colour = MANY[place % len(MANY)]
+            colour = MANY[index % len(MANY)]
             value, low, high = (100 * number for number in (accuracy.value, accuracy.low, accuracy.high))
             axis.errorbar([cost], [value], yerr=[[value - low], [high - value]], color=colour, capsize=3)
             axis.scatter([cost], [value], s=30 + 270 * model.cost.parameters / largest, color=colour, alpha=0.6)
@@ -304,19 +331,17 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
         if is_wide:
             _label_logarithms(axis.xaxis)
         axis.margins(x=0.25, y=0.2)
-    axes[0].set(ylabel="accuracy (%), 95% interval", title="accuracy against cost; areas are parameters")
+    axes[0].set(ylabel="accuracy (%), 95% interval", title="accuracy against cost (area: parameters)")
     save_figure(figure, path)
 
 
-def _label_logarithms(axis: "Axis") -> None:
-    """Label a logarithmic axis with numbers as they are written, not as mathematics."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+def _label_logarithms(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers instead of powers."""
     low, high = axis.get_view_interval()
-    # With few powers of ten in sight, what lies between them is named too.
+    # Where few powers of ten are visible, numbers between them get labels too.
     between = (1,) if high > 1e4 * low else (1, 2, 5) if high > 5 * low else (1, 2, 3, 4, 5, 6, 7, 8, 9)
     axis.set_major_locator(LogLocator(subs=between))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -335,50 +360,38 @@ def _tile(image: Tensor, side: int) -> Image.Image:
     return tile.resize((size[0], size[1]), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def new_figure(count: int, size: tuple[float, float] | None = None, *, rows: int = 1) -> "tuple[Figure, list[Axes]]":
-    """Return a figure in the house's style, to be given to ``save_figure``, and its axes row by row.
+def new_figure(count: int, size: tuple[float, float] | None = None, *, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure for ``save_figure``, in the style of all, and its axes row by row.
 
     Args:
-        count: axes in a row.
+        count: axes per row.
         size: in inches.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     matplotlib.rcParams.update(_STYLE)
-    figure, axes = plt.subplots(
-        rows, count, figsize=size or (6.4 * count, 4.4 * rows), layout="constrained", squeeze=False
-    )
-    return figure, list(axes.flat)
+    # Not by pyplot, which would need a backend and keep the figure.
+    figure = Figure(figsize=size or (6.4 * count, 4.4 * rows), layout="constrained")
+    return figure, list(figure.subplots(rows, count, squeeze=False).flat)
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure and forget it.
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    import matplotlib.pyplot as plt
-    from matplotlib.text import Text
-
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_text(drawable(text.get_text()))
-        text.set_fontfamily(families([text.get_text()]))
+        text.set_fontfamily(families(text.get_text()))
     drawn = io.BytesIO()
-    try:
-        figure.savefig(drawn, dpi=130, format=path.suffix.removeprefix(".") or "png")
-    finally:
-        plt.close(figure)
+    figure.savefig(drawn, dpi=130, format=path.suffix.removeprefix(".") or "png")
     with replacing(path) as file:
         file.write(drawn.getbuffer())
 
 
 @cache
-def _caption_font(file: Path) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.truetype(str(file), 11)
+def _caption_font(file: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.truetype(file, 11)
 
 
 def _fitted(label: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, side: int) -> str:

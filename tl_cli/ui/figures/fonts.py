@@ -1,82 +1,54 @@
-"""Fonts for pictures: every letter of a name is drawn by some font, or written out as its number; never as a box."""
+"""Fonts for image files: a letter that no font has is written as its number, never drawn as a box."""
 
 import logging
-from collections.abc import Iterable
 from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
+
+import notojp_matplotlib  # type: ignore[import-untyped]  # noqa: F401 (registers a font of Chinese, Japanese, Korean)
+from matplotlib.font_manager import fontManager, get_font
 
 LATIN = "DejaVu Sans"  # comes with matplotlib
-# It would say on the screen that a font has no bold letters.
+_CJK = "Noto Sans CJK JP"
+_BOXES = "Last Resort"  # has every letter, as a box
+# It would print that a font has no bold letters.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-# Chinese, Japanese and Korean letters in one font; the package is asked for its file alone.
-_CJK_PACKAGE, _CJK_FILE = "notojp_matplotlib", "fonts/NotoSansCJKjp-Regular.otf"
-
-_LAST_RESORT = "Last Resort"  # has every letter there is, as a box
 
 
-def families(texts: Iterable[str] = ()) -> list[str]:
-    """Return font families for matplotlib that have the letters of some texts between them, the usual one first."""
-    found = [LATIN]
-    missing = {letter for text in texts for letter in text if not _has(LATIN, letter)}
-    for name in _others():
-        covered = {letter for letter in missing if _has(name, letter)}
-        if covered:
+def families(text: str) -> list[str]:
+    """Return the font families, for matplotlib's fallback, that have the letters of a text; DejaVu Sans comes first."""
+    found, missing = [LATIN], {letter for letter in text if not _has(LATIN, letter)}
+    for name in _files():
+        if covered := {letter for letter in missing if _has(name, letter)}:
             found.append(name)
             missing -= covered
-        if not missing:
-            break
     return found
 
 
-def file_for(text: str) -> Path:
-    """Return the file of the font that has most letters of a text, for a program that takes but one."""
-    *_, last = families([text])
-    return _files()[last]
+def file_for(text: str) -> str:
+    """Return the file of the font that suits a text best, for a library without fallback."""
+    return _files()[families(text)[-1]]
 
 
 def drawable(text: str) -> str:
-    """Return text in letters that some font has; others as their numbers."""
-    found = families([text])
-    return "".join(
-        letter if letter.isspace() or any(_has(name, letter) for name in found) else f"\\u{ord(letter):04x}"
-        for letter in text
-    )
+    """Return the text with letters that no font has replaced by their numbers."""
+    found = families(text)
+    return "".join(c if any(_has(name, c) for name in found) else f"\\u{ord(c):04x}" for c in text)
 
 
 @cache
-def _files() -> dict[str, Path]:
-    """Return the fonts here by their families, the most likely ones for a name first."""
-    from matplotlib.font_manager import findfont, fontManager
-
-    files = {LATIN: Path(findfont(LATIN))}
-    spec = find_spec(_CJK_PACKAGE)
-    for folder in spec.submodule_search_locations or [] if spec else []:
-        path = Path(folder) / _CJK_FILE
-        if path.is_file():
-            known = {Path(font.fname) for font in fontManager.ttflist}
-            if path not in known:
-                fontManager.addfont(path)
-            files.update({font.name: path for font in fontManager.ttflist if Path(font.fname) == path})
-    for font in sorted(fontManager.ttflist, key=lambda font: (font.style != "normal", font.weight != 400)):
-        if not font.name.startswith(_LAST_RESORT):
-            files.setdefault(font.name, Path(font.fname))
+def _files() -> dict[str, str]:
+    """Return the font files by family, the most likely ones for a name first."""
+    files: dict[str, str] = {}
+    for font in sorted(
+        fontManager.ttflist,
+        key=lambda each: (each.name != LATIN, each.name != _CJK, each.style != "normal", each.weight != 400),
+    ):
+        if not font.name.startswith(_BOXES):
+            files.setdefault(font.name, font.fname)
     return files
 
 
-def _others() -> list[str]:
-    return [name for name in _files() if name != LATIN]
-
-
-@cache
-def _letters(family: str) -> frozenset[int]:
-    from matplotlib.ft2font import FT2Font
-
-    try:
-        return frozenset(FT2Font(str(_files()[family])).get_charmap())
-    except (OSError, RuntimeError, KeyError):
-        return frozenset()
-
-
 def _has(family: str, letter: str) -> bool:
-    return letter.isspace() or ord(letter) in _letters(family)
+    try:
+        return letter.isspace() or bool(get_font(_files()[family]).get_char_index(ord(letter)))
+    except (OSError, RuntimeError):  # a font file that was removed or is broken
+        return False

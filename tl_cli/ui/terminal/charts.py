@@ -1,4 +1,4 @@
-"""Curves as text: the one file that speaks to plotext."""
+"""Curves as text: the only module that uses plotext."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ _CODES = {
     "blue": 33, "orange": 208, "magenta": 170, "green": 36, "yellow": 178, "cyan": 80, "black": 250, "grey": 245,
 }  # fmt: skip
 _BOX_TO_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼┊┈", "-|+++++++++:-")
-# Where colours do not tell lines apart, or have all been used, these do: lines, then points.
+# Symbols tell lines apart where colours do not, or where all colours are used.
 _LETTERS = "abcdefghijklmnpqrstuvwyzABCDEFGHIJKLMNPQRSTUVWXYZ"
 _LINE_SYMBOLS, _ASCII_LINES = ("braille", "•", "+", "x", "o", "%", "&", *_LETTERS), ".o*x+%&" + _LETTERS
 _POINT_SYMBOLS, _ASCII_POINTS = {"test": "◆", "best": "★"}, {"test": "#", "best": "@"}
@@ -30,7 +30,7 @@ def style_of(colour: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """What the terminal can show, and how much room there is, in characters."""
+    """The size of a chart in characters, and what the terminal can show."""
 
     width: int
     height: int
@@ -39,15 +39,14 @@ class Canvas:
 
     @classmethod
     def on(cls, console: Console, width: int, height: int) -> "Canvas":
-        """Return a canvas with what a console can show; a pipe gets no colour."""
+        """Return a canvas for a console; a pipe gets no colour."""
         return cls(width, height, console.is_terminal and not console.no_color, is_ascii(console))
 
 
 def draw(panel: Panel, canvas: Canvas) -> Text:
-    """Return the curves of a panel as a block of text as large as the canvas, or a word of why there are none.
+    """Return the curves of a panel, with axes and labels, as a block of text as large as the canvas.
 
-    Args:
-        canvas: size in characters, with axes and labels.
+    Without points it is ``no points yet``; where there is no room, nothing.
     """
     shown = _shown(panel, canvas)
     if not shown or canvas.width < 16 or canvas.height < 4:
@@ -63,7 +62,7 @@ def draw(panel: Panel, canvas: Canvas) -> Text:
     _draw_marks(panel, across, canvas)
     for line, points in shown:
         _draw_line(
-            line, symbol_of(panel, line, canvas), [(across.place(x), upward.place(y)) for x, y in points], canvas
+            line, symbol_of(panel, line, canvas), [(across.scaled(x), upward.scaled(y)) for x, y in points], canvas
         )
     _label_axes(panel, across, upward, canvas)
     drawn = figure.build().string()
@@ -74,7 +73,7 @@ def draw(panel: Panel, canvas: Canvas) -> Text:
 
 
 def heading(panel: Panel, canvas: Canvas, *, with_legend: bool = True) -> list[Text]:
-    """Return title, legend and notes of a panel, in as many lines of the canvas's width as they need."""
+    """Return title, legend and notes of a panel, in as many lines as they need."""
     lines = [Text(shortened(panel.title, canvas.width), style="bold")]
     for entry in legend(panel, canvas) if with_legend else []:
         if lines[-1].cell_len + 2 + entry.cell_len > canvas.width:
@@ -86,7 +85,7 @@ def heading(panel: Panel, canvas: Canvas, *, with_legend: bool = True) -> list[T
 
 
 def mark_lines(panels: Sequence[Panel], canvas: Canvas) -> list[Text]:
-    """Return what the dotted lines of some panels are, each once."""
+    """Return the legend of the dotted lines of some panels, each once."""
     symbol = _ASCII_MARK if canvas.ascii else _MARK
     found = {(mark.label, mark.colour) for panel in panels for mark in panel.marks if mark.label}
     return [
@@ -96,13 +95,13 @@ def mark_lines(panels: Sequence[Panel], canvas: Canvas) -> list[Text]:
 
 
 def points_line(canvas: Canvas) -> Text:
-    """Return what the single points of runs are, whose legend names the runs alone."""
+    """Return the legend of the single points, for panels whose own legend names the runs only."""
     symbols = _ASCII_POINTS if canvas.ascii else _POINT_SYMBOLS
     return Text(f"{symbols['best']} best epoch  {symbols['test']} test", style="dim")
 
 
 def legend(panel: Panel, canvas: Canvas) -> list[Text]:
-    """Return what the lines of a panel are, each beside its symbol."""
+    """Return the legend of a panel: each label with its symbol."""
     entries: list[Text] = []
     for line in panel.lines:
         if line.label and line.points:
@@ -114,16 +113,16 @@ def legend(panel: Panel, canvas: Canvas) -> list[Text]:
 
 
 def symbol_of(panel: Panel, line: Line, canvas: Canvas) -> str:
-    """Return the letter that a line is drawn with, "braille" for the finest."""
+    """Return the character that a line is drawn with; ``braille`` stands for plotext's dots."""
     if line.kind in ("best", "test"):
         return (_ASCII_POINTS if canvas.ascii else _POINT_SYMBOLS)[line.kind]
     symbols_of_lines = _ASCII_LINES if canvas.ascii else _LINE_SYMBOLS
     if line.kind == "samples":
         return symbols_of_lines[0]
     others = [each for each in panel.lines if each.kind == "line"]
-    before = next(place for place, each in enumerate(others) if each is line)
+    before = next(index for index, each in enumerate(others) if each is line)
     if canvas.colour and not canvas.ascii:
-        # The colours begin anew after the last; then the symbol is another.
+        # Lines that share a colour have different symbols.
         before = sum(each.colour == line.colour for each in others[:before])
     elif any(each.kind == "samples" for each in panel.lines):
         before += 1
@@ -131,7 +130,7 @@ def symbol_of(panel: Panel, line: Line, canvas: Canvas) -> str:
 
 
 def _shown(panel: Panel, canvas: Canvas) -> list[tuple[Line, Points]]:
-    """Return the lines that have points, these as they are drawn: finite, scaled and as many as can be seen."""
+    """Return the lines that have points to draw: finite, scaled, and no more than the canvas can show."""
     found = []
     for line in panel.lines:
         points = drawn_points(panel, line)
@@ -144,17 +143,14 @@ def _shown(panel: Panel, canvas: Canvas) -> list[tuple[Line, Points]]:
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """A range of values that is drawn as 0..1.
-
-    plotext gets no other numbers: its own arithmetic aborts the process on ranges such as 1e308 or 5e-324.
-    """
+    """A range of values, scaled to 0..1 for plotext, which aborts the process on ranges such as 1e308 or 5e-324."""
 
     low: float
     high: float
 
     @classmethod
     def over(cls, values: Iterable[float]) -> "_Axis":
-        """Return the range of the values, widened where they are all alike."""
+        """Return the range of the values, widened where all are equal."""
         known = list(values)
         low, high = min(known), max(known)
         if high - low > abs(high) * 1e-9:
@@ -162,8 +158,8 @@ class _Axis:
         room = abs(high) * 0.1 or 1.0
         return cls(low - room, high + room)
 
-    def place(self, value: float) -> float:
-        """Return where a value lies between 0 and 1."""
+    def scaled(self, value: float) -> float:
+        """Return the position of a value between 0 and 1."""
         return (value - self.low) / (self.high - self.low)
 
 
@@ -171,9 +167,9 @@ def _draw_marks(panel: Panel, across: _Axis, canvas: Canvas) -> None:
     # plotext's own vertical line paints its background white under this theme.
     rows = [row / canvas.height for row in range(canvas.height + 1)]
     for mark in panel.marks:
-        if across.low < mark.place < across.high:
+        if across.low < mark.x < across.high:
             marker = _marker(_ASCII_MARK if canvas.ascii else _MARK, mark.colour, canvas)
-            plotext.figure.draw(plotext.figure.signal([across.place(mark.place)] * len(rows), rows, marker=marker))
+            plotext.figure.draw(plotext.figure.signal([across.scaled(mark.x)] * len(rows), rows, marker=marker))
 
 
 def _marker(symbol: str, colour: str, canvas: Canvas) -> plotext.marker:
@@ -192,20 +188,20 @@ def _label_axes(panel: Panel, across: _Axis, upward: _Axis, canvas: Canvas) -> N
     columns = ticks(across.low, across.high, max(3, min(12, canvas.width // 9)), whole=panel.whole)
     most = max(2, min(8, canvas.height // 2))
     rows = ticks(upward.low, upward.high, most)
-    rows = rows[:: math.ceil(len(rows) / most)]  # two labels in one row would be written over each other
+    rows = rows[:: math.ceil(len(rows) / most)]  # one label per row
     unit = "%" if panel.percent else ""
     labels = [label + unit for label in _tick_labels(rows)]
     if panel.log:
         rows = _log_ticks(upward.low, upward.high, max(3, min(8, canvas.height // 2)))
         labels = [f"{10**row:.3g}{unit}" for row in rows]
-    for name, axis, places, texts in (("x", across, columns, _tick_labels(columns)), ("y", upward, rows, labels)):
+    for name, axis, values, texts in (("x", across, columns, _tick_labels(columns)), ("y", upward, rows, labels)):
         ruler = plotext.figure.ruler(name)
         ruler.lim(0, 1)
-        ruler.ticks([axis.place(place) for place in places], texts)
+        ruler.ticks([axis.scaled(value) for value in values], texts)
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Return logarithms of round numbers: powers of ten, with 2 and 5 between them, or evenly spaced ones."""
+    """Return the logarithms of powers of ten, with 2 and 5 between them, or of evenly spaced numbers."""
     for factors in ((1,), (1, 2, 5)):
         found = [
             power + math.log10(factor)
@@ -218,18 +214,19 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     return [math.log10(number) for number in ticks(10**low, 10**high, most) if number > 0]
 
 
-def _tick_labels(places: Sequence[float]) -> list[str]:
-    """Return labels with as many digits as tell the ticks apart."""
-    labels: list[str] = []
-    for digits in range(4, 17):
-        labels = [f"{place:.{digits}g}" for place in places]
-        if len(set(labels)) == len(places):
-            break
-    return labels
+def _tick_labels(values: Sequence[float]) -> list[str]:
+    """Return labels with the fewest digits that tell the ticks apart."""
+    rounded = ([f"{value:.{digits}g}" for value in values] for digits in range(4, 17))
+    return next(
+        (labels for labels in rounded if len(set(labels)) == len(values)), [f"{value:.16g}" for value in values]
+    )
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Return at most about ``count`` round numbers within low..high: multiples of 1, 2 or 5 times a power of ten."""
+    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten within low..high.
+
+    As matplotlib's MaxNLocator does, whose import would add a second to commands that draw in the terminal only.
+    """
     rough = (high - low) / count
     if rough < 1e-300:
         return [low]
@@ -243,19 +240,19 @@ def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[f
 
 
 def _thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """Keep the lowest and the highest point of each of ``most`` / 2 stretches: no spike is lost."""
+    """Return the lowest and the highest point of each of ``most`` / 2 sections, so that no spike is lost."""
     if len(points) <= most:
         return points
-    stretch = math.ceil(len(points) / max(1, most // 2))
+    size = math.ceil(len(points) / max(1, most // 2))
     kept: list[tuple[float, float]] = []
-    for start in range(0, len(points), stretch):
-        part = points[start : start + stretch]
+    for start in range(0, len(points), size):
+        part = points[start : start + size]
         kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
     return kept
 
 
 def arrange(blocks: Sequence[tuple[list[Text], Text]], width: int, columns: int) -> Table:
-    """Return charts with their headings in rows of so many, charts of one row at one height."""
+    """Return charts below their headings, in rows of ``columns``; the charts of a row are aligned."""
     grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     for _ in range(columns):
         grid.add_column(width=width, no_wrap=True)

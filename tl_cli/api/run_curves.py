@@ -1,0 +1,176 @@
+"""The curves of recorded runs: read once, or again and again until the runs end."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from mlflow.entities import Run  # noqa: TID251 (a type)
+
+from tl_cli.api.observer import Observer
+from tl_cli.errors import RunNotFoundError, TrackingError
+from tl_cli.tracking.facts import RunFacts
+from tl_cli.tracking.listing import facts_of, status_of
+from tl_cli.tracking.reader import _EPOCH_KEYS, matching_metrics, read_history
+from tl_cli.tracking.store import Store, children_of, is_parent, open_store, started_or_resumed
+from tl_cli.training.history import History
+
+POLL_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class CurvesRequest:
+    """Whose curves to read.
+
+    Attributes:
+        names: ids or their beginnings, names, ``latest``, ``best``; a comparison stands for its trainings. None named:
+            the latest run, or to follow the one that trains.
+        metrics: names or patterns such as ``val/*`` of recorded metrics; empty reads those that tl records.
+        tracking_uri: of MLflow's store; None is the usual one.
+    """
+
+    names: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    tracking_uri: str | None = None
+
+
+class RunCurves(NamedTuple):
+    """A run, and its curves."""
+
+    facts: RunFacts
+    history: History
+
+
+@dataclass(frozen=True, slots=True)
+class CurvesResult:
+    """The curves of some runs.
+
+    Attributes:
+        runs: in the order of the request; where two have the same name, the name of the history has the id, too.
+        metrics: recorded metrics that the request's names and patterns match.
+    """
+
+    runs: tuple[RunCurves, ...]
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether any of the runs has not ended."""
+        return any(each.facts.status == "running" for each in self.runs)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what ``tl plot --json`` prints; its schema is ``schemas/plot.json``."""
+        return {
+            "runs": [
+                {
+                    "run_id": facts.run_id,
+                    "name": facts.name,
+                    "status": facts.status,
+                    "metrics": {
+                        name: [{"step": step, "value": value} for step, value in points]
+                        for name, points in _points(history, with_own=not self.metrics).items()
+                    },
+                    "not_finite": history.not_finite,
+                }
+                for facts, history in self.runs
+            ]
+        }
+
+
+class FollowObserver(Observer):
+    """Sees runs as they go on; override any method."""
+
+    def waiting(self) -> None:
+        """Called once where no run is training yet."""
+
+    def curves(self, result: CurvesResult, trouble: str = "") -> None:
+        """Called with each reading; ``trouble`` says why it may be out of date."""
+
+
+def read_curves(request: CurvesRequest) -> CurvesResult:
+    """Return the curves of runs as they are recorded now.
+
+    Raises:
+        RunNotFoundError: a name is that of no run or of several.
+        UsageError: no run has recorded a metric of that name.
+        TrackingError: the store cannot be used.
+    """
+    store = open_store(request.tracking_uri)
+    runs = _find(store, request.names or ("latest",))
+    return _read(store, runs, tuple(matching_metrics(runs, request.metrics)))
+
+
+def follow_curves(request: CurvesRequest, observer: FollowObserver, *, poll_s: float = POLL_S) -> CurvesResult:
+    """Read the curves of runs until all have ended, and return them; without names, first wait for a run that trains.
+
+    Args:
+        request: its metrics may be recorded later.
+        poll_s: seconds between two readings.
+
+    Raises:
+        RunNotFoundError: a name is that of no run or of several.
+        TrackingError: a run was removed, or the store could not be used from the beginning.
+    """
+    store = open_store(request.tracking_uri)
+    runs = _find(store, request.names) if request.names else [_wait_for_training(store, observer, poll_s)]
+    result: CurvesResult | None = None
+    while result is None or result.is_running:
+        began = time.monotonic()
+        try:
+            runs = store.again(runs)
+            result = _read(store, runs, tuple(matching_metrics(runs, request.metrics, strict=False)))
+            observer.curves(result)
+        except RunNotFoundError as error:
+            raise TrackingError(str(error)) from error
+        except TrackingError as error:
+            if result is None:
+                raise
+            observer.curves(result, f"{error}; trying again")
+        if result.is_running:
+            # A long history takes long to read: half of the time at most.
+            time.sleep(max(poll_s, time.monotonic() - began))
+    return result
+
+
+def _find(store: Store, names: Sequence[str]) -> list[Run]:
+    """Return the runs with these names, each once; a comparison stands for its trainings."""
+    found: dict[str, Run] = {}
+    for name in dict.fromkeys(names):
+        run = store.find(name)
+        for each in (children_of(store, run.info.run_id) if is_parent(run) else []) or [run]:
+            found.setdefault(each.info.run_id, each)
+    return list(found.values())
+
+
+def _wait_for_training(store: Store, observer: FollowObserver, poll_s: float) -> Run:
+    """Return the run that trains now, of several the one that was started or resumed last."""
+    is_first = True
+    while True:
+        recorded = store.runs(matching="attributes.status = 'RUNNING'")
+        running = [run for run in recorded if not is_parent(run) and status_of(run) == "running"]
+        if running:
+            return max(running, key=started_or_resumed)
+        if is_first:
+            observer.waiting()
+        is_first = False
+        time.sleep(poll_s)
+
+
+def _read(store: Store, runs: Sequence[Run], metrics: tuple[str, ...]) -> CurvesResult:
+    histories = [read_history(store, run, metrics) for run in runs]
+    names = [history.name for history in histories]
+    found = [
+        RunCurves(facts, replace(history, name=f"{history.name} ({facts.short_id})"))
+        if names.count(history.name) > 1
+        else RunCurves(facts, history)
+        for facts, history in zip(facts_of(store, runs), histories, strict=True)
+    ]
+    return CurvesResult(tuple(found), metrics)
+
+
+def _points(history: History, *, with_own: bool) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, value) by metric: of those that tl records and of others."""
+    own: dict[str, list[tuple[int, float]]] = {"step/loss": history.losses} if with_own else {}
+    for field, name in _EPOCH_KEYS.items() if with_own else ():
+        own[name] = [(point.step, value) for point in history.epochs if (value := getattr(point, field)) is not None]
+    return {name: points for name, points in (own | history.others).items() if points}
