@@ -28,7 +28,7 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests.conftest import COLOURS, Result, train_in, write_pictures
-from tl_cli.api.prediction import predict
+from tl_cli.api.prediction import predict_images
 from tl_cli.contract import Calibration, Preprocessing, WeightsTag
 from tl_cli.data.images import describe
 from tl_cli.errors import Interrupted
@@ -254,11 +254,12 @@ class LogOfBrightness(torch.nn.Module):
 def test_only_the_pictures_without_a_finite_prediction_are_errors(tmp_path: Path) -> None:
     how = Preprocessing(resize=8, crop=8, mean=(0.2, 0.2, 0.2), std=(1, 1, 1))
     classifier = Classifier("odd", LogOfBrightness(), ("head",), how, WeightsTag(name="none"))
+    predictor = Predictor(classifier, ("light", "dark", "other"))
     colours = {"bright": 255, "zero": 51, "dark": 0, "grey": 128}
     for name, value in colours.items():
         Image.new("RGB", (8, 8), (value, value, value)).save(tmp_path / f"{name}.png")
     paths = [tmp_path / f"{name}.png" for name in colours]
-    found = list(predict(classifier, map(str, paths)))
+    found = list(predict_images(predictor, map(str, paths)))
     assert [each.probabilities is not None for each in found] == [True, False, False, True]
     rows, errors = Predictor(classifier, ("a", "b", "c")).predict([path.read_bytes() for path in paths])
     for place in (0, 3):
@@ -310,7 +311,7 @@ def test_parts_that_are_not_there_are_named(tl, there: Store, tmp_path: Path) ->
     assert "has no test images; there are: all" in result.err
     assert "say nothing of it" in tl("eval", "good", "--split", "all").err
     train = tl("eval", "good", "--split", "train", "--json", "--no-log")
-    assert "learned by heart" in train.err
+    assert "the results measure memorization" in train.err
 
 
 def test_unknown_and_ambiguous_runs_list_what_there_is(tl, there: Store) -> None:
@@ -466,7 +467,7 @@ def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: 
     measured = Judge(classifier, card).measure("test")
     assert tuple(measured.images.ids) == kept.ids
     answers = {"eval": measured.answers.logits.log_softmax(1)}
-    said = list(predict(classifier, map(str, paths), batch_size=5))
+    said = list(predict_images(Predictor(classifier, card.classes), map(str, paths), batch_size=5))
     assert [each.path for each in said] == [str(path) for path in paths]
     answers["predict"] = torch.stack([each.probabilities for each in said]).log()
     (output,) = run.outputs.model_outputs
@@ -510,20 +511,20 @@ def threads(request: pytest.FixtureRequest):
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.parametrize("batch", [1, 2, 3, 50])
 def test_failures_anywhere_keep_the_order(there: Store, colours: Path, tmp_path: Path, threads, batch: int) -> None:
-    classifier, _ = registry.restore(folder_of(there, "good"))
+    predictor = Predictor.load(folder_of(there, "good"))
     good = [str(path) for path in sorted((colours / "test").rglob("*.png"))]
     bad = [str(tmp_path / f"{n}.png") for n in range(7)]
     paths = [*bad[:4], good[0], bad[4], good[1], good[2], *bad[5:], good[3], bad[6]]
-    found = list(predict(classifier, iter(paths), batch_size=batch))
+    found = list(predict_images(predictor, iter(paths), batch_size=batch))
     assert [each.path for each in found] == paths
     assert [each.probabilities is None for each in found] == [path in bad for path in paths]
-    alone = [next(predict(classifier, [path])).probabilities for path in good[:4]]
+    alone = [next(predict_images(predictor, [path])).probabilities for path in good[:4]]
     together = [each.probabilities for each in found if each.probabilities is not None]
     assert torch.allclose(torch.stack(alone), torch.stack(together), atol=1e-6)
 
 
 def test_pictures_are_not_read_far_ahead(there: Store, colours: Path) -> None:
-    classifier, _ = registry.restore(folder_of(there, "good"))
+    predictor = Predictor.load(folder_of(there, "good"))
     asked = 0
 
     def endless():
@@ -532,7 +533,7 @@ def test_pictures_are_not_read_far_ahead(there: Store, colours: Path) -> None:
             asked += 1
             yield str(colours / "test" / "red" / "000.png")
 
-    found = predict(classifier, endless(), batch_size=4)
+    found = predict_images(predictor, endless(), batch_size=4)
     for _ in range(20):
         next(found)
     assert asked < 20 + 4 * 8
@@ -540,7 +541,7 @@ def test_pictures_are_not_read_far_ahead(there: Store, colours: Path) -> None:
 
 
 def test_failures_are_told_as_they_come(there: Store) -> None:
-    classifier, _ = registry.restore(folder_of(there, "good"))
+    predictor = Predictor.load(folder_of(there, "good"))
     asked = 0
 
     def endless():
@@ -549,7 +550,7 @@ def test_failures_are_told_as_they_come(there: Store) -> None:
             asked += 1
             yield "/nowhere.png"
 
-    found = predict(classifier, endless(), batch_size=4)
+    found = predict_images(predictor, endless(), batch_size=4)
     assert [next(found).probabilities for _ in range(20)] == [None] * 20
     assert asked < 20 + 4 * 8
     found.close()
@@ -728,7 +729,7 @@ def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Pa
     said = subprocess.run([sys.executable, script, tmp_path / "m.onnx", picture], capture_output=True, check=True)
     expected = json.loads(tl("predict", "good", picture, "--top", "1").out)["predictions"][0]
     assert said.stdout.decode().strip() == f"{expected['class']} ({expected['probability']:.1%})"
-    assert "is there already" in tl("export", "good", "--output", tmp_path / "m.onnx").err
+    assert "exists already" in tl("export", "good", "--output", tmp_path / "m.onnx").err
     assert tl("export", "good", "--output", tmp_path / "m.onnx", "--force").code == 0
     assert "is a folder" in tl("export", "good", "--output", tmp_path, "--force").err
     assert tl("export", "good", "--format", "folder", "--output", tmp_path / "m").code == 0
@@ -823,7 +824,10 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
         server.wait()
     classifier, card = registry.restore(folder_of(there, "good"))
     for row, expected, line in zip(
-        rows, predict(classifier, map(str, pictures)), shown.stdout.splitlines(), strict=True
+        rows,
+        predict_images(Predictor(classifier, card.classes), map(str, pictures)),
+        shown.stdout.splitlines(),
+        strict=True,
     ):
         assert row["label"] == card.classes[int(expected.probabilities.argmax())]
         assert [row[name] for name in card.classes] == pytest.approx(expected.probabilities.tolist(), abs=1e-5)
@@ -888,7 +892,9 @@ def test_classes_and_mistakes_have_columns_of_their_own(
     with mlflow.start_run(experiment_id=there.experiment("elsewhere")):
         served = mlflow.pyfunc.load_model(f"models:/{log_model(tmp_path / 'model', Naming('odd', {}))}")
     paths = [colours / "test" / name / "001.png" for name in ("red", "blue")]
-    expected = torch.stack([each.probabilities for each in predict(classifier, map(str, paths))])
+    expected = torch.stack(
+        [each.probabilities for each in predict_images(Predictor(classifier, card.classes), map(str, paths))]
+    )
     images = [path.read_bytes() for path in paths]
     columns = {"label": "class:label", "probability": "class:probability", "error": "class:error",
                "class:label": "class:class:label", "image": "image"}  # fmt: skip

@@ -1,5 +1,6 @@
-"""All that is said of a set of answers, and the same as plain data."""
+"""All metrics of a set of predictions, and the same as plain data."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from tl_cli.evaluation.scores import (
 )
 
 _PAIRS = 20
-# Beyond so many classes a matrix is mostly nothing.
+# The matrix of more classes is mostly zeros.
 _DENSE = 1000
 _MISTAKES = 24
 
@@ -34,13 +35,12 @@ class Judgement:
     """How good a classifier is on one part of the data, and where it fails.
 
     Attributes:
-        report: accuracy, loss and confusion matrix. All of it is about the probabilities that the model gives, with its
-            temperature.
-        classes: one score a class.
+        report: accuracy, loss and confusion matrix, of the probabilities with the model's temperature.
+        classes: one score per class.
         macro: their means.
-        reliability: of its probabilities.
+        reliability: of the probabilities.
         calibration: the model's temperature.
-        uncalibrated: the reliability without it; None where it is 1.
+        uncalibrated: the reliability without the temperature; None if that is 1.
         confused: pairs of classes, the most frequent first.
         mistakes: images, the largest loss first.
     """
@@ -56,10 +56,10 @@ class Judgement:
 
 
 def judge(answers: Answers, calibration: Calibration) -> Judgement:
-    """Return the judgement of at least one answer.
+    """Return all metrics of at least one prediction.
 
     Args:
-        answers: logits as the network gives them.
+        answers: logits, before they are divided by the temperature.
     """
     predicted = answers.scaled(calibration.temperature)
     measured = report(predicted)
@@ -76,7 +76,7 @@ def judge(answers: Answers, calibration: Calibration) -> Judgement:
 
 
 def headline(judgement: Judgement) -> dict[str, float]:
-    """Return the single numbers by name, as they are recorded."""
+    """Return the scalar metrics by name, as they are recorded."""
     measured, macro = judgement.report, judgement.macro
     numbers = {
         "accuracy": measured.accuracy.value,
@@ -94,11 +94,11 @@ def headline(judgement: Judgement) -> dict[str, float]:
 
 
 def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) -> dict[str, object]:
-    """Return the judgement as what JSON can hold.
+    """Return the report as plain data for JSON.
 
     Args:
         classes: names, by label.
-        ids: of the images, by their place among the answers.
+        ids: of the images, in the order of the logits.
     """
     measured, macro = judgement.report, judgement.macro
     return {
@@ -135,15 +135,24 @@ def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) ->
 
 
 def _confusion(matrix: np.ndarray) -> dict[str, object]:
-    """Return the matrix, or of a large one the cells that are not empty: true, answered, images."""
+    """Return the matrix; for more than 1,000 classes only its non-zero cells: true, predicted, images."""
     if len(matrix) <= _DENSE:
         return {"confusion": matrix.tolist()}
     true, answered = np.nonzero(matrix)
     return {"confusion_cells": np.stack([true, answered, matrix[true, answered]], 1).tolist()}
 
 
+def finite(data: object) -> object:
+    """Return plain data with None for NaN and infinity, which JSON does not have."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def class_rows(judgement: Judgement, classes: Sequence[str]) -> list[dict[str, object]]:
-    """Return one row a class, in the order of the labels; what is unknown is None."""
+    """Return one row per class, in the order of the labels; what is unknown is None."""
     return [
         {
             "class": name,

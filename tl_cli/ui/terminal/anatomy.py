@@ -21,8 +21,8 @@ from tl_cli.training.stage import Group as ParameterGroup
 from tl_cli.training.stage import Strategy
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
-from tl_cli.ui.terminal.eval_report import thumbnail
 from tl_cli.ui.terminal.model_tables import format_count
+from tl_cli.ui.terminal.pictures import thumbnail
 from tl_cli.ui.terminal.progress import epoch_range
 
 _GUIDES = {True: ("|-- ", "`-- ", "|   "), False: ("├── ", "└── ", "│   ")}

@@ -1,15 +1,13 @@
-"""What an evaluation shows: figures, confusion, classes, probabilities, and the worst mistakes as pictures."""
+"""Shows an evaluation in a terminal: metrics, confusion matrix, classes, calibration and the worst mistakes."""
 
 from collections.abc import Callable, Sequence
 
-from PIL import Image
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from rich_pixels import Pixels
-from torch import Tensor
 
+from tl_cli.api.evaluation_run import Evaluation
 from tl_cli.contract import Calibration
 from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.measure import Measured, OwnAccuracy
@@ -17,8 +15,9 @@ from tl_cli.evaluation.report import Judgement
 from tl_cli.evaluation.scores import Accuracy, ClassScore, Confusion, Measure, Mistake
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
+from tl_cli.ui.terminal.pictures import thumbnail
 
-# Blue where the answer is right and orange where not, as the curves have them; told apart by colour-blind readers.
+# Blue for right and orange for wrong predictions, as in the curves; colour-blind readers can tell them apart.
 _RIGHT = ((0.9, "white on #00507d"), (0.7, "white on #00679f"), (0.0, "white on #4682a8"))
 _WRONG = ((0.2, "white on #b34400"), (0.1, "white on #8a4a1c"), (0.05, "val"), (0.0, ""))
 _SHADES = " .:-=+*#%@"
@@ -26,47 +25,30 @@ _NARROW = 60
 _THUMBNAIL = 18  # columns, and half as many rows
 
 
-def print_judgement(
-    console: Console,
-    title: str,
-    measured: Measured,
-    judgement: Judgement,
-    classes: Sequence[str],
-    *,
-    pictures: int,
-    own: OwnAccuracy | None = None,
-) -> None:
+def print_evaluation(console: Console, evaluation: Evaluation, *, pictures: int) -> None:
     """Print an evaluation, as much of it as the terminal has room for.
 
     Args:
-        title: what was evaluated.
-        pictures: how many of the worst mistakes are shown, where the terminal has colours.
-        own: the accuracy on the model's own data, where it is evaluated on other images.
+        pictures: number of the worst mistakes to show, if the terminal has colours.
     """
+    measured, judgement, classes = evaluation.measured, evaluation.judgement, evaluation.card.classes
     part = "all images" if measured.part == "all" else measured.part
     count = judgement.report.accuracy.count
-    console.print(plain(title, "bold"))
+    console.print(plain(f"{evaluation.card.architecture}, {evaluation.model}", "bold"))
     about = f"{measured.source}, {part}: {count:,} images of {len(classes)} classes"
     console.print(plain(about, "dim", limit=4000))
     console.print()
     console.print(_figures(judgement, short=console.width < _NARROW))
-    if own is not None:
-        kind = {"test": "test", "val": "validation", "train": "training"}[own.part]
-        number = "" if own.images is None else f"{own.images:,} "
-        difference = 100 * (judgement.report.accuracy.value - own.value)
-        console.print(
-            f"{own.value:.2%} on the {number}{kind} images of its own data; here {difference:+.2f} points",
-            style="bold",
-            soft_wrap=True,
-        )
+    if evaluation.own is not None:
+        _print_own(console, evaluation.own, judgement.report.accuracy.value)
     console.print(Text(_temperature(judgement.calibration, measured), style="dim"))
-    _section(console, "confusion, true classes down, answers across", confusion_map(judgement, classes, console))
+    _section(console, "confusion matrix; rows: true, columns: predicted", confusion_map(judgement, classes, console))
     if judgement.confused:
         _section(console, "most confused", _confused_table(judgement.confused[:8], classes, console))
     _section(console, _classes_title(judgement.classes), tables.class_table(judgement.classes, classes, console))
     _section(
         console,
-        f"probabilities: bars are how often right, {_mark(console)} what was said",
+        f"calibration; bar: accuracy, {_mark(console)}: confidence",
         reliability_table(judgement.reliability, console),
     )
     if judgement.mistakes:
@@ -74,8 +56,19 @@ def print_judgement(
         _section(console, "worst mistakes", mistakes_grid(shown, measured, classes, console))
 
 
+def _print_own(console: Console, own: OwnAccuracy, accuracy: float) -> None:
+    kind = {"test": "test", "val": "validation", "train": "training"}[own.part]
+    number = "" if own.images is None else f"{own.images:,} "
+    difference = 100 * (accuracy - own.value)
+    console.print(
+        f"{own.value:.2%} on the {number}{kind} images of its own data; here {difference:+.2f} points",
+        style="bold",
+        soft_wrap=True,
+    )
+
+
 def confusion_map(judgement: Judgement, classes: Sequence[str], console: Console) -> RenderableType:
-    """Return the confusion matrix with numbers where they fit, in shades where they do not; rows are the truth."""
+    """Return the confusion matrix, as numbers if they fit and in shades otherwise; rows are the true classes."""
     matrix = judgement.report.confusion
     names = [shortened(name, 14) for name in classes]
     digits = max(3, len(str(matrix.max())))
@@ -91,11 +84,11 @@ def confusion_map(judgement: Judgement, classes: Sequence[str], console: Console
 
 
 def reliability_table(found: Reliability, console: Console) -> Table:
-    """Return a reliability diagram: one row a stretch of probability, a bar of how often the answer is right."""
+    """Return a reliability diagram: one row per bin of confidence, with a bar for its accuracy."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("said", "right", "images"):
+    for heading in ("confidence", "accuracy", "images"):
         table.add_column(heading, justify="right", no_wrap=True)
-    room = max(10, min(50, console.width - 30))
+    room = max(10, min(50, console.width - 36))
     table.add_column("", no_wrap=True, width=room + 1)
     block, mark = "#" if is_ascii(console) else "█", _mark(console)
     for each in found.bins:
@@ -111,7 +104,7 @@ def reliability_table(found: Reliability, console: Console) -> Table:
 def mistakes_grid(
     mistakes: Sequence[Mistake], measured: Measured, classes: Sequence[str], console: Console
 ) -> RenderableType:
-    """Return the mistakes as small pictures with what was said of them; as lines where there are no colours."""
+    """Return the mistakes as small pictures with their predictions; as lines if the terminal has no colours."""
     if console.color_system is None or is_ascii(console) or console.width < 2 * _THUMBNAIL:
         return Group(*(_mistake_line(each, measured, classes) for each in mistakes))
     columns = max(1, (console.width + 2) // (_THUMBNAIL + 2))
@@ -127,21 +120,6 @@ def mistakes_grid(
             cells.append(Group(thumbnail(picture, _THUMBNAIL), said, truth))
         grid.add_row(*cells)
     return grid
-
-
-def thumbnail(picture: Tensor, columns: int) -> Pixels:
-    """Return a picture in half blocks, ``columns`` wide and half as many rows high at most, its shape kept.
-
-    Args:
-        picture: (3, H, W) uint8.
-    """
-    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-    scale = columns / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    # A row of characters is two rows of pixels.
-    height += height % 2
-    pixels: Pixels = Pixels.from_image(image.resize((width, height), Image.Resampling.LANCZOS))
-    return pixels
 
 
 def _mark(console: Console) -> str:
@@ -177,8 +155,8 @@ def _figures(judgement: Judgement, *, short: bool) -> Table:
     if judgement.uncalibrated is not None:
         errors.append(("without T" if short else "without temperature", judgement.uncalibrated))
     for name, found in errors:
-        by_chance = f"{found.chance_ece:.2%} by chance" + ("" if short else " alone")
-        table.add_row(Text(name, style="dim"), _percent(found.ece), by_chance)
+        noise = f"{found.chance_ece:.2%} expected" + ("" if short else " from sampling noise")
+        table.add_row(Text(name, style="dim"), _percent(found.ece), noise)
     return table
 
 
@@ -189,7 +167,7 @@ def _temperature(calibration: Calibration, measured: Measured) -> str:
     here = " (these, so the calibration error is too low)" if measured.is_own and measured.part == "val" else ""
     return (
         f"temperature {calibration.temperature:.3f} ({kind} confidence), fitted on {calibration.images:,} validation "
-        f"images{here}; part of the model, and of every probability it gives"
+        f"images{here}; applied to every probability of the model"
     )
 
 
@@ -213,7 +191,7 @@ def _numbers(judgement: Judgement, names: Sequence[str], digits: int, console: C
 
 
 def _shades(judgement: Judgement, names: Sequence[str]) -> Group:
-    """Return one character a class and row of the matrix: no numbers, but where they would stand out."""
+    """Return one character per cell of the matrix, darker for a larger share of the class."""
     lines = []
     for label, row in enumerate(judgement.report.confusion.tolist()):
         total = max(1, sum(row))
@@ -223,7 +201,7 @@ def _shades(judgement: Judgement, names: Sequence[str]) -> Group:
             symbol = _SHADES[min(len(_SHADES) - 1, 1 + int(share * (len(_SHADES) - 1)))] if number else " "
             line.append(symbol, style=("train" if said == label else "val") if number else "")
         lines.append(line)
-    legend = Text("shares of a class: ", style="dim").append(" ".join(_SHADES[1:]), style="dim")
+    legend = Text("share of the class: ", style="dim").append(" ".join(_SHADES[1:]), style="dim")
     return Group(*lines, legend)
 
 
@@ -234,8 +212,8 @@ def _shade(share: float, *, is_right: bool) -> str:
 def _confused_table(pairs: Sequence[Confusion], classes: Sequence[str], console: Console) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     limit = max(8, min(30, (console.width - 22) // 2))
-    for heading in ("images", "of it", "true", "answered"):
-        table.add_column(heading, justify="right" if heading in ("images", "of it") else "left", no_wrap=True)
+    for heading in ("images", "share", "true", "predicted"):
+        table.add_column(heading, justify="right" if heading in ("images", "share") else "left", no_wrap=True)
     for pair in pairs:
         names = (Text(shortened(classes[place], limit)) for place in (pair.true, pair.answered))
         table.add_row(f"{pair.count:,}", f"{pair.share:.1%}", *names)
