@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import train_in
 from tests.deep_pictures import png16, tiff
 from tl_cli.api.prediction import predict_images
-from tl_cli.evaluation.measure import Judge
+from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.predicting import Predictor
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.store import Store, open_store
@@ -84,7 +84,7 @@ def test_every_way_to_a_prediction_scales_alike(there: Store, twelve_bits: Path,
     run = there.find("deep")
     classifier, card = registry.restore(there.model_folder(run))
     predictor = Predictor(classifier, card.classes)
-    measured = Judge(classifier, card).measure("test")
+    measured = Evaluator(classifier, card).measure("test")
     paths = [twelve_bits / name for name in measured.images.ids]
     answers = {"predict": torch.stack([each.probabilities for each in predict_images(predictor, map(str, paths))])}
     (output,) = run.outputs.model_outputs

@@ -33,7 +33,7 @@ from tl_cli.contract import Calibration, Preprocessing, WeightsTag
 from tl_cli.data.images import describe
 from tl_cli.errors import Interrupted
 from tl_cli.evaluation.logits import load_answers
-from tl_cli.evaluation.measure import Judge
+from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.predicting import Predictor
 from tl_cli.models import bundle, export
 from tl_cli.models.zoo import registry
@@ -204,7 +204,7 @@ def test_own_test_images_replaced_by_others_of_the_same_length_are_noticed(tl, w
     # A model of an earlier version has digests of lengths alone, which have not changed.
     folder = folder_of(store, "latest")
     card = bundle.verified_card(folder)
-    data = Judge(*registry.restore(folder))._data
+    data = Evaluator(*registry.restore(folder))._data
     older = {
         name: {"count": split.count, "digest": split.digest}
         for name, split in ((name, describe(images, data.classes, "lengths")) for name, images in data.files.items())
@@ -406,7 +406,7 @@ def test_training_saves_a_temperature_that_evaluations_leave_alone(tl, workplace
     folder = folder_of(store, "latest")
     classifier, card = registry.restore(folder)
     assert card.calibration.images == 180
-    answers = Judge(classifier, card).measure("val").answers
+    answers = Evaluator(classifier, card).measure("val").answers
     candidates = np.geomspace(0.01, 100, 8001)
     losses = [log_loss(answers.labels, softmax(answers.logits.double().numpy() / t, 1)) for t in candidates]
     assert card.calibration.temperature == pytest.approx(candidates[np.argmin(losses)], rel=0.01)
@@ -464,7 +464,7 @@ def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: 
     expected = kept.answers.logits.log_softmax(1)
     paths = [colours / name for name in kept.ids]
 
-    measured = Judge(classifier, card).measure("test")
+    measured = Evaluator(classifier, card).measure("test")
     assert tuple(measured.images.ids) == kept.ids
     answers = {"eval": measured.answers.logits.log_softmax(1)}
     said = list(predict_images(Predictor(classifier, card.classes), map(str, paths), batch_size=5))
@@ -587,10 +587,10 @@ def test_a_model_of_an_earlier_version_is_not_said_to_have_seen_other_images(tl,
     path = tmp_path / "old" / bundle.CARD_FILE
     facts = json.loads(path.read_text())
     card = bundle.read_card(folder)
-    judge = Judge(*registry.restore(folder))
+    evaluator = Evaluator(*registry.restore(folder))
     for part in ("train", "val", "test"):
         # As an earlier version described the same files.
-        facts["data"]["splits"][part] = describe(judge.measure(part).images, card.classes, "lengths").model_dump(
+        facts["data"]["splits"][part] = describe(evaluator.measure(part).images, card.classes, "lengths").model_dump(
             exclude={"scheme"}
         )
     del facts["sha256"], facts["weights_sha256"]

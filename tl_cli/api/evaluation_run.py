@@ -12,8 +12,8 @@ from tl_cli.choices import DeviceName
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard
 from tl_cli.errors import StorageError, TrackingError, some
 from tl_cli.evaluation.logits import save_answers
-from tl_cli.evaluation.measure import Judge, Measured, OnBadImage, OwnAccuracy, Part
-from tl_cli.evaluation.report import Judgement, as_data, class_rows, finite, headline, judge
+from tl_cli.evaluation.measure import Evaluator, Measured, OnBadImage, OwnAccuracy, Part
+from tl_cli.evaluation.report import EvaluationReport, as_data, class_rows, finite, headline, make_report
 from tl_cli.io.download import write_text
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.evaluations import (
@@ -70,7 +70,7 @@ class Evaluation:
         model: name of its run, or its folder.
         card: the model card.
         measured: the logits, and which images they are for.
-        judgement: the metrics with their 95% confidence intervals, calibration and mistakes.
+        report: the metrics with their 95% confidence intervals, calibration and mistakes.
         own: the accuracy on the model's own data, if it was evaluated on other images.
         files: those written to the ``output`` of the request.
     """
@@ -78,18 +78,18 @@ class Evaluation:
     model: str
     card: ModelCard
     measured: Measured
-    judgement: Judgement
+    report: EvaluationReport
     own: OwnAccuracy | None
     files: tuple[Path, ...] = ()
 
     @property
     def accuracy(self) -> float:
         """Fraction of the images that are classified correctly."""
-        return self.judgement.report.accuracy.value
+        return self.report.scores.accuracy.value
 
     def class_rows(self) -> list[dict[str, object]]:
         """Return one row per class: number of images, recall, precision and F1 with their intervals."""
-        return class_rows(self.judgement, self.card.classes)
+        return class_rows(self.report, self.card.classes)
 
     def to_dict(self) -> dict[str, object]:
         """Return what ``tl eval --json`` prints; NaN and infinity are None."""
@@ -103,11 +103,11 @@ class Evaluation:
         }
         if self.own is not None:
             facts["own"] = {"split": self.own.part, "accuracy": self.own.value, "images": self.own.images}
-        facts |= as_data(self.judgement, self.card.classes, measured.images.ids.tolist())
+        facts |= as_data(self.report, self.card.classes, measured.images.ids.tolist())
         return {key: finite(value) for key, value in facts.items()}
 
     def _repr_html_(self) -> str:
-        accuracy, count = self.judgement.report.accuracy, self.judgement.report.accuracy.count
+        accuracy, count = self.report.scores.accuracy, self.report.scores.accuracy.count
         about = f"{self.model}: {self.measured.source}, {self.measured.part}, {count:,} images"
         head = "<tr><th>class</th><th>images</th><th>recall</th><th>precision</th></tr>"
         rows = "".join(
@@ -162,7 +162,7 @@ def evaluate(
 
 def _evaluation(target: Target, request: EvaluateRequest, observer: Observer) -> Evaluation:
     classifier, card = registry.restore(target.folder)
-    measured = Judge(
+    measured = Evaluator(
         classifier,
         card,
         source=request.data,
@@ -182,7 +182,7 @@ def _evaluation(target: Target, request: EvaluateRequest, observer: Observer) ->
         observer.warn(message)
     if not card.calibration.images and has_former_calibration(target):
         observer.warn("calibration.json of an earlier version is ignored; tl train now fits the temperature")
-    return Evaluation(target.name, card, measured, judge(measured.answers, card.calibration), own)
+    return Evaluation(target.name, card, measured, make_report(measured.answers, card.calibration), own)
 
 
 def _warnings(measured: Measured) -> list[str]:
@@ -218,7 +218,7 @@ def _record(target: Target, evaluation: Evaluation, draw: Draw) -> None:
         with alone_with(folder):
             (run,) = store.again([run])
             files = _write(folder / evaluation_name(measured), replace(evaluation, own=None), draw)
-            log_evaluation(store, run, measured, headline(evaluation.judgement), files)
+            log_evaluation(store, run, measured, headline(evaluation.report), files)
             if is_first_test(run, measured):
                 # tl compare looks for the test logits of a run there.
                 logits = store.state_folder(run) / TEST_LOGITS

@@ -446,7 +446,7 @@ def _answers(target: "Target", how: _How, progress: "Progress") -> "KeptAnswers"
     """Return what a model answers now."""
     from tl_cli.errors import UsageError
     from tl_cli.evaluation.logits import KeptAnswers
-    from tl_cli.evaluation.measure import Judge
+    from tl_cli.evaluation.measure import Evaluator
     from tl_cli.models.zoo import registry
     from tl_cli.ui.terminal.console import print_warning
 
@@ -456,7 +456,7 @@ def _answers(target: "Target", how: _How, progress: "Progress") -> "KeptAnswers"
             f"{target.name} was trained on data without test images; give other images with --data, or --split val, "
             "which is kinder to both: validation chose their epochs"
         )
-    examiner = Judge(
+    evaluator = Evaluator(
         classifier,
         card,
         source=how.data,
@@ -465,7 +465,7 @@ def _answers(target: "Target", how: _How, progress: "Progress") -> "KeptAnswers"
         workers=how.workers,
         progress=progress,
     )
-    measured = examiner.measure(how.split)
+    measured = evaluator.measure(how.split)
     if measured.is_changed:
         print_warning(f"the {measured.part} images are not those that {target.name} was trained with")
     if measured.trained_on:

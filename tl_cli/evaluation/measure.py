@@ -84,7 +84,7 @@ class Measured:
     notes: tuple[str, ...]
 
 
-class Judge:
+class Evaluator:
     """A saved model that computes in fp32, and the data on which it is evaluated.
 
     Args:
@@ -272,9 +272,9 @@ class Judge:
             raise DataError(f"{part} images in {source} cannot be read")
         if self._is_drawn_otherwise(part):
             raise DataError(
-                f"the images in {source} have changed since the training. Its {part} images were held out at random: they "
-                "would be others now, and include training images. Put new images in a folder of their own and give it "
-                "with --data"
+                f"the images in {source} have changed since the training, and its {part} images were held out at "
+                "random: now they would be others, and include training images. Put new images in their own folder "
+                "and give it with --data"
             )
         return parts[part]
 

@@ -31,11 +31,11 @@ _MISTAKES = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class EvaluationReport:
     """How good a classifier is on one part of the data, and where it fails.
 
     Attributes:
-        report: accuracy, loss and confusion matrix, of the probabilities with the model's temperature.
+        scores: accuracy, loss and confusion matrix, of the probabilities with the model's temperature.
         classes: one score per class.
         macro: their means.
         reliability: of the probabilities.
@@ -45,7 +45,7 @@ class Judgement:
         mistakes: images, the largest loss first.
     """
 
-    report: Report
+    scores: Report
     classes: list[ClassScore]
     macro: MacroScores
     reliability: Reliability
@@ -55,7 +55,7 @@ class Judgement:
     mistakes: list[Mistake]
 
 
-def judge(answers: Answers, calibration: Calibration) -> Judgement:
+def make_report(answers: Answers, calibration: Calibration) -> EvaluationReport:
     """Return all metrics of at least one prediction.
 
     Args:
@@ -63,8 +63,8 @@ def judge(answers: Answers, calibration: Calibration) -> Judgement:
     """
     predicted = answers.scaled(calibration.temperature)
     measured = report(predicted)
-    return Judgement(
-        report=measured,
+    return EvaluationReport(
+        scores=measured,
         classes=class_scores(measured.confusion),
         macro=macro_scores(measured.confusion),
         reliability=reliability(predicted),
@@ -75,32 +75,32 @@ def judge(answers: Answers, calibration: Calibration) -> Judgement:
     )
 
 
-def headline(judgement: Judgement) -> dict[str, float]:
+def headline(report: EvaluationReport) -> dict[str, float]:
     """Return the scalar metrics by name, as they are recorded."""
-    measured, macro = judgement.report, judgement.macro
+    measured, macro = report.scores, report.macro
     numbers = {
         "accuracy": measured.accuracy.value,
         "loss": measured.loss.value,
         "macro_precision": macro.precision.value,
         "macro_recall": macro.recall.value,
         "macro_f1": macro.f1.value,
-        "calibration_error": judgement.reliability.ece,
+        "calibration_error": report.reliability.ece,
     }
     if measured.top5 is not None:
         numbers["top5_accuracy"] = measured.top5.value
-    if judgement.uncalibrated is not None:
-        numbers["uncalibrated_error"] = judgement.uncalibrated.ece
+    if report.uncalibrated is not None:
+        numbers["uncalibrated_error"] = report.uncalibrated.ece
     return numbers
 
 
-def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) -> dict[str, object]:
+def as_data(report: EvaluationReport, classes: Sequence[str], ids: Sequence[str]) -> dict[str, object]:
     """Return the report as plain data for JSON.
 
     Args:
         classes: names, by label.
         ids: of the images, in the order of the logits.
     """
-    measured, macro = judgement.report, judgement.macro
+    measured, macro = report.scores, report.macro
     return {
         "images": measured.accuracy.count,
         **_share("accuracy", measured.accuracy),
@@ -110,16 +110,16 @@ def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) ->
         **_measure("macro_recall", macro.recall),
         **_measure("macro_f1", macro.f1),
         "calibration": {
-            **_reliability(judgement.reliability),
-            "fitted": judgement.calibration.model_dump(),
-            **({"uncalibrated": _reliability(judgement.uncalibrated)} if judgement.uncalibrated else {}),
+            **_reliability(report.reliability),
+            "fitted": report.calibration.model_dump(),
+            **({"uncalibrated": _reliability(report.uncalibrated)} if report.uncalibrated else {}),
         },
         "classes": list(classes),
-        "by_class": class_rows(judgement, classes),
+        "by_class": class_rows(report, classes),
         **_confusion(measured.confusion),
         "most_confused": [
             {"true": classes[pair.true], "answered": classes[pair.answered], "images": pair.count, "share": pair.share}
-            for pair in judgement.confused
+            for pair in report.confused
         ],
         "worst_mistakes": [
             {
@@ -129,7 +129,7 @@ def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) ->
                 "probability": each.probability,
                 "true_probability": each.true_probability,
             }
-            for each in judgement.mistakes
+            for each in report.mistakes
         ],
     }
 
@@ -151,7 +151,7 @@ def finite(data: object) -> object:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def class_rows(judgement: Judgement, classes: Sequence[str]) -> list[dict[str, object]]:
+def class_rows(report: EvaluationReport, classes: Sequence[str]) -> list[dict[str, object]]:
     """Return one row per class, in the order of the labels; what is unknown is None."""
     return [
         {
@@ -166,7 +166,7 @@ def class_rows(judgement: Judgement, classes: Sequence[str]) -> list[dict[str, o
             "precision_high": score.precision.high if score.precision else None,
             "f1": score.f1,
         }
-        for name, score in zip(classes, judgement.classes, strict=True)
+        for name, score in zip(classes, report.classes, strict=True)
     ]
 
 

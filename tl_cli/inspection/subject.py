@@ -17,7 +17,7 @@ from tl_cli.data.dataset import LabelledData, open_data
 from tl_cli.data.images import Images
 from tl_cli.data.preprocess import Picture, decoded_side, normalise, open_picture, prepare
 from tl_cli.errors import DataError
-from tl_cli.evaluation.measure import Judge, Part
+from tl_cli.evaluation.measure import Evaluator, Part
 from tl_cli.io.download import Progress, silent
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
@@ -126,17 +126,17 @@ def subject_of_model(
     machine.place(classifier.model)
 
     def show() -> Shown:
-        judge = Judge(
+        evaluator = Evaluator(
             classifier, card, source=source, data_dir=data_dir, device=device, workers=workers, progress=progress
         )
-        # Held out of training; the test images are looked at once, to judge.
-        chosen = part or ("val" if judge.is_own and "val" in card.data.splits else judge.preferred)
+        # Held out of training; the test images are for the evaluation alone.
+        chosen = part or ("val" if evaluator.is_own and "val" in card.data.splits else evaluator.preferred)
         return Shown(
             f"{source or card.data.source}, {chosen if chosen != 'all' else 'all images'}",
             card.classes,
             is_judged=True,
-            open=lambda most, batch: _in_batches(judge.loader(chosen, most=most), batch),
-            open_known=(lambda most: judge.loader("train", most=most)) if judge.is_own else None,
+            open=lambda most, batch: _in_batches(evaluator.loader(chosen, most=most), batch),
+            open_known=(lambda most: evaluator.loader("train", most=most)) if evaluator.is_own else None,
         )
 
     return Subject(classifier, machine, card.classes, show, card.data.max_pixels)

@@ -66,16 +66,16 @@ def _csv(evaluation: Evaluation) -> str:
 
 
 def _save_pictures(evaluation: Evaluation, folder: Path) -> list[Path]:
-    measured, judgement, classes = evaluation.measured, evaluation.judgement, evaluation.card.classes
+    measured, report, classes = evaluation.measured, evaluation.report, evaluation.card.classes
     title = f"{Path(measured.source).name}, {measured.part}"
     paths = [folder / "confusion.png", folder / "reliability.png"]
-    save_confusion(judgement.report.confusion, classes, title, paths[0])
-    save_reliability(judgement.reliability, judgement.uncalibrated, title, paths[1])
-    if judgement.mistakes:
+    save_confusion(report.scores.confusion, classes, title, paths[0])
+    save_reliability(report.reliability, report.uncalibrated, title, paths[1])
+    if report.mistakes:
         paths.append(folder / "mistakes.png")
         captions = [
-            f"{each.probability:.0%} {classes[each.answered]}\nis {classes[each.true]}" for each in judgement.mistakes
+            f"{each.probability:.0%} {classes[each.answered]}\nis {classes[each.true]}" for each in report.mistakes
         ]
-        pictures = (measured.images.load(each.index, 256) for each in judgement.mistakes)
+        pictures = (measured.images.load(each.index, 256) for each in report.mistakes)
         save_contact_sheet(pictures, captions, paths[-1], side=128)
     return paths

@@ -16,7 +16,7 @@ from tl_cli.data.packed_names import Names
 from tl_cli.evaluation.logits import Answers, KeptAnswers
 from tl_cli.evaluation.measure import Measured
 from tl_cli.evaluation.ranking import Contender, Cost, Training, compare_all
-from tl_cli.evaluation.report import Judgement, judge
+from tl_cli.evaluation.report import EvaluationReport, make_report
 from tl_cli.training.history import EpochPoint, History
 from tl_cli.ui.terminal.comparison_tables import as_csv, markdown, print_comparison, save_pictures
 from tl_cli.ui.terminal.console import THEME, shortened
@@ -52,12 +52,12 @@ def measured(classes: int, count: int = 300) -> tuple[Measured, list[str]]:
     return Measured(Answers(logits, labels), images, "/data", "test", SPLIT, True, False, None, (), ()), names
 
 
-def evaluation(found: Measured, judgement: Judgement, name: str, classes: list[str]) -> Evaluation:
+def evaluation(found: Measured, report: EvaluationReport, name: str, classes: list[str]) -> Evaluation:
     card = ModelCard(
         architecture="resnet18", head=("fc",), classes=classes, preprocessing=Preprocessing(resize=32, crop=32),
         weights=WeightsTag(name="none"), data=DataSpec(source="/data", layout="classes"), recipe="default", epoch=1,
     )  # fmt: skip
-    return Evaluation(name, card, found, judgement, None)
+    return Evaluation(name, card, found, report, None)
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -67,7 +67,7 @@ def test_an_evaluation_fits_the_terminal(width: int, classes: int, colour: bool)
     found, names = measured(classes)
     calibration = Calibration(temperature=1.3, images=30, loss=1.0, held_out_loss=0.9, note="")
     on = console(width, colour=colour)
-    print_evaluation(on, evaluation(found, judge(found.answers, calibration), HOSTILE, names), pictures=6)
+    print_evaluation(on, evaluation(found, make_report(found.answers, calibration), HOSTILE, names), pictures=6)
     text = printed(on)
     assert "top-1" in text
     assert ("top-5" in text) == (classes > 5)
@@ -84,21 +84,21 @@ def test_wide_letters_and_markup_in_names_leave_every_number(width: int) -> None
     found, _ = measured(6)
     on = console(width)
     names = ["[/red]", "[bold]cat", "\u65e5\u672c\u8a9e" * 4, "\u732b", "a|b", "x" * 50]
-    judgement = judge(found.answers, Calibration())
-    print_evaluation(on, evaluation(found, judgement, "model", names), pictures=2)
+    report = make_report(found.answers, Calibration())
+    print_evaluation(on, evaluation(found, report, "model", names), pictures=2)
     text = printed(on)
     assert max(map(cell_len, text.splitlines())) <= width
     assert "[/red]" in text
     if width == 80:
-        for number in judgement.report.confusion.diagonal():
+        for number in report.scores.confusion.diagonal():
             assert str(number) in text
 
 
 def test_an_evaluation_is_printed_in_ascii_where_nothing_else_can_be() -> None:
     found, names = measured(12)
     on = console(80, encoding="ascii")
-    judgement = judge(found.answers, Calibration())
-    print_evaluation(on, evaluation(found, judgement, "model", [f"c{n}" for n in range(12)]), pictures=3)
+    report = make_report(found.answers, Calibration())
+    print_evaluation(on, evaluation(found, report, "model", [f"c{n}" for n in range(12)]), pictures=3)
     assert "worst mistakes" in printed(on)
 
 
@@ -106,7 +106,7 @@ def test_a_model_without_mistakes_has_none_to_show() -> None:
     found, names = measured(3, 30)
     right = Answers(torch.nn.functional.one_hot(found.answers.labels, 3).float() * 9, found.answers.labels)
     on = console(80)
-    print_evaluation(on, evaluation(found, judge(right, Calibration()), "model", names), pictures=8)
+    print_evaluation(on, evaluation(found, make_report(right, Calibration()), "model", names), pictures=8)
     text = printed(on)
     assert "worst mistakes" not in text
     assert "most confused" not in text

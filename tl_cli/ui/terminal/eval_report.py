@@ -11,7 +11,7 @@ from tl_cli.api.evaluation_run import Evaluation
 from tl_cli.contract import Calibration
 from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.measure import Measured, OwnAccuracy
-from tl_cli.evaluation.report import Judgement
+from tl_cli.evaluation.report import EvaluationReport
 from tl_cli.evaluation.scores import Accuracy, ClassScore, Confusion, Measure, Mistake
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
@@ -31,28 +31,28 @@ def print_evaluation(console: Console, evaluation: Evaluation, *, pictures: int)
     Args:
         pictures: number of the worst mistakes to show, if the terminal has colours.
     """
-    measured, judgement, classes = evaluation.measured, evaluation.judgement, evaluation.card.classes
+    measured, report, classes = evaluation.measured, evaluation.report, evaluation.card.classes
     part = "all images" if measured.part == "all" else measured.part
-    count = judgement.report.accuracy.count
+    count = report.scores.accuracy.count
     console.print(plain(f"{evaluation.card.architecture}, {evaluation.model}", "bold"))
     about = f"{measured.source}, {part}: {count:,} images of {len(classes)} classes"
     console.print(plain(about, "dim", limit=4000))
     console.print()
-    console.print(_figures(judgement, short=console.width < _NARROW))
+    console.print(_figures(report, short=console.width < _NARROW))
     if evaluation.own is not None:
-        _print_own(console, evaluation.own, judgement.report.accuracy.value)
-    console.print(Text(_temperature(judgement.calibration, measured), style="dim"))
-    _section(console, "confusion matrix; rows: true, columns: predicted", confusion_map(judgement, classes, console))
-    if judgement.confused:
-        _section(console, "most confused", _confused_table(judgement.confused[:8], classes, console))
-    _section(console, _classes_title(judgement.classes), tables.class_table(judgement.classes, classes, console))
+        _print_own(console, evaluation.own, report.scores.accuracy.value)
+    console.print(Text(_temperature(report.calibration, measured), style="dim"))
+    _section(console, "confusion matrix; rows: true, columns: predicted", confusion_map(report, classes, console))
+    if report.confused:
+        _section(console, "most confused", _confused_table(report.confused[:8], classes, console))
+    _section(console, _classes_title(report.classes), tables.class_table(report.classes, classes, console))
     _section(
         console,
         f"calibration; bar: accuracy, {_mark(console)}: confidence",
-        reliability_table(judgement.reliability, console),
+        reliability_table(report.reliability, console),
     )
-    if judgement.mistakes:
-        shown = judgement.mistakes[:pictures]
+    if report.mistakes:
+        shown = report.mistakes[:pictures]
         _section(console, "worst mistakes", mistakes_grid(shown, measured, classes, console))
 
 
@@ -67,19 +67,19 @@ def _print_own(console: Console, own: OwnAccuracy, accuracy: float) -> None:
     )
 
 
-def confusion_map(judgement: Judgement, classes: Sequence[str], console: Console) -> RenderableType:
+def confusion_map(report: EvaluationReport, classes: Sequence[str], console: Console) -> RenderableType:
     """Return the confusion matrix, as numbers if they fit and in shades otherwise; rows are the true classes."""
-    matrix = judgement.report.confusion
+    matrix = report.scores.confusion
     names = [shortened(name, 14) for name in classes]
     digits = max(3, len(str(matrix.max())))
     longest = max(4, *map(cell_len, names))
     room = console.width - longest - 1
     if len(classes) * (digits + 1) <= room:
-        return _numbers(judgement, names, digits, console)
+        return _numbers(report, names, digits, console)
     if len(classes) + longest + 1 <= console.width:
-        return _shades(judgement, [" " * (longest - cell_len(name)) + name + " " for name in names])
+        return _shades(report, [" " * (longest - cell_len(name)) + name + " " for name in names])
     if len(classes) <= console.width:
-        return _shades(judgement, [""] * len(classes))
+        return _shades(report, [""] * len(classes))
     return Text("The matrix is wider than the terminal.", style="dim")
 
 
@@ -132,8 +132,8 @@ def _section(console: Console, title: str, content: RenderableType) -> None:
     console.print(content)
 
 
-def _figures(judgement: Judgement, *, short: bool) -> Table:
-    measured, macro = judgement.report, judgement.macro
+def _figures(report: EvaluationReport, *, short: bool) -> Table:
+    measured, macro = report.scores, report.macro
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
     table.add_column("", justify="right", no_wrap=True)
@@ -151,9 +151,9 @@ def _figures(judgement: Judgement, *, short: bool) -> Table:
         style = "bold good" if name == "top-1" else ""
         interval = f"{shown(measure.low).rstrip('%')} to {shown(measure.high)}" if measure.is_known else "-"
         table.add_row(Text(name, style="dim"), Text(shown(measure.value), style=style), interval)
-    errors = [("calib. error" if short else "calibration error", judgement.reliability)]
-    if judgement.uncalibrated is not None:
-        errors.append(("without T" if short else "without temperature", judgement.uncalibrated))
+    errors = [("calib. error" if short else "calibration error", report.reliability)]
+    if report.uncalibrated is not None:
+        errors.append(("without T" if short else "without temperature", report.uncalibrated))
     for name, found in errors:
         noise = f"{found.chance_ece:.2%} expected" + ("" if short else " from sampling noise")
         table.add_row(Text(name, style="dim"), _percent(found.ece), noise)
@@ -171,7 +171,7 @@ def _temperature(calibration: Calibration, measured: Measured) -> str:
     )
 
 
-def _numbers(judgement: Judgement, names: Sequence[str], digits: int, console: Console) -> Table:
+def _numbers(report: EvaluationReport, names: Sequence[str], digits: int, console: Console) -> Table:
     nothing = Text("." if is_ascii(console) else "·", style="dim")
     longest = max(map(cell_len, names))
     width = max(digits, min(longest, (console.width - longest - 1) // len(names) - 1))
@@ -180,7 +180,7 @@ def _numbers(judgement: Judgement, names: Sequence[str], digits: int, console: C
     for name in names:
         heading = set_cell_size(name, width).rstrip()
         table.add_column(Text(heading), justify="right", width=width, no_wrap=True, overflow="crop")
-    for label, row in enumerate(judgement.report.confusion.tolist()):
+    for label, row in enumerate(report.scores.confusion.tolist()):
         total = max(1, sum(row))
         cells = [
             Text(str(number).rjust(width), style=_shade(number / total, is_right=said == label)) if number else nothing
@@ -190,10 +190,10 @@ def _numbers(judgement: Judgement, names: Sequence[str], digits: int, console: C
     return table
 
 
-def _shades(judgement: Judgement, names: Sequence[str]) -> Group:
+def _shades(report: EvaluationReport, names: Sequence[str]) -> Group:
     """Return one character per cell of the matrix, darker for a larger share of the class."""
     lines = []
-    for label, row in enumerate(judgement.report.confusion.tolist()):
+    for label, row in enumerate(report.scores.confusion.tolist()):
         total = max(1, sum(row))
         line = Text(names[label])
         for said, number in enumerate(row):
