@@ -10,7 +10,7 @@ import typer
 
 from tl_cli.cli.app import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def paths(group: Any, prefix: str = "") -> Iterator[str]:
@@ -82,8 +82,9 @@ def test_every_option_of_train_that_is_a_setting_bears_the_settings_name() -> No
     assert options - _NOT_SETTINGS - {"help"} == set(FIELDS)
 
 
-def test_package_files_are_empty() -> None:
-    assert all(path.read_text() == "" for path in (ROOT / "tl_cli").rglob("__init__.py"))
+def test_package_files_are_empty_but_for_the_python_api() -> None:
+    filled = {path.parent for path in (ROOT / "tl_cli").rglob("__init__.py") if path.read_text()}
+    assert filled == {ROOT / "tl_cli", ROOT / "tl_cli" / "api"}
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_a_folder_without_test_images_claims_no_test_figure(tl, workplace: Path)
     assert "95% interval" not in result.out
     assert "test/accuracy" not in open_store(None).find("latest").data.metrics
     measured = tl("eval", "latest")
-    assert (measured.code, "validation chose the epoch of this model" in measured.err) == (0, True)
+    assert (measured.code, "the validation images selected this model's epoch" in measured.err) == (0, True)
     missing = tl("eval", "latest", "--split", "test")
     assert missing.code == 2
     assert "has no test images; there are: train, val" in missing.err

@@ -13,8 +13,9 @@ from PIL import Image
 
 from tests.conftest import train_in
 from tests.deep_pictures import png16, tiff
-from tl_cli.api.prediction import predict
-from tl_cli.evaluation.measure import Judge
+from tl_cli.api.prediction import predict_images
+from tl_cli.evaluation.measure import Evaluator
+from tl_cli.evaluation.predicting import Predictor
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.store import Store, open_store
 
@@ -82,9 +83,10 @@ def test_every_way_to_a_prediction_scales_alike(there: Store, twelve_bits: Path,
 
     run = there.find("deep")
     classifier, card = registry.restore(there.model_folder(run))
-    measured = Judge(classifier, card).measure("test")
+    predictor = Predictor(classifier, card.classes)
+    measured = Evaluator(classifier, card).measure("test")
     paths = [twelve_bits / name for name in measured.images.ids]
-    answers = {"predict": torch.stack([each.probabilities for each in predict(classifier, map(str, paths))])}
+    answers = {"predict": torch.stack([each.probabilities for each in predict_images(predictor, map(str, paths))])}
     (output,) = run.outputs.model_outputs
     served = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
     rows = served.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
@@ -96,7 +98,7 @@ def test_every_way_to_a_prediction_scales_alike(there: Store, twelve_bits: Path,
         levels = (2 * 255 * stripes(label, number) + LIGHT + DARK) // (2 * (LIGHT + DARK))
         Image.fromarray(levels.astype(np.uint8)).save(tmp_path / f"{place}.png")
         eight.append(str(tmp_path / f"{place}.png"))
-    answers["by hand"] = torch.stack([each.probabilities for each in predict(classifier, eight)])
+    answers["by hand"] = torch.stack([each.probabilities for each in predict_images(predictor, eight)])
     expected = measured.answers.logits.softmax(1)
     for name, found in answers.items():
         assert float((found - expected).abs().max()) < 1e-4, name

@@ -228,7 +228,7 @@ def test_a_class_that_is_not_evaluated_may_be_unknown(tl, there: Path, tmp_path:
     write_pictures(tmp_path / "new" / "train", {"violet": (90, 0, 90)}, 3)
     assert tl("eval", "latest", "--data", tmp_path / "new", "--no-log").code == 0
     write_pictures(tmp_path / "new" / "test", {"violet": (90, 0, 90)}, 3)
-    assert "does not know: violet" in words(tl("eval", "latest", "--data", tmp_path / "new", "--no-log").err)
+    assert "does not have: violet" in words(tl("eval", "latest", "--data", tmp_path / "new", "--no-log").err)
 
 
 def test_all_bad_images_are_named_and_can_be_left_out(tl, there: Path, tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests.conftest import COLOURS, Result, train_in, write_pictures
-from tl_cli.api.prediction import predict
+from tl_cli.api.prediction import predict_images
 from tl_cli.contract import Calibration, Preprocessing, WeightsTag
 from tl_cli.data.images import describe
 from tl_cli.errors import Interrupted
 from tl_cli.evaluation.logits import load_answers
-from tl_cli.evaluation.measure import Judge
+from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.predicting import Predictor
 from tl_cli.models import bundle, export
 from tl_cli.models.zoo import registry
@@ -204,7 +204,7 @@ def test_own_test_images_replaced_by_others_of_the_same_length_are_noticed(tl, w
     # A model of an earlier version has digests of lengths alone, which have not changed.
     folder = folder_of(store, "latest")
     card = bundle.verified_card(folder)
-    data = Judge(*registry.restore(folder))._data
+    data = Evaluator(*registry.restore(folder))._data
     older = {
         name: {"count": split.count, "digest": split.digest}
         for name, split in ((name, describe(images, data.classes, "lengths")) for name, images in data.files.items())
@@ -221,7 +221,7 @@ def test_own_test_images_replaced_by_others_of_the_same_length_are_noticed(tl, w
 def test_weights_that_are_broken_are_said_so(tl, broken: Path) -> None:
     result = tl("eval", broken, "--json")
     assert result.code == 2
-    assert "18 images with what is no number" in result.err
+    assert "the model returned NaN or infinity for 18 images" in result.err
 
 
 @pytest.fixture
@@ -254,11 +254,12 @@ class LogOfBrightness(torch.nn.Module):
 def test_only_the_pictures_without_a_finite_prediction_are_errors(tmp_path: Path) -> None:
     how = Preprocessing(resize=8, crop=8, mean=(0.2, 0.2, 0.2), std=(1, 1, 1))
     classifier = Classifier("odd", LogOfBrightness(), ("head",), how, WeightsTag(name="none"))
+    predictor = Predictor(classifier, ("light", "dark", "other"))
     colours = {"bright": 255, "zero": 51, "dark": 0, "grey": 128}
     for name, value in colours.items():
         Image.new("RGB", (8, 8), (value, value, value)).save(tmp_path / f"{name}.png")
     paths = [tmp_path / f"{name}.png" for name in colours]
-    found = list(predict(classifier, map(str, paths)))
+    found = list(predict_images(predictor, map(str, paths)))
     assert [each.probabilities is not None for each in found] == [True, False, False, True]
     rows, errors = Predictor(classifier, ("a", "b", "c")).predict([path.read_bytes() for path in paths])
     for place in (0, 3):
@@ -290,7 +291,7 @@ def test_views_of_a_broken_model_are_json_or_an_error(tl, broken: Path, view: tu
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda root: write_pictures(root, {"red": (9, 9, 9), "violet": (9, 9, 9)}, 2), "does not know: violet"),
+        (lambda root: write_pictures(root, {"red": (9, 9, 9), "violet": (9, 9, 9)}, 2), "does not have: violet"),
         (lambda root: root.mkdir(), "holds nothing"),
         (lambda root: write_pictures(root.parent, {root.name: (9, 9, 9)}, 2), "2 pictures without a class folder"),
         (lambda root: None, "no folder at"),
@@ -308,9 +309,9 @@ def test_parts_that_are_not_there_are_named(tl, there: Store, tmp_path: Path) ->
     result = tl("eval", "good", "--data", tmp_path / "new", "--split", "test")
     assert result.code == 2
     assert "has no test images; there are: all" in result.err
-    assert "say nothing of it" in tl("eval", "good", "--split", "all").err
+    assert "contains the training images" in tl("eval", "good", "--split", "all").err
     train = tl("eval", "good", "--split", "train", "--json", "--no-log")
-    assert "learned by heart" in train.err
+    assert "the results measure memorization" in train.err
 
 
 def test_unknown_and_ambiguous_runs_list_what_there_is(tl, there: Store) -> None:
@@ -405,7 +406,7 @@ def test_training_saves_a_temperature_that_evaluations_leave_alone(tl, workplace
     folder = folder_of(store, "latest")
     classifier, card = registry.restore(folder)
     assert card.calibration.images == 180
-    answers = Judge(classifier, card).measure("val").answers
+    answers = Evaluator(classifier, card).measure("val").answers
     candidates = np.geomspace(0.01, 100, 8001)
     losses = [log_loss(answers.labels, softmax(answers.logits.double().numpy() / t, 1)) for t in candidates]
     assert card.calibration.temperature == pytest.approx(candidates[np.argmin(losses)], rel=0.01)
@@ -463,10 +464,10 @@ def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: 
     expected = kept.answers.logits.log_softmax(1)
     paths = [colours / name for name in kept.ids]
 
-    measured = Judge(classifier, card).measure("test")
+    measured = Evaluator(classifier, card).measure("test")
     assert tuple(measured.images.ids) == kept.ids
     answers = {"eval": measured.answers.logits.log_softmax(1)}
-    said = list(predict(classifier, map(str, paths), batch_size=5))
+    said = list(predict_images(Predictor(classifier, card.classes), map(str, paths), batch_size=5))
     assert [each.path for each in said] == [str(path) for path in paths]
     answers["predict"] = torch.stack([each.probabilities for each in said]).log()
     (output,) = run.outputs.model_outputs
@@ -510,20 +511,20 @@ def threads(request: pytest.FixtureRequest):
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.parametrize("batch", [1, 2, 3, 50])
 def test_failures_anywhere_keep_the_order(there: Store, colours: Path, tmp_path: Path, threads, batch: int) -> None:
-    classifier, _ = registry.restore(folder_of(there, "good"))
+    predictor = Predictor.load(folder_of(there, "good"))
     good = [str(path) for path in sorted((colours / "test").rglob("*.png"))]
     bad = [str(tmp_path / f"{n}.png") for n in range(7)]
     paths = [*bad[:4], good[0], bad[4], good[1], good[2], *bad[5:], good[3], bad[6]]
-    found = list(predict(classifier, iter(paths), batch_size=batch))
+    found = list(predict_images(predictor, iter(paths), batch_size=batch))
     assert [each.path for each in found] == paths
     assert [each.probabilities is None for each in found] == [path in bad for path in paths]
-    alone = [next(predict(classifier, [path])).probabilities for path in good[:4]]
+    alone = [next(predict_images(predictor, [path])).probabilities for path in good[:4]]
     together = [each.probabilities for each in found if each.probabilities is not None]
     assert torch.allclose(torch.stack(alone), torch.stack(together), atol=1e-6)
 
 
 def test_pictures_are_not_read_far_ahead(there: Store, colours: Path) -> None:
-    classifier, _ = registry.restore(folder_of(there, "good"))
+    predictor = Predictor.load(folder_of(there, "good"))
     asked = 0
 
     def endless():
@@ -532,7 +533,7 @@ def test_pictures_are_not_read_far_ahead(there: Store, colours: Path) -> None:
             asked += 1
             yield str(colours / "test" / "red" / "000.png")
 
-    found = predict(classifier, endless(), batch_size=4)
+    found = predict_images(predictor, endless(), batch_size=4)
     for _ in range(20):
         next(found)
     assert asked < 20 + 4 * 8
@@ -540,7 +541,7 @@ def test_pictures_are_not_read_far_ahead(there: Store, colours: Path) -> None:
 
 
 def test_failures_are_told_as_they_come(there: Store) -> None:
-    classifier, _ = registry.restore(folder_of(there, "good"))
+    predictor = Predictor.load(folder_of(there, "good"))
     asked = 0
 
     def endless():
@@ -549,7 +550,7 @@ def test_failures_are_told_as_they_come(there: Store) -> None:
             asked += 1
             yield "/nowhere.png"
 
-    found = predict(classifier, endless(), batch_size=4)
+    found = predict_images(predictor, endless(), batch_size=4)
     assert [next(found).probabilities for _ in range(20)] == [None] * 20
     assert asked < 20 + 4 * 8
     found.close()
@@ -586,10 +587,10 @@ def test_a_model_of_an_earlier_version_is_not_said_to_have_seen_other_images(tl,
     path = tmp_path / "old" / bundle.CARD_FILE
     facts = json.loads(path.read_text())
     card = bundle.read_card(folder)
-    judge = Judge(*registry.restore(folder))
+    evaluator = Evaluator(*registry.restore(folder))
     for part in ("train", "val", "test"):
         # As an earlier version described the same files.
-        facts["data"]["splits"][part] = describe(judge.measure(part).images, card.classes, "lengths").model_dump(
+        facts["data"]["splits"][part] = describe(evaluator.measure(part).images, card.classes, "lengths").model_dump(
             exclude={"scheme"}
         )
     del facts["sha256"], facts["weights_sha256"]
@@ -734,7 +735,7 @@ def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Pa
     said = subprocess.run([sys.executable, script, tmp_path / "m.onnx", picture], capture_output=True, check=True)
     expected = json.loads(tl("predict", "good", picture, "--top", "1").out)["predictions"][0]
     assert said.stdout.decode().strip() == f"{expected['class']} ({expected['probability']:.1%})"
-    assert "is there already" in tl("export", "good", "--output", tmp_path / "m.onnx").err
+    assert "exists already" in tl("export", "good", "--output", tmp_path / "m.onnx").err
     assert tl("export", "good", "--output", tmp_path / "m.onnx", "--force").code == 0
     assert "is a folder" in tl("export", "good", "--output", tmp_path, "--force").err
     assert tl("export", "good", "--format", "folder", "--output", tmp_path / "m").code == 0
@@ -829,7 +830,10 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
         server.wait()
     classifier, card = registry.restore(folder_of(there, "good"))
     for row, expected, line in zip(
-        rows, predict(classifier, map(str, pictures)), shown.stdout.splitlines(), strict=True
+        rows,
+        predict_images(Predictor(classifier, card.classes), map(str, pictures)),
+        shown.stdout.splitlines(),
+        strict=True,
     ):
         assert row["label"] == card.classes[int(expected.probabilities.argmax())]
         assert [row[name] for name in card.classes] == pytest.approx(expected.probabilities.tolist(), abs=1e-5)
@@ -894,7 +898,9 @@ def test_classes_and_mistakes_have_columns_of_their_own(
     with mlflow.start_run(experiment_id=there.experiment("elsewhere")):
         served = mlflow.pyfunc.load_model(f"models:/{log_model(tmp_path / 'model', Naming('odd', {}))}")
     paths = [colours / "test" / name / "001.png" for name in ("red", "blue")]
-    expected = torch.stack([each.probabilities for each in predict(classifier, map(str, paths))])
+    expected = torch.stack(
+        [each.probabilities for each in predict_images(Predictor(classifier, card.classes), map(str, paths))]
+    )
     images = [path.read_bytes() for path in paths]
     columns = {"label": "class:label", "probability": "class:probability", "error": "class:error",
                "class:label": "class:class:label", "image": "image"}  # fmt: skip

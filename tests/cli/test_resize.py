@@ -16,11 +16,11 @@ from PIL import Image
 
 from tests.conftest import Result, train_in
 from tests.deep_pictures import png16, tiff
-from tl_cli.api.prediction import predict
+from tl_cli.api.prediction import predict_images
 from tl_cli.contract import Preprocessing
 from tl_cli.data.preprocess import read_input
 from tl_cli.data.sizes import Sizes
-from tl_cli.evaluation.measure import Judge
+from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.predicting import Predictor
 from tl_cli.inspection.label_check import label_preprocessing
 from tl_cli.models import bundle
@@ -96,9 +96,9 @@ def test_the_geometry_travels_with_the_model(name: str, there: Store, wide: Path
     paths = sorted((tmp_path / "test").rglob("*.jpg"))
     served, errors = predictor.predict([path.read_bytes() for path in paths])
     assert not any(errors)
-    said = torch.stack([each.probabilities for each in predict(predictor.classifier, map(str, paths))])
-    judge = Judge(predictor.classifier, bundle.read_card(folder), source=str(tmp_path / "test"))
-    judged = (judge.measure("all").answers.logits / predictor.classifier.temperature).softmax(1)
+    said = torch.stack([each.probabilities for each in predict_images(predictor, map(str, paths))])
+    evaluator = Evaluator(predictor.classifier, bundle.read_card(folder), source=str(tmp_path / "test"))
+    judged = (evaluator.measure("all").answers.logits / predictor.classifier.temperature).softmax(1)
     torch.testing.assert_close(said, served, atol=1e-4, rtol=0)
     torch.testing.assert_close(judged, served, atol=1e-4, rtol=0)
 

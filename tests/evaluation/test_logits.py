@@ -117,5 +117,5 @@ def test_kept_predictions_that_do_not_fit_each_other_are_refused(edited: dict[st
     kept = load_answers(path)
     assert (kept.ids, kept.classes, kept.answers.labels.tolist()) == (("one", "two"), ("a", "b", "c"), [0, 2])
     np.savez_compressed(path, **{**whole, **edited})
-    with pytest.raises(DataError, match=r"test_logits.npz holds no answers of a model"):
+    with pytest.raises(DataError, match=r"test_logits.npz does not contain the saved logits of a model"):
         load_answers(path)

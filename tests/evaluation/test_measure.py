@@ -4,16 +4,16 @@ import pytest
 
 from tl_cli.contract import DataSpec, ModelCard, Preprocessing, WeightsTag
 from tl_cli.data.dataset import LabelledData
-from tl_cli.evaluation.measure import _places
+from tl_cli.evaluation.measure import _class_indices
 
 
-def places(of_model: tuple[str, ...], of_data: tuple[str, ...]) -> list[int]:
+def class_indices(of_model: tuple[str, ...], of_data: tuple[str, ...]) -> list[int]:
     spec = DataSpec(source=str(Path("photos")), layout="classes")
     card = ModelCard(
         architecture="resnet18", head=("fc",), classes=of_model, preprocessing=Preprocessing(resize=32, crop=32),
         weights=WeightsTag(name="none"), data=spec, recipe="default", epoch=1,
     )  # fmt: skip
-    return _places(LabelledData(of_data, {}, spec), card).tolist()
+    return _class_indices(LabelledData(of_data, {}, spec), card).tolist()
 
 
 @pytest.mark.parametrize(
@@ -28,9 +28,9 @@ def places(of_model: tuple[str, ...], of_data: tuple[str, ...]) -> list[int]:
     ],
 )
 def test_classes_are_matched_by_name_in_any_spelling(of_model, of_data, expected: list[int]) -> None:
-    assert places(of_model, of_data) == expected
+    assert class_indices(of_model, of_data) == expected
 
 
 @pytest.mark.parametrize(("of_model", "of_data"), [(("Cat", "dog"), ("cat",)), (("0", "0.0", "x"), ("00",))])
 def test_classes_that_may_be_others_are_not_matched(of_model, of_data) -> None:
-    assert places(of_model, of_data) == [-1]
+    assert class_indices(of_model, of_data) == [-1]

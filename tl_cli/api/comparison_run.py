@@ -16,7 +16,7 @@ from tl_cli.api.observer import Observer
 from tl_cli.choices import DeviceName
 from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, UsageError
 from tl_cli.evaluation.logits import KeptAnswers
-from tl_cli.evaluation.measure import Judge
+from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.ranking import (
     Comparison,
     Contender,
@@ -414,7 +414,7 @@ def _logits(target: Target, request: CompareRequest, observer: Observer) -> Kept
             f"{target.name} was trained on data without test images; give other images with --data, or --split val, "
             "which favors both models, as validation chose their epochs"
         )
-    judge = Judge(
+    evaluator = Evaluator(
         classifier,
         card,
         source=request.data,
@@ -423,7 +423,7 @@ def _logits(target: Target, request: CompareRequest, observer: Observer) -> Kept
         workers=request.workers,
         progress=observer.progress,
     )
-    measured = judge.measure(request.split)
+    measured = evaluator.measure(request.split)
     if measured.is_changed:
         observer.warn(f"the {measured.part} images are not those that {target.name} was trained with")
     if measured.trained_on:

@@ -34,6 +34,7 @@ from tl_cli.data.preprocess import Picture
 from tl_cli.errors import RunNotFoundError, UnknownModelError, UsageError, some
 from tl_cli.evaluation.logits import answer, check_finite
 from tl_cli.evaluation.scores import worst_mistakes
+from tl_cli.evaluation.task import TASKS
 from tl_cli.inspection.attribution import grad_cam
 from tl_cli.inspection.drift import measure_drift
 from tl_cli.inspection.features import explore, features_of
@@ -389,7 +390,7 @@ def _cam(inspection: _Inspection, view: CamView) -> CamResult:
     with torch.inference_mode():
         logits: Tensor = model.classifier.model(model.inputs(pictures))
     check_finite(logits)
-    probabilities = model.classifier.probabilities(logits).cpu()
+    probabilities = TASKS[model.classifier.task].probabilities(logits.float(), model.classifier.temperature).cpu()
     rows = [
         _Row(str(path), predicted, probability[predicted])
         for path, probability, predicted in zip(

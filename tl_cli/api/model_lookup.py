@@ -1,4 +1,8 @@
-"""From what a person calls RUN to the model that is meant."""
+"""Finds the saved model of a run, of a folder, or of one of its files.
+
+A saved-model folder is found without MLflow, whose import takes seconds: what needs a store is imported where it is
+used.
+"""
 
 import os
 import shlex
@@ -13,11 +17,12 @@ from tl_cli.habits import WEIGHTS_ENDINGS
 from tl_cli.models.list.completion import is_architecture
 
 if TYPE_CHECKING:
+    # Types only: a saved-model folder needs no MLflow.
     from mlflow.entities import Run  # noqa: TID251 (a type)
 
     from tl_cli.tracking.store import Store
 
-# As models.bundle writes them, which imports torch.
+# Named as in models.bundle, which imports torch.
 CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
 _FORMER_CALIBRATION = "calibration.json"
 
@@ -27,10 +32,10 @@ class Target:
     """A saved model.
 
     Attributes:
-        folder: with ``model.json`` and ``model.safetensors``.
-        name: for people.
-        store: where its run is recorded; None for a bare folder.
-        run: the same.
+        folder: contains ``model.json`` and ``model.safetensors``.
+        name: shown to people.
+        store: where its run is recorded; None for a folder without a run.
+        run: its run; None for a folder without one.
     """
 
     folder: Path
@@ -40,7 +45,7 @@ class Target:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep other processes from deleting the run meanwhile."""
+        """Keep other processes from deleting the run while the block runs."""
         if self.store is None or self.run is None:
             yield
             return
@@ -54,10 +59,10 @@ def find_model(name: str, tracking_uri: str | None, warn: Callable[[str], None])
     """Return the model of a run, of a saved-model folder, or of one of its files.
 
     Args:
-        warn: called with what is worth knowing where it is found, but not where it should be.
+        warn: called with a message if the model is not where its run recorded it, but was found elsewhere.
 
     Raises:
-        RunNotFoundError: no run, or several, answer to the name; or it has no model.
+        RunNotFoundError: no run or several runs match the name, or the run has no model.
         TrackingError: the store cannot be used.
     """
     folder = saved_model(name)
@@ -70,12 +75,12 @@ def find_model(name: str, tracking_uri: str | None, warn: Callable[[str], None])
         run = store.find(name)
     except RunNotFoundError as error:
         if is_architecture(name):
-            raise RunNotFoundError(f"{name} is an architecture and no run; to train one: tl train {name}") from error
+            raise RunNotFoundError(f"{name} is an architecture, not a run; to train one: tl train {name}") from error
         if Path(name).suffix.lower() not in WEIGHTS_ENDINGS:
             raise
         raise RunNotFoundError(
-            f"{name} is a file of weights; a model here is a run or a saved-model folder, which has its classes and "
-            f"preprocessing too. tl train MODEL --weights {shlex.quote(name)} fine-tunes from it"
+            f"{name} is a file of weights, without classes or preprocessing; give a run or a saved-model folder. "
+            f"tl train MODEL --weights {shlex.quote(name)} fine-tunes from it"
         ) from error
     return target_of(store, run, warn, name)
 
@@ -84,12 +89,12 @@ def target_of(store: "Store", run: "Run", warn: Callable[[str], None], name: str
     """Return the model of a run.
 
     Args:
-        warn: as of ``find_model``.
-        name: by which the run was found.
+        warn: as for ``find_model``.
+        name: the name by which the run was found.
 
     Raises:
-        RunNotFoundError: it has no model.
-        TrackingError: the model is out of reach.
+        RunNotFoundError: the run has no model.
+        TrackingError: the model cannot be accessed.
     """
     from tl_cli.tracking.store import short_id
 
@@ -98,17 +103,17 @@ def target_of(store: "Store", run: "Run", warn: Callable[[str], None], name: str
 
 
 def saved_model(name: str) -> Path | None:
-    """Return the saved-model folder of that name, or that a file of that name lies in."""
+    """Return the saved-model folder with this name, or the one that contains the file with this name."""
     path = Path(name).expanduser()
     for folder in (path, path.parent) if path.name in (CARD_FILE, WEIGHTS_FILE) else (path,):
-        # os.path takes any name, as long as it may be.
+        # os.path accepts names of any length.
         if os.path.isfile(folder / CARD_FILE):  # noqa: PTH113
             return folder
     return None
 
 
 def has_former_calibration(target: Target) -> bool:
-    """Whether ``tl eval`` of an earlier version has left a temperature beside the model, which nothing uses now."""
+    """Whether ``tl eval`` of an earlier version left a temperature beside the model, which is no longer used."""
     if target.store is not None and target.run is not None:
         return target.store.artifact(target.run, f"eval/{_FORMER_CALIBRATION}") is not None
     return (target.folder / _FORMER_CALIBRATION).exists()

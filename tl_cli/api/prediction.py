@@ -1,124 +1,345 @@
-"""What a saved model says of pictures without labels, one after another, in memory that does not grow with them."""
+"""Predicts the classes of images without labels, one after another, in memory that does not grow with their number."""
 
+import html
+import io
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from tl_cli.api.model_lookup import Target, find_model, saved_model
+from tl_cli.api.observer import Observer
 from tl_cli.choices import DeviceName
 from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
-from tl_cli.contract import Preprocessing
+from tl_cli.contract import PixelRange, Preprocessing
 from tl_cli.data.batches import Batch
+from tl_cli.data.decode import MAY_BE_DEEP, numbers
+from tl_cli.data.image_paths import STDIN, is_there, wanted_pictures
 from tl_cli.data.preprocess import normalise, read_input
-from tl_cli.errors import DataError
+from tl_cli.errors import DataError, RunNotFoundError, UsageError
 from tl_cli.evaluation.logits import outputs
-from tl_cli.evaluation.predicting import NOT_FINITE
+from tl_cli.evaluation.predicting import NOT_FINITE, Predictor
 from tl_cli.evaluation.task import TASKS
-from tl_cli.models.zoo.registry import Classifier
+from tl_cli.habits import WEIGHTS_ENDINGS, kept_run
 
-_MOST_IN_A_BATCH = 64
+_MAX_BATCH = 64
+# What Pillow writes as PNG without loss.
+_PNG_MODES = ("1", "L", "LA", "P", "I", "I;16", "RGB", "RGBA")
+
+Picture = str | Path | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of a picture.
+    """The prediction of a model for one image.
 
     Attributes:
-        path: as it was named.
-        probabilities: (num_classes,) float32; None where the picture cannot be decoded, or the model returns NaN.
-        error: the reason, else empty.
+        path: the file as it was named; ``image 1`` and so on for an image in memory.
+        classes: names of all classes, in the order of the probabilities.
+        probabilities: (num_classes,) float32; None if the image cannot be decoded or the model returned NaN.
+        error: why there are no probabilities, otherwise empty.
     """
 
     path: str
+    classes: tuple[str, ...]
     probabilities: Tensor | None
     error: str = ""
 
+    @property
+    def label(self) -> str:
+        """The most likely class."""
+        return self.top(1)[0][0]
 
-def predict(
-    classifier: Classifier,
-    paths: Iterable[str],
+    @property
+    def probability(self) -> float:
+        """The probability of the most likely class, from 0 to 1."""
+        return self.top(1)[0][1]
+
+    def top(self, count: int) -> list[tuple[str, float]]:
+        """Return the most likely classes with their probabilities, in descending order.
+
+        Raises:
+            DataError: there are no probabilities.
+        """
+        if self.probabilities is None:
+            raise DataError(self.error)
+        values, indices = self.probabilities.topk(min(count, len(self.classes)))
+        return [(self.classes[index], value) for index, value in zip(indices.tolist(), values.tolist(), strict=True)]
+
+    def to_dict(self, top: int = 3) -> dict[str, object]:
+        """Return what ``tl predict --json`` prints for the image."""
+        best = [{"class": name, "probability": round(probability, 6)} for name, probability in self.top(top)]
+        return {"path": self.path, "predictions": best}
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.1%}</td></tr>" for name, value in self.top(3))
+        return f"<table><tr><th colspan=2>{html.escape(self.path)}</th></tr>{rows}</table>"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictRequest:
+    """Which images to predict, and how.
+
+    Attributes:
+        images: files, folders, patterns, or ``-`` for the names in ``lines``.
+        model: a run or a saved-model folder; None: the first of ``images`` if a run has that name, else the latest run.
+        lines: names of files, one per line, for ``-``.
+        calibrated: divide the logits by the model's temperature.
+        batch_size: images per batch; None chooses.
+        max_pixels: maximum number of pixels decoded per image; None is the model's limit.
+        device: where to compute.
+        workers: number of threads that decode images; None chooses.
+        tracking_uri: MLflow's store; None is the default one.
+    """
+
+    images: Sequence[str]
+    model: str | None = None
+    lines: Iterable[str] = ()
+    calibrated: bool = True
+    batch_size: int | None = None
+    max_pixels: int | None = None
+    device: DeviceName = "auto"
+    workers: int | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionStream:
+    """Predictions that are computed while they are read, once, in the order of the images.
+
+    Attributes:
+        model: name of the model.
+        is_latest: whether no model was named, so that it is that of the latest run.
+        classes: names, in the order of the probabilities.
+        total: number of images; None if their names come from ``lines``.
+        pixel_range: numbers that become black and white in images with more than 8 bits per channel.
+        max_pixels: maximum number of pixels decoded per image; None is the usual limit.
+        predictions: one per image; an image that cannot be decoded has an error and does not stop the others.
+    """
+
+    model: str
+    is_latest: bool
+    classes: tuple[str, ...]
+    total: int | None
+    pixel_range: PixelRange | None
+    max_pixels: int | None
+    predictions: Iterator[Prediction]
+
+    def __iter__(self) -> Iterator[Prediction]:
+        """Iterate over the predictions."""
+        return self.predictions
+
+
+def predict(request: PredictRequest, observer: Observer | None = None) -> PredictionStream:
+    """Return the predictions of a saved model for images, computed as they are read.
+
+    Raises:
+        RunNotFoundError: there is no such run, and no such image.
+        UsageError: no images are named, or the device is not available.
+        WeightsError: the saved model is damaged.
+        TrackingError: the store cannot be used.
+    """
+    observer = observer or Observer()
+    target, paths, is_latest = _model_and_paths(request, observer)
+    predictor = Predictor.load(target.folder)
+    if request.max_pixels:
+        predictor = replace(predictor, max_pixels=request.max_pixels)
+    if not request.calibrated:
+        predictor = replace(predictor, classifier=replace(predictor.classifier, temperature=1.0))
+    # The names on stdin can be read only once, and there may be any number of them.
+    total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
+    found = predict_images(
+        predictor,
+        wanted_pictures(paths, request.lines),
+        device=request.device,
+        batch_size=request.batch_size,
+        workers=request.workers,
+    )
+    return PredictionStream(
+        target.name,
+        is_latest,
+        predictor.classes,
+        total,
+        predictor.classifier.preprocessing.pixel_range,
+        predictor.max_pixels,
+        _observed(found, predictor, total, observer),
+    )
+
+
+def _observed(
+    predictions: Iterator[Prediction], predictor: Predictor, total: int | None, observer: Observer
+) -> Iterator[Prediction]:
+    """Yield predictions while reporting progress, and warn of images that may be scaled wrongly."""
+    has_range = predictor.classifier.preprocessing.pixel_range is not None
+    done = unscaled = 0
+    for done, each in enumerate(predictions, 1):
+        if each.probabilities is not None and not has_range:
+            unscaled += _is_deep(each.path, predictor.max_pixels)
+        yield each
+        observer.progress("predicting", done, total)
+    if unscaled:
+        observer.warn(
+            f"{unscaled:,} of {done:,} pictures have more than 8 bits per channel, unlike the model's training images: "
+            "0 is taken for black and 65535 for white"
+        )
+    if not done:
+        raise UsageError("the list on stdin is empty")
+
+
+def _is_deep(path: str, max_pixels: int | None) -> bool:
+    """Return whether the file of an image has more than 8 bits per channel."""
+    with suppress(OSError):
+        return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and numbers(path, max_pixels).is_deep
+    return False
+
+
+def _model_and_paths(request: PredictRequest, observer: Observer) -> tuple[Target, Sequence[str], bool]:
+    """Return the model, the images, and whether the model is that of the latest run because none was named.
+
+    Raises:
+        RunNotFoundError: the first name is neither a run nor an image.
+        UsageError: only a run is named.
+    """
+    if request.model is not None:
+        return find_model(request.model, request.tracking_uri, observer.warn), request.images, False
+    first, others, is_here = request.images[0], request.images[1:], is_there(request.images[0])
+    is_picture = is_here and saved_model(first) is None and Path(first).suffix.lower() not in WEIGHTS_ENDINGS
+    named = first if is_here else kept_run(first) or first
+    target = None
+    # What other tools store in best.pt is a run here, if it is the only name, and not an image.
+    if others or not (is_picture or named != first):
+        try:
+            target = find_model(first, request.tracking_uri, observer.warn)
+        except RunNotFoundError as error:
+            if not is_picture:
+                also = "" if others else "\nthere is no picture or folder of that name either"
+                raise RunNotFoundError(f"{error}{also}") from error
+    if target is not None and others:
+        return target, others, False
+    if named != first:
+        raise UsageError(
+            f"there is no file {first} here. What other tools store in such a file is a run here; give pictures after "
+            f"it: tl predict {named} photo.jpg"
+        )
+    if target is not None:
+        raise UsageError(f"no pictures are named; give them after the run: tl predict {named} photo.jpg")
+    return find_model("latest", request.tracking_uri, observer.warn), request.images, True
+
+
+def predict_images(
+    predictor: Predictor,
+    images: Iterable[Picture],
     *,
     device: DeviceName = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
-    max_pixels: int | None = None,
 ) -> Iterator[Prediction]:
-    """Yield a prediction for each path, in order. A picture that cannot be decoded does not stop the others.
+    """Yield a prediction for each image, in order. An image that cannot be decoded does not stop the others.
 
     Args:
-        batch_size: pictures computed at once; None chooses.
-        workers: threads that decode; None chooses.
-        max_pixels: how many may be decoded of a picture; None is the usual limit.
+        images: as ``read_picture`` takes them.
+        batch_size: images per batch; None chooses.
+        workers: number of threads that decode images; None chooses.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device is not available.
     """
+    classifier, classes = predictor.classifier, predictor.classes
     machine = inference_machine(device)
     machine.place(classifier.model)
     network = Autocasting(classifier.model, machine)
     how = classifier.preprocessing
-    size = batch_size or min(_MOST_IN_A_BATCH, eval_batch(machine.device, how.crop))
+    size = batch_size or min(_MAX_BATCH, eval_batch(machine.device, how.crop))
     threads = worker_count(workers)
-    # Of each batch that is on its way: what its pictures are called, and which of them it holds.
-    underway: deque[list[Prediction | str]] = deque()
+    # For each batch that is being computed: the name of each image, and the reason if it is not in the batch.
+    underway: deque[list[tuple[str, str]]] = deque()
 
     def batches() -> Iterator[Batch]:
-        for group in _decoded(paths, how, size, max(1, threads), max_pixels):
-            # A group without any picture goes the same way with one that nobody asked for: it does not wait for others.
+        for group in _decoded(images, how, size, max(1, threads), predictor.max_pixels):
+            # A group without any readable image is sent as one black image, so that the order stays the same.
             nothing = torch.zeros(3, how.crop, how.crop, dtype=torch.uint8)
             inputs = [found for _, found in group if isinstance(found, Tensor)] or [nothing]
-            underway.append([path if isinstance(found, Tensor) else found for path, found in group])
-            images = torch.stack(inputs).to(machine.device)
-            # What is unknown is no label.
-            yield Batch(normalise(images, how), torch.full((len(inputs),), -1))
+            underway.append([(name, "" if isinstance(found, Tensor) else str(found)) for name, found in group])
+            # There are no labels.
+            yield Batch(normalise(torch.stack(inputs).to(machine.device), how), torch.full((len(inputs),), -1))
 
     task = TASKS[classifier.task]
     for _, logits in outputs(network, batches(), at_once=machine.at_once):
         rows = iter(task.probabilities(logits.float(), classifier.temperature).cpu())
-        yield from (
-            each if isinstance(each, Prediction) else _prediction(each, next(rows)) for each in underway.popleft()
-        )
+        for name, error in underway.popleft():
+            row = None if error else next(rows)
+            if row is not None and not row.isfinite().all():
+                row, error = None, NOT_FINITE
+            yield Prediction(name, classes, row, error)
 
 
-def _prediction(path: str, probabilities: Tensor) -> Prediction:
-    if probabilities.isfinite().all():
-        return Prediction(path, probabilities)
-    return Prediction(path, None, NOT_FINITE)
+def read_picture(picture: Picture, preprocessing: Preprocessing, max_pixels: int | None = None) -> Tensor:
+    """Return the input of a network before normalisation, (3, crop, crop) uint8.
+
+    Args:
+        picture: a file; a Pillow image; or an array of uint8, (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA.
+
+    Raises:
+        DataError: there is no such file, or it cannot be decoded; or the array has another type or shape.
+    """
+    if isinstance(picture, Image.Image):
+        return read_input(_png(picture), preprocessing, max_pixels)
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))):
+            raise DataError(
+                f"an image is an array of uint8, (H, W), (H, W, 3) or (H, W, 4), not {picture.dtype} {picture.shape}"
+            )
+        return read_input(_png(Image.fromarray(picture)), preprocessing, max_pixels)
+    # os.path accepts any name: one that is too long for the system, or in a folder that may not be entered.
+    if not os.path.isfile(picture):  # noqa: PTH113
+        problem = "is a folder without pictures" if os.path.isdir(picture) else "there is no such file"  # noqa: PTH112
+        raise DataError(f"{picture}: {problem}")
+    return read_input(Path(picture), preprocessing, max_pixels)
+
+
+def _png(image: Image.Image) -> bytes:
+    """Return the file of an image in memory, which is then decoded like any other file: turned, on white, RGB."""
+    if image.mode == "F":
+        raise DataError("an image of floating-point pixels has no agreed range; convert it to 8 or 16 bits")
+    file = io.BytesIO()
+    exif = image.getexif()
+    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(file, "PNG", compress_level=0, exif=exif)
+    return file.getvalue()
 
 
 def _decoded(
-    paths: Iterable[str], how: Preprocessing, size: int, workers: int, max_pixels: int | None
-) -> Iterator[list[tuple[str, Tensor | Prediction]]]:
-    """Yield groups of ``size`` pictures, cut to the input size, (3, crop, crop) uint8, or why they cannot be."""
+    images: Iterable[Picture], how: Preprocessing, size: int, workers: int, max_pixels: int | None
+) -> Iterator[list[tuple[str, Tensor | DataError]]]:
+    """Yield groups of ``size`` images with their names, as ``read_picture`` returns them, or with the error."""
 
-    def load(path: str) -> Tensor | Prediction:
-        # os.path takes any name: one that is too long for the system, or in a folder that may not be entered.
-        if not os.path.isfile(path):  # noqa: PTH113
-            what = "is a folder without pictures" if os.path.isdir(path) else "there is no such file"  # noqa: PTH112
-            return Prediction(path, None, f"{path}: {what}")
+    def load(picture: Picture) -> Tensor | DataError:
         try:
-            return read_input(Path(path), how, max_pixels)
+            return read_picture(picture, how, max_pixels)
         except DataError as error:
-            return Prediction(path, None, str(error))
+            return error
 
-    remaining = iter(paths)
-    waiting: deque[tuple[str, Future[Tensor | Prediction]]] = deque()
-    # OpenMP's setting is the thread's own.
+    remaining = enumerate(images, 1)
+    waiting: deque[tuple[str, Future[Tensor | DataError]]] = deque()
+    # OpenMP's number of threads is set per thread.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             while True:
-                # Up to two batches ahead of what is computed, and no more.
-                for path in islice(remaining, 2 * size - len(waiting)):
-                    waiting.append((path, pool.submit(load, path)))
+                # At most two batches ahead of what is computed.
+                for number, picture in islice(remaining, 2 * size - len(waiting)):
+                    name = str(picture) if isinstance(picture, str | Path) else f"image {number}"
+                    waiting.append((name, pool.submit(load, picture)))
                 if not waiting:
                     return
                 group = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-                yield [(path, future.result()) for path, future in group]
+                yield [(name, future.result()) for name, future in group]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

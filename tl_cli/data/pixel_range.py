@@ -130,13 +130,6 @@ def range_of(values: np.ndarray) -> PixelRange:
     return (low, high) if high > low else (low, low + 1)
 
 
-def is_deep_file(path: str, max_pixels: int | None = None) -> bool:
-    """Return whether a picture has more than 8 bits per channel."""
-    with suppress(OSError):
-        return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and numbers(path, max_pixels).is_deep
-    return False
-
-
 def _scales(samples: list[np.ndarray]) -> str:
     """Return the ranges of different kinds of numbers where one range does not suit all; else nothing."""
     kinds: dict[str, list[np.ndarray]] = {}

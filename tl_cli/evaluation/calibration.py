@@ -1,4 +1,4 @@
-"""How far a model's probabilities are from frequencies, and the temperature that corrects them."""
+"""Measures the calibration of a model's probabilities, and fits the temperature that corrects it."""
 
 import math
 from dataclasses import dataclass
@@ -13,29 +13,29 @@ from tl_cli.contract import Calibration
 from tl_cli.evaluation.logits import Answers
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
-# Of Guo et al. 2017.
+# As in Guo et al. 2017.
 _BINS = 15
 _TEMPERATURES = (0.01, 100.0)
 _DRAWS = 200
 _FOLDS = 5
 _LEVEL = 0.05
-# The gains are skewed, and Student's interval is of no use with fewer: of the temperatures that 10 simulated images
-# accepted, half made the loss of other images worse.
+# The gains are skewed, so Student's interval needs enough images: with 10 simulated images, half of the accepted
+# temperatures made the loss of other images worse.
 _FEWEST = 30
-# More images do not change a temperature by 2%, and take seconds at each best epoch: so do many classes.
+# More images change the temperature by less than 2%, and take seconds at each best epoch; so do many classes.
 _MOST, _MOST_LOGITS, _ENOUGH = 5000, 2_000_000, 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """The answers whose probability lies in one stretch.
+    """The predictions whose confidence lies in one interval.
 
     Attributes:
-        low: of the probability; itself not within, but for 0.
-        high: of the probability, within.
-        count: images.
-        confidence: mean probability of the answer.
-        correct: images whose answer is right.
+        low: lower bound of the confidence, exclusive except for 0.
+        high: upper bound of the confidence, inclusive.
+        count: number of images.
+        confidence: their mean confidence: the probability of the predicted class.
+        correct: number of images that are classified correctly.
     """
 
     low: float
@@ -47,12 +47,12 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """How far probabilities are from frequencies.
+    """How far confidence is from accuracy.
 
     Attributes:
         ece: expected calibration error (Naeini et al. 2015), 15 bins of equal width, a fraction.
-        chance_ece: what a perfectly calibrated model would show on so many images, by chance alone.
-        bins: those that hold images.
+        chance_ece: what a perfectly calibrated model would have on as many images, from sampling noise.
+        bins: those with images.
     """
 
     ece: float
@@ -64,11 +64,11 @@ def reliability(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) -> R
     """Return the reliability diagram and the calibration error of the probabilities.
 
     Args:
-        seed: of the draws for ``chance_ece``.
+        seed: of the random draws for ``chance_ece``.
     """
     confidence = task.confidence(task.probabilities(answers.logits.double())).numpy()
     right = task.is_correct(answers.logits, answers.labels).numpy()
-    # Right-closed, as in the paper; a confidence of exactly 0 cannot be.
+    # Right-closed, as in the paper; a confidence of exactly 0 is impossible.
     place = np.clip(np.ceil(confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
     counts, sums = (np.bincount(place, weights, _BINS) for weights in (None, confidence))
     correct = np.bincount(place, right, _BINS)
@@ -84,14 +84,14 @@ def reliability(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) -> R
 
 
 def fit_temperature(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) -> Calibration:
-    """Return the temperature of the least cross-entropy (Guo et al. 2017) if it is shown to help, otherwise 1.
+    """Return the temperature with the lowest cross-entropy (Guo et al. 2017) if it is shown to help, otherwise 1.
 
-    It is shown to help if cross-validation lowers the loss by more than noise: each image is judged with a temperature
-    fitted on the other folds, and the gain, image by image, has a one-sided 95% interval (Student's) above zero.
+    It is shown to help if cross-validation lowers the loss by more than noise: each image is evaluated with a
+    temperature fitted on the other folds, and the gain per image has a one-sided 95% interval (Student's) above zero.
 
     Args:
-        answers: on validation images, which chose the epoch and nothing else of the logits' scale.
-        seed: of the folds, and of the choice among very many images.
+        answers: of the validation images, which selected the epoch but not the scale of the logits.
+        seed: of the folds, and of the subset of very many images.
     """
     most = min(_MOST, max(_ENOUGH, _MOST_LOGITS // answers.logits.shape[1]))
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(answers.labels))[:most])
@@ -102,7 +102,7 @@ def fit_temperature(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) 
     if count < _FEWEST:
         return tried.model_copy(update={"note": f"{count:,} validation images are too few; {_FEWEST} are needed"})
     if bool(task.is_correct(logits, labels).all()):
-        # The likelihood grows without bound as the temperature falls: nothing says how sure to be.
+        # The likelihood grows without bound as the temperature falls, so there is no best one.
         note = f"all {count:,} validation images are classified correctly, which says nothing about errors"
         return tried.model_copy(update={"note": note})
     after = torch.empty_like(before)
@@ -122,7 +122,7 @@ def fit_temperature(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) 
 
 
 def _rounded(value: float | Tensor) -> float:
-    """Return a number of six digits: of one with seventeen, a damaged last digit may be the same number when read."""
+    """Return the number rounded to six digits: a damaged seventeenth digit might be read as the same number."""
     return float(f"{float(value):.6g}")
 
 

@@ -1,4 +1,4 @@
-"""What a network answers: logits of labelled images, batch by batch, in eval mode."""
+"""Computes the logits of labelled images, batch by batch, in eval mode; saves and loads them."""
 
 import zipfile
 import zlib
@@ -18,13 +18,13 @@ from tl_cli.errors import DataError, WeightsError
 from tl_cli.io.atomic import replacing
 from tl_cli.shortage import during
 
-# Told how many images are done.
+# Called with the number of images that are done.
 Counted = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Logits beside the truth.
+    """Logits with the true labels.
 
     Attributes:
         logits: (N, num_classes) float32, on the CPU.
@@ -35,13 +35,13 @@ class Answers:
     labels: Tensor
 
     def scaled(self, temperature: float) -> "Answers":
-        """Return the answers with their logits divided by a temperature: their softmax is what the model predicts."""
+        """Return a copy with the logits divided by a temperature."""
         return Answers(self.logits / temperature, self.labels)
 
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswers:
-    """Answers as they were written.
+    """Logits and labels as they were saved.
 
     Attributes:
         answers: logits and labels.
@@ -74,7 +74,7 @@ def load_answers(path: Path) -> KeptAnswers:
     """Return what ``save_answers`` wrote.
 
     Raises:
-        DataError: the file is none of those.
+        DataError: the file is not one of those.
     """
     try:
         with np.load(path, allow_pickle=False) as kept:
@@ -91,7 +91,7 @@ def load_answers(path: Path) -> KeptAnswers:
             answers = Answers(torch.from_numpy(logits), torch.from_numpy(labels))
             return KeptAnswers(answers, tuple(ids.tolist()), tuple(classes.tolist()))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} holds no answers of a model: {error}") from error
+        raise DataError(f"{path} does not contain the saved logits of a model: {error}") from error
 
 
 @during("while evaluating", "--input-size", "--precision", "--workers", "--threads", "--device")
@@ -101,7 +101,7 @@ def answer(
     """Return the logits of every batch. ``network`` is left in eval mode.
 
     Args:
-        at_once: batches that are computed side by side (``outputs``).
+        at_once: number of batches computed concurrently (``outputs``).
     """
     logits, labels, done = [], [], 0
     for batch, found in outputs(network, batches, at_once=at_once):
@@ -113,11 +113,11 @@ def answer(
 
 
 def check_finite(logits: Tensor, ids: Names | None = None) -> None:
-    """Raise where a network answers with what is no number.
+    """Raise if a network returned NaN or infinity.
 
     Args:
         logits: (N, num_classes).
-        ids: of the images, where they are to be named.
+        ids: of the images, to name the first one in the error.
 
     Raises:
         WeightsError: its weights are broken.
@@ -126,17 +126,16 @@ def check_finite(logits: Tensor, ids: Names | None = None) -> None:
     if wrong:
         first = f", {ids[wrong[0]]} first" if ids is not None else ""
         raise WeightsError(
-            f"the model answers {len(wrong):,} images with what is no number (NaN or infinity){first}: "
-            "its weights are broken"
+            f"the model returned NaN or infinity for {len(wrong):,} images{first}: its weights are broken"
         )
 
 
 def outputs(network: nn.Module, batches: Iterable[Batch], *, at_once: int = 1) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield each batch with what the network makes of it in eval mode, in order. ``network`` is left in eval mode.
+    """Yield each batch with its logits, in order. ``network`` is left in eval mode.
 
     Args:
-        at_once: batches that are computed side by side, each on a thread with an equal share of torch's own; the
-            network must allow it, as all do that keep nothing from one pass to the next.
+        at_once: number of batches computed concurrently, each on a thread with an equal share of torch's threads; the
+            network must keep no state between forward passes.
     """
     network.eval()
     if at_once == 1:
@@ -145,13 +144,13 @@ def outputs(network: nn.Module, batches: Iterable[Batch], *, at_once: int = 1) -
         return
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(max(1, threads // at_once),))
-    # Batches are prepared on one thread: the others of a team would go on to spin, and take the time of those here.
+    # Batches are prepared on one thread: idle OpenMP threads would spin and slow down the others.
     torch.set_num_threads(1)
     try:
         waiting: deque[tuple[Batch, Future[Tensor]]] = deque()
         for batch in batches:
             waiting.append((batch, pool.submit(_infer, network, batch)))
-            # One more than are computed, so that none waits while a batch is prepared.
+            # One more than is computed concurrently, so that no thread waits while a batch is prepared.
             if len(waiting) > at_once:
                 yield _first(waiting)
         while waiting:
@@ -167,7 +166,7 @@ def _first(waiting: deque[tuple[Batch, Future[Tensor]]]) -> tuple[Batch, Tensor]
 
 
 def _infer(network: nn.Module, batch: Batch) -> Tensor:
-    # Inference mode is a thread's own.
+    # Inference mode is set per thread.
     with torch.inference_mode():
         found: Tensor = network(batch.inputs)
     return found

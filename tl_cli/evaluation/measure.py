@@ -1,4 +1,4 @@
-"""Measuring a saved model on labelled images: those that its card names, split as they were, or others."""
+"""Computes the logits of a saved model for labelled images: those of its training, split as they were, or others."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,12 +28,12 @@ OnBadImage = Literal["error", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class OwnAccuracy:
-    """The accuracy that a model reached on its own data.
+    """The accuracy of a model on its own data.
 
     Attributes:
-        part: test, or validation images where it was not tested.
+        part: test, or val if it was not evaluated on test images.
         value: a fraction.
-        images: how many it was measured on; None where that was not recorded.
+        images: number of images; None if that was not recorded.
     """
 
     part: SplitName
@@ -42,10 +42,10 @@ class OwnAccuracy:
 
     @classmethod
     def of(cls, card: ModelCard, recorded: Mapping[str, float]) -> "OwnAccuracy | None":
-        """Return it from what a run recorded, or from the model's card.
+        """Return the accuracy from the metrics of a run, or from the model card; None if there is none.
 
         Args:
-            recorded: metrics by name; empty for a model without a run.
+            recorded: the run's metrics by name; empty for a model without a run.
         """
         test, validation = recorded.get("test/accuracy"), recorded.get("best/val_accuracy", card.val_accuracy)
         part: SplitName = "val" if test is None else "test"
@@ -56,19 +56,19 @@ class OwnAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a model answered to one part of a data set.
+    """The logits of a model for one split of a data set.
 
     Attributes:
-        answers: logits and labels; a label is an index into the model's classes.
-        images: in the order of the answers.
-        source: where they are.
-        part: which of the source's images; ``all`` where it is not split.
-        split: their number and digest.
-        is_own: whether they are of the data that the model was trained on.
-        is_changed: whether they are of those data, but no longer what they were.
-        trained_on: of others, how many of them were among the training images all the same; None where nothing says so.
-        missing: classes of the model without images here.
-        notes: things a person should know of the source.
+        answers: logits and labels; a label is an index of the model's classes.
+        images: in the order of the logits.
+        source: name or path of the data.
+        part: the split; ``all`` if the data have no splits.
+        split: number of images and their digest.
+        is_own: whether the model was trained on these data.
+        is_changed: whether they are its own data and have changed since the training.
+        trained_on: for other data, how many of the images were training images nevertheless; None if unknown.
+        missing: classes of the model without images in the split.
+        notes: about the data, for people.
     """
 
     answers: Answers
@@ -83,20 +83,20 @@ class Measured:
     notes: tuple[str, ...]
 
 
-class Judge:
-    """A saved model, ready to answer in fp32, and the data on which it is judged.
+class Evaluator:
+    """A saved model that computes in fp32, and the data on which it is evaluated.
 
     Args:
-        source: where the images are; None is where those of its training were.
-        columns: of a CSV, where they are not those that were named for the training.
-        batch_size: images in memory at once; None chooses.
-        workers: threads that decode; None chooses.
-        on_bad_image: whether files that cannot be decoded are left out; None does as the training did.
-        max_pixels: how many may be decoded of a picture; None is the limit of the training.
-        progress: told as images are opened and answered.
+        source: name or path of the data; None: those of the training.
+        columns: of a CSV, if they differ from those of the training.
+        batch_size: images in memory at a time; None chooses.
+        workers: number of threads that decode images; None chooses.
+        on_bad_image: whether files that cannot be decoded are skipped; None: as in training.
+        max_pixels: maximum number of pixels decoded per image; None: as in training.
+        progress: called while images are opened and evaluated.
 
     Raises:
-        DataError: the images are not there.
+        DataError: the images do not exist.
     """
 
     def __init__(
@@ -132,29 +132,29 @@ class Judge:
         self._data, self.is_own, self._trained_on = judged.data, judged.is_own, judged.trained_on
         self._parts: Mapping[SplitName, Images] = {**judged.data.parts, **judged.unread}
         self._unread = judged.unread
-        self._places = _places(self._data, card)
-        # Channels-last: on a CPU faster for every network that was tried, and what a GPU's tensor cores want.
+        self._class_indices = _class_indices(self._data, card)
+        # Channels-last: faster on a CPU for every network tried, and the layout of a GPU's tensor cores.
         self.machine = inference_machine(device)
         self.machine.place(classifier.model)
         self._network = Autocasting(classifier.model, self.machine)
         self._batch = eval_batch(self.machine.device, card.preprocessing.crop)
         if batch_size is not None:
-            # What a person gives is what may be in memory at once.
+            # All batches that are computed concurrently are in memory together.
             self._batch = max(1, batch_size // self.machine.at_once)
 
     @property
     def preferred(self) -> Part:
-        """The images that say most: the test images; where there never were any, validation images or all of them."""
+        """The split to evaluate by default: test; if the data never had one, val, or all images."""
         if "test" in self._parts or (self.is_own and "test" in self._card.data.splits):
             return "test"
         return "val" if self.is_own or "val" in self._parts else "all"
 
     def measure(self, part: Part | None = None) -> Measured:
-        """Return what the model answers to a part of the data; ``None`` is the preferred one.
+        """Return the logits for a split of the data; ``None`` is the preferred one.
 
         Raises:
-            DataError: there is no such part, it has classes that the model does not know, or images cannot be decoded;
-                names all of them.
+            DataError: there is no such split, it has classes that the model does not have, or images cannot be decoded
+                (all of them are named).
         """
         part = part or self.preferred
         whole = self._images(part)
@@ -185,13 +185,13 @@ class Judge:
         )
 
     def loader(self, part: Part | None = None, *, most: int | None = None) -> Loader:
-        """Return batches of a part of the data for this model; ``None`` is the preferred part.
+        """Return batches of a split of the data for this model; ``None`` is the preferred split.
 
         Args:
-            most: at most so many images, each class by its share as far as they go; the same ones every time.
+            most: maximum number of images, stratified; always the same ones.
 
         Raises:
-            DataError: there is no such part, or an image cannot be decoded.
+            DataError: there is no such split, or an image cannot be decoded.
         """
         part = part or self.preferred
         images = self._images(part)
@@ -203,7 +203,7 @@ class Judge:
             return self._loader(images)
 
     def _without_bad(self, part: Part, images: Images) -> tuple[Images, tuple[str, ...]]:
-        """Return the images that can be decoded, and what is said of the others."""
+        """Return the images that can be decoded, and notes about the others."""
         name = _name_of(part)
         found = Found(self._data.classes, {name: images})
         readable = checks.without_unreadable(found, workers=self._workers, progress=self._progress, strict=False)
@@ -211,7 +211,7 @@ class Judge:
 
     @contextmanager
     def _all_named(self, images: Images) -> Iterator[None]:
-        """Turn an image that cannot be decoded into an error that names all of them."""
+        """Replace the error of one image that cannot be decoded by one that names all such images."""
         try:
             yield
         except DataError:
@@ -224,15 +224,15 @@ class Judge:
 
     def _loader(self, images: Images) -> Loader:
         present = np.unique(images.labels)
-        unknown = [self._data.classes[label] for label in present if self._places[label] < 0]
+        unknown = [self._data.classes[label] for label in present if self._class_indices[label] < 0]
         if unknown:
             raise DataError(
-                f"{self._data.spec.source} has classes that the model does not know: {some(unknown, 8)}; "
-                f"it knows {some(self._card.classes, 8)}. Rename the folders, or leave those images out"
+                f"{self._data.spec.source} has classes that the model does not have: {some(unknown, 8)}; "
+                f"its classes are {some(self._card.classes, 8)}. Rename the folders, or leave those images out"
             )
         images = decoded(images, workers=self._workers, progress=self._progress)
         return Loader(
-            replace(images, labels=self._places[images.labels]),
+            replace(images, labels=self._class_indices[images.labels]),
             self._card.preprocessing,
             self._batch,
             self.machine.device,
@@ -250,18 +250,18 @@ class Judge:
         if part == "all":
             if self.is_own:
                 raise DataError(
-                    f"{source} holds the images that the model was trained on, which say nothing of it; "
+                    f"{source} contains the training images, so evaluating all images would be misleading; "
                     "give --split test, val or train"
                 )
             if set(parts) != {"train"}:
-                raise DataError(f"{source} has the parts {', '.join(parts)}; name one of them with --split")
+                raise DataError(f"{source} has the splits {', '.join(parts)}; choose one with --split")
             part = "train"
         elif self.is_own and part not in parts and part in self._card.data.splits:
             there = f"; with --split there are: {', '.join(parts)}" if parts else ""
             count = self._card.data.splits[part].count
             raise DataError(
-                f"the {count:,} {part} images of this model are no longer in {source}; put them back, or say where "
-                f"they are now with --data{there}"
+                f"the {count:,} {part} images of this model are no longer in {source}; put them back, or give their "
+                f"new location with --data{there}"
             )
         elif part not in parts or (part == "train" and not self.is_own and len(parts) == 1):
             there = ", ".join(parts) if self.is_own or len(parts) > 1 else "all"
@@ -271,33 +271,33 @@ class Judge:
             raise DataError(f"{part} images in {source} cannot be read")
         if self._is_drawn_otherwise(part):
             raise DataError(
-                f"the images in {source} have changed since the training, so that its {part} images, which were held "
-                "out of them by lot, would be others now, and some of them trained on. Put images that are new in a "
-                "folder of their own and give it with --data"
+                f"the images in {source} have changed since the training, and its {part} images were held out at "
+                "random: now they would be others, and include training images. Put new images in their own folder "
+                "and give it with --data"
             )
         return parts[part]
 
     def _is_drawn_otherwise(self, part: SplitName) -> bool:
-        """Whether a part that was held out at random may now hold images that the model was trained on."""
+        """Whether a split that was held out at random may now contain training images."""
         changed = self._changed
-        # Where the training images are what they were, nothing has moved from them to another part.
+        # If the training images are unchanged, none has moved from them to another split.
         return part in changed and "train" in changed and part not in self._card.data.layout.split("/")
 
 
 def _name_of(part: Part) -> SplitName:
-    """Return under which name a part's images are kept: a source that is not split has all of them in ``train``."""
+    """Return the name under which the images are stored: those of data without splits are in ``train``."""
     return "train" if part == "all" else part
 
 
-def _places(data: LabelledData, card: ModelCard) -> np.ndarray:
-    """Return for each class of the data its place among the model's, (num_classes,) int64: names decide.
+def _class_indices(data: LabelledData, card: ModelCard) -> np.ndarray:
+    """Return the index of each class of the data among the model's classes, (num_classes,) int64, matched by name.
 
-    A class that the model does not know has -1.
+    It is -1 for a class that the model does not have.
     """
-    known = {name: place for place, name in enumerate(card.classes)}
-    # Another spelling of the same name is found too, unless the model has both.
+    known = {name: index for index, name in enumerate(card.classes)}
+    # Another spelling of a name matches too, unless the model has both.
     keys = class_names.keys([*card.classes, *data.classes])
     spellings = Counter(keys[name] for name in card.classes)
-    by_key = {keys[name]: place for name, place in known.items() if spellings[keys[name]] == 1}
+    by_key = {keys[name]: index for name, index in known.items() if spellings[keys[name]] == 1}
     known.update((name, by_key[keys[name]]) for name in data.classes if name not in known and keys[name] in by_key)
     return np.array([known.get(name, -1) for name in data.classes], dtype=np.int64)

@@ -1,6 +1,6 @@
-"""A saved model as a function from pictures to class probabilities. What is served runs exactly this.
+"""Predicts class probabilities with a saved model, for encoded images. A served model runs this module.
 
-Models in a store import this module by its name, those of earlier versions too.
+Models in MLflow stores import it by its name, those of earlier versions too.
 """
 
 import base64
@@ -29,12 +29,12 @@ NOT_FINITE = "the model returned NaN or infinity for this picture; its weights m
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """A classifier that is ready for pictures.
+    """A classifier with its class names.
 
     Attributes:
         classifier: in eval mode.
         classes: names, in the order of the logits.
-        max_pixels: how many may be decoded of a picture; None is the usual limit.
+        max_pixels: maximum number of pixels decoded per image; None is the usual limit.
     """
 
     classifier: Classifier
@@ -46,15 +46,16 @@ class Predictor:
         """Return the predictor of a saved-model folder.
 
         Raises:
-            WeightsError: it is none.
+            WeightsError: the folder is not a saved model, or is damaged.
         """
         classifier, card = registry.restore(folder)
         return cls(classifier, card.classes, card.data.max_pixels)
 
     def predict(self, pictures: Sequence[object]) -> tuple[Tensor, list[str]]:
-        """Return probabilities, (N, num_classes) float32, and why a picture has none: an empty text where it has.
+        """Return probabilities, (N, num_classes) float32, and one error per picture: empty if it has probabilities.
 
-        One bad picture does not stop the others; its row is NaN, and its error begins with its number from 1.
+        A picture that cannot be decoded does not stop the others: its row is NaN, and its error begins with its number,
+        counted from 1.
 
         Args:
             pictures: encoded images: bytes, their base64 (URL-safe too) with or without line breaks, or data URLs.
@@ -63,16 +64,16 @@ class Predictor:
         errors = [""] * len(pictures)
         for start in range(0, len(pictures), _BATCH):
             images: dict[int, Tensor] = {}
-            for place in range(start, min(start + _BATCH, len(pictures))):
+            for index in range(start, min(start + _BATCH, len(pictures))):
                 try:
-                    picture = encoded(pictures[place])
-                    images[place] = read_input(picture, self.classifier.preprocessing, self.max_pixels)
+                    picture = encoded(pictures[index])
+                    images[index] = read_input(picture, self.classifier.preprocessing, self.max_pixels)
                 except DataError as error:
-                    errors[place] = str(error)
+                    errors[index] = str(error)
             if images:
                 rows[list(images)] = self._probabilities(torch.stack(list(images.values())))
-        for place in torch.nonzero(rows.isnan().any(1)).flatten().tolist():
-            errors[place] = f"row {place + 1} of {len(pictures)}: {errors[place] or NOT_FINITE}"
+        for index in torch.nonzero(rows.isnan().any(1)).flatten().tolist():
+            errors[index] = f"row {index + 1} of {len(pictures)}: {errors[index] or NOT_FINITE}"
         return rows, errors
 
     def _probabilities(self, images: Tensor) -> Tensor:
@@ -82,10 +83,10 @@ class Predictor:
 
 
 def encoded(picture: object) -> bytes:
-    """Return the bytes of an image file that are given as such, as base64 or as a data URL.
+    """Return the bytes of an image file, from bytes, base64 or a data URL.
 
     Raises:
-        DataError: they are none of these.
+        DataError: it is none of these.
     """
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
@@ -118,10 +119,10 @@ def limit_pixels(pictures: Sequence[object], limit: int) -> None:
     """Refuse pictures that have more pixels than ``limit`` together; only their headers are read.
 
     Args:
-        pictures: as ``Predictor.predict`` takes them; those that it cannot decode have no pixels.
+        pictures: as for ``Predictor.predict``; those that it cannot decode count as no pixels.
 
     Raises:
-        UsageError: they have more.
+        UsageError: they have more pixels.
     """
     total = 0
     for picture in pictures:

@@ -1,5 +1,6 @@
-"""All that is said of a set of answers, and the same as plain data."""
+"""All metrics of a set of predictions, and the same as plain data."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,28 +26,27 @@ from tl_cli.evaluation.scores import (
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 _PAIRS = 20
-# Beyond so many classes a matrix is mostly nothing.
+# The matrix of more classes is mostly zeros.
 _DENSE = 1000
 _MISTAKES = 24
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class EvaluationReport:
     """How good a classifier is on one part of the data, and where it fails.
 
     Attributes:
-        report: accuracy, loss and confusion matrix. All of it is about the probabilities that the model gives, with its
-            temperature.
-        classes: one score a class.
+        scores: accuracy, loss and confusion matrix, of the probabilities with the model's temperature.
+        classes: one score per class.
         macro: their means.
-        reliability: of its probabilities.
+        reliability: of the probabilities.
         calibration: the model's temperature.
-        uncalibrated: the reliability without it; None where it is 1.
+        uncalibrated: the reliability without the temperature; None if that is 1.
         confused: pairs of classes, the most frequent first.
         mistakes: images, the largest loss first.
     """
 
-    report: Report
+    scores: Report
     classes: list[ClassScore]
     macro: MacroScores
     reliability: Reliability
@@ -56,16 +56,16 @@ class Judgement:
     mistakes: list[Mistake]
 
 
-def judge(answers: Answers, calibration: Calibration, task: Task = SINGLE_LABEL) -> Judgement:
-    """Return the judgement of at least one answer.
+def make_report(answers: Answers, calibration: Calibration, task: Task = SINGLE_LABEL) -> EvaluationReport:
+    """Return all metrics of at least one prediction.
 
     Args:
-        answers: logits as the network gives them.
+        answers: logits, before they are divided by the temperature.
     """
     predicted = answers.scaled(calibration.temperature)
     measured = report(predicted, task)
-    return Judgement(
-        report=measured,
+    return EvaluationReport(
+        scores=measured,
         classes=class_scores(measured.confusion),
         macro=macro_scores(measured.confusion),
         reliability=reliability(predicted, task=task),
@@ -76,32 +76,32 @@ def judge(answers: Answers, calibration: Calibration, task: Task = SINGLE_LABEL)
     )
 
 
-def headline(judgement: Judgement) -> dict[str, float]:
-    """Return the single numbers by name, as they are recorded."""
-    measured, macro = judgement.report, judgement.macro
+def headline(report: EvaluationReport) -> dict[str, float]:
+    """Return the scalar metrics by name, as they are recorded."""
+    measured, macro = report.scores, report.macro
     numbers = {
         "accuracy": measured.accuracy.value,
         "loss": measured.loss.value,
         "macro_precision": macro.precision.value,
         "macro_recall": macro.recall.value,
         "macro_f1": macro.f1.value,
-        "calibration_error": judgement.reliability.ece,
+        "calibration_error": report.reliability.ece,
     }
     if measured.top5 is not None:
         numbers["top5_accuracy"] = measured.top5.value
-    if judgement.uncalibrated is not None:
-        numbers["uncalibrated_error"] = judgement.uncalibrated.ece
+    if report.uncalibrated is not None:
+        numbers["uncalibrated_error"] = report.uncalibrated.ece
     return numbers
 
 
-def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) -> dict[str, object]:
-    """Return the judgement as what JSON can hold.
+def as_data(report: EvaluationReport, classes: Sequence[str], ids: Sequence[str]) -> dict[str, object]:
+    """Return the report as plain data for JSON.
 
     Args:
         classes: names, by label.
-        ids: of the images, by their place among the answers.
+        ids: of the images, in the order of the logits.
     """
-    measured, macro = judgement.report, judgement.macro
+    measured, macro = report.scores, report.macro
     return {
         "images": measured.accuracy.count,
         **_share("accuracy", measured.accuracy),
@@ -111,16 +111,16 @@ def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) ->
         **_measure("macro_recall", macro.recall),
         **_measure("macro_f1", macro.f1),
         "calibration": {
-            **_reliability(judgement.reliability),
-            "fitted": judgement.calibration.model_dump(),
-            **({"uncalibrated": _reliability(judgement.uncalibrated)} if judgement.uncalibrated else {}),
+            **_reliability(report.reliability),
+            "fitted": report.calibration.model_dump(),
+            **({"uncalibrated": _reliability(report.uncalibrated)} if report.uncalibrated else {}),
         },
         "classes": list(classes),
-        "by_class": class_rows(judgement, classes),
+        "by_class": class_rows(report, classes),
         **_confusion(measured.confusion),
         "most_confused": [
             {"true": classes[pair.true], "answered": classes[pair.answered], "images": pair.count, "share": pair.share}
-            for pair in judgement.confused
+            for pair in report.confused
         ],
         "worst_mistakes": [
             {
@@ -130,21 +130,30 @@ def as_data(judgement: Judgement, classes: Sequence[str], ids: Sequence[str]) ->
                 "probability": each.probability,
                 "true_probability": each.true_probability,
             }
-            for each in judgement.mistakes
+            for each in report.mistakes
         ],
     }
 
 
 def _confusion(matrix: np.ndarray) -> dict[str, object]:
-    """Return the matrix, or of a large one the cells that are not empty: true, answered, images."""
+    """Return the matrix; for more than 1,000 classes only its non-zero cells: true, predicted, images."""
     if len(matrix) <= _DENSE:
         return {"confusion": matrix.tolist()}
     true, answered = np.nonzero(matrix)
     return {"confusion_cells": np.stack([true, answered, matrix[true, answered]], 1).tolist()}
 
 
-def class_rows(judgement: Judgement, classes: Sequence[str]) -> list[dict[str, object]]:
-    """Return one row a class, in the order of the labels; what is unknown is None."""
+def finite(data: object) -> object:
+    """Return plain data with None for NaN and infinity, which JSON does not have."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def class_rows(report: EvaluationReport, classes: Sequence[str]) -> list[dict[str, object]]:
+    """Return one row per class, in the order of the labels; what is unknown is None."""
     return [
         {
             "class": name,
@@ -158,7 +167,7 @@ def class_rows(judgement: Judgement, classes: Sequence[str]) -> list[dict[str, o
             "precision_high": score.precision.high if score.precision else None,
             "f1": score.f1,
         }
-        for name, score in zip(classes, judgement.classes, strict=True)
+        for name, score in zip(classes, report.classes, strict=True)
     ]
 
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Machine, choose_device, default_workers, eval_batch
+from tl_cli.compute.device import Machine, eval_batch, inference_machine, worker_count
 from tl_cli.contract import DataSpec, ModelCard, Preprocessing
 from tl_cli.data import photographs, splits
 from tl_cli.data.batches import Loader
@@ -18,7 +17,7 @@ from tl_cli.data.dataset import open_data
 from tl_cli.data.images import Images
 from tl_cli.data.preprocess import Picture, decoded_side, normalise, open_picture, prepare
 from tl_cli.errors import DataError
-from tl_cli.evaluation.measure import Judge, Part
+from tl_cli.evaluation.measure import Evaluator, Part
 from tl_cli.io.download import Progress, silent
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
@@ -54,7 +53,7 @@ class LoadOptions:
         Raises:
             UsageError: there is no such device.
         """
-        return Machine(choose_device(self.device), memory_format=torch.channels_last)
+        return inference_machine(self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def load_saved_model(folder: Path, options: LoadOptions) -> InspectedModel:
 
 
 def _own_images(classifier: Classifier, card: ModelCard, options: LoadOptions) -> SampleImages:
-    judge = Judge(
+    evaluator = Evaluator(
         classifier,
         card,
         source=options.source,
@@ -170,10 +169,10 @@ def _own_images(classifier: Classifier, card: ModelCard, options: LoadOptions) -
         progress=options.progress,
     )
     # Validation images were not trained on; the test images are evaluated once, at the end.
-    split = options.split or ("val" if judge.is_own and "val" in card.data.splits else judge.preferred)
+    split = options.split or ("val" if evaluator.is_own and "val" in card.data.splits else evaluator.preferred)
 
     def open_split(most: int, batch_size: int | None) -> Loader:
-        loader = judge.loader(split, most=most)
+        loader = evaluator.loader(split, most=most)
         return loader if batch_size is None else replace(loader, batch_size=batch_size)
 
     return SampleImages(
@@ -181,7 +180,7 @@ def _own_images(classifier: Classifier, card: ModelCard, options: LoadOptions) -
         card.classes,
         labels_fit=True,
         open=open_split,
-        open_training=(lambda most: judge.loader("train", most=most)) if judge.is_own else None,
+        open_training=(lambda most: evaluator.loader("train", most=most)) if evaluator.is_own else None,
     )
 
 
@@ -205,7 +204,7 @@ def load_architecture(
         classifier = replace(classifier, preprocessing=sized)
     machine.place(classifier.model)
     classifier.model.eval()
-    threads = default_workers() if options.workers is None else options.workers
+    threads = worker_count(options.workers)
 
     def loader(images: Images, batch_size: int | None = None) -> Loader:
         size = batch_size or eval_batch(machine.device, classifier.preprocessing.crop)

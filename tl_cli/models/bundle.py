@@ -24,13 +24,13 @@ _SEAL = "sha256"
 
 
 def save(folder: Path, model: nn.Module, card: ModelCard) -> ModelCard:
-    """Write the saved model so that at every moment a card with the SHA-256 of the weights lies beside them.
+    """Write the saved model; at every moment a card with the SHA-256 of the weights is beside them.
 
     Returns:
-        The card as it is written.
+        The card as written.
 
     Raises:
-        StorageError: the disk is full or may not be written.
+        StorageError: the disk is full or not writable.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     weights = safetensors.torch.save(tensors)
@@ -44,7 +44,7 @@ def copy(source: Path, target: Path) -> None:
 
     Raises:
         WeightsError: the source is damaged.
-        StorageError: the disk is full or may not be written.
+        StorageError: the disk is full or not writable.
     """
     card = verified_card(source)
     try:
@@ -63,20 +63,20 @@ def _write(folder: Path, card: ModelCard, weights: bytes) -> None:
 
 
 def write_card(folder: Path, card: ModelCard, name: str = CARD_FILE) -> None:
-    """Write what is known of a model, with a digest of all that it says.
+    """Write a model card, with a digest of its contents.
 
     Raises:
-        StorageError: the disk is full or may not be written.
+        StorageError: the disk is full or not writable.
     """
     facts = card.model_dump(mode="json")
     write_text(folder / name, json.dumps({**facts, _SEAL: _seal(facts)}, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_card(folder: Path, name: str = CARD_FILE) -> ModelCard:
-    """Return what the folder says of its weights.
+    """Return the model card of a folder.
 
     Raises:
-        WeightsError: it is no saved model, damaged, or of a newer format.
+        WeightsError: the folder is not a saved model, or the card is damaged or of a newer format.
     """
     path = folder / name
     if not path.exists():
@@ -91,18 +91,18 @@ def read_card(folder: Path, name: str = CARD_FILE) -> ModelCard:
         ) from error
     except (ValueError, AttributeError, OSError) as error:
         raise WeightsError(f"{path} cannot be read: {first_line(error)}") from error
-    # A folder of an earlier version has no seal, and no digest of its weights either.
+    # Folders of earlier versions have neither a seal nor a digest of their weights.
     is_sealed = seal is not None or card.weights_sha256 is not None
     if is_sealed and seal != _seal(json.loads(data)):
-        raise WeightsError(f"{path} is damaged: it is not what was written")
+        raise WeightsError(f"{path} is damaged: it differs from what was written")
     return card
 
 
 def verified_card(folder: Path) -> ModelCard:
-    """Return what the folder says of its weights, which are what was written.
+    """Return the model card of a folder, after checking the weights against it.
 
     Raises:
-        WeightsError: the card or the weights are damaged, or it is no saved model.
+        WeightsError: the card or the weights are damaged, or the folder is not a saved model.
     """
     card = read_card(folder)
     if card.weights_sha256 is None:
@@ -113,23 +113,23 @@ def verified_card(folder: Path) -> ModelCard:
         raise WeightsError(f"cannot read {folder / WEIGHTS_FILE}: {error.strerror or error}") from error
     if found == card.weights_sha256:
         return card
-    # Written between the weights and their card, when the process was killed.
+    # The process was killed after the weights were written and before their card was.
     with suppress(WeightsError):
         following = read_card(folder, _NEXT_CARD)
         if following.weights_sha256 == found:
             return following
     raise WeightsError(
-        f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 is not the one that {CARD_FILE} names; use another copy of it"
+        f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 differs from the one in {CARD_FILE}; use another copy of it"
     )
 
 
 def _seal(facts: Mapping[str, object]) -> str:
-    said = {key: value for key, value in facts.items() if key != _SEAL}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    sealed = {key: value for key, value in facts.items() if key != _SEAL}
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
 
 
 def with_versions(model: nn.Module, tensors: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
-    """Return a state_dict with the module versions that plain files of tensors do not keep; MNASNet asks for them."""
+    """Return a state_dict with the module versions that safetensors files do not contain; MNASNet needs them."""
     state = OrderedDict(tensors)
     state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     return state
@@ -139,10 +139,10 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     """Load the folder's weights into ``model``, strictly.
 
     Raises:
-        WeightsError: they are unreadable or of another architecture.
+        WeightsError: the weights are unreadable or of another architecture.
     """
     try:
-        # Read, not mapped as by load_file: a mapped file that is truncated ends the process with SIGBUS.
+        # Read instead of memory-mapped as in load_file: a truncated mapped file ends the process with SIGBUS.
         tensors = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
         model.load_state_dict(with_versions(model, tensors), strict=True)
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""A saved model as a file that runs without ``tl``: ONNX, torch.export, or the folder itself."""
+"""Writes a saved model as a file that runs without ``tl``: ONNX or torch.export; and runs such files."""
 
 import io
 import json
@@ -18,18 +18,18 @@ from tl_cli.contract import PROBABILITIES, ModelCard
 from tl_cli.errors import StorageError, TlError, UsageError, first_line
 from tl_cli.models.zoo.registry import Classifier
 
-# Told where a file was written; raises where it is not as it should be.
+# Called with the file that was written; raises if it is wrong.
 Check = Callable[[Path], None]
 
 INPUT, OUTPUT = "images", "logits"
 _BATCH = "batch"
 _FOLDER = "--format folder writes the saved model itself, for tl"
-# Written one after another by two programs that compute in fp32: more than rounding is a fault.
+# Two programs that compute in fp32 differ by rounding; a larger difference is a fault.
 TOLERANCE = 1e-3
 
 
 class Deployed(nn.Module):
-    """A network that normalises by itself: (B, 3, crop, crop) float32, RGB, 0 to 255, to logits (B, num_classes)."""
+    """A network that includes normalisation: (B, 3, crop, crop) float32, RGB, 0 to 255, to logits (B, num_classes)."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Deployed(nn.Module):
 
 
 def facts(card: ModelCard) -> dict[str, str]:
-    """Return what must be known to use the file, as ONNX keeps it: names to texts, JSON where it is structured."""
+    """Return what is needed to use the file, as ONNX metadata: texts by name, as JSON if structured."""
     return {
         "classes": json.dumps(list(card.classes), ensure_ascii=False),
         "preprocessing": card.preprocessing.model_dump_json(),
@@ -61,7 +61,7 @@ def write_onnx(classifier: Classifier, card: ModelCard, path: Path, check: Check
     """Write the network with its normalisation as ONNX; any batch size. Classes and preprocessing are its metadata.
 
     Args:
-        check: given the file before it takes the name of ``path``, which it does not where this raises.
+        check: called with the file before it is renamed to ``path``; if this raises, ``path`` is left unchanged.
 
     Raises:
         UsageError: onnx is not installed.
@@ -77,7 +77,7 @@ def write_onnx(classifier: Classifier, card: ModelCard, path: Path, check: Check
     with _exporting(card, "ONNX"):
         made = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT],
-            dynamic_shapes={INPUT: {0: _BATCH}},  # else the axis has the name that torch gave it
+            dynamic_shapes={INPUT: {0: _BATCH}},  # otherwise torch chooses the axis's name
         )  # fmt: skip
         assert made is not None
         made.model.metadata_props.update(facts(card))
@@ -103,7 +103,7 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         logits: np.ndarray = session.run([OUTPUT], {INPUT: images})[0]
-    except Exception as error:  # its own kinds of exceptions, which have no common base
+    except Exception as error:  # onnxruntime's exceptions have no common base
         raise TlError(f"onnxruntime cannot run {path}: {first_line(error)}") from error
     return logits
 
@@ -112,14 +112,14 @@ def write_pt2(classifier: Classifier, card: ModelCard, path: Path, check: Check 
     """Write the network with its normalisation as a torch.export program; any batch size.
 
     Args:
-        check: given the file before it takes the name of ``path``, which it does not where this raises.
+        check: called with the file before it is renamed to ``path``; if this raises, ``path`` is left unchanged.
 
     Raises:
         TlError: torch cannot export this network.
         StorageError: the file cannot be written.
     """
     program = _exported(classifier)
-    # Not into the file: torch's own writer ends the process where a disk is full.
+    # Not directly to the file: torch's writer ends the process if the disk is full.
     made = io.BytesIO()
     with _exporting(card, "pt2"):
         torch.export.save(program, made, extra_files=facts(card))
@@ -142,12 +142,12 @@ def run_pt2(path: Path, images: np.ndarray) -> np.ndarray:
 def _exported(classifier: Classifier) -> torch.export.ExportedProgram:
     model = Deployed(classifier).cpu().to(memory_format=torch.contiguous_format).eval()
     side = classifier.preprocessing.crop
-    # Two, because a batch of one is taken for a constant.
+    # Two images, because a batch of one would be taken for a constant.
     example = torch.zeros(2, 3, side, side)
     try:
         with _quiet(), torch.no_grad():
             return torch.export.export(model, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim(_BATCH)}})
-    except Exception as error:  # torch.export raises a kind of its own for each thing that it cannot do
+    except Exception as error:  # torch.export raises many unrelated kinds of exceptions
         raise TlError(f"torch cannot export {classifier.name}: {_cause(error)}. {_FOLDER}") from error
 
 
@@ -158,13 +158,13 @@ def _exporting(card: ModelCard, kind: str) -> Iterator[None]:
             yield
     except OSError:
         raise
-    except Exception as error:  # torch raises a kind of its own for each thing that it cannot do
+    except Exception as error:  # torch.export raises many unrelated kinds of exceptions
         advice = f"Try --format pt2. {_FOLDER}" if kind == "ONNX" else _FOLDER
         raise TlError(f"torch cannot export {card.architecture} as {kind}: {_cause(error)}. {advice}") from error
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first line of the error at the root: the others say that there was one, and where to report it."""
+    """Return the first line of the root cause; the errors above it only repeat that there was one."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {first_line(error)[:500].rstrip('.')}"
@@ -172,9 +172,9 @@ def _cause(error: BaseException) -> str:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """Give a path of the same name in a folder of its own; what is in there takes its place when the block ends well.
+    """Yield a path of the same name in a temporary folder, whose files are moved beside ``path`` if the block succeeds.
 
-    ONNX keeps weights beyond 2 GB in a second file, which the first one calls by its name.
+    ONNX stores weights beyond 2 GB in a second file, which the first one refers to by name.
     """
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -190,7 +190,7 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what exporters say of themselves from the screen."""
+    """Silence the exporters' log messages and warnings."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

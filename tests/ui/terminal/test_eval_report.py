@@ -8,17 +8,20 @@ import torch
 from rich.cells import cell_len
 from rich.console import Console
 
-from tl_cli.contract import Calibration, Split
+from tl_cli.api.evaluation_run import Evaluation
+from tl_cli.api.prediction import Prediction, PredictionStream
+from tl_cli.contract import Calibration, DataSpec, ModelCard, Preprocessing, Split, WeightsTag
 from tl_cli.data.images import PackedImages
 from tl_cli.data.packed_names import Names
 from tl_cli.evaluation.logits import Answers, KeptAnswers
 from tl_cli.evaluation.measure import Measured
 from tl_cli.evaluation.ranking import Contender, Cost, Training, compare_all
-from tl_cli.evaluation.report import judge
+from tl_cli.evaluation.report import EvaluationReport, make_report
 from tl_cli.training.history import EpochPoint, History
 from tl_cli.ui.terminal.comparison_tables import as_csv, markdown, print_comparison, save_pictures
 from tl_cli.ui.terminal.console import THEME, shortened
-from tl_cli.ui.terminal.eval_report import print_judgement, thumbnail
+from tl_cli.ui.terminal.eval_report import print_evaluation
+from tl_cli.ui.terminal.pictures import thumbnail
 from tl_cli.ui.terminal.prediction_lines import Lines
 
 HOSTILE = "[red]\x1b[31mb\u202ed"
@@ -49,6 +52,14 @@ def measured(classes: int, count: int = 300) -> tuple[Measured, list[str]]:
     return Measured(Answers(logits, labels), images, "/data", "test", SPLIT, True, False, None, (), ()), names
 
 
+def evaluation(found: Measured, report: EvaluationReport, name: str, classes: list[str]) -> Evaluation:
+    card = ModelCard(
+        architecture="resnet18", head=("fc",), classes=classes, preprocessing=Preprocessing(resize=32, crop=32),
+        weights=WeightsTag(name="none"), data=DataSpec(source="/data", layout="classes"), recipe="default", epoch=1,
+    )  # fmt: skip
+    return Evaluation(name, card, found, report, None)
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("classes", [2, 10, 60, 300])
 @pytest.mark.parametrize("colour", [False, True])
@@ -56,7 +67,7 @@ def test_an_evaluation_fits_the_terminal(width: int, classes: int, colour: bool)
     found, names = measured(classes)
     calibration = Calibration(temperature=1.3, images=30, loss=1.0, held_out_loss=0.9, note="")
     on = console(width, colour=colour)
-    print_judgement(on, HOSTILE, found, judge(found.answers, calibration), names, pictures=6)
+    print_evaluation(on, evaluation(found, make_report(found.answers, calibration), HOSTILE, names), pictures=6)
     text = printed(on)
     assert "top-1" in text
     assert ("top-5" in text) == (classes > 5)
@@ -73,20 +84,21 @@ def test_wide_letters_and_markup_in_names_leave_every_number(width: int) -> None
     found, _ = measured(6)
     on = console(width)
     names = ["[/red]", "[bold]cat", "\u65e5\u672c\u8a9e" * 4, "\u732b", "a|b", "x" * 50]
-    judgement = judge(found.answers, Calibration())
-    print_judgement(on, "model", found, judgement, names, pictures=2)
+    report = make_report(found.answers, Calibration())
+    print_evaluation(on, evaluation(found, report, "model", names), pictures=2)
     text = printed(on)
     assert max(map(cell_len, text.splitlines())) <= width
     assert "[/red]" in text
     if width == 80:
-        for number in judgement.report.confusion.diagonal():
+        for number in report.scores.confusion.diagonal():
             assert str(number) in text
 
 
 def test_an_evaluation_is_printed_in_ascii_where_nothing_else_can_be() -> None:
     found, names = measured(12)
     on = console(80, encoding="ascii")
-    print_judgement(on, "model", found, judge(found.answers, Calibration()), [f"c{n}" for n in range(12)], pictures=3)
+    report = make_report(found.answers, Calibration())
+    print_evaluation(on, evaluation(found, report, "model", [f"c{n}" for n in range(12)]), pictures=3)
     assert "worst mistakes" in printed(on)
 
 
@@ -94,7 +106,7 @@ def test_a_model_without_mistakes_has_none_to_show() -> None:
     found, names = measured(3, 30)
     right = Answers(torch.nn.functional.one_hot(found.answers.labels, 3).float() * 9, found.answers.labels)
     on = console(80)
-    print_judgement(on, "model", found, judge(right, Calibration()), names, pictures=8)
+    print_evaluation(on, evaluation(found, make_report(right, Calibration()), "model", names), pictures=8)
     text = printed(on)
     assert "worst mistakes" not in text
     assert "most confused" not in text
@@ -160,8 +172,10 @@ def test_a_comparison_as_text_and_pictures(tmp_path) -> None:
 @pytest.mark.parametrize("width", [20, 40, 80, 200])
 def test_a_prediction_is_one_line_that_fits(width: int) -> None:
     on = console(width)
-    classes = [HOSTILE, "a class of a rather long name indeed", "c"]
-    Lines(on, classes, 3, show=True)("/a/very/long/path/" * 9 + "photo.jpg", torch.tensor([0.1, 0.7, 0.2]))
+    classes = (HOSTILE, "a class of a rather long name indeed", "c")
+    stream = PredictionStream("model", False, classes, 1, None, None, iter(()))
+    path = "/a/very/long/path/" * 9 + "photo.jpg"
+    Lines(on, stream, 3, show=True)(Prediction(path, classes, torch.tensor([0.1, 0.7, 0.2])))
     (line,) = printed(on).splitlines()
     assert len(line) <= max(width, 42)
     assert "70.0%" in line

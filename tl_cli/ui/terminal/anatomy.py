@@ -28,8 +28,8 @@ from tl_cli.inspection.residual_effects import Effect, ResidualReport
 from tl_cli.inspection.summary import Node, describe_preprocessing, head_reason
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
-from tl_cli.ui.terminal.eval_report import thumbnail
 from tl_cli.ui.terminal.model_tables import format_count
+from tl_cli.ui.terminal.pictures import thumbnail
 from tl_cli.ui.terminal.progress import epoch_range
 
 _GUIDES = {True: ("|-- ", "`-- ", "|   "), False: ("├── ", "└── ", "│   ")}

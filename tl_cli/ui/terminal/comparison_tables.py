@@ -15,7 +15,8 @@ from rich.text import Text
 from tl_cli.api.comparison_run import CompareObserver, CompareResult, Report
 from tl_cli.evaluation.ranking import Comparison, Contender, advice, differences, rows, verdicts
 from tl_cli.evaluation.scores import Measure
-from tl_cli.io.download import write_text
+from tl_cli.io.atomic import write_text
+from tl_cli.io.download import Unit
 from tl_cli.training.history import History
 from tl_cli.ui.figures import curve_figures
 from tl_cli.ui.panels import overlaid
@@ -66,11 +67,11 @@ class ComparisonReport(CompareObserver):
         """Print a warning to stderr."""
         print_warning(message)
 
-    def progress(self, what: str, done: int, total: int | None) -> None:
+    def progress(self, what: str, done: int, total: int | None, unit: Unit = "items") -> None:
         """Draw or redraw the line of ``what``."""
         if self._progress is None:
             self._progress = self._bar.enter_context(FileProgress(self._aside))
-        self._progress(what, done, total)
+        self._progress(what, done, total, unit)
 
     def training(self, title: str, number: int, total: int) -> None:
         """Print the title of a training, which draws its own progress."""

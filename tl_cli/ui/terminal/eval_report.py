@@ -1,24 +1,23 @@
-"""What an evaluation shows: figures, confusion, classes, probabilities, and the worst mistakes as pictures."""
+"""Shows an evaluation in a terminal: metrics, confusion matrix, classes, calibration and the worst mistakes."""
 
 from collections.abc import Callable, Sequence
 
-from PIL import Image
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from rich_pixels import Pixels
-from torch import Tensor
 
+from tl_cli.api.evaluation_run import Evaluation
 from tl_cli.contract import Calibration
 from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.measure import Measured, OwnAccuracy
-from tl_cli.evaluation.report import Judgement
+from tl_cli.evaluation.report import EvaluationReport
 from tl_cli.evaluation.scores import Accuracy, ClassScore, Confusion, Measure, Mistake
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
+from tl_cli.ui.terminal.pictures import thumbnail
 
-# Blue where the answer is right and orange where not, as the curves have them; told apart by colour-blind readers.
+# Blue for right and orange for wrong predictions, as in the curves; colour-blind readers can tell them apart.
 _RIGHT = ((0.9, "white on #00507d"), (0.7, "white on #00679f"), (0.0, "white on #4682a8"))
 _WRONG = ((0.2, "white on #b34400"), (0.1, "white on #8a4a1c"), (0.05, "val"), (0.0, ""))
 _SHADES = " .:-=+*#%@"
@@ -26,76 +25,70 @@ _NARROW = 60
 _THUMBNAIL = 18  # columns, and half as many rows
 
 
-def print_judgement(
-    console: Console,
-    title: str,
-    measured: Measured,
-    judgement: Judgement,
-    classes: Sequence[str],
-    *,
-    pictures: int,
-    own: OwnAccuracy | None = None,
-) -> None:
+def print_evaluation(console: Console, evaluation: Evaluation, *, pictures: int) -> None:
     """Print an evaluation, as much of it as the terminal has room for.
 
     Args:
-        title: what was evaluated.
-        pictures: how many of the worst mistakes are shown, where the terminal has colours.
-        own: the accuracy on the model's own data, where it is evaluated on other images.
+        pictures: number of the worst mistakes to show, if the terminal has colours.
     """
+    measured, report, classes = evaluation.measured, evaluation.report, evaluation.card.classes
     part = "all images" if measured.part == "all" else measured.part
-    count = judgement.report.accuracy.count
-    console.print(plain(title, "bold"))
+    count = report.scores.accuracy.count
+    console.print(plain(f"{evaluation.card.architecture}, {evaluation.model}", "bold"))
     about = f"{measured.source}, {part}: {count:,} images of {len(classes)} classes"
     console.print(plain(about, "dim", limit=4000))
     console.print()
-    console.print(_figures(judgement, short=console.width < _NARROW))
-    if own is not None:
-        kind = {"test": "test", "val": "validation", "train": "training"}[own.part]
-        number = "" if own.images is None else f"{own.images:,} "
-        difference = 100 * (judgement.report.accuracy.value - own.value)
-        console.print(
-            f"{own.value:.2%} on the {number}{kind} images of its own data; here {difference:+.2f} points",
-            style="bold",
-            soft_wrap=True,
-        )
-    console.print(Text(_temperature(judgement.calibration, measured), style="dim"))
-    _section(console, "confusion, true classes down, answers across", confusion_map(judgement, classes, console))
-    if judgement.confused:
-        _section(console, "most confused", _confused_table(judgement.confused[:8], classes, console))
-    _section(console, _classes_title(judgement.classes), tables.class_table(judgement.classes, classes, console))
+    console.print(_figures(report, short=console.width < _NARROW))
+    if evaluation.own is not None:
+        _print_own(console, evaluation.own, report.scores.accuracy.value)
+    console.print(Text(_temperature(report.calibration, measured), style="dim"))
+    _section(console, "confusion matrix; rows: true, columns: predicted", confusion_map(report, classes, console))
+    if report.confused:
+        _section(console, "most confused", _confused_table(report.confused[:8], classes, console))
+    _section(console, _classes_title(report.classes), tables.class_table(report.classes, classes, console))
     _section(
         console,
-        f"probabilities: bars are how often right, {_mark(console)} what was said",
-        reliability_table(judgement.reliability, console),
+        f"calibration; bar: accuracy, {_mark(console)}: confidence",
+        reliability_table(report.reliability, console),
     )
-    if judgement.mistakes:
-        shown = judgement.mistakes[:pictures]
+    if report.mistakes:
+        shown = report.mistakes[:pictures]
         _section(console, "worst mistakes", mistakes_grid(shown, measured, classes, console))
 
 
-def confusion_map(judgement: Judgement, classes: Sequence[str], console: Console) -> RenderableType:
-    """Return the confusion matrix with numbers where they fit, in shades where they do not; rows are the truth."""
-    matrix = judgement.report.confusion
+def _print_own(console: Console, own: OwnAccuracy, accuracy: float) -> None:
+    kind = {"test": "test", "val": "validation", "train": "training"}[own.part]
+    number = "" if own.images is None else f"{own.images:,} "
+    difference = 100 * (accuracy - own.value)
+    console.print(
+        f"{own.value:.2%} on the {number}{kind} images of its own data; here {difference:+.2f} points",
+        style="bold",
+        soft_wrap=True,
+    )
+
+
+def confusion_map(report: EvaluationReport, classes: Sequence[str], console: Console) -> RenderableType:
+    """Return the confusion matrix, as numbers if they fit and in shades otherwise; rows are the true classes."""
+    matrix = report.scores.confusion
     names = [shortened(name, 14) for name in classes]
     digits = max(3, len(str(matrix.max())))
     longest = max(4, *map(cell_len, names))
     room = console.width - longest - 1
     if len(classes) * (digits + 1) <= room:
-        return _numbers(judgement, names, digits, console)
+        return _numbers(report, names, digits, console)
     if len(classes) + longest + 1 <= console.width:
-        return _shades(judgement, [" " * (longest - cell_len(name)) + name + " " for name in names])
+        return _shades(report, [" " * (longest - cell_len(name)) + name + " " for name in names])
     if len(classes) <= console.width:
-        return _shades(judgement, [""] * len(classes))
+        return _shades(report, [""] * len(classes))
     return Text("The matrix is wider than the terminal.", style="dim")
 
 
 def reliability_table(found: Reliability, console: Console) -> Table:
-    """Return a reliability diagram: one row a stretch of probability, a bar of how often the answer is right."""
+    """Return a reliability diagram: one row per bin of confidence, with a bar for its accuracy."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("said", "right", "images"):
+    for heading in ("confidence", "accuracy", "images"):
         table.add_column(heading, justify="right", no_wrap=True)
-    room = max(10, min(50, console.width - 30))
+    room = max(10, min(50, console.width - 36))
     table.add_column("", no_wrap=True, width=room + 1)
     block, mark = "#" if is_ascii(console) else "█", _mark(console)
     for each in found.bins:
@@ -111,7 +104,7 @@ def reliability_table(found: Reliability, console: Console) -> Table:
 def mistakes_grid(
     mistakes: Sequence[Mistake], measured: Measured, classes: Sequence[str], console: Console
 ) -> RenderableType:
-    """Return the mistakes as small pictures with what was said of them; as lines where there are no colours."""
+    """Return the mistakes as small pictures with their predictions; as lines if the terminal has no colours."""
     if console.color_system is None or is_ascii(console) or console.width < 2 * _THUMBNAIL:
         return Group(*(_mistake_line(each, measured, classes) for each in mistakes))
     columns = max(1, (console.width + 2) // (_THUMBNAIL + 2))
@@ -129,21 +122,6 @@ def mistakes_grid(
     return grid
 
 
-def thumbnail(picture: Tensor, columns: int) -> Pixels:
-    """Return a picture in half blocks, ``columns`` wide and half as many rows high at most, its shape kept.
-
-    Args:
-        picture: (3, H, W) uint8.
-    """
-    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-    scale = columns / max(image.size)
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    # A row of characters is two rows of pixels.
-    height += height % 2
-    pixels: Pixels = Pixels.from_image(image.resize((width, height), Image.Resampling.LANCZOS))
-    return pixels
-
-
 def _mark(console: Console) -> str:
     return "|" if is_ascii(console) else "┃"
 
@@ -154,8 +132,8 @@ def _section(console: Console, title: str, content: RenderableType) -> None:
     console.print(content)
 
 
-def _figures(judgement: Judgement, *, short: bool) -> Table:
-    measured, macro = judgement.report, judgement.macro
+def _figures(report: EvaluationReport, *, short: bool) -> Table:
+    measured, macro = report.scores, report.macro
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("")
     table.add_column("", justify="right", no_wrap=True)
@@ -173,12 +151,12 @@ def _figures(judgement: Judgement, *, short: bool) -> Table:
         style = "bold good" if name == "top-1" else ""
         interval = f"{shown(measure.low).rstrip('%')} to {shown(measure.high)}" if measure.is_known else "-"
         table.add_row(Text(name, style="dim"), Text(shown(measure.value), style=style), interval)
-    errors = [("calib. error" if short else "calibration error", judgement.reliability)]
-    if judgement.uncalibrated is not None:
-        errors.append(("without T" if short else "without temperature", judgement.uncalibrated))
+    errors = [("calib. error" if short else "calibration error", report.reliability)]
+    if report.uncalibrated is not None:
+        errors.append(("without T" if short else "without temperature", report.uncalibrated))
     for name, found in errors:
-        by_chance = f"{found.chance_ece:.2%} by chance" + ("" if short else " alone")
-        table.add_row(Text(name, style="dim"), _percent(found.ece), by_chance)
+        noise = f"{found.chance_ece:.2%} expected" + ("" if short else " from sampling noise")
+        table.add_row(Text(name, style="dim"), _percent(found.ece), noise)
     return table
 
 
@@ -189,11 +167,11 @@ def _temperature(calibration: Calibration, measured: Measured) -> str:
     here = " (these, so the calibration error is too low)" if measured.is_own and measured.part == "val" else ""
     return (
         f"temperature {calibration.temperature:.3f} ({kind} confidence), fitted on {calibration.images:,} validation "
-        f"images{here}; part of the model, and of every probability it gives"
+        f"images{here}; applied to every probability of the model"
     )
 
 
-def _numbers(judgement: Judgement, names: Sequence[str], digits: int, console: Console) -> Table:
+def _numbers(report: EvaluationReport, names: Sequence[str], digits: int, console: Console) -> Table:
     nothing = Text("." if is_ascii(console) else "·", style="dim")
     longest = max(map(cell_len, names))
     width = max(digits, min(longest, (console.width - longest - 1) // len(names) - 1))
@@ -202,7 +180,7 @@ def _numbers(judgement: Judgement, names: Sequence[str], digits: int, console: C
     for name in names:
         heading = set_cell_size(name, width).rstrip()
         table.add_column(Text(heading), justify="right", width=width, no_wrap=True, overflow="crop")
-    for label, row in enumerate(judgement.report.confusion.tolist()):
+    for label, row in enumerate(report.scores.confusion.tolist()):
         total = max(1, sum(row))
         cells = [
             Text(str(number).rjust(width), style=_shade(number / total, is_right=said == label)) if number else nothing
@@ -212,10 +190,10 @@ def _numbers(judgement: Judgement, names: Sequence[str], digits: int, console: C
     return table
 
 
-def _shades(judgement: Judgement, names: Sequence[str]) -> Group:
-    """Return one character a class and row of the matrix: no numbers, but where they would stand out."""
+def _shades(report: EvaluationReport, names: Sequence[str]) -> Group:
+    """Return one character per cell of the matrix, darker for a larger share of the class."""
     lines = []
-    for label, row in enumerate(judgement.report.confusion.tolist()):
+    for label, row in enumerate(report.scores.confusion.tolist()):
         total = max(1, sum(row))
         line = Text(names[label])
         for said, number in enumerate(row):
@@ -223,7 +201,7 @@ def _shades(judgement: Judgement, names: Sequence[str]) -> Group:
             symbol = _SHADES[min(len(_SHADES) - 1, 1 + int(share * (len(_SHADES) - 1)))] if number else " "
             line.append(symbol, style=("train" if said == label else "val") if number else "")
         lines.append(line)
-    legend = Text("shares of a class: ", style="dim").append(" ".join(_SHADES[1:]), style="dim")
+    legend = Text("share of the class: ", style="dim").append(" ".join(_SHADES[1:]), style="dim")
     return Group(*lines, legend)
 
 
@@ -234,8 +212,8 @@ def _shade(share: float, *, is_right: bool) -> str:
 def _confused_table(pairs: Sequence[Confusion], classes: Sequence[str], console: Console) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     limit = max(8, min(30, (console.width - 22) // 2))
-    for heading in ("images", "of it", "true", "answered"):
-        table.add_column(heading, justify="right" if heading in ("images", "of it") else "left", no_wrap=True)
+    for heading in ("images", "share", "true", "predicted"):
+        table.add_column(heading, justify="right" if heading in ("images", "share") else "left", no_wrap=True)
     for pair in pairs:
         names = (Text(shortened(classes[place], limit)) for place in (pair.true, pair.answered))
         table.add_row(f"{pair.count:,}", f"{pair.share:.1%}", *names)

@@ -1,132 +1,145 @@
-"""Predictions as they come: lines in a terminal, JSON lines, CSV."""
+"""Shows predictions while they are computed: lines in a terminal, JSON lines, CSV."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
-from torch import Tensor
 
-from tl_cli.contract import PixelRange
+from tl_cli.api.prediction import Prediction, PredictionStream
 from tl_cli.data.preprocess import decode
-from tl_cli.ui.terminal.console import csv_text, json_text, safe_text, shortened
-from tl_cli.ui.terminal.eval_report import thumbnail
+from tl_cli.ui.terminal.console import (
+    csv_text,
+    json_text,
+    make_console,
+    plain,
+    print_error,
+    safe_text,
+    shortened,
+)
+from tl_cli.ui.terminal.observer import TerminalObserver
+from tl_cli.ui.terminal.pictures import thumbnail
 
 _THUMBNAIL = 32
+Form = Literal["table", "jsonl", "csv"]
+
+
+def show_predictions(
+    predictions: PredictionStream, observer: TerminalObserver, form: Form, *, top: int, show: bool, quiet: bool
+) -> bool:
+    """Print predictions as they come; return whether every image has one.
+
+    Args:
+        observer: draws progress while they are computed.
+        top: number of most likely classes per image.
+        show: print a small picture of each image.
+    """
+    if predictions.is_latest:
+        about = plain(f"model: {predictions.model}, the latest run", "note")
+        make_console(quiet=quiet, stderr=True).print(about, soft_wrap=True)
+    writer: Writer
+    if form == "table":
+        writer = Lines(make_console(quiet=quiet), predictions, top, show=show)
+    elif form == "jsonl":
+        writer = JsonLines(top)
+    else:
+        writer = Csv(top, len(predictions.classes))
+    failed: list[str] = []
+    done = 0
+    with observer:
+        for each in predictions:
+            done += 1
+            if each.probabilities is None:
+                failed.append(each.error if each.path in each.error else f"{each.path}: {each.error}")
+            else:
+                writer(each)
+    sys.stdout.flush()
+    if failed:
+        print_error(f"{len(failed):,} of {done:,} pictures have no prediction:\n" + "\n".join(failed))
+    return not failed
 
 
 class Writer(Protocol):
-    """Takes one prediction after another."""
+    """Writes one prediction after another."""
 
-    def __call__(self, path: str, probabilities: Tensor) -> None:
-        """Write what was said of a picture; ``probabilities`` is (num_classes,) float32."""
-
-    def close(self) -> None:
-        """Write what is left."""
+    def __call__(self, prediction: Prediction) -> None:
+        """Write a prediction that has probabilities."""
 
 
 class Lines:
-    """One line a picture: its name, and the likeliest classes with bars for the first."""
+    """One line per image: its name, and the most likely classes.
 
-    def __init__(
-        self,
-        console: Console,
-        classes: Sequence[str],
-        top: int,
-        *,
-        show: bool,
-        pixel_range: PixelRange | None = None,
-        max_pixels: int | None = None,
-    ) -> None:
+    Args:
+        predictions: whose classes and decoding are used.
+    """
+
+    def __init__(self, console: Console, predictions: PredictionStream, top: int, *, show: bool) -> None:
         self._console = console
-        self._classes = classes
+        self._pixel_range = predictions.pixel_range
+        self._max_pixels = predictions.max_pixels
         self._top = top
-        self._pixel_range = pixel_range
-        self._max_pixels = max_pixels
         self._show = show and console.color_system is not None
-        self._label = max(cell_len(shortened(name, 24)) for name in classes)
+        self._label = max(cell_len(shortened(name, 24)) for name in predictions.classes)
 
-    def __call__(self, path: str, probabilities: Tensor) -> None:
-        """Print the line, after a small picture where one is wanted."""
+    def __call__(self, prediction: Prediction) -> None:
+        """Print the line, after a small picture if requested."""
         if self._show:
             side, limit = 2 * _THUMBNAIL, self._max_pixels
-            picture = decode(Path(path), short_side=side, pixel_range=self._pixel_range, max_pixels=limit)
+            picture = decode(Path(prediction.path), short_side=side, pixel_range=self._pixel_range, max_pixels=limit)
             self._console.print(thumbnail(picture, _THUMBNAIL))
-        best = likeliest(probabilities, self._classes, self._top)
-        # As many as fit, but always the first.
+        best = prediction.top(self._top)
+        # As many classes as fit, at least one.
         cell = self._label + 8
         fits = max(1, min(len(best), (self._console.width - 16) // cell))
         room = self._console.width - fits * cell
-        line = Text(_ending(safe_text(path, limit=8000), room - 2))
+        line = Text(_ending(safe_text(prediction.path, limit=8000), room - 2))
         line.pad_right(max(0, room - line.cell_len))
-        for place, (name, probability) in enumerate(best[:fits]):
-            style = "bold" if place == 0 else "dim"
+        for index, (name, probability) in enumerate(best[:fits]):
+            style = "bold" if index == 0 else "dim"
             line.append(f"{probability:>6.1%} ", style=style)
             line.append(set_cell_size(shortened(name, 24), self._label) + " ", style=style)
         line.rstrip()
         self._console.print(line, no_wrap=True, overflow="ellipsis", crop=False)
 
-    def close(self) -> None:
-        """Nothing is left."""
-
 
 class JsonLines:
-    """One JSON object a line: ``{"path": ..., "predictions": [{"class": ..., "probability": ...}, ...]}``."""
+    """One JSON object per line: ``{"path": ..., "predictions": [{"class": ..., "probability": ...}, ...]}``."""
 
-    def __init__(self, classes: Sequence[str], top: int) -> None:
-        self._classes = classes
+    def __init__(self, top: int) -> None:
         self._top = top
 
-    def __call__(self, path: str, probabilities: Tensor) -> None:
+    def __call__(self, prediction: Prediction) -> None:
         """Write the object."""
-        best = likeliest(probabilities, self._classes, self._top)
-        answers = [{"class": name, "probability": round(probability, 6)} for name, probability in best]
-        _write(json_text({"path": path, "predictions": answers}) + "\n")
-
-    def close(self) -> None:
-        """Write what is left."""
-        sys.stdout.flush()
+        _write(json_text(prediction.to_dict(self._top)) + "\n")
 
 
 class Csv:
-    """Path, and class and probability of the likeliest ones, with a header; names as a terminal may show them."""
+    """Path, class and probability of the most likely classes, with a header; names are safe to print."""
 
-    def __init__(self, classes: Sequence[str], top: int) -> None:
-        self._classes = classes
-        self._top = min(top, len(classes))
+    def __init__(self, top: int, num_classes: int) -> None:
+        self._top = min(top, num_classes)
         header = ["path"]
-        for place in range(1, self._top + 1):
-            header += ["class", "probability"] if self._top == 1 else [f"class_{place}", f"probability_{place}"]
+        for rank in range(1, self._top + 1):
+            header += ["class", "probability"] if self._top == 1 else [f"class_{rank}", f"probability_{rank}"]
         _write(csv_text([header]))
 
-    def __call__(self, path: str, probabilities: Tensor) -> None:
+    def __call__(self, prediction: Prediction) -> None:
         """Write the row."""
-        row = [path]
-        for name, probability in likeliest(probabilities, self._classes, self._top):
+        row = [prediction.path]
+        for name, probability in prediction.top(self._top):
             row += [name, f"{probability:.6f}"]
         _write(csv_text([row]))
 
-    def close(self) -> None:
-        """Write what is left."""
-        sys.stdout.flush()
-
-
-def likeliest(probabilities: Tensor, classes: Sequence[str], top: int) -> list[tuple[str, float]]:
-    """Return the names of the likeliest classes with their probabilities, the first first."""
-    values, places = probabilities.topk(min(top, len(classes)))
-    return [(classes[place], value) for place, value in zip(places.tolist(), values.tolist(), strict=True)]
-
 
 def _ending(path: str, room: int) -> str:
-    """Return the end of a path, which tells it from its neighbours."""
+    """Return the end of a path, which differs from that of its neighbours."""
     room = max(8, room)
     return path if cell_len(path) <= room else "..." + set_cell_size(path[::-1], room - 3)[::-1].lstrip()
 
 
 def _write(text: str) -> None:
-    # In UTF-8 whatever the locale is: programs read it.
+    # Always UTF-8, as programs read it.
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8"))

@@ -1,0 +1,187 @@
+"""Writes a saved model as a file for other programs, and checks its logits."""
+
+import html
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tl_cli.api.model_lookup import find_model
+from tl_cli.api.observer import Observer
+from tl_cli.contract import ModelCard
+from tl_cli.data.dataset import is_at_hand, open_to_judge
+from tl_cli.data.preprocess import decoded_side, normalise, prepare
+from tl_cli.errors import DataError, DownloadError, TlError, UsageError
+from tl_cli.models.bundle import CARD_FILE, copy, read_card
+from tl_cli.models.export import TOLERANCE, run_onnx, run_pt2, write_onnx, write_pt2
+from tl_cli.models.zoo import registry
+from tl_cli.models.zoo.registry import Classifier
+
+Format = Literal["onnx", "pt2", "folder"]
+_CHECKED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """Which model to export, and how.
+
+    Attributes:
+        model: a run or a saved-model folder.
+        format: ``onnx``, ``pt2`` (a torch.export program) or ``folder`` (the saved model itself).
+        output: the file or folder; None: the architecture's name in the current folder.
+        force: overwrite what exists.
+        data_dir: where downloaded data sets are stored, for images to check with; None: as in training.
+        tracking_uri: MLflow's store; None is the default one.
+    """
+
+    model: str = "latest"
+    format: Format = "onnx"
+    output: Path | None = None
+    force: bool = False
+    data_dir: str | None = None
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The comparison of an exported file with the model in PyTorch.
+
+    Attributes:
+        images: number of images compared.
+        are_real: whether they are images of the model's data; otherwise they are random noise.
+        difference: the largest absolute difference of the logits.
+    """
+
+    images: int
+    are_real: bool
+    difference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An exported model.
+
+    Attributes:
+        model: name of the run, or the folder.
+        format: as requested.
+        path: what was written.
+        bytes: size of the file; None for a folder.
+        input_size: side of the input in pixels: the file takes (batch, 3, side, side) float32, RGB, 0 to 255.
+        classes: names, in the order of the logits (batch, num_classes) float32.
+        temperature: the probabilities are softmax(logits / temperature).
+        check: the comparison with the model; None for a folder.
+    """
+
+    model: str
+    format: Format
+    path: Path
+    bytes: int | None
+    input_size: int
+    classes: tuple[str, ...]
+    temperature: float
+    check: Check | None
+
+    def to_dict(self) -> dict[str, object]:
+        """Return what ``tl export --json`` prints."""
+        return {**asdict(self), "path": str(self.path), "classes": list(self.classes)}
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(str(self.path))}</code>: {html.escape(self.model)} as {self.format}"
+
+
+def export(request: ExportRequest, observer: Observer | None = None) -> Exported:
+    """Write a saved model as a file, and check it against the model, on images of its data if they are available.
+
+    Raises:
+        RunNotFoundError: there is no such model.
+        UsageError: the file exists, or a package is not installed.
+        TlError: torch cannot export this network, or the file's logits differ from the model's.
+        StorageError: the file cannot be written.
+        TrackingError: the store cannot be used.
+        WeightsError: the saved model is damaged.
+    """
+    observer = observer or Observer()
+    target = find_model(request.model, request.tracking_uri, observer.warn)
+    path = _path(request, read_card(target.folder).architecture.replace("/", "_"))
+    classifier, card = registry.restore(target.folder)
+    check = None
+    if request.format == "folder":
+        copy(target.folder, path)
+    else:
+        images, are_real = _images(card, request.data_dir, observer)
+        expected = _expected(classifier, images)
+        write, run = (write_onnx, run_onnx) if request.format == "onnx" else (write_pt2, run_pt2)
+        differences: list[float] = []
+        write(classifier, card, path, lambda written: differences.append(_compare(run, written, images, expected)))
+        check = Check(len(images), are_real, differences[0])
+    return Exported(
+        target.name,
+        request.format,
+        path,
+        None if request.format == "folder" else path.stat().st_size,
+        card.preprocessing.crop,
+        card.classes,
+        card.calibration.temperature,
+        check,
+    )
+
+
+def _path(request: ExportRequest, name: str) -> Path:
+    """Return the file or folder to write.
+
+    Raises:
+        UsageError: it exists, and is not to be overwritten.
+    """
+    is_folder = request.format == "folder"
+    path = (request.output or Path(name if is_folder else f"{name}.{request.format}")).expanduser()
+    if not is_folder and path.is_dir():
+        raise UsageError(f"{path} is a folder; give the name of a file, such as {path / name}.{request.format}")
+    written = path / CARD_FILE if is_folder else path
+    if written.exists() and not request.force:
+        raise UsageError(f"{written} exists already; give --force to overwrite it, or another --output")
+    return path
+
+
+def _images(card: ModelCard, data_dir: str | None, observer: Observer) -> tuple[Tensor, bool]:
+    """Return at most 16 inputs (N, 3, crop, crop) uint8 for the check, and whether they are images of the data."""
+    how = card.preprocessing
+    try:
+        if not is_at_hand(card.data, data_dir):
+            raise DataError("the images are not available")
+        data = open_to_judge(
+            card.data, card.data.source, data_dir=data_dir, pixel_range=how.pixel_range, progress=observer.progress
+        ).data
+        images = next((data.parts[name] for name in ("test", "val", "train") if name in data.parts), None)
+        if images is None:
+            raise DataError("none of the images can be read")
+        indices = range(0, len(images), max(1, len(images) // _CHECKED))[:_CHECKED]
+        return torch.stack([prepare(images.open(index, decoded_side(how)), how) for index in indices]), True
+    except (DataError, DownloadError):
+        shape, generator = (_CHECKED, 3, how.crop, how.crop), torch.Generator().manual_seed(0)
+        return torch.randint(0, 256, shape, generator=generator).to(torch.uint8), False
+
+
+def _expected(classifier: Classifier, images: Tensor) -> np.ndarray:
+    """Return the logits as ``tl eval`` computes them."""
+    with torch.inference_mode():
+        logits: np.ndarray = classifier.model(normalise(images, classifier.preprocessing)).numpy()
+    return logits
+
+
+def _compare(run: Callable[[Path, np.ndarray], np.ndarray], path: Path, images: Tensor, expected: np.ndarray) -> float:
+    """Return the largest difference of the file's logits from the model's: all images in one batch, and one alone.
+
+    Raises:
+        TlError: it is larger than rounding explains.
+    """
+    inputs = images.numpy().astype(np.float32)
+    found = np.concatenate([run(path, inputs), run(path, inputs[:1])])
+    difference = float(np.abs(found - np.concatenate([expected, expected[:1]])).max())
+    # Large logits are rounded in larger steps.
+    if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise TlError(f"the exported file's logits differ from the model's by {difference:.2g}; the file is not kept")
+    return difference
