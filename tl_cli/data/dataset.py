@@ -25,7 +25,7 @@ from tl_cli.data.images import (
 )
 from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes, measure
-from tl_cli.data.sources import archive, csv, folder, published
+from tl_cli.data.sources import archive, csv, folder, published, unpack
 from tl_cli.data.sources.catalogue import LEFT_OUT, SETS, canonical
 from tl_cli.data.sources.found import LAYOUTS, Found
 from tl_cli.errors import DataError, first_line, some, suggest
@@ -35,7 +35,7 @@ from tl_cli.io.file_uris import local_path
 
 BUILT_IN = tuple(SETS)
 _PACK_LIMIT_BYTES = 4 << 30
-_READERS = 4  # threads that read large files to judge a model on them
+_READERS = 4  # threads that read large files for an evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class LabelledData:
         classes: names, of a folder or a CSV sorted; a label is an index into them.
         parts: images of ``train``, ``val`` and, where there are any, ``test``.
         spec: what finds the same images and split again.
-        notes: things a person should know.
+        notes: notes for the user.
         measured: the range of the training images that have more than 8 bits per channel; None where none has.
         files: of the parts that are files or were decoded from them, those files as they were read.
         sizes: of the training images, where these were opened to train on them.
@@ -87,7 +87,7 @@ def open_data(
             them on the training part.
 
     Raises:
-        DataError: the source is unknown or its images cannot be used; says what was found.
+        DataError: the source is unknown or its images cannot be used.
         DownloadError: it must be fetched and cannot be.
     """
     source = locate(spec.source)
@@ -152,7 +152,7 @@ def training_labels(found: Found) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Images on which a trained model is judged, none of them decoded yet.
+    """Images on which a trained model is evaluated, none of them decoded yet.
 
     Attributes:
         data: the images, whole.
@@ -179,7 +179,7 @@ def open_to_judge(
 ) -> Judged:
     """Return the images of ``source`` for a model that was trained on ``then``, with the model's pixel range.
 
-    Its own images are split as they were for its training, wherever they are now: any part is told by its digest.
+    The model's own images are split as for its training, wherever they are now: a part is recognized by its digest.
     Others come as they lie there, in the parts that the source has; one of classes only has them all in ``train``.
     Any part may be missing, and any class.
 
@@ -187,7 +187,7 @@ def open_to_judge(
         columns: of a CSV, where they are not those that were named for the training.
 
     Raises:
-        DataError: the source is unknown or its images cannot be used; says what was found.
+        DataError: the source is unknown or its images cannot be used.
         DownloadError: it must be fetched and cannot be.
     """
     spec = then.model_copy(update={"source": locate(source), "data_dir": data_dir or then.data_dir, "splits": {}})
@@ -286,12 +286,12 @@ def decoded(images: Images, *, workers: int, progress: Progress = silent) -> Ima
 
 
 def _budget() -> int:
-    # Of all memory, not of what happens to be free: the same data must come out the same tomorrow.
+    # A fraction of all memory, not of free memory: results must not depend on the load of the machine.
     return min(_PACK_LIMIT_BYTES, memory_bytes() // 4)
 
 
 def _readable(found: Found, spec: DataSpec, workers: int, progress: Progress) -> Found:
-    """Return the images as they are, or without those that cannot be decoded where the spec says so."""
+    """Return the images, without those that cannot be decoded if the spec skips them."""
     if spec.on_bad_image == "error":
         return found  # they are named as they are decoded, or before they stream
     return checks.without_unreadable(found, workers=workers, progress=progress)
@@ -362,15 +362,15 @@ def locate(source: str) -> str:
     """Return what ``--data`` names as it is recorded: a built-in set's own name, or an absolute path.
 
     Raises:
-        DataError: it is the name of nothing; says the nearest names, or why a set cannot be had.
+        DataError: there is no such source; names similar ones, or why a set is not available.
     """
     path, name = Path(source).expanduser(), canonical(source)
     if source in BUILT_IN or (name in BUILT_IN and not path.exists()):
         return name
-    if path.exists() or "/" in source or _is_listing(path) or archive.is_archive(source):
+    if path.exists() or "/" in source or _is_listing(path) or unpack.is_archive(source):
         return str(path.resolve())
     if name in LEFT_OUT:
-        raise DataError(f"--data {source} cannot be had: {LEFT_OUT[name]}")
+        raise DataError(f"--data {source} is not available: {LEFT_OUT[name]}")
     raise DataError(
         f"--data {source!r} is no built-in set, and nothing here has that name.{suggest(name, BUILT_IN)} "
         f"For pictures of your own, give a .csv that lists them, a .zip or .tar, or a folder; {folder.EXPECTED}"
@@ -416,7 +416,7 @@ def check_still_there(source: str) -> None:
     """Raise where a data set that was used before has gone.
 
     Raises:
-        DataError: the folder or file is not where it was; names the flag that says where it is.
+        DataError: the folder or file has moved; names the flag for its new path.
     """
     if source not in BUILT_IN and not Path(source).exists():
         raise DataError(f"the images are no longer in {source}; say where they are now with --data")
@@ -457,7 +457,7 @@ def _scan(
     partial: bool,
     lenient: bool,
 ) -> Found:
-    if columns != USUAL_COLUMNS and (source in SETS or not (_is_listing(Path(source)) or archive.is_archive(source))):
+    if columns != USUAL_COLUMNS and (source in SETS or not (_is_listing(Path(source)) or unpack.is_archive(source))):
         named = ", ".join(f"--{name}-column" for name in columns.model_dump(exclude_none=True))
         raise DataError(f"{named}: {source} is no CSV and has no columns; leave it out")
     if source in SETS:
@@ -467,21 +467,21 @@ def _scan(
         try:
             return folder.scan(path, partial=partial, lenient=lenient)
         except DataError as error:
-            inside = [*archive.listings_in(path), *sorted(each for each in path.iterdir() if _is_packed(each))]
+            inside = [*csv.listings_in(path), *sorted(each for each in path.iterdir() if _is_packed(each))]
             if inside:
                 hint = f"to use what is in {inside[0].name}, give --data {shlex.quote(str(inside[0]))}"
                 raise DataError(f"{error}\n{hint}") from error
             raise
     if _is_listing(path):
         found = csv.scan(path, columns=columns, hints=hints, partial=partial, lenient=lenient)
-        unread = [] if partial else archive.unread_beside(path, found, columns, hints)
+        unread = [] if partial else csv.unread_beside(path, found, columns, hints)
         notes = [
             f"{file.name} beside it has labels too and is not read; to measure the model on it after the training: "
             f"tl eval latest --data {shlex.quote(str(file))}"
             for file in unread
         ]
         return replace(found, notes=(*found.notes, *notes))
-    if archive.is_archive(path.name):
+    if unpack.is_archive(path.name):
         return archive.scan(
             path,
             cache,
@@ -496,7 +496,7 @@ def _scan(
 
 
 def _is_packed(path: Path) -> bool:
-    return archive.is_archive(path.name) and path.is_file()
+    return unpack.is_archive(path.name) and path.is_file()
 
 
 def _is_listing(path: Path) -> bool:
@@ -507,7 +507,7 @@ def _split(found: Found, spec: DataSpec) -> dict[SplitName, Images]:
     parts = dict(found.parts)
     # A run's source may have lost the parts that it brought itself.
     is_undivided = set(parts) == {"train"} and spec.layout == "classes"
-    # Of each class: for training, and for each part that is held out of it.
+    # Images per class: for training, and for each held-out part.
     least = 3 if is_undivided else 2 if "val" not in parts else 1
     if spec.limit is not None:
         for name, images in parts.items():
