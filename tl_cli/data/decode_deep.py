@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, TiffImagePlugin
 if TYPE_CHECKING:
     from tl_cli.contract import PixelRange  # the processes that decode need not load pydantic
 
-# Of one channel with more than 8 bits.
+# Modes with one channel of more than 8 bits.
 MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _OPPOSITE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _LEVELS = 255
@@ -76,7 +76,7 @@ def read(reopened: Callable[[], Image.Image]) -> Deep:
         reopened: opens the same picture again each time.
 
     Raises:
-        ValueError: its numbers cannot be read at full depth; says why.
+        ValueError: its values cannot be read at full depth.
         Exception: Pillow's own, where the file is truncated or corrupt.
     """
     with reopened() as opened:
@@ -216,7 +216,7 @@ def _upright(image: Image.Image) -> np.ndarray:
 
 
 def _maxval(image: Any) -> int:
-    """Return the number that a PGM or PPM says is white."""
+    """Return the number that is white in a PGM or PPM, from its header."""
     args = image.tile[0].args
     return int(args[1]) if isinstance(args, tuple) else 65535 if args.startswith("I;16") else _LEVELS
 
