@@ -18,17 +18,15 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, _imaging
 
 from tl_cli.data import decode_deep
+from tl_cli.data.decode_deep import PixelRange
 from tl_cli.errors import DataError
 from tl_cli.shortage import during, pass_on
-
-if TYPE_CHECKING:
-    from tl_cli.contract import PixelRange
 
 # What Pillow may open. Others have decoders that are rarely tested, or are not pictures (PDF, EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
@@ -90,7 +88,7 @@ def decode_pixels(
     source: str | Path | bytes,
     *,
     short_side: int | None = None,
-    pixel_range: "PixelRange | None" = None,
+    pixel_range: PixelRange | None = None,
     max_pixels: int | None = None,
 ) -> np.ndarray:
     """Return the values of ``decode_picture``, (H, W, 3) uint8."""
@@ -101,7 +99,7 @@ def decode_picture(
     source: str | Path | bytes,
     *,
     short_side: int | None = None,
-    pixel_range: "PixelRange | None" = None,
+    pixel_range: PixelRange | None = None,
     max_pixels: int | None = None,
 ) -> Pixels:
     """Return a picture as it is meant to be seen: RGB, upright, on white where transparent.
