@@ -13,7 +13,7 @@ from tl_cli.contract import DataSpec
 from tl_cli.data import dataset
 from tl_cli.data.images import PackedImages
 from tl_cli.data.sources.catalogue import SETS, File
-from tl_cli.data.sources.published import open_set
+from tl_cli.data.sources.published import open_part, open_set
 from tl_cli.errors import DataError, DownloadError
 
 
@@ -29,7 +29,7 @@ def test_cifar10_is_fetched_once_checked_and_read(server: Server, tmp_path: Path
     assert train.pixels.shape == (6, 3, 32, 32)
     assert train.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert train.ids[3] == "train/00003"
-    reference = row.open(str(tmp_path), "train")
+    reference = open_part(row, tmp_path, "train")
     assert np.array_equal(train.pixels[3].permute(1, 2, 0).numpy(), reference.data[3])
 
 
@@ -79,7 +79,7 @@ def test_a_folder_beats_another_spelling_and_is_told_of_beside_the_name_itself(
 
 
 def test_a_set_that_cannot_be_had_is_told_why() -> None:
-    with pytest.raises(DataError, match="--data StanfordCars cannot be had: its publisher has taken it off"):
+    with pytest.raises(DataError, match="--data StanfordCars is not available: its publisher has taken it off"):
         dataset.open_data(DataSpec(source="StanfordCars", layout="classes"), workers=1)
 
 

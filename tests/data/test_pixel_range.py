@@ -127,7 +127,7 @@ def test_deep_pictures_outside_the_training_part_are_named(tmp_path: Path) -> No
     data = opened(tmp_path / "d")
     assert data.notes == ("2 test images have more than 8 bits per channel, and no training image has",)
     judged = open_to_judge(data.spec, str(tmp_path / "d"), data_dir=None)
-    assert any("65535 for white" in note for note in judged.data.notes)
+    assert any("65535 as white" in note for note in judged.data.notes)
 
 
 def test_what_was_measured_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,7 +31,7 @@ class Copy:
     files: list[bytes]
     images: dict[SplitName, int]
     classes: tuple[str, ...]
-    open: Callable[[str, SplitName], Any] | None = None
+    dataset: type | None = None  # torchvision's class with the hashes of these files
 
 
 def serve(name: str, server: Server) -> BuiltIn:
@@ -52,7 +51,10 @@ def make(name: str, url: str = "http://127.0.0.1:9") -> tuple[BuiltIn, dict[str,
     )
     names = row.names and row.names[: len(copy.classes)]
     made = replace(row, files=files, images=copy.images, classes=len(copy.classes), names=names)
-    return replace(made, open=copy.open or row.open), dict(zip(paths, copy.files, strict=True))
+    if copy.dataset is not None:
+        setattr(tv, f"Tiny_{name}", copy.dataset)
+        made = replace(made, reader=replace(row.reader, dataset=f"Tiny_{name}"))
+    return made, dict(zip(paths, copy.files, strict=True))
 
 
 def md5(body: bytes) -> str:
@@ -114,7 +116,7 @@ def cifar(dataset: type, key: str, meta_key: str, batches: tuple[str, str], meta
         "meta": {"filename": meta, "key": meta_key, "md5": md5(bodies[meta])},
     })  # fmt: skip
     archive = tar_of({f"{dataset.base_folder}/{name}": body for name, body in bodies.items()})
-    return Copy([archive], {"train": 6, "test": 4}, names, lambda root, part: tiny(root, train=part == "train"))
+    return Copy([archive], {"train": 6, "test": 4}, names, tiny)
 
 
 def mnist(classes: tuple[str, ...] = tuple("0123456789")) -> Copy:
@@ -152,14 +154,14 @@ def svhn() -> Copy:
     bodies = [mat(X=pixels(32, 32, 3, count), y=(np.arange(count) % 10 + 1)[:, None]) for count in (20, 10)]
     urls = {part: ["", f"{part}_32x32.mat", md5(body)] for part, body in zip(("train", "test"), bodies, strict=True)}
     tiny = type("Tiny", (tv.SVHN,), {"split_list": urls})
-    return Copy(bodies, {"train": 20, "test": 10}, tuple("0123456789"), lambda root, part: tiny(root, split=part))
+    return Copy(bodies, {"train": 20, "test": 10}, tuple("0123456789"), tiny)
 
 
 def semeion() -> Copy:
     rows = np.concatenate([NOISE.integers(0, 2, (30, 256)), np.eye(10, dtype=int)[np.arange(30) % 10]], axis=1)
     body = "\n".join(" ".join(map(str, row)) for row in rows).encode()
     tiny = type("Tiny", (tv.SEMEION,), {"md5_checksum": md5(body)})
-    return Copy([body], {"train": 30}, tuple("0123456789"), lambda root, part: tiny(root, download=False))
+    return Copy([body], {"train": 30}, tuple("0123456789"), tiny)
 
 
 def stl10() -> Copy:
@@ -174,7 +176,7 @@ def stl10() -> Copy:
     archive = tar_of(
         {f"stl10_binary/{n}": b for n, b in bodies.items()} | {"stl10_binary/class_names.txt": b"bird\ncar\n"}
     )
-    return Copy([archive], {"train": 4, "test": 2}, ("bird", "car"), lambda root, part: tiny(root, split=part))
+    return Copy([archive], {"train": 4, "test": 2}, ("bird", "car"), tiny)
 
 
 def food101() -> Copy:
@@ -195,8 +197,7 @@ def flowers102() -> Copy:
     ]
     tiny = type("Tiny", (tv.Flowers102,), {"_file_dict": {
         "label": ("imagelabels.mat", md5(files[0])), "setid": ("setid.mat", md5(files[1]))}})  # fmt: skip
-    return Copy([images, *files], {"train": 102, "val": 2, "test": 100}, tuple(tv.Flowers102.classes),
-                lambda root, part: tiny(root, split=part, loader=str))  # fmt: skip
+    return Copy([images, *files], {"train": 102, "val": 2, "test": 100}, tuple(tv.Flowers102.classes), tiny)  # fmt: skip
 
 
 def oxfordiiitpet() -> Copy:

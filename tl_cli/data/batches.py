@@ -42,7 +42,7 @@ def steps_in_epoch(images: int, batch: int, *, drop_single: bool = False) -> int
     """Return the optimizer steps of one pass.
 
     Args:
-        batch: images a step.
+        batch: images per step.
         drop_single: a last step of one image is left out.
     """
     steps = -(-images // batch)
@@ -62,7 +62,7 @@ def training_order(
 
     Args:
         labels: (N,) int64.
-        balanced: every class equally often (``balanced_order``), else every image once.
+        balanced: each class equally often (``balanced_order``), else each image once.
 
     Returns:
         indices and keys, (N,) int64 each. A key is the index where the image comes for the first time in the epoch,
@@ -86,16 +86,16 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarra
     sizes = np.unique(labels, return_counts=True)[1]
     circles = [random.permutation(c) for c in np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])]
     first = random.permutation(len(sizes))
-    # Place p of all epochs together belongs to the class whose turn it is: that of rank p modulo the classes.
+    # Position p of all epochs together belongs to the class of rank p modulo the number of classes.
     start, end = (-((first - e * count) // len(sizes)) for e in (epoch, epoch + 1))
-    places = zip(circles, start, end, strict=True)
-    chosen = np.concatenate([circle[np.arange(begin, stop) % len(circle)] for circle, begin, stop in places])
+    spans = zip(circles, start, end, strict=True)
+    chosen = np.concatenate([circle[np.arange(begin, stop) % len(circle)] for circle, begin, stop in spans])
     indices = chosen[epoch_order(count, seed, epoch)]
     return indices, indices + count * _occurrences(indices)
 
 
 def _occurrences(values: np.ndarray) -> np.ndarray:
-    """Return for each value how many equal ones stand before it."""
+    """Return the number of earlier equal values for each value."""
     order = np.argsort(values, kind="stable")
     ascending = values[order]
     before = np.empty_like(order)
@@ -110,8 +110,8 @@ class Loader:
     Attributes:
         images: one part of the data.
         preprocessing: of the weights.
-        batch_size: images in a batch; the last one of a pass may be smaller.
-        device: where the batches are wanted.
+        batch_size: images per batch; the last batch of a pass may be smaller.
+        device: of the batches.
         workers: threads that decode; 0 decodes between the steps.
         drop_single: leave a last batch of one image out of a training epoch.
         balanced: in training every class comes equally often, rare ones by repetition.
@@ -184,7 +184,7 @@ class Loader:
             boxes = self._crop_boxes(settings, seed, epoch, keys, images.shape[-2], images.shape[-1])
             images = geometry.resized_crops(images, boxes, self.preprocessing.crop, mean_colour(self.preprocessing))
             return geometry.shift_and_flip(images, settings, seed, epoch, keys)
-        # Moved at the native size, where a step is a pixel, and then resized.
+        # Shifted by whole pixels at the native size, and then resized.
         images = geometry.shift_and_flip(images, settings, seed, epoch, keys)
         # The smaller they are the cheaper it is, but colours are changed channel by channel.
         return resize_crop(self._laid_out(images) if settings.only_moves else images, self.preprocessing)
@@ -229,15 +229,15 @@ class Loader:
         sizes = [len(keys) for keys in batches]
         indices = self._indices(np.concatenate(batches))
         if pixels.nbytes <= self.device_share * free_bytes(self.device):
-            here, places = pixels.to(self.device), send(indices, self.device)
-            for keys, chosen in zip(batches, places.split(sizes), strict=True):
-                yield keys, here.index_select(0, chosen)
+            sent, positions = pixels.to(self.device), send(indices, self.device)
+            for keys, chosen in zip(batches, positions.split(sizes), strict=True):
+                yield keys, sent.index_select(0, chosen)
             return
         for keys, chosen in zip(batches, torch.from_numpy(indices).split(sizes), strict=True):
             yield keys, self._sent(pixels.index_select(0, chosen))
 
     def _sent(self, images: Tensor) -> Tensor:
-        # Only from pinned memory do copies to a GPU go on while it computes.
+        # Copies to a GPU overlap with computation only from pinned memory.
         if self.device.type == "cuda":
             return images.pin_memory().to(self.device, non_blocking=True)
         return images.to(self.device)
@@ -275,7 +275,7 @@ def _decoded_ahead(
 
 
 def _first(waiting: deque[tuple[np.ndarray, list[Future[Tensor]]]]) -> tuple[np.ndarray, Tensor]:
-    """Return the batch that was asked for first; its single images are let go before the batch is used."""
+    """Return the oldest batch; its single images are released before the batch is used."""
     keys, futures = waiting.popleft()
     return keys, torch.stack([future.result() for future in futures])
 
@@ -290,5 +290,5 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _single_threaded() -> None:
-    # OpenMP's setting is the thread's own: the training thread keeps its team.
+    # OpenMP's setting is per thread, so the training thread keeps its own.
     torch.set_num_threads(1)

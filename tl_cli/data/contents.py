@@ -61,9 +61,8 @@ def read_contents(
 
     Args:
         names: of the files, relative to ``root``.
-        max_pixels: of a picture; larger files are refused. None is the usual limit.
+        max_pixels: limit of an image, which also limits its file; None is the usual limit.
         workers: threads that read, where files are large.
-        progress: told as files are read.
         settled_s: files changed more recently than that are not remembered.
 
     Raises:
@@ -157,7 +156,7 @@ def _read_all(
 
 
 def _read(path: str) -> tuple[tuple[int, int, int, int], bytes]:
-    """Return the facts that a file had before it was read, and its digest."""
+    """Return the facts of a file from before it was read, and its digest."""
     descriptor = os.open(path, _FLAGS)
     try:
         found = os.fstat(descriptor)

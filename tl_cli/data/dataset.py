@@ -25,7 +25,7 @@ from tl_cli.data.images import (
 )
 from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes, measure
-from tl_cli.data.sources import archive, csv, folder, published
+from tl_cli.data.sources import archive, csv, folder, published, unpack
 from tl_cli.data.sources.catalogue import LEFT_OUT, SETS, canonical
 from tl_cli.data.sources.found import LAYOUTS, Found
 from tl_cli.errors import DataError, first_line, some, suggest
@@ -35,21 +35,21 @@ from tl_cli.io.file_uris import local_path
 
 BUILT_IN = tuple(SETS)
 _PACK_LIMIT_BYTES = 4 << 30
-_READERS = 4  # threads that read large files to judge a model on them
+_READERS = 4  # threads that read large files for an evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledData:
-    """A data set, split.
+    """A data set, split into parts.
 
     Attributes:
         classes: names, of a folder or a CSV sorted; a label is an index into them.
-        parts: images of ``train``, ``val`` and, where there are any, ``test``.
-        spec: what finds the same images and split again.
-        notes: things a person should know.
-        measured: the range of the training images that have more than 8 bits per channel; None where none has.
-        files: of the parts that are files or were decoded from them, those files as they were read.
-        sizes: of the training images, where these were opened to train on them.
+        parts: images of ``train``, ``val`` and, if available, ``test``.
+        spec: with which the same images and split are found again.
+        notes: notes for the user.
+        measured: the range of the training images with more than 8 bits per channel; None if there are none.
+        files: the files of parts that are files or were decoded from files, as they were read.
+        sizes: of the training images, if they were opened for training.
     """
 
     classes: tuple[str, ...]
@@ -62,11 +62,11 @@ class LabelledData:
 
     @property
     def native_size(self) -> int | None:
-        """The median of the training images' short sides in pixels, None where it is not known."""
+        """The median of the training images' short sides in pixels, None if unknown."""
         return None if self.sizes is None else self.sizes.median
 
     def changed_files(self) -> dict[SplitName, list[str]]:
-        """Return by part the files that are decoded again in each epoch and no longer hold what they did."""
+        """Return, by part, the files that are decoded in each epoch and whose contents have changed."""
         found = {name: changed_files(images) for name, images in self.parts.items()}
         return {name: names for name, names in found.items() if names}
 
@@ -79,15 +79,15 @@ def open_data(
     workers: int,
     progress: Progress = silent,
 ) -> LabelledData:
-    """Return the images that ``spec`` names, split by its rule. Its layout and its digests are filled in.
+    """Return the images that ``spec`` names, split by its rule. Layout and digests are filled in.
 
     Args:
         resuming: ``spec`` is that of an earlier run. Its test images may be missing: training does not need them.
-        pixel_range: the numbers that become black and white in pictures of more than 8 bits per channel; None measures
-            them on the training part.
+        pixel_range: values for black and white in images of more than 8 bits per channel; None measures them
+            on the training part.
 
     Raises:
-        DataError: the source is unknown or its images cannot be used; says what was found.
+        DataError: the source is unknown or its images cannot be used.
         DownloadError: it must be fetched and cannot be.
     """
     source = locate(spec.source)
@@ -103,7 +103,7 @@ def open_data(
         raise DataError(f"{source} has no training images; there are: {', '.join(found.parts)}")
     spec = spec.model_copy(update={"source": source, "layout": spec.layout if resuming else found.layout})
     seen = depths.survey(_split(found, spec), given=pixel_range, workers=workers, progress=progress)
-    # Whether a deep picture decodes depends on whether there is a range.
+    # Images of more than 8 bits per channel can be decoded only with a range.
     found = _scaled(found, seen.measured.pixel_range if seen.measured else None)
     found = (_readable_parts if resuming else _readable)(found, spec, workers, progress)
     parts = _split(found, spec)
@@ -127,9 +127,9 @@ def open_source(
     columns: Columns = USUAL_COLUMNS,
     max_pixels: int | None = None,
 ) -> Found:
-    """Return the images of a source as they lie there: not split, not decoded.
+    """Return the images of a source, not split and not decoded.
 
-    What no training would take of a folder is a fault of what is found.
+    What a training would refuse is listed in ``faults``.
 
     Raises:
         DataError: the source is unknown or has no images.
@@ -147,18 +147,20 @@ def training_labels(found: Found) -> np.ndarray:
     Raises:
         DataError: the images cannot be split.
     """
-    return _split(found, DataSpec(source="images", layout=found.layout))["train"].labels  # a spec has some source
+    return _split(found, DataSpec(source="images", layout=found.layout))[
+        "train"
+    ].labels  # the source is not used, but required
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Images on which a trained model is judged, none of them decoded yet.
+    """Images on which a trained model is evaluated, none of them decoded yet.
 
     Attributes:
-        data: the images, whole.
-        is_own: whether they are those that the model was trained on, split as they were.
-        trained_on: where they are others, how many of them it was trained on all the same; None where its own images
-            are no longer there to be compared.
+        data: the images.
+        is_own: whether they are the data set that the model was trained on, split as for the training.
+        trained_on: for another data set, how many of its images are among the training images; None if those no longer
+            exist for a comparison.
         unread: parts with files that are missing or cannot be read; they are not in ``data``.
     """
 
@@ -179,26 +181,26 @@ def open_to_judge(
 ) -> Judged:
     """Return the images of ``source`` for a model that was trained on ``then``, with the model's pixel range.
 
-    Its own images are split as they were for its training, wherever they are now: any part is told by its digest.
-    Others come as they lie there, in the parts that the source has; one of classes only has them all in ``train``.
-    Any part may be missing, and any class.
+    The model's own images are split as for its training, wherever they are now: a part is recognized by its digest.
+    Another data set keeps the parts of its source; without parts, all images are in ``train``. Parts and classes may
+    be missing.
 
     Args:
-        columns: of a CSV, where they are not those that were named for the training.
+        columns: of a CSV, if they differ from those of the training.
 
     Raises:
-        DataError: the source is unknown or its images cannot be used; says what was found.
+        DataError: the source is unknown or its images cannot be used.
         DownloadError: it must be fetched and cannot be.
     """
     spec = then.model_copy(update={"source": locate(source), "data_dir": data_dir or then.data_dir, "splits": {}})
-    is_same_place = spec.source == then.source
+    is_same_source = spec.source == then.source
     # Another CSV may have columns of other names.
     both = then.columns.model_copy(update=columns.model_dump(exclude_none=True))
     found = _open(
         spec.source,
         cache_folder(spec.data_dir),
         progress,
-        columns=both if is_same_place else columns,
+        columns=both if is_same_source else columns,
         hints=then.columns,
         max_pixels=then.max_pixels,
         partial=True,
@@ -210,7 +212,7 @@ def open_to_judge(
     parts, unread = _with_contents(_split_again(kept, spec), progress)
     recorded = {name: then.splits[name] for name in parts if name in then.splits}
     alike = [name for name, split in recorded.items() if is_split(parts[name], found.classes, split)]
-    if is_same_place or (alike and _are_own(parts, alike, then, pixel_range, progress)):
+    if is_same_source or (alike and _are_own(parts, alike, then, pixel_range, progress)):
         layout = LAYOUTS.get(frozenset(found.parts), then.layout) if len(found.parts) > 1 else then.layout
         spec = spec.model_copy(update={"layout": layout})
         kept = replace(kept, notes=kept.notes + _rare_note(kept, parts))
@@ -224,7 +226,7 @@ def open_to_judge(
 def _with_contents(
     parts: Mapping[SplitName, Images], progress: Progress
 ) -> tuple[dict[SplitName, Images], dict[SplitName, FileImages]]:
-    """Return the parts that can be read, with contents, and the others as they are."""
+    """Return the parts that can be read, with contents, and the other parts unchanged."""
     read: dict[SplitName, Images] = {}
     unread: dict[SplitName, FileImages] = {}
     for name, images in parts.items():
@@ -237,7 +239,7 @@ def _with_contents(
 
 
 def _split_again(found: Found, spec: DataSpec) -> Mapping[SplitName, Images]:
-    """Return the parts of a run; where its training images cannot be split as they were, those that lie apart."""
+    """Return the parts of a run; if its training images cannot be split as before, only the other parts."""
     try:
         return _split(found, spec)
     except DataError:
@@ -251,14 +253,14 @@ def _are_own(
     pixel_range: PixelRange | None,
     progress: Progress,
 ) -> bool:
-    """Whether parts whose digests are those of a training are its images; digests of lengths are not enough."""
+    """Whether parts with the digests of a training are its images; digests of lengths alone are not enough."""
     unsure = [name for name in alike if then.splits[name].scheme == "lengths" and isinstance(parts[name], FileImages)]
     own = _own_images(then, pixel_range, progress) if unsure else {}
     return all(are_same(parts[name], own[name]) for name in unsure if name in own)
 
 
 def _own_images(then: DataSpec, pixel_range: PixelRange | None, progress: Progress) -> dict[SplitName, Images]:
-    """Return the images of a training by part, as they are where they were; nothing where they are not at hand."""
+    """Return the images of a training by part from where they were; nothing if they are not available."""
     with suppress(DataError):
         if is_at_hand(then):
             cache = cache_folder(then.data_dir)
@@ -273,7 +275,7 @@ def _scaled(found: Found, pixel_range: PixelRange | None) -> Found:
 
 
 def decoded(images: Images, *, workers: int, progress: Progress = silent) -> Images:
-    """Return the images decoded where they are of one size and small, else as they are.
+    """Return the images decoded if they are small and of one size, else unchanged.
 
     Raises:
         DataError: one of them cannot be decoded.
@@ -286,19 +288,19 @@ def decoded(images: Images, *, workers: int, progress: Progress = silent) -> Ima
 
 
 def _budget() -> int:
-    # Of all memory, not of what happens to be free: the same data must come out the same tomorrow.
+    # A fraction of all memory, not of free memory: results must not depend on the load of the machine.
     return min(_PACK_LIMIT_BYTES, memory_bytes() // 4)
 
 
 def _readable(found: Found, spec: DataSpec, workers: int, progress: Progress) -> Found:
-    """Return the images as they are, or without those that cannot be decoded where the spec says so."""
+    """Return the images, without those that cannot be decoded if the spec skips them."""
     if spec.on_bad_image == "error":
-        return found  # they are named as they are decoded, or before they stream
+        return found  # reported when they are decoded, or before they are streamed
     return checks.without_unreadable(found, workers=workers, progress=progress)
 
 
 def _readable_parts(found: Found, spec: DataSpec, workers: int, progress: Progress) -> Found:
-    """Return what ``_readable`` does; a part of which nothing would be left stays whole, as it may not be needed."""
+    """Return what ``_readable`` does; a part that would be empty stays unchanged, as it may not be needed."""
     for name, images in found.parts.items():
         with suppress(DataError):
             readable = _readable(replace(found, parts={name: images}), spec, workers, progress)
@@ -317,7 +319,7 @@ def _whole(found: Found, parts: Mapping[SplitName, Images], spec: DataSpec) -> L
 def _labelled(
     found: Found, parts: Mapping[SplitName, Images], spec: DataSpec, workers: int, progress: Progress
 ) -> LabelledData:
-    """Return the parts described and, where they are small, decoded; else each file was looked at.
+    """Return the parts with digests, decoded if they are small; else each file was checked.
 
     Raises:
         DataError: some cannot be decoded; names all of them.
@@ -328,7 +330,7 @@ def _labelled(
         files = {name: images for name, images in parts.items() if isinstance(images, FileImages)}
         whole = _whole(found, parts, spec)
     except DataError:
-        # One is not there; there may be more.
+        # One file is missing; report all that are.
         checks.check_all(files, workers=workers, progress=progress)
         raise
     packed: dict[SplitName, Images] = {}
@@ -344,13 +346,15 @@ def _labelled(
         if isinstance(images, PackedImages):
             budget -= images.pixels.nbytes
         packed[name] = images
-    # Those that stream would be found out in the middle of the training.
+    # Faults of streamed files would stop the training in the middle.
     streams = any(isinstance(images, FileImages) for images in packed.values())
     if streams and spec.on_bad_image == "error":
         checks.check_all(files, workers=workers, progress=progress)
     notes, source = whole.notes, spec.source
     if source in BUILT_IN and Path(source).exists():
-        notes += (f"--data {source} is the published set; for what is here under that name, write --data ./{source}",)
+        notes += (
+            f"--data {source} is the published set; for the file or folder of that name, write --data ./{source}",
+        )
     return replace(whole, parts=packed, notes=notes, sizes=measure(packed["train"]))
 
 
@@ -359,18 +363,18 @@ def _described(parts: Mapping[SplitName, Images], classes: tuple[str, ...]) -> d
 
 
 def locate(source: str) -> str:
-    """Return what ``--data`` names as it is recorded: a built-in set's own name, or an absolute path.
+    """Return the source that ``--data`` names: a built-in set's name, or an absolute path.
 
     Raises:
-        DataError: it is the name of nothing; says the nearest names, or why a set cannot be had.
+        DataError: there is no such source; names similar ones, or why a set is not available.
     """
     path, name = Path(source).expanduser(), canonical(source)
     if source in BUILT_IN or (name in BUILT_IN and not path.exists()):
         return name
-    if path.exists() or "/" in source or _is_listing(path) or archive.is_archive(source):
+    if path.exists() or "/" in source or _is_listing(path) or unpack.is_archive(source):
         return str(path.resolve())
     if name in LEFT_OUT:
-        raise DataError(f"--data {source} cannot be had: {LEFT_OUT[name]}")
+        raise DataError(f"--data {source} is not available: {LEFT_OUT[name]}")
     raise DataError(
         f"--data {source!r} is no built-in set, and nothing here has that name.{suggest(name, BUILT_IN)} "
         f"For pictures of your own, give a .csv that lists them, a .zip or .tar, or a folder; {folder.EXPECTED}"
@@ -378,7 +382,7 @@ def locate(source: str) -> str:
 
 
 def changed_parts(then: DataSpec, now: LabelledData) -> list[SplitName]:
-    """Return the parts whose images are no longer those of the digest, as far as that can tell."""
+    """Return the parts whose digests have changed."""
     return [name for name in SPLIT_NAMES if name in then.splits and not _is_unchanged(then.splits[name], now, name)]
 
 
@@ -399,10 +403,10 @@ def is_at_hand(spec: DataSpec, data_dir: str | None = None) -> bool:
 
 
 def missing(source: str, data_dir: str | None) -> Missing | None:
-    """Return the files of a set that would be fetched; None where nothing would be.
+    """Return the files of a set that would be fetched; None if there are none.
 
     Raises:
-        DataError: the source is unknown, or nothing is there.
+        DataError: the source is unknown or does not exist.
     """
     source = locate(source)
     if source in SETS:
@@ -413,10 +417,10 @@ def missing(source: str, data_dir: str | None) -> Missing | None:
 
 
 def check_still_there(source: str) -> None:
-    """Raise where a data set that was used before has gone.
+    """Check that a data set that was used before still exists.
 
     Raises:
-        DataError: the folder or file is not where it was; names the flag that says where it is.
+        DataError: the folder or file has moved; names the flag for its new path.
     """
     if source not in BUILT_IN and not Path(source).exists():
         raise DataError(f"the images are no longer in {source}; say where they are now with --data")
@@ -457,7 +461,7 @@ def _scan(
     partial: bool,
     lenient: bool,
 ) -> Found:
-    if columns != USUAL_COLUMNS and (source in SETS or not (_is_listing(Path(source)) or archive.is_archive(source))):
+    if columns != USUAL_COLUMNS and (source in SETS or not (_is_listing(Path(source)) or unpack.is_archive(source))):
         named = ", ".join(f"--{name}-column" for name in columns.model_dump(exclude_none=True))
         raise DataError(f"{named}: {source} is no CSV and has no columns; leave it out")
     if source in SETS:
@@ -467,21 +471,21 @@ def _scan(
         try:
             return folder.scan(path, partial=partial, lenient=lenient)
         except DataError as error:
-            inside = [*archive.listings_in(path), *sorted(each for each in path.iterdir() if _is_packed(each))]
+            inside = [*csv.listings_in(path), *sorted(each for each in path.iterdir() if _is_packed(each))]
             if inside:
                 hint = f"to use what is in {inside[0].name}, give --data {shlex.quote(str(inside[0]))}"
                 raise DataError(f"{error}\n{hint}") from error
             raise
     if _is_listing(path):
         found = csv.scan(path, columns=columns, hints=hints, partial=partial, lenient=lenient)
-        unread = [] if partial else archive.unread_beside(path, found, columns, hints)
+        unread = [] if partial else csv.unread_beside(path, found, columns, hints)
         notes = [
             f"{file.name} beside it has labels too and is not read; to measure the model on it after the training: "
             f"tl eval latest --data {shlex.quote(str(file))}"
             for file in unread
         ]
         return replace(found, notes=(*found.notes, *notes))
-    if archive.is_archive(path.name):
+    if unpack.is_archive(path.name):
         return archive.scan(
             path,
             cache,
@@ -496,7 +500,7 @@ def _scan(
 
 
 def _is_packed(path: Path) -> bool:
-    return archive.is_archive(path.name) and path.is_file()
+    return unpack.is_archive(path.name) and path.is_file()
 
 
 def _is_listing(path: Path) -> bool:
@@ -507,7 +511,7 @@ def _split(found: Found, spec: DataSpec) -> dict[SplitName, Images]:
     parts = dict(found.parts)
     # A run's source may have lost the parts that it brought itself.
     is_undivided = set(parts) == {"train"} and spec.layout == "classes"
-    # Of each class: for training, and for each part that is held out of it.
+    # Images per class: for training, and for each held-out part.
     least = 3 if is_undivided else 2 if "val" not in parts else 1
     if spec.limit is not None:
         for name, images in parts.items():

@@ -3,7 +3,7 @@
 ``python -m tl_cli.data.decode HEIGHT WIDTH [BLACK WHITE]`` reads names from its input, NUL after each, and writes
 ``OPENING`` and their pixels, (3, HEIGHT, WIDTH) uint8, one after another; it ends where one cannot be decoded or has
 another size. Tiny pictures are decoded under the GIL most of the time, so threads do not help; and processes that do
-not load torch start at once.
+not load torch start fast.
 """
 
 import ctypes
@@ -18,17 +18,15 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, _imaging
 
 from tl_cli.data import decode_deep
+from tl_cli.data.decode_deep import PixelRange
 from tl_cli.errors import DataError
 from tl_cli.shortage import during, pass_on
-
-if TYPE_CHECKING:
-    from tl_cli.contract import PixelRange
 
 # What Pillow may open. Others have decoders that are rarely tested, or are not pictures (PDF, EPS).
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF")
@@ -64,7 +62,7 @@ OPENING = b"\0tl pixels\0"
 # a filter for each call would not be safe on several threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Errors come as exceptions too. libtiff's own handler prints, and so does Python's logging where nobody listens.
+# Errors come as exceptions too. libtiff's own handler prints, and so does Python's logging without handlers.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with suppress(OSError, AttributeError, TypeError):  # a Pillow that has no libtiff, or has it inside
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
@@ -90,7 +88,7 @@ def decode_pixels(
     source: str | Path | bytes,
     *,
     short_side: int | None = None,
-    pixel_range: "PixelRange | None" = None,
+    pixel_range: PixelRange | None = None,
     max_pixels: int | None = None,
 ) -> np.ndarray:
     """Return the values of ``decode_picture``, (H, W, 3) uint8."""
@@ -101,7 +99,7 @@ def decode_picture(
     source: str | Path | bytes,
     *,
     short_side: int | None = None,
-    pixel_range: "PixelRange | None" = None,
+    pixel_range: PixelRange | None = None,
     max_pixels: int | None = None,
 ) -> Pixels:
     """Return a picture as it is meant to be seen: RGB, upright, on white where transparent.
@@ -115,7 +113,7 @@ def decode_picture(
         max_pixels: how many may be decoded; None is ``MAX_PIXELS``.
 
     Raises:
-        DataError: it is no picture of a known format, is torn, or has more pixels. Names the file.
+        DataError: it is no image of a known format, is truncated, or has more pixels.
     """
     name = "the image" if isinstance(source, bytes) else str(source)
     limit = max_pixels or MAX_PIXELS
@@ -209,7 +207,7 @@ class Numbers:
 
 
 def numbers(path: str | Path, max_pixels: int | None = None) -> Numbers:
-    """Return how a file holds its picture. Of most only the first bytes are read; what is no picture has nothing.
+    """Return how a file stores its image. Usually only the first bytes are read; other files have no numbers.
 
     Raises:
         OSError: it cannot be read.
@@ -297,10 +295,10 @@ def _check_regular(path: str | Path, max_pixels: int) -> None:
 
 
 def _refusal(name: str, error: Exception, source: str | Path | bytes) -> DataError:
-    """Return what to say of a picture; each of many decoders has errors of its own for what is torn.
+    """Return the error for an image that cannot be decoded; each decoder raises its own for truncated data.
 
     Raises:
-        ShortageError: there is no memory for it, which says nothing about the picture.
+        ShortageError: there is not enough memory, whatever the image.
     """
     with during(f"while decoding {name}", "--workers"):
         pass_on(error)
@@ -331,7 +329,7 @@ def header(
 ) -> tuple[str, str, tuple[int, int], bool, int, bool]:
     """Return format, mode, width and height, whether EXIF turns it, frames, and whether it is deep, of a good picture.
 
-    Frames are 0 where those after the first, which is used, are torn.
+    Frames are 0 if those after the first, which is used, are damaged.
 
     Raises:
         DataError: it cannot be decoded.

@@ -9,15 +9,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
-if TYPE_CHECKING:
-    from tl_cli.contract import PixelRange  # the processes that decode need not load pydantic
+# The values that become black and white. As `contract.PixelRange`, which would make the processes that decode load
+# pydantic.
+PixelRange = tuple[float, float]
 
-# Of one channel with more than 8 bits.
+# Modes with one channel of more than 8 bits.
 MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _OPPOSITE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _LEVELS = 255
@@ -76,7 +77,7 @@ def read(reopened: Callable[[], Image.Image]) -> Deep:
         reopened: opens the same picture again each time.
 
     Raises:
-        ValueError: its numbers cannot be read at full depth; says why.
+        ValueError: its values cannot be read at full depth.
         Exception: Pillow's own, where the file is truncated or corrupt.
     """
     with reopened() as opened:
@@ -111,7 +112,7 @@ def read(reopened: Callable[[], Image.Image]) -> Deep:
     return Deep(values, opacity, is_inverted)
 
 
-def to_levels(deep: Deep, pixel_range: "PixelRange") -> np.ndarray:
+def to_levels(deep: Deep, pixel_range: PixelRange) -> np.ndarray:
     """Return (H, W, 3) uint8: the range spread over 0..255, rounded half up, beyond it clipped; on white.
 
     What is no number is black.
@@ -125,19 +126,19 @@ def to_levels(deep: Deep, pixel_range: "PixelRange") -> np.ndarray:
     return np.broadcast_to(levels, (*levels.shape[:2], 3)).copy()
 
 
-def _spread(values: np.ndarray, pixel_range: "PixelRange") -> np.ndarray:
+def _spread(values: np.ndarray, pixel_range: PixelRange) -> np.ndarray:
     low, high = pixel_range
     numbers = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
     return np.floor((numbers.clip(low, high) - low) * _LEVELS / (high - low) + 0.5).astype(np.uint8)
 
 
 @lru_cache(maxsize=8)
-def _table(pixel_range: "PixelRange") -> np.ndarray:
+def _table(pixel_range: PixelRange) -> np.ndarray:
     """Return the level of each number of 16 bits: a large picture takes a third of the time, and less memory."""
     return _spread(np.arange(1 << 16), pixel_range)
 
 
-def without_undeclared_opacity(image: Any) -> "Image.Image":
+def without_undeclared_opacity(image: Any) -> Image.Image:
     """Return an open picture, RGB where a fourth channel is not declared as opacity; Pillow takes it for that."""
     if image.format == "TIFF" and image.mode == "RGBA" and _EXTRA_SAMPLES not in image.tag_v2:
         image._mode = "RGB"
@@ -216,7 +217,7 @@ def _upright(image: Image.Image) -> np.ndarray:
 
 
 def _maxval(image: Any) -> int:
-    """Return the number that a PGM or PPM says is white."""
+    """Return the number that is white in a PGM or PPM, from its header."""
     args = image.tile[0].args
     return int(args[1]) if isinstance(args, tuple) else 65535 if args.startswith("I;16") else _LEVELS
 

@@ -32,12 +32,12 @@ def decode_aside(
     Args:
         names: the paths of a range of the pictures.
         pixels: (N, 3, H, W) uint8, contiguous.
-        counted: told how many are decoded.
+        counted: callback with the number of decoded images.
         pixel_range: of pictures of more than 8 bits per channel.
     """
     bounds = np.linspace(0, len(pixels), processes + 1).astype(int).tolist()
     shares = [range(start, stop) for start, stop in pairwise(bounds)]
-    # The same modules as here, wherever they come from, and none that lie in the current folder.
+    # Import the modules from where this process has them, and none from the current folder.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-P", "-m", "tl_cli.data.decode", *map(str, (*pixels.shape[2:], *(pixel_range or ())))]
     done = [0] * processes

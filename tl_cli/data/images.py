@@ -30,9 +30,9 @@ _TINY_VALUES = 3 * 64 * 64
 _WORTH_PROCESSES = 6000
 # Fewer are decoded in a tenth of a second (2,700 of 32 x 32).
 _WORTH_KEEPING_BYTES = 8 << 20
-# Of the longer side of packed images: matrices that resize random crops are as long.
+# Limit of the longer side of packed images, since the matrices that resize random crops are as long.
 _LONGEST = 4096
-# Of the pixels that are kept: one higher whenever the same files are decoded to others.
+# Version of the stored pixels: increased whenever decoding changes.
 _KEPT_FORMAT = 2
 
 
@@ -226,7 +226,7 @@ def pack(
         budget_bytes: how much memory the pixels may take.
         workers: threads that decode; processes where images are tiny, which hold the GIL most of the time
             (32x32 JPEGs: two threads took 1.5 times as long as one).
-        progress: told as they are decoded, which they are not where ``store`` has their pixels.
+        progress: not called if ``store`` has the pixels.
         store: where the pixels are kept for the next time.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A few real photographs that arrive with pip, to show to a network where nobody has given any: nothing is fetched."""
+"""A few real photographs from installed packages, for inspections without --data. Nothing is fetched."""
 
 from importlib.resources import files
 
@@ -11,7 +11,7 @@ from tl_cli.data.packed_names import Names
 from tl_cli.data.preprocess import decode, resize_crop
 from tl_cli.errors import DataError
 
-# Two of scikit-learn's, one of matplotlib's: a temple, a flower, a portrait.
+# A temple, a flower, a portrait.
 _FILES = (
     ("sklearn.datasets", "images/china.jpg"),
     ("sklearn.datasets", "images/flower.jpg"),
@@ -22,13 +22,13 @@ UNKNOWN = -1
 
 
 def photographs(count: int, side: int) -> PackedImages:
-    """Return square cuts of the photographs, the same every time: whole ones first, then smaller ones at random.
+    """Return square crops of the photographs, equal in each call: of full height first, then smaller random ones.
 
     Args:
-        side: of each in pixels.
+        side: of each crop, in pixels.
 
     Raises:
-        DataError: the libraries came without their pictures.
+        DataError: an installed library lacks its images.
     """
     pictures = []
     for package, name in _FILES:

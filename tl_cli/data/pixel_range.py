@@ -18,7 +18,7 @@ from tl_cli.errors import DataError, StorageError
 from tl_cli.io.atomic import write_text
 from tl_cli.io.download import Progress, silent
 
-# Of so many pictures, evenly spread over the training part, so many values each.
+# Number of images, evenly spaced in the training part, and number of values of each.
 _PICTURES, _VALUES = 256, 16_384
 # A range reaches from the smallest to the largest value. Where one of them lies further beyond the quantiles of these
 # shares than this part of the distance between them, as hot pixels do, the range ends at the quantile.
@@ -27,7 +27,7 @@ _QUANTILES, _BEYOND = (0.001, 0.999), 0.25
 _ALIKE = 4
 # A given range outside of which a larger share of the values lies does not suit them.
 _CLIPPED = 0.05
-UNKNOWN = "and the model's training images had not: 0 is taken for black and 65535 for white"
+UNKNOWN = "unlike the model's training images: 0 is read as black and 65535 as white"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Depths:
 
     Attributes:
         measured: None where no training image is deep, or none of them can be read.
-        notes: things a person should know.
+        notes: notes for the user.
     """
 
     measured: Measured | None = None
@@ -101,7 +101,7 @@ def survey(
 def notes_for(
     parts: Mapping[SplitName, Images], pixel_range: PixelRange | None, *, workers: int, progress: Progress = silent
 ) -> tuple[str, ...]:
-    """Return what a person should know of images that a trained model with this range is evaluated on."""
+    """Return notes for the user about images that a trained model with this range is evaluated on."""
     deep, notes = _deep(parts, workers, progress)
     count = sum(map(len, deep.values()))
     if count and pixel_range is None:

@@ -89,7 +89,7 @@ def open_picture(
 
 
 def read_input(source: Path | bytes, preprocessing: Preprocessing, max_pixels: int | None = None) -> Tensor:
-    """Return what a network sees of a picture, before normalisation: (3, crop, crop) uint8.
+    """Return the network's input for an image, before normalisation: (3, crop, crop) uint8.
 
     Raises:
         DataError: it cannot be decoded.
@@ -105,7 +105,7 @@ def decoded_side(preprocessing: Preprocessing) -> int:
 
 
 def prepare(picture: Picture, preprocessing: Preprocessing) -> Tensor:
-    """Return what a network sees of a picture, before normalisation: (3, crop, crop) uint8."""
+    """Return the network's input for an image, before normalisation: (3, crop, crop) uint8."""
     if picture.is_plain:
         return resize_crop(picture.pixels, preprocessing)
     spans = [
@@ -206,9 +206,9 @@ def resize_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
         flat = images.reshape(-1, *images.shape[-3:]).cpu()
         cuts = torch.stack([prepare(Picture.of(image), preprocessing) for image in flat])
         return cuts.view(*images.shape[:-2], *cuts.shape[-2:]).to(images.device)
-    wanted = _resized(height, width, preprocessing)
-    if wanted != (height, width):
-        images = resize(images, wanted, InterpolationMode(preprocessing.interpolation))
+    size = _resized(height, width, preprocessing)
+    if size != (height, width):
+        images = resize(images, size, InterpolationMode(preprocessing.interpolation))
     if preprocessing.crop_mode == "border":
         images = _padded(images, preprocessing)
     if tuple(images.shape[-2:]) != (preprocessing.crop, preprocessing.crop):
@@ -271,7 +271,7 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     is_by_pixel = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     if is_by_pixel:
         batch, channels, height, width = images.shape
-        # Rows of pixels: with three values a row, as the layout has it, arithmetic takes a CPU 7 times as long.
+        # Whole rows of pixels: with three values per row, as in memory, arithmetic takes a CPU 7 times as long.
         rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
         mean, std = (np.tile(values, width) for values in (preprocessing.mean, preprocessing.std))
         normalised = _normalise(rows, mean, std).view(batch, height, width, channels).permute(0, 3, 1, 2)

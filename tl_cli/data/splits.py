@@ -12,7 +12,7 @@ def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
         labels: (N,) int64.
     """
     by_class, rank, counts = _shuffled_by_class(labels, seed)
-    # Image k of a class with n images goes to place (k + 1/2) / n: classes interleave in proportion.
+    # Image k of a class with n images goes to position (k + 1/2) / n: classes interleave in proportion.
     place = (rank + 0.5) / counts[labels[by_class]]
     order: np.ndarray = by_class[np.argsort(place, kind="stable")]
     return order

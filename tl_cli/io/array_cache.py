@@ -31,8 +31,8 @@ T = TypeVar("T")
 if sys.platform != "win32":
     import fcntl
 
-# A writer is never idle for as long, so what is older was left by one that was killed.
-_TORN_AFTER_S = 24 * 3600
+# A writer is never idle for this long, so an older file was left by one that was killed.
+_LEFTOVER_AFTER_S = 24 * 3600
 # https://docs.kernel.org/admin-guide/cgroup-v2.html and its forerunner; "max" is no number and no limit.
 _CGROUPS = Path("/sys/fs/cgroup")
 _CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
@@ -47,23 +47,23 @@ class Rows:
         dtype: of the values.
     """
 
-    def __init__(self, path: Path, said: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, manifest: Mapping[str, str]) -> None:
         """Open a file of the store, all of which is compared with its SHA-256.
 
         Args:
-            said: what its manifest says.
+            manifest: its SHA-256 and the CRC-32 of its rows.
 
         Raises:
             OSError: it cannot be read.
             ValueError: it is damaged.
         """
         self._path = path
-        # From the number of a row on, so that a row in the wrong place is noticed too.
-        self._sums = np.frombuffer(base64.b64decode(said["rows"]), "<u4")
+        # Each CRC starts from the row's number, so that a row in the wrong position is noticed too.
+        self._sums = np.frombuffer(base64.b64decode(manifest["rows"]), "<u4")
         self._file = path.open("rb", buffering=0)
         weakref.finalize(self, self._file.close)
         _share(self._file)
-        if hashlib.file_digest(self._file, "sha256").hexdigest() != said["sha256"]:
+        if hashlib.file_digest(self._file, "sha256").hexdigest() != manifest["sha256"]:
             raise ValueError("its SHA-256 is not the one that it was written with")
         self._file.seek(0)
         self.shape, self.dtype = _header(self._file)
@@ -91,7 +91,7 @@ class Rows:
         return found
 
 
-def _whole(path: Path, said: Mapping[str, str]) -> np.ndarray:
+def _read_all(path: Path, manifest: Mapping[str, str]) -> np.ndarray:
     """Return the array in a file, in memory; the bytes that are returned are those that were compared."""
     seen = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
@@ -101,7 +101,7 @@ def _whole(path: Path, said: Mapping[str, str]) -> np.ndarray:
             if file.readinto(piece.data) != len(piece):
                 raise ValueError("it became shorter while it was read")
             seen.update(piece.data)
-    if seen.hexdigest() != said["sha256"]:
+    if seen.hexdigest() != manifest["sha256"]:
         raise ValueError("its SHA-256 is not the one that it was written with")
     header = io.BytesIO(data[:_PIECE].tobytes())
     shape, dtype = _header(header)
@@ -115,7 +115,7 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _ignored(path: Path) -> None:
-    """Say nothing of a damaged array."""
+    """Ignore a damaged array."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +124,9 @@ class Store:
 
     Attributes:
         folder: made when it is first written to.
-        most_bytes: that its arrays may take together.
-        disk_share: of what the disk would have free without them, that they may take.
-        damaged: called with the path of an array that is there and not what was written.
+        most_bytes: limit of all arrays together.
+        disk_share: fraction of the disk's free space, not counting these arrays, that they may take.
+        damaged: called with the path of an array that exists and is not what was written.
     """
 
     folder: Path
@@ -135,11 +135,11 @@ class Store:
     damaged: Callable[[Path], None] = _ignored
 
     def find(self, key: str) -> np.ndarray | None:
-        """Return an array in this process's memory, or None where it is not there or not what was written."""
-        return self._found(key, _whole)
+        """Return an array in memory, or None if it does not exist or is damaged."""
+        return self._found(key, _read_all)
 
     def open(self, key: str) -> Rows | None:
-        """Return an array that is read row by row, or None where it is not there or not what was written."""
+        """Return an array that is read row by row, or None if it does not exist or is damaged."""
         return self._found(key, Rows)
 
     def _found(self, key: str, read: Callable[[Path, Mapping[str, str]], T]) -> T | None:
@@ -157,7 +157,7 @@ class Store:
 
     @contextmanager
     def keep(self, key: str, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[Callable[[np.ndarray], None]]:
-        """Lend a function that appends rows in order; the array is kept when the block ends well.
+        """Yield a function that appends rows in order; the array is kept if the block ends without an error.
 
         Raises:
             StorageError: there is no room, the folder may not be written, or another process is writing this array.
@@ -170,7 +170,7 @@ class Store:
         """Return an array as ``open`` does, made of these rows where it is not there; or by another process.
 
         Args:
-            parts: rows in order, asked for only where they are wanted.
+            parts: rows in order, computed only if they are needed.
 
         Raises:
             StorageError: there is no room, the folder may not be written, or the disk does not give back what was
@@ -185,12 +185,12 @@ class Store:
                         append(rows)
                 found = self.open(key)
         if found is None:
-            raise StorageError(f"{path} does not hold what was written; is the disk sound?")
+            raise StorageError(f"{path} does not hold what was written; check the disk for errors")
         return found
 
     @property
     def room(self) -> int:
-        """Bytes that a new array may take, all others removed for it; 0 where there is no disk."""
+        """Bytes that a new array may take if all others are removed; 0 without a writable disk."""
         return self._room(sum(stat.st_size for _, stat in self._files("*.npy")))
 
     def _room(self, kept: int) -> int:
@@ -227,12 +227,12 @@ class Store:
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(writer, header)
             yield lambda rows: writer.append(np.ascontiguousarray(rows, dtype))
-            # Before the array has its name: one without the other is an array that is not there.
+            # Written before the array gets its name; an array counts only with its manifest.
             sums = base64.b64encode(np.array(writer.sums, "<u4").tobytes()).decode()
             write_text(path.with_suffix(".json"), json.dumps({"sha256": writer.seen.hexdigest(), "rows": sums}))
 
     def _make_room(self, needed: int) -> None:
-        self._remove_torn()
+        self._remove_leftovers()
         kept = sorted((stat.st_mtime, stat.st_size, path) for path, stat in self._files("*.npy"))
         total = sum(size for _, size, _ in kept)
         room = self._room(total)
@@ -246,9 +246,9 @@ class Store:
                 path.unlink()
                 total -= size
 
-    def _remove_torn(self) -> None:
+    def _remove_leftovers(self) -> None:
         for path, stat in self._files(".*.tmp"):
-            if stat.st_mtime < time.time() - _TORN_AFTER_S:
+            if stat.st_mtime < time.time() - _LEFTOVER_AFTER_S:
                 with suppress(OSError):
                     path.unlink()
 
@@ -301,7 +301,7 @@ def memory_bytes() -> int:
 
 
 class _Hashing:
-    """Writes to a file and hashes what is meant to be in it, whatever the disk makes of it."""
+    """Writes to a file and hashes what is written, independently of the disk."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

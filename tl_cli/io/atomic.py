@@ -1,14 +1,16 @@
-"""Atomic writes: a file gets its name when all of it is on the disk. Nothing here depends on what is in the file."""
+"""Atomic writes: a file or a folder gets its name when all of it is on the disk, whatever it contains."""
 
 import errno
 import os
 import shutil
 import ssl
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock
 
 from tl_cli.errors import StorageError
 
@@ -39,6 +41,43 @@ def write_text(target: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``target``, atomically."""
     with replacing(target) as file:
         file.write(text.encode())
+
+
+def make_folder_once(target: Path, fill: Callable[[Path], Path]) -> None:
+    """Make the folder ``target``, complete or not at all, and only once among several processes.
+
+    Args:
+        fill: called with an empty folder, puts files there and returns the folder in it that becomes ``target``.
+
+    Raises:
+        StorageError: the disk is full or may not be written; and whatever ``fill`` raises.
+    """
+    # A shared cache may be read-only, so a folder that exists is not locked; it was complete when it got its name.
+    if target.exists():
+        return
+    with storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        lock.acquire()
+    try:
+        if not target.exists():
+            _make_folder(target, fill)
+    finally:
+        lock.release()
+
+
+def _make_folder(target: Path, fill: Callable[[Path], Path]) -> None:
+    # Under the lock, what lies here was left by a process that was killed.
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with storing(target):
+            temporary.mkdir()
+        filled = fill(temporary)
+        with storing(target):
+            filled.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,5 @@
 import inspect
+import subprocess
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ from tl_cli.data.sources.found import LAYOUTS
 BASES = {"ImageFolder", "DatasetFolder", "VisionDataset", "LSUNClass", "wrap_dataset_for_transforms_v2"}
 
 
-def test_each_of_torchvisions_sets_is_known_or_said_why_not() -> None:
+def test_each_of_torchvisions_sets_is_offered_or_has_a_reason() -> None:
     known = {canonical(name) for name in (*SETS, *LEFT_OUT)}
     assert {canonical(name) for name in tv.__all__ if name not in BASES} <= known
     assert not set(SETS) & set(LEFT_OUT)
@@ -27,7 +28,7 @@ def test_addresses_and_hashes_are_those_that_torchvision_publishes(name: str) ->
 
 
 @pytest.mark.parametrize("name", sorted(SETS))
-def test_a_row_is_whole(name: str) -> None:
+def test_a_row_is_consistent(name: str) -> None:
     row = SETS[name]
     assert row.name == name == canonical(name)
     assert frozenset(row.images) in LAYOUTS
@@ -39,3 +40,9 @@ def test_digits_letters_and_signs_are_not_mirrored() -> None:
     fixed = {name for name, row in SETS.items() if not row.mirrors}
     mnists = {"digits", "mnist", "kmnist", "emnist", "qmnist"}
     assert fixed == mnists | {"usps", "svhn", "semeion", "gtsrb", "renderedsst2"}
+
+
+def test_reading_the_catalogue_imports_neither_torch_nor_numpy() -> None:
+    code = "import sys, tl_cli.data.sources.catalogue as c; print(len(c.SETS), {'torch', 'numpy'} & set(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["24", "set()"]

@@ -9,7 +9,7 @@ from tests.conftest import Server
 from tests.support.published_copies import COPIES, make, serve
 from tl_cli.data.images import FileImages, PackedImages
 from tl_cli.data.sources.catalogue import SETS
-from tl_cli.data.sources.published import open_set
+from tl_cli.data.sources.published import open_part, open_set
 from tl_cli.errors import DataError, DownloadError, StorageError
 
 IN_MEMORY = {
@@ -58,7 +58,7 @@ def test_pixels_and_labels_are_torchvisions_own(name: str, server: Server, tmp_p
     row = serve(name, server)
     found = open_set(row, tmp_path)
     for part, images in found.parts.items():
-        reference = row.open(str(tmp_path), part)
+        reference = open_part(row, tmp_path, part)
         for index in range(len(images)):
             image, label = reference[index]
             assert np.array_equal(images.load(index).permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
@@ -68,7 +68,7 @@ def test_pixels_and_labels_are_torchvisions_own(name: str, server: Server, tmp_p
 def test_emnist_is_turned_upright(server: Server, tmp_path: Path) -> None:
     row = serve("emnist", server)
     images = open_set(row, tmp_path).parts["train"]
-    stored = row.open(str(tmp_path), "train").data[5].numpy()
+    stored = open_part(row, tmp_path, "train").data[5].numpy()
     assert np.array_equal(images.load(5)[0].numpy(), stored.T)
 
 

@@ -15,11 +15,11 @@ from tl_cli.data.augment.pixels import images_together, to_levels
 from tl_cli.data.augment.settings import Augmentation, Stream, uniform
 from tl_cli.data.preprocess import send
 
-# Of resizing matrices that are computed together: they take some 100 MB on the way.
+# Largest number of values in resizing matrices that are computed together; temporary copies take about 100 MB.
 _MATRIX_VALUES = 1 << 22
 
-# Fractional bits of the numbers in a map of places, and of places in pixels: these are exact to 3e-5 pixels, and
-# int32 holds 32,768 of them on either side.
+# Fractional bits of the numbers in an affine map, and of coordinates in pixels: coordinates are exact to 3e-5
+# pixels, and int32 holds 32,768 pixels on either side.
 _MATRIX_BITS = 32
 _PLACE_BITS = 16
 
@@ -29,7 +29,7 @@ _FIRST_BITS = 16
 _LEVEL_BITS = 4
 _SECOND_BITS = 12
 
-# Of a random resized crop, at least.
+# Smallest aspect ratio of a random resized crop.
 CROP_RATIO = 3 / 4
 
 
@@ -47,8 +47,8 @@ def crop_boxes(
     Area uniform in ``min_area``..1, aspect ratio log-uniform in 3/4..4/3, cut to the image where it sticks out.
 
     Args:
-        crop_mode: of the preprocessing. ``squash`` draws boxes of the squashed image, ``border`` of the padded one,
-            whose boxes may begin before 0 and end beyond the image.
+        crop_mode: the preprocessing's. ``squash`` draws boxes in the squashed image, ``border`` in the padded one, so
+            that boxes may extend beyond the image.
     """
     above = beside = 0
     if crop_mode == "border":
@@ -80,7 +80,7 @@ def shift_and_flip(images: Tensor, settings: Augmentation, seed: int, epoch: int
     rows = np.arange(height)[None] + down[:, None]
     columns = np.arange(width)[None] + right[:, None]
     columns = np.where(mirrored[:, None], columns[:, ::-1], columns)
-    # Few numbers are sent; places and what lies outside are worked out where the images are.
+    # Only rows and columns are sent; indices are computed on the images' device.
     row, column = send(rows, images.device)[:, :, None], send(columns, images.device)[:, None, :]
     if settings.border == "reflect":
         row, column = _reflected(row, height), _reflected(column, width)
@@ -99,10 +99,10 @@ def _offsets(share: float, side: int, numbers: np.ndarray) -> np.ndarray:
     return offsets
 
 
-def _reflected(places: Tensor, side: int) -> Tensor:
-    """Return places that lie outside 0..side-1, by less than a side, mirrored at the outermost pixel's center."""
+def _reflected(indices: Tensor, side: int) -> Tensor:
+    """Return indices with those outside 0..side-1, by less than a side, mirrored at the outermost pixel's center."""
     last = side - 1
-    return last - (last - places.abs()).abs()
+    return last - (last - indices.abs()).abs()
 
 
 def resized_crops(images: Tensor, boxes: np.ndarray, size: int, fill: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
@@ -115,7 +115,7 @@ def resized_crops(images: Tensor, boxes: np.ndarray, size: int, fill: tuple[int,
     Args:
         images: (B, 3, H, W) uint8.
         boxes: (B, 4) int64 top, left, height, width.
-        fill: red, green and blue where a box sticks out of its image.
+        fill: red, green and blue of pixels outside the image.
     """
     height, width = images.shape[-2:]
     starts, stops = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
@@ -139,17 +139,17 @@ def _resize_matrices(starts: np.ndarray, lengths: np.ndarray, size: int, side: i
     """Return (B, size, side) float32: row i holds the weights of the input pixels in output pixel i.
 
     A triangle filter as wide as the scale, as Pillow's and torch's antialiased bilinear resize. The weights are
-    multiples of 2**-bits and add up to 1, or to less in a row that shows what lies outside.
+    multiples of 2**-bits and add up to 1, or to less in a row that covers pixels outside the image.
     """
     outside = int(max(0, -starts.min(), (starts + lengths).max() - side))
-    # In pixels / (2 * size), everything is a whole number that float32 holds.
+    # In units of pixels / (2 * size), everything is an integer that float32 represents exactly.
     starts, lengths = (values[:, None, None].astype(np.float32) for values in (starts, lengths))
     center = (2 * np.arange(size, dtype=np.float32)[:, None] + 1) * lengths
     place = (2 * (np.arange(-outside, side + outside, dtype=np.float32) - starts) + 1) * size
     weight = np.abs(place - center)
     np.maximum(np.subtract(2 * np.maximum(lengths, size), weight, out=weight), 0, out=weight)
     weight *= (place > 0) & (place < 2 * size * lengths)
-    # Their sums are rounded, so what one weight loses the next one gains.
+    # Cumulative sums are rounded, so that rounding errors do not add up.
     upto = weight.cumsum(-1, out=weight)
     upto /= upto[..., -1:] * 2.0**-bits
     np.rint(upto, out=upto)
@@ -189,22 +189,21 @@ def rotations(degrees: np.ndarray) -> np.ndarray:
 def warp(images: Tensor, matrices: np.ndarray) -> Tensor:
     """Return each image under its own affine map, nearest neighbour, black outside.
 
-    Places are worked out in integers, so that one midway between two pixels falls to the same side on every processor.
+    Coordinates are computed in integers, so that one midway between two pixels is rounded alike on every processor.
 
     Args:
         images: (B, 3, H, W) uint8.
-        matrices: (B, 2, 3) float64, from places (x, y, 1) in the output to places (x, y) in the input, in pixels from
-            the center.
+        matrices: (B, 2, 3) float64, from (x, y, 1) in the output to (x, y) in the input, in pixels from the center.
     """
     height, width = images.shape[-2:]
     units = np.rint(matrices * (1 << _MATRIX_BITS)).astype(np.int64)
-    # Twice the places of pixel centers are whole numbers.
+    # Twice the coordinates of pixel centers are integers.
     x, y = (2 * np.arange(side) - (side - 1) for side in (width, height))
     size = images_together(images)
     terms = []
     for axis, side in enumerate((width, height)):
         by_x, by_y, shift = (units[:, axis, place, None] for place in range(3))
-        # From the outer corner of the frame that `_warp` adds.
+        # Relative to the outer corner of the frame that `_warp` adds.
         places = by_x * x, by_y * y + 2 * shift + (side + 2 << _MATRIX_BITS)
         terms += [
             send((place >> (_MATRIX_BITS + 1 - _PLACE_BITS)).astype(np.int32), images.device).split(size)

@@ -1,4 +1,4 @@
-"""MixUp and CutMix: batches whose images, and targets with them, are blends of two. Nothing of single images here."""
+"""MixUp and CutMix: images and targets of a batch are blended in pairs. Changes of single images are elsewhere."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tl_cli.randomness import Purpose, generator
 
-# Shares are multiples of 1 / 2 ** 16: the last bits of a Beta draw depend on the processor's logarithm and power.
+# Weights are multiples of 1 / 2 ** 16, since the last bits of a Beta draw depend on the processor.
 _SHARES = 1 << 16
 
 
@@ -17,10 +17,10 @@ def mix(
     """Return new inputs and targets, each a blend of an image and a partner of the same batch.
 
     Every image has a partner, a share from Beta(alpha, alpha) and a box of its own, and where both alphas are positive
-    one of the two methods, evenly; as timm's mode "elem". All is a function of (seed, step) and of the shape.
+    one of the two methods, evenly; as timm's mode "elem". The result is a function of the inputs, seed and step.
 
     Args:
-        inputs: (B, 3, H, W) float, left as they are.
+        inputs: (B, 3, H, W) float, not modified.
         labels: (B,) int64.
         mixup: alpha of MixUp (Zhang et al. 2017), 0 turns it off.
         cutmix: alpha of CutMix (Yun et al. 2019), 0 turns it off.
@@ -38,7 +38,7 @@ def mix(
     top, bottom, left, right = _boxes(share, random.integers(height, size=count), random.integers(width, size=count),
                                       height, width)  # fmt: skip
     share = np.where(is_cut, 1 - (bottom - top) * (right - left) / (height * width), share)
-    # How much of each pixel stays. Rounded here: MPS has no double precision.
+    # The weight of each pixel's own image. Rounded here, since MPS has no double precision.
     kept = _column(share.astype(np.float32), device).to(inputs.dtype)
     if is_cut.any():
         rows, columns = torch.arange(height, device=device).view(-1, 1), torch.arange(width, device=device)
@@ -49,7 +49,7 @@ def mix(
             | (columns >= _column(right, device))
         )
         kept = torch.where(_column(is_cut, device), is_outside.to(inputs.dtype), kept)
-    # Exactly one or the other where a share is 0 or 1.
+    # lerp is exact where a weight is 0 or 1.
     mixed = inputs[partner].lerp_(inputs, kept)
     targets, own = F.one_hot(labels, num_classes).float(), _column(share.astype(np.float32), device).view(-1, 1)
     return mixed, targets * own + targets[partner] * (1 - own)

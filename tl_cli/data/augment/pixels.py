@@ -6,13 +6,13 @@ from torch import Tensor
 
 from tl_cli.data.preprocess import send
 
-# As many as stay in a CPU's cache: of 64 images of 64 x 64, all at once, rotation took 3 times as long, colors 1.1
-# times (one thread of an AMD EPYC, n=21).
+# As many as fit in a CPU's cache: with 64 images of 64 x 64 together, rotation took 3 times as long and color changes
+# 1.1 times (one thread of an AMD EPYC, n=21).
 _PIXELS_TOGETHER = 1 << 16
 
 
 def images_together(images: Tensor) -> int:
-    """Return how many images are changed together: on a GPU all of them."""
+    """Return how many images are changed at a time: all of them on a GPU."""
     return max(1, _PIXELS_TOGETHER // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
 
 

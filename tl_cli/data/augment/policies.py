@@ -1,4 +1,4 @@
-"""RandAugment and TrivialAugmentWide on whole batches: every image draws operations of its own, as torchvision's do."""
+"""RandAugment and TrivialAugmentWide on batches, each image with its own operations; equal to torchvision's."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _MAGNITUDES = 31
 
 
 class Op(IntEnum):
-    """What may happen to an image, in torchvision's order."""
+    """The operations, in torchvision's order."""
 
     IDENTITY = 0
     SHEAR_X = 1
@@ -48,7 +48,7 @@ class Draws:
     Attributes:
         ops: (B,) int64, values of ``Op``.
         magnitudes: (B,) int64, 0..30.
-        signs: (B,) int64, -1 or 1: the direction of those operations that have one.
+        signs: (B,) int64, -1 or 1: the direction, for operations that have one.
     """
 
     ops: np.ndarray
@@ -75,7 +75,7 @@ def apply_policy(images: Tensor, settings: Augmentation, seed: int, epoch: int, 
 
 
 def draw(settings: Augmentation, seed: int, epoch: int, indices: np.ndarray, turn: int) -> Draws:
-    """Return what happens to each image.
+    """Return one random operation for each image.
 
     Args:
         turn: which of RandAugment's operations, from 0.
@@ -96,8 +96,8 @@ def amounts_of(policy: AutoAugment, height: int, width: int) -> np.ndarray:
     """
     wide = policy == "trivialaugment"
     shear, factor, bits = (0.99, 0.99, 6) if wide else (0.3, 0.9, 4)
-    # The largest amounts as quotients of whole numbers where they are cut to pixels or levels: each amount is rounded
-    # once, and what is a whole number stays one on every processor.
+    # The largest amounts as quotients of integers, since they are cut to pixels or levels: each amount is rounded once,
+    # and integers stay integers on every processor.
     ends = {
         Op.SHEAR_X: (shear, 1),
         Op.SHEAR_Y: (shear, 1),
@@ -140,7 +140,7 @@ def apply(images: Tensor, ops: np.ndarray, amounts: np.ndarray) -> Tensor:
 
 
 def _matrices(ops: np.ndarray, amounts: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the maps (B, 2, 3) for ``warp``: shears leave the top or left edge where it is."""
+    """Return the maps (B, 2, 3) for ``warp``: shears keep the top or left edge fixed."""
     shear_x, shear_y, right, down, degrees = (np.where(ops == op, amounts, 0.0) for op in _MOVES)
     matrices = geometry.rotations(degrees)
     matrices[:, 0, 1] += shear_x
@@ -154,7 +154,7 @@ def _sharpness(images: Tensor, amount: Tensor) -> Tensor:
     """Away from the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13, Pillow's SMOOTH; the border stays."""
     if min(images.shape[-2:]) <= 2:
         return images
-    # Whole numbers add up exactly, and 7 times as fast as a float convolution (5 images of 224 x 224, one thread of
+    # Integer sums are exact, and 7 times as fast as a float convolution (5 images of 224 x 224, one thread of
     # an AMD EPYC, n=41).
     levels = images.to(torch.int16)
     rows = levels[..., :-2, :] + levels[..., 1:-1, :] + levels[..., 2:, :]

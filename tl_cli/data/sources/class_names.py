@@ -1,4 +1,4 @@
-"""Class names that are one name in several spellings: what is surely the same, and what only looks it."""
+"""Spellings of class names: which are certainly one class, and which only look alike."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ _INVISIBLE = ("Cc", "Cf")
 
 
 def keys(names: Iterable[str]) -> dict[str, str]:
-    """Return for each name what all spellings of it share, that are surely the same.
+    """Return a key for each name that is equal for all spellings of it.
 
     Spellings differ in the Unicode form of a letter (NFC, NFD), in white space of any kind, in invisible characters at
     the ends and, where all names are numbers, in how a number is written (0, 0.0). The key of nothing visible is empty.
@@ -38,7 +38,7 @@ def merged(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
     notes = []
     for names in groups.values():
         if len(names) > 1:
-            # The shortest way to write a number is the plain one.
+            # The shortest spelling of a number is the usual one.
             one = min(map(_cleaned, names), key=lambda name: (len(name), name))
             classes.update((name, one) for name in names)
             notes.append(_counted(names, counts))
@@ -48,7 +48,7 @@ def merged(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
 def lookalikes(counts: Mapping[str, int]) -> tuple[str, str]:
     """Return a fault and a note, empty where there is nothing to say, about classes that are probably one.
 
-    ``Cat`` and ``cat`` are most likely a mistake, which a person has to settle. Single characters such as ``A`` and
+    ``Cat`` and ``cat`` are most likely a mistake, which the user has to fix. Single characters such as ``A`` and
     ``a`` may well be different letters.
 
     Args:
@@ -69,18 +69,18 @@ def lookalikes(counts: Mapping[str, int]) -> tuple[str, str]:
 
 
 def _counted(names: list[str], counts: Mapping[str, int]) -> str:
-    # As ASCII: otherwise the spellings could not be told apart.
+    # As ASCII, which makes the difference visible.
     return " and ".join(f"{name!a} ({counts[name]:,} image{'s' * (counts[name] != 1)})" for name in names)
 
 
 def _cleaned(name: str) -> str:
     composed = _SPACES.sub(" ", unicodedata.normalize("NFC", name))
-    visible = [place for place, c in enumerate(composed) if c != " " and unicodedata.category(c) not in _INVISIBLE]
+    visible = [index for index, c in enumerate(composed) if c != " " and unicodedata.category(c) not in _INVISIBLE]
     return composed[visible[0] : visible[-1] + 1] if visible else ""
 
 
 def _value(number: str) -> str:
-    """Return a number as all ways to write it come out, whatever its length."""
+    """Return a number in one form for all ways to write it, of any length."""
     whole, _, fraction = number.lstrip("+-").partition(".")
     digits = f"{whole.lstrip('0')}.{fraction.rstrip('0')}"
     return f"-{digits}" if number.startswith("-") and digits != "." else digits

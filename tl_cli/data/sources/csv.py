@@ -15,10 +15,10 @@ from tl_cli.contract import SPLIT_NAMES, USUAL_COLUMNS, Columns, SplitName
 from tl_cli.data.images import FileImages
 from tl_cli.data.packed_names import Names
 from tl_cli.data.sources import class_names
-from tl_cli.data.sources.csv_columns import EXPECTED, Table, checked_bytes, read_table
+from tl_cli.data.sources.csv_columns import EXPECTED, Table, checked_bytes, is_listing, read_table
 from tl_cli.data.sources.csv_paths import Lookup
 from tl_cli.data.sources.found import Faults, Found
-from tl_cli.data.sources.split_names import looks_divided
+from tl_cli.data.sources.split_names import looks_divided, part_named
 from tl_cli.errors import DataError, shortened, some
 from tl_cli.io.file_uris import local_path
 
@@ -99,7 +99,7 @@ def scan(
     if not len(rows.ids):
         raise DataError(f"{path} lists no pictures; {EXPECTED}")
     _check_pictures(path, rows, may_miss=partial)
-    spelled, said = class_names.merged(rows.counts())
+    spelled, merges = class_names.merged(rows.counts())
     rows = rows.renamed({label: name.strip() for label, name in spelled.items()})
     faults = Faults(lenient)
     fault, note = class_names.lookalikes(rows.counts())
@@ -115,7 +115,7 @@ def scan(
         classes = tuple(rows.of("train").present())
         _check_labels(path, rows, classes)  # every label is one of train's now
     by_part = {part: listed for part in SPLIT_NAMES if len((listed := rows.of(part)).ids)}
-    notes = [*table.notes, *lookup.notes(), *said, *(each for each in (note, several) if each)]
+    notes = [*table.notes, *lookup.notes(), *merges, *(each for each in (note, several) if each)]
     notes += [
         f"{path.name} lists no pictures of {some(absent)} in {part}"
         for part, listed in by_part.items()
@@ -123,7 +123,7 @@ def scan(
     ]
     divided = looks_divided(classes)
     if divided:
-        notes.append(f"the labels {some(divided)} look like parts; a column called split says which part a row is of")
+        notes.append(f"the labels {some(divided)} look like parts; put the part of each row in a column called split")
     parts = {part: FileImages(listed.ids, listed.labels, path.parent) for part, listed in by_part.items()}
     return Found(classes, parts, tuple(notes), tuple(faults.named))
 
@@ -266,3 +266,29 @@ def _check_labels(path: Path, rows: _Rows, classes: tuple[str, ...]) -> None:
         )
     if len(classes) < 2:
         raise DataError(f"{path} has one class only ({classes[0]}); a classifier needs two or more")
+
+
+def listings_in(top: Path, columns: Columns = USUAL_COLUMNS, hints: Columns = USUAL_COLUMNS) -> list[Path]:
+    """Return the CSVs in a folder that list images with labels; only the one for training if there are several."""
+    files = sorted(file for file in top.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = [file for file in files if is_listing(file, columns, hints)]
+    # Kaggle's sample submissions have made-up labels.
+    found = [file for file in found if "submission" not in file.stem.lower()]
+    return [file for file in found if part_named(file.stem) == "train"] or found
+
+
+def unread_beside(
+    listing: Path, found: Found, columns: Columns = USUAL_COLUMNS, hints: Columns = USUAL_COLUMNS
+) -> list[Path]:
+    """Return labelled CSVs beside ``listing``, which was read, that are named after parts that it does not have."""
+    if part_named(listing.stem) not in (None, "train"):
+        return []
+    files = sorted(file for file in listing.parent.iterdir() if file.suffix.lower() in SUFFIXES)
+    return [
+        file
+        for file in files
+        if (part := part_named(file.stem)) not in (None, "train")
+        and part not in found.parts
+        and file.is_file()
+        and is_listing(file, columns, hints)
+    ]

@@ -46,7 +46,7 @@ class _UnclearError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class SplitColumn:
-    """The column that says which part each row is of.
+    """The column with the part of each row.
 
     Attributes:
         index: of the column; None where there is none, and all rows are train.
@@ -61,7 +61,7 @@ class SplitColumn:
     notes: list[str]
 
     def part(self, path: Path, line: int, values: Sequence[str]) -> SplitName:
-        """Return the part that a row is of.
+        """Return the part of a row.
 
         Raises:
             DataError: its value means none, or it is unclear which.
@@ -87,7 +87,7 @@ class Table:
         has_header: whether the first record names the columns.
         skipped: records before the first row.
         picture: index of the column that names the picture.
-        labels: indices of the column with the label, or of several, one a class, of which one is 1 in each row.
+        labels: index of the column with the label, or indices of one column per class, one of which is 1 in each row.
         split: which part each row is of.
         notes: how the columns were read, where that is worth saying.
     """
@@ -165,7 +165,7 @@ def read_table(path: Path, raw: bytes, given: Columns = USUAL_COLUMNS, hints: Co
 
 
 def is_listing(path: Path, given: Columns = USUAL_COLUMNS, hints: Columns = USUAL_COLUMNS) -> bool:
-    """Return whether the beginning of a file says that it lists pictures with their labels."""
+    """Return whether a file is a CSV of images and labels, judging by its beginning."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     whole = head if len(head) < _HEAD_BYTES else head[: head.rfind(b"\n") + 1]
@@ -255,9 +255,9 @@ def _known(table: Table, given: Columns, hints: Columns) -> tuple[bool, bool]:
     """Return whether a table has a column for pictures, and one for labels, as far as its header says."""
     names = set(table.names)
 
-    def has(wanted: str | None, hint: str | None, known: Sequence[Sequence[str]]) -> bool:
+    def has(given: str | None, hint: str | None, known: Sequence[Sequence[str]]) -> bool:
         return not names.isdisjoint(
-            [_folded(name) for name in (wanted, hint) if name] + [name for line in known for name in line]
+            [_folded(name) for name in (given, hint) if name] + [name for line in known for name in line]
         )
 
     return (
@@ -290,22 +290,20 @@ def _explained(table: Table, given: Columns, hints: Columns, first: str) -> Tabl
     )  # fmt: skip
 
 
-def _column(
-    table: Table, what: str, wanted: str | None, hint: str | None, known: Sequence[Sequence[str]]
-) -> int | None:
+def _column(table: Table, what: str, given: str | None, hint: str | None, known: Sequence[Sequence[str]]) -> int | None:
     """Return the index of a column that is named, or goes by a known name.
 
     Raises:
         DataError: it is not there, or there are several.
     """
     names = table.names
-    if wanted is not None and _folded(wanted) not in names:
-        if wanted.isdecimal() and 0 < int(wanted) <= len(names):
-            return int(wanted) - 1
+    if given is not None and _folded(given) not in names:
+        if given.isdecimal() and 0 < int(given) <= len(names):
+            return int(given) - 1
         titles = some([title.strip() for title in table.titles], 12)
         header = "" if table.has_header else " (it has no header: columns go by their numbers)"
-        raise DataError(f"{table.path} has no column {wanted!r} for --{what}-column; its columns are {titles}{header}")
-    named = [name for name in (wanted, hint) if name and _folded(name) in names]
+        raise DataError(f"{table.path} has no column {given!r} for --{what}-column; its columns are {titles}{header}")
+    named = [name for name in (given, hint) if name and _folded(name) in names]
     lines = [[_folded(named[0])]] if named else known
     found = next((there for line in lines if (there := [name for name in line if name in names])), [])
     if len(found) > 1:

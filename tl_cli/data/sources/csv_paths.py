@@ -1,4 +1,4 @@
-"""From a picture as a CSV names it to its file: with or without folder and ending, with either slash."""
+"""Finds the file of an image that a CSV names: with or without folder and ending, with either slash."""
 
 import os
 from collections import Counter
@@ -33,11 +33,11 @@ class Lookup:
         self._turned = 0
 
     def name(self, line: int, listed: str, part: SplitName | None = None) -> str:
-        """Return a picture's path relative to the CSV's folder, as pictures are told apart by.
+        """Return an image's path relative to the CSV's folder, which identifies it.
 
         Args:
             listed: as the CSV has it.
-            part: that the CSV says it is of; decides between pictures of one name in the folders of several parts.
+            part: the part in the CSV; decides between images of one name in the folders of several parts.
 
         Raises:
             DataError: it has no name, lies outside a confined folder, may be one of several files, or has no ending of
@@ -65,7 +65,7 @@ class Lookup:
         if found:
             self._folders[found[0].rpartition("/")[0]] += found[0] != name
             return found[0]
-        # A folder that is called like a picture is told of later.
+        # A folder that is named like an image is reported later.
         if not is_picture_name(name):
             raise DataError(
                 f"{self._path}, line {line}: {shortened(listed)} has no ending of a picture "
@@ -74,7 +74,7 @@ class Lookup:
         return name
 
     def notes(self) -> list[str]:
-        """Return what is worth saying of names that are not those of the files."""
+        """Return notes about names that differ from those of the files."""
         notes = []
         if count := self._folders.total():
             folders = some([f"{folder or '.'}/" for folder in sorted(self._folders)])

@@ -1,4 +1,4 @@
-"""A folder of pictures, one folder a class, in the layouts that people have. Names decide, never positions."""
+"""A folder of images, one folder per class, in the usual layouts. Names decide, never positions."""
 
 import os
 import shlex
@@ -59,7 +59,7 @@ def scan(root: Path, *, partial: bool = False, lenient: bool = False) -> Found:
 
     Raises:
         DataError: it is not there, has no known layout, too few classes, an empty class, or parts whose classes
-            are unknown to ``train``. The message says what was found and what was expected.
+            are unknown to ``train``.
     """
     root = root.expanduser()
     if not root.exists():
@@ -254,7 +254,7 @@ def _parts_inside(paths: set[str]) -> list[str]:
 
 
 def _nesting(listed: Mapping[str, _Listed]) -> list[str]:
-    """Say which pictures count for a class though they lie in folders inside its folder.
+    """Return a note about images in folders inside a class folder, which count for that class.
 
     Args:
         listed: by what the names of the class folders begin with.

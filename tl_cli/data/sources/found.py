@@ -1,4 +1,4 @@
-"""What a source brings, whatever its form: classes, and images by part. Nothing here opens or splits anything."""
+"""What a source contains, whatever its form: classes, and images by part. Nothing is opened or split here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,13 +19,13 @@ LAYOUTS: dict[frozenset[SplitName], Layout] = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Labelled images as their source has them.
+    """Labelled images of a source.
 
     Attributes:
         classes: a label is an index into them.
         parts: images by part; a source of classes only has just ``train``.
-        notes: things a person should know (files passed over, classes without test images).
-        faults: for which a training would be refused, where that was asked for.
+        notes: notes for the user (ignored files, classes without test images).
+        faults: reasons to refuse a training, where they are collected.
     """
 
     classes: tuple[str, ...]
@@ -35,22 +35,22 @@ class Found:
 
     @property
     def layout(self) -> Layout:
-        """Which parts the source brings itself."""
+        """Which parts the source has."""
         return LAYOUTS[frozenset(self.parts)]
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What no training would take: refused, or named where all is to be named."""
+    """Reasons to refuse a training: raised, or collected if lenient."""
 
     lenient: bool
     named: list[str] = field(default_factory=list)
 
     def add(self, fault: str) -> None:
-        """Name a fault.
+        """Raise or collect a fault.
 
         Raises:
-            DataError: it is refused.
+            DataError: unless lenient.
         """
         if not self.lenient:
             raise DataError(fault)

@@ -1,4 +1,4 @@
-"""A set of the catalogue: its files fetched and checked, unpacked, and read by torchvision's own class."""
+"""Sets of the catalogue: files are fetched, checked, unpacked, and read by torchvision's own class."""
 
 import gzip
 import re
@@ -7,28 +7,31 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import torch
+from torchvision import datasets
 from torchvision.datasets import GTSRB, Caltech101, Caltech256, OxfordIIITPet
 
 from tl_cli.contract import SplitName
 from tl_cli.data.images import FileImages, Images, PackedImages
 from tl_cli.data.packed_names import Names
-from tl_cli.data.sources import archive
 from tl_cli.data.sources.catalogue import BuiltIn, File
 from tl_cli.data.sources.found import Found
+from tl_cli.data.sources.unpack import is_archive, unpack
 from tl_cli.errors import DataError, StorageError
 from tl_cli.io import download
+from tl_cli.io.atomic import make_folder_once
 from tl_cli.io.download import Missing, Progress, silent
 
 _ADVICE = (
     "Fetch it on a machine with network and put it into {folder} (--data-dir moves the data folder), or use "
     "--data digits or --data FOLDER."
 )
-# What torchvision's readers, and those under them, raise of files that are missing or not as they should be.
+# What torchvision's readers raise for missing or damaged files.
 _UNREADABLE = (RuntimeError, OSError, ValueError, LookupError, TypeError, AssertionError, AttributeError, EOFError)
 
 
@@ -38,23 +41,46 @@ def open_set(built_in: BuiltIn, root: Path, progress: Progress = silent) -> Foun
     Every file is opened only after its MD5 is checked against the published one: some hold pickles.
 
     Raises:
-        DataError: what lies in ``root`` is not the published set; says what to remove.
+        DataError: ``root`` does not hold the published set.
         DownloadError: a file cannot be fetched, or is not the published one.
         StorageError: the disk is full or may not be written.
     """
     root = root.expanduser().resolve()
     _fetch(built_in, root, progress)
     with _explained(built_in, root):
-        opened = {part: built_in.open(str(root), part) for part in built_in.images}
+        opened = {part: open_part(built_in, root, part) for part in built_in.images}
         classes = _class_names(built_in, opened["train"])
         parts = {part: _images(built_in, root, part, dataset) for part, dataset in opened.items()}
     _check(built_in, root, classes, parts)
     return Found(classes, parts)
 
 
+def open_part(built_in: BuiltIn, root: Path, part: SplitName) -> Any:
+    """Return a part of a set that is in ``root`` as torchvision's own dataset, with paths instead of decoded images."""
+    reader = built_in.reader
+    if reader is None:
+        return _digits()
+    arguments: dict[str, object] = dict(reader.options)
+    if reader.part_argument == "train":
+        arguments["train"] = part == "train"
+    elif reader.part_argument == "split":
+        arguments["split"] = reader.split_names.get(part, part)
+    if reader.reads_paths:
+        arguments["loader"] = str
+    return getattr(datasets, reader.dataset)(str(root), **arguments)
+
+
+def _digits() -> SimpleNamespace:
+    """Return scikit-learn's digits, their gray levels 0..16 stretched to 0..255."""
+    from sklearn.datasets import load_digits  # here, since it takes a second to import and no other set needs it
+
+    digits = load_digits()
+    return SimpleNamespace(data=np.rint(digits.images * (255 / 16)).astype(np.uint8), targets=digits.target)
+
+
 def is_here(built_in: BuiltIn, root: Path) -> bool:
     """Whether a set of the catalogue can be opened without fetching anything."""
-    return not built_in.files or _place(built_in, root.expanduser().resolve()).exists()
+    return not built_in.files or _folder_of(built_in, root.expanduser().resolve()).exists()
 
 
 def missing(built_in: BuiltIn, root: Path) -> Missing | None:
@@ -68,7 +94,7 @@ def missing(built_in: BuiltIn, root: Path) -> Missing | None:
 
 
 def _fetch(built_in: BuiltIn, root: Path, progress: Progress) -> None:
-    """Bring the files of a set to where torchvision looks for them."""
+    """Fetch and unpack the files of a set to where torchvision looks for them."""
     if built_in.folder is None:
         for file in built_in.files:
             _download(file, root, progress)
@@ -81,7 +107,7 @@ def _fetch(built_in: BuiltIn, root: Path, progress: Progress) -> None:
             _unpack(downloaded, temporary / file.into, file.inner, temporary / "inner", progress)
         return temporary / folder
 
-    archive.make_once(root / folder, fill)
+    make_folder_once(root / folder, fill)
 
 
 def _download(file: File, folder: Path, progress: Progress) -> Path:
@@ -96,15 +122,15 @@ def _name(file: File) -> str:
 
 
 def _unpack(downloaded: Path, into: Path, inner: str, aside: Path, progress: Progress) -> None:
-    """Put what a file holds into a folder: an archive's files, or those of the archives in it, or itself."""
+    """Put a fetched file into a folder: an archive's files, those of the archives in it, or the file."""
     into.mkdir(parents=True, exist_ok=True)
     if inner:
         aside.mkdir()
-        archive.unpack(downloaded, aside, wanted=lambda name: fnmatch(name, inner), is_trusted=True, progress=progress)
+        unpack(downloaded, aside, select=lambda name: fnmatch(name, inner), is_trusted=True, progress=progress)
         for nested in sorted(aside.glob(inner)):
             _unpack(nested, into, "", aside, progress)
-    elif archive.is_archive(downloaded.name):
-        archive.unpack(downloaded, into, is_trusted=True, progress=progress)
+    elif is_archive(downloaded.name):
+        unpack(downloaded, into, is_trusted=True, progress=progress)
     else:
         _copy(downloaded, into)
 
@@ -123,7 +149,7 @@ def _class_names(built_in: BuiltIn, dataset: Any) -> tuple[str, ...]:
     if built_in.names:
         return built_in.names
     found = dataset.categories if isinstance(dataset, Caltech101 | Caltech256) else dataset.classes
-    # Imagenette has synonyms, of which the first is taken; Caltech-256 numbers its folders.
+    # Imagenette has synonyms, the first of which is used; Caltech-256 numbers its folders.
     names = (name if isinstance(name, str) else name[0] for name in found)
     return tuple(re.sub(r"^\d{3}\.", "", name) for name in names)
 
@@ -136,7 +162,7 @@ def _images(built_in: BuiltIn, root: Path, part: SplitName, dataset: Any) -> Ima
     return _pack(
         part if len(built_in.images) > 1 else built_in.name,
         pixels.swapaxes(1, 2) if built_in.transposed else pixels,
-        # QMNIST has eight facts a digit; the first is what it is.
+        # QMNIST has eight facts per digit; the first is its class.
         labels[:, 0] if labels.ndim == 2 else labels,
     )
 
@@ -176,11 +202,11 @@ def _listed(dataset: Any) -> Iterable[tuple[str | Path, int]]:
 
 
 def _check(built_in: BuiltIn, root: Path, classes: tuple[str, ...], parts: dict[SplitName, Images]) -> None:
-    """Refuse what another program unpacked by half; torchvision's classes take the folders that they find."""
+    """Refuse an incomplete folder, which torchvision's classes would accept."""
     found = {part: len(images) for part, images in parts.items()}
     if len(classes) != built_in.classes or found != dict(built_in.images):
         raise DataError(
-            f"{_place(built_in, root)} is not all of {built_in.title}: it has {len(classes)} classes "
+            f"{_folder_of(built_in, root)} is not all of {built_in.title}: it has {len(classes)} classes "
             f"and {_counts(found)} images, instead of {built_in.classes} and {_counts(built_in.images)}; "
             "remove it and it will be unpacked again"
         )
@@ -190,7 +216,7 @@ def _counts(images: Any) -> str:
     return ", ".join(f"{count:,} {part}" for part, count in images.items())
 
 
-def _place(built_in: BuiltIn, root: Path) -> Path:
+def _folder_of(built_in: BuiltIn, root: Path) -> Path:
     return root / (built_in.folder or _name(built_in.files[0]))
 
 
@@ -200,6 +226,6 @@ def _explained(built_in: BuiltIn, root: Path) -> Iterator[None]:
         yield
     except _UNREADABLE as error:
         raise DataError(
-            f"{_place(built_in, root)} is not the published {built_in.title} ({error}); "
+            f"{_folder_of(built_in, root)} is not the published {built_in.title} ({error}); "
             "remove it and it will be unpacked again"
         ) from error

@@ -1,4 +1,4 @@
-"""Which names mean a part of a data set: the one table of words, and how names are cut into words. Opens nothing."""
+"""Names that mean a part of a data set: one table of words, and how names are split into words. Opens nothing."""
 
 import re
 import unicodedata
@@ -32,14 +32,14 @@ _PART_WORDS: Mapping[Part, frozenset[str]] = {
         "валидация валидационная 验证 驗證 検証 검증",
     ),
     "test": _words_of("test tests testing tst prueba pruebas teste testes тест тестовая 测试 測試 テスト 테스트"),
-    # For choosing or for the final figure: that differs between data sets; ``settled`` says where it is clear.
+    # Validation or test images, depending on the data set; ``settled`` decides where that is clear.
     "unclear": _words_of("eval evaluation holdout heldout"),
 }
 _PLAIN = ("train", "training", "val", "valid", "validation", "test", "testing")
 _PART_OF_WORD: Mapping[str, Part] = {word: part for part, words in _PART_WORDS.items() for word in words}
 # Pieces of a data set that are counted: fold1, fold2.
 _PIECE_WORDS = _words_of("fold split shard chunk batch part subset")
-# Words that say nothing beside the name of a part, apart from it (test_set) or joined to it (testset).
+# Words without meaning beside the name of a part, apart from it (test_set) or joined to it (testset).
 _FILLERS = _words_of(
     "set sets data dataset datasets ds image images img imgs picture pictures pic pics photo photos jpg jpeg png",
     "files folder of for the split splits subset class classes daten datensatz bilder satz données jeu ensemble de",
@@ -58,7 +58,7 @@ class _Cut:
     Attributes:
         words: without accents, case, digits and fillers.
         part: that a word means; None where no word means one.
-        rest: the words that neither mean a part nor say nothing.
+        rest: the other words.
         is_last: whether the name ends with the part, as ``seg_train`` does: a ``test_tube`` is a tube.
         numbered: whether it is a counted piece, as ``fold1`` is.
     """
@@ -92,7 +92,7 @@ def _unglued(word: str) -> list[str]:
 
 
 def meaning(name: str) -> Part | None:
-    """Return the part that a name means which means nothing else: ``Training set``, ``val2017``; not ``test_tube``."""
+    """Return the part that a name means if it means nothing else: ``Training set``, ``val2017``; not ``test_tube``."""
     cut = _cut(name)
     return None if cut.rest else cut.part
 
