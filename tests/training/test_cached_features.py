@@ -280,7 +280,7 @@ def test_features_on_the_disk_are_sent_whole_to_a_device_with_room(colours: Path
     plan = plan_for(colours, epochs=2, freeze_epochs=2)
     in_memory = cached_tensors(plan)
     monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
-    monkeypatch.setattr(cached_features, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(cached_features, "_ROWS_PER_COPY", 7)
     on_disk = cached_tensors(plan_for(colours, epochs=2, freeze_epochs=2))
     for one, other in zip(in_memory, on_disk, strict=True):
         assert isinstance(other, cached_features.DiskView)
