@@ -186,7 +186,7 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_not_taken_for_a_damaged_on
     code, told = said_by(tmp_path, "train", "--resume", "latest", prepare=partial(run_short, "a checkpoint", CPU))
     assert code == 1, told
     assert "error: out of memory; try " in told
-    assert "cannot be used" not in told
+    assert "is not usable" not in told
     assert checkpoints(state)[0].name == newest
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from tests.support.zoo import MEMBERS, on_meta
 from tl_cli.errors import UsageError
-from tl_cli.models.layers import layers_of, place_of
+from tl_cli.models.layers import index_of, layers_of
 from tl_cli.models.zoo import registry
 
 
@@ -42,7 +42,7 @@ def test_tokens_and_position_embeddings_belong_to_the_first_layer() -> None:
 @pytest.mark.parametrize(("name", "place"), [("layer3", 5), ("layer3.1", 6), ("conv1", 0), ("layer1", 1)])
 def test_a_layer_is_found_by_its_name_or_its_stages(name: str, place: int) -> None:
     classifier, example = on_meta("resnet18", 64)
-    assert place_of(layers_of(classifier, example), classifier, name) == place
+    assert index_of(layers_of(classifier, example), classifier, name) == place
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_no_layer_before_the_named_one_is_in_it(model: str, until: str) -> None:
     """A norm that begins a stage belongs to it, not to the block before."""
     classifier, example = on_meta(model)
     layers = layers_of(classifier, example)
-    place = place_of(layers, classifier, until)
+    place = index_of(layers, classifier, until)
     inside = {id(p) for layer in layers[place:] for p in layer.parameters}
     before = {id(p) for layer in layers[:place] for p in layer.parameters}
     assert {id(p) for p in classifier.model.get_submodule(until).parameters()} <= inside
@@ -74,13 +74,13 @@ def test_no_layer_before_the_named_one_is_in_it(model: str, until: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("layer3.1.conv1", r"is a part of the layer layer3\.1"),
+        ("layer3.1.conv1", r"is part of the layer layer3\.1"),
         ("layr3", r"no layer 'layr3'. Did you mean .*layer3"),
         ("fc", "is the head"),
-        ("bn1", "is a part of the layer conv1"),
+        ("bn1", "is part of the layer conv1"),
     ],
 )
 def test_what_is_no_layer_is_refused(name: str, said: str) -> None:
     classifier, example = on_meta("resnet18", 64)
     with pytest.raises(UsageError, match=said):
-        place_of(layers_of(classifier, example), classifier, name)
+        index_of(layers_of(classifier, example), classifier, name)

@@ -280,7 +280,7 @@ def test_features_on_the_disk_are_sent_whole_to_a_device_with_room(colours: Path
     plan = plan_for(colours, epochs=2, freeze_epochs=2)
     in_memory = cached_tensors(plan)
     monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
-    monkeypatch.setattr(cached_features, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(cached_features, "_ROWS_PER_COPY", 7)
     on_disk = cached_tensors(plan_for(colours, epochs=2, freeze_epochs=2))
     for one, other in zip(in_memory, on_disk, strict=True):
         assert isinstance(other, cached_features.DiskView)
@@ -410,15 +410,15 @@ def test_the_features_of_a_stage_are_gone_before_the_next_ones_are_computed(
     monkeypatch.setattr(cached_features, "_LEAST_GAIN", 1.0)
     alive: list[int] = []
     seen: list[weakref.ref[torch.Tensor]] = []
-    at_hand = cached_features.at_hand
+    on_device = cached_features.on_device
 
     def counted(views: tuple[torch.Tensor, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
         gc.collect()
         alive.append(sum(ref() is not None for ref in seen))
         seen.append(weakref.ref(views[0]))
-        return at_hand(views, device)
+        return on_device(views, device)
 
-    monkeypatch.setattr(cached_features, "at_hand", counted)
+    monkeypatch.setattr(cached_features, "on_device", counted)
     run(plan_for(colours, epochs=14, freeze_epochs=2, unfreeze_stages=2, bn="frozen", limit=12, batch_size=12))
     # Of the training part and of the validation part, of two phases.
     assert alive == [0, 1, 0, 1]

@@ -23,11 +23,11 @@ def trained(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pl
     return plan, counters, folder / BEST_FOLDER
 
 
-def test_the_test_scores_are_those_of_the_saved_model(trained) -> None:
+def test_the_test_scores_are_those_of_the_saved_model(trained, colours: Path) -> None:
     plan, counters, best = trained
     outcome = conclude(plan, counters, best, lambda event: None)
     images = plan.data.parts["test"]
-    files = [Path(images.root, name).read_bytes() for name in images.ids.tolist()]
+    files = [(colours / name).read_bytes() for name in images.ids.tolist()]
     rows, errors = Predictor.load(best).predict(files)
     assert not any(errors)
     assert outcome.test is not None

@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint_is_always_seen_and_the_one_before_it_used(saved_ru
             assert newest.name in problem
             assert state.step == 6
     (tmp_path / before.name).write_bytes(b"")
-    with pytest.raises(UsageError, match=rf"{newest.name} cannot be used.*{before.name} cannot be used"):
+    with pytest.raises(UsageError, match=rf"{newest.name} is not usable.*{before.name} is not usable"):
         state.restore(tmp_path)
 
 

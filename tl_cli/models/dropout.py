@@ -9,10 +9,10 @@ from tl_cli.models.zoo.registry import Classifier
 
 
 def set_dropout(classifier: Classifier, probability: float) -> None:
-    """Drop features before the head with ``probability`` in training, in place of the architecture's own dropout there.
+    """Apply dropout to the head's input in training, instead of the architecture's own dropout there.
 
-    It works in every phase, on cached features too: it belongs to the head, which is in training mode whenever it
-    trains. Hidden layers of a classifier keep their own.
+    It works in every phase, on cached features too: it is part of the head, which is in training mode whenever it
+    trains. Hidden layers of a classifier keep their own dropout.
     """
     for name, head in zip(classifier.head, classifier.head_modules, strict=True):
         own = _dropout_before(classifier.model, name)
@@ -22,7 +22,7 @@ def set_dropout(classifier: Classifier, probability: float) -> None:
 
 
 class _Dropping:
-    """A hook that is called before a head with its inputs. A class, so that a copy of the model keeps it."""
+    """A forward pre-hook of a head. A class, since copies of the model keep it, unlike a closure."""
 
     def __init__(self, probability: float) -> None:
         self.probability = probability
@@ -32,7 +32,7 @@ class _Dropping:
 
 
 def _dropout_before(model: nn.Module, head: str) -> nn.Dropout | None:
-    """Return the last dropout among the head's elder siblings."""
+    """Return the last dropout among the head's preceding siblings."""
     parent, _, own = head.rpartition(".")
     found = None
     for name, child in model.get_submodule(parent).named_children():
@@ -41,5 +41,5 @@ def _dropout_before(model: nn.Module, head: str) -> nn.Dropout | None:
         if isinstance(child, nn.Dropout):
             found = child
         elif any(True for _ in child.parameters()):
-            found = None  # a hidden layer stands between
+            found = None  # a hidden layer is between
     return found

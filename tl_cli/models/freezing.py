@@ -1,4 +1,4 @@
-"""What trains and what stays as it is, by module identity. Never by a part of a parameter's name."""
+"""Freezing and unfreezing by module identity, never by a substring of a parameter's name."""
 
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ BatchNormMode = Literal["frozen", "train"]
 
 
 def freeze_backbone(model: nn.Module, head: Collection[nn.Module]) -> None:
-    """Leave only ``head`` trainable; everything else stops changing, buffers included.
+    """Make only ``head`` trainable; everything else is frozen, buffers included.
 
-    A frozen module is put into eval mode and stays there when ``model.train()`` is called, so BatchNorm
-    statistics and dropout stand still too.
+    A frozen module is in eval mode and stays there when ``model.train()`` is called, so its BatchNorm statistics do not
+    change and its dropout is off.
     """
     thaw(model)
     in_head = {module for part in head for module in part.modules()}
@@ -32,8 +32,8 @@ def unfreeze(model: nn.Module, batch_norm: BatchNormMode) -> None:
     """Make every parameter trainable.
 
     Args:
-        batch_norm: ``frozen`` keeps the running statistics of BatchNorm as they are and uses them (its scale
-            and shift still train); ``train`` normalises by the batch and updates the statistics.
+        batch_norm: ``frozen`` normalises with the running statistics and does not update them (scale and shift still
+            train); ``train`` normalises with the batch and updates them.
     """
     thaw(model)
     model.requires_grad_(True)
@@ -43,7 +43,7 @@ def unfreeze(model: nn.Module, batch_norm: BatchNormMode) -> None:
 
 
 def freeze(modules: Iterable[nn.Module], parameters: Iterable[nn.Parameter]) -> None:
-    """Let these modules and parameters stop changing, buffers included, as ``freeze_backbone`` does with all others."""
+    """Freeze these modules and parameters, buffers included, like ``freeze_backbone``."""
     for module in modules:
         for part in module.modules():
             _pin_to_eval(part)
@@ -52,33 +52,33 @@ def freeze(modules: Iterable[nn.Module], parameters: Iterable[nn.Parameter]) -> 
 
 
 def thaw(model: nn.Module) -> None:
-    """Let ``train()`` reach every module again; parameters are left as they are."""
+    """Let ``train()`` affect every module again; ``requires_grad`` of parameters is not changed."""
     for module in model.modules():
         module.__dict__.pop("train", None)
 
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode while the block lasts; each module is in its own mode again afterwards."""
+    """Put a model into eval mode while the block lasts; each module's mode is restored afterwards."""
     were = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        # LeViT keeps what it computed from its weights in eval mode until it is told to train.
+        # LeViT caches values computed from its weights in eval mode until ``train()`` is called.
         model.train()
         for module, was in were:
             module.training = was
 
 
 def batch_norms(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return those modules that keep running statistics of batches."""
+    """Return the BatchNorm modules."""
     return [module for module in modules if isinstance(module, _BatchNorm)]
 
 
 def _pin_to_eval(module: nn.Module) -> None:
     module.training = False
-    # An attribute of the instance, so that the parent's train() finds it, and a copy of the model keeps it.
+    # As an attribute of the instance the parent's train() finds it, and copies of the model keep it.
     module.train = MethodType(_train_children_only, module)  # type: ignore[method-assign]
 
 

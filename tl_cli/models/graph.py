@@ -1,4 +1,4 @@
-"""The graph of a network at the level of its layers, and its cut into a frozen prefix and a tail that trains."""
+"""The graph of a network at the level of its layers, and its cut into a frozen prefix and a trainable tail."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,22 +16,22 @@ from tl_cli.models.zoo.registry import Classifier
 # Parts of the class names of what draws at random in training mode.
 _STOCHASTIC = ("Drop", "StochasticDepth", "RReLU")
 _TOLERANCE = 1e-3
-# What a proxy, or a network in other company than usual, meets in a stranger's forward pass is the stranger's choice.
-_STRANGERS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
+# A third-party forward pass may raise any of these when it is traced or run in parts.
+_FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A network in two parts that share its modules. ``tail(prefix(images))`` is what the network answers.
+    """A network in two parts that share its modules: ``tail(prefix(images))`` equals its logits.
 
     Attributes:
-        prefix: maps images (B, 3, S, S) to one tensor (B, ...), always as in eval mode; nothing in it trains.
-        tail: maps that tensor to logits (B, num_classes), in training as in evaluation.
-        after: the last module of the prefix, by its qualified name.
-        shape: of what passes for one image.
-        prefix_cost: multiply-adds of the prefix for one image.
-        tail_cost: the same of the tail.
-        code: what the prefix computes, as text; two prefixes of equal code and equal weights give equal features.
+        prefix: maps images (B, 3, S, S) to one tensor of features (B, ...), always in eval mode; frozen.
+        tail: maps features to logits (B, num_classes), in training and eval mode.
+        after: qualified name of the last module of the prefix.
+        shape: of one image's features.
+        prefix_cost: MACs of the prefix per image.
+        tail_cost: MACs of the tail per image.
+        code: source text of the prefix; prefixes with equal code and equal weights give equal features.
     """
 
     prefix: nn.Module
@@ -44,15 +44,15 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a graph may be cut: after a node, when one tensor with a row for each image is all that is used later."""
+class _CutPoint:
+    """A position to cut a graph: after it, only the output of one node is used."""
 
     node: fx.Node
     key: tuple[object, ...]
 
 
 class Network:
-    """A classifier with its traced graph, to be cut wherever its freezing allows.
+    """A classifier with its traced graph, which can be cut after its frozen layers.
 
     Args:
         example: a batch of one image (1, 3, S, S) on the model's device.
@@ -60,23 +60,23 @@ class Network:
 
     def __init__(self, classifier: Classifier, example: Tensor) -> None:
         self._classifier = classifier
-        # Two images that differ: what mixes images up, or gives no row to each, shows itself.
+        # Two different images reveal layers that mix images, or whose output has no row per image.
         noise = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
         self._example = noise.to(example)
         self._graphs = _trace(classifier)
         self._values = _values(classifier.model, self._graphs[False], self._example) if self._graphs else {}
 
     def cut(self) -> Cut | None:
-        """Return the network cut after its longest prefix in which nothing trains; None where there is no such place.
+        """Return the network cut after its longest frozen prefix; None where it cannot be cut.
 
-        A network that cannot be traced is cut before its head, where everything else is frozen.
+        A network that cannot be traced is cut before its head, if everything else is frozen.
         """
         model = self._classifier.model
         was_training = model.training
         try:
             found = self._cut_graph() if self._graphs else _cut_before_head(self._classifier, self._example)
             return found if found and self._is_equal(found) else None
-        except _STRANGERS:
+        except _FORWARD_ERRORS:
             return None
         finally:
             model.train(was_training)
@@ -84,8 +84,10 @@ class Network:
     def _cut_graph(self) -> Cut | None:
         assert self._graphs is not None
         model = self._classifier.model.train()
-        evaluated = list(_places(self._graphs[False], lambda node: node in self._values and _is_still(node, model)))
-        trained = {place.key: place.node for place in _places(self._graphs[True], lambda node: _is_still(node, model))}
+        evaluated = list(_cut_points(self._graphs[False], lambda node: node in self._values and _is_still(node, model)))
+        trained = {
+            place.key: place.node for place in _cut_points(self._graphs[True], lambda node: _is_still(node, model))
+        }
         images = len(self._example)
         for place in reversed(evaluated):
             value = self._values[place.node].value
@@ -93,7 +95,7 @@ class Network:
                 return self._build(place, trained[place.key])
         return None
 
-    def _build(self, place: _Place, in_training: fx.Node) -> Cut | None:
+    def _build(self, place: _CutPoint, in_training: fx.Node) -> Cut | None:
         assert self._graphs is not None
         model = self._classifier.model
         before, after = _split(self._graphs[False], place.node)
@@ -115,7 +117,7 @@ class Network:
         )
 
     def _is_equal(self, cut: Cut) -> bool:
-        """Whether the two parts together answer as the whole does, in training as in evaluation, whatever the head."""
+        """Whether both parts together give the logits of the whole, in training and eval mode, with a random head."""
         model, device = self._classifier.model, self._example.device
         with _random_head(self._classifier), _kept_buffers(model), torch.no_grad():
             for training in (False, True):
@@ -134,21 +136,21 @@ class Network:
 
 
 class _Evaluating(nn.Module):
-    """Stays in eval mode, and so do its modules while it runs."""
+    """Runs a network in eval mode, whatever mode it is set to."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what passes the cut."""
+        """Return features."""
         self.network.eval()
         passed: Tensor = self.network(images)
         return passed
 
 
 class _Tail(nn.Module):
-    """The layers after a cut: as they are traced in training mode, or in eval mode, by the mode it is in."""
+    """The layers after a cut, as traced in training or in eval mode, depending on its own mode."""
 
     def __init__(self, in_training: nn.Module, evaluated: nn.Module) -> None:
         super().__init__()
@@ -162,9 +164,9 @@ class _Tail(nn.Module):
 
 
 def _without(model: nn.Module, name: str) -> nn.Module:
-    """Return a network that passes on what reaches the module of that name; all its other modules are the model's own.
+    """Return a network in which the module of that name is an identity; it shares all other modules with the model.
 
-    The model is left alone: several threads may be in it.
+    The model is not modified, since several threads may be using it.
     """
     first, _, rest = name.partition(".")
     copied = copy(model)
@@ -175,7 +177,7 @@ def _without(model: nn.Module, name: str) -> nn.Module:
 
 
 class _LayerTracer(fx.Tracer):
-    """Does not look into layers: their insides may branch, and look at whether they train."""
+    """Does not trace into layers, whose code may branch or depend on the training mode."""
 
     def __init__(self, leaves: set[str]) -> None:
         super().__init__()
@@ -199,7 +201,7 @@ class _Seen:
 
 
 class _Watching(fx.Interpreter):
-    """Remembers what every node gave and how many multiply-adds it took."""
+    """Records every node's value and MACs."""
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
@@ -213,13 +215,13 @@ class _Watching(fx.Interpreter):
 
 
 def _trace(classifier: Classifier) -> dict[bool, fx.Graph] | None:
-    """Return the graphs in training and in eval mode; None where the forward pass depends on its data."""
+    """Return the graphs in training and eval mode; None where the forward pass depends on the data."""
     model = classifier.model
     leaves = {*units_of(classifier), *classifier.head}
     was_training = model.training
     try:
         return {mode: _LayerTracer(leaves).trace(model.train(mode)) for mode in (True, False)}
-    except (fx.proxy.TraceError, NameError, *_STRANGERS):
+    except (fx.proxy.TraceError, NameError, *_FORWARD_ERRORS):
         return None
     finally:
         model.train(was_training)
@@ -231,15 +233,15 @@ def _values(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node,
     try:
         with torch.no_grad():
             watching.run(example)
-    except _STRANGERS:
+    except _FORWARD_ERRORS:
         return {}
     finally:
         model.train(was_training)
     return watching.seen
 
 
-def _places(graph: fx.Graph, is_still: Callable[[fx.Node], bool]) -> Iterator[_Place]:
-    """Yield the places after a beginning of the graph in which nothing trains, where one value is used later."""
+def _cut_points(graph: fx.Graph, is_still: Callable[[fx.Node], bool]) -> Iterator[_CutPoint]:
+    """Yield the cut points after frozen beginnings of the graph."""
     nodes = list(graph.nodes)
     last_use = {node: max((nodes.index(user) for user in node.users), default=-1) for node in nodes}
     called: list[object] = []
@@ -257,12 +259,12 @@ def _places(graph: fx.Graph, is_still: Callable[[fx.Node], bool]) -> Iterator[_P
             since.append(str(node.target))
         alive = {value for value in alive if last_use[value] > place}
         if len(alive) == 1 and node.op != "placeholder":
-            # What was called so far says the same place in the graphs of both modes.
-            yield _Place(next(iter(alive)), (tuple(called), tuple(since)))
+            # The calls so far identify the same position in the graphs of both modes.
+            yield _CutPoint(next(iter(alive)), (tuple(called), tuple(since)))
 
 
 def _is_still(node: fx.Node, model: nn.Module) -> bool:
-    """Whether a node computes the same for the same image in every step, the model being in training mode."""
+    """Whether a node of a model in training mode gives the same output for the same image in every step."""
     if node.op == "get_attr":
         value = _attribute(model, str(node.target))
         return not (isinstance(value, Tensor) and value.requires_grad)
@@ -275,7 +277,7 @@ def _is_still(node: fx.Node, model: nn.Module) -> bool:
 
 
 def _changes(part: nn.Module) -> bool:
-    """Whether a module in training mode draws at random, or has statistics that move."""
+    """Whether a module in training mode is random, or updates statistics."""
     named = type(part).__name__
     return any(name in named for name in _STOCHASTIC) or any(True for _ in part.buffers(recurse=False))
 
@@ -286,7 +288,7 @@ def _attribute(model: nn.Module, path: str) -> object:
 
 
 def _split(graph: fx.Graph, passed: fx.Node) -> tuple[fx.Graph, fx.Graph]:
-    """Return the graph of what a node needs, and the graph of what the output needs beyond that node."""
+    """Return the graph up to a node, and the graph from that node to the output."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     before, after = fx.Graph(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -299,9 +301,9 @@ def _split(graph: fx.Graph, passed: fx.Node) -> tuple[fx.Graph, fx.Graph]:
     return before, after
 
 
-def _needed(graph: fx.Graph, wanted: fx.Node, given: tuple[fx.Node, ...]) -> list[fx.Node]:
-    """Return the nodes that ``wanted`` is computed from, itself the last, in order; without those that are given."""
-    needed, waiting = {wanted}, [wanted]
+def _needed(graph: fx.Graph, target: fx.Node, given: tuple[fx.Node, ...]) -> list[fx.Node]:
+    """Return the nodes from which ``target`` is computed, in order, ``target`` last, without the given ones."""
+    needed, waiting = {target}, [target]
     while waiting:
         for node in waiting.pop().all_input_nodes:
             if node not in needed and node not in given:
@@ -337,7 +339,7 @@ def _cut_before_head(classifier: Classifier, example: Tensor) -> Cut | None:
 
 @contextmanager
 def _seeded(device: torch.device) -> Iterator[None]:
-    """Draw the same numbers in each such block, and leave those outside as they would have been."""
+    """Use the same random numbers in each such block; the random state is restored afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(0)
         if device.type == "cuda":
@@ -347,7 +349,7 @@ def _seeded(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Put back the statistics that a pass in training mode moves."""
+    """Restore the buffers, which a pass in training mode changes."""
     own = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -358,7 +360,7 @@ def _kept_buffers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _random_head(classifier: Classifier) -> Iterator[None]:
-    """Give the head weights that are not zero, so that what reaches it matters; its own come back."""
+    """Give the head random weights while the block lasts, so that its input matters: a new head is zero."""
     parameters = [p for head in classifier.head_modules for p in head.parameters()]
     own = [p.detach().clone() for p in parameters]
     random = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Which rows of a head come with the weights: matched by the names of their classes, by position, or none."""
+"""Which rows of a pretrained head are kept: matched by class name, by position, or none."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class HeadStart:
     """Where the rows of a head come from.
 
     Attributes:
-        rows: for each class the number of its row in the weights' head; None is a new row.
-        reason: what was decided and why, for people.
+        rows: for each class, the index of its row in the weights' head; None is a new row.
+        reason: the decision and its reason, for people.
     """
 
     rows: tuple[int | None, ...]
@@ -26,7 +26,7 @@ class HeadStart:
 
     @property
     def is_new(self) -> bool:
-        """Whether no row comes with the weights."""
+        """Whether no row of the weights' head is kept."""
         return all(row is None for row in self.rows)
 
 
@@ -41,14 +41,14 @@ def choose_start(
     """Return which rows of the weights' head are kept.
 
     Args:
-        choice: None keeps the rows of classes that the weights name, ``keep`` all rows by position, ``new`` none.
-        count: how many classes the new head has.
-        classes: their names; None takes the weights' own order for granted.
-        outputs: how many classes the weights' head has; None where they have none that fits.
-        known: their names, where the weights say them.
+        choice: None keeps rows by class name, ``keep`` all rows by position, ``new`` none.
+        count: number of classes of the new head.
+        classes: their names; None assumes those of the weights, in their order.
+        outputs: number of classes of the weights' head; None where they have no head that fits.
+        known: class names in the weights, if any.
 
     Raises:
-        UsageError: the head is to be kept by position and has another number of classes, or there is none.
+        UsageError: the head is to be kept by position, but has another number of classes or does not exist.
     """
     new, all_rows = (None,) * count, tuple(range(count))
     if choice == "new":
@@ -72,7 +72,7 @@ def choose_start(
 
 
 def _matched(classes: tuple[str, ...], known: tuple[str, ...]) -> str:
-    """Say what matching two sets of classes by name comes to."""
+    """Return the result of matching two sets of class names, for people."""
     if classes == known:
         return f"kept: the weights have the same {len(classes):,} classes"
     added, lost = [name for name in classes if name not in known], len(set(known) - set(classes))
@@ -83,7 +83,7 @@ def _matched(classes: tuple[str, ...], known: tuple[str, ...]) -> str:
 
 
 def outputs_in(state: Mapping[str, Tensor], target: Mapping[str, Tensor], axes: Mapping[str, int]) -> int | None:
-    """Return for how many classes tensors have a head that is otherwise of the shapes in ``target``; else None.
+    """Return the number of classes of a head whose other dimensions are those of ``target``; None if it does not fit.
 
     Args:
         axes: for each parameter of the head, the axis of its classes.
@@ -98,7 +98,7 @@ def outputs_in(state: Mapping[str, Tensor], target: Mapping[str, Tensor], axes: 
 
 
 def with_rows(fresh: Tensor, trained: Tensor, axis: int, rows: tuple[int | None, ...]) -> Tensor:
-    """Return a new head's tensor with the rows of classes that are kept in their new places."""
+    """Return a new head's tensor with the kept rows at the indices of their classes."""
     places = torch.tensor([place for place, row in enumerate(rows) if row is not None])
     kept = trained.index_select(axis, torch.tensor([row for row in rows if row is not None]))
     return fresh.index_copy(axis, places, kept.to(fresh.dtype))

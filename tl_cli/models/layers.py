@@ -1,4 +1,4 @@
-"""The layers of a network in the order in which an image passes them: what is frozen below, and decayed towards it."""
+"""The layers of a network in the order of execution, by which it is frozen and learning rates decay."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A stem, a block or a head, with the norms and activations that follow it.
+    """A stem, a block or a head, with the norms and activations after it.
 
     Attributes:
         name: qualified name of its first module.
-        modules: its parts, none inside another.
-        parameters: all of them, and those of the model itself (tokens, position embeddings) in the first layer.
+        modules: its modules, none inside another.
+        parameters: of the modules; in the first layer also those of the model itself (tokens, position embeddings).
         is_head: whether it produces the classes.
     """
 
@@ -55,7 +55,7 @@ def layers_of(classifier: Classifier, example: Tensor) -> list[Layer]:
         own = [p for module in modules for p in module.parameters()]
         parameters = []
         for parameter in (*loose, *own) if place == 0 else own:
-            # One that two layers share belongs to the first.
+            # A parameter shared by two layers belongs to the first.
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 parameters.append(parameter)
@@ -65,40 +65,38 @@ def layers_of(classifier: Classifier, example: Tensor) -> list[Layer]:
 
 
 def units_of(classifier: Classifier) -> dict[str, nn.Module]:
-    """Return what layers are made of, by qualified name: blocks, and modules that stand outside of any; no head."""
+    """Return the parts of layers by qualified name: blocks, and modules outside of blocks; without the head."""
     return dict(_units(classifier.model, "", classifier.head))
 
 
-def place_of(layers: Sequence[Layer], classifier: Classifier, name: str) -> int:
-    """Return the place of the first layer of the module ``name``.
+def index_of(layers: Sequence[Layer], classifier: Classifier, name: str) -> int:
+    """Return the index of the first layer of the module ``name``.
 
     Raises:
-        UsageError: no module has that name, it is a part of a layer, or it is the head.
+        UsageError: no module has that name, it is part of a layer, or it is the head.
     """
-    firsts = {layer.name: place for place, layer in enumerate(layers)}
+    firsts = {layer.name: index for index, layer in enumerate(layers)}
     qualified = {id(module): path for path, module in classifier.model.named_modules()}
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         paths = [qualified[id(module)] for module in layer.modules]
         if any(path == name or path.startswith(f"{name}.") for path in paths):
             if not (paths[0] == name or paths[0].startswith(f"{name}.")):
-                raise UsageError(
-                    f"{name} is a part of the layer {layer.name}; freeze until {layer.name} or one after it"
-                )
+                raise UsageError(f"{name} is part of the layer {layer.name}; freeze until {layer.name} or one after it")
             if layer.is_head:
-                raise UsageError(f"{name} is the head; to train it alone, give as many --freeze-epochs as --epochs")
-            return place
+                raise UsageError(f"{name} is the head; to train only the head, set --freeze-epochs to --epochs")
+            return index
         within = next((path for path in paths if name.startswith(f"{path}.")), None)
         if within is not None and name in qualified.values():
-            raise UsageError(f"{name} is a part of the layer {within}; freeze until {within} or a layer after it")
+            raise UsageError(f"{name} is part of the layer {within}; freeze until {within} or a layer after it")
     known = [*firsts, *{path.partition(".")[0]: None for path in firsts}]
     raise UsageError(f"{classifier.name} has no layer {name!r}.{suggest(name, known)} tl inspect shows them all")
 
 
 def _starts_a_layer(name: str, before: list[str], after: Sequence[str], units: dict[str, nn.Module]) -> bool:
-    """Whether a unit begins a layer: one with a matrix of its own, or the norm that stands before such a one.
+    """Whether a unit begins a layer: it has a matrix, or it is a norm before such a unit.
 
-    A norm belongs to the convolution that it follows, but in ConvNeXt's downsampling or DenseNet's transitions to the
-    one that it precedes in the same module.
+    A norm belongs to the convolution before it, except in ConvNeXt's downsampling and DenseNet's transitions, where it
+    belongs to the one after it in the same module.
     """
     if _has_matrix(units[name]):
         return any(_has_matrix(units[other]) for other in before)
@@ -112,7 +110,7 @@ def _parent(name: str) -> str:
 
 
 def _units(module: nn.Module, prefix: str, head: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the parts that are not taken apart further, and those without parameters, by qualified name."""
+    """Yield the modules that are not divided further, also those without parameters, by qualified name."""
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if path in head:
@@ -125,7 +123,7 @@ def _units(module: nn.Module, prefix: str, head: tuple[str, ...]) -> Iterator[tu
 
 
 def _holds_blocks(module: nn.Module) -> bool:
-    """Whether it has two or more blocks of one kind as children, or somewhere inside a list of such."""
+    """Whether it, or a container inside it, has two or more blocks of the same type as children."""
     for part in module.modules():
         if part is module or isinstance(part, _CONTAINERS):
             kinds = [type(child) for child in part.children() if _is_block(child)]
@@ -135,7 +133,7 @@ def _holds_blocks(module: nn.Module) -> bool:
 
 
 def _is_block(module: nn.Module) -> bool:
-    """Whether it is a library's own module with more than one matrix of weights; a convolution with its norm is not."""
+    """Whether it is a library's own module with several matrices of weights, unlike a convolution with its norm."""
     if isinstance(module, _CONTAINERS) or type(module).__module__.startswith("torch.nn."):
         return False
     return sum(any(p.dim() > 1 for p in part.parameters(recurse=False)) for part in module.modules()) > 1
@@ -146,7 +144,7 @@ def _has_matrix(module: nn.Module) -> bool:
 
 
 def _executed(model: nn.Module, units: dict[str, nn.Module], example: Tensor) -> list[str]:
-    """Return the names of the units as they are first called; those that are not called stand after all others."""
+    """Return the names of the units in the order of their first calls; those that are not called come last."""
     called: list[str] = []
     handles = [
         unit.register_forward_pre_hook(lambda module, inputs, name=name: called.append(name))

@@ -1,4 +1,4 @@
-"""What a frozen prefix makes of the images, computed once and kept: the rest then trains on it at almost no cost."""
+"""The outputs of a network's frozen first layers, computed once and kept; the rest trains on them at little cost."""
 
 import hashlib
 import json
@@ -27,16 +27,16 @@ from tl_cli.models.graph import Cut
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.phases import Phase
 
-# Changed whenever the same images and weights give other features.
+# Raised by every change that gives other features for the same images and weights.
 _FORMAT = 2
-# More than this share of the memory is not taken; what needs more is read from the disk.
+# Features that need more than this fraction of the memory are read from the disk.
 _MEMORY_SHARE = 0.25
 _DEVICE_SHARE = 0.2
 _MOST_DISK_BYTES = 50 << 30
 _DISK_SHARE = 0.5
-# Views of an image are fewer than its augmentations: beyond the head alone, they must save at least this much time.
+# Cached views are fewer than augmentations: unless only the head trains, the phase must become this much faster.
 _LEAST_GAIN = 1.5
-_ROWS_AT_ONCE = 256  # sent from the disk to a device
+_ROWS_PER_COPY = 256  # sent from the disk to a device
 _DTYPES: dict[FeatureDtype, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
 
 View = Literal["plain", "mirrored"] | int
@@ -44,15 +44,15 @@ View = Literal["plain", "mirrored"] | int
 
 @dataclass(frozen=True, slots=True)
 class CachePlan:
-    """How a phase trains on features.
+    """How a phase trains on cached features.
 
     Attributes:
-        cut: of the network, as the phase freezes it.
-        views: of each training image: plain, mirrored, or the number of an augmentation.
-        dtype: in which features are kept.
+        cut: of the network, frozen as in the phase.
+        views: of each training image: plain, mirrored, or the number of an augmented view.
+        dtype: of the stored features.
         size_bytes: of all features of the phase.
-        in_memory: else they are read from the disk.
-        gain: how many times faster the phase becomes, by multiply-adds.
+        in_memory: whether they fit the memory; otherwise they are read from the disk.
+        gain: how many times faster the phase becomes, by MACs.
     """
 
     cut: Cut
@@ -63,28 +63,28 @@ class CachePlan:
     gain: float
 
     def describe(self) -> str:
-        """Return what is kept, for people."""
+        """Return what is cached, for people."""
         numbers = " x ".join(map(str, self.cut.shape))
         views = f"{len(self.views)} augmented views" if isinstance(self.views[0], int) else " and ".join(
             str(view) for view in self.views
         )  # fmt: skip
-        place = "memory" if self.in_memory else "a file"
-        return f"features after {self.cut.after}: {numbers}, {views}, {self.size_bytes / 1e6:,.0f} MB in {place}"
+        where = "memory" if self.in_memory else "a file"
+        return f"features after {self.cut.after}: {numbers}, {views}, {self.size_bytes / 1e6:,.0f} MB in {where}"
 
 
 class DiskView:
-    """The features of one view, (N, ...), read from the disk as they are used, and computed again where damaged.
+    """The features of one view, (N, ...), read from the disk when used, and recomputed if they are damaged.
 
-    It has those methods of a tensor that ``CachedFeatures`` uses.
+    It has the methods of a tensor that ``CachedFeatures`` uses.
     """
 
     device = torch.device("cpu")
 
     def __init__(self, rows: Rows, again: Callable[[], Rows]) -> None:
-        """Take over rows.
+        """Use rows of a file.
 
         Args:
-            again: returns the same rows where the file is intact, else computed anew.
+            again: returns the same rows, recomputed if the file is damaged.
         """
         self._rows = rows
         self._again = again
@@ -103,8 +103,8 @@ class DiskView:
     def to(self, device: torch.device) -> Tensor:
         """Return all rows on a device."""
         found = torch.empty(self.shape, dtype=self.dtype, device=device)
-        for first in range(0, self.shape[0], _ROWS_AT_ONCE):
-            rows = self[first : first + _ROWS_AT_ONCE]
+        for first in range(0, self.shape[0], _ROWS_PER_COPY):
+            rows = self[first : first + _ROWS_PER_COPY]
             found[first : first + len(rows)] = rows.to(device)
         return found
 
@@ -119,17 +119,17 @@ class DiskView:
 
 @dataclass(frozen=True, slots=True)
 class CachedFeatures:
-    """What the prefix made of one part of the data.
+    """The cached features of one split.
 
     Attributes:
-        views: (N, ...) each, of one dtype; on the device where they fit there, else on the CPU or on the disk.
-        labels: (N,) int64, on the CPU.
-        batch_size: of training.
-        clean_batch: of evaluation.
-        device: where batches are wanted.
-        balanced: in training every class comes equally often.
-        drop_single: leave a last batch of one image out of a training epoch.
-        flips: the second view is the first one's mirror image, and is drawn as the augmentation's flip is.
+        views: (N, ...) each, of one dtype; on the device where they fit, otherwise on the CPU or on the disk.
+        labels: (N, ...), on the CPU.
+        batch_size: images per training step.
+        clean_batch: images per evaluation batch.
+        device: of the batches.
+        balanced: whether training shows every class equally often.
+        drop_single: whether a last batch of one image is left out of a training epoch.
+        flips: whether the second view is the mirror image of the first, drawn like the augmentation's flip.
     """
 
     views: tuple[Tensor | DiskView, ...]
@@ -147,10 +147,10 @@ class CachedFeatures:
         return steps_in_epoch(len(self.labels), self.batch_size, drop_single=self.drop_single)
 
     def train(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield the features of one training epoch (``training_order``), each from a view drawn for its key.
+        """Yield the batches of one training epoch in the order of ``training_order``, with a random view of each image.
 
         Args:
-            start: batches at the beginning that are left out.
+            start: number of batches to skip at the beginning.
         """
         order, keys = training_order(self.labels.numpy(), seed, epoch, balanced=self.balanced)
         chosen = self._draw(seed, epoch, keys)
@@ -164,12 +164,12 @@ class CachedFeatures:
         count = self.clean_batch
         for number, labels in enumerate(self.labels.split(count)):
             features = self.views[0][number * count : (number + 1) * count]
-            # A copy in any case: what takes it may write to it.
+            # Always a copy: the network may modify it in place.
             inputs = features.to(self.device, torch.float32, non_blocking=True, copy=True)
             yield Batch(inputs, labels.to(self.device))
 
     def _draw(self, seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
-        """Return the place of a view for each key, (B,) int64."""
+        """Return the index of a view for each key, (B,) int64."""
         if self.flips:
             return (uniform(seed, epoch, keys, Stream.FLIP) < 0.5).astype(np.int64)
         return (uniform(seed, epoch, keys, Stream.VIEW) * len(self.views)).astype(np.int64)
@@ -184,15 +184,15 @@ class CachedFeatures:
         return gathered.to(self.device, non_blocking=True).float()
 
 
-def at_hand(views: tuple[Tensor | DiskView, ...], device: torch.device) -> tuple[Tensor | DiskView, ...]:
-    """Return the views on the device, if they take little of its memory, else where they are."""
+def on_device(views: tuple[Tensor | DiskView, ...], device: torch.device) -> tuple[Tensor | DiskView, ...]:
+    """Return the views moved to the device if they need little of its memory, otherwise as they are."""
     if device.type == "cpu" or sum(view.nbytes for view in views) > _DEVICE_SHARE * free_bytes(device):
         return views
     return tuple(view.to(device) for view in views)
 
 
 def views_of(config: TrainConfig, settings: Augmentation, epochs: int) -> tuple[View, ...]:
-    """Return the views of each training image; never more than epochs that could look at them."""
+    """Return the views of each training image, at most one per epoch."""
     if config.feature_views == "flip":
         chosen: tuple[View, ...] = ("plain", "mirrored") if settings.flip else ("plain",)
     elif config.feature_views == "plain":
@@ -205,13 +205,13 @@ def views_of(config: TrainConfig, settings: Augmentation, epochs: int) -> tuple[
 def plan_cache(
     cut: Cut | None, phase: Phase, config: TrainConfig, settings: Augmentation, train: int, val: int
 ) -> CachePlan | str:
-    """Return how a phase may train on features, or why it should not.
+    """Return how a phase trains on cached features, or the reason why it does not.
 
     Args:
-        cut: of the network as the phase freezes it.
-        settings: what happens to training images without a cache.
-        train: images.
-        val: images.
+        cut: of the network, frozen as in the phase; None where it cannot be cut.
+        settings: augmentation of the training images.
+        train: number of training images.
+        val: number of validation images.
     """
     if cut is None:
         return "no single tensor passes from what is frozen to what trains"
@@ -219,7 +219,7 @@ def plan_cache(
     if not is_head and _needs_images(config):
         return f"{', '.join(_needs_images(config))} need images"
     views = views_of(config, settings, phase.epochs)
-    # A backward pass costs as much as two forward ones.
+    # A backward pass costs as much as two forward passes.
     tail = 3 * cut.tail_cost * phase.epochs * train
     without = tail + cut.prefix_cost * phase.epochs * (train + val)
     gain = without / (tail + cut.prefix_cost * (len(views) * train + val))
@@ -227,7 +227,7 @@ def plan_cache(
         return f"images would be seen in {len(views)} views only, and it would be only {gain:.1f} times faster"
     dtype = _DTYPES[config.feature_dtype]
     size = (len(views) * train + val) * int(np.prod(cut.shape)) * dtype.itemsize
-    # Of all memory, not of what happens to be free: a resumed run must decide as the first one did.
+    # A fraction of all memory, not of the free memory: a resumed run must decide as before.
     memory = memory_bytes() * _MEMORY_SHARE
     room = store().room
     if size > max(memory, room):
@@ -236,10 +236,10 @@ def plan_cache(
 
 
 def store(say: Callable[[str], None] = lambda message: None) -> Store:
-    """Return where features are kept between runs.
+    """Return the store that keeps features between runs.
 
     Args:
-        say: called with a message for people where kept features are damaged.
+        say: called with a warning where stored features are damaged.
     """
 
     def damaged(path: Path) -> None:
@@ -250,13 +250,13 @@ def store(say: Callable[[str], None] = lambda message: None) -> Store:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Computes features, or finds them where an earlier run has left them.
+    """Computes features, or finds those of an earlier run.
 
     Attributes:
         plan: what is cached.
-        machine: where it is computed.
-        keep: leave the features to later runs.
-        say: called with a message for people where kept features are damaged.
+        machine: device and precision of the computation.
+        keep: whether to store the features for later runs.
+        say: called with a warning where stored features are damaged.
     """
 
     plan: CachePlan
@@ -267,15 +267,15 @@ class Cache:
     def features(
         self, loader: Loader, views: Sequence[View], settings: Augmentation, seed: int, counted: Callable[[int], None]
     ) -> tuple[tuple[Tensor | DiskView, ...], bool]:
-        """Return the features (N, ...) of a loader's images in each view, and whether all were found.
+        """Return the features (N, ...) of a loader's images in each view, and whether all were found in the store.
 
         Args:
-            settings: of the augmented views.
-            seed: the same.
-            counted: told how many images are done, over all views.
+            settings: augmentation of the augmented views.
+            seed: of the augmented views.
+            counted: called with the number of images done, over all views.
 
         Raises:
-            DivergedError: a feature is beyond the dtype, as those of an untrained deep network may be.
+            DivergedError: a feature overflows the dtype, which happens in untrained deep networks.
             StorageError: the features do not fit the memory, and the disk is full.
         """
         data = fingerprint(loader.images)
@@ -309,9 +309,9 @@ class Cache:
         for rows in computed():
             made[start : start + len(rows)] = rows
             start += len(rows)
-        # Features of other images must not be found under the digest of these.
+        # Never store features of changed images under the digest of the original ones.
         if self.keep and not changed_files(images):
-            # What cannot be kept only costs time the next time.
+            # Failing to store them only costs time in the next run.
             with suppress(StorageError), store().keep(key, made.shape, made.dtype) as append:
                 for rows in np.array_split(made, max(1, made.nbytes >> 26)):
                     append(rows)
@@ -331,8 +331,8 @@ class Cache:
             features = found.to("cpu", self.plan.dtype)
             if not torch.isfinite(features).all():
                 raise DivergedError(
-                    f"the frozen layers give numbers that {str(self.plan.dtype).removeprefix('torch.')} cannot hold; "
-                    "use --feature-dtype fp32, --no-feature-cache, or weights that were trained"
+                    f"the outputs of the frozen layers overflow {str(self.plan.dtype).removeprefix('torch.')}; "
+                    "use --feature-dtype fp32, --no-feature-cache or pretrained weights"
                 )
             yield features.numpy()
             done += len(features)
@@ -358,10 +358,10 @@ class Cache:
 
 
 def _unchanged(computed: Callable[[], Iterator[np.ndarray]], images: Images) -> Iterator[np.ndarray]:
-    """Yield computed rows; what is made of them is not kept where the images changed meanwhile.
+    """Yield computed rows; the error after the last one keeps features of changed images out of the store.
 
     Raises:
-        DataError: after the last row, where they did; names the files.
+        DataError: images changed meanwhile; names the files.
     """
     yield from computed()
     if changed := changed_files(images):
@@ -369,7 +369,7 @@ def _unchanged(computed: Callable[[], Iterator[np.ndarray]], images: Images) -> 
 
 
 def _after(before: int, counted: Callable[[int], None]) -> Callable[[int], None]:
-    """Return what counts on from ``before``."""
+    """Return a callback that adds ``before`` to the count."""
     return lambda done: counted(before + done)
 
 
@@ -390,7 +390,7 @@ def _needs_images(config: TrainConfig) -> list[str]:
 
 
 def _digest(network: nn.Module) -> str:
-    """Return SHA-256 over all parameters and buffers, and over what modules say of themselves."""
+    """Return the SHA-256 of all parameters and buffers, and of the modules' text form."""
     seen = hashlib.sha256(repr(network).encode())
     for name, value in network.state_dict().items():
         seen.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())

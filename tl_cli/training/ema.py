@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights: often better on validation than the weights themselves."""
+"""Exponential moving average (EMA) of the weights, often better on validation than the weights."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 class Average:
     """The moving average of a model's parameters and floating-point buffers.
 
-    After step n it is d * average + (1 - d) * weights with d = min(decay, (1 + n) / (10 + n)): the rise of d lets a
-    short run forget where it began (as TensorFlow's ExponentialMovingAverage with ``num_updates``).
+    After step n it is d * average + (1 - d) * weights with d = min(decay, (1 + n) / (10 + n)): with a d that rises, a
+    short run forgets its initial weights (as TensorFlow's ExponentialMovingAverage with ``num_updates``).
 
     Attributes:
-        decay: d in the long run.
-        updates: steps that have gone in.
+        decay: the limit of d.
+        updates: steps averaged so far.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -27,7 +27,7 @@ class Average:
         self.follow()
 
     def follow(self) -> None:
-        """Note what may change from now on; what is frozen equals its average and stays out of it."""
+        """Find the tensors that may change from now on; frozen ones equal their average and need no update."""
         self._moving = [
             (self._values[name], value.detach())
             for name, value in _averaged(self._model).items()
@@ -35,7 +35,7 @@ class Average:
         ]
 
     def update(self) -> None:
-        """Take the weights after one optimizer step into the average."""
+        """Update the average with the weights after an optimizer step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         if self._moving:
@@ -44,7 +44,7 @@ class Average:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Lend the model the averaged weights; its own come back, bit by bit."""
+        """Give the model the averaged weights while the block lasts; its own are restored bit for bit."""
         current = _averaged(self._model)
         own = {name: value.detach().clone() for name, value in current.items()}
         with torch.no_grad():
@@ -62,10 +62,10 @@ class Average:
         return {"updates": self.updates, "values": self._values}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Take over what ``state_dict`` gave.
+        """Load the result of ``state_dict``.
 
         Raises:
-            KeyError: it is of another model.
+            KeyError: it belongs to another model.
         """
         values, updates = state["values"], state["updates"]
         assert isinstance(values, dict)
@@ -81,7 +81,7 @@ def _averaged(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _may_change(model: nn.Module, name: str, value: Tensor) -> bool:
-    """Whether a step can change it: a parameter that trains, or a statistic of a module in training mode."""
+    """Whether a step can change a tensor: a trainable parameter, or a buffer of a module in training mode."""
     if isinstance(value, nn.Parameter):
         return value.requires_grad
     return model.get_submodule(name.rpartition(".")[0]).training

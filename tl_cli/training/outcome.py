@@ -1,4 +1,4 @@
-"""The end of a run: the best model is judged once, on the test images and on clean training images."""
+"""The end of a run: the best model is evaluated once, on the test images and on clean training images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,23 +21,23 @@ from tl_cli.training.events import Activity, Observer, Worked
 from tl_cli.training.plan import Plan
 from tl_cli.training.state import Counters
 
-# The gap needs no more precision than the test figure has.
+# Enough for the gap to the test accuracy, which is no more precise.
 CLEAN_TRAIN_IMAGES = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run came to. The losses are of the probabilities that the saved model gives, with its temperature.
+    """The result of a run. Losses are those of the saved model's probabilities, its temperature included.
 
     Attributes:
         counters: epochs, steps, the best epoch.
-        test: of the best model; None where the data bring no test images, or they could not be evaluated.
-        test_answers: its logits as the network gives them, to compare two runs image by image.
-        test_ids: the images' ids, in the same order.
-        clean_train: of the best model on training images without augmentation, in eval mode; None where they could
-            not be evaluated.
-        changed: by part the files that were replaced or changed while the training went on.
-        failed: by part why it could not be evaluated. The training is complete all the same.
+        test: scores of the best model; None where there is no test split, or it could not be evaluated.
+        test_answers: the network's logits of the test images, without temperature, to compare two runs image by image.
+        test_ids: ids of the test images, in the same order.
+        clean_train: scores on training images without augmentation, in eval mode; None where they could not be
+            evaluated.
+        changed: by split, the files that were replaced or changed during the training.
+        failed: by split, why it could not be evaluated; the training is complete nevertheless.
     """
 
     counters: Counters
@@ -50,45 +50,45 @@ class Outcome:
 
     @property
     def warnings(self) -> list[str]:
-        """What is to be said of figures that are missing or not of the images that the record names."""
+        """Warnings about scores that are missing, or include images that changed during the training."""
         return self.changes + [
-            f"the training is complete, but its model could not be evaluated on the {_CALLED[part]} images: {reason}"
+            f"the training is complete, but its model could not be evaluated on the {_NAMES[part]} images: {reason}"
             for part, reason in self.failed.items()
         ]
 
     @property
     def changes(self) -> list[str]:
-        """What is to be said of figures that are not of the images that the record names."""
+        """Warnings about scores that include images that changed during the training."""
         return [
-            f"{len(names):,} {part} image{'s' * (len(names) != 1)} changed during the training, so its figures are not "
-            f"all of the images that the run began with: {some(names)}"
+            f"{len(names):,} {part} image{'s' * (len(names) != 1)} changed during the training, so its scores are "
+            f"not those of the original images: {some(names)}"
             for part, names in self.changed.items()
         ]
 
     @property
     def gap(self) -> float | None:
-        """Clean training accuracy less test accuracy, a fraction: how much was learned by heart."""
+        """Generalization gap: clean training accuracy less test accuracy, a fraction."""
         if self.test is None or self.clean_train is None:
             return None
         return self.clean_train.accuracy.value - self.test.accuracy.value
 
 
 def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Outcome:
-    """Load the best model and judge it; the test images are looked at here and nowhere before.
+    """Load the best model and evaluate it; the test images are used here for the first time.
 
-    Images that cannot be evaluated, for whatever reason, do not undo a training that is complete.
+    Images that cannot be evaluated, for whatever reason, are reported and do not fail the run.
 
     Raises:
-        WeightsError: it is lost, damaged, or of another epoch than the best one.
+        WeightsError: the best model is missing, damaged, or of another epoch than the best one.
     """
     card = bundle.verified_card(best)
     if card.epoch != counters.best_epoch:
         raise WeightsError(f"{best} is the model of epoch {card.epoch}, and the best one was {counters.best_epoch}")
     bundle.load_weights(best, plan.classifier.model)
-    # LeViT keeps what it computed from its weights in eval mode until it trains again.
+    # LeViT caches values computed from its weights in eval mode until it trains again.
     freezing.thaw(plan.classifier.model)
     plan.classifier.model.train()
-    # In fp32, as the saved model will be used; what training computed in is over.
+    # In fp32, in which the saved model will be used.
     network = Autocasting(plan.classifier.model, replace(plan.machine, precision="fp32"))
     train = plan.data.parts["train"]
     count = min(CLEAN_TRAIN_IMAGES, len(train))
@@ -103,11 +103,11 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     failed: dict[SplitName, str] = {}
     for part, (loader, activity) in parts.items():
         try:
-            answers[part] = _judge(plan, network, loader, activity, notify)
+            answers[part] = _logits_of(plan, network, loader, activity, notify)
             reports[part] = report(answers[part].scaled(card.calibration.temperature), plan.task)
-        except Exception as error:  # files, memory, a device: the model is trained, and tl eval can try again
+        except Exception as error:  # files, memory, a device: the model is saved, and tl eval can try again
             failed[part] = _reason(plan, loader, error)
-    # After the last of them was decoded.
+    # After all images were decoded.
     changed = {part: names for part, names in plan.data.changed_files().items() if part not in failed}
     tested = "test" in reports
     return Outcome(
@@ -121,11 +121,11 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     )
 
 
-_CALLED: Mapping[SplitName, str] = {"train": "training", "val": "validation", "test": "test"}
+_NAMES: Mapping[SplitName, str] = {"train": "training", "val": "validation", "test": "test"}
 
 
 def _reason(plan: Plan, loader: Loader, error: Exception) -> str:
-    """Return why images could not be evaluated: all of those that cannot be decoded, by name."""
+    """Return why images could not be evaluated, naming all files that cannot be decoded."""
     if isinstance(error, DataError) and isinstance(loader.images, FileImages):
         try:
             checks.check_all({"test": loader.images}, workers=plan.config.workers, may_skip=False)
@@ -134,7 +134,7 @@ def _reason(plan: Plan, loader: Loader, error: Exception) -> str:
     return first_line(error)
 
 
-def _judge(plan: Plan, network: nn.Module, loader: Loader, activity: Activity, notify: Observer) -> Answers:
+def _logits_of(plan: Plan, network: nn.Module, loader: Loader, activity: Activity, notify: Observer) -> Answers:
     total = len(loader.images)
     return answer(
         network,

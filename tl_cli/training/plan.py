@@ -469,7 +469,7 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
             lambda done: notify(Worked("caching features", before + done, total)),
         )  # fmt: skip
         made = CachedFeatures(
-            cached_features.at_hand(tensors, plan.machine.device),
+            cached_features.on_device(tensors, plan.machine.device),
             torch.from_numpy(loader.images.labels),
             plan.images_per_step,
             # Maps take a tail as much memory as images would; vectors next to none.

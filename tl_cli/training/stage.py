@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tl_cli.errors import UsageError
 from tl_cli.models import freezing
-from tl_cli.models.layers import Layer, layers_of, place_of
+from tl_cli.models.layers import Layer, index_of, layers_of
 from tl_cli.models.zoo.registry import Classifier
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.phases import Phase, first_trained, phases_of
@@ -131,7 +131,7 @@ def plan_strategy(config: TrainConfig, classifier: Classifier, example: Tensor) 
         UsageError: ``--freeze-until`` names no layer, or there are fewer layers than stages.
     """
     layers = tuple(layers_of(classifier, example))
-    frozen = place_of(layers, classifier, config.freeze_until) if config.freeze_until else 0
+    frozen = index_of(layers, classifier, config.freeze_until) if config.freeze_until else 0
     there = len(layers) - 1 - frozen
     if config.unfreeze_stages > there:
         raise UsageError(f"--unfreeze-stages {config.unfreeze_stages}: there are only {there} layers to unfreeze")

@@ -1,7 +1,7 @@
-"""What a run must remember to go on: counters, optimizer, how far its epoch is; the best model beside it.
+"""Checkpoints: everything that a run needs to resume, and the best model beside it.
 
-A checkpoint is one file under a name of its own, written aside and renamed; it begins with the SHA-256 of the rest.
-The one before it stays, for the day on which the last one is torn or rotten.
+A checkpoint is one file, written under another name and renamed; it begins with the SHA-256 of the rest. The previous
+one is kept in case the newest is truncated or corrupt.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from tl_cli.training.events import EpochEnded, Event, StepEnded
 BEST_FOLDER = "best"
 CONFIG_FILE = "config.toml"
 CARD_FILE = "card.json"  # of the model that is trained, from before the first step
-# To be raised with whatever changes the random numbers of a run too: orders, augmentation, mixing, dropout.
+# Raised by any change to the file or to the random numbers of a run: image order, augmentation, mixing, dropout.
 _FORMAT = 4
 _PREFIX = re.compile(rb"tl checkpoint (\d{1,4})\n([0-9a-f]{64})\n")
 _KEPT = 2
@@ -38,13 +38,13 @@ _KEPT = 2
 
 @dataclass(slots=True)
 class Counters:
-    """How far a run is, and the best it has seen.
+    """The progress of a run, and its best epoch.
 
     Attributes:
-        epoch: epochs that are complete.
-        step: optimizer steps of those epochs.
+        epoch: complete epochs.
+        step: optimizer steps of the complete epochs.
         best_epoch: 0 before the first validation.
-        best_val_accuracy: a fraction; of the weights or of their average, whichever were better.
+        best_val_accuracy: a fraction; of the weights or of their average, whichever is better.
         best_val_loss: in nats, of the best epoch.
         seconds: of training and validation so far.
     """
@@ -57,21 +57,21 @@ class Counters:
     seconds: float = 0.0
 
     def is_better(self, val_accuracy: float, val_loss: float) -> bool:
-        """Whether an epoch beats the best: more correct, or as many at a lower loss."""
+        """Whether an epoch beats the best: a higher accuracy, or an equal one with a lower loss."""
         return (val_accuracy, -val_loss) > (self.best_val_accuracy, -self.best_val_loss)
 
 
 @dataclass(slots=True)
 class Partial:
-    """How far an epoch is: sums over its steps, kept on the device so that no step waits for them.
+    """The progress of an epoch: sums over its steps, on the device so that no step waits for them.
 
     Attributes:
-        epoch: the one that goes on.
-        steps: of it that are taken.
-        images: in them.
-        loss: sum of their losses over images, (), in nats.
+        epoch: its number, from 1.
+        loss: sum of the images' losses, (), in nats.
         correct: images classified correctly, ().
-        seconds: that the epoch took before it was interrupted.
+        steps: steps taken so far.
+        images: images in these steps.
+        seconds: duration so far, without interruptions.
     """
 
     epoch: int
@@ -83,7 +83,7 @@ class Partial:
 
     @classmethod
     def begin(cls, epoch: int, device: torch.device) -> "Partial":
-        """Return an epoch of which nothing is done."""
+        """Return an epoch without any steps."""
         return cls(epoch, torch.zeros((), device=device), torch.zeros((), device=device))
 
 
@@ -92,9 +92,9 @@ class TrainState:
     """Everything that training changes.
 
     Attributes:
-        partial: the epoch that is under way; None between epochs.
-        cached: first epochs of the phases that train on cached features; a run that goes on must do as it began.
-        whole: no step is half taken.
+        partial: the current epoch; None between epochs.
+        cached: first epochs of the phases that train on cached features, which a resumed run must use too.
+        whole: whether the state is consistent: no step or end of an epoch is half done.
     """
 
     model: nn.Module
@@ -113,7 +113,7 @@ class TrainState:
         return self.counters.step + (self.partial.steps if self.partial else 0)
 
     def to_bytes(self) -> bytes:
-        """Return a checkpoint of plain types and tensors, after the SHA-256 of them."""
+        """Return a checkpoint: format and SHA-256, then plain types and tensors."""
         buffer = io.BytesIO()
         torch.save(
             {
@@ -132,19 +132,19 @@ class TrainState:
         return f"tl checkpoint {_FORMAT}\n{hashlib.sha256(payload).hexdigest()}\n".encode() + payload
 
     def from_bytes(self, data: bytes) -> None:
-        """Take over a checkpoint.
+        """Load a checkpoint.
 
         Raises:
-            UsageError: it is damaged, or written by another version, for another model or with other cached features.
+            UsageError: it is damaged, has another format, or belongs to another model or other cached features.
         """
-        self._take(_verified(data))
+        self._load(_verified(data))
 
-    def _take(self, saved: dict[str, Any]) -> None:
+    def _load(self, saved: dict[str, Any]) -> None:
         began = tuple(saved["cached"])
         if began != self.cached:
             raise UsageError(
-                f"the phases that begin with epochs {_listed(began)} trained on cached features, now those of epochs "
-                f"{_listed(self.cached)} would; memory or free disk have changed"
+                f"the phases that begin at epochs {_listed(began)} trained on cached features, now those at epochs "
+                f"{_listed(self.cached)} would; memory or free disk space has changed"
             )
         try:
             self.model.load_state_dict(saved["model"])
@@ -158,16 +158,16 @@ class TrainState:
             partial = saved["partial"]
             self.partial = Partial(**_on(device, partial)) if partial else None
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"it is of another model: {first_line(error)}") from error
+            raise UsageError(f"it belongs to another model: {first_line(error)}") from error
 
     def restore(self, folder: Path) -> list[str]:
-        """Take over the newest checkpoint of a folder that is whole; without any the run begins anew.
+        """Load the newest intact checkpoint of a folder; if it contains none, the state stays that of a new run.
 
         Returns:
-            What is wrong with newer ones and with the best model, for people.
+            Warnings about damaged newer checkpoints and a missing best model.
 
         Raises:
-            UsageError: there are checkpoints, and none can be used.
+            UsageError: there are checkpoints, but none is usable.
         """
         problems: list[str] = []
         found = checkpoints(folder)
@@ -176,32 +176,32 @@ class TrainState:
                 saved = _verified(path.read_bytes())
             except (OSError, UsageError) as error:
                 pass_on(error)
-                problems.append(f"{path.name} cannot be used: {first_line(error)}")
+                problems.append(f"{path.name} is not usable: {first_line(error)}")
                 continue
             try:
-                self._take(saved)
+                self._load(saved)
             except UsageError as error:
                 raise UsageError(f"cannot resume from {path}: {error}") from error
-            return problems + self._without_best(folder / BEST_FOLDER)
+            return problems + self._reset_lost_best(folder / BEST_FOLDER)
         if found:
             raise UsageError(f"cannot resume from {folder}: {'; '.join(problems)}")
         return problems
 
-    def _without_best(self, folder: Path) -> list[str]:
-        """Forget the best epoch where its model is lost, and say so: what will be kept is the best of those to come."""
+    def _reset_lost_best(self, folder: Path) -> list[str]:
+        """Reset the best epoch where its model is lost: the best of the remaining epochs is kept. Return warnings."""
         if not self.counters.best_epoch:
             return []
         lost = f"the best model, of epoch {self.counters.best_epoch}, is not in {folder}"
-        problems = [f"{lost}; the best model of the epochs that are left will be kept instead"]
+        problems = [f"{lost}; the best of the remaining epochs will be kept instead"]
         try:
             there = bundle.verified_card(folder).epoch
         except WeightsError as error:
-            problems = [f"{first_line(error)}; the best model of the epochs that are left will be kept instead"]
+            problems = [f"{first_line(error)}; the best of the remaining epochs will be kept instead"]
         else:
             if there == self.counters.best_epoch:
                 return []
             if there > self.counters.best_epoch:
-                # Its epoch comes again, and nothing before it can be had any more.
+                # That epoch will be trained again; the best model before it no longer exists.
                 problems = []
         none = Counters()
         self.counters.best_epoch = none.best_epoch
@@ -211,7 +211,7 @@ class TrainState:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, the newest first."""
+    """Return the checkpoint files of a run, the newest first."""
     found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -220,7 +220,7 @@ _NAME = re.compile(r"step-(\d+)\.ckpt")
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Free the disk of what only a resume would need, once a run is recorded as finished: it is never resumed."""
+    """Delete the checkpoints of a finished run, which is never resumed."""
     for path in checkpoints(folder):
         with suppress(OSError):
             path.unlink()
@@ -230,14 +230,14 @@ def _check_digest(data: bytes) -> bytes:
     """Return what follows the digest of a checkpoint.
 
     Raises:
-        UsageError: it is not what was written, or was written by a version with another format.
+        UsageError: the file was changed after it was written, or has another format.
     """
     header = _PREFIX.match(data)
     if header is None:
         raise UsageError("it is truncated, or not a checkpoint")
     payload = data[header.end() :]
     if header[2] != hashlib.sha256(payload).hexdigest().encode():
-        raise UsageError("it is damaged: its SHA-256 is not the one that it was written with")
+        raise UsageError("it is damaged: its SHA-256 differs from the one in its header")
     if int(header[1]) != _FORMAT:
         raise UsageError(
             f"it has format {int(header[1])}, but this tl reads format {_FORMAT} and draws other random numbers; "
@@ -259,7 +259,7 @@ def _on(device: torch.device, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_sound(state: TrainState) -> bool:
-    """Whether losses and weights are finite: from others nothing can go on."""
+    """Whether losses and weights are finite; a run cannot resume from others."""
     loss = state.partial.loss if state.partial else torch.zeros(())
     values = [value for value in state.model.state_dict().values() if value.is_floating_point()]
     return math.isfinite(float(loss)) and all(bool(torch.isfinite(value).all()) for value in values)
@@ -271,17 +271,17 @@ def _listed(epochs: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """How often a checkpoint is written within epochs: after so many steps or seconds; 0 and 0: at their ends alone."""
+    """The interval of checkpoints within epochs, in steps or seconds; if both are 0, only at the ends of epochs."""
 
     steps: int = 0
     seconds: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> "Every":
-        """Return what ``200`` (steps), ``5m``, ``30s`` or ``0`` ask for.
+        """Return the interval for ``200`` (steps), ``5m``, ``30s`` or ``0``.
 
         Raises:
-            UsageError: it is none of these.
+            UsageError: the text has another form.
         """
         found = re.fullmatch(r"(\d+)([sm]?)", text.strip())
         if found is None:
@@ -291,11 +291,11 @@ class Every:
 
 
 class Saver:
-    """An observer that writes checkpoints, and the model whenever it is the best so far.
+    """Writes checkpoints, and the model after each epoch that is the best so far, as the run's events arrive.
 
     Args:
-        every: besides the ends of epochs.
-        first: called before each checkpoint, to write down what it covers and nobody measures again.
+        every: interval within epochs.
+        first: called before each checkpoint, to record the steps that a resumed run will not repeat.
     """
 
     def __init__(
@@ -312,13 +312,13 @@ class Saver:
         self._every = every or Every()
         self._first = first
         self._saved_at = time.monotonic()
-        self._saved: tuple[int, bool] | None = None  # the place that the last checkpoint is of
+        self._saved: tuple[int, bool] | None = None  # position of the last checkpoint
 
     def __call__(self, event: Event) -> None:
-        """Save at the end of an epoch, and after a step where it is time to.
+        """Save at the end of an epoch, and after a step when the interval is over.
 
         Raises:
-            StorageError: the disk is full or may not be written; what was saved before is intact.
+            StorageError: the disk is full or not writable; earlier checkpoints stay intact.
         """
         if isinstance(event, StepEnded):
             if self._is_time(event.step):
@@ -329,40 +329,40 @@ class Saver:
             self._save()
 
     def begin(self) -> None:
-        """Write down what is trained, before anything is.
+        """Write the model card, before the first step.
 
         Raises:
-            StorageError: the disk is full or may not be written.
+            StorageError: the disk is full or not writable.
         """
         bundle.write_card(self.folder, self._card, CARD_FILE)
 
     def save(self) -> bool:
-        """Write a checkpoint, unless this very step is saved, or half taken; return whether it is safe.
+        """Write a checkpoint unless this step is saved already or half done; return whether the step is saved.
 
         Raises:
-            StorageError: the disk is full or may not be written; what was saved before is intact.
+            StorageError: the disk is full or not writable; earlier checkpoints stay intact.
         """
-        return self._saved == self._place or (self._state.whole and self._save())
+        return self._saved == self._position or (self._state.whole and self._save())
 
     def _save(self) -> bool:
-        """Write a checkpoint unless the state is past all hope; return whether it is safe."""
+        """Write a checkpoint unless losses or weights are not finite; return whether the step is saved."""
         if not _is_sound(self._state):
             return False
         self._saved_at = time.monotonic()
-        if self._saved == self._place:
+        if self._saved == self._position:
             return True
         self._first()
         with replacing(self.folder / f"step-{self.step:08d}.ckpt") as file:
             file.write(self._state.to_bytes())
-        self._saved = self._place
+        self._saved = self._position
         for old in checkpoints(self.folder)[_KEPT:]:
             with suppress(OSError):
                 old.unlink()
         return True
 
     @property
-    def _place(self) -> tuple[int, bool]:
-        """How far the run is: its step, and whether an epoch has ended there."""
+    def _position(self) -> tuple[int, bool]:
+        """The step, and whether an epoch has ended there."""
         return self._state.step, self._state.partial is None
 
     @property
@@ -372,7 +372,7 @@ class Saver:
 
     @property
     def best(self) -> ModelCard | None:
-        """What the best model so far says of itself, once it is whole on the disk: in ``folder / BEST_FOLDER``."""
+        """The card of the best model so far, if it is complete in ``folder / BEST_FOLDER``."""
         with suppress(WeightsError):
             return bundle.verified_card(self.folder / BEST_FOLDER)
         return None

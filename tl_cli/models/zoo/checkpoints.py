@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are the weights: under which key, and behind which prefix. No file is opened here."""
+"""Finds the weights in a checkpoint: their key, and the prefix of their names. Opens no files."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -8,31 +8,31 @@ from torch import Tensor
 
 from tl_cli.errors import WeightsError, some
 
-# The names of the dictionary that is taken where several fit alike, the first of these first.
+# Keys that are preferred where several dictionaries fit equally well, in this order.
 _USUAL = ("", "state_dict", "model_state_dict", "model")
-# Put before names by DataParallel and AveragedModel, torch.compile, and Lightning.
+# Prefixes of DataParallel and AveragedModel, torch.compile, and Lightning.
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 _DEPTH = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The tensors that were taken from a checkpoint, and what was decided on the way, for people."""
+    """The weights in a checkpoint, and notes about how they were found, for people."""
 
     state: dict[str, Tensor]
     notes: tuple[str, ...] = ()
 
 
 def choose(content: object, key: str, expected: Collection[str], file: str) -> Chosen:
-    """Return the tensors of a checkpoint that fit an architecture best, without the prefix of their names.
+    """Return the tensors of a checkpoint that fit an architecture best, without their names' prefix.
 
     Args:
-        key: of the dictionary that is asked for; empty takes the best.
-        expected: names of the architecture's tensors; empty where it is not known.
+        key: of the dictionary to use; empty: the one that fits best.
+        expected: names of the architecture's tensors; empty where it is unknown.
         file: for messages.
 
     Raises:
-        WeightsError: there are none, or none under the key; the message lists the keys that there are.
+        WeightsError: there are none, or none under the key; the message lists the existing keys.
     """
     groups = dict(_groups(content))
     if key and key not in groups:
@@ -83,7 +83,7 @@ def _groups(content: object, name: str = "", depth: int = _DEPTH) -> Iterator[tu
 
 
 def _stripped(state: Mapping[str, Tensor], expected: Collection[str]) -> tuple[str, dict[str, Tensor], list[str]]:
-    """Return the prefix of the names, the tensors behind it without it, and the names of all others."""
+    """Return the prefix, the tensors that have it under names without it, and the names of all others."""
     found: Counter[str] = Counter()
     for name in state:
         parts = name.split(".")
@@ -91,7 +91,7 @@ def _stripped(state: Mapping[str, Tensor], expected: Collection[str]) -> tuple[s
             if ".".join(parts[start:]) in expected:
                 found["".join(f"{part}." for part in parts[:start])] += 1
     prefix = max(found, key=lambda each: (found[each], -len(each)), default="")
-    # A few names fit by chance, and old files have other names: then only what all names share is a prefix.
+    # A few names may fit by chance, and old files have other names: then a prefix must be common to all names.
     if found[prefix] * 2 < len(expected) or not found:
         prefix = ""
         while wrapper := next((each for each in _WRAPPERS if all(k.startswith(prefix + each) for k in state)), ""):
@@ -103,9 +103,9 @@ def _stripped(state: Mapping[str, Tensor], expected: Collection[str]) -> tuple[s
 def with_plain_head(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: tuple[str, ...]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return tensors whose head has the architecture's names, or none; and what was decided, for people.
+    """Return tensors whose head has the architecture's names or is left out, and notes for people.
 
-    A head that was replaced, as by ``fc = Sequential(Dropout(), Linear(...))``, is taken if it is one linear layer.
+    A replaced head, such as ``fc = Sequential(Dropout(), Linear(...))``, is used if it is a single linear layer.
 
     Args:
         expected: the architecture's tensors, for any number of classes.
@@ -114,7 +114,7 @@ def with_plain_head(
     taken, notes = dict(state), []
     backbone = [name for name in expected if name.rpartition(".")[0] not in head]
     if not all(name in state for name in backbone if not name.endswith("num_batches_tracked")):
-        return taken, ()  # another program's names, which the library translates, its head's too
+        return taken, ()  # other names, which the library converts, the head's too
     for part in head:
         root = part.partition(".")[0]
         foreign = [

@@ -1,4 +1,4 @@
-"""Weights on the Hugging Face hub: in its cache (HF_HOME), fetched once, checked, with clear words without network."""
+"""Weights on the Hugging Face hub: downloaded once into its cache (HF_HOME) and checked."""
 
 import logging
 import re
@@ -21,7 +21,7 @@ from tl_cli.errors import DownloadError, StorageError, first_line
 from tl_cli.io import download as fetch
 from tl_cli.io.download import Missing, Progress
 
-# Its retries without a network would be told line by line into a live screen.
+# Without a network it would log every retry into the live display.
 logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 _ADVICE = (
     "Fetch it on a machine with network and give it with --weights FILE, or copy {folder} from a machine that has it "
@@ -32,7 +32,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def cached(repo: str, filenames: Sequence[str]) -> Path | None:
-    """Return the first of these files of a repository that is on this machine; never asks the network.
+    """Return the first of these files of a repository that is on this machine, without network access.
 
     Args:
         repo: ``owner/name`` or ``owner/name@revision``.
@@ -51,7 +51,7 @@ def missing(repo: str, filenames: Sequence[str]) -> Missing | None:
     """Return the first of these files of a repository, unless one of them is in the cache.
 
     Raises:
-        DownloadError: it is not, and HF_HUB_OFFLINE is set.
+        DownloadError: none of them is, and HF_HUB_OFFLINE is set.
     """
     if cached(repo, filenames) is not None:
         return None
@@ -64,17 +64,17 @@ def missing(repo: str, filenames: Sequence[str]) -> Missing | None:
 
 
 def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[Path, str]:
-    """Return the first of these files that the repository has, and its SHA-256; fetched into the cache on first use.
+    """Return the first of these files that the repository has, and its SHA-256; downloaded on first use.
 
     Raises:
-        DownloadError: it is not here and cannot be fetched, is gated, or is not the published file.
+        DownloadError: it cannot be downloaded, is gated, or is not the published file.
         StorageError: the cache cannot be written.
     """
     absent = missing(repo, filenames)
     path = cached(repo, filenames) if absent is None else _fetch(repo, filenames, absent, progress)
     assert path is not None
     sha256 = fetch.digest(path)
-    # A large file's blob is named after its SHA-256.
+    # The name of a large file's blob is its SHA-256.
     published = path.resolve().name
     if _SHA256.fullmatch(published) and published != sha256:
         raise DownloadError(
@@ -86,7 +86,7 @@ def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[P
 
 def _fetch(repo: str, filenames: Sequence[str], absent: Missing, progress: Progress) -> Path:
     repo_id, _, revision = repo.partition("@")
-    # The hub's own client would retry for half a minute first.
+    # Fail at once without a network: the hub's own client retries for half a minute.
     absent.check_reachable()
     for filename in filenames:
         try:
@@ -116,7 +116,7 @@ def _fetch(repo: str, filenames: Sequence[str], absent: Missing, progress: Progr
 
 
 def _reporting(name: str, progress: Progress) -> type[tqdm]:
-    """Return a progress bar for the hub's client that draws nothing and tells ``progress``."""
+    """Return a progress bar for the hub's client that draws nothing and calls ``progress``."""
 
     class Reporting(tqdm):
         def display(self, *args: Any, **kwargs: Any) -> bool:

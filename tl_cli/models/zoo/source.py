@@ -1,4 +1,4 @@
-"""What a library of architectures must tell the zoo."""
+"""The interface to a library of architectures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from tl_cli.models.zoo.weights import Pretrained
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a library says of an architecture's best weights without building anything.
+    """A library's facts about an architecture and its best weights, without building it.
 
     Attributes:
         plain_name: the name without a library's prefix or a weights tag.
         module: last part of the Python module that defines it: its family.
         input_size: side of the input in pixels.
-        top1: ImageNet-1k accuracy, a fraction; None where the library does not say.
-        on_disk: whether the weights are here; None where there are none.
+        top1: ImageNet-1k accuracy, a fraction; None where the library does not state it.
+        on_disk: whether the weights are on this machine; None where none are published.
     """
 
     plain_name: str
@@ -37,10 +37,10 @@ class Source(Protocol):
         """Return the names of its architectures."""
 
     def has(self, name: str) -> bool:
-        """Whether it has this architecture. Imports a library only for a name that can be its own."""
+        """Whether it has this architecture. The library is imported only for names that may be its own."""
 
     def architecture(self, name: str) -> str:
-        """Return the name without a tag of weights: what a saved model is built from."""
+        """Return the name without a weights tag, from which a saved model is built."""
 
     def build(self, name: str, num_classes: int, options: dict[str, int], drop_path: float | None) -> nn.Module:
         """Return the architecture with random weights and without auxiliary heads.
@@ -50,36 +50,36 @@ class Source(Protocol):
             drop_path: largest rate of stochastic depth; None is the architecture's own.
 
         Raises:
-            UsageError: it has no stochastic depth and a rate is asked for.
+            UsageError: a drop-path rate is given, but it has no stochastic depth.
         """
 
     def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
         """Return published weights: those called ``spec``, or the best for ``spec == "default"``."""
 
     def missing(self, name: str, spec: str) -> Missing | None:
-        """Return what ``pretrained`` would have to fetch; None where it is here, or comes with a package."""
+        """Return what ``pretrained`` would have to download; None where it is on this machine."""
 
     def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
-        """Return the weights under the names and, but for the head, in the shapes of ``model``.
+        """Return the weights with the names and, except for the head, the shapes of ``model``.
 
         Args:
-            model: what ``build`` gave for ``options``.
+            model: result of ``build`` with ``options``.
         """
 
     def preprocessing(self, name: str, spec: str) -> Preprocessing:
-        """Return what published weights expect: those called ``spec``, or the best for ``spec == "default"``."""
+        """Return the preprocessing of published weights: those called ``spec``, or the best for ``default``."""
 
     def published(self, name: str) -> list[str]:
         """Return the names of an architecture's published weights."""
 
     def about(self, name: str) -> Published:
-        """Return what is known without building it."""
+        """Return the facts about an architecture."""
 
     def fetch(self, name: str, progress: Progress) -> None:
-        """Bring the published weights to this machine."""
+        """Download the best published weights."""
 
     def size_limits(self, name: str, spec: str) -> tuple[int, int]:
         """Return (the smallest input side, the side of the published weights called ``spec``), in pixels."""
 
     def options_for(self, name: str, input_size: int) -> dict[str, int]:
-        """Return what the architecture must be built with for inputs of that side."""
+        """Return the architecture's arguments that depend on the input size."""

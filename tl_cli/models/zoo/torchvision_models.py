@@ -21,7 +21,7 @@ from tl_cli.io.download import Missing, Progress
 from tl_cli.models.zoo.source import Published
 from tl_cli.models.zoo.weights import Pretrained, published_hash, read
 
-# Heads of GoogLeNet and Inception that only train beside the real one.
+# Auxiliary heads of GoogLeNet and Inception, used only in training.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # As in torchvision's densenet._load_state_dict.
 _OLD_DENSENET = re.compile(
@@ -54,7 +54,7 @@ class TorchvisionSource:
         builder = torchvision.models.get_model_builder(name)
         extra: dict[str, object] = dict(options)
         if name in ("googlenet", "inception_v3"):
-            # Auxiliary heads would train beside the head; init_weights only silences a warning about their slow init.
+            # Without auxiliary heads, which would train too; init_weights only silences a warning.
             extra |= {"aux_logits": False, "init_weights": True}
         with _regnet_on_meta():
             model: nn.Module = builder(weights=None, num_classes=num_classes, **extra)
@@ -63,14 +63,14 @@ class TorchvisionSource:
         return model
 
     def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
-        """Return torchvision's weights, fetched into TORCH_HOME on first use, their hash checked.
+        """Return torchvision's weights, downloaded into TORCH_HOME on first use and checked by hash.
 
         Args:
             spec: their name in torchvision's enum; ``default`` is the best.
 
         Raises:
             WeightsError: no weights of that name; the message lists those that exist.
-            DownloadError: they are not on this machine and cannot be fetched.
+            DownloadError: they are not on this machine and cannot be downloaded.
         """
         entry = _entry(name, spec)
         path, sha256 = _download(entry, progress)
@@ -87,19 +87,19 @@ class TorchvisionSource:
         return None if path.exists() else Missing((entry.url,), path.parent, _ADVICE.format(folder=path.parent))
 
     def fetch(self, name: str, progress: Progress) -> None:
-        """Bring the best weights to TORCH_HOME."""
+        """Download the best weights into TORCH_HOME."""
         _download(_entry(name, "default"), progress)
 
     def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
-        """Return tensors under today's names, without auxiliary heads, position embeddings in the input's size."""
+        """Return tensors with current names, without auxiliary heads, and position embeddings resized to the input."""
         state = _modernised(found.state, model.state_dict())
         if "image_size" in options and "encoder.pos_embedding" in state:
-            # It was measured for another number of patches.
+            # Resize from the published number of patches.
             state = dict(interpolate_embeddings(options["image_size"], model.patch_size, OrderedDict(state)))
         return state
 
     def preprocessing(self, name: str, spec: str) -> Preprocessing:
-        """Return what the weights' metadata say."""
+        """Return the preprocessing in the weights' metadata."""
         return _preprocessing(name, _entry(name, spec))
 
     def published(self, name: str) -> list[str]:
@@ -107,7 +107,7 @@ class TorchvisionSource:
         return [*torchvision.models.get_model_weights(name).__members__]
 
     def about(self, name: str) -> Published:
-        """Return what the metadata of the best weights say."""
+        """Return the facts in the best weights' metadata."""
         entry = _entry(name, "default")
         measured = entry.meta["_metrics"].get("ImageNet-1K", {})
         return Published(
@@ -119,7 +119,7 @@ class TorchvisionSource:
         )
 
     def size_limits(self, name: str, spec: str) -> tuple[int, int]:
-        """Return the smallest and the usual input side that the weights' metadata name."""
+        """Return the smallest and the usual input size in the weights' metadata."""
         entry = _entry(name, spec)
         own = max(entry.transforms().crop_size)
         return min(max(entry.meta["min_size"]), own), own
@@ -153,7 +153,7 @@ def _preprocessing(name: str, entry: WeightsEnum) -> Preprocessing:
     transforms = entry.transforms()
     mean, std = tuple(transforms.mean), tuple(transforms.std)
     if name in ("googlenet", "inception_v3"):
-        # These normalise ImageNet-normalised input once more, to -1..1 (transform_input); said once, it is this.
+        # These normalise twice (transform_input); together that is a normalisation to -1..1.
         mean = std = (0.5, 0.5, 0.5)
     interpolation: Interpolation = transforms.interpolation.value
     return Preprocessing(
@@ -162,17 +162,17 @@ def _preprocessing(name: str, entry: WeightsEnum) -> Preprocessing:
 
 
 def _set_drop_path(name: str, model: nn.Module, rate: float) -> None:
-    """Let the rate of stochastic depth rise from 0 at the first block to ``rate`` at the last (Huang et al. 2016)."""
+    """Set drop-path rates that rise from 0 at the first block to ``rate`` at the last (Huang et al. 2016)."""
     layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
     if not layers:
-        raise UsageError(f"{name} has no stochastic depth: --drop-path has no use")
+        raise UsageError(f"{name} has no stochastic depth: --drop-path has no effect")
     for place, layer in enumerate(layers):
         layer.p = rate * place / max(1, len(layers) - 1)
 
 
 def _modernised(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors under today's names, without auxiliary heads, with the counters that old files lack."""
-    # DenseNet's published files were saved under names with one dot more.
+    """Return tensors with current names, without auxiliary heads, with the counters that old files lack."""
+    # Names in DenseNet's published files have one more dot.
     renamed = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
     kept = {key: value for key, value in renamed.items() if not key.startswith(_AUXILIARY) or key in target}
     counters = {key: value for key, value in target.items() if key.endswith("num_batches_tracked")}
@@ -181,7 +181,7 @@ def _modernised(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> di
 
 @contextmanager
 def _regnet_on_meta() -> Iterator[None]:
-    """Let RegNets be built under ``torch.device("meta")``: their widths are computed with ``.tolist()``."""
+    """Make RegNets work under ``torch.device("meta")``: they compute their widths with ``.tolist()``."""
     original = regnet.BlockParams.__dict__["from_init_params"]
     computed = original.__func__
 

@@ -1,4 +1,4 @@
-"""Pretrained weights: finding the file, checking it, reading it without pickled code, fitting it to a model."""
+"""Pretrained weights: finding, checking and reading files without running pickled code, and loading them."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ from tl_cli.io import download
 from tl_cli.models import bundle
 from tl_cli.models.zoo import checkpoints
 
-# Under which keys checkpoints, or the groups of settings in them, name the classes of their outputs.
+# Keys of checkpoints, or of groups of settings in them, that hold class names.
 _CLASS_KEYS = frozenset(
     ("classes", "class_names", "categories", "label_names", "class_to_idx", "idx_to_class", "label2id", "id2label")
 )
@@ -32,17 +32,17 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """Weights in memory with what is known about them.
+    """Weights in memory, and facts about them.
 
     Attributes:
         state: parameters and buffers by qualified name.
         tag: name and hash.
-        preprocessing: None where the file says nothing.
-        architecture: the zoo's name where the file says it (a saved model), else None.
-        classes: names of the outputs where the file says them.
-        build_options: what the architecture must be built with for these weights.
-        outputs: how many classes published weights have (0: none); None where only the tensors can tell.
-        notes: what was taken from a checkpoint that holds more than weights, for people.
+        preprocessing: None where the file does not state it.
+        architecture: name in the zoo, where the file states it (a saved model); otherwise None.
+        classes: class names, where the file states them.
+        build_options: arguments of the architecture that these weights need.
+        outputs: number of classes of published weights (0: none); None where only the tensors show it.
+        notes: how the weights were found in a checkpoint that contains more, for people.
     """
 
     state: Mapping[str, Tensor]
@@ -64,13 +64,13 @@ def is_path(spec: str) -> bool:
 
 
 def split_key(spec: str) -> tuple[str, str]:
-    """Return the file that ``--weights`` names and, where ``FILE#KEY`` does, the key in its checkpoint; else ""."""
+    """Return file and key of ``--weights FILE#KEY``; the key is empty without one."""
     path, mark, key = spec.rpartition("#")
     return (path, key) if mark and not Path(spec).expanduser().exists() else (spec, "")
 
 
 def published_hash(url: str) -> str:
-    """Return the first characters of a file's SHA-256, with which torchvision's file names end; "" where none is."""
+    """Return the first characters of the SHA-256, at the end of torchvision's file names; "" without one."""
     found = re.search(r"-([0-9a-f]{8,})\.pth$", url)
     return found.group(1) if found else ""
 
@@ -86,11 +86,11 @@ def from_path(spec: str, expected: Collection[str] = ()) -> Pretrained:
 
     Args:
         spec: its path; ``FILE#KEY`` takes the tensors under a key of a checkpoint.
-        expected: names of the tensors of the architecture that they are for, by which the best of a checkpoint's
-            dictionaries and the prefix of its names are found.
+        expected: names of the architecture's tensors, by which the best dictionary of a checkpoint and the prefix of
+            its names are found.
 
     Raises:
-        WeightsError: nothing is there, or it cannot be read.
+        WeightsError: the file does not exist or cannot be read.
     """
     file, key = split_key(spec)
     path = Path(file).expanduser()
@@ -120,22 +120,22 @@ def read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, on the CPU. No code in the file is ever run.
 
     Raises:
-        WeightsError: the file is missing, torn, holds something else, or would need to run code.
+        WeightsError: the file is missing, damaged, of another kind, or would run code.
     """
     return checkpoints.choose(_opened(path)[0], "", (), str(path)).state
 
 
 def _opened(path: Path) -> tuple[object, Mapping[object, object]]:
-    """Return what a file holds, without running any code in it, and what it says beside its tensors."""
+    """Return the content of a file, without running any code in it, and its metadata."""
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, "pt") as file:
                 said = file.metadata() or {}
-            # Read, not mapped as by load_file: a mapped file that is truncated ends the process with SIGBUS.
+            # Unlike load_file, which maps the file: truncating a mapped file ends the process with SIGBUS.
             return safetensors.torch.load(path.read_bytes()), said
         if _is_torchscript(path):
             raise WeightsError(f"{path} is a TorchScript program, which runs its own code; {_ADVICE}")
-        # What timm's train.py and torchvision's reference scripts keep beside the weights: attributes, and no code.
+        # Saved with the weights by timm's train.py and torchvision's reference scripts; it has no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, safetensors.SafetensorError) as error:
@@ -144,7 +144,7 @@ def _opened(path: Path) -> tuple[object, Mapping[object, object]]:
         raise WeightsError(f"{path} {_not_plain(path)}; {_ADVICE}") from error
     except WeightsError:
         raise
-    except Exception as error:  # of a pickle that is torn, whatever its bytes make of it
+    except Exception as error:  # a damaged pickle may raise anything
         raise WeightsError(f"{path} is not a readable weights file: {first_line(error)}") from error
     return content, content if isinstance(content, Mapping) else {}
 
@@ -153,11 +153,11 @@ _ADVICE = "in the program that made it: torch.save(model.state_dict(), 'weights.
 
 
 def _not_plain(path: Path) -> str:
-    """Say why a file cannot be read as plain tensors; the names in it are listed without running anything."""
+    """Return why a file cannot be read as plain tensors; the names in it are read without running code."""
     unsafe: list[str] = []
-    with suppress(Exception):  # of a pickle that is torn, whatever its bytes make of it
+    with suppress(Exception):  # a damaged pickle may raise anything
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    # The model's own class says more than torch's layers.
+    # The model's own class is more informative than torch's layers.
     others = sorted(set(unsafe) - {"argparse.Namespace"}, key=lambda name: (name.startswith("torch."), name))
     if others:
         return f"is a pickled object, such as a whole model ({some(others, 3)}), and loading it would run code"
@@ -171,7 +171,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def class_names(facts: Mapping[object, object]) -> tuple[str, ...] | None:
-    """Return the names of the outputs in the order of the outputs, where a checkpoint says them."""
+    """Return the class names of a checkpoint in the order of its outputs; None without any."""
     for group in (facts, *(value for value in facts.values() if isinstance(value, Mapping))):
         for key, value in group.items():
             names = _in_order(value) if isinstance(key, str) and key.lower() in _CLASS_KEYS else None
@@ -181,7 +181,7 @@ def class_names(facts: Mapping[object, object]) -> tuple[str, ...] | None:
 
 
 def _in_order(value: object) -> tuple[str, ...] | None:
-    """Return distinct names from a list, or from a mapping of names to numbers or of numbers to names; JSON too."""
+    """Return distinct names from a list, or a mapping between names and numbers in either direction, or JSON of it."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -200,7 +200,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
     """Load tensors into ``model`` strictly.
 
     Args:
-        name: of the weights, for messages.
+        name: of the weights, for error messages.
 
     Raises:
         WeightsError: tensors are missing, left over or of the wrong shape.
