@@ -517,7 +517,7 @@ def _show(console: "Console", comparison: "Comparison", curves: "list[list[Histo
 
 def _json(comparison: "Comparison") -> str:
     from tl_cli.evaluation.ranking import as_data
-    from tl_cli.ui.terminal.console import json_text
+    from tl_cli.text import json_text
 
     return json_text(as_data(comparison))
 

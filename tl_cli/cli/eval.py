@@ -250,7 +250,7 @@ def _json(
     measured: "Measured", judgement: "Judgement", classes: tuple[str, ...], own: "OwnAccuracy | None" = None
 ) -> str:
     from tl_cli.evaluation.report import as_data
-    from tl_cli.ui.terminal.console import json_text
+    from tl_cli.text import json_text
 
     about: dict[str, object] = {"data": measured.source, "split": measured.part, "digest": measured.split.digest,
              "missing": list(measured.missing), "notes": list(measured.notes)}  # fmt: skip
@@ -261,7 +261,7 @@ def _json(
 
 def _csv(judgement: "Judgement", classes: tuple[str, ...]) -> str:
     from tl_cli.evaluation.report import class_rows
-    from tl_cli.ui.terminal.console import csv_text
+    from tl_cli.text import csv_text
 
     rows = class_rows(judgement, classes)
     return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])

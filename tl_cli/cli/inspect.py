@@ -171,7 +171,8 @@ def inspect(
     )
     refuse_silence(quiet and not (as_json or output or log), "--output DIR")
     from tl_cli.cli import views as seen
-    from tl_cli.ui.terminal.console import json_text, make_console, try_to_show
+    from tl_cli.text import json_text
+    from tl_cli.ui.terminal.console import make_console, try_to_show
     from tl_cli.ui.terminal.progress import FileProgress
 
     console = make_console(quiet=quiet)
@@ -262,7 +263,7 @@ def _keep(view: "View", wanted: "Wanted", *, output: Path | None, log: bool) -> 
 
 def _write(view: "View", folder: Path) -> list[Path]:
     from tl_cli.io.download import write_text
-    from tl_cli.ui.terminal.console import json_text
+    from tl_cli.text import json_text
 
     path = folder / f"{view.name}.json"
     write_text(path, json_text(view.data) + "\n")

@@ -166,11 +166,12 @@ def show(
     if as_json and as_csv:
         raise typer.BadParameter("give one of --json and --csv", param_hint="--csv")
     from tl_cli.errors import UsageError
+    from tl_cli.text import csv_text
     from tl_cli.tracking.listing import facts_of, with_curves
     from tl_cli.tracking.reader import read_history
     from tl_cli.tracking.store import is_parent, named, open_store, short_id
     from tl_cli.training.history import EpochPoint
-    from tl_cli.ui.terminal.console import csv_text, make_console
+    from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.progress import epoch_table
     from tl_cli.ui.terminal.run_tables import runs_table
 
@@ -588,7 +589,7 @@ def _find(store: "Store", names: Sequence[str], *, or_removed: bool = False) -> 
 
 
 def _print_json(data: object) -> None:
-    from tl_cli.ui.terminal.console import json_text
+    from tl_cli.text import json_text
 
     typer.echo(json_text(data, indent=2))
 

@@ -10,9 +10,10 @@ from tl_cli.inspection.dissection import Anatomy
 from tl_cli.inspection.drift import LayerDrift
 from tl_cli.inspection.features import Neighbourhood
 from tl_cli.inspection.residuals import Residual
+from tl_cli.text import safe_text
 from tl_cli.ui.figures.curve_figures import MANY, new_figure, save_contact_sheet, save_figure
 from tl_cli.ui.terminal.anatomy import overlaid
-from tl_cli.ui.terminal.console import safe_text, shortened
+from tl_cli.ui.terminal.console import shortened
 
 _BLUE, _ORANGE, _GREY = MANY[0], MANY[1], "#999999"
 _SIDE = 256

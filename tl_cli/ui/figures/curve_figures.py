@@ -16,10 +16,11 @@ from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.ranking import Comparison
 from tl_cli.evaluation.scores import wilson
 from tl_cli.io.download import replacing
+from tl_cli.text import safe_text
 from tl_cli.training.history import History
 from tl_cli.ui.figures.fonts import LATIN, drawable, families, file_for
 from tl_cli.ui.panels import COLOURS, Line, Panel, Wanted, drawn_points, is_usual, panels
-from tl_cli.ui.terminal.console import print_warning, safe_text, shortened
+from tl_cli.ui.terminal.console import print_warning, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

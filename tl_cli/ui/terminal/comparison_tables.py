@@ -11,12 +11,13 @@ from rich.text import Text
 
 from tl_cli.evaluation.ranking import Comparison, Contender, advice, differences, rows, verdicts
 from tl_cli.evaluation.scores import Measure
+from tl_cli.text import csv_text, safe_text
 from tl_cli.training.history import History
 from tl_cli.ui.figures import curve_figures
 from tl_cli.ui.panels import overlaid
 from tl_cli.ui.terminal import charts
 from tl_cli.ui.terminal.charts import Canvas
-from tl_cli.ui.terminal.console import csv_text, plain, safe_text, shortened
+from tl_cli.ui.terminal.console import plain, shortened
 from tl_cli.ui.terminal.progress import format_seconds
 
 _NAME = 32  # cells

@@ -1,15 +1,10 @@
 """The terminal: one console, what it can show, and text from outside made safe to print."""
 
 import codecs
-import csv
 import io
-import json
-import math
 import os
-import re
 import sys
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
@@ -19,6 +14,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from tl_cli.errors import without_secrets
+from tl_cli.text import safe_text
 
 THEME = Theme(
     {
@@ -135,59 +131,9 @@ def settle_encoding(stream: TextIO) -> None:
         stream.reconfigure(errors=_STAND_IN)
 
 
-def safe_text(value: object, *, limit: int = 200) -> str:
-    r"""Return text from a file name, a class or a message with nothing in it that a terminal would obey.
-
-    Control characters, escapes, bidirectional marks and lone surrogates become ``\xNN``; long text is cut.
-    """
-    text = "".join(_visible(character) for character in str(value)[: limit + 1])
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
 def plain(value: object, style: str = "", *, limit: int = 200) -> Text:
     """Return safe text that Rich never reads as markup."""
     return Text(safe_text(value, limit=limit), style=style)
-
-
-def json_text(data: object, *, indent: int | None = None) -> str:
-    """Return data as JSON, with null for NaN and infinity, which JSON does not have."""
-    return json.dumps(_finite(data), indent=indent, allow_nan=False)
-
-
-def _finite(data: object) -> object:
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as CSV: names as safe text, uncut, since CSV has no way to write what a terminal obeys.
-
-    What is unknown (None, NaN, infinity) is an empty cell. Text that a spreadsheet would run as a formula begins with
-    an apostrophe.
-    """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        cells = (_finite(cell) for cell in row)
-        table.writerow(
-            [_inert(safe_text(cell, limit=10 * len(cell))) if isinstance(cell, str) else cell for cell in cells]
-        )
-    return text.getvalue()
-
-
-# https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA = frozenset("=+-@\t\r")
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?%?\s*")
-
-
-def _inert(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula; a number stays one."""
-    # Full-width forms of the characters count, too.
-    begins = unicodedata.normalize("NFKC", text).lstrip(" ")[:1] in _FORMULA
-    return f"'{text}" if begins and not _NUMBER.fullmatch(text) else text
 
 
 def shortened(value: object, cells: int) -> str:
@@ -221,12 +167,3 @@ def _print_aside(text: Text, message: str) -> None:
     # Where nobody can read it, as its terminal or disk is gone, what is being done goes on.
     with suppress(OSError):
         make_console(stderr=True).print(text, soft_wrap=True)
-
-
-def _visible(character: str) -> str:
-    if character == " " or character.isprintable():
-        return character
-    code = ord(character)
-    if unicodedata.category(character) == "Zs":
-        return " "
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

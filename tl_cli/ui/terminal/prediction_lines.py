@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tl_cli.contract import PixelRange
 from tl_cli.data.preprocess import decode
-from tl_cli.ui.terminal.console import csv_text, json_text, safe_text, shortened
+from tl_cli.text import csv_text, json_text, safe_text
+from tl_cli.ui.terminal.console import shortened
 from tl_cli.ui.terminal.eval_report import thumbnail
 
 _THUMBNAIL = 32
