@@ -21,7 +21,8 @@ from tests.conftest import Result, write_pictures
 from tests.ui.terminal.test_charts import history
 from tests.ui.terminal.test_curve_view import FACTS
 from tl_cli.contract import DataSpec, ModelCard, Split, WeightsTag
-from tl_cli.evaluation.scores import ClassScore, wilson
+from tl_cli.evaluation.classification import ClassScore
+from tl_cli.evaluation.intervals import wilson
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
 from tl_cli.text import safe_text

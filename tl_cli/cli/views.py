@@ -534,8 +534,8 @@ def worst(wanted: Wanted, count: int) -> View:
     """Return where a model looked in its worst mistakes, each for the class that it answers."""
     import torch
 
+    from tl_cli.evaluation.classification import worst_mistakes
     from tl_cli.evaluation.logits import answer, check_finite
-    from tl_cli.evaluation.scores import worst_mistakes
 
     if wanted.target is None:
         raise typer.BadParameter("only a run can be wrong: give one, not an architecture", param_hint="--worst")

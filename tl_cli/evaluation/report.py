@@ -7,13 +7,10 @@ import numpy as np
 
 from tl_cli.contract import Calibration
 from tl_cli.evaluation.calibration import Reliability, reliability
-from tl_cli.evaluation.logits import Answers
-from tl_cli.evaluation.scores import (
-    Accuracy,
+from tl_cli.evaluation.classification import (
     ClassScore,
     Confusion,
     MacroScores,
-    Measure,
     Mistake,
     Report,
     class_scores,
@@ -22,6 +19,8 @@ from tl_cli.evaluation.scores import (
     report,
     worst_mistakes,
 )
+from tl_cli.evaluation.intervals import Accuracy, Measure
+from tl_cli.evaluation.logits import Answers
 
 _PAIRS = 20
 # Beyond so many classes a matrix is mostly nothing.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
+from tl_cli.evaluation.intervals import Accuracy, wilson
 from tl_cli.evaluation.logits import Answers, Counted, check_finite
-from tl_cli.evaluation.scores import Accuracy, wilson
 from tl_cli.models.zoo.registry import Classifier
 
 # As in the evaluation of DINO (Caron et al. 2021), which found 20 to be best or near it.

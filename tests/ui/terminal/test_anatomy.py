@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 from tl_cli.contract import Preprocessing
-from tl_cli.evaluation.scores import wilson
+from tl_cli.evaluation.intervals import wilson
 from tl_cli.inspection.dissection import Anatomy, Effect, Strength
 from tl_cli.inspection.drift import LayerDrift
 from tl_cli.inspection.features import Neighbourhood

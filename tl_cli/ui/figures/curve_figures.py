@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tl_cli.errors import first_line
 from tl_cli.evaluation.calibration import Reliability
+from tl_cli.evaluation.intervals import wilson
 from tl_cli.evaluation.ranking import Comparison
-from tl_cli.evaluation.scores import wilson
 from tl_cli.io.download import replacing
 from tl_cli.text import safe_text
 from tl_cli.training.history import History

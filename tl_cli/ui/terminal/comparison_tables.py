@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tl_cli.evaluation.intervals import Measure
 from tl_cli.evaluation.ranking import Comparison, Contender, advice, differences, rows, verdicts
-from tl_cli.evaluation.scores import Measure
 from tl_cli.text import csv_text, safe_text
 from tl_cli.training.history import History
 from tl_cli.ui.figures import curve_figures

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tl_cli.contract import Calibration
 from tl_cli.evaluation.calibration import Reliability
+from tl_cli.evaluation.classification import ClassScore, Confusion, Mistake
+from tl_cli.evaluation.intervals import Accuracy, Measure
 from tl_cli.evaluation.measure import Measured, OwnAccuracy
 from tl_cli.evaluation.report import Judgement
-from tl_cli.evaluation.scores import Accuracy, ClassScore, Confusion, Measure, Mistake
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_cli.evaluation.scores import class_scores
+from tl_cli.evaluation.classification import class_scores
 from tl_cli.inspection.freeze_plan import freeze_plan
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.forecast import Estimate

@@ -1,15 +1,14 @@
 """Numbers about answers, each with its uncertainty where it is an estimate."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from scipy.stats import binomtest, sem, t
 from sklearn.metrics import confusion_matrix
 
+from tl_cli.evaluation.intervals import Accuracy, Measure, mean, wilson
 from tl_cli.evaluation.logits import Answers
 
 _DRAWS = 1000
@@ -17,42 +16,6 @@ _DRAWS = 1000
 _FEWEST_A_CLASS = 10
 # Resampled numbers are held at once; more are drawn in parts.
 _MOST_AT_ONCE = 1 << 24
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """A share of images, with the interval that its number of images allows.
-
-    Attributes:
-        correct: images classified correctly.
-        count: images in all.
-        low: lower end of the 95% interval, a fraction.
-        high: upper end.
-    """
-
-    correct: int
-    count: int
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float:
-        """The fraction of correct images."""
-        return self.correct / self.count
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """An estimate with the two ends of its 95% interval; NaN where so few images say nothing of it."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def is_known(self) -> bool:
-        """Whether there is an interval."""
-        return not math.isnan(self.low)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +112,6 @@ class Mistake:
     true_probability: float
 
 
-def wilson(correct: int, count: int) -> Accuracy:
-    """Return an accuracy with its 95% Wilson score interval (Wilson 1927), by SciPy."""
-    interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    return Accuracy(correct, count, float(interval.low), float(interval.high))
-
-
 def report(answers: Answers) -> Report:
     """Return accuracy, loss and confusion matrix of a set of answers."""
     logits, labels = answers.logits, answers.labels
@@ -166,7 +123,7 @@ def report(answers: Answers) -> Report:
     return Report(
         accuracy=wilson(int((predicted == labels).sum()), count),
         top5=top5,
-        loss=_mean(F.cross_entropy(logits.double(), labels, reduction="none").numpy()),
+        loss=mean(F.cross_entropy(logits.double(), labels, reduction="none").numpy()),
         confusion=confusion_matrix(labels.numpy(), predicted.numpy(), labels=range(num_classes)),
     )
 
@@ -273,10 +230,3 @@ def _macro(true: np.ndarray, answered: np.ndarray, draws: np.ndarray, num_classe
         for divisor in (answers, images, (images + answers) / 2)
     )
     return np.stack([score.sum(0) / is_there.sum(0) for score in scores])
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> Measure:
-    """Return a mean with Student's 95% interval; of one value it is unknown."""
-    mean = float(np.mean(values))
-    half = float(sem(values) * t.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.nan
-    return Measure(mean, mean - half, mean + half)

@@ -4,9 +4,9 @@ import torch
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
-from tl_cli.evaluation import scores as metrics
+from tl_cli.evaluation import classification
+from tl_cli.evaluation.classification import class_scores, macro_scores, most_confused, report, worst_mistakes
 from tl_cli.evaluation.logits import Answers
-from tl_cli.evaluation.scores import class_scores, macro_scores, most_confused, report, wilson, worst_mistakes
 
 
 def test_the_report_agrees_with_an_independent_computation() -> None:
@@ -30,16 +30,6 @@ def test_a_class_without_images_has_no_accuracy() -> None:
     measured = report(Answers(torch.eye(3)[:2] * 5, torch.tensor([0, 1])))
     assert measured.recalls[2] is None
     assert measured.confusion.shape == (3, 3)
-
-
-@pytest.mark.parametrize(("correct", "count"), [(0, 10), (10, 10), (8630, 10_000), (177, 180)])
-def test_the_interval_is_wilsons(correct: int, count: int) -> None:
-    z, p = 1.959963984540054, correct / count
-    centre = (p + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * np.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    measured = wilson(correct, count)
-    assert measured.low == pytest.approx(max(0, centre - half), abs=1e-9)
-    assert measured.high == pytest.approx(min(1, centre + half), abs=1e-9)
 
 
 def some_answers(count: int = 400, classes: int = 7, seed: int = 3) -> Answers:
@@ -121,13 +111,13 @@ def test_means_are_over_the_classes_that_have_images() -> None:
 
 def test_the_bootstrap_draws_the_cells_that_have_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    macro = metrics._macro
+    macro = classification._macro
 
     def counted(true: np.ndarray, answered: np.ndarray, draws: np.ndarray, num_classes: int) -> np.ndarray:
         drawn.append(draws.size)
         return macro(true, answered, draws, num_classes)
 
-    monkeypatch.setattr(metrics, "_macro", counted)
+    monkeypatch.setattr(classification, "_macro", counted)
     confusion = report(some_answers(10_000, 500)).confusion
     scores = macro_scores(confusion)
     assert scores.f1.low <= scores.f1.value <= scores.f1.high
