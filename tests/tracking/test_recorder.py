@@ -28,14 +28,14 @@ from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.recorder import Recorder
 from tl_cli.tracking.store import Store, open_store
 from tl_cli.tracking.sync import Synced, sync
-from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, tell_all
+from tl_cli.training.events import EpochEnded, LossSampled, notify_all
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import new_state
 from tl_cli.training.state import Every, Saver
 
 
 def epoch(number: int, step: int, loss: float = 0.5) -> EpochEnded:
-    return EpochEnded("head", number, step, loss, 0.8, 0.6, 0.7, 1e-3, 0.0, 2.0, 99.0, True)
+    return EpochEnded(number, step, loss, 0.8, 0.6, 0.7, 1e-3, 0.0, 2.0, images_per_second=99.0, is_best=True)
 
 
 @pytest.fixture
@@ -115,17 +115,28 @@ def test_what_a_checkpoint_covers_is_in_the_journal_before_it(
     monkeypatch.setattr(run, "_FLUSH_EVERY_S", 1e6)
     plan = plan_for(odd_pictures, model=SMALL, epochs=2, freeze_epochs=1, batch_size=8, log_every=1)
     state = new_state(plan)
-    covered: list[tuple[int, set[int]]] = []
+    covered: list[tuple[int, set[int], set[int]]] = []
     with recorder(store) as record:
-        saver = Saver(record.folder, state, plan.card(), Every(steps=2), record.settle)
 
-        def look(event: Event) -> None:
-            if isinstance(event, StepEnded) and event.step % 2 == 0:
-                recorded = read(record.folder / JOURNAL, record.run_id).points
-                covered.append((event.step, {point.step for point in recorded if point.key == "step/loss"}))
+        def settle() -> None:
+            record.settle()
+            points = read(record.folder / JOURNAL, record.run_id).points
+            steps = {key: {point.step for point in points if point.key == key} for key in ("step/loss", "val/loss")}
+            covered.append((state.step, steps["step/loss"], steps["val/loss"]))
 
-        fit(plan, state, tell_all(record, saver, look))
-    assert covered == [(step, set(range(1, step + 1))) for step in range(2, 13, 2)]
+        saver = Saver(record.folder, state, plan.card(), Every(steps=2), settle)
+        fit(plan, state, notify_all(record, saver))
+    # Epochs end at steps 6 and 12; one checkpoint is written before an epoch's last step counts as its end, one after.
+    assert covered == [
+        (2, {1, 2}, set()),
+        (4, {1, 2, 3, 4}, set()),
+        (6, {1, 2, 3, 4, 5, 6}, set()),
+        (6, {1, 2, 3, 4, 5, 6}, {6}),
+        (8, set(range(1, 9)), {6}),
+        (10, set(range(1, 11)), {6}),
+        (12, set(range(1, 13)), {6}),
+        (12, set(range(1, 13)), {6, 12}),
+    ]
 
 
 def test_a_resumed_run_records_no_point_twice(store: Store) -> None:

@@ -91,12 +91,12 @@ def test_the_average_is_validated_and_kept_where_it_is_better(colours: Path, tmp
 
     counters = fit(plan, state, notify)
     assert all(event.ema_val_accuracy is not None for event in ended)
-    judged = [(event.judged[0], -event.judged[1]) for event in ended]
+    validated = [(event.validation[0], -event.validation[1]) for event in ended]
     assert [event.is_best for event in ended] == [
-        all(mark > earlier for earlier in judged[:place]) for place, mark in enumerate(judged)
+        all(mark > earlier for earlier in validated[:place]) for place, mark in enumerate(validated)
     ]
-    best = ended[judged.index(max(judged))]
-    assert (counters.best_epoch, counters.best_val_accuracy) == (best.epoch, best.judged[0])
+    best = ended[validated.index(max(validated))]
+    assert (counters.best_epoch, counters.best_val_accuracy) == (best.epoch, best.validation[0])
 
 
 def assert_saved(folder: Path, model: nn.Module, *, averaged: bool) -> None:
@@ -115,8 +115,8 @@ def test_the_better_of_weights_and_average_is_saved(
     assert state.average is not None
     with torch.no_grad():
         state.model.classifier.bias.fill_(3.0)  # the average still has zeros there
-    event = EpochEnded("fine-tune", 2, 20, 1.0, 0.8, 1.0, 0.8, 1e-3, 1e-4, 1.0, 1.0, True, ema_accuracy, 1.0,
-                       Calibration(temperature=1.5))  # fmt: skip
+    event = EpochEnded(2, 20, 1.0, 0.8, 1.0, 0.8, 1e-3, 1e-4, 1.0, ema_accuracy, 1.0, 1.0, is_best=True,
+                       calibration=Calibration(temperature=1.5))  # fmt: skip
     Saver(tmp_path, state, plan.card())(event)
     saved, _ = registry.restore(tmp_path / BEST_FOLDER)
     assert saved.temperature == 1.5
@@ -496,5 +496,5 @@ def test_every_trick_learns_colours(colours: Path, settings: dict[str, object]) 
     values = {**SMALL, "bn": "train", "epochs": 8, "lr": 0.003, "unfreeze_lr": 0.003, **settings}
     events, _ = run(plan_for(colours, **values))
     ended = [event for event in events if isinstance(event, EpochEnded)]
-    assert max(event.judged[0] for event in ended) == 1.0
+    assert max(event.validation[0] for event in ended) == 1.0
     assert all(math.isfinite(event.train_loss) for event in ended)

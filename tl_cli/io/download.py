@@ -21,8 +21,13 @@ from filelock import FileLock
 from tl_cli.errors import DownloadError, StorageError
 from tl_cli.io.file_uris import local_path
 
-# Told (name of the file, bytes so far, bytes in all or None) as a download goes on.
+# Called with (what is being done, how much is done, total or None): `Bytes` of a file, or a count such as of images.
 Progress = Callable[[str, int, int | None], None]
+
+
+class Bytes(int):
+    """A number of bytes, in progress callbacks: shown as kB or MB."""
+
 
 _HEADERS = {"User-Agent": "tl-train"}
 _CHUNK = 1 << 20
@@ -170,7 +175,7 @@ def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: P
                 file.write(chunk)
                 seen.update(chunk)
                 done += len(chunk)
-                progress(target.name, done, total)
+                progress(target.name, Bytes(done), total)
             if not seen.hexdigest().startswith(expected):
                 raise _MismatchError(f"its {algorithm} is {seen.hexdigest()[:16]}..., expected {expected[:16]}...")
             if total is not None and done != total:

@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, Metric, Param, Run
 from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
 from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
 from tl_cli.evaluation.logits import save_answers
+from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded
 from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, datasets_of, set_note
 from tl_cli.tracking.journal import (
     EXPERIMENT_TAG,
@@ -36,7 +37,7 @@ from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import NOT_THERE, Store, ending, last_seen, state_folder
 from tl_cli.tracking.sync import free_disk, sync
 from tl_cli.training.config import write_toml
-from tl_cli.training.events import EpochEnded, Event, LossSampled
+from tl_cli.training.events import Event, LossSampled
 from tl_cli.training.outcome import Outcome
 from tl_cli.training.plan import Plan
 from tl_cli.training.state import CARD_FILE, CONFIG_FILE
@@ -466,23 +467,11 @@ def _let_go(run_id: str) -> None:
 
 
 def _values(event: LossSampled | EpochEnded) -> dict[str, float]:
-    """Return the metrics that an event has numbers of."""
+    """Return the numbers of an event by their names in MLflow."""
     if isinstance(event, LossSampled):
         return {"step/loss": event.loss}
-    values = {
-        "train/loss": event.train_loss,
-        "train/accuracy": event.train_accuracy,
-        "val/loss": event.val_loss,
-        "val/accuracy": event.val_accuracy,
-        "epoch": event.epoch,
-        "lr/head": event.lr_head,
-        "lr/backbone": event.lr_backbone,
-        "time/images_per_second": event.images_per_second,
-        "time/epoch_seconds": event.seconds,
-        "val/ema_accuracy": event.ema_val_accuracy,
-        "val/ema_loss": event.ema_val_loss,
-    }
-    return {key: value for key, value in values.items() if value is not None}
+    scores = {EPOCH_SCORES[name].key: value for name, value in event.scores().items() if value is not None}
+    return {"epoch": event.epoch, **scores}
 
 
 _LAST_LINE = "Look again: `tl eval {0}`, `tl plot --terminal {0}`"

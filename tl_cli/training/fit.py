@@ -2,7 +2,6 @@
 
 import math
 import time
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -13,6 +12,7 @@ from tl_cli.contract import Calibration
 from tl_cli.errors import DivergedError
 from tl_cli.evaluation.calibration import fit_temperature
 from tl_cli.evaluation.logits import Answers, answer
+from tl_cli.evaluation.scores import better
 from tl_cli.interrupts import held
 from tl_cli.randomness import Purpose, mixed
 from tl_cli.shortage import during
@@ -25,7 +25,6 @@ from tl_cli.training.events import (
     StepEnded,
     StoppedEarly,
     Worked,
-    better,
 )
 from tl_cli.training.phases import Phase, lr_factor
 from tl_cli.training.plan import Plan, Stage, open_stage
@@ -172,8 +171,12 @@ def _end_epoch(
     step = state.step
     counters.epoch, counters.step, counters.seconds = partial.epoch, step, counters.seconds + seconds
     state.partial = None
+    best = better(validated, averaged) or validated
+    is_best = counters.is_better(*best)
+    if is_best:
+        counters.best_epoch = partial.epoch
+        counters.best_val_accuracy, counters.best_val_loss = best
     ended = EpochEnded(
-        phase=phase.name,
         epoch=partial.epoch,
         step=step,
         train_loss=train_loss,
@@ -184,16 +187,12 @@ def _end_epoch(
         lr_backbone=lr_backbone,
         seconds=seconds,
         images_per_second=partial.images / (trained - started),
-        is_best=False,
+        is_best=is_best,
         ema_val_accuracy=averaged[0],
         ema_val_loss=averaged[1],
         calibration=calibration,
     )
-    is_best = counters.is_better(*ended.judged)
-    if is_best:
-        counters.best_epoch = partial.epoch
-        counters.best_val_accuracy, counters.best_val_loss = ended.judged
-    notify(replace(ended, is_best=is_best))
+    notify(ended)
     state.whole = True
 
 

@@ -35,8 +35,9 @@ def story() -> list[Event]:
                 events.append(LossSampled(number, epoch, 2 / number, 1e-3, 0.0 if name == "head" else 1e-4))
                 events.append(StepEnded(number, epoch, 64))
             accuracy = 0.5 + epoch / 10
-            events.append(EpochEnded(name, epoch, epoch * 10, 1 / epoch, accuracy, 1.1 / epoch, accuracy - 0.05, 1e-3,
-                                     0.0 if name == "head" else 1e-4, 12.5, 640.0, True))  # fmt: skip
+            events.append(EpochEnded(epoch, epoch * 10, 1 / epoch, accuracy, 1.1 / epoch, accuracy - 0.05, 1e-3,
+                                     0.0 if name == "head" else 1e-4, 12.5, images_per_second=640.0,
+                                     is_best=True))  # fmt: skip
     return events
 
 

@@ -30,7 +30,7 @@ from tl_cli.data.sources import csv_columns as listed_by
 from tl_cli.data.sources.found import Found
 from tl_cli.data.sources.split_names import part_named
 from tl_cli.errors import DataError, StorageError, shortened, some
-from tl_cli.io.download import Progress, silent
+from tl_cli.io.download import Bytes, Progress, silent
 
 SUFFIXES = (
     ".zip",
@@ -283,8 +283,8 @@ def unpack(
             elif is_wanted or named(entry.name):
                 left_out += 1
             if number % _PROGRESS_EVERY == 0:
-                progress(f"unpacking {archive.name}", raw.tell(), size)
-        progress(f"unpacking {archive.name}", size, size)
+                progress(f"unpacking {archive.name}", Bytes(raw.tell()), size)
+        progress(f"unpacking {archive.name}", Bytes(size), size)
     return Unpacked(files, left_out, tuple(archives), tuple(unsaid))
 
 

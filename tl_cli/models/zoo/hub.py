@@ -19,7 +19,7 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from tl_cli.errors import DownloadError, StorageError, first_line
 from tl_cli.io import download as fetch
-from tl_cli.io.download import Missing, Progress
+from tl_cli.io.download import Bytes, Missing, Progress
 
 # Its retries without a network would be told line by line into a live screen.
 logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
@@ -124,7 +124,7 @@ def _reporting(name: str, progress: Progress) -> type[tqdm]:
 
         def update(self, n: float | None = 1) -> bool | None:
             self.counted = getattr(self, "counted", 0) + (n or 0)
-            progress(name, int(self.counted), int(self.total) if self.total else None)
+            progress(name, Bytes(self.counted), int(self.total) if self.total else None)
             return False
 
         def close(self) -> None:
