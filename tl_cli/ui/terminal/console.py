@@ -1,4 +1,4 @@
-"""The terminal: one console, what it can show, and text from outside made safe to print."""
+"""Consoles for stdout and stderr: what the terminal supports, and messages on stderr."""
 
 import codecs
 import io
@@ -40,10 +40,10 @@ codecs.register_error(_STAND_IN, _stand_in)
 
 
 class _Console(Console):
-    """Rich's console, except that the command decides what happens when the reader of its output is gone."""
+    """Rich's console, except that a closed pipe is an error for the command to handle."""
 
     def on_broken_pipe(self) -> None:
-        """Raise the BrokenPipeError that is being handled, where Rich would exit."""
+        """Raise the BrokenPipeError again, where Rich would exit."""
         raise
 
 
@@ -61,9 +61,9 @@ def make_console(*, quiet: bool = False, stderr: bool = False, plain: bool = Fal
 
 
 def try_to_show(show: Callable[[], None]) -> BrokenPipeError | None:
-    """Print a result, before it is recorded; return the error where the reader of the pipe is gone.
+    """Print a result that is not recorded yet; return the error if the pipe is closed.
 
-    It is raised by the caller once the result is recorded: ``tl eval | head`` records as much as ``tl eval`` does.
+    The caller raises it after recording, so that ``tl eval | head`` records as much as ``tl eval``.
     """
     try:
         show()
@@ -73,9 +73,9 @@ def try_to_show(show: Callable[[], None]) -> BrokenPipeError | None:
 
 
 def is_live(console: Console) -> bool:
-    """Whether a screen that redraws itself is possible and useful: in a terminal's foreground, not in CI or a notebook.
+    """Whether to redraw a screen: in a terminal's foreground, but not in CI or a notebook.
 
-    FORCE_COLOR asks for colours, not for a screen, so it has no say.
+    FORCE_COLOR requests colours, not a screen, and is ignored.
     """
     return (
         is_terminal(console)
@@ -91,24 +91,24 @@ _OFF = ("", "0", "false", "no", "off")
 
 
 def is_terminal(console: Console) -> bool:
-    """Whether the console's stream is a terminal, whatever the environment says."""
+    """Whether the console's stream is a terminal, regardless of environment variables."""
     with suppress(ValueError, AttributeError):  # a closed stream, or an object that only writes
         return console.file.isatty()
     return False
 
 
 def _is_in_notebook() -> bool:
-    """Whether a Jupyter kernel started this process: its cells are terminals to ``isatty``, but show every frame.
+    """Whether a Jupyter kernel started this process: ``isatty`` is true in its cells, but each frame stays visible.
 
     jupyter_client sets the first variable, and every ipykernel the other two.
     """
-    asked = os.environ.get
-    return "JPY_PARENT_PID" in os.environ or (asked("TERM"), asked("PAGER")) == ("xterm-color", "cat")
+    get = os.environ.get
+    return "JPY_PARENT_PID" in os.environ or (get("TERM"), get("PAGER")) == ("xterm-color", "cat")
 
 
 def is_in_foreground(console: Console) -> bool:
     """Whether this process may draw on its terminal, rather than being a job in the background."""
-    with suppress(OSError, ValueError, AttributeError):  # no terminal, no descriptor, no jobs on this system
+    with suppress(OSError, ValueError, AttributeError):  # no terminal, no descriptor, no job control
         return os.tcgetpgrp(console.file.fileno()) == os.getpgrp()
     return True
 
@@ -119,9 +119,9 @@ def is_ascii(console: Console) -> bool:
 
 
 def settle_encoding(stream: TextIO) -> None:
-    """Let a stream print what it can and something of equal width for the rest, whatever its encoding.
+    """Make a stream replace characters that its encoding lacks by others of equal width.
 
-    Under an explicit C locale Python writes UTF-8 all the same; a terminal that was told so shows rubbish.
+    With an explicit C locale Python still writes UTF-8, which such a terminal cannot show.
     """
     if not isinstance(stream, io.TextIOWrapper):
         return
@@ -137,13 +137,13 @@ def plain(value: object, style: str = "", *, limit: int = 200) -> Text:
 
 
 def shortened(value: object, cells: int) -> str:
-    """Return safe text of at most so many cells of a terminal; of a longer one both ends, where names differ."""
+    """Return safe text of at most ``cells`` terminal cells; long text loses its middle, as names differ at the ends."""
     text = safe_text(value, limit=4000)
     if cell_len(text) <= cells:
         return text
     room = max(0, cells - 3)
     end = text[::-1]
-    # Cut by cells, as wide characters have two; what is padded where one would not fit whole is taken off.
+    # Wide characters take two cells; set_cell_size pads where half of one would fit, and strip removes that.
     return set_cell_size(text, room - room // 2).rstrip() + "..."[:cells] + set_cell_size(end, room // 2)[::-1].lstrip()
 
 
@@ -158,12 +158,12 @@ def print_warning(message: str) -> None:
 
 
 def print_note(message: str) -> None:
-    """Print to stderr what is neither a failure nor a warning."""
+    """Print information to stderr."""
     _print_aside(Text(), message)
 
 
 def _print_aside(text: Text, message: str) -> None:
     text.append("\n".join(safe_text(line, limit=2000) for line in without_secrets(message).splitlines()))
-    # Where nobody can read it, as its terminal or disk is gone, what is being done goes on.
+    # A closed terminal or a full disk must not end the command.
     with suppress(OSError):
         make_console(stderr=True).print(text, soft_wrap=True)
