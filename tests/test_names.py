@@ -21,13 +21,15 @@ from tests.conftest import Result, write_pictures
 from tests.ui.terminal.test_charts import history
 from tests.ui.terminal.test_curve_view import FACTS
 from tl_cli.contract import DataSpec, ModelCard, Split, WeightsTag
-from tl_cli.evaluation.scores import ClassScore, wilson
+from tl_cli.evaluation.classification import ClassScore
+from tl_cli.evaluation.intervals import wilson
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
+from tl_cli.text import safe_text
 from tl_cli.tracking.facts import Differences
 from tl_cli.tracking.store import open_store
 from tl_cli.ui.panels import PanelOptions
-from tl_cli.ui.terminal.console import THEME, safe_text, shortened
+from tl_cli.ui.terminal.console import THEME, shortened
 from tl_cli.ui.terminal.curve_view import print_curves
 from tl_cli.ui.terminal.run_tables import print_differences, print_runs
 from tl_cli.ui.terminal.tables import class_table

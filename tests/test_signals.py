@@ -65,8 +65,8 @@ def send_at(place: str, signum: int) -> None:
 
         setattr(module, name, instead)
 
-    tell = events.tell_all
-    events.tell_all = lambda *observers: tell(watch, *observers)
+    tell = events.notify_all
+    events.notify_all = lambda *observers: tell(watch, *observers)
     if place == "scanning":
         before("decode_pixels", checks, lambda: True)
     elif place == "saving":

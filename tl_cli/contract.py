@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# Bounds far beyond what is of use: what lies outside was not written by tl, and would exhaust memory or overflow.
+# Bounds far beyond useful values: others were not written by tl, and would exhaust memory or overflow.
 Side = Annotated[int, Field(ge=2, le=1 << 14)]
 Mean = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Std = Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)]
@@ -18,7 +18,7 @@ Named = Annotated[str, Field(min_length=1)]
 Location = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 CropMode = Literal["center", "squash", "border"]
-# The numbers that become black and white.
+# The pixel values that become black and white.
 PixelRange = tuple[Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]]
 
 
@@ -31,7 +31,7 @@ def _rising(found: PixelRange) -> PixelRange:
 def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
-        raise ValueError(f"{', '.join(map(repr, twice[:3]))} comes more than once")
+        raise ValueError(f"{', '.join(map(repr, twice[:3]))} occurs more than once")
     return names
 
 
@@ -44,7 +44,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Fact(BaseModel):
-    """An immutable record that survives a trip through JSON; unknown fields of a newer version are ignored."""
+    """An immutable record that can be written to JSON and read back; unknown fields of newer versions are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -60,8 +60,8 @@ class Preprocessing(Fact):
         crop: side of the network's input in pixels.
         crop_mode: ``center`` keeps the shape and loses the ends of the long side; ``squash`` loses the shape;
             ``border`` keeps both and pads the short side with the mean colour.
-        pixel_range: of pictures of more than 8 bits per channel: the numbers that become 0 and 255. What lies between
-            is spread evenly and rounded, half up; what lies beyond is clipped. None: there were none in the training.
+        pixel_range: for images with more than 8 bits per channel, the values that become 0 and 255. Values in between
+            are scaled linearly and rounded half up, others are clipped. None: there were no such images in training.
     """
 
     resize: Side
@@ -77,17 +77,17 @@ class Preprocessing(Fact):
 
         Args:
             size: side of the input in pixels.
-            whole: keep the whole image instead of the weights' own margin around the centre crop. Right for
-                tiny images, which have no margin to give away.
-            crop_mode: instead of the weights' own. ``squash`` and ``border`` then keep all of the image, and
-                ``center`` has the weights' own margin.
+            whole: keep the whole image instead of the weights' own margin around the centre crop; right for tiny
+                images, which have no margin to lose.
+            crop_mode: replaces the weights' own. ``squash`` and ``border`` keep the whole image, and ``center``
+                uses the weights' own margin.
         """
         whole = whole or crop_mode in ("squash", "border")
         resize = size if whole else max(1, round(size * self.resize / self.crop))
         return self.model_copy(update={"resize": resize, "crop": size, "crop_mode": crop_mode or self.crop_mode})
 
     def with_statistics(self, mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None) -> Self:
-        """Return a copy with other channel statistics where they are given."""
+        """Return a copy with the channel statistics that are given."""
         return self.model_copy(update={"mean": mean or self.mean, "std": std or self.std})
 
 
@@ -102,8 +102,8 @@ class Split(Fact):
     """One part of a data set: how many images, and a digest over their ids, labels and contents.
 
     Attributes:
-        scheme: what the digest covers of an image that is a file: its bytes, or in records of earlier versions only its
-            length. Digests of different schemes cannot be compared. Images without files go in by their pixels always.
+        scheme: what the digest covers of each image file: its bytes or, in records of earlier versions, only its
+            length. Digests of different schemes cannot be compared. Images without files are covered by their pixels.
     """
 
     count: Count
@@ -112,12 +112,12 @@ class Split(Fact):
 
 
 class Columns(Fact):
-    """Which columns of a CSV are meant, by their names or numbers; None finds them by the names that are usual.
+    """Which columns of a CSV to use, by name or number; None: found by their usual names.
 
     Attributes:
-        path: names the picture.
-        label: names the class.
-        split: names the part.
+        path: column with the image files.
+        label: column with the classes.
+        split: column with the splits.
     """
 
     path: str | None = None
@@ -138,16 +138,16 @@ class DataSpec(Fact):
     Attributes:
         source: name of a built-in set, or the absolute path of a folder, a CSV or an archive.
         data_dir: where downloaded sets are kept; None is the user's cache folder.
-        layout: which parts the source brings itself.
-        split_seed: seed of the validation split, and of a test split where the source has none.
-        val_fraction: share of the training images held out, where the source has no validation part.
-        test_fraction: share held out as test where the source is classes only.
-        limit: at most so many images a part, stratified; None is all.
-        on_bad_image: what happens to files that cannot be decoded: they are named, or left out before the split.
-        columns: of a CSV, as they were named.
-        max_pixels: how many may be decoded of a picture; None is the usual limit.
-        task: what the labels are, and so what a model learns of them.
-        splits: the parts that came out.
+        layout: which splits the source itself has.
+        split_seed: seed of the validation split, and of the test split if the source has none.
+        val_fraction: fraction of the training images held out, if the source has no validation split.
+        test_fraction: fraction held out for testing, if the source has no splits.
+        limit: maximum images per split (stratified); None: all.
+        on_bad_image: for files that cannot be decoded: raise an error, or leave them out before the split.
+        columns: of a CSV, as given by the user.
+        max_pixels: maximum pixels of an image to decode; None: the default limit.
+        task: what the labels are, and so what a model learns.
+        splits: the resulting splits.
     """
 
     source: Location
@@ -165,16 +165,16 @@ class DataSpec(Fact):
 
 
 class Calibration(Fact):
-    """The temperature of a model: wherever it is used, its probabilities are ``softmax(logits / temperature)``.
+    """The temperature of a model: everywhere, its probabilities are ``softmax(logits / temperature)``.
 
-    Fitted once, when the weights are saved, and never changed afterwards, so that every program gets the same numbers.
+    Fitted once, when the weights are saved, and never changed, so that all programs get the same numbers.
 
     Attributes:
-        temperature: 1 where none has been shown to help.
-        images: validation images that it was fitted on; 0 if that was not tried.
-        loss: mean cross-entropy on them at temperature 1, in nats.
-        held_out_loss: the same by cross-validation: each image with a temperature fitted on others.
-        note: why the temperature is 1; else empty.
+        temperature: 1 if no other value is shown to help.
+        images: validation images it was fitted on; 0: not fitted.
+        loss: mean cross-entropy of these images at temperature 1, in nats.
+        held_out_loss: mean cross-entropy by cross-validation: each image with a temperature fitted on other images.
+        note: why the temperature is 1; otherwise "".
     """
 
     temperature: Annotated[float, Field(ge=1e-6, le=1e6, allow_inf_nan=False)] = 1.0
@@ -185,18 +185,18 @@ class Calibration(Fact):
 
 
 class ModelCard(Fact):
-    """Everything that ``model.json`` says of the weights beside it.
+    """The contents of ``model.json``, which describes the weights beside it.
 
     Attributes:
         architecture: name in the zoo.
         build_options: arguments of the architecture that depend on the weights (ViT's image_size).
         head: qualified names of the modules that produce the classes.
-        head_start: what of the head came with the weights; None without weights, and in folders of an earlier version.
+        head_start: how the head's weights started; None without weights, and in folders of an earlier version.
         recipe: name of the recipe that trained it.
         config: the resolved training settings.
         epoch: the epoch that the weights are from, counted from 1.
-        val_accuracy: fraction of the validation images that they classify correctly.
-        averaged: whether they are the moving average over the steps rather than the last step's.
+        val_accuracy: a fraction.
+        averaged: whether the weights are the moving average (EMA) instead of the last step's.
         calibration: the temperature of the probabilities; 1 for models saved by an earlier version.
         weights_sha256: of the file of weights; None in folders of an earlier version.
     """
@@ -222,7 +222,7 @@ class ModelCard(Fact):
     @field_validator("config")
     @classmethod
     def _check_seed(cls, config: dict[str, object]) -> dict[str, object]:
-        # The only setting that is used again without the checks of the command line: by ``zoo.starting_point``.
+        # The only setting that is used again (by ``zoo.starting_point``) without the checks of the command line.
         seed = config.get("seed", 0)
         if not isinstance(seed, int) or not 0 <= seed < 1 << 63:
             raise ValueError(f"seed must be a number from 0 to 2^63 - 1, not {seed!r:.50}")
@@ -230,9 +230,11 @@ class ModelCard(Fact):
 
 
 def problems_in(error: ValidationError) -> str:
-    """Return which fields of a record are wrong, with their values and why, for people."""
-    said = [_problem(each["loc"], each["input"], each["msg"].removeprefix("Value error, ")) for each in error.errors()]
-    return "; ".join(said[:3]) + (f" and {len(said) - 3} more" if len(said) > 3 else "")
+    """Return which fields of a record are wrong, with their values and the reasons, as one line."""
+    problems = [
+        _problem(each["loc"], each["input"], each["msg"].removeprefix("Value error, ")) for each in error.errors()
+    ]
+    return "; ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
 
 
 def _problem(place: tuple[str | int, ...], value: object, reason: str) -> str:

@@ -1,4 +1,4 @@
-"""Everything that a person, or the world, can do to make a command fail; nothing here prints or exits.
+"""All errors that a command reports, and short texts for their messages; nothing here prints or exits.
 
 TlError                   exit 1: the work failed
 ├── DownloadError         a file could not be fetched, or arrived wrong
@@ -12,7 +12,7 @@ TlError                   exit 1: the work failed
     ├── WeightsError        weights that cannot be read or do not fit
     └── RunNotFoundError    no such run, or more than one
 
-Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 (not a TlError: nothing may swallow it)
+Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 (not a TlError: nothing may catch it)
 """
 
 import re
@@ -67,7 +67,7 @@ class WeightsError(UsageError):
 
 
 class RunNotFoundError(UsageError):
-    """No run, or more than one, answers to the name."""
+    """No run, or more than one, matches the name."""
 
 
 class Interrupted(BaseException):
@@ -90,33 +90,33 @@ class Interrupted(BaseException):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says without secrets, or its kind where it says nothing."""
+    """Return the first line of an error's message without secrets, or its class if it has no message."""
     return without_secrets(next(iter(str(error).splitlines()), "")) or type(error).__name__
 
 
 def without_secrets(text: str) -> str:
-    """Return text in which addresses have neither user and password nor a query: it is shown, and recorded."""
+    """Return text with user, password and query removed from addresses, to be shown or recorded."""
     return _QUERY.sub(r"\1", _CREDENTIALS.sub(r"\1", text))
 
 
-# A password may hold anything but a slash, and more than one @; what closes a sentence or a quotation is left.
+# A password may contain anything but a slash, even @; punctuation that ends a sentence or quotation is kept.
 _CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/]*@", re.IGNORECASE)
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#]*)(?:\?|#(?!/))\S*?(?=[\])}>'\",;:.!]*(?:\s|$))", re.IGNORECASE)
 
 
 def some(names: Sequence[str], show: int = 5) -> str:
-    """Return the first few names as a list to read, and how many more there are."""
+    """Return the first few names, and how many more there are."""
     more = f" and {len(names) - show} more" if len(names) > show else ""
     return ", ".join(names[:show]) + more
 
 
 def shortened(name: str, most: int = 120) -> str:
-    """Return a name as it is shown, cut where it is too long."""
+    """Return a name for a message, cut if it is too long."""
     return name if len(name) <= most else f"{name[:most]}..."
 
 
 def suggest(name: str, known: Iterable[str], *, show: int = 5) -> str:
-    """Return " Did you mean ...?" with the nearest of ``known``, or the first few when none is near."""
+    """Return " Did you mean ...?" with the nearest of ``known``, or the first few if none is similar."""
     known = list(dict.fromkeys(known))
     near = get_close_matches(name.lower(), known, n=show, cutoff=0.6)
     if near:

@@ -1,6 +1,6 @@
-"""Signals become exceptions: at once where that harms nothing, at the end of a block that must not be left halfway.
+"""Turns signals into exceptions: immediately, or at the end of a block that must not be interrupted.
 
-The second signal of a person who cannot wait is raised at once wherever it comes.
+A second signal is raised immediately, even within such a block.
 """
 
 import signal
@@ -12,7 +12,7 @@ from types import FrameType
 from tl_cli.errors import Interrupted
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-# A nervous double press is one.
+# Debounce a double Ctrl-C.
 _SAME_PRESS_S = 1.0
 
 _depth = 0
@@ -25,8 +25,8 @@ _handled: set[signal.Signals] = set()
 def listen() -> None:
     """Raise ``Interrupted`` for Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 from now on.
 
-    A signal that this process was started to ignore stays ignored: SIGHUP under ``nohup``, SIGINT of a script's
-    background job.
+    A signal that was ignored when this process started stays ignored: SIGHUP under ``nohup``, SIGINT in a
+    script's background job.
     """
     global _raised
     _raised = None
@@ -37,27 +37,27 @@ def listen() -> None:
 
 
 def ignore() -> None:
-    """Let no signal disturb what is left to do."""
+    """Ignore these signals from now on, while the command finishes."""
     for signum in _handled:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def known() -> list[signal.Signals]:
-    """Return the signals that end a command, as far as this system has them."""
+    """Return the signals that end a command and exist on this system."""
     return [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 def raised() -> Interrupted | None:
-    """Return what was raised for a signal: a library may have turned it into an error of its own."""
+    """Return the exception of the last signal, which a library may have replaced by its own; None without a signal."""
     return None if _raised is None else Interrupted(_raised)
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Keep a signal until the block is done, and raise it then: what the block changes is never left half changed.
+    """Delay a signal until the end of the block, so that its changes are complete.
 
     Raises:
-        Interrupted: a signal came meanwhile; from within the block, if it was the second one.
+        Interrupted: at the end if a signal came during the block; immediately at the second signal.
     """
     global _depth, _waiting
     _depth += 1

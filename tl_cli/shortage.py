@@ -1,4 +1,4 @@
-"""Memory or threads that run out: one rule for the many errors by which libraries tell it, and what helps where."""
+"""Recognises the many errors that libraries raise when memory or threads run out, and advises which options help."""
 
 import errno
 import re
@@ -18,7 +18,7 @@ _SIGNS: dict[Resource, str] = {
     r"|could not (create|execute) a primitive(?! descriptor)|could not (create|initialize) a memory|bad_?alloc"
     r"|failed to map segment from shared object(?!: operation not permitted)",
 }
-# What may help, by option, in the order in which it is named.
+# What may help, by option, in the order of the advice.
 _HELP: dict[Resource, dict[str, str]] = {
     "threads": {"--workers": "--workers 0", "--threads": "--threads 1"},
     "GPU memory": {
@@ -39,11 +39,11 @@ _HELP: dict[Resource, dict[str, str]] = {
 
 
 class ShortageError(TlError):
-    """There is too little of something.
+    """Memory, GPU memory or threads have run out.
 
     Attributes:
-        resource: that ran out.
-        options: that help where it happened; None for all that the command has.
+        resource: what ran out.
+        options: those that help; None for all of the command's options.
     """
 
     def __init__(self, resource: Resource, where: str = "", options: Collection[str] | None = None) -> None:
@@ -52,7 +52,7 @@ class ShortageError(TlError):
         self.options = options
 
     def advice(self, command: Collection[str]) -> str:
-        """Return what to try, of the options that a command has."""
+        """Return what to try, limited to the options of a command."""
         fitting = command if self.options is None else self.options
         tries = [text for option, text in _HELP[self.resource].items() if option in fitting and option in command]
         if self.resource == "threads":
@@ -65,7 +65,7 @@ class ShortageError(TlError):
 
 
 def found(error: BaseException) -> ShortageError | None:
-    """Return the shortage that is the cause of an error, or of that which it was raised from; None for others."""
+    """Return the shortage that is an error or one of its causes; None for other errors."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ShortageError):
@@ -79,18 +79,18 @@ def found(error: BaseException) -> ShortageError | None:
 
 
 def pass_on(error: Exception) -> None:
-    """Raise an error again if it is about a shortage: nothing is wrong with the file that was being read."""
+    """Raise an error again if it is about a shortage, so that it is not reported as a damaged file."""
     if found(error) is not None:
         raise error
 
 
 @contextmanager
 def during(where: str, *options: str) -> Iterator[None]:
-    """Let an error that is about a shortage say where it happened.
+    """Add to an error about a shortage where it happened.
 
     Args:
         where: such as ``while training``.
-        options: of commands, that make what is done in the block need less.
+        options: those that reduce what the block needs.
 
     Raises:
         ShortageError: memory or threads have run out.
@@ -109,13 +109,13 @@ def _resource(error: BaseException) -> Resource | None:
         return "memory"
     if isinstance(error, TlError) or not isinstance(error, Exception):
         return None
-    # A file's name says nothing about its error.
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return next((name for name, signs in _SIGNS.items() if re.search(signs, said, re.IGNORECASE)), None)
+    # Without the file's name, which might match.
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return next((name for name, signs in _SIGNS.items() if re.search(signs, message, re.IGNORECASE)), None)
 
 
 def _limit() -> str:
-    """Return the limit on this process's memory, or an empty text where there is none."""
+    """Return the limit on this process's memory, or "" if there is none."""
     try:
         import resource
     except ImportError:  # Windows

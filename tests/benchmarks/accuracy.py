@@ -22,7 +22,7 @@ from tl_cli.evaluation.logits import answer
 from tl_cli.io.atomic import replacing
 from tl_cli.models.zoo import registry
 from tl_cli.training import plan as setup
-from tl_cli.training.events import EpochEnded, Event, tell_all
+from tl_cli.training.events import EpochEnded, Event, notify_all
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import Plan, new_state
 from tl_cli.training.state import Saver
@@ -205,7 +205,7 @@ def _tl_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
             )
             say(f"    epoch {event.epoch}: {100 * event.val_accuracy:.2f}% validated")
 
-    fit(plan, state, tell_all(Saver(folder, state, plan.card()), keep))
+    fit(plan, state, notify_all(Saver(folder, state, plan.card()), keep))
     done = [_tested(plan, folder, epoch) for epoch in range(1, plan.config.epochs + 1)]
     _write(folder, done)
     reached = _reached(done, limits.target)

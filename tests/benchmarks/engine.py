@@ -18,7 +18,7 @@ from tl_cli.data.batches import Batch
 from tl_cli.tracking.recorder import Recorder
 from tl_cli.tracking.store import open_store
 from tl_cli.training import plan as setup
-from tl_cli.training.events import EpochEnded, Event, LossSampled, Observer, StepEnded, tell_all
+from tl_cli.training.events import EpochEnded, Event, LossSampled, Observer, StepEnded, notify_all
 from tl_cli.training.fit import fit
 from tl_cli.training.history import History
 from tl_cli.training.plan import Plan, new_state, open_stage
@@ -184,7 +184,7 @@ def told(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Told:
         ):
             every = Every.parse(plan.config.checkpoint_every)
             saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
-            timed = Told(tell_all(recorder, saver, history, screen))
+            timed = Told(notify_all(recorder, saver, history, screen))
             fit(plan, state, timed)
     return timed
 

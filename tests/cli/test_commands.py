@@ -201,7 +201,7 @@ def test_a_folder_without_test_images_claims_no_test_figure(tl, workplace: Path)
     for part in ("train", "val"):
         write_pictures(Path("data") / part, COLOURS, 6)
     result = tl("train", *QUICK, "--data", "data")
-    assert "no test accuracy will be claimed" in result.out
+    assert "test accuracy will not be reported" in result.out
     assert "95% interval" not in result.out
     assert "test/accuracy" not in open_store(None).find("latest").data.metrics
     measured = tl("eval", "latest")

@@ -119,7 +119,7 @@ def test_no_lock_is_made_where_a_run_has_no_folder(store: Store, workplace: Path
 def test_a_run_that_was_removed_meanwhile_is_not_taken_up(store: Store) -> None:  # noqa: F811
     run = killed_run(store)
     store.client.delete_run(run.info.run_id)
-    with pytest.raises(UsageError, match="has been removed meanwhile"), owned(store, run):
+    with pytest.raises(UsageError, match="has been removed in the meantime"), owned(store, run):
         pass
 
 

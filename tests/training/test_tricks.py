@@ -264,5 +264,5 @@ def test_every_trick_learns_colours(colours: Path, settings: dict[str, object]) 
     values = {**SMALL_EFFICIENTNET, "bn": "train", "epochs": 8, "lr": 0.003, "unfreeze_lr": 0.003, **settings}
     events, _ = run(plan_for(colours, **values))
     ended = [event for event in events if isinstance(event, EpochEnded)]
-    assert max(event.judged[0] for event in ended) == 1.0
+    assert max(event.validation[0] for event in ended) == 1.0
     assert all(math.isfinite(event.train_loss) for event in ended)

@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import savgol_filter
 
 from tests.ui.terminal.test_charts import history
-from tl_cli.training.history import EpochPoint, History
+from tl_cli.training.history import EpochEnded, History
 from tl_cli.ui.panels import Line, PanelOptions, accuracy_by_epoch, loss_by_epoch, loss_by_step, panels, smooth
 
 
@@ -37,7 +37,7 @@ def test_the_points_of_the_best_epoch_and_the_test_have_their_values() -> None:
 
 def test_averaged_weights_are_a_line_and_may_be_the_best() -> None:
     one = history()
-    one.epochs = [EpochPoint(1, 50, 1, 0.5, 1, 0.5, 1e-3, 0, ema_val_accuracy=0.7, ema_val_loss=0.8)]
+    one.epochs = [EpochEnded(1, 50, 1, 0.5, 1, 0.5, 1e-3, 0, ema_val_accuracy=0.7, ema_val_loss=0.8)]
     panel = accuracy_by_epoch([one])
     assert line(panel, "averaged weights").points == [(1, 0.7)]
     assert line(panel, "best, epoch 1").points == [(1, 0.7)]
@@ -150,8 +150,8 @@ def test_a_run_of_one_point_or_none_has_panels(x) -> None:
 
 
 def test_epochs_that_count_from_zero_or_have_no_step_are_drawn() -> None:
-    from_zero = History("zero", [(step, 1.0) for step in range(20)], [EpochPoint(0, step, 1.0) for step in range(20)])
-    without_step = History("none", [(step, 1.0) for step in range(20)], [EpochPoint(1, 0, 1.0)])
+    from_zero = History("zero", [(step, 1.0) for step in range(20)], [EpochEnded(0, step, 1.0) for step in range(20)])
+    without_step = History("none", [(step, 1.0) for step in range(20)], [EpochEnded(1, 0, 1.0)])
     for one in (from_zero, without_step):
         for x in (None, "step", "epoch", "time"):
             for last in (None, 2):

@@ -32,8 +32,8 @@ from tl_cli.api.observer import Observer
 from tl_cli.contract import ModelCard
 from tl_cli.data.preprocess import Picture
 from tl_cli.errors import RunNotFoundError, UnknownModelError, UsageError, some
+from tl_cli.evaluation.classification import worst_mistakes
 from tl_cli.evaluation.logits import answer, check_finite
-from tl_cli.evaluation.scores import worst_mistakes
 from tl_cli.evaluation.task import TASKS
 from tl_cli.inspection.attribution import grad_cam
 from tl_cli.inspection.drift import measure_drift

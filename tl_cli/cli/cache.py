@@ -41,7 +41,8 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print the sizes 
     """Show the size of each kind, and how much of it was not used for a day and for 30 days."""
     from tl_cli.data.cache_entries import RULES, entries
     from tl_cli.io.download import cache_root
-    from tl_cli.ui.terminal.console import json_text, make_console, plain
+    from tl_cli.text import json_text
+    from tl_cli.ui.terminal.console import make_console, plain
     from tl_cli.ui.terminal.tables import cache_table
 
     root, now = cache_root(), time.time()

@@ -105,7 +105,8 @@ def check(
     from tl_cli.data import pixel_range
     from tl_cli.data.checks import examine
     from tl_cli.data.dataset import open_source
-    from tl_cli.ui.terminal.console import json_text, make_console
+    from tl_cli.text import json_text
+    from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.data_report import as_data, print_findings
     from tl_cli.ui.terminal.progress import FileProgress
 
@@ -193,7 +194,7 @@ def _sets(pattern: str | None) -> "list[BuiltIn]":
 
 
 def _json(sets: "list[BuiltIn]") -> str:
-    from tl_cli.ui.terminal.console import json_text
+    from tl_cli.text import json_text
 
     return json_text(
         [

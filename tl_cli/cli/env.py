@@ -14,7 +14,8 @@ tl env --json"""
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False) -> None:
     """Print versions, device, threads, processor features, paths and the store, for a bug report; no secrets."""
     from tl_cli.api.environment import describe
-    from tl_cli.ui.terminal.console import json_text, make_console, plain
+    from tl_cli.text import json_text
+    from tl_cli.ui.terminal.console import make_console, plain
 
     facts = describe()
     if as_json:

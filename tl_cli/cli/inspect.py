@@ -162,9 +162,10 @@ def inspect(
     refuse_silence(quiet and not (as_json or output or log), "--output DIR")
     from tl_cli.api.inspection_results import InspectionRequest
     from tl_cli.api.inspection_view import inspect, log_files
+    from tl_cli.text import json_text
     from tl_cli.ui.figures.anatomy_figures import write_inspection
     from tl_cli.ui.terminal.anatomy import print_inspection
-    from tl_cli.ui.terminal.console import json_text, make_console, try_to_show
+    from tl_cli.ui.terminal.console import make_console, try_to_show
     from tl_cli.ui.terminal.observer import TerminalObserver
 
     request = InspectionRequest(

@@ -172,7 +172,7 @@ def _nothing(wanted: "Wanted", source: str | None) -> str:
 
 
 def _json(rows: "list[Row]") -> str:
-    from tl_cli.ui.terminal.console import json_text
+    from tl_cli.text import json_text
 
     return json_text(
         [

@@ -74,9 +74,10 @@ def plot(
         _check_ending(output)
     from tl_cli.api import run_curves
     from tl_cli.errors import Interrupted
+    from tl_cli.text import json_text
     from tl_cli.ui.panels import PanelOptions
     from tl_cli.ui.terminal import curve_view
-    from tl_cli.ui.terminal.console import json_text, make_console
+    from tl_cli.ui.terminal.console import make_console
 
     request = run_curves.CurvesRequest(tuple(runs or ()), tuple(metric or ()), tracking_uri)
     options = PanelOptions((), x, smooth, log, last)

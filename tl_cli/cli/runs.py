@@ -4,7 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -166,11 +166,12 @@ def show(
     if as_json and as_csv:
         raise typer.BadParameter("give one of --json and --csv", param_hint="--csv")
     from tl_cli.errors import UsageError
+    from tl_cli.evaluation.scores import EPOCH_SCORES
+    from tl_cli.text import csv_text
     from tl_cli.tracking.listing import facts_of, with_curves
     from tl_cli.tracking.reader import read_history
     from tl_cli.tracking.store import is_parent, named, open_store, short_id
-    from tl_cli.training.history import EpochPoint
-    from tl_cli.ui.terminal.console import csv_text, make_console
+    from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.progress import epoch_table
     from tl_cli.ui.terminal.run_tables import runs_table
 
@@ -180,12 +181,12 @@ def show(
         raise UsageError(f"{named(found)} is a comparison, without epochs of its own; see tl compare {short_id(found)}")
     history = read_history(store, found)
     if as_csv:
-        names = [field.name for field in fields(EpochPoint)]
-        typer.echo(csv_text([names, *(list(asdict(point).values()) for point in history.epochs)]), nl=False)
+        names = ["epoch", "step", *EPOCH_SCORES]
+        typer.echo(csv_text([names, *(list(epoch.to_dict().values()) for epoch in history.epochs)]), nl=False)
         return
     (facts,) = with_curves(store, [found], facts_of(store, [found], store.runs()))
     if as_json:
-        _print_json({**_as_data(facts), "by_epoch": [asdict(point) for point in history.epochs]})
+        _print_json({**_as_data(facts), "by_epoch": [epoch.to_dict() for epoch in history.epochs]})
         return
     console = make_console()
     console.print(runs_table(console, [facts]))
@@ -588,7 +589,7 @@ def _find(store: "Store", names: Sequence[str], *, or_removed: bool = False) -> 
 
 
 def _print_json(data: object) -> None:
-    from tl_cli.ui.terminal.console import json_text
+    from tl_cli.text import json_text
 
     typer.echo(json_text(data, indent=2))
 

@@ -716,7 +716,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
     """Train, record and show: opens the observers, and keeps the best model however the run ends."""
     from tl_cli.errors import Interrupted
     from tl_cli.tracking.recorder import Recorder
-    from tl_cli.training.events import tell_all
+    from tl_cli.training.events import notify_all
     from tl_cli.training.fit import fit
     from tl_cli.training.outcome import conclude
     from tl_cli.training.state import BEST_FOLDER, Every, Saver
@@ -746,7 +746,7 @@ def _carry_out(plan: "Plan", target: _Target, console: "Console") -> None:
             title = Title(recorder.run_name, plan.machine.describe(), plan.config.epochs)
             try:
                 with open_screen(console, title, history) as screen:
-                    counters = fit(plan, state, tell_all(recorder, saver, history, screen))
+                    counters = fit(plan, state, notify_all(recorder, saver, history, screen))
                     outcome = conclude(plan, counters, recorder.folder / BEST_FOLDER, screen)
                 if outcome.test is not None:
                     history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value

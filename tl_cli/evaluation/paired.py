@@ -8,7 +8,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest, t
 
-from tl_cli.evaluation.scores import Measure, wilson
+from tl_cli.evaluation.intervals import Measure, wilson
 
 _DRAWS = 10_000
 LEVEL = 0.05

@@ -8,9 +8,9 @@ from statistics import mean
 import numpy as np
 
 from tl_cli.errors import UsageError, some
+from tl_cli.evaluation.intervals import Measure
 from tl_cli.evaluation.logits import KeptAnswers
 from tl_cli.evaluation.paired import LEVEL, Paired, compare, holm, mean_accuracy
-from tl_cli.evaluation.scores import Measure
 
 # Beginning of the value of the condition "weights" where the weights are published ones.
 PRETRAINED = "pretrained"

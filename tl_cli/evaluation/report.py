@@ -8,13 +8,10 @@ import numpy as np
 
 from tl_cli.contract import Calibration
 from tl_cli.evaluation.calibration import Reliability, reliability
-from tl_cli.evaluation.logits import Answers
-from tl_cli.evaluation.scores import (
-    Accuracy,
+from tl_cli.evaluation.classification import (
     ClassScore,
     Confusion,
     MacroScores,
-    Measure,
     Mistake,
     Report,
     class_scores,
@@ -23,6 +20,8 @@ from tl_cli.evaluation.scores import (
     report,
     worst_mistakes,
 )
+from tl_cli.evaluation.intervals import Accuracy, Measure
+from tl_cli.evaluation.logits import Answers
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 _PAIRS = 20

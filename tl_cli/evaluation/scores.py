@@ -1,277 +1,133 @@
-"""Numbers about answers, each with its uncertainty where it is an estimate."""
+"""What is measured in each epoch, declared once: recorder, reader, tables, notes, CSV and JSON use these rows.
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+To add a metric, add a field to `EpochEnded` here and fill it where it is computed, in training/fit.py. No torch here.
+"""
 
-import numpy as np
-import torch
-from scipy.stats import binomtest, sem, t
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-from tl_cli.evaluation.logits import Answers
-from tl_cli.evaluation.task import SINGLE_LABEL, Task
+from tl_cli.contract import Calibration
 
-_DRAWS = 1000
-# With fewer images a class, means over classes are too far from what more would show for an interval to hold it.
-_FEWEST_A_CLASS = 10
-# Resampled numbers are held at once; more are drawn in parts.
-_MOST_AT_ONCE = 1 << 24
+Unit = Literal["fraction", "nats", "learning rate", "images/s", "s"]
+Direction = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True, slots=True)
-class Accuracy:
-    """A share of images, with the interval that its number of images allows.
+class Score:
+    """How one number of an epoch is recorded and shown."""
 
-    Attributes:
-        correct: images classified correctly.
-        count: images in all.
-        low: lower end of the 95% interval, a fraction.
-        high: upper end.
+    key: str
+    """Its name in MLflow."""
+    title: str
+    """Words before the number in a line of text; "" where the unit says enough."""
+    heading: str
+    """Column heading in a table."""
+    unit: Unit
+    format: str
+    """Format specification of a number, such as ``.2%``."""
+    rank: int
+    """Tables leave out columns of the highest rank first where the terminal is narrow."""
+    better: Direction | None = None
+    """Which direction is an improvement; None where neither is."""
+    in_line: bool = False
+    """Whether the plain line of an epoch shows it."""
+
+    def text(self, value: float) -> str:
+        """Return the number with its unit, such as ``93.10%`` or ``640 images/s``."""
+        suffix = f" {self.unit}" if self.unit in ("images/s", "s") else ""
+        return f"{value:{self.format}}{suffix}"
+
+
+def _score(
+    key: str,
+    title: str,
+    heading: str,
+    unit: Unit,
+    spec: str,
+    rank: int,
+    better: Direction | None = None,
+    *,
+    in_line: bool = False,
+) -> Any:
+    """Return a field of `EpochEnded` with its row; its default, None, means not recorded."""
+    return field(default=None, metadata={"score": Score(key, title, heading, unit, spec, rank, better, in_line)})
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnded:
+    """An epoch that has been trained and validated: an event of the loop, and a point of each curve.
+
+    Accuracies are fractions, losses mean cross-entropies in nats. A score is None where it was not recorded, as in runs
+    of other programs.
     """
 
-    correct: int
-    count: int
-    low: float
-    high: float
+    epoch: int
+    """From 1, over all phases."""
+    step: int
+    """Optimizer steps so far, over all epochs."""
+    # fmt: off
+    train_loss: float | None = _score(
+        "train/loss", "train loss", "train loss", "nats", ".4f", 3, "lower", in_line=True)
+    """Of the batches as they were trained on (augmented, with weights that change from step to step)."""
+    train_accuracy: float | None = _score(
+        "train/accuracy", "train accuracy", "train acc", "fraction", ".2%", 4, "higher")
+    """Of the same batches."""
+    val_loss: float | None = _score(
+        "val/loss", "val loss", "val loss", "nats", ".4f", 2, "lower", in_line=True)
+    val_accuracy: float | None = _score(
+        "val/accuracy", "val accuracy", "val acc", "fraction", ".2%", 1, "higher", in_line=True)
+    lr_head: float | None = _score(
+        "lr/head", "head lr", "head lr", "learning rate", ".1e", 7)
+    """Of the epoch's last step."""
+    lr_backbone: float | None = _score(
+        "lr/backbone", "backbone lr", "backbone lr", "learning rate", ".1e", 7)
+    """Of the highest backbone layer that trains; 0 while the backbone is frozen."""
+    seconds: float | None = _score(
+        "time/epoch_seconds", "", "time", "s", ".1f", 6, in_line=True)
+    """Training and validation."""
+    ema_val_accuracy: float | None = _score(
+        "val/ema_accuracy", "EMA accuracy", "ema acc", "fraction", ".2%", 5, "higher", in_line=True)
+    """Of the averaged weights (EMA); None where there is no average."""
+    ema_val_loss: float | None = _score(
+        "val/ema_loss", "EMA loss", "ema loss", "nats", ".4f", 8, "lower")
+    images_per_second: float | None = _score(
+        "time/images_per_second", "", "images/s", "images/s", ",.0f", 9, in_line=True)
+    """While training; validation is not counted."""
+    # fmt: on
+    is_best: bool = False
+    """Whether it is better on validation than each epoch before, by the weights or by their average."""
+    calibration: Calibration | None = None
+    """Of the better of the weights and their average; None unless the epoch is the best."""
 
     @property
-    def value(self) -> float:
-        """The fraction of correct images."""
-        return self.correct / self.count
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """An estimate with the two ends of its 95% interval; NaN where so few images say nothing of it."""
-
-    value: float
-    low: float
-    high: float
+    def validation(self) -> tuple[float, float] | None:
+        """Accuracy and loss on validation of the better of the weights and their average; None if not recorded."""
+        return better((self.val_accuracy, self.val_loss), (self.ema_val_accuracy, self.ema_val_loss))
 
     @property
-    def is_known(self) -> bool:
-        """Whether there is an interval."""
-        return not math.isnan(self.low)
+    def averaged(self) -> bool:
+        """Whether the averaged weights are better than the weights themselves."""
+        return self.validation != better((self.val_accuracy, self.val_loss))
+
+    def scores(self) -> dict[str, float | None]:
+        """Return each score by the name of its field."""
+        return {name: getattr(self, name) for name in EPOCH_SCORES}
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the epoch as CSV and JSON show it."""
+        return {"epoch": self.epoch, "step": self.step, **self.scores()}
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How good a classifier is on one part of the data.
+EPOCH_SCORES: dict[str, Score] = {
+    each.name: each.metadata["score"] for each in fields(EpochEnded) if "score" in each.metadata
+}
+"""The rows, by the names of their fields."""
 
-    Attributes:
-        accuracy: top-1, with its interval.
-        top5: whether the true class is among the five likeliest; None with five classes or fewer.
-        loss: mean cross-entropy, in nats; the interval is Student's.
-        confusion: (num_classes, num_classes) int64; rows are the truth, columns the answer.
+
+def better(*measured: tuple[float | None, float | None]) -> tuple[float, float] | None:
+    """Return the best of some pairs of accuracy and loss: the highest accuracy, then the lowest loss.
+
+    The first of equal pairs is returned; None if no accuracy is given.
     """
-
-    accuracy: Accuracy
-    top5: Accuracy | None
-    loss: Measure
-    confusion: np.ndarray
-
-    @property
-    def recalls(self) -> list[Accuracy | None]:
-        """Accuracy among the images of each class; None for a class without images."""
-        return [
-            wilson(int(row[label]), int(row.sum())) if row.sum() else None for label, row in enumerate(self.confusion)
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class ClassScore:
-    """One class.
-
-    Attributes:
-        images: of the class.
-        answers: how often it was answered.
-        recall: share of its images that are answered so; None without images.
-        precision: share of the answers that are right; None where it was never answered.
-        f1: harmonic mean of the two, 0 where it was never answered rightly; None without images.
-    """
-
-    images: int
-    answers: int
-    recall: Accuracy | None
-    precision: Accuracy | None
-    f1: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class MacroScores:
-    """Means over the classes that have images, each class counting as much as any other.
-
-    A class that was never answered has precision 0, as in scikit-learn. The intervals are basic ones (Davison and
-    Hinkley 1997) of 1,000 bootstrap samples of the images, drawn class by class so that none is lost; with fewer than
-    ten images a class there are none, and none for the precision where a class was answered fewer than ten times: it is
-    0 in the samples that lose those answers.
-    """
-
-    precision: Measure
-    recall: Measure
-    f1: Measure
-
-
-@dataclass(frozen=True, slots=True)
-class Confusion:
-    """A pair of classes that is mixed up.
-
-    Attributes:
-        true: index of the class that the images are of.
-        answered: index of the class that was answered.
-        count: images.
-        share: of the images of the true class.
-    """
-
-    true: int
-    answered: int
-    count: int
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """An image that was classified wrongly.
-
-    Attributes:
-        index: place among the answers.
-        true: index of its class.
-        answered: index of the class that was answered.
-        probability: of the answer.
-        true_probability: of its class.
-    """
-
-    index: int
-    true: int
-    answered: int
-    probability: float
-    true_probability: float
-
-
-def wilson(correct: int, count: int) -> Accuracy:
-    """Return an accuracy with its 95% Wilson score interval (Wilson 1927), by SciPy."""
-    interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")
-    return Accuracy(correct, count, float(interval.low), float(interval.high))
-
-
-def report(answers: Answers, task: Task = SINGLE_LABEL) -> Report:
-    """Return accuracy, loss and confusion matrix of a set of answers."""
-    logits, labels = answers.logits, answers.labels
-    in_top5 = task.is_among_likeliest(logits, labels, 5)
-    return Report(
-        accuracy=wilson(int(task.is_correct(logits, labels).sum()), len(labels)),
-        top5=None if in_top5 is None else wilson(int(in_top5.sum()), len(labels)),
-        loss=_mean(task.loss(logits.double(), labels, reduction="none").numpy()),
-        confusion=task.confusion(logits, labels).numpy(),
-    )
-
-
-def class_scores(confusion: np.ndarray) -> list[ClassScore]:
-    """Return recall, precision and F1 of every class of a confusion matrix."""
-    scores = []
-    for label, (images, answers) in enumerate(zip(confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True)):
-        right = int(confusion[label, label])
-        scores.append(
-            ClassScore(
-                images=images,
-                answers=answers,
-                recall=wilson(right, images) if images else None,
-                precision=wilson(right, answers) if answers else None,
-                f1=2 * right / (images + answers) if images else None,
-            )
-        )
-    return scores
-
-
-def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
-    """Return the macro averages with bootstrap intervals.
-
-    Args:
-        confusion: (num_classes, num_classes) int64 of at least one image.
-        seed: of the bootstrap.
-    """
-    true, answered = np.nonzero(confusion)
-    counts = confusion[true, answered]
-    generator = np.random.default_rng(seed)
-    # Cells come row by row, and a row is a class.
-    rows = np.split(counts, np.flatnonzero(np.diff(true)) + 1)
-    values = _macro(true, answered, counts[None], len(confusion))[:, 0]
-    if counts.sum() < _FEWEST_A_CLASS * len(rows):
-        precision, recall, f1 = (Measure(float(value), math.nan, math.nan) for value in values)
-        return MacroScores(precision, recall, f1)
-    size = max(1, _MOST_AT_ONCE // max(len(counts), len(confusion)))
-    drawn = []
-    for start in range(0, _DRAWS, size):
-        # Resampling images is drawing anew how many of a class fall in each cell that has any.
-        draws = [generator.multinomial(row.sum(), row / row.sum(), min(size, _DRAWS - start)) for row in rows]
-        drawn.append(_macro(true, answered, np.concatenate(draws, axis=1), len(confusion)))
-    quantiles = np.percentile(np.concatenate(drawn, axis=1), [2.5, 97.5], axis=1).T
-    precision, recall, f1 = (_basic(float(value), *each) for value, each in zip(values, quantiles, strict=True))
-    if confusion.sum(0)[confusion.any(1)].min() < _FEWEST_A_CLASS:
-        precision = Measure(precision.value, math.nan, math.nan)
-    return MacroScores(precision, recall, f1)
-
-
-def _basic(value: float, low: float, high: float) -> Measure:
-    """Return the interval that is the quantiles' mirror image about the estimate, within 0..1 and around it."""
-    if low == high:
-        return Measure(value, math.nan, math.nan)
-    return Measure(value, max(0.0, min(value, 2 * value - high)), min(1.0, max(value, 2 * value - low)))
-
-
-def most_confused(confusion: np.ndarray, most: int) -> list[Confusion]:
-    """Return the pairs of classes that are mixed up most often, the most frequent first."""
-    wrong = confusion.copy()
-    np.fill_diagonal(wrong, 0)
-    images = confusion.sum(1)
-    places = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    pairs = zip(*np.unravel_index(places, wrong.shape), strict=True)
-    return [
-        Confusion(int(true), int(said), int(wrong[true, said]), float(wrong[true, said] / images[true]))
-        for true, said in pairs
-        if wrong[true, said]
-    ]
-
-
-def worst_mistakes(answers: Answers, most: int) -> list[Mistake]:
-    """Return the wrong answers that were given with the most confidence against the truth: the largest loss first."""
-    # As probabilities, several wrong classes may all round to one.
-    losses = SINGLE_LABEL.loss(answers.logits.double(), answers.labels, reduction="none")
-    predicted = answers.logits.argmax(1)
-    wrong = torch.nonzero(predicted != answers.labels).flatten()
-    order = wrong[losses[wrong].argsort(descending=True, stable=True)][:most]
-    probabilities = answers.logits[order].softmax(1)
-    return [
-        Mistake(place, true, said, float(row[said]), float(row[true]))
-        for place, true, said, row in zip(
-            order.tolist(), answers.labels[order].tolist(), predicted[order].tolist(), probabilities, strict=True
-        )
-    ]
-
-
-def _macro(true: np.ndarray, answered: np.ndarray, draws: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return macro precision, recall and F1 of each draw, (3, D).
-
-    Args:
-        true: (C,) class of each cell.
-        answered: (C,) answer of each cell.
-        draws: (D, C) images in each cell.
-    """
-    images, answers, right = (np.zeros((num_classes, len(draws))) for _ in range(3))
-    np.add.at(images, true, draws.T)
-    np.add.at(answers, answered, draws.T)
-    diagonal = true == answered
-    right[true[diagonal]] = draws.T[diagonal]
-    is_there = images > 0
-    scores = (
-        np.divide(right, divisor, out=np.zeros_like(right), where=is_there & (divisor > 0))
-        for divisor in (answers, images, (images + answers) / 2)
-    )
-    return np.stack([score.sum(0) / is_there.sum(0) for score in scores])
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> Measure:
-    """Return a mean with Student's 95% interval; of one value it is unknown."""
-    mean = float(np.mean(values))
-    half = float(sem(values) * t.ppf(0.975, len(values) - 1)) if len(values) > 1 else math.nan
-    return Measure(mean, mean - half, mean + half)
+    known = [(accuracy, loss or 0.0) for accuracy, loss in measured if accuracy is not None]
+    return max(known, key=lambda pair: (pair[0], -pair[1])) if known else None

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
+from tl_cli.evaluation.intervals import Accuracy, wilson
 from tl_cli.evaluation.logits import Answers, Counted, check_finite
-from tl_cli.evaluation.scores import Accuracy, wilson
 from tl_cli.models.zoo.registry import Classifier
 
 # As in the evaluation of DINO (Caron et al. 2021), where 20 was the best or close to it.

@@ -20,6 +20,7 @@ from tl_cli.io.file_uris import local_path
 
 Unit = Literal["items", "bytes"]
 
+
 _HEADERS = {"User-Agent": "tl-train"}
 _CHUNK = 1 << 20
 _TIMEOUT_S = 15

@@ -1,4 +1,4 @@
-"""Where a new run is recorded: what the command line says, or else MLflow's own environment variables."""
+"""Where a new run is recorded: as the command line says, otherwise as MLflow's environment variables say."""
 
 import os
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ class Destination:
 def find_destination(store: Store, experiment: str | None) -> Destination:
     """Return where a new run is recorded; an experiment that does not exist yet is created.
 
-    ``MLFLOW_RUN_ID`` is removed from the environment: MLflow would use it for whichever run starts next.
+    ``MLFLOW_RUN_ID`` is removed from the environment, as MLflow would use it for the next run that starts.
 
     Args:
-        experiment: name, from the command line; None where it has none.
+        experiment: name from the command line, or None.
 
     Raises:
         UsageError: the variables contradict the command line or each other, or name a run that cannot be used.
@@ -63,7 +63,7 @@ def find_destination(store: Store, experiment: str | None) -> Destination:
 
 
 def check_resumable(run: Run) -> None:
-    """Refuse to resume one run while ``MLFLOW_RUN_ID`` names another.
+    """Check that ``MLFLOW_RUN_ID`` does not name another run than the one to resume.
 
     Raises:
         UsageError: it does.

@@ -1,4 +1,4 @@
-"""Later judgements of a recorded run: numbers, files and the images that they were measured on, added to its record."""
+"""Adds later evaluations to a recorded run: numbers, files and the images that they were measured on."""
 
 import json
 import re
@@ -22,11 +22,10 @@ NOTE_TAG = "mlflow.note.content"
 def log_evaluation(
     store: Store, run: Run, measured: Measured, numbers: Mapping[str, float], files: Sequence[Path]
 ) -> str:
-    """Add a judgement to a run; return the folder of its artifacts.
+    """Add an evaluation to a run; return the folder of its artifacts.
 
-    What was measured on the run's own, unchanged test images belongs to ``test/``, anything else to
-    ``eval/DATA-PART-DIGEST/``: a number never stands under a name that promises other images, and other images of the
-    same name have numbers of their own. The first measurement of a number stands.
+    Numbers of the run's own, unchanged test images are recorded under ``test/``, others under
+    ``eval/DATA-PART-DIGEST/``, so that a name always means the same images. A number that is already recorded is kept.
 
     Raises:
         TrackingError: the store cannot be used, or was copied or moved.
@@ -55,20 +54,20 @@ def log_evaluation(
 
 
 def is_first_test(run: Run, measured: Measured) -> bool:
-    """Whether a run that could not be tested at its end is tested now."""
+    """Whether this is the first test of a run that could not be tested at its end."""
     return _is_test(measured) and "test/accuracy" not in run.data.metrics
 
 
 def set_note(store: Store, run_id: str, text: str) -> None:
-    """Set a run's description, Markdown; what a person wrote there stays below it.
+    """Set a run's description (Markdown) and keep what a person wrote below it.
 
     Args:
-        text: its last line is the same each time: what stands above it in the present description is replaced.
+        text: the description; the old one is recognised by its last line, which must be the same each time.
     """
     text = text.strip()
-    there = store.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
-    _, is_ours, below = there.partition(text.rpartition("\n")[2])
-    others = (below if is_ours else there).strip()
+    old = store.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
+    _, is_ours, below = old.partition(text.rpartition("\n")[2])
+    others = (below if is_ours else old).strip()
     store.client.set_tag(run_id, NOTE_TAG, f"{text}\n\n{others}" if others else text)
 
 
@@ -78,8 +77,8 @@ def log_first_test(store: Store, run: Run, accuracy: float, logits: Path) -> Non
     Raises:
         TrackingError: the store cannot be used.
     """
-    said = f"**{accuracy:.2%} on test images**, measured by tl eval after the training"
-    note = "\n\n".join(filter(None, [said, run.data.tags.get(NOTE_TAG)]))
+    result = f"**{accuracy:.2%} on test images**, measured by tl eval after training"
+    note = "\n\n".join(filter(None, [result, run.data.tags.get(NOTE_TAG)]))
     with store.reported():
         store.client.log_artifact(run.info.run_id, str(logits), EVALUATIONS)
         store.client.set_tag(run.info.run_id, NOTE_TAG, note)
@@ -87,7 +86,7 @@ def log_first_test(store: Store, run: Run, accuracy: float, logits: Path) -> Non
 
 
 def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> None:
-    """Keep what was seen inside a run's model with the run, under ``inspect/VIEW/``.
+    """Record the files of an inspection of a run's model, under ``inspect/VIEW/``.
 
     Raises:
         TrackingError: the store cannot be used, or was copied or moved.
@@ -99,7 +98,7 @@ def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> 
 
 
 def dataset_inputs(spec: DataSpec) -> list[DatasetInput]:
-    """Return the parts of a data set as what a run trained, validated and was tested on."""
+    """Return the parts of a data set as the inputs of a run: training, validation, testing."""
     contexts: dict[SplitName, str] = {"train": "training", "val": "validation", "test": "testing"}
     return [
         DatasetInput(
@@ -111,7 +110,7 @@ def dataset_inputs(spec: DataSpec) -> list[DatasetInput]:
 
 
 def datasets_of(spec: DataSpec) -> dict[SplitName, Dataset]:
-    """Return the parts of a data set as MLflow knows data sets: by name and digest."""
+    """Return the parts of a data set as MLflow's data sets, with names and digests."""
     name = Path(spec.source).name
     return {part: dataset_of(f"{name}-{part}", spec.source, split) for part, split in spec.splits.items()}
 
@@ -129,7 +128,7 @@ def dataset_of(name: str, source: str, split: Split) -> Dataset:
 
 
 def evaluation_name(measured: Measured) -> str:
-    """Return the name of what was measured, in letters that MLflow takes: ``test``, ``photos-all-3f2a91c0``."""
+    """Return the name of an evaluation in characters that MLflow allows: ``test``, ``photos-all-3f2a91c0``."""
     if _is_test(measured):
         return "test"
     return in_letters(f"{Path(measured.source).name}-{measured.part}-{measured.split.digest[:8]}")
@@ -140,5 +139,5 @@ def _is_test(measured: Measured) -> bool:
 
 
 def in_letters(name: str) -> str:
-    """Return a name in the letters that MLflow takes anywhere, the end of a long one."""
+    """Return a name in characters that MLflow allows anywhere; a long one keeps its end."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-100:]

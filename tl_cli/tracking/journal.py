@@ -1,7 +1,7 @@
-"""What a run records, on this machine's disk: its points before they are sent, and what a server did not take.
+"""A run's records on this machine's disk: points before they are sent, and work that a server did not accept.
 
-Rows of JSON, one a line, each followed by its CRC-32: seven values are a point of a curve, three a piece of work that
-is left (kind, name, value), and two say how the run ended.
+One JSON array per line, followed by its CRC-32: seven values are a point of a curve, three are remaining work (kind,
+name, value), and two are how the run ended.
 """
 
 import json
@@ -21,7 +21,7 @@ from tl_cli.errors import StorageError, TrackingError
 from tl_cli.io.atomic import replacing
 
 JOURNAL = "journal.jsonl"
-# Everything that a run records beside its points, done or not: from it a run that its store has lost is recorded again.
+# All that a run records except points, sent or not: if the store loses the run, it is recorded again from this file.
 RECORD = "record.jsonl"
 NAME_TAG, STARTED_TAG = "mlflow.runName", "mlflow.tl.started"  # the second in milliseconds since 1970
 STORE_TAG, EXPERIMENT_TAG = "mlflow.tl.store", "mlflow.tl.experiment"
@@ -47,11 +47,11 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A piece of work that the store did not take: a tag, a parameter, a file, or the model.
+    """Something that could not be sent to the store: a tag, a parameter, a file, the model, or the data sets.
 
     Attributes:
-        name: of the tag or parameter; path of the file or folder; of the run's card, which says what its data are.
-        value: of the tag or parameter; folder among the artifacts; what else the model's record needs, as JSON.
+        name: of the tag or parameter; path of the file, the model's folder, or the run's card with its data sets.
+        value: of the tag or parameter; artifact folder of a file; `Naming` of a model, as JSON.
     """
 
     kind: Work
@@ -61,7 +61,7 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What a journal holds."""
+    """The contents of a journal."""
 
     points: list[Metric]
     left: list[Left]
@@ -70,7 +70,7 @@ class Recorded:
 
 @contextmanager
 def alone_with(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
-    """Keep other processes from a journal, and thereby from its run: one at a time trains, sends or deletes it.
+    """Lock a journal, and thereby its run, against other processes: one at a time trains, sends or deletes it.
 
     A thread that holds the lock may take it again.
 
@@ -79,7 +79,7 @@ def alone_with(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
 
     Raises:
         TrackingError: another process holds it.
-        StorageError: the folder may not be written.
+        StorageError: the folder cannot be written.
     """
     lock = FileLock(path.with_name(f".{path.name}.lock").resolve(), is_singleton=True)
     try:
@@ -96,9 +96,9 @@ def alone_with(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
 
 
 class Journal:
-    """The file as it is being written: one line a point, each written whole.
+    """Writes the file line by line.
 
-    It outlives a killed process; what a power cut may take is what came after the last ``sync``.
+    A killed process loses nothing; a power cut may lose what was written after the last ``sync``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -107,7 +107,7 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            # A line that was cut short ends here, and spoils no other.
+            # Ends a line that an interrupted write left incomplete.
             if path.stat().st_size:
                 os.write(self._file, b"\n")
         except OSError as error:
@@ -149,7 +149,7 @@ class Journal:
 
     def sync(self) -> None:
         """Wait until what was written is on the disk."""
-        with suppress(OSError):  # not every file system can
+        with suppress(OSError):  # not supported by each file system
             os.fsync(self._file)
 
     def _write(self, rows: Sequence[Sequence[object]]) -> None:
@@ -160,7 +160,7 @@ class Journal:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
-            # A part may be there; what comes next begins a line of its own.
+            # Part of the line may be written, so the next one needs a line break.
             self._is_cut = True
             raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
         self._is_cut = False
@@ -172,10 +172,10 @@ def _line(row: Sequence[object]) -> bytes:
 
 
 def _row(line: bytes) -> Row | None:
-    """Return what a line holds; None where it was cut short or is damaged."""
+    """Return the row of a line; None if it is incomplete or damaged."""
     text, checksum = line[:-_CHECKSUM], line[-_CHECKSUM:]
     if line.endswith(b"]"):
-        text, checksum = line, b""  # of an earlier version, which wrote none
+        text, checksum = line, b""  # written by an earlier version, without checksum
     if checksum and checksum != f" {zlib.crc32(text):08x}".encode():
         return None
     try:
@@ -186,9 +186,9 @@ def _row(line: bytes) -> Row | None:
 
 
 def read(path: Path, run_id: str) -> Recorded:
-    """Return what a journal holds; lines that were cut short or are damaged are left out.
+    """Return the contents of a journal without incomplete or damaged lines.
 
-    Of a step that was taken twice, by a run that went on from an earlier checkpoint, the first point stands.
+    A resumed run repeats steps after its checkpoint; the first point of each step is kept.
     """
     points: dict[tuple[object, ...], Metric] = {}
     left: list[Left] = []
@@ -204,7 +204,7 @@ def read(path: Path, run_id: str) -> Recorded:
         if len(row) == 7:
             key, value, timestamp, step, model_id, name, digest = row
             point = Metric(key, value, timestamp, step, model_id, name, digest, run_id)
-            # A figure without a step is replaced by a later one, and both were sent.
+            # Numbers without a step are results: later ones replace earlier ones, and both were sent.
             points.setdefault((key, step) if step else (key, step, timestamp), point)
             ending = None
         elif len(row) == 3:
@@ -215,13 +215,13 @@ def read(path: Path, run_id: str) -> Recorded:
 
 
 def forget_left(path: Path, kept: Container[Left] = ()) -> None:
-    """Take out the work that is done now.
+    """Remove work that is done.
 
     Args:
-        kept: work that is still to be done.
+        kept: work that remains.
 
     Raises:
-        StorageError: the disk is full or may not be written.
+        StorageError: the disk is full or cannot be written.
     """
     rows = [(line, _row(line)) for line in path.read_bytes().splitlines()]
     with replacing(path) as file:

@@ -1,4 +1,4 @@
-"""A saved model in the record: what MLflow can load and serve, and shows on its Models tab."""
+"""Logs a saved model with MLflow, which can load and serve it and shows it on its Models tab."""
 
 import filecmp
 import json
@@ -39,11 +39,11 @@ _REQUIRED = (
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """What is said of a model in the record.
+    """How a model is recorded.
 
     Attributes:
-        name: for people.
-        params: settings that tell models apart.
+        name: shown in MLflow.
+        params: settings that distinguish models.
         register: name in the model registry, or None.
     """
 
@@ -57,10 +57,10 @@ class Naming:
 
     @classmethod
     def from_json(cls, text: str) -> "Naming":
-        """Return what ``to_json`` gave.
+        """Return the inverse of ``to_json``.
 
         Raises:
-            TrackingError: it is something else.
+            TrackingError: the text is something else.
         """
         try:
             found: Naming = TypeAdapter(cls).validate_json(text)
@@ -83,7 +83,7 @@ def log_model(folder: Path, naming: Naming) -> str:
             model_id = _log(folder, naming, weights)
         except BaseException:
             if active is not None:
-                with suppress(Exception):  # the store may be away; the next attempt does it
+                with suppress(Exception):  # the store may not answer; the next attempt cleans up
                     _logged(active.info.run_id, weights)
             raise
     if naming.register is not None and not _is_registered(naming.register, model_id):
@@ -93,15 +93,15 @@ def log_model(folder: Path, naming: Naming) -> str:
 
 
 def share_weights(store: Store, run: Run, folder: Path) -> None:
-    """Let a saved model and its copy in the record be one file on the disk, where they lie on one file system.
+    """Make a saved model's weights and their logged copy one file on disk, if both are on one file system.
 
-    Neither is ever changed in place, so that removing one leaves the other.
+    Neither is ever changed in place, and removing one keeps the other.
     """
     own = folder / bundle.WEIGHTS_FILE
     ids = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
     for logged in (path for root in store.artifact_places(run, ids) for path in root.rglob(bundle.WEIGHTS_FILE)):
         temporary = own.with_name(f".{own.name}.link")
-        with suppress(OSError):  # another file system, or one without links: two copies stay
+        with suppress(OSError):  # another file system, or no hard links: keep both copies
             if not own.samefile(logged) and filecmp.cmp(own, logged, shallow=False):
                 temporary.unlink(missing_ok=True)
                 temporary.hardlink_to(logged)
@@ -109,16 +109,16 @@ def share_weights(store: Store, run: Run, folder: Path) -> None:
 
 
 def _logged(run_id: str, weights: str) -> str | None:
-    """Return the model that a run has of these weights already: an interrupted run may have logged it.
+    """Return the id of a run's model with these weights: an interrupted run may have logged it already.
 
-    Models whose upload did not end are deleted.
+    Incomplete uploads are deleted.
     """
     client = mlflow.MlflowClient()
     outputs = client.get_run(run_id).outputs
     for output in outputs.model_outputs if outputs else []:
         try:
             model = client.get_logged_model(output.model_id)
-        except MlflowException:  # somebody has deleted it
+        except MlflowException:  # deleted
             continue
         if model.status != LoggedModelStatus.READY:
             client.delete_logged_model(model.model_id)
@@ -135,7 +135,7 @@ def _is_registered(name: str, model_id: str) -> bool:
 
 def _log(folder: Path, naming: Naming, weights: str) -> str:
     logged = mlflow.pyfunc.log_model(
-        name=re.sub(r"[/:.%\"']", "-", naming.name),  # what MLflow refuses in a name
+        name=re.sub(r"[/:.%\"']", "-", naming.name),  # characters that MLflow does not allow in a name
         python_model=str(served.__file__),
         artifacts={"model": str(folder)},
         # The package itself travels with the model, so that one preprocessing serves everywhere.

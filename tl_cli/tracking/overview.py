@@ -1,7 +1,7 @@
-"""What ``mlflow ui`` shows of an experiment at first sight: a note that names the best run, and a view sorted by it.
+"""What ``mlflow ui`` shows first of an experiment: a note with the best run, and a view sorted by validation accuracy.
 
-The view is written as MLflow's own interface writes the views that a person saves there (3.17); it is undocumented, and
-an MLflow that does not know it shows its usual table.
+The view is stored as MLflow's interface (3.17) stores a view that a person saves. The format is undocumented; versions
+of MLflow that do not support it show their usual table.
 """
 
 import base64
@@ -18,11 +18,11 @@ from mlflow.exceptions import MlflowException
 from tl_cli.tracking.store import Store, dataset_digest, is_parent, short_id
 
 VIEW = "tl-best"
-# A tag that begins so is not shown; it says that the note is ours.
+# The second tag is hidden by its prefix; it marks the note as written by tl.
 _NOTE_TAG, _OURS_TAG = "mlflow.note.content", "mlflow.tl.note"
 _BEST_TAG = "best"  # in the list of experiments, where a note is cut
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-# Else MLflow guesses, and shows a page for language models while it has nothing to guess from.
+# Otherwise MLflow guesses, and shows a page for language models as long as there are no runs.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _BEST, _TEST = "best/val_accuracy", "test/accuracy"
 _METRICS = (_BEST, _TEST, "test/loss", "clean_train/accuracy", "best/epoch", "time/train_seconds")
@@ -33,29 +33,29 @@ _LONGEST = 4900  # MLflow takes 5000 characters
 
 
 def refresh_overview(store: Store, experiment_id: str) -> None:
-    """Bring an experiment's note and view up to date; a note that a person wrote is left alone.
+    """Update an experiment's note and view; a note that a person wrote is kept.
 
     Raises:
-        MlflowException: the store does not take them.
+        MlflowException: the store cannot be written.
     """
     experiment = store.client.get_experiment(experiment_id)
     tags = dict(experiment.tags)
-    wanted = dict(_KIND) if "mlflow.experimentKind" not in tags else {}
+    new = dict(_KIND) if "mlflow.experimentKind" not in tags else {}
     if _VIEW_TAG not in tags:
-        wanted[_VIEW_TAG] = _view()
+        new[_VIEW_TAG] = _view()
     groups = _by_data(store, experiment_id)
-    note, there = _note(groups), tags.get(_NOTE_TAG, "")
-    if note != there and (not there or _digest(there) == tags.get(_OURS_TAG)):
-        wanted |= {_NOTE_TAG: note, _OURS_TAG: _digest(note)}
+    note, old = _note(groups), tags.get(_NOTE_TAG, "")
+    if note != old and (not old or _digest(old) == tags.get(_OURS_TAG)):
+        new |= {_NOTE_TAG: note, _OURS_TAG: _digest(note)}
     if groups:
         best = groups[0][0]
-        wanted[_BEST_TAG] = f"{short_id(best)}, {best.data.metrics[_BEST]:.2%}"
-    for key, value in wanted.items():
+        new[_BEST_TAG] = f"{short_id(best)}, {best.data.metrics[_BEST]:.2%}"
+    for key, value in new.items():
         store.client.set_experiment_tag(experiment_id, key, value)
 
 
 def refresh(store: Store, experiment_ids: Iterable[str]) -> None:
-    """Bring several experiments up to date, as far as the store takes it: nothing that matters is lost without it."""
+    """Update several experiments; failures are ignored, as all of it can be computed again."""
     with suppress(MlflowException, OSError):
         for experiment_id in experiment_ids:
             refresh_overview(store, experiment_id)
@@ -69,13 +69,13 @@ def link_to(uri: str, experiment_id: str) -> str:
 
 
 def _by_data(store: Store, experiment_id: str) -> list[list[Run]]:
-    """Return the runs that were validated on the same images, the best first; the latest used images first."""
+    """Return groups of runs with the same validation images, best run first; the images used last come first."""
     runs = store.client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], max_results=1000)
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if not is_parent(run) and _BEST in run.data.metrics:
             groups.setdefault(dataset_digest(run, "validation") or "", []).append(run)
-    # Of equal ones the earlier stands.
+    # Among equal runs, the earlier comes first.
     return [
         sorted(group, key=lambda run: (-float(run.data.metrics[_BEST]), run.info.start_time))
         for group in groups.values()
@@ -86,7 +86,7 @@ def _note(groups: Sequence[Sequence[Run]]) -> str:
     """Return which run is best on each data set, then all of them, best first, as Markdown."""
     if not groups:
         return ""
-    # The first line is all that is shown of a long note.
+    # MLflow shows only the first line of a long note.
     parts = ["  \n".join(_sentence(ranked) for ranked in groups), *("\n".join(_table(ranked)) for ranked in groups)]
     note = "\n\n".join(parts)
     return note if len(note) <= _LONGEST else note[:_LONGEST].rpartition("\n")[0]
@@ -96,7 +96,7 @@ def _sentence(ranked: Sequence[Run]) -> str:
     best = ranked[0]
     test = best.data.metrics.get(_TEST)
     tested = f", {test:.2%} on test images" if test is not None else ""
-    # Runs of earlier versions recorded other digests of the same files, and stand apart.
+    # Earlier versions recorded other digests of the same files, so their runs form a group of their own.
     of = f"the best of {len(ranked)}" if len(ranked) > 1 else "the only run"
     of += " with this validation digest"
     return (

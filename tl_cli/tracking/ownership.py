@@ -1,7 +1,7 @@
-"""Which process works on a run: locks in the run's folders, and what is refused while another process holds one.
+"""Locks in a run's folders, so that only one process changes a run.
 
-A process that trains, resumes, sends, closes or deletes a run holds the lock of its journal. One that reads the run's
-files for long holds a lock of its own beside it, so that several may read but none deletes.
+A process that trains, resumes, sends, closes or deletes a run holds the lock of its journal. A process that reads the
+run's files for long holds a lock of its own beside it: several may read at the same time, but none deletes.
 """
 
 import os
@@ -22,15 +22,15 @@ _READER = "reader-"
 
 
 def process_state(run: Run) -> State:
-    """Return what has become of the process that recorded a run."""
+    """Return the state of the process that recorded a run."""
     return state_of(run.data.tags, run.info.start_time / 1000, time.time())
 
 
 def check_stopped(run: Run) -> None:
-    """Refuse a run that goes on.
+    """Check that a run is not running.
 
     Raises:
-        UsageError: it does.
+        UsageError: it is.
     """
     if run.info.status == "RUNNING" and process_state(run) == "alive":
         host = run.data.tags.get(HOST_TAG)
@@ -40,22 +40,22 @@ def check_stopped(run: Run) -> None:
 
 @contextmanager
 def owned(store: Store, run: Run, *, from_readers: bool = False) -> Iterator[Run]:
-    """Keep other processes from a run, and return it as it is now.
+    """Lock a run against other processes, and yield its current record.
 
-    Nobody waits: a process that holds the run may do so for hours.
+    This does not wait: another process may hold the run for hours.
 
     Args:
-        from_readers: refuse a run whose files are being read, too.
+        from_readers: also fail if another process reads the run's files.
 
     Raises:
-        UsageError: it goes on, or another process works on it; nothing of it has been changed.
-        RunNotFoundError: it has been removed meanwhile.
-        StorageError: its folder may not be written.
+        UsageError: it is running, or another process works on it; nothing has been changed.
+        RunNotFoundError: it has been removed in the meantime.
+        StorageError: its folder cannot be written.
     """
     check_stopped(run)
     with ExitStack() as locks:
         for folder in store.state_folders(run):
-            # In a folder that may not be written nobody trains, and nothing can be deleted.
+            # Nothing can train in a read-only folder, or delete it.
             if not os.access(folder, os.W_OK):
                 continue
             try:
@@ -74,11 +74,11 @@ def owned(store: Store, run: Run, *, from_readers: bool = False) -> Iterator[Run
 
 @contextmanager
 def reading(store: Store, run: Run) -> Iterator[None]:
-    """Keep other processes from deleting a run; any number may read it at the same time."""
+    """Keep other processes from deleting a run; several may read it at the same time."""
     with ExitStack() as locks:
         for folder in store.state_folders(run):
             path = folder / f"{_READER}{uuid.uuid4().hex}"
-            # Whoever may not write there can still read.
+            # A read-only folder can still be read.
             with suppress(StorageError):
                 locks.callback(_remove, folder / f".{path.name}.lock")
                 locks.enter_context(alone_with(path))

@@ -1,4 +1,4 @@
-"""What comes from a store, which anybody may write to: parsed once, within bounds, before anything computes with it."""
+"""Validates what is read from a store, which other programs may write to, before anything computes with it."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from mlflow.entities import Run, RunInfo
 
 from tl_cli.tracking.liveness import HEARTBEAT_TAG, PAUSES_TAG, PID_TAG, PROCESS_TAG
 
-# 1900 to 9000, milliseconds since 1970: what calendars of every time zone can show.
+# 1900 to 9000, milliseconds since 1970: a range that calendars of all time zones can show.
 _EARLIEST, _LATEST = -2_208_988_800_000, 221_845_392_000_000
 _MOST = 10**9  # epochs, stages
 _MS = r"-?\d{1,15}"
@@ -40,7 +40,7 @@ _METRICS: Mapping[str, Callable[[float], bool]] = {
 
 
 def parsed(run: Run) -> Run:
-    """Return a run whose times, and those tags and metrics that have a meaning here, are within bounds or absent."""
+    """Return a run whose times, and the tags and metrics that tl uses, are within bounds or removed."""
     metrics, tags = run.data.metrics, run.data.tags
     for key in [key for key, fits in _METRICS.items() if key in metrics and not fits(metrics[key])]:
         del metrics[key]
@@ -51,12 +51,12 @@ def parsed(run: Run) -> Run:
 
 
 def moment(value: object) -> int:
-    """Return milliseconds since 1970, within bounds; 0 for what is no number."""
+    """Return milliseconds since 1970, within bounds; 0 if it is not a number."""
     return min(max(value, _EARLIEST), _LATEST) if isinstance(value, int) else 0
 
 
 def whole(value: object) -> int | None:
-    """Return a count; None for what is no number of that kind."""
+    """Return a count; None if it is not a number from 0 to 10^9."""
     try:
         number = float(str(value))
     except ValueError:

@@ -1,64 +1,51 @@
-"""The curves of a run as MLflow keeps them, so that a run made on another machine can be drawn too."""
+"""Reads the curves of a run from MLflow, wherever the run was made."""
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
 from mlflow.entities import Metric, Run
 
 from tl_cli.errors import UsageError, suggest
+from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded
 from tl_cli.tracking.liveness import paused
 from tl_cli.tracking.store import Store
-from tl_cli.training.history import EpochPoint, History
+from tl_cli.training.history import History
 
-_EPOCH_KEYS = {
-    "train_loss": "train/loss",
-    "train_accuracy": "train/accuracy",
-    "val_loss": "val/loss",
-    "val_accuracy": "val/accuracy",
-    "lr_head": "lr/head",
-    "lr_backbone": "lr/backbone",
-    "seconds": "time/epoch_seconds",
-    "ema_val_accuracy": "val/ema_accuracy",
-    "ema_val_loss": "val/ema_loss",
-    "images_per_second": "time/images_per_second",
-}
-_LOSS, _EPOCH, _VAL_ACCURACY = "step/loss", "epoch", "val/accuracy"
+_EPOCH_KEYS = {name: score.key for name, score in EPOCH_SCORES.items()}
+_LOSS, _EPOCH, _VAL_ACCURACY = "step/loss", "epoch", _EPOCH_KEYS["val_accuracy"]
 # MLflow stores infinity as the largest double.
 _LARGEST = 1e308
-# Counted in samples of their own, not in optimizer steps.
+# MLflow counts samples of these, not optimizer steps.
 _SYSTEM = "system/"
-_AT_ONCE = 8
+_CONCURRENT_REQUESTS = 8
 
 T = TypeVar("T")
 
 
 def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History:
-    """Return the curves of a run; numbers that are not finite are in none, and are named.
+    """Return the curves of a run, without numbers that are not finite; ``not_finite`` lists their steps.
 
     Args:
-        metrics: others to read as well; of a run that recorded none of tl's own, all that were recorded over time.
+        metrics: other metrics to read. For a run with none of tl's own metrics, all metrics are read.
     """
     recorded = run.data.metrics
     own = [key for key in (_LOSS, *_EPOCH_KEYS.values()) if key in recorded]
     others = [key for key in metrics if key in recorded]
-    # Other programs count epochs under that name too.
+    # Other programs use this name for epochs too.
     if own and _EPOCH in recorded:
         own.append(_EPOCH)
     if not own and not others:
         others = [key for key in recorded if not key.startswith(_SYSTEM)]
     found = _read(store, run.info.run_id, {*own, *others})
     clock = _clock(run, [*found.get(_LOSS, []), *found.get(_EPOCH, [])] or [p for each in found.values() for p in each])
-    columns = {name: _finite(found.get(key, [])) for name, key in _EPOCH_KEYS.items()}
     history = History(
         name=str(run.info.run_name),
         losses=sorted(_finite(found.get(_LOSS, [])).items()),
-        epochs=[
-            EpochPoint(epoch=round(number), step=step, **{name: column.get(step) for name, column in columns.items()})
-            for step, number in sorted(_finite(found.get(_EPOCH, []) if own else []).items())
-        ],
+        epochs=_epochs(found) if own else [],
         test_accuracy=recorded.get("test/accuracy"),
         test_loss=recorded.get("test/loss"),
         clock=clock,
@@ -74,57 +61,64 @@ def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History
     return history
 
 
+def _epochs(found: Mapping[str, list[Metric]]) -> list[EpochEnded]:
+    columns = {name: _finite(found.get(key, [])) for name, key in _EPOCH_KEYS.items()}
+    epochs = []
+    for step, number in sorted(_finite(found.get(_EPOCH, [])).items()):
+        scores: dict[str, Any] = {name: column.get(step) for name, column in columns.items()}
+        epochs.append(EpochEnded(round(number), step, **scores))
+    return epochs
+
+
 def read_sparks(store: Store, runs: Iterable[Run]) -> dict[str, tuple[float, ...]]:
-    """Return the validation accuracy by epoch of runs, by their ids; NaN where it was no number."""
-    asked = [run.info.run_id for run in runs if _VAL_ACCURACY in run.data.metrics]
+    """Return the validation accuracies of each run's epochs, by run id; NaN where one was not finite."""
+    ids = [run.info.run_id for run in runs if _VAL_ACCURACY in run.data.metrics]
 
     def read(run_id: str) -> tuple[float, ...]:
         points = sorted(_points(store, run_id, _VAL_ACCURACY), key=lambda point: point.step)
         return tuple(point.value if _is_finite(point.value) else math.nan for point in points)
 
-    return _ask(store, asked, read)
+    return _request(store, ids, read)
 
 
-def matching_metrics(runs: Sequence[Run], wanted: Sequence[str], *, strict: bool = True) -> list[str]:
-    """Return the recorded metrics that are meant: names, or patterns such as ``val/*``.
+def matching_metrics(runs: Sequence[Run], patterns: Sequence[str], *, strict: bool = True) -> list[str]:
+    """Return the recorded metrics that match names, or patterns such as ``val/*``.
 
     Args:
-        strict: refuse what no run has recorded; else it may come yet.
+        strict: raise an error for a pattern that matches nothing; otherwise it may be recorded later.
 
     Raises:
-        UsageError: no run has recorded such a one.
+        UsageError: no run has recorded a matching metric.
     """
-    from fnmatch import fnmatchcase
-
     recorded = list(dict.fromkeys(key for run in runs for key in run.data.metrics))
     found: list[str] = []
-    for pattern in wanted:
-        some = [key for key in recorded if key == pattern] or [key for key in recorded if fnmatchcase(key, pattern)]
-        if not some and strict:
+    for pattern in patterns:
+        matching = [key for key in recorded if key == pattern] or [key for key in recorded if fnmatchcase(key, pattern)]
+        if not matching and strict:
             raise UsageError(f"no metric {pattern!r} is recorded.{suggest(pattern, recorded)}")
-        found += [key for key in some if key not in found]
+        found += [key for key in matching if key not in found]
     return found
 
 
 def _read(store: Store, run_id: str, keys: Iterable[str]) -> dict[str, list[Metric]]:
     """Return the points by metric."""
-    return _ask(store, sorted(keys), lambda key: _points(store, run_id, key))
+    return _request(store, sorted(keys), lambda key: _points(store, run_id, key))
 
 
-def _ask(store: Store, names: Sequence[str], question: Callable[[str], T]) -> dict[str, T]:
-    """Return the answer to a question about each name; a server is asked for several at once."""
-    with store.reported(), ThreadPoolExecutor(_AT_ONCE if store.is_remote else 1) as pool:
-        return dict(zip(names, pool.map(question, names), strict=True))
+def _request(store: Store, names: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:
+    """Return what ``read`` returns for each name; a server gets several requests concurrently."""
+    with store.reported(), ThreadPoolExecutor(_CONCURRENT_REQUESTS if store.is_remote else 1) as pool:
+        return dict(zip(names, pool.map(read, names), strict=True))
 
 
 def _points(store: Store, run_id: str, key: str) -> list[Metric]:
-    """Return the points, one a step. Of a step that was recorded twice the first stands, as a resumed run repeats it.
+    """Return one point per step: the first, if a resumed run repeated the step.
 
-    Where nobody has named steps they are counted, as the points came.
+    Points without steps are numbered in the order of their times.
     """
     history = sorted(store.client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
     if len(history) > 1 and not any(point.step for point in history):
-        return [Metric(key, point.value, point.timestamp, place) for place, point in enumerate(history, 1)]
+        return [Metric(key, point.value, point.timestamp, step) for step, point in enumerate(history, 1)]
     points: dict[int, Metric] = {}
     for point in history:
         points.setdefault(point.step, point)
@@ -132,7 +126,7 @@ def _points(store: Store, run_id: str, key: str) -> list[Metric]:
 
 
 def _clock(run: Run, points: Iterable[Metric]) -> list[tuple[int, float]]:
-    """Return the seconds since the run began at each of its steps, in order."""
+    """Return (step, seconds since the run began), in order."""
     elapsed = _elapsed(run)
     clock: dict[int, float] = {}
     latest = 0.0
@@ -143,7 +137,7 @@ def _clock(run: Run, points: Iterable[Metric]) -> list[tuple[int, float]]:
 
 
 def _elapsed(run: Run) -> Callable[[Metric], float]:
-    """Return how many seconds of its run lie before a point, less those in which the run was stopped."""
+    """Return a function that gives the seconds from the start of the run to a point, without pauses."""
     began, breaks = run.info.start_time, paused(run.data.tags)
 
     def seconds(point: Metric) -> float:
@@ -154,12 +148,12 @@ def _elapsed(run: Run) -> Callable[[Metric], float]:
 
 
 def _by_time(points: Sequence[Metric], clock: Sequence[tuple[int, float]], run: Run) -> list[Metric]:
-    """Place points at the optimizer step of their time."""
+    """Return the points with the optimizer step at their time."""
     seconds, elapsed = [second for _, second in clock], _elapsed(run)
     placed: dict[int, Metric] = {}
     for point in points:
-        place = bisect_right(seconds, elapsed(point))
-        step = clock[place - 1][0] if place else 0
+        after = bisect_right(seconds, elapsed(point))
+        step = clock[after - 1][0] if after else 0
         placed.setdefault(step, Metric(point.key, point.value, point.timestamp, step))
     return list(placed.values())
 

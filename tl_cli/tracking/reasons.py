@@ -1,10 +1,10 @@
-"""Why a store failed, in one line that a person can act on."""
+"""Explains in one line why a store failed and what to do."""
 
 import re
 
 from tl_cli.errors import first_line, without_secrets
 
-# SQLAlchemy puts the driver's own words, after the class of its error, on any line of a long message.
+# SQLAlchemy puts the driver's message after the class of its error, on any line of a long message.
 _OF_DRIVER = re.compile(r"^\((?:[\w.]+\.)?\w*(?:Error|Exception)\) (.+)$", re.MULTILINE)
 _MEANINGS = (
     ("disk is full", "free some space on its disk"),
@@ -13,7 +13,7 @@ _MEANINGS = (
     ("unable to open database file", "the database or its folder has been removed, or may not be read"),
     ("attempt to write a readonly database", "the database has been removed, or may not be written"),
 )
-# Packages of the index whose modules have other names.
+# Packages whose modules have other names.
 _PACKAGES = {
     "botocore": "boto3",
     "google": "google-cloud-storage",
@@ -25,19 +25,19 @@ _LONGEST = 300
 
 
 def reason(error: BaseException) -> str:
-    """Return why a store failed, without secrets, and what to do where that is known."""
+    """Return why a store failed, without secrets, and what to do if that is clear."""
     missing = next((each for each in _chain(error) if isinstance(each, ModuleNotFoundError) and each.name), None)
     if missing is not None:
         module = str(missing.name).partition(".")[0]
         return f"{first_line(missing)}; pip install {_PACKAGES.get(module, module)}"
     found = _OF_DRIVER.search(str(error))
-    said = (without_secrets(found[1]) if found else first_line(error))[:_LONGEST]
-    meanings = (meaning for words, meaning in _MEANINGS if words in said and meaning not in said)
-    return "; ".join([said, *meanings][:2])
+    message = (without_secrets(found[1]) if found else first_line(error))[:_LONGEST]
+    meanings = (meaning for words, meaning in _MEANINGS if words in message and meaning not in message)
+    return "; ".join([message, *meanings][:2])
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error and those that led to it."""
+    """Return an error and its causes."""
     found = [error]
     while (before := found[-1].__cause__ or found[-1].__context__) and before not in found:
         found.append(before)
@@ -45,5 +45,5 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def root(error: BaseException) -> BaseException:
-    """Return the error with which a chain of errors began."""
+    """Return the first error in a chain of causes."""
     return _chain(error)[-1]

@@ -1,4 +1,4 @@
-"""The record of a run that is being written: parameters, metrics, data, pictures and the model, in MLflow."""
+"""Records a run in MLflow while it trains: parameters, metrics, data, figures and the model."""
 
 import threading
 import time
@@ -15,6 +15,7 @@ from mlflow.entities import Dataset, Metric, Param, Run
 from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
 from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
 from tl_cli.evaluation.logits import save_answers
+from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded
 from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, datasets_of, set_note
 from tl_cli.tracking.journal import (
     EXPERIMENT_TAG,
@@ -36,17 +37,17 @@ from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import NOT_THERE, Store, ending, last_seen, state_folder
 from tl_cli.tracking.sync import free_disk, sync
 from tl_cli.training.config import write_toml
-from tl_cli.training.events import EpochEnded, Event, LossSampled
+from tl_cli.training.events import Event, LossSampled
 from tl_cli.training.outcome import Outcome
 from tl_cli.training.plan import Plan
 from tl_cli.training.state import CARD_FILE, CONFIG_FILE
 
 _FLUSH_EVERY_S = 3.0
-_SETTLE_EVERY_S = 0.25  # a killed process loses no more of its curves than that, and none that a checkpoint covers
-_BATCH = 1000  # what a store takes at once
+_SETTLE_EVERY_S = 0.25  # a killed process loses no more of its curves, and nothing that a checkpoint covers
+_BATCH = 1000  # MLflow's limit per request
 _PARAM_LENGTH = 6000
-_LAST_WAIT_S = 60.0  # for the last points, at the end
-CHANGED_TAG = "tl.images_changed"  # of a run whose images did while it trained
+_LAST_WAIT_S = 60.0  # at the end, for the last points
+CHANGED_TAG = "tl.images_changed"  # for a run whose images changed while it trained
 _RECORDED = (LossSampled, EpochEnded)
 T = TypeVar("T")
 
@@ -54,16 +55,17 @@ T = TypeVar("T")
 class Recorder:
     """An observer and a context manager: the run ends FINISHED, FAILED or KILLED as the block is left.
 
-    ``is_described`` says whether what ``log_start`` records is there already, from before the run was interrupted, and
-    ``is_complete`` whether the run has ended as FINISHED. ``is_recorded`` says, after the block, whether the store has
-    the run.
+    Events are kept in memory, written to the journal on disk a few times per second, and sent by a thread every few
+    seconds: training never waits for a server, and steps of a millisecond do not wait for a disk.
 
-    What is told is noted, written to the journal a few times a second, and sent by a thread every few seconds: training
-    never waits for a server, and steps of a millisecond do not wait for a disk.
+    Attributes:
+        is_described: whether an interrupted run already recorded what ``log_start`` records.
+        is_complete: whether the run has ended as FINISHED.
+        is_recorded: whether the store has the run; valid after the block.
 
     Args:
-        warn: told once when the store stops answering; training goes on.
-        clock: seconds since 1970, for the points of the curves and for when they are due.
+        warn: called once when the store stops answering; training continues.
+        clock: seconds since 1970, for the times of points and for when to write them.
     """
 
     def __init__(
@@ -84,10 +86,10 @@ class Recorder:
         self._resumed_id = run_id
         self._tags = dict(tags or {})
         self._warn = warn
-        self._told: list[tuple[float, LossSampled | EpochEnded]] = []  # and when, not yet in the journal
+        self._events: list[tuple[float, LossSampled | EpochEnded]] = []  # with times; not yet in the journal
         self._settled_at = 0.0
         self._settling = threading.Lock()
-        # A queue would wake the thread at each point.
+        # Not a queue, which would wake the thread at each point.
         self._points: deque[Metric] = deque()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._write, name="tl-recorder", daemon=True)
@@ -97,8 +99,8 @@ class Recorder:
         self._is_away = False
         self._has_left = False  # work for sync
         self._is_kept = True  # whether all points are in the journal
-        self._params: frozenset[str] = frozenset()  # that the store has
-        self._lock = ExitStack()  # the journal; keeps other processes from the run, from its first change to its last
+        self._params: frozenset[str] = frozenset()  # already in the store
+        self._lock = ExitStack()  # of the journal: keeps other processes from changing the run
         self.is_described = False
         self.is_complete = False
         self.is_recorded = False
@@ -108,7 +110,7 @@ class Recorder:
     def __enter__(self) -> Self:
         with ExitStack() as lock:
             if self._resumed_id:
-                # A run that another process holds stays as it is, in the store too.
+                # Before anything changes in the store: another process may hold the run.
                 journal = state_folder(self._experiment_id, self._resumed_id) / JOURNAL
                 lock.enter_context(alone_with(journal, patience_s=0))
             run = self._start()
@@ -128,7 +130,7 @@ class Recorder:
         return self
 
     def _start(self) -> Run:
-        """Return the run, created in the store or taken up there again."""
+        """Create the run in the store, or reopen it there."""
         tags = {"tl.version": tl_version(), **identity(), HEARTBEAT_TAG: f"{time.time():.0f}", **self._tags}
         try:
             if self._resumed_id:
@@ -157,10 +159,10 @@ class Recorder:
                 self.settle()
             except StorageError:
                 self._is_kept = False
-                self._points.extend(self._noted())  # the store may have room
+                self._points.extend(self._new_points())  # the store may have room
             self._closing.set()
             self._thread.join(timeout=_LAST_WAIT_S)
-            # Nobody waits longer for a slow store.
+            # A slow store must not keep the command from ending.
             self._has_left |= self._thread.is_alive()
             with suppress(StorageError):
                 self._journal.end(Ending(ending(kind), int(time.time() * 1000)))
@@ -169,13 +171,13 @@ class Recorder:
             self._problem = self._lost()
             self.is_recorded = not self._problem
         if self._has_left and kind is None and not self._thread.is_alive():
-            # It may be back already.
+            # The store may answer again.
             done = self._try(lambda: sync(self._store, self._store.client.get_run(self.run_id)))
             self._has_left = done is None or bool(done.failed)
         if not self.is_recorded:
             self._warn(
                 f"the tracking store {self._store.uri} does not have the run {self.run_id[:8]} ({self._problem}); "
-                f"everything is in {self.folder}, and tl runs sync {self.run_id[:8]} records it again"
+                f"everything is in {self.folder}; tl runs sync {self.run_id[:8]} records it again"
             )
             return
         if not self._has_left:
@@ -183,44 +185,44 @@ class Recorder:
             self._try(lambda: free_disk(self._store, self.run_id, self.folder))
             return
         self._warn(
-            f"what the tracking store did not take is in {self.folder / JOURNAL}; once it is back: "
+            f"some data could not be sent to the tracking store; it is in {self.folder / JOURNAL}; to send it later: "
             f"tl runs sync {self.run_id[:8]}" + (f" --tracking-uri {self._store.uri}" if self._store.is_remote else "")
         )
 
     def __call__(self, event: Event) -> None:
-        """Note the numbers of a sampled step or of an epoch.
+        """Keep the numbers of a sampled step or of an epoch.
 
         Raises:
             StorageError: the disk of the journal is full.
         """
-        # What comes after each step is the cost of the smallest ones: measured by the benchmark ``telling``.
+        # Called after each step, so its cost limits the smallest models: see the benchmark ``telling``.
         if isinstance(event, _RECORDED):
             now = self._clock()
-            self._told.append((now, event))
+            self._events.append((now, event))
             if now - self._settled_at >= _SETTLE_EVERY_S:
                 self.settle()
 
     def settle(self) -> None:
-        """Write to the journal what was told so far: what a checkpoint covers is never measured again.
+        """Write the events so far to the journal, as what a checkpoint covers is never measured again.
 
         Raises:
             StorageError: the disk of the journal is full.
         """
         with self._settling:
             self._settled_at = self._clock()
-            count = len(self._told)
-            points = self._noted(count)
+            count = len(self._events)
+            points = self._new_points(count)
             self._journal.add(points)
             self._points.extend(points)
-            del self._told[:count]
+            del self._events[:count]
 
     @property
     def folder(self) -> Path:
-        """Where this machine keeps what the run needs to go on."""
+        """Where this machine keeps what resuming the run needs."""
         return state_folder(self._experiment_id, self.run_id)
 
     def log_start(self, plan: Plan, command: str, pictures: Sequence[Path]) -> None:
-        """Record what the run is about to do: every effective setting, the data, the config, one batch as a picture."""
+        """Record what the run will do: each effective setting, the data, the config file, one batch as an image."""
         config_file = self.folder / CONFIG_FILE
         if not config_file.exists():
             write_toml(config_file, plan.config)
@@ -232,7 +234,7 @@ class Recorder:
             "preprocessing": plan.classifier.preprocessing.model_dump_json(),
             "num_classes": len(plan.data.classes),
         }
-        # Of a run that was killed meanwhile some are there, and are not changed.
+        # MLflow's parameters cannot be changed; an interrupted run may have recorded some.
         params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in settings.items() if key not in self._params]
         self._try(
             lambda: self._store.client.log_batch(self.run_id, params=params),
@@ -248,7 +250,7 @@ class Recorder:
     def log_end(
         self, plan: Plan, outcome: Outcome, command: str, curves: Sequence[Path], best: Path, register: str | None
     ) -> None:
-        """Record what the run came to: numbers, curves, test logits, the model and the note.
+        """Record the results: numbers, curves, test logits, the model and the note.
 
         Args:
             best: folder of the best saved model.
@@ -276,21 +278,21 @@ class Recorder:
         model_id = self._log_model(plan, best, register)
         datasets = datasets_of(plan.data.spec)
         for key, (value, part) in results.items():
-            # A figure is not tied to a digest of images that it is not of.
+            # A number must not be linked to the digest of images that it was not measured on.
             measured_on = datasets[part] if part and part not in outcome.changed else None
             self._put_result(key, value, model_id, measured_on)
         if outcome.changes:
-            said = "; ".join(outcome.changes)
+            changes = "; ".join(outcome.changes)
             self._try(
-                lambda: self._store.client.set_tag(self.run_id, CHANGED_TAG, said), Left("tag", CHANGED_TAG, said)
+                lambda: self._store.client.set_tag(self.run_id, CHANGED_TAG, changes), Left("tag", CHANGED_TAG, changes)
             )
         self._set_note(_note(plan, self.run_id, command, outcome))
 
     def log_unfinished(self, plan: Plan, card: ModelCard, best: Path) -> None:
-        """Record the best model of a run that ends before its time.
+        """Record the best model of a run that ends early.
 
         Args:
-            card: what that model's folder says.
+            card: of that model.
         """
         model_id, measured_on = self._log_model(plan, best, None), datasets_of(plan.data.spec)["val"]
         self._put_result("best/val_accuracy", card.val_accuracy or 0.0, model_id, measured_on)
@@ -312,28 +314,28 @@ class Recorder:
         self._try(lambda: set_note(self._store, self.run_id, text), Left("tag", NOTE_TAG, text))
 
     def _log_model(self, plan: Plan, folder: Path, register: str | None) -> str | None:
-        """Record a saved model; return its id, or None where the store did not take it."""
+        """Record a saved model; return its id, or None if the store failed."""
         settings = plan.config.model_dump()
         params = {key: str(settings[key])[:500] for key in ("model", "data", "recipe", "epochs", "input_size")}
         naming = Naming(plan.name, params, register)
         return self._try(lambda: log_model(folder, naming), Left("model", str(folder), naming.to_json()))
 
-    def _noted(self, count: int | None = None) -> list[Metric]:
-        # After a resume the steps that were already recorded come again, with equal values.
+    def _new_points(self, count: int | None = None) -> list[Metric]:
+        # A resumed run repeats steps that were recorded already, with equal values.
         return [
             Metric(key, float(value), int(1000 * at), event.step, run_id=self.run_id)
-            for at, event in self._told[:count]
+            for at, event in self._events[:count]
             for key, value in _values(event).items()
             if (key, event.step) not in self._seen
         ]
 
     def _put_result(self, key: str, value: float, model_id: str | None, measured_on: Dataset | None) -> None:
-        """Queue a figure that a run has one of. It has no step: MLflow draws those of many runs as bars side by side.
+        """Queue a number of the whole run. Without a step, MLflow draws such numbers of several runs as bars.
 
-        A later one replaces it, where a run was stopped, and went on.
+        A resumed run replaces it.
         """
         if self._results.get(key) == value:
-            return  # recorded by a run that was killed right afterwards
+            return  # recorded before an interruption
         name, digest = (measured_on.name, measured_on.digest) if measured_on else (None, None)
         point = Metric(key, float(value), int(time.time() * 1000), 0, model_id, name, digest, self.run_id)
         self._journal.add([point])
@@ -348,7 +350,7 @@ class Recorder:
             if not closed and time.monotonic() - beaten >= BEAT_EVERY_S:
                 beaten = time.monotonic()
                 self._beat()
-            with suppress(StorageError):  # the training thread finds the disk as full
+            with suppress(StorageError):  # the training thread raises the same error
                 self.settle()
             while self._points:
                 waiting.append(self._points.popleft())
@@ -356,15 +358,15 @@ class Recorder:
         self._has_left |= bool(waiting)
         if waiting and not self._is_kept:
             self._warn(
-                f"{len(waiting)} points of the curves are lost: neither the disk nor the tracking store took them"
+                f"{len(waiting)} points of the curves are lost: the disk is full and the tracking store does not answer"
             )
 
     def _flush(self, points: list[Metric]) -> list[Metric]:
-        """Send what waits; return what the store did not take, to be tried again."""
+        """Send points; return those that could not be sent, to try again later."""
         while points:
             try:
                 self._store.client.log_batch(self.run_id, metrics=points[:_BATCH])
-            except Exception as error:  # whatever it answers, and whatever that makes of its client
+            except Exception as error:  # a broken answer may raise anything in MLflow's client
                 self._warn_once(error)
                 return points
             self._is_away = False
@@ -395,12 +397,12 @@ class Recorder:
             _let_go(self.run_id)
 
     def _lost(self) -> str:
-        """Return why the store does not have the run; "" where it has, or is a server that may come back."""
+        """Return why the store does not have the run; "" if it has, or is a server that may answer again."""
         if self._is_away and not self._store.answers():
             return ""
         try:
             self._store.check_has(self.run_id)
-        except Exception as error:  # whatever it answers, and whatever that makes of its client
+        except Exception as error:  # a broken answer may raise anything in MLflow's client
             is_gone = getattr(error, "error_code", None) in NOT_THERE
             return "" if self._store.is_remote and not is_gone else reason(error)
         return ""
@@ -410,38 +412,38 @@ class Recorder:
         return with_pause(run.data.tags, round(1000 * last_seen(run)), round(1000 * time.time()))
 
     def _beat(self) -> None:
-        # Who looks from elsewhere has nothing else to tell a run that goes on from one that was killed.
+        # On other machines, only this distinguishes a running process from a killed one.
         self._try(lambda: self._store.client.set_tag(self.run_id, HEARTBEAT_TAG, f"{time.time():.0f}"))
 
     def _recall(self) -> None:
-        """Note the metrics and steps that this run has recorded already, here or in the store."""
+        """Read which metrics and steps this run has recorded already, here or in the store."""
         points = read(self.folder / JOURNAL, self.run_id).points
-        there = self._store.client.get_run(self.run_id).data
-        # The last thing that a beginning leaves, unless it was killed.
-        self.is_described = _LAST_LINE.format(self.run_id[:8]) in there.tags.get(NOTE_TAG, "")
-        self._params = frozenset(there.params)
-        for key in there.metrics:
+        recorded = self._store.client.get_run(self.run_id).data
+        # ``log_start`` writes the note last.
+        self.is_described = _LAST_LINE.format(self.run_id[:8]) in recorded.tags.get(NOTE_TAG, "")
+        self._params = frozenset(recorded.params)
+        for key in recorded.metrics:
             points += self._store.client.get_metric_history(self.run_id, key)
         self._seen = {(point.key, point.step) for point in points}
         latest = sorted((point for point in points if point.step == 0), key=lambda point: point.timestamp)
         self._results = {point.key: point.value for point in latest}
 
     def _try(self, call: Callable[[], T], *left: Left) -> T | None:
-        """Turn an unreachable store into a warning: a trained model is not thrown away for it.
+        """Call a function; turn a failing store into a warning, as training must not fail for it.
 
         Args:
-            left: what is to be done later, where it cannot be done now.
+            left: the work for ``tl runs sync`` if the store fails.
         """
         with suppress(StorageError):
             self._record.leave(left)
-        # Each call to a server that is gone takes as long as the last one.
+        # Each call to a server that does not answer waits for its whole timeout.
         if not self._is_away or self._store.answers():
             try:
                 return call()
-            except UsageError as error:  # what was to be recorded is damaged
+            except UsageError as error:  # the file or model to record is damaged
                 self._warn(f"not recorded: {first_line(error)}")
                 return None
-            except Exception as error:  # whatever it answers, and whatever that makes of its client
+            except Exception as error:  # a broken answer may raise anything in MLflow's client
                 self._warn_once(error)
         if left:
             self._has_left = True
@@ -458,7 +460,7 @@ class Recorder:
 
 
 def _let_go(run_id: str) -> None:
-    """Let MLflow forget a run that it could not end: it would try again as the process exits, and say FINISHED."""
+    """Make MLflow forget a run that it could not end: at exit it would try again, with status FINISHED."""
     fluent = mlflow.tracking.fluent
     with suppress(AttributeError, KeyError):
         fluent._active_run_stack.get().clear()
@@ -466,25 +468,14 @@ def _let_go(run_id: str) -> None:
 
 
 def _values(event: LossSampled | EpochEnded) -> dict[str, float]:
-    """Return the metrics that an event has numbers of."""
+    """Return the numbers of an event by their names in MLflow."""
     if isinstance(event, LossSampled):
         return {"step/loss": event.loss}
-    values = {
-        "train/loss": event.train_loss,
-        "train/accuracy": event.train_accuracy,
-        "val/loss": event.val_loss,
-        "val/accuracy": event.val_accuracy,
-        "epoch": event.epoch,
-        "lr/head": event.lr_head,
-        "lr/backbone": event.lr_backbone,
-        "time/images_per_second": event.images_per_second,
-        "time/epoch_seconds": event.seconds,
-        "val/ema_accuracy": event.ema_val_accuracy,
-        "val/ema_loss": event.ema_val_loss,
-    }
-    return {key: value for key, value in values.items() if value is not None}
+    scores = {EPOCH_SCORES[name].key: value for name, value in event.scores().items() if value is not None}
+    return {"epoch": event.epoch, **scores}
 
 
+# Also the mark by which `set_note` and `_recall` recognise the note, in records of earlier versions too.
 _LAST_LINE = "Look again: `tl eval {0}`, `tl plot --terminal {0}`"
 
 
@@ -493,7 +484,7 @@ def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str
     source = plan.data.spec.source
     lines = []
     if outcome is not None:
-        # The first line is all that is shown of a long note.
+        # MLflow shows only the first line of a long note.
         validated = f"{outcome.counters.best_val_accuracy:.2%} on validation images"
         tested = (
             f"**{outcome.test.accuracy.value:.2%} on test images**, {validated}" if outcome.test else f"**{validated}**"
@@ -509,7 +500,7 @@ def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str
             lines.append(f"| test accuracy | {accuracy.value:.2%} ({interval}) |")
         lines.append(f"| validation accuracy | {outcome.counters.best_val_accuracy:.2%} |")
         if outcome.clean_train is not None:
-            lines.append(f"| clean training images | {outcome.clean_train.accuracy.value:.2%} |")
+            lines.append(f"| train accuracy (eval mode, no augmentation) | {outcome.clean_train.accuracy.value:.2%} |")
         lines.append(f"| best epoch | {outcome.counters.best_epoch} of {outcome.counters.epoch} |")
     lines += ["", _LAST_LINE.format(run_id[:8])]
     return "\n".join(lines)

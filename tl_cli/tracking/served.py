@@ -1,7 +1,8 @@
-"""What a logged model runs when MLflow loads or serves it.
+"""The code that MLflow runs when it loads or serves a logged model.
 
-MLflow keeps this file and the package beside the weights, so it works where ``tl`` is not installed; it imports
-nothing but what the model's requirements name.
+MLflow keeps this file and the package with the weights, so it works where ``tl`` is not installed; it imports only
+what the model's requirements list. Functions import tl_cli themselves: recording a run loads this file, and need not
+load what a prediction needs.
 """
 
 import logging
@@ -15,28 +16,28 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 
-# Columns of an answer, and what precedes the names of classes that could be taken for one of them.
+# Columns of the result, and the prefix of class names that could be mistaken for one of them.
 LABEL, PROBABILITY, ERROR = "label", "probability", "error"
 _PREFIX = "class:"
-# Pixels of one request to a server, as the files have them; 2 ** 28 take a few seconds of one core.
+# Limit of the encoded pixels of one request to a server; 2 ** 28 take one core a few seconds.
 _LIMIT, _DEFAULT_LIMIT = "TL_REQUEST_PIXELS", 1 << 28
-# What MLflow makes of a JSON null in a column of texts.
+# MLflow turns a JSON null in a text column into one of these.
 _NULLS = ("None", "nan")
 
 _log = logging.getLogger(__name__)
 
 
 class RequestError(MlflowException):
-    """An answer without the images: MLflow's server puts all of the request before the message of an error."""
+    """An error response without the images: MLflow's server would repeat the whole request in the message."""
 
     def serialize_as_json(self) -> str:
-        """Return the body of the answer."""
+        """Return the body of the response."""
         self.message = str(self.args[0])
         return str(super().serialize_as_json())  # type: ignore[no-untyped-call]
 
 
 class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defined]
-    """Takes a column ``image`` of encoded pictures (bytes, base64 or data URLs), returns names and probabilities."""
+    """Takes a column ``image`` of encoded images (bytes, base64 or data URLs), returns labels and probabilities."""
 
     def load_context(self, context: Any) -> None:
         """Load the saved model that was logged as the artifact ``model``."""
@@ -53,13 +54,13 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-def
         self.limit = int(limit)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return a row for each picture: ``label``, its ``probability``, and one column for each class.
+        """Return one row per image: ``label``, its ``probability``, and one column per class.
 
-        If some pictures have no prediction there is a column ``error`` too: the reason there, null elsewhere, where
-        it is the other columns that are null.
+        If some images have no prediction, there is also a column ``error`` with the reasons; the other columns of
+        those rows are null.
 
         Raises:
-            RequestError: a server's answer: 400 for a request with too many pixels, 500 where the model failed.
+            RequestError: HTTP status 400 for a request with too many pixels, 500 if the model failed.
         """
         from tl_cli.errors import UsageError, first_line
 
@@ -69,7 +70,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-def
             advice = f"Send fewer or smaller images per request, or start the server with a higher {_LIMIT}."
             raise RequestError(f"{error}. {advice}", BAD_REQUEST) from error
         except Exception as error:
-            # MLflow would answer with a text of its own, and the cause in the last line of a stack trace.
+            # MLflow's own message has the cause only in the last line of a stack trace.
             _log.exception("the model failed")
             cause = f"{type(error).__name__}: {first_line(error)}"
             raise RequestError(f"the model failed: {cause}", INTERNAL_ERROR) from error
@@ -78,28 +79,28 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-def
         from tl_cli.evaluation.predicting import limit_pixels
 
         images, index = model_input["image"], model_input.index
-        # {"inputs": {"image": [...]}} and {"inputs": [...]} arrive as one row that holds all pictures.
+        # {"inputs": {"image": [...]}} and {"inputs": [...]} arrive as one row with all images.
         cells = [picture for cell in images for picture in (cell if isinstance(cell, list | np.ndarray) else [cell])]
         pictures = [None if _is_null(cell) else cell for cell in cells]
-        # MLflow's server sets this; a program that has loaded the model may predict any number of images.
+        # Set by MLflow's server; a program that loads the model itself may predict any number of images.
         if os.environ.get("_MLFLOW_IS_IN_SERVING_ENVIRONMENT") == "true":
             limit_pixels(pictures, self.limit)
         rows, errors = self.predictor.predict(pictures)
         classes = self.predictor.classes
-        answers = pd.DataFrame(
+        table = pd.DataFrame(
             rows.numpy(),
             columns=[column_of(name) for name in classes],
             index=index if len(index) == len(rows) else None,
         )
-        answers.insert(0, PROBABILITY, self.task.confidence(rows).numpy())
-        answers.insert(0, LABEL, self.task.names(rows, classes))
+        table.insert(0, PROBABILITY, self.task.confidence(rows).numpy())
+        table.insert(0, LABEL, self.task.names(rows, classes))
         if any(errors):
-            # JSON has null, and no NaN.
-            answers = answers.astype(object)
-            answers.loc[[bool(error) for error in errors]] = None
+            # JSON has null but no NaN.
+            table = table.astype(object)
+            table.loc[[bool(error) for error in errors]] = None
             # From a bare array pandas would infer text, and NaN for None.
-            answers[ERROR] = pd.Series([error or None for error in errors], answers.index, dtype=object)
-        return answers
+            table[ERROR] = pd.Series([error or None for error in errors], table.index, dtype=object)
+        return table
 
 
 def _is_null(cell: object) -> bool:
@@ -107,7 +108,7 @@ def _is_null(cell: object) -> bool:
 
 
 def column_of(name: str) -> str:
-    """Return the column of a class: its name, after ``class:`` where it could be taken for another column."""
+    """Return the column of a class: its name, prefixed with ``class:`` if it could be mistaken for another column."""
     return f"{_PREFIX}{name}" if name in (LABEL, PROBABILITY, ERROR) or name.startswith(_PREFIX) else name
 
 

@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, opening it, and finding runs in it by the names that people use."""
+"""Opens the MLflow store and finds runs in it by the names that people use."""
 
 import atexit
 import json
@@ -67,37 +67,37 @@ from mlflow.utils.uri import append_to_uri_path  # noqa: E402
 
 STATE_ROOT = Path("mlruns")
 DEFAULT_EXPERIMENT = "tl"
-# Of a run that holds others together and has no model of its own.
+# Tag of a run that groups others and has no model of its own.
 PARENT_TAG = "tl.compares"
 CHILD_TAG = "mlflow.parentRunId"
-# Of a run's data set: what its digest covers. On the run's input, as MLflow keeps one data set per name and digest.
+# What a data set's digest covers. A tag of the run's input, as MLflow keeps one data set per name and digest.
 SCHEME_TAG = "tl.digest_scheme"
 _BEST = "best/val_accuracy"
 WEIGHTS_PARAM = "weights_sha256"  # of a logged model
-# How MLflow names runs and models.
+# Prefixes of MLflow's URIs of runs and models.
 _RUNS, _MODELS = "runs:/", "models:/"
-# What a store says of a name that it does not have.
+# Error codes for names that do not exist.
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
-# Their lines would break a live screen; what MLflow logs before it raises is told by whoever catches it.
+# Log lines would break a live screen; MLflow's errors are reported where they are caught.
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
-# System metrics that cannot be recorded are an error to MLflow; a store that fails has a warning of ours by then.
+# MLflow logs an error for system metrics that cannot be recorded; the recorder has warned by then.
 for _name in ("mlflow.store.db", "mlflow.system_metrics", "mlflow.tracking.fluent"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"mlflow\.")
-# Of a server whose certificate the user's variable says not to look at: one for each request.
+# One per request if MLFLOW_TRACKING_INSECURE_TLS is set.
 warnings.filterwarnings("ignore", message="Unverified HTTPS request")
 disable_logging()  # what it prints itself, such as "Successfully registered model"
-# Of a run that nobody could end, MLflow would say FINISHED as the process exits, and nothing resumes what is finished.
+# At exit MLflow would mark a run that could not be ended as FINISHED, and a finished run cannot be resumed.
 atexit.unregister(getattr(mlflow.tracking.fluent, "_safe_end_run", None) or (lambda: None))
 
 _TRANSFER_TIMEOUT_S = 600
 
 
 def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """Return MLflow's request function with the timeout that files need, unless the user has set one for all requests.
+    """Return MLflow's request function with a timeout for files, unless the user has set one for all requests.
 
-    The server answers an upload once its own store has the file, which may take minutes.
+    A server answers an upload when its own store has the file, which may take minutes.
     """
 
     def request(*arguments: object, **options: object) -> object:
@@ -126,17 +126,17 @@ class Store:
 
     @property
     def is_remote(self) -> bool:
-        """Whether it is a server, to be asked over the network."""
+        """Whether it is a server."""
         return self.uri.startswith(("http://", "https://"))
 
     @property
     def database(self) -> Path | None:
-        """The file of a local database; None for a server, and for a database that is no file."""
+        """The file of a local database; None for a server or another kind of database."""
         found = _database(str(self.client.tracking_uri))
         return found.absolute() if found is not None and found.is_file() else None
 
     def experiment(self, name: str) -> str:
-        """Return the id of an experiment, made where there is none.
+        """Return the id of an experiment; create it if there is none.
 
         Raises:
             TrackingError: it was deleted, its files are another project's, or the store cannot be used.
@@ -154,7 +154,7 @@ class Store:
         return str(found.experiment_id)
 
     def check_place(self, run: Run) -> None:
-        """Refuse to add to the files of a run where those are another project's.
+        """Check that a run's files do not belong to another project.
 
         Raises:
             TrackingError: the store was copied or moved.
@@ -169,14 +169,14 @@ class Store:
         return {str(each.name): str(each.experiment_id) for each in found}
 
     def reported(self) -> AbstractContextManager[None]:
-        """Return a context in which what MLflow raises becomes a TrackingError."""
+        """Return a context manager that turns MLflow's errors into a TrackingError."""
         return _reported(self.uri)
 
     def runs(self, experiment: str | None = None, *, removed: bool = False, matching: str = "") -> list[Run]:
         """Return the runs of one experiment, or of all, latest start first.
 
         Args:
-            removed: those that are removed, which MLflow can restore, instead of the others.
+            removed: return removed runs, which MLflow can restore, instead of the others.
             matching: a filter in MLflow's search syntax.
         """
         view = ViewType.DELETED_ONLY if removed else ViewType.ACTIVE_ONLY
@@ -211,7 +211,7 @@ class Store:
                         raise
                     now = None
             if now is None or now.info.lifecycle_stage != run.info.lifecycle_stage:
-                raise RunNotFoundError(f"the run {named(run)} has been removed meanwhile")
+                raise RunNotFoundError(f"the run {named(run)} has been removed in the meantime")
             found.append(now)
         return found
 
@@ -229,18 +229,18 @@ class Store:
         """Return the run of that id, unique beginning of an id, name, or MLflow URI.
 
         ``runs:/RUN/...`` is that run, and ``models:/...`` the run that recorded the model. ``latest`` is the training
-        that was started or resumed last. ``best`` is, of the latest one's experiment, the run with the highest
-        validation accuracy on the same validation images.
+        that was started or resumed last. ``best`` is the run with the highest validation accuracy among those of the
+        latest run's experiment with the same validation images.
 
         Raises:
-            RunNotFoundError: none or several answer to it; the message lists what there is.
+            RunNotFoundError: no run or several match; the message lists runs that exist.
         """
         if name.startswith(_MODELS):
             return self._run_of_model(name)
         name, _ = _run_and_model(name)
         runs = sorted(self.runs(), key=started_or_resumed, reverse=True)
         if not runs:
-            raise RunNotFoundError(f"there are no runs in {self.uri} yet; make one with tl train")
+            raise RunNotFoundError(f"there are no runs in {self.uri} yet; start one with tl train")
         if name == "latest":
             return next((run for run in runs if not is_parent(run)), runs[0])
         if name == "best":
@@ -256,12 +256,12 @@ class Store:
         raise RunNotFoundError(f"no run is called {name!r} in {self.uri}.{suggest(name, known)}")
 
     def _best(self, runs: list[Run]) -> Run:
-        judged = [run for run in runs if _BEST in run.data.metrics and dataset_digest(run, "validation")]
-        if not judged:
+        validated = [run for run in runs if _BEST in run.data.metrics and dataset_digest(run, "validation")]
+        if not validated:
             raise RunNotFoundError(f"no run in {self.uri} has a validation accuracy yet; give an id or a name")
-        latest = judged[0]
-        same = [run for run in judged if _judged_on(run) == _judged_on(latest)]
-        # Of equal ones the earlier stands.
+        latest = validated[0]
+        same = [run for run in validated if _validated_on(run) == _validated_on(latest)]
+        # Among equal runs, the earlier.
         return max(reversed(same), key=lambda run: float(run.data.metrics[_BEST]))
 
     def _run_of_model(self, uri: str) -> Run:
@@ -291,7 +291,7 @@ class Store:
             raise RunNotFoundError(f"{self.uri} has no model {uri}.{suggest(uri, known)}") from error
 
     def _version(self, path: str) -> str | None:
-        """Return the id of the logged model behind a version in the registry; None where a path names none."""
+        """Return the id of the logged model behind a version in the registry; None if the path has no version."""
         name, slash, version = path.rpartition("/")
         if slash:
             quoted = name.replace("'", "''")
@@ -304,15 +304,15 @@ class Store:
         return _logged_model_of(self.client.get_model_version_by_alias(name, alias)) if at else None
 
     def model_folder(self, run: Run, name: str = "", warn: Callable[[str], None] | None = None) -> Path:
-        """Return the saved model of a run, fetched where the store is remote.
+        """Return the folder of a run's saved model, downloaded if the store is remote.
 
         Args:
-            name: by which the run was found: an MLflow URI may name one of several models.
-            warn: called where the recorded model is out of reach and the copy in this folder is used instead.
+            name: what the user typed: an MLflow URI may name one of several models.
+            warn: called if the recorded model cannot be fetched and the copy in this folder is used instead.
 
         Raises:
             RunNotFoundError: the run recorded no model.
-            TrackingError: the recorded model is out of reach, and there is no copy of it here.
+            TrackingError: the recorded model cannot be fetched, and there is no copy here.
         """
         if is_parent(run):
             raise RunNotFoundError(
@@ -389,9 +389,9 @@ class Store:
         return True
 
     def check_has(self, run_id: str) -> None:
-        """Raise whatever shows that the store does not have a run.
+        """Raise an error if the store does not have a run.
 
-        A database file that was removed or replaced is still there for connections that are open: a new one looks.
+        This opens a new connection: open ones still see a database file that was removed or replaced.
         """
         database = _database(self.uri)
         if database is None:
@@ -402,19 +402,22 @@ class Store:
                 raise TrackingError("the database has been replaced by another")
 
     def add_run(self, run_id: str, experiment_id: str, name: str, started: int) -> None:
-        """Record a run under the id that it had, which MLflow's own interface always makes anew.
+        """Create a run with a given id, which MLflow's own interface cannot.
 
         Args:
             started: milliseconds since 1970.
 
         Raises:
-            TrackingError: this kind of store cannot.
+            TrackingError: this kind of store does not support it.
         """
+        # Here, as SQLAlchemy's models are needed by this rare repair alone, and take time to import.
         from mlflow.store.tracking.dbmodels.models import SqlRun
 
         backend = self.client._tracking_client.store
         if not hasattr(backend, "ManagedSessionMaker"):
-            raise TrackingError(f"{self.uri} has lost the run {run_id}, and a server takes none with a given id")
+            raise TrackingError(
+                f"{self.uri} has lost the run {run_id}, and a server cannot create a run with a given id"
+            )
         location = self.client.get_experiment(experiment_id).artifact_location
         with self.reported(), backend.ManagedSessionMaker(read_only=False) as session:
             session.add(
@@ -438,7 +441,7 @@ class Store:
         """Delete the records of a run and of its models, as ``mlflow gc`` does, and nothing else.
 
         Raises:
-            TrackingError: this kind of store cannot.
+            TrackingError: this kind of store does not support it.
         """
         backend = self.client._tracking_client.store
         if not hasattr(backend, "_hard_delete_run") or not hasattr(backend, "_hard_delete_logged_model"):
@@ -447,12 +450,12 @@ class Store:
         for delete in (*deletions, partial(backend._hard_delete_run, run.info.run_id)):
             try:
                 delete()
-            except MlflowException as error:  # done by an earlier call, which was interrupted
+            except MlflowException as error:  # deleted by an interrupted earlier call
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
 
     def models_of(self, run: Run) -> list[str]:
-        """Return the ids of the models that a run made, deleted ones too, and not of those that it only names."""
+        """Return the ids of the models that a run created, including deleted ones, but not those it only uses."""
         backend = self.client._tracking_client.store
         found = []
         for output in run.outputs.model_outputs if run.outputs else []:
@@ -463,7 +466,7 @@ class Store:
         return found
 
     def artifact_places(self, run: Run, model_ids: Iterable[str]) -> list[Path]:
-        """Return where a run and its models have their artifacts, as far as those are on this machine."""
+        """Return the artifact folders of a run and its models that are on this machine."""
         uris = [str(run.info.artifact_uri)]
         backend = self.client._tracking_client.store
         for model_id in model_ids:
@@ -472,16 +475,16 @@ class Store:
         return [place for uri in uris if (place := local_path(uri)) is not None]
 
     def _download(self, **what: str) -> str:
-        """Return where an artifact lies: in place if on this machine, else in a folder that goes with the process."""
+        """Return the path of an artifact: its own if on this machine, else of a copy that is deleted at exit."""
         aside = _scratch() if self.is_remote else None
         return str(mlflow.artifacts.download_artifacts(**what, dst_path=aside))
 
     def state_folder(self, run: Run) -> Path:
-        """Return where this machine keeps what a run needs to go on."""
+        """Return the folder where this machine keeps what resuming a run needs."""
         return state_folder(run.info.experiment_id, run.info.run_id)
 
     def state_folders(self, run: Run) -> list[Path]:
-        """Return the state folders that a run has on this machine: of the current folder, and beside its artifacts."""
+        """Return a run's state folders on this machine: in the current folder, and beside its artifacts."""
         place = local_path(str(run.info.artifact_uri))
         own = own_folder(place, (run.info.run_id,)) if place is not None else None
         beside = [own / "state"] if own is not None else []
@@ -489,7 +492,7 @@ class Store:
 
 
 def _run_and_model(name: str) -> tuple[str, str]:
-    """Return the run and the path of ``runs:/RUN/PATH``; of any other name itself and nothing."""
+    """Return the run and the path of ``runs:/RUN/PATH``; for any other name, the name and ""."""
     if not name.startswith(_RUNS):
         return name, ""
     run, _, path = name.removeprefix(_RUNS).strip("/").partition("/")
@@ -500,7 +503,7 @@ def _logged_model_of(version: ModelVersion) -> str:
     """Return the id of the logged model that a registered version holds.
 
     Raises:
-        RunNotFoundError: it holds files of an MLflow before 3.
+        RunNotFoundError: it has files of an MLflow before version 3.
     """
     # A local registry leaves the field empty.
     model_id = version.model_id or re.fullmatch(rf"{_MODELS}(m-\w+)", str(version.source))
@@ -509,22 +512,21 @@ def _logged_model_of(version: ModelVersion) -> str:
     return model_id if isinstance(model_id, str) else model_id[1]
 
 
-def _judged_on(run: Run) -> tuple[str, str | None]:
-    """Return what is equal for runs whose validation accuracies can be compared.
+def _validated_on(run: Run) -> tuple[str, str | None]:
+    """Return a value that is equal for runs whose validation accuracies can be compared.
 
-    Runs of earlier versions on files are apart from newer ones even where the images are the same: they recorded
-    digests of another scheme, and only the files could tell.
+    Runs of earlier versions differ from newer ones even with equal images, as they recorded other digests of files.
     """
     return str(run.info.experiment_id), dataset_digest(run, "validation")
 
 
 def is_parent(run: Run) -> bool:
-    """Whether a run holds the trainings of a comparison together."""
+    """Whether a run groups the trainings of a comparison."""
     return PARENT_TAG in run.data.tags
 
 
 def children_of(store: Store, parent_id: str) -> list[Run]:
-    """Return the runs that a comparison holds together, whatever became of them, the first of them first."""
+    """Return the runs of a comparison, failed ones too, earliest start first."""
     return [run for run in reversed(store.runs()) if run.data.tags.get(CHILD_TAG) == parent_id]
 
 
@@ -561,14 +563,14 @@ def state_folder(experiment_id: str, run_id: str) -> Path:
 
 
 def ending(kind: type[BaseException] | None) -> str:
-    """Return how a run ended whose block was left so: FINISHED, FAILED or KILLED."""
+    """Return the status of a run whose block ended with this error: FINISHED (None), FAILED or KILLED."""
     if kind is None:
         return "FINISHED"
     return "KILLED" if issubclass(kind, Interrupted | KeyboardInterrupt) else "FAILED"
 
 
 def last_seen(run: Run) -> float:
-    """Return when a run ended, or was last heard of, in seconds since 1970."""
+    """Return when a run ended, or else its last heartbeat, in seconds since 1970."""
     if run.info.end_time and run.info.status != "RUNNING":
         return float(run.info.end_time) / 1000
     with suppress(ValueError):
@@ -587,21 +589,21 @@ def short_id(run: Run) -> str:
 
 
 def named(run: Run) -> str:
-    """Return what a message calls a run: its short id and its name."""
+    """Return a run's short id and name, for messages."""
     return f"{short_id(run)} ({run.info.run_name})"
 
 
 def default_uri() -> str:
-    """Return where runs are recorded by MLflow's own settings: an address, or that of ``./mlflow.db``."""
+    """Return the store's URI by MLflow's own settings; ``./mlflow.db`` by default."""
     return str(mlflow.get_tracking_uri())
 
 
 def open_store(tracking_uri: str | None) -> Store:
-    """Return the store at ``tracking_uri``, or where MLflow's own settings say: ``./mlflow.db`` by default.
+    """Return the store at ``tracking_uri``, or by MLflow's own settings; ``./mlflow.db`` by default.
 
     Raises:
-        TrackingError: it cannot be reached or used; says what to do.
-        StorageError: the folder may not be written.
+        TrackingError: it cannot be reached or used.
+        StorageError: the folder cannot be written.
     """
     if tracking_uri:
         mlflow.set_tracking_uri(tracking_uri)
@@ -610,10 +612,10 @@ def open_store(tracking_uri: str | None) -> Store:
         _check_server(uri)
     database = _database(uri)
     if database is not None and database.is_dir():
-        # MLflow would try for minutes.
+        # MLflow would retry for minutes.
         raise TrackingError(f"the tracking store {without_secrets(uri)} cannot be used: it is a folder")
     with _reported(without_secrets(uri)), _store_lock(database, to_read=True):
-        # The first use creates the database; two processes that do so at once would crash one of them.
+        # The first use creates the database; without the lock, one of two processes that create it would crash.
         client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
     return Store(client, without_secrets(uri))
@@ -623,7 +625,7 @@ _SCRATCH: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _scratch() -> str:
-    """Return a new folder, which is removed as the process ends."""
+    """Return a new folder that is deleted at exit."""
     _SCRATCH.append(tempfile.TemporaryDirectory(prefix="tl-"))
     return _SCRATCH[-1].name
 
@@ -636,10 +638,10 @@ def _database(uri: str) -> Path | None:
 
 @contextmanager
 def _store_lock(database: Path | None, *, to_read: bool = False) -> Iterator[None]:
-    """Let one process at a time open a store; a database may be another folder's, and then the lock is there.
+    """Let one process at a time open a store; the lock lies beside the database, which may be in another folder.
 
     Args:
-        to_read: do without the lock where it may not be written and the store is there: nothing is created then.
+        to_read: do without the lock if it cannot be written and the store exists, as nothing is created then.
 
     Raises:
         TrackingError: another process holds the lock for too long.
@@ -649,9 +651,9 @@ def _store_lock(database: Path | None, *, to_read: bool = False) -> Iterator[Non
     try:
         STATE_ROOT.mkdir(exist_ok=True)
         if database is not None and database.absolute().parent != Path.cwd():
-            there = database.parent / STATE_ROOT
-            path = there / path.name if there.is_dir() else database.with_name(f".{database.name}.lock")
-            # Another person's lock may not be one's own.
+            beside = database.parent / STATE_ROOT
+            path = beside / path.name if beside.is_dir() else database.with_name(f".{database.name}.lock")
+            # The lock may belong to another user.
             if not os.access(path if path.exists() else path.parent, os.W_OK):
                 path = STATE_ROOT / ".store.lock"
         lock = FileLock(path, timeout=120)
@@ -663,7 +665,7 @@ def _store_lock(database: Path | None, *, to_read: bool = False) -> Iterator[Non
             yield
             return
         raise StorageError(
-            f"cannot write {STATE_ROOT.absolute()}: {error.strerror}; run tl in a folder of yours"
+            f"cannot write {STATE_ROOT.absolute()}: {error.strerror}; run tl in a folder that you can write"
         ) from error
     try:
         yield
@@ -685,12 +687,12 @@ def _reported(uri: str) -> Iterator[None]:
         raise TrackingError(f"the tracking store {uri} cannot be used: {message}") from error
     except TlError:
         raise
-    except Exception as error:  # of folders, networks, databases and their drivers, and of answers that make no sense
+    except Exception as error:  # from folders, networks, databases, drivers, or invalid answers
         raise TrackingError(f"the tracking store {uri} cannot be used: {reason(error)}") from error
 
 
 def _check_server(uri: str) -> None:
-    """Ask a server whether it is there, with the certificates that MLflow's variables name.
+    """Check that a server answers, with the certificates in MLflow's environment variables.
 
     Raises:
         TrackingError: it does not answer.
@@ -700,19 +702,19 @@ def _check_server(uri: str) -> None:
         health = requests.get(
             uri.rstrip("/") + "/health", timeout=5, verify=creds.verify, cert=creds.client_cert_path or None
         )
-        # What it thinks of us, MLflow will say.
+        # It answers; MLflow reports problems with permissions.
         if health.ok or health.status_code in (401, 403, 404):
             return
-        said, cause = f"HTTP {health.status_code}", None
+        problem, cause = f"HTTP {health.status_code}", None
     except (OSError, ValueError, MlflowException) as error:
         cause = root(error)
-        said = first_line(cause)
-    advice = "start it, or leave --tracking-uri and MLFLOW_TRACKING_URI out to record in ./mlflow.db"
+        problem = first_line(cause)
+    advice = "start it, or omit --tracking-uri and MLFLOW_TRACKING_URI to record in ./mlflow.db"
     if isinstance(cause, ssl.SSLCertVerificationError):
         advice = (
             "set MLFLOW_TRACKING_SERVER_CERT_PATH to a PEM file with the certificate that signed the server's, or "
             "MLFLOW_TRACKING_INSECURE_TLS=true to accept any"
         )
-    elif isinstance(cause, ssl.SSLError) and "CERTIFICATE_REQUIRED" in said:
+    elif isinstance(cause, ssl.SSLError) and "CERTIFICATE_REQUIRED" in problem:
         advice = "set MLFLOW_TRACKING_CLIENT_CERT_PATH to a PEM file with your certificate and its key"
-    raise TrackingError(f"the tracking server {without_secrets(uri)} does not answer ({said}); {advice}")
+    raise TrackingError(f"the tracking server {without_secrets(uri)} does not answer ({problem}); {advice}")

@@ -1,4 +1,4 @@
-"""What a run's journal has and its store has not: sent when the store can be reached again."""
+"""Sends what is in a run's journal but not in its store, once the store answers again."""
 
 import os
 import time
@@ -34,18 +34,18 @@ from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import DEFAULT_EXPERIMENT, STATE_ROOT, Store
 from tl_cli.training.state import BEST_FOLDER, CARD_FILE, CONFIG_FILE, remove_checkpoints
 
-_BATCH = 1000  # what a store takes at once
-# What a store answers to what it would not take another time either.
+_BATCH = 1000  # MLflow's limit per request
+# Errors that would come again on each attempt.
 _FOR_EVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What a run was missing in its store: points of its curves, other pieces of its record, and how it ended.
+    """What was sent: points of curves, other pieces of the record, and how the run ended.
 
     Attributes:
-        refused: what the store will never take, and why: it is not tried again.
-        failed: what it did not take this time, and why: it stays in the journal.
+        refused: pieces that the store will never accept, and why; they are not tried again.
+        failed: pieces that could not be sent this time, and why; they stay in the journal.
     """
 
     points: int
@@ -67,12 +67,12 @@ def goes_on(store: Store, run: Run) -> bool:
 
 
 def lost(store: Store, name: str, *, is_named: bool) -> str:
-    """Return the id of a run of this folder that its store has lost; "" where it was removed on purpose.
+    """Return the id of a run of this folder that its store has lost; "" if it was removed on purpose.
 
     Args:
         name: id of the run, or its unique beginning.
-        is_named: by the user; else only runs of this very store whose artifacts are still there: ``mlflow gc`` deletes
-            those with the record.
+        is_named: by the user; otherwise only runs of this store that still have artifacts are restored, as
+            ``mlflow gc`` deletes artifacts with the record.
     """
     found = [path.parent for path in STATE_ROOT.glob(f"*/*/state/{JOURNAL}") if path.parts[-3].startswith(name)]
     if len(name) < 3 or len(found) != 1 or store.has(found[0].parent.name):
@@ -83,10 +83,10 @@ def lost(store: Store, name: str, *, is_named: bool) -> str:
 
 
 def restore(store: Store, run_id: str) -> Synced:
-    """Record a run again that its store has lost, from its folder here: under its id, with all that was recorded.
+    """Record a run again that its store has lost, from its folder here, with its id and all data.
 
     Raises:
-        TrackingError: the store cannot take it, or the run goes on.
+        TrackingError: the store cannot record it, or the run is running.
         StorageError: its folder cannot be written.
     """
     (path,) = STATE_ROOT.glob(f"*/{run_id}/state/{JOURNAL}")
@@ -96,21 +96,21 @@ def restore(store: Store, run_id: str) -> Synced:
         started = min((point.timestamp for point in known.points), default=int(time.time() * 1000))
         experiment_id = store.experiment(tags.get(EXPERIMENT_TAG, DEFAULT_EXPERIMENT))
         # The experiment may have another id now.
-        here, there = path.parents[1], STATE_ROOT / experiment_id / run_id
-        todo = [_moved(each, there) for each in record]
+        old, new = path.parents[1], STATE_ROOT / experiment_id / run_id
+        todo = [_moved(each, new) for each in record]
         if known.left[-len(todo) :] != todo:  # an earlier call was interrupted
             with Journal(path) as journal:
                 journal.leave(todo)
-    if there != here:
-        there.parent.mkdir(parents=True, exist_ok=True)
-        here.rename(there)
-    # Last: a run that the store has is not restored again.
+    if new != old:
+        new.parent.mkdir(parents=True, exist_ok=True)
+        old.rename(new)
+    # Last, as an interrupted call is repeated only while the store does not have the run.
     store.add_run(run_id, experiment_id, tags.get(NAME_TAG, run_id[:8]), int(tags.get(STARTED_TAG, started)))
     return sync(store, store.client.get_run(run_id))
 
 
 def _moved(work: Left, folder: Path) -> Left:
-    """Return work whose files are in the folder of its run now."""
+    """Return work with the path of its file in the run's new folder."""
     _, inside, path = work.name.partition(f"/{folder.name}/")
     return replace(work, name=str(folder / path)) if inside else work
 
@@ -120,7 +120,7 @@ def _tags(record: Iterable[Left]) -> dict[str, str]:
 
 
 def _record_of(folder: Path) -> list[Left]:
-    """Return settings, data, files and model of a run of an earlier version, which kept no record."""
+    """Return settings, data, files and model of a run of an earlier version, which wrote no record file."""
     if not (folder / CARD_FILE).exists():
         return []
     card = read_card(folder, CARD_FILE)
@@ -136,16 +136,16 @@ def _record_of(folder: Path) -> list[Left]:
 
 
 def sync(store: Store, run: Run) -> Synced:
-    """Send what the store has not: each point once, with the time at which it was measured.
+    """Send what the store does not have: each point once, with the time at which it was measured.
 
     Raises:
-        TrackingError: the store cannot be used, or another process is at this.
+        TrackingError: the store cannot be used, or another process is sending.
         StorageError: the journal cannot be written.
     """
     path = store.state_folder(run) / JOURNAL
     if not path.exists():
         return Synced(0, 0, None)
-    # In a folder that may not be written nobody writes a journal.
+    # A read-only folder needs no lock: no process writes its journal.
     with alone_with(path) if os.access(path.parent, os.W_OK) else nullcontext():
         sent = _sync(store, run, path)
         if not sent.refused:
@@ -154,10 +154,10 @@ def sync(store: Store, run: Run) -> Synced:
 
 
 def free_disk(store: Store, run_id: str, folder: Path) -> None:
-    """Keep of a run that is finished, and has everything in its store, what later commands use and no more.
+    """Delete the checkpoints of a finished run that is completely recorded, and share its weights with the store.
 
     Args:
-        folder: of its state, which it would need to go on.
+        folder: the run's state folder.
     """
     with suppress(MlflowException, OSError, TrackingError):
         run = store.client.get_run(run_id)
@@ -179,12 +179,12 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
         for work in recorded.left:
             try:
                 _do(store, run_id, work)
-            except Exception as error:  # whatever it answers, and whatever that makes of its client
-                said = f"the {work.kind} {work.name}: {reason(error)}"
+            except Exception as error:  # a broken answer may raise anything in MLflow's client
+                problem = f"the {work.kind} {work.name}: {reason(error)}"
                 if isinstance(error, UsageError | UnicodeError) or getattr(error, "error_code", None) in _FOR_EVER:
-                    refused.append(said)
+                    refused.append(problem)
                 elif store.answers():
-                    failed[work] = said
+                    failed[work] = problem
                 else:
                     raise
         waiting = _of_models(store, run_id, missing(store, run_id, recorded.points))
@@ -193,7 +193,7 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
         status = None
         if recorded.ending is not None and run.info.status == "RUNNING":
             status = recorded.ending.status
-            # The clock may have been set back meanwhile.
+            # The clock may have been set back.
             store.client.set_terminated(run_id, status, end_time=max(recorded.ending.at, run.info.start_time))
     if recorded.left:
         forget_left(path, failed)
@@ -204,7 +204,7 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
 
 
 def _do(store: Store, run_id: str, work: Left) -> None:
-    """Do what a run had to leave."""
+    """Do one piece of work from the journal."""
     if work.kind == "tag" and work.name == NOTE_TAG:
         set_note(store, run_id, work.value)
     elif work.kind == "tag":
@@ -223,25 +223,24 @@ def _do(store: Store, run_id: str, work: Left) -> None:
         try:
             log_model(Path(work.name), Naming.from_json(work.value))
         finally:
-            # It stood as it stands.
+            # start_run changed the status to RUNNING.
             mlflow.end_run("RUNNING" if status == "RUNNING" else status)
 
 
 def missing(store: Store, run_id: str, points: Iterable[Metric]) -> list[Metric]:
-    """Return those points that a store has not, by metric and step; of figures without a step by their time."""
+    """Return the points that a store does not have, compared by metric and step, or time for those without a step."""
     by_key: dict[str, list[Metric]] = {}
     for point in points:
         by_key.setdefault(point.key, []).append(point)
     found: list[Metric] = []
     for key, of_key in by_key.items():
-        there = store.client.get_metric_history(run_id, key)
-        known = {_place(point) for point in there}
-        found += [point for point in of_key if _place(point) not in known]
+        known = {_moment(point) for point in store.client.get_metric_history(run_id, key)}
+        found += [point for point in of_key if _moment(point) not in known]
     return found
 
 
 def _of_models(store: Store, run_id: str, points: Sequence[Metric]) -> list[Metric]:
-    """Return points that name only models of the run: one that was recorded again has its model under another id."""
+    """Return points linked to models of the run: in a run that was recorded again, its model has another id."""
     outputs = store.client.get_run(run_id).outputs
     ids = [output.model_id for output in outputs.model_outputs] if outputs else []
     known = {model_id: model_id for model_id in ids}
@@ -263,5 +262,5 @@ def _of_models(store: Store, run_id: str, points: Sequence[Metric]) -> list[Metr
     ]
 
 
-def _place(point: Metric) -> tuple[int, int]:
+def _moment(point: Metric) -> tuple[int, int]:
     return (point.step, 0 if point.step else point.timestamp)

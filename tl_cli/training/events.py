@@ -1,10 +1,32 @@
-"""What happens during a run, as small immutable facts. Observers are told; they cannot steer. No torch here."""
+"""What happens during a run, as small immutable records. Observers receive them and cannot steer. No torch here.
+
+The loop in pseudocode, with where each event fires::
+
+    for phase in phases:                        # training/fit.py
+        compute the features to be cached         -> Worked("caching features"), several times
+                                                  -> PhaseStarted
+        for epoch in phase:
+            if no improvement for --early-stop epochs:
+                end the training                  -> StoppedEarly
+            for batch in epoch:
+                take an optimizer step            -> LossSampled (every --log-every steps), then StepEnded
+            validate the weights                  -> Worked("validating"), several times
+            validate their average, if any        -> Worked("validating the average")
+                                                  -> EpochEnded
+    load the best model, evaluate it              -> Worked("testing"), Worked("measuring the training images")
+    anything that goes wrong without ending the run -> Noticed
+
+Each event reaches the observers in one order (`notify_all`): recorder, saver, history, screen. The recorder comes first
+because what a checkpoint covers is never measured again: the saver has the recorder write its points to the journal on
+disk before it writes the checkpoint. A process killed in between repeats the steps, and equal points count once; in the
+opposite order, the curves would lose them.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tl_cli.contract import Calibration
+from tl_cli.evaluation.scores import EpochEnded as EpochEnded
 
 PhaseName = Literal["head", "fine-tune"]
 Activity = Literal[
@@ -12,48 +34,36 @@ Activity = Literal[
 ]
 
 
-def better(*judged: tuple[float | None, float | None]) -> tuple[float, float] | None:
-    """Return the best of some pairs of accuracy and loss: more correct, or as many at a lower loss.
-
-    The first stands where two are alike; None where no accuracy is known.
-    """
-    known = [(accuracy, loss or 0.0) for accuracy, loss in judged if accuracy is not None]
-    return max(known, key=lambda pair: (pair[0], -pair[1])) if known else None
-
-
 @dataclass(frozen=True, slots=True)
 class PhaseStarted:
-    """A phase begins, or goes on after a resume.
-
-    Attributes:
-        epochs: its first and last epoch, from 1.
-        steps_per_epoch: optimizer steps.
-        steps: of the whole phase; its last epoch may be cut short.
-        step: optimizer steps before it.
-        ended: steps of the run's complete epochs.
-        into: steps of the epoch that goes on after a resume.
-        trainable: parameters that train.
-        frozen: parameters that do not.
-        cached: whether it trains on features computed once.
-        found: whether an earlier run had computed them.
-    """
+    """A phase begins, or continues in a resumed run."""
 
     name: PhaseName
     epochs: tuple[int, int]
+    """Its first and last epoch, from 1."""
     steps_per_epoch: int
+    """Optimizer steps."""
     steps: int
+    """Of the whole phase; its last epoch may be cut short."""
     step: int
+    """Optimizer steps before the phase."""
     trainable: int
+    """Parameters that train."""
     frozen: int
+    """Parameters that do not."""
     cached: bool
+    """Whether it trains on features that were computed once."""
     found: bool = False
+    """Whether an earlier run computed those features."""
     ended: int = 0
+    """Steps in the run's complete epochs."""
     into: int = 0
+    """Steps already taken in the epoch that a resumed run continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """A part of some work beside the steps is done: images counted."""
+    """Part of an activity other than training steps is done; counted in images."""
 
     activity: Activity
     done: int
@@ -62,7 +72,7 @@ class Worked:
 
 @dataclass(frozen=True, slots=True)
 class StepEnded:
-    """One optimizer step, counted from 1 over the whole run; ``images`` in its batch."""
+    """One optimizer step, counted from 1 over the whole run, on a batch of ``images``."""
 
     step: int
     epoch: int
@@ -71,7 +81,7 @@ class StepEnded:
 
 @dataclass(frozen=True, slots=True)
 class LossSampled:
-    """The cross-entropy of one batch in nats, and the learning rates of its step (0: not training)."""
+    """The mean cross-entropy of one batch in nats, and the learning rates of its step (0: frozen)."""
 
     step: int
     epoch: int
@@ -81,54 +91,8 @@ class LossSampled:
 
 
 @dataclass(frozen=True, slots=True)
-class EpochEnded:
-    """An epoch is over and validated.
-
-    Attributes:
-        step: optimizer steps so far.
-        train_loss: mean cross-entropy over the epoch's batches as they were trained on (augmented), in nats.
-        train_accuracy: of the same, a fraction.
-        val_loss: mean cross-entropy of the validation images.
-        val_accuracy: fraction.
-        seconds: training and validation.
-        images_per_second: of training alone.
-        is_best: better on validation than every epoch before, by the weights or by their average.
-        ema_val_accuracy: of the averaged weights, a fraction; None where none are kept.
-        ema_val_loss: the same.
-        calibration: of the better of the weights and their average; None where the epoch is not the best.
-    """
-
-    phase: PhaseName
-    epoch: int
-    step: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    lr_head: float
-    lr_backbone: float
-    seconds: float
-    images_per_second: float
-    is_best: bool
-    ema_val_accuracy: float | None = None
-    ema_val_loss: float | None = None
-    calibration: Calibration | None = None
-
-    @property
-    def averaged(self) -> bool:
-        """Whether the averaged weights are the better ones."""
-        return self.judged != (self.val_accuracy, self.val_loss)
-
-    @property
-    def judged(self) -> tuple[float, float]:
-        """Accuracy and loss on validation of the better of the weights and their average."""
-        own = (self.val_accuracy, self.val_loss)
-        return better(own, (self.ema_val_accuracy, self.ema_val_loss)) or own
-
-
-@dataclass(frozen=True, slots=True)
 class StoppedEarly:
-    """Validation has not become better for ``patience`` epochs."""
+    """Validation has not improved for ``patience`` epochs."""
 
     epoch: int
     patience: int
@@ -136,7 +100,7 @@ class StoppedEarly:
 
 @dataclass(frozen=True, slots=True)
 class Noticed:
-    """Something went wrong that does not end the run; ``message`` says what, and what is done about it."""
+    """A problem that does not end the run; ``message`` states it and what is done about it."""
 
     message: str
 
@@ -145,8 +109,8 @@ Event = PhaseStarted | Worked | StepEnded | LossSampled | EpochEnded | StoppedEa
 Observer = Callable[[Event], None]
 
 
-def tell_all(*observers: Observer) -> Observer:
-    """Return one observer that tells several, in their order."""
+def notify_all(*observers: Observer) -> Observer:
+    """Return one observer that passes each event to several, in the order given; see above for the order of a run."""
 
     def notify(event: Event) -> None:
         for observer in observers:

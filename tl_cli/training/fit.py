@@ -2,13 +2,13 @@
 
 import math
 import time
-from dataclasses import replace
 from itertools import islice
 
 from tl_cli.contract import Calibration
 from tl_cli.errors import DivergedError
 from tl_cli.evaluation.calibration import fit_temperature
 from tl_cli.evaluation.logits import Answers, answer
+from tl_cli.evaluation.scores import better
 from tl_cli.evaluation.task import Task
 from tl_cli.interrupts import held
 from tl_cli.randomness import Purpose, mixed
@@ -22,7 +22,6 @@ from tl_cli.training.events import (
     StepEnded,
     StoppedEarly,
     Worked,
-    better,
 )
 from tl_cli.training.optim import begin_momentum, begin_phase, current_lrs, follow_schedule
 from tl_cli.training.phases import Phase
@@ -169,8 +168,12 @@ def _end_epoch(
     step = state.step
     counters.epoch, counters.step, counters.seconds = partial.epoch, step, counters.seconds + seconds
     state.partial = None
+    best = better(validated, averaged) or validated
+    is_best = counters.is_better(*best)
+    if is_best:
+        counters.best_epoch = partial.epoch
+        counters.best_val_accuracy, counters.best_val_loss = best
     ended = EpochEnded(
-        phase=phase.name,
         epoch=partial.epoch,
         step=step,
         train_loss=train_loss,
@@ -181,16 +184,12 @@ def _end_epoch(
         lr_backbone=lr_backbone,
         seconds=seconds,
         images_per_second=partial.images / (trained - started),
-        is_best=False,
+        is_best=is_best,
         ema_val_accuracy=averaged[0],
         ema_val_loss=averaged[1],
         calibration=calibration,
     )
-    is_best = counters.is_better(*ended.judged)
-    if is_best:
-        counters.best_epoch = partial.epoch
-        counters.best_val_accuracy, counters.best_val_loss = ended.judged
-    notify(replace(ended, is_best=is_best))
+    notify(ended)
     state.whole = True
 
 

@@ -14,8 +14,8 @@ from tl_cli.data.batches import Loader
 from tl_cli.data.images import FileImages
 from tl_cli.data.packed_names import Names
 from tl_cli.errors import DataError, WeightsError, first_line, some
+from tl_cli.evaluation.classification import Report, report
 from tl_cli.evaluation.logits import Answers, answer
-from tl_cli.evaluation.scores import Report, report
 from tl_cli.models import bundle, freezing
 from tl_cli.training.events import Activity, Observer, Worked
 from tl_cli.training.plan import Plan

@@ -385,7 +385,7 @@ class Saver:
     def _save_best(self, event: EpochEnded) -> None:
         facts = {
             "epoch": event.epoch,
-            "val_accuracy": event.judged[0],
+            "val_accuracy": event.validation[0] if event.validation else None,
             "averaged": event.averaged,
             "calibration": event.calibration or Calibration(),
         }

@@ -5,8 +5,9 @@ from typing import Literal
 
 from tl_cli.api.evaluation_run import Evaluation
 from tl_cli.io.atomic import write_text
+from tl_cli.text import csv_text, json_text
 from tl_cli.ui.figures.curve_figures import drawn, save_confusion, save_contact_sheet, save_reliability
-from tl_cli.ui.terminal.console import csv_text, json_text, make_console, try_to_show
+from tl_cli.ui.terminal.console import make_console, try_to_show
 from tl_cli.ui.terminal.eval_report import print_evaluation
 from tl_cli.ui.terminal.observer import TerminalObserver
 

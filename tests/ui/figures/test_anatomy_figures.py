@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from tl_cli.api.inspection_results import BlockMaps, CamResult, DriftResult, FeaturesResult, Heatmap, ResidualsResult
-from tl_cli.evaluation.scores import wilson
+from tl_cli.evaluation.intervals import wilson
 from tl_cli.inspection.drift import LayerDrift
 from tl_cli.inspection.features import Neighbourhood
 from tl_cli.inspection.residual_effects import Effect, ResidualReport, Strength

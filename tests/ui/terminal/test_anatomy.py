@@ -16,7 +16,7 @@ from tl_cli.api.inspection_results import (
     TreeResult,
 )
 from tl_cli.contract import Preprocessing
-from tl_cli.evaluation.scores import wilson
+from tl_cli.evaluation.intervals import wilson
 from tl_cli.inspection.drift import LayerDrift
 from tl_cli.inspection.features import Neighbourhood
 from tl_cli.inspection.residual_effects import Effect, ResidualReport, Strength

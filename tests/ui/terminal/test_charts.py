@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tl_cli.training.history import EpochPoint, History
+from tl_cli.evaluation.scores import EpochEnded
+from tl_cli.training.history import History
 from tl_cli.ui.panels import Line, Mark, Panel, accuracy_by_epoch, loss_by_epoch, loss_by_step, panels, rates_by_epoch
 from tl_cli.ui.terminal.charts import Canvas, draw, heading, legend, symbol_of, ticks
 
@@ -18,7 +19,7 @@ def history(epochs: int = 10, steps: int = 500, name: str = "run") -> History:
         name,
         [(step, 2 * math.exp(-step / 100) + 0.1 * (step % 3)) for step in range(1, steps)],
         [
-            EpochPoint(e, e * 50, 2 / e, 1 - 1 / (e + 1), 2.2 / e, 1 - 1.2 / (e + 1), 1e-3, 0.0 if e < 6 else 1e-4)
+            EpochEnded(e, e * 50, 2 / e, 1 - 1 / (e + 1), 2.2 / e, 1 - 1.2 / (e + 1), 1e-3, 0.0 if e < 6 else 1e-4)
             for e in range(1, epochs + 1)
         ],
         test_accuracy=0.88,
@@ -117,7 +118,7 @@ def test_the_unfreezing_is_marked_where_it_happened() -> None:
     columns = [line.index(":") for line in lines if ":" in line]
     assert len(columns) > 4
     assert 28 <= columns[0] <= 40
-    without = History("x", [], [EpochPoint(1, 5, 1, 0.5, 1, 0.5, 1e-3, 0.0)])
+    without = History("x", [], [EpochEnded(1, 5, 1, 0.5, 1, 0.5, 1e-3, 0.0)])
     assert ":" not in draw(accuracy_by_epoch([without]), canvas).plain
 
 

@@ -17,7 +17,7 @@ from tl_cli.evaluation.logits import Answers, KeptAnswers
 from tl_cli.evaluation.measure import Measured
 from tl_cli.evaluation.ranking import Contender, Cost, Training, compare_all
 from tl_cli.evaluation.report import EvaluationReport, make_report
-from tl_cli.training.history import EpochPoint, History
+from tl_cli.training.history import EpochEnded, History
 from tl_cli.ui.terminal.comparison_tables import as_csv, markdown, print_comparison, save_pictures
 from tl_cli.ui.terminal.console import THEME, shortened
 from tl_cli.ui.terminal.eval_report import print_evaluation
@@ -139,7 +139,7 @@ def a_comparison(models: int = 3, seeds: int = 1):
             trainings.append(Training(f"run{seed}", KeptAnswers(Answers(logits, labels), ids, ("a", "b")), 0.9, 60.0))
         cost = Cost(10**6 * (number + 1), None if number == 1 else 10**8, 32, 4 * 10**6, 100.0 * (number + 1))
         contenders.append(Contender(f"{HOSTILE}{number}", tuple(trainings), cost))
-        epochs = [EpochPoint(e, e * 10, val_accuracy=0.2 * e, val_loss=1 / e) for e in (1, 2, 3)]
+        epochs = [EpochEnded(e, e * 10, val_accuracy=0.2 * e, val_loss=1 / e) for e in (1, 2, 3)]
         curves.append([History("run", epochs=epochs)] * seeds)
     return compare_all(contenders), curves
 

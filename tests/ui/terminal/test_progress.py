@@ -10,10 +10,19 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
+from tl_cli.io.download import Unit
 from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly, Worked
 from tl_cli.training.history import History
 from tl_cli.ui.terminal.console import THEME, make_console
-from tl_cli.ui.terminal.progress import LiveScreen, PlainLines, Title, format_seconds, open_screen
+from tl_cli.ui.terminal.progress import (
+    FileProgress,
+    LiveScreen,
+    PlainLines,
+    Title,
+    epoch_table,
+    format_seconds,
+    open_screen,
+)
 
 TITLE = Title("digits [/] run\x1b[31m", "CPU, 2 threads, fp32", 4)
 
@@ -35,8 +44,9 @@ def story() -> list[Event]:
                 events.append(LossSampled(number, epoch, 2 / number, 1e-3, 0.0 if name == "head" else 1e-4))
                 events.append(StepEnded(number, epoch, 64))
             accuracy = 0.5 + epoch / 10
-            events.append(EpochEnded(name, epoch, epoch * 10, 1 / epoch, accuracy, 1.1 / epoch, accuracy - 0.05, 1e-3,
-                                     0.0 if name == "head" else 1e-4, 12.5, 640.0, True))  # fmt: skip
+            events.append(EpochEnded(epoch, epoch * 10, 1 / epoch, accuracy, 1.1 / epoch, accuracy - 0.05, 1e-3,
+                                     0.0 if name == "head" else 1e-4, 12.5, images_per_second=640.0,
+                                     is_best=True))  # fmt: skip
     return events
 
 
@@ -244,3 +254,41 @@ def test_what_libraries_write_to_stderr_waits_for_the_end(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("seconds", "shown"), [(3.21, "3.2 s"), (48, "48 s"), (185, "3:05"), (7800, "2:10:00")])
 def test_durations_read_well(seconds: float, shown: str) -> None:
     assert format_seconds(seconds) == shown
+
+
+def headings(epochs: list[EpochEnded], width: int) -> list[str]:
+    console = Console(theme=THEME, file=io.StringIO(), width=width)
+    console.print(epoch_table(epochs, None, width))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    return [heading.strip() for heading in lines[0].split("  ") if heading]
+
+
+def test_a_narrow_table_leaves_out_the_least_important_columns() -> None:
+    epochs = [event for event in story() if isinstance(event, EpochEnded)]
+    assert headings(epochs, 24) == ["epoch", "val loss", "val acc"]
+    assert headings(epochs, 40) == ["epoch", "train loss", "val loss", "val acc"]
+    quality = ["epoch", "train loss", "train acc", "val loss", "val acc"]
+    assert headings(epochs, 80) == [*quality, "head lr", "backbone lr", "time"]
+    assert headings(epochs, 120) == [*quality, "head lr", "backbone lr", "time", "images/s"]
+
+
+def test_scores_that_no_epoch_has_get_no_column() -> None:
+    assert headings([EpochEnded(1, 10, val_accuracy=0.5)], 120) == ["epoch", "val acc"]
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "unit", "shown"),
+    [
+        (1_500_000, 45_000_000, "bytes", "1.5 MB/45.0 MB"),
+        (900, None, "bytes", "900 bytes"),
+        (20_000_000, 50_000_000, "items", "20,000,000/50,000,000"),
+    ],
+)
+def test_bytes_are_shown_as_bytes_and_counts_as_counts(done: int, total: int | None, unit: Unit, shown: str) -> None:
+    console = Console(theme=THEME, file=Terminal(), width=120, force_terminal=True)
+    progress = FileProgress(console)
+    progress._shown = True
+    progress("x", done, total, unit)
+    console.print(progress._live.renderable)
+    assert shown in console.file.getvalue()

@@ -22,13 +22,14 @@ from torch import Tensor
 from tl_cli.api.run_curves import RunCurves
 from tl_cli.errors import UsageError, first_line
 from tl_cli.evaluation.calibration import Reliability
+from tl_cli.evaluation.intervals import wilson
 from tl_cli.evaluation.ranking import Comparison
-from tl_cli.evaluation.scores import wilson
 from tl_cli.io.atomic import replacing
+from tl_cli.text import safe_text
 from tl_cli.training.history import History
 from tl_cli.ui.figures.fonts import LATIN, drawable, families, file_for
 from tl_cli.ui.panels import COLOURS, Line, Panel, PanelOptions, drawn_points, is_usual, panels
-from tl_cli.ui.terminal.console import print_warning, safe_text, shortened
+from tl_cli.ui.terminal.console import print_warning, shortened
 
 # Most classes for which a confusion matrix shows names, and numbers too.
 _NAMED, _NUMBERED = 60, 25

@@ -13,25 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_cli.api.comparison_run import CompareObserver, CompareResult, Report
+from tl_cli.evaluation.intervals import Measure
 from tl_cli.evaluation.ranking import Comparison, Contender, advice, differences, rows, verdicts
-from tl_cli.evaluation.scores import Measure
 from tl_cli.io.atomic import write_text
 from tl_cli.io.download import Unit
+from tl_cli.text import csv_text, json_text, safe_text
 from tl_cli.training.history import History
 from tl_cli.ui.figures import curve_figures
 from tl_cli.ui.panels import overlaid
 from tl_cli.ui.terminal import charts
 from tl_cli.ui.terminal.charts import Canvas
-from tl_cli.ui.terminal.console import (
-    csv_text,
-    json_text,
-    plain,
-    print_error,
-    print_warning,
-    safe_text,
-    shortened,
-    try_to_show,
-)
+from tl_cli.ui.terminal.console import plain, print_error, print_warning, shortened, try_to_show
 from tl_cli.ui.terminal.progress import FileProgress, format_seconds
 
 _NAME = 32  # cells

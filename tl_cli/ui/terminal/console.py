@@ -1,15 +1,10 @@
-"""The terminal: one console, what it can show, and text from outside made safe to print."""
+"""Consoles for stdout and stderr: what the terminal supports, and messages on stderr."""
 
 import codecs
-import csv
 import io
-import json
-import math
 import os
-import re
 import sys
-import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
@@ -19,6 +14,7 @@ from rich.text import Text
 from rich.theme import Theme
 
 from tl_cli.errors import without_secrets
+from tl_cli.text import safe_text
 
 THEME = Theme(
     {
@@ -44,10 +40,10 @@ codecs.register_error(_STAND_IN, _stand_in)
 
 
 class _Console(Console):
-    """Rich's console, except that the command decides what happens when the reader of its output is gone."""
+    """Rich's console, except that a closed pipe is an error for the command to handle."""
 
     def on_broken_pipe(self) -> None:
-        """Raise the BrokenPipeError that is being handled, where Rich would exit."""
+        """Raise the BrokenPipeError again, where Rich would exit."""
         raise
 
 
@@ -65,9 +61,9 @@ def make_console(*, quiet: bool = False, stderr: bool = False, plain: bool = Fal
 
 
 def try_to_show(show: Callable[[], None]) -> BrokenPipeError | None:
-    """Print a result, before it is recorded; return the error where the reader of the pipe is gone.
+    """Print a result that is not recorded yet; return the error if the pipe is closed.
 
-    It is raised by the caller once the result is recorded: ``tl eval | head`` records as much as ``tl eval`` does.
+    The caller raises it after recording, so that ``tl eval | head`` records as much as ``tl eval``.
     """
     try:
         show()
@@ -77,9 +73,9 @@ def try_to_show(show: Callable[[], None]) -> BrokenPipeError | None:
 
 
 def is_live(console: Console) -> bool:
-    """Whether a screen that redraws itself is possible and useful: in a terminal's foreground, not in CI or a notebook.
+    """Whether to redraw a screen: in a terminal's foreground, but not in CI or a notebook.
 
-    FORCE_COLOR asks for colours, not for a screen, so it has no say.
+    FORCE_COLOR requests colours, not a screen, and is ignored.
     """
     return (
         is_terminal(console)
@@ -95,24 +91,24 @@ _OFF = ("", "0", "false", "no", "off")
 
 
 def is_terminal(console: Console) -> bool:
-    """Whether the console's stream is a terminal, whatever the environment says."""
+    """Whether the console's stream is a terminal, regardless of environment variables."""
     with suppress(ValueError, AttributeError):  # a closed stream, or an object that only writes
         return console.file.isatty()
     return False
 
 
 def _is_in_notebook() -> bool:
-    """Whether a Jupyter kernel started this process: its cells are terminals to ``isatty``, but show every frame.
+    """Whether a Jupyter kernel started this process: ``isatty`` is true in its cells, but each frame stays visible.
 
     jupyter_client sets the first variable, and every ipykernel the other two.
     """
-    asked = os.environ.get
-    return "JPY_PARENT_PID" in os.environ or (asked("TERM"), asked("PAGER")) == ("xterm-color", "cat")
+    get = os.environ.get
+    return "JPY_PARENT_PID" in os.environ or (get("TERM"), get("PAGER")) == ("xterm-color", "cat")
 
 
 def is_in_foreground(console: Console) -> bool:
     """Whether this process may draw on its terminal, rather than being a job in the background."""
-    with suppress(OSError, ValueError, AttributeError):  # no terminal, no descriptor, no jobs on this system
+    with suppress(OSError, ValueError, AttributeError):  # no terminal, no descriptor, no job control
         return os.tcgetpgrp(console.file.fileno()) == os.getpgrp()
     return True
 
@@ -123,9 +119,9 @@ def is_ascii(console: Console) -> bool:
 
 
 def settle_encoding(stream: TextIO) -> None:
-    """Let a stream print what it can and something of equal width for the rest, whatever its encoding.
+    """Make a stream replace characters that its encoding lacks by others of equal width.
 
-    Under an explicit C locale Python writes UTF-8 all the same; a terminal that was told so shows rubbish.
+    With an explicit C locale Python still writes UTF-8, which such a terminal cannot show.
     """
     if not isinstance(stream, io.TextIOWrapper):
         return
@@ -135,69 +131,19 @@ def settle_encoding(stream: TextIO) -> None:
         stream.reconfigure(errors=_STAND_IN)
 
 
-def safe_text(value: object, *, limit: int = 200) -> str:
-    r"""Return text from a file name, a class or a message with nothing in it that a terminal would obey.
-
-    Control characters, escapes, bidirectional marks and lone surrogates become ``\xNN``; long text is cut.
-    """
-    text = "".join(_visible(character) for character in str(value)[: limit + 1])
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
 def plain(value: object, style: str = "", *, limit: int = 200) -> Text:
     """Return safe text that Rich never reads as markup."""
     return Text(safe_text(value, limit=limit), style=style)
 
 
-def json_text(data: object, *, indent: int | None = None) -> str:
-    """Return data as JSON, with null for NaN and infinity, which JSON does not have."""
-    return json.dumps(_finite(data), indent=indent, allow_nan=False)
-
-
-def _finite(data: object) -> object:
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as CSV: names as safe text, uncut, since CSV has no way to write what a terminal obeys.
-
-    What is unknown (None, NaN, infinity) is an empty cell. Text that a spreadsheet would run as a formula begins with
-    an apostrophe.
-    """
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    for row in rows:
-        cells = (_finite(cell) for cell in row)
-        table.writerow(
-            [_inert(safe_text(cell, limit=10 * len(cell))) if isinstance(cell, str) else cell for cell in cells]
-        )
-    return text.getvalue()
-
-
-# https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA = frozenset("=+-@\t\r")
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?%?\s*")
-
-
-def _inert(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula; a number stays one."""
-    # Full-width forms of the characters count, too.
-    begins = unicodedata.normalize("NFKC", text).lstrip(" ")[:1] in _FORMULA
-    return f"'{text}" if begins and not _NUMBER.fullmatch(text) else text
-
-
 def shortened(value: object, cells: int) -> str:
-    """Return safe text of at most so many cells of a terminal; of a longer one both ends, where names differ."""
+    """Return safe text of at most ``cells`` terminal cells; long text loses its middle, as names differ at the ends."""
     text = safe_text(value, limit=4000)
     if cell_len(text) <= cells:
         return text
     room = max(0, cells - 3)
     end = text[::-1]
-    # Cut by cells, as wide characters have two; what is padded where one would not fit whole is taken off.
+    # Wide characters take two cells; set_cell_size pads where half of one would fit, and strip removes that.
     return set_cell_size(text, room - room // 2).rstrip() + "..."[:cells] + set_cell_size(end, room // 2)[::-1].lstrip()
 
 
@@ -212,21 +158,12 @@ def print_warning(message: str) -> None:
 
 
 def print_note(message: str) -> None:
-    """Print to stderr what is neither a failure nor a warning."""
+    """Print information to stderr."""
     _print_aside(Text(), message)
 
 
 def _print_aside(text: Text, message: str) -> None:
     text.append("\n".join(safe_text(line, limit=2000) for line in without_secrets(message).splitlines()))
-    # Where nobody can read it, as its terminal or disk is gone, what is being done goes on.
+    # A closed terminal or a full disk must not end the command.
     with suppress(OSError):
         make_console(stderr=True).print(text, soft_wrap=True)
-
-
-def _visible(character: str) -> str:
-    if character == " " or character.isprintable():
-        return character
-    code = ord(character)
-    if unicodedata.category(character) == "Zs":
-        return " "
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -264,8 +264,8 @@ def _left(facts: RunFacts, history: History) -> str:
 def _results(history: History) -> list[Text]:
     lines = []
     best = history.best
-    if best is not None and best.judged is not None:
-        lines.append(Text(f"best: {best.judged[0]:.2%} on validation, epoch {best.epoch}", style="good"))
+    if best is not None and best.validation is not None:
+        lines.append(Text(f"best: {best.validation[0]:.2%} on validation, epoch {best.epoch}", style="good"))
     if history.test_accuracy is not None:
         lines.append(Text(f"test: {history.test_accuracy:.2%}"))
     return lines

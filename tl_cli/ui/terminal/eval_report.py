@@ -10,9 +10,10 @@ from rich.text import Text
 from tl_cli.api.evaluation_run import Evaluation
 from tl_cli.contract import Calibration
 from tl_cli.evaluation.calibration import Reliability
+from tl_cli.evaluation.classification import ClassScore, Confusion, Mistake
+from tl_cli.evaluation.intervals import Accuracy, Measure
 from tl_cli.evaluation.measure import Measured, OwnAccuracy
 from tl_cli.evaluation.report import EvaluationReport
-from tl_cli.evaluation.scores import Accuracy, ClassScore, Confusion, Measure, Mistake
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
 from tl_cli.ui.terminal.pictures import thumbnail

@@ -3,7 +3,8 @@
 from rich.console import Console
 
 from tl_cli.api.export_run import Exported
-from tl_cli.ui.terminal.console import json_text, plain
+from tl_cli.text import json_text
+from tl_cli.ui.terminal.console import plain
 
 
 def print_exported(exported: Exported, console: Console, *, as_json: bool) -> None:

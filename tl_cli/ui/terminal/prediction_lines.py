@@ -10,15 +10,8 @@ from rich.text import Text
 
 from tl_cli.api.prediction import Prediction, PredictionStream
 from tl_cli.data.preprocess import decode
-from tl_cli.ui.terminal.console import (
-    csv_text,
-    json_text,
-    make_console,
-    plain,
-    print_error,
-    safe_text,
-    shortened,
-)
+from tl_cli.text import csv_text, json_text, safe_text
+from tl_cli.ui.terminal.console import make_console, plain, print_error, shortened
 from tl_cli.ui.terminal.observer import TerminalObserver
 from tl_cli.ui.terminal.pictures import thumbnail
 

@@ -1,4 +1,4 @@
-"""A run as it goes on: one calm screen in a terminal, one plain line an epoch anywhere else."""
+"""The progress of a run: a full screen in a terminal, one plain line per epoch anywhere else."""
 
 import os
 import sys
@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.filesize import decimal
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded, Score
 from tl_cli.io.download import Unit
 from tl_cli.training.events import (
-    EpochEnded,
     Event,
     Noticed,
     PhaseStarted,
@@ -25,7 +26,7 @@ from tl_cli.training.events import (
     StoppedEarly,
     Worked,
 )
-from tl_cli.training.history import EpochPoint, History, point_of
+from tl_cli.training.history import History
 from tl_cli.ui import panels
 from tl_cli.ui.panels import Panel
 from tl_cli.ui.terminal import charts
@@ -35,14 +36,17 @@ from tl_cli.ui.terminal.screen import Display
 
 Clock = Callable[[], float]
 _REFRESH_PER_SECOND = 4
-# A smaller change between two epochs is usual.
+# Smaller drops of accuracy between two epochs are usual.
 _DROP = 0.01
+# Scores first, then rates and times; a longer number than the cell is rare.
+_SHOWN = sorted(EPOCH_SCORES, key=lambda name: EPOCH_SCORES[name].better is None)
+_CELL = 7
 _PHASE_TITLES = {"head": "head only", "fine-tune": "fine-tuning"}
 
 
 @dataclass(frozen=True, slots=True)
 class Title:
-    """What is running: lines for the top of the screen."""
+    """What is running, for the top of the screen."""
 
     run_name: str
     machine: str
@@ -68,12 +72,12 @@ def open_screen(console: Console, title: Title, history: History) -> Screen:
 
 
 class PlainLines:
-    """One line an epoch, for pipes, logs and dumb terminals; silent once there is no room for them any more."""
+    """One line per epoch, for pipes, logs and dumb terminals; silent once the disk of the log is full."""
 
     def __init__(self, console: Console, title: Title) -> None:
         self._console = console
         self._title = title
-        self._previous: EpochPoint | None = None
+        self._previous: EpochEnded | None = None
         self._is_full = False
 
     def __enter__(self) -> Self:
@@ -85,16 +89,15 @@ class PlainLines:
         return None
 
     def __call__(self, event: Event) -> None:
-        """Print the line of an ended epoch, of a new phase, of an early stop, or a notice."""
+        """Print one line if an epoch or a phase ends, training stops early, or there is a notice."""
         if isinstance(event, PhaseStarted):
             self._print(_phase_line(event))
         elif isinstance(event, EpochEnded):
-            point = point_of(event)
-            self._print(epoch_line(point, self._title.epochs, is_best=event.is_best))
-            note = unfreezing_note(self._previous, point)
+            self._print(epoch_line(event, self._title.epochs, is_best=event.is_best))
+            note = unfreezing_note(self._previous, event)
             if note is not None:
                 self._print(note)
-            self._previous = point
+            self._previous = event
         elif isinstance(event, StoppedEarly):
             self._print(_stop_line(event))
         elif isinstance(event, Noticed):
@@ -105,15 +108,15 @@ class PlainLines:
             return
         try:
             self._console.print(plain(line), soft_wrap=True)
-        except OSError:  # a training does not end because the disk of its log is full
+        except OSError:  # a full disk of the log does not end the training
             self._is_full = True
 
 
 class LiveScreen:
-    """A full-screen display that is redrawn four times a second from what it was told.
+    """A full-screen display of the events so far, redrawn four times per second.
 
-    It uses the terminal's alternate screen: a resize leaves nothing behind, and what was there before comes back.
-    Whatever libraries write to stderr meanwhile is held and printed afterwards.
+    It uses the terminal's alternate screen: resizing leaves nothing behind, and the previous content comes back.
+    What libraries write to stderr in the meantime is printed afterwards.
     """
 
     def __init__(self, console: Console, title: Title, history: History, clock: Clock = time.monotonic) -> None:
@@ -164,7 +167,7 @@ class LiveScreen:
                 self._console.print(plain(note, "yellow"), soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
-        """Take note; the next refresh shows it."""
+        """Keep the event; the next refresh shows it."""
         now = self._clock()
         if isinstance(event, StepEnded):
             self._work = None
@@ -247,9 +250,9 @@ class LiveScreen:
         if self._phase_steps < 3:
             return "estimating"
         first = phase.epochs[0] - 1
-        # Whole epochs of this phase are over, and some steps of the next.
-        over = (len(self._history.epochs) - first) * phase.steps_per_epoch + self._step - self._epoch_ended_at_step
-        left = phase.steps - over
+        # Steps in the complete epochs of this phase, and in the current one.
+        taken = (len(self._history.epochs) - first) * phase.steps_per_epoch + self._step - self._epoch_ended_at_step
+        left = phase.steps - taken
         elapsed = self._clock() - self._phase_started
         seconds = elapsed / self._phase_steps * max(0, left)
         return time_left(seconds, is_last=phase.epochs[1] == self._title.epochs)
@@ -269,7 +272,7 @@ class LiveScreen:
         return [charts.arrange(shown, canvas.width, count)]
 
     def _chart(self, make: Callable[[Sequence[History]], Panel], canvas: Canvas) -> tuple[list[Text], Text]:
-        """Return a panel with one line of title and legend, drawn anew only where something has changed."""
+        """Return a panel with one line of title and legend, drawn again only if there are new points."""
         state = (canvas, len(self._history.losses), len(self._history.epochs))
         kept = self._drawn.get(make.__name__)
         if kept is not None and kept[0] == state:
@@ -280,78 +283,75 @@ class LiveScreen:
         self._drawn[make.__name__] = (state, [title], drawn)
         return [title], drawn
 
-    def _table(self, rows: int, width: int) -> Table:
-        return epoch_table(self._history.epochs[-rows:], self._history.best, width)
+    def _table(self, rows: int, width: int) -> Table | Text:
+        epochs = self._history.epochs[-rows:]
+        return epoch_table(epochs, self._history.best, width) if epochs else Text()
 
     def _best_line(self) -> Text:
         best = self._history.best
-        if best is None or best.judged is None:
-            return Text("no epoch is over yet", style="dim")
+        if best is None or best.validation is None:
+            return Text("no epoch has ended yet", style="dim")
         which = " (averaged weights)" if best.averaged else ""
-        return Text(f"best: {best.judged[0]:.2%} on validation, epoch {best.epoch}{which}", style="good")
+        return Text(f"best: {best.validation[0]:.2%} on validation, epoch {best.epoch}{which}", style="good")
 
 
-def epoch_table(points: list[EpochPoint], best: EpochPoint | None, width: int) -> Table:
-    """Return the epochs as a table that fits the width."""
-    wide, middle = width >= 72, width >= 52
+def epoch_table(epochs: Sequence[EpochEnded], best: EpochEnded | None, width: int) -> Table:
+    """Return the epochs as a table that fits the width: the scores that were recorded, the lowest ranks first."""
+    names = _columns(epochs, width)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for heading in ("epoch", "train loss", "val loss", "val acc"):
-        table.add_column(heading if middle else heading.replace(" loss", "").replace("train", "loss"), justify="right")
-    if middle:
-        table.add_column("train acc", justify="right")
-    averaged = middle and any(point.ema_val_accuracy is not None for point in points)
-    if averaged:
-        table.add_column("ema acc", justify="right")
-    rates = width >= (84 if averaged else 72)
-    if rates:
-        table.add_column("lr", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("time", justify="right")
-    for point in points:
-        is_best = best is not None and point.epoch == best.epoch
-        cells = [
-            f"{point.epoch}{'*' if is_best else ''}",
-            _number(point.train_loss),
-            _number(point.val_loss),
-            _share(point.val_accuracy),
-        ]
-        if middle:
-            cells.append(_share(point.train_accuracy))
-        if averaged:
-            cells.append(_share(point.ema_val_accuracy))
-        if rates:
-            cells.append(" / ".join(_rate(rate) for rate in (point.lr_head, point.lr_backbone)))
-        if wide:
-            cells.append("-" if point.seconds is None else format_seconds(point.seconds))
-        table.add_row(*cells, style="good" if is_best else "")
+    for heading in ("epoch", *(EPOCH_SCORES[name].heading for name in names)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for epoch in epochs:
+        is_best = best is not None and epoch.epoch == best.epoch
+        cells = [_cell(EPOCH_SCORES[name], getattr(epoch, name)) for name in names]
+        table.add_row(f"{epoch.epoch}{'*' * is_best}", *cells, style="good" if is_best else "")
     return table
 
 
-def epoch_line(point: EpochPoint, epochs: int | None, *, is_best: bool) -> str:
-    """Return an epoch as one plain line."""
-    parts = [f"epoch {point.epoch}/{epochs}" if epochs else f"epoch {point.epoch}"]
-    for name, value, shown in (
-        ("loss", point.train_loss, "{:.4f}"),
-        ("val loss", point.val_loss, "{:.4f}"),
-        ("val accuracy", point.val_accuracy, "{:.2%}"),
-        ("averaged", point.ema_val_accuracy, "{:.2%}"),
-        ("", point.images_per_second, "{:,.0f} images/s"),
-        ("", point.seconds, "{:.1f} s"),
-    ):
-        if value is not None:
-            parts.append(f"{name} {shown.format(value)}".strip())
+def _columns(epochs: Sequence[EpochEnded], width: int) -> list[str]:
+    """Return the scores that were recorded and have room, by their fields."""
+    recorded = [name for name in _SHOWN if any(getattr(epoch, name) is not None for epoch in epochs)]
+    room = {name: 2 + max(len(EPOCH_SCORES[name].heading), _CELL) for name in recorded}
+    shown: list[str] = []
+    for rank in sorted({EPOCH_SCORES[name].rank for name in recorded}):
+        fitting = [name for name in recorded if EPOCH_SCORES[name].rank <= rank]
+        if len("epoch") + sum(room[name] for name in fitting) > width:
+            break
+        shown = fitting
+    return shown
+
+
+def _cell(score: Score, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if score.unit == "learning rate" and value == 0:
+        return "frozen"
+    return format_seconds(value) if score.unit == "s" else f"{value:{score.format}}"
+
+
+def epoch_line(epoch: EpochEnded, epochs: int | None, *, is_best: bool) -> str:
+    """Return an epoch as one plain line.
+
+    Args:
+        epochs: of the whole run; None if unknown.
+    """
+    parts = [f"epoch {epoch.epoch}/{epochs}" if epochs else f"epoch {epoch.epoch}"]
+    for name in _SHOWN:
+        score, value = EPOCH_SCORES[name], getattr(epoch, name)
+        if score.in_line and value is not None:
+            parts.append(f"{score.title} {score.text(value)}".strip())
     return "  ".join([*parts, *(["best"] if is_best else [])])
 
 
-def unfreezing_note(before: EpochPoint | None, after: EpochPoint) -> str | None:
-    """Return why validation accuracy fell from the last frozen epoch to the first one of more layers, if it fell."""
+def unfreezing_note(before: EpochEnded | None, after: EpochEnded) -> str | None:
+    """Return an explanation if validation accuracy fell from the last frozen epoch to the first unfrozen one."""
     if before is None or before.lr_backbone or not after.lr_backbone:
         return None
     if (before.val_accuracy or 0.0) - (after.val_accuracy or 0.0) <= _DROP:
         return None
     return (
         f"validation fell from {before.val_accuracy:.2%} to {after.val_accuracy:.2%} on unfreezing, as pretrained "
-        "layers begin to change; it usually recovers within a few epochs, else lower --unfreeze-lr"
+        "layers begin to change; it usually recovers within a few epochs; otherwise lower --unfreeze-lr"
     )
 
 
@@ -372,7 +372,7 @@ def format_seconds(seconds: float) -> str:
 
 
 class FileProgress:
-    """Downloads and decoding, before the run begins: a bar in a terminal, nothing in a pipe."""
+    """Work of some seconds, such as downloads and decoding: a bar in a terminal, nothing in a pipe."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -393,13 +393,13 @@ class FileProgress:
     def __call__(self, what: str, done: int, total: int | None, unit: Unit = "items") -> None:
         """Show how far a file or a pass over files is."""
         if self._shown:
-            counted = f"{done:,}" if total is None else f"{done:,}/{total:,}"
-            amount = f"{done / 1e6:,.1f} MB" if unit == "bytes" else counted
+            shown = decimal if unit == "bytes" else "{:,}".format
+            amount = "/".join(shown(number) for number in (done, total) if number is not None)
             self._live.update(bar(what, done, total or done, amount, self._console.width))
 
 
 def time_left(seconds: float, *, is_last: bool) -> str:
-    """Return how long a phase still takes; how long the phases after it take is not known while it goes on."""
+    """Return the time that is left in a phase; how long later phases take cannot be estimated during it."""
     return f"{format_seconds(seconds)} left" + ("" if is_last else " in this phase")
 
 
@@ -427,26 +427,12 @@ def _phase_line(event: PhaseStarted) -> str:
 
 
 def _stop_line(event: StoppedEarly) -> str:
-    return f"stopped after epoch {event.epoch}: validation has not become better for {event.patience} epochs"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _rate(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return "frozen" if value == 0 else f"{value:.1e}"
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2%}"
+    return f"stopped after epoch {event.epoch}: no validation improvement for {event.patience} epochs"
 
 
 @contextmanager
 def _held_stderr() -> Iterator[None]:
-    """Keep what anything (C libraries too) writes to stderr, and print it when the block is left."""
+    """Hold what Python and C libraries write to stderr, and print each line once when the block is left."""
     sys.stderr.flush()
     try:
         descriptor = sys.stderr.fileno()

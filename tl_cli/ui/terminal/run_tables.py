@@ -9,8 +9,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tl_cli.text import safe_text
 from tl_cli.tracking.facts import Differences, RunFacts
-from tl_cli.ui.terminal.console import is_ascii, plain, safe_text, shortened
+from tl_cli.ui.terminal.console import is_ascii, plain, shortened
 from tl_cli.ui.terminal.progress import format_seconds
 
 _SPARK, _ASCII_SPARK = "▁▂▃▄▅▆▇█", "_.,-=+*#"

@@ -1,4 +1,4 @@
-"""Displays that redraw themselves, on a terminal that may go away or be taken back by its shell for a while."""
+"""Displays that redraw themselves; the terminal may close, or return to its shell for a while (Ctrl-Z)."""
 
 import signal
 from contextlib import suppress
@@ -10,34 +10,34 @@ from tl_cli.ui.terminal.console import is_in_foreground
 
 
 class Display(Live):
-    """Rich's live display, which survives its terminal and leaves it to the shell on Ctrl-Z.
+    """Rich's live display, with support for closed terminals and Ctrl-Z.
 
-    Nothing more is drawn once the terminal is gone. A full screen is left before the process stops, and comes back with
-    the first refresh in the foreground: after ``fg``, not after ``bg``.
+    After the terminal is closed, nothing is drawn. On Ctrl-Z a full screen is hidden before the process stops; it is
+    shown again by the first refresh in the foreground: after ``fg``, not after ``bg``.
     """
 
     _is_hidden = False
 
     def start(self, refresh: bool = False) -> None:
         """Show the display."""
-        # Before the first frame, as Ctrl-Z may come right after. A shell without jobs has its children ignore it.
+        # Before the first frame, which Ctrl-Z may follow. Shells without job control make children ignore SIGTSTP.
         if self._screen and hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
             signal.signal(signal.SIGTSTP, self._suspend)
         try:
             super().start(refresh)
-        except BaseException:  # no thread can be started, or a signal has come
+        except BaseException:  # no thread can be started, or a signal arrived
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Take the display away."""
+        """Remove the display."""
         if hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) == self._suspend:
             signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         with suppress(OSError):
             super().stop()
 
     def refresh(self) -> None:
-        """Draw the display again, unless the terminal is somebody else's now."""
+        """Draw the display again, unless another process is in the terminal's foreground."""
         with self._lock, suppress(OSError):
             if self._is_hidden and is_in_foreground(self.console):
                 self._show(shown=True)

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from tl_cli.contract import SPLIT_NAMES
 from tl_cli.data.sources.catalogue import BuiltIn
-from tl_cli.evaluation.scores import Accuracy, ClassScore
+from tl_cli.evaluation.classification import ClassScore
+from tl_cli.evaluation.intervals import Accuracy
 from tl_cli.inspection.freeze_plan import Part
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import Resolved

@@ -1,4 +1,4 @@
-"""What is printed before and after a run."""
+"""Prints the plan before a run and the results after it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_cli.evaluation.scores import class_scores
+from tl_cli.evaluation.classification import class_scores
 from tl_cli.inspection.freeze_plan import freeze_plan
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.forecast import Estimate
@@ -24,7 +24,7 @@ from tl_cli.ui.terminal.progress import format_seconds
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """Print what will be trained on what, and what each part of the model does in each phase."""
+    """Print the model, the data, and what each part of the model does in each phase."""
     counts = ", ".join(f"{len(images):,} {name}" for name, images in plan.data.parts.items())
     how = plan.classifier.preprocessing
     shape = {"center": "", "squash": ", squashed", "border": ", padded"}[how.crop_mode]
@@ -37,7 +37,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(plain(f"weights: {note}", limit=4000))
     notes = [*plan.data.notes]
     if "test" not in plan.data.parts:
-        notes.append("the data bring no test images: no test accuracy will be claimed")
+        notes.append("no test split; test accuracy will not be reported")
     if plan.crop_note is not None:
         notes.append(plan.crop_note)
     notes += plan.cache_notes
@@ -52,13 +52,11 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def _refinements(plan: Plan) -> list[str]:
-    """Say what the table of parts does not show: where freezing ends, how rates fall, what head features miss."""
+    """Return what the table of parts does not show: frozen layers, layer decay, what cached features leave out."""
     config, strategy, lines = plan.config, plan.strategy, []
     if strategy.frozen_layers:
         count = strategy.frozen_layers
-        lines.append(
-            f"frozen throughout: the first {count} of {len(strategy.layers)} layers, until {config.freeze_until}"
-        )
+        lines.append(f"always frozen: the first {count} of {len(strategy.layers)} layers, up to {config.freeze_until}")
     if config.layer_decay < 1 and len(plan.phases) > 1 - (config.freeze_epochs == 0):
         lowest = strategy.layers[strategy.frozen_layers]
         above = len(strategy.layers) - 2 - strategy.frozen_layers
@@ -72,7 +70,7 @@ def _refinements(plan: Plan) -> list[str]:
     if any(phase.name == "head" and plan.uses_cache(phase) for phase in plan.phases):
         idle = [flag for flag, used in _IMAGE_ONLY if used(config)]
         if idle:
-            lines.append(f"{', '.join(idle)}: not in the head phase, which trains on cached features")
+            lines.append(f"{', '.join(idle)}: not applied in the head phase, which trains on cached features")
     return lines
 
 
@@ -85,13 +83,13 @@ _IMAGE_ONLY: tuple[tuple[str, Callable[[TrainConfig], bool]], ...] = (
 
 
 def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
-    """Print every setting with its reason, the learning rate's curve and an estimate."""
+    """Print each setting with its reason, the learning-rate schedule and a forecast of time and memory."""
     console.print(tables.settings_table(plan.resolved))
     console.print()
     console.print(Text("learning rate of the head by step", style="bold"))
     canvas = Canvas.on(console, min(console.width, 100), 10)
     if plan.config.schedule == "plateau":
-        console.print(Text("lowered when validation stops improving; until then:", style="dim"))
+        console.print(Text("lowered when validation stops improving; before that:", style="dim"))
     console.print(charts.draw(Panel("learning rate", [Line(_lr_points(plan), TRAIN_COLOUR)]), canvas))
     console.print()
     width = max(map(len, forecast.seconds)) + 1
@@ -103,7 +101,7 @@ def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
 
 
 def print_outcome(console: Console, plan: Plan, history: History, outcome: Outcome) -> None:
-    """Print the curves and what the run came to."""
+    """Print the curves and the results."""
     best = history.best
     width = min(console.width, 120)
     both = width >= 72
@@ -119,20 +117,19 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
     lines: list[tuple[str, str, str]] = []
     if outcome.test is not None:
         lines.append(("test accuracy", tables.format_accuracy(outcome.test.accuracy), "bold good"))
-        lines.append(("", f"95% interval, {outcome.test.accuracy.count:,} images, looked at once", "dim"))
+        lines.append(("", f"95% interval, {outcome.test.accuracy.count:,} images; test set used once", "dim"))
     if best is not None:
-        lines.append(("validation", f"{counters.best_val_accuracy:.2%} at its best, epoch {counters.best_epoch}", ""))
+        lines.append(("val accuracy", f"{counters.best_val_accuracy:.2%}, epoch {counters.best_epoch} (best)", ""))
         if not best.lr_backbone and any(point.lr_backbone for point in history.epochs):
-            lines.append(
-                ("", "reached before unfreezing; a lower --unfreeze-lr or more epochs may improve on it", "dim")
-            )
+            lines.append(("", "reached before unfreezing; a lower --unfreeze-lr or more epochs may improve it", "dim"))
     if outcome.clean_train is not None:
-        lines.append(("clean train", tables.format_accuracy(outcome.clean_train.accuracy), ""))
+        accuracy = tables.format_accuracy(outcome.clean_train.accuracy)
+        lines.append(("train accuracy", f"{accuracy}  eval mode, no augmentation", ""))
     if outcome.gap is not None:
-        lines.append(("gap", f"{100 * outcome.gap:+.2f} points between training and test images", ""))
+        lines.append(("gap", f"{100 * outcome.gap:+.2f} points (train - test)", ""))
     speeds = [p.images_per_second for p in history.epochs if p.images_per_second and p.lr_backbone]
     speed = f", {sorted(speeds)[len(speeds) // 2]:,.0f} images/s in fine-tuning" if speeds else ""
-    lines.append(("time", f"{format_seconds(counters.seconds)} in epochs{speed}", ""))
+    lines.append(("time", f"{format_seconds(counters.seconds)} of training{speed}", ""))
     grid = Table.grid(padding=(0, 2, 0, 0))
     for name, value, style in lines:
         grid.add_row(Text(name, style="dim"), Text(value, style=style))

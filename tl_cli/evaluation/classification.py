@@ -1,0 +1,227 @@
+"""Numbers about answers, each with its uncertainty where it is an estimate."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tl_cli.evaluation.intervals import Accuracy, Measure, mean, wilson
+from tl_cli.evaluation.logits import Answers
+from tl_cli.evaluation.task import SINGLE_LABEL, Task
+
+_DRAWS = 1000
+# With fewer images a class, means over classes are too far from what more would show for an interval to hold it.
+_FEWEST_A_CLASS = 10
+# Resampled numbers are held at once; more are drawn in parts.
+_MOST_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How good a classifier is on one part of the data.
+
+    Attributes:
+        accuracy: top-1, with its interval.
+        top5: whether the true class is among the five likeliest; None with five classes or fewer.
+        loss: mean cross-entropy, in nats; the interval is Student's.
+        confusion: (num_classes, num_classes) int64; rows are the truth, columns the answer.
+    """
+
+    accuracy: Accuracy
+    top5: Accuracy | None
+    loss: Measure
+    confusion: np.ndarray
+
+    @property
+    def recalls(self) -> list[Accuracy | None]:
+        """Accuracy among the images of each class; None for a class without images."""
+        return [
+            wilson(int(row[label]), int(row.sum())) if row.sum() else None for label, row in enumerate(self.confusion)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class.
+
+    Attributes:
+        images: of the class.
+        answers: how often it was answered.
+        recall: share of its images that are answered so; None without images.
+        precision: share of the answers that are right; None where it was never answered.
+        f1: harmonic mean of the two, 0 where it was never answered rightly; None without images.
+    """
+
+    images: int
+    answers: int
+    recall: Accuracy | None
+    precision: Accuracy | None
+    f1: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class MacroScores:
+    """Means over the classes that have images, each class counting as much as any other.
+
+    A class that was never answered has precision 0, as in scikit-learn. The intervals are basic ones (Davison and
+    Hinkley 1997) of 1,000 bootstrap samples of the images, drawn class by class so that none is lost; with fewer than
+    ten images a class there are none, and none for the precision where a class was answered fewer than ten times: it is
+    0 in the samples that lose those answers.
+    """
+
+    precision: Measure
+    recall: Measure
+    f1: Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """A pair of classes that is mixed up.
+
+    Attributes:
+        true: index of the class that the images are of.
+        answered: index of the class that was answered.
+        count: images.
+        share: of the images of the true class.
+    """
+
+    true: int
+    answered: int
+    count: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """An image that was classified wrongly.
+
+    Attributes:
+        index: place among the answers.
+        true: index of its class.
+        answered: index of the class that was answered.
+        probability: of the answer.
+        true_probability: of its class.
+    """
+
+    index: int
+    true: int
+    answered: int
+    probability: float
+    true_probability: float
+
+
+def report(answers: Answers, task: Task = SINGLE_LABEL) -> Report:
+    """Return accuracy, loss and confusion matrix of a set of answers."""
+    logits, labels = answers.logits, answers.labels
+    in_top5 = task.is_among_likeliest(logits, labels, 5)
+    return Report(
+        accuracy=wilson(int(task.is_correct(logits, labels).sum()), len(labels)),
+        top5=None if in_top5 is None else wilson(int(in_top5.sum()), len(labels)),
+        loss=mean(task.loss(logits.double(), labels, reduction="none").numpy()),
+        confusion=task.confusion(logits, labels).numpy(),
+    )
+
+
+def class_scores(confusion: np.ndarray) -> list[ClassScore]:
+    """Return recall, precision and F1 of every class of a confusion matrix."""
+    scores = []
+    for label, (images, answers) in enumerate(zip(confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True)):
+        right = int(confusion[label, label])
+        scores.append(
+            ClassScore(
+                images=images,
+                answers=answers,
+                recall=wilson(right, images) if images else None,
+                precision=wilson(right, answers) if answers else None,
+                f1=2 * right / (images + answers) if images else None,
+            )
+        )
+    return scores
+
+
+def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
+    """Return the macro averages with bootstrap intervals.
+
+    Args:
+        confusion: (num_classes, num_classes) int64 of at least one image.
+        seed: of the bootstrap.
+    """
+    true, answered = np.nonzero(confusion)
+    counts = confusion[true, answered]
+    generator = np.random.default_rng(seed)
+    # Cells come row by row, and a row is a class.
+    rows = np.split(counts, np.flatnonzero(np.diff(true)) + 1)
+    values = _macro(true, answered, counts[None], len(confusion))[:, 0]
+    if counts.sum() < _FEWEST_A_CLASS * len(rows):
+        precision, recall, f1 = (Measure(float(value), math.nan, math.nan) for value in values)
+        return MacroScores(precision, recall, f1)
+    size = max(1, _MOST_AT_ONCE // max(len(counts), len(confusion)))
+    drawn = []
+    for start in range(0, _DRAWS, size):
+        # Resampling images is drawing anew how many of a class fall in each cell that has any.
+        draws = [generator.multinomial(row.sum(), row / row.sum(), min(size, _DRAWS - start)) for row in rows]
+        drawn.append(_macro(true, answered, np.concatenate(draws, axis=1), len(confusion)))
+    quantiles = np.percentile(np.concatenate(drawn, axis=1), [2.5, 97.5], axis=1).T
+    precision, recall, f1 = (_basic(float(value), *each) for value, each in zip(values, quantiles, strict=True))
+    if confusion.sum(0)[confusion.any(1)].min() < _FEWEST_A_CLASS:
+        precision = Measure(precision.value, math.nan, math.nan)
+    return MacroScores(precision, recall, f1)
+
+
+def _basic(value: float, low: float, high: float) -> Measure:
+    """Return the interval that is the quantiles' mirror image about the estimate, within 0..1 and around it."""
+    if low == high:
+        return Measure(value, math.nan, math.nan)
+    return Measure(value, max(0.0, min(value, 2 * value - high)), min(1.0, max(value, 2 * value - low)))
+
+
+def most_confused(confusion: np.ndarray, most: int) -> list[Confusion]:
+    """Return the pairs of classes that are mixed up most often, the most frequent first."""
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    images = confusion.sum(1)
+    places = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(places, wrong.shape), strict=True)
+    return [
+        Confusion(int(true), int(said), int(wrong[true, said]), float(wrong[true, said] / images[true]))
+        for true, said in pairs
+        if wrong[true, said]
+    ]
+
+
+def worst_mistakes(answers: Answers, most: int) -> list[Mistake]:
+    """Return the wrong answers that were given with the most confidence against the truth: the largest loss first."""
+    # As probabilities, several wrong classes may all round to one.
+    losses = SINGLE_LABEL.loss(answers.logits.double(), answers.labels, reduction="none")
+    predicted = answers.logits.argmax(1)
+    wrong = torch.nonzero(predicted != answers.labels).flatten()
+    order = wrong[losses[wrong].argsort(descending=True, stable=True)][:most]
+    probabilities = answers.logits[order].softmax(1)
+    return [
+        Mistake(place, true, said, float(row[said]), float(row[true]))
+        for place, true, said, row in zip(
+            order.tolist(), answers.labels[order].tolist(), predicted[order].tolist(), probabilities, strict=True
+        )
+    ]
+
+
+def _macro(true: np.ndarray, answered: np.ndarray, draws: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return macro precision, recall and F1 of each draw, (3, D).
+
+    Args:
+        true: (C,) class of each cell.
+        answered: (C,) answer of each cell.
+        draws: (D, C) images in each cell.
+    """
+    images, answers, right = (np.zeros((num_classes, len(draws))) for _ in range(3))
+    np.add.at(images, true, draws.T)
+    np.add.at(answers, answered, draws.T)
+    diagonal = true == answered
+    right[true[diagonal]] = draws.T[diagonal]
+    is_there = images > 0
+    scores = (
+        np.divide(right, divisor, out=np.zeros_like(right), where=is_there & (divisor > 0))
+        for divisor in (answers, images, (images + answers) / 2)
+    )
+    return np.stack([score.sum(0) / is_there.sum(0) for score in scores])
