@@ -42,7 +42,7 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print the sizes 
     from tl_cli.data.cache_entries import RULES, entries
     from tl_cli.io.download import cache_root
     from tl_cli.ui.terminal.console import json_text, make_console, plain
-    from tl_cli.ui.terminal.tables import cache_table
+    from tl_cli.ui.terminal.listings import cache_table
 
     root, now = cache_root(), time.time()
     found = entries(root)

@@ -267,7 +267,7 @@ def _train_all(
     """
     from tl_cli.errors import Interrupted, TrackingError, UsageError
     from tl_cli.tracking.comparisons import CONTENDER_TAG, tested_on, trainings_of
-    from tl_cli.tracking.store import CHILD_TAG
+    from tl_cli.tracking.recorded import CHILD_TAG
     from tl_cli.ui.terminal.console import plain
 
     failed = []
@@ -357,7 +357,8 @@ def _again(name: str, tracking_uri: str | None) -> "list[_Entry]":
     """
     from tl_cli.errors import UsageError
     from tl_cli.tracking.comparisons import trainings_of
-    from tl_cli.tracking.store import is_parent, open_store
+    from tl_cli.tracking.recorded import is_parent
+    from tl_cli.tracking.store import open_store
 
     store = open_store(tracking_uri)
     run = store.find(name)

@@ -57,7 +57,7 @@ def list_(
 ) -> None:
     """List the data sets that --data knows by name, with what each needs."""
     from tl_cli.ui.terminal.console import make_console
-    from tl_cli.ui.terminal.tables import print_sets
+    from tl_cli.ui.terminal.listings import print_sets
 
     sets = _sets(pattern)
     if as_json:

@@ -12,9 +12,8 @@ import typer
 from tl_cli.cli.params import Plain, TrackingUri, complete_run
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run  # noqa: TID251 (a type)
-
     from tl_cli.tracking.facts import RunFacts
+    from tl_cli.tracking.recorded import Run, RunReader
     from tl_cli.tracking.store import Store
     from tl_cli.training.history import History
     from tl_cli.ui.panels import Wanted
@@ -103,17 +102,21 @@ def plot(
         _check_ending(output)
     from tl_cli.errors import UsageError
     from tl_cli.tracking.reader import matching_metrics
-    from tl_cli.tracking.store import open_store
+    from tl_cli.tracking.sqlite_reader import open_to_read
     from tl_cli.ui.panels import Wanted
     from tl_cli.ui.terminal.console import make_console
 
-    store = open_store(tracking_uri)
     wanted = Wanted((), x, smooth, log, last)
     console = make_console(plain=plain)
-    found = _training(store, console) if follow and not runs else _find(store, list(dict.fromkeys(runs or ["latest"])))
     if follow:
-        _follow(store, found, wanted, tuple(metric or ()), console)
+        from tl_cli.tracking.store import open_store  # imports MLflow, which drawing once does without
+
+        followed = open_store(tracking_uri)
+        training = _find(followed, list(dict.fromkeys(runs))) if runs else _training(followed, console)
+        _follow(followed, training, wanted, tuple(metric or ()), console)
         return
+    store = open_to_read(tracking_uri)
+    found = _find(store, list(dict.fromkeys(runs or ["latest"])))
     wanted = replace(wanted, metrics=tuple(matching_metrics(found, metric or ())))
     shown = _read(store, found, wanted)
     if terminal:
@@ -136,14 +139,14 @@ def _check_ending(output: Path) -> None:
         )
 
 
-def _find(store: "Store", names: Sequence[str]) -> "list[Run]":
+def _find(store: "RunReader", names: Sequence[str]) -> "list[Run]":
     """Return the runs that are meant, each once; a comparison stands for its trainings."""
-    from tl_cli.tracking.store import children_of, is_parent
+    from tl_cli.tracking.recorded import children_of, is_parent
 
     found: dict[str, Run] = {}
     for name in names:
         run = store.find(name)
-        for each in (children_of(store, run.info.run_id) if is_parent(run) else []) or [run]:
+        for each in (children_of(store.runs(), run.info.run_id) if is_parent(run) else []) or [run]:
             found.setdefault(each.info.run_id, each)
     return list(found.values())
 
@@ -151,7 +154,7 @@ def _find(store: "Store", names: Sequence[str]) -> "list[Run]":
 def _training(store: "Store", console: "Console") -> "list[Run]":
     """Return the run that trains now, of several the one that was started or resumed last; wait until there is one."""
     from tl_cli.tracking.listing import status_of
-    from tl_cli.tracking.store import is_parent, started_or_resumed
+    from tl_cli.tracking.recorded import is_parent, started_or_resumed
 
     has_said = False
     while True:
@@ -165,7 +168,7 @@ def _training(store: "Store", console: "Console") -> "list[Run]":
         time.sleep(_POLL_S)
 
 
-def _read(store: "Store", runs: "Sequence[Run]", wanted: "Wanted") -> "list[tuple[RunFacts, History]]":
+def _read(store: "RunReader", runs: "Sequence[Run]", wanted: "Wanted") -> "list[tuple[RunFacts, History]]":
     from tl_cli.tracking.listing import facts_of
     from tl_cli.tracking.reader import read_history
 

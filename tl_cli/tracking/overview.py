@@ -15,7 +15,8 @@ from contextlib import suppress
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from tl_cli.tracking.store import Store, dataset_digest, is_parent, short_id
+from tl_cli.tracking.recorded import dataset_digest, is_parent, short_id
+from tl_cli.tracking.store import Store
 
 VIEW = "tl-best"
 # A tag that begins so is not shown; it says that the note is ours.

@@ -4,13 +4,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatchcase
 from typing import TypeVar
-
-from mlflow.entities import Metric, Run
 
 from tl_cli.errors import UsageError, suggest
 from tl_cli.tracking.liveness import paused
-from tl_cli.tracking.store import Store
+from tl_cli.tracking.recorded import MetricPoint, Point, Run, RunReader
 from tl_cli.training.history import EpochPoint, History
 
 _EPOCH_KEYS = {
@@ -35,7 +34,7 @@ _AT_ONCE = 8
 T = TypeVar("T")
 
 
-def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History:
+def read_history(store: RunReader, run: Run, metrics: Sequence[str] = ()) -> History:
     """Return the curves of a run; numbers that are not finite are in none, and are named.
 
     Args:
@@ -74,7 +73,7 @@ def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History
     return history
 
 
-def read_sparks(store: Store, runs: Iterable[Run]) -> dict[str, tuple[float, ...]]:
+def read_sparks(store: RunReader, runs: Iterable[Run]) -> dict[str, tuple[float, ...]]:
     """Return the validation accuracy by epoch of runs, by their ids; NaN where it was no number."""
     asked = [run.info.run_id for run in runs if _VAL_ACCURACY in run.data.metrics]
 
@@ -94,8 +93,6 @@ def matching_metrics(runs: Sequence[Run], wanted: Sequence[str], *, strict: bool
     Raises:
         UsageError: no run has recorded such a one.
     """
-    from fnmatch import fnmatchcase
-
     recorded = list(dict.fromkeys(key for run in runs for key in run.data.metrics))
     found: list[str] = []
     for pattern in wanted:
@@ -106,32 +103,32 @@ def matching_metrics(runs: Sequence[Run], wanted: Sequence[str], *, strict: bool
     return found
 
 
-def _read(store: Store, run_id: str, keys: Iterable[str]) -> dict[str, list[Metric]]:
+def _read(store: RunReader, run_id: str, keys: Iterable[str]) -> dict[str, list[MetricPoint]]:
     """Return the points by metric."""
     return _ask(store, sorted(keys), lambda key: _points(store, run_id, key))
 
 
-def _ask(store: Store, names: Sequence[str], question: Callable[[str], T]) -> dict[str, T]:
+def _ask(store: RunReader, names: Sequence[str], question: Callable[[str], T]) -> dict[str, T]:
     """Return the answer to a question about each name; a server is asked for several at once."""
     with store.reported(), ThreadPoolExecutor(_AT_ONCE if store.is_remote else 1) as pool:
         return dict(zip(names, pool.map(question, names), strict=True))
 
 
-def _points(store: Store, run_id: str, key: str) -> list[Metric]:
+def _points(store: RunReader, run_id: str, key: str) -> list[MetricPoint]:
     """Return the points, one a step. Of a step that was recorded twice the first stands, as a resumed run repeats it.
 
     Where nobody has named steps they are counted, as the points came.
     """
-    history = sorted(store.client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
+    history = sorted(store.metric_history(run_id, key), key=lambda point: point.timestamp)
     if len(history) > 1 and not any(point.step for point in history):
-        return [Metric(key, point.value, point.timestamp, place) for place, point in enumerate(history, 1)]
-    points: dict[int, Metric] = {}
+        return [Point(key, point.value, point.timestamp, place) for place, point in enumerate(history, 1)]
+    points: dict[int, MetricPoint] = {}
     for point in history:
         points.setdefault(point.step, point)
     return list(points.values())
 
 
-def _clock(run: Run, points: Iterable[Metric]) -> list[tuple[int, float]]:
+def _clock(run: Run, points: Iterable[MetricPoint]) -> list[tuple[int, float]]:
     """Return the seconds since the run began at each of its steps, in order."""
     elapsed = _elapsed(run)
     clock: dict[int, float] = {}
@@ -142,29 +139,29 @@ def _clock(run: Run, points: Iterable[Metric]) -> list[tuple[int, float]]:
     return list(clock.items())
 
 
-def _elapsed(run: Run) -> Callable[[Metric], float]:
+def _elapsed(run: Run) -> Callable[[MetricPoint], float]:
     """Return how many seconds of its run lie before a point, less those in which the run was stopped."""
     began, breaks = run.info.start_time, paused(run.data.tags)
 
-    def seconds(point: Metric) -> float:
+    def seconds(point: MetricPoint) -> float:
         stopped = sum(min(end, point.timestamp) - start for start, end in breaks if start < point.timestamp)
         return float(point.timestamp - began - stopped) / 1000
 
     return seconds
 
 
-def _by_time(points: Sequence[Metric], clock: Sequence[tuple[int, float]], run: Run) -> list[Metric]:
+def _by_time(points: Sequence[MetricPoint], clock: Sequence[tuple[int, float]], run: Run) -> list[MetricPoint]:
     """Place points at the optimizer step of their time."""
     seconds, elapsed = [second for _, second in clock], _elapsed(run)
-    placed: dict[int, Metric] = {}
+    placed: dict[int, MetricPoint] = {}
     for point in points:
         place = bisect_right(seconds, elapsed(point))
         step = clock[place - 1][0] if place else 0
-        placed.setdefault(step, Metric(point.key, point.value, point.timestamp, step))
+        placed.setdefault(step, Point(point.key, point.value, point.timestamp, step))
     return list(placed.values())
 
 
-def _finite(points: Iterable[Metric]) -> dict[int, float]:
+def _finite(points: Iterable[MetricPoint]) -> dict[int, float]:
     return {point.step: point.value for point in points if _is_finite(point.value)}
 
 
