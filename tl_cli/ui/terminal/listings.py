@@ -1,4 +1,4 @@
-"""Tables of the published data sets and of the cache, for commands that start without torch."""
+"""The table of published data sets. No torch."""
 
 from collections.abc import Sequence
 
@@ -30,14 +30,7 @@ def print_sets(console: Console, sets: Sequence[BuiltIn]) -> None:
         "Your own: a folder train/CLASS/ with test/ or val/, or CLASS/; a CSV of path,label[,split]; a zip or tar of "
         "such a folder."
     )
-    console.print("torchvision's other sets cannot be had or are no classification: --data NAME says why.", style="dim")
-
-
-def cache_table(rows: Sequence[Sequence[str]]) -> Table:
-    """Return the kinds of what is kept between runs: entries, size, size by age, and what each is."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("kind", "entries", "size", "unused 1 day", "unused 30 days", "what"):
-        table.add_column(title, justify="left" if title in ("kind", "what") else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
+    console.print(
+        "torchvision's other sets are not available or not for classification; --data NAME shows the reason.",
+        style="dim",
+    )
