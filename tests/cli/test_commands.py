@@ -16,7 +16,8 @@ from tests.conftest import COLOURS, Result, tl_process, write_pictures
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
-from tl_cli.tracking.store import dataset_digest, open_store
+from tl_cli.tracking.recorded import dataset_digest
+from tl_cli.tracking.store import open_store
 from tl_cli.training.state import CARD_FILE
 from tl_cli.ui.figures import curve_figures
 

@@ -40,7 +40,8 @@ from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
 from tl_cli.tracking.comparisons import Parent
 from tl_cli.tracking.logged_model import Naming, log_model
-from tl_cli.tracking.store import Store, open_store, short_id
+from tl_cli.tracking.recorded import short_id
+from tl_cli.tracking.store import Store, open_store
 
 GOOD = ("shufflenet_v2_x0_5", "--steps", "40", "--freeze-epochs", "1", "--unfreeze-lr", "3e-3", "--run-name", "good")
 POOR = ("squeezenet1_1", "--epochs", "1", "--freeze-epochs", "1", "--run-name", "poor")

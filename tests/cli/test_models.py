@@ -79,7 +79,7 @@ def test_pull_goes_on_after_a_failure_and_says_so(tl, monkeypatch: pytest.Monkey
     )
     result = tl("models", "pull", "squeezenet1_1", "efficientnet_lite0")
     assert result.code == 1
-    assert "efficientnet_lite0 is here" in result.out
+    assert "efficientnet_lite0 is on this machine" in result.out
     assert "127.0.0.1:9" in result.err
 
 

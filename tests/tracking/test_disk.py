@@ -10,7 +10,7 @@ from tests.conftest import Result
 from tests.tracking.test_places import enter
 from tl_cli.errors import StorageError
 from tl_cli.models.bundle import WEIGHTS_FILE
-from tl_cli.tracking.listing import files_of
+from tl_cli.tracking.removal import files_of
 from tl_cli.tracking.store import open_store
 from tl_cli.training.state import checkpoints
 

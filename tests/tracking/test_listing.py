@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import wait_for
 from tests.tracking.test_recorder import epoch, recorder, store  # noqa: F401 (a fixture)
 from tl_cli.errors import Interrupted, UsageError
-from tl_cli.tracking import listing, overview
+from tl_cli.tracking import listing, overview, removal
 from tl_cli.tracking.liveness import HEARTBEAT_TAG, PROCESS_TAG, identity
 from tl_cli.tracking.store import Store
 from tl_cli.training.events import LossSampled
@@ -86,20 +86,20 @@ def test_a_dead_run_is_closed_at_the_time_when_it_was_last_heard_of(store: Store
     beat = round(time.time()) + 100_000  # later than its beginning
     run_id = dead_run(store, beat)
     assert facts(store, run_id).status == "dead"
-    listing.close(store, store.find(run_id))
+    removal.close(store, store.find(run_id))
     info = store.find(run_id).info
     assert (info.status, info.end_time) == ("KILLED", beat * 1000)
     with pytest.raises(UsageError, match="has ended already: killed"):
-        listing.close(store, store.find(run_id))
+        removal.close(store, store.find(run_id))
 
 
 def test_a_silent_run_can_be_closed_and_a_running_one_cannot(store: Store) -> None:  # noqa: F811
     run_id = silent_run(store)
     assert facts(store, run_id).status == "silent"
-    listing.close(store, store.find(run_id))
+    removal.close(store, store.find(run_id))
     assert facts(store, run_id).status == "killed"
     with recorder(store) as record:
-        for refused in (listing.close, listing.remove):
+        for refused in (removal.close, removal.remove):
             with pytest.raises(UsageError, match="is running on .*; stop it first"):
                 refused(store, store.find(record.run_id))
 
@@ -180,7 +180,7 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
         assert done.code == 0, done.err
     store = open_store(None)  # noqa: F811
     one, two = store.find("one"), store.find("two")
-    assert listing.files_of(store, one).size() > 1_000_000
+    assert removal.files_of(store, one).size() > 1_000_000
     asked = tl("runs", "rm", "one")
     assert (asked.code, "--yes" in asked.err) == (2, True)
     removed = tl("runs", "rm", "one", "--yes")
@@ -297,7 +297,7 @@ def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) 
     store.client.update_run(stopped.info.run_id, status="RUNNING")
     for key, value in identity().items():
         store.client.set_tag(stopped.info.run_id, key, value)
-    for refused in (listing.close, listing.remove):
+    for refused in (removal.close, removal.remove):
         with pytest.raises(UsageError, match="is running"):
             refused(store, stopped)
     assert store.find(stopped.info.run_id).info.lifecycle_stage == "active"
@@ -306,7 +306,7 @@ def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) 
 def test_a_run_that_cannot_be_told_is_closed_when_it_is_named(store: Store) -> None:  # noqa: F811
     run = store.client.create_run(store.experiment("tl"), run_name="foreign")
     assert listing.status_of(store.find("foreign")) == "running"
-    listing.close(store, store.find("foreign"))
+    removal.close(store, store.find("foreign"))
     assert store.client.get_run(run.info.run_id).info.status == "KILLED"
 
 

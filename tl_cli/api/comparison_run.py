@@ -38,7 +38,8 @@ from tl_cli.tracking.comparisons import CONTENDER_TAG, Parent, kept_answers, tes
 from tl_cli.tracking.destination import find_destination
 from tl_cli.tracking.evaluations import in_letters
 from tl_cli.tracking.reader import read_history
-from tl_cli.tracking.store import CHILD_TAG, Store, is_parent, open_store
+from tl_cli.tracking.recorded import CHILD_TAG, is_parent
+from tl_cli.tracking.store import Store, open_store
 from tl_cli.training.conditions import are_digests_comparable, conditions
 from tl_cli.training.history import History
 from tl_cli.training.plan import to_fetch

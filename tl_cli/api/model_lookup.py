@@ -96,7 +96,7 @@ def target_of(store: "Store", run: "Run", warn: Callable[[str], None], name: str
         RunNotFoundError: the run has no model.
         TrackingError: the model cannot be accessed.
     """
-    from tl_cli.tracking.store import short_id
+    from tl_cli.tracking.recorded import short_id
 
     folder = store.model_folder(run, name, warn)
     return Target(folder, f"{run.info.run_name} ({short_id(run)})", store, run)

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from mlflow.entities import Run  # noqa: TID251 (a type)
-
 from tl_cli.api.observer import Observer
 from tl_cli.errors import RunNotFoundError, TrackingError
 from tl_cli.tracking.facts import RunFacts
 from tl_cli.tracking.listing import facts_of, status_of
 from tl_cli.tracking.reader import _EPOCH_KEYS, matching_metrics, read_history
-from tl_cli.tracking.store import Store, children_of, is_parent, open_store, started_or_resumed
+from tl_cli.tracking.recorded import Run, RunReader, children_of, is_parent, started_or_resumed
+from tl_cli.tracking.sqlite_reader import open_to_read
 from tl_cli.training.history import History
 
 POLL_S = 2.0
@@ -95,8 +94,8 @@ def read_curves(request: CurvesRequest) -> CurvesResult:
         UsageError: no run has recorded a metric of that name.
         TrackingError: the store cannot be used.
     """
-    store = open_store(request.tracking_uri)
-    runs = _find(store, request.names or ("latest",))
+    store = open_to_read(request.tracking_uri)
+    runs: Sequence[Run] = _find(store, request.names or ("latest",))
     return _read(store, runs, tuple(matching_metrics(runs, request.metrics)))
 
 
@@ -111,8 +110,11 @@ def follow_curves(request: CurvesRequest, observer: FollowObserver, *, poll_s: f
         RunNotFoundError: a name is that of no run or of several.
         TrackingError: a run was removed, or the store could not be used from the beginning.
     """
+    from tl_cli.tracking.store import open_store  # imports MLflow, which curves that are read once do without
+
     store = open_store(request.tracking_uri)
-    runs = _find(store, request.names) if request.names else [_wait_for_training(store, observer, poll_s)]
+    names = request.names
+    runs: Sequence[Run] = _find(store, names) if names else [_wait_for_training(store, observer, poll_s)]
     result: CurvesResult | None = None
     while result is None or result.is_running:
         began = time.monotonic()
@@ -132,22 +134,21 @@ def follow_curves(request: CurvesRequest, observer: FollowObserver, *, poll_s: f
     return result
 
 
-def _find(store: Store, names: Sequence[str]) -> list[Run]:
+def _find(store: RunReader, names: Sequence[str]) -> list[Run]:
     """Return the runs with these names, each once; a comparison stands for its trainings."""
     found: dict[str, Run] = {}
     for name in dict.fromkeys(names):
         run = store.find(name)
-        for each in (children_of(store, run.info.run_id) if is_parent(run) else []) or [run]:
+        for each in (children_of(store.runs(), run.info.run_id) if is_parent(run) else []) or [run]:
             found.setdefault(each.info.run_id, each)
     return list(found.values())
 
 
-def _wait_for_training(store: Store, observer: FollowObserver, poll_s: float) -> Run:
+def _wait_for_training(store: RunReader, observer: FollowObserver, poll_s: float) -> Run:
     """Return the run that trains now, of several the one that was started or resumed last."""
     is_first = True
     while True:
-        recorded = store.runs(matching="attributes.status = 'RUNNING'")
-        running = [run for run in recorded if not is_parent(run) and status_of(run) == "running"]
+        running = [run for run in store.runs() if not is_parent(run) and status_of(run) == "running"]
         if running:
             return max(running, key=started_or_resumed)
         if is_first:
@@ -156,7 +157,7 @@ def _wait_for_training(store: Store, observer: FollowObserver, poll_s: float) ->
         time.sleep(poll_s)
 
 
-def _read(store: Store, runs: Sequence[Run], metrics: tuple[str, ...]) -> CurvesResult:
+def _read(store: RunReader, runs: Sequence[Run], metrics: tuple[str, ...]) -> CurvesResult:
     histories = [read_history(store, run, metrics) for run in runs]
     names = [history.name for history in histories]
     found = [

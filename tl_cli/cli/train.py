@@ -592,7 +592,8 @@ def _resume(
     from tl_cli.errors import UsageError
     from tl_cli.tracking.destination import check_resumable
     from tl_cli.tracking.ownership import owned
-    from tl_cli.tracking.store import is_parent, named, open_store, short_id
+    from tl_cli.tracking.recorded import is_parent, named, short_id
+    from tl_cli.tracking.store import open_store
 
     store = open_store(tracking_uri)
     found = store.find(name)
@@ -619,7 +620,7 @@ def _go_on(
     from tl_cli.errors import TlError, UsageError
     from tl_cli.io.atomic import write_text
     from tl_cli.models import bundle
-    from tl_cli.tracking.store import named, short_id
+    from tl_cli.tracking.recorded import named, short_id
     from tl_cli.tracking.sync import sync
     from tl_cli.training.config import as_toml, settings_of
     from tl_cli.training.state import CARD_FILE, CONFIG_FILE
@@ -674,7 +675,7 @@ def _go_on(
 def _further(store: "Store", run: "Run", flags: Mapping[str, object], tracking_uri: str | None) -> str:
     """Return the command of a new run that goes on where a finished one ended, with its settings and these flags."""
     from tl_cli.errors import without_secrets
-    from tl_cli.tracking.store import short_id
+    from tl_cli.tracking.recorded import short_id
     from tl_cli.training.state import CONFIG_FILE
 
     kept = store.state_folder(run) / CONFIG_FILE

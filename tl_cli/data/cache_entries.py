@@ -40,7 +40,7 @@ RULES: dict[Kind, _Rule] = {
     "contents": _Rule("contents", r"[0-9a-f]{32}\.npy", remove_array, "digests of image files"),
     "checks": _Rule("looked-at", r"[0-9a-f]{64}\.json", _unlink, "which files could not be decoded"),
     "unpacked": _Rule("data/unpacked", r".*-[0-9a-f]{16}-[0-9a-f]{16}", archive.remove_unread, "archives, unpacked"),
-    "measurements": _Rule("measured", r"(probes|counts)\.json", _unlink, "speeds and sizes of models"),
+    "measurements": _Rule("measured", r"(probes|counts|models-\w+)\.json", _unlink, "speeds and sizes of models"),
     # Somebody may have put them there by hand, on a machine without network.
     "downloads": _Rule("data", r"(?!unpacked$)[^.].*", None, "published data sets; never cleared"),
 }

@@ -16,7 +16,8 @@ from tl_cli.evaluation.logits import KeptAnswers, load_answers
 from tl_cli.evaluation.ranking import Training
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, set_note
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity
-from tl_cli.tracking.store import PARENT_TAG, Store, children_of, dataset_digest, ending, short_id
+from tl_cli.tracking.recorded import PARENT_TAG, children_of, dataset_digest, short_id
+from tl_cli.tracking.store import Store, ending
 from tl_cli.training.history import History
 
 CONTENDER_TAG = "tl.contender"
@@ -53,7 +54,7 @@ def training_of(run: Run, history: History, kept: KeptAnswers) -> Training:
 def trainings_of(store: Store, parent_id: str) -> dict[str, list[Run]]:
     """Return the complete trainings of a comparison by contender, the first seed first."""
     found: dict[str, list[Run]] = {}
-    for run in children_of(store, parent_id):
+    for run in children_of(store.runs(), parent_id):
         if CONTENDER_TAG in run.data.tags and run.info.status == "FINISHED":
             found.setdefault(run.data.tags[CONTENDER_TAG], []).append(run)
     return found

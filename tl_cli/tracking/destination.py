@@ -7,7 +7,8 @@ from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 
 from tl_cli.errors import UsageError
-from tl_cli.tracking.store import DEFAULT_EXPERIMENT, NOT_THERE, PARENT_TAG, Store, named, short_id
+from tl_cli.tracking.recorded import PARENT_TAG, named, short_id
+from tl_cli.tracking.store import DEFAULT_EXPERIMENT, NOT_THERE, Store
 
 RUN_ID = "MLFLOW_RUN_ID"
 _NAME, _ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"

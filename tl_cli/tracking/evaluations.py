@@ -12,7 +12,8 @@ from tl_cli.contract import DataSpec, Split, SplitName
 from tl_cli.data.dataset import BUILT_IN
 from tl_cli.evaluation.measure import Measured
 from tl_cli.tracking.overview import refresh
-from tl_cli.tracking.store import SCHEME_TAG, Store
+from tl_cli.tracking.recorded import SCHEME_TAG
+from tl_cli.tracking.store import Store
 
 EVALUATIONS = "eval"
 TEST_LOGITS = "test_logits.npz"

@@ -1,7 +1,7 @@
-"""What is known of recorded runs without opening them: what ``tl runs`` reads from a store and draws. No torch here."""
+"""Facts about recorded runs for lists, as read from a store. No torch here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Status = Literal["running", "finished", "failed", "killed", "dead", "silent", "scheduled"]
@@ -10,22 +10,22 @@ Kind = Literal["training", "comparison", "other"]
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """One run.
+    """What a list shows of one run.
 
     Attributes:
-        status: ``dead``: recorded as running by a process of this machine that is gone; ``silent``: by another machine,
-            which has not been heard of for minutes.
-        kind: a training of tl, a comparison that holds some together, or something that tl did not record.
-        parent_id: of the comparison that it belongs to.
+        status: ``dead``: recorded as running by a process of this machine that has ended; ``silent``: recorded as
+            running on another machine, without a heartbeat for minutes.
+        kind: a training run of tl, a comparison that groups several, or a run of another program.
+        parent_id: of the comparison that contains it.
         started: seconds since 1970.
-        seconds: from its beginning to its end, or until it was last heard of.
+        seconds: from its start to its end, or to its last heartbeat.
         last_seen: seconds since 1970.
-        epochs: complete ones, and how many were asked for.
+        epochs: complete epochs, and requested epochs.
         phase_ends: last epoch of each phase, in order; empty where it is not recorded.
-        val_accuracy: a fraction, of its best epoch.
-        val_digest: of the validation images: accuracies on others cannot be compared with this one. Of the
-            same files, runs of earlier versions have another digest.
-        is_best: of all runs listed with it, the highest validation accuracy with the same ``val_digest``.
+        val_accuracy: a fraction, of the best epoch.
+        val_digest: of the validation images; accuracies can be compared where it is equal. Earlier versions recorded
+            another digest for equal files.
+        is_best: whether it has the highest validation accuracy of all listed runs with this ``val_digest``.
         curve: validation accuracy by epoch.
     """
 
@@ -55,17 +55,23 @@ class RunFacts:
         """The first characters of the id: what people type."""
         return self.run_id[:8]
 
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types."""
+        data = asdict(self)
+        done, total = data.pop("epochs")
+        return {**data, "epochs": done, "epochs_wanted": total}
+
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What tells some runs apart.
+    """The differences between some runs.
 
     Attributes:
-        runs: in the order in which they were asked for.
-        settings: values by setting, one a run, None where it was not recorded.
-        made_with: the same of versions, machines and digests of the images.
-        results: the same of figures.
-        alike: how many settings are equal in all.
+        runs: in the requested order.
+        settings: values by setting, one per run, None where it was not recorded.
+        made_with: versions, machines and digests of the images, by name.
+        results: metrics by name.
+        alike: number of settings that are equal in all runs.
     """
 
     runs: Sequence[RunFacts]

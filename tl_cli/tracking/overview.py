@@ -15,7 +15,8 @@ from contextlib import suppress
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from tl_cli.tracking.store import Store, dataset_digest, is_parent, short_id
+from tl_cli.tracking.recorded import dataset_digest, is_parent, short_id
+from tl_cli.tracking.store import Store
 
 VIEW = "tl-best"
 # The second tag is hidden by its prefix; it marks the note as written by tl.

@@ -16,7 +16,8 @@ from mlflow.entities import Run
 from tl_cli.errors import StorageError, TrackingError, UsageError
 from tl_cli.tracking.journal import JOURNAL, alone_with
 from tl_cli.tracking.liveness import HOST_TAG, State, state_of
-from tl_cli.tracking.store import Store, named, short_id
+from tl_cli.tracking.recorded import named, short_id
+from tl_cli.tracking.store import Store
 
 _READER = "reader-"
 

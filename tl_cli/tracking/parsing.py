@@ -4,8 +4,6 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from mlflow.entities import Run, RunInfo
-
 from tl_cli.tracking.liveness import HEARTBEAT_TAG, PAUSES_TAG, PID_TAG, PROCESS_TAG
 
 # 1900 to 9000, milliseconds since 1970: a range that calendars of all time zones can show.
@@ -39,15 +37,12 @@ _METRICS: Mapping[str, Callable[[float], bool]] = {
 }
 
 
-def parsed(run: Run) -> Run:
-    """Return a run whose times, and the tags and metrics that tl uses, are within bounds or removed."""
-    metrics, tags = run.data.metrics, run.data.tags
+def drop_out_of_bounds(metrics: dict[str, float], tags: dict[str, str]) -> None:
+    """Remove those tags and metrics that have a meaning here and are out of bounds."""
     for key in [key for key, fits in _METRICS.items() if key in metrics and not fits(metrics[key])]:
         del metrics[key]
-    for key in [key for key, form in _TAGS.items() if key in tags and not form.fullmatch(tags[key])]:
+    for key in [key for key, form in _TAGS.items() if key in tags and not form.fullmatch(tags[key] or "")]:
         del tags[key]
-    times = {"start_time": moment(run.info.start_time), "end_time": moment(run.info.end_time) or None}
-    return Run(RunInfo(**{**dict(run.info), **times}), run.data, run.inputs, run.outputs)
 
 
 def moment(value: object) -> int:

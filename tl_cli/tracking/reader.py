@@ -7,12 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from mlflow.entities import Metric, Run
-
 from tl_cli.errors import UsageError, suggest
 from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded
 from tl_cli.tracking.liveness import paused
-from tl_cli.tracking.store import Store
+from tl_cli.tracking.recorded import MetricPoint, Point, Run, RunReader
 from tl_cli.training.history import History
 
 _EPOCH_KEYS = {name: score.key for name, score in EPOCH_SCORES.items()}
@@ -26,7 +24,7 @@ _CONCURRENT_REQUESTS = 8
 T = TypeVar("T")
 
 
-def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History:
+def read_history(store: RunReader, run: Run, metrics: Sequence[str] = ()) -> History:
     """Return the curves of a run, without numbers that are not finite; ``not_finite`` lists their steps.
 
     Args:
@@ -61,7 +59,7 @@ def read_history(store: Store, run: Run, metrics: Sequence[str] = ()) -> History
     return history
 
 
-def _epochs(found: Mapping[str, list[Metric]]) -> list[EpochEnded]:
+def _epochs(found: Mapping[str, list[MetricPoint]]) -> list[EpochEnded]:
     columns = {name: _finite(found.get(key, [])) for name, key in _EPOCH_KEYS.items()}
     epochs = []
     for step, number in sorted(_finite(found.get(_EPOCH, [])).items()):
@@ -70,7 +68,7 @@ def _epochs(found: Mapping[str, list[Metric]]) -> list[EpochEnded]:
     return epochs
 
 
-def read_sparks(store: Store, runs: Iterable[Run]) -> dict[str, tuple[float, ...]]:
+def read_sparks(store: RunReader, runs: Iterable[Run]) -> dict[str, tuple[float, ...]]:
     """Return the validation accuracies of each run's epochs, by run id; NaN where one was not finite."""
     ids = [run.info.run_id for run in runs if _VAL_ACCURACY in run.data.metrics]
 
@@ -100,32 +98,32 @@ def matching_metrics(runs: Sequence[Run], patterns: Sequence[str], *, strict: bo
     return found
 
 
-def _read(store: Store, run_id: str, keys: Iterable[str]) -> dict[str, list[Metric]]:
+def _read(store: RunReader, run_id: str, keys: Iterable[str]) -> dict[str, list[MetricPoint]]:
     """Return the points by metric."""
     return _request(store, sorted(keys), lambda key: _points(store, run_id, key))
 
 
-def _request(store: Store, names: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:
+def _request(store: RunReader, names: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:
     """Return what ``read`` returns for each name; a server gets several requests concurrently."""
     with store.reported(), ThreadPoolExecutor(_CONCURRENT_REQUESTS if store.is_remote else 1) as pool:
         return dict(zip(names, pool.map(read, names), strict=True))
 
 
-def _points(store: Store, run_id: str, key: str) -> list[Metric]:
+def _points(store: RunReader, run_id: str, key: str) -> list[MetricPoint]:
     """Return one point per step: the first, if a resumed run repeated the step.
 
     Points without steps are numbered in the order of their times.
     """
-    history = sorted(store.client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
+    history = sorted(store.metric_history(run_id, key), key=lambda point: point.timestamp)
     if len(history) > 1 and not any(point.step for point in history):
-        return [Metric(key, point.value, point.timestamp, step) for step, point in enumerate(history, 1)]
-    points: dict[int, Metric] = {}
+        return [Point(key, point.value, point.timestamp, step) for step, point in enumerate(history, 1)]
+    points: dict[int, MetricPoint] = {}
     for point in history:
         points.setdefault(point.step, point)
     return list(points.values())
 
 
-def _clock(run: Run, points: Iterable[Metric]) -> list[tuple[int, float]]:
+def _clock(run: Run, points: Iterable[MetricPoint]) -> list[tuple[int, float]]:
     """Return (step, seconds since the run began), in order."""
     elapsed = _elapsed(run)
     clock: dict[int, float] = {}
@@ -136,29 +134,29 @@ def _clock(run: Run, points: Iterable[Metric]) -> list[tuple[int, float]]:
     return list(clock.items())
 
 
-def _elapsed(run: Run) -> Callable[[Metric], float]:
+def _elapsed(run: Run) -> Callable[[MetricPoint], float]:
     """Return a function that gives the seconds from the start of the run to a point, without pauses."""
     began, breaks = run.info.start_time, paused(run.data.tags)
 
-    def seconds(point: Metric) -> float:
+    def seconds(point: MetricPoint) -> float:
         stopped = sum(min(end, point.timestamp) - start for start, end in breaks if start < point.timestamp)
         return float(point.timestamp - began - stopped) / 1000
 
     return seconds
 
 
-def _by_time(points: Sequence[Metric], clock: Sequence[tuple[int, float]], run: Run) -> list[Metric]:
+def _by_time(points: Sequence[MetricPoint], clock: Sequence[tuple[int, float]], run: Run) -> list[MetricPoint]:
     """Return the points with the optimizer step at their time."""
     seconds, elapsed = [second for _, second in clock], _elapsed(run)
-    placed: dict[int, Metric] = {}
+    placed: dict[int, MetricPoint] = {}
     for point in points:
         after = bisect_right(seconds, elapsed(point))
         step = clock[after - 1][0] if after else 0
-        placed.setdefault(step, Metric(point.key, point.value, point.timestamp, step))
+        placed.setdefault(step, Point(point.key, point.value, point.timestamp, step))
     return list(placed.values())
 
 
-def _finite(points: Iterable[Metric]) -> dict[int, float]:
+def _finite(points: Iterable[MetricPoint]) -> dict[int, float]:
     return {point.step: point.value for point in points if _is_finite(point.value)}
 
 

@@ -34,7 +34,8 @@ from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with
 from tl_cli.tracking.logged_model import Naming, log_model
 from tl_cli.tracking.overview import refresh_overview
 from tl_cli.tracking.reasons import reason
-from tl_cli.tracking.store import NOT_THERE, Store, ending, last_seen, state_folder
+from tl_cli.tracking.recorded import last_seen
+from tl_cli.tracking.store import NOT_THERE, Store, ending, state_folder
 from tl_cli.tracking.sync import free_disk, sync
 from tl_cli.training.config import write_toml
 from tl_cli.training.events import Event, LossSampled

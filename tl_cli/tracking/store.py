@@ -1,7 +1,6 @@
 """Opens the MLflow store and finds runs in it by the names that people use."""
 
 import atexit
-import json
 import logging
 import os
 import re
@@ -19,7 +18,6 @@ from typing import Any
 import requests
 from filelock import FileLock, Timeout
 
-from tl_cli.contract import Split
 from tl_cli.errors import (
     Interrupted,
     RunNotFoundError,
@@ -31,10 +29,11 @@ from tl_cli.errors import (
     without_secrets,
 )
 from tl_cli.models.bundle import read_card
-from tl_cli.tracking.liveness import HEARTBEAT_TAG, paused
-from tl_cli.tracking.parsing import parsed
+from tl_cli.tracking.parsing import drop_out_of_bounds, moment
 from tl_cli.tracking.places import check_place, local_path, own_folder
 from tl_cli.tracking.reasons import reason, root
+from tl_cli.tracking.recorded import MODELS, RUNS, find_removed, find_run, is_parent, named, run_and_model, short_id
+from tl_cli.tracking.recorded import Run as RecordedRun
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _ENVIRONMENT = {
@@ -51,11 +50,12 @@ for _name, _value in _ENVIRONMENT.items():
 
 import mlflow  # noqa: E402
 from mlflow.entities import (  # noqa: E402
-    DatasetInput,
     LifecycleStage,
     LoggedModel,
     LoggedModelStatus,
+    Metric,
     Run,
+    RunInfo,
     ViewType,
 )
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
@@ -67,16 +67,8 @@ from mlflow.utils.uri import append_to_uri_path  # noqa: E402
 
 STATE_ROOT = Path("mlruns")
 DEFAULT_EXPERIMENT = "tl"
-# Tag of a run that groups others and has no model of its own.
-PARENT_TAG = "tl.compares"
-CHILD_TAG = "mlflow.parentRunId"
-# What a data set's digest covers. A tag of the run's input, as MLflow keeps one data set per name and digest.
-SCHEME_TAG = "tl.digest_scheme"
-_BEST = "best/val_accuracy"
 WEIGHTS_PARAM = "weights_sha256"  # of a logged model
-# Prefixes of MLflow's URIs of runs and models.
-_RUNS, _MODELS = "runs:/", "models:/"
-# Error codes for names that do not exist.
+# What a store says of a name that it does not have.
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 # Log lines would break a live screen; MLflow's errors are reported where they are caught.
 for _name in ("mlflow", "alembic"):
@@ -195,7 +187,7 @@ class Store:
                     break
         return found
 
-    def again(self, runs: Iterable[Run]) -> list[Run]:
+    def again(self, runs: Iterable[RecordedRun]) -> list[Run]:
         """Return runs as they are now.
 
         Raises:
@@ -217,52 +209,19 @@ class Store:
 
     def find_removed(self, name: str) -> Run | None:
         """Return the removed run of that id, unique beginning of an id, or name, if there is one."""
-        name, _ = _run_and_model(name)
-        found = [
-            run
-            for run in self.runs(removed=True)
-            if name in (run.info.run_id, run.info.run_name) or (len(name) >= 3 and run.info.run_id.startswith(name))
-        ]
-        return found[0] if len(found) == 1 else None
+        return find_removed(self.runs(removed=True), name)
 
     def find(self, name: str) -> Run:
         """Return the run of that id, unique beginning of an id, name, or MLflow URI.
 
-        ``runs:/RUN/...`` is that run, and ``models:/...`` the run that recorded the model. ``latest`` is the training
-        that was started or resumed last. ``best`` is the run with the highest validation accuracy among those of the
-        latest run's experiment with the same validation images.
-
         Raises:
-            RunNotFoundError: no run or several match; the message lists runs that exist.
+            RunNotFoundError: none or several have that name; the message lists what there is.
         """
-        if name.startswith(_MODELS):
-            return self._run_of_model(name)
-        name, _ = _run_and_model(name)
-        runs = sorted(self.runs(), key=started_or_resumed, reverse=True)
-        if not runs:
-            raise RunNotFoundError(f"there are no runs in {self.uri} yet; start one with tl train")
-        if name == "latest":
-            return next((run for run in runs if not is_parent(run)), runs[0])
-        if name == "best":
-            return self._best(runs)
-        exact = [run for run in runs if name in (run.info.run_id, run.info.run_name)]
-        found = exact or [run for run in runs if len(name) >= 3 and run.info.run_id.startswith(name)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            listed = ", ".join(f"{named(run)}" for run in found[:5])
-            raise RunNotFoundError(f"{len(found)} runs are called {name!r}: {listed}; use the id")
-        known = [name for run in runs for name in (run.info.run_name, short_id(run))]
-        raise RunNotFoundError(f"no run is called {name!r} in {self.uri}.{suggest(name, known)}")
+        return self._run_of_model(name) if name.startswith(MODELS) else find_run(self.runs(), name, self.uri)
 
-    def _best(self, runs: list[Run]) -> Run:
-        validated = [run for run in runs if _BEST in run.data.metrics and dataset_digest(run, "validation")]
-        if not validated:
-            raise RunNotFoundError(f"no run in {self.uri} has a validation accuracy yet; give an id or a name")
-        latest = validated[0]
-        same = [run for run in validated if _validated_on(run) == _validated_on(latest)]
-        # Among equal runs, the earlier.
-        return max(reversed(same), key=lambda run: float(run.data.metrics[_BEST]))
+    def metric_history(self, run_id: str, key: str) -> list[Metric]:
+        """Return every recorded point of a metric."""
+        return list(self.client.get_metric_history(run_id, key))
 
     def _run_of_model(self, uri: str) -> Run:
         model_id = self._model_id(uri)
@@ -280,14 +239,14 @@ class Store:
         Raises:
             RunNotFoundError: there is none.
         """
-        path = uri.removeprefix(_MODELS).strip("/")
+        path = uri.removeprefix(MODELS).strip("/")
         try:
             with self.reported():
                 return self._version(path) or str(self.client.get_logged_model(path).model_id)
         except TrackingError as error:
             if getattr(error.__cause__, "error_code", None) not in NOT_THERE:
                 raise
-            known = [f"{_MODELS}{model.name}/latest" for model in self.client.search_registered_models()]
+            known = [f"{MODELS}{model.name}/latest" for model in self.client.search_registered_models()]
             raise RunNotFoundError(f"{self.uri} has no model {uri}.{suggest(uri, known)}") from error
 
     def _version(self, path: str) -> str | None:
@@ -321,7 +280,7 @@ class Store:
         models, problem = self._models(run, name), None
         for model in models:
             try:
-                fetched = Path(self._download(artifact_uri=f"{_MODELS}{model.model_id}"))
+                fetched = Path(self._download(artifact_uri=f"{MODELS}{model.model_id}"))
             except Exception as error:  # of any artifact store and its client
                 problem = problem or error
                 continue
@@ -329,7 +288,7 @@ class Store:
                 return card.parent
         local = self.state_folder(run) / "best"
         is_here = (local / "model.json").exists()
-        if is_here and name.startswith(_MODELS):
+        if is_here and name.startswith(MODELS):
             is_here = read_card(local).weights_sha256 in {model.params.get(WEIGHTS_PARAM) for model in models}
         if problem is not None:
             message = f"the model of the run {named(run)} cannot be fetched: {reason(problem)}"
@@ -348,15 +307,15 @@ class Store:
             RunNotFoundError: an MLflow URI names none of them.
         """
         with self.reported():
-            if name.startswith(_MODELS):
+            if name.startswith(MODELS):
                 return [self.client.get_logged_model(self._model_id(name))]
             found: list[LoggedModel] = []
             for output in run.outputs.model_outputs if run.outputs else []:
                 with suppress(MlflowException):  # it was deleted
                     found.append(self.client.get_logged_model(output.model_id))
-        _, path = _run_and_model(name)
+        _, path = run_and_model(name)
         if path and path not in {model.name for model in found}:
-            known = [f"{_RUNS}{run.info.run_id}/{model.name}" for model in found]
+            known = [f"{RUNS}{run.info.run_id}/{model.name}" for model in found]
             raise RunNotFoundError(f"the run {named(run)} has no model {path!r}.{suggest(name, known)}")
         ready = [model for model in found if model.status == LoggedModelStatus.READY and path in ("", model.name)]
         return sorted(ready, key=lambda model: int(model.creation_timestamp), reverse=True)
@@ -491,12 +450,11 @@ class Store:
         return sorted({folder.resolve() for folder in (self.state_folder(run), *beside) if folder.is_dir()})
 
 
-def _run_and_model(name: str) -> tuple[str, str]:
-    """Return the run and the path of ``runs:/RUN/PATH``; for any other name, the name and ""."""
-    if not name.startswith(_RUNS):
-        return name, ""
-    run, _, path = name.removeprefix(_RUNS).strip("/").partition("/")
-    return run, path
+def parsed(run: Run) -> Run:
+    """Return a run whose times, and those tags and metrics that have a meaning here, are within bounds or absent."""
+    drop_out_of_bounds(run.data.metrics, run.data.tags)
+    times = {"start_time": moment(run.info.start_time), "end_time": moment(run.info.end_time) or None}
+    return Run(RunInfo(**{**dict(run.info), **times}), run.data, run.inputs, run.outputs)
 
 
 def _logged_model_of(version: ModelVersion) -> str:
@@ -506,55 +464,10 @@ def _logged_model_of(version: ModelVersion) -> str:
         RunNotFoundError: it has files of an MLflow before version 3.
     """
     # A local registry leaves the field empty.
-    model_id = version.model_id or re.fullmatch(rf"{_MODELS}(m-\w+)", str(version.source))
+    model_id = version.model_id or re.fullmatch(rf"{MODELS}(m-\w+)", str(version.source))
     if not model_id:
         raise RunNotFoundError(f"{version.name} version {version.version} is not a logged model: {version.source}")
     return model_id if isinstance(model_id, str) else model_id[1]
-
-
-def _validated_on(run: Run) -> tuple[str, str | None]:
-    """Return a value that is equal for runs whose validation accuracies can be compared.
-
-    Runs of earlier versions differ from newer ones even with equal images, as they recorded other digests of files.
-    """
-    return str(run.info.experiment_id), dataset_digest(run, "validation")
-
-
-def is_parent(run: Run) -> bool:
-    """Whether a run groups the trainings of a comparison."""
-    return PARENT_TAG in run.data.tags
-
-
-def children_of(store: Store, parent_id: str) -> list[Run]:
-    """Return the runs of a comparison, failed ones too, earliest start first."""
-    return [run for run in reversed(store.runs()) if run.data.tags.get(CHILD_TAG) == parent_id]
-
-
-def dataset_digest(run: Run, context: str) -> str | None:
-    """Return the digest of a run's images of one context: ``training``, ``validation`` or ``testing``."""
-    found = _dataset_input(run, context)
-    return str(found.dataset.digest) if found else None
-
-
-def recorded_split(run: Run, context: str) -> Split | None:
-    """Return the number of a run's images of one context and the beginning of their digest."""
-    found = _dataset_input(run, context)
-    if found is None:
-        return None
-    # Earlier versions did not record the scheme: it is the default.
-    scheme = next((tag.value for tag in found.tags if tag.key == SCHEME_TAG), Split.model_fields["scheme"].default)
-    try:
-        count = json.loads(found.dataset.profile or "{}")["num_rows"]
-        return Split.model_validate({"count": count, "digest": str(found.dataset.digest), "scheme": scheme})
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None  # recorded by another program
-
-
-def _dataset_input(run: Run, context: str) -> DatasetInput | None:
-    for each in run.inputs.dataset_inputs if run.inputs else []:
-        if any(tag.key == "mlflow.data.context" and tag.value == context for tag in each.tags):
-            return each
-    return None
 
 
 def state_folder(experiment_id: str, run_id: str) -> Path:
@@ -567,30 +480,6 @@ def ending(kind: type[BaseException] | None) -> str:
     if kind is None:
         return "FINISHED"
     return "KILLED" if issubclass(kind, Interrupted | KeyboardInterrupt) else "FAILED"
-
-
-def last_seen(run: Run) -> float:
-    """Return when a run ended, or else its last heartbeat, in seconds since 1970."""
-    if run.info.end_time and run.info.status != "RUNNING":
-        return float(run.info.end_time) / 1000
-    with suppress(ValueError):
-        return max(float(run.info.start_time) / 1000, float(run.data.tags.get(HEARTBEAT_TAG, "")))
-    return float(run.info.start_time) / 1000
-
-
-def started_or_resumed(run: Run) -> float:
-    """Return when a run was started, or resumed for the last time, in milliseconds since 1970."""
-    return float(max([run.info.start_time, *(end for _, end in paused(run.data.tags))]))
-
-
-def short_id(run: Run) -> str:
-    """Return the first characters of a run's id: what people type."""
-    return str(run.info.run_id)[:8]
-
-
-def named(run: Run) -> str:
-    """Return a run's short id and name, for messages."""
-    return f"{short_id(run)} ({run.info.run_name})"
 
 
 def default_uri() -> str:

@@ -8,10 +8,9 @@ import timm
 import torchvision
 from timm.models._registry import _model_to_module
 
-from tl_cli.models.list import families
-from tl_cli.models.list.families import Family, family_of
+from tl_cli.models.list.families import Family, family_of, rules
 
-TABLE = [family for _, family in families._TABLE]
+TABLE = list(dict.fromkeys(family for _, _, family in rules()))
 
 
 def torchvision_models() -> Iterator[tuple[str, str]]:
@@ -40,9 +39,9 @@ def test_every_row_is_used() -> None:
 
 
 def test_every_pattern_decides_for_some_architecture() -> None:
-    unused = set(families._RULES)
+    unused = set(rules())
     for name, module in MODELS:
-        unused.discard(next(r for r in families._RULES if r[0] == module and fnmatchcase(name, r[1])))
+        unused.discard(next(r for r in rules() if r[0] == module and fnmatchcase(name, r[1])))
     assert unused == set()
 
 

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,14 +9,17 @@ import torchvision
 
 from tl_cli.models.list import counting
 from tl_cli.models.list.completion import complete, registered
-from tl_cli.models.list.counting import CountCache
-from tl_cli.models.list.rows import Row, SortKey, Wanted, list_models
+from tl_cli.models.list.count_cache import CountCache
+from tl_cli.models.list.published import architectures
+from tl_cli.models.list.rows import ModelFilter, Row, SortKey, list_models
 from tl_cli.models.zoo import registry
 
-SMALL = Wanted(pattern="s[hq]*net*", libraries=("torchvision",))
+SMALL = ModelFilter(pattern="s[hq]*net*", libraries=("torchvision",))
 
 
-def listed(wanted: Wanted, sort: SortKey = "name", *, reverse: bool = False, limit: int | None = None) -> list[Row]:
+def listed(
+    wanted: ModelFilter, sort: SortKey = "name", *, reverse: bool = False, limit: int | None = None
+) -> list[Row]:
     with CountCache() as cache:
         return list_models(wanted, sort, reverse=reverse, limit=limit, cache=cache, counted=lambda done, total: None)[0]
 
@@ -51,7 +56,7 @@ def test_counts_are_the_published_ones(name: str) -> None:
 
 
 def test_accuracies_are_torchvisions_and_never_invented() -> None:
-    rows = {row.name: row for row in listed(Wanted(pattern="resnet18"), limit=None)}
+    rows = {row.name: row for row in listed(ModelFilter(pattern="resnet18"), limit=None)}
     assert rows["resnet18"].top1 == 0.69758
     assert rows["timm/resnet18"].top1 is None
     assert rows["resnet18"].parameters == rows["timm/resnet18"].parameters == 11_689_512
@@ -68,7 +73,7 @@ def test_counts_are_kept_and_not_counted_again(tmp_path: Path, monkeypatch: pyte
 def test_a_damaged_cache_is_counted_anew(content: str, tmp_path: Path) -> None:
     (tmp_path / "counts.json").write_text(content)
     with CountCache(tmp_path / "counts.json") as cache:
-        assert cache.count("squeezenet1_1", 224) is not None
+        assert cache.count("squeezenet1_1", "torchvision", 224) is not None
 
 
 def test_only_what_is_shown_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,19 +88,52 @@ def test_sorting_and_filters() -> None:
     names = [row.name for row in listed(SMALL, "params", reverse=True)]
     assert names[0] == "shufflenet_v2_x2_0"
     assert next(row.name for row in listed(SMALL, "family")).startswith("squeezenet")
-    assert {row.name for row in listed(Wanted("shufflenet", ("torchvision",), max_parameters=2e6))} == {
+    assert {row.name for row in listed(ModelFilter("shufflenet", ("torchvision",), max_parameters=2e6))} == {
         "shufflenet_v2_x0_5"
     }
-    assert {row.name for row in listed(Wanted("shufflenet", ("torchvision",), max_multiply_adds=0.2e9))} == {
+    assert {row.name for row in listed(ModelFilter("shufflenet", ("torchvision",), max_multiply_adds=0.2e9))} == {
         "shufflenet_v2_x0_5", "shufflenet_v2_x1_0",
     }  # fmt: skip
-    assert all((row.top1 or 0) >= 0.7 for row in listed(Wanted("shufflenet", ("torchvision",), min_top1=0.7)))
-    assert [row.name for row in listed(Wanted(None, ("torchvision", "bundled"), on_disk=True))] == [
+    assert all((row.top1 or 0) >= 0.7 for row in listed(ModelFilter("shufflenet", ("torchvision",), min_top1=0.7)))
+    assert [row.name for row in listed(ModelFilter(None, ("torchvision", "bundled"), on_disk=True))] == [
         "efficientnet_lite0"
     ]
 
 
 def test_what_is_not_known_stands_last_in_either_direction() -> None:
-    wanted = Wanted("resnet18", ("torchvision", "timm"))
+    wanted = ModelFilter("resnet18", ("torchvision", "timm"))
     for reverse in (False, True):
         assert listed(wanted, "top1", reverse=reverse)[0].name == "resnet18"
+
+
+def test_a_listing_from_the_cache_is_the_libraries_own_and_imports_no_torch(tmp_path: Path) -> None:
+    expected = [
+        [name, registry.about(name).input_size, registry.about(name).top1] for name in registry.names("bundled")
+    ]
+    code = (
+        "import json, sys; from tl_cli.models.list.published import architectures\n"
+        "found = [[each.name, each.input_size, each.top1] for each in architectures('bundled')]\n"
+        "print(json.dumps([found, sorted({'torch', 'timm', 'torchvision'} & set(sys.modules))]))"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)
+    ]
+    (first, _), (second, imported) = (json.loads(each.stdout) for each in outputs)
+    assert first == second == expected
+    assert imported == []
+
+
+def test_a_downloaded_file_is_seen_by_the_next_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+    def on_disk() -> set[str]:
+        return {each.name for each in architectures("torchvision") if each.on_disk}
+
+    assert on_disk() == set()
+    url = torchvision.models.ResNet18_Weights.DEFAULT.url
+    path = tmp_path / "torch" / "hub" / "checkpoints" / url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert on_disk() == {"resnet18"}
+    path.unlink()
+    assert on_disk() == set()

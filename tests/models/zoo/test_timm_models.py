@@ -21,8 +21,9 @@ from tl_cli.data.preprocess import normalise, resize_crop
 from tl_cli.errors import UnknownModelError, WeightsError
 from tl_cli.inspection.label_check import doubted
 from tl_cli.models import freezing
+from tl_cli.models.list.completion import UNSUPPORTED
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.timm_models import UNSUPPORTED, TimmSource
+from tl_cli.models.zoo.timm_models import TimmSource
 
 # On the meta device an LSTM is taken apart step by step, and each step is a pixel of a row or a column.
 

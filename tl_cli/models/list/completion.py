@@ -8,6 +8,23 @@ from pathlib import Path
 
 # How timm's architectures are told from torchvision's of the same name.
 PREFIX = "timm/"
+_TOWER = "it is an image tower that returns tokens and has no classifier"
+_TALL = "its weights expect inputs of 1024 x 768 pixels; inputs are square here"
+# timm's architectures that the zoo leaves out, and why. All others were tested: output shape, head, freezing.
+UNSUPPORTED: dict[str, str] = {
+    "deepseek_vit_412m_enc": _TOWER,
+    "gemma4_vit_167m_enc": _TOWER,
+    "gemma4_vit_570m_enc": _TOWER,
+    "mobilenetv5_300m_enc": _TOWER,
+    "qwen3_vit_88m_enc": _TOWER,
+    "qwen3_vit_306m_enc": _TOWER,
+    "qwen3_vit_416m_enc": _TOWER,
+    "vit_base_patch16_sapiens2": _TALL,
+    "vit_large_patch16_sapiens2": _TALL,
+    "vit_huge_patch16_sapiens2": _TALL,
+    "vit_giant_patch16_sapiens2": _TALL,
+    "vit_5b_patch16_sapiens2": _TALL,
+}
 # A decorated builder: @register_model (timm) or @register_model() (torchvision), other decorators, def NAME(.
 _REGISTERED = re.compile(r"^@register_model(?:\(\))?[ \t]*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 

@@ -1,18 +1,24 @@
-"""The family of every architecture: title, year and one line of its history; nothing here imports torch or timm."""
+"""The family of every architecture: title, year and one line of history, from families.csv. No torch, no timm."""
 
+import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+
+_TABLE = Path(__file__).with_name("families.csv")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What one line of a list says of an architecture's family.
+    """An architecture's family.
 
     Attributes:
         title: its usual name (``ResNet``).
-        year: of the first public paper or report; None where the table does not know the family.
-        line: one sentence, at most 100 characters: what it brought.
+        year: of the first arXiv paper; where there is none (AlexNet, BAT, PP-HGNet, EfficientNet-Lite, ...) of the
+            conference, post or weights. None where the table has no row for the family.
+        line: its contribution, in one sentence of at most 100 characters.
     """
 
     title: str
@@ -21,394 +27,29 @@ class Family:
 
 
 def family_of(name: str, module: str) -> Family:
-    """Return the family of an architecture; one that the table does not know is titled by its module, without a year.
+    """Return the family of an architecture; one without a row is titled by its module, without a year.
 
     Args:
         name: as the library lists it, without ``timm/`` and without a tag: ``resnet50``, ``tf_efficientnetv2_s``.
         module: the last part of the Python module that defines it, torchvision's or timm's: ``resnet``, ``byobnet``.
     """
-    for home, pattern, family in _RULES:
+    for home, pattern, family in rules():
         if home == module and fnmatchcase(name, pattern):
             return family
-    # A newer timm brings architectures that nobody has written a line for; a list of them must not fail.
+    # A newer timm has architectures that the table lacks; listing them must not fail.
     return Family(title=module, year=None, line="Not in this table yet.")
 
 
-# Each row: module/name patterns and their family. The first that fits counts, so the special stands before the general.
-# The year is that of the first arXiv paper; families without one (AlexNet, BAT, PP-HGNet, EfficientNet-Lite, ...) have
-# that of their conference, post or weights.
-# Unformatted, because one argument a line would make the table five times as long.
-# fmt: off
-_TABLE: tuple[tuple[str, Family], ...] = (
-    ("byobnet/test_* convnext/test_* efficientnet/test_* mambaout/test_* maxxvit/test_* nfnet/test_* resnet/test_* "
-     "vision_transformer/test_* vision_transformer_relpos/test_*", Family("timm test models", 2024,
-        "Tiny versions of known architectures, made by timm for its unit tests.")),
-
-    ("alexnet/*", Family("AlexNet", 2012,
-        "Eight layers with ReLU and dropout, trained on two GPUs; won ImageNet 2012 by a wide margin.")),
-    ("vgg/*", Family("VGG", 2014,
-        "Small 3x3 convolutions stacked up to 19 layers deep; second in ImageNet classification 2014.")),
-    ("googlenet/*", Family("GoogLeNet", 2014,
-        "Inception modules run several kernel sizes side by side; won ImageNet classification 2014.")),
-    ("inception/* inception_v3/*", Family("Inception v3", 2015,
-        "Splits Inception's large convolutions into smaller ones and introduces label smoothing.")),
-    ("inception_v4/*", Family("Inception v4", 2016,
-        "A deeper and more uniform Inception, still without residual connections.")),
-    ("inception_resnet_v2/*", Family("Inception-ResNet v2", 2016,
-        "Inception modules with residual connections, which make them train faster.")),
-    ("squeezenet/*", Family("SqueezeNet", 2016,
-        "Fire modules of 1x1 and 3x3 convolutions: AlexNet's accuracy with 50 times fewer weights.")),
-    ("xception/*", Family("Xception", 2016,
-        "Replaces Inception modules with depthwise separable convolutions.")),
-    ("xception_aligned/*", Family("Aligned Xception", 2018,
-        "A deeper Xception that downsamples by strided separable convolutions, from DeepLabv3+.")),
-
-    ("resnet/wide_resnet*", Family("Wide ResNet", 2016,
-        "Fewer and wider residual layers match much deeper thin ones and train faster.")),
-    ("resnet/resnext* byobnet/resnext*", Family("ResNeXt", 2016,
-        "Splits each residual block into parallel paths: cardinality beside depth and width.")),
-    ("resnet/senet* resnet/seresn* senet/* byobnet/seresn*", Family("SENet", 2017,
-        "Squeeze-and-excitation weighs channels by global context; won ImageNet 2017.")),
-    ("resnet/ecaresn* byobnet/eca_resn*", Family("ECA-Net", 2019,
-        "Channel attention from one small 1D convolution across the pooled channels.")),
-    ("byobnet/gcresn*", Family("GCNet", 2019,
-        "Gives all positions one shared global context, a cheaper form of non-local attention.")),
-    ("byobnet/bat_resn*", Family("BAT", 2020,
-        "Non-local attention by grouped bilinear transforms, here in a small ResNeXt.")),
-    ("sknet/*", Family("SKNet", 2019,
-        "Each layer chooses between kernel sizes by attention.")),
-    ("resnet/resnetaa* resnet/resnetblur*", Family("Anti-aliased ResNet", 2019,
-        "Blurs before subsampling, so that a small shift of the image changes the output less.")),
-    ("resnet/resnetrs*", Family("ResNet-RS", 2021,
-        "Better training and scaling, with minor changes of architecture, bring ResNet up to date.")),
-    ("resnet/resnet*[0-9][cdst]", Family("ResNet-D", 2018,
-        "Small changes to ResNet's stem and shortcuts raise accuracy, from the Bag of Tricks paper.")),
-    ("byobnet/resnet*_clip* vision_transformer/vit_*_clip_*", Family("CLIP", 2021,
-        "Contrastive learning from 400M image-text pairs; classifies without training on the task.")),
-    ("resnet/resnet* byobnet/resnet*", Family("ResNet", 2015,
-        "Residual connections let networks of over 100 layers train; won ImageNet 2015.")),
-    ("resnetv2/*_bit", Family("Big Transfer (BiT)", 2019,
-        "Wide ResNets with group normalisation, pretrained on very large datasets for transfer.")),
-    ("resnetv2/resnetv2_*", Family("ResNet V2", 2016,
-        "Moves normalisation and activation before each convolution, for a clean identity path.")),
-    ("res2net/* dla/dla*_res2ne*", Family("Res2Net", 2019,
-        "A hierarchy of channel groups inside each block, so that one block sees several scales.")),
-    ("resnest/*", Family("ResNeSt", 2020,
-        "Split attention weighs groups of channels within each residual block.")),
-    ("tresnet/*", Family("TResNet", 2020,
-        "A ResNet reworked for speed on GPUs: space-to-depth stem and in-place batch normalisation.")),
-    ("nfnet/nf_*", Family("NF-ResNet", 2021,
-        "Scaled weight standardisation trains ResNets and RegNets without batch normalisation.")),
-    ("nfnet/nfnet_* nfnet/dm_nfnet_* nfnet/eca_nfnet_*", Family("NFNet", 2021,
-        "Adaptive gradient clipping trains large networks without batch normalisation.")),
-
-    ("densenet/*", Family("DenseNet", 2016,
-        "Each layer in a block receives the feature maps of all layers before it.")),
-    ("dpn/*", Family("DPN", 2017,
-        "Two paths, one residual and one dense: the first reuses features, the second finds new ones.")),
-    ("dla/*", Family("DLA", 2017,
-        "Merges layers and stages in trees, so that shallow and deep features meet.")),
-    ("rdnet/*", Family("RDNet", 2024,
-        "A modernised DenseNet: joining features can rival adding them, as residual networks do.")),
-    ("vovnet/vovnet*", Family("VoVNet", 2019,
-        "Joins a block's features only once, at its end, to cost less time and energy than DenseNet.")),
-    ("vovnet/ese_vovnet* vovnet/eca_vovnet*", Family("VoVNetV2", 2019,
-        "Adds residual connections and channel attention to VoVNet, from the CenterMask paper.")),
-    ("hgnet/hgnetv2_*", Family("PP-HGNetV2", 2023,
-        "The revised PP-HGNet, known as a backbone of the RT-DETR detector.")),
-    ("hgnet/hgnet_*", Family("PP-HGNet", 2022,
-        "VoVNet-like blocks of plain 3x3 convolutions, chosen by Baidu for speed on GPUs.")),
-    ("hrnet/*", Family("HRNet", 2019,
-        "Keeps a high-resolution stream through the whole network, beside coarser ones.")),
-    ("selecsls/*", Family("SelecSLS", 2019,
-        "Selective long- and short-range skip connections, for real-time 3D body pose (XNect).")),
-    ("cspnet/darknet* cspnet/sedarknet*", Family("Darknet", 2018,
-        "The residual backbone of the YOLOv3 detector.")),
-    ("cspnet/csp* cspnet/cs3*", Family("CSPNet", 2019,
-        "Sends part of the channels around each stage, which saves computation and memory.")),
-    ("cspnext/*", Family("CSPNeXt", 2022,
-        "CSP blocks with 5x5 depthwise convolutions: the backbone of the RTMDet detector.")),
-    ("regnet/regnetz_* byobnet/regnetz_*", Family("RegNetZ", 2021,
-        "RegNet with inverted bottlenecks, from a study of fast and accurate model scaling.")),
-    ("regnet/*", Family("RegNet", 2020,
-        "Designs the search space itself: in good networks, widths follow a simple linear rule.")),
-    ("byobnet/gernet_*", Family("GENet", 2020,
-        "Searched for GPU latency: full convolutions in early stages, lighter blocks in late ones.")),
-    ("byobnet/repvgg_*", Family("RepVGG", 2021,
-        "Trains with parallel branches, then folds them into plain 3x3 convolutions.")),
-    ("byoanet/lambda_*", Family("LambdaNetworks", 2021,
-        "Turns each context into a linear function (a lambda) instead of an attention map.")),
-    ("byoanet/*bot*", Family("BoTNet", 2021,
-        "Self-attention in place of 3x3 convolutions in the last blocks of a ResNet.")),
-    ("byoanet/*halo*", Family("HaloNet", 2021,
-        "Self-attention within a block of pixels and a halo of neighbours around it.")),
-
-    ("nasnet/*", Family("NASNet", 2017,
-        "Cells found by architecture search on CIFAR-10, then stacked for ImageNet.")),
-    ("pnasnet/*", Family("PNASNet", 2017,
-        "Searches cells from simple to complex, led by a predictor, with far fewer trials.")),
-    ("mnasnet/* efficientnet/mnasnet_* efficientnet/semnasnet_*", Family("MNASNet", 2018,
-        "Architecture search whose goal includes latency measured on a phone.")),
-    ("efficientnet/fbnetc_*", Family("FBNet", 2018,
-        "Differentiable architecture search that counts latency on the target device.")),
-    ("efficientnet/spnasnet_*", Family("Single-Path NAS", 2019,
-        "One over-parameterised path holds all choices, so the search takes under four hours.")),
-    ("mobilenetv3/fbnetv3_*", Family("FBNetV3", 2020,
-        "Searches the architecture and its training recipe together.")),
-    ("hardcorenas/*", Family("HardCoRe-NAS", 2021,
-        "Architecture search that keeps latency as a hard constraint.")),
-
-    ("efficientnet/mobilenetv1_*", Family("MobileNetV1", 2017,
-        "Depthwise separable convolutions make networks small and fast enough for phones.")),
-    ("mobilenetv2/* efficientnet/mobilenetv2_*", Family("MobileNetV2", 2018,
-        "Inverted residuals: shortcuts join thin bottlenecks, with wide depthwise layers between.")),
-    ("mobilenetv3/mobilenet_v3_* mobilenetv3/mobilenetv3_* mobilenetv3/tf_mobilenetv3_*", Family("MobileNetV3", 2019,
-        "MobileNetV2 refined by architecture search, squeeze-and-excitation and hard-swish.")),
-    ("mobilenetv3/mobilenetv4_*", Family("MobileNetV4", 2024,
-        "Universal inverted bottlenecks and mobile attention, searched for many kinds of device.")),
-    ("mobilenetv5/*", Family("MobileNetV5", 2025,
-        "The vision encoder of Google's Gemma 3n, built from MobileNetV4 blocks.")),
-    ("efficientnet/mobilenet_edgetpu_v2_*", Family("MobileNetEdgeTPUV2", 2021,
-        "Bottlenecks with group convolutions, searched for the accelerator of the Pixel 6 phone.")),
-    ("efficientnet/mobilenet_edgetpu_*", Family("MobileNetEdgeTPU", 2019,
-        "A counterpart of MobileNetV3 optimised for the Edge TPU of the Pixel 4 phone.")),
-    ("efficientnet/mixnet_* efficientnet/tf_mixnet_*", Family("MixNet", 2019,
-        "Mixes several kernel sizes in one depthwise convolution.")),
-    ("efficientnet/tinynet_*", Family("TinyNet", 2020,
-        "Shrinks EfficientNet by a rule of its own for resolution, depth and width.")),
-    ("efficientnet/efficientnet_e[lms]* efficientnet/tf_efficientnet_e[lms]", Family("EfficientNet-EdgeTPU", 2019,
-        "EfficientNet searched for the Edge TPU, with full convolutions where they run faster.")),
-    ("efficientnet/efficientnet_lite* efficientnet/tf_efficientnet_lite*", Family("EfficientNet-Lite", 2020,
-        "EfficientNet for edge devices: no squeeze-and-excitation, and ReLU6 in place of swish.")),
-    ("efficientnet/efficientnet_cc_* efficientnet/tf_efficientnet_cc_*", Family("CondConv-EfficientNet", 2019,
-        "Mixes each convolution's kernel from several experts, anew for every image.")),
-    ("efficientnet/efficientnet_[hx]_*", Family("EfficientNet-X", 2021,
-        "EfficientNet redesigned for TPUs and GPUs, scaled by latency as well as accuracy.")),
-    ("efficientnet/efficientnet_v2_* efficientnet/efficientnetv2_* efficientnet/gc_efficientnetv2_* "
-     "efficientnet/tf_efficientnetv2_*", Family("EfficientNetV2", 2021,
-        "Fused convolutions and images that grow during training make EfficientNet train faster.")),
-    ("efficientnet/efficientnet_* efficientnet/tf_efficientnet_*", Family("EfficientNet", 2019,
-        "Compound scaling: depth, width and resolution grow together by one rule.")),
-    ("shufflenetv2/*", Family("ShuffleNet V2", 2018,
-        "Designed by measured speed instead of FLOPs; splits and shuffles channels.")),
-    ("ghostnet/ghostnet_*", Family("GhostNet", 2019,
-        "Derives many feature maps from a few by cheap linear operations.")),
-    ("ghostnet/ghostnetv2_*", Family("GhostNetV2", 2022,
-        "Adds a cheap long-range attention along rows and columns to GhostNet.")),
-    ("ghostnet/ghostnetv3_*", Family("GhostNetV3", 2024,
-        "GhostNet with a training recipe for compact models: re-parameterisation and distillation.")),
-    ("repghost/*", Family("RepGhostNet", 2022,
-        "Replaces GhostNet's joining of features with addition that folds away after training.")),
-    ("rexnet/*", Family("ReXNet", 2020,
-        "Channels grow steadily from layer to layer, to avoid bottlenecks of representation.")),
-    ("mobilenetv3/lcnet_*", Family("PP-LCNet", 2021,
-        "Depthwise convolutions with details chosen for speed on Intel CPUs.")),
-    ("lcnetv2/*", Family("PP-LCNetV2", 2022,
-        "PP-LCNet with depthwise kernels of several sizes that fold into one after training.")),
-    ("byobnet/mobileone_*", Family("MobileOne", 2022,
-        "Branches that fold away after training; variants need under 1 ms per image on an iPhone 12.")),
-    ("repvit/*", Family("RepViT", 2023,
-        "A MobileNet redesigned step by step with choices taken from lightweight ViTs.")),
-    ("fasternet/*", Family("FasterNet", 2023,
-        "Partial convolutions work on some channels only, which saves memory access.")),
-    ("starnet/*", Family("StarNet", 2024,
-        "Multiplies two branches element by element, a cheap way into high-dimensional features.")),
-    ("cpubone/*", Family("CPUBone", 2026,
-        "Grouped convolutions and small kernels, chosen for CPUs, which run little in parallel.")),
-
-    ("convmixer/*", Family("ConvMixer", 2022,
-        "Plain depthwise and pointwise convolutions on patches, to ask what patches alone bring.")),
-    ("convnext/convnextv2_*", Family("ConvNeXt V2", 2023,
-        "Joins ConvNeXt with masked autoencoding and adds global response normalisation.")),
-    ("convnext/convnext_*", Family("ConvNeXt", 2022,
-        "A ResNet modernised step by step with the choices of Transformers rivals Swin.")),
-    ("inception_next/*", Family("InceptionNeXt", 2023,
-        "Splits ConvNeXt's large kernel into a small square, two bands and an identity, for speed.")),
-    ("focalnet/*", Family("FocalNet", 2022,
-        "Replaces self-attention with focal modulation: gated context from near to far.")),
-    ("mambaout/*", Family("MambaOut", 2024,
-        "Mamba's gated convolution blocks without the state-space part, to test whether images need it.")),
-    ("efficientvim/*", Family("EfficientViM", 2024,
-        "A vision Mamba that mixes channels within its small hidden states, for speed.")),
-    ("csatv2/*", Family("CSATv2", 2025,
-        "Works on the image's discrete cosine transform, for fast inference at 512 pixels.")),
-    ("sequencer/*", Family("Sequencer", 2022,
-        "Mixes tokens with LSTMs along rows and columns instead of self-attention.")),
-
-    ("mlp_mixer/mixer_* mlp_mixer/gmixer_*", Family("MLP-Mixer", 2021,
-        "Only MLPs, in turn across patches and across channels: no convolution and no attention.")),
-    ("mlp_mixer/resmlp_*", Family("ResMLP", 2021,
-        "A residual network of MLPs only, with affine layers in place of normalisation.")),
-    ("mlp_mixer/gmlp_*", Family("gMLP", 2021,
-        "MLPs with a spatial gate in place of self-attention.")),
-    ("metaformer/poolformer_*", Family("PoolFormer", 2021,
-        "Puts average pooling in place of attention, to show what the Transformer's layout brings.")),
-    ("metaformer/poolformerv2_*", Family("PoolFormerV2", 2022,
-        "PoolFormer with the improved block of the MetaFormer baselines, such as StarReLU.")),
-    ("metaformer/convformer_*", Family("ConvFormer", 2022,
-        "The MetaFormer block with separable convolutions as its token mixer.")),
-    ("metaformer/caformer_*", Family("CAFormer", 2022,
-        "The MetaFormer block with convolutions in early stages and attention in late ones.")),
-
-    ("vision_transformer/vit_*_siglip_*", Family("SigLIP", 2023,
-        "A sigmoid loss on single image-text pairs in place of CLIP's softmax over the batch.")),
-    ("vision_transformer/vit_*_dinov2", Family("DINOv2", 2023,
-        "Self-supervised on 142M curated images; its features serve many tasks without fine-tuning.")),
-    ("vision_transformer/vit_*_tipsv2", Family("TIPSv2", 2026,
-        "Image-text pretraining that aligns single patches, and not only whole images, with text.")),
-    ("vision_transformer/vit_*_radio_* naflexvit/naflexvit_*_radio_*", Family("RADIO", 2023,
-        "One student distilled from several teachers, among them CLIP, DINOv2 and SAM.")),
-    ("vision_transformer/vit_intern300m_*", Family("InternViT", 2023,
-        "The vision encoder of the InternVL vision-language models.")),
-    ("vision_transformer/vit_so150m*", Family("SoViT", 2023,
-        "Scaling laws choose a ViT's width, depth and MLP size; timm made these smaller ones.")),
-    ("vision_transformer/vit_*_18x2_* vision_transformer/vit_*_36x1_*", Family("ViT, parallel pairs", 2022,
-        "Shows that a ViT's blocks can run in parallel pairs with little effect on accuracy.")),
-    ("vision_transformer/vit_*_xp_* vision_transformer/vit_pwee_*", Family("ViT, parallel attention and MLP", 2023,
-        "Attention and MLP run side by side in each block, as in the ViT of 22B parameters.")),
-    ("vision_transformer/vit_d[lpw]*", Family("ViT, differential attention", 2024,
-        "Attention as the difference of two softmax maps, which cancels noise.")),
-    ("vision_transformer/vit_*_reg[0-9]_*", Family("ViT, registers", 2023,
-        "Extra register tokens remove artefacts from a ViT's feature maps.")),
-    ("vision_transformer/vit_*", Family("ViT", 2020,
-        "Cuts the image into patches and reads them with a plain Transformer, like words of a text.")),
-    ("vision_transformer/flexivit_*", Family("FlexiViT", 2022,
-        "One ViT for many patch sizes, drawn at random during training.")),
-    ("vision_transformer/aimv2_*", Family("AIMv2", 2024,
-        "Pretrained to predict image patches and then text tokens, one after the other.")),
-    ("vision_transformer/beit3_*", Family("BEiT-3", 2022,
-        "One masked prediction task for images, texts and pairs, in a Multiway Transformer.")),
-    ("vision_transformer_hybrid/vit_*_mci_* fastvit/fastvit_mci*", Family("MobileCLIP", 2023,
-        "Fast CLIP encoders, trained on data reinforced with captions and teachers' embeddings.")),
-    ("vision_transformer_hybrid/vit_*", Family("ViT hybrid", 2020,
-        "A ViT that reads the feature map of a ResNet instead of raw patches.")),
-    ("vision_transformer_relpos/vit_*", Family("ViT, relative positions", 2022,
-        "timm's ViTs with relative instead of absolute positions.")),
-    ("vision_transformer_sam/*", Family("SAM image encoder", 2023,
-        "The ViT of Segment Anything, with attention mostly in windows.")),
-    ("naflexvit/*", Family("NaFlexViT", 2025,
-        "timm's ViT for images at their own size and shape, after NaViT, FlexiViT and SigLIP 2.")),
-
-    ("eva/eva*_clip_*", Family("EVA-CLIP", 2023,
-        "Better recipes for large CLIP models, started from EVA's weights.")),
-    ("eva/eva02_*", Family("EVA-02", 2023,
-        "A ViT with SwiGLU and rotary positions, pretrained to predict CLIP features.")),
-    ("eva/eva_* vision_transformer/eva_*", Family("EVA", 2022,
-        "A ViT of a billion parameters, pretrained to predict CLIP features of masked patches.")),
-    ("eva/vit_*_dinov3 eva/vit_*_dinov3_qkvb", Family("DINOv3", 2025,
-        "Self-supervision at 7B parameters; Gram anchoring keeps its dense features sharp.")),
-    ("eva/vit_*_rope_*", Family("RoPE-ViT", 2024,
-        "Rotary position embedding in two dimensions, which holds up on larger images.")),
-    ("eva/vit_pe_*", Family("Perception Encoder", 2025,
-        "Contrastive image-text training whose best features lie in the middle layers.")),
-    ("eva/vit_*_lingbot", Family("LingBot-Vision", 2026,
-        "ViTs pretrained by Robbyant for dense spatial perception.")),
-    ("eva/vit_*_sapiens2", Family("Sapiens2", 2026,
-        "High-resolution ViTs by Meta, pretrained on a billion images of people.")),
-    ("qwen3_vit/*", Family("Qwen3 ViT", 2025,
-        "The vision encoder of Alibaba's Qwen3-VL multimodal models.")),
-    ("gemma4_vit/*", Family("Gemma 4 ViT", 2026,
-        "The vision encoder of Google's Gemma 4 multimodal models.")),
-    ("deepseek_vit/*", Family("DeepSeek ViT", 2026,
-        "The vision encoder of the DeepSeek-V4 multimodal models.")),
-
-    ("deit/deit_*", Family("DeiT", 2020,
-        "Trains ViT on ImageNet alone, with strong augmentation and a distillation token.")),
-    ("deit/deit3_*", Family("DeiT III", 2022,
-        "A simpler recipe for supervised ViTs, with only three augmentations.")),
-    ("beit/beit_*", Family("BEiT", 2021,
-        "BERT for images: predicts the visual tokens of masked patches.")),
-    ("beit/beitv2_*", Family("BEiT v2", 2022,
-        "Masked prediction of visual tokens that carry meaning, distilled from CLIP.")),
-    ("cait/*", Family("CaiT", 2021,
-        "LayerScale and late class-attention layers let Vision Transformers grow deep.")),
-    ("convit/*", Family("ConViT", 2021,
-        "Attention that starts like a convolution and may learn to leave that behind.")),
-    ("tnt/*", Family("TNT", 2021,
-        "An inner Transformer reads the parts of each patch, an outer one the patches.")),
-    ("crossvit/*", Family("CrossViT", 2021,
-        "Two branches, with small and with large patches, exchange tokens by cross-attention.")),
-    ("xcit/*", Family("XCiT", 2021,
-        "Attention between channels instead of tokens: cost grows linearly with the tokens.")),
-    ("volo/*", Family("VOLO", 2021,
-        "Outlook attention encodes fine detail before the usual self-attention.")),
-
-    ("swin_transformer/swin_v2_* swin_transformer_v2/* swin_transformer_v2_cr/*", Family("Swin V2", 2021,
-        "Post-normalisation, cosine attention and log-spaced positions scale Swin to 3B parameters.")),
-    ("swin_transformer/swin_s3_*", Family("Swin S3 (AutoFormerV2)", 2021,
-        "A Swin found by searching the search space itself.")),
-    ("swin_transformer/swin_*", Family("Swin", 2021,
-        "Attention in shifted windows, in a pyramid: linear cost and features at several scales.")),
-    ("pvt_v2/*", Family("PVT v2", 2021,
-        "Adds overlapping patches, convolutional feed-forward layers and linear attention to PVT.")),
-    ("pit/*", Family("PiT", 2021,
-        "Pools tokens between the stages of a ViT, as convolutional networks do.")),
-    ("twins/*", Family("Twins", 2021,
-        "Alternates attention within windows and between them; positions come from convolutions.")),
-    ("nest/*", Family("NesT", 2021,
-        "Small Transformers on separate blocks of the image, merged step by step like a tree.")),
-    ("mvitv2/*", Family("MViTv2", 2021,
-        "Pooling attention with relative positions and a residual path, for images and video.")),
-    ("davit/*", Family("DaViT", 2022,
-        "Alternates attention over positions with attention over channels.")),
-    ("gcvit/*", Family("GC ViT", 2022,
-        "Global queries, shared by all windows, bring the whole image into local attention.")),
-    ("hiera/*", Family("Hiera", 2023,
-        "A hierarchical ViT without special modules; masked pretraining makes up for them.")),
-    ("hieradet_sam2/*", Family("SAM 2 image encoder", 2024,
-        "The Hiera of Segment Anything 2, for images and video.")),
-
-    ("coat/*", Family("CoaT", 2021,
-        "Transformer stages at several scales attend to each other, helped by convolutions.")),
-    ("levit/*", Family("LeViT", 2021,
-        "Attention in a pyramid like a convolutional network's, for fast inference.")),
-    ("visformer/*", Family("Visformer", 2021,
-        "Turns DeiT into a convolutional network step by step, and keeps the steps that help.")),
-    ("maxxvit/coatnet_* maxxvit/coatnext_*", Family("CoAtNet", 2021,
-        "Convolutions in the early stages and relative attention in the late ones.")),
-    ("maxvit/* maxxvit/maxvit_*", Family("MaxViT", 2022,
-        "Attention within blocks and then over a sparse grid: local and global at linear cost.")),
-    ("maxxvit/maxxvit*", Family("MaxxViT", 2022,
-        "timm's MaxViT with ConvNeXt blocks in place of inverted bottlenecks.")),
-    ("nextvit/*", Family("Next-ViT", 2022,
-        "Convolution and Transformer blocks mixed for fast deployment on GPUs and phones.")),
-    ("mobilevit/mobilevit_*", Family("MobileViT", 2021,
-        "Small Transformers inside a mobile network, for global context.")),
-    ("mobilevit/mobilevitv2_*", Family("MobileViTV2", 2022,
-        "Separable self-attention of linear cost replaces MobileViT's multi-head attention.")),
-    ("edgenext/*", Family("EdgeNeXt", 2022,
-        "Depthwise convolutions on split channels, then attention across channels, for mobile use.")),
-    ("efficientformer/*", Family("EfficientFormer", 2022,
-        "A Vision Transformer slimmed by measured latency to run as fast as MobileNet.")),
-    ("efficientformer_v2/*", Family("EfficientFormerV2", 2022,
-        "Searches size and speed together for Vision Transformers as small as MobileNet.")),
-    ("efficientvit_mit/*", Family("EfficientViT (MIT)", 2022,
-        "Linear attention at several scales, for dense prediction at high resolution.")),
-    ("efficientvit_msra/*", Family("EfficientViT (Microsoft)", 2023,
-        "Few attention layers between feed-forward ones, each head with its own part of the input.")),
-    ("tiny_vit/*", Family("TinyViT", 2022,
-        "Small models distilled during pretraining from the stored outputs of a large teacher.")),
-    ("fastvit/fastvit_*", Family("FastViT", 2023,
-        "A hybrid whose token mixing folds its skip connections away after training.")),
-    ("swiftformer/*", Family("SwiftFormer", 2023,
-        "Additive attention of linear cost, usable in every stage of a mobile network.")),
-    ("shvit/*", Family("SHViT", 2024,
-        "Single-head attention on part of the channels, after a stem of large stride.")),
-    ("vitamin/*", Family("ViTamin", 2024,
-        "Convolution stages and then a Transformer, designed for training on images with text.")),
-    ("lowformer/*", Family("LowFormer", 2024,
-        "Attention at reduced resolution, designed by measured speed instead of operation counts.")),
-    ("iformer/*", Family("iFormer", 2025,
-        "ConvNeXt-like stages, then single-head modulation attention, for phones.")),
-)
-# fmt: on
+@cache
+def rules() -> tuple[tuple[str, str, Family], ...]:
+    """Return (module, pattern of names, family) in the order of the table. The first match counts."""
+    return tuple(_read())
 
 
-def _rules() -> Iterator[tuple[str, str, Family]]:
-    for places, family in _TABLE:
-        for place in places.split():
-            module, _, pattern = place.partition("/")
-            yield module, pattern, family
-
-
-_RULES = tuple(_rules())
+def _read() -> Iterator[tuple[str, str, Family]]:
+    with _TABLE.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            family = Family(row["title"], int(row["year"]), row["line"])
+            for each in row["patterns"].split():
+                module, _, pattern = each.partition("/")
+                yield module, pattern, family

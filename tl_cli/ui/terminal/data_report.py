@@ -1,25 +1,17 @@
-"""What the doctor found in a data set, for people and as JSON."""
+"""Prints the findings in a data set."""
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_cli.contract import SplitName
-from tl_cli.data.balance import UNEVEN, imbalance
-from tl_cli.data.checks import Findings, Look, Twins
-from tl_cli.data.dataset import training_labels
-from tl_cli.data.images import FileImages, Images
-from tl_cli.data.sizes import Sizes
-from tl_cli.errors import DataError, some
-from tl_cli.inspection.suspect_labels import Suspect
+from tl_cli.api.data_check import Doubts, class_counts, class_ratio, crop_notes, readable, sizes_of
+from tl_cli.data.balance import UNEVEN
+from tl_cli.data.checks import Findings, Twins
+from tl_cli.errors import some
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
 
 _SHOWN = 10
@@ -28,30 +20,12 @@ _CLASSES = 30
 _WORTH_NAMING = 3.0
 
 
-@dataclass(frozen=True, slots=True)
-class Doubts:
-    """Labels of training images that are doubted.
-
-    Attributes:
-        compared: how many images were looked at.
-        why_not: why none were; else empty.
-        model: the network that looked.
-        left_out: classes that could not be compared, since they have but one image.
-    """
-
-    suspects: tuple[Suspect, ...]
-    compared: int
-    why_not: str = ""
-    model: str = ""
-    left_out: tuple[str, ...] = ()
-
-
 def print_findings(console: Console, findings: Findings, doubts: Doubts | None) -> None:
     """Print what was found, what matters most last."""
     _print_classes(console, findings)
     console.print()
     _print_files(console, findings)
-    for note in [*findings.found.notes, *_crop_notes(findings)]:
+    for note in [*findings.found.notes, *crop_notes(findings)]:
         console.print(plain(f"note: {note}", "yellow", limit=400))
     for fault in findings.found.faults:
         console.print(plain(f"a training is refused: {fault.splitlines()[0]}", "bad", limit=1000))
@@ -73,59 +47,8 @@ def print_findings(console: Console, findings: Findings, doubts: Doubts | None) 
         _print_doubts(console, findings, doubts)
 
 
-def as_data(findings: Findings, doubts: Doubts | None) -> dict[str, object]:
-    """Return everything that was found, as plain types."""
-    found, counts, ratio = findings.found, _counts(findings), _imbalance(findings)
-    return {
-        "classes": {name: counts[place] for place, name in enumerate(found.classes)},
-        "images": {part: len(images) for part, images in found.parts.items()},
-        "imbalance": ratio,
-        "balanced_by_default": ratio is not None and ratio >= UNEVEN,
-        "sizes": _sizes(findings),
-        "formats": dict(Counter(look.kind for look in _good(findings))),
-        "modes": dict(Counter(look.mode for look in _good(findings))),
-        "turned_by_exif": sum(look.turned for look in _good(findings)),
-        "animated": sum(look.frames > 1 for look in _good(findings)),
-        "torn_after_first_frame": sum(not look.frames for look in _good(findings)),
-        "pixel_range": _pixel_range(found.parts["train"]),
-        "few_levels": [
-            {"file": findings.name(place), "levels": look.levels, "darkest": look.darkest, "brightest": look.brightest}
-            for place, look in findings.flat()
-        ],
-        "notes": [*found.notes, *_crop_notes(findings)],
-        "faults": list(found.faults),
-        "bad": [{"part": part, "file": each.name, "reason": each.reason} for part, each in findings.bad()],
-        "duplicates": [_twins_as_data(findings, group) for group in findings.twins],
-        "shared": [
-            {"part": part, "earlier": earlier, "exact": exact, "images": number}
-            for exact in (True, False)
-            for (part, earlier), number in findings.shared(exact=exact).items()
-        ],
-        "not_compared_by_looks": findings.not_compared,
-        "too_plain_for_looks": findings.plain(),
-        "doubted_labels": None
-        if doubts is None
-        else {
-            "compared": doubts.compared,
-            "model": doubts.model,
-            "why_not": doubts.why_not,
-            "left_out": list(doubts.left_out),
-            "images": [
-                {
-                    "file": findings.name(("train", suspect.index)),
-                    "label": found.classes[suspect.given],
-                    "likely": found.classes[suspect.likely],
-                    "confidence": suspect.confidence,
-                    "doubt": suspect.doubt,
-                }
-                for suspect in doubts.suspects
-            ],
-        },
-    }
-
-
 def _print_classes(console: Console, findings: Findings) -> None:
-    found, counts = findings.found, _counts(findings)
+    found, counts = findings.found, class_counts(findings)
     parts = list(found.parts)
     largest = max((sum(row.values()) for row in counts), default=1)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -147,7 +70,7 @@ def _print_classes(console: Console, findings: Findings) -> None:
     console.print(table)
     if len(shown) < len(order):
         console.print(Text(f"and {len(order) - len(shown)} classes between these; --json has all", style="dim"))
-    ratio = _imbalance(findings)
+    ratio = class_ratio(findings)
     if ratio is not None and ratio >= _WORTH_NAMING:
         advice = "uneven: consider --sampler balanced or --class-weights balanced"
         if ratio >= UNEVEN:
@@ -162,8 +85,8 @@ def _times(ratio: float) -> str:
 
 
 def _print_files(console: Console, findings: Findings) -> None:
-    looks = _good(findings)
-    sizes = _sizes(findings)
+    looks = readable(findings)
+    sizes = sizes_of(findings)
     if sizes is None:
         return
     same = sizes["shortest_side"][0] == sizes["shortest_side"][2] and sizes["one_size"]
@@ -254,11 +177,6 @@ def _print_doubts(console: Console, findings: Findings, doubts: Doubts) -> None:
     _print_list(console, title, rows, is_good=not rows)
 
 
-def _pixel_range(images: Images) -> list[float] | None:
-    """Return the numbers of deep pictures that become black and white."""
-    return list(images.pixel_range) if isinstance(images, FileImages) and images.pixel_range else None
-
-
 def _print_list(console: Console, title: str, rows: Sequence[str], *, is_good: bool) -> None:
     console.print(plain(title, "good" if is_good else "yellow"))
     for row in rows[:_SHOWN]:
@@ -269,47 +187,3 @@ def _print_list(console: Console, title: str, rows: Sequence[str], *, is_good: b
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _counts(findings: Findings) -> list[dict[SplitName, int]]:
-    found = findings.found
-    by_part = {part: np.bincount(each.labels, minlength=len(found.classes)) for part, each in found.parts.items()}
-    return [{part: int(counts[place]) for part, counts in by_part.items()} for place in range(len(found.classes))]
-
-
-def _imbalance(findings: Findings) -> float | None:
-    """Return how uneven the classes are that ``tl train`` would see; None where it would refuse the images."""
-    with suppress(DataError):
-        labels, classes = training_labels(findings.found), len(findings.found.classes)
-        if len(np.unique(labels)) == classes:
-            return imbalance(labels, classes)
-    return None
-
-
-def _good(findings: Findings) -> list[Look]:
-    return [look for looks in findings.looks.values() for look in looks if not look.bad]
-
-
-def _sizes(findings: Findings) -> dict[str, Any] | None:
-    sides = sorted(min(look.size) for look in _good(findings))
-    if not sides:
-        return None
-    return {
-        "shortest_side": [sides[0], sides[len(sides) // 2], sides[-1]],
-        "one_size": len({look.size for look in _good(findings)}) == 1,
-    }
-
-
-def _crop_notes(findings: Findings) -> list[str]:
-    sizes = Sizes.of([(height, width) for width, height in (look.size for look in _good(findings))])
-    note = None if sizes is None else sizes.crop_note()
-    return [] if note is None else [note]
-
-
-def _twins_as_data(findings: Findings, group: Twins) -> dict[str, object]:
-    return {
-        "exact": group.exact,
-        "images": [
-            {"part": place[0], "file": findings.name(place), "label": findings.label(place)} for place in group.places
-        ],
-    }

@@ -7,19 +7,42 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tl_cli.api.model_list import ModelList, PulledModels
 from tl_cli.models.list.rows import Row
-from tl_cli.ui.terminal.console import is_ascii, plain
+from tl_cli.ui.terminal.console import is_ascii, plain, print_error
 
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_HEADINGS = {"params": "params", "flops": "FLOPs", "top1": "top-1", "input": "input", "disk": "weights"}
+_HEADINGS = {"params": "params", "flops": "MACs", "top1": "top-1", "input": "input", "disk": "weights"}
 
 
-def print_models(console: Console, rows: Sequence[Row], *, by_family: bool) -> None:
-    """Print the rows; what no library knows is a dash. Weights are here, to be fetched, or none are published.
+def print_models(console: Console, found: ModelList, *, by_family: bool) -> None:
+    """Print the rows and notes; unknown values are dashes.
 
     Args:
-        by_family: under one line of history for each family; else each row names its family.
+        by_family: under one line of history per family; else each row names its family.
     """
+    _print_rows(console, found.rows, by_family=by_family)
+    console.print()
+    if found.total > len(found.rows):
+        console.print(f"{len(found.rows)} of {found.total:,} shown; --limit 0 shows all.", style="dim")
+    console.print(
+        "MACs: multiply-adds per image of that input size, counted. top-1: ImageNet, as the library states it.",
+        style="dim",
+    )
+    if found.more_in_timm:
+        more = f"timm has {found.more_in_timm:,} more: tl models --source timm, or tl models PATTERN."
+        console.print(more, style="dim")
+
+
+def print_pulled(console: Console, pulled: PulledModels) -> None:
+    """Print the names of downloaded models; failures on stderr."""
+    for name in pulled.names:
+        console.print(plain(f"{name} is on this machine"))
+    if pulled.failures:
+        print_error("\n".join(pulled.failures))
+
+
+def _print_rows(console: Console, rows: Sequence[Row], *, by_family: bool) -> None:
     columns = _columns(console.width, by_family=by_family)
     room = console.width - sum(width + 2 for _, width in columns)
     longest = max((len(row.name) for row in rows), default=8) + (2 if by_family else 0)

