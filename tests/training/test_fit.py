@@ -11,6 +11,7 @@ from tl_cli.compute.device import Machine
 from tl_cli.errors import DivergedError, UsageError
 from tl_cli.randomness import Purpose
 from tl_cli.training import plan as setup
+from tl_cli.training.config import Given
 from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import Plan, new_state
@@ -24,7 +25,7 @@ def plan_for(data: Path, **settings: object) -> Plan:
         "model": MODEL, "weights": "none", "data": str(data), "input_size": 32, "batch_size": 8, "lr": 0.01,
         "freeze_epochs": 1, "epochs": 3, "workers": 0, **settings,
     }  # fmt: skip
-    return setup.prepare({key: value for key, value in values.items() if value is not None}, {})
+    return setup.prepare(Given.of({key: value for key, value in values.items() if value is not None}))
 
 
 def run(plan: Plan) -> tuple[list[Event], setup.TrainState]:
@@ -201,7 +202,7 @@ def test_every_optimizer_takes_up_what_is_unfrozen_later(colours: Path, optimize
 
 
 def test_an_untrained_backbone_is_not_frozen_by_default(colours: Path) -> None:
-    config = setup.prepare({"model": MODEL, "weights": "none", "data": str(colours), "input_size": 32}, {}).config
+    config = setup.prepare(Given.of({"model": MODEL, "weights": "none", "data": str(colours), "input_size": 32})).config
     assert (config.freeze_epochs, config.bn) == (0, "train")
 
 
@@ -214,4 +215,4 @@ def test_batch_norm_cannot_train_on_single_images(colours: Path) -> None:
 @pytest.mark.parametrize(("name", "value"), [("split_seed", -1), ("val_fraction", -0.1), ("limit", "x"), ("data", 5)])
 def test_settings_are_checked_before_anything_is_opened(name: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}"):
-        setup.prepare({"model": MODEL, "data": "/nowhere", name: value}, {})
+        setup.prepare(Given.of({"model": MODEL, "data": "/nowhere", name: value}))

@@ -18,7 +18,7 @@ from tl_cli.contract import Calibration
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.models.zoo import registry
-from tl_cli.training.config import TrainConfig
+from tl_cli.training.config import Given, TrainConfig
 from tl_cli.training.ema import Average
 from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, StepEnded
 from tl_cli.training.fit import fit
@@ -315,7 +315,7 @@ def test_parameter_groups_cover_each_parameter_once_and_decay_by_layer(colours: 
     plan = plan_for(
         colours, model=model, input_size=size, layer_decay=0.5, decay_norms=False, weight_decay=0.1, limit=6
     )
-    groups = plan.strategy.parameter_groups()
+    groups = plan.strategy.parameter_groups(plan.config)
     inside = [id(p) for group in groups for p in group["params"]]
     assert len(inside) == len(set(inside))
     assert set(inside) == {id(p) for p in plan.classifier.model.parameters()}
@@ -403,12 +403,12 @@ def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) 
     from tl_cli.training import plan as setup
 
     resolved = setup.prepare(
-        {"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32, "freeze_epochs": 2}, {}
+        Given.of({"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32, "freeze_epochs": 2})
     ).resolved
     assert resolved.config.steps == 2 * 1 + 250
     assert "small set" in resolved.origins["steps"].why
-    assert resolved.origins["epochs"].source == "follows"
-    again = setup.prepare({}, resolved.config.model_dump(exclude_none=True, exclude={"epochs"})).config
+    assert resolved.origins["epochs"].source == "derived"
+    again = setup.prepare(Given.of({}, resolved.config.model_dump(exclude_none=True, exclude={"epochs"}))).config
     assert again == resolved.config
 
 
@@ -426,8 +426,8 @@ def test_numbers_of_another_type_in_a_file_mean_the_same(colours: Path) -> None:
     from tl_cli.training import plan as setup
 
     flags = {"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32}
-    plain = setup.prepare(flags, {"steps": 30, "batch_size": 16}).config
-    assert setup.prepare(flags, {"steps": 30.0, "batch_size": "16"}).config == plain
+    plain = setup.prepare(Given.of(flags, {"steps": 30, "batch_size": 16})).config
+    assert setup.prepare(Given.of(flags, {"steps": 30.0, "batch_size": "16"})).config == plain
 
 
 def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:

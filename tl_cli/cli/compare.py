@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -188,22 +188,22 @@ def _fetch_all(names: Sequence[str], options: Sequence[str], tracking_uri: str |
     Raises:
         DownloadError: those of one, or the data, cannot be fetched; all that cannot be reached are named.
     """
-    from tl_cli.cli.train import given_settings, with_weights_of_run
+    from tl_cli.api.warm_start import with_saved_weights
+    from tl_cli.cli.settings import parse_train_options
     from tl_cli.io.download import check_reachable
     from tl_cli.models.zoo import registry
     from tl_cli.training.plan import to_fetch
+    from tl_cli.ui.terminal.observer import TerminalObserver
     from tl_cli.ui.terminal.progress import FileProgress
 
-    wanted = []
-    for name in names:
-        settings, file = _settings(name, options)
-        wanted.append({**file, **with_weights_of_run(given_settings(settings), file, tracking_uri)})
+    parsed = [parse_train_options([name, *options]).given() for name in names]
+    wanted = [with_saved_weights(given, tracking_uri, TerminalObserver(console)) for given in parsed]
     absent = [to_fetch(each) for each in wanted]
     check_reachable([missing for each in absent for missing in (each.weights, each.data)])
     for each, missing in zip(wanted, absent, strict=True):
         if missing.weights is not None:
             with FileProgress(console) as progress:
-                registry.find_weights(str(each["model"]), str(each.get("weights", "default")), progress=progress)
+                registry.find_weights(each.model, each.settings.weights, progress=progress)
 
 
 def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds: int, experiment: str | None) -> None:
@@ -224,26 +224,16 @@ def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds:
             if is_given:
                 raise UsageError(f"{flag} goes with --models: these were trained already")
         return
-    from tl_cli.cli.train import check_settings, given_settings
+    from tl_cli.cli.settings import parse_train_options
+    from tl_cli.models.zoo import registry
 
     for name in names:
         # What tl train refuses is refused now, and not after the first of them has trained.
-        settings, file = _settings(name, options)
+        parsed = parse_train_options([name, *options])
         for flag, key in _NOT_FOR_TRAINING.items():
-            if settings[key]:
+            if parsed.others.get(key) or parsed.flags.get(key):
                 raise UsageError(f"tl compare sets {flag} itself" + ("; give --seeds" if flag == "--seed" else ""))
-        check_settings({**file, **given_settings(settings)})
-
-
-def _settings(name: str, options: Sequence[str]) -> tuple[dict[str, Any], dict[str, object]]:
-    """Return the parameters of ``tl train`` for a model, and the settings of its config file."""
-    from tl_cli.cli.train import train
-    from tl_cli.training.config import read_toml
-
-    app = typer.Typer()
-    app.command("train", context_settings={"help_option_names": []})(train)
-    settings = typer.main.get_command(app).make_context("tl train", [name, *options]).params
-    return settings, read_toml(settings["config"]) if settings["config"] else {}
+        registry.size_limits(parsed.given().model)
 
 
 def _flags(values: Mapping[str, object]) -> list[str]:

@@ -6,10 +6,13 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from tl_cli.choices import DeviceName
+from tl_cli.cli.settings import option
 
 # Endings of the files that --data takes.
 _SOURCES = (".csv", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
@@ -136,57 +139,13 @@ TrackingUri = Annotated[
         rich_help_panel="Record",
     ),
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        envvar="TL_DATA_DIR",
-        metavar="DIR",
-        help="Where downloaded data sets are kept; default is the user's cache folder.",
-        rich_help_panel="Data",
-    ),
-]
-PathColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--path-column", metavar="NAME|N", help="Column of a CSV that names the picture.", rich_help_panel="Data"
-    ),
-]
-LabelColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--label-column", metavar="NAME|N", help="Column of a CSV that names the class.", rich_help_panel="Data"
-    ),
-]
-SplitColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--split-column",
-        metavar="NAME|N",
-        help="Column of a CSV that says train, val or test.",
-        rich_help_panel="Data",
-    ),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels",
-        metavar="PIXELS",
-        help="Most pixels decoded of one picture, width times height; default is the model's, or 89478485.",
-        min=1,
-        max=1 << 40,
-        show_default=False,
-        rich_help_panel="Data",
-    ),
-]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"] | None,
-    typer.Option("--device", help="Where to compute.", rich_help_panel="Machine"),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", help="Threads that decode image files.", min=0, max=64, rich_help_panel="Machine"),
-]
+DataDir = Annotated[Path | None, option("data_dir")]
+PathColumn = Annotated[str | None, option("path_column")]
+LabelColumn = Annotated[str | None, option("label_column")]
+SplitColumn = Annotated[str | None, option("split_column")]
+MaxPixels = Annotated[int | None, option("max_pixels")]
+Device = Annotated[DeviceName | None, option("device")]
+Workers = Annotated[int | None, option("workers")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
 Plain = Annotated[
     bool, typer.Option("--plain", help="Print plain lines, such as one per epoch, instead of redrawing the screen.")

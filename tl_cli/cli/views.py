@@ -179,10 +179,9 @@ def freeze_plan(wanted: Wanted, options: Sequence[str], num_classes: int | None)
     Args:
         options: of ``tl train``, as they were given.
     """
-    from tl_cli.cli.train import given_settings, train
+    from tl_cli.cli.settings import parse_train_options
     from tl_cli.inspection.freeze_plan import freeze_by_name
     from tl_cli.inspection.freeze_plan import freeze_plan as parts_of
-    from tl_cli.training.config import FIELDS, read_toml
     from tl_cli.training.plan import foresee
     from tl_cli.training.stage import describe_groups
     from tl_cli.ui.terminal.anatomy import print_freeze_plan
@@ -190,27 +189,22 @@ def freeze_plan(wanted: Wanted, options: Sequence[str], num_classes: int | None)
     card = wanted.card()
     own = _settings_of(card) if card is not None else {}
     model = str(own.get("model", card.architecture)) if card is not None else str(wanted.model)
-    app = typer.Typer()
-    app.command("train", context_settings={"help_option_names": []})(train)
     shared = {"--data": wanted.data, "--data-dir": wanted.data_dir, "--weights": wanted.weights,
               "--input-size": wanted.input_size, "--workers": wanted.workers}  # fmt: skip
     flags = [part for flag, value in shared.items() if value is not None for part in (flag, str(value))]
     if wanted.device != "auto":
         flags += ["--device", wanted.device]
     arguments = [*(() if card is not None else (model,)), *options, *flags]
-    settings = typer.main.get_command(app).make_context("tl train", arguments).params
-    given = {name: value for name, value in given_settings(settings).items() if name in FIELDS}
-    file = {**own, **(read_toml(settings["config"]) if settings["config"] else {})}
+    parsed = parse_train_options(arguments)
     found = foresee(
-        given,
-        file,
+        parsed.given(own),
         num_classes=num_classes or (len(card.classes) if card is not None else None),
         build_options=card.build_options if card is not None else None,
         progress=wanted.progress,
     )
     strategy = found.strategy
     parts = parts_of(strategy.classifier, [partial(strategy.freeze_for, phase) for phase in strategy.phases])
-    groups = describe_groups(strategy)
+    groups = describe_groups(strategy, found.resolved.config)
     by_name = freeze_by_name(strategy.classifier)
     data = {
         "model": model,
@@ -222,7 +216,15 @@ def freeze_plan(wanted: Wanted, options: Sequence[str], num_classes: int | None)
         "freezing_by_name": asdict(by_name),
     }
     title = f"{model}: what would train when"
-    show = partial(print_freeze_plan, title=title, strategy=strategy, parts=parts, groups=groups, by_name=by_name)
+    show = partial(
+        print_freeze_plan,
+        title=title,
+        config=found.resolved.config,
+        strategy=strategy,
+        parts=parts,
+        groups=groups,
+        by_name=by_name,
+    )
     return View("freeze_plan", data, show)
 
 

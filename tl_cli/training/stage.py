@@ -16,17 +16,15 @@ from tl_cli.training.phases import Phase, first_trained, phases_of
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """What is frozen when, and how fast the rest learns.
+    """Which layers are frozen in which phase.
 
     Attributes:
-        config: the resolved settings.
-        classifier: whose model is frozen and thawed.
-        layers: of the model, in order of execution, the head last.
-        frozen_layers: how many of them never train (``--freeze-until``).
+        classifier: the model that is frozen and unfrozen.
+        layers: layers of the model in order of execution, the head last.
+        frozen_layers: number of layers that never train (``--freeze-until``).
         phases: in order.
     """
 
-    config: TrainConfig
     classifier: Classifier
     layers: tuple[Layer, ...]
     frozen_layers: int
@@ -46,13 +44,12 @@ class Strategy:
         for layer in self.layers[: len(self.layers) - len(self.trained_layers(phase))]:
             freezing.freeze(layer.modules, layer.parameters)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
         """Return the optimizer's groups: by learning rate, and by whether weight decay holds; each parameter once.
 
         A group's ``share`` is what its layer gets of the backbone's learning rate: ``layer_decay`` to the power of the
         layers above it but for the head (Howard & Ruder 2018; BEiT's 0.65 to 0.75 a block).
         """
-        config = self.config
         # As few as can be: the optimizer's own work for each, learning or not, is most of a step on cached features.
         groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
         backbone = len(self.layers) - 1
@@ -94,9 +91,9 @@ class Group:
     trained: tuple[int, ...]
 
 
-def describe_groups(strategy: Strategy) -> list[Group]:
+def describe_groups(strategy: Strategy, config: TrainConfig) -> list[Group]:
     """Return the optimizer's groups with what they do in each phase."""
-    groups = strategy.parameter_groups()
+    groups = strategy.parameter_groups(config)
     trained = []
     for phase in strategy.phases:
         strategy.freeze_for(phase)
@@ -135,7 +132,7 @@ def plan_strategy(config: TrainConfig, classifier: Classifier, example: Tensor) 
     there = len(layers) - 1 - frozen
     if config.unfreeze_stages > there:
         raise UsageError(f"--unfreeze-stages {config.unfreeze_stages}: there are only {there} layers to unfreeze")
-    return Strategy(config, classifier, layers, frozen, phases_of(config))
+    return Strategy(classifier, layers, frozen, phases_of(config))
 
 
 def _decays(parameter: nn.Parameter, spared: set[int]) -> bool:

@@ -17,6 +17,7 @@ from tl_cli.inspection.features import Neighbourhood
 from tl_cli.inspection.freeze_plan import ByName, Part
 from tl_cli.inspection.residuals import Residual
 from tl_cli.inspection.summary import Node, head_reason
+from tl_cli.training.config import TrainConfig
 from tl_cli.training.stage import Group as ParameterGroup
 from tl_cli.training.stage import Strategy
 from tl_cli.ui.terminal import tables
@@ -77,13 +78,13 @@ def describe_preprocessing(how: Preprocessing) -> str:
 def print_freeze_plan(
     console: Console,
     title: str,
+    config: TrainConfig,
     strategy: Strategy,
     parts: Sequence[Part],
     groups: Sequence[ParameterGroup],
     by_name: ByName,
 ) -> None:
     """Print what would train in which phase, the optimizer's groups, and what freezing by name would have done."""
-    config = strategy.config
     console.print(plain(title, "bold"))
     about = f"{config.recipe} recipe, {config.optimizer}, {config.schedule}, input {config.input_size} px"
     console.print(plain(about, "dim"))

@@ -11,7 +11,7 @@ from tl_cli.data.sources.catalogue import BuiltIn
 from tl_cli.evaluation.scores import Accuracy, ClassScore
 from tl_cli.inspection.freeze_plan import Part
 from tl_cli.training.phases import Phase
-from tl_cli.training.recipes import Resolved
+from tl_cli.training.resolve import Resolved
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
 from tl_cli.ui.terminal.progress import epoch_range
 
