@@ -10,7 +10,7 @@ import typer
 
 from tl_cli.cli.app import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def paths(group: Any, prefix: str = "") -> Iterator[str]:
@@ -87,6 +87,7 @@ def test_every_option_of_train_that_is_a_setting_bears_the_settings_name() -> No
         "register",
         "resume",
         "dry_run",
+        "as_json",
         "plain",
         "quiet",
     }

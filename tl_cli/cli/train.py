@@ -32,59 +32,68 @@ tl train resnet18 --data ~/photos --limit 2000 --dry-run
 tl train --resume 3f2a91c0"""
 
 _RECORD = "Record"
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", metavar="FILE.toml", help="Settings by name; flags have precedence.", rich_help_panel="Training"
+    ),
+]
+Experiment = Annotated[
+    str | None,
+    typer.Option(help="MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl.", rich_help_panel=_RECORD),
+]
+RunName = Annotated[
+    str | None, typer.Option(help="Name of the run. Default: from model and data.", rich_help_panel=_RECORD)
+]
+Tags = Annotated[
+    list[str] | None, typer.Option(metavar="K=V", help="Tag of the run; may be repeated.", rich_help_panel=_RECORD)
+]
+Register = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Register the model under this name.", rich_help_panel=_RECORD)
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN",
+        help="Resume a run from its last checkpoint.",
+        autocompletion=complete_stopped_run,
+        rich_help_panel=_RECORD,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the settings with their reasons and a forecast; train nothing.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @with_settings({"model": complete_model, "data": complete_data, "weights": complete_weights})
 def train(
     settings: Settings,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.toml", help="Settings by name; flags have precedence.", rich_help_panel="Training"),
-    ] = None,
-    experiment: Annotated[
-        str | None,
-        typer.Option(
-            help="MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl.", rich_help_panel=_RECORD
-        ),
-    ] = None,
-    run_name: Annotated[
-        str | None, typer.Option(help="Name of the run. Default: from model and data.", rich_help_panel=_RECORD)
-    ] = None,
-    tag: Annotated[
-        list[str] | None, typer.Option(metavar="K=V", help="Tag of the run; may be repeated.", rich_help_panel=_RECORD)
-    ] = None,
+    config: ConfigFile = None,
+    experiment: Experiment = None,
+    run_name: RunName = None,
+    tag: Tags = None,
     tracking_uri: TrackingUri = None,
-    register: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Register the model under this name.", rich_help_panel=_RECORD)
-    ] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN",
-            help="Resume a run from its last checkpoint.",
-            autocompletion=complete_stopped_run,
-            rich_help_panel=_RECORD,
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the settings with their reasons and a forecast; train nothing.")
-    ] = False,
+    register: Register = None,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
     plain: Plain = False,
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a pretrained classifier: first its new head, then the whole model."""
     started = time.monotonic()
     tags = _tags(tag or [])
-    refuse_silence(quiet and dry_run)
+    refuse_silence(quiet and dry_run and not as_json)
     if resume is not None:
         _refuse_beside_resume({"--dry-run": dry_run, "--run-name": run_name, "--register": register, "--config": config,
                                "--experiment": experiment})  # fmt: skip
     _check_names(run_name, register)
     from tl_cli.api import training_run
     from tl_cli.ui.terminal import training_observer as shown
-    from tl_cli.ui.terminal.console import make_console
+    from tl_cli.ui.terminal.console import json_text, make_console
 
-    console = make_console(quiet=quiet, plain=plain)
+    console = make_console(quiet=quiet, plain=plain, stderr=as_json)
     request = training_run.TrainRequest(
         settings,
         config=config,
@@ -98,10 +107,11 @@ def train(
         started=started,
     )
     screen = shown.TrainingScreen(console)
-    if dry_run:
-        shown.print_dry_result(console, training_run.dry_run(request, screen))
+    result = training_run.dry_run(request, screen) if dry_run else training_run.train(request, screen)
+    if as_json:
+        typer.echo(json_text(result.to_dict()))
     else:
-        shown.print_result(console, training_run.train(request, screen))
+        shown.print_result(console, result)
 
 
 def _check_names(run_name: str | None, register: str | None) -> None:

@@ -58,20 +58,20 @@ class TrainingScreen(TrainObserver):
         return drawn(lambda: save_curves(history, folder), warn)
 
 
-def print_result(console: Console, result: TrainResult) -> None:
-    """Print the results of a training and the commands to try next."""
+def print_result(console: Console, result: TrainResult | DryRun) -> None:
+    """Print the results of a training and the commands to try next, or what a training would do."""
+    if isinstance(result, DryRun):
+        _print_dry_run(console, result)
+        return
     print_outcome(console, result.plan, result.history, result.outcome)
     name = result.run_id[:8]
-    done = (
-        f"run {name} is recorded"
-        if result.is_recorded
-        else f"run {name} is not recorded; its model is in {result.folder}"
-    )
+    done = f"run {name} is recorded"
+    if not result.is_recorded:
+        done = f"run {name} is not recorded; its model is in {result.folder}"
     print_next(console, done, result.next_commands)
 
 
-def print_dry_result(console: Console, result: DryRun) -> None:
-    """Print the settings of a training and its forecast."""
+def _print_dry_run(console: Console, result: DryRun) -> None:
     for each in (result.to_fetch.weights, result.to_fetch.data):
         if each is not None:
             console.print(plain(f"note: a run will fetch {each}", "yellow", limit=2000))
