@@ -1,4 +1,4 @@
-"""From settings to everything that ``fit`` needs: data, model, machine, phases, and the batches of each phase."""
+"""Everything that ``fit`` needs, from the settings: data, model, machine, phases, and the batches of each phase."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -62,25 +62,26 @@ _AUGMENTATIONS: dict[AugmentName, Augmentation] = {
 }
 
 
-_VECTORS_AT_ONCE = 4096
-# Of the time that a run is expected to take.
+_VECTORS_PER_BATCH = 4096
+# Fraction of the expected time of the run.
 _PROBE_SHARE = 0.02
-# EfficientNet-Lite0 at 64 px on two 2020s server cores; a GPU only has to be told from them.
-_MULTIPLY_ADDS_PER_S = {"cpu": 2e10, "gpu": 2e12}
+# EfficientNet-Lite0 at 64 px on two 2020s server cores; for a GPU the order of magnitude is enough.
+_MACS_PER_S = {"cpu": 2e10, "gpu": 2e12}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that a run works with.
+    """Everything that a run needs.
 
     Attributes:
         resolved: the config with the origin of each value.
         data: labelled images in train, val and test.
-        classifier: on its device.
-        strategy: which of its layers train in which phase.
-        probed: what the probe found, for people.
-        cached: how a phase trains on cached features, by its first epoch; the others train on images.
-        cache_notes: why a phase does not, where it was asked for and something is frozen.
+        classifier: the model on its device.
+        machine: device, precision and memory layout.
+        strategy: which layers train in which phase.
+        probed: result of the probe, for people.
+        cached: features on which a phase trains, by its first epoch; other phases train on images.
+        cache_notes: why a phase with frozen layers trains on images.
     """
 
     resolved: Resolved
@@ -99,12 +100,12 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """What a run of this plan is called where nobody names it."""
+        """Default name of the run."""
         return f"{self.config.model}-{Path(self.data.spec.source).name}"
 
     @property
     def augmentation(self) -> Augmentation:
-        """What happens to training images."""
+        """Augmentation of training images."""
         config = self.config
         return replace(
             _AUGMENTATIONS[config.augment],
@@ -116,13 +117,13 @@ class Plan:
 
     @property
     def crop_note(self) -> str | None:
-        """A note where a centre crop leaves out much of the training images."""
+        """A note if a center crop leaves out much of the training images."""
         is_cropped = self.classifier.preprocessing.crop_mode == "center"
         return self.data.sizes.crop_note() if is_cropped and self.data.sizes is not None else None
 
     @property
     def images_per_step(self) -> int:
-        """Images whose gradients make one optimizer step."""
+        """Images per optimizer step."""
         return self.config.batch_size * self.config.accumulate
 
     def loader(self, images: Images) -> Loader:
@@ -145,7 +146,7 @@ class Plan:
             self.images_per_step,
             self.machine.device,
             self.config.workers,
-            # BatchNorm cannot normalise by a batch of one image.
+            # BatchNorm cannot normalize a batch of one image.
             drop_single=phase.bn == "train",
             balanced=self.config.sampler == "balanced",
             memory_format=self.machine.memory_format,
@@ -156,7 +157,7 @@ class Plan:
         return phase.first in self.cached
 
     def steps_per_epoch(self, phase: Phase) -> int:
-        """Return the optimizer steps in an epoch of a phase."""
+        """Return the optimizer steps per epoch of a phase."""
         return self.train_loader(phase).steps
 
     def steps_of(self, phase: Phase) -> int:
@@ -176,21 +177,21 @@ class Plan:
         return self.strategy.phases
 
     def network(self, phase: Phase) -> nn.Module:
-        """Return what maps the inputs of a phase's batches to logits: the whole model, or its tail after features."""
+        """Return the module that maps batches to logits: the whole model, or its tail after cached features."""
         trained = self.cached[phase.first].cut.tail if self.uses_cache(phase) else self.classifier.model
         return Autocasting(trained, self.machine)
 
     def objective(self, *, mixes: bool) -> Objective:
-        """Return what the steps lower.
+        """Return the training loss.
 
         Args:
-            mixes: whether the inputs are images, which MixUp and CutMix may blend; features are not.
+            mixes: whether MixUp and CutMix apply: to images, not to features.
         """
         config, count = self.config, len(self.data.classes)
         weights = None
         if config.class_weights == "balanced":
             sizes = torch.bincount(torch.from_numpy(self.data.parts["train"].labels), minlength=count)
-            # As scikit-learn's "balanced": the mean weight of an image is one.
+            # Like "balanced" in scikit-learn: the mean weight of an image is one.
             weights = (sizes.sum() / (count * sizes)).float().to(self.machine.device)
         return Objective(
             num_classes=count,
@@ -202,7 +203,7 @@ class Plan:
         )
 
     def card(self) -> ModelCard:
-        """Return what a saved model says of itself, but for the epoch it is from."""
+        """Return the model card, without the epoch of the saved model."""
         return ModelCard(
             architecture=self.classifier.name,
             build_options=self.classifier.build_options,
@@ -220,16 +221,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What trains in a phase, and on which batches.
+    """The network of a phase and its batches.
 
     Attributes:
         network: maps a batch's inputs to logits: the whole model, or the head on cached features.
-        steps: optimizer steps in an epoch.
-        train: the batches of an epoch.
-        validation: the batches of the validation part.
-        objective: what a step lowers.
+        steps: optimizer steps per epoch.
+        train: returns the batches of an epoch, from a step on.
+        validation: returns the batches of the validation images.
+        objective: the training loss.
         cached: whether the inputs are cached features.
-        found: whether an earlier run had left all of them.
+        found: whether an earlier run has computed all of them.
     """
 
     network: nn.Module
@@ -439,9 +440,9 @@ def _facts(given: Given, known: _Known, device: torch.device) -> Facts:
 
 
 def new_state(plan: Plan) -> TrainState:
-    """Return the state of a run that has not begun: one optimizer with all parameter groups in it."""
+    """Return the state of a new run: one optimizer with all parameter groups."""
     config, model = plan.config, plan.classifier.model
-    # Fused: AdamW takes EfficientNet-B0's parameters in a quarter of the time on a CPU too, a tenth of a step at 32 px.
+    # Fused AdamW needs a quarter of the time for EfficientNet-B0's parameters on a CPU too, a tenth of a step at 32 px.
     options: dict[str, Any] = {"weight_decay": config.weight_decay, "fused": True}
     groups = plan.strategy.parameter_groups(config)
     optimizer: torch.optim.Optimizer
@@ -458,7 +459,7 @@ def new_state(plan: Plan) -> TrainState:
 
 
 def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
-    """Freeze what the phase freezes and return its network and batches; features are computed here."""
+    """Freeze the layers that the phase freezes; return its network and batches. Features are computed here."""
     plan.strategy.freeze_for(phase)
     if plan.uses_cache(phase):
         return _cached_stage(plan, phase, notify)
@@ -499,8 +500,8 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
             cached_features.at_hand(tensors, plan.machine.device),
             torch.from_numpy(loader.images.labels),
             plan.images_per_step,
-            # Maps take a tail as much memory as images would; vectors next to none.
-            loader.batch_size if len(cached.cut.shape) > 1 else _VECTORS_AT_ONCE,
+            # Maps need as much memory in the tail as images; vectors need little.
+            loader.batch_size if len(cached.cut.shape) > 1 else _VECTORS_PER_BATCH,
             plan.machine.device,
             balanced=plan.config.sampler == "balanced",
             drop_single=phase.bn == "train",
@@ -549,18 +550,18 @@ def _with_probed_machine(plan: Plan, given: Given) -> Plan:
 
 
 def _expected_seconds(plan: Plan) -> float:
-    """Return roughly how long a run takes, from its multiply-adds: good enough to say what a probe may take."""
+    """Return roughly how long a run takes, from its MACs: precise enough to limit the time of the probe."""
     with torch.no_grad(), Counting() as counting:  # type: ignore[no-untyped-call]
         plan.classifier.model.eval()(_example(plan.classifier, plan.machine))
     images = len(plan.data.parts["train"])
-    # A backward pass costs as much as two forward ones; frozen layers see plain and mirrored images once.
+    # A backward pass costs as much as two forward passes; frozen layers process plain and mirrored images once.
     passes = [3 * phase.epochs if phase.name != "head" else 2 for phase in plan.phases]
-    speed = _MULTIPLY_ADDS_PER_S["cpu" if plan.machine.device.type == "cpu" else "gpu"]
+    speed = _MACS_PER_S["cpu" if plan.machine.device.type == "cpu" else "gpu"]
     return float(sum(passes) * images * counting.flops / 2 / speed)
 
 
 def _with_caches(plan: Plan) -> Plan:
-    """Return the plan with what each phase can train on instead of images."""
+    """Return the plan with the cached features of each phase that can train on them."""
     frozen = [phase for phase in plan.phases if len(plan.strategy.trained_layers(phase)) < len(plan.strategy.layers)]
     if not frozen:
         return plan
@@ -598,12 +599,12 @@ def _build(config: TrainConfig, data: LabelledData, pretrained: Pretrained | Non
     is_tiny = size is not None and size < TINY_PIXELS
     crop_mode = None if config.resize is None else CROP_MODES[config.resize]
     sized = classifier.preprocessing.at(config.input_size, whole=is_tiny, crop_mode=crop_mode)
-    # The range belongs to the images, not to the weights.
+    # The range is a property of the images, not of the weights.
     return replace(classifier, preprocessing=sized.model_copy(update={"pixel_range": config.pixel_range}))
 
 
 def _check_input_size(classifier: Classifier, example: torch.Tensor, config: TrainConfig) -> None:
-    """Run one image through, so that a size that does not fit is known before anything is written."""
+    """Run one image through the model, to refuse a wrong size before anything is written."""
     classifier.model.eval()
     try:
         with torch.inference_mode():
