@@ -452,11 +452,11 @@ def test_a_hidden_layers_dropout_is_left_alone(colours: Path) -> None:
     ("settings", "said"),
     [
         ({"class_weights": "balanced", "sampler": "balanced"}, "twice"),
-        ({"unfreeze_stages": 3, "epochs": 3}, "--unfreeze-stages 3 needs as many epochs"),
+        ({"unfreeze_stages": 3, "epochs": 3}, "--unfreeze-stages 3 needs at least as many epochs"),
         ({"unfreeze_stages": 50, "epochs": 60}, "only 18 layers to unfreeze"),
         ({"steps": 5}, "--steps and --epochs both"),
         ({"steps": 5, "epochs": None}, "fewer than those of --freeze-epochs 1, 6"),
-        ({"freeze_until": "stage3"}, "would leave those layers random"),
+        ({"freeze_until": "stage3"}, "would keep those layers random"),
         ({"auto_ops": 3}, "--auto-ops has no effect without --auto-augment randaugment"),
         ({"momentum": 0.5}, "--momentum has no effect without --optimizer sgd"),
         ({"warmup": 0.2}, "--warmup has no effect without --schedule cosine"),
