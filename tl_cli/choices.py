@@ -1,4 +1,4 @@
-"""The names that settings take, as types: flags complete and list them. Imports nothing, for the shell's sake."""
+"""The choices of settings, as types, which the shell completes. Imports nothing heavy, to keep completion fast."""
 
 from typing import Literal
 

@@ -1,13 +1,13 @@
-"""What users of other tools type, and what ``tl`` calls it: tables and look-ups, without any parsing."""
+"""Names that other tools use, and the names in ``tl``: tables and look-ups, without any parsing."""
 
 from pathlib import PurePath
 
-# Stand in for the value of an option that is an argument here: the first one (MODEL or RUN), or a later one.
+# Options whose value is an argument here: the first one (MODEL or RUN), or a later one.
 FIRST, LATER = "FIRST", "LATER"
-# An option that says nothing new here: alone, or with a value.
+# An option without effect here: alone, or with a value.
 DEFAULT, UNUSED = "", "UNUSED"
-# By what tl says: Ultralytics, timm's train.py, torchvision's references, Hugging Face, Lightning, Keras, fastai.
-# "--flag" takes the value that follows; "--flag value" stands for a switch.
+# By the name in tl: Ultralytics, timm's train.py, torchvision's references, Hugging Face, Lightning, Keras, fastai.
+# "--flag" takes the value that follows; "--flag value" replaces a switch.
 _SPELLINGS = {
     FIRST: "m model arch a architecture model-name model-name-or-path backbone network net run run-id",
     LATER: "source input image path file",
@@ -71,7 +71,7 @@ _SPELLINGS = {
 }
 OPTIONS = {typed: meaning for meaning, spellings in _SPELLINGS.items() for typed in spellings.split()}
 
-# By the command and its options.
+# By the command in tl and its options.
 _WORDS = {
     "compare": "benchmark versus vs",
     "data": "datasets dataset",
@@ -92,7 +92,7 @@ _WORDS = {
     "train --resume": "resume continue",
 }
 COMMANDS = {typed: meaning for meaning, words in _WORDS.items() for typed in words.split()}
-# What MLflow shows, and not tl.
+# Commands for what MLflow shows, not tl.
 SCREENS = ("ui", "dashboard", "tensorboard", "board", "mlflow", "server", "web", "gui")
 
 WEIGHTS_ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".onnx", ".h5", ".keras", ".pkl")
@@ -100,7 +100,7 @@ _KEPT = {"best": "best", "last": "latest", "latest": "latest"}
 
 
 def setting(name: str) -> str | None:
-    """Return how a config file says what other tools call so: "" for a default, or None where that is unknown."""
+    """Return the line of a config file for a name of another tool: "" if it is the default, None if unknown."""
     meaning = OPTIONS.get(name.replace("_", "-").lower())
     if meaning == FIRST:
         return "model"
@@ -113,6 +113,6 @@ def setting(name: str) -> str | None:
 
 
 def kept_run(name: str) -> str | None:
-    """Return the run that tl calls what other tools keep in a file such as ``best.pt``."""
+    """Return the name of the run for a file of another tool, such as ``best.pt``."""
     path = PurePath(name)
     return _KEPT.get(path.stem.lower()) if path.suffix.lower() in WEIGHTS_ENDINGS else None

@@ -22,6 +22,7 @@ from tl_cli.evaluation.logits import answer
 from tl_cli.io.atomic import replacing
 from tl_cli.models.zoo import registry
 from tl_cli.training import plan as setup
+from tl_cli.training.config import Given
 from tl_cli.training.events import EpochEnded, Event, notify_all
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import Plan, new_state
@@ -191,7 +192,7 @@ def _tl_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
     folder = limits.state / "tl"
     folder.mkdir(exist_ok=True)
     started = now(bench.device)
-    plan = setup.prepare(_flags(bench, images, limits), {})
+    plan = setup.prepare(Given.of(_flags(bench, images, limits)))
     state = new_state(plan)
     setup_seconds = now(bench.device) - started
     state.restore(folder)

@@ -18,6 +18,7 @@ from tl_cli.data.batches import Batch
 from tl_cli.tracking.recorder import Recorder
 from tl_cli.tracking.store import open_store
 from tl_cli.training import plan as setup
+from tl_cli.training.config import Given
 from tl_cli.training.events import EpochEnded, Event, LossSampled, Observer, StepEnded, notify_all
 from tl_cli.training.fit import fit
 from tl_cli.training.history import History
@@ -114,7 +115,7 @@ def _first_run() -> Iterator[None]:
 def run(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Timed:
     """Return what the whole work takes in a first run; nothing is extrapolated."""
     started = now(bench.device)
-    plan = setup.prepare(flags(work, pictures, bench, weights), {})
+    plan = setup.prepare(Given.of(flags(work, pictures, bench, weights)))
     state = new_state(plan)
     ready = now(bench.device)
     counter = _Counter(lambda: now(bench.device))
@@ -149,7 +150,7 @@ def rates(work: Work, bench: Bench, weights: str) -> Rates:
     """Return how fast ``work.steps`` steps train on pictures, and how fast the same network does without any data."""
     last = _WARM_STEPS + work.steps
     pictures = bench.material.pictures(last * bench.batch_size)
-    plan = setup.prepare(flags(work, pictures, bench, weights), {})
+    plan = setup.prepare(Given.of(flags(work, pictures, bench, weights)))
     in_epoch = -(-pictures.train // bench.batch_size)
     counter = _Counter(lambda: now(bench.device), (_WARM_STEPS, in_epoch))
     # Half before and half after, so that a machine that becomes slower or faster does so for both.
@@ -169,7 +170,7 @@ def rates(work: Work, bench: Bench, weights: str) -> Rates:
 @_first_run()
 def told(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Told:
     """Return what the observers of ``tl train`` cost: an MLflow store, checkpoints, curves and the live screen."""
-    plan = setup.prepare(flags(work, pictures, bench, weights), {})
+    plan = setup.prepare(Given.of(flags(work, pictures, bench, weights)))
     state, history = new_state(plan), History(plan.name)
     with (
         tempfile.TemporaryDirectory(prefix="tl-benchmarks-told-") as folder,

@@ -325,9 +325,7 @@ def test_an_interrupted_run_keeps_its_best_model_and_goes_on(tl, workplace: Path
     bundle.write_card(state, card.model_copy(update={"config": {**card.config, "epochs": max(before) + 2}}), CARD_FILE)
     resumed: Result = tl("train", "--resume", resume)
     assert resumed.code == 0, resumed.err
-    assert "config.toml has changed; the run goes on with the settings that it began with" in " ".join(
-        resumed.err.split()
-    )
+    assert "config.toml has changed; the run continues with its original settings" in " ".join(resumed.err.split())
     after = store_epochs(run.info.run_id)
     assert after == list(range(1, max(before) + 3))
     assert open_store(None).find("latest").info.status == "FINISHED"

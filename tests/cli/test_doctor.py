@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.conftest import COLOURS, write_pictures
 from tests.data.test_checks import by_hand
+from tl_cli.training.config import Given
 from tl_cli.training.plan import prepare
 
 
@@ -215,4 +216,4 @@ def test_what_is_said_of_uneven_classes_is_what_the_recipe_does(
         "data": str(tmp_path / "set"),
         "probe": False,
     }
-    assert (prepare(flags, {}).config.sampler == "balanced") == said["balanced_by_default"] == (ratio >= 10)
+    assert (prepare(Given.of(flags)).config.sampler == "balanced") == said["balanced_by_default"] == (ratio >= 10)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tl_cli.training import plan as setup
+from tl_cli.training.config import Given
 from tl_cli.training.events import Event, StepEnded
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import Plan, new_state
@@ -21,7 +22,7 @@ def plan_for(data: Path, **settings: object) -> Plan:
         "model": MODEL, "weights": "none", "data": str(data), "input_size": 32, "batch_size": 8, "lr": 0.01,
         "freeze_epochs": 1, "epochs": 3, "workers": 0, **settings,
     }  # fmt: skip
-    return setup.prepare({key: value for key, value in values.items() if value is not None}, {})
+    return setup.prepare(Given.of({key: value for key, value in values.items() if value is not None}))
 
 
 def run(plan: Plan) -> tuple[list[Event], setup.TrainState]:

@@ -6,9 +6,9 @@ import pytest
 
 from tl_cli.data.sizes import Sizes
 from tl_cli.errors import UsageError
-from tl_cli.training import recipes
-from tl_cli.training.config import read_toml, validated, write_toml
+from tl_cli.training.config import Given, read_toml, validated, write_toml
 from tl_cli.training.recipes import Facts
+from tl_cli.training.resolve import resolve
 
 TINY = Facts("cifar10", 45_000, 32, 1, 224, on_gpu=False, bf16=False, cores=2)
 PHOTOS = Facts("/photos", 900, None, 1, 224, on_gpu=True, bf16=True, cores=16)
@@ -16,7 +16,7 @@ MODEL = {"model": "resnet18"}
 
 
 def test_flags_beat_the_file_and_the_file_beats_the_recipe() -> None:
-    resolved = recipes.resolve({**MODEL, "lr": 0.5}, {"lr": 0.1, "epochs": 7, "freeze_epochs": 2}, TINY)
+    resolved = resolve(Given.of({**MODEL, "lr": 0.5}, {"lr": 0.1, "epochs": 7, "freeze_epochs": 2}), TINY)
     assert resolved.config.lr == 0.5
     assert resolved.config.epochs == 7
     assert [resolved.origins[name].source for name in ("lr", "epochs", "optimizer", "momentum")] == [
@@ -25,7 +25,7 @@ def test_flags_beat_the_file_and_the_file_beats_the_recipe() -> None:
 
 
 def test_the_default_recipe_depends_on_the_data_and_says_why() -> None:
-    tiny, photos = (recipes.resolve(MODEL, {}, facts) for facts in (TINY, PHOTOS))
+    tiny, photos = (resolve(Given.of(MODEL), facts) for facts in (TINY, PHOTOS))
     assert (tiny.config.input_size, photos.config.input_size) == (96, 224)
     assert (tiny.config.augment, photos.config.augment) == ("flip", "flip-crop")
     assert (tiny.config.precision, photos.config.precision) == ("fp32", "bf16")
@@ -36,7 +36,7 @@ def test_the_default_recipe_depends_on_the_data_and_says_why() -> None:
 
 def test_digits_are_not_mirrored() -> None:
     digits = Facts("digits", 1438, 8, 1, 224, on_gpu=False, bf16=False, cores=2, mirrors=False)
-    assert recipes.resolve(MODEL, {}, digits).config.augment == "shift"
+    assert resolve(Given.of(MODEL), digits).config.augment == "shift"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_digits_are_not_mirrored() -> None:
      ({"smallest_input": 112}, 112), ({"own_input": 64}, 64), ({"native_size": None}, 224)],
 )  # fmt: skip
 def test_tiny_images_are_enlarged_as_far_as_the_machine_affords(changed: dict[str, object], size: int) -> None:
-    assert recipes.resolve(MODEL, {}, replace(TINY, **changed)).config.input_size == size
+    assert resolve(Given.of(MODEL), replace(TINY, **changed)).config.input_size == size
 
 
 def sized(*short_sides: int, is_sample: bool = False) -> Facts:
@@ -65,41 +65,41 @@ def sized(*short_sides: int, is_sample: bool = False) -> Facts:
     ],
 )
 def test_the_median_size_decides_and_the_reason_says_so(sides: list[int], size: int, said: str) -> None:
-    resolved = recipes.resolve(MODEL, {}, sized(*sides))
+    resolved = resolve(Given.of(MODEL), sized(*sides))
     assert resolved.config.input_size == size
     assert said in resolved.origins["input_size"].why
     assert (resolved.config.augment == "flip-crop") == (size == 224)
-    assert recipes.resolve({**MODEL, "recipe": "blog"}, {}, sized(*sides)).config.input_size == min(
+    assert resolve(Given.of({**MODEL, "recipe": "blog"}), sized(*sides)).config.input_size == min(
         statistics.median_high(sides), 224
     )
 
 
 def test_images_of_one_size_need_no_words_about_it() -> None:
-    assert "median" not in recipes.resolve(MODEL, {}, sized(32, 32)).origins["input_size"].why
-    assert "in a sample of 2" in recipes.resolve(MODEL, {}, sized(30, 32, is_sample=True)).origins["input_size"].why
+    assert "median" not in resolve(Given.of(MODEL), sized(32, 32)).origins["input_size"].why
+    assert "in a sample of 2" in resolve(Given.of(MODEL), sized(30, 32, is_sample=True)).origins["input_size"].why
 
 
 @pytest.mark.parametrize(("resize", "augment"), [("crop", "flip-crop"), ("squash", "flip"), ("pad", "flip")])
 def test_random_crops_do_not_cut_off_what_is_to_be_kept(resize: str, augment: str) -> None:
-    assert recipes.resolve({**MODEL, "resize": resize}, {}, PHOTOS).config.augment == augment
-    given = recipes.resolve({**MODEL, "resize": resize, "augment": "flip-crop"}, {}, PHOTOS)
+    assert resolve(Given.of({**MODEL, "resize": resize}), PHOTOS).config.augment == augment
+    given = resolve(Given.of({**MODEL, "resize": resize, "augment": "flip-crop"}), PHOTOS)
     assert (given.config.augment, given.config.resize) == ("flip-crop", resize)
 
 
 def test_few_tiny_images_are_moved_too_since_they_are_seen_often() -> None:
-    assert recipes.resolve(MODEL, {}, replace(TINY, train_images=900)).config.augment == "flip-shift"
+    assert resolve(Given.of(MODEL), replace(TINY, train_images=900)).config.augment == "flip-shift"
 
 
 def test_the_fast_recipe_is_the_default_one_but_shorter() -> None:
     for facts in (TINY, PHOTOS, replace(TINY, train_images=900)):
-        default, fast = (recipes.resolve({**MODEL, "recipe": name}, {}, facts).config for name in ("default", "fast"))
+        default, fast = (resolve(Given.of({**MODEL, "recipe": name}), facts).config for name in ("default", "fast"))
         assert fast.epochs - fast.freeze_epochs < (default.epochs - default.freeze_epochs) * 2 / 3
         changed = {name: value for name, value in fast if getattr(default, name) != value}
         assert set(changed) <= {"recipe", "epochs", "steps"}
 
 
 def test_the_blog_recipe_is_the_blogs() -> None:
-    config = recipes.resolve({**MODEL, "recipe": "blog"}, {}, TINY).config
+    config = resolve(Given.of({**MODEL, "recipe": "blog"}), TINY).config
     assert (config.epochs, config.freeze_epochs, config.batch_size, config.input_size) == (40, 5, 64, 32)
     assert (config.optimizer, config.lr, config.unfreeze_lr, config.weight_decay) == ("adam", 1e-3, 1e-4, 1e-4)
     assert (config.schedule, config.bn, config.augment, config.feature_cache) == ("plateau", "train", "blog", False)
@@ -107,13 +107,13 @@ def test_the_blog_recipe_is_the_blogs() -> None:
 
 
 def test_epochs_given_alone_leave_room_for_both_phases() -> None:
-    config = recipes.resolve({**MODEL, "epochs": 4}, {}, TINY).config
+    config = resolve(Given.of({**MODEL, "epochs": 4}), TINY).config
     assert (config.freeze_epochs, config.epochs) == (2, 4)
 
 
 def test_nothing_frozen_means_one_rate() -> None:
-    assert recipes.resolve({**MODEL, "freeze_epochs": 0, "lr": 0.02}, {}, TINY).config.unfreeze_lr == 0.02
-    config = recipes.resolve({**MODEL, "freeze_epochs": 0}, {}, TINY).config
+    assert resolve(Given.of({**MODEL, "freeze_epochs": 0, "lr": 0.02}), TINY).config.unfreeze_lr == 0.02
+    config = resolve(Given.of({**MODEL, "freeze_epochs": 0}), TINY).config
     assert config.lr == config.unfreeze_lr == 6e-4
 
 
@@ -129,29 +129,29 @@ def test_nothing_frozen_means_one_rate() -> None:
         ({"optimizer": "lion"}, "--optimizer lion"),
         ({"resize": "stretch"}, "--resize stretch"),
         ({"std": (1.0, 0.0, 1.0)}, "--std must be positive"),
-        ({"recipe": "blgo"}, "no recipe is called 'blgo'"),
+        ({"recipe": "blgo"}, "--recipe blgo: Input should be"),
         ({"val_fraction": 1.0}, "--val-fraction 1.0"),
     ],
 )
 def test_bad_settings_are_refused_by_their_flags_name(flags: dict[str, object], said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        recipes.resolve({**MODEL, **flags}, {}, TINY)
+        resolve(Given.of({**MODEL, **flags}), TINY)
 
 
 def test_a_config_survives_the_trip_through_toml(tmp_path: Path) -> None:
-    config = recipes.resolve({**MODEL, "data": 'a "b"\\c/é', "recipe": "blog"}, {}, TINY).config
+    config = resolve(Given.of({**MODEL, "data": 'a "b"\\c/é', "recipe": "blog"}), TINY).config
     write_toml(tmp_path / "c.toml", config)
     assert validated(read_toml(tmp_path / "c.toml")) == config
 
 
 def test_a_kept_config_names_the_steps_and_not_the_epochs_that_follow(tmp_path: Path) -> None:
-    config = recipes.resolve({**MODEL, "steps": 9000}, {}, TINY).config
+    config = resolve(Given.of({**MODEL, "steps": 9000}), TINY).config
     write_toml(tmp_path / "c.toml", config)
     kept = read_toml(tmp_path / "c.toml")
     assert "epochs" not in kept
-    assert recipes.resolve({}, kept, TINY).config == config
+    assert resolve(Given.of({}, kept), TINY).config == config
     with pytest.raises(UsageError, match="give one of them"):
-        recipes.resolve({}, {**kept, "epochs": 40}, TINY)
+        resolve(Given.of({}, {**kept, "epochs": 40}), TINY)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])

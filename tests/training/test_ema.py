@@ -63,12 +63,12 @@ def test_the_average_is_validated_and_kept_where_it_is_better(colours: Path, tmp
 
     counters = fit(plan, state, notify)
     assert all(event.ema_val_accuracy is not None for event in ended)
-    judged = [(event.judged[0], -event.judged[1]) for event in ended]
+    validated = [(event.validation[0], -event.validation[1]) for event in ended]
     assert [event.is_best for event in ended] == [
-        all(mark > earlier for earlier in judged[:place]) for place, mark in enumerate(judged)
+        all(mark > earlier for earlier in validated[:place]) for place, mark in enumerate(validated)
     ]
-    best = ended[judged.index(max(judged))]
-    assert (counters.best_epoch, counters.best_val_accuracy) == (best.epoch, best.judged[0])
+    best = ended[validated.index(max(validated))]
+    assert (counters.best_epoch, counters.best_val_accuracy) == (best.epoch, best.validation[0])
 
 
 def assert_saved(folder: Path, model: nn.Module, *, averaged: bool) -> None:

@@ -12,6 +12,7 @@ from tl_cli.compute.device import Machine
 from tl_cli.errors import DivergedError, UsageError
 from tl_cli.randomness import Purpose
 from tl_cli.training import plan as setup
+from tl_cli.training.config import Given
 from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import new_state
@@ -158,7 +159,7 @@ def test_every_optimizer_takes_up_what_is_unfrozen_later(colours: Path, optimize
 
 
 def test_an_untrained_backbone_is_not_frozen_by_default(colours: Path) -> None:
-    config = setup.prepare({"model": MODEL, "weights": "none", "data": str(colours), "input_size": 32}, {}).config
+    config = setup.prepare(Given.of({"model": MODEL, "weights": "none", "data": str(colours), "input_size": 32})).config
     assert (config.freeze_epochs, config.bn) == (0, "train")
 
 
@@ -171,4 +172,4 @@ def test_batch_norm_cannot_train_on_single_images(colours: Path) -> None:
 @pytest.mark.parametrize(("name", "value"), [("split_seed", -1), ("val_fraction", -0.1), ("limit", "x"), ("data", 5)])
 def test_settings_are_checked_before_anything_is_opened(name: str, value: object) -> None:
     with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}"):
-        setup.prepare({"model": MODEL, "data": "/nowhere", name: value}, {})
+        setup.prepare(Given.of({"model": MODEL, "data": "/nowhere", name: value}))

@@ -12,7 +12,7 @@ from torch import nn
 from tests.support.training import RESNET, SMALL_EFFICIENTNET, SMALL_RESNET, plan_for, run, stopped_and_resumed
 from tl_cli.errors import UsageError
 from tl_cli.models.zoo import registry
-from tl_cli.training.config import TrainConfig
+from tl_cli.training.config import Given, TrainConfig
 from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, StepEnded
 from tl_cli.training.fit import fit
 from tl_cli.training.phases import first_trained, phases_of
@@ -116,7 +116,7 @@ def test_parameter_groups_cover_each_parameter_once_and_decay_by_layer(colours: 
     plan = plan_for(
         colours, model=model, input_size=size, layer_decay=0.5, decay_norms=False, weight_decay=0.1, limit=6
     )
-    groups = plan.strategy.parameter_groups()
+    groups = plan.strategy.parameter_groups(plan.config)
     inside = [id(p) for group in groups for p in group["params"]]
     assert len(inside) == len(set(inside))
     assert set(inside) == {id(p) for p in plan.classifier.model.parameters()}
@@ -174,12 +174,12 @@ def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) 
     from tl_cli.training import plan as setup
 
     resolved = setup.prepare(
-        {"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32, "freeze_epochs": 2}, {}
+        Given.of({"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32, "freeze_epochs": 2})
     ).resolved
     assert resolved.config.steps == 2 * 1 + 250
     assert "small set" in resolved.origins["steps"].why
-    assert resolved.origins["epochs"].source == "follows"
-    again = setup.prepare({}, resolved.config.model_dump(exclude_none=True, exclude={"epochs"})).config
+    assert resolved.origins["epochs"].source == "derived"
+    again = setup.prepare(Given.of({}, resolved.config.model_dump(exclude_none=True, exclude={"epochs"}))).config
     assert again == resolved.config
 
 
@@ -197,8 +197,8 @@ def test_numbers_of_another_type_in_a_file_mean_the_same(colours: Path) -> None:
     from tl_cli.training import plan as setup
 
     flags = {"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32}
-    plain = setup.prepare(flags, {"steps": 30, "batch_size": 16}).config
-    assert setup.prepare(flags, {"steps": 30.0, "batch_size": "16"}).config == plain
+    plain = setup.prepare(Given.of(flags, {"steps": 30, "batch_size": 16})).config
+    assert setup.prepare(Given.of(flags, {"steps": 30.0, "batch_size": "16"})).config == plain
 
 
 def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
@@ -220,18 +220,18 @@ def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
     ("settings", "said"),
     [
         ({"class_weights": "balanced", "sampler": "balanced"}, "twice"),
-        ({"unfreeze_stages": 3, "epochs": 3}, "--unfreeze-stages 3 needs as many epochs"),
+        ({"unfreeze_stages": 3, "epochs": 3}, "--unfreeze-stages 3 needs at least as many epochs"),
         ({"unfreeze_stages": 50, "epochs": 60}, "only 18 layers to unfreeze"),
         ({"steps": 5}, "--steps and --epochs both"),
         ({"steps": 5, "epochs": None}, "fewer than those of --freeze-epochs 1, 6"),
-        ({"freeze_until": "stage3"}, "would leave those layers random"),
-        ({"auto_ops": 3}, "--auto-ops has no use without --auto-augment randaugment"),
-        ({"momentum": 0.5}, "--momentum has no use without --optimizer sgd"),
-        ({"warmup": 0.2}, "--warmup has no use without --schedule cosine"),
-        ({"epochs": 1, "layer_decay": 0.5}, "--layer-decay has no use when all epochs are frozen"),
-        ({"epochs": 1, "bn": "train"}, "--bn has no use when all epochs are frozen"),
-        ({"epochs": None, "steps": 6, "unfreeze_lr": 0.1}, "--unfreeze-lr has no use"),
-        ({"epochs": 1, "mixup": 0.5}, "--mixup has no use on cached features"),
+        ({"freeze_until": "stage3"}, "would keep those layers random"),
+        ({"auto_ops": 3}, "--auto-ops has no effect without --auto-augment randaugment"),
+        ({"momentum": 0.5}, "--momentum has no effect without --optimizer sgd"),
+        ({"warmup": 0.2}, "--warmup has no effect without --schedule cosine"),
+        ({"epochs": 1, "layer_decay": 0.5}, "--layer-decay has no effect when all epochs are frozen"),
+        ({"epochs": 1, "bn": "train"}, "--bn has no effect when all epochs are frozen"),
+        ({"epochs": None, "steps": 6, "unfreeze_lr": 0.1}, "--unfreeze-lr has no effect"),
+        ({"epochs": 1, "mixup": 0.5}, "--mixup has no effect on cached features"),
         ({"ema": 1.0}, "--ema 1.0"),
         ({"auto_magnitude": 31}, "--auto-magnitude 31"),
         ({"mixup": -0.1}, "--mixup -0.1"),

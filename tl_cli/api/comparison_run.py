@@ -4,7 +4,7 @@ import html
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Literal
 from tl_cli import interrupts
 from tl_cli.api.model_lookup import Target, find_model, target_of
 from tl_cli.api.observer import Observer
+from tl_cli.api.warm_start import with_saved_weights
 from tl_cli.choices import DeviceName
 from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, UsageError
 from tl_cli.evaluation.logits import KeptAnswers
@@ -41,6 +42,7 @@ from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.recorded import CHILD_TAG, is_parent
 from tl_cli.tracking.store import Store, open_store
 from tl_cli.training.conditions import are_digests_comparable, conditions
+from tl_cli.training.config import Given
 from tl_cli.training.history import History
 from tl_cli.training.plan import to_fetch
 
@@ -52,15 +54,14 @@ class Trainings:
     Attributes:
         seeds: trainings of each architecture, with the seeds 0, 1, ...
         options: of ``tl train``, the same for all.
-        settings: of each architecture, under the names of the config's fields: its weights are fetched before the
-            first training begins.
+        settings: of each architecture; its weights are fetched before the first training begins.
         experiment: of MLflow; None is the usual one.
         on_stderr: whether what the trainings print goes to stderr.
     """
 
     seeds: int = 1
     options: tuple[str, ...] = ()
-    settings: tuple[Mapping[str, object], ...] = ()
+    settings: tuple[Given, ...] = ()
     experiment: str | None = None
     on_stderr: bool = True
 
@@ -181,7 +182,7 @@ def compare(request: CompareRequest, observer: CompareObserver | None = None) ->
         return result
     store = open_store(request.tracking_uri)
     destination = find_destination(store, request.trainings.experiment)
-    _fetch_weights(request.trainings.settings, observer)
+    _fetch_weights(request.trainings.settings, request.tracking_uri, observer)
     title = " against ".join(request.names) if len(request.names) < 4 else f"{len(request.names)} models"
     with Parent(store, destination.experiment_id, title, request.command_line, destination.run) as parent:
         failed = _train_all(store, parent, request, request.trainings, destination.experiment, observer)
@@ -195,18 +196,18 @@ def compare(request: CompareRequest, observer: CompareObserver | None = None) ->
     return result
 
 
-def _fetch_weights(settings: Sequence[Mapping[str, object]], observer: Observer) -> None:
+def _fetch_weights(settings: Sequence[Given], tracking_uri: str | None, observer: Observer) -> None:
     """Fetch the weights of each model before the first one trains.
 
     Raises:
         DownloadError: weights or data cannot be fetched; all that cannot be reached are named.
     """
+    settings = [with_saved_weights(each, tracking_uri, observer) for each in settings]
     absent = [to_fetch(each) for each in settings]
     check_reachable([missing for each in absent for missing in (each.weights, each.data)])
     for each, missing in zip(settings, absent, strict=True):
         if missing.weights is not None:
-            weights = str(each.get("weights", "default"))
-            registry.find_weights(str(each["model"]), weights, progress=observer.progress)
+            registry.find_weights(each.model, each.settings.weights, progress=observer.progress)
 
 
 def _train_all(

@@ -19,6 +19,7 @@ from tl_cli.inspection.freeze_plan import ByName, Part
 from tl_cli.inspection.residual_effects import ResidualReport, explain
 from tl_cli.inspection.residuals import Residual
 from tl_cli.inspection.summary import Node, describe_preprocessing, head_reason
+from tl_cli.training.config import TrainConfig
 from tl_cli.training.stage import Group, Strategy
 
 
@@ -198,7 +199,8 @@ class FreezePlanResult(_Result):
 
     Attributes:
         model: name of the architecture.
-        strategy: the settings, layers and phases.
+        config: the settings of the training.
+        strategy: layers and phases.
         parts: of the model, with what trains in each phase.
         groups: of the optimizer's parameters.
         by_name: the effect of freezing all parameters without ``fc`` in their name.
@@ -206,6 +208,7 @@ class FreezePlanResult(_Result):
 
     name: ClassVar[str] = "freeze_plan"
     model: str
+    config: TrainConfig
     strategy: Strategy
     parts: tuple[Part, ...]
     groups: tuple[Group, ...]

@@ -49,7 +49,7 @@ from tl_cli.models.list.counting import count
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
 from tl_cli.tracking.evaluations import log_inspection
-from tl_cli.training.config import FIELDS, read_toml
+from tl_cli.training.config import FIELDS, Given, read_toml
 from tl_cli.training.plan import foresee
 from tl_cli.training.stage import describe_groups
 
@@ -213,14 +213,13 @@ def _freeze_plan(inspection: _Inspection, view: FreezePlanView) -> FreezePlanRes
     model = request.model if card is None else str(own.get("model", card.architecture))
     shared = {name: getattr(request, name) for name in ("data", "data_dir", "weights", "input_size", "workers")}
     shared["device"] = request.device if request.device != "auto" else None
-    given = {
+    flags = {
         **({"model": model} if card is None else {}),
         **{name: value for name, value in view.settings.items() if name in FIELDS},
         **{name: value for name, value in shared.items() if value is not None},
     }
     forecast = foresee(
-        given,
-        {**own, **(read_toml(view.config) if view.config else {})},
+        Given.of(flags, {**own, **(read_toml(view.config) if view.config else {})}),
         num_classes=view.num_classes or (len(card.classes) if card is not None else None),
         build_options=card.build_options if card is not None else None,
         progress=inspection.observer.progress,
@@ -230,11 +229,12 @@ def _freeze_plan(inspection: _Inspection, view: FreezePlanView) -> FreezePlanRes
         title=f"{model}: what trains in each phase",
         target=inspection.target,
         model=model,
+        config=forecast.resolved.config,
         strategy=strategy,
         parts=tuple(
             freeze_plan(strategy.classifier, [partial(strategy.freeze_for, phase) for phase in strategy.phases])
         ),
-        groups=tuple(describe_groups(strategy)),
+        groups=tuple(describe_groups(strategy, forecast.resolved.config)),
         by_name=freeze_by_name(strategy.classifier),
     )
 

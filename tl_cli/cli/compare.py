@@ -5,7 +5,7 @@ from contextlib import closing
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -23,6 +23,7 @@ from tl_cli.cli.params import (
     uri_flag,
 )
 from tl_cli.models.list.completion import is_architecture
+from tl_cli.training.config import Given
 
 EXAMPLES = """Examples:
 
@@ -94,7 +95,7 @@ def compare(
     if models:
         shared = {"--data": data, "--data-dir": data_dir, "--device": device, "--workers": workers}
         flags = [part for flag, value in shared.items() if value is not None for part in (flag, str(value))]
-        settings = _settings_of_all(given, [*options, *flags], tracking_uri)
+        settings = _settings_of_all(given, [*options, *flags])
     from tl_cli.api import comparison_run
     from tl_cli.ui.terminal import comparison_tables
     from tl_cli.ui.terminal.console import make_console
@@ -136,29 +137,19 @@ def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds:
             raise UsageError(f"{flag} goes with --models: these are trained already")
 
 
-def _settings_of_all(names: Sequence[str], options: Sequence[str], tracking_uri: str | None) -> list[dict[str, object]]:
+def _settings_of_all(names: Sequence[str], options: Sequence[str]) -> list[Given]:
     """Return the settings of each training; what tl train refuses is refused now, before the first one trains."""
-    from tl_cli.cli.train import check_settings, given_settings, with_weights_of_run
+    from tl_cli.cli.settings import parse_train_options
     from tl_cli.errors import UsageError
+    from tl_cli.models.zoo import registry
 
     found = []
     for name in names:
-        settings, file = _settings(name, options)
+        parsed = parse_train_options([name, *options])
         for flag, key in _NOT_FOR_TRAINING.items():
-            if settings[key]:
+            if {**parsed.flags, **parsed.others}.get(key):
                 raise UsageError(f"tl compare sets {flag} itself" + ("; give --seeds" if flag == "--seed" else ""))
-        given = given_settings(settings)
-        check_settings({**file, **given})
-        found.append((given, file))
-    return [{**file, **with_weights_of_run(given, file, tracking_uri)} for given, file in found]
-
-
-def _settings(name: str, options: Sequence[str]) -> tuple[dict[str, Any], dict[str, object]]:
-    """Return the parameters of ``tl train`` for a model, and the settings of its config file."""
-    from tl_cli.cli.train import train
-    from tl_cli.training.config import read_toml
-
-    app = typer.Typer()
-    app.command("train", context_settings={"help_option_names": []})(train)
-    settings = typer.main.get_command(app).make_context("tl train", [name, *options]).params
-    return settings, read_toml(settings["config"]) if settings["config"] else {}
+        given = parsed.given()
+        registry.size_limits(given.model)
+        found.append(given)
+    return found

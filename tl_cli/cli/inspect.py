@@ -243,11 +243,9 @@ def _view(chosen: str, given: Mapping[str, Any], others: Sequence[str]) -> Any:
 
 def _train_settings(options: Sequence[str]) -> dict[str, Any]:
     """Return what options of ``tl train`` set, by field of the config, and the config file as ``config``."""
-    from tl_cli.cli.train import given_settings, train
+    from tl_cli.cli.settings import parse_train_options
 
-    app = typer.Typer()
-    app.command("train", context_settings={"help_option_names": []})(train)
     # The model is that of tl inspect; a second one is an unexpected argument.
-    context = typer.main.get_command(app).make_context("tl train", ["MODEL", *options])
-    settings = {name: value for name, value in given_settings(context.params).items() if name != "model"}
-    return {**settings, "config": context.params["config"]}
+    parsed = parse_train_options(["MODEL", *options])
+    settings = {name: value for name, value in parsed.flags.items() if name != "model"}
+    return {**settings, "config": parsed.others.get("config")}

@@ -6,44 +6,47 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from tl_cli.choices import DeviceName
+from tl_cli.cli.settings import option
 
 # Endings of the files that --data takes.
 _SOURCES = (".csv", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """Return the architectures whose names begin so, for the shell."""
+    """Return the architectures whose names begin with the text, for the shell."""
     from tl_cli.models.list.completion import complete
 
     return complete(incomplete)
 
 
 def complete_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return what runs may be called, for the shell."""
+    """Return the names of runs, for the shell."""
     from tl_cli.tracking.completion import complete_run as complete
 
     return complete(incomplete, ctx.params.get("tracking_uri"))
 
 
 def complete_stopped_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return what runs that are not complete may be called, for the shell."""
+    """Return the names of incomplete runs, for the shell."""
     from tl_cli.tracking.completion import complete_run as complete
 
     return complete(incomplete, ctx.params.get("tracking_uri"), unfinished=True)
 
 
 def complete_weights(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return ``none`` and what runs may be called, for the shell."""
+    """Return ``none`` and the names of runs, for the shell."""
     none = [("none", "random weights")] if "none".startswith(incomplete) else []
     return [*none, *complete_run(ctx, incomplete)]
 
 
 def complete_data(incomplete: str) -> list[tuple[str, str]]:
-    """Return the published sets and the folders, tables and archives here whose names begin so, for the shell."""
+    """Return data sets, folders, CSV files and archives whose names begin with the text, for the shell."""
     from tl_cli.data.sources.catalogue import SETS
 
     found = [(name, row.title) for name, row in SETS.items() if name.startswith(incomplete)]
@@ -51,7 +54,7 @@ def complete_data(incomplete: str) -> list[tuple[str, str]]:
     with suppress(OSError):
         for entry in sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name):  # noqa: PTH111 (as typed)
             is_source = entry.is_dir() or Path(entry.name).suffix in _SOURCES
-            # Shells evaluate what they complete.
+            # Shells evaluate completed text.
             is_plain = re.fullmatch(r"\.?\w[\w .,@+=-]*", entry.name) is not None
             if is_source and is_plain and entry.name.startswith(start) and (start or not entry.name.startswith(".")):
                 found.append((os.path.join(folder, entry.name), "a folder" if entry.is_dir() else "a file"))
@@ -59,36 +62,36 @@ def complete_data(incomplete: str) -> list[tuple[str, str]]:
 
 
 def complete_contender(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return what may be compared: architectures after ``--models``, else runs."""
+    """Return architectures after ``--models``, else the names of runs, for the shell."""
     if ctx.params.get("models"):
         return [(name, "") for name in complete_model(incomplete)]
     return complete_run(ctx, incomplete)
 
 
 def complete_model_or_run(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """Return architectures and what runs may be called, for the shell."""
+    """Return architectures and the names of runs, for the shell."""
     return [*((name, "") for name in complete_model(incomplete)), *complete_run(ctx, incomplete)]
 
 
 def command_line() -> str:
-    """Return what was typed, as it may be recorded: without the secrets of addresses."""
+    """Return the typed command without secrets in addresses, for the record."""
     from tl_cli.errors import without_secrets
 
     return shlex.join(["tl", *map(without_secrets, sys.argv[1:])])
 
 
 def uri_flag(tracking_uri: str | None) -> str:
-    """Return what a suggested command needs to find the same store: nothing, or the flag after a space."""
+    """Return the flag, after a space, with which a suggested command finds the same store; empty for the default."""
     from tl_cli.errors import without_secrets
 
     return f" --tracking-uri {shlex.quote(without_secrets(tracking_uri))}" if tracking_uri else ""
 
 
 def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
-    """Refuse ``--quiet`` where a command would do its work and leave nothing of it.
+    """Refuse ``--quiet`` where nothing of a command's result would remain.
 
     Args:
-        otherwise: what to add to keep results all the same.
+        otherwise: the option that would keep results.
 
     Raises:
         UsageError: nothing would be printed or kept.
@@ -102,10 +105,10 @@ def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
 
 
 class ListsByDefault(TyperGroup):
-    """A group whose bare form lists: ``tl models convnext`` is ``tl models list convnext``."""
+    """A group whose default command is ``list``: ``tl models convnext`` is ``tl models list convnext``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put ``list`` before what is no command and no question for help."""
+        """Insert ``list`` before arguments that are neither a command nor a help option."""
         if ctx.resilient_parsing and not args:
             return super().parse_args(ctx, args)  # the shell completes the first word
         if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
@@ -113,7 +116,7 @@ class ListsByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Return the commands, and what ``list`` takes."""
+        """Return the commands and the arguments of ``list``."""
         listed = [found for each in self.commands["list"].params for found in each.shell_complete(ctx, incomplete)
                   if not incomplete.startswith("-") and each.param_type_name == "argument"]  # fmt: skip
         return [*super().shell_complete(ctx, incomplete), *listed]
@@ -123,7 +126,7 @@ RunName = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
-        help="Id or its beginning, name, latest, best, runs:/..., models:/..., or a saved-model folder.",
+        help="Run id or its beginning, run name, latest, best, runs:/..., models:/..., or a saved-model folder.",
         autocompletion=complete_run,
     ),
 ]
@@ -132,62 +135,18 @@ TrackingUri = Annotated[
     typer.Option(
         "--tracking-uri",
         metavar="URI",
-        help="MLflow store or server; default is MLFLOW_TRACKING_URI or ./mlflow.db.",
+        help="MLflow store or server. Default: MLFLOW_TRACKING_URI or ./mlflow.db.",
         rich_help_panel="Record",
     ),
 ]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        envvar="TL_DATA_DIR",
-        metavar="DIR",
-        help="Where downloaded data sets are kept; default is the user's cache folder.",
-        rich_help_panel="Data",
-    ),
-]
-PathColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--path-column", metavar="NAME|N", help="Column of a CSV that names the picture.", rich_help_panel="Data"
-    ),
-]
-LabelColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--label-column", metavar="NAME|N", help="Column of a CSV that names the class.", rich_help_panel="Data"
-    ),
-]
-SplitColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--split-column",
-        metavar="NAME|N",
-        help="Column of a CSV that says train, val or test.",
-        rich_help_panel="Data",
-    ),
-]
-MaxPixels = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels",
-        metavar="PIXELS",
-        help="Most pixels decoded of one picture, width times height; default is the model's, or 89478485.",
-        min=1,
-        max=1 << 40,
-        show_default=False,
-        rich_help_panel="Data",
-    ),
-]
-Device = Annotated[
-    Literal["auto", "cpu", "cuda", "mps"] | None,
-    typer.Option("--device", help="Where to compute.", rich_help_panel="Machine"),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option("--workers", help="Threads that decode image files.", min=0, max=64, rich_help_panel="Machine"),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but warnings and errors.")]
+DataDir = Annotated[Path | None, option("data_dir")]
+PathColumn = Annotated[str | None, option("path_column")]
+LabelColumn = Annotated[str | None, option("label_column")]
+SplitColumn = Annotated[str | None, option("split_column")]
+MaxPixels = Annotated[int | None, option("max_pixels")]
+Device = Annotated[DeviceName | None, option("device")]
+Workers = Annotated[int | None, option("workers")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
 Plain = Annotated[
-    bool, typer.Option("--plain", help="Print plain lines, such as one per epoch, instead of redrawing the screen.")
+    bool, typer.Option("--plain", help="Print plain lines, such as one per epoch, instead of a live screen.")
 ]

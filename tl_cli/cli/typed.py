@@ -1,4 +1,4 @@
-"""What was typed: put into the form that the commands take, and where they refuse it, what was probably meant."""
+"""Normalizes the typed arguments, and suggests the probable command when they are refused."""
 
 import os
 import shlex
@@ -19,20 +19,21 @@ from tl_cli.models.list.completion import is_architecture
 _TYPED = "tl_cli.typed"
 _COMPLETION: dict[str, Any] = {"--install-completion": install_callback, "--show-completion": show_callback}
 _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
-# Click's, or that of the copy which Typer brings.
+# Click's usage error, or that of Typer's own copy of Click.
 _RefusedError: type[Any] = typer.BadParameter.__mro__[1]
-_OF_TRAIN = ("compare", "inspect")  # which take the options of tl train too
+# Commands that also accept the options of tl train.
+_OF_TRAIN = ("compare", "inspect")
 
 
 class TopLevel(TyperGroup):
-    """``tl`` itself: what is refused as a habit from another tool is answered with the command that does it here."""
+    """``tl`` itself; answers refused arguments of other tools with the command that does the same here."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take ``help`` and ``version`` for the options of these names, and ``file:`` URIs for paths."""
-        args = [word if _is_of_store(args, place) else _with_path(word) for place, word in enumerate(args)]
+        args = [word if _is_store(args, index) else _with_path(word) for index, word in enumerate(args)]
         option, equals, shell = (args[:1] or [""])[0].partition("=")
         if option in _COMPLETION and (equals or len(args) == 2):
-            # Typer finds out the shell by itself, and takes no name of another.
+            # Typer detects the shell and accepts no other name.
             _COMPLETION[option](ctx, None, shell if equals else args[1])
         if args[:1] == ["help"]:
             args = [*args[1:], "--help"]
@@ -54,26 +55,28 @@ class TopLevel(TyperGroup):
             raise
 
     def _answer(self, ctx: Any, error: Any) -> None:
-        """Raise the refusal with the command that was probably meant, where there is one."""
+        """Raise the refusal with the command that was probably meant, if there is one."""
         typed = ctx.meta[_TYPED]
         message = str(error) if isinstance(error, UsageError) else str(getattr(error, "message", ""))
         if not typed or not message or ": tl " in message or "\ntl " in message:  # help, or a command already
             return
         message = message.partition(" Did you mean")[0]
         if typed[0] in habits.SCREENS:
-            said = _screen(typed[1:])
+            suggestion = _screen(typed[1:])
         else:
             meant = _meant(self, typed)
             if meant is None or not _is_taken(self, meant, ctx):
                 return
-            said = shlex.join(["tl", *meant])
+            suggestion = shlex.join(["tl", *meant])
         kind = type(error) if isinstance(error, UsageError) else UsageError
-        raise kind(f"{message[0].lower()}{message[1:].rstrip('.')}\ndid you mean: {without_secrets(said)}") from error
+        raise kind(
+            f"{message[0].lower()}{message[1:].rstrip('.')}\ndid you mean: {without_secrets(suggestion)}"
+        ) from error
 
 
-def _is_of_store(words: Sequence[str], place: int) -> bool:
-    """Whether a word is the address of a store, which is a URI to MLflow."""
-    return words[place].startswith("--tracking-uri=") or "--tracking-uri" in words[max(0, place - 1) : place]
+def _is_store(words: Sequence[str], index: int) -> bool:
+    """Whether a word is the address of an MLflow store, which stays a URI."""
+    return words[index].startswith("--tracking-uri=") or "--tracking-uri" in words[max(0, index - 1) : index]
 
 
 def _with_path(word: str) -> str:
@@ -82,7 +85,7 @@ def _with_path(word: str) -> str:
 
 
 def _screen(options: Sequence[str]) -> str:
-    """Return the command that opens MLflow's pages, or where a server shows them."""
+    """Return the command that opens MLflow's pages, or the address of a server."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and uri.startswith(("http://", "https://")):
         return f"{uri} in a browser"
@@ -90,7 +93,7 @@ def _screen(options: Sequence[str]) -> str:
 
 
 def _is_taken(top: TyperGroup, words: Sequence[str], ctx: Any) -> bool:
-    """Whether the words parse; nothing is run."""
+    """Whether the words can be parsed; nothing is run."""
     if {"--help", "-h", "--version"} & set(words):
         return True
     path, command, rest = _located(top, words)
@@ -102,7 +105,7 @@ def _is_taken(top: TyperGroup, words: Sequence[str], ctx: Any) -> bool:
 
 
 def _located(top: TyperGroup, words: Sequence[str]) -> tuple[list[str], Any, list[str]]:
-    """Return the names that lead to a command, the command, and what follows them."""
+    """Return the names of a command and its groups, the command, and its arguments."""
     path, rest = ["tl"], list(words)
     command: Any = top
     while isinstance(command, TyperGroup):
@@ -116,7 +119,7 @@ def _located(top: TyperGroup, words: Sequence[str]) -> tuple[list[str], Any, lis
 
 
 def _meant(top: TyperGroup, typed: Sequence[str]) -> list[str] | None:
-    """Return the words that were probably meant, or None where nothing or too much would change."""
+    """Return the words that were probably meant; None if nothing or too much would change."""
     words = list(typed)
     seen: list[list[str]] = []
     while words and words not in seen and words[0] not in top.commands:
@@ -141,12 +144,12 @@ def _meant(top: TyperGroup, typed: Sequence[str]) -> list[str] | None:
         slots = 0
     translated = _translated(options, rest, slots, is_run=path[-1] != "train")
     meant = None if translated is None else [*lead, *translated]
-    # The order alone is no change.
+    # Another order alone is not a change.
     return meant if meant is not None and sorted(meant) != sorted(typed) else None
 
 
 def _with_command(top: TyperGroup, words: Sequence[str]) -> list[str]:
-    """Return the words with a command of ``tl`` in front, as far as one step leads there."""
+    """Return the words after one step of translation towards a command of ``tl``."""
     word, rest = words[0], list(words[1:])
     key, _, value = word.partition("=")
     if key == "mode" and value:  # of Ultralytics: task=classify mode=train
@@ -177,7 +180,7 @@ def _options(command: Any) -> dict[str, TyperOption]:
 
 
 def _known(options: Mapping[str, TyperOption], bare: str) -> str | None:
-    """Return how ``tl`` says an option whose name is given without dashes, or None."""
+    """Return the name in ``tl`` of an option that is given without dashes, or None."""
     meaning = habits.OPTIONS.get(bare.lower())
     if meaning == habits.FIRST and "--model" in options:
         meaning = "--model"
@@ -193,12 +196,12 @@ def _known(options: Mapping[str, TyperOption], bare: str) -> str | None:
 def _translated(
     options: Mapping[str, TyperOption], words: Sequence[str], slots: int, *, is_run: bool
 ) -> list[str] | None:
-    """Return options and arguments as ``tl`` takes them, or None where one of them is not understood.
+    """Return options and arguments in the form of ``tl``; None if one of them is unknown.
 
     Args:
-        options: those that the command takes.
-        words: what follows the command.
-        slots: how many arguments it takes; 0 is any number.
+        options: options of the command by name.
+        words: arguments of the command, as typed.
+        slots: number of positional arguments; 0: any number.
         is_run: whether the first argument is a run rather than an architecture.
     """
     queue, first, arguments, flags = list(words), list[str](), list[str](), list[str]()
@@ -245,4 +248,4 @@ def _translated(
 
 
 def _exists(word: str) -> bool:
-    return os.path.exists(word)  # noqa: PTH110 (which takes any word, as long as it may be)
+    return os.path.exists(word)  # noqa: PTH110 (accepts words of any length)

@@ -1,4 +1,4 @@
-"""Under which conditions a model was trained: the settings that decide what it learned."""
+"""The conditions of a training: the settings that determine what a model learns."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ from tl_cli.contract import ModelCard, SplitName
 from tl_cli.evaluation.ranking import PRETRAINED
 from tl_cli.training.config import TrainConfig
 
-# They decide where and how fast a model trains, or what is kept of it.
+# These determine where and how fast a model trains, or what is recorded.
 _MACHINE = {
     "data_dir", "device", "precision", "layout", "threads", "fold", "probe", "workers", "feature_dtype",
     "checkpoint_every", "log_every",
 }  # fmt: skip
-# What these say of the images is in the splits, by content; they are named where the splits differ.
+# Their effect on the images is in the splits, by content.
 _DATA = {
     "data", "limit", "val_fraction", "split_seed", "on_bad_image", "path_column", "label_column", "split_column",
     "max_pixels",
@@ -21,9 +21,9 @@ _PARTS: tuple[SplitName, ...] = ("train", "val")
 
 
 def are_digests_comparable(cards: Sequence[ModelCard]) -> bool:
-    """Whether the models' digests can tell if they were trained on the same images.
+    """Whether the models' digests show if they were trained on the same images.
 
-    Earlier versions recorded digests of another scheme: of the same files they differ from those of today.
+    Earlier versions recorded digests of another scheme, which differ for the same files.
     """
     for part in _PARTS:
         splits = [card.data.splits[part] for card in cards if part in card.data.splits]
@@ -33,12 +33,12 @@ def are_digests_comparable(cards: Sequence[ModelCard]) -> bool:
 
 
 def conditions(card: ModelCard, *, with_digests: bool = True) -> dict[str, str] | None:
-    """Return the settings that decide what a model learned, as text by name; None if they are not recorded.
+    """Return the settings that determine what a model learned, as text by name; None if they are not recorded.
 
-    A setting that an older version did not have is what it meant then: its default.
+    A setting that an older version did not have has its default.
 
     Args:
-        with_digests: False describes the images by their number only, see `are_digests_comparable`.
+        with_digests: False: describe the images by their number only, see `are_digests_comparable`.
     """
     if not card.config:
         return None
@@ -54,7 +54,7 @@ def conditions(card: ModelCard, *, with_digests: bool = True) -> dict[str, str] 
 
 
 def random_backbone(config: TrainConfig) -> list[str]:
-    """Return what to warn of where layers with random weights stay frozen: what follows learns from random features."""
+    """Return warnings for layers with random weights that stay frozen, so that later layers learn random features."""
     if config.weights != "none":
         return []
     tuned = config.epochs - config.freeze_epochs
@@ -80,7 +80,7 @@ def random_backbone(config: TrainConfig) -> list[str]:
 
 
 def _weights(card: ModelCard) -> str:
-    """Return from which weights a training started: random, a person's own by name and digest, or published ones."""
+    """Return the initial weights of a training: random, the user's own by name and digest, or published ones."""
     name, digest = card.weights.name, (card.weights.sha256 or "")[:8]
     if name == "none":
         return "random"

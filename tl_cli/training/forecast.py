@@ -1,4 +1,4 @@
-"""How long a run would take and how much memory it would need, from a few real steps. The model is changed by them."""
+"""Estimated time and memory of a run, from a few real steps, which change the model's weights."""
 
 import resource
 import sys
@@ -17,8 +17,8 @@ from tl_cli.training.plan import Plan, new_state
 from tl_cli.training.step import train_step
 
 _TIMED_STEPS = 3
-# To import MLflow, open a store that is there, draw the curves and log the model: CPU time of three runs on one thread
-# of an AMD EPYC (Zen 4), 6 to 8 s.
+# Importing MLflow, opening an existing store, drawing the curves and logging the model: CPU time of three runs on one
+# thread of an AMD EPYC (Zen 4), 6 to 8 s.
 _RECORDING_S = 7.0
 
 
@@ -27,8 +27,8 @@ class Estimate:
     """A forecast.
 
     Attributes:
-        seconds: of the start, of each phase with its features and validation, of the final evaluation, of recording.
-        memory_bytes: the largest amount that the process (or the GPU) held during the measured steps.
+        seconds: by part: start, each phase with its features and validation, final evaluation, recording.
+        memory_bytes: peak memory of the process (or the GPU) during the measured steps.
     """
 
     seconds: dict[str, float]
@@ -44,7 +44,7 @@ def estimate(plan: Plan, start_s: float) -> Estimate:
     """Return a forecast from one warm-up step and three timed ones of each kind.
 
     Args:
-        start_s: seconds from the command until the plan was ready: a run takes as long to start.
+        start_s: seconds from the command until the plan was ready, which a run needs too.
     """
     train, val = len(plan.data.parts["train"]), len(plan.data.parts["val"])
     test = len(plan.data.parts.get("test", ()))
@@ -52,13 +52,13 @@ def estimate(plan: Plan, start_s: float) -> Estimate:
     seconds = {"start": start_s}
     for phase in plan.phases:
         step = _seconds_per_step(plan, phase)
-        judged = phase.epochs * val * (2 if plan.config.ema else 1)
+        validated = phase.epochs * val * (2 if plan.config.ema else 1)
         if plan.uses_cache(phase):
             cached = plan.cached[phase.first]
             share = cached.cut.prefix_cost / (cached.cut.prefix_cost + cached.cut.tail_cost)
-            passed = share * (len(cached.views) * train + val) + (1 - share) * judged
+            passed = share * (len(cached.views) * train + val) + (1 - share) * validated
         else:
-            passed = judged
+            passed = validated
         seconds[phase.title] = plan.steps_of(phase) * step + passed * forward
     seconds["final evaluation"] = (min(CLEAN_TRAIN_IMAGES, train) + test) * forward
     seconds["recording"] = _RECORDING_S
@@ -79,7 +79,7 @@ def _seconds_per_image_forward(plan: Plan) -> float:
 
 
 def _seconds_per_step(plan: Plan, phase: Phase) -> float:
-    """Return the time of a step, on real images or on features that are made up; from the second step on."""
+    """Return the seconds per step after the first, on real images or on random features."""
     plan.strategy.freeze_for(phase)
     network, objective = plan.network(phase), plan.objective(mixes=not plan.uses_cache(phase))
     state = new_state(plan)
@@ -93,7 +93,7 @@ def _seconds_per_step(plan: Plan, phase: Phase) -> float:
 
 
 def _batches(plan: Plan, phase: Phase) -> Iterator[Batch]:
-    """Yield batches like those of a phase, again and again."""
+    """Yield batches like those of a phase, without end."""
     if not plan.uses_cache(phase):
         while True:
             yield from plan.train_loader(phase).train(plan.augmentation, plan.config.seed, 0)

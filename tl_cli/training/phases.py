@@ -10,16 +10,16 @@ from tl_cli.training.events import PhaseName
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of epochs in which the same parameters train.
+    """Consecutive epochs in which the same parameters train.
 
     Attributes:
         first: its first epoch, from 1.
         last: its last epoch.
         lr_head: peak learning rate of the head.
-        lr_backbone: peak learning rate of the backbone's last layer, 0 while it is frozen.
-        bn: what BatchNorm statistics do.
-        stage: which stage of unfreezing, from 1; 0 in the head phase.
-        stages: how many there are.
+        lr_backbone: peak learning rate of the backbone's last layer; 0 while it is frozen.
+        bn: mode of the BatchNorm statistics.
+        stage: unfreezing stage, from 1; 0 in the head phase.
+        stages: number of unfreezing stages.
     """
 
     name: PhaseName
@@ -33,17 +33,17 @@ class Phase:
 
     @property
     def title(self) -> str:
-        """What it is called in a list of all phases."""
+        """Its name in a list of all phases."""
         return f"{self.name} {self.stage}" if self.stages > 1 else self.name
 
     @property
     def epochs(self) -> int:
-        """How many epochs it has."""
+        """Number of epochs."""
         return self.last - self.first + 1
 
 
 def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
-    """Return the phases of a config: the head alone, then everything, in stages where asked; either may be absent."""
+    """Return the phases of a config: the head alone, then the whole model, in stages if set; either may be absent."""
     head = Phase("head", 1, config.freeze_epochs, config.lr, 0.0, "frozen")
     lr, stages = config.unfreeze_lr, config.unfreeze_stages
     ends = phase_ends(config.freeze_epochs, config.epochs, stages)
@@ -55,11 +55,11 @@ def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
 
 
 def first_trained(phase: Phase, layers: int, frozen: int) -> int:
-    """Return the place of the first layer that trains in a phase.
+    """Return the index of the first layer that trains in a phase.
 
     Args:
-        layers: how many there are, the head's included.
-        frozen: how many at the beginning never train.
+        layers: number of layers, including the head.
+        frozen: number of layers at the beginning that never train.
     """
     if phase.name == "head":
         return layers - 1

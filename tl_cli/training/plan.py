@@ -1,8 +1,9 @@
-"""From settings to everything that ``fit`` needs: data, model, machine, phases, and the batches of each phase."""
+"""Everything that ``fit`` needs, from the settings: data, model, machine, phases, and the batches of each phase."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import nn
@@ -39,38 +40,39 @@ from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
 from tl_cli.models.zoo.weights import Pretrained, split_key
 from tl_cli.shortage import during
-from tl_cli.training import cached_features, recipes
+from tl_cli.training import cached_features
 from tl_cli.training.cached_features import CachedFeatures, CachePlan, View
-from tl_cli.training.config import CROP_MODES, TrainConfig, check
+from tl_cli.training.config import CROP_MODES, Given, TrainConfig
 from tl_cli.training.ema import Average
 from tl_cli.training.events import Noticed, Observer, Worked
 from tl_cli.training.optim import make_optimizer, make_plateau
 from tl_cli.training.phases import Phase
-from tl_cli.training.recipes import Facts, Origin, Resolved
+from tl_cli.training.recipes import TINY_PIXELS, Facts
+from tl_cli.training.resolve import Origin, Resolved, resolve
 from tl_cli.training.stage import Strategy, plan_strategy
 from tl_cli.training.state import TrainState
 from tl_cli.training.step import Objective
 
-_VECTORS_AT_ONCE = 4096
-_PROBED = ("layout", "precision", "threads", "fold")
-# Of the time that a run is expected to take.
+_VECTORS_PER_BATCH = 4096
+# Fraction of the expected time of the run.
 _PROBE_SHARE = 0.02
-# EfficientNet-Lite0 at 64 px on two 2020s server cores; a GPU only has to be told from them.
-_MULTIPLY_ADDS_PER_S = {"cpu": 2e10, "gpu": 2e12}
+# EfficientNet-Lite0 at 64 px on two 2020s server cores; for a GPU the order of magnitude is enough.
+_MACS_PER_S = {"cpu": 2e10, "gpu": 2e12}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that a run works with.
+    """Everything that a run needs.
 
     Attributes:
         resolved: the config with the origin of each value.
         data: labelled images in train, val and test.
-        classifier: on its device.
-        strategy: which of its layers train in which phase.
-        probed: what the probe found, for people.
-        cached: how a phase trains on cached features, by its first epoch; the others train on images.
-        cache_notes: why a phase does not, where it was asked for and something is frozen.
+        classifier: the model on its device.
+        machine: device, precision and memory layout.
+        strategy: which layers train in which phase.
+        probed: result of the probe, for people.
+        cached: features on which a phase trains, by its first epoch; other phases train on images.
+        cache_notes: why a phase with frozen layers trains on images.
     """
 
     resolved: Resolved
@@ -94,7 +96,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """What a run of this plan is called where nobody names it."""
+        """Default name of the run."""
         return f"{self.config.model}-{Path(self.data.spec.source).name}"
 
     @property
@@ -104,13 +106,13 @@ class Plan:
 
     @property
     def crop_note(self) -> str | None:
-        """A note where a centre crop leaves out much of the training images."""
+        """A note if a center crop leaves out much of the training images."""
         is_cropped = self.classifier.preprocessing.crop_mode == "center"
         return self.data.sizes.crop_note() if is_cropped and self.data.sizes is not None else None
 
     @property
     def images_per_step(self) -> int:
-        """Images whose gradients make one optimizer step."""
+        """Images per optimizer step."""
         return self.config.batch_size * self.config.accumulate
 
     def loader(self, images: Images) -> Loader:
@@ -133,7 +135,7 @@ class Plan:
             self.images_per_step,
             self.machine.device,
             self.config.workers,
-            # BatchNorm cannot normalise by a batch of one image.
+            # BatchNorm cannot normalize a batch of one image.
             drop_single=phase.bn == "train",
             balanced=self.config.sampler == "balanced",
             memory_format=self.machine.memory_format,
@@ -144,7 +146,7 @@ class Plan:
         return phase.first in self.cached
 
     def steps_per_epoch(self, phase: Phase) -> int:
-        """Return the optimizer steps in an epoch of a phase."""
+        """Return the optimizer steps per epoch of a phase."""
         return self.train_loader(phase).steps
 
     def steps_of(self, phase: Phase) -> int:
@@ -164,15 +166,15 @@ class Plan:
         return self.strategy.phases
 
     def network(self, phase: Phase) -> nn.Module:
-        """Return what maps the inputs of a phase's batches to logits: the whole model, or its tail after features."""
+        """Return the module that maps batches to logits: the whole model, or its tail after cached features."""
         trained = self.cached[phase.first].cut.tail if self.uses_cache(phase) else self.classifier.model
         return Autocasting(trained, self.machine)
 
     def objective(self, *, mixes: bool) -> Objective:
-        """Return what the steps lower.
+        """Return the training loss.
 
         Args:
-            mixes: whether the inputs are images, which MixUp and CutMix may blend; features are not.
+            mixes: whether MixUp and CutMix apply: to images, not to features.
         """
         config, count = self.config, len(self.data.classes)
         weights = None
@@ -190,7 +192,7 @@ class Plan:
         )
 
     def card(self) -> ModelCard:
-        """Return what a saved model says of itself, but for the epoch it is from."""
+        """Return the model card, without the epoch of the saved model."""
         return ModelCard(
             architecture=self.classifier.name,
             build_options=self.classifier.build_options,
@@ -208,16 +210,16 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What trains in a phase, and on which batches.
+    """The network of a phase and its batches.
 
     Attributes:
         network: maps a batch's inputs to logits: the whole model, or the head on cached features.
-        steps: optimizer steps in an epoch.
-        train: the batches of an epoch.
-        validation: the batches of the validation part.
-        objective: what a step lowers.
+        steps: optimizer steps per epoch.
+        train: returns the batches of an epoch, from a step on.
+        validation: returns the batches of the validation images.
+        objective: the training loss.
         cached: whether the inputs are cached features.
-        found: whether an earlier run had left all of them.
+        found: whether an earlier run has computed all of them.
     """
 
     network: nn.Module
@@ -231,78 +233,52 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class ToFetch:
-    """What of a run is not on this machine; None is nothing."""
+    """What a run needs that is not on this machine; None: nothing."""
 
     weights: Missing | None
     data: Missing | None
 
 
-def to_fetch(given: Mapping[str, object]) -> ToFetch:
+def to_fetch(given: Given) -> ToFetch:
     """Return what a run with these settings would fetch; nothing is fetched or decoded.
 
     Raises:
-        UsageError: a setting is wrong, or there are no such weights or data.
+        UsageError: there are no such weights or data, or no model is given.
     """
-    early = check(given)
-    return ToFetch(registry.missing_weights(early.model, early.weights), missing(early.data, early.data_dir))
+    settings = given.settings
+    return ToFetch(registry.missing_weights(given.model, settings.weights), missing(settings.data, settings.data_dir))
 
 
 @during("while preparing data and model", "--limit", "--input-size", "--workers", "--threads", "--device")
 def prepare(
-    flags: Mapping[str, object],
-    file: Mapping[str, object],
-    progress: Progress = silent,
-    *,
-    then: DataSpec | None = None,
-    is_dry: bool = False,
+    given: Given, progress: Progress = silent, *, recorded: DataSpec | None = None, is_dry: bool = False
 ) -> Plan:
     """Return the plan of a run: images found and split, settings resolved, model built.
 
     Args:
-        flags: settings from the command line, under their field names.
-        file: settings from a config file.
-        progress: told of downloads and decoding.
-        then: the data of a run that is resumed.
-        is_dry: random weights take the place of weights that would have to be fetched.
+        progress: called with the state of downloads and decoding.
+        recorded: the data of the run that is resumed.
+        is_dry: use random weights in place of weights that would have to be fetched.
 
     Raises:
         UsageError: a setting, the data or the weights cannot be used.
-        DownloadError: something must be fetched and cannot be.
+        DownloadError: a file cannot be fetched.
     """
-    given = {**file, **flags}
-    early = check(given)
     # Before the images are decoded, which may take minutes.
     absent = to_fetch(given)
     if not is_dry:
         check_reachable([absent.weights, absent.data])
     without = is_dry and absent.weights is not None
+    settings = given.settings
     pretrained = (
-        None if without else registry.find_weights(early.model, early.weights, seed=early.seed, progress=progress)
+        None if without else registry.find_weights(given.model, settings.weights, seed=settings.seed, progress=progress)
     )
-    device = choose_device(early.device)
-    # A number in a file may be written as another type; what is resolved is what was checked.
-    flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
-    workers = worker_count(early.workers if "workers" in given else None)
-    spec = _data_spec(early)
-    if then is not None:
-        spec = spec.model_copy(update={"layout": then.layout, "splits": then.splits})
-    data = open_data(spec, resuming=then is not None, pixel_range=early.pixel_range, workers=workers, progress=progress)
-    if early.pixel_range is not None and data.measured is None:
-        name = "--pixel-range" if "pixel_range" in flags else "pixel_range in the config file"
+    device = choose_device(settings.device)
+    data = _open_data(given, progress, recorded)
+    if settings.pixel_range is not None and data.measured is None:
+        name = "--pixel-range" if "pixel_range" in given.flags else "pixel_range in the config file"
         raise UsageError(f"{name} has no effect: no training image has more than 8 bits per channel; leave it out")
-    facts = _facts(
-        early,
-        device,
-        source=data.spec.source,
-        train_images=len(data.parts["train"]),
-        native_size=data.native_size,
-        measured=data.measured,
-        imbalance=imbalance(data.parts["train"].labels, len(data.classes)),
-        sizes=data.sizes,
-    )
-    # Whoever reads the recorded config stands in another folder, perhaps.
-    flags, file = ({**values, **_absolute(values, data)} for values in (flags, file))
-    resolved = recipes.resolve(flags, file, facts)
+    resolved = resolve(_with_absolute_paths(given, data), _facts(given, _Known.of(data), device))
     config = resolved.config
     machine = _machine_of(config)
     classifier = _build(config.model_copy(update={"weights": "none"}) if without else config, data, pretrained)
@@ -321,11 +297,11 @@ def prepare(
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a run would do to a model, known without its images and weights.
+    """What a run would do to a model, without its images and weights.
 
     Attributes:
         resolved: the config with the origin of each value.
-        strategy: of a model on the meta device.
+        strategy: for a model on the meta device.
     """
 
     resolved: Resolved
@@ -333,53 +309,27 @@ class Forecast:
 
 
 def foresee(
-    flags: Mapping[str, object],
-    file: Mapping[str, object],
+    given: Given,
     *,
     num_classes: int | None = None,
     build_options: Mapping[str, int] | None = None,
     progress: Progress = silent,
 ) -> Forecast:
-    """Return what ``prepare`` would settle for these settings; of a built-in set only what the catalogue says is used.
+    """Return what ``prepare`` would resolve for these settings; for a published set from the catalogue alone.
 
     Args:
-        num_classes: of the head; None is as many as the data have.
-        build_options: with which a trained model was built.
+        num_classes: of the head; None: as many as the data have.
+        build_options: options with which a trained model was built.
 
     Raises:
         UsageError: a setting or the data cannot be used.
     """
-    given = {**file, **flags}
-    early = check(given)
-    flags, file = ({name: getattr(early, name) for name in values} for values in (flags, file))
-    source = locate(early.data) if early.data in SETS or num_classes is None else early.data
-    if source in SETS:
-        known, share = SETS[source], 1 - early.val_fraction * ("val" not in SETS[source].images)
-        parts = known.images
-        # A set of one part gives a tenth of it as test images.
-        images = round(min(early.limit or parts["train"], parts["train"]) * (share - 0.1 * (len(parts) == 1)))
-        classes, native_size, sizes, uneven = known.classes, known.pixels, None, 1.0
-    elif num_classes is None or Path(source).exists():
-        data = open_data(_data_spec(early), pixel_range=early.pixel_range, workers=worker_count(), progress=progress)
-        images, native_size, classes = len(data.parts["train"]), data.native_size, len(data.classes)
-        sizes, uneven = data.sizes, imbalance(data.parts["train"].labels, classes)
-    else:
-        # Of a model that was trained: its own settings leave nothing to the data.
-        images, native_size, sizes, uneven, classes = 1, None, None, 1.0, num_classes
-    facts = _facts(
-        early,
-        choose_device(early.device),
-        source=source,
-        train_images=images,
-        native_size=native_size,
-        imbalance=uneven,
-        sizes=sizes,
-    )
-    resolved = recipes.resolve(flags, file, facts)
+    known = _foresee_data(given, num_classes, progress)
+    resolved = resolve(given, _facts(given, known, choose_device(given.settings.device)))
     config = resolved.config
     options = dict(build_options or {}) | registry.options_for(config.model, config.input_size)
     with torch.device("meta"):
-        model = registry.build(config.model, num_classes or classes, options, config.drop_path)
+        model = registry.build(config.model, num_classes or known.num_classes, options, config.drop_path)
         example = torch.empty(1, 3, config.input_size, config.input_size)
     head = registry.find_head(config.model)
     preprocessing = registry.default_preprocessing(config.model, config.weights)
@@ -390,40 +340,98 @@ def foresee(
     return Forecast(resolved, plan_strategy(config, classifier, example))
 
 
-def _facts(
-    early: TrainConfig,
-    device: torch.device,
-    *,
-    source: str,
-    train_images: int,
-    native_size: int | None,
-    sizes: Sizes | None,
-    imbalance: float,
-    measured: Measured | None = None,
-) -> Facts:
-    smallest, own = registry.size_limits(early.model, early.weights)
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of the data before training, measured or from the catalogue.
+
+    Attributes:
+        source: name or path.
+        train_images: after the split.
+        native_size: median of the short sides in pixels; None if unknown.
+        imbalance: size of the largest class divided by that of the smallest.
+    """
+
+    source: str
+    num_classes: int
+    train_images: int
+    native_size: int | None
+    sizes: Sizes | None = None
+    imbalance: float = 1.0
+    measured: Measured | None = None
+
+    @classmethod
+    def of(cls, data: LabelledData) -> Self:
+        """Return the facts of decoded images."""
+        labels, count = data.parts["train"].labels, len(data.classes)
+        return cls(
+            data.spec.source, count, len(labels), data.native_size, data.sizes, imbalance(labels, count), data.measured
+        )
+
+
+def _foresee_data(given: Given, num_classes: int | None, progress: Progress) -> _Known:
+    settings = given.settings
+    source = locate(settings.data) if settings.data in SETS or num_classes is None else settings.data
+    if source in SETS:
+        known, counts = SETS[source], SETS[source].images
+        share = 1 - settings.val_fraction * ("val" not in counts)
+        # A set with a single split gives a tenth of it as test images.
+        images = round(min(settings.limit or counts["train"], counts["train"]) * (share - 0.1 * (len(counts) == 1)))
+        return _Known(source, known.classes, images, known.pixels)
+    if num_classes is None or Path(source).exists():
+        return _Known.of(_open_data(given, progress))
+    # A trained model's own settings leave nothing to the data.
+    return _Known(source, num_classes, 1, None)
+
+
+def _open_data(given: Given, progress: Progress, recorded: DataSpec | None = None) -> LabelledData:
+    settings = given.settings
+    spec = DataSpec(
+        source=settings.data,
+        data_dir=settings.data_dir,
+        layout="classes",
+        split_seed=settings.split_seed,
+        val_fraction=settings.val_fraction,
+        limit=settings.limit,
+        on_bad_image=settings.on_bad_image,
+        columns=Columns(path=settings.path_column, label=settings.label_column, split=settings.split_column),
+        max_pixels=settings.max_pixels,
+    )
+    if recorded is not None:
+        spec = spec.model_copy(update={"layout": recorded.layout, "splits": recorded.splits})
+    return open_data(
+        spec,
+        resuming=recorded is not None,
+        pixel_range=settings.pixel_range,
+        workers=worker_count(settings.workers if "workers" in given else None),
+        progress=progress,
+    )
+
+
+def _facts(given: Given, known: _Known, device: torch.device) -> Facts:
+    settings = given.settings
+    smallest, own = registry.size_limits(given.model, settings.weights)
     return Facts(
-        data=source,
-        train_images=train_images,
-        native_size=native_size,
-        sizes=sizes,
+        data=known.source,
+        train_images=known.train_images,
+        native_size=known.native_size,
+        sizes=known.sizes,
         smallest_input=smallest,
         own_input=own,
         on_gpu=device.type != "cpu",
         bf16=bf16_is_fast(device),
-        imbalance=imbalance,
+        imbalance=known.imbalance,
         cores=cores(),
-        idle_cores=idle_cores() if device.type == "cpu" and not early.threads else 0,
-        pretrained=early.weights != "none",
-        mirrors=source not in SETS or SETS[source].mirrors,
-        measured=measured,
+        idle_cores=idle_cores() if device.type == "cpu" and not settings.threads else 0,
+        pretrained=settings.weights != "none",
+        mirrors=known.source not in SETS or SETS[known.source].mirrors,
+        measured=known.measured,
     )
 
 
 def new_state(plan: Plan) -> TrainState:
-    """Return the state of a run that has not begun: one optimizer with all parameter groups in it."""
+    """Return the state of a new run: one optimizer with all parameter groups."""
     config, model = plan.config, plan.classifier.model
-    optimizer = make_optimizer(config, plan.strategy.parameter_groups())
+    optimizer = make_optimizer(config, plan.strategy.parameter_groups(config))
     average = Average(model, config.ema) if config.ema else None
     return TrainState(
         model, optimizer, make_plateau(optimizer), plan.machine.scaler(), average, cached=tuple(plan.cached)
@@ -431,7 +439,7 @@ def new_state(plan: Plan) -> TrainState:
 
 
 def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
-    """Freeze what the phase freezes and return its network and batches; features are computed here."""
+    """Freeze the layers that the phase freezes; return its network and batches. Features are computed here."""
     plan.strategy.freeze_for(phase)
     if plan.uses_cache(phase):
         return _cached_stage(plan, phase, notify)
@@ -472,8 +480,8 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
             cached_features.on_device(tensors, plan.machine.device),
             torch.from_numpy(loader.images.labels),
             plan.images_per_step,
-            # Maps take a tail as much memory as images would; vectors next to none.
-            loader.batch_size if len(cached.cut.shape) > 1 else _VECTORS_AT_ONCE,
+            # Maps need as much memory in the tail as images; vectors need little.
+            loader.batch_size if len(cached.cut.shape) > 1 else _VECTORS_PER_BATCH,
             plan.machine.device,
             balanced=plan.config.sampler == "balanced",
             drop_single=phase.bn == "train",
@@ -494,11 +502,17 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     )
 
 
-def _with_probed_machine(plan: Plan, given: Mapping[str, object]) -> Plan:
-    """Return the plan with what the probe chose for the settings that nobody has given."""
-    fixed = Fixed(**{name: given[name] for name in _PROBED if name in given})  # type: ignore[arg-type]
+def _with_probed_machine(plan: Plan, given: Given) -> Plan:
+    """Return the plan with the probe's choices for those settings that are not given."""
+    settings = given.settings
+    fixed = Fixed(
+        layout=settings.layout if "layout" in given else None,
+        precision=settings.precision if "precision" in given else None,
+        threads=settings.threads if "threads" in given else None,
+        fold=settings.fold,
+    )
     if None not in (fixed.layout, fixed.precision, fixed.threads):
-        return plan  # a run that goes on, too: its config names them all
+        return plan  # also for a resumed run, whose config has them all
     config, phase = plan.config, plan.phases[-1]
     plan.strategy.freeze_for(phase)
     work = Work(config.model, plan.machine.device, config.input_size, config.batch_size, phase.name != "head")
@@ -508,27 +522,26 @@ def _with_probed_machine(plan: Plan, given: Mapping[str, object]) -> Plan:
     if choice is None:
         return plan
     values = {name: value for name, value in asdict(choice.best).items() if name not in given}
-    origins = plan.resolved.origins | {name: Origin("machine", choice.why_of(name)) for name in values}
+    origins = {**plan.resolved.origins, **{name: Origin("machine", choice.why_of(name)) for name in values}}
     resolved = Resolved(config.model_copy(update=values), origins)
     machine = _machine_of(resolved.config)
     machine.place(plan.classifier.model)
-    strategy = replace(plan.strategy, config=resolved.config)
-    return replace(plan, resolved=resolved, machine=machine, strategy=strategy, probed=choice.why)
+    return replace(plan, resolved=resolved, machine=machine, probed=choice.why)
 
 
 def _expected_seconds(plan: Plan) -> float:
-    """Return roughly how long a run takes, from its multiply-adds: good enough to say what a probe may take."""
+    """Return roughly how long a run takes, from its MACs: precise enough to limit the time of the probe."""
     with torch.no_grad(), Counting() as counting:  # type: ignore[no-untyped-call]
         plan.classifier.model.eval()(_example(plan.classifier, plan.machine))
     images = len(plan.data.parts["train"])
-    # A backward pass costs as much as two forward ones; frozen layers see plain and mirrored images once.
+    # A backward pass costs as much as two forward passes; frozen layers process plain and mirrored images once.
     passes = [3 * phase.epochs if phase.name != "head" else 2 for phase in plan.phases]
-    speed = _MULTIPLY_ADDS_PER_S["cpu" if plan.machine.device.type == "cpu" else "gpu"]
+    speed = _MACS_PER_S["cpu" if plan.machine.device.type == "cpu" else "gpu"]
     return float(sum(passes) * images * counting.flops / 2 / speed)
 
 
 def _with_caches(plan: Plan) -> Plan:
-    """Return the plan with what each phase can train on instead of images."""
+    """Return the plan with the cached features of each phase that can train on them."""
     frozen = [phase for phase in plan.phases if len(plan.strategy.trained_layers(phase)) < len(plan.strategy.layers)]
     if not frozen:
         return plan
@@ -563,15 +576,15 @@ def _build(config: TrainConfig, data: LabelledData, pretrained: Pretrained | Non
     if config.dropout is not None:
         set_dropout(classifier, config.dropout)
     size = data.native_size
-    is_tiny = size is not None and size < recipes.TINY_PIXELS
+    is_tiny = size is not None and size < TINY_PIXELS
     crop_mode = None if config.resize is None else CROP_MODES[config.resize]
     sized = classifier.preprocessing.at(config.input_size, whole=is_tiny, crop_mode=crop_mode)
-    # The range belongs to the images, not to the weights.
+    # The range is a property of the images, not of the weights.
     return replace(classifier, preprocessing=sized.model_copy(update={"pixel_range": config.pixel_range}))
 
 
 def _check_input_size(classifier: Classifier, example: torch.Tensor, config: TrainConfig) -> None:
-    """Run one image through, so that a size that does not fit is known before anything is written."""
+    """Run one image through the model, to refuse a wrong size before anything is written."""
     classifier.model.eval()
     try:
         with torch.inference_mode():
@@ -595,25 +608,10 @@ def _check_batches(classifier: Classifier, data: LabelledData, config: TrainConf
         raise UsageError("BatchNorm cannot train on batches of one image; use a larger --batch-size or --bn frozen")
 
 
-def _data_spec(early: TrainConfig) -> DataSpec:
-    return DataSpec(
-        source=early.data,
-        data_dir=early.data_dir,
-        layout="classes",
-        split_seed=early.split_seed,
-        val_fraction=early.val_fraction,
-        limit=early.limit,
-        on_bad_image=early.on_bad_image,
-        columns=Columns(path=early.path_column, label=early.label_column, split=early.split_column),
-        max_pixels=early.max_pixels,
-    )
-
-
-def _absolute(values: Mapping[str, object], data: LabelledData) -> dict[str, str]:
-    """Return those settings that name files or folders, with whole paths."""
-    paths = {"data": data.spec.source} if "data" in values else {}
-    weights = values.get("weights")
-    file, key = split_key(weights) if isinstance(weights, str) else ("", "")
+def _with_absolute_paths(given: Given, data: LabelledData) -> Given:
+    """Return the settings with absolute paths: the recorded config may be used from another folder."""
+    paths = {"data": data.spec.source} if "data" in given else {}
+    file, key = split_key(given.settings.weights) if "weights" in given else ("", "")
     if file and Path(file).expanduser().exists():
         paths["weights"] = f"{Path(file).expanduser().resolve()}{key and '#'}{key}"
-    return paths
+    return given.replaced(**paths)

@@ -1,4 +1,4 @@
-"""Which layers train in which phase, at which learning rates: what a run does to a model, without its images."""
+"""Which layers train in which phase, at which learning rates. No images here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,17 +16,15 @@ from tl_cli.training.phases import Phase, first_trained, phases_of
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """What is frozen when, and how fast the rest learns.
+    """Which layers are frozen in which phase.
 
     Attributes:
-        config: the resolved settings.
-        classifier: whose model is frozen and thawed.
-        layers: of the model, in order of execution, the head last.
-        frozen_layers: how many of them never train (``--freeze-until``).
+        classifier: the model that is frozen and unfrozen.
+        layers: layers of the model in order of execution, the head last.
+        frozen_layers: number of layers that never train (``--freeze-until``).
         phases: in order.
     """
 
-    config: TrainConfig
     classifier: Classifier
     layers: tuple[Layer, ...]
     frozen_layers: int
@@ -37,7 +35,7 @@ class Strategy:
         return self.layers[first_trained(phase, len(self.layers), self.frozen_layers) :]
 
     def freeze_for(self, phase: Phase) -> None:
-        """Freeze what a phase freezes, and nothing else."""
+        """Freeze the layers that a phase freezes, and no others, in place."""
         model = self.classifier.model
         if phase.name == "head":
             freezing.freeze_backbone(model, self.classifier.head_modules)
@@ -46,21 +44,20 @@ class Strategy:
         for layer in self.layers[: len(self.layers) - len(self.trained_layers(phase))]:
             freezing.freeze(layer.modules, layer.parameters)
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return the optimizer's groups: by learning rate, and by whether weight decay holds; each parameter once.
+    def parameter_groups(self, config: TrainConfig) -> list[dict[str, Any]]:
+        """Return the optimizer's groups: by learning rate and by weight decay; each parameter once.
 
-        A group's ``share`` is what its layer gets of the backbone's learning rate: ``layer_decay`` to the power of the
-        layers above it but for the head (Howard & Ruder 2018; BEiT's 0.65 to 0.75 a block).
+        A group's ``share`` is its fraction of the backbone's learning rate: ``layer_decay`` to the power of the number
+        of layers above it, the head excluded (Howard & Ruder 2018; BEiT: 0.65 to 0.75 per block).
         """
-        config = self.config
-        # As few as can be: the optimizer's own work for each, learning or not, is most of a step on cached features.
+        # As few groups as possible: on cached features the optimizer's overhead per group dominates a step.
         groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
         backbone = len(self.layers) - 1
-        spared = _spared(self.classifier.model)
-        for place, layer in enumerate(self.layers):
-            share = 1.0 if layer.is_head else config.layer_decay ** (backbone - 1 - place)
+        exempt = _exempt_from_decay(self.classifier.model)
+        for index, layer in enumerate(self.layers):
+            share = 1.0 if layer.is_head else config.layer_decay ** (backbone - 1 - index)
             for decays in (True, False):
-                chosen = [p for p in layer.parameters if (config.decay_norms or _decays(p, spared)) is decays]
+                chosen = [p for p in layer.parameters if (config.decay_norms or _decays(p, exempt)) is decays]
                 if chosen:
                     group = {
                         "params": [],
@@ -78,12 +75,12 @@ class Group:
     """One group of the optimizer's parameters.
 
     Attributes:
-        is_head: whether it is of the head.
-        parameters: in all.
-        tensors: how many they are in.
-        weight_decay: of each.
-        rates: peak learning rate in each phase; 0 where none of them trains.
-        trained: how many of the parameters train in each phase.
+        is_head: whether it belongs to the head.
+        parameters: number of parameters.
+        tensors: number of parameter tensors.
+        weight_decay: weight decay of the group.
+        rates: peak learning rate in each phase; 0 if none of the parameters trains.
+        trained: number of parameters that train in each phase.
     """
 
     is_head: bool
@@ -94,9 +91,9 @@ class Group:
     trained: tuple[int, ...]
 
 
-def describe_groups(strategy: Strategy) -> list[Group]:
-    """Return the optimizer's groups with what they do in each phase."""
-    groups = strategy.parameter_groups()
+def describe_groups(strategy: Strategy, config: TrainConfig) -> list[Group]:
+    """Return the optimizer's groups with their learning rates and trained parameters in each phase."""
+    groups = strategy.parameter_groups(config)
     trained = []
     for phase in strategy.phases:
         strategy.freeze_for(phase)
@@ -108,12 +105,12 @@ def describe_groups(strategy: Strategy) -> list[Group]:
             tensors=len(group["params"]),
             weight_decay=group["weight_decay"],
             rates=tuple(
-                _rate(phase, group) if counts[place] else 0.0
+                _rate(phase, group) if counts[index] else 0.0
                 for phase, counts in zip(strategy.phases, trained, strict=True)
             ),
-            trained=tuple(counts[place] for counts in trained),
+            trained=tuple(counts[index] for counts in trained),
         )
-        for place, group in enumerate(groups)
+        for index, group in enumerate(groups)
     ]
 
 
@@ -125,27 +122,27 @@ def plan_strategy(config: TrainConfig, classifier: Classifier, example: Tensor) 
     """Return the strategy of a config.
 
     Args:
-        example: one image (1, 3, S, S), on the model's device; meta will do.
+        example: one image (1, 3, S, S) on the model's device, which may be meta.
 
     Raises:
-        UsageError: ``--freeze-until`` names no layer, or there are fewer layers than stages.
+        UsageError: no layer has the name of ``--freeze-until``, or there are fewer layers than stages.
     """
     layers = tuple(layers_of(classifier, example))
     frozen = index_of(layers, classifier, config.freeze_until) if config.freeze_until else 0
-    there = len(layers) - 1 - frozen
-    if config.unfreeze_stages > there:
-        raise UsageError(f"--unfreeze-stages {config.unfreeze_stages}: there are only {there} layers to unfreeze")
-    return Strategy(config, classifier, layers, frozen, phases_of(config))
+    unfreezable = len(layers) - 1 - frozen
+    if config.unfreeze_stages > unfreezable:
+        raise UsageError(f"--unfreeze-stages {config.unfreeze_stages}: there are only {unfreezable} layers to unfreeze")
+    return Strategy(classifier, layers, frozen, phases_of(config))
 
 
-def _decays(parameter: nn.Parameter, spared: set[int]) -> bool:
-    """Whether a parameter is a matrix or a kernel: norms, biases and scales of channels are long in one direction."""
-    return sum(side > 1 for side in parameter.shape) > 1 and id(parameter) not in spared
+def _decays(parameter: nn.Parameter, exempt: set[int]) -> bool:
+    """Whether weight decay applies: to matrices and kernels, not to norms, biases and channel scales (one axis)."""
+    return sum(side > 1 for side in parameter.shape) > 1 and id(parameter) not in exempt
 
 
-def _spared(model: nn.Module) -> set[int]:
-    """Return what else weight decay leaves alone: tokens and position embeddings, which are no layer's weight."""
-    says = getattr(model, "no_weight_decay", None)  # timm's models do
-    named = says() if callable(says) else ()
+def _exempt_from_decay(model: nn.Module) -> set[int]:
+    """Return the ids of tokens and position embeddings, to which weight decay does not apply either."""
+    list_names = getattr(model, "no_weight_decay", None)  # timm's models have it
+    named = list_names() if callable(list_names) else ()
     loose = [p for part in model.modules() for p in part.parameters(recurse=False) if p.dim() == 3 and p.shape[0] == 1]
     return {id(p) for name, p in model.named_parameters() if name in named} | {id(p) for p in loose}

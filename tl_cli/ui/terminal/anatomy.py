@@ -90,8 +90,7 @@ def print_tree(console: Console, result: TreeResult, depth: int) -> None:
 
 def print_freeze_plan(console: Console, result: FreezePlanResult) -> None:
     """Print what trains in each phase, the optimizer's groups, and the effect of freezing by name."""
-    strategy = result.strategy
-    config = strategy.config
+    strategy, config = result.strategy, result.config
     console.print(plain(result.title, "bold"))
     about = f"{config.recipe} recipe, {config.optimizer}, {config.schedule}, input {config.input_size} px"
     console.print(plain(about, "dim"))

@@ -10,7 +10,7 @@ from tl_cli.evaluation.classification import ClassScore
 from tl_cli.evaluation.intervals import Accuracy
 from tl_cli.inspection.freeze_plan import Part
 from tl_cli.training.phases import Phase
-from tl_cli.training.recipes import Resolved
+from tl_cli.training.resolve import Resolved
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
 from tl_cli.ui.terminal.progress import epoch_range
 
