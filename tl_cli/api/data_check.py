@@ -125,7 +125,7 @@ class DataReport:
         }
 
 
-def check_data(request: CheckRequest, observer: Observer) -> DataReport:
+def check_data(request: CheckRequest, observer: Observer | None = None) -> DataReport:
     """Return everything that was found in a data set.
 
     Args:
@@ -136,6 +136,7 @@ def check_data(request: CheckRequest, observer: Observer) -> DataReport:
         UnknownModelError: there is no such network.
         DownloadError: the data or the weights cannot be downloaded.
     """
+    observer = observer or Observer()
     folder = str(request.data_dir) if request.data_dir else None
     progress = observer.progress
     found = open_source(request.source, folder, progress, columns=request.columns, max_pixels=request.max_pixels)

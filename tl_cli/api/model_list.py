@@ -89,7 +89,7 @@ def list_architectures(
     return ModelList(tuple(rows), total, more)
 
 
-def pull_weights(names: Sequence[str], observer: Observer) -> PulledModels:
+def pull_weights(names: Sequence[str], observer: Observer | None = None) -> PulledModels:
     """Download published weights; a failure does not keep the next from being downloaded.
 
     Args:
@@ -99,6 +99,7 @@ def pull_weights(names: Sequence[str], observer: Observer) -> PulledModels:
         UnknownModelError: an architecture does not exist; nothing was downloaded.
         WeightsError: an architecture has no published weights.
     """
+    observer = observer or Observer()
     from tl_cli.models.zoo import registry  # imports torch, which listing does without
 
     for name in names:

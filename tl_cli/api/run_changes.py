@@ -194,7 +194,7 @@ class Relocation:
         }
 
 
-def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer) -> ClosedRuns:
+def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer | None = None) -> ClosedRuns:
     """Record runs whose process has ended as killed, at their last heartbeat.
 
     Args:
@@ -206,6 +206,7 @@ def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observe
         RunNotFoundError: no run, or several, have one of the names.
         TrackingError: the store cannot be used.
     """
+    observer = observer or Observer()
     store = open_store(tracking_uri)
     found = _find(store, names) if names else [run for run in store.runs() if status_of(run) == "dead"]
     closed = []
@@ -221,7 +222,7 @@ def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observe
     return ClosedRuns(tuple(closed))
 
 
-def sync_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer) -> SentRuns:
+def sync_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer | None = None) -> SentRuns:
     """Send to the store what it did not take during the runs; their journals are in this folder.
 
     Args:
@@ -233,6 +234,7 @@ def sync_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer
         RunNotFoundError: no run, or several, have one of the names.
         TrackingError: the store cannot be used.
     """
+    observer = observer or Observer()
     store = open_store(tracking_uri)
     requested = names or journals.journaled_runs()
     if not requested:

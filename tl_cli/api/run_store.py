@@ -106,7 +106,7 @@ class RunDifferences:
         }
 
 
-def list_runs(request: RunFilter, observer: Observer) -> RunList:
+def list_runs(request: RunFilter, observer: Observer | None = None) -> RunList:
     """Return the runs of a store that pass the filters.
 
     Args:
@@ -116,6 +116,7 @@ def list_runs(request: RunFilter, observer: Observer) -> RunList:
         UsageError: the experiment does not exist.
         TrackingError: the store cannot be used.
     """
+    observer = observer or Observer()
     store = open_to_read(request.tracking_uri)
     known = store.experiments()
     if request.experiment is not None and request.experiment not in known:
