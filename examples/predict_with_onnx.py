@@ -39,7 +39,7 @@ def may_be_deep(picture):
 def deep_module():
     """Return tl's own reader of pictures with more than 8 bits per channel; it needs numpy and Pillow only."""
     here = Path(__file__).resolve().parent
-    for path in (here / "deep.py", here.parent / "tl_cli" / "data" / "deep.py"):
+    for path in (here / "decode_deep.py", here.parent / "tl_cli" / "data" / "decode_deep.py"):
         if path.exists():
             spec = importlib.util.spec_from_file_location("deep", path)
             module = sys.modules["deep"] = importlib.util.module_from_spec(spec)

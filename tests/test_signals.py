@@ -160,9 +160,9 @@ def test_a_training_is_kept_when_its_terminal_goes_away(
 def stop_after_the_end(place: str) -> None:
     """Let Ctrl-C come once all is trained: as it is recorded, or as the result is shown."""
     from tl_cli.tracking.recorder import Recorder
-    from tl_cli.ui.terminal import train_report
+    from tl_cli.ui.terminal import training_observer
 
-    module, name = (Recorder, "log_end") if place == "recording" else (train_report, "print_next")
+    module, name = (Recorder, "log_end") if place == "recording" else (training_observer, "print_next")
     real = getattr(module, name)
 
     def send(*arguments: object) -> None:
@@ -241,7 +241,7 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # parallel tests are started to ignore it
 class Sender:
     def find_spec(self, name, *_):
-        if name == "tl_cli.commands":
+        if name == "tl_cli.cli":
             os.kill(os.getpid(), signal.SIGINT)
 sys.meta_path.insert(0, Sender())
 from tl_cli.__main__ import main

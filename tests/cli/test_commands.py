@@ -374,7 +374,7 @@ def test_the_live_screen_runs_in_a_real_terminal(colours: Path, workplace: Path)
 def test_images_that_change_during_a_training_are_named_and_recorded(
     tl, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tl_cli.training import fit as fitting
+    from tl_cli.api import training_run as fitting
 
     for index, (name, colour) in enumerate(COLOURS.items()):
         for part, count in (("train", 12), ("test", 4)):

@@ -24,7 +24,7 @@ OPTIONS = ("timm/test_resnet", "--weights", "none", "--input-size", "32", "--epo
 @pytest.fixture
 def after_fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
     """Let something happen between the last epoch and the final evaluation."""
-    from tl_cli.training import fit as fitting
+    from tl_cli.api import training_run as fitting
 
     fit = fitting.fit
 
@@ -149,7 +149,7 @@ def test_a_run_is_resumed_and_finished_without_its_test_images(tl, pictures: Pat
         (pictures / "test" / "red" / "1.png").write_bytes(b"x")
     result = tl("train", "--resume", "latest")
     assert result.code == 0, result.err
-    assert "the test images are not there" in words(result.err)
+    assert "the test images are missing" in words(result.err)
     shutil.rmtree(pictures / "test", ignore_errors=True)
     shutil.copytree("copy", pictures / "test")
     run = open_store(None).find("latest")

@@ -119,7 +119,7 @@ def test_data_lists_the_sets_that_are_asked_for(tl) -> None:
     for name, said in (
         ("my photos", "tl data check 'my photos'"),
         ("cifar11", "Did you mean cifar10"),
-        ("imagenet", "registered people only"),
+        ("imagenet", "available to registered users only"),
     ):
         refused = tl("data", name)
         assert (refused.code, said in refused.err) == (2, True), refused.err
@@ -169,7 +169,7 @@ def test_without_a_run_the_latest_is_meant(tl, colours: Path, workplace: Path, m
     here = ("other", "--tracking-uri", f"sqlite:///{workplace}/mlflow.db")
     monkeypatch.chdir("elsewhere")
     refused = tl("eval", *here)
-    assert (refused.code, refused.err.startswith("error: the results are not kept")) == (1, True), refused.err
+    assert (refused.code, refused.err.startswith("error: the results are not recorded")) == (1, True), refused.err
     assert tl("eval", *here, "--no-log").code == 0
     assert "other" in tl("runs", *here[1:]).out
     with pytest.raises(StorageError, match="cannot write"):

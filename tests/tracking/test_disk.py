@@ -56,7 +56,7 @@ def test_a_finished_run_keeps_its_model_once_and_no_checkpoint(tl, workplace: Pa
 def test_a_run_that_failed_keeps_its_checkpoints_until_it_is_finished(
     tl, workplace: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tl_cli.training import fit as fitting
+    from tl_cli.api import training_run as fitting
 
     fit = fitting.fit
 

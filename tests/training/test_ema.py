@@ -87,8 +87,8 @@ def test_the_better_of_weights_and_average_is_saved(
     assert state.average is not None
     with torch.no_grad():
         state.model.classifier.bias.fill_(3.0)  # the average still has zeros there
-    event = EpochEnded("fine-tune", 2, 20, 1.0, 0.8, 1.0, 0.8, 1e-3, 1e-4, 1.0, 1.0, True, ema_accuracy, 1.0,
-                       Calibration(temperature=1.5))  # fmt: skip
+    event = EpochEnded(2, 20, val_accuracy=0.8, val_loss=1.0, ema_val_accuracy=ema_accuracy, ema_val_loss=1.0, is_best=True,
+                       calibration=Calibration(temperature=1.5))  # fmt: skip
     Saver(tmp_path, state, plan.card())(event)
     saved, _ = registry.restore(tmp_path / BEST_FOLDER)
     assert saved.temperature == 1.5

@@ -13,7 +13,7 @@ from tl_cli.ui.terminal.observer import TerminalObserver
     ("arguments", "expected"),
     [
         (("w.pth", 4_000_000, None, "bytes"), "4.0 MB"),
-        (("w.pth", 500_000, 900_000, "bytes"), "0.5 MB"),
+        (("w.pth", 500_000, 900_000, "bytes"), "500.0 kB/900.0 kB"),
         (("decoding images", 2_000_000, 20_000_000), "2,000,000/20,000,000"),
         (("reading images", 1_200, None), "1,200"),
     ],

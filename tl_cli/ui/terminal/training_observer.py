@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tl_cli.api.training_run import DryRun, TrainObserver, TrainResult
+from tl_cli.errors import Interrupted
 from tl_cli.io.download import Progress
 from tl_cli.training import events
 from tl_cli.training.history import History
@@ -63,12 +64,17 @@ def print_result(console: Console, result: TrainResult | DryRun) -> None:
     if isinstance(result, DryRun):
         _print_dry_run(console, result)
         return
-    print_outcome(console, result.plan, result.history, result.outcome)
     name = result.run_id[:8]
     done = f"run {name} is recorded"
     if not result.is_recorded:
         done = f"run {name} is not recorded; its model is in {result.folder}"
-    print_next(console, done, result.next_commands)
+    try:
+        print_outcome(console, result.plan, result.history, result.outcome)
+        print_next(console, done, result.next_commands)
+    except Interrupted:
+        if result.is_recorded:
+            print_note(f"run {name} is complete and recorded, with its model; see: {result.next_commands[0]}")
+        raise
 
 
 def _print_dry_run(console: Console, result: DryRun) -> None:
