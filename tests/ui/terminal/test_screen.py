@@ -1,3 +1,5 @@
+import errno
+import io
 import os
 import pty
 import shutil
@@ -5,6 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.text import Text
+
+from tl_cli.ui.terminal.screen import Display
 
 ENTER, LEAVE = b"\x1b[?1049h", b"\x1b[?1049l"
 SCREEN = """
@@ -63,3 +69,24 @@ def test_ctrl_z_gives_the_screen_to_the_shell_and_fg_takes_it_again(tmp_path: Pa
     shell.until(LEAVE)
     shell.type("exit 0\n")
     assert os.waitpid(shell.pid, 0)[1] == 0
+
+
+class ClosesWithTheScreen(io.StringIO):
+    """A terminal that is closed as soon as the full screen was asked for."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if ENTER.decode() in self.getvalue():
+            raise OSError(errno.EIO, "Input/output error")
+        return super().write(text)
+
+
+def test_a_terminal_that_is_closed_while_the_screen_opens_ends_nothing() -> None:
+    file = ClosesWithTheScreen()
+    console = Console(file=file, force_terminal=True, width=80, height=20)
+    with Display(Text("on the screen"), console=console, screen=True) as display:
+        display.refresh()
+        display.update(Text("more"), refresh=True)
+    assert ENTER.decode() in file.getvalue()

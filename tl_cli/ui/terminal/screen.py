@@ -25,6 +25,8 @@ class Display(Live):
             signal.signal(signal.SIGTSTP, self._suspend)
         try:
             super().start(refresh)
+        except OSError:  # the terminal was closed meanwhile
+            self.stop()
         except BaseException:  # no thread can be started, or a signal arrived
             self.stop()
             raise
