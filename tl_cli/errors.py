@@ -16,6 +16,7 @@ Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 (n
 """
 
 import re
+import shlex
 import signal
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -127,3 +128,8 @@ def suggest(name: str, known: Iterable[str], *, show: int = 5) -> str:
 
 def _either(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def uri_flag(tracking_uri: str | None) -> str:
+    """Return the flag, after a space, with which a suggested command finds the same store; empty for the default."""
+    return f" --tracking-uri {shlex.quote(without_secrets(tracking_uri))}" if tracking_uri else ""

@@ -21,14 +21,15 @@ def safe_text(value: object, *, limit: int = 200) -> str:
 
 def json_text(data: object, *, indent: int | None = None) -> str:
     """Return data as JSON, with null for NaN and infinity, which JSON cannot express."""
-    return json.dumps(_finite(data), indent=indent, allow_nan=False)
+    return json.dumps(finite(data), indent=indent, allow_nan=False)
 
 
-def _finite(data: object) -> object:
+def finite(data: object) -> object:
+    """Return plain data with None for NaN and infinity, which JSON cannot express."""
     if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: finite(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
@@ -41,7 +42,7 @@ def csv_text(rows: Iterable[Sequence[object]]) -> str:
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     for row in rows:
-        cells = (_finite(cell) for cell in row)
+        cells = (finite(cell) for cell in row)
         table.writerow(
             [_inert(safe_text(cell, limit=10 * len(cell))) if isinstance(cell, str) else cell for cell in cells]
         )

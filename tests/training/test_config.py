@@ -6,9 +6,10 @@ import pytest
 
 from tl_cli.data.sizes import Sizes
 from tl_cli.errors import UsageError
-from tl_cli.training.config import Given, read_toml, validated, write_toml
+from tl_cli.training.config import Given, read_toml, validated
 from tl_cli.training.recipes import Facts
 from tl_cli.training.resolve import resolve
+from tl_cli.training.state import write_toml
 
 TINY = Facts("cifar10", 45_000, 32, 1, 224, on_gpu=False, bf16=False, cores=2)
 PHOTOS = Facts("/photos", 900, None, 1, 224, on_gpu=True, bf16=True, cores=16)

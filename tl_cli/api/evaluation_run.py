@@ -13,9 +13,11 @@ from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard
 from tl_cli.errors import StorageError, TrackingError, some
 from tl_cli.evaluation.logits import save_answers
 from tl_cli.evaluation.measure import Evaluator, Measured, OnBadImage, OwnAccuracy, Part
-from tl_cli.evaluation.report import EvaluationReport, as_data, class_rows, finite, headline, make_report
+from tl_cli.evaluation.report import EvaluationReport, as_data, class_rows, headline, make_report
+from tl_cli.evaluation.task import TASKS
 from tl_cli.io.atomic import write_text
 from tl_cli.models.zoo import registry
+from tl_cli.text import finite
 from tl_cli.tracking.evaluations import (
     EVALUATIONS,
     TEST_LOGITS,
@@ -182,7 +184,9 @@ def _evaluation(target: Target, request: EvaluateRequest, observer: Observer) ->
         observer.warn(message)
     if not card.calibration.images and has_former_calibration(target):
         observer.warn("calibration.json of an earlier version is ignored; tl train now fits the temperature")
-    return Evaluation(target.name, card, measured, make_report(measured.answers, card.calibration), own)
+    return Evaluation(
+        target.name, card, measured, make_report(measured.answers, card.calibration, TASKS[classifier.task]), own
+    )
 
 
 def _warnings(measured: Measured) -> list[str]:

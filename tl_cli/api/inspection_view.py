@@ -215,7 +215,7 @@ def _freeze_plan(inspection: _Inspection, view: FreezePlanView) -> FreezePlanRes
     shared["device"] = request.device if request.device != "auto" else None
     flags = {
         **({"model": model} if card is None else {}),
-        **{name: value for name, value in view.settings.items() if name in FIELDS},
+        **view.settings,
         **{name: value for name, value in shared.items() if value is not None},
     }
     forecast = foresee(

@@ -10,8 +10,6 @@ from tl_cli.models.list.completion import UNSUPPORTED, registered
 from tl_cli.models.list.count_cache import CountCache
 from tl_cli.models.list.rows import ModelFilter, Row, SortKey, has_any, list_models
 
-LIBRARIES = ("torchvision", "bundled", "timm")
-
 
 @dataclass(frozen=True, slots=True)
 class ModelList:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from tl_cli.api.observer import Observer
 from tl_cli.errors import RunNotFoundError, TrackingError
+from tl_cli.evaluation.scores import EPOCH_SCORES
 from tl_cli.tracking.facts import RunFacts
 from tl_cli.tracking.listing import facts_of, status_of
-from tl_cli.tracking.reader import _EPOCH_KEYS, matching_metrics, read_history
+from tl_cli.tracking.reader import matching_metrics, read_history
 from tl_cli.tracking.recorded import Run, RunReader, children_of, is_parent, started_or_resumed
 from tl_cli.tracking.sqlite_reader import open_to_read
 from tl_cli.training.history import History
@@ -172,6 +173,8 @@ def _read(store: RunReader, runs: Sequence[Run], metrics: tuple[str, ...]) -> Cu
 def _points(history: History, *, with_own: bool) -> dict[str, list[tuple[int, float]]]:
     """Return (step, value) by metric: of those that tl records and of others."""
     own: dict[str, list[tuple[int, float]]] = {"step/loss": history.losses} if with_own else {}
-    for field, name in _EPOCH_KEYS.items() if with_own else ():
-        own[name] = [(point.step, value) for point in history.epochs if (value := getattr(point, field)) is not None]
+    for field, score in EPOCH_SCORES.items() if with_own else ():
+        own[score.key] = [
+            (point.step, value) for point in history.epochs if (value := getattr(point, field)) is not None
+        ]
     return {name: points for name, points in (own | history.others).items() if points}

@@ -14,7 +14,7 @@ from tl_cli.api import resuming
 from tl_cli.api.observer import Observer
 from tl_cli.api.warm_start import with_model_of_weights, with_saved_weights
 from tl_cli.contract import DataSpec
-from tl_cli.errors import DivergedError, Interrupted, StorageError, without_secrets
+from tl_cli.errors import DivergedError, Interrupted, StorageError, uri_flag
 from tl_cli.io.download import Progress
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.destination import find_destination
@@ -357,7 +357,7 @@ class _Training:
         curves = self._observer.draw_curves(history, recorder.folder, warnings.append)
         warnings += outcome.warnings
         if "test" in outcome.failed:
-            again = f"tl eval {recorder.run_id[:8]}{self._uri_flag}"
+            again = f"tl eval {recorder.run_id[:8]}{uri_flag(self._request.tracking_uri)}"
             warnings.append(f"no test accuracy is recorded; to add it: {again}")
         recorder.log_end(plan, outcome, self._request.command, curves, best, self._request.register)
         return outcome
@@ -371,7 +371,7 @@ class _Training:
         except Interrupted:
             if recorder.is_complete and recorder.is_recorded:
                 name = recorder.run_id[:8]
-                see = f"tl eval {name}{self._uri_flag}"
+                see = f"tl eval {name}{uri_flag(self._request.tracking_uri)}"
                 self._observer.note(f"run {name} is complete and recorded, with its model; see: {see}")
             raise
         finally:
@@ -391,7 +391,7 @@ class _Training:
             raise
 
     def _keep(self, recorder: Recorder, saver: Saver, error: BaseException) -> None:
-        resume = f"resume with: tl train --resume {recorder.run_id[:8]}{self._uri_flag}"
+        resume = f"resume with: tl train --resume {recorder.run_id[:8]}{uri_flag(self._request.tracking_uri)}"
         # Stopping a training is not a failure.
         report = self._observer.note if isinstance(error, Interrupted) else self._observer.warn
         if isinstance(error, DivergedError):
@@ -416,7 +416,7 @@ class _Training:
         recorder.log_unfinished(self._plan, best, folder)
 
     def _next_commands(self, recorder: Recorder, outcome: Outcome) -> Iterator[str]:
-        target, flag, name = self._target, self._uri_flag, recorder.run_id[:8]
+        target, flag, name = self._target, uri_flag(self._request.tracking_uri), recorder.run_id[:8]
         if not recorder.is_recorded:
             yield f"tl runs sync {name}{flag}"
             return
@@ -433,8 +433,3 @@ class _Training:
             yield f"mlflow ui --backend-store-uri {shlex.quote(target.store.uri)}"
         else:
             yield "mlflow ui"
-
-    @property
-    def _uri_flag(self) -> str:
-        uri = self._request.tracking_uri
-        return f" --tracking-uri {shlex.quote(without_secrets(uri))}" if uri else ""

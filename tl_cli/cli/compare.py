@@ -20,8 +20,8 @@ from tl_cli.cli.params import (
     complete_contender,
     complete_data,
     refuse_silence,
-    uri_flag,
 )
+from tl_cli.errors import uri_flag
 from tl_cli.models.list.completion import is_architecture
 from tl_cli.training.config import Given
 

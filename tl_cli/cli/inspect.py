@@ -226,8 +226,7 @@ def _view(chosen: str, given: Mapping[str, Any], others: Sequence[str]) -> Any:
 
     match chosen:
         case "--freeze-plan":
-            settings = _train_settings(others)
-            return api.FreezePlanView(settings, settings.get("config"), given["num_classes"])
+            return api.FreezePlanView(*_train_settings(others), given["num_classes"])
         case "--residual":
             return api.ResidualsView(given["ablate"], given["against"], given["image"], given["block"])
         case "--drift":
@@ -241,11 +240,12 @@ def _view(chosen: str, given: Mapping[str, Any], others: Sequence[str]) -> Any:
     return api.TreeView(given["num_classes"])
 
 
-def _train_settings(options: Sequence[str]) -> dict[str, Any]:
-    """Return what options of ``tl train`` set, by field of the config, and the config file as ``config``."""
+def _train_settings(options: Sequence[str]) -> tuple[dict[str, object], Path | None]:
+    """Return what options of ``tl train`` set, by field of the config, and the config file."""
     from tl_cli.cli.settings import parse_train_options
 
     # The model is that of tl inspect; a second one is an unexpected argument.
     parsed = parse_train_options(["MODEL", *options])
-    settings = {name: value for name, value in parsed.flags.items() if name != "model"}
-    return {**settings, "config": parsed.others.get("config")}
+    config = parsed.others["config"]
+    assert config is None or isinstance(config, Path)
+    return {name: value for name, value in parsed.flags.items() if name != "model"}, config

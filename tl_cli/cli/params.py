@@ -80,13 +80,6 @@ def command_line() -> str:
     return shlex.join(["tl", *map(without_secrets, sys.argv[1:])])
 
 
-def uri_flag(tracking_uri: str | None) -> str:
-    """Return the flag, after a space, with which a suggested command finds the same store; empty for the default."""
-    from tl_cli.errors import without_secrets
-
-    return f" --tracking-uri {shlex.quote(without_secrets(tracking_uri))}" if tracking_uri else ""
-
-
 def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
     """Refuse ``--quiet`` where nothing of a command's result would remain.
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from tl_cli.cli.params import ListsByDefault, TrackingUri, complete_run, uri_flag
+from tl_cli.cli.params import ListsByDefault, TrackingUri, complete_run
+from tl_cli.errors import uri_flag
 
 EXAMPLES = """Examples:
 

@@ -1,6 +1,5 @@
 """All metrics of a set of predictions, and the same as plain data."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -140,15 +139,6 @@ def _confusion(matrix: np.ndarray) -> dict[str, object]:
         return {"confusion": matrix.tolist()}
     true, answered = np.nonzero(matrix)
     return {"confusion_cells": np.stack([true, answered, matrix[true, answered]], 1).tolist()}
-
-
-def finite(data: object) -> object:
-    """Return plain data with None for NaN and infinity, which JSON does not have."""
-    if isinstance(data, dict):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def class_rows(report: EvaluationReport, classes: Sequence[str]) -> list[dict[str, object]]:

@@ -37,11 +37,10 @@ from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.recorded import last_seen
 from tl_cli.tracking.store import NOT_THERE, Store, ending, state_folder
 from tl_cli.tracking.sync import free_disk, sync
-from tl_cli.training.config import write_toml
 from tl_cli.training.events import Event, LossSampled
 from tl_cli.training.outcome import Outcome
 from tl_cli.training.plan import Plan
-from tl_cli.training.state import CARD_FILE, CONFIG_FILE
+from tl_cli.training.state import CARD_FILE, CONFIG_FILE, write_toml
 
 _FLUSH_EVERY_S = 3.0
 _SETTLE_EVERY_S = 0.25  # a killed process loses no more of its curves, and nothing that a checkpoint covers

@@ -34,7 +34,6 @@ from tl_cli.choices import (
 from tl_cli.contract import CropMode
 from tl_cli.errors import UsageError, suggest
 from tl_cli.habits import setting
-from tl_cli.io.atomic import write_text
 from tl_cli.io.file_uris import local_path
 
 Panel = Literal["Model", "Data", "Training", "Freezing", "Regularization", "Augmentation", "Machine"]
@@ -545,11 +544,6 @@ def read_toml(path: Path) -> dict[str, object]:
             hint = hint if known != "" else " Leave it out: it is the default here."
             raise UsageError(f"{path} has an unknown setting {key!r}.{hint}")
     return settings
-
-
-def write_toml(path: Path, config: TrainConfig) -> None:
-    """Write all settings but those that are None as TOML for ``--config``."""
-    write_text(path, as_toml(settings_of(config.model_dump())))
 
 
 def as_toml(settings: Mapping[str, object]) -> str:

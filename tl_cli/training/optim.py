@@ -109,7 +109,7 @@ def _peak(group: Mapping[str, Any], phase: Phase) -> float:
     """Return the phase's highest learning rate for a group; 0 where its parameters are frozen."""
     if not any(parameter.requires_grad for parameter in group["params"]):
         return 0.0
-    return float(phase.lr_head if group["is_head"] else phase.lr_backbone * group["share"])
+    return phase.peak_lr(group)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

@@ -1,7 +1,9 @@
 """The phases of a run."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tl_cli.models.freezing import BatchNormMode
 from tl_cli.training.config import TrainConfig, phase_ends
@@ -40,6 +42,10 @@ class Phase:
     def epochs(self) -> int:
         """Number of epochs."""
         return self.last - self.first + 1
+
+    def peak_lr(self, group: Mapping[str, Any]) -> float:
+        """Return the peak learning rate of an optimizer's group, as ``Strategy.parameter_groups`` makes them."""
+        return float(self.lr_head if group["is_head"] else self.lr_backbone * group["share"])
 
 
 def phases_of(config: TrainConfig) -> tuple[Phase, ...]:

@@ -1,6 +1,5 @@
 """Which layers train in which phase, at which learning rates. No images here."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,17 +104,13 @@ def describe_groups(strategy: Strategy, config: TrainConfig) -> list[Group]:
             tensors=len(group["params"]),
             weight_decay=group["weight_decay"],
             rates=tuple(
-                _rate(phase, group) if counts[index] else 0.0
+                phase.peak_lr(group) if counts[index] else 0.0
                 for phase, counts in zip(strategy.phases, trained, strict=True)
             ),
             trained=tuple(counts[index] for counts in trained),
         )
         for index, group in enumerate(groups)
     ]
-
-
-def _rate(phase: Phase, group: Mapping[str, Any]) -> float:
-    return float(phase.lr_head if group["is_head"] else phase.lr_backbone * group["share"])
 
 
 def plan_strategy(config: TrainConfig, classifier: Classifier, example: Tensor) -> Strategy:

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from tl_cli.contract import Calibration, ModelCard
 from tl_cli.errors import UsageError, WeightsError, first_line
-from tl_cli.io.atomic import replacing
+from tl_cli.io.atomic import replacing, write_text
 from tl_cli.models import bundle
 from tl_cli.shortage import pass_on
+from tl_cli.training.config import TrainConfig, as_toml, settings_of
 from tl_cli.training.ema import Average
 from tl_cli.training.events import EpochEnded, Event, StepEnded
 
@@ -34,6 +35,11 @@ CARD_FILE = "card.json"  # of the model that is trained, from before the first s
 _FORMAT = 4
 _PREFIX = re.compile(rb"tl checkpoint (\d{1,4})\n([0-9a-f]{64})\n")
 _KEPT = 2
+
+
+def write_toml(path: Path, config: TrainConfig) -> None:
+    """Write all settings but those that are None as TOML for ``--config``."""
+    write_text(path, as_toml(settings_of(config.model_dump())))
 
 
 @dataclass(slots=True)

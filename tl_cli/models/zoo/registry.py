@@ -80,12 +80,6 @@ def has(name: str) -> bool:
     return any(source.has(name) for source in _SOURCES.values())
 
 
-def library_of(name: str) -> str:
-    """Return the library that an architecture comes from: ``torchvision``, ``bundled`` or ``timm``."""
-    source = _source_of(name)
-    return next(library for library, known in _SOURCES.items() if known is source)
-
-
 def about(name: str) -> Published:
     """Return what is known of an architecture without building it."""
     return _source_of(name).about(name)
