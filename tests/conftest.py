@@ -66,6 +66,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
 
 
+def _forget_tracking_uri() -> None:
+    """MLflow keeps the address it was given in the environment too, which the processes of later tests inherit."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+
+
+@pytest.fixture(autouse=True)
+def own_tracking_uri() -> Iterator[None]:
+    """No test records in the store of an earlier one."""
+    _forget_tracking_uri()
+    yield
+    _forget_tracking_uri()
+
+
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train/ (3 classes of 16) and test/ (3 of 6), 32 x 32."""

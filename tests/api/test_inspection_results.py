@@ -18,8 +18,8 @@ def test_heatmaps_have_the_centre_of_their_heat() -> None:
     rows = (Heatmap("a.png", "cat", 0.75, None, picture, heat), Heatmap("b.png", "dog", 0.5, "cat", picture, heat * 0))
     data = CamResult(title="net", model="net", images=2, heatmaps=rows, layer="layer4", grid=(2, 2)).to_dict()
     assert data["images"] == [
-        {"image": "a.png", "answered": "cat", "probability": 0.75, "centre": [0.875, 0.125]},
-        {"image": "b.png", "answered": "dog", "probability": 0.5, "true": "cat", "centre": None},
+        {"image": "a.png", "predicted": "cat", "probability": 0.75, "centre": [0.875, 0.125]},
+        {"image": "b.png", "predicted": "dog", "probability": 0.5, "true": "cat", "centre": None},
     ]
     Draft202012Validator(SCHEMA).validate(data)
 

@@ -18,7 +18,7 @@ from tests.benchmarks.material import NATIVE, Pictures, PicturesError
 from tests.benchmarks.rows import Comparison, Goal
 from tests.benchmarks.timing import Bench, now, say
 from tl_cli.compute.device import Autocasting
-from tl_cli.evaluation.logits import answer
+from tl_cli.evaluation.logits import compute_logits
 from tl_cli.io.atomic import replacing
 from tl_cli.models.zoo import registry
 from tl_cli.training import plan as setup
@@ -234,8 +234,8 @@ def _tested(plan: Plan, folder: Path, epoch: int) -> Epoch:
     saved: dict[str, Any] = torch.load(folder / f"epoch-{epoch:02d}.pt", weights_only=True)
     plan.classifier.model.load_state_dict(saved["model"])
     network = Autocasting(plan.classifier.model, plan.machine)
-    answers = answer(network, plan.loader(plan.data.parts["test"]).clean())
-    accuracy = (answers.logits.argmax(1) == answers.labels).double().mean()
+    labelled = compute_logits(network, plan.loader(plan.data.parts["test"]).clean())
+    accuracy = (labelled.logits.argmax(1) == labelled.labels).double().mean()
     return Epoch(epoch, saved["seconds"], float(accuracy))
 
 

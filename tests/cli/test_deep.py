@@ -99,7 +99,7 @@ def test_every_way_to_a_prediction_scales_alike(there: Store, twelve_bits: Path,
         Image.fromarray(levels.astype(np.uint8)).save(tmp_path / f"{place}.png")
         eight.append(str(tmp_path / f"{place}.png"))
     answers["by hand"] = torch.stack([each.probabilities for each in predict_images(predictor, eight)])
-    expected = measured.answers.logits.softmax(1)
+    expected = measured.labelled.logits.softmax(1)
     for name, found in answers.items():
         assert float((found - expected).abs().max()) < 1e-4, name
 

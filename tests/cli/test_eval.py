@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score
 from tests.conftest import COLOURS, tl_process, train_in, write_pictures
 from tl_cli.contract import DataSpec
 from tl_cli.errors import StorageError
-from tl_cli.tracking.comparisons import kept_answers
+from tl_cli.tracking.comparisons import saved_logits
 from tl_cli.tracking.store import open_store
 
 OPTIONS = ("timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs", "1",
@@ -62,7 +62,7 @@ def test_a_finished_training_is_kept_without_its_test_images_and_completed_later
     assert "test/accuracy" not in run.data.metrics
     assert "clean_train/accuracy" in run.data.metrics
     assert "could not be evaluated on the test images" in run.data.tags["mlflow.note.content"]
-    assert kept_answers(store, run) is None
+    assert saved_logits(store, run) is None
     assert "is complete" in tl("train", "--resume", "latest").err
     # What needs no test images works; what needs them says where they were.
     assert tl("eval", "latest", "--split", "val", "--no-log").code == 0
@@ -80,10 +80,10 @@ def test_a_finished_training_is_kept_without_its_test_images_and_completed_later
     assert process.exitcode == 1
     assert b"Traceback" not in Path("said").read_bytes()
     run = store.find("latest")
-    kept = kept_answers(store, run)
+    kept = saved_logits(store, run)
     assert kept is not None
     assert sorted(kept.ids) == sorted(path.relative_to(pictures).as_posix() for path in test.rglob("*.png"))
-    expected = accuracy_score(kept.answers.labels, kept.answers.logits.argmax(1))
+    expected = accuracy_score(kept.labelled.labels, kept.labelled.logits.argmax(1))
     assert run.data.metrics["test/accuracy"] == pytest.approx(expected)
     assert run.data.tags["mlflow.note.content"].startswith(f"**{expected:.2%} on test images**")
 
@@ -121,7 +121,7 @@ def test_a_final_evaluation_that_fails_for_any_reason_keeps_the_training(
     def fail(*arguments: object, **named: object) -> None:
         raise RuntimeError("not enough memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(outcome, "answer", fail)
+    monkeypatch.setattr(outcome, "compute_logits", fail)
     result = tl("train", *OPTIONS, pictures)
     assert result.code == 0
     assert words(result.err).count("images: not enough memory: you tried to allocate 9 bytes") == 2

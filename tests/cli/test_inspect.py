@@ -184,7 +184,7 @@ def test_heatmaps_of_pictures_and_of_mistakes(tl, there: Store, tmp_path: Path, 
     assert Image.open(tmp_path / "cam.png").size[0] > 300
     worst = seen(tl, "seen", "--worst", "3", "--split", "train")
     assert len(worst["images"]) <= 3
-    assert all(each["answered"] != each["true"] for each in worst["images"])
+    assert all(each["predicted"] != each["true"] for each in worst["images"])
     if not worst["images"]:
         assert "no mistakes" in tl("inspect", "seen", "--worst", "3", "--split", "train").out
 
@@ -252,7 +252,7 @@ def test_heatmaps_of_picture_files_need_no_data(tl, there: Store, trained: Path,
     gone = card.data.model_copy(update={"source": str(tmp_path / "gone")})
     bundle.save(folder, classifier.model, card.model_copy(update={"data": gone}))
     found = seen(tl, folder, "--cam", colours / "test" / "red" / "000.png")
-    assert found["images"][0]["answered"] in ("blue", "green", "red")
+    assert found["images"][0]["predicted"] in ("blue", "green", "red")
     result = tl("inspect", folder, "--residual")
     assert result.code == 2
     assert "gone" in result.err

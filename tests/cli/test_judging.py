@@ -32,7 +32,7 @@ from tl_cli.api.prediction import predict_images
 from tl_cli.contract import Calibration, Preprocessing, WeightsTag
 from tl_cli.data.images import describe
 from tl_cli.errors import Interrupted
-from tl_cli.evaluation.logits import load_answers
+from tl_cli.evaluation.logits import load_logits
 from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.predicting import Predictor
 from tl_cli.models import bundle, export
@@ -71,9 +71,9 @@ def test_an_evaluation_is_what_scikit_learn_says_and_becomes_part_of_the_run(tl,
     result: Result = tl("eval", "good", "--json", "--output", tmp_path / "report")
     assert (result.code, result.err) == (0, "")
     said = json.loads(result.out)
-    kept = load_answers(tmp_path / "report" / "logits.npz")
-    predicted = kept.answers.logits.argmax(1)
-    assert said["accuracy"] == pytest.approx(accuracy_score(kept.answers.labels, predicted))
+    kept = load_logits(tmp_path / "report" / "logits.npz")
+    predicted = kept.labelled.logits.argmax(1)
+    assert said["accuracy"] == pytest.approx(accuracy_score(kept.labelled.labels, predicted))
     assert said["accuracy_low"] < said["accuracy"] <= said["accuracy_high"]
     assert np.array(said["confusion"]).sum() == said["images"] == 18
     assert [row["class"] for row in said["by_class"]] == sorted(COLOURS)
@@ -334,8 +334,8 @@ def heated(there: Store, tmp_path: Path) -> Path:
 def test_every_program_gives_the_same_probabilities(
     tl, there: Store, heated: Path, colours: Path, tmp_path: Path
 ) -> None:
-    kept = load_answers(there.artifact(there.find("good"), "eval/test_logits.npz"))
-    logits = kept.answers.logits.double().numpy()
+    kept = load_logits(there.artifact(there.find("good"), "eval/test_logits.npz"))
+    logits = kept.labelled.logits.double().numpy()
     raw, expected = softmax(logits, 1), softmax(logits / 2.5, 1)
     top, classes = expected.argmax(1), kept.classes
     pictures = [colours / name for name in kept.ids]
@@ -349,7 +349,7 @@ def test_every_program_gives_the_same_probabilities(
 
     report = json.loads(tl("eval", heated, "--json").out)
     assert report["calibration"]["fitted"]["temperature"] == 2.5
-    truth = kept.answers.labels.numpy()
+    truth = kept.labelled.labels.numpy()
     assert report["loss"] == pytest.approx(log_loss(truth, expected, labels=range(3)), abs=1e-5)
     for bins, probabilities in ((report["calibration"], expected), (report["calibration"]["uncalibrated"], raw)):
         said = sum(each["confidence"] * each["images"] for each in bins["bins"]) / 18
@@ -407,7 +407,7 @@ def test_training_saves_a_temperature_that_evaluations_leave_alone(tl, workplace
     folder = folder_of(store, "latest")
     classifier, card = registry.restore(folder)
     assert card.calibration.images == 180
-    answers = Evaluator(classifier, card).measure("val").answers
+    answers = Evaluator(classifier, card).measure("val").labelled
     candidates = np.geomspace(0.01, 100, 8001)
     losses = [log_loss(answers.labels, softmax(answers.logits.double().numpy() / t, 1)) for t in candidates]
     assert card.calibration.temperature == pytest.approx(candidates[np.argmin(losses)], rel=0.01)
@@ -461,13 +461,13 @@ def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: 
     run = there.find("good")
     folder = there.model_folder(run)
     classifier, card = registry.restore(folder)
-    kept = load_answers(there.artifact(run, "eval/test_logits.npz"))
-    expected = kept.answers.logits.log_softmax(1)
+    kept = load_logits(there.artifact(run, "eval/test_logits.npz"))
+    expected = kept.labelled.logits.log_softmax(1)
     paths = [colours / name for name in kept.ids]
 
     measured = Evaluator(classifier, card).measure("test")
     assert tuple(measured.images.ids) == kept.ids
-    answers = {"eval": measured.answers.logits.log_softmax(1)}
+    answers = {"eval": measured.labelled.logits.log_softmax(1)}
     said = list(predict_images(Predictor(classifier, card.classes), map(str, paths), batch_size=5))
     assert [each.path for each in said] == [str(path) for path in paths]
     answers["predict"] = torch.stack([each.probabilities for each in said]).log()
@@ -609,8 +609,8 @@ def test_two_runs_are_compared_image_by_image(tl, there: Store, tmp_path: Path) 
     assert [row["model"] for row in said["models"]] == ["good", "poor"]
     rights = []
     for name in ("good", "poor"):
-        kept = load_answers(there.artifact(there.find(name), "eval/test_logits.npz"))
-        rights.append((kept.answers.logits.argmax(1) == kept.answers.labels).numpy())
+        kept = load_logits(there.artifact(there.find(name), "eval/test_logits.npz"))
+        rights.append((kept.labelled.logits.argmax(1) == kept.labelled.labels).numpy())
     (pair,) = said["pairs"]
     assert pair["only_better_right"] == int((rights[0] & ~rights[1]).sum())
     assert pair["difference"] == pytest.approx(rights[0].mean() - rights[1].mean())

@@ -98,7 +98,7 @@ def test_the_geometry_travels_with_the_model(name: str, there: Store, wide: Path
     assert not any(errors)
     said = torch.stack([each.probabilities for each in predict_images(predictor, map(str, paths))])
     evaluator = Evaluator(predictor.classifier, bundle.read_card(folder), source=str(tmp_path / "test"))
-    judged = (evaluator.measure("all").answers.logits / predictor.classifier.temperature).softmax(1)
+    judged = (evaluator.measure("all").labelled.logits / predictor.classifier.temperature).softmax(1)
     torch.testing.assert_close(said, served, atol=1e-4, rtol=0)
     torch.testing.assert_close(judged, served, atol=1e-4, rtol=0)
 

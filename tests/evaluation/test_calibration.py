@@ -7,21 +7,21 @@ import torch.nn.functional as F  # noqa: N812
 from scipy.stats import binom
 
 from tl_cli.evaluation.calibration import fit_temperature, reliability
-from tl_cli.evaluation.logits import Answers
+from tl_cli.evaluation.logits import LabelledLogits
 
 
-def calibrated_answers(count: int, seed: int = 0) -> Answers:
+def calibrated_logits(count: int, seed: int = 0) -> LabelledLogits:
     """Labels that are drawn from the probabilities themselves."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(count, 4, generator=generator)
-    return Answers(logits, torch.multinomial(logits.softmax(1), 1, generator=generator).flatten())
+    return LabelledLogits(logits, torch.multinomial(logits.softmax(1), 1, generator=generator).flatten())
 
 
 def test_the_calibration_error_of_four_images_by_hand() -> None:
     # Two classes; 0.9 twice, once right, and in one bin 0.58, right, and 0.55, wrong.
     confidence = torch.tensor([0.9, 0.9, 0.58, 0.55], dtype=torch.float64)
     logits = torch.stack([confidence.log(), (1 - confidence).log()], 1).float()
-    found = reliability(Answers(logits, torch.tensor([0, 1, 0, 1])))
+    found = reliability(LabelledLogits(logits, torch.tensor([0, 1, 0, 1])))
     lower, upper = found.bins
     assert (lower.count, lower.correct, upper.count, upper.correct) == (2, 1, 2, 1)
     assert lower.confidence == pytest.approx(0.565)
@@ -31,61 +31,61 @@ def test_the_calibration_error_of_four_images_by_hand() -> None:
 
 
 def test_the_calibration_error_agrees_with_a_plain_loop() -> None:
-    answers = calibrated_answers(500)
-    probabilities = answers.logits.double().softmax(1)
+    labelled = calibrated_logits(500)
+    probabilities = labelled.logits.double().softmax(1)
     confidence, predicted = probabilities.max(1)
     error = 0.0
     for low in np.arange(15) / 15:
         inside = (confidence > low) & (confidence <= low + 1 / 15)
         if inside.any():
-            right = (predicted == answers.labels)[inside].double().mean()
+            right = (predicted == labelled.labels)[inside].double().mean()
             error += float(inside.double().mean() * (right - confidence[inside].mean()).abs())
-    assert reliability(answers).ece == pytest.approx(error)
+    assert reliability(labelled).ece == pytest.approx(error)
 
 
 def test_what_is_calibrated_errs_by_chance_alone_and_what_is_not_errs_by_more() -> None:
-    answers = calibrated_answers(4000)
-    good = reliability(answers)
+    labelled = calibrated_logits(4000)
+    good = reliability(labelled)
     assert good.ece < 2 * good.chance_ece
-    bad = reliability(Answers(3 * answers.logits, answers.labels))
+    bad = reliability(LabelledLogits(3 * labelled.logits, labelled.labels))
     assert bad.ece > 5 * bad.chance_ece
-    assert reliability(calibrated_answers(100)).chance_ece > 3 * good.chance_ece
+    assert reliability(calibrated_logits(100)).chance_ece > 3 * good.chance_ece
 
 
-def grid_search(answers: Answers) -> tuple[float, float]:
+def grid_search(labelled: LabelledLogits) -> tuple[float, float]:
     """The best of many temperatures, and its loss."""
     candidates = np.geomspace(0.1, 10, 4001)
-    losses = [float(F.cross_entropy(answers.logits.double() / each, answers.labels)) for each in candidates]
+    losses = [float(F.cross_entropy(labelled.logits.double() / each, labelled.labels)) for each in candidates]
     return float(candidates[np.argmin(losses)]), min(losses)
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0])
 def test_the_temperature_undoes_a_scale(scale: float) -> None:
-    answers = calibrated_answers(20_000)
-    found = fit_temperature(Answers(scale * answers.logits, answers.labels))
+    labelled = calibrated_logits(20_000)
+    found = fit_temperature(LabelledLogits(scale * labelled.logits, labelled.labels))
     assert found.temperature == pytest.approx(scale, rel=0.06)
     assert found.note == ""
 
 
 def test_no_other_temperature_has_a_lower_loss() -> None:
-    answers = calibrated_answers(300)
-    answers = Answers(1.7 * answers.logits, answers.labels)
-    found = fit_temperature(answers)
-    best, lowest = grid_search(answers)
+    labelled = calibrated_logits(300)
+    labelled = LabelledLogits(1.7 * labelled.logits, labelled.labels)
+    found = fit_temperature(labelled)
+    best, lowest = grid_search(labelled)
     assert found.temperature == pytest.approx(best, rel=2e-3)
-    raw = float(F.cross_entropy(answers.logits.double(), answers.labels))
+    raw = float(F.cross_entropy(labelled.logits.double(), labelled.labels))
     assert (found.images, found.loss) == (300, pytest.approx(raw))
     # Judged on images that a temperature was not fitted on, it does less good than on its own.
     assert lowest < found.held_out_loss < raw
 
 
 def test_a_temperature_is_used_only_where_other_images_profit() -> None:
-    others = calibrated_answers(20_000, seed=999)
+    others = calibrated_logits(20_000, seed=999)
 
     def change(count: int, scale: float, seed: int) -> tuple[bool, float]:
         """Whether a temperature is used, and what it does to the loss of other images, in nats."""
-        answers = calibrated_answers(count, seed)
-        found = fit_temperature(Answers(scale * answers.logits, answers.labels))
+        labelled = calibrated_logits(count, seed)
+        found = fit_temperature(LabelledLogits(scale * labelled.logits, labelled.labels))
         with_it = F.cross_entropy(others.logits * scale / found.temperature, others.labels)
         return found.temperature != 1, float(with_it - F.cross_entropy(others.logits * scale, others.labels))
 
@@ -98,33 +98,33 @@ def test_a_temperature_is_used_only_where_other_images_profit() -> None:
         # Most of what is used helps.
         assert sum(is_used and loss > 0 for is_used, loss in too_sure) <= sum(loss < 0 for _, loss in too_sure) / 5
     # A fixed temperature for every model would have been worse than none: that is what the test is for.
-    always = [grid_search(calibrated_answers(30, seed))[0] for seed in range(20)]
+    always = [grid_search(calibrated_logits(30, seed))[0] for seed in range(20)]
     assert np.mean([F.cross_entropy(others.logits / each, others.labels) for each in always]) > F.cross_entropy(
         others.logits, others.labels
     )
 
 
 def test_a_class_without_validation_images_is_no_hindrance() -> None:
-    answers = calibrated_answers(2000)
-    there = answers.labels != 3
-    found = fit_temperature(Answers(4 * answers.logits[there], answers.labels[there]))
+    labelled = calibrated_logits(2000)
+    there = labelled.labels != 3
+    found = fit_temperature(LabelledLogits(4 * labelled.logits[there], labelled.labels[there]))
     assert found.images == int(there.sum())
     assert found.temperature == pytest.approx(
-        grid_search(Answers(4 * answers.logits[there], answers.labels[there]))[0], rel=2e-3
+        grid_search(LabelledLogits(4 * labelled.logits[there], labelled.labels[there]))[0], rel=2e-3
     )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 29])
 def test_few_images_fit_no_temperature(count: int) -> None:
-    answers = calibrated_answers(count)
-    found = fit_temperature(Answers(9 * answers.logits, answers.labels))
+    labelled = calibrated_logits(count)
+    found = fit_temperature(LabelledLogits(9 * labelled.logits, labelled.labels))
     assert (found.temperature, found.images) == (1.0, count)
     assert found.note == f"{count} validation images are too few; 30 are needed"
 
 
 def test_images_without_a_mistake_say_nothing_of_how_sure_to_be() -> None:
     logits = torch.eye(3).repeat(15, 1)
-    found = fit_temperature(Answers(logits, logits.argmax(1)))
+    found = fit_temperature(LabelledLogits(logits, logits.argmax(1)))
     assert found.temperature == 1.0
     assert "all 45 validation images" in found.note
 
@@ -132,12 +132,12 @@ def test_images_without_a_mistake_say_nothing_of_how_sure_to_be() -> None:
 def test_logits_that_have_nothing_to_do_with_the_labels_become_a_guess() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(500, 4, generator=generator), torch.randint(0, 4, (500,), generator=generator)
-    found = fit_temperature(Answers(45 * logits, labels))
+    found = fit_temperature(LabelledLogits(45 * logits, labels))
     assert found.loss > 30
     assert float(F.cross_entropy(45 * logits / found.temperature, labels)) == pytest.approx(math.log(4), abs=0.1)
 
 
 def test_logits_that_say_nothing_fit_no_temperature() -> None:
-    found = fit_temperature(Answers(torch.zeros(60, 3), torch.arange(60) % 3))
+    found = fit_temperature(LabelledLogits(torch.zeros(60, 3), torch.arange(60) % 3))
     assert found.temperature == 1.0
     assert "by more than noise" in found.note

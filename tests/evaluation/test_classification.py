@@ -6,13 +6,13 @@ from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support,
 
 from tl_cli.evaluation import classification
 from tl_cli.evaluation.classification import class_scores, macro_scores, most_confused, report, worst_mistakes
-from tl_cli.evaluation.logits import Answers
+from tl_cli.evaluation.logits import LabelledLogits
 
 
 def test_the_report_agrees_with_an_independent_computation() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(200, 4) * 2, torch.randint(0, 4, (200,))
-    measured = report(Answers(logits, labels))
+    measured = report(LabelledLogits(logits, labels))
     predicted = logits.argmax(1)
     assert measured.accuracy.correct == int((predicted == labels).sum())
     losses = -logits.double().log_softmax(1)[range(200), labels]
@@ -27,30 +27,30 @@ def test_the_report_agrees_with_an_independent_computation() -> None:
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
-    measured = report(Answers(torch.eye(3)[:2] * 5, torch.tensor([0, 1])))
+    measured = report(LabelledLogits(torch.eye(3)[:2] * 5, torch.tensor([0, 1])))
     assert measured.recalls[2] is None
     assert measured.confusion.shape == (3, 3)
 
 
-def some_answers(count: int = 400, classes: int = 7, seed: int = 3) -> Answers:
+def some_logits(count: int = 400, classes: int = 7, seed: int = 3) -> LabelledLogits:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=generator)
     logits = torch.randn(count, classes, generator=generator)
     logits[torch.arange(count), labels] += 1.5
-    return Answers(logits, labels)
+    return LabelledLogits(logits, labels)
 
 
 def test_the_five_likeliest_are_scikit_learns() -> None:
-    answers = some_answers()
-    expected = top_k_accuracy_score(answers.labels.numpy(), answers.logits.numpy(), k=5)
-    assert report(answers).top5.value == pytest.approx(expected)
-    assert report(some_answers(classes=5)).top5 is None
+    labelled = some_logits()
+    expected = top_k_accuracy_score(labelled.labels.numpy(), labelled.logits.numpy(), k=5)
+    assert report(labelled).top5.value == pytest.approx(expected)
+    assert report(some_logits(classes=5)).top5 is None
 
 
 def test_scores_by_class_and_their_means_are_scikit_learns() -> None:
-    answers = some_answers()
-    labels, predicted = answers.labels.numpy(), answers.logits.argmax(1).numpy()
-    confusion = report(answers).confusion
+    labelled = some_logits()
+    labels, predicted = labelled.labels.numpy(), labelled.logits.argmax(1).numpy()
+    confusion = report(labelled).confusion
     precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, zero_division=0)
     scores = class_scores(confusion)
     assert [each.images for each in scores] == support.tolist()
@@ -64,41 +64,41 @@ def test_scores_by_class_and_their_means_are_scikit_learns() -> None:
 
 
 def test_the_interval_of_a_mean_over_classes_is_a_bootstrap_of_the_images() -> None:
-    answers = some_answers(200, 3)
-    labels, predicted = answers.labels.numpy(), answers.logits.argmax(1).numpy()
+    labelled = some_logits(200, 3)
+    labels, predicted = labelled.labels.numpy(), labelled.logits.argmax(1).numpy()
     theirs = bootstrap(
         (labels, predicted), lambda true, said: f1_score(true, said, average="macro"), paired=True, vectorized=False,
         n_resamples=1000, method="basic", random_state=0,
     ).confidence_interval  # fmt: skip
-    ours = macro_scores(report(answers).confusion).f1
+    ours = macro_scores(report(labelled).confusion).f1
     assert ours.low == pytest.approx(theirs.low, abs=0.012)
     assert ours.high == pytest.approx(theirs.high, abs=0.012)
 
 
 @pytest.mark.parametrize(("count", "classes"), [(2000, 100), (1000, 10), (60, 3)])
 def test_the_intervals_hold_what_so_many_more_images_would_show(count: int, classes: int) -> None:
-    truth = macro_scores(report(some_answers(100_000, classes, 99)).confusion).f1.value
-    found = [macro_scores(report(some_answers(count, classes, seed)).confusion).f1 for seed in range(30)]
+    truth = macro_scores(report(some_logits(100_000, classes, 99)).confusion).f1.value
+    found = [macro_scores(report(some_logits(count, classes, seed)).confusion).f1 for seed in range(30)]
     assert all(each.low <= each.value <= each.high for each in found)
     assert sum(each.low <= truth <= each.high for each in found) >= 25
 
 
 def test_where_nothing_says_how_sure_a_number_is_there_is_no_interval() -> None:
-    one = report(some_answers(1, 3))
+    one = report(some_logits(1, 3))
     assert not one.loss.is_known
     assert not macro_scores(one.confusion).f1.is_known
     assert not macro_scores(np.diag([50, 50, 50])).recall.is_known
-    # Samples without the two answers of the last class lose its precision of 1: from 45% to 11%, and never above 47%.
+    # Samples without the two predictions of the last class lose its precision of 1: from 45% to 11%, and never above 47%.
     rarely = macro_scores(np.array([[20, 0, 0], [20, 0, 0], [18, 0, 2]]))
     assert rarely.precision.value == pytest.approx((20 / 58 + 0 + 1) / 3)
     assert not rarely.precision.is_known
     assert rarely.recall.is_known
     # Three images a class: their means are far from what more would show.
-    assert not macro_scores(report(some_answers(300, 100)).confusion).f1.is_known
+    assert not macro_scores(report(some_logits(300, 100)).confusion).f1.is_known
 
 
 def test_means_are_over_the_classes_that_have_images() -> None:
-    # Class 2 has no images and is answered once; class 1 is never answered.
+    # Class 2 has no images and is predicted once; class 1 is never predicted.
     confusion = np.array([[3, 0, 1], [2, 0, 0], [0, 0, 0]])
     macro = macro_scores(confusion)
     assert macro.recall.value == pytest.approx((3 / 4 + 0) / 2)
@@ -106,19 +106,19 @@ def test_means_are_over_the_classes_that_have_images() -> None:
     assert macro.f1.value == pytest.approx((2 * 3 / 9 + 0) / 2)
     scores = class_scores(confusion)
     assert scores[1].precision is None
-    assert (scores[2].recall, scores[2].f1, scores[2].answers) == (None, None, 1)
+    assert (scores[2].recall, scores[2].f1, scores[2].predicted) == (None, None, 1)
 
 
 def test_the_bootstrap_draws_the_cells_that_have_images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     macro = classification._macro
 
-    def counted(true: np.ndarray, answered: np.ndarray, draws: np.ndarray, num_classes: int) -> np.ndarray:
+    def counted(true: np.ndarray, predicted: np.ndarray, draws: np.ndarray, num_classes: int) -> np.ndarray:
         drawn.append(draws.size)
-        return macro(true, answered, draws, num_classes)
+        return macro(true, predicted, draws, num_classes)
 
     monkeypatch.setattr(classification, "_macro", counted)
-    confusion = report(some_answers(10_000, 500)).confusion
+    confusion = report(some_logits(10_000, 500)).confusion
     scores = macro_scores(confusion)
     assert scores.f1.low <= scores.f1.value <= scores.f1.high
     # The estimate and 1,000 draws of it; all cells would be 25 times as many.
@@ -129,7 +129,7 @@ def test_the_bootstrap_draws_the_cells_that_have_images_alone(monkeypatch: pytes
 def test_the_most_confused_pairs_are_the_largest_cells_beside_the_diagonal() -> None:
     confusion = np.array([[90, 7, 3], [0, 50, 0], [9, 1, 10]])
     pairs = most_confused(confusion, 3)
-    assert [(pair.true, pair.answered, pair.count) for pair in pairs] == [(2, 0, 9), (0, 1, 7), (0, 2, 3)]
+    assert [(pair.true, pair.predicted, pair.count) for pair in pairs] == [(2, 0, 9), (0, 1, 7), (0, 2, 3)]
     assert pairs[0].share == pytest.approx(9 / 20)
     assert len(most_confused(confusion, 99)) == 4
     assert most_confused(np.eye(3, dtype=np.int64), 5) == []
@@ -137,12 +137,12 @@ def test_the_most_confused_pairs_are_the_largest_cells_beside_the_diagonal() -> 
 
 def test_the_worst_mistake_has_the_largest_loss_and_right_answers_are_none() -> None:
     logits = torch.tensor([[9.0, 0, 0], [0, 2, 0], [500, 0, 1], [600, 0, 2], [0, 0, 1]])
-    answers = Answers(logits, torch.tensor([0, 0, 1, 1, 2]))
-    mistakes = worst_mistakes(answers, 10)
+    labelled = LabelledLogits(logits, torch.tensor([0, 0, 1, 1, 2]))
+    mistakes = worst_mistakes(labelled, 10)
     # As probabilities both of the first are certain; their losses still differ.
     assert [each.index for each in mistakes] == [3, 2, 1]
-    assert (mistakes[2].true, mistakes[2].answered) == (0, 1)
+    assert (mistakes[2].true, mistakes[2].predicted) == (0, 1)
     e2 = float(np.exp(2))
     assert mistakes[2].probability == pytest.approx(e2 / (2 + e2))
     assert mistakes[2].true_probability == pytest.approx(1 / (2 + e2))
-    assert len(worst_mistakes(answers, 1)) == 1
+    assert len(worst_mistakes(labelled, 1)) == 1

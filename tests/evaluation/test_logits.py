@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tl_cli.compute.device import Autocasting, Machine
 from tl_cli.data.batches import Batch
 from tl_cli.errors import DataError
-from tl_cli.evaluation.logits import answer, load_answers, outputs
+from tl_cli.evaluation.logits import compute_logits, load_logits, outputs
 from tl_cli.models import freezing
 from tl_cli.models.zoo import registry
 
@@ -44,9 +44,9 @@ def _images(*counts: int) -> list[Batch]:
 
 
 def test_batches_come_back_in_order_whatever_takes_longer() -> None:
-    answers = answer(_Slower(), _numbered(9), at_once=3)
-    assert answers.labels.tolist() == [number for number in range(9) for _ in range(2)]
-    assert answers.logits[:, 0].tolist() == [2.0 * label for label in answers.labels.tolist()]
+    labelled = compute_logits(_Slower(), _numbered(9), at_once=3)
+    assert labelled.labels.tolist() == [number for number in range(9) for _ in range(2)]
+    assert labelled.logits[:, 0].tolist() == [2.0 * label for label in labelled.labels.tolist()]
 
 
 def test_a_network_side_by_side_answers_as_one_by_one() -> None:
@@ -114,8 +114,8 @@ def test_kept_predictions_that_do_not_fit_each_other_are_refused(edited: dict[st
     }
     path = tmp_path / "test_logits.npz"
     np.savez_compressed(path, **whole)
-    kept = load_answers(path)
-    assert (kept.ids, kept.classes, kept.answers.labels.tolist()) == (("one", "two"), ("a", "b", "c"), [0, 2])
+    kept = load_logits(path)
+    assert (kept.ids, kept.classes, kept.labelled.labels.tolist()) == (("one", "two"), ("a", "b", "c"), [0, 2])
     np.savez_compressed(path, **{**whole, **edited})
     with pytest.raises(DataError, match=r"test_logits.npz does not contain the saved logits of a model"):
-        load_answers(path)
+        load_logits(path)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tl_cli.errors import UsageError
-from tl_cli.evaluation.logits import Answers, KeptAnswers
+from tl_cli.evaluation.logits import LabelledLogits, SavedLogits
 from tl_cli.evaluation.ranking import (
     Contender,
     Cost,
@@ -23,7 +23,7 @@ CLASSES = ("ant", "bee", "cow")
 COST = Cost(1000, 2000, 32, 4000, 100.0)
 
 
-def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> KeptAnswers:
+def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> SavedLogits:
     """Logits that are correct for these images; the labels cycle through the classes."""
     labels = np.arange(len(right)) % 3
     said = np.where(right, labels, (labels + 1) % 3)
@@ -31,7 +31,7 @@ def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: boo
     places = np.array([classes.index(name) for name in CLASSES])
     logits = torch.nn.functional.one_hot(torch.from_numpy(places[said[order]]), len(classes)).float()
     labels_there = torch.from_numpy(places[labels[order]])
-    return KeptAnswers(Answers(logits, labels_there), tuple(f"{i}.png" for i in order), classes)
+    return SavedLogits(LabelledLogits(logits, labels_there), tuple(f"{i}.png" for i in order), classes)
 
 
 def contender(name: str, *rights: np.ndarray, cost: Cost = COST, **facts: object) -> Contender:
@@ -108,7 +108,7 @@ def test_other_images_are_refused() -> None:
     with pytest.raises(UsageError, match="10 images are in only one of them"):
         compare_all([contender("a", some_right(0.5, count=100)), fewer])
     labels = kept(some_right(0.5))
-    wrong = KeptAnswers(Answers(labels.answers.logits, (labels.answers.labels + 1) % 3), labels.ids, CLASSES)
+    wrong = SavedLogits(LabelledLogits(labels.labelled.logits, (labels.labelled.labels + 1) % 3), labels.ids, CLASSES)
     with pytest.raises(UsageError, match="classes differ"):
         compare_all([contender("a", some_right(0.5)), Contender("b", (Training("b", wrong),), COST)])
 

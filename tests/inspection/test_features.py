@@ -5,7 +5,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from tests.inspection.networks import enliven
 from tl_cli.data.batches import Batch
-from tl_cli.evaluation.logits import Answers
+from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.inspection.features import Features, explore, features_of, knn_predictions, neighbour_count, tsne_map
 from tl_cli.models.zoo import registry
 
@@ -23,10 +23,10 @@ def test_features_are_the_input_of_the_head(name: str, width: int) -> None:
     size = 224 if "levit" in name else 64
     found = features_of(classifier, [batch(3, size), batch(2, size)])
     assert found.vectors.shape == (5, width)
-    assert found.answers.logits.shape == (5, 5)
-    assert found.answers.labels.tolist() == [0, 1, 2, 0, 1]
+    assert found.labelled.logits.shape == (5, 5)
+    assert found.labelled.labels.tolist() == [0, 1, 2, 0, 1]
     if name == "resnet18":
-        assert torch.allclose(classifier.model.fc(found.vectors), found.answers.logits, atol=1e-4)
+        assert torch.allclose(classifier.model.fc(found.vectors), found.labelled.logits, atol=1e-4)
     assert not any(module._forward_pre_hooks for module in classifier.model.modules())
 
 
@@ -36,12 +36,12 @@ def clouds(count: int, seed: int) -> Features:
     middles = torch.eye(3, 16)[labels] * 8
     vectors = middles + torch.randn(count, 16, generator=random)
     # A head that always predicts the first class.
-    return Features(vectors, Answers(torch.eye(3)[torch.zeros(count, dtype=torch.long)], labels))
+    return Features(vectors, LabelledLogits(torch.eye(3)[torch.zeros(count, dtype=torch.long)], labels))
 
 
 def test_neighbours_predict_as_scikit_learn_and_are_compared_with_the_head() -> None:
     training, query = clouds(300, 0), clouds(60, 1)
-    reference = KNeighborsClassifier(20, metric="cosine").fit(training.vectors, training.answers.labels)
+    reference = KNeighborsClassifier(20, metric="cosine").fit(training.vectors, training.labelled.labels)
     assert np.array_equal(knn_predictions(training, query, 20), reference.predict(query.vectors.numpy()))
     found = explore(training, query, labels_fit=True, most_on_map=50)
     assert found.by_head is not None
@@ -68,8 +68,8 @@ def test_the_map_separates_groups_and_is_reproducible() -> None:
     vectors = query.vectors.numpy()
     points = tsne_map(vectors)
     assert np.array_equal(points, tsne_map(vectors))
-    centres = np.array([points[query.answers.labels.numpy() == label].mean(0) for label in range(3)])
-    spread = max(points[query.answers.labels.numpy() == label].std(0).max() for label in range(3))
+    centres = np.array([points[query.labelled.labels.numpy() == label].mean(0) for label in range(3)])
+    spread = max(points[query.labelled.labels.numpy() == label].std(0).max() for label in range(3))
     apart = min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
     assert apart > 3 * spread
 

@@ -16,7 +16,7 @@ from tl_cli.api.observer import Observer
 from tl_cli.api.warm_start import with_saved_weights
 from tl_cli.choices import DeviceName
 from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, UsageError
-from tl_cli.evaluation.logits import KeptAnswers
+from tl_cli.evaluation.logits import SavedLogits
 from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.ranking import (
     Comparison,
@@ -35,7 +35,7 @@ from tl_cli.models import bundle
 from tl_cli.models.list import counting
 from tl_cli.models.list.completion import is_architecture
 from tl_cli.models.zoo import registry
-from tl_cli.tracking.comparisons import CONTENDER_TAG, Parent, kept_answers, tested_on, training_of, trainings_of
+from tl_cli.tracking.comparisons import CONTENDER_TAG, Parent, saved_logits, tested_on, training_of, trainings_of
 from tl_cli.tracking.destination import find_destination
 from tl_cli.tracking.evaluations import in_letters
 from tl_cli.tracking.reader import read_history
@@ -372,7 +372,7 @@ def _compared(entries: Sequence[_Entry], request: CompareRequest, observer: Obse
 def _training(
     target: Target,
     history: History | None,
-    recorded: KeptAnswers | None,
+    recorded: SavedLogits | None,
     request: CompareRequest,
     observer: Observer,
     *,
@@ -389,7 +389,7 @@ def _training(
     return training if on_test else replace(training, clean_train=None)
 
 
-def _recorded_logits(entries: Sequence[_Entry], request: CompareRequest) -> dict[str, KeptAnswers]:
+def _recorded_logits(entries: Sequence[_Entry], request: CompareRequest) -> dict[str, SavedLogits]:
     """Return the recorded test logits by target, if all models recorded them for the same images; else nothing.
 
     Digests of an earlier version are never those of today: its models are evaluated again beside newer ones.
@@ -401,14 +401,14 @@ def _recorded_logits(entries: Sequence[_Entry], request: CompareRequest) -> dict
         return {}
     found = {}
     for target in targets:
-        logits = kept_answers(target.store, target.run) if target.store and target.run else None
+        logits = saved_logits(target.store, target.run) if target.store and target.run else None
         if logits is None:
             return {}
         found[target.name] = logits
     return found
 
 
-def _logits(target: Target, request: CompareRequest, observer: Observer) -> KeptAnswers:
+def _logits(target: Target, request: CompareRequest, observer: Observer) -> SavedLogits:
     """Return the logits that a model computes now."""
     classifier, card = registry.restore(target.folder)
     if request.data is None and request.split is None and "test" not in card.data.splits:
@@ -430,7 +430,7 @@ def _logits(target: Target, request: CompareRequest, observer: Observer) -> Kept
         observer.warn(f"the {measured.part} images are not those that {target.name} was trained with")
     if measured.trained_on:
         observer.warn(f"{target.name} was trained on {measured.trained_on:,} of these {measured.split.count:,} images")
-    return KeptAnswers(measured.answers, tuple(measured.images.ids), card.classes)
+    return SavedLogits(measured.labelled, tuple(measured.images.ids), card.classes)
 
 
 def _cost(target: Target, images_per_second: float | None) -> Cost:

@@ -11,7 +11,7 @@ from tl_cli.api.observer import Observer
 from tl_cli.choices import DeviceName
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard
 from tl_cli.errors import StorageError, TrackingError, some
-from tl_cli.evaluation.logits import save_answers
+from tl_cli.evaluation.logits import save_logits
 from tl_cli.evaluation.measure import Evaluator, Measured, OnBadImage, OwnAccuracy, Part
 from tl_cli.evaluation.report import EvaluationReport, as_data, class_rows, headline, make_report
 from tl_cli.evaluation.task import TASKS
@@ -185,7 +185,7 @@ def _evaluation(target: Target, request: EvaluateRequest, observer: Observer) ->
     if not card.calibration.images and has_former_calibration(target):
         observer.warn("calibration.json of an earlier version is ignored; tl train now fits the temperature")
     return Evaluation(
-        target.name, card, measured, make_report(measured.answers, card.calibration, TASKS[classifier.task]), own
+        target.name, card, measured, make_report(measured.labelled, card.calibration, TASKS[classifier.task]), own
     )
 
 
@@ -226,7 +226,7 @@ def _record(target: Target, evaluation: Evaluation, draw: Draw) -> None:
             if is_first_test(run, measured):
                 # tl compare looks for the test logits of a run there.
                 logits = store.state_folder(run) / TEST_LOGITS
-                save_answers(logits, measured.answers, measured.images.ids, evaluation.card.classes)
+                save_logits(logits, measured.labelled, measured.images.ids, evaluation.card.classes)
                 log_first_test(store, run, evaluation.accuracy, logits)
     except (StorageError, TrackingError) as error:
         raise type(error)(
@@ -238,5 +238,5 @@ def _write(folder: Path, evaluation: Evaluation, draw: Draw) -> list[Path]:
     report, logits = folder / "report.json", folder / "logits.npz"
     measured = evaluation.measured
     write_text(report, json.dumps(evaluation.to_dict(), allow_nan=False) + "\n")
-    save_answers(logits, measured.answers, measured.images.ids, evaluation.card.classes)
+    save_logits(logits, measured.labelled, measured.images.ids, evaluation.card.classes)
     return [report, logits, *draw(evaluation, folder)]

@@ -409,7 +409,7 @@ class CamResult(_Result):
         rows = [
             {
                 "image": each.image,
-                "answered": each.predicted,
+                "predicted": each.predicted,
                 "probability": each.probability,
                 **({} if each.true is None else {"true": each.true}),
                 "centre": _centre(each.heat),

@@ -33,7 +33,7 @@ from tl_cli.contract import ModelCard
 from tl_cli.data.preprocess import Picture
 from tl_cli.errors import RunNotFoundError, UnknownModelError, UsageError, some
 from tl_cli.evaluation.classification import worst_mistakes
-from tl_cli.evaluation.logits import answer, check_finite
+from tl_cli.evaluation.logits import check_finite, compute_logits
 from tl_cli.evaluation.task import TASKS
 from tl_cli.inspection.attribution import grad_cam
 from tl_cli.inspection.drift import measure_drift
@@ -406,19 +406,19 @@ def _worst(inspection: _Inspection, view: WorstView) -> CamResult:
     model = inspection.load()
     loader = model.open_images().batches(inspection.request.images or _ALL)
     total = len(loader.images)
-    answers = answer(
+    labelled = compute_logits(
         model.classifier.model,
         loader.clean(),
         inspection.counted("evaluating", total),
         at_once=model.machine.at_once,
     )
-    check_finite(answers.logits)
-    mistakes = worst_mistakes(answers.scaled(model.classifier.temperature), view.count)
+    check_finite(labelled.logits)
+    mistakes = worst_mistakes(labelled.scaled(model.classifier.temperature), view.count)
     if not mistakes:
         title = inspection.title(model.classifier)
         return CamResult(title=title, target=inspection.target, model=model.classifier.name, images=total)
     pictures = torch.stack([model.prepared(loader.images.open(each.index)) for each in mistakes])
-    rows = [_Row(loader.images.ids[each.index], each.answered, each.probability, each.true) for each in mistakes]
+    rows = [_Row(loader.images.ids[each.index], each.predicted, each.probability, each.true) for each in mistakes]
     return _heatmaps(inspection, model, pictures, rows, total)
 
 

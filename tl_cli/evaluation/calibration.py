@@ -10,7 +10,7 @@ from scipy.stats import sem, t
 from torch import Tensor
 
 from tl_cli.contract import Calibration
-from tl_cli.evaluation.logits import Answers
+from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 # As in Guo et al. 2017.
@@ -60,14 +60,14 @@ class Reliability:
     bins: tuple[Bin, ...]
 
 
-def reliability(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) -> Reliability:
+def reliability(labelled: LabelledLogits, seed: int = 0, task: Task = SINGLE_LABEL) -> Reliability:
     """Return the reliability diagram and the calibration error of the probabilities.
 
     Args:
         seed: of the random draws for ``chance_ece``.
     """
-    confidence = task.confidence(task.probabilities(answers.logits.double())).numpy()
-    right = task.is_correct(answers.logits, answers.labels).numpy()
+    confidence = task.confidence(task.probabilities(labelled.logits.double())).numpy()
+    right = task.is_correct(labelled.logits, labelled.labels).numpy()
     # Right-closed, as in the paper; a confidence of exactly 0 is impossible.
     place = np.clip(np.ceil(confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
     counts, sums = (np.bincount(place, weights, _BINS) for weights in (None, confidence))
@@ -83,19 +83,19 @@ def reliability(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) -> R
     return Reliability(float(np.abs(correct - sums).sum() / len(confidence)), float(np.mean(by_chance)), bins)
 
 
-def fit_temperature(answers: Answers, seed: int = 0, task: Task = SINGLE_LABEL) -> Calibration:
+def fit_temperature(labelled: LabelledLogits, seed: int = 0, task: Task = SINGLE_LABEL) -> Calibration:
     """Return the temperature with the lowest cross-entropy (Guo et al. 2017) if it is shown to help, otherwise 1.
 
     It is shown to help if cross-validation lowers the loss by more than noise: each image is evaluated with a
     temperature fitted on the other folds, and the gain per image has a one-sided 95% interval (Student's) above zero.
 
     Args:
-        answers: of the validation images, which selected the epoch but not the scale of the logits.
+        labelled: of the validation images, which selected the epoch but not the scale of the logits.
         seed: of the folds, and of the subset of very many images.
     """
-    most = min(_MOST, max(_ENOUGH, _MOST_LOGITS // answers.logits.shape[1]))
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(answers.labels))[:most])
-    logits, labels = answers.logits[order].double(), answers.labels[order]
+    most = min(_MOST, max(_ENOUGH, _MOST_LOGITS // labelled.logits.shape[1]))
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labelled.labels))[:most])
+    logits, labels = labelled.logits[order].double(), labelled.labels[order]
     count = len(labels)
     before = task.loss(logits, labels, reduction="none")
     tried = Calibration(images=count, loss=_rounded(before.mean()))

@@ -1,4 +1,4 @@
-"""Numbers about answers, each with its uncertainty where it is an estimate."""
+"""Scores of predicted classes, each with its uncertainty where it is an estimate."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from tl_cli.evaluation.intervals import Accuracy, Measure, mean, wilson
-from tl_cli.evaluation.logits import Answers
+from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 _DRAWS = 1000
@@ -25,7 +25,7 @@ class Report:
         accuracy: top-1, with its interval.
         top5: whether the true class is among the five likeliest; None with five classes or fewer.
         loss: mean cross-entropy, in nats; the interval is Student's.
-        confusion: (num_classes, num_classes) int64; rows are the truth, columns the answer.
+        confusion: (num_classes, num_classes) int64; rows are the truth, columns the predicted class.
     """
 
     accuracy: Accuracy
@@ -47,14 +47,14 @@ class ClassScore:
 
     Attributes:
         images: of the class.
-        answers: how often it was answered.
-        recall: share of its images that are answered so; None without images.
-        precision: share of the answers that are right; None where it was never answered.
-        f1: harmonic mean of the two, 0 where it was never answered rightly; None without images.
+        predicted: images predicted as this class.
+        recall: share of its images that are predicted as this class; None without images.
+        precision: share of the predictions of this class that are right; None where it was never predicted.
+        f1: harmonic mean of the two, 0 if none was predicted correctly; None without images.
     """
 
     images: int
-    answers: int
+    predicted: int
     recall: Accuracy | None
     precision: Accuracy | None
     f1: float | None
@@ -64,10 +64,10 @@ class ClassScore:
 class MacroScores:
     """Means over the classes that have images, each class counting as much as any other.
 
-    A class that was never answered has precision 0, as in scikit-learn. The intervals are basic ones (Davison and
+    A class that was never predicted has precision 0, as in scikit-learn. The intervals are basic ones (Davison and
     Hinkley 1997) of 1,000 bootstrap samples of the images, drawn class by class so that none is lost; with fewer than
-    ten images a class there are none, and none for the precision where a class was answered fewer than ten times: it is
-    0 in the samples that lose those answers.
+    ten images a class there are none, and none for the precision where a class was predicted fewer than ten times: it
+    is 0 in the samples that lose those predictions.
     """
 
     precision: Measure
@@ -81,13 +81,13 @@ class Confusion:
 
     Attributes:
         true: index of the class that the images are of.
-        answered: index of the class that was answered.
+        predicted: index of the predicted class.
         count: images.
         share: of the images of the true class.
     """
 
     true: int
-    answered: int
+    predicted: int
     count: int
     share: float
 
@@ -97,23 +97,23 @@ class Mistake:
     """An image that was classified wrongly.
 
     Attributes:
-        index: place among the answers.
+        index: of the image, in the order of the logits.
         true: index of its class.
-        answered: index of the class that was answered.
-        probability: of the answer.
+        predicted: index of the predicted class.
+        probability: of the predicted class.
         true_probability: of its class.
     """
 
     index: int
     true: int
-    answered: int
+    predicted: int
     probability: float
     true_probability: float
 
 
-def report(answers: Answers, task: Task = SINGLE_LABEL) -> Report:
-    """Return accuracy, loss and confusion matrix of a set of answers."""
-    logits, labels = answers.logits, answers.labels
+def report(labelled: LabelledLogits, task: Task = SINGLE_LABEL) -> Report:
+    """Return accuracy, loss and confusion matrix of labelled logits."""
+    logits, labels = labelled.logits, labelled.labels
     in_top5 = task.is_among_likeliest(logits, labels, 5)
     return Report(
         accuracy=wilson(int(task.is_correct(logits, labels).sum()), len(labels)),
@@ -126,15 +126,15 @@ def report(answers: Answers, task: Task = SINGLE_LABEL) -> Report:
 def class_scores(confusion: np.ndarray) -> list[ClassScore]:
     """Return recall, precision and F1 of every class of a confusion matrix."""
     scores = []
-    for label, (images, answers) in enumerate(zip(confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True)):
+    for label, (images, predicted) in enumerate(zip(confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True)):
         right = int(confusion[label, label])
         scores.append(
             ClassScore(
                 images=images,
-                answers=answers,
+                predicted=predicted,
                 recall=wilson(right, images) if images else None,
-                precision=wilson(right, answers) if answers else None,
-                f1=2 * right / (images + answers) if images else None,
+                precision=wilson(right, predicted) if predicted else None,
+                f1=2 * right / (images + predicted) if images else None,
             )
         )
     return scores
@@ -147,12 +147,12 @@ def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
         confusion: (num_classes, num_classes) int64 of at least one image.
         seed: of the bootstrap.
     """
-    true, answered = np.nonzero(confusion)
-    counts = confusion[true, answered]
+    true, predicted = np.nonzero(confusion)
+    counts = confusion[true, predicted]
     generator = np.random.default_rng(seed)
     # Cells come row by row, and a row is a class.
     rows = np.split(counts, np.flatnonzero(np.diff(true)) + 1)
-    values = _macro(true, answered, counts[None], len(confusion))[:, 0]
+    values = _macro(true, predicted, counts[None], len(confusion))[:, 0]
     if counts.sum() < _FEWEST_A_CLASS * len(rows):
         precision, recall, f1 = (Measure(float(value), math.nan, math.nan) for value in values)
         return MacroScores(precision, recall, f1)
@@ -161,7 +161,7 @@ def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
     for start in range(0, _DRAWS, size):
         # Resampling images is drawing anew how many of a class fall in each cell that has any.
         draws = [generator.multinomial(row.sum(), row / row.sum(), min(size, _DRAWS - start)) for row in rows]
-        drawn.append(_macro(true, answered, np.concatenate(draws, axis=1), len(confusion)))
+        drawn.append(_macro(true, predicted, np.concatenate(draws, axis=1), len(confusion)))
     quantiles = np.percentile(np.concatenate(drawn, axis=1), [2.5, 97.5], axis=1).T
     precision, recall, f1 = (_basic(float(value), *each) for value, each in zip(values, quantiles, strict=True))
     if confusion.sum(0)[confusion.any(1)].min() < _FEWEST_A_CLASS:
@@ -190,38 +190,38 @@ def most_confused(confusion: np.ndarray, most: int) -> list[Confusion]:
     ]
 
 
-def worst_mistakes(answers: Answers, most: int) -> list[Mistake]:
-    """Return the wrong answers that were given with the most confidence against the truth: the largest loss first."""
+def worst_mistakes(labelled: LabelledLogits, most: int) -> list[Mistake]:
+    """Return the most confident wrong predictions: the largest loss first."""
     # As probabilities, several wrong classes may all round to one.
-    losses = SINGLE_LABEL.loss(answers.logits.double(), answers.labels, reduction="none")
-    predicted = answers.logits.argmax(1)
-    wrong = torch.nonzero(predicted != answers.labels).flatten()
+    losses = SINGLE_LABEL.loss(labelled.logits.double(), labelled.labels, reduction="none")
+    predicted = labelled.logits.argmax(1)
+    wrong = torch.nonzero(predicted != labelled.labels).flatten()
     order = wrong[losses[wrong].argsort(descending=True, stable=True)][:most]
-    probabilities = answers.logits[order].softmax(1)
+    probabilities = labelled.logits[order].softmax(1)
     return [
         Mistake(place, true, said, float(row[said]), float(row[true]))
         for place, true, said, row in zip(
-            order.tolist(), answers.labels[order].tolist(), predicted[order].tolist(), probabilities, strict=True
+            order.tolist(), labelled.labels[order].tolist(), predicted[order].tolist(), probabilities, strict=True
         )
     ]
 
 
-def _macro(true: np.ndarray, answered: np.ndarray, draws: np.ndarray, num_classes: int) -> np.ndarray:
+def _macro(true: np.ndarray, predicted: np.ndarray, draws: np.ndarray, num_classes: int) -> np.ndarray:
     """Return macro precision, recall and F1 of each draw, (3, D).
 
     Args:
         true: (C,) class of each cell.
-        answered: (C,) answer of each cell.
+        predicted: (C,) predicted class of each cell.
         draws: (D, C) images in each cell.
     """
-    images, answers, right = (np.zeros((num_classes, len(draws))) for _ in range(3))
+    images, predictions, right = (np.zeros((num_classes, len(draws))) for _ in range(3))
     np.add.at(images, true, draws.T)
-    np.add.at(answers, answered, draws.T)
-    diagonal = true == answered
+    np.add.at(predictions, predicted, draws.T)
+    diagonal = true == predicted
     right[true[diagonal]] = draws.T[diagonal]
     is_there = images > 0
     scores = (
         np.divide(right, divisor, out=np.zeros_like(right), where=is_there & (divisor > 0))
-        for divisor in (answers, images, (images + answers) / 2)
+        for divisor in (predictions, images, (images + predictions) / 2)
     )
     return np.stack([score.sum(0) / is_there.sum(0) for score in scores])

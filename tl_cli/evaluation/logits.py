@@ -23,7 +23,7 @@ Counted = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class LabelledLogits:
     """Logits with the true labels.
 
     Attributes:
@@ -34,27 +34,27 @@ class Answers:
     logits: Tensor
     labels: Tensor
 
-    def scaled(self, temperature: float) -> "Answers":
+    def scaled(self, temperature: float) -> "LabelledLogits":
         """Return a copy with the logits divided by a temperature."""
-        return Answers(self.logits / temperature, self.labels)
+        return LabelledLogits(self.logits / temperature, self.labels)
 
 
 @dataclass(frozen=True, slots=True)
-class KeptAnswers:
+class SavedLogits:
     """Logits and labels as they were saved.
 
     Attributes:
-        answers: logits and labels.
+        labelled: logits and labels.
         ids: of the images.
         classes: names, by label.
     """
 
-    answers: Answers
+    labelled: LabelledLogits
     ids: tuple[str, ...]
     classes: tuple[str, ...]
 
 
-def save_answers(path: Path, answers: Answers, ids: Names, classes: tuple[str, ...]) -> None:
+def save_logits(path: Path, labelled: LabelledLogits, ids: Names, classes: tuple[str, ...]) -> None:
     """Write logits, labels, image ids and class names as .npz without pickled objects.
 
     Raises:
@@ -63,15 +63,15 @@ def save_answers(path: Path, answers: Answers, ids: Names, classes: tuple[str, .
     with replacing(path) as file:
         np.savez_compressed(
             file,
-            logits=answers.logits.numpy(),
-            labels=answers.labels.numpy(),
+            logits=labelled.logits.numpy(),
+            labels=labelled.labels.numpy(),
             ids=np.array(ids.tolist(), dtype=np.str_),
             classes=np.array(classes, dtype=np.str_),
         )
 
 
-def load_answers(path: Path) -> KeptAnswers:
-    """Return what ``save_answers`` wrote.
+def load_logits(path: Path) -> SavedLogits:
+    """Return what ``save_logits`` wrote.
 
     Raises:
         DataError: the file is not one of those.
@@ -88,16 +88,16 @@ def load_answers(path: Path) -> KeptAnswers:
                 or not ((labels >= 0) & (labels < len(classes))).all()
             ):
                 raise ValueError("its arrays do not fit each other")
-            answers = Answers(torch.from_numpy(logits), torch.from_numpy(labels))
-            return KeptAnswers(answers, tuple(ids.tolist()), tuple(classes.tolist()))
+            labelled = LabelledLogits(torch.from_numpy(logits), torch.from_numpy(labels))
+            return SavedLogits(labelled, tuple(ids.tolist()), tuple(classes.tolist()))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} does not contain the saved logits of a model: {error}") from error
 
 
 @during("while evaluating", "--input-size", "--precision", "--workers", "--threads", "--device")
-def answer(
+def compute_logits(
     network: nn.Module, batches: Iterable[Batch], counted: Counted = lambda done: None, *, at_once: int = 1
-) -> Answers:
+) -> LabelledLogits:
     """Return the logits of every batch. ``network`` is left in eval mode.
 
     Args:
@@ -109,7 +109,7 @@ def answer(
         labels.append(batch.labels.cpu())
         done += len(batch.labels)
         counted(done)
-    return Answers(torch.cat(logits), torch.cat(labels))
+    return LabelledLogits(torch.cat(logits), torch.cat(labels))
 
 
 def check_finite(logits: Tensor, ids: Names | None = None) -> None:

@@ -18,7 +18,7 @@ from tl_cli.data.images import FileImages, Images, describe
 from tl_cli.data.sources import class_names
 from tl_cli.data.sources.found import Found
 from tl_cli.errors import DataError, some
-from tl_cli.evaluation.logits import Answers, answer, check_finite
+from tl_cli.evaluation.logits import LabelledLogits, check_finite, compute_logits
 from tl_cli.io.download import Progress, silent
 from tl_cli.models.zoo.registry import Classifier
 
@@ -59,7 +59,7 @@ class Measured:
     """The logits of a model for one split of a data set.
 
     Attributes:
-        answers: logits and labels; a label is an index of the model's classes.
+        labelled: logits and labels; a label is an index of the model's classes.
         images: in the order of the logits.
         source: name or path of the data.
         part: the split; ``all`` if the data have no splits.
@@ -71,7 +71,7 @@ class Measured:
         notes: about the data, for people.
     """
 
-    answers: Answers
+    labelled: LabelledLogits
     images: Images
     source: str
     part: Part
@@ -163,16 +163,16 @@ class Evaluator:
         total = len(images)
         with self._all_named(images):
             loader = self._loader(images)
-            answers = answer(
+            labelled = compute_logits(
                 self._network,
                 loader.clean(),
                 lambda done: self._progress("evaluating", done, total),
                 at_once=self.machine.at_once,
             )
-        check_finite(answers.logits, images.ids)
-        seen = np.bincount(answers.labels.numpy(), minlength=len(self._card.classes))
+        check_finite(labelled.logits, images.ids)
+        seen = np.bincount(labelled.labels.numpy(), minlength=len(self._card.classes))
         return Measured(
-            answers=answers,
+            labelled=labelled,
             images=loader.images,
             source=self._data.spec.source,
             part=part,

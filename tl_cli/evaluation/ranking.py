@@ -9,7 +9,7 @@ import numpy as np
 
 from tl_cli.errors import UsageError, some
 from tl_cli.evaluation.intervals import Measure
-from tl_cli.evaluation.logits import KeptAnswers
+from tl_cli.evaluation.logits import SavedLogits
 from tl_cli.evaluation.paired import LEVEL, Paired, compare, holm, mean_accuracy
 
 # Beginning of the value of the condition "weights" where the weights are published ones.
@@ -32,7 +32,7 @@ class Training:
     """
 
     name: str
-    kept: KeptAnswers
+    kept: SavedLogits
     clean_train: float | None = None
     train_seconds: float | None = None
     images_per_second: float | None = None
@@ -69,8 +69,8 @@ class Contender:
     @property
     def correct(self) -> np.ndarray:
         """Which images each training classifies correctly, (trainings, N) bool."""
-        answers = [each.kept.answers for each in self.trainings]
-        return np.stack([(each.logits.argmax(1) == each.labels).numpy() for each in answers])
+        labelled = [each.kept.labelled for each in self.trainings]
+        return np.stack([(each.logits.argmax(1) == each.labels).numpy() for each in labelled])
 
     @property
     def gap(self) -> float | None:
@@ -305,15 +305,15 @@ def _aligned(contenders: Sequence[Contender]) -> list[Contender]:
     return result
 
 
-def _class_by_image(kept: KeptAnswers) -> dict[str, str]:
+def _class_by_image(kept: SavedLogits) -> dict[str, str]:
     """Return the true class of each image, by the image's id."""
-    return {image: kept.classes[label] for image, label in zip(kept.ids, kept.answers.labels.tolist(), strict=True)}
+    return {image: kept.classes[label] for image, label in zip(kept.ids, kept.labelled.labels.tolist(), strict=True)}
 
 
 def _reordered(training: Training, order: list[int]) -> Training:
     kept = training.kept
-    answers = replace(kept.answers, logits=kept.answers.logits[order], labels=kept.answers.labels[order])
-    return replace(training, kept=replace(kept, answers=answers, ids=tuple(kept.ids[index] for index in order)))
+    labelled = replace(kept.labelled, logits=kept.labelled.logits[order], labels=kept.labelled.labels[order])
+    return replace(training, kept=replace(kept, labelled=labelled, ids=tuple(kept.ids[index] for index in order)))
 
 
 def _different_images(one: Training, other: Training) -> str:

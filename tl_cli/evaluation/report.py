@@ -20,7 +20,7 @@ from tl_cli.evaluation.classification import (
     worst_mistakes,
 )
 from tl_cli.evaluation.intervals import Accuracy, Measure
-from tl_cli.evaluation.logits import Answers
+from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 _PAIRS = 20
@@ -54,13 +54,13 @@ class EvaluationReport:
     mistakes: list[Mistake]
 
 
-def make_report(answers: Answers, calibration: Calibration, task: Task = SINGLE_LABEL) -> EvaluationReport:
+def make_report(labelled: LabelledLogits, calibration: Calibration, task: Task = SINGLE_LABEL) -> EvaluationReport:
     """Return all metrics of at least one prediction.
 
     Args:
-        answers: logits, before they are divided by the temperature.
+        labelled: logits, before they are divided by the temperature.
     """
-    predicted = answers.scaled(calibration.temperature)
+    predicted = labelled.scaled(calibration.temperature)
     measured = report(predicted, task)
     return EvaluationReport(
         scores=measured,
@@ -68,7 +68,7 @@ def make_report(answers: Answers, calibration: Calibration, task: Task = SINGLE_
         macro=macro_scores(measured.confusion),
         reliability=reliability(predicted, task=task),
         calibration=calibration,
-        uncalibrated=reliability(answers, task=task) if calibration.temperature != 1 else None,
+        uncalibrated=reliability(labelled, task=task) if calibration.temperature != 1 else None,
         confused=most_confused(measured.confusion, _PAIRS),
         mistakes=worst_mistakes(predicted, _MISTAKES),
     )
@@ -117,14 +117,19 @@ def as_data(report: EvaluationReport, classes: Sequence[str], ids: Sequence[str]
         "by_class": class_rows(report, classes),
         **_confusion(measured.confusion),
         "most_confused": [
-            {"true": classes[pair.true], "answered": classes[pair.answered], "images": pair.count, "share": pair.share}
+            {
+                "true": classes[pair.true],
+                "predicted": classes[pair.predicted],
+                "images": pair.count,
+                "share": pair.share,
+            }
             for pair in report.confused
         ],
         "worst_mistakes": [
             {
                 "id": ids[each.index],
                 "true": classes[each.true],
-                "answered": classes[each.answered],
+                "predicted": classes[each.predicted],
                 "probability": each.probability,
                 "true_probability": each.true_probability,
             }
@@ -137,8 +142,8 @@ def _confusion(matrix: np.ndarray) -> dict[str, object]:
     """Return the matrix; for more than 1,000 classes only its non-zero cells: true, predicted, images."""
     if len(matrix) <= _DENSE:
         return {"confusion": matrix.tolist()}
-    true, answered = np.nonzero(matrix)
-    return {"confusion_cells": np.stack([true, answered, matrix[true, answered]], 1).tolist()}
+    true, predicted = np.nonzero(matrix)
+    return {"confusion_cells": np.stack([true, predicted, matrix[true, predicted]], 1).tolist()}
 
 
 def class_rows(report: EvaluationReport, classes: Sequence[str]) -> list[dict[str, object]]:
@@ -147,7 +152,7 @@ def class_rows(report: EvaluationReport, classes: Sequence[str]) -> list[dict[st
         {
             "class": name,
             "images": score.images,
-            "answers": score.answers,
+            "predicted": score.predicted,
             "recall": score.recall.value if score.recall else None,
             "recall_low": score.recall.low if score.recall else None,
             "recall_high": score.recall.high if score.recall else None,

@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.intervals import Accuracy, wilson
-from tl_cli.evaluation.logits import Answers, Counted, check_finite
+from tl_cli.evaluation.logits import Counted, LabelledLogits, check_finite
 from tl_cli.models.zoo.registry import Classifier
 
 # As in the evaluation of DINO (Caron et al. 2021), where 20 was the best or close to it.
@@ -28,11 +28,11 @@ class Features:
 
     Attributes:
         vectors: (N, D) float32, on the CPU.
-        answers: logits and labels.
+        labelled: logits and labels.
     """
 
     vectors: Tensor
-    answers: Answers
+    labelled: LabelledLogits
 
 
 def features_of(classifier: Classifier, batches: Iterable[Batch], counted: Counted = lambda done: None) -> Features:
@@ -67,7 +67,7 @@ def features_of(classifier: Classifier, batches: Iterable[Batch], counted: Count
                 counted(done)
     finally:
         handle.remove()
-    return Features(torch.cat(vectors), Answers(torch.cat(logits), torch.cat(labels)))
+    return Features(torch.cat(vectors), LabelledLogits(torch.cat(logits), torch.cat(labels)))
 
 
 def _keep(head_inputs: list[Tensor], inputs: tuple[Any, ...]) -> None:
@@ -89,7 +89,7 @@ def neighbour_count(images: int, classes: int) -> int:
 def knn_predictions(training: Features, query: Features, k: int) -> np.ndarray:
     """Return the majority class among the k nearest training images by cosine distance, (N,), for each query image."""
     classifier = KNeighborsClassifier(n_neighbors=k, metric="cosine", algorithm="brute", n_jobs=1)
-    classifier.fit(training.vectors.numpy(), training.answers.labels.numpy())
+    classifier.fit(training.vectors.numpy(), training.labelled.labels.numpy())
     predicted: np.ndarray = classifier.predict(query.vectors.numpy())
     return predicted
 
@@ -146,9 +146,9 @@ def explore(training: Features, query: Features, *, labels_fit: bool, most_on_ma
         labels_fit: whether the labels are the model's own classes.
         most_on_map: only the first so many images are on the map.
     """
-    labels = query.answers.labels.numpy()
-    k = neighbour_count(len(training.vectors), len(np.unique(training.answers.labels.numpy())))
-    by_neighbours, by_head = knn_predictions(training, query, k), query.answers.logits.argmax(1).numpy()
+    labels = query.labelled.labels.numpy()
+    k = neighbour_count(len(training.vectors), len(np.unique(training.labelled.labels.numpy())))
+    by_neighbours, by_head = knn_predictions(training, query, k), query.labelled.logits.argmax(1).numpy()
     return Neighbourhood(
         wilson(int((by_head == labels).sum()), len(labels)) if labels_fit else None,
         wilson(int((by_neighbours == labels).sum()), len(labels)),

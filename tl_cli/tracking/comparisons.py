@@ -12,7 +12,7 @@ from typing import Self
 from mlflow.entities import Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from tl_cli.evaluation.logits import KeptAnswers, load_answers
+from tl_cli.evaluation.logits import SavedLogits, load_logits
 from tl_cli.evaluation.ranking import Training
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, set_note
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity
@@ -23,14 +23,14 @@ from tl_cli.training.history import History
 CONTENDER_TAG = "tl.contender"
 
 
-def kept_answers(store: Store, run: Run) -> KeptAnswers | None:
+def saved_logits(store: Store, run: Run) -> SavedLogits | None:
     """Return the recorded test logits of a run; None where there are none.
 
     Raises:
         DataError: the file is not a file of logits.
     """
     path = store.artifact(run, f"{EVALUATIONS}/{TEST_LOGITS}") or store.state_folder(run) / TEST_LOGITS
-    return load_answers(path) if path.exists() else None
+    return load_logits(path) if path.exists() else None
 
 
 def tested_on(run: Run) -> str | None:
@@ -38,7 +38,7 @@ def tested_on(run: Run) -> str | None:
     return dataset_digest(run, "testing")
 
 
-def training_of(run: Run, history: History, kept: KeptAnswers) -> Training:
+def training_of(run: Run, history: History, kept: SavedLogits) -> Training:
     """Return what is recorded of a training, with its logits."""
     metrics = run.data.metrics
     speeds = [each.images_per_second for each in history.epochs if each.images_per_second and each.lr_backbone]

@@ -14,7 +14,7 @@ from mlflow.entities import Dataset, Metric, Param, Run
 
 from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
 from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
-from tl_cli.evaluation.logits import save_answers
+from tl_cli.evaluation.logits import save_logits
 from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded
 from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, datasets_of, set_note
 from tl_cli.tracking.journal import (
@@ -271,9 +271,9 @@ class Recorder:
             results["test/loss"] = (outcome.test.loss.value, "test")
         for path in curves:
             self._log_file(path, "curves")
-        if outcome.test_answers is not None and outcome.test_ids is not None:
+        if outcome.test_logits is not None and outcome.test_ids is not None:
             logits = self.folder / TEST_LOGITS
-            save_answers(logits, outcome.test_answers, outcome.test_ids, plan.data.classes)
+            save_logits(logits, outcome.test_logits, outcome.test_ids, plan.data.classes)
             self._log_file(logits, EVALUATIONS)
         model_id = self._log_model(plan, best, register)
         datasets = datasets_of(plan.data.spec)

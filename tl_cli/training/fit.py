@@ -7,7 +7,7 @@ from itertools import islice
 from tl_cli.contract import Calibration
 from tl_cli.errors import DivergedError
 from tl_cli.evaluation.calibration import fit_temperature
-from tl_cli.evaluation.logits import Answers, answer
+from tl_cli.evaluation.logits import LabelledLogits, compute_logits
 from tl_cli.evaluation.scores import better
 from tl_cli.evaluation.task import Task
 from tl_cli.interrupts import held
@@ -123,15 +123,15 @@ def _run_epoch(
     train_loss = _finite(float(partial.loss) / partial.images, step, state)
     # After the loss was read, which waits for the GPU's last step.
     trained = time.perf_counter()
-    answers = _validate(plan, stage, "validating", notify)
-    validated = _scores(task, answers)
+    labelled = _validate(plan, stage, "validating", notify)
+    validated = _scores(task, labelled)
     _finite(validated[1], step, state)
     average = _validate_average(plan, stage, state, notify)
     averaged = _scores(task, average) if average is not None else (None, None)
     best = better(validated, averaged) or validated
     calibration = None
     if state.counters.is_better(*best):
-        chosen = average if average is not None and best != validated else answers
+        chosen = average if average is not None and best != validated else labelled
         calibration = fit_temperature(chosen, task=task)
     with held():
         _end_epoch(plan, phase, state, notify, train_loss, validated, averaged, calibration, (started, trained))
@@ -193,10 +193,10 @@ def _end_epoch(
     state.whole = True
 
 
-def _validate(plan: Plan, stage: Stage, activity: Activity, notify: Observer) -> Answers:
+def _validate(plan: Plan, stage: Stage, activity: Activity, notify: Observer) -> LabelledLogits:
     """Return the logits of the validation images."""
     total = len(plan.data.parts["val"])
-    return answer(
+    return compute_logits(
         stage.network,
         stage.validation(),
         lambda done: notify(Worked(activity, done, total)),
@@ -204,21 +204,21 @@ def _validate(plan: Plan, stage: Stage, activity: Activity, notify: Observer) ->
     )
 
 
-def _validate_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer) -> Answers | None:
+def _validate_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer) -> LabelledLogits | None:
     """Return the averaged weights' logits of the validation images; None without an average, or where it overflowed."""
     if state.average is None:
         return None
     with state.average.applied():
         # LeViT caches values computed from its weights in eval mode until it trains again.
         stage.network.train()
-        answers = _validate(plan, stage, "validating the average", notify)
-    return answers if math.isfinite(_scores(plan.task, answers)[1]) else None
+        labelled = _validate(plan, stage, "validating the average", notify)
+    return labelled if math.isfinite(_scores(plan.task, labelled)[1]) else None
 
 
-def _scores(task: Task, answers: Answers) -> tuple[float, float]:
+def _scores(task: Task, labelled: LabelledLogits) -> tuple[float, float]:
     """Return accuracy (a fraction) and mean loss."""
-    correct = task.is_correct(answers.logits, answers.labels).double().mean()
-    return float(correct), float(task.loss(answers.logits, answers.labels))
+    correct = task.is_correct(labelled.logits, labelled.labels).double().mean()
+    return float(correct), float(task.loss(labelled.logits, labelled.labels))
 
 
 def _should_stop_early(plan: Plan, phase: Phase, counters: Counters) -> bool:

@@ -15,7 +15,7 @@ from tl_cli.data.images import FileImages
 from tl_cli.data.packed_names import Names
 from tl_cli.errors import DataError, WeightsError, first_line, some
 from tl_cli.evaluation.classification import Report, report
-from tl_cli.evaluation.logits import Answers, answer
+from tl_cli.evaluation.logits import LabelledLogits, compute_logits
 from tl_cli.models import bundle, freezing
 from tl_cli.training.events import Activity, Observer, Worked
 from tl_cli.training.plan import Plan
@@ -32,7 +32,7 @@ class Outcome:
     Attributes:
         counters: epochs, steps, the best epoch.
         test: scores of the best model; None where there is no test split, or it could not be evaluated.
-        test_answers: the network's logits of the test images, without temperature, to compare two runs image by image.
+        test_logits: the network's logits of the test images, without temperature, to compare two runs image by image.
         test_ids: ids of the test images, in the same order.
         clean_train: scores on training images without augmentation, in eval mode; None where they could not be
             evaluated.
@@ -42,7 +42,7 @@ class Outcome:
 
     counters: Counters
     test: Report | None
-    test_answers: Answers | None
+    test_logits: LabelledLogits | None
     test_ids: Names | None
     clean_train: Report | None
     changed: Mapping[SplitName, list[str]] = field(default_factory=dict)
@@ -98,13 +98,13 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     }
     if "test" in plan.data.parts:
         parts["test"] = (plan.loader(plan.data.parts["test"]), "testing")
-    answers: dict[SplitName, Answers] = {}
+    labelled: dict[SplitName, LabelledLogits] = {}
     reports: dict[SplitName, Report] = {}
     failed: dict[SplitName, str] = {}
     for part, (loader, activity) in parts.items():
         try:
-            answers[part] = _logits_of(plan, network, loader, activity, notify)
-            reports[part] = report(answers[part].scaled(card.calibration.temperature), plan.task)
+            labelled[part] = _logits_of(plan, network, loader, activity, notify)
+            reports[part] = report(labelled[part].scaled(card.calibration.temperature), plan.task)
         except Exception as error:  # files, memory, a device: the model is saved, and tl eval can try again
             failed[part] = _reason(plan, loader, error)
     # After all images were decoded.
@@ -113,7 +113,7 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     return Outcome(
         counters=counters,
         test=reports.get("test"),
-        test_answers=answers["test"] if tested else None,
+        test_logits=labelled["test"] if tested else None,
         test_ids=parts["test"][0].images.ids if tested else None,
         clean_train=reports.get("train"),
         changed=changed,
@@ -134,9 +134,9 @@ def _reason(plan: Plan, loader: Loader, error: Exception) -> str:
     return first_line(error)
 
 
-def _logits_of(plan: Plan, network: nn.Module, loader: Loader, activity: Activity, notify: Observer) -> Answers:
+def _logits_of(plan: Plan, network: nn.Module, loader: Loader, activity: Activity, notify: Observer) -> LabelledLogits:
     total = len(loader.images)
-    return answer(
+    return compute_logits(
         network,
         loader.clean(),
         lambda done: notify(Worked(activity, done, total)),

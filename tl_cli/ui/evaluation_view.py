@@ -75,7 +75,7 @@ def _save_pictures(evaluation: Evaluation, folder: Path) -> list[Path]:
     if report.mistakes:
         paths.append(folder / "mistakes.png")
         captions = [
-            f"{each.probability:.0%} {classes[each.answered]}\nis {classes[each.true]}" for each in report.mistakes
+            f"{each.probability:.0%} {classes[each.predicted]}\nis {classes[each.true]}" for each in report.mistakes
         ]
         pictures = (measured.images.load(each.index, 256) for each in report.mistakes)
         save_contact_sheet(pictures, captions, paths[-1], side=128)

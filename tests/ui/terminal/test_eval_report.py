@@ -13,7 +13,7 @@ from tl_cli.api.prediction import Prediction, PredictionStream
 from tl_cli.contract import Calibration, DataSpec, ModelCard, Preprocessing, Split, WeightsTag
 from tl_cli.data.images import PackedImages
 from tl_cli.data.packed_names import Names
-from tl_cli.evaluation.logits import Answers, KeptAnswers
+from tl_cli.evaluation.logits import LabelledLogits, SavedLogits
 from tl_cli.evaluation.measure import Measured
 from tl_cli.evaluation.ranking import Contender, Cost, Training, compare_all
 from tl_cli.evaluation.report import EvaluationReport, make_report
@@ -49,7 +49,7 @@ def measured(classes: int, count: int = 300) -> tuple[Measured, list[str]]:
     pixels = torch.randint(0, 256, (count, 3, 20, 30), generator=generator).to(torch.uint8)
     images = PackedImages(Names.of(f"{HOSTILE}/{n}.png" for n in range(count)), labels.numpy(), pixels)
     names = [HOSTILE, *(f"class number {n}" for n in range(1, classes))]
-    return Measured(Answers(logits, labels), images, "/data", "test", SPLIT, True, False, None, (), ()), names
+    return Measured(LabelledLogits(logits, labels), images, "/data", "test", SPLIT, True, False, None, (), ()), names
 
 
 def evaluation(found: Measured, report: EvaluationReport, name: str, classes: list[str]) -> Evaluation:
@@ -67,7 +67,7 @@ def test_an_evaluation_fits_the_terminal(width: int, classes: int, colour: bool)
     found, names = measured(classes)
     calibration = Calibration(temperature=1.3, images=30, loss=1.0, held_out_loss=0.9, note="")
     on = console(width, colour=colour)
-    print_evaluation(on, evaluation(found, make_report(found.answers, calibration), HOSTILE, names), pictures=6)
+    print_evaluation(on, evaluation(found, make_report(found.labelled, calibration), HOSTILE, names), pictures=6)
     text = printed(on)
     assert "top-1" in text
     assert ("top-5" in text) == (classes > 5)
@@ -84,7 +84,7 @@ def test_wide_letters_and_markup_in_names_leave_every_number(width: int) -> None
     found, _ = measured(6)
     on = console(width)
     names = ["[/red]", "[bold]cat", "\u65e5\u672c\u8a9e" * 4, "\u732b", "a|b", "x" * 50]
-    report = make_report(found.answers, Calibration())
+    report = make_report(found.labelled, Calibration())
     print_evaluation(on, evaluation(found, report, "model", names), pictures=2)
     text = printed(on)
     assert max(map(cell_len, text.splitlines())) <= width
@@ -97,14 +97,14 @@ def test_wide_letters_and_markup_in_names_leave_every_number(width: int) -> None
 def test_an_evaluation_is_printed_in_ascii_where_nothing_else_can_be() -> None:
     found, names = measured(12)
     on = console(80, encoding="ascii")
-    report = make_report(found.answers, Calibration())
+    report = make_report(found.labelled, Calibration())
     print_evaluation(on, evaluation(found, report, "model", [f"c{n}" for n in range(12)]), pictures=3)
     assert "worst mistakes" in printed(on)
 
 
 def test_a_model_without_mistakes_has_none_to_show() -> None:
     found, names = measured(3, 30)
-    right = Answers(torch.nn.functional.one_hot(found.answers.labels, 3).float() * 9, found.answers.labels)
+    right = LabelledLogits(torch.nn.functional.one_hot(found.labelled.labels, 3).float() * 9, found.labelled.labels)
     on = console(80)
     print_evaluation(on, evaluation(found, make_report(right, Calibration()), "model", names), pictures=8)
     text = printed(on)
@@ -136,7 +136,9 @@ def a_comparison(models: int = 3, seeds: int = 1):
             labels = torch.zeros(200, dtype=torch.int64)
             logits = torch.nn.functional.one_hot(torch.from_numpy(~right).long(), 2).float()
             ids = tuple(map(str, range(200)))
-            trainings.append(Training(f"run{seed}", KeptAnswers(Answers(logits, labels), ids, ("a", "b")), 0.9, 60.0))
+            trainings.append(
+                Training(f"run{seed}", SavedLogits(LabelledLogits(logits, labels), ids, ("a", "b")), 0.9, 60.0)
+            )
         cost = Cost(10**6 * (number + 1), None if number == 1 else 10**8, 32, 4 * 10**6, 100.0 * (number + 1))
         contenders.append(Contender(f"{HOSTILE}{number}", tuple(trainings), cost))
         epochs = [EpochEnded(e, e * 10, val_accuracy=0.2 * e, val_loss=1 / e) for e in (1, 2, 3)]

@@ -116,7 +116,7 @@ def mistakes_grid(
         cells: list[RenderableType] = []
         for each in mistakes[start : start + columns]:
             picture = measured.images.load(each.index, 2 * _THUMBNAIL)
-            said = Text(f"{each.probability:.0%} ", style="bad").append_text(plain(classes[each.answered]))
+            said = Text(f"{each.probability:.0%} ", style="bad").append_text(plain(classes[each.predicted]))
             truth = Text("is ", style="dim").append_text(plain(classes[each.true], "bold"))
             cells.append(Group(thumbnail(picture, _THUMBNAIL), said, truth))
         grid.add_row(*cells)
@@ -216,7 +216,7 @@ def _confused_table(pairs: Sequence[Confusion], classes: Sequence[str], console:
     for heading in ("images", "share", "true", "predicted"):
         table.add_column(heading, justify="right" if heading in ("images", "share") else "left", no_wrap=True)
     for pair in pairs:
-        names = (Text(shortened(classes[place], limit)) for place in (pair.true, pair.answered))
+        names = (Text(shortened(classes[place], limit)) for place in (pair.true, pair.predicted))
         table.add_row(f"{pair.count:,}", f"{pair.share:.1%}", *names)
     return table
 
@@ -227,7 +227,7 @@ def _classes_title(scores: Sequence[ClassScore]) -> str:
 
 
 def _mistake_line(mistake: Mistake, measured: Measured, classes: Sequence[str]) -> Text:
-    line = Text(f"{mistake.probability:>4.0%} ", style="bad").append_text(plain(classes[mistake.answered]))
+    line = Text(f"{mistake.probability:>4.0%} ", style="bad").append_text(plain(classes[mistake.predicted]))
     line.append(", is ", style="dim").append_text(plain(classes[mistake.true], "bold"))
     return line.append("  ").append_text(plain(measured.images.ids[mistake.index], "dim"))
 
