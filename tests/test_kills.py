@@ -8,11 +8,9 @@ import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import mlflow
@@ -20,11 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import said_by, start_in
+from tests.support.processes import said_by, start_in
+from tests.support.quick_run import TRAIN, is_described, newest_step, wait_until
 
-TRAIN = ("train", "timm/test_efficientnet", "--weights", "none", "--input-size", "32", "--epochs", "4", "--freeze-epochs",
-         "2", "--batch-size", "8", "--log-every", "1", "--workers", "0", "--checkpoint-every", "1", "--schedule", "one-cycle",
-         "--threads", "1")  # fmt: skip
 TRIALS = 25
 STEPS = 24
 
@@ -74,21 +70,6 @@ def run_tl(
             os.kill(process.pid, signal.SIGKILL)
     process.join()
     return process.exitcode
-
-
-def wait_until(process: BaseProcess, condition: Callable[[], bool]) -> None:
-    while process.is_alive() and not condition():
-        time.sleep(0.002)
-
-
-def is_described(folder: Path) -> bool:
-    return any(folder.glob("mlruns/*/*/state/card.json"))
-
-
-def newest_step(folder: Path) -> int:
-    return max(
-        (int(path.stem.removeprefix("step-")) for path in folder.glob("mlruns/*/*/state/step-*.ckpt")), default=0
-    )
 
 
 def outcome_of(folder: Path) -> Ended:
@@ -203,7 +184,7 @@ def test_a_record_that_was_cut_short_is_completed(
 if __name__ == "__main__":
     import tempfile
 
-    from tests.conftest import COLOURS, write_pictures
+    from tests.support.pictures import COLOURS, write_pictures
 
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
     with tempfile.TemporaryDirectory() as name:

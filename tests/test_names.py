@@ -17,9 +17,9 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 from rich.console import Console
 
-from tests.conftest import Result, write_pictures
-from tests.ui.terminal.test_charts import history
-from tests.ui.terminal.test_curve_view import FACTS
+from tests.support.commands import Result
+from tests.support.histories import FACTS, history
+from tests.support.pictures import write_pictures
 from tl_cli.contract import DataSpec, ModelCard, Split, WeightsTag
 from tl_cli.evaluation.classification import ClassScore
 from tl_cli.evaluation.intervals import wilson

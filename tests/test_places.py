@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import COLOURS, said_by, tl_process, write_pictures
+from tests.support.pictures import COLOURS, write_pictures
+from tests.support.processes import said_by, tl_process
 
 TRAIN = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1",
          "--data", "pictures", "--workers", "0")  # fmt: skip

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import said_by
-from tests.test_kills import TRAIN
+from tests.support.processes import said_by
+from tests.support.quick_run import TRAIN
 from tl_cli.errors import DataError, UsageError
 from tl_cli.shortage import ShortageError, during, found
 from tl_cli.training.state import checkpoints

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import said_by, start_in, tl_process, wait_for
-from tests.test_kills import TRAIN
+from tests.support.processes import said_by, start_in, tl_process, wait_for
+from tests.support.quick_run import TRAIN
 from tl_cli.models.bundle import read_card
 from tl_cli.training.state import _verified, checkpoints
 

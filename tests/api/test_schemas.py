@@ -10,7 +10,7 @@ import jsonschema
 import mlflow
 import pytest
 
-from tests.conftest import train_in
+from tests.support.commands import train_in
 
 SCHEMAS = {Path(each.name).stem: each for each in (files("tl_cli") / "api" / "schemas").iterdir()}
 # By the name of a schema: commands that print such JSON, or a line of it per image; "pictures" is a folder of images.

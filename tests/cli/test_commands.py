@@ -12,7 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tests.conftest import COLOURS, Result, tl_process, write_pictures
+from tests.support.commands import QUICK, Result, train
+from tests.support.pictures import COLOURS, write_pictures
+from tests.support.processes import tl_process
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
@@ -20,14 +22,6 @@ from tl_cli.tracking.recorded import dataset_digest
 from tl_cli.tracking.store import open_store
 from tl_cli.training.state import CARD_FILE
 from tl_cli.ui.figures import curve_figures
-
-QUICK = ("shufflenet_v2_x0_5", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1")
-
-
-def train(tl, data: Path, *more: object) -> str:
-    result: Result = tl("train", *QUICK, "--data", data, *more)
-    assert result.code == 0, result.err
-    return re.search(r"run (\w{8}) is recorded", result.out).group(1)
 
 
 def test_a_run_is_trained_evaluated_plotted_and_inspected(tl, colours: Path, workplace: Path) -> None:

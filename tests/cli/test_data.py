@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import COLOURS, write_pictures
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.data.sources.catalogue import SETS
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import train_in
-from tests.deep_pictures import png16, tiff
+from tests.support.commands import train_in
+from tests.support.deep_pictures import png16, tiff
 from tl_cli.api.prediction import predict_images
 from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.predicting import Predictor

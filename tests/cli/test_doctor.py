@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import COLOURS, write_pictures
-from tests.data.test_checks import by_hand
+from tests.support.hand_made_pictures import by_hand
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.training.config import Given
 from tl_cli.training.plan import prepare
 

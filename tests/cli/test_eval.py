@@ -11,7 +11,9 @@ import mlflow
 import pytest
 from sklearn.metrics import accuracy_score
 
-from tests.conftest import COLOURS, tl_process, train_in, write_pictures
+from tests.support.commands import train_in
+from tests.support.pictures import COLOURS, write_pictures
+from tests.support.processes import tl_process
 from tl_cli.contract import DataSpec
 from tl_cli.errors import StorageError
 from tl_cli.tracking.comparisons import saved_logits

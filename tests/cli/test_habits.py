@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from tests.cli.test_commands import train
-from tests.conftest import COLOURS, write_pictures
+from tests.support.commands import train
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli import habits
 from tl_cli.cli.app import app
 from tl_cli.errors import StorageError

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 import tl_cli
-from tests.conftest import Result, train_in
+from tests.support.commands import Result, train_in
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.store import Store, open_store

@@ -27,7 +27,8 @@ from PIL import Image
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from tests.conftest import COLOURS, Result, train_in, write_pictures
+from tests.support.commands import Result, train_in
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.api.prediction import predict_images
 from tl_cli.contract import Calibration, Preprocessing, WeightsTag
 from tl_cli.data.images import describe

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from tests.conftest import Server
+from tests.support.server import Server
 from tl_cli.ui.terminal.model_tables import format_count
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from tests.conftest import Server
+from tests.support.server import Server
 from tl_cli.data.sources.catalogue import SETS, File
 from tl_cli.errors import DownloadError
 from tl_cli.io import download

@@ -8,28 +8,12 @@ import pytest
 from PIL import Image
 
 import tl_cli
-from tests.conftest import tl_process
-from tests.tracking.test_listing import dead_run
-from tests.tracking.test_recorder import epoch, recorder
+from tests.support.processes import tl_process
+from tests.support.records import dead_run, epoch, record, recorder
 from tl_cli.errors import Interrupted
 from tl_cli.tracking.store import open_store
-from tl_cli.training.events import LossSampled
 
 SCHEMAS = Path(tl_cli.__file__).parent / "api" / "schemas"
-
-
-def record(name: str, *, epochs: int = 3, end: bool = True, accuracy: float = 0.7):
-    store = open_store(None)
-    made = recorder(store)
-    made._run_name = name
-    made.__enter__()
-    for number in range(1, epochs + 1):
-        for step in range(10 * number - 9, 10 * number + 1):
-            made(LossSampled(step, number, 2 / step, 1e-3, 0.0))
-        made(epoch(number, 10 * number, 1 / number))
-    if end:
-        made.__exit__(None, None, None)
-    return made
 
 
 def test_several_runs_and_a_comparison_share_the_charts(tl, workplace: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import Result, train_in
-from tests.deep_pictures import png16, tiff
+from tests.support.commands import Result, train_in
+from tests.support.deep_pictures import png16, tiff
 from tl_cli.api.prediction import predict_images
 from tl_cli.contract import Preprocessing
 from tl_cli.data.preprocess import read_input

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_plot import record
-from tests.conftest import wait_for
-from tests.tracking.test_listing import dead_run, silent_run
+from tests.support.processes import wait_for
+from tests.support.records import dead_run, record, silent_run
 from tl_cli.tracking.store import open_store
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.cli.test_plot import record
-from tests.tracking.test_listing import dead_run
+from tests.support.records import dead_run, record
 from tl_cli.tracking.store import open_store
 
 

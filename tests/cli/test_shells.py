@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import typer
 
-from tests.cli.test_commands import QUICK
+from tests.support.commands import QUICK
 from tl_cli.cli.app import app
 from tl_cli.cli.params import complete_data
 from tl_cli.errors import UsageError

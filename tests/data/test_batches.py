@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import COLOURS, write_pictures
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.contract import Preprocessing
 from tl_cli.data.augment.erasing import erase
 from tl_cli.data.augment.geometry import crop_boxes

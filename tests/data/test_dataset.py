@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from tests.conftest import COLOURS, Server, write_pictures
+from tests.support.pictures import COLOURS, write_pictures
 from tests.support.published_copies import serve
+from tests.support.server import Server
 from tl_cli.contract import DataSpec
 from tl_cli.data import dataset
 from tl_cli.data.images import PackedImages

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.deep_pictures import png16, tiff
+from tests.support.deep_pictures import png16, tiff
 from tl_cli.data.decode import decode_pixels
 from tl_cli.data.decode_pool import decode_aside
 from tl_cli.errors import DataError

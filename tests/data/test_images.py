@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import COLOURS, write_pictures
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.data.images import (
     FileImages,
     PackedImages,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.deep_pictures import png16, tiff
+from tests.support.deep_pictures import png16, tiff
 from tl_cli.contract import DataSpec, Preprocessing
 from tl_cli.data import pixel_range
 from tl_cli.data.dataset import LabelledData, open_data, open_to_judge

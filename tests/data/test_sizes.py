@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import COLOURS, write_pictures
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.contract import DataSpec
 from tl_cli.data.dataset import open_data
 from tl_cli.data.images import FileImages

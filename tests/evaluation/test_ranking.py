@@ -2,8 +2,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
+from tests.support.contenders import CLASSES, COST, contender, kept, some_right
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.logits import LabelledLogits, SavedLogits
 from tl_cli.evaluation.ranking import (
@@ -18,29 +18,6 @@ from tl_cli.evaluation.ranking import (
     rows,
     verdicts,
 )
-
-CLASSES = ("ant", "bee", "cow")
-COST = Cost(1000, 2000, 32, 4000, 100.0)
-
-
-def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> SavedLogits:
-    """Logits that are correct for these images; the labels cycle through the classes."""
-    labels = np.arange(len(right)) % 3
-    said = np.where(right, labels, (labels + 1) % 3)
-    order = np.random.default_rng(0).permutation(len(right)) if shuffled else np.arange(len(right))
-    places = np.array([classes.index(name) for name in CLASSES])
-    logits = torch.nn.functional.one_hot(torch.from_numpy(places[said[order]]), len(classes)).float()
-    labels_there = torch.from_numpy(places[labels[order]])
-    return SavedLogits(LabelledLogits(logits, labels_there), tuple(f"{i}.png" for i in order), classes)
-
-
-def contender(name: str, *rights: np.ndarray, cost: Cost = COST, **facts: object) -> Contender:
-    facts = {"conditions": {"architecture": name}, **facts}
-    return Contender(name, tuple(Training(f"{name}-{i}", kept(each), **facts) for i, each in enumerate(rights)), cost)
-
-
-def some_right(share: float, count: int = 1000, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random(count) < share
 
 
 def test_the_most_accurate_comes_first_and_a_significant_difference_is_stated() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.inspection.networks import classifier_of, enliven
+from tests.support.networks import classifier_of, enliven
 from tl_cli.errors import UsageError
 from tl_cli.inspection.attribution import grad_cam
 from tl_cli.models import freezing

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.inspection.networks import classifier_of, enliven
+from tests.support.networks import classifier_of, enliven
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.inspection.drift import _gram, _hsic, measure_drift

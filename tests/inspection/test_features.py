@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from tests.inspection.networks import enliven
+from tests.support.networks import enliven
 from tl_cli.data.batches import Batch
 from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.inspection.features import Features, explore, features_of, knn_predictions, neighbour_count, tsne_map

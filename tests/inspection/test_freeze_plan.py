@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models.test_layers import on_meta
+from tests.support.zoo import on_meta
 from tl_cli.inspection.freeze_plan import freeze_by_name, freeze_plan
 from tl_cli.models.freezing import BatchNormMode, freeze_backbone, unfreeze
 from tl_cli.models.zoo import registry

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tests.inspection.networks import TwoBlocks, enliven
+from tests.support.networks import TwoBlocks, enliven
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.inspection.residual_effects import explain, measure_residuals, operands

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.inspection.networks import WITH, WITHOUT, Built, Turning, TwoBlocks, enliven
+from tests.support.networks import WITH, WITHOUT, Built, Turning, TwoBlocks, enliven
 from tests.support.zoo import on_meta
 from tl_cli.errors import UsageError
 from tl_cli.inspection.residual_effects import operands

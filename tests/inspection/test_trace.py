@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.inspection.networks import TwoBlocks
+from tests.support.networks import TwoBlocks
 from tl_cli.errors import UsageError
 from tl_cli.inspection.trace import Additions, ancestors, trace
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Server
+from tests.support.server import Server
 from tl_cli.errors import DownloadError
 from tl_cli.io import download
 

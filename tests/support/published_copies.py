@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision import datasets as tv
 
-from tests.conftest import Server
+from tests.support.server import Server
 from tl_cli.contract import SplitName
 from tl_cli.data.sources.catalogue import SETS, BuiltIn, File
 

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from timm.models import list_models, list_modules
 
-from tests.conftest import Server
+from tests.support.server import Server
 from tl_cli.contract import DataSpec, ModelCard, Preprocessing, WeightsTag
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier

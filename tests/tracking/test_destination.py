@@ -13,7 +13,7 @@ import pytest
 import torch
 from mlflow.entities import Run
 
-from tests.conftest import Result
+from tests.support.commands import Result
 from tl_cli.tracking.store import Store, open_store
 from tl_cli.training.config import read_toml
 
@@ -159,7 +159,7 @@ def test_mlflow_run_records_in_the_run_that_it_made(store: Store, colours: Path,
 def test_system_metrics_are_recorded_unless_mlflows_variable_says_no(
     value: str | None, is_recorded: bool, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.tracking.test_recorder import recorder
+    from tests.support.records import recorder
 
     if value is not None:
         monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", value)
@@ -203,7 +203,7 @@ def test_mlflows_names_of_models_and_runs_are_understood(store: Store, tl, train
 
 
 def test_a_run_with_several_models_means_its_latest(store: Store, workplace: Path) -> None:
-    from tests.tracking.test_recorder import recorder
+    from tests.support.records import recorder
     from tl_cli.contract import DataSpec, ModelCard
     from tl_cli.models import bundle
     from tl_cli.models.zoo import registry

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Result
-from tests.tracking.test_places import enter
+from tests.support.commands import Result
+from tests.support.projects import enter
 from tl_cli.errors import StorageError
 from tl_cli.models.bundle import WEIGHTS_FILE
 from tl_cli.tracking.removal import files_of

@@ -1,32 +1,19 @@
 import base64
 import json
 import re
-import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import wait_for
-from tests.tracking.test_recorder import epoch, recorder, store  # noqa: F401 (a fixture)
+from tests.support.processes import wait_for
+from tests.support.records import dead_run, epoch, recorder, silent_run
 from tl_cli.errors import Interrupted, UsageError
 from tl_cli.tracking import listing, overview, removal
-from tl_cli.tracking.liveness import HEARTBEAT_TAG, PROCESS_TAG, identity
+from tl_cli.tracking.liveness import HEARTBEAT_TAG, identity
 from tl_cli.tracking.store import Store
 from tl_cli.training.events import LossSampled
-
-
-def dead_run(store: Store, beat: float | None = None) -> str:  # noqa: F811
-    """A run that a process of this machine began, which is gone."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    machine = identity()[PROCESS_TAG].split(" ")[0]
-    process.wait()
-    tags = {"tl.version": "0", PROCESS_TAG: f"{machine} {process.pid} 1"}
-    if beat is not None:
-        tags[HEARTBEAT_TAG] = str(beat)
-    return str(store.client.create_run(store.experiment("tl"), run_name="gone", tags=tags).info.run_id)
 
 
 @pytest.mark.parametrize(
@@ -40,24 +27,19 @@ def dead_run(store: Store, beat: float | None = None) -> str:  # noqa: F811
         ({"freeze_epochs": 5, "epochs": 15, "unfreeze_stages": 0}, ()),
     ],
 )
-def test_phases_are_known_where_their_settings_are_recorded(store: Store, params, ends) -> None:  # noqa: F811
+def test_phases_are_known_where_their_settings_are_recorded(store: Store, params, ends) -> None:
     run = store.client.create_run(store.experiment("tl"))
     for name, value in params.items():
         store.client.log_param(run.info.run_id, name, value)
     assert facts(store, run.info.run_id).phase_ends == ends
 
 
-def silent_run(store: Store) -> str:  # noqa: F811
-    tags = {"tl.version": "0", "tl.host": "far", PROCESS_TAG: "far/boot 7 1", HEARTBEAT_TAG: str(time.time() - 3600)}
-    return str(store.client.create_run(store.experiment("tl"), run_name="far", tags=tags).info.run_id)
-
-
-def facts(store: Store, run_id: str):  # noqa: F811
+def facts(store: Store, run_id: str):
     runs = [store.find(run_id)]
     return listing.with_curves(store, runs, listing.facts_of(store, runs))[0]
 
 
-def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tl_cli.tracking.recorder.BEAT_EVERY_S", 0.0)
     monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.05)
     with recorder(store) as record:
@@ -82,7 +64,7 @@ def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store, m
     assert facts(store, record.run_id).status == "killed"
 
 
-def test_a_dead_run_is_closed_at_the_time_when_it_was_last_heard_of(store: Store) -> None:  # noqa: F811
+def test_a_dead_run_is_closed_at_the_time_when_it_was_last_heard_of(store: Store) -> None:
     beat = round(time.time()) + 100_000  # later than its beginning
     run_id = dead_run(store, beat)
     assert facts(store, run_id).status == "dead"
@@ -93,7 +75,7 @@ def test_a_dead_run_is_closed_at_the_time_when_it_was_last_heard_of(store: Store
         removal.close(store, store.find(run_id))
 
 
-def test_a_silent_run_can_be_closed_and_a_running_one_cannot(store: Store) -> None:  # noqa: F811
+def test_a_silent_run_can_be_closed_and_a_running_one_cannot(store: Store) -> None:
     run_id = silent_run(store)
     assert facts(store, run_id).status == "silent"
     removal.close(store, store.find(run_id))
@@ -104,7 +86,7 @@ def test_a_silent_run_can_be_closed_and_a_running_one_cannot(store: Store) -> No
                 refused(store, store.find(record.run_id))
 
 
-def test_the_best_is_told_on_the_same_validation_images_alone(store: Store) -> None:  # noqa: F811
+def test_the_best_is_told_on_the_same_validation_images_alone(store: Store) -> None:
     from mlflow.entities import DatasetInput, InputTag
 
     from tl_cli.contract import Split
@@ -124,7 +106,7 @@ def test_the_best_is_told_on_the_same_validation_images_alone(store: Store) -> N
     assert best == {ids[1], ids[3]}, "of equal ones the earlier"
 
 
-def test_images_of_an_earlier_version_are_not_said_to_be_others(store: Store) -> None:  # noqa: F811
+def test_images_of_an_earlier_version_are_not_said_to_be_others(store: Store) -> None:
     from tl_cli.contract import DataSpec, Split
     from tl_cli.tracking.evaluations import dataset_inputs
 
@@ -147,7 +129,7 @@ def test_images_of_an_earlier_version_are_not_said_to_be_others(store: Store) ->
     assert shown("old", "new") == [earlier, f"1,200 ({'b' * 16})"]
 
 
-def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -> None:  # noqa: F811
+def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -> None:
     from tl_cli.tracking.reader import read_history
 
     began_at = time.time()
@@ -178,7 +160,7 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
         done = tl("train", "shufflenet_v2_x0_5", "--weights", "none", "--data", colours, "--epochs", "1", "--freeze-epochs",
                   "1", "--input-size", "32", "--run-name", name, "--quiet")  # fmt: skip
         assert done.code == 0, done.err
-    store = open_store(None)  # noqa: F811
+    store = open_store(None)
     one, two = store.find("one"), store.find("two")
     assert removal.files_of(store, one).size() > 1_000_000
     asked = tl("runs", "rm", "one")
@@ -207,7 +189,7 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
         store.client.get_run(one.info.run_id)
 
 
-def test_a_note_that_a_person_wrote_is_left_alone(store: Store) -> None:  # noqa: F811
+def test_a_note_that_a_person_wrote_is_left_alone(store: Store) -> None:
     experiment = store.experiment("tl")
     run = store.client.create_run(experiment, run_name="a | b `c`")
     store.client.log_metric(run.info.run_id, "best/val_accuracy", 0.5)
@@ -226,7 +208,7 @@ def test_a_note_that_a_person_wrote_is_left_alone(store: Store) -> None:  # noqa
     assert store.client.get_experiment(experiment).tags["mlflow.note.content"] == "mine"
 
 
-def test_the_saved_view_is_what_mlflows_own_pages_read(store: Store) -> None:  # noqa: F811
+def test_the_saved_view_is_what_mlflows_own_pages_read(store: Store) -> None:
     experiment = store.experiment("tl")
     overview.refresh_overview(store, experiment)
     view = json.loads(store.client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{overview.VIEW}"])
@@ -238,7 +220,7 @@ def test_the_saved_view_is_what_mlflows_own_pages_read(store: Store) -> None:  #
     )
 
 
-def test_a_long_list_of_runs_fits_into_a_note(store: Store) -> None:  # noqa: F811
+def test_a_long_list_of_runs_fits_into_a_note(store: Store) -> None:
     experiment = store.experiment("tl")
     for number in range(60):
         run = store.client.create_run(experiment, run_name=f"{number} " + "x" * 200)
@@ -254,7 +236,7 @@ def test_purging_one_run_takes_nothing_else_along(tl, workplace: Path) -> None:
 
     from tl_cli.tracking.store import open_store
 
-    store = open_store(None)  # noqa: F811
+    store = open_store(None)
     client = store.client
     precious = client.create_experiment("precious")
     kept = client.create_run(precious, run_name="kept")
@@ -281,7 +263,7 @@ def test_a_registered_model_is_not_purged(tl, workplace: Path) -> None:
 
     from tl_cli.tracking.store import open_store
 
-    store = open_store(None)  # noqa: F811
+    store = open_store(None)
     with mlflow.start_run(experiment_id=store.experiment("tl"), run_name="served"):
         mlflow.pyfunc.log_model(
             name="m", python_model=lambda model_input: model_input, pip_requirements=[], registered_model_name="prod"
@@ -290,7 +272,7 @@ def test_a_registered_model_is_not_purged(tl, workplace: Path) -> None:
     assert (refused.code, "prod version 1" in refused.err) == (2, True)
 
 
-def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) -> None:  # noqa: F811
+def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) -> None:
     stopped = store.find(dead_run(store))
     store.client.set_terminated(stopped.info.run_id, "KILLED")
     stopped = store.find(stopped.info.run_id)
@@ -303,14 +285,14 @@ def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) 
     assert store.find(stopped.info.run_id).info.lifecycle_stage == "active"
 
 
-def test_a_run_that_cannot_be_told_is_closed_when_it_is_named(store: Store) -> None:  # noqa: F811
+def test_a_run_that_cannot_be_told_is_closed_when_it_is_named(store: Store) -> None:
     run = store.client.create_run(store.experiment("tl"), run_name="foreign")
     assert listing.status_of(store.find("foreign")) == "running"
     removal.close(store, store.find("foreign"))
     assert store.client.get_run(run.info.run_id).info.status == "KILLED"
 
 
-def test_a_comparison_says_that_it_lives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_comparison_says_that_it_lives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from tl_cli.tracking import comparisons
 
     monkeypatch.setattr(comparisons, "BEAT_EVERY_S", 0.02)
@@ -322,7 +304,7 @@ def test_a_comparison_says_that_it_lives(store: Store, monkeypatch: pytest.Monke
         assert listing.status_of(store.find(parent.run_id)) == "running"
 
 
-def test_the_best_so_far_of_a_run_that_goes_on_counts_epochs_that_were_no_number(store: Store) -> None:  # noqa: F811
+def test_the_best_so_far_of_a_run_that_goes_on_counts_epochs_that_were_no_number(store: Store) -> None:
     run = store.client.create_run(store.experiment("tl"), run_name="nan")
     for step, value in ((10, float("nan")), (20, 0.5)):
         store.client.log_metric(run.info.run_id, "val/accuracy", value, step=step)

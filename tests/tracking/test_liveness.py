@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.conftest import wait_for
+from tests.support.processes import wait_for
 from tl_cli.tracking import liveness
 from tl_cli.tracking.liveness import (
     HEARTBEAT_TAG,

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from mlflow.entities import Run
 
-from tests.tracking.test_recorder import epoch, recorder
+from tests.support.records import epoch, recorder
 from tl_cli.errors import StorageError, TrackingError
 from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.store import Store, open_store
@@ -153,7 +153,7 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     (state,) = Path("mlruns").glob("*/*/state")
     assert checkpoints(state)
     # Processes of their own: this one has the old database open.
-    from tests.conftest import said_by
+    from tests.support.processes import said_by
 
     code, said = said_by(workplace, "runs", "sync")
     assert (code, "recorded again" in said) == (0, True), said

@@ -7,8 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.conftest import said_by
-from tests.tracking.test_places import enter, files, project
+from tests.support.processes import said_by
+from tests.support.projects import enter, files, project
 
 
 def die_after(count: int) -> None:
@@ -87,7 +87,7 @@ def test_what_cannot_be_deleted_is_named_and_not_counted_as_free(tmp_path: Path,
 def test_of_several_runs_none_is_deleted_where_one_is_in_use(
     tl, tmp_path: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.tracking.test_ownership import held
+    from tests.support.locks import held
 
     folder = tmp_path / "project"
     run_id = project(folder, ready_database)

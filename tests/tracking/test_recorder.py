@@ -14,7 +14,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.utils.logging_utils import enable_logging
 
-from tests.conftest import Result
+from tests.support.commands import Result
+from tests.support.records import epoch, recorder
 from tests.support.training import SMALL, plan_for
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError
@@ -27,26 +28,10 @@ from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.recorder import Recorder
 from tl_cli.tracking.store import Store, open_store
 from tl_cli.tracking.sync import Synced, sync
-from tl_cli.training.events import EpochEnded, LossSampled, notify_all
+from tl_cli.training.events import LossSampled, notify_all
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import new_state
 from tl_cli.training.state import Every, Saver
-
-
-def epoch(number: int, step: int, loss: float = 0.5) -> EpochEnded:
-    return EpochEnded(number, step, loss, 0.8, 0.6, 0.7, 1e-3, 0.0, 2.0, images_per_second=99.0, is_best=True)
-
-
-@pytest.fixture
-def store(workplace: Path) -> Store:
-    return open_store(None)
-
-
-def recorder(store: Store, **options: object) -> Recorder:
-    warnings: list[str] = []
-    made = Recorder(store, experiment_id=store.experiment("tl"), run_name="r", warn=warnings.append, **options)
-    made.warnings = warnings  # type: ignore[attr-defined]
-    return made
 
 
 @pytest.mark.parametrize(
@@ -421,9 +406,9 @@ def _first_run(folder: str, number: int) -> None:
 
 
 def test_eight_first_runs_at_once_on_a_new_store_all_come_through(tmp_path: Path) -> None:
-    from tests.conftest import _FORKS
+    from tests.support.processes import FORKS
 
-    processes = [_FORKS.Process(target=_first_run, args=(str(tmp_path), number)) for number in range(8)]
+    processes = [FORKS.Process(target=_first_run, args=(str(tmp_path), number)) for number in range(8)]
     for process in processes:
         process.start()
     for process in processes:

@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from urllib3.connectionpool import HTTPConnectionPool
 
-from tests.conftest import said_by, wait_for
-from tests.tracking.test_recorder import epoch, recorder
+from tests.support.processes import said_by, wait_for
+from tests.support.records import epoch, recorder
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.errors import TrackingError
 from tl_cli.models import bundle

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.conftest import Result
+from tests.support.commands import Result
 from tl_cli.contract import DataSpec, ModelCard, Preprocessing, Split, WeightsTag
 from tl_cli.training.conditions import are_digests_comparable, conditions, random_backbone
 from tl_cli.training.config import validated

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import COLOURS, write_pictures
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.data.sources.folder import scan
 from tl_cli.errors import DataError
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import Server
 from tests.support.published_copies import COPIES, make, serve
+from tests.support.server import Server
 from tl_cli.data.images import FileImages, PackedImages
 from tl_cli.data.sources.catalogue import SETS
 from tl_cli.data.sources.published import open_part, open_set

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from tests.conftest import Server
+from tests.support.server import Server
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import timm
 import torch
 from huggingface_hub import constants
 
-from tests.conftest import Server
+from tests.support.server import Server
 from tests.support.zoo import publish
 from tl_cli.errors import DownloadError
 from tl_cli.models.zoo import registry

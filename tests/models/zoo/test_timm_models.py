@@ -12,7 +12,7 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import list_models, list_modules
 from torch import Tensor
 
-from tests.conftest import Server
+from tests.support.server import Server
 from tests.support.zoo import MEMBERS, SHORT_ROWS, publish
 from tl_cli.contract import Preprocessing
 from tl_cli.data.images import PackedImages

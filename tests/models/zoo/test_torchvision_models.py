@@ -9,7 +9,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from tests.conftest import Server
+from tests.support.server import Server
 from tl_cli.contract import Preprocessing
 from tl_cli.data.preprocess import normalise, resize_crop
 from tl_cli.errors import DownloadError

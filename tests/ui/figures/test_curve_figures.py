@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.support.full_disk import largest_file
-from tests.ui.terminal.test_charts import history
+from tests.support.histories import history
 from tl_cli.errors import StorageError
 from tl_cli.training.history import History
 from tl_cli.ui.figures.curve_figures import save_contact_sheet, save_curves, save_figures, save_panels

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.test_ranking import contender, some_right
+from tests.support.contenders import contender, some_right
 from tl_cli.api.comparison_run import CompareResult
 from tl_cli.evaluation.ranking import compare_all
 from tl_cli.ui.terminal.comparison_tables import ComparisonReport

@@ -1,0 +1,93 @@
+"""Processes of ``tl``, forked from one that has imported what is slow."""
+
+import atexit
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+
+
+def wait_for(condition: Callable[[], object], what: str, *, pause_s: float = 0.02) -> None:
+    """Wait until a condition holds. The deadline is for what never happens, not for what is slow."""
+    deadline = time.monotonic() + 1200
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} has not happened"
+        time.sleep(pause_s)
+
+
+# Processes of tl are forked from one that has imported what is slow: a start takes a moment, not many seconds.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.support.preloaded"])
+
+
+def tl_process(
+    *arguments: str | Path,
+    cwd: Path,
+    stdout: int,
+    stderr: int,
+    prepare: Callable[[], None] | None = None,
+    **environment: str,
+) -> "multiprocessing.process.BaseProcess":
+    """Start ``tl`` as a process of its own, for signals and terminals; the descriptors stay open in this one too.
+
+    Args:
+        prepare: called in that process before tl begins.
+    """
+    streams = (DupFd(stdout), DupFd(stderr))
+    surroundings = (cwd, {**os.environ, **environment}, streams, prepare)
+    process = FORKS.Process(target=_be_tl, args=([*map(str, arguments)], *surroundings))
+    process.start()
+    return process
+
+
+def start_in(
+    folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
+) -> "multiprocessing.process.BaseProcess":
+    """Start ``tl`` in a folder; what it says is added to ``folder/said``."""
+    with (folder / "said").open("ab") as said:
+        return tl_process(
+            *arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(), prepare=prepare, **environment
+        )
+
+
+def said_by(
+    folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
+) -> tuple[int | None, str]:
+    """Run ``tl`` in a folder as ``start_in`` does; return its exit code and what it said."""
+    (folder / "said").unlink(missing_ok=True)
+    process = start_in(folder, *arguments, prepare=prepare, **environment)
+    process.join()
+    return process.exitcode, (folder / "said").read_bytes().decode(errors="replace")
+
+
+def _be_tl(
+    arguments: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    streams: tuple[DupFd, DupFd],
+    prepare: Callable[[], None] | None,
+) -> None:
+    from tl_cli import interrupts
+    from tl_cli.cli.app import main
+    from tl_cli.tracking.store import _ENVIRONMENT
+
+    for descriptor, stream in zip((1, 2), streams, strict=True):
+        os.dup2(stream.detach(), descriptor)
+    os.environ.clear()
+    os.environ.update({**_ENVIRONMENT, **environment})
+    os.chdir(cwd)
+    sys.argv = ["tl", *arguments]
+    # However the tests were started: under nohup, or in the background of a script.
+    for signum in interrupts.known():
+        signal.signal(signum, signal.SIG_DFL)
+    if prepare is not None:
+        prepare()
+    try:
+        main()
+    finally:
+        # What is forked leaves without them; a process of one's own does not.
+        atexit._run_exitfuncs()
