@@ -30,26 +30,26 @@ def test_a_wrong_hash_leaves_nothing_behind(server: Server, tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_rotten_file_on_the_disk_is_named(server: Server, tmp_path: Path) -> None:
+def test_a_corrupt_file_on_the_disk_is_named(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "w.pth"
     target.write_bytes(BODY[:-1])
     with pytest.raises(DownloadError, match=r"Delete it"):
         download.download(f"{server.url}/w.pth", target, SHA256)
 
 
-def test_a_passing_server_error_is_tried_again(server: Server, tmp_path: Path) -> None:
+def test_a_temporary_server_error_is_retried(server: Server, tmp_path: Path) -> None:
     server.files["/w.pth"] = BODY
     server.failures["/w.pth"] = [503, 500]
     download.download(f"{server.url}/w.pth", tmp_path / "w.pth", SHA256)
     assert len(server.asked) == 3
 
 
-def test_a_missing_file_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+def test_a_missing_file_is_requested_once(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="Not Found"):
         download.download(f"{server.url}/none.pth", tmp_path / "none.pth", SHA256)
     assert len(server.asked) == 1
 
 
-def test_no_network_says_what_to_do(tmp_path: Path) -> None:
+def test_an_error_without_network_ends_with_the_advice(tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match=r"cannot fetch w\.pth from http://127\.0\.0\.1:9/w\.pth .*Put it there"):
         download.download("http://127.0.0.1:9/w.pth", tmp_path / "w.pth", SHA256, advice="Put it there.")

@@ -161,10 +161,10 @@ def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatc
     closed.mkdir()
     look = os.scandir
 
-    # Not by its mode: whoever may do anything may look into any folder.
+    # Not by its mode, which does not stop the superuser.
     def scandir(path):
         if Path(path) == closed:
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", str(path))
         return look(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
