@@ -23,8 +23,6 @@ Unit = Literal["items", "bytes"]
 _HEADERS = {"User-Agent": "tl-train"}
 _CHUNK = 1 << 20
 _TIMEOUT_S = 15
-# A network that drops packets never answers, and the message should come within seconds.
-_REACHABLE_WITHIN_S = 5
 _ATTEMPTS = 3
 
 
@@ -63,8 +61,11 @@ class Missing:
         names = ", ".join(_name(url) for url in self.urls)
         return f"{names}: not in {self.folder}; published at {', '.join(self.urls)}"
 
-    def check_reachable(self) -> None:
-        """Ask the server of the first file once.
+    def check_reachable(self, timeout_s: float = 5) -> None:
+        """Send one request to the server of the first file.
+
+        Args:
+            timeout_s: short, since a network that drops packets never answers.
 
         Raises:
             DownloadError: it cannot be reached.
@@ -72,7 +73,7 @@ class Missing:
         url = self.urls[0]
         request = urllib.request.Request(url, headers=_HEADERS, method="HEAD")
         try:
-            urllib.request.urlopen(request, timeout=_REACHABLE_WITHIN_S).close()
+            urllib.request.urlopen(request, timeout=timeout_s).close()
         except urllib.error.HTTPError:
             return  # the server is there
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -84,7 +85,7 @@ class Missing:
 
 
 def check_reachable(missing: Iterable[Missing | None]) -> None:
-    """Ask the servers of all missing files, so that one error lists all that cannot be fetched.
+    """Send a request to the server of each missing file; one error lists all that cannot be fetched.
 
     Raises:
         DownloadError: at least one cannot be reached.

@@ -82,11 +82,11 @@ def _unpack_once(path: Path, cache: Path, progress: Progress, max_pixels: int | 
         if not unpacked.files and unpacked.archives:
             inner = some([shortened(name) for name in unpacked.archives])
             raise DataError(
-                f"{path} holds no pictures, but archives ({inner}); unpack it and give one of them: "
+                f"{path} holds no images, but archives ({inner}); unpack it and give one of them: "
                 f"--data {shlex.quote(PurePosixPath(unpacked.archives[0]).name)}"
             )
         if not unpacked.files:
-            raise DataError(f"{path} holds no pictures; {folder.EXPECTED}")
+            raise DataError(f"{path} holds no images; {folder.EXPECTED}")
         if notes := unpacked.notes():
             with storing(target):
                 (content / _NOTES).write_text("\n".join(notes), "utf-8")
@@ -154,18 +154,18 @@ def _is_visible(name: str) -> bool:
 
 def _is_useful(name: str) -> bool:
     path = PurePosixPath(name)
-    return _is_visible(name) and (folder.is_picture(path.name) or path.suffix.lower() in csv.SUFFIXES)
+    return _is_visible(name) and (folder.is_image_file(path.name) or path.suffix.lower() in csv.SUFFIXES)
 
 
 def _descend(top: Path) -> Path:
     """Return the first folder with more in it than one folder: people pack the folder, not what it holds."""
     while len(inside := _content(top)) == 1 and inside[0].is_dir():
-        if all(folder.is_picture(entry.name) for entry in _content(inside[0])):
+        if all(folder.is_image_file(entry.name) for entry in _content(inside[0])):
             break
         top = inside[0]
     return top
 
 
 def _content(top: Path) -> list[Path]:
-    """Return the folders, pictures and CSVs in a folder; the other files are empty ones."""
+    """Return the folders, images and CSVs in a folder; the other files are empty ones."""
     return [entry for entry in top.iterdir() if entry.is_dir() or _is_useful(entry.name)]

@@ -98,17 +98,12 @@ def scan(
     lookup = Lookup(path, confined=confined)
     rows = _read(table, lookup)
     if not len(rows.ids):
-        raise DataError(f"{path} lists no pictures; {EXPECTED}")
+        raise DataError(f"{path} lists no images; {EXPECTED}")
     _check_images(path, rows, may_miss=partial)
-    spelled, merges = class_names.merged(rows.counts())
-    rows = rows.renamed({label: name.strip() for label, name in spelled.items()})
     faults = Faults(lenient)
-    fault, alike = class_names.lookalikes(rows.counts())
-    if fault:
-        faults.add(f"in {path} {fault}")
-    fault, joined = _several_labels(path, rows)
-    if fault:
-        faults.add(fault)
+    spelled, merged = class_names.unify(rows.counts(), path, faults)
+    rows = rows.renamed({label: name.strip() for label, name in spelled.items()})
+    notes = [*table.notes, *lookup.notes(), *merged, *_joined_labels(path, rows, faults)]
     by_name = rows.ids.order()
     rows = rows.take(by_name[np.argsort(rows.labels[by_name], kind="stable")])
     classes = rows.classes
@@ -116,7 +111,6 @@ def scan(
         classes = tuple(rows.of("train").present())
         _check_labels(path, rows, classes)  # every label is one of train's now
     by_part = {part: listed for part in SPLIT_NAMES if len((listed := rows.of(part)).ids)}
-    notes = [*table.notes, *lookup.notes(), *merges, *(note for note in (alike, joined) if note)]
     notes += [] if partial else _absent(path, by_part, classes)
     if divided := looks_divided(classes):
         notes.append(f"the labels {some(divided)} look like parts; put the part of each row in a column called split")
@@ -134,8 +128,8 @@ def _read(table: Table, lookup: Lookup) -> _Rows:
             label = table.label(line, values).strip(_ASCII_SPACES)
             if not class_names.keys([label])[label]:
                 raise DataError(f"{path}, line {line}: the label is empty; name a class or remove the row")
-            part = table.split.part(path, line, values)
-            listed = local_path(values[table.picture].strip())
+            part = table.part(line, values)
+            listed = local_path(values[table.image].strip())
             lines.append(line)
             labels.append(numbers.setdefault(label, len(numbers)))
             parts.append(SPLIT_NAMES.index(part or "train"))
@@ -147,37 +141,36 @@ def _read(table: Table, lookup: Lookup) -> _Rows:
 
 def _absent(path: Path, by_part: Mapping[SplitName, _Rows], classes: tuple[str, ...]) -> list[str]:
     return [
-        f"{path.name} lists no pictures of {some(absent)} in {part}"
+        f"{path.name} lists no images of {some(absent)} in {part}"
         for part, listed in by_part.items()
         if (absent := sorted(set(classes) - set(listed.present())))
     ]
 
 
-def _several_labels(path: Path, rows: _Rows) -> tuple[str, str]:
-    """Return a fault if labels combine several that others have too, and a note if they only may."""
+def _joined_labels(path: Path, rows: _Rows, faults: Faults) -> list[str]:
+    """Report a fault if labels are joined from several that others have too, or return a note if they only may be."""
     pieces = {name: [piece.strip() for piece in _BETWEEN_LABELS.split(name) if piece.strip()] for name in rows.classes}
     used = Counter(piece for split in pieces.values() for piece in set(split))
     joined = {name: split for name, split in pieces.items() if len(split) > 1}
     # "Springfield, MA" beside "Boston, MA" has a town first and a state last, and neither is a label by itself.
     positions = Counter(piece for _, piece in {pair for split in joined.values() for pair in enumerate(split)})
     alone = {name for name in pieces if name not in joined} | {piece for piece, count in positions.items() if count > 1}
-    combined = [
-        name
+    several = [
+        rows.classes.index(name)
         for name, split in joined.items()
         if all(used[piece] > 1 for piece in split) and not alone.isdisjoint(split)
     ]
-    if combined:
-        is_combined = np.isin(rows.labels, [rows.classes.index(name) for name in combined])
-        row = int(is_combined.argmax())
+    if several:
+        has_several = np.isin(rows.labels, several)
+        row = int(has_several.argmax())
         name = rows.classes[rows.labels[row]]
-        return (
-            f"{path}, line {rows.lines[row]}: the picture has several labels ({name!r}: {some(pieces[name])}), as "
-            f"{is_combined.sum():,} of {len(rows.ids):,} have, and here a picture has one label (multi-label is not "
+        faults.add(
+            f"{path}, line {rows.lines[row]}: the image has several labels ({name!r}: {some(pieces[name])}), as "
+            f"{has_several.sum():,} of {len(rows.ids):,} have, and here an image has one label (multi-label is not "
             "supported); keep one label in each row, or remove these rows"
-        ), ""
-    if joined:
-        return "", f"each of these is one class, not several labels: {some([repr(name) for name in joined])}"
-    return "", ""
+        )
+        return []
+    return [f"each of these is one class, not several labels: {some(list(map(repr, joined)))}"] if joined else []
 
 
 def _check_images(path: Path, rows: _Rows, *, may_miss: bool) -> None:
@@ -195,8 +188,8 @@ def _check_images(path: Path, rows: _Rows, *, may_miss: bool) -> None:
     _check_twice(path, rows, np.array(files).reshape(-1, 2))
     if missing and not may_miss:
         raise DataError(
-            f"{path} lists {len(missing):,} pictures that are not there: {some(missing)}. "
-            f"Paths are relative to {path.parent}, and no picture below it has such a name"
+            f"{path} lists {len(missing):,} images that are not there: {some(missing)}. "
+            f"Paths are relative to {path.parent}, and no image below it has such a name"
         )
 
 
@@ -208,7 +201,7 @@ def _stat(path: Path, line: int, name: str) -> os.stat_result | None:
     except OSError as error:
         raise DataError(f"{path}, line {line}: {shortened(name)} cannot be read: {error.strerror}") from error
     if stat.S_ISDIR(found.st_mode):
-        raise DataError(f"{path}, line {line}: {shortened(name)} is a folder; list the pictures in it")
+        raise DataError(f"{path}, line {line}: {shortened(name)} is a folder; list the images in it")
     return found
 
 
@@ -233,13 +226,13 @@ def _check_twice(path: Path, rows: _Rows, files: np.ndarray) -> None:
 
 def _check_labels(path: Path, rows: _Rows, classes: tuple[str, ...]) -> None:
     if not classes:
-        raise DataError(f"{path} lists no pictures with split train; without a column split all would be train")
+        raise DataError(f"{path} lists no images with split train; without a column split all would be train")
     unknown = sorted(set(rows.classes) - set(classes))
     if unknown:
         row = int(np.argmax(rows.labels == rows.classes.index(unknown[0])))
         raise DataError(
-            f"{path}, line {rows.lines[row]}: the label {unknown[0]!r} of this picture in "
-            f"{SPLIT_NAMES[rows.parts[row]]} has no picture in train"
+            f"{path}, line {rows.lines[row]}: the label {unknown[0]!r} of this image in "
+            f"{SPLIT_NAMES[rows.parts[row]]} has no image in train"
         )
     if len(classes) < 2:
         raise DataError(f"{path} has one class only ({classes[0]}); a classifier needs two or more")

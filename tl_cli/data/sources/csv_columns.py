@@ -35,37 +35,6 @@ class _UnclearError(DataError):
 
 
 @dataclass(frozen=True, slots=True)
-class SplitColumn:
-    """The column with the part of each row.
-
-    Attributes:
-        index: of the column; None where there is none, and all rows are train.
-        title: its name.
-        parts: the part that each of its values means; None where a value is no part.
-        notes: for the user, about this and similar columns.
-    """
-
-    index: int | None = None
-    title: str = ""
-    parts: Mapping[str, Part | None] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def part(self, path: Path, line: int, values: Sequence[str]) -> SplitName | None:
-        """Return the part of a row; None where the CSV does not give any.
-
-        Raises:
-            DataError: its value means none, or it is unclear which.
-        """
-        if self.index is None:
-            return None
-        value = values[self.index].strip()
-        part = self.parts[value]
-        if part is None or part == "unclear":
-            raise DataError(f"{path}, line {line}: {self.title} is {value!r}; expected train, val or test")
-        return part
-
-
-@dataclass(frozen=True, slots=True)
 class Table:
     """A CSV and the meaning of its columns.
 
@@ -76,9 +45,10 @@ class Table:
         titles: of the columns, as they are written; their numbers where there is no header.
         has_header: whether the first record names the columns.
         skipped: records before the first row.
-        picture: index of the column that names the image.
+        image: index of the column that names the image.
         labels: index of the column with the label, or indices of one column per class, one of which is 1 in each row.
-        split: which part each row is of.
+        split: index of the column with the part; None if there is none, and all rows are train.
+        parts: the part that each value of this column means; None for a value that is not a part.
         notes: for the user: how the columns were read.
     """
 
@@ -88,9 +58,10 @@ class Table:
     titles: tuple[str, ...]
     has_header: bool
     skipped: int
-    picture: int = -1
+    image: int = -1
     labels: tuple[int, ...] = ()
-    split: SplitColumn = SplitColumn()
+    split: int | None = None
+    parts: Mapping[str, Part | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
@@ -131,9 +102,25 @@ class Table:
             return marked[0]
         what = f"{len(marked)} classes are 1 ({some(marked)})" if marked else "no class is 1"
         raise DataError(
-            f"{self.path}, line {line}: {what}, but a picture has one label here; remove such rows, or name "
+            f"{self.path}, line {line}: {what}, but an image has one label here; remove such rows, or name "
             "a column of labels with --label-column"
         )
+
+    def part(self, line: int, values: Sequence[str]) -> SplitName | None:
+        """Return the part of a row; None if the CSV does not have parts.
+
+        Raises:
+            DataError: its value means no part, or it is unclear which.
+        """
+        if self.split is None:
+            return None
+        value = values[self.split].strip()
+        part = self.parts[value]
+        if part is None or part == "unclear":
+            raise DataError(
+                f"{self.path}, line {line}: {self.names[self.split]} is {value!r}; expected train, val or test"
+            )
+        return part
 
 
 def read_table(path: Path, raw: bytes, given: Columns = USUAL_COLUMNS, hints: Columns = USUAL_COLUMNS) -> Table:
@@ -229,14 +216,14 @@ def _cut(path: Path, raw: bytes, delimiter: str, skipped: int) -> Table | None:
     if not records:
         return None
     titles = tuple(records[0][1])
-    if any(map(is_picture_name, titles)):
+    if any(map(has_image_ending, titles)):
         numbers = tuple(str(number + 1) for number in range(len(titles)))
         return Table(path, raw, delimiter, numbers, has_header=False, skipped=skipped)
     return Table(path, raw, delimiter, titles, has_header=True, skipped=skipped + 1)
 
 
-def is_picture_name(listed: str) -> bool:
-    """Return whether a value ends as the name of a picture does."""
+def has_image_ending(listed: str) -> bool:
+    """Return whether a value ends as the name of an image does."""
     return os.path.splitext(listed.strip())[1].lower() in SUFFIXES
 
 
@@ -261,16 +248,16 @@ def _lines(kind: Literal["path", "label", "split"], given: Columns, hints: Colum
 
 def _explained(table: Table, given: Columns, hints: Columns, first: str) -> Table:
     """Return a table with the meaning of its columns."""
-    picture = _column(table, "path", given, hints)
-    if picture is None and not table.has_header:
+    image = _column(table, "path", given, hints)
+    if image is None and not table.has_header:
         _, values = next(table.rows())
-        picture = next(index for index, value in enumerate(values) if is_picture_name(value))
-    if picture is None:
+        image = next(index for index, value in enumerate(values) if has_image_ending(value))
+    if image is None:
         raise DataError(f"{table.path}, line 1: {EXPECTED}; got {first.strip()[:80]!r}{_advice(table)}")
     label = _column(table, "label", given, hints)
-    others = [index for index in range(len(table.titles)) if index not in (picture, label)]
-    split = _split_column(table, others, given, hints)
-    others = [index for index in others if index != split.index]
+    others = [index for index in range(len(table.titles)) if index not in (image, label)]
+    split, parts, split_notes = _split_column(table, others, given, hints)
+    others = [index for index in others if index != split]
     labels = (label,) if label is not None else _label_columns(table, others)
     if not labels:
         example = shlex.quote(table.shown[others[0]] if others else "NAME")
@@ -278,9 +265,8 @@ def _explained(table: Table, given: Columns, hints: Columns, first: str) -> Tabl
             f"{table.path}, line 1: {EXPECTED}; which of its columns is the label is unclear "
             f"({some(table.shown, 12)}); name it: --label-column {example}"
         )
-    return replace(
-        table, picture=picture, labels=labels, split=split, notes=(*_notes(table, picture, labels), *split.notes)
-    )
+    notes = (*_notes(table, image, labels), *split_notes)
+    return replace(table, image=image, labels=labels, split=split, parts=parts, notes=notes)
 
 
 def _column(table: Table, kind: Literal["path", "label", "split"], given: Columns, hints: Columns) -> int | None:
@@ -307,10 +293,12 @@ def _column(table: Table, kind: Literal["path", "label", "split"], given: Column
     return names.index(fitting[0]) if fitting else None
 
 
-def _split_column(table: Table, others: Sequence[int], given: Columns, hints: Columns) -> SplitColumn:
-    """Return the column called split, or the one of a similar name whose values are all names of parts.
+def _split_column(
+    table: Table, others: Sequence[int], given: Columns, hints: Columns
+) -> tuple[int | None, Mapping[str, Part | None], list[str]]:
+    """Return the index of the column called split, what its values mean, and notes.
 
-    Without a header any column may be it.
+    Without such a column, one of a similar name counts if all its values are names of parts; without a header, any.
     """
     path, names = table.path, table.names
     main = _column(table, "split", given, hints)
@@ -327,14 +315,14 @@ def _split_column(table: Table, others: Sequence[int], given: Columns, hints: Co
     ignored = [names[index] for index in similar if index not in fitting and table.has_header]
     notes = [f"{path.name}: not read as split: {some(ignored)}"] if ignored else []
     if not fitting:
-        return SplitColumn(notes=notes)
+        return None, {}, notes
     (chosen,) = fitting
     known = {value: part for value, part in meanings[chosen].items() if part}
     parts = settled(known)
     if names[chosen] != "split" or parts != known:
         read = some([f"{part} from {value}" for value, part in parts.items()])
         notes.insert(0, f"{path.name}: read as parts by the column {names[chosen]}: {read}")
-    return SplitColumn(chosen, names[chosen], {**meanings[chosen], **parts}, notes)
+    return chosen, {**meanings[chosen], **parts}, notes
 
 
 def _label_columns(table: Table, others: Sequence[int]) -> tuple[int, ...]:
@@ -347,18 +335,18 @@ def _label_columns(table: Table, others: Sequence[int]) -> tuple[int, ...]:
     return tuple(flags) if len(flags) > 1 else ()
 
 
-def _notes(table: Table, picture: int, labels: tuple[int, ...]) -> list[str]:
+def _notes(table: Table, image: int, labels: tuple[int, ...]) -> list[str]:
     """Return how the columns are read, unless they have the names that the documentation gives."""
     name, shown = table.path.name, table.shown
     if len(labels) > 1:
         classes = some([shown[index] for index in labels], 12)
-        return [f"{name}: the picture is {shown[picture]}, and each of these columns is a class: {classes}"]
+        return [f"{name}: the image is {shown[image]}, and each of these columns is a class: {classes}"]
     if not table.has_header:
-        read = f"column {shown[picture]} is the picture, {shown[labels[0]]} the label"
+        read = f"column {shown[image]} is the image, {shown[labels[0]]} the label"
         return [f"{name} has no header: {read}; if line 1 is one, name its columns path and label"]
-    if [table.names[index] for index in (picture, *labels)] == ["path", "label"]:
+    if [table.names[index] for index in (image, *labels)] == ["path", "label"]:
         return []
-    return [f"{name}: the picture is {shown[picture]}, the label {shown[labels[0]]}"]
+    return [f"{name}: the image is {shown[image]}, the label {shown[labels[0]]}"]
 
 
 def _advice(table: Table) -> str:
@@ -366,7 +354,7 @@ def _advice(table: Table) -> str:
     if len(table.titles) < 2:
         return ""
     values = next((values for _, values in table.rows()), [])
-    picture = next((index for index, value in enumerate(values) if is_picture_name(value)), 0)
-    label = table.shown[0 if picture else 1]
-    named = f"--path-column {shlex.quote(table.shown[picture])} --label-column {shlex.quote(label)}"
+    image = next((index for index, value in enumerate(values) if has_image_ending(value)), 0)
+    label = table.shown[0 if image else 1]
+    named = f"--path-column {shlex.quote(table.shown[image])} --label-column {shlex.quote(label)}"
     return f"; other columns can be named: {named}"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tl_cli.contract import SplitName
 from tl_cli.data.decode import SUFFIXES
-from tl_cli.data.sources.csv_columns import is_picture_name
+from tl_cli.data.sources.csv_columns import has_image_ending
+from tl_cli.data.sources.folder import is_image_file
 from tl_cli.data.sources.split_names import part_named
 from tl_cli.errors import DataError, shortened, some
 
@@ -52,7 +53,7 @@ class Lookup:
         if "\\" in name and not self._exists(name):
             name = self._relative(where, listed.replace("\\", "/"))
             self._turned += 1
-        if is_picture_name(name) and self._exists(name):
+        if has_image_ending(name) and self._exists(name):
             return name
         fitting = self._fitting(name)
         if len(fitting) > 1 and (part := part or part_named(self._path.stem)):
@@ -65,10 +66,10 @@ class Lookup:
             self._folders[fitting[0].rpartition("/")[0]] += fitting[0] != name
             return fitting[0]
         # A folder that is named like an image is reported later.
-        if not is_picture_name(name):
+        if not has_image_ending(name):
             raise DataError(
-                f"{where}{shortened(listed)} has no ending of a picture ({', '.join(sorted(SUFFIXES))}), and no "
-                f"picture below {self._path.parent} has that name"
+                f"{where}{shortened(listed)} has no ending of an image ({', '.join(sorted(SUFFIXES))}), and no "
+                f"image below {self._path.parent} has that name"
             )
         return name
 
@@ -77,7 +78,7 @@ class Lookup:
         notes = []
         if count := self._folders.total():
             folders = some([f"{folder or '.'}/" for folder in sorted(self._folders)])
-            notes.append(f"{self._path.name}: {count:,} pictures are found by the ends of their names in {folders}")
+            notes.append(f"{self._path.name}: {count:,} images are found by the ends of their names in {folders}")
         if self._turned:
             notes.append(f"{self._path.name}: \\ is read as / in {self._turned:,} names")
         return notes
@@ -95,7 +96,7 @@ class Lookup:
 
     def _fitting(self, name: str) -> list[str]:
         """Return the images below the folder whose paths end with a name, with or without their own ending."""
-        has_ending = is_picture_name(name)
+        has_ending = has_image_ending(name)
         paths = self._by_stem.get(_stem(name) if has_ending else name.rpartition("/")[2], ())
         ends = ((path if has_ending else os.path.splitext(path)[0], path) for path in paths)
         return [path for end, path in ends if end == name or end.endswith(f"/{name}")]
@@ -131,4 +132,4 @@ def _images_below(folder: Path) -> Iterator[str]:
     for here, inner, files in os.walk(folder):
         prefix = "" if here == str(folder) else f"{os.path.relpath(here, folder).replace(os.sep, '/')}/"
         inner[:] = sorted(name for name in inner if not name.startswith(".") and prefix.count("/") < _DEEPEST)
-        yield from (f"{prefix}{file}" for file in files if is_picture_name(file) and not file.startswith("."))
+        yield from (f"{prefix}{file}" for file in files if is_image_file(file))

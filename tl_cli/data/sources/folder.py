@@ -2,12 +2,12 @@
 
 import os
 import shlex
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -31,7 +31,7 @@ EXPECTED = (
 _HINT_DEPTH = 4
 _HINT_FOLDERS = 500
 _EXPECTED_PARTS = "expected DIR/train/CLASS with DIR/test/CLASS or DIR/val/CLASS"
-_AS_CSV = "list the pictures in a CSV with the columns path and label"
+_AS_CSV = "list the images in a CSV with the columns path and label"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _check_parts(root: Path, folders: list[Path], parts: Mapping[SplitName, Path
         train = parts["train"]
         fault = f"{root} has {_below(root, train)}/, but {missing}; to split the training images, give {_data(train)}"
         if any(map(_count_images, folders)):
-            fault += f"; if {train.name}/ is a class, move the pictures in its folders up, or {_AS_CSV}"
+            fault += f"; if {train.name}/ is a class, move the images in its folders up, or {_AS_CSV}"
         raise DataError(fault)
 
 
@@ -172,10 +172,10 @@ def _read(root: Path, parts: dict[SplitName, Path], faults: Faults, *, partial: 
         if unknown := sorted(set(files) - set(known)):
             faults.add(f"{parts[part]} has classes that train/ has not: {some(unknown)}")
         if not any(files.values()):
-            raise DataError(f"{parts[part]} has no pictures; {EXPECTED}")
+            raise DataError(f"{parts[part]} has no images; {EXPECTED}")
         absent = [name for name in classes if not files.get(name)]
         if absent and not partial:
-            notes.append(f"{_below(root, parts[part])}/ has no pictures of {some(absent)}")
+            notes.append(f"{_below(root, parts[part])}/ has no images of {some(absent)}")
     notes += _left_out(root, parts, sum((here.others for here in listed.values()), Counter[str]()))
     images = {part: _images(root, here.classes, classes) for part, here in listed.items()}
     return Found(classes, images, tuple(notes), tuple(faults.named))
@@ -188,7 +188,7 @@ def _prefix(root: Path, path: Path) -> str:
 def _check_some(root: Path, listed: _Listed) -> None:
     if not any(listed.classes.values()):
         loose = _count_images(root)
-        found = f"{loose} pictures without a class folder" if loose else _folders(listed.classes)
+        found = f"{loose} images without a class folder" if loose else _folders(listed.classes)
         raise DataError(f"{root} holds {found or 'nothing'}{_hint(root)}; {EXPECTED}")
 
 
@@ -215,7 +215,7 @@ def _nested_notes(listed: Mapping[str, _Listed]) -> list[str]:
         for prefix, here in listed.items()
         for name, inner in here.nested.items()
     ]
-    return [f"pictures in folders inside class folders count for the class: {some(named)}"] if named else []
+    return [f"images in folders inside class folders count for the class: {some(named)}"] if named else []
 
 
 def _left_out(root: Path, parts: Mapping[SplitName, Path], others: Counter[str]) -> list[str]:
@@ -228,9 +228,9 @@ def _left_out(root: Path, parts: Mapping[SplitName, Path], others: Counter[str])
     levels = {level for path in parts.values() for level in (path, *path.parents) if level.is_relative_to(root)}
     loose = {level: count for level in sorted(levels) if (count := _count_images(level))}
     where = some([f"{count:,} in {_below(root.parent, level)}/" for level, count in loose.items()])
-    notes = [f"pictures beside the class folders have no class and are left out: {where}"] if loose else []
+    notes = [f"images beside the class folders have no class and are left out: {where}"] if loose else []
     if others:
-        notes.append(f"{others.total():,} files are no pictures that can be read: {some(list(others))}")
+        notes.append(f"ignored {others.total():,} non-image file{'s' * (others.total() != 1)}: {some(list(others))}")
     return notes
 
 
@@ -246,7 +246,7 @@ def _check_layout(where: Path, listed: _Listed, faults: Faults) -> None:
     if listed.parts:
         faults.add(
             f"the class folders in {where} hold folders that look like parts ({_folders(sorted(set(listed.parts)))}), "
-            f"whose pictures would be mixed; {_EXPECTED_PARTS}{_hint(where)}"
+            f"whose images would be mixed; {_EXPECTED_PARTS}{_hint(where)}"
         )
         return
     inner = [sorted(listed.nested.get(name, ())) for name in holding]
@@ -255,9 +255,9 @@ def _check_layout(where: Path, listed: _Listed, faults: Faults) -> None:
     is_wrapped = len(holding) > 1 and all(len(names) == 1 and names == inner[0] for names in inner)
     if holding and is_deeper and not is_wrapped:
         faults.add(
-            f"{where} has no pictures in its folders ({_folders(holding)}) but in the folders inside these "
+            f"{where} has no images in its folders ({_folders(holding)}) but in the folders inside these "
             f"({_folders(sorted({name for names in inner for name in names}))}), so which are the classes is unclear; "
-            f"if the outer ones are, move the pictures up or {_AS_CSV}{_hint(where)}"
+            f"if the outer ones are, move the images up or {_AS_CSV}{_hint(where)}"
         )
 
 
@@ -270,19 +270,13 @@ def _merge_spellings(where: Path, listed: list[_Listed], faults: Faults) -> list
     counts = Counter[str]()
     for part in listed:
         counts.update({name: len(images) for name, images in part.classes.items()})
-    classes, notes = class_names.merged(counts)
+    classes, notes = class_names.unify(counts, where, faults)
     for part in listed:
-        spellings: dict[str, list[Names]] = {}
+        spellings = defaultdict[str, list[Names]](list)
         for name in sorted(part.classes):
-            spellings.setdefault(classes[name], []).append(part.classes.pop(name))
+            spellings[classes[name]].append(part.classes.pop(name))
         part.classes.update((name, Names.joined(several)) for name, several in spellings.items())
-    merged = Counter[str]()
-    for name, count in counts.items():
-        merged[classes[name]] += count
-    fault, note = class_names.lookalikes(merged)
-    if fault:
-        faults.add(f"in {where} {fault}")
-    return [*notes, note] if note else notes
+    return notes
 
 
 def _checked(files: Mapping[str, Names], where: Path, faults: Faults, *, partial: bool) -> tuple[str, ...]:
@@ -292,10 +286,10 @@ def _checked(files: Mapping[str, Names], where: Path, faults: Faults, *, partial
             raise DataError(f"{where} has a class folder whose name is not valid UTF-8: {name!r}; rename it")
     empty = [name for name in sorted(files) if not files[name]]
     if empty and not partial:
-        faults.add(f"{where} has class folders without pictures: {some(empty)}; fill or remove them{_hint(where)}")
+        faults.add(f"{where} has class folders without images: {some(empty)}; fill or remove them{_hint(where)}")
     classes = tuple(name for name in sorted(files) if files[name])
     if not classes:
-        raise DataError(f"{where} has no class folders with pictures{_hint(where)}; {EXPECTED}")
+        raise DataError(f"{where} has no class folders with images{_hint(where)}; {EXPECTED}")
     if len(classes) < 2 and not partial:
         faults.add(
             f"{where} has one class only ({classes[0]}); a classifier needs two or more{_hint(where)}; {EXPECTED}"
@@ -343,7 +337,7 @@ def _walk(folder: Path, others: Counter[str]) -> Iterator[str]:
         folders[:] = sorted(filter(_is_data, folders))
         prefix = _prefix(folder, Path(here))
         for name in filter(_is_data, files):
-            if is_picture(name):
+            if is_image_file(name):
                 yield f"{prefix}{name}"
             else:
                 others[os.path.splitext(name)[1].lower() or name] += 1
@@ -360,11 +354,10 @@ def _is_data(name: str) -> bool:
 
 def _parts_inside(paths: set[str]) -> list[str]:
     """Return the names, among those of these paths' folders, that look like parts beside the others of their folder."""
-    siblings: dict[str, set[str]] = {}
+    siblings = defaultdict[PurePosixPath, set[str]](set)
     for path in paths - {""}:
-        names = path.split("/")
-        for depth, name in enumerate(names):
-            siblings.setdefault("/".join(names[:depth]), set()).add(name)
+        for folder in (PurePosixPath(path), *PurePosixPath(path).parents[:-1]):
+            siblings[folder.parent].add(folder.name)
     return [
         name
         for names in map(sorted, siblings.values())
@@ -372,7 +365,7 @@ def _parts_inside(paths: set[str]) -> list[str]:
     ]
 
 
-def is_picture(name: str) -> bool:
+def is_image_file(name: str) -> bool:
     """Return whether a file is an image by its name: its ending is known, and it is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
@@ -387,7 +380,7 @@ def _subfolders(root: Path) -> list[Path]:
 
 def _count_images(folder: Path) -> int:
     """Return how many images lie directly in a folder; 0 if it cannot be read."""
-    return sum(is_picture(name) for _, _, files in islice(os.walk(folder), 1) for name in files)
+    return sum(is_image_file(name) for _, _, files in islice(os.walk(folder), 1) for name in files)
 
 
 def _hint(root: Path) -> str:

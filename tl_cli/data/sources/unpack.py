@@ -153,7 +153,7 @@ def unpack(
 
     Raises:
         DataError: it is damaged, encrypted or no archive; an entry would land outside ``into``, occurs twice, or is
-            larger than it claims or than any picture; or it exceeds ``limits``.
+            larger than it claims or than any image; or it exceeds ``limits``.
         StorageError: the disk is full or may not be written.
     """
     limits = limits or Limits.of_disk(into)
