@@ -21,8 +21,7 @@ def put(folder: str, key: str, *, days: float = 0.0) -> Path:
     """Keep an array that was last used so many days ago; return its file."""
     store = Store(cache_root() / folder, disk_share=0.9)
     before = {*store.folder.glob("*.npy")}
-    with store.keep(key, VALUES.shape, VALUES.dtype) as append:
-        append(VALUES)
+    store.keep(key, VALUES)
     (path,) = {*store.folder.glob("*.npy")} - before
     os.utime(path, (time.time() - days * 86400,) * 2)
     return path

@@ -35,7 +35,7 @@ def test_the_columns_of_a_csv_are_named_once_for_training_and_evaluation(tl, wor
     trained = tl("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "1",
                  "--freeze-epochs", "0", "--data", "train.csv", *columns)  # fmt: skip
     assert trained.code == 0, trained.err
-    assert "24 pictures are found by the ends of their names" in " ".join(trained.out.split())
+    assert "24 images are found by the ends of their names" in " ".join(trained.out.split())
     judged = tl("eval", "latest", "--json")
     assert judged.code == 0, judged.err
     assert json.loads(judged.out)["classes"] == sorted(COLOURS)

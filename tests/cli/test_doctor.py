@@ -127,7 +127,7 @@ def test_all_that_is_wrong_with_folders_is_named_at_once(tl, tmp_path: Path) -> 
     assert said["classes"]["red"]["train"] == 3
     assert len(said["faults"]) == 3
     assert "'RED' (3 images) and 'red' (6 images)" in said["faults"][0]
-    assert "class folders without pictures: empty, loop" in said["faults"][1]
+    assert "class folders without images: empty, loop" in said["faults"][1]
     assert "classes that train/ has not: unknown" in said["faults"][2]
     notes = "; ".join(said["notes"])
     for expected in (
@@ -165,7 +165,7 @@ def test_a_layout_that_no_training_takes_is_shown_with_what_to_do(tl, folders, t
     refused = tl("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--data", tmp_path)
     assert (result.code, refused.code) == (0, 2)
     for text in (result.out, refused.err):
-        assert "list the pictures in a CSV" in " ".join(text.split())
+        assert "list the images in a CSV" in " ".join(text.split())
     assert tl("data", "check", tmp_path, "--no-labels", "--strict").code == 1
 
 

@@ -295,7 +295,7 @@ def test_views_of_a_broken_model_are_json_or_an_error(tl, broken: Path, view: tu
     [
         (lambda root: write_pictures(root, {"red": (9, 9, 9), "violet": (9, 9, 9)}, 2), "does not have: violet"),
         (lambda root: root.mkdir(), "holds nothing"),
-        (lambda root: write_pictures(root.parent, {root.name: (9, 9, 9)}, 2), "2 pictures without a class folder"),
+        (lambda root: write_pictures(root.parent, {root.name: (9, 9, 9)}, 2), "2 images without a class folder"),
         (lambda root: None, "no folder at"),
     ],
 )

@@ -1,7 +1,5 @@
 """What is not on this machine is named before anything is decoded or trained, and a dry run fetches nothing."""
 
-import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +8,6 @@ import torchvision
 
 from tests.support.server import Server
 from tl_cli.data.sources.catalogue import SETS, File
-from tl_cli.errors import DownloadError
-from tl_cli.io import download
-from tl_cli.io.download import Missing
 from tl_cli.tracking.store import open_store
 
 # Nothing listens there.
@@ -115,20 +110,3 @@ def test_pulling_advises_something_else_than_pulling(tl, home: Path, monkeypatch
     assert all(url in said for url in urls)
     assert str(home) in said
     assert "models pull" not in result.err
-
-
-@pytest.fixture
-def silent_server() -> Iterator[str]:
-    """A server that takes connections and never answers."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-
-def test_a_server_that_never_answers_is_given_up(
-    silent_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download, "_REACHABLE_WITHIN_S", 0.1)
-    with pytest.raises(DownloadError, match=r"cannot fetch w\.pth from .*timed out.*Copy it\."):
-        Missing((f"{silent_server}/w.pth",), tmp_path, "Copy it.").check_reachable()

@@ -13,8 +13,8 @@ from huggingface_hub import constants
 import tl_cli
 from tl_cli.compute.device import choose_device, cores, cpu_facts
 from tl_cli.contract import tl_version
-from tl_cli.io.array_cache import memory_bytes
 from tl_cli.io.download import cache_root
+from tl_cli.io.memory import memory_bytes
 from tl_cli.tracking.store import default_uri
 
 _PACKAGES = (

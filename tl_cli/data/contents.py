@@ -188,5 +188,5 @@ def _remember(store: Store, root: Path, rows: dict[bytes, bytes]) -> None:
     # The latest come last; what is not remembered only costs time.
     latest = list(rows.items())[-_MOST_ROWS:]
     table = np.frombuffer(b"".join(name + known for name, known in latest), np.uint8).reshape(-1, _ROW)
-    with suppress(StorageError), store.keep(str(root), table.shape, table.dtype) as append:
-        append(table)
+    with suppress(StorageError):
+        store.keep(str(root), table)

@@ -29,9 +29,10 @@ from tl_cli.data.sources import archive, csv, folder, published, unpack
 from tl_cli.data.sources.catalogue import LEFT_OUT, SETS, canonical
 from tl_cli.data.sources.found import LAYOUTS, Found
 from tl_cli.errors import DataError, first_line, some, suggest
-from tl_cli.io.array_cache import Store, memory_bytes
+from tl_cli.io.array_cache import Store
 from tl_cli.io.download import Missing, Progress, cache_root, silent
 from tl_cli.io.file_uris import local_path
+from tl_cli.io.memory import memory_bytes
 
 BUILT_IN = tuple(SETS)
 _PACK_LIMIT_BYTES = 4 << 30
@@ -477,14 +478,7 @@ def _scan(
                 raise DataError(f"{error}\n{hint}") from error
             raise
     if _is_listing(path):
-        found = csv.scan(path, columns=columns, hints=hints, partial=partial, lenient=lenient)
-        unread = [] if partial else csv.unread_beside(path, found, columns, hints)
-        notes = [
-            f"{file.name} beside it has labels too and is not read; to measure the model on it after the training: "
-            f"tl eval latest --data {shlex.quote(str(file))}"
-            for file in unread
-        ]
-        return replace(found, notes=(*found.notes, *notes))
+        return csv.scan(path, columns=columns, hints=hints, partial=partial, lenient=lenient)
     if unpack.is_archive(path.name):
         return archive.scan(
             path,

@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
-from tl_cli.data.sources.folder import is_picture
+from tl_cli.data.sources.folder import is_image_file
 from tl_cli.io.file_uris import local_path
 
 STDIN = "-"
@@ -44,7 +44,7 @@ def _matching(pattern: str) -> Iterator[str]:
     is_any = os.path.basename(pattern) in ("*", "**")  # noqa: PTH119 (a pattern is no path)
     seen: set[str] = set()
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        found = _below(match) if _is_folder(match) else iter((match,) if not is_any or is_picture(match) else ())
+        found = _below(match) if _is_folder(match) else iter((match,) if not is_any or is_image_file(match) else ())
         for path in found:
             # A folder's pictures may be matched by themselves too.
             if os.path.normpath(path) not in seen:
@@ -67,4 +67,4 @@ def _below(folder: str) -> Iterator[str]:
             continue
         visited.add((place.st_dev, place.st_ino))
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield from (os.path.join(here, name) for name in sorted(files) if is_picture(name))
+        yield from (os.path.join(here, name) for name in sorted(files) if is_image_file(name))

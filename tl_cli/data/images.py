@@ -269,8 +269,8 @@ def _decode_once(images: FileImages, first: Tensor, workers: int, progress: Prog
         if pixels is None:
             return None
         # What cannot be kept only costs time the next time.
-        with suppress(StorageError), store.keep(key, tuple(pixels.shape), np.dtype(np.uint8)) as append:
-            append(pixels.numpy())
+        with suppress(StorageError):
+            store.keep(key, pixels.numpy())
         return pixels
     return torch.from_numpy(kept)
 

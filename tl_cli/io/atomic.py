@@ -43,6 +43,27 @@ def write_text(target: Path, text: str) -> None:
         file.write(text.encode())
 
 
+@contextmanager
+def making_once(target: Path) -> Iterator[bool]:
+    """Yield whether ``target`` is missing and must be made in the block, which only one process runs at a time.
+
+    Raises:
+        StorageError: the disk is full or may not be written.
+    """
+    # A shared cache may be read-only, so what exists is not locked; it was complete when it got its name.
+    if target.exists():
+        yield False
+        return
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    with storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield not target.exists()
+    finally:
+        lock.release()
+
+
 def make_folder_once(target: Path, fill: Callable[[Path], Path]) -> None:
     """Make the folder ``target``, complete or not at all, and only once among several processes.
 
@@ -52,32 +73,20 @@ def make_folder_once(target: Path, fill: Callable[[Path], Path]) -> None:
     Raises:
         StorageError: the disk is full or may not be written; and whatever ``fill`` raises.
     """
-    # A shared cache may be read-only, so a folder that exists is not locked; it was complete when it got its name.
-    if target.exists():
-        return
-    with storing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(target.with_name(f".{target.name}.lock"))
-        lock.acquire()
-    try:
-        if not target.exists():
-            _make_folder(target, fill)
-    finally:
-        lock.release()
-
-
-def _make_folder(target: Path, fill: Callable[[Path], Path]) -> None:
-    # Under the lock, what lies here was left by a process that was killed.
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with storing(target):
-            temporary.mkdir()
-        filled = fill(temporary)
-        with storing(target):
-            filled.rename(target)
-    finally:
+    with making_once(target) as is_missing:
+        if not is_missing:
+            return
+        # Under the lock, a leftover is from a process that was killed.
+        temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            with storing(target):
+                temporary.mkdir()
+            filled = fill(temporary)
+            with storing(target):
+                filled.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -91,8 +100,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def storing(target: Path) -> Iterator[None]:
+def storing(target: Path, advice: str = "") -> Iterator[None]:
     """Turn errors of the disk into a ``StorageError`` that names ``target``; errors of the network pass.
+
+    Args:
+        advice: ends the message if the disk is full.
 
     Raises:
         StorageError: the disk is full or may not be written.
@@ -102,7 +114,7 @@ def storing(target: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, urllib.error.URLError | ssl.SSLError | TimeoutError | ConnectionError):
             raise
-        free = f" ({_free_space(target)} free)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        free = f" ({_free_space(target)} free){advice}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise StorageError(f"cannot write {target}: {error.strerror or error}{free}") from error
 
 

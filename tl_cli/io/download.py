@@ -12,10 +12,9 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 import platformdirs
-from filelock import FileLock
 
 from tl_cli.errors import DownloadError
-from tl_cli.io.atomic import replacing, storing
+from tl_cli.io.atomic import making_once, replacing
 from tl_cli.io.file_uris import local_path
 
 Unit = Literal["items", "bytes"]
@@ -24,8 +23,6 @@ Unit = Literal["items", "bytes"]
 _HEADERS = {"User-Agent": "tl-train"}
 _CHUNK = 1 << 20
 _TIMEOUT_S = 15
-# A network that drops packets never answers, and the message should come within seconds.
-_REACHABLE_WITHIN_S = 5
 _ATTEMPTS = 3
 
 
@@ -64,8 +61,11 @@ class Missing:
         names = ", ".join(_name(url) for url in self.urls)
         return f"{names}: not in {self.folder}; published at {', '.join(self.urls)}"
 
-    def check_reachable(self) -> None:
-        """Ask the server of the first file once.
+    def check_reachable(self, timeout_s: float = 5) -> None:
+        """Send one request to the server of the first file.
+
+        Args:
+            timeout_s: short, since a network that drops packets never answers.
 
         Raises:
             DownloadError: it cannot be reached.
@@ -73,7 +73,7 @@ class Missing:
         url = self.urls[0]
         request = urllib.request.Request(url, headers=_HEADERS, method="HEAD")
         try:
-            urllib.request.urlopen(request, timeout=_REACHABLE_WITHIN_S).close()
+            urllib.request.urlopen(request, timeout=timeout_s).close()
         except urllib.error.HTTPError:
             return  # the server is there
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -85,7 +85,7 @@ class Missing:
 
 
 def check_reachable(missing: Iterable[Missing | None]) -> None:
-    """Ask the servers of all missing files, so that one error lists all that cannot be fetched.
+    """Send a request to the server of each missing file; one error lists all that cannot be fetched.
 
     Raises:
         DownloadError: at least one cannot be reached.
@@ -128,13 +128,9 @@ def download(
         DownloadError: no network, the server refused, or the file is not the published one.
         StorageError: the disk is full or may not be written.
     """
-    # A shared cache may be read-only, so there is no lock for a file that exists; it was complete when it got its name.
-    if not target.exists():
-        with storing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with storing(target), FileLock(target.with_name(target.name + ".lock")):
-            if not target.exists():
-                return _fetch(url, target, expected, algorithm, progress, advice)
+    with making_once(target) as is_missing:
+        if is_missing:
+            return _fetch(url, target, expected, algorithm, progress, advice)
     found = digest(target, algorithm)
     if not found.startswith(expected):
         raise DownloadError(
@@ -149,15 +145,11 @@ def _fetch(url: str, target: Path, expected: str, algorithm: str, progress: Prog
     for _ in range(_ATTEMPTS):
         try:
             return _transfer(url, target, expected, algorithm, progress)
-        except urllib.error.HTTPError as error:
-            cause = error
-            if error.code < 500:
-                break
-        except urllib.error.URLError as error:  # no connection; further attempts would only make the user wait
-            cause = error
-            break
         except (OSError, http.client.HTTPException, _MismatchError) as error:
             cause = error
+            # Without a connection, or refused: further attempts would only make the user wait.
+            if isinstance(error, urllib.error.URLError) and getattr(error, "code", 0) < 500:
+                break
     raise _failure(url, str(getattr(cause, "reason", None) or cause), advice) from cause
 
 

@@ -21,8 +21,9 @@ from tl_cli.data.images import Images, changed_files, fingerprint
 from tl_cli.data.preprocess import send
 from tl_cli.errors import DamagedError, DataError, DivergedError, StorageError, some
 from tl_cli.evaluation.logits import outputs
-from tl_cli.io.array_cache import Rows, Store, memory_bytes
+from tl_cli.io.array_cache import Rows, Store
 from tl_cli.io.download import cache_root
+from tl_cli.io.memory import memory_bytes
 from tl_cli.models.graph import Cut
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.phases import Phase
@@ -312,9 +313,8 @@ class Cache:
         # Never store features of changed images under the digest of the original ones.
         if self.keep and not changed_files(images):
             # Failing to store them only costs time in the next run.
-            with suppress(StorageError), store().keep(key, made.shape, made.dtype) as append:
-                for rows in np.array_split(made, max(1, made.nbytes >> 26)):
-                    append(rows)
+            with suppress(StorageError):
+                store().keep(key, made)
         return torch.from_numpy(made)
 
     def _shape(self, images: Images) -> tuple[int, ...]:

@@ -18,8 +18,9 @@ from tests.support.archives import FILES, KINDS, put, spread, tar_of_folder
 from tests.support.published_copies import folders, picture, tar_of, zip_of
 from tl_cli.contract import DataSpec
 from tl_cli.data import dataset
-from tl_cli.data.sources.archive import scan
+from tl_cli.data.sources.archive import remove_unread, scan
 from tl_cli.errors import DataError, StorageError
+from tl_cli.io.use_lock import mark_used
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -58,7 +59,7 @@ def test_a_changed_archive_is_unpacked_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("top", ["", "one/", "one/two/"])
-def test_single_folders_at_the_top_are_gone_through(top: str, tmp_path: Path) -> None:
+def test_single_folders_around_the_classes_are_entered(top: str, tmp_path: Path) -> None:
     files = {k: v for part in ("train", "test") for k, v in folders(f"{top}{part}", ".png", "a", "b").items()}
     found = scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
     assert found.layout == "train/test"
@@ -76,7 +77,7 @@ def test_a_listing_at_the_top_is_read(top: str, tmp_path: Path) -> None:
     assert found.parts["train"].ids[0] == "img/2.png"
 
 
-def test_a_csv_that_is_no_listing_is_passed_over(tmp_path: Path) -> None:
+def test_a_csv_without_paths_and_labels_is_ignored(tmp_path: Path) -> None:
     files = {**folders(".", ".png", "a", "b"), "sample_submission.csv": b"id,answer\n1,2\n"}
     assert scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path).classes == ("a", "b")
 
@@ -88,7 +89,7 @@ def test_a_listing_in_an_archive_cannot_reach_outside(listed: str, tmp_path: Pat
         scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
 
 
-def test_only_pictures_and_listings_are_unpacked(tmp_path: Path) -> None:
+def test_only_images_and_listings_are_unpacked(tmp_path: Path) -> None:
     litter = {
         "photos/cat/run.sh": b"x",
         "__MACOSX/photos/cat/x.png": b"x",
@@ -106,7 +107,7 @@ def test_only_pictures_and_listings_are_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
-def test_a_copy_without_a_known_layout_does_not_stay(tmp_path: Path) -> None:
+def test_an_unpacked_archive_without_a_known_layout_is_removed(tmp_path: Path) -> None:
     path = put(tmp_path, "p.zip", zip_of(folders(".", ".png", "cat")))
     with pytest.raises(DataError, match="one class only"):
         scan(path, tmp_path)
@@ -115,7 +116,7 @@ def test_a_copy_without_a_known_layout_does_not_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_torn_archive_is_said_and_leaves_nothing(name: str, tmp_path: Path) -> None:
+def test_a_truncated_archive_is_an_error_and_leaves_nothing(name: str, tmp_path: Path) -> None:
     body = KINDS[name]
     for length in (0, 3, len(body) // 3, len(body) // 2):
         path = put(tmp_path, name, body[:length])
@@ -124,7 +125,7 @@ def test_a_torn_archive_is_said_and_leaves_nothing(name: str, tmp_path: Path) ->
     assert not [path for path in (tmp_path / "cache" / "unpacked").iterdir() if not path.name.endswith(".lock")]
 
 
-def test_a_tar_cut_between_two_entries_is_torn(tmp_path: Path) -> None:
+def test_a_tar_cut_between_two_entries_is_truncated(tmp_path: Path) -> None:
     whole = KINDS["p.tar"]
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         cut = tar.getmembers()[3].offset
@@ -133,12 +134,12 @@ def test_a_tar_cut_between_two_entries_is_torn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["p.zip", "p.tar", "p.tar.gz", "p.tar.xz", "p.tar.bz2"])
-def test_what_is_no_archive_is_said(name: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_archive_is_an_error(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no archive"):
         scan(put(tmp_path, name, b"<html>not found</html>" * 99), tmp_path)
 
 
-def test_an_ending_that_lies_of_the_compression_does_not_matter(tmp_path: Path) -> None:
+def test_compression_is_detected_by_content_not_by_name(tmp_path: Path) -> None:
     for name, compress in (
         ("a.tar", gzip.compress),
         ("b.tgz", bz2.compress),
@@ -150,12 +151,12 @@ def test_an_ending_that_lies_of_the_compression_does_not_matter(tmp_path: Path) 
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="this Python reads zstd")
-def test_zstd_is_said_to_need_a_newer_python(tmp_path: Path) -> None:
+def test_zstd_needs_a_newer_python(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"zstd, which Python reads from 3.14 on"):
         scan(put(tmp_path, "p.tar.zst", b"\x28\xb5\x2f\xfd" + b"\0" * 99), tmp_path)
 
 
-def test_an_encrypted_zip_is_said(tmp_path: Path) -> None:
+def test_an_encrypted_zip_is_an_error(tmp_path: Path) -> None:
     body = bytearray(zip_of({"a.png": b"secret"}))
     body[6] |= 1
     body[body.index(b"PK\x01\x02") + 8] |= 1
@@ -163,7 +164,7 @@ def test_an_encrypted_zip_is_said(tmp_path: Path) -> None:
         scan(put(tmp_path, "p.zip", bytes(body)), tmp_path)
 
 
-def test_a_compression_that_python_does_not_know_is_said(tmp_path: Path) -> None:
+def test_an_unsupported_compression_is_an_error(tmp_path: Path) -> None:
     body = bytearray(zip_of({"a.png": b"text"}))
     body[8] = body[body.index(b"PK\x01\x02") + 10] = 9
     with pytest.raises(DataError, match="cannot be unpacked: .*pack it again"):
@@ -171,8 +172,8 @@ def test_a_compression_that_python_does_not_know_is_said(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("files", [{}, {"a/readme.txt": b"x"}])
-def test_an_archive_without_pictures_is_said(files: dict[str, bytes], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no pictures"):
+def test_an_archive_without_images_is_an_error(files: dict[str, bytes], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no images"):
         scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
 
 
@@ -194,7 +195,7 @@ def test_a_name_that_is_too_long_is_named(kind: str, tmp_path: Path) -> None:
 
 def test_archives_in_an_archive_are_named(tmp_path: Path) -> None:
     inner = {"x/train.zip": zip_of(FILES), "x/test.tar.gz": tar_of(FILES), "readme.txt": b"x"}
-    with pytest.raises(DataError, match=r"no pictures, but archives \(x/train.zip, x/test.tar.gz\).*--data train.zip"):
+    with pytest.raises(DataError, match=r"no images, but archives \(x/train.zip, x/test.tar.gz\).*--data train.zip"):
         scan(put(tmp_path, "p.zip", zip_of(inner)), tmp_path)
     for _ in range(2):
         (note,) = scan(put(tmp_path, "q.zip", zip_of({**FILES, "photos/old.zip": b"x"})), tmp_path).notes[-1:]
@@ -207,42 +208,42 @@ def test_archives_in_an_archive_are_named(tmp_path: Path) -> None:
 def zip_with_names(encoding: str, extra: bool = False) -> bytes:
     """Return a zip as other programs write them: its names are not marked as UTF-8."""
     buffer = io.BytesIO()
-    held: dict[bytes, bytes] = {}
+    names: dict[bytes, bytes] = {}
     with zipfile.ZipFile(buffer, "w") as zipped:
         for number, name in enumerate(("犬/0.png", "犬/1.png", "猫/0.png", "猫/1.png")):
             raw = name.encode(encoding)
             ascii_name = f"{number}".rjust(len(raw), "x")
-            held[ascii_name.encode()] = raw
+            names[ascii_name.encode()] = raw
             info = zipfile.ZipInfo(ascii_name)
             if extra:
                 utf_8 = name.encode()
                 info.extra = struct.pack("<HHBI", 0x7075, 5 + len(utf_8), 1, zlib.crc32(raw)) + utf_8
             zipped.writestr(info, picture("PNG"))
     body = buffer.getvalue()
-    for ascii_name, raw in held.items():
+    for ascii_name, raw in names.items():
         body = body.replace(ascii_name, raw)
     return body
 
 
-def test_names_of_a_zip_that_are_given_as_utf_8_too_are_read(tmp_path: Path) -> None:
+def test_the_utf_8_copy_of_a_zip_entrys_name_is_used(tmp_path: Path) -> None:
     found = scan(put(tmp_path, "p.zip", zip_with_names("shift_jis", extra=True)), tmp_path)
     assert (found.classes, found.notes) == (("犬", "猫"), ())
 
 
 @pytest.mark.parametrize(("encoding", "read"), [("utf-8", "utf-8"), ("shift_jis", "cp437"), ("euc_jp", "cp437")])
-def test_names_of_an_unsaid_encoding_are_pointed_out(encoding: str, read: str, tmp_path: Path) -> None:
+def test_names_of_an_undeclared_encoding_are_noted(encoding: str, read: str, tmp_path: Path) -> None:
     for _ in range(2):
         found = scan(put(tmp_path, "p.zip", zip_with_names(encoding)), tmp_path)
         assert set(found.classes) == {name.encode(encoding).decode(read) for name in ("犬", "猫")}
         assert "does not declare the encoding of 4 names, such as" in found.notes[0]
 
 
-def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write"):
         scan(put(tmp_path, "p.zip", KINDS["p.zip"]), put(tmp_path, "file", b""))
 
 
-def test_two_at_once_unpack_once(tmp_path: Path) -> None:
+def test_concurrent_scans_unpack_once(tmp_path: Path) -> None:
     path = put(tmp_path, "p.zip", KINDS["p.zip"])
     finished: list[str] = []
     threads = [
@@ -255,7 +256,7 @@ def test_two_at_once_unpack_once(tmp_path: Path) -> None:
     assert finished == ["unpacking p.zip"]
 
 
-def test_an_archive_that_is_not_there_is_said() -> None:
+def test_a_missing_archive_is_an_error() -> None:
     with pytest.raises(DataError, match="none.zip cannot be read: No such file"):
         dataset.open_data(DataSpec(source="none.zip", layout="classes"), workers=1)
 
@@ -268,7 +269,7 @@ def test_a_folder_that_is_called_like_an_archive_is_a_folder(tmp_path: Path) -> 
     assert data.classes == ("a", "b")
 
 
-def said(source: Path, cache: Path) -> str:
+def notes_or_fault(source: Path, cache: Path) -> str:
     try:
         data = dataset.open_data(DataSpec(source=str(source), data_dir=str(cache), layout="classes"), workers=1)
     except DataError as error:
@@ -286,17 +287,17 @@ def said(source: Path, cache: Path) -> str:
     ],
 )
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_an_archive_says_what_its_folder_says(extra: dict[str, bytes], kind: str, tmp_path: Path) -> None:
+def test_an_archive_has_the_notes_and_faults_of_its_folder(extra: dict[str, bytes], kind: str, tmp_path: Path) -> None:
     files = {**folders(".", ".png", "cat", "dog"), **extra}
     photos = spread(tmp_path / "photos", files)
     in_photos = {f"photos/{name}": body for name, body in files.items()}
     path = put(tmp_path, f"p.{kind}", zip_of(in_photos) if kind == "zip" else tar_of_folder(photos))
-    of_archive = said(path, tmp_path)
-    assert "heic" in of_archive or "class folders without pictures: fox" in of_archive
-    assert of_archive == said(photos, tmp_path)
+    of_archive = notes_or_fault(path, tmp_path)
+    assert "heic" in of_archive or "class folders without images: fox" in of_archive
+    assert of_archive == notes_or_fault(photos, tmp_path)
 
 
-def test_a_class_of_pictures_and_other_files_is_not_taken_for_a_folder_around_classes(tmp_path: Path) -> None:
+def test_a_class_with_other_files_is_not_a_folder_around_classes(tmp_path: Path) -> None:
     files = {**folders(".", ".png", "cat"), "cat/notes.txt": b"text"}
     with pytest.raises(DataError, match=r"one class only \(cat\)"):
         scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
@@ -307,7 +308,7 @@ def test_a_folder_that_is_called_like_a_listing_is_a_folder(tmp_path: Path) -> N
     assert scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path).classes == ("a.csv", "b")
 
 
-def test_hard_links_are_pictures_and_symbolic_ones_are_said(tmp_path: Path) -> None:
+def test_hard_links_are_images_and_symbolic_links_are_noted(tmp_path: Path) -> None:
     photos = spread(tmp_path / "photos", folders(".", ".png", "cat", "dog"))
     os.link(photos / "cat" / "cat_0.png", photos / "dog" / "same.png")
     (photos / "dog" / "soft.png").symlink_to(photos / "cat" / "cat_0.png")
@@ -335,6 +336,23 @@ def test_a_touched_archive_leaves_one_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
+def test_a_copy_that_is_marked_as_used_stays_until_the_mark_is_gone(tmp_path: Path) -> None:
+    path = put(tmp_path, "p.zip", KINDS["p.zip"])
+    scan(path, tmp_path)
+    (copy,) = copies(tmp_path)
+    assert not remove_unread(copy)
+    reader = os.open(copy, os.O_RDONLY)
+    mark_used(reader)
+    os.utime(path, (1, 1))
+    scan(path, tmp_path)
+    assert len(copies(tmp_path)) == 2
+    os.close(reader)
+    scan(path, tmp_path)
+    assert len(copies(tmp_path)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
 def test_a_copy_that_another_process_reads_stays_until_it_ends(tmp_path: Path) -> None:
     path = put(tmp_path, "p.zip", KINDS["p.zip"])
     code = (
@@ -357,7 +375,7 @@ def test_a_copy_that_another_process_reads_stays_until_it_ends(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "kind"), [("p.tar", "p.zip"), ("p.tgz", "p.zip"), ("p.zip", "p.tar"), ("p.zip", "p.tar.gz")]
 )
-def test_what_an_archive_is_outweighs_its_name(name: str, kind: str, tmp_path: Path) -> None:
+def test_the_kind_of_an_archive_is_detected_by_content_not_by_name(name: str, kind: str, tmp_path: Path) -> None:
     assert len(scan(put(tmp_path, name, KINDS[kind]), tmp_path).parts["train"]) == 6
 
 

@@ -11,7 +11,7 @@ from tl_cli.data.sources.found import LAYOUTS
 BASES = {"ImageFolder", "DatasetFolder", "VisionDataset", "LSUNClass", "wrap_dataset_for_transforms_v2"}
 
 
-def test_each_of_torchvisions_sets_is_offered_or_has_a_reason() -> None:
+def test_each_data_set_of_torchvision_is_offered_or_has_a_reason() -> None:
     known = {canonical(name) for name in (*SETS, *LEFT_OUT)}
     assert {canonical(name) for name in tv.__all__ if name not in BASES} <= known
     assert not set(SETS) & set(LEFT_OUT)

@@ -1,8 +1,10 @@
 import unicodedata
+from pathlib import Path
 
 import pytest
 
-from tl_cli.data.sources.class_names import keys, lookalikes, merged
+from tl_cli.data.sources.class_names import keys, lookalikes, merged, unify
+from tl_cli.data.sources.found import Faults
 
 COMPOSED = unicodedata.normalize("NFC", "café")
 DECOMPOSED = unicodedata.normalize("NFD", "café")
@@ -31,3 +33,12 @@ def test_words_that_differ_in_case_are_a_fault_and_letters_a_note() -> None:
     assert "'dog house' (4 images) and 'dog_house' (1 image)" in fault
     assert "'A' (1 image) and 'a' (1 image)" in note
     assert lookalikes({"cat": 1, "dog": 1}) == ("", "")
+
+
+def test_merged_names_are_compared_and_faults_name_the_source() -> None:
+    faults = Faults(lenient=True)
+    classes, notes = unify({"1": 2, "1.0": 1, "2": 3}, Path("labels.csv"), faults)
+    assert (classes, faults.named) == ({"1": "1", "1.0": "1", "2": "2"}, [])
+    assert notes == ["read as one class: '1' (2 images) and '1.0' (1 image)"]
+    unify({"Cat": 1, "cat": 1}, Path("labels.csv"), faults)
+    assert faults.named[0].startswith("in labels.csv there are classes that differ only in case")

@@ -55,13 +55,13 @@ def test_delimiters_bom_and_line_ends_of_every_kind_are_read(
         (("训练集", "テスト"), "train/test"),
     ],
 )
-def test_the_splits_that_are_there_make_the_layout(splits: tuple[str, str], layout: str, pictures: Path) -> None:
+def test_the_layout_follows_from_the_splits_in_the_csv(splits: tuple[str, str], layout: str, pictures: Path) -> None:
     rows = [f"{row},{row.split('/')[0]},{splits[index % 2]}" for index, row in enumerate(ROWS)]
     assert scan(write(pictures, "\n".join(["path,label,split", *rows]))).layout == layout
 
 
 @pytest.mark.parametrize("column", ["set", "Subset", "part", "partition", "fold", "split"])
-def test_a_column_of_parts_under_another_name_is_the_split(column: str, pictures: Path) -> None:
+def test_a_column_of_parts_with_another_name_is_the_split(column: str, pictures: Path) -> None:
     values = ("train", "train", "val", "evaluation")
     rows = [f"{row},{row.split('/')[0]},{values[index % 4]}" for index, row in enumerate(ROWS)]
     found = scan(write(pictures, "\n".join([f"path,label,{column}", *rows])))
@@ -75,7 +75,7 @@ def test_a_column_of_parts_under_another_name_is_the_split(column: str, pictures
 
 
 @pytest.mark.parametrize("values", [("1", "2"), ("train", "engine"), ("train", "")])
-def test_a_column_that_may_mean_something_else_is_named_and_not_read(values: tuple[str, str], pictures: Path) -> None:
+def test_an_ambiguous_split_column_is_noted_and_not_read(values: tuple[str, str], pictures: Path) -> None:
     rows = [f"{row},{row.split('/')[0]},{values[index % 2]}" for index, row in enumerate(ROWS)]
     found = scan(write(pictures, "\n".join(["path,label,fold", *rows])))
     assert (found.layout, found.notes) == ("classes", ("labels.csv: not read as split: fold",))
@@ -98,12 +98,10 @@ MEANT = {row: row.split("/")[0] for row in ROWS}
     "picture", ["file_name", "FileName", "image", "Image Path", "img", "id", "id_code", "image_id"]
 )
 @pytest.mark.parametrize("label", ["class", "Target", "diagnosis"])
-def test_columns_go_by_the_names_that_people_give_them_and_that_is_said(
-    picture: str, label: str, pictures: Path
-) -> None:
+def test_columns_are_found_by_usual_names_with_a_note(picture: str, label: str, pictures: Path) -> None:
     path = write(pictures, "\n".join([f"x,{label},{picture}", *(f"1,{row[:-8]},{row}" for row in ROWS)]))
     assert read_back(path) == MEANT
-    assert scan(path).notes == (f"labels.csv: the picture is {picture}, the label {label}",)
+    assert scan(path).notes == (f"labels.csv: the image is {picture}, the label {label}",)
 
 
 @pytest.mark.parametrize(
@@ -122,22 +120,22 @@ def test_columns_go_by_the_names_that_people_give_them_and_that_is_said(
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_csv_as_people_have_them_is_read(text: str, encoding: str, pictures: Path) -> None:
+def test_common_forms_of_csv_are_read(text: str, encoding: str, pictures: Path) -> None:
     path = write(pictures, text, encoding)
     assert read_back(path) == MEANT
     assert scan(path).notes
 
 
-def test_what_was_guessed_is_said(pictures: Path) -> None:
+def test_guesses_are_noted(pictures: Path) -> None:
     headless = scan(write(pictures, "".join(f"{row},{row[:-8]}\n" for row in ROWS))).notes[0]
-    assert headless.startswith("labels.csv has no header: column 1 is the picture, 2 the label")
+    assert headless.startswith("labels.csv has no header: column 1 is the image, 2 the label")
     (pictures / "images").mkdir()
     for row in ROWS:
         (pictures / row).rename(pictures / "images" / row.replace("/", "_"))
     rows = "".join(f"{row[:-4].replace('/', '_')},{row[:-8]}\n" for row in ROWS)
     found = scan(write(pictures, f"id_code,diagnosis\n{rows}"))
     assert found.parts["train"].ids.tolist() == [f"images/{row.replace('/', '_')}" for row in ROWS]
-    assert found.notes[1] == "labels.csv: 8 pictures are found by the ends of their names in images/"
+    assert found.notes[1] == "labels.csv: 8 images are found by the ends of their names in images/"
 
 
 @pytest.mark.parametrize(
@@ -149,14 +147,14 @@ def test_what_was_guessed_is_said(pictures: Path) -> None:
         ("ISIC2018_Task3_Training_GroundTruth", "ISIC2018_Task3_Test_Input", False),
     ],
 )
-def test_pictures_are_looked_for_beside_the_folder_of_the_csv(
+def test_images_are_searched_for_beside_the_folder_of_the_csv(
     csv_folder: str, folder: str, is_found: bool, tmp_path: Path
 ) -> None:
     write_pictures(tmp_path / folder, {"red": (255, 0, 0), "blue": (0, 0, 255)}, 4)
     (tmp_path / csv_folder).mkdir()
     path = write(tmp_path / csv_folder, "image,label\n" + "".join(f"{row[:-4]},{row[:-8]}\n" for row in ROWS))
     if not is_found:
-        with pytest.raises(DataError, match="no picture below"):
+        with pytest.raises(DataError, match="no image below"):
             scan(path)
         return
     (part,) = scan(path).parts.values()
@@ -165,7 +163,7 @@ def test_pictures_are_looked_for_beside_the_folder_of_the_csv(
     assert sum(len(each) for each in data.parts.values()) == 8
 
 
-def test_pictures_of_one_name_are_told_apart_by_the_part_that_the_csv_is_of(pictures: Path) -> None:
+def test_images_of_one_name_are_distinguished_by_the_part_of_the_csv(pictures: Path) -> None:
     for part in ("train", "test"):
         write_pictures(pictures / f"{part}_images", {".": (1, 2, 3)}, 4)
     text = "id,label\n000,a\n001,b\n"
@@ -200,7 +198,7 @@ def test_columns_can_be_named(pictures: Path) -> None:
     assert read_back(other, columns=Columns(label="2"), hints=named) == MEANT
 
 
-def test_named_columns_are_remembered_for_whoever_opens_the_images_again(pictures: Path) -> None:
+def test_named_columns_are_stored_with_the_model(pictures: Path) -> None:
     path = write(pictures, "path,label,Kind\n" + "".join(f"{row},{n},{row[:-8]}\n" for n, row in enumerate(ROWS)))
     named = DataSpec(source=str(path), layout="classes", columns=Columns(label="Kind"))
     data = dataset.open_data(named, workers=1)
@@ -219,13 +217,13 @@ def test_named_columns_are_remembered_for_whoever_opens_the_images_again(picture
     assert DataSpec.model_validate(older).columns == Columns()
 
 
-def test_columns_of_what_has_none_are_refused(pictures: Path) -> None:
+def test_column_options_are_refused_for_sources_without_columns(pictures: Path) -> None:
     for source in (str(pictures), "digits"):
         with pytest.raises(DataError, match="--label-column: .* is no CSV and has no columns"):
             dataset.open_data(DataSpec(source=source, layout="classes", columns=Columns(label="x")), workers=1)
 
 
-def test_a_folder_with_a_csv_in_it_is_told_of_the_csv(pictures: Path) -> None:
+def test_the_error_for_a_folder_suggests_the_csv_inside(pictures: Path) -> None:
     (pictures / "images").mkdir()
     for row in ROWS:
         (pictures / row).rename(pictures / "images" / row.replace("/", "_"))
@@ -246,7 +244,7 @@ def test_a_folder_with_a_csv_in_it_is_told_of_the_csv(pictures: Path) -> None:
         ("Boston, MA", "Springfield, IL", "Springfield, MA"),  # "Springfield" and "MA" come twice
     ],
 )
-def test_labels_with_commas_that_may_be_classes_are_said_to_be(labels: tuple[str, ...], pictures: Path) -> None:
+def test_labels_with_commas_are_classes_with_a_note(labels: tuple[str, ...], pictures: Path) -> None:
     rows = "".join(f'{row},"{label}"\n' for row, label in zip(ROWS, itertools.cycle(labels), strict=False))
     named = ", ".join(repr(label) for label in sorted(labels))
     assert scan(write(pictures, f"path,label\n{rows}")).notes == (
@@ -254,7 +252,7 @@ def test_labels_with_commas_that_may_be_classes_are_said_to_be(labels: tuple[str
     )
 
 
-def test_labels_that_look_like_parts_are_pointed_out(pictures: Path) -> None:
+def test_labels_that_look_like_parts_are_noted(pictures: Path) -> None:
     rows = [f"{row},{'train' if 'blue' in row else 'test'}" for row in ROWS]
     (note,) = scan(write(pictures, "\n".join(["path,label", *rows]))).notes
     assert "the labels train, test look like parts" in note.replace("test, train", "train, test")
@@ -277,7 +275,7 @@ def test_the_order_of_the_rows_does_not_matter(pictures: Path) -> None:
     assert specs[0] == specs[1]
 
 
-def test_absolute_paths_and_paths_above_are_the_persons_own_business(pictures: Path) -> None:
+def test_absolute_paths_and_paths_above_the_csv_are_allowed(pictures: Path) -> None:
     inner = pictures / "lists"
     inner.mkdir()
     path = write(inner, f"path,label\n{pictures}/red/000.png,r\n../blue/000.png,b\n")
@@ -292,16 +290,16 @@ def test_quoted_values_may_hold_delimiters_and_line_ends(pictures: Path) -> None
     assert scan(path).classes == ("blue\nish", "red, or so")
 
 
-def test_labels_that_a_part_lacks_are_said(pictures: Path) -> None:
+def test_labels_missing_in_a_part_are_noted(pictures: Path) -> None:
     path = write(pictures, "path,label,split\nred/000.png,r,train\nblue/000.png,b,train\nred/001.png,r,test\n")
-    assert scan(path).notes == ("labels.csv lists no pictures of b in test",)
+    assert scan(path).notes == ("labels.csv lists no images of b in test",)
 
 
 GOOD = "path,label\nred/000.png,r\nblue/000.png,b\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", r"line 1: expected a header that names the columns path and label.*got ''"),
         ("shot,kind\na.png,b\n", "got 'shot,kind'; other columns can be named: --path-column shot --label-column kind"),
@@ -311,33 +309,33 @@ GOOD = "path,label\nred/000.png,r\nblue/000.png,b\n"
         ),
         ("image,class,target\nred/000.png,r,0\n", "class, target may each be the label; .*--label-column class"),
         ("file,image,label\nred/000.png,a,0\n", "image, file may each be the path; say which with --path-column image"),
-        ("image,a,b\nred/000.png,1,0\nred/001.png,1,1\n", r"line 3: 2 classes are 1 \(a, b\), but a picture has one"),
-        ("image,a,b\nred/000.png,1,0\nred/001.png,0,0\n", "line 3: no class is 1, but a picture has one label"),
+        ("image,a,b\nred/000.png,1,0\nred/001.png,1,1\n", r"line 3: 2 classes are 1 \(a, b\), but an image has one"),
+        ("image,a,b\nred/000.png,1,0\nred/001.png,0,0\n", "line 3: no class is 1, but an image has one label"),
         (
             "id,label\n000,r\n",
             "line 2: 000 may be blue/000.png or green/000.png or red/000.png; write it with its folder and ending",
         ),
-        ("id,label\nnone,r\n", "line 2: none has no ending of a picture .* and no picture below .* has that name"),
+        ("id,label\nnone,r\n", "line 2: none has no ending of an image .* and no image below .* has that name"),
         ("red/000.png,r,1\nblue/000.png,b,2\n", "which of its columns is the label is unclear .*--label-column 2"),
         (
             'path,label\nred/000.png,r\nred/001.png,b\nblue/000.png,"r,b"\n',
-            "line 4: the picture has several labels \\('r,b': r, b\\), as 1 of 3 have",
+            "line 4: the image has several labels \\('r,b': r, b\\), as 1 of 3 have",
         ),
         ("path,label\nred/000.png,r|b\nred/001.png,b|g\nblue/000.png,g|r\n", "line 2: .* as 3 of 3 have"),
-        ("path,label\n", "lists no pictures"),
-        ("path,label\n,,\n\n", "lists no pictures"),
+        ("path,label\n", "lists no images"),
+        ("path,label\n,,\n\n", "lists no images"),
         ("path,label,Path\n", "line 1: more than one column is called path"),
         (GOOD + "red/001.png,\n", "line 4: the label is empty"),
         (GOOD + ",r\n", "line 4: the path is empty"),
         (GOOD + "red/001.png\n", "line 4: 1 columns, but 2 in the header"),
         (GOOD + "red/a,b.png,r\n", "line 4: 3 columns, but 2 in the header; quote a value"),
         (GOOD + '"red/001.png,r\n', "line 4: .*are its quotes closed"),
-        (GOOD + "labels.csv,r\n", "line 4: labels.csv has no ending of a picture"),
+        (GOOD + "labels.csv,r\n", "line 4: labels.csv has no ending of an image"),
         (GOOD + "d.png,r\n", "line 4: d.png is a folder"),
         (GOOD + "red/../red/000.png,r\n", "line 4: red/000.png is listed on line 2 too"),
         (
             GOOD + "\n\nred/none.png,r\nred\\001.png,r\n",
-            r"1 pictures that are not there: red/none.png \(line 6\).*no picture below it has such a name",
+            r"1 images that are not there: red/none.png \(line 6\).*no image below it has such a name",
         ),
         ("path,label\nred/000.png,r\nred/001.png,r\n", r"one class only \(r\)"),
         ("path,label,split\nred/000.png,r,mine\n", "line 2: split is 'mine'; expected train, val or test"),
@@ -347,26 +345,26 @@ GOOD = "path,label\nred/000.png,r\nblue/000.png,b\n"
             "path,label,set,fold\nred/000.png,r,train,test\n",
             "line 1: set, fold all name parts; say which with --split-column set",
         ),
-        ("path,label,split\nred/000.png,r,test\n", "no pictures with split train"),
+        ("path,label,split\nred/000.png,r,test\n", "no images with split train"),
         ("path,label,split\nred/000.png,r,train\nblue/000.png,b,train\ngreen/000.png,g,val\n", "line 4: the label 'g'"),
         (GOOD + "red/\0.png,r\n", "line 4: holds a NUL byte"),
     ],
 )
-def test_each_fault_is_named_with_its_line(text: str, said: str, pictures: Path) -> None:
+def test_each_fault_is_named_with_its_line(text: str, message: str, pictures: Path) -> None:
     (pictures / "d.png").mkdir()
     path = write(pictures, text)
-    with pytest.raises(DataError, match=f"labels.csv.*{said}"):
+    with pytest.raises(DataError, match=f"labels.csv.*{message}"):
         scan(path)
 
 
 @pytest.mark.parametrize("name", ["x" * 5_000 + ".png", "x" * 5_000, "x/" * 3_000 + "y.png"])
-def test_a_path_that_is_too_long_is_named_by_its_beginning(name: str, pictures: Path) -> None:
+def test_the_error_for_a_long_path_is_short(name: str, pictures: Path) -> None:
     with pytest.raises(DataError, match=r"labels.csv, line 4: x[x/]+\.\.\. ") as raised:
         scan(write(pictures, f"{GOOD}{name},r\n"))
     assert len(str(raised.value)) < 500
 
 
-def test_a_picture_listed_under_two_names_is_refused(pictures: Path) -> None:
+def test_an_image_listed_under_two_names_is_refused(pictures: Path) -> None:
     (pictures / "same").symlink_to(pictures / "red")
     with pytest.raises(DataError, match=r"line 4: same/000.png is listed on line 2 too as red/000.png; keep one"):
         scan(write(pictures, GOOD + "same/000.png,r\n"))
@@ -383,7 +381,7 @@ def test_other_encodings_are_named_with_their_line(pictures: Path) -> None:
         scan(path)
 
 
-def test_a_csv_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_csv_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.csv cannot be read: No such file"):
         dataset.open_data(DataSpec(source=str(tmp_path / "none.csv"), layout="classes"), workers=1)
 
@@ -396,7 +394,7 @@ def test_a_csv_that_is_not_there_is_said(tmp_path: Path) -> None:
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_no_bytes_make_anything_but_a_plain_error(body: bytes, tmp_path: Path) -> None:
+def test_any_bytes_give_a_data_error(body: bytes, tmp_path: Path) -> None:
     path = tmp_path / "any.csv"
     path.write_bytes(b"path,label\n" + body)
     with pytest.raises(DataError, match="any.csv"):
@@ -453,7 +451,7 @@ def read_as(pictures: Path, *labels: str) -> tuple[tuple[str, ...], tuple[str, .
         (("dog", "caf\u00e9", "cafe\u0301", "dog", "cafe\u0301"), ("caf\u00e9", "dog")),
     ],
 )
-def test_spellings_that_are_surely_one_label_are_read_as_one_and_named(labels, classes, pictures: Path) -> None:
+def test_equivalent_spellings_of_a_label_are_merged_with_a_note(labels, classes, pictures: Path) -> None:
     read, notes, counts = read_as(pictures, *labels)
     assert (read, sorted(counts)) == (classes, [2, 3])
     assert notes[0].startswith("read as one class: ")
@@ -461,7 +459,7 @@ def test_spellings_that_are_surely_one_label_are_read_as_one_and_named(labels, c
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         (("Cat", "cat", "dog", "cat"), r"'Cat' \(1 image\) and 'cat' \(2 images\)"),
         (("0", "0.0", "cat"), r"'0' \(1 image\) and '0.0' \(1 image\)"),
@@ -470,30 +468,30 @@ def test_spellings_that_are_surely_one_label_are_read_as_one_and_named(labels, c
         (("\uff43at", "cat", "dog"), "'cat' .* and '.uff43at'"),
     ],
 )
-def test_labels_that_are_probably_one_are_refused_with_their_counts(labels, said: str, pictures: Path) -> None:
-    with pytest.raises(DataError, match=f"{said}.*give each class one name"):
+def test_labels_that_look_alike_are_refused_with_their_counts(labels, message: str, pictures: Path) -> None:
+    with pytest.raises(DataError, match=f"{message}.*give each class one name"):
         read_as(pictures, *labels)
 
 
 @pytest.mark.parametrize(
     "labels", [("A-", "A", "B"), ("1.5", "15", "1"), ("a b", "ab", "c"), ("9" * 40, "9" * 39 + "8", "1"), ("-1", "1")]
 )
-def test_labels_that_differ_stay_apart(labels: tuple[str, ...], pictures: Path) -> None:
+def test_different_labels_stay_different(labels: tuple[str, ...], pictures: Path) -> None:
     assert read_as(pictures, *labels)[:2] == (tuple(sorted(labels)), ())
 
 
-def test_capital_and_small_letters_may_be_classes_of_their_own(pictures: Path) -> None:
+def test_capital_and_small_letters_may_be_different_classes(pictures: Path) -> None:
     classes, notes, _ = read_as(pictures, "A", "a", "B", "b")
     assert classes == ("A", "B", "a", "b")
     assert "'A' (1 image) and 'a' (1 image), 'B' (1 image) and 'b' (1 image); if they are the same" in notes[0]
 
 
-def test_a_label_of_nothing_visible_is_empty(pictures: Path) -> None:
+def test_a_label_of_invisible_characters_is_empty(pictures: Path) -> None:
     with pytest.raises(DataError, match="line 4: the label is empty"):
         read_as(pictures, "a", "b", "\u200b")
 
 
-def test_labels_beside_those_that_are_read_are_said_with_the_command_for_them(tmp_path: Path) -> None:
+def test_other_labelled_csvs_are_noted_with_the_command_that_evaluates_them(tmp_path: Path) -> None:
     write_pictures(tmp_path, {name: COLOURS[name] for name in ("blue", "red")}, 12, size=8)
     for name, numbers in (("train", range(10)), ("test", range(10, 12))):
         rows = [f"{label}/{number:03d}.png,{label}" for label in ("blue", "red") for number in numbers]

@@ -20,7 +20,7 @@ TWO = {"b": (9, 9, 200), "a": (200, 9, 9)}
         (("Train", "valid", "testing"), "train/val/test"),
     ],
 )
-def test_the_layouts_are_recognised(parts: tuple[str, ...], layout: str, tmp_path: Path) -> None:
+def test_the_layouts_are_recognized(parts: tuple[str, ...], layout: str, tmp_path: Path) -> None:
     for count, part in enumerate(parts, 2):
         write_pictures(tmp_path / part, TWO, count)
     found = scan(tmp_path)
@@ -34,17 +34,17 @@ def test_labels_follow_names_not_positions(tmp_path: Path) -> None:
     write_pictures(tmp_path / "test", {"red": COLOURS["red"]}, 2)
     found = scan(tmp_path)
     assert found.parts["test"].labels.tolist() == [2, 2]
-    assert "test/ has no pictures of blue, green" in found.notes[0]
+    assert "test/ has no images of blue, green" in found.notes[0]
 
 
-def test_classes_only_is_taken_whole(tmp_path: Path) -> None:
+def test_a_folder_of_classes_is_one_part(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 3)
     found = scan(tmp_path)
     assert found.layout == "classes"
     assert list(found.parts["train"].ids) == [f"{c}/{i:03d}.png" for c in "ab" for i in range(3)]
 
 
-def test_litter_is_passed_over(tmp_path: Path) -> None:
+def test_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 3)
     write_pictures(tmp_path, {".git": (0, 0, 0), ".ipynb_checkpoints": (0, 0, 0), "__MACOSX": (0, 0, 0)}, 1)
     (tmp_path / "a" / "notes.txt").write_text("x")
@@ -55,7 +55,7 @@ def test_litter_is_passed_over(tmp_path: Path) -> None:
     assert len(found.parts["train"]) == 6
 
 
-def test_endings_of_every_case_and_kind_are_seen(tmp_path: Path) -> None:
+def test_image_endings_of_any_case_are_recognized(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 1)
     for ending in (".JPG", ".jfif", ".webp", ".tiff"):
         (tmp_path / "a" / f"x{ending}").write_bytes(b"")
@@ -91,28 +91,28 @@ def build_one_too_high(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "said"),
+    ("build", "message"),
     [
         (build_one_class, r"one class only \(only\)"),
-        (build_loose, "2 pictures without a class folder"),
+        (build_loose, "2 images without a class folder"),
         (build_unknown_class, "has classes that train/ has not: zebra"),
-        (build_empty_class, "class folders without pictures: zebra"),
+        (build_empty_class, "class folders without images: zebra"),
         (build_test_only, "has test/ but no train/"),
         (build_one_too_high, r"Did you mean .*inner\?"),
         (lambda root: root.mkdir(exist_ok=True), "holds nothing"),
         (lambda root: root.rmdir(), "no folder at"),
     ],
 )
-def test_a_wrong_folder_is_told_what_was_found_and_expected(build, said: str, tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_folder_names_what_was_found_and_expected(build, message: str, tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     build(root)
-    with pytest.raises(DataError, match=said) as raised:
+    with pytest.raises(DataError, match=message) as raised:
         scan(root)
     assert "expected" in str(raised.value) or "zebra" in str(raised.value) or "no folder" in str(raised.value)
 
 
-def test_unlabelled_test_pictures_are_said(tmp_path: Path) -> None:
+def test_unlabelled_test_images_are_an_error(tmp_path: Path) -> None:
     write_pictures(tmp_path / "train", TWO, 2)
     write_pictures(tmp_path, {"test": (1, 2, 3)}, 2)
     with pytest.raises(DataError, match=r"test/ has no class folders; to split the training images, give .*train"):
@@ -124,22 +124,22 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert scan(tmp_path).classes == ("bus", "train")
 
 
-def test_files_that_are_passed_over_are_said(tmp_path: Path) -> None:
+def test_ignored_files_are_noted(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 2)
     (tmp_path / "a" / "x.HEIC").write_bytes(b"")
     (tmp_path / "a" / ".git").mkdir()
     (tmp_path / "a" / ".git" / "config").write_bytes(b"")
-    assert scan(tmp_path).notes == ("1 files are no pictures that can be read: .heic",)
+    assert scan(tmp_path).notes == ("ignored 1 non-image file: .heic",)
 
 
-def test_a_class_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_class_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 2)
     write_pictures(tmp_path, {os.fsdecode(b"caf\xe9"): (1, 2, 3)}, 2)
     with pytest.raises(DataError, match="not valid UTF-8"):
         scan(tmp_path)
 
 
-def test_pictures_behind_links_and_in_folders_of_folders_are_listed_once_in_order(tmp_path: Path) -> None:
+def test_images_in_nested_and_linked_folders_are_listed_once_in_order(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 2)
     write_pictures(tmp_path / "a", {"b": (1, 2, 3), "000": (1, 2, 3)}, 1)
     os.symlink(tmp_path / "a" / "b", tmp_path / "a" / "z")
@@ -149,22 +149,30 @@ def test_pictures_behind_links_and_in_folders_of_folders_are_listed_once_in_orde
     assert ids[4:] == ["b/000.png", "b/001.png"]
 
 
-def test_a_link_to_itself_is_no_folder(tmp_path: Path) -> None:
+def test_an_image_behind_two_links_has_the_id_of_the_first_by_name(tmp_path: Path) -> None:
+    build(tmp_path / "elsewhere", "inner", count=1)
+    build(tmp_path / "data", "a", "b", count=1)
+    for name in ("z", "m", "k", "x"):  # the order in which the file system lists them must not matter
+        (tmp_path / "data" / "a" / name).symlink_to(tmp_path / "elsewhere" / "inner")
+    assert scan(tmp_path / "data").parts["train"].ids.tolist() == ["a/0.png", "a/k/0.png", "b/0.png"]
+
+
+def test_a_link_to_itself_is_ignored(tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, 3)
     (tmp_path / "red" / "loop").symlink_to("loop")
     assert len(scan(tmp_path).parts["train"]) == 9
 
 
-def test_a_folder_that_cannot_be_looked_into_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_folder_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pictures(tmp_path, COLOURS, 2)
     closed = tmp_path / "red" / "closed"
     closed.mkdir()
     look = os.scandir
 
-    # Not by its mode: whoever may do anything may look into any folder.
+    # Not by its mode, which does not stop the superuser.
     def scandir(path):
         if Path(path) == closed:
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", str(path))
         return look(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
@@ -200,7 +208,7 @@ def build(root: Path, *folders: str, count: int = 2) -> None:
         ("学習データ", "テストデータ"),
     ],
 )
-def test_folders_named_like_parts_are_parts_and_the_reading_is_said(train: str, test: str, tmp_path: Path) -> None:
+def test_folders_named_like_parts_are_parts_with_a_note(train: str, test: str, tmp_path: Path) -> None:
     build(tmp_path, f"{train}/a", f"{train}/b", count=3)
     build(tmp_path, f"{test}/a", f"{test}/b", "else/a")
     found = scan(tmp_path)
@@ -240,7 +248,7 @@ def test_an_unclear_part_is_the_one_that_is_missing(train, other, unclear, read,
     assert f"{meant} from {read}/" in note
 
 
-def test_pictures_beside_the_class_folders_of_a_part_are_said(tmp_path: Path) -> None:
+def test_images_beside_the_class_folders_of_a_part_are_noted(tmp_path: Path) -> None:
     build(tmp_path, "train/images/a", "train/images/b", "test/a", "test/b")
     build(tmp_path, "train/images", count=3)
     build(tmp_path, "test", "train", count=1)
@@ -248,7 +256,7 @@ def test_pictures_beside_the_class_folders_of_a_part_are_said(tmp_path: Path) ->
     assert {part: len(images) for part, images in found.parts.items()} == {"train": 4, "test": 4}
     top = tmp_path.name
     assert found.notes[-1] == (
-        "pictures beside the class folders have no class and are left out: "
+        "images beside the class folders have no class and are left out: "
         f"1 in {top}/test/, 1 in {top}/train/, 3 in {top}/train/images/"
     )
 
@@ -303,7 +311,7 @@ def test_parts_are_never_read_as_classes(folders: tuple[str, ...], tmp_path: Pat
         ("red panda", "data center"),
     ],
 )
-def test_things_that_are_called_like_parts_are_classes(classes: tuple[str, ...], tmp_path: Path) -> None:
+def test_classes_whose_names_contain_parts_are_classes(classes: tuple[str, ...], tmp_path: Path) -> None:
     build(tmp_path, *classes)
     found = scan(tmp_path)
     assert (found.classes, found.notes) == (tuple(sorted(classes)), ())
@@ -321,7 +329,7 @@ def test_things_that_are_called_like_parts_are_classes(classes: tuple[str, ...],
         (("test/a", "test/b"), "test"),
     ],
 )
-def test_a_folder_too_high_is_told_the_command_that_works(folders, meant: str, tmp_path: Path) -> None:
+def test_the_error_for_a_parent_folder_suggests_the_right_one(folders, meant: str, tmp_path: Path) -> None:
     build(tmp_path, *folders)
     with pytest.raises(DataError) as raised:
         scan(tmp_path)
@@ -331,7 +339,7 @@ def test_a_folder_too_high_is_told_the_command_that_works(folders, meant: str, t
 
 
 @pytest.mark.parametrize(
-    ("folders", "said"),
+    ("folders", "message"),
     [
         (("train/a", "training/a", "test/a"), "two folders of train images, train/ and training/"),
         (("train/a", "eval/a"), "eval/ beside train/; rename it to val/ .* or to test/"),
@@ -340,20 +348,20 @@ def test_a_folder_too_high_is_told_the_command_that_works(folders, meant: str, t
             ("animal/cat", "animal/dog", "thing/car"),
             r"\(animal/, thing/\).*\(car/, cat/, dog/\).*which are the classes",
         ),
-        (("train/steam", "train/diesel", "bus"), "if train/ is a class, move the pictures in its folders up"),
+        (("train/steam", "train/diesel", "bus"), "if train/ is a class, move the images in its folders up"),
     ],
 )
-def test_what_is_unclear_is_asked(folders: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_unclear_layouts_are_refused(folders: tuple[str, ...], message: str, tmp_path: Path) -> None:
     build(tmp_path, *folders)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         scan(tmp_path)
 
 
-def test_pictures_in_folders_of_a_class_folder_are_counted_in_a_note(tmp_path: Path) -> None:
+def test_images_in_subfolders_of_a_class_are_counted_in_a_note(tmp_path: Path) -> None:
     build(tmp_path, "cat", "cat/young", "cat/old/very", "dog")
     found = scan(tmp_path)
     assert np.bincount(found.parts["train"].labels).tolist() == [6, 2]
-    assert found.notes == ("pictures in folders inside class folders count for the class: cat/ 4 of 6 (old/, young/)",)
+    assert found.notes == ("images in folders inside class folders count for the class: cat/ 4 of 6 (old/, young/)",)
     build(tmp_path / "tiny", *(f"{part}/{name}/images" for part in ("train", "val") for name in ("n1", "n2")))
     found = scan(tmp_path / "tiny")
     assert (found.classes, found.layout) == (("n1", "n2"), "train/val")

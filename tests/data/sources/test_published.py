@@ -79,17 +79,15 @@ def test_ids_name_the_files_below_the_sets_folder(server: Server, tmp_path: Path
 
 def test_files_that_were_put_there_by_hand_are_taken(tmp_path: Path) -> None:
     row, bodies = make("mnist")
-    place = tmp_path / "archives" / "mnist"
-    place.mkdir(parents=True)
+    folder = tmp_path / "archives" / "mnist"
+    folder.mkdir(parents=True)
     for path, body in bodies.items():
-        (place / path.rpartition("/")[2]).write_bytes(body)
+        (folder / path.rpartition("/")[2]).write_bytes(body)
     assert len(open_set(row, tmp_path).parts["train"]) == 20
 
 
 @pytest.mark.parametrize("name", ["cifar10", "gtsrb", "mnist"])
-def test_a_server_that_stumbles_is_asked_again_and_one_that_lies_is_refused(
-    name: str, server: Server, tmp_path: Path
-) -> None:
+def test_a_server_error_is_retried_and_a_wrong_file_is_refused(name: str, server: Server, tmp_path: Path) -> None:
     row = serve(name, server)
     first = next(iter(server.files))
     server.failures[first] = [503]
@@ -100,7 +98,7 @@ def test_a_server_that_stumbles_is_asked_again_and_one_that_lies_is_refused(
     assert not (tmp_path / "b" / str(row.folder)).exists()
 
 
-def test_what_another_program_unpacked_by_half_is_refused(server: Server, tmp_path: Path) -> None:
+def test_a_half_unpacked_folder_is_refused(server: Server, tmp_path: Path) -> None:
     row = serve("eurosat", server)
     open_set(row, tmp_path)
     shutil.rmtree(tmp_path / "eurosat" / "2750" / "River")
@@ -109,14 +107,14 @@ def test_what_another_program_unpacked_by_half_is_refused(server: Server, tmp_pa
 
 
 @pytest.mark.parametrize("name", sorted(set(COPIES) - {"usps", "svhn", "semeion"}))
-def test_an_empty_folder_in_its_place_is_told_to_be_removed(name: str, tmp_path: Path) -> None:
+def test_the_error_for_an_empty_folder_asks_to_remove_it(name: str, tmp_path: Path) -> None:
     row, _ = make(name)
     (tmp_path / str(row.folder)).mkdir(parents=True)
     with pytest.raises(DataError, match="remove it and it will be unpacked again"):
         open_set(row, tmp_path)
 
 
-def test_a_rotten_idx_file_is_a_plain_error(server: Server, tmp_path: Path) -> None:
+def test_a_corrupt_idx_file_is_a_data_error(server: Server, tmp_path: Path) -> None:
     row = serve("mnist", server)
     open_set(row, tmp_path)
     for body in (b"", b"\0\0\x08\x03", b"\0\0\x08\x03" + b"\xff" * 12, b"junk" * 9):
@@ -125,7 +123,7 @@ def test_a_rotten_idx_file_is_a_plain_error(server: Server, tmp_path: Path) -> N
             open_set(row, tmp_path)
 
 
-def test_two_at_once_fetch_and_unpack_once(server: Server, tmp_path: Path) -> None:
+def test_concurrent_readers_fetch_and_unpack_once(server: Server, tmp_path: Path) -> None:
     row = serve("country211", server)
     counts: list[int] = []
     threads = [
@@ -139,7 +137,7 @@ def test_two_at_once_fetch_and_unpack_once(server: Server, tmp_path: Path) -> No
     assert len(server.asked) == 1
 
 
-def test_an_unpacking_that_was_killed_is_begun_again(server: Server, tmp_path: Path) -> None:
+def test_an_interrupted_unpacking_starts_again(server: Server, tmp_path: Path) -> None:
     row = serve("eurosat", server)
     left = tmp_path / ".eurosat.tmp" / "eurosat" / "2750" / "Forest"
     left.mkdir(parents=True)
@@ -148,7 +146,7 @@ def test_an_unpacking_that_was_killed_is_begun_again(server: Server, tmp_path: P
     assert not (tmp_path / "eurosat" / "2750" / "Forest" / "half.jpg").exists()
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     row, _ = make("eurosat")
     with pytest.raises(StorageError, match="cannot write"):

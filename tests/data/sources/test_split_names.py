@@ -22,7 +22,7 @@ def test_the_name_of_a_part_is_recognized_in_several_languages(name: str, part: 
     assert part_named(name) == (None if part == "unclear" else part)
 
 
-def test_vehicles_and_things_are_not_parts() -> None:
+def test_classes_whose_names_contain_words_for_parts_are_not_parts() -> None:
     assert parts_among(["train", "bus"]) == {}
     assert parts_among(["training_shoes", "test_tube"]) == {}
     assert parts_among(["seg_train", "seg_test"]) == {"seg_train": "train", "seg_test": "test"}

@@ -1,10 +1,9 @@
-"""Zip and tar archives as sources: each is unpacked once into a folder of its own, which its readers keep locked."""
+"""Zip and tar archives as sources: each is unpacked once into a folder, which its readers mark as used."""
 
 import hashlib
 import os
 import shlex
 import shutil
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -16,14 +15,12 @@ from tl_cli.data.sources.unpack import Limits, unpack
 from tl_cli.errors import DataError, shortened, some
 from tl_cli.io.atomic import make_folder_once, storing
 from tl_cli.io.download import Progress, silent
-
-if sys.platform != "win32":
-    import fcntl
+from tl_cli.io.use_lock import mark_used, unused
 
 # Notes, one per line. Hidden, so it is neither unpacked from an archive nor read as an image.
 _NOTES = ".left-out"
-# Descriptors of the copies that this process reads, by the name of the archive; closed as the process ends.
-_held: dict[str, int] = {}
+# Descriptors of the copies that this process reads, by what their names begin with; closed as the process ends.
+_in_use: dict[str, int] = {}
 
 
 def scan(
@@ -61,17 +58,9 @@ def scan(
         else:
             found = folder.scan(top, partial=partial, lenient=lenient)
     except DataError as error:
-        _release(unpacked)
+        _unmark(unpacked)
         remove_unread(unpacked)
         raise DataError(f"in {path}, unpacked: {error}") from error
-    unread = csv.unread_beside(listings[0], found, columns, hints) if len(listings) == 1 and not partial else []
-    if unread:
-        names = some([file.name for file in unread])
-        found = replace(found, notes=(
-            *found.notes,
-            f"{names} in the archive: labels that are not read; unpack it, and after the training "
-            f"tl eval latest --data {shlex.quote(unread[0].name)} measures the model on them",
-        ))  # fmt: skip
     kept = unpacked / _NOTES
     notes = kept.read_text("utf-8").splitlines() if kept.exists() else []
     return replace(found, notes=(*found.notes, *notes))
@@ -93,18 +82,18 @@ def _unpack_once(path: Path, cache: Path, progress: Progress, max_pixels: int | 
         if not unpacked.files and unpacked.archives:
             inner = some([shortened(name) for name in unpacked.archives])
             raise DataError(
-                f"{path} holds no pictures, but archives ({inner}); unpack it and give one of them: "
+                f"{path} holds no images, but archives ({inner}); unpack it and give one of them: "
                 f"--data {shlex.quote(PurePosixPath(unpacked.archives[0]).name)}"
             )
         if not unpacked.files:
-            raise DataError(f"{path} holds no pictures; {folder.EXPECTED}")
+            raise DataError(f"{path} holds no images; {folder.EXPECTED}")
         if notes := unpacked.notes():
             with storing(target):
                 (content / _NOTES).write_text("\n".join(notes), "utf-8")
         return content
 
     make_folder_once(target, fill)
-    while not _hold(target):
+    while not _mark(target):
         make_folder_once(target, fill)
     _remove_others(target)
     return target
@@ -119,34 +108,28 @@ def _stem(copy: Path) -> str:
     return str(copy).rpartition("-")[0]
 
 
-def _hold(copy: Path) -> bool:
-    """Keep other processes from removing a copy as long as this one runs; return whether the copy still exists."""
-    if sys.platform == "win32":
-        return True
+def _mark(copy: Path) -> bool:
+    """Keep other processes from removing a copy while this one runs; return whether the copy still exists."""
     try:
         descriptor = os.open(copy, os.O_RDONLY)
     except OSError:
-        return copy.exists()
-    # Some network disks have no locks; nothing is removed there.
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return copy.exists()  # Windows opens no folders
+    mark_used(descriptor)
     # Removed while this waited for the lock, it may exist again as another folder.
     is_same = copy.exists() and os.path.samestat(os.fstat(descriptor), copy.stat())
-    _release(copy)
-    _held[_stem(copy)] = descriptor
+    _unmark(copy)
+    _in_use[_stem(copy)] = descriptor
     return is_same
 
 
-def _release(copy: Path) -> None:
-    descriptor = _held.pop(_stem(copy), None)
+def _unmark(copy: Path) -> None:
+    descriptor = _in_use.pop(_stem(copy), None)
     if descriptor is not None:
         os.close(descriptor)
 
 
 def _remove_others(copy: Path) -> None:
     """Remove the copies of earlier versions of an archive, except those that a process reads."""
-    if sys.platform == "win32":
-        return
     with suppress(OSError):
         for other in list(copy.parent.iterdir()):
             if _stem(other) == _stem(copy) and other != copy:
@@ -157,18 +140,11 @@ def _remove_others(copy: Path) -> None:
 
 def remove_unread(copy: Path) -> bool:
     """Remove an unpacked archive; return False where a process reads it, or where that is unknown."""
-    if sys.platform == "win32":
-        return False
-    with suppress(OSError):
-        descriptor = os.open(copy, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(OSError), unused(copy) as is_unused:
+        if is_unused:
             # Renamed first, so that a copy is complete or does not exist.
-            aside = copy.rename(copy.with_name(f".{copy.name}.old"))
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(copy.rename(copy.with_name(f".{copy.name}.old")), ignore_errors=True)
             return True
-        finally:
-            os.close(descriptor)
     return False
 
 
@@ -178,18 +154,18 @@ def _is_visible(name: str) -> bool:
 
 def _is_useful(name: str) -> bool:
     path = PurePosixPath(name)
-    return _is_visible(name) and (folder.is_picture(path.name) or path.suffix.lower() in csv.SUFFIXES)
+    return _is_visible(name) and (folder.is_image_file(path.name) or path.suffix.lower() in csv.SUFFIXES)
 
 
 def _descend(top: Path) -> Path:
     """Return the first folder with more in it than one folder: people pack the folder, not what it holds."""
     while len(inside := _content(top)) == 1 and inside[0].is_dir():
-        if all(folder.is_picture(entry.name) for entry in _content(inside[0])):
+        if all(folder.is_image_file(entry.name) for entry in _content(inside[0])):
             break
         top = inside[0]
     return top
 
 
 def _content(top: Path) -> list[Path]:
-    """Return the folders, pictures and CSVs in a folder; the other files are empty ones."""
+    """Return the folders, images and CSVs in a folder; the other files are empty ones."""
     return [entry for entry in top.iterdir() if entry.is_dir() or _is_useful(entry.name)]

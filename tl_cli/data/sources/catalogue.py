@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from tl_cli.contract import SplitName
 
@@ -24,6 +25,11 @@ class File:
     md5: str
     into: str = ""
     inner: str = ""
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return Path(urlsplit(self.url).path).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +83,11 @@ class BuiltIn:
     names: tuple[str, ...] | None = None
     transposed: bool = False
     pixels: int | None = None
+
+    @property
+    def stored_as(self) -> str:
+        """The folder that the set is stored in, or the first of its files."""
+        return self.folder or self.files[0].name
 
 
 def canonical(name: str) -> str:

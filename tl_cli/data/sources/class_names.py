@@ -1,9 +1,12 @@
-"""Spellings of class names: which are certainly one class, and which only look alike."""
+"""Spellings of class names: which certainly mean one class, and which only look alike."""
 
 import re
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from tl_cli.data.sources.found import Faults
 from tl_cli.errors import some
 
 _SPACES = re.compile(r"\s+")
@@ -25,28 +28,41 @@ def keys(names: Iterable[str]) -> dict[str, str]:
     return cleaned
 
 
+def unify(counts: Mapping[str, int], source: Path, faults: Faults) -> tuple[dict[str, str], list[str]]:
+    """Return the class of each name, and notes; report a fault if different classes look alike.
+
+    Args:
+        counts: images by name.
+    """
+    classes, notes = merged(counts)
+    by_class = Counter[str]()
+    for name, count in counts.items():
+        by_class[classes[name]] += count
+    fault, note = lookalikes(by_class)
+    if fault:
+        faults.add(f"in {source} {fault}")
+    return classes, [*notes, note] if note else notes
+
+
 def merged(counts: Mapping[str, int]) -> tuple[dict[str, str], list[str]]:
     """Return the class of each name, and notes about names that are read as one.
 
     Args:
         counts: images by name.
     """
-    groups: dict[str, list[str]] = {}
+    groups = defaultdict[str, list[str]](list)
     for name, key in keys(sorted(counts)).items():
-        groups.setdefault(key, []).append(name)
+        groups[key].append(name)
+    several = [names for names in groups.values() if len(names) > 1]
+    # The shortest spelling of a number is the usual one.
+    shortest = [min(map(_cleaned, names), key=lambda name: (len(name), name)) for names in several]
     classes = {name: name for name in counts}
-    notes = []
-    for names in groups.values():
-        if len(names) > 1:
-            # The shortest spelling of a number is the usual one.
-            one = min(map(_cleaned, names), key=lambda name: (len(name), name))
-            classes.update((name, one) for name in names)
-            notes.append(_counted(names, counts))
-    return classes, [f"read as one class: {some(notes)}"] if notes else []
+    classes.update((name, one) for names, one in zip(several, shortest, strict=True) for name in names)
+    return classes, [f"read as one class: {some([_counted(names, counts) for names in several])}"] if several else []
 
 
 def lookalikes(counts: Mapping[str, int]) -> tuple[str, str]:
-    """Return a fault and a note, empty where there is nothing to say, about classes that are probably one.
+    """Return a fault and a note about classes that are probably one; each is empty if there are none.
 
     ``Cat`` and ``cat`` are most likely a mistake, which the user has to fix. Single characters such as ``A`` and
     ``a`` may well be different letters.
@@ -54,10 +70,10 @@ def lookalikes(counts: Mapping[str, int]) -> tuple[str, str]:
     Args:
         counts: images by class.
     """
-    groups: dict[str, list[str]] = {}
+    groups = defaultdict[str, list[str]](list)
     for name in sorted(counts):
         text = _SEPARATORS.sub(" ", unicodedata.normalize("NFKC", _cleaned(name))).casefold()
-        groups.setdefault(_value(text) if _NUMBER.fullmatch(text) else text, []).append(name)
+        groups[_value(text) if _NUMBER.fullmatch(text) else text].append(name)
     twins = [names for names in groups.values() if len(names) > 1]
     letters = [_counted(names, counts) for names in twins if all(len(_cleaned(name)) == 1 for name in names)]
     words = [_counted(names, counts) for names in twins if any(len(_cleaned(name)) > 1 for name in names)]

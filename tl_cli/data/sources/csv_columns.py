@@ -1,14 +1,16 @@
-"""What the columns of a CSV say: which one names the picture, which the class, which the part. Opens no picture."""
+"""What the columns of a CSV contain: which one names the image, the class and the part. Opens no image."""
 
 import csv
 import io
 import os
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 from tl_cli.contract import USUAL_COLUMNS, Columns, SplitName
 from tl_cli.data.decode import SUFFIXES
@@ -21,19 +23,7 @@ EXPECTED = (
 )
 _HEAD_BYTES = 1 << 16
 _DELIMITERS = (",", ";", "\t")
-# Names by which columns go; of those on one line a CSV has one, and an earlier line is preferred to a later one.
-_PICTURE_NAMES = (
-    ("path",),
-    ("file_name", "filename", "file_path", "filepath", "image_path", "img_path", "image_file"),
-    ("image", "img", "image_name", "img_name", "imagename", "picture", "photo", "file"),
-    ("image_id", "img_id", "imageid", "id_code", "id"),
-)
-_LABEL_NAMES = (
-    ("label",),
-    ("class", "target", "diagnosis", "category", "labels", "class_name", "classname", "label_name", "species", "breed"),
-)
-# Other names that the column split goes by; they may also mean something else.
-_SPLIT_NAMES = ("set", "subset", "part", "partition", "fold", "dataset", "phase", "usage")
+_NAMES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t])"?\s*', re.IGNORECASE)
 _FLAG = re.compile(r"([01])(?:\.0*)?")
 # Excel's "Unicode text" is UTF-16.
@@ -41,43 +31,12 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class _UnclearError(DataError):
-    """Several columns may be the one that is looked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class SplitColumn:
-    """The column with the part of each row.
-
-    Attributes:
-        index: of the column; None where there is none, and all rows are train.
-        title: its name.
-        parts: what each of its values means; None where a value is no part.
-        notes: what is worth saying about this and similar columns.
-    """
-
-    index: int | None
-    title: str
-    parts: Mapping[str, Part | None]
-    notes: list[str]
-
-    def part(self, path: Path, line: int, values: Sequence[str]) -> SplitName:
-        """Return the part of a row.
-
-        Raises:
-            DataError: its value means none, or it is unclear which.
-        """
-        if self.index is None:
-            return "train"
-        value = values[self.index].strip()
-        part = self.parts[value]
-        if part is None or part == "unclear":
-            raise DataError(f"{path}, line {line}: {self.title} is {value!r}; expected train, val or test")
-        return part
+    """Several columns have names that fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A CSV, and what its columns say.
+    """A CSV and the meaning of its columns.
 
     Attributes:
         path: of the file.
@@ -86,10 +45,11 @@ class Table:
         titles: of the columns, as they are written; their numbers where there is no header.
         has_header: whether the first record names the columns.
         skipped: records before the first row.
-        picture: index of the column that names the picture.
+        image: index of the column that names the image.
         labels: index of the column with the label, or indices of one column per class, one of which is 1 in each row.
-        split: which part each row is of.
-        notes: how the columns were read, where that is worth saying.
+        split: index of the column with the part; None if there is none, and all rows are train.
+        parts: the part that each value of this column means; None for a value that is not a part.
+        notes: for the user: how the columns were read.
     """
 
     path: Path
@@ -98,25 +58,29 @@ class Table:
     titles: tuple[str, ...]
     has_header: bool
     skipped: int
-    picture: int = -1
+    image: int = -1
     labels: tuple[int, ...] = ()
-    split: SplitColumn = SplitColumn(None, "", {}, [])
+    split: int | None = None
+    parts: Mapping[str, Part | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        """The titles as they are compared."""
+        """The titles as they are compared with known names."""
         return [_folded(title) for title in self.titles]
+
+    @property
+    def shown(self) -> list[str]:
+        """The titles for a message."""
+        return [title.strip() for title in self.titles]
 
     def rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield the line and the values of each row.
 
         Raises:
-            DataError: a row has not as many values as there are columns, or its quotes are not closed.
+            DataError: a row has more or fewer values than there are columns, or its quotes are not closed.
         """
-        for number, (line, values) in enumerate(_records(self.path, _text(self.raw), self.delimiter)):
-            if number < self.skipped:
-                continue
+        for line, values in islice(_records(self.path, _text(self.raw), self.delimiter), self.skipped, None):
             if len(values) != len(self.titles):
                 where = "in the header" if self.has_header else "on line 1"
                 raise DataError(
@@ -129,7 +93,7 @@ class Table:
         """Return the label of a row.
 
         Raises:
-            DataError: of columns that stand for classes not exactly one is 1.
+            DataError: not exactly one of several columns, one per class, is 1.
         """
         if len(self.labels) == 1:
             return values[self.labels[0]]
@@ -138,21 +102,37 @@ class Table:
             return marked[0]
         what = f"{len(marked)} classes are 1 ({some(marked)})" if marked else "no class is 1"
         raise DataError(
-            f"{self.path}, line {line}: {what}, but a picture has one label here; remove such rows, or name "
+            f"{self.path}, line {line}: {what}, but an image has one label here; remove such rows, or name "
             "a column of labels with --label-column"
         )
 
+    def part(self, line: int, values: Sequence[str]) -> SplitName | None:
+        """Return the part of a row; None if the CSV does not have parts.
+
+        Raises:
+            DataError: its value means no part, or it is unclear which.
+        """
+        if self.split is None:
+            return None
+        value = values[self.split].strip()
+        part = self.parts[value]
+        if part is None or part == "unclear":
+            raise DataError(
+                f"{self.path}, line {line}: {self.names[self.split]} is {value!r}; expected train, val or test"
+            )
+        return part
+
 
 def read_table(path: Path, raw: bytes, given: Columns = USUAL_COLUMNS, hints: Columns = USUAL_COLUMNS) -> Table:
-    """Return a CSV with the columns that say what it lists.
+    """Return a CSV with its columns for image, label and split.
 
     Args:
         raw: its bytes, see ``checked_bytes``.
-        given: names or numbers of columns, which must be there.
-        hints: names of columns that are used where they are there.
+        given: names or numbers of columns, which must exist.
+        hints: names of columns that are used if they exist.
 
     Raises:
-        DataError: a column is not there, or it is unclear which one is meant.
+        DataError: a column does not exist, or it is unclear which one is meant.
     """
     first = next((line for line in _text(raw) if line.strip()), "")
     separator = _SEPARATOR_LINE.fullmatch(first)
@@ -228,22 +208,22 @@ def _records(path: Path, text: TextIO, delimiter: str) -> Iterator[tuple[int, li
 
 
 def _cut(path: Path, raw: bytes, delimiter: str, skipped: int) -> Table | None:
-    """Return the table that a delimiter makes; None where its first record is none."""
+    """Return the table that a delimiter makes; None if there is no first record."""
     try:
-        records = [values for _, values in zip(range(skipped + 1), _records(path, _text(raw), delimiter), strict=False)]
+        records = list(islice(_records(path, _text(raw), delimiter), skipped, skipped + 1))
     except DataError:
         return None
-    if len(records) <= skipped:
+    if not records:
         return None
-    titles = tuple(records[-1][1])
-    if any(map(is_picture_name, titles)):
+    titles = tuple(records[0][1])
+    if any(map(has_image_ending, titles)):
         numbers = tuple(str(number + 1) for number in range(len(titles)))
         return Table(path, raw, delimiter, numbers, has_header=False, skipped=skipped)
     return Table(path, raw, delimiter, titles, has_header=True, skipped=skipped + 1)
 
 
-def is_picture_name(listed: str) -> bool:
-    """Return whether a value ends as the name of a picture does."""
+def has_image_ending(listed: str) -> bool:
+    """Return whether a value ends as the name of an image does."""
     return os.path.splitext(listed.strip())[1].lower() in SUFFIXES
 
 
@@ -251,135 +231,130 @@ def _folded(title: str) -> str:
     return re.sub(r"[\s-]+", "_", title.strip().lower())
 
 
-def _known(table: Table, given: Columns, hints: Columns) -> tuple[bool, bool]:
-    """Return whether a table has a column for pictures, and one for labels, as far as its header says."""
-    names = set(table.names)
+def _known(table: Table, given: Columns, hints: Columns) -> list[bool]:
+    """Return whether a table has a column for images, and one for labels, as far as its header shows."""
+    return [
+        any(set(table.names) & set(line) for line in _lines(kind, given, hints))
+        or (kind == "path" and not table.has_header)
+        for kind in ("path", "label")
+    ]
 
-    def has(given: str | None, hint: str | None, known: Sequence[Sequence[str]]) -> bool:
-        return not names.isdisjoint(
-            [_folded(name) for name in (given, hint) if name] + [name for line in known for name in line]
-        )
 
-    return (
-        not table.has_header or has(given.path, hints.path, _PICTURE_NAMES),
-        has(given.label, hints.label, _LABEL_NAMES),
-    )
+def _lines(kind: Literal["path", "label", "split"], given: Columns, hints: Columns) -> Iterator[Sequence[str]]:
+    """Yield the names that a kind of column may have, those that take precedence first."""
+    named = [name for columns in (given, hints) if (name := getattr(columns, kind))]
+    return chain(([_folded(name)] for name in named), _NAMES[kind])
 
 
 def _explained(table: Table, given: Columns, hints: Columns, first: str) -> Table:
-    """Return a table with what its columns say."""
-    picture = _column(table, "path", given.path, hints.path, _PICTURE_NAMES)
-    if picture is None and not table.has_header:
+    """Return a table with the meaning of its columns."""
+    image = _column(table, "path", given, hints)
+    if image is None and not table.has_header:
         _, values = next(table.rows())
-        picture = next(index for index, value in enumerate(values) if is_picture_name(value))
-    if picture is None:
+        image = next(index for index, value in enumerate(values) if has_image_ending(value))
+    if image is None:
         raise DataError(f"{table.path}, line 1: {EXPECTED}; got {first.strip()[:80]!r}{_advice(table)}")
-    label = _column(table, "label", given.label, hints.label, _LABEL_NAMES)
-    others = [index for index in range(len(table.titles)) if index not in (picture, label)]
-    split = _split_column(table, others, given, hints)
-    labels = (label,) if label is not None else _label_columns(table, [each for each in others if each != split.index])
+    label = _column(table, "label", given, hints)
+    others = [index for index in range(len(table.titles)) if index not in (image, label)]
+    split, parts, split_notes = _split_column(table, others, given, hints)
+    others = [index for index in others if index != split]
+    labels = (label,) if label is not None else _label_columns(table, others)
     if not labels:
-        example = next((table.titles[index].strip() for index in others if index != split.index), "NAME")
+        example = shlex.quote(table.shown[others[0]] if others else "NAME")
         raise DataError(
             f"{table.path}, line 1: {EXPECTED}; which of its columns is the label is unclear "
-            f"({some([title.strip() for title in table.titles], 12)}); name it: --label-column {shlex.quote(example)}"
+            f"({some(table.shown, 12)}); name it: --label-column {example}"
         )
-    return Table(
-        table.path, table.raw, table.delimiter, table.titles, table.has_header, table.skipped, picture, labels, split,
-        (*_notes(table, picture, labels), *split.notes),
-    )  # fmt: skip
+    notes = (*_notes(table, image, labels), *split_notes)
+    return replace(table, image=image, labels=labels, split=split, parts=parts, notes=notes)
 
 
-def _column(table: Table, what: str, given: str | None, hint: str | None, known: Sequence[Sequence[str]]) -> int | None:
-    """Return the index of a column that is named, or goes by a known name.
+def _column(table: Table, kind: Literal["path", "label", "split"], given: Columns, hints: Columns) -> int | None:
+    """Return the index of the column that the user named, or that has a known name; None if there is none.
 
     Raises:
-        DataError: it is not there, or there are several.
+        DataError: the named column does not exist, or there are several.
     """
-    names = table.names
-    if given is not None and _folded(given) not in names:
-        if given.isdecimal() and 0 < int(given) <= len(names):
-            return int(given) - 1
-        titles = some([title.strip() for title in table.titles], 12)
+    names, named = table.names, getattr(given, kind)
+    if named is not None and _folded(named) not in names:
+        if named.isdecimal() and 0 < int(named) <= len(names):
+            return int(named) - 1
         header = "" if table.has_header else " (it has no header: columns go by their numbers)"
-        raise DataError(f"{table.path} has no column {given!r} for --{what}-column; its columns are {titles}{header}")
-    named = [name for name in (given, hint) if name and _folded(name) in names]
-    lines = [[_folded(named[0])]] if named else known
-    found = next((there for line in lines if (there := [name for name in line if name in names])), [])
-    if len(found) > 1:
-        raise _UnclearError(
-            f"{table.path}, line 1: {some(found)} may each be the {what}; say which with --{what}-column {found[0]}"
+        raise DataError(
+            f"{table.path} has no column {named!r} for --{kind}-column; its columns are {some(table.shown, 12)}{header}"
         )
-    if found and names.count(found[0]) > 1:
-        raise DataError(f"{table.path}, line 1: more than one column is called {found[0]}; rename the others")
-    return names.index(found[0]) if found else None
+    fitting = next((there for line in _lines(kind, given, hints) if (there := [n for n in line if n in names])), [])
+    if len(fitting) > 1:
+        raise _UnclearError(
+            f"{table.path}, line 1: {some(fitting)} may each be the {kind}; say which with --{kind}-column {fitting[0]}"
+        )
+    if fitting and names.count(fitting[0]) > 1:
+        raise DataError(f"{table.path}, line 1: more than one column is called {fitting[0]}; rename the others")
+    return names.index(fitting[0]) if fitting else None
 
 
-def _split_column(table: Table, others: Sequence[int], given: Columns, hints: Columns) -> SplitColumn:
-    """Return the column called split, or the one of a similar name whose values are all names of parts.
+def _split_column(
+    table: Table, others: Sequence[int], given: Columns, hints: Columns
+) -> tuple[int | None, Mapping[str, Part | None], list[str]]:
+    """Return the index of the column called split, what its values mean, and notes.
 
-    Without a header any column may be it.
+    Without such a column, one of a similar name counts if all its values are names of parts; without a header, any.
     """
     path, names = table.path, table.names
-    main = _column(table, "split", given.split, hints.split, (("split",),))
-    similar = [index for index in others if not table.has_header or names[index] in _SPLIT_NAMES]
-    named = similar if main is None else [main, *(index for index in similar if index != main)]
-    if not named:
-        return SplitColumn(None, "", {}, [])
-    values: dict[int, set[str]] = {index: set() for index in named}
-    for _, row in table.rows():
-        for index in named:
-            values[index].add(row[index].strip())
-    meanings = {index: {value: meaning(value) for value in sorted(each)} for index, each in values.items()}
-    fitting = [main] if main is not None else [index for index in named if all(meanings[index].values())]
+    main = _column(table, "split", given, hints)
+    similar = [i for i in others if i != main and (not table.has_header or names[i] in _NAMES["perhaps_split"])]
+    values: dict[int, set[str]] = {index: set() for index in (main, *similar) if index is not None}
+    for _, row in table.rows() if values else ():
+        for index, seen in values.items():
+            seen.add(row[index].strip())
+    meanings = {index: {value: meaning(value) for value in sorted(seen)} for index, seen in values.items()}
+    fitting = [main] if main is not None else [index for index in similar if all(meanings[index].values())]
     if len(fitting) > 1:
         called = some([names[index] for index in fitting])
         raise DataError(f"{path}, line 1: {called} all name parts; say which with --split-column {names[fitting[0]]}")
-    ignored = [names[index] for index in named if index not in fitting and table.has_header]
+    ignored = [names[index] for index in similar if index not in fitting and table.has_header]
     notes = [f"{path.name}: not read as split: {some(ignored)}"] if ignored else []
     if not fitting:
-        return SplitColumn(None, "", {}, notes)
+        return None, {}, notes
     (chosen,) = fitting
     known = {value: part for value, part in meanings[chosen].items() if part}
     parts = settled(known)
     if names[chosen] != "split" or parts != known:
         read = some([f"{part} from {value}" for value, part in parts.items()])
         notes.insert(0, f"{path.name}: read as parts by the column {names[chosen]}: {read}")
-    return SplitColumn(chosen, names[chosen], {**meanings[chosen], **parts}, notes)
+    return chosen, {**meanings[chosen], **parts}, notes
 
 
 def _label_columns(table: Table, others: Sequence[int]) -> tuple[int, ...]:
-    """Return the only other column of a table without a header, or the columns that hold nothing but 0 and 1."""
-    if not table.has_header and len(others) == 1:
-        return tuple(others)
-    flags = list(others) if table.has_header else []
+    """Return the only other column of a table without a header, or the columns with no values but 0 and 1."""
+    if not table.has_header:
+        return tuple(others) if len(others) == 1 else ()
+    flags = list(others)
     for _, values in table.rows():
         flags = [index for index in flags if _FLAG.fullmatch(values[index].strip())]
-        if len(flags) < 2:
-            return ()
-    return tuple(flags)
+    return tuple(flags) if len(flags) > 1 else ()
 
 
-def _notes(table: Table, picture: int, labels: tuple[int, ...]) -> list[str]:
-    titles = [title.strip() for title in table.titles]
+def _notes(table: Table, image: int, labels: tuple[int, ...]) -> list[str]:
+    """Return how the columns are read, unless they have the names that the documentation gives."""
+    name, shown = table.path.name, table.shown
     if len(labels) > 1:
-        classes = some([titles[index] for index in labels], 12)
-        return [f"{table.path.name}: the picture is {titles[picture]}, and each of these columns is a class: {classes}"]
+        classes = some([shown[index] for index in labels], 12)
+        return [f"{name}: the image is {shown[image]}, and each of these columns is a class: {classes}"]
     if not table.has_header:
-        read = f"column {titles[picture]} is the picture, {titles[labels[0]]} the label"
-        return [f"{table.path.name} has no header: {read}; if line 1 is one, name its columns path and label"]
-    if [table.names[index] for index in (picture, *labels)] == ["path", "label"]:
+        read = f"column {shown[image]} is the image, {shown[labels[0]]} the label"
+        return [f"{name} has no header: {read}; if line 1 is one, name its columns path and label"]
+    if [table.names[index] for index in (image, *labels)] == ["path", "label"]:
         return []
-    return [f"{table.path.name}: the picture is {titles[picture]}, the label {titles[labels[0]]}"]
+    return [f"{name}: the image is {shown[image]}, the label {shown[labels[0]]}"]
 
 
 def _advice(table: Table) -> str:
-    """Say with which flags a table of other names can be read."""
-    titles = [title.strip() for title in table.titles]
-    if len(titles) < 2:
+    """Return the options with which a table of other names can be read."""
+    if len(table.titles) < 2:
         return ""
     values = next((values for _, values in table.rows()), [])
-    picture = next((index for index, value in enumerate(values) if is_picture_name(value)), 0)
-    label = next(index for index in range(len(titles)) if index != picture)
-    named = f"--path-column {shlex.quote(titles[picture])} --label-column {shlex.quote(titles[label])}"
+    image = next((index for index, value in enumerate(values) if has_image_ending(value)), 0)
+    label = table.shown[0 if image else 1]
+    named = f"--path-column {shlex.quote(table.shown[image])} --label-column {shlex.quote(label)}"
     return f"; other columns can be named: {named}"

@@ -9,7 +9,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import torch
@@ -22,9 +21,9 @@ from tl_cli.data.packed_names import Names
 from tl_cli.data.sources.catalogue import BuiltIn, File
 from tl_cli.data.sources.found import Found
 from tl_cli.data.sources.unpack import is_archive, unpack
-from tl_cli.errors import DataError, StorageError
+from tl_cli.errors import DataError
 from tl_cli.io import download
-from tl_cli.io.atomic import make_folder_once
+from tl_cli.io.atomic import make_folder_once, storing
 from tl_cli.io.download import Missing, Progress, silent
 
 _ADVICE = (
@@ -60,13 +59,10 @@ def open_part(built_in: BuiltIn, root: Path, part: SplitName) -> Any:
     reader = built_in.reader
     if reader is None:
         return _digits()
-    arguments: dict[str, object] = dict(reader.options)
-    if reader.part_argument == "train":
-        arguments["train"] = part == "train"
-    elif reader.part_argument == "split":
-        arguments["split"] = reader.split_names.get(part, part)
-    if reader.reads_paths:
-        arguments["loader"] = str
+    arguments: dict[str, object] = dict(reader.options) | ({"loader": str} if reader.reads_paths else {})
+    if reader.part_argument:
+        is_name = reader.part_argument == "split"
+        arguments[reader.part_argument] = reader.split_names.get(part, part) if is_name else part == "train"
     return getattr(datasets, reader.dataset)(str(root), **arguments)
 
 
@@ -80,7 +76,7 @@ def _digits() -> SimpleNamespace:
 
 def is_here(built_in: BuiltIn, root: Path) -> bool:
     """Whether a set of the catalogue can be opened without fetching anything."""
-    return not built_in.files or _folder_of(built_in, root.expanduser().resolve()).exists()
+    return not built_in.files or (root.expanduser().resolve() / built_in.stored_as).exists()
 
 
 def missing(built_in: BuiltIn, root: Path) -> Missing | None:
@@ -89,7 +85,7 @@ def missing(built_in: BuiltIn, root: Path) -> Missing | None:
     folder = root if built_in.folder is None else root / "archives" / built_in.name
     if built_in.folder is not None and is_here(built_in, root):
         return None
-    urls = tuple(file.url for file in built_in.files if not (folder / _name(file)).exists())
+    urls = tuple(file.url for file in built_in.files if not (folder / file.name).exists())
     return Missing(urls, folder, _ADVICE.format(folder=folder)) if urls else None
 
 
@@ -111,14 +107,10 @@ def _fetch(built_in: BuiltIn, root: Path, progress: Progress) -> None:
 
 
 def _download(file: File, folder: Path, progress: Progress) -> Path:
-    target = folder / _name(file)
+    target = folder / file.name
     advice = _ADVICE.format(folder=folder)
     download.download(file.url, target, file.md5, algorithm="md5", progress=progress, advice=advice)
     return target
-
-
-def _name(file: File) -> str:
-    return Path(urlsplit(file.url).path).name
 
 
 def _unpack(downloaded: Path, into: Path, inner: str, aside: Path, progress: Progress) -> None:
@@ -138,11 +130,8 @@ def _unpack(downloaded: Path, into: Path, inner: str, aside: Path, progress: Pro
 def _copy(downloaded: Path, into: Path) -> None:
     is_packed = downloaded.suffix == ".gz"
     target = into / (downloaded.stem if is_packed else downloaded.name)
-    try:
-        with gzip.open(downloaded) if is_packed else downloaded.open("rb") as source, target.open("wb") as file:
-            shutil.copyfileobj(source, file)
-    except OSError as error:
-        raise StorageError(f"cannot unpack {downloaded} into {into}: {error.strerror or error}") from error
+    with storing(target), (gzip.open if is_packed else open)(downloaded, "rb") as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file)
 
 
 def _class_names(built_in: BuiltIn, dataset: Any) -> tuple[str, ...]:
@@ -184,7 +173,7 @@ def _files(folder: Path, listed: Iterable[tuple[str | Path, int]]) -> FileImages
 
 
 def _listed(dataset: Any) -> Iterable[tuple[str | Path, int]]:
-    """Yield each picture's path and label, undecoded."""
+    """Yield each image's path and label, undecoded."""
     match dataset:
         case OxfordIIITPet():
             yield from zip(dataset._images, dataset._labels, strict=True)
@@ -206,7 +195,7 @@ def _check(built_in: BuiltIn, root: Path, classes: tuple[str, ...], parts: dict[
     found = {part: len(images) for part, images in parts.items()}
     if len(classes) != built_in.classes or found != dict(built_in.images):
         raise DataError(
-            f"{_folder_of(built_in, root)} is not all of {built_in.title}: it has {len(classes)} classes "
+            f"{root / built_in.stored_as} is not all of {built_in.title}: it has {len(classes)} classes "
             f"and {_counts(found)} images, instead of {built_in.classes} and {_counts(built_in.images)}; "
             "remove it and it will be unpacked again"
         )
@@ -216,16 +205,12 @@ def _counts(images: Any) -> str:
     return ", ".join(f"{count:,} {part}" for part, count in images.items())
 
 
-def _folder_of(built_in: BuiltIn, root: Path) -> Path:
-    return root / (built_in.folder or _name(built_in.files[0]))
-
-
 @contextmanager
 def _explained(built_in: BuiltIn, root: Path) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
         raise DataError(
-            f"{_folder_of(built_in, root)} is not the published {built_in.title} ({error}); "
+            f"{root / built_in.stored_as} is not the published {built_in.title} ({error}); "
             "remove it and it will be unpacked again"
         ) from error

@@ -1,9 +1,11 @@
-"""Names that mean a part of a data set: one table of words, and how names are split into words. Opens nothing."""
+"""Names that mean a part of a data set: words from ``split_names.toml``, and how names are cut into words."""
 
 import re
+import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tl_cli.contract import SPLIT_NAMES, SplitName
@@ -17,35 +19,10 @@ def _folded(text: str) -> str:
     return "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()
 
 
-def _words_of(*lines: str) -> frozenset[str]:
-    return frozenset(_folded(word) for line in lines for word in line.split())
-
-
-# English, German, French, Spanish, Portuguese, Italian, Russian, Chinese, Japanese, Korean.
-_PART_WORDS: Mapping[Part, frozenset[str]] = {
-    "train": _words_of(
-        "train training trn trainval trainings entraînement apprentissage entrenamiento treino treinamento",
-        "addestramento обучение обучающая тренировочная 训练 訓練 学習 훈련 학습",
-    ),
-    "val": _words_of(
-        "val valid validation validate vld dev validierung validierungs validación validação validazione",
-        "валидация валидационная 验证 驗證 検証 검증",
-    ),
-    "test": _words_of("test tests testing tst prueba pruebas teste testes тест тестовая 测试 測試 テスト 테스트"),
-    # Validation or test images, depending on the data set; ``settled`` decides where that is clear.
-    "unclear": _words_of("eval evaluation holdout heldout"),
-}
-_PLAIN = ("train", "training", "val", "valid", "validation", "test", "testing")
-_PART_OF_WORD: Mapping[str, Part] = {word: part for part, words in _PART_WORDS.items() for word in words}
-# Pieces of a data set that are counted: fold1, fold2.
-_PIECE_WORDS = _words_of("fold split shard chunk batch part subset")
-# Words without meaning beside the name of a part, apart from it (test_set) or joined to it (testset).
-_FILLERS = _words_of(
-    "set sets data dataset datasets ds image images img imgs picture pictures pic pics photo photos jpg jpeg png",
-    "files folder of for the split splits subset class classes daten datensatz bilder satz données jeu ensemble de",
-    "datos conjunto imágenes dados imagens dati insieme immagini di данные выборка",
-    "集 数据 數據 数据集 數據集 图片 图像 圖片 データ データセット 画像 用 데이터 데이터셋 세트 이미지 용",
-)
+_WORDS = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_PART_OF_WORD: Mapping[str, Part] = {_folded(word): part for part, words in _WORDS["parts"].items() for word in words}
+_PIECES = frozenset(map(_folded, _WORDS["pieces"]))
+_FILLERS = frozenset(map(_folded, _WORDS["fillers"]))
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[^\W\d_]+")
 _NUMBER = re.compile(r"\d+")
@@ -53,11 +30,11 @@ _NUMBER = re.compile(r"\d+")
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A name, cut into words.
+    """A name cut into words.
 
     Attributes:
         words: without accents, case, digits and fillers.
-        part: that a word means; None where no word means one.
+        part: the part that the first such word means; None if no word means one.
         rest: the other words.
         is_last: whether the name ends with the part, as ``seg_train`` does: a ``test_tube`` is a tube.
         numbered: whether it is a counted piece, as ``fold1`` is.
@@ -79,7 +56,7 @@ def _cut(name: str) -> _Cut:
         part=parts[0] if parts else None,
         rest=tuple(word for word in words if word not in _PART_OF_WORD),
         is_last=bool(parts) and words[-1] in _PART_OF_WORD,
-        numbered=bool(_NUMBER.search(name)) and (bool(parts) or not _PIECE_WORDS.isdisjoint(found)),
+        numbered=bool(_NUMBER.search(name)) and (bool(parts) or not _PIECES.isdisjoint(found)),
     )
 
 
@@ -112,7 +89,7 @@ def settled(named: Mapping[str, Part]) -> dict[str, Part]:
 
 def is_plain(name: str) -> bool:
     """Whether a name is one of the usual words for a part, so that it needs no explanation."""
-    return name.casefold() in _PLAIN
+    return name.casefold() in _WORDS["plain"]
 
 
 def is_wrapper(name: str, part: Part) -> bool:

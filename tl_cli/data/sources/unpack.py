@@ -14,30 +14,27 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import IO, Any, Literal
 
 from tl_cli.data.decode import largest_file, too_large
-from tl_cli.errors import DataError, StorageError, shortened, some
+from tl_cli.errors import DataError, shortened, some
+from tl_cli.io.atomic import storing
 from tl_cli.io.download import Progress, silent
 
-SUFFIXES = (
-    ".zip",
-    *(".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz"),
-    *(".tar.xz", ".txz", ".tar.zst", ".tzst"),
-)
+SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 _CHUNK = 1 << 16
 _ZEROS = bytes(_CHUNK)
-_PROGRESS_EVERY = 64
-_MOST_ENTRIES = 5_000_000
+_PROGRESS_EVERY = 64  # entries
 _KEPT_FREE_BYTES = 1 << 30
-# Headers and pictures are read in pieces far smaller than this; a header that claims more would fill the memory.
+# Headers and images are read in pieces far smaller than this; a header that claims more would fill the memory.
 _LARGEST_READ = 64 << 20
 _BLOCK = 512
 # A flag of a zip's entry: its name is UTF-8. The extra field in which Info-ZIP repeats a name as UTF-8.
 _IS_UTF_8, _UNICODE_PATH = 0x800, 0x7075
+_MAKE_ROOM = "; make room, or name a folder on another disk with --data-dir"
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
@@ -47,16 +44,9 @@ _DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], Any]] = {
 }
 _CLASH = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _DAMAGE: tuple[type[Exception], ...] = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    EOFError,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    ValueError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
+    *(EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(struct.error, ValueError, OverflowError, RecursionError, MemoryError),  # impossible values in headers
+    OSError,  # Python's decompressors raise it without a number
 )
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -73,27 +63,27 @@ class Limits:
         size_bytes: unpacked size of all entries together.
         entries: number of entries.
         entry_bytes: unpacked size of one file that is written.
-        ratio: unpacked size of all entries, as a multiple of the archive's size. Photographs do not shrink when packed;
+        ratio: unpacked size of all entries divided by the archive's size. Photographs do not shrink when packed;
             bitmaps of plain colors shrink to a hundredth.
         ratio_from_bytes: unpacked size from which ``ratio`` applies.
     """
 
     size_bytes: int
-    entries: int = _MOST_ENTRIES
+    entries: int = 5_000_000
     entry_bytes: int = largest_file()
     ratio: int = 200
     ratio_from_bytes: int = 1 << 30
 
     @classmethod
     def of_disk(cls, folder: Path, max_pixels: int | None = None) -> "Limits":
-        """Return limits for what the disk of ``folder`` has free, less a margin, and pictures of so many pixels."""
+        """Return limits for the free space of ``folder``'s disk, less a margin, and images of up to ``max_pixels``."""
         free = shutil.disk_usage(folder).free
         return cls(max(0, free - _KEPT_FREE_BYTES), entry_bytes=largest_file(max_pixels))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Unpacked:
-    """What was unpacked of an archive.
+    """What was unpacked from an archive.
 
     Attributes:
         files: number of files written, not counting empty ones that keep only a name.
@@ -102,10 +92,10 @@ class Unpacked:
         undeclared: names, as they were read, whose encoding the archive does not declare.
     """
 
-    files: int
-    left_out: int
-    archives: tuple[str, ...] = ()
-    undeclared: tuple[str, ...] = ()
+    files: int = 0
+    left_out: int = 0
+    archives: list[str] = field(default_factory=list)
+    undeclared: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """Return notes for the user."""
@@ -124,11 +114,14 @@ class Unpacked:
         return notes
 
 
+Kind = Literal["file", "folder", "hard link", "other"]
+
+
 @dataclass(frozen=True, slots=True)
 class _Entry:
     name: str
     size: int
-    kind: Literal["file", "folder", "hard link", "other"]
+    kind: Kind
     open: Callable[[], Any]
     link: str = ""
     is_undeclared: bool = False
@@ -160,14 +153,14 @@ def unpack(
 
     Raises:
         DataError: it is damaged, encrypted or no archive; an entry would land outside ``into``, occurs twice, or is
-            larger than it claims or than any picture; or it exceeds ``limits``.
+            larger than it claims or than any image; or it exceeds ``limits``.
         StorageError: the disk is full or may not be written.
     """
     limits = limits or Limits.of_disk(into)
-    total = files = left_out = 0
-    archives: list[str] = []
-    undeclared: list[str] = []
-    with _opened(archive) as raw, _explained(archive, into):
+    if is_trusted:
+        limits = replace(limits, entry_bytes=sys.maxsize, ratio=sys.maxsize)
+    unpacked, total = Unpacked(), 0
+    with _open(archive) as raw, storing(into, _MAKE_ROOM), _explained(archive):
         size = os.fstat(raw.fileno()).st_size
         for number, entry in enumerate(_entries(archive, raw), 1):
             _check_name(archive, entry)
@@ -175,24 +168,24 @@ def unpack(
             if entry.kind == "hard link" and is_selected:
                 entry = _linked(entry, into, select)
             total += entry.size
-            if not is_trusted:
-                _check_bomb(archive, entry if is_selected else None, total, size, limits)
-            _check_limits(archive, number, total, limits)
+            if is_selected and entry.size > limits.entry_bytes:
+                raise DataError(f"{archive} cannot be used: {entry.name}: {too_large(entry.size, limits.entry_bytes)}")
+            _check_limits(archive, number, total, size, limits)
             if entry.is_undeclared and (is_selected or is_kept):
-                undeclared.append(entry.name)
+                unpacked.undeclared.append(entry.name)
             if entry.kind == "file" and is_selected:
                 _write(archive, entry, into, "wb" if is_trusted else "xb")
-                files += 1
-            elif entry.kind in ("file", "folder") and is_kept:
-                _keep_name(entry, into)
+                unpacked.files += 1
+            elif entry.kind in ("hard link", "other"):
+                unpacked.left_out += is_selected or is_kept
+            elif is_kept:
+                _make_empty(entry, into)
                 if entry.kind == "file" and is_archive(entry.name):
-                    archives.append(entry.name)
-            elif entry.kind in ("hard link", "other") and (is_selected or is_kept):
-                left_out += 1
+                    unpacked.archives.append(entry.name)
             if number % _PROGRESS_EVERY == 0:
                 progress(f"unpacking {archive.name}", raw.tell(), size, "bytes")
         progress(f"unpacking {archive.name}", size, size, "bytes")
-    return Unpacked(files, left_out, tuple(archives), tuple(undeclared))
+    return unpacked
 
 
 def _linked(entry: _Entry, into: Path, select: Callable[[str], bool]) -> _Entry:
@@ -204,13 +197,11 @@ def _linked(entry: _Entry, into: Path, select: Callable[[str], bool]) -> _Entry:
     return _Entry(entry.name, target.stat().st_size, "file", partial(target.open, "rb"))
 
 
-def _keep_name(entry: _Entry, into: Path) -> None:
+def _make_empty(entry: _Entry, into: Path) -> None:
     path = into / entry.name
     try:
-        if entry.kind == "folder":
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        (path if entry.kind == "folder" else path.parent).mkdir(parents=True, exist_ok=True)
+        if entry.kind == "file":
             path.touch()
     except OSError as error:
         # An image with such a name is refused when it is written.
@@ -233,51 +224,45 @@ def _is_zip(archive: Path, raw: IO[bytes]) -> bool:
 
 
 def _zip_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
-    with zipfile.ZipFile(raw) as zipped:
-        for info, name, is_undeclared in _names_in_zip(zipped):
+    zipped, encoding = _open_zip(raw)
+    with zipped:
+        for info in zipped.infolist():
             if info.flag_bits & 1:
                 raise DataError(f"{archive} is encrypted; unpack it with its password and give the folder")
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            is_file = kind in (0, stat.S_IFREG)
-            # Some Windows programs write backslashes.
-            name = name.replace("\\", "/")
-            # zipfile does not recognize a folder whose name ends with a backslash.
-            is_folder = name.endswith("/") or kind == stat.S_IFDIR
-            yield _Entry(
-                name,
-                info.file_size,
-                "folder" if is_folder else "file" if is_file else "other",
-                partial(zipped.open, info),
-                is_undeclared=is_undeclared,
-            )
+            name, is_undeclared = _name_in_zip(info, encoding)
+            # Some Windows programs write backslashes, also at the end of a folder's name.
+            name, mode = name.replace("\\", "/"), info.external_attr >> 16
+            is_folder, is_file = name.endswith("/") or stat.S_ISDIR(mode), stat.S_IFMT(mode) in (0, stat.S_IFREG)
+            kind = _kind(is_file=is_file, is_folder=is_folder)
+            yield _Entry(name, info.file_size, kind, partial(zipped.open, info), is_undeclared=is_undeclared)
 
 
-def _names_in_zip(zipped: zipfile.ZipFile) -> Iterator[tuple[zipfile.ZipInfo, str, bool]]:
-    """Yield each entry with its name, and whether its encoding is undeclared."""
-    names = [_declared_name(info) for info in zipped.infolist()]
+def _open_zip(raw: IO[bytes]) -> tuple[zipfile.ZipFile, str]:
+    """Return a zip, and the encoding of those names whose encoding it does not declare."""
     # macOS writes UTF-8 without the flag. A few names in another encoding may be valid UTF-8 by chance, many are not.
-    encoding = "utf-8"
     try:
-        b"\n".join(name for name in names if isinstance(name, bytes)).decode(encoding)
+        return zipfile.ZipFile(raw, metadata_encoding="utf-8"), "utf-8"
     except UnicodeDecodeError:
-        encoding = "cp437"
-    for info, name in zip(zipped.infolist(), names, strict=True):
-        yield info, name if isinstance(name, str) else name.decode(encoding), isinstance(name, bytes)
+        return zipfile.ZipFile(raw), "cp437"
 
 
-def _declared_name(info: zipfile.ZipInfo) -> str | bytes:
-    """Return an entry's name, or its bytes where nothing declares their encoding."""
-    name = info.orig_filename  # zipfile cuts the other one at its NUL
+def _name_in_zip(info: zipfile.ZipInfo, encoding: str) -> tuple[str, bool]:
+    """Return an entry's name, and whether the archive does not declare its encoding."""
+    name, extra = info.orig_filename, info.extra  # zipfile cuts the other name at its NUL
     if info.flag_bits & _IS_UTF_8 or name.isascii():
-        return name
-    raw, extra = name.encode("cp437"), info.extra
+        return name, False
+    checksum = struct.pack("<I", zlib.crc32(name.encode(encoding)))
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         # Info-ZIP and WinRAR: a version, the CRC of the name that is repeated, and the name in UTF-8.
-        if kind == _UNICODE_PATH and extra[5:9] == struct.pack("<I", zlib.crc32(raw)):
-            return extra[9 : 4 + length].decode("utf-8")
+        if kind == _UNICODE_PATH and extra[5:9] == checksum:
+            return extra[9 : 4 + length].decode("utf-8"), False
         extra = extra[4 + length :]
-    return raw
+    return name, True
+
+
+def _kind(*, is_file: bool, is_folder: bool, is_link: bool = False) -> Kind:
+    return "folder" if is_folder else "file" if is_file else "hard link" if is_link else "other"
 
 
 def _tar_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
@@ -291,18 +276,11 @@ def _tar_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
     stream = _TarStream(opener(raw) if opener else raw)
     with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
         for member in tar:
-            yield _Entry(member.name, member.size, _kind(member), partial(tar.extractfile, member), member.linkname)
+            kind = _kind(is_file=member.isreg(), is_folder=member.isdir(), is_link=member.islnk())
+            yield _Entry(member.name, member.size, kind, partial(tar.extractfile, member), member.linkname)
             tar.members.clear()  # tarfile remembers every header, and there may be millions
     if stream.last != bytes(_BLOCK):
         raise EOFError("it does not end as a tar does")
-
-
-def _kind(member: tarfile.TarInfo) -> Literal["file", "folder", "hard link", "other"]:
-    if member.isreg():
-        return "file"
-    if member.isdir():
-        return "folder"
-    return "hard link" if member.islnk() else "other"
 
 
 class _TarStream:
@@ -340,30 +318,24 @@ def _is_outside(name: str) -> bool:
     return "\0" in name or bool(path.root) or is_drive or ".." in path.parts
 
 
-def _check_limits(archive: Path, entries: int, size: int, limits: Limits) -> None:
-    if entries > limits.entries:
-        raise DataError(f"{archive} has more than {limits.entries:,} entries; unpack it and give the folder")
-    if size > limits.size_bytes:
-        raise DataError(
-            f"{archive} unpacks to more than {limits.size_bytes / 1e6:,.0f} MB, which is all that may be used; "
-            "make room, or say with --data-dir where there is some"
-        )
-
-
-def _check_bomb(archive: Path, entry: _Entry | None, total: int, packed: int, limits: Limits) -> None:
-    if entry is not None and entry.size > limits.entry_bytes:
-        raise DataError(f"{archive} cannot be used: {entry.name}: {too_large(entry.size, limits.entry_bytes)}")
+def _check_limits(archive: Path, entries: int, total: int, packed: int, limits: Limits) -> None:
     if total > max(limits.ratio_from_bytes, limits.ratio * packed):
         raise DataError(
             f"{archive} has {packed / 1e6:,.1f} MB and unpacks to more than {total / 1e6:,.0f} MB, over {limits.ratio} "
-            "times as much, as hardly any archive of pictures does; if it is right, unpack it and give the folder"
+            "times as much, as hardly any archive of images does; if it is right, unpack it and give the folder"
+        )
+    if entries > limits.entries:
+        raise DataError(f"{archive} has more than {limits.entries:,} entries; unpack it and give the folder")
+    if total > limits.size_bytes:
+        raise DataError(
+            f"{archive} unpacks to more than {limits.size_bytes / 1e6:,.0f} MB, all that is free{_MAKE_ROOM}"
         )
 
 
 def _write(archive: Path, entry: _Entry, into: Path, mode: Literal["wb", "xb"]) -> None:
     target = into / entry.name
     written = 0
-    with _clashes_explained(archive, entry.name, into):
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with entry.open() as source, target.open(mode) as file:
             while (chunk := source.read(_CHUNK)) and written <= entry.size:
@@ -372,34 +344,27 @@ def _write(archive: Path, entry: _Entry, into: Path, mode: Literal["wb", "xb"]) 
                     # Zeros are skipped, so that a sparse file stays sparse.
                     file.seek(len(chunk), os.SEEK_CUR) if _ZEROS.startswith(chunk) else file.write(chunk)
             file.truncate()
+    except OSError as error:
+        if error.errno not in _CLASH:
+            raise
+        raise DataError(f"{archive} {_clash(entry.name, into, error.errno)} pack it again") from error
     if written != entry.size:
         raise DataError(f"{archive} is damaged: {entry.name} does not have its {entry.size:,} bytes")
 
 
-@contextmanager
-def _clashes_explained(archive: Path, name: str, into: Path) -> Iterator[None]:
-    """Raise a ``DataError`` that names the entry which clashes with another one, or whose name is too long."""
+def _clash(name: str, into: Path, number: int) -> str:
+    """Return why an entry cannot be written: its name is too long, or used by another entry."""
+    if number == errno.ENAMETOOLONG:
+        return f"has an entry whose name is too long for this file system: {shortened(name)}; shorten it and"
     target = into / name
-    try:
-        yield
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        if target.is_file():
-            raise DataError(f"{archive} holds {shortened(name)} twice; pack it again") from error
-        clash = target if target.exists() else next(parent for parent in target.parents if parent.exists())
-        raise DataError(
-            f"{archive} holds both a file and a folder called {shortened(clash.relative_to(into).as_posix())}; "
-            "rename one of them and pack it again"
-        ) from error
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        raise DataError(
-            f"{archive} has an entry whose name is too long for this file system: {shortened(name)}; "
-            "shorten it and pack it again"
-        ) from error
+    if target.is_file():
+        return f"holds {shortened(name)} twice;"
+    clash = target if target.exists() else next(parent for parent in target.parents if parent.exists())
+    path = shortened(clash.relative_to(into).as_posix())
+    return f"holds both a file and a folder called {path}; rename one of them and"
 
 
-def _opened(archive: Path) -> IO[bytes]:
+def _open(archive: Path) -> IO[bytes]:
     try:
         return archive.open("rb")
     except OSError as error:
@@ -407,21 +372,13 @@ def _opened(archive: Path) -> IO[bytes]:
 
 
 @contextmanager
-def _explained(archive: Path, into: Path) -> Iterator[None]:
+def _explained(archive: Path) -> Iterator[None]:
+    """Turn the errors of damaged archives into a ``DataError``."""
     try:
         yield
     except NotImplementedError as error:
         raise DataError(f"{archive} cannot be unpacked: {error}; pack it again, or give the folder") from error
     except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise DataError(f"{archive} is damaged, or no archive: {str(error) or type(error).__name__}") from error
-    except OSError as error:
-        # Python's decompressors raise OSError without a number for bytes that they cannot read.
-        if error.errno is None:
-            raise DataError(f"{archive} is damaged, or no archive: {error}") from error
-        raise _unwritable(into, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> StorageError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    advice = "; make room, or say with --data-dir where there is some" if full else ""
-    return StorageError(f"cannot write into {folder}: {error.strerror or error}{advice}")
