@@ -63,6 +63,11 @@ class Machine:
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
 
+    def wait(self) -> None:
+        """Wait until a GPU has done all that it was given; a CPU is done when a call returns."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
     @property
     def at_once(self) -> int:
         """How many batches are evaluated at the same time: on a CPU one per thread of torch, else 1.

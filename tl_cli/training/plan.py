@@ -1,14 +1,14 @@
 """Everything that ``fit`` needs, from the settings: data, model, machine, phases, and the batches of each phase."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import nn
 
-from tl_cli.compute.autotune import Fixed, Work, probe
+from tl_cli.compute.autotune import Axis, Candidate, Work, probe
 from tl_cli.compute.device import (
     Autocasting,
     Machine,
@@ -504,29 +504,28 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
 
 def _with_probed_machine(plan: Plan, given: Given) -> Plan:
     """Return the plan with the probe's choices for those settings that are not given."""
-    settings = given.settings
-    fixed = Fixed(
-        layout=settings.layout if "layout" in given else None,
-        precision=settings.precision if "precision" in given else None,
-        threads=settings.threads if "threads" in given else None,
-        fold=settings.fold,
-    )
-    if None not in (fixed.layout, fixed.precision, fixed.threads):
+    config, phase, device = plan.config, plan.phases[-1], plan.machine.device
+    axes: tuple[Axis, ...] = ("layout", "precision", "threads", "fold")
+    fixed = {axis for axis in axes if axis in given and getattr(config, axis) is not None}
+    if fixed >= {"layout", "precision", "threads"}:
         return plan  # also for a resumed run, whose config has them all
-    config, phase = plan.config, plan.phases[-1]
     plan.strategy.freeze_for(phase)
-    work = Work(config.model, plan.machine.device, config.input_size, config.batch_size, phase.name != "head")
-    choice = probe(
-        plan.classifier.model, work, fixed, budget_s=_PROBE_SHARE * _expected_seconds(plan), machine=plan.machine
+    start = Candidate(
+        layout=config.layout,
+        precision=config.precision,
+        threads=("threads" in fixed and config.threads) or (1 if device.type == "cpu" else torch.get_num_threads()),
+        fold=device.type == "cpu" if config.fold is None else config.fold,
     )
+    work = Work(config.model, device, config.input_size, config.batch_size, phase.name != "head")
+    choice = probe(plan.classifier.model, work, start, fixed, budget_s=_PROBE_SHARE * _expected_seconds(plan))
     if choice is None:
         return plan
-    values = {name: value for name, value in asdict(choice.best).items() if name not in given}
-    origins = {**plan.resolved.origins, **{name: Origin("machine", choice.why_of(name)) for name in values}}
+    values: dict[str, object] = {axis: getattr(choice.best, axis) for axis in axes if axis not in given}
+    origins = {**plan.resolved.origins, **{axis: Origin("machine", choice.why(axis)) for axis in values}}
     resolved = Resolved(config.model_copy(update=values), origins)
     machine = _machine_of(resolved.config)
     machine.place(plan.classifier.model)
-    return replace(plan, resolved=resolved, machine=machine, probed=choice.why)
+    return replace(plan, resolved=resolved, machine=machine, probed=choice.why())
 
 
 def _expected_seconds(plan: Plan) -> float:
