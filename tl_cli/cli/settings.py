@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from tl_cli.training.config import FIELDS, Completion, Given, describe, read_toml, setting_row, settings_from
+from tl_cli.training.config import FIELDS, Completion, Given, Settings, describe, read_toml, setting_row
 
 Command: TypeAlias = Callable[..., None]
 Completer: TypeAlias = Callable[..., Sequence[object]]
@@ -44,7 +44,7 @@ def with_settings(completers: Mapping[Completion, Completer]) -> Callable[[Comma
     def decorate(command: Command) -> Command:
         @wraps(command)
         def run(**options: Any) -> None:
-            command(settings_from(_given(options)), **{k: v for k, v in options.items() if k not in FIELDS})
+            command(Settings.checked(_given(options)), **{k: v for k, v in options.items() if k not in FIELDS})
 
         _, *own = inspect.signature(command).parameters.values()
         parameters = [_parameter(name, completers) for name in FIELDS]

@@ -8,10 +8,10 @@ import codecs
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -43,7 +43,6 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Statistics = tuple[Finite, Finite, Finite]
 
 CROP_MODES: dict[ResizeName, CropMode] = {"crop": "center", "squash": "squash", "pad": "border"}
-Checked = TypeVar("Checked", bound="Settings")
 _RECIPE, _MACHINE, _USUAL_NAMES = "set by the recipe", "set for the machine", "found by its usual names"
 
 
@@ -232,6 +231,18 @@ class Settings(BaseModel):
     log_every: int = _field(0, Setting("Machine"), ge=0)
     """Steps between points of the loss curve; 0: about 50 points per epoch."""
 
+    @classmethod
+    def checked(cls, values: Mapping[str, object]) -> Self:
+        """Return the settings of these values.
+
+        Raises:
+            UsageError: a value is missing, out of range or of the wrong type, or two contradict each other.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UsageError("; ".join(_describe(problem) for problem in error.errors())) from error
+
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.epochs is not None:
@@ -299,7 +310,7 @@ class Given:
             UsageError: a value is out of range or of the wrong type, or two contradict each other.
         """
         file = file or {}
-        return cls(settings_from({**file, **flags}), frozenset(flags), frozenset(file))
+        return cls(Settings.checked({**file, **flags}), frozenset(flags), frozenset(file))
 
     def __contains__(self, name: str) -> bool:
         return name in self.settings.model_fields_set
@@ -315,14 +326,10 @@ class Given:
             raise UsageError("give a MODEL, such as efficientnet_lite0")
         return self.settings.model
 
-    def values(self) -> dict[str, Any]:
-        """Return the given settings by name."""
-        return values_of(self.settings)
-
-    def replaced(self, **values: object) -> "Given":
+    def replaced(self, **values: object) -> Self:
         """Return these settings with other values, as if they had been given so; new names count as flags."""
         settings = self.settings.model_copy(update=values)
-        return Given(settings, self.flags | (set(values) - self.file), self.file)
+        return replace(self, settings=settings, flags=self.flags | (set(values) - self.file))
 
 
 def values_of(settings: Settings) -> dict[str, Any]:
@@ -402,31 +409,6 @@ def phase_ends(freeze_epochs: int, epochs: int, stages: int) -> tuple[int, ...]:
     """
     # The last stages train the most layers, so they get the remaining epochs.
     return tuple(freeze_epochs + stage * (epochs - freeze_epochs) // stages for stage in range(stages + 1))
-
-
-def settings_from(values: Mapping[str, object]) -> Settings:
-    """Return settings, of which some may be missing.
-
-    Raises:
-        UsageError: a value is out of range or of the wrong type, or two contradict each other.
-    """
-    return _validate(Settings, values)
-
-
-def validated(values: Mapping[str, object]) -> TrainConfig:
-    """Return the config of these values.
-
-    Raises:
-        UsageError: a value is missing, out of range or of the wrong type, or two contradict each other.
-    """
-    return _validate(TrainConfig, values)
-
-
-def _validate(kind: type[Checked], values: Mapping[str, object]) -> Checked:
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        raise UsageError("; ".join(_describe(problem) for problem in error.errors())) from error
 
 
 def read_toml(path: Path) -> dict[str, object]:

@@ -219,7 +219,7 @@ class Stage:
         validation: returns the batches of the validation images.
         objective: the training loss.
         cached: whether the inputs are cached features.
-        found: whether an earlier run has computed all of them.
+        reused: whether an earlier run has computed all of them.
     """
 
     network: nn.Module
@@ -228,7 +228,7 @@ class Stage:
     validation: Callable[[], Iterator[Batch]]
     objective: Objective
     cached: bool
-    found: bool = False
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -472,7 +472,7 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     seed = plan.config.seed
 
     def batches_of(loader: Loader, views: tuple[View, ...], before: int) -> tuple[CachedFeatures, bool]:
-        tensors, found = cache.features(
+        tensors, reused = cache.features(
             loader, views, plan.augmentation, seed,
             lambda done: notify(Worked("caching features", before + done, total)),
         )  # fmt: skip
@@ -487,10 +487,10 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
             drop_single=phase.bn == "train",
             flips="mirrored" in views,
         )
-        return made, found
+        return made, reused
 
-    trained, train_found = batches_of(train, cached.views, 0)
-    validated, val_found = batches_of(val, ("plain",), in_train)
+    trained, train_reused = batches_of(train, cached.views, 0)
+    validated, val_reused = batches_of(val, ("plain",), in_train)
     return Stage(
         network=plan.network(phase),
         steps=trained.steps,
@@ -498,7 +498,7 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
         validation=validated.clean,
         objective=plan.objective(mixes=False),
         cached=True,
-        found=train_found and val_found,
+        reused=train_reused and val_reused,
     )
 
 
@@ -550,11 +550,11 @@ def _with_caches(plan: Plan) -> Plan:
     train, val = len(plan.data.parts["train"]), len(plan.data.parts["val"])
     for phase in frozen:
         plan.strategy.freeze_for(phase)
-        found = cached_features.plan_cache(network.cut(), phase, plan.config, plan.augmentation, train, val)
-        if isinstance(found, CachePlan):
-            cached[phase.first] = found
+        planned = cached_features.plan_cache(network.cut(), phase, plan.config, plan.augmentation, train, val)
+        if isinstance(planned, CachePlan):
+            cached[phase.first] = planned
         else:
-            notes.append(f"{phase.title} trains on images: {found}")
+            notes.append(f"{phase.title} trains on images: {planned}")
     return replace(plan, cached=cached, cache_notes=tuple(notes))
 
 
