@@ -34,7 +34,7 @@ PRECISIONS = [Candidate(), Candidate(precision="bf16")]
 
 
 def timer(factors: Mapping[object, float]) -> Callable[[Candidate], float]:
-    """Return a stopwatch on which a step takes 1 s times the factor of each value that has one."""
+    """Return a timer for which a step takes 1 s times the factor of each value that has one."""
 
     def seconds(candidate: Candidate) -> float:
         taken = 1.0
@@ -49,16 +49,16 @@ def fastest(factors: Mapping[object, float]) -> Candidate:
     return search(Candidate("contiguous", fold=False), ALL, timer(factors))[0]
 
 
-def test_the_fastest_of_each_axis_is_taken() -> None:
+def test_the_fastest_value_of_each_axis_is_chosen() -> None:
     quick = {"channels-last": 0.4, "bf16": 0.6, 2: 0.7, "True": 0.9}
     assert fastest(quick) == Candidate("channels-last", "bf16", 2, True)
 
 
-def test_small_gains_do_not_pay_for_less_precision_or_more_threads() -> None:
+def test_small_gains_do_not_justify_less_precision_or_more_threads() -> None:
     assert fastest({"bf16": 0.88, 2: 0.95}) == Candidate("contiguous", "fp32", 1, False)
 
 
-def test_ties_go_to_the_safest() -> None:
+def test_ties_keep_the_safest() -> None:
     assert fastest({}) == Candidate("contiguous", "fp32", 1, False)
 
 
@@ -92,7 +92,7 @@ def test_a_candidate_that_fails_is_not_chosen_and_the_reason_is_given() -> None:
 
 
 class Failing(nn.Module):
-    """Has no memory for more than a few images, or for any."""
+    """Runs out of memory on more than a few images, or on any."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Failing(nn.Module):
 
 
 @pytest.mark.parametrize("most", [0, 8])
-def test_a_network_that_fails_ends_the_probe_and_not_the_run(most: int, tmp_path: Path) -> None:
+def test_a_failing_network_ends_the_probe_but_not_the_run(most: int, tmp_path: Path) -> None:
     work, path = replace(WORK, batch_size=64), tmp_path / "probes.json"
     choice = probe(Failing(most), work, Candidate(), ["threads"], budget_s=1000, path=path)
     assert choice is None

@@ -1,154 +1,79 @@
-"""Each trick is tried for what it promises, and all of them in short runs."""
-
-import copy
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torchvision.ops import StochasticDepth
 
-from tests.support.training import RESNET, SMALL_EFFICIENTNET, SMALL_RESNET, plan_for, run, stopped_and_resumed
+from tests.support.training import MODEL, RESNET, SMALL_EFFICIENTNET, plan_for, run
 from tl_cli.errors import UsageError
-from tl_cli.models.zoo import registry
-from tl_cli.training.config import Given, TrainConfig
-from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, StepEnded
-from tl_cli.training.fit import fit
-from tl_cli.training.phases import first_trained, phases_of
-from tl_cli.training.plan import new_state
+from tl_cli.training import plan as setup
+from tl_cli.training.config import Given
+from tl_cli.training.events import EpochEnded, LossSampled, StepEnded
+from tl_cli.training.plan import foresee, prepare
+from tl_cli.training.stage import describe_groups
 
-# timm's own for tests: layers are named as resnet18's are; random features do not tell colours apart in the other.
-
-
-def weights_of(folder: Path, model: str) -> str:
-    """A file of weights, so that freezing a part of them makes sense."""
-    path = folder / "weights.pth"
-    torch.save(registry.create(model, 3, weights="none", seed=7).model.state_dict(), path)
-    return str(path)
+_MEASURED = {"precision", "layout", "threads", "fold"}
 
 
-def test_a_resumed_run_with_every_trick_ends_bit_identical(colours: Path, tmp_path: Path) -> None:
-    settings = {
-        **SMALL_EFFICIENTNET, "epochs": 4, "ema": 0.9, "mixup": 0.4, "cutmix": 1.0, "dropout": 0.3, "drop_path": 0.2,
-        "auto_augment": "randaugment", "random_erasing": 0.5, "accumulate": 2, "layer_decay": 0.8, "unfreeze_stages": 2,
-        "freeze_until": "blocks.1", "weights": weights_of(tmp_path, "timm/test_efficientnet"), "sampler": "balanced", "decay_norms": False, "weight_decay": 0.1,
-    }  # fmt: skip
-    _, expected = run(plan_for(colours, **settings))
-    _, again = stopped_and_resumed(colours, tmp_path, 2, **settings)
-    assert expected.average is not None
-    assert again.average is not None
-    for applied in (False, True):
-        with (
-            expected.average.applied() if applied else torch.no_grad(),
-            again.average.applied() if applied else torch.no_grad(),
-        ):
-            for key, value in expected.model.state_dict().items():
-                assert torch.equal(value, again.model.state_dict()[key]), key
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"data": "digits"},
+        {"freeze_epochs": 2, "epochs": 6, "unfreeze_stages": 3, "layer_decay": 0.7},
+        {"freeze_epochs": 0, "epochs": 2, "bn": "train", "decay_norms": False},
+    ],
+)  # fmt: skip
+def test_foresee_resolves_what_a_run_uses(flags: dict[str, object], colours: Path) -> None:
+    given = {
+        "model": "resnet18",
+        "weights": "none",
+        "data": str(colours),
+        "probe": False,
+        "feature_cache": False,
+    } | flags
+    foreseen, plan = foresee(Given.of(given)), prepare(Given.of(given))
+    one, other = foreseen.resolved.config.model_dump(), plan.config.model_dump()
+    assert {name: (one[name], other[name]) for name in one if one[name] != other[name] and name not in _MEASURED} == {}
+    assert foreseen.strategy.phases == plan.phases
+    assert describe_groups(foreseen.strategy, foreseen.resolved.config) == describe_groups(plan.strategy, plan.config)
+    assert {p.device.type for p in foreseen.strategy.classifier.model.parameters()} == {"meta"}
+    for phase in plan.phases:
+        names = ([layer.name for layer in each.trained_layers(phase)] for each in (foreseen.strategy, plan.strategy))
+        assert len(set(map(tuple, names))) == 1
 
 
-# Freezing in parts, and rates by layer
+def test_foresee_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TL_DATA_DIR", str(tmp_path))
+    config = foresee(Given.of({"model": "efficientnet_b0", "data": "cifar10", "freeze_epochs": 5})).resolved.config
+    assert (config.freeze_epochs, config.input_size) == (5, 96)
+    assert not any(tmp_path.iterdir())
 
 
-def test_layers_below_the_one_named_never_change(colours: Path, tmp_path: Path) -> None:
-    weights = weights_of(tmp_path, "timm/test_resnet")
-    plan = plan_for(
-        colours, **SMALL_RESNET, weights=weights, freeze_until="layer3", epochs=3, bn="train", weight_decay=0.5
-    )
-    before = copy.deepcopy(plan.classifier.model.state_dict())
-    run(plan)
-    after = plan.classifier.model.state_dict()
-    changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert {key.partition(".")[0] for key in changed} == {"layer3", "layer4", "fc"}
-    assert any("running_mean" in key for key in changed)
+def test_foresee_refuses_an_impossible_input_size() -> None:
+    with pytest.raises(UsageError, match="cannot take --input-size 40"):
+        foresee(Given.of({"model": "inception_v3", "data": "digits", "input_size": 40}))
+    assert torch.get_default_device().type == "cpu"
 
 
-def test_the_backbone_is_unfrozen_in_stages_from_the_head_down(colours: Path) -> None:
-    plan = plan_for(colours, **RESNET, unfreeze_stages=3, freeze_epochs=1, epochs=8)
-    assert [(p.first, p.last) for p in plan.phases] == [(1, 1), (2, 3), (4, 5), (6, 8)]
-    names = [[layer.name for layer in plan.strategy.trained_layers(phase)] for phase in plan.phases]
-    assert [len(n) for n in names] == [1, 4, 7, 10]
-    assert all(above == below[-len(above) :] for above, below in pairwise(names))
-    assert names[1] == ["layer3.1", "layer4.0", "layer4.1", "fc"]
+def test_an_untrained_backbone_is_not_frozen_by_default(colours: Path) -> None:
+    config = setup.prepare(Given.of({"model": MODEL, "weights": "none", "data": str(colours), "input_size": 32})).config
+    assert (config.freeze_epochs, config.bn) == (0, "train")
 
 
-def test_every_stage_trains_its_layers_and_nothing_below(colours: Path) -> None:
-    plan = plan_for(colours, **SMALL_RESNET, unfreeze_stages=3, freeze_epochs=1, epochs=4)
-    model = plan.classifier.model
-    states = []
-
-    def notify(event: object) -> None:
-        if isinstance(event, PhaseStarted | EpochEnded):
-            states.append(copy.deepcopy(dict(model.named_parameters())))
-
-    fit(plan, new_state(plan), notify)
-    stages = zip(plan.phases, states[::2], states[1::2], strict=True)
-    for phase, start, end in stages:
-        inside = {id(parameter) for layer in plan.strategy.trained_layers(phase) for parameter in layer.parameters}
-        expected = {name for name, parameter in model.named_parameters() if id(parameter) in inside}
-        assert {name for name in start if not torch.equal(start[name], end[name])} == expected
+def test_batch_norm_cannot_train_on_single_images(colours: Path) -> None:
+    with pytest.raises(UsageError, match="batches of one image"):
+        plan_for(colours, batch_size=1, bn="train")
+    run(plan_for(colours, batch_size=1, bn="frozen", epochs=2, limit=6))
 
 
-def test_stages_respect_what_is_frozen_for_good(colours: Path, tmp_path: Path) -> None:
-    weights = weights_of(tmp_path, "resnet18")
-    plan = plan_for(colours, **RESNET, weights=weights, unfreeze_stages=2, freeze_until="layer2", epochs=3)
-    assert [plan.strategy.trained_layers(phase)[0].name for phase in plan.phases] == ["fc", "layer3.1", "layer2.0"]
-
-
-@pytest.mark.parametrize("frozen", [0, 2, 5])
-@pytest.mark.parametrize("stages", [1, 2, 3, 7])
-def test_every_stage_adds_layers_and_the_last_has_all(frozen: int, stages: int) -> None:
-    config = TrainConfig.model_construct(
-        epochs=30, freeze_epochs=2, lr=1.0, unfreeze_lr=1.0, unfreeze_stages=stages, bn="frozen"
-    )
-    phases = phases_of(config)
-    firsts = [first_trained(phase, 14, frozen) for phase in phases]
-    assert firsts[0] == 13
-    assert firsts == sorted(firsts, reverse=True)
-    assert len(set(firsts)) == len(firsts)
-    assert firsts[-1] == frozen
-    assert sum(phase.epochs for phase in phases) == 30
-
-
-@pytest.mark.parametrize("model", ["resnet18", "vit_b_32", "efficientnet_b0", "timm/crossvit_9_240", "timm/levit_128"])
-def test_parameter_groups_cover_each_parameter_once_and_decay_by_layer(colours: Path, model: str) -> None:
-    size = {"vit_b_32": 64, "timm/crossvit_9_240": 240, "timm/levit_128": 224}.get(model, 32)
-    plan = plan_for(
-        colours, model=model, input_size=size, layer_decay=0.5, decay_norms=False, weight_decay=0.1, limit=6
-    )
-    groups = plan.strategy.parameter_groups(plan.config)
-    inside = [id(p) for group in groups for p in group["params"]]
-    assert len(inside) == len(set(inside))
-    assert set(inside) == {id(p) for p in plan.classifier.model.parameters()}
-    shares = [group["share"] for group in groups if not group["is_head"]]
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    assert shares[0] == 0.5 ** (len(plan.strategy.layers) - 2)
-    for group in groups:
-        if group["weight_decay"]:
-            assert all(p.dim() > 1 for p in group["params"])
-    norms = [
-        m for m in plan.classifier.model.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm2d | nn.BatchNorm1d)
-    ]
-    spared = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
-    assert all(id(p) in spared for norm in norms for p in norm.parameters())
-
-
-def test_rates_fall_by_layer_in_training_and_are_recorded(colours: Path) -> None:
-    plan = plan_for(colours, **SMALL_RESNET, layer_decay=0.5, schedule="constant", lr=0.01, unfreeze_lr=0.02, epochs=2)
-    events, state = run(plan)
-    rates = {next(id(p) for p in group["params"]): group["lr"] for group in state.optimizer.param_groups}
-    model = plan.classifier.model
-    assert rates[id(model.fc.weight)] == 0.02
-    assert rates[id(model.layer4[0].conv1.weight)] == pytest.approx(0.02)
-    assert rates[id(model.conv1[0].weight)] == pytest.approx(0.02 * 0.5**6)
-    last = [event for event in events if isinstance(event, EpochEnded)][-1]
-    assert (last.lr_head, last.lr_backbone) == (0.02, 0.02)
+@pytest.mark.parametrize(("name", "value"), [("split_seed", -1), ("val_fraction", -0.1), ("limit", "x"), ("data", 5)])
+def test_settings_are_checked_before_anything_is_opened(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}"):
+        setup.prepare(Given.of({"model": MODEL, "data": "/nowhere", name: value}))
 
 
 def test_drop_path_is_set_rising_or_refused(colours: Path) -> None:
-    from torchvision.ops import StochasticDepth
-
     plan = plan_for(colours, model="efficientnet_b0", drop_path=0.4, limit=6)
     rates = [module.p for module in plan.classifier.model.modules() if isinstance(module, StochasticDepth)]
     assert rates == sorted(rates)
@@ -157,11 +82,8 @@ def test_drop_path_is_set_rising_or_refused(colours: Path) -> None:
         plan_for(colours, **RESNET, drop_path=0.4)
 
 
-# Steps
-
-
 @pytest.mark.parametrize("steps", [11, 12, 17, 18])
-def test_a_run_takes_exactly_the_steps_that_were_asked_for(colours: Path, steps: int) -> None:
+def test_a_run_takes_exactly_the_requested_steps(colours: Path, steps: int) -> None:
     plan = plan_for(colours, epochs=None, steps=steps, freeze_epochs=1)
     events, state = run(plan)
     assert state.counters.step == steps == sum(isinstance(event, StepEnded) for event in events)
@@ -171,8 +93,6 @@ def test_a_run_takes_exactly_the_steps_that_were_asked_for(colours: Path, steps:
 
 
 def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) -> None:
-    from tl_cli.training import plan as setup
-
     resolved = setup.prepare(
         Given.of({"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32, "freeze_epochs": 2})
     ).resolved
@@ -185,7 +105,7 @@ def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) 
 
 @pytest.mark.parametrize("steps", [7, 20])
 def test_steps_are_exact_where_a_single_image_is_left_over(colours: Path, steps: int) -> None:
-    """The frozen phase keeps it, training BatchNorm cannot."""
+    """The frozen phase trains on it; BatchNorm cannot."""
     plan = plan_for(colours, **SMALL_EFFICIENTNET, limit=48, val_fraction=0.06, batch_size=22, feature_cache=False, bn="train",
                     freeze_epochs=2, epochs=None, steps=steps)  # fmt: skip
     assert len(plan.data.parts["train"]) % 22 == 1
@@ -193,16 +113,14 @@ def test_steps_are_exact_where_a_single_image_is_left_over(colours: Path, steps:
     assert state.counters.step == steps
 
 
-def test_numbers_of_another_type_in_a_file_mean_the_same(colours: Path) -> None:
-    from tl_cli.training import plan as setup
-
+def test_numbers_of_another_type_in_a_file_are_equal(colours: Path) -> None:
     flags = {"model": "resnet18", "weights": "none", "data": str(colours), "input_size": 32}
     plain = setup.prepare(Given.of(flags, {"steps": 30, "batch_size": 16})).config
     assert setup.prepare(Given.of(flags, {"steps": 30.0, "batch_size": "16"})).config == plain
 
 
 def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
-    """The colour that a box is filled with is cut to grey levels."""
+    """The fill colour of an erased box is clipped to the range of pixels."""
     plan = plan_for(
         colours, **SMALL_EFFICIENTNET, mean=(2.0, -1.0, 0.5), std=(1.0, 1.0, 1.0), random_erasing=1.0, epochs=2
     )
@@ -213,11 +131,8 @@ def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
     assert all(math.isfinite(event.train_loss) for event in events if isinstance(event, EpochEnded))
 
 
-# Bad combinations
-
-
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"class_weights": "balanced", "sampler": "balanced"}, "twice"),
         ({"unfreeze_stages": 3, "epochs": 3}, "--unfreeze-stages 3 needs at least as many epochs"),
@@ -242,27 +157,6 @@ def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
         ({"accumulate": 0}, "--accumulate 0"),
     ],
 )  # fmt: skip
-def test_bad_combinations_are_refused_with_the_reason(colours: Path, settings: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_bad_combinations_are_refused_with_the_reason(colours: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         plan_for(colours, **settings)
-
-
-# All of them, one by one and together
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "class_weights": "balanced"},
-        {"auto_augment": "randaugment", "auto_ops": 3, "auto_magnitude": 12}, {"auto_augment": "trivialaugment"},
-        {"random_erasing": 1.0}, {"ema": 0.99, "schedule": "plateau"}, {"accumulate": 3}, {"unfreeze_stages": 2, "schedule": "plateau"},
-        {"layer_decay": 0.7, "schedule": "cosine"}, {"sampler": "balanced"}, {"dropout": 0.2},
-    ],
-    ids=lambda settings: "+".join(settings),
-)  # fmt: skip
-def test_every_trick_learns_colours(colours: Path, settings: dict[str, object]) -> None:
-    values = {**SMALL_EFFICIENTNET, "bn": "train", "epochs": 8, "lr": 0.003, "unfreeze_lr": 0.003, **settings}
-    events, _ = run(plan_for(colours, **values))
-    ended = [event for event in events if isinstance(event, EpochEnded)]
-    assert max(event.validation[0] for event in ended) == 1.0
-    assert all(math.isfinite(event.train_loss) for event in ended)
