@@ -112,14 +112,13 @@ def test_a_missing_gpu_is_refused() -> None:
         choose_device("cuda")
 
 
-@pytest.mark.parametrize(("said", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
 def test_a_containers_cpu_quota_limits_the_cores(
-    said: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    (tmp_path / "cpu.max").write_text(said)
-    monkeypatch.setattr(machine, "_CPU_QUOTA", tmp_path / "cpu.max")
-    assert machine.cores() == expected
+    (tmp_path / "cpu.max").write_text(quota)
+    assert machine.cores(tmp_path / "cpu.max") == expected
 
 
 def test_seeding_stores_nothing_for_missing_devices() -> None:

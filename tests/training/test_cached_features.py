@@ -15,12 +15,16 @@ from tests.support.training import plan_for, run
 from tl_cli.data.batches import Loader
 from tl_cli.errors import DivergedError, UsageError
 from tl_cli.io.download import cache_root
+from tl_cli.models.zoo import registry
 from tl_cli.training import cached_features
 from tl_cli.training import plan as setup
-from tl_cli.training.cached_features import CachedFeatures
+from tl_cli.training.cached_features import CachedFeatures, CacheLimits
 from tl_cli.training.events import EpochEnded, Event, LossSampled, Noticed, PhaseStarted, StepEnded, Worked
 from tl_cli.training.fit import fit
+from tl_cli.training.plan import with_caches
 
+ANY_GAIN = CacheLimits(least_gain=1.0)
+ON_DISK = CacheLimits(memory_share=0.0)
 FP32 = {"feature_dtype": "fp32", "log_every": 1}
 
 
@@ -47,10 +51,9 @@ def scan_all(plan: setup.Plan) -> list[PhaseStarted]:
         {"epochs": 2, "freeze_epochs": 2, "sampler": "balanced", "model": "squeezenet1_1", "input_size": 64},
     ],
 )  # fmt: skip
-def test_fp32_cached_features_give_bit_identical_training(
-    colours: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], augment: str
+def test_training_on_fp32_features_equals_training_on_images_to_rounding(
+    colours: Path, settings: dict[str, object], augment: str
 ) -> None:
-    monkeypatch.setattr(cached_features, "_LEAST_GAIN", 1.0)
     weights = {"weights": str(saved()), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     if "freeze_until" not in settings:
         weights = {"weights": "none"}
@@ -58,6 +61,7 @@ def test_fp32_cached_features_give_bit_identical_training(
         plan_for(colours, **cache, **{"val_fraction": 0.25, **settings}, augment=augment, log_every=1, **weights)
         for cache in ({"feature_dtype": "fp32"}, {"feature_cache": False})
     ]
+    plans[0] = with_caches(plans[0], ANY_GAIN)
     assert len(plans[0].cached) == (
         1 if settings["epochs"] == settings["freeze_epochs"] or "unfreeze_stages" in settings else 2
     )
@@ -70,8 +74,6 @@ def test_fp32_cached_features_give_bit_identical_training(
 
 def saved() -> Path:
     """Weights are in a file: random layers may not stay frozen."""
-    from tl_cli.models.zoo import registry
-
     path = cache_root() / "weights.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(registry.create("shufflenet_v2_x0_5", 1000, weights="none", seed=3).model.state_dict(), path)
@@ -85,7 +87,7 @@ def test_layers_that_stay_frozen_are_cached_too(colours: Path) -> None:
     assert [phase.cached for phase in phases] == [True, True]
     tune = plan.cached[2]
     assert tune.cut.after == "stage4.3"
-    assert tune.gain > cached_features._LEAST_GAIN
+    assert tune.gain > CacheLimits().least_gain
 
 
 def test_a_phase_that_gains_too_little_trains_on_images_with_a_note(colours: Path) -> None:
@@ -233,24 +235,20 @@ def test_damaged_features_are_recomputed(colours: Path, damage: str) -> None:
     assert next(e for e in run(plan_for(colours, **settings))[0] if isinstance(e, PhaseStarted)).reused
 
 
-def test_features_larger_than_memory_are_read_from_disk(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_larger_than_memory_are_read_from_disk(colours: Path) -> None:
     settings = {"epochs": 2, "freeze_epochs": 2}
     in_memory = run(plan_for(colours, **settings))[1].model.fc.weight
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
-    plan = plan_for(colours, **settings, feature_dtype="fp16")
+    plan = with_caches(plan_for(colours, **settings, feature_dtype="fp16"), ON_DISK)
     assert not plan.cached[1].in_memory
     assert "in a file" in plan.cached[1].describe()
     assert torch.equal(run(plan)[1].model.fc.weight, in_memory)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "fill with NaN", "truncate all but the validation images"])
-def test_features_damaged_while_in_use_are_recomputed_with_a_notice(
-    colours: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+def test_features_damaged_while_in_use_are_recomputed_with_a_notice(colours: Path, damage: str) -> None:
     settings = {"epochs": 3, "freeze_epochs": 3, "val_fraction": 0.25}
-    undamaged = run(plan_for(colours, **settings))[1].model.fc.weight
-    plan = plan_for(colours, **settings)
+    undamaged = run(with_caches(plan_for(colours, **settings), ON_DISK))[1].model.fc.weight
+    plan = with_caches(plan_for(colours, **settings), ON_DISK)
     state, messages, damaged = setup.new_state(plan), list[str](), set[str]()
 
     def observe(event: Event) -> None:
@@ -276,16 +274,14 @@ def test_features_damaged_while_in_use_are_recomputed_with_a_notice(
     assert all(any(path in message for message in messages) for path in damaged)
 
 
-def test_features_on_disk_move_to_a_device_with_enough_memory(colours: Path, monkeypatch) -> None:
+def test_features_on_disk_move_to_a_device_with_enough_memory(colours: Path) -> None:
     plan = plan_for(colours, epochs=2, freeze_epochs=2)
     in_memory = cached_tensors(plan)
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
-    monkeypatch.setattr(cached_features, "_ROWS_PER_COPY", 7)
-    on_disk = cached_tensors(plan_for(colours, epochs=2, freeze_epochs=2))
+    on_disk = cached_tensors(with_caches(plan_for(colours, epochs=2, freeze_epochs=2), ON_DISK))
     for one, other in zip(in_memory, on_disk, strict=True):
         assert isinstance(other, cached_features.DiskView)
         assert (other.shape, other.dtype, other.nbytes) == (one.shape, one.dtype, one.nbytes)
-        assert torch.equal(other.to(torch.device("cpu")), one)
+        assert torch.equal(other.to(torch.device("cpu"), rows_per_copy=7), one)
         assert torch.equal(other[3:9], one[3:9])
         assert torch.equal(other[40:90], one[40:90])
 
@@ -300,9 +296,8 @@ def cached_tensors(plan: setup.Plan) -> tuple[torch.Tensor | cached_features.Dis
 
 
 def test_without_memory_and_disk_the_reason_is_stated(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
     monkeypatch.setenv("TL_CACHE_DIR", "/proc/nowhere")
-    plan = plan_for(colours, epochs=2, freeze_epochs=2)
+    plan = with_caches(plan_for(colours, epochs=2, freeze_epochs=2), ON_DISK)
     assert not plan.cached
     assert "GB of disk" in plan.cache_notes[0]
     assert [phase.cached for phase in scan_all(plan)] == [False]
@@ -407,7 +402,6 @@ def test_a_run_begun_on_features_cannot_resume_without_them(colours: Path, tmp_p
 def test_the_features_of_a_stage_are_freed_before_the_next_are_computed(
     colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached_features, "_LEAST_GAIN", 1.0)
     alive: list[int] = []
     seen: list[weakref.ref[torch.Tensor]] = []
     on_device = cached_features.on_device
@@ -419,15 +413,15 @@ def test_the_features_of_a_stage_are_freed_before_the_next_are_computed(
         return on_device(views, device)
 
     monkeypatch.setattr(cached_features, "on_device", counted)
-    run(plan_for(colours, epochs=14, freeze_epochs=2, unfreeze_stages=2, bn="frozen", limit=12, batch_size=12))
+    plan = plan_for(colours, epochs=14, freeze_epochs=2, unfreeze_stages=2, bn="frozen", limit=12, batch_size=12)
+    run(with_caches(plan, ANY_GAIN))
     # Training and validation features of two phases.
     assert alive == [0, 1, 0, 1]
 
 
-def test_two_runs_may_compute_the_same_features_concurrently(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+def test_two_runs_may_compute_the_same_features_concurrently(colours: Path) -> None:
     # Tracing a network affects the whole process, so it is done before the threads start, which stand for two runs.
-    plans = [plan_for(colours, epochs=2, freeze_epochs=2) for _ in range(2)]
+    plans = [with_caches(plan_for(colours, epochs=2, freeze_epochs=2), ON_DISK) for _ in range(2)]
     failed: list[BaseException] = []
 
     def one(plan: setup.Plan) -> None:
@@ -445,6 +439,5 @@ def test_two_runs_may_compute_the_same_features_concurrently(colours: Path, monk
 
 
 def test_an_unwritable_cache_is_not_planned_for(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
     monkeypatch.setenv("TL_CACHE_DIR", "/dev/null/cache")
-    assert not plan_for(colours, epochs=2, freeze_epochs=2).cached
+    assert not with_caches(plan_for(colours, epochs=2, freeze_epochs=2), ON_DISK).cached

@@ -252,12 +252,12 @@ def device_name(device: torch.device) -> str:
     return str(cpu_facts().get("cpu_name") or platform.processor() or platform.machine())
 
 
-def cores() -> int:
+def cores(quota_file: Path = _CPU_QUOTA) -> int:
     """Return how many cores this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):
         # A container may have a limit on CPU time instead: microseconds per period, or "max".
-        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+        quota, period = quota_file.read_text(encoding="ascii").split()
         count = min(count, max(1, int(quota) // int(period)))
     return count
 

@@ -29,17 +29,29 @@ from tl_cli.training.phases import Phase
 
 # Raised by every change that gives other features for the same images and weights.
 _FORMAT = 2
-# Features that need more than this fraction of the memory are read from the disk.
-_MEMORY_SHARE = 0.25
 _DEVICE_SHARE = 0.2
 _MOST_DISK_BYTES = 50 << 30
 _DISK_SHARE = 0.5
-# Cached views are fewer than augmentations: unless only the head trains, the phase must become this much faster.
-_LEAST_GAIN = 1.5
-_ROWS_PER_COPY = 256  # sent from the disk to a device
 _DTYPES: dict[FeatureDtype, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
 
 View = Literal["plain", "mirrored"] | int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """Which features are cached, and where.
+
+    Attributes:
+        least_gain: how many times faster a phase must become, unless only the head trains: cached views are fewer than
+            augmentations.
+        memory_share: fraction of the memory; larger features are read from the disk.
+    """
+
+    least_gain: float = 1.5
+    memory_share: float = 0.25
+
+
+LIMITS = CacheLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +112,11 @@ class DiskView:
         """Return the rows at ``index``, in that order."""
         return self._take(index.numpy())
 
-    def to(self, device: torch.device) -> Tensor:
+    def to(self, device: torch.device, rows_per_copy: int = 256) -> Tensor:
         """Return all rows on a device."""
         moved = torch.empty(self.shape, dtype=self.dtype, device=device)
-        for first in range(0, self.shape[0], _ROWS_PER_COPY):
-            rows = slice(first, first + _ROWS_PER_COPY)
+        for first in range(0, self.shape[0], rows_per_copy):
+            rows = slice(first, first + rows_per_copy)
             moved[rows] = self[rows].to(device)
         return moved
 
@@ -202,32 +214,37 @@ def views_of(config: TrainConfig, settings: Augmentation, epochs: int) -> tuple[
 
 
 def plan_cache(
-    cut: Cut | None, phase: Phase, config: TrainConfig, settings: Augmentation, train: int, val: int
+    cut: Cut | None,
+    phase: Phase,
+    config: TrainConfig,
+    settings: Augmentation,
+    images: tuple[int, int],
+    limits: CacheLimits = LIMITS,
 ) -> CachePlan | str:
     """Return how a phase trains on cached features, or the reason why it does not.
 
     Args:
         cut: of the network, frozen as in the phase; None where it cannot be cut.
         settings: augmentation of the training images.
-        train: number of training images.
-        val: number of validation images.
+        images: numbers of training and validation images.
     """
     if cut is None:
         return "no single tensor passes from what is frozen to what trains"
     is_head = phase.name == "head"
     if not is_head and _needs_images(config):
         return f"{', '.join(_needs_images(config))} need images"
+    train, val = images
     views = views_of(config, settings, phase.epochs)
     # A backward pass costs as much as two forward passes.
     tail = 3 * cut.tail_cost * phase.epochs * train
     without = tail + cut.prefix_cost * phase.epochs * (train + val)
     gain = without / (tail + cut.prefix_cost * (len(views) * train + val))
-    if not is_head and gain < _LEAST_GAIN:
+    if not is_head and gain < limits.least_gain:
         return f"images would be seen in {len(views)} views only, and it would be only {gain:.1f} times faster"
     dtype = _DTYPES[config.feature_dtype]
     size = (len(views) * train + val) * int(np.prod(cut.shape)) * dtype.itemsize
     # A fraction of all memory, not of the free memory: a resumed run must decide as before.
-    memory = memory_bytes() * _MEMORY_SHARE
+    memory = memory_bytes() * limits.memory_share
     room = store().room
     if size > max(memory, room):
         return f"they would take {size / 1e9:.1f} GB; {memory / 1e9:.1f} GB of memory or {room / 1e9:.1f} GB of disk"

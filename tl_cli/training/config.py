@@ -154,8 +154,8 @@ class Settings(BaseModel):
     """Maximum gradient norm; 0: no clipping."""
     lr: float | None = _field(None, Setting("Training", default=_RECIPE), gt=0, allow_inf_nan=False)
     """Peak learning rate while the backbone is frozen."""
-    optimizer: OptimizerName | None = _field(None, Setting("Training", "NAME", default=_RECIPE))
-    """adam, adamw or sgd."""
+    optimizer: OptimizerName | None = _field(None, Setting("Training", default=_RECIPE))
+    """Optimizer (a class of torch.optim)."""
     momentum: float = _field(0.9, Setting("Training"), ge=0, lt=1)
     """Momentum of sgd."""
     schedule: ScheduleName | None = _field(None, Setting("Training", "NAME", default=_RECIPE))

@@ -6,7 +6,7 @@ from itertools import islice
 
 from tl_cli.errors import DivergedError
 from tl_cli.evaluation.calibration import fit_temperature
-from tl_cli.evaluation.logits import LabelledLogits, compute_logits
+from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.scores import better
 from tl_cli.evaluation.task import Task
 from tl_cli.interrupts import held
@@ -20,11 +20,10 @@ from tl_cli.training.events import (
     PhaseStarted,
     StepEnded,
     StoppedEarly,
-    Worked,
 )
 from tl_cli.training.optim import begin_momentum, begin_phase, current_lrs, follow_schedule
 from tl_cli.training.phases import Phase
-from tl_cli.training.plan import Plan, Stage, open_stage
+from tl_cli.training.plan import Plan, Stage, observed_logits, open_stage
 from tl_cli.training.state import Counters, Partial, TrainState
 from tl_cli.training.step import train_step
 
@@ -170,13 +169,7 @@ def _take_steps(plan: Plan, stage: Stage, phase: Phase, state: TrainState, parti
 
 def _validate(plan: Plan, stage: Stage, activity: Activity, notify: Observer) -> LabelledLogits:
     """Return the logits of the validation images."""
-    total = len(plan.data.parts["val"])
-    return compute_logits(
-        stage.network,
-        stage.validation(),
-        lambda done: notify(Worked(activity, done, total)),
-        at_once=plan.machine.at_once,
-    )
+    return observed_logits(plan, stage.network, stage.validation(), len(plan.data.parts["val"]), activity, notify)
 
 
 def _validate_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer) -> LabelledLogits | None:

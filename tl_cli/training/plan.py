@@ -30,6 +30,7 @@ from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes
 from tl_cli.data.sources.catalogue import SETS
 from tl_cli.errors import UsageError, first_line
+from tl_cli.evaluation.logits import LabelledLogits, compute_logits
 from tl_cli.evaluation.task import TASKS, Task
 from tl_cli.io.download import Missing, Progress, check_reachable, silent
 from tl_cli.models.dropout import set_dropout
@@ -41,10 +42,10 @@ from tl_cli.models.zoo.registry import Classifier
 from tl_cli.models.zoo.weights import Pretrained, split_key
 from tl_cli.shortage import during
 from tl_cli.training import cached_features
-from tl_cli.training.cached_features import CachedFeatures, CachePlan, View
+from tl_cli.training.cached_features import LIMITS, CachedFeatures, CacheLimits, CachePlan, View
 from tl_cli.training.config import CROP_MODES, Given, TrainConfig
 from tl_cli.training.ema import Average
-from tl_cli.training.events import Noticed, Observer, Worked
+from tl_cli.training.events import Activity, Noticed, Observer, Worked
 from tl_cli.training.optim import make_optimizer, make_plateau
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import TINY_PIXELS, Facts
@@ -292,7 +293,7 @@ def prepare(
     plan = Plan(resolved, data, classifier, machine, plan_strategy(config, classifier, example))
     if config.probe:
         plan = _with_probed_machine(plan, given)
-    return _with_caches(plan) if config.feature_cache else plan
+    return with_caches(plan) if config.feature_cache else plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,6 +455,19 @@ def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     )
 
 
+def observed_logits(
+    plan: Plan, network: nn.Module, batches: Iterator[Batch], images: int, activity: Activity, notify: Observer
+) -> LabelledLogits:
+    """Return the logits of batches, and notify of each batch that is done.
+
+    Args:
+        images: number of images in all batches.
+    """
+    return compute_logits(
+        network, batches, lambda done: notify(Worked(activity, done, images)), at_once=plan.machine.at_once
+    )
+
+
 def _machine_of(config: TrainConfig) -> Machine:
     return prepare_machine(
         config.device, precision=config.precision, layout=config.layout, fold=config.fold, threads=config.threads
@@ -539,7 +553,7 @@ def _expected_seconds(plan: Plan) -> float:
     return float(sum(passes) * images * counting.flops / 2 / speed)
 
 
-def _with_caches(plan: Plan) -> Plan:
+def with_caches(plan: Plan, limits: CacheLimits = LIMITS) -> Plan:
     """Return the plan with the cached features of each phase that can train on them."""
     frozen = [phase for phase in plan.phases if len(plan.strategy.trained_layers(phase)) < len(plan.strategy.layers)]
     if not frozen:
@@ -547,10 +561,10 @@ def _with_caches(plan: Plan) -> Plan:
     network = Network(plan.classifier, _example(plan.classifier, plan.machine))
     cached: dict[int, CachePlan] = {}
     notes: list[str] = []
-    train, val = len(plan.data.parts["train"]), len(plan.data.parts["val"])
+    images = len(plan.data.parts["train"]), len(plan.data.parts["val"])
     for phase in frozen:
         plan.strategy.freeze_for(phase)
-        planned = cached_features.plan_cache(network.cut(), phase, plan.config, plan.augmentation, train, val)
+        planned = cached_features.plan_cache(network.cut(), phase, plan.config, plan.augmentation, images, limits)
         if isinstance(planned, CachePlan):
             cached[phase.first] = planned
         else:
