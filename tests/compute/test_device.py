@@ -25,7 +25,7 @@ def config(**settings: object) -> TrainConfig:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("fold", [None, True, False])
-def test_logits_are_the_networks_own_to_rounding(fold: bool | None, layout: torch.memory_format) -> None:
+def test_logits_equal_the_networks_to_rounding(fold: bool | None, layout: torch.memory_format) -> None:
     model = registry.create("efficientnet_b0", 3, weights="none", input_size=32).model.eval()
     torch.nn.init.normal_(model.get_submodule("classifier.1").weight)
     images = torch.randn(16, 3, 32, 32)
@@ -50,7 +50,7 @@ def test_shortcuts_follow_what_is_frozen_from_phase_to_phase() -> None:
     assert any(not torch.equal(value, before[name]) for name, value in classifier.model.named_buffers())
 
 
-def test_busy_cores_are_not_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_cores_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     for busy, expected in [(0, 6), (10, 6), (50, 4), (97, 1), (100, 1)]:
@@ -58,7 +58,7 @@ def test_busy_cores_are_not_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
         assert machine.idle_cores() == expected
 
 
-def test_a_copy_of_a_network_runs_on_its_own() -> None:
+def test_a_copy_of_a_network_is_independent() -> None:
     network = Autocasting(registry.create("resnet18", 3, weights="none").model, Machine(CPU)).eval()
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
@@ -78,13 +78,13 @@ def test_workers_are_as_given_or_one_per_core_and_at_most_eight(monkeypatch: pyt
         assert machine.worker_count(12) == 12
 
 
-def test_features_pass_as_they_are() -> None:
+def test_features_are_not_converted() -> None:
     head = torch.nn.Linear(4, 2)
     features = torch.randn(3, 4)
     assert torch.equal(Autocasting(head, Machine(CPU))(features), head(features))
 
 
-def test_a_gpu_that_nobody_measured_takes_no_shortcuts() -> None:
+def test_a_gpu_takes_no_shortcuts_by_default() -> None:
     assert not Machine(torch.device("cuda")).takes_shortcuts
     assert Machine(torch.device("cuda"), fold=True).takes_shortcuts
     assert Machine(CPU, fold=False).takes_shortcuts
@@ -95,34 +95,33 @@ def test_fp16_is_refused_on_a_cpu() -> None:
         prepare_machine("cpu", precision="fp16", layout="contiguous", fold=None, threads=0)
 
 
-def test_the_machine_is_what_the_config_says() -> None:
+def test_the_machine_follows_the_config() -> None:
     machine = prepare_machine("cpu", precision="bf16", layout="channels-last", fold=None, threads=0)
     assert machine == Machine(CPU, "bf16", torch.channels_last)
     assert machine.describe().endswith("bf16, channels-last")
 
 
-def test_a_cpu_is_never_said_to_be_fast_in_bf16_unmeasured() -> None:
+def test_bf16_is_not_assumed_fast_on_a_cpu() -> None:
     assert not bf16_is_fast(CPU)
     assert isinstance(bf16_may_be_fast(CPU), bool)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_refused() -> None:
+def test_a_missing_gpu_is_refused() -> None:
     with pytest.raises(UsageError, match="torch finds no CUDA device here; use --device cpu or auto"):
         choose_device("cuda")
 
 
-@pytest.mark.parametrize(("said", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
-def test_a_containers_share_of_the_cores_is_what_there_is(
-    said: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("", 8)])
+def test_a_containers_cpu_quota_limits_the_cores(
+    quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-    (tmp_path / "cpu.max").write_text(said)
-    monkeypatch.setattr(machine, "_CPU_QUOTA", tmp_path / "cpu.max")
-    assert machine.cores() == expected
+    (tmp_path / "cpu.max").write_text(quota)
+    assert machine.cores(tmp_path / "cpu.max") == expected
 
 
-def test_seeding_keeps_nothing_for_devices_that_are_not_there() -> None:
+def test_seeding_stores_nothing_for_missing_devices() -> None:
     waiting = len(torch.cuda._queued_calls)
     here = Machine(torch.device("cpu"))
     here.seed(5)

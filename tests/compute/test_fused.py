@@ -83,7 +83,7 @@ def test_logits_and_gradients_are_those_without_shortcuts(name: str, size: int, 
             assert_same(answers(model, inputs), plain)
 
 
-def test_all_norms_after_a_convolution_are_found_and_no_others() -> None:
+def test_exactly_the_norms_after_a_convolution_are_found() -> None:
     folded = {}
     for name in ("resnet18", "efficientnet_b0", "densenet121"):
         model = trained(name, 32).model
@@ -92,7 +92,7 @@ def test_all_norms_after_a_convolution_are_found_and_no_others() -> None:
     assert folded == {"resnet18": 20, "efficientnet_b0": 49, "densenet121": 59}
 
 
-def test_an_output_that_goes_elsewhere_too_keeps_its_norm() -> None:
+def test_an_output_with_a_second_user_keeps_its_norm() -> None:
     class Forked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -119,7 +119,7 @@ def test_a_convolution_used_twice_keeps_its_norm() -> None:
     assert shortcut.norm is None
 
 
-def test_a_network_that_would_answer_otherwise_has_nothing_folded() -> None:
+def test_a_network_whose_output_would_change_has_nothing_folded() -> None:
     class Louder(nn.BatchNorm2d):
         def __init__(self) -> None:
             super().__init__(3)
@@ -133,13 +133,13 @@ def test_a_network_that_would_answer_otherwise_has_nothing_folded() -> None:
 
 
 class Steep(nn.Module):
-    """Makes much of the last digits, as a deep network of random weights does."""
+    """Amplifies rounding, as a deep network of random weights does."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.sin(maps * 1e6)
 
 
-def test_rounding_that_grows_through_the_network_keeps_nothing_from_being_folded() -> None:
+def test_rounding_that_grows_through_the_network_does_not_prevent_folding() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Steep(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)).eval()
     model[1].running_mean.normal_()
@@ -148,11 +148,11 @@ def test_rounding_that_grows_through_the_network_keeps_nothing_from_being_folded
     with torch.no_grad():
         with installed(found(model, 8), fold=True, least=0):
             folded = model(inputs)
-        # Or the test would prove nothing.
+        # Otherwise the test would prove nothing.
         assert float((folded - model(inputs)).abs().max()) > 0.01 * float(folded.abs().max())
 
 
-def test_a_network_that_computes_in_float32_by_itself_is_compared_in_float32() -> None:
+def test_a_network_that_forces_float32_is_compared_in_float32() -> None:
     class Stubborn(nn.Module):
         def forward(self, maps: Tensor) -> Tensor:
             return maps.float()
@@ -185,7 +185,7 @@ def test_frozen_parts_get_no_gradient_and_buffers_are_bit_identical() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_finding_and_lending_leave_the_network_as_it_was() -> None:
+def test_finding_and_installing_shortcuts_leave_the_network_unchanged() -> None:
     model = trained("mobilenet_v3_small", 32).model
     freezing.unfreeze(model, "frozen")
     model.train()
@@ -199,7 +199,7 @@ def test_finding_and_lending_leave_the_network_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_a_network_is_itself_again_after_an_error() -> None:
+def test_a_network_is_restored_after_an_error() -> None:
     model = trained("resnet18", 32).model
     with pytest.raises(RuntimeError), installed(found(model, 32), fold=True):
         model(torch.zeros(1, 4, 32, 32))
@@ -217,7 +217,7 @@ def test_a_copy_made_meanwhile_computes_with_its_own_weights() -> None:
     assert not torch.allclose(bent, own)
 
 
-def test_weights_that_change_between_passes_are_seen() -> None:
+def test_weight_changes_between_passes_are_used() -> None:
     model = trained("resnet18", 32).model.eval()
     shortcuts, inputs = found(model, 32), images(32)
     model.double()

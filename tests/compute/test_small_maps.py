@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tl_cli.compute.small_maps import convolve, is_known
+from tl_cli.compute.small_maps import convolve, is_supported
 
 
 def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -13,7 +13,7 @@ def gradients(output: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (4, 4), (5, 3), (2, 7)])
-def test_outputs_and_gradients_are_torchs_on_every_small_map(
+def test_outputs_and_gradients_equal_torchs_on_every_small_map(
     shape: tuple[int, int], groups: int, layout: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
@@ -22,7 +22,7 @@ def test_outputs_and_gradients_are_torchs_on_every_small_map(
         for bias in (True, False):
             conv = nn.Conv2d(6, 6, kernel, stride, padding, groups=groups, bias=bias).double()
             conv.to(memory_format=layout)
-            assert is_known(conv)
+            assert is_supported(conv)
             expected, output = conv(maps), convolve(conv, maps, conv.weight, conv.bias)
             torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
             by = (maps, *conv.parameters())
@@ -32,9 +32,9 @@ def test_outputs_and_gradients_are_torchs_on_every_small_map(
 @pytest.mark.parametrize(
     ("kernel", "padding", "groups"), [(1, 1, 4), (1, 1, 1), (3, 3, 4), (2, 2, 1), (3, 2, 4), (3, 1, 4)]
 )
-def test_a_kernel_that_meets_only_padding_is_left_to_torch(kernel: int, padding: int, groups: int) -> None:
+def test_a_kernel_that_covers_only_padding_is_left_to_torch(kernel: int, padding: int, groups: int) -> None:
     conv = nn.Conv2d(4, 4, kernel, padding=padding, groups=groups)
-    if not is_known(conv):
+    if not is_supported(conv):
         assert padding >= kernel
         return
     for side in (1, 2, 3):

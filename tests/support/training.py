@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tl_cli.models.zoo import registry
 from tl_cli.training import plan as setup
 from tl_cli.training.config import Given
 from tl_cli.training.events import Event, StepEnded
@@ -93,3 +94,10 @@ SMALL_RESNET = {"model": "timm/test_resnet", "input_size": 32}
 
 WITHOUT_BATCH_NORM_OR_DROPOUT = {"model": "timm/test_convnext", "input_size": 32}
 SMALL_EFFICIENTNET = {"model": SMALL, "input_size": 32}
+
+
+def weights_of(folder: Path, model: str) -> str:
+    """Return a file of weights, since a part of random ones may not be frozen."""
+    path = folder / "weights.pth"
+    torch.save(registry.create(model, 3, weights="none", seed=7).model.state_dict(), path)
+    return str(path)

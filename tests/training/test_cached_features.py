@@ -15,12 +15,16 @@ from tests.support.training import plan_for, run
 from tl_cli.data.batches import Loader
 from tl_cli.errors import DivergedError, UsageError
 from tl_cli.io.download import cache_root
+from tl_cli.models.zoo import registry
 from tl_cli.training import cached_features
 from tl_cli.training import plan as setup
-from tl_cli.training.cached_features import CachedFeatures
+from tl_cli.training.cached_features import CachedFeatures, CacheLimits
 from tl_cli.training.events import EpochEnded, Event, LossSampled, Noticed, PhaseStarted, StepEnded, Worked
 from tl_cli.training.fit import fit
+from tl_cli.training.plan import with_caches
 
+ANY_GAIN = CacheLimits(least_gain=1.0)
+ON_DISK = CacheLimits(memory_share=0.0)
 FP32 = {"feature_dtype": "fp32", "log_every": 1}
 
 
@@ -47,10 +51,9 @@ def scan_all(plan: setup.Plan) -> list[PhaseStarted]:
         {"epochs": 2, "freeze_epochs": 2, "sampler": "balanced", "model": "squeezenet1_1", "input_size": 64},
     ],
 )  # fmt: skip
-def test_in_fp32_and_with_the_same_views_caching_changes_nothing(
-    colours: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object], augment: str
+def test_training_on_fp32_features_equals_training_on_images_to_rounding(
+    colours: Path, settings: dict[str, object], augment: str
 ) -> None:
-    monkeypatch.setattr(cached_features, "_LEAST_GAIN", 1.0)
     weights = {"weights": str(saved()), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     if "freeze_until" not in settings:
         weights = {"weights": "none"}
@@ -58,6 +61,7 @@ def test_in_fp32_and_with_the_same_views_caching_changes_nothing(
         plan_for(colours, **cache, **{"val_fraction": 0.25, **settings}, augment=augment, log_every=1, **weights)
         for cache in ({"feature_dtype": "fp32"}, {"feature_cache": False})
     ]
+    plans[0] = with_caches(plans[0], ANY_GAIN)
     assert len(plans[0].cached) == (
         1 if settings["epochs"] == settings["freeze_epochs"] or "unfreeze_stages" in settings else 2
     )
@@ -69,33 +73,31 @@ def test_in_fp32_and_with_the_same_views_caching_changes_nothing(
 
 
 def saved() -> Path:
-    """Weights in a file: a layer must not stay at random numbers for ever."""
-    from tl_cli.models.zoo import registry
-
+    """Weights are in a file: random layers may not stay frozen."""
     path = cache_root() / "weights.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(registry.create("shufflenet_v2_x0_5", 1000, weights="none", seed=3).model.state_dict(), path)
     return path
 
 
-def test_a_cut_serves_layers_that_stay_frozen(colours: Path) -> None:
+def test_layers_that_stay_frozen_are_cached_too(colours: Path) -> None:
     settings = {"epochs": 7, "freeze_epochs": 1, "freeze_until": "conv5", "weights": str(saved())}
     plan = plan_for(colours, **settings, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     phases = scan_all(plan)
     assert [phase.cached for phase in phases] == [True, True]
     tune = plan.cached[2]
     assert tune.cut.after == "stage4.3"
-    assert tune.gain > cached_features._LEAST_GAIN
+    assert tune.gain > CacheLimits().least_gain
 
 
-def test_what_saves_too_little_stays_with_images_and_says_so(colours: Path) -> None:
+def test_a_phase_that_gains_too_little_trains_on_images_with_a_note(colours: Path) -> None:
     plan = plan_for(colours, epochs=4, freeze_epochs=1, freeze_until="stage2", weights=str(saved()),
                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
     assert list(plan.cached) == [1]
     assert any("fine-tune trains on images" in note and "times faster" in note for note in plan.cache_notes)
 
 
-def test_image_tricks_keep_fine_tuning_on_images(colours: Path) -> None:
+def test_mixing_and_erasing_train_on_images(colours: Path) -> None:
     plan = plan_for(colours, epochs=4, freeze_epochs=1, freeze_until="conv5", weights=str(saved()), mixup=0.2,
                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
     assert list(plan.cached) == [1]
@@ -106,18 +108,18 @@ def test_image_tricks_keep_fine_tuning_on_images(colours: Path) -> None:
     ("plain", 3, ("plain",)), ("flip", 3, ("plain", "mirrored")), ("flip", 1, ("plain",)), ("4", 9, (1, 2, 3, 4)),
     ("9", 2, (1, 2)),
 ])  # fmt: skip
-def test_there_are_never_more_views_than_epochs(colours: Path, views: str, epochs: int, expected: object) -> None:
+def test_views_are_at_most_one_per_epoch(colours: Path, views: str, epochs: int, expected: object) -> None:
     plan = plan_for(colours, feature_views=views, epochs=epochs, freeze_epochs=epochs)
     assert plan.cached[1].views == expected
 
 
 @pytest.mark.parametrize("bad", ["0", "-1", "many", "100"])
-def test_views_that_make_no_sense_are_refused(colours: Path, bad: str) -> None:
+def test_invalid_feature_views_are_refused(colours: Path, bad: str) -> None:
     with pytest.raises(UsageError, match="feature-views"):
         plan_for(colours, feature_views=bad)
 
 
-def test_augmented_views_are_those_of_the_epochs_they_are_named_for(colours: Path) -> None:
+def test_augmented_view_n_equals_the_augmentation_of_epoch_n(colours: Path) -> None:
     plan = plan_for(colours, **FP32, feature_views="3", augment="flip-shift", epochs=3, freeze_epochs=3, input_size=64)
     cached = plan.cached[1]
     loader = plan.loader(plan.data.parts["train"])
@@ -139,11 +141,11 @@ def test_augmented_views_are_those_of_the_epochs_they_are_named_for(colours: Pat
     assert all(among)
 
 
-def test_a_later_run_finds_the_features(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_run_reuses_the_features(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(plan_for(colours, epochs=2, freeze_epochs=2))
     monkeypatch.setattr(Loader, "clean", not_asked)
     again = run(plan_for(colours, epochs=2, freeze_epochs=2, lr=0.01))
-    found = [[e.found for e in events if isinstance(e, PhaseStarted)] for events, _ in (first, again)]
+    found = [[e.reused for e in events if isinstance(e, PhaseStarted)] for events, _ in (first, again)]
     assert found == [[False], [True]]
     assert torch.equal(first[1].model.fc.weight, again[1].model.fc.weight)
 
@@ -152,15 +154,15 @@ def not_asked(*arguments: object, **more: object) -> None:
     raise AssertionError("no image had to be looked at")
 
 
-def kept() -> set[str]:
+def stored_files() -> set[str]:
     return {path.stem for path in (cache_root() / "features").glob("*.npy")}
 
 
-def test_other_weights_images_sizes_and_precisions_have_features_of_their_own(colours: Path, tmp_path: Path) -> None:
+def test_other_weights_images_sizes_and_precisions_use_separate_features(colours: Path, tmp_path: Path) -> None:
     def new(**settings: object) -> int:
-        before = kept()
+        before = stored_files()
         run(plan_for(**{"data": colours, "epochs": 2, "freeze_epochs": 2, **settings}))
-        return len(kept() - before)
+        return len(stored_files() - before)
 
     assert new() == 3  # plain and mirrored training images, validation
     assert new(lr=0.1, batch_size=16, seed=0) == 0
@@ -179,9 +181,9 @@ def test_features_computed_by_code_for_another_processor_are_not_used(
     colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def new() -> int:
-        before = kept()
+        before = stored_files()
         run(plan_for(colours, epochs=1, device="cpu"))
-        return len(kept() - before)
+        return len(stored_files() - before)
 
     assert new() == 2  # training and validation images
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
@@ -192,7 +194,7 @@ def test_features_computed_by_code_for_another_processor_are_not_used(
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_picture_that_changes_in_place_is_noticed(colours: Path, tmp_path: Path, packed: bool) -> None:
+def test_features_of_an_image_changed_in_place_are_recomputed(colours: Path, tmp_path: Path, packed: bool) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(colours, folder)
     if not packed:
@@ -200,7 +202,7 @@ def test_a_picture_that_changes_in_place_is_noticed(colours: Path, tmp_path: Pat
 
     def found() -> bool:
         events, _ = run(plan_for(folder, epochs=2, freeze_epochs=2))
-        return next(event for event in events if isinstance(event, PhaseStarted)).found
+        return next(event for event in events if isinstance(event, PhaseStarted)).reused
 
     assert [found(), found()] == [False, True]
     for picture in (folder / "train" / "blue").iterdir():
@@ -210,7 +212,7 @@ def test_a_picture_that_changes_in_place_is_noticed(colours: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("damage", ["flip a bit", "cut", "no manifest", "other shape"])
-def test_features_that_are_damaged_are_computed_again(colours: Path, damage: str) -> None:
+def test_damaged_features_are_recomputed(colours: Path, damage: str) -> None:
     settings = {"epochs": 2, "freeze_epochs": 2}
     first = run(plan_for(colours, **settings))[1].model.fc.weight
     path = max((cache_root() / "features").glob("*.npy"), key=lambda path: path.stat().st_size)
@@ -225,37 +227,33 @@ def test_features_that_are_damaged_are_computed_again(colours: Path, damage: str
     else:
         np.save(path, np.zeros((2, 2), np.float16))
     events, state = run(plan_for(colours, **settings))
-    assert not next(event for event in events if isinstance(event, PhaseStarted)).found
-    # What has no manifest was never finished.
-    said = [str(path) in event.message for event in events if isinstance(event, Noticed)]
-    assert said == ([] if damage == "no manifest" else [True])
+    assert not next(event for event in events if isinstance(event, PhaseStarted)).reused
+    # Features without a manifest are incomplete.
+    notices = [str(path) in event.message for event in events if isinstance(event, Noticed)]
+    assert notices == ([] if damage == "no manifest" else [True])
     assert torch.equal(state.model.fc.weight, first)
-    assert next(e for e in run(plan_for(colours, **settings))[0] if isinstance(e, PhaseStarted)).found
+    assert next(e for e in run(plan_for(colours, **settings))[0] if isinstance(e, PhaseStarted)).reused
 
 
-def test_what_does_not_fit_the_memory_is_read_from_the_disk(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_larger_than_memory_are_read_from_disk(colours: Path) -> None:
     settings = {"epochs": 2, "freeze_epochs": 2}
     in_memory = run(plan_for(colours, **settings))[1].model.fc.weight
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
-    plan = plan_for(colours, **settings, feature_dtype="fp16")
+    plan = with_caches(plan_for(colours, **settings, feature_dtype="fp16"), ON_DISK)
     assert not plan.cached[1].in_memory
     assert "in a file" in plan.cached[1].describe()
     assert torch.equal(run(plan)[1].model.fc.weight, in_memory)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "fill with NaN", "truncate all but the validation images"])
-def test_features_that_are_damaged_while_they_are_used_are_computed_again_and_said(
-    colours: Path, monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+def test_features_damaged_while_in_use_are_recomputed_with_a_notice(colours: Path, damage: str) -> None:
     settings = {"epochs": 3, "freeze_epochs": 3, "val_fraction": 0.25}
-    undamaged = run(plan_for(colours, **settings))[1].model.fc.weight
-    plan = plan_for(colours, **settings)
-    state, said, damaged = setup.new_state(plan), list[str](), set[str]()
+    undamaged = run(with_caches(plan_for(colours, **settings), ON_DISK))[1].model.fc.weight
+    plan = with_caches(plan_for(colours, **settings), ON_DISK)
+    state, messages, damaged = setup.new_state(plan), list[str](), set[str]()
 
     def observe(event: Event) -> None:
         if isinstance(event, Noticed):
-            said.append(event.message)
+            messages.append(event.message)
         if not (isinstance(event, StepEnded) and event.step == 2):
             return
         files = sorted((cache_root() / "features").glob("*.npy"), key=lambda path: path.stat().st_size)
@@ -272,20 +270,18 @@ def test_features_that_are_damaged_while_they_are_used_are_computed_again_and_sa
 
     fit(plan, state, observe)
     assert torch.equal(state.model.fc.weight, undamaged)
-    assert len(said) == len(damaged)
-    assert all(any(path in message for message in said) for path in damaged)
+    assert len(messages) == len(damaged)
+    assert all(any(path in message for message in messages) for path in damaged)
 
 
-def test_features_on_the_disk_are_sent_whole_to_a_device_with_room(colours: Path, monkeypatch) -> None:
+def test_features_on_disk_move_to_a_device_with_enough_memory(colours: Path) -> None:
     plan = plan_for(colours, epochs=2, freeze_epochs=2)
     in_memory = cached_tensors(plan)
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
-    monkeypatch.setattr(cached_features, "_ROWS_PER_COPY", 7)
-    on_disk = cached_tensors(plan_for(colours, epochs=2, freeze_epochs=2))
+    on_disk = cached_tensors(with_caches(plan_for(colours, epochs=2, freeze_epochs=2), ON_DISK))
     for one, other in zip(in_memory, on_disk, strict=True):
         assert isinstance(other, cached_features.DiskView)
         assert (other.shape, other.dtype, other.nbytes) == (one.shape, one.dtype, one.nbytes)
-        assert torch.equal(other.to(torch.device("cpu")), one)
+        assert torch.equal(other.to(torch.device("cpu"), rows_per_copy=7), one)
         assert torch.equal(other[3:9], one[3:9])
         assert torch.equal(other[40:90], one[40:90])
 
@@ -299,16 +295,15 @@ def cached_tensors(plan: setup.Plan) -> tuple[torch.Tensor | cached_features.Dis
     )[0]
 
 
-def test_without_memory_and_disk_there_is_a_reason(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+def test_without_memory_and_disk_the_reason_is_stated(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE_DIR", "/proc/nowhere")
-    plan = plan_for(colours, epochs=2, freeze_epochs=2)
+    plan = with_caches(plan_for(colours, epochs=2, freeze_epochs=2), ON_DISK)
     assert not plan.cached
     assert "GB of disk" in plan.cache_notes[0]
     assert [phase.cached for phase in scan_all(plan)] == [False]
 
 
-def test_features_of_images_that_changed_meanwhile_are_not_kept(odd_pictures: Path, tmp_path: Path) -> None:
+def test_features_of_images_that_changed_meanwhile_are_not_stored(odd_pictures: Path, tmp_path: Path) -> None:
     data = tmp_path / "odd"
     shutil.copytree(odd_pictures, data)
     settings = {"epochs": 1, "freeze_epochs": 1, "batch_size": 16}
@@ -319,12 +314,12 @@ def test_features_of_images_that_changed_meanwhile_are_not_kept(odd_pictures: Pa
     Image.new("RGB", (1, 1)).save(path)
     run(plan)
     path.write_bytes(whole)
-    assert not any(event.found for event in scan_all(plan_for(data, **settings)))
-    # Nobody changed anything this time.
-    assert all(event.found for event in scan_all(plan_for(data, **settings)))
+    assert not any(event.reused for event in scan_all(plan_for(data, **settings)))
+    # Nothing has changed this time.
+    assert all(event.reused for event in scan_all(plan_for(data, **settings)))
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_time(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_works_without_a_writable_cache(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE_DIR", "/proc/nowhere")
     assert [phase.cached for phase in scan_all(plan_for(colours, epochs=2, freeze_epochs=2))] == [True]
 
@@ -339,12 +334,12 @@ def test_progress_counts_every_view_and_the_validation_images(colours: Path) -> 
     assert worked[-1].done == worked[-1].total
 
 
-def test_half_precision_features_cost_little(colours: Path) -> None:
+def test_half_precision_features_cost_little_accuracy(colours: Path) -> None:
     ends = [losses(plan_for(colours, feature_dtype=dtype, epochs=2, freeze_epochs=2))[1] for dtype in ("fp16", "fp32")]
     assert ends[0] == pytest.approx(ends[1], rel=1e-2)
 
 
-def test_features_beyond_half_precision_are_said(colours: Path) -> None:
+def test_features_that_overflow_half_precision_are_an_error(colours: Path) -> None:
     plan = plan_for(colours, epochs=1)
     with torch.no_grad():
         plan.classifier.model.conv5[1].weight.mul_(1e30)
@@ -352,7 +347,7 @@ def test_features_beyond_half_precision_are_said(colours: Path) -> None:
         run(plan)
 
 
-def test_the_prefix_is_untouched_and_the_tail_learns(colours: Path) -> None:
+def test_training_on_features_changes_the_tail_only(colours: Path) -> None:
     plan = plan_for(colours, epochs=7, freeze_epochs=1, freeze_until="conv5", weights=str(saved()),
                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), bn="train")  # fmt: skip
     before = {key: value.clone() for key, value in plan.classifier.model.state_dict().items()}
@@ -361,7 +356,7 @@ def test_the_prefix_is_untouched_and_the_tail_learns(colours: Path) -> None:
     assert changed == {key for key in before if key.startswith(("conv5", "fc"))}
 
 
-def test_the_digest_of_a_network_is_of_all_its_numbers() -> None:
+def test_the_digest_covers_all_parameters_and_buffers() -> None:
     def network() -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -375,7 +370,7 @@ def test_the_digest_of_a_network_is_of_all_its_numbers() -> None:
     assert len({cached_features._digest(each) for each in (same, other, moved, strided)}) == 4
 
 
-def test_validation_of_maps_goes_by_the_batches_of_images(colours: Path) -> None:
+def test_feature_maps_are_validated_in_batches_of_image_size(colours: Path) -> None:
     plan = plan_for(colours, epochs=7, freeze_epochs=1, freeze_until="conv5", weights=str(saved()), input_size=64,
                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), limit=12)  # fmt: skip
     maps = CachedFeatures((torch.zeros(9, 4, 2, 2),), torch.zeros(9).long(), 2, 4, torch.device("cpu"))
@@ -387,15 +382,15 @@ def test_validation_of_maps_goes_by_the_batches_of_images(colours: Path) -> None
     assert sizes == [4096, plan.loader(plan.data.parts["val"]).batch_size]
 
 
-def test_what_takes_a_batch_may_write_to_it() -> None:
-    kept = torch.ones(4, 3)
-    features_of = CachedFeatures((kept,), torch.zeros(4).long(), 2, 2, torch.device("cpu"))
+def test_batches_may_be_modified_in_place() -> None:
+    features = torch.ones(4, 3)
+    features_of = CachedFeatures((features,), torch.zeros(4).long(), 2, 2, torch.device("cpu"))
     for batch in (*features_of.clean(), *features_of.train(0, 1)):
         batch.inputs.zero_()
-    assert bool((kept == 1).all())
+    assert bool((features == 1).all())
 
 
-def test_a_run_that_began_on_features_does_not_go_on_without(colours: Path, tmp_path: Path) -> None:
+def test_a_run_begun_on_features_cannot_resume_without_them(colours: Path, tmp_path: Path) -> None:
     plan = plan_for(colours, epochs=2, freeze_epochs=2)
     (tmp_path / "step-00000001.ckpt").write_bytes(setup.new_state(plan).to_bytes())
     assert setup.new_state(plan).restore(tmp_path) == []
@@ -404,10 +399,9 @@ def test_a_run_that_began_on_features_does_not_go_on_without(colours: Path, tmp_
         other.restore(tmp_path)
 
 
-def test_the_features_of_a_stage_are_gone_before_the_next_ones_are_computed(
+def test_the_features_of_a_stage_are_freed_before_the_next_are_computed(
     colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cached_features, "_LEAST_GAIN", 1.0)
     alive: list[int] = []
     seen: list[weakref.ref[torch.Tensor]] = []
     on_device = cached_features.on_device
@@ -419,15 +413,15 @@ def test_the_features_of_a_stage_are_gone_before_the_next_ones_are_computed(
         return on_device(views, device)
 
     monkeypatch.setattr(cached_features, "on_device", counted)
-    run(plan_for(colours, epochs=14, freeze_epochs=2, unfreeze_stages=2, bn="frozen", limit=12, batch_size=12))
-    # Of the training part and of the validation part, of two phases.
+    plan = plan_for(colours, epochs=14, freeze_epochs=2, unfreeze_stages=2, bn="frozen", limit=12, batch_size=12)
+    run(with_caches(plan, ANY_GAIN))
+    # Training and validation features of two phases.
     assert alive == [0, 1, 0, 1]
 
 
-def test_two_runs_may_want_the_same_features_on_the_disk(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
-    # Tracing a network holds for the whole process, whose threads stand for two processes here: it comes before.
-    plans = [plan_for(colours, epochs=2, freeze_epochs=2) for _ in range(2)]
+def test_two_runs_may_compute_the_same_features_concurrently(colours: Path) -> None:
+    # Tracing a network affects the whole process, so it is done before the threads start, which stand for two runs.
+    plans = [with_caches(plan_for(colours, epochs=2, freeze_epochs=2), ON_DISK) for _ in range(2)]
     failed: list[BaseException] = []
 
     def one(plan: setup.Plan) -> None:
@@ -444,7 +438,6 @@ def test_two_runs_may_want_the_same_features_on_the_disk(colours: Path, monkeypa
     assert not failed
 
 
-def test_an_unwritable_cache_promises_no_file(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cached_features, "_MEMORY_SHARE", 0.0)
+def test_an_unwritable_cache_is_not_planned_for(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE_DIR", "/dev/null/cache")
-    assert not plan_for(colours, epochs=2, freeze_epochs=2).cached
+    assert not with_caches(plan_for(colours, epochs=2, freeze_epochs=2), ON_DISK).cached

@@ -3,7 +3,7 @@ import pytest
 from tests.support.commands import Result
 from tl_cli.contract import DataSpec, ModelCard, Preprocessing, Split, WeightsTag
 from tl_cli.training.conditions import are_digests_comparable, conditions, random_backbone
-from tl_cli.training.config import validated
+from tl_cli.training.config import TrainConfig
 
 SETTINGS: dict[str, object] = {
     "model": "resnet18", "epochs": 6, "freeze_epochs": 2, "optimizer": "adamw", "lr": 1e-3, "unfreeze_lr": 6e-4,
@@ -29,8 +29,10 @@ def card(settings: dict[str, object], *, weights: str = "torchvision:x", digest:
     ("name", "value"),
     [("epochs", 9), ("input_size", 96), ("augment", "none"), ("recipe", "blog"), ("seed", 1), ("mixup", 0.2), ("lr", 0.1)],
 )  # fmt: skip
-def test_a_setting_that_decides_what_is_learned_is_a_condition(name: str, value: object) -> None:
-    one, other = (conditions(card(validated(each).model_dump())) for each in (SETTINGS, {**SETTINGS, name: value}))
+def test_settings_that_affect_the_result_are_conditions(name: str, value: object) -> None:
+    one, other = (
+        conditions(card(TrainConfig.checked(each).model_dump())) for each in (SETTINGS, {**SETTINGS, name: value})
+    )
     assert one is not None
     assert other is not None
     assert {key for key in one if one[key] != other[key]} == {name.replace("_", "-")}
@@ -40,13 +42,15 @@ def test_a_setting_that_decides_what_is_learned_is_a_condition(name: str, value:
     ("name", "value"),
     [("workers", 7), ("threads", 3), ("device", "cpu"), ("precision", "bf16"), ("log_every", 5), ("data", "elsewhere")],
 )
-def test_a_setting_of_the_machine_is_not(name: str, value: object) -> None:
-    one, other = (conditions(card(validated(each).model_dump())) for each in (SETTINGS, {**SETTINGS, name: value}))
+def test_machine_settings_are_not_conditions(name: str, value: object) -> None:
+    one, other = (
+        conditions(card(TrainConfig.checked(each).model_dump())) for each in (SETTINGS, {**SETTINGS, name: value})
+    )
     assert one == other
 
 
 def test_images_are_compared_by_content_and_weights_by_kind() -> None:
-    settings = validated(SETTINGS).model_dump()
+    settings = TrainConfig.checked(SETTINGS).model_dump()
     found = conditions(card(settings))
     assert found is not None
     assert (found["train images"], found["val images"]) == ("1,000 (aaaaaaaa)", "unknown")
@@ -57,11 +61,11 @@ def test_images_are_compared_by_content_and_weights_by_kind() -> None:
 
 
 def with_splits(**splits: Split) -> ModelCard:
-    made = card(validated(SETTINGS).model_dump())
+    made = card(TrainConfig.checked(SETTINGS).model_dump())
     return made.model_copy(update={"data": made.data.model_copy(update={"splits": splits})})
 
 
-def test_digests_of_two_schemes_say_nothing_of_the_images() -> None:
+def test_digests_of_different_schemes_are_not_compared() -> None:
     old, new, other = (
         with_splits(train=Split(count=count, digest=digest * 64, scheme=scheme), val=Split(count=9, digest="f" * 64))
         for count, digest, scheme in ((1000, "a", "lengths"), (1000, "b", "contents"), (900, "c", "contents"))
@@ -71,20 +75,20 @@ def test_digests_of_two_schemes_say_nothing_of_the_images() -> None:
     assert are_digests_comparable([old, old])
     # Images without files have one digest in both schemes.
     assert are_digests_comparable([old, with_splits(train=Split(count=1000, digest="a" * 64, scheme="contents"))])
-    said = [conditions(each, with_digests=False) for each in (old, new, other)]
-    assert said[0] == said[1]
-    assert [each["train images"] for each in said if each] == ["1,000", "1,000", "900"]
+    described = [conditions(each, with_digests=False) for each in (old, new, other)]
+    assert described[0] == described[1]
+    assert [each["train images"] for each in described if each] == ["1,000", "1,000", "900"]
 
 
-def test_a_setting_that_an_old_model_does_not_have_means_its_default() -> None:
-    settings = validated(SETTINGS).model_dump()
+def test_a_setting_missing_in_an_old_model_has_its_default() -> None:
+    settings = TrainConfig.checked(SETTINGS).model_dump()
     old = {name: value for name, value in settings.items() if name not in ("mixup", "sampler", "steps")}
     assert conditions(card(old)) == conditions(card(settings))
     assert conditions(card({})) is None
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "expected"),
     [
         ({}, ["stays frozen for 2 epochs: the head learns from random features"]),
         ({"freeze_epochs": 1}, ["stays frozen for 1 epoch: "]),
@@ -96,13 +100,13 @@ def test_a_setting_that_an_old_model_does_not_have_means_its_default() -> None:
         ({"weights": "default"}, []),
     ],
 )
-def test_random_layers_that_stay_frozen_are_warned_of(changed: dict[str, object], said: list[str]) -> None:
-    found = random_backbone(validated({**SETTINGS, "weights": "none", **changed}))
-    assert len(found) == len(said)
-    assert all(part in message for part, message in zip(said, found, strict=True))
+def test_random_frozen_layers_cause_a_warning(changed: dict[str, object], expected: list[str]) -> None:
+    found = random_backbone(TrainConfig.checked({**SETTINGS, "weights": "none", **changed}))
+    assert len(found) == len(expected)
+    assert all(part in message for part, message in zip(expected, found, strict=True))
 
 
-def test_a_dry_run_warns_of_a_frozen_random_backbone(tl, colours) -> None:
+def test_a_dry_run_warns_about_a_frozen_random_backbone(tl, colours) -> None:
     options = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--data", colours, "--dry-run")
     warned: Result = tl(*options, "--epochs", "3", "--freeze-epochs", "2")
     assert warned.code == 0

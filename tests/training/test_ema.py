@@ -16,7 +16,7 @@ from tl_cli.training.plan import new_state
 from tl_cli.training.state import BEST_FOLDER, Saver
 
 
-def test_an_average_equals_its_formula() -> None:
+def test_the_average_follows_its_formula() -> None:
     model = nn.Linear(1, 1, bias=False)
     values = [0.3, -1.0, 2.0, 5.0, 4.0]
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_an_average_equals_its_formula() -> None:
     assert model.weight.item() == values[-1]
 
 
-def test_the_average_of_what_is_frozen_is_what_it_was(colours: Path) -> None:
+def test_frozen_values_have_a_constant_average(colours: Path) -> None:
     plan = plan_for(colours, **SMALL_RESNET, ema=0.9, epochs=2, freeze_epochs=2)
     before = copy.deepcopy(plan.classifier.model.state_dict())
     _, state = run(plan)
@@ -45,7 +45,7 @@ def test_the_average_of_what_is_frozen_is_what_it_was(colours: Path) -> None:
 
 
 @pytest.mark.parametrize("bn", ["frozen", "train"])
-def test_the_average_is_validated_and_kept_where_it_is_better(colours: Path, tmp_path: Path, bn: str) -> None:
+def test_the_average_is_validated_and_saved_where_it_is_better(colours: Path, tmp_path: Path, bn: str) -> None:
     settings = {**SMALL_EFFICIENTNET, "ema": 0.8, "epochs": 6, "schedule": "constant", "lr": 0.01, "unfreeze_lr": 0.01}
     plan = plan_for(colours, **settings, bn=bn)
     state = new_state(plan)
@@ -65,7 +65,7 @@ def test_the_average_is_validated_and_kept_where_it_is_better(colours: Path, tmp
     assert all(event.ema_val_accuracy is not None for event in ended)
     validated = [(event.validation[0], -event.validation[1]) for event in ended]
     assert [event.is_best for event in ended] == [
-        all(mark > earlier for earlier in validated[:place]) for place, mark in enumerate(validated)
+        all(mark > earlier for earlier in validated[:index]) for index, mark in enumerate(validated)
     ]
     best = ended[validated.index(max(validated))]
     assert (counters.best_epoch, counters.best_val_accuracy) == (best.epoch, best.validation[0])
@@ -74,8 +74,8 @@ def test_the_average_is_validated_and_kept_where_it_is_better(colours: Path, tmp
 def assert_saved(folder: Path, model: nn.Module, *, averaged: bool) -> None:
     classifier, card = registry.restore(folder / BEST_FOLDER)
     assert card.averaged is averaged
-    wanted = model.state_dict()
-    assert all(torch.equal(wanted[key], value) for key, value in classifier.model.state_dict().items())
+    expected = model.state_dict()
+    assert all(torch.equal(expected[key], value) for key, value in classifier.model.state_dict().items())
 
 
 @pytest.mark.parametrize(("ema_accuracy", "averaged"), [(0.9, True), (0.7, False)])

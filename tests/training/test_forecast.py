@@ -6,7 +6,7 @@ from tests.support.training import plan_for
 from tl_cli.training.forecast import estimate
 
 
-def test_a_forecast_goes_from_the_command_to_its_last_line(colours: Path) -> None:
+def test_a_forecast_covers_the_whole_command(colours: Path) -> None:
     plan = plan_for(colours, epochs=3, freeze_epochs=1)
     forecast = estimate(plan, 12.5)
     assert list(forecast.seconds) == ["start", "head", "fine-tune", "final evaluation", "recording"]

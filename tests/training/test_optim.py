@@ -4,7 +4,7 @@ import torch
 from tl_cli.training.optim import lr_factor
 
 
-def test_one_cycle_is_torchs() -> None:
+def test_one_cycle_equals_torchs() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=101, cycle_momentum=False)
     for step in range(101):
@@ -28,5 +28,5 @@ def test_cosine_rises_and_falls_to_zero() -> None:
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle", "plateau"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_short_phases_have_rates_too(schedule, steps: int) -> None:
+def test_short_phases_have_valid_rates(schedule, steps: int) -> None:
     assert all(0 <= lr_factor(schedule, 0.1, step, steps) <= 1 for step in range(steps))

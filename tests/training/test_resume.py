@@ -1,12 +1,21 @@
-"""A run that was stopped and goes on is the run that was never stopped, from wherever it was stopped."""
+"""A run that is stopped anywhere and resumed ends as the same run without interruption."""
 
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.support.training import SMALL, bits, plan_for
+from tests.support.training import (
+    SMALL,
+    SMALL_EFFICIENTNET,
+    bits,
+    plan_for,
+    run,
+    stopped_and_resumed,
+    weights_of,
+)
 from tl_cli.data.images import PackedImages
 from tl_cli.errors import Interrupted
 from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, Worked
@@ -15,8 +24,8 @@ from tl_cli.training.plan import new_state
 from tl_cli.training.state import Saver
 
 
-def told(events: list[Event], after: int) -> list[tuple[object, ...]]:
-    """What was told of the steps after one, but for times."""
+def measured_after(events: list[Event], after: int) -> list[tuple[object, ...]]:
+    """Return what was measured after a step, without times."""
     samples = [
         (e.step, e.loss, e.lr_head, e.lr_backbone) for e in events if isinstance(e, LossSampled) and e.step > after
     ]
@@ -71,7 +80,7 @@ def whole(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> 
 
     def observe(event: Event) -> None:
         events.append(event)
-        # Of a last step both: before its epoch is validated, and after.
+        # Both states of a last step: before its epoch is validated, and after.
         if isinstance(event, StepEnded):
             saved[event.step] = state.to_bytes()
         elif isinstance(event, EpochEnded):
@@ -82,22 +91,26 @@ def whole(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> 
     return Whole(data, settings, events, saved, bits(state))
 
 
-def test_a_run_resumed_after_any_step_ends_bit_for_bit_as_the_whole_one(whole: Whole) -> None:
+def test_a_run_resumed_after_any_step_ends_bit_identical(whole: Whole) -> None:
     plan = plan_for(whole.data, **whole.settings)
-    for place, data in whole.saved.items():
-        # The same model object, as different as training has made it.
+    for position, data in whole.saved.items():
+        # With the same model object, changed by training.
         again = new_state(plan)
         again.from_bytes(data)
-        assert again.step == abs(place)
+        assert again.step == abs(position)
         later: list[Event] = []
         fit(plan, again, later.append)
-        assert bits(again) == whole.bits, f"resumed after step {place}"
-        expected = [each for each in told(whole.events, abs(place)) if place > 0 or each[0] != -place]
-        assert told(later, abs(place)) == expected, f"resumed after step {place}"
+        assert bits(again) == whole.bits, f"resumed after step {position}"
+        expected = [
+            each for each in measured_after(whole.events, abs(position)) if position > 0 or each[0] != -position
+        ]
+        assert measured_after(later, abs(position)) == expected, f"resumed after step {position}"
 
 
 @pytest.mark.parametrize("where", ["a step", "validation", "caching", "the end of an epoch", "saving"])
-def test_a_signal_is_heeded_where_a_run_can_go_on(odd_pictures: Path, tmp_path: Path, where: str, monkeypatch) -> None:
+def test_a_signal_stops_a_run_where_it_can_be_resumed(
+    odd_pictures: Path, tmp_path: Path, where: str, monkeypatch
+) -> None:
     import os
 
     from tl_cli import interrupts
@@ -117,21 +130,21 @@ def test_a_signal_is_heeded_where_a_run_can_go_on(odd_pictures: Path, tmp_path: 
         saver(event)
         if sent_at and isinstance(event, StepEnded):
             steps_after.append(event.step)
-        wanted = {
+        is_reached = {
             "a step": isinstance(event, StepEnded) and event.step == 8,
             "validation": isinstance(event, Worked) and event.activity == "validating",
             "caching": isinstance(event, Worked) and event.activity == "caching features",
             "the end of an epoch": isinstance(event, EpochEnded),
             "saving": False,
         }[where]
-        if wanted and not sent_at:
+        if is_reached and not sent_at:
             sent_at.append(state.step)
             os.kill(os.getpid(), signal.SIGTERM)
 
     synced = os.fsync
 
     def fsync(descriptor: int) -> None:
-        # In the middle of writing a checkpoint, before it has its name.
+        # While a checkpoint is written, before it is renamed.
         if where == "saving" and not sent_at and state.step:
             sent_at.append(state.step)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -154,3 +167,22 @@ def test_a_signal_is_heeded_where_a_run_can_go_on(odd_pictures: Path, tmp_path: 
     assert again.step == sent_at[0]
     fit(plan, again, lambda event: None)
     assert bits(again) == bits(expected)
+
+
+def test_a_resumed_run_with_every_regularizer_ends_bit_identical(colours: Path, tmp_path: Path) -> None:
+    settings = {
+        **SMALL_EFFICIENTNET, "epochs": 4, "ema": 0.9, "mixup": 0.4, "cutmix": 1.0, "dropout": 0.3, "drop_path": 0.2,
+        "auto_augment": "randaugment", "random_erasing": 0.5, "accumulate": 2, "layer_decay": 0.8, "unfreeze_stages": 2,
+        "freeze_until": "blocks.1", "weights": weights_of(tmp_path, "timm/test_efficientnet"), "sampler": "balanced", "decay_norms": False, "weight_decay": 0.1,
+    }  # fmt: skip
+    _, expected = run(plan_for(colours, **settings))
+    _, again = stopped_and_resumed(colours, tmp_path, 2, **settings)
+    assert expected.average is not None
+    assert again.average is not None
+    for applied in (False, True):
+        with (
+            expected.average.applied() if applied else torch.no_grad(),
+            again.average.applied() if applied else torch.no_grad(),
+        ):
+            for key, value in expected.model.state_dict().items():
+                assert torch.equal(value, again.model.state_dict()[key]), key

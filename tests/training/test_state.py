@@ -1,4 +1,4 @@
-"""What a run leaves on the disk is whole, or is seen not to be."""
+"""Files that a run leaves are complete, or the damage is detected."""
 
 import shutil
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tl_cli.training.plan import new_state
 from tl_cli.training.state import BEST_FOLDER, Every, Saver, checkpoints
 
 
-def test_checkpoints_come_after_so_many_steps_and_two_are_kept(odd_pictures: Path, tmp_path: Path) -> None:
+def test_checkpoints_follow_the_interval_and_two_are_kept(odd_pictures: Path, tmp_path: Path) -> None:
     plan = plan_for(odd_pictures, model=SMALL, epochs=4, freeze_epochs=2, batch_size=8)
     state = new_state(plan)
     saver = Saver(tmp_path, state, plan.card(), Every.parse("4"))
@@ -42,7 +42,7 @@ def test_checkpoints_come_after_so_many_steps_and_two_are_kept(odd_pictures: Pat
 @pytest.mark.parametrize(
     ("text", "every"), [("200", Every(200)), ("5m", Every(0, 300)), ("30s", Every(0, 30)), ("0", Every())]
 )
-def test_how_often_is_said_in_steps_or_time(text: str, every: Every) -> None:
+def test_the_interval_is_in_steps_or_time(text: str, every: Every) -> None:
     assert Every.parse(text) == every
     with pytest.raises(UsageError, match="neither steps"):
         Every.parse("often")
@@ -63,7 +63,7 @@ def damaged(whole: bytes, kind: str, number: int) -> bytes:
     if kind == "truncated":
         return whole[: places.integers(0, len(whole))]
     data = bytearray(whole)
-    # Half of them in the beginning, where formats keep what they are.
+    # Half of them in the header.
     place = int(places.integers(0, min(len(data), 2000) if number % 2 else len(data)))
     data[place] ^= 1 << int(places.integers(0, 8))
     return bytes(data)
@@ -72,7 +72,7 @@ def damaged(whole: bytes, kind: str, number: int) -> bytes:
 DAMAGES = [("flipped", number) for number in range(400)] + [("truncated", number) for number in range(200)]
 
 
-def test_a_damaged_checkpoint_is_always_seen_and_the_one_before_it_used(saved_run, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_detected_and_the_previous_one_used(saved_run, tmp_path: Path) -> None:
     plan, folder = saved_run
     newest, before = checkpoints(folder)
     whole_bytes = newest.read_bytes()
@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_always_seen_and_the_one_before_it_used(saved_ru
         state.restore(tmp_path)
 
 
-def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(saved_run, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_version_is_refused_with_advice(saved_run, tmp_path: Path) -> None:
     plan, folder = saved_run
     newest, before = checkpoints(folder)
     with pytest.raises(UsageError, match="truncated, or not a checkpoint"):
@@ -114,7 +114,7 @@ def replace_config(plan: setup.Plan, **values: object) -> setup.Plan:
     return replace(plan, resolved=replace(plan.resolved, config=plan.config.model_copy(update=values)))
 
 
-def test_where_the_best_model_is_lost_the_best_of_what_is_left_is_kept(saved_run, tmp_path: Path) -> None:
+def test_a_lost_best_model_is_replaced_by_the_best_remaining_epoch(saved_run, tmp_path: Path) -> None:
     plan, folder = saved_run
     newest, _ = checkpoints(folder)
     (tmp_path / newest.name).write_bytes(newest.read_bytes())
@@ -132,7 +132,7 @@ def test_where_the_best_model_is_lost_the_best_of_what_is_left_is_kept(saved_run
             assert said in problems[0]
             assert state.counters.is_better(0.0, 9.0)
             assert not _should_stop_early(replace_config(plan, early_stop=1), plan.phases[-1], state.counters)
-    # That of an epoch which comes again: it is the best then too, and what it has replaced is gone.
+    # The model of an epoch that is trained again: it will be the best again, and the model before it is gone.
     for each in (folder / BEST_FOLDER).iterdir():
         shutil.copy(each, tmp_path / BEST_FOLDER)
     bundle.write_card(
@@ -143,7 +143,7 @@ def test_where_the_best_model_is_lost_the_best_of_what_is_left_is_kept(saved_run
 
 
 @pytest.mark.parametrize("name", [bundle.WEIGHTS_FILE, bundle.CARD_FILE])
-def test_a_damaged_saved_model_is_always_seen(saved_run, tmp_path: Path, name: str) -> None:
+def test_a_damaged_saved_model_is_detected(saved_run, tmp_path: Path, name: str) -> None:
     _, folder = saved_run
     for each in (bundle.WEIGHTS_FILE, bundle.CARD_FILE):
         (tmp_path / each).write_bytes((folder / BEST_FOLDER / each).read_bytes())
@@ -157,7 +157,7 @@ def test_a_damaged_saved_model_is_always_seen(saved_run, tmp_path: Path, name: s
         registry.restore(tmp_path)
 
 
-def test_a_card_whose_seal_has_lost_its_name_is_damaged(saved_run, tmp_path: Path) -> None:
+def test_a_card_without_the_name_of_its_digest_is_damaged(saved_run, tmp_path: Path) -> None:
     _, folder = saved_run
     written = (folder / BEST_FOLDER / bundle.CARD_FILE).read_text()
     (tmp_path / bundle.CARD_FILE).write_text(written.replace('"sha256": "', '"shb256": "'))
@@ -165,7 +165,7 @@ def test_a_card_whose_seal_has_lost_its_name_is_damaged(saved_run, tmp_path: Pat
         bundle.read_card(tmp_path)
 
 
-def test_a_model_whose_saving_was_cut_short_is_whole_at_every_moment(saved_run, tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_save_leaves_a_complete_model(saved_run, tmp_path: Path, monkeypatch) -> None:
     plan, folder = saved_run
     card = bundle.verified_card(folder / BEST_FOLDER)
     renamed = Path.replace
@@ -190,11 +190,11 @@ def test_a_model_whose_saving_was_cut_short_is_whole_at_every_moment(saved_run, 
         with pytest.raises(CutError):
             bundle.save(target, plan.classifier.model, card.model_copy(update={"epoch": 2}))
         monkeypatch.setattr(Path, "replace", renamed)
-        # The old one until the new weights are there, and then the new one.
+        # The old model until the new weights are complete, then the new one.
         assert bundle.verified_card(target).epoch == (1 if cut < 3 else 2)
 
 
-def test_a_disk_that_fills_while_a_checkpoint_is_written_costs_nothing(saved_run, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_previous_checkpoint_usable(saved_run, tmp_path: Path) -> None:
     plan, _ = saved_run
     state = new_state(plan)
     saver = Saver(tmp_path, state, plan.card())
@@ -212,7 +212,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_costs_nothing(saved_run
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000000.ckpt"]
 
 
-def test_weights_that_are_past_all_hope_are_not_saved(odd_pictures: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_saved(odd_pictures: Path, tmp_path: Path) -> None:
     plan = plan_for(odd_pictures, model=SMALL, epochs=2, freeze_epochs=1, batch_size=8, log_every=4,
                     unfreeze_lr=1e30, schedule="constant", optimizer="sgd")  # fmt: skip
     state = new_state(plan)

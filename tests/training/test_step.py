@@ -77,8 +77,8 @@ def test_accumulation_trains_as_the_large_batch_does(colours: Path) -> None:
     assert losses[0][-1] < 0.95 * losses[0][0]
 
 
-def test_no_piece_of_a_step_is_a_single_image(colours: Path) -> None:
-    """Training BatchNorm would refuse it; three images are left for the last step, and two fit into a piece."""
+def test_no_batch_of_a_step_is_a_single_image(colours: Path) -> None:
+    """BatchNorm cannot train on one image; three images are left for the last step, in batches of two."""
     settings = {**SMALL_EFFICIENTNET, "freeze_epochs": 0, "epochs": 1, "bn": "train", "limit": 42, "val_fraction": 0.06}
     plan = plan_for(colours, **settings, batch_size=2, accumulate=2)
     assert plan.images_per_step == 4
@@ -95,7 +95,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_class_weights_are_scikit_learns_balanced(uneven: Path) -> None:
+def test_class_weights_equal_scikit_learns_balanced(uneven: Path) -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
     plan = plan_for(uneven, **RESNET, class_weights="balanced")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from tl_cli.training.config import FIELDS, Completion, Given, described, read_toml, setting_row, settings_from
+from tl_cli.training.config import FIELDS, Completion, Given, Settings, describe, read_toml, setting_row
 
 Command: TypeAlias = Callable[..., None]
 Completer: TypeAlias = Callable[..., Sequence[object]]
@@ -22,7 +22,7 @@ def option(name: str, completer: Completer | None = None) -> Any:
     bounds = row.bounds if row.setting.shows_range else {}
     return typer.Option(
         f"{flag}/--no-{flag[2:]}" if row.annotation is bool else flag,
-        help=described(row),
+        help=describe(row),
         metavar=row.setting.metavar,
         rich_help_panel=row.setting.panel,
         autocompletion=completer,
@@ -44,7 +44,7 @@ def with_settings(completers: Mapping[Completion, Completer]) -> Callable[[Comma
     def decorate(command: Command) -> Command:
         @wraps(command)
         def run(**options: Any) -> None:
-            command(settings_from(_given(options)), **{k: v for k, v in options.items() if k not in FIELDS})
+            command(Settings.checked(_given(options)), **{k: v for k, v in options.items() if k not in FIELDS})
 
         _, *own = inspect.signature(command).parameters.values()
         parameters = [_parameter(name, completers) for name in FIELDS]
@@ -99,7 +99,7 @@ def settings_table() -> str:
     lines = ["| setting | values | default | what |", "|---|---|---|---|"]
     for row in map(setting_row, FIELDS):
         values = ", ".join(row.choices) or row.setting.metavar or str(row.annotation.__name__)
-        cells = [f"`{row.name}`", values, row.default, row.setting.help]
+        cells = [f"`{row.name}`", values, row.default, row.help]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -123,9 +123,7 @@ def _parameter(name: str, completers: Mapping[Completion, Completer]) -> inspect
     offered = row.setting.completion
     completer = (lambda: list(offered)) if isinstance(offered, tuple) else completers[offered] if offered else None
     if name == "model":
-        info = typer.Argument(
-            metavar=row.setting.metavar, help=row.setting.help, autocompletion=completer, show_default=False
-        )
+        info = typer.Argument(metavar=row.setting.metavar, help=row.help, autocompletion=completer, show_default=False)
     else:
         info = option(name, completer)
     kind = Path if row.setting.is_path else row.annotation

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +33,7 @@ from tl_cli.models.freezing import batch_norms
 
 Axis = Literal["threads", "layout", "precision", "fold"]
 
-_FORMAT = 2
+_FORMAT = 3
 # Below this a probe cannot tell candidates apart.
 _LEAST_BUDGET_S = 2.0
 _ROUNDS = 3
@@ -68,16 +68,6 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
-    """The settings that the user has given; None is left to the probe."""
-
-    layout: Layout | None = None
-    precision: Precision | None = None
-    threads: int | None = None
-    fold: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Work:
     """What is timed.
 
@@ -97,19 +87,6 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds per step with a candidate, one number per round."""
-
-    candidate: Candidate
-    seconds: tuple[float, ...]
-
-    @property
-    def fastest(self) -> float:
-        """The shortest time; infinity where every step failed."""
-        return min(self.seconds)
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """The decision along one axis.
 
@@ -126,7 +103,7 @@ class Comparison:
 
     def __str__(self) -> str:
         if math.isinf(self.ratio):
-            return f"{self.winner}, for {self.other} fails here"
+            return f"{self.winner}; {self.other} fails here"
         if self.ratio < _CLEAR:
             return f"{self.winner}, with no clear gain from {self.other}"
         return f"{self.winner} {self.ratio:.1f}x as fast as {self.other}"
@@ -138,7 +115,6 @@ class Choice:
 
     Attributes:
         comparisons: one per axis that was open.
-        images: per timed step.
         took_s: duration of the probe in seconds.
         measured_on: ISO date.
         remembered: whether an earlier run measured it.
@@ -146,37 +122,29 @@ class Choice:
 
     best: Candidate
     comparisons: tuple[Comparison, ...]
-    timings: tuple[Timing, ...]
-    images: int
     took_s: float
     measured_on: str
     remembered: bool = False
 
-    @property
-    def why(self) -> str:
-        """All decisions in one line."""
-        return self._reasons(self.comparisons)
-
-    def why_of(self, axis: str) -> str:
-        """Return the reason for one setting."""
-        return self._reasons(each for each in self.comparisons if each.axis == axis)
-
-    def _reasons(self, comparisons: Iterable[Comparison]) -> str:
+    def why(self, axis: str | None = None) -> str:
+        """Return the reason for the value of one axis, or of all, in one line."""
         when = f"remembered from {self.measured_on}" if self.remembered else f"measured in {self.took_s:.0f} s"
-        return "; ".join([*map(str, comparisons), when])
-
-    def without_threads(self) -> "Choice":
-        """Return what can be remembered: how many threads pay depends on what else the machine does now."""
-        kept = tuple(each for each in self.comparisons if each.axis != "threads")
-        return replace(self, comparisons=kept, remembered=True)
+        return "; ".join([*(str(each) for each in self.comparisons if axis in (None, each.axis)), when])
 
 
-# Returns the duration of one step of a candidate in seconds.
+# Returns the duration of one step of a candidate in seconds; infinity where it fails.
 Timer = Callable[[Candidate], float]
+Seconds = Mapping[Candidate, Sequence[float]]
 
 
 def probe(
-    model: nn.Module, work: Work, fixed: Fixed, *, budget_s: float, machine: Machine, path: Path | None = None
+    model: nn.Module,
+    work: Work,
+    start: Candidate,
+    fixed: Collection[Axis],
+    *,
+    budget_s: float,
+    path: Path | None = None,
 ) -> Choice | None:
     """Return the fastest way to compute, remembered or measured now; None where measuring would not pay.
 
@@ -184,71 +152,63 @@ def probe(
 
     Args:
         model: frozen as in the phase that is timed.
+        start: what is used without a probe; the search begins there.
+        fixed: the axes whose value in ``start`` stays, since the user gave it.
         budget_s: seconds that may be spent.
-        machine: what is used without a probe; the search begins there.
         path: file of remembered choices; None is in the user's cache folder.
     """
     if work.device.type not in ("cpu", "cuda"):
         return None
     path = path or cache_root() / "measured" / "probes.json"
-    key = _key(model, work, fixed)
+    key = _key(model, work, {axis: getattr(start, axis) for axis in sorted(fixed)})
     known = _recall(path, key)
     if budget_s < _LEAST_BUDGET_S:
-        return _with_threads_of(known, fixed, machine) if known else None
-    axes, start = _axes(work, fixed), _start(fixed, machine)
+        is_open = "threads" not in fixed and work.device.type == "cpu"
+        threads = idle_cores() if is_open else start.threads
+        return replace(known, best=replace(known.best, threads=threads)) if known else None
+    axes = _open_axes(work, fixed)
     if known is not None:
-        axes = [(axis, values) for axis, values in axes if axis == "threads"]
+        axes = {axis: values for axis, values in axes.items() if axis == "threads"}
         start = replace(known.best, threads=start.threads)
     started = time.perf_counter()
     with _process_restored(work.device):
         bench = _Bench(model, work)
-        images = bench.fit(start, budget_s / _STEPS) if axes else work.batch_size
-        if images < min(_FEWEST_IMAGES, work.batch_size):
+        if axes and bench.fit(start, budget_s / _STEPS) < min(_FEWEST_IMAGES, work.batch_size):
             return None
-        best, comparisons, timings = search(start, axes, bench.seconds)
-    if timings and all(math.isinf(timing.fastest) for timing in timings):
-        return None
+        best, comparisons = search(start, axes, bench.seconds)
+    if axes and not comparisons:
+        return None  # no step of any candidate worked
     if known is not None:
-        kept = known.without_threads()
-        return replace(kept, best=best, comparisons=kept.comparisons + comparisons, timings=kept.timings + timings)
-    took = time.perf_counter() - started
-    choice = Choice(best, comparisons, timings, images, took, date.today().isoformat())
+        return replace(known, best=best, comparisons=known.comparisons + comparisons)
+    choice = Choice(best, comparisons, time.perf_counter() - started, date.today().isoformat())
     _remember(path, key, choice)
     return choice
 
 
-def _with_threads_of(known: Choice, fixed: Fixed, machine: Machine) -> Choice:
-    """Return a remembered choice with as many threads as there are idle cores now."""
-    idle = idle_cores() if machine.device.type == "cpu" else torch.get_num_threads()
-    return replace(known.without_threads(), best=replace(known.best, threads=fixed.threads or idle))
-
-
 def search(
-    start: Candidate, axes: Sequence[tuple[Axis, Sequence[object]]], timer: Timer, rounds: int = _ROUNDS
-) -> tuple[Candidate, tuple[Comparison, ...], tuple[Timing, ...]]:
-    """Return the best candidate, axis by axis, with the comparisons and timings.
+    start: Candidate, axes: Mapping[Axis, Sequence[object]], timer: Timer
+) -> tuple[Candidate, tuple[Comparison, ...]]:
+    """Return the best candidate, axis by axis, and the comparisons.
 
     Args:
         axes: each with its values, the safest first: a later one must beat it by the axis's margin.
     """
-    best, comparisons, timings = start, [], []
-    for axis, values in axes:
-        if len(values) < 2:
-            continue
-        found = _timed([replace(best, **{axis: value}) for value in values], timer, rounds)  # type: ignore[arg-type]
-        timings += found
-        winner = _winner(axis, found)
-        if math.isinf(winner.fastest):
+    best, comparisons = start, []
+    for axis, values in axes.items():
+        seconds = time_in_turns([replace(best, **{axis: value}) for value in values], timer)  # type: ignore[arg-type]
+        fastest = {candidate: min(taken) for candidate, taken in seconds.items()}
+        winner = _winner(axis, seconds)
+        if math.isinf(fastest[winner]):
             continue  # none of them works
-        other = min((timing for timing in found if timing is not winner), key=lambda timing: timing.fastest)
-        said = winner.candidate.describe(axis), other.candidate.describe(axis)
-        comparisons.append(Comparison(axis, *said, other.fastest / winner.fastest))
-        best = winner.candidate
-    return best, tuple(comparisons), tuple(timings)
+        other = min((each for each in seconds if each != winner), key=fastest.__getitem__)
+        ratio = fastest[other] / fastest[winner]
+        comparisons.append(Comparison(axis, winner.describe(axis), other.describe(axis), ratio))
+        best = winner
+    return best, tuple(comparisons)
 
 
-def _timed(candidates: Sequence[Candidate], timer: Timer, rounds: int) -> list[Timing]:
-    """Return the candidates' timings; they take turns, so that other load on the machine slows all of them alike."""
+def time_in_turns(candidates: Sequence[Candidate], timer: Timer, rounds: int = _ROUNDS) -> Seconds:
+    """Return the seconds of each round; candidates take turns, so that other load slows all of them alike."""
     for candidate in candidates:
         timer(candidate)  # the first step includes one-time setup
     seconds = {candidate: [timer(candidate)] for candidate in candidates}
@@ -257,45 +217,32 @@ def _timed(candidates: Sequence[Candidate], timer: Timer, rounds: int) -> list[T
     for _ in range(rounds - 1):
         for candidate in hopeful:
             seconds[candidate].append(timer(candidate))
-    return [Timing(candidate, tuple(taken)) for candidate, taken in seconds.items()]
+    return seconds
 
 
-def _winner(axis: Axis, timings: Sequence[Timing]) -> Timing:
-    best = timings[0]
-    for timing in timings[1:]:
+def _winner(axis: Axis, seconds: Seconds) -> Candidate:
+    best, *others = seconds
+    for candidate in others:
         # More threads are much slower now and then, when other programs run: their slowest round counts.
-        taken = max(timing.seconds) if axis == "threads" else timing.fastest
-        if taken * _MARGINS[axis] <= best.fastest:
-            best = timing
+        taken = (max if axis == "threads" else min)(seconds[candidate])
+        if taken * _MARGINS[axis] <= min(seconds[best]):
+            best = candidate
     return best
 
 
-def _start(fixed: Fixed, machine: Machine) -> Candidate:
-    layout: Layout = "channels-last" if machine.memory_format == torch.channels_last else "contiguous"
-    is_cpu = machine.device.type == "cpu"
-    return Candidate(
-        layout=fixed.layout or layout,
-        precision=fixed.precision or machine.precision,
-        threads=fixed.threads or (1 if is_cpu else torch.get_num_threads()),
-        fold=machine.fold if machine.fold is not None else is_cpu,
-    )
+def _open_axes(work: Work, fixed: Collection[Axis]) -> dict[Axis, Sequence[object]]:
+    """Return the axes with a choice, in the order in which they are searched; layout first, on which precision depends.
 
-
-def _axes(work: Work, fixed: Fixed) -> list[tuple[Axis, Sequence[object]]]:
-    """Return the open axes in the order in which they are searched; precision after layout, which it depends on."""
-    is_open: dict[Axis, bool] = {
-        "layout": fixed.layout is None,
-        "precision": fixed.precision is None and bf16_may_be_fast(work.device),
-        "fold": fixed.fold is None and work.trains,
-        "threads": fixed.threads is None and work.device.type == "cpu",
-    }
-    values: dict[Axis, Sequence[object]] = {
+    Args:
+        fixed: the axes that the user has chosen.
+    """
+    possible: dict[Axis, Sequence[object]] = {
         "layout": ("contiguous", "channels-last"),
-        "precision": ("fp32", "bf16"),
-        "fold": (False, True),
-        "threads": thread_counts(cores()),
+        "precision": ("fp32", "bf16") if bf16_may_be_fast(work.device) else (),
+        "fold": (False, True) if work.trains else (),
+        "threads": thread_counts(cores()) if work.device.type == "cpu" else (),
     }
-    return [(axis, values[axis]) for axis in values if is_open[axis]]
+    return {axis: values for axis, values in possible.items() if axis not in fixed and len(values) > 1}
 
 
 def thread_counts(available: int) -> tuple[int, ...]:
@@ -332,11 +279,11 @@ class _Bench:
         # Threads change nothing about a network.
         network = self._networks.setdefault(replace(candidate, threads=1), Autocasting(self._model, machine))
         images = self._noise[: self._images].contiguous(memory_format=memory_format)
-        self._wait()
+        machine.wait()
         started = time.perf_counter()
         try:
             self._step(network, images)
-            self._wait()
+            machine.wait()
         except RuntimeError:
             self._model.zero_grad(set_to_none=True)
             if self._work.device.type == "cuda":
@@ -352,10 +299,6 @@ class _Bench:
         with torch.inference_mode():
             network(images)
 
-    def _wait(self) -> None:
-        if self._work.device.type == "cuda":
-            torch.cuda.synchronize(self._work.device)
-
 
 @contextmanager
 def _process_restored(device: torch.device) -> Iterator[None]:
@@ -369,9 +312,14 @@ def _process_restored(device: torch.device) -> Iterator[None]:
 
 
 def _recall(path: Path, key: str) -> Choice | None:
-    """Return a remembered choice; a damaged file only costs a new measurement."""
+    """Return a remembered choice, without its threads: how many pay depends on what else the machine does now.
+
+    A damaged file only costs a new measurement.
+    """
     with suppress(ValidationError):
-        return TypeAdapter(Choice).validate_python(_read(path).get(key), strict=False)
+        choice = TypeAdapter(Choice).validate_python(_read(path).get(key), strict=False)
+        kept = tuple(each for each in choice.comparisons if each.axis != "threads")
+        return replace(choice, comparisons=kept, remembered=True)
     return None
 
 
@@ -388,7 +336,7 @@ def _read(path: Path) -> dict[str, object]:
     return {}
 
 
-def _key(model: nn.Module, work: Work, fixed: Fixed) -> str:
+def _key(model: nn.Module, work: Work, fixed: Mapping[Axis, object]) -> str:
     """Return everything that a choice depends on, as one line."""
     facts = (
         f"v{_FORMAT}",
@@ -401,7 +349,7 @@ def _key(model: nn.Module, work: Work, fixed: Fixed) -> str:
         device_name(work.device),
         f"{cores()} cores",
         f"torch {torch.__version__}",
-        _digest(asdict(fixed).items()),
+        _digest(fixed.items()),
     )
     return " ".join(facts)
 

@@ -63,11 +63,16 @@ class Machine:
         elif self.device.type == "mps":
             torch.mps.manual_seed(seed)
 
+    def wait(self) -> None:
+        """Wait until a GPU has done all that it was given; a CPU is done when a call returns."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+
     @property
     def at_once(self) -> int:
         """How many batches are evaluated at the same time: on a CPU one per thread of torch, else 1.
 
-        Each batch is computed on a thread of its own, which never waits for another between two layers.
+        Each batch is computed on one thread, which never waits for another between two layers.
         """
         return torch.get_num_threads() if self.device.type == "cpu" else 1
 
@@ -82,17 +87,17 @@ class Machine:
 
     def arithmetic(self) -> dict[str, object]:
         """Return everything that the rounding of results depends on, as JSON types."""
-        found: dict[str, object] = {
+        facts: dict[str, object] = {
             "device": [self.device.type, device_name(self.device)],
             "precision": self.precision,
             "layout": str(self.memory_format),
             "shortcuts": self.takes_shortcuts,
         }
         if self.device.type == "cpu":
-            found["capability"] = torch.backends.cpu.get_cpu_capability()
-            found["processor"] = sorted(name for name, has in cpu_facts().items() if has is True)
-            found["libraries"] = {name: value for name, value in os.environ.items() if name.startswith(_LIBRARIES)}
-        return found
+            facts["capability"] = torch.backends.cpu.get_cpu_capability()
+            facts["processor"] = sorted(name for name, has in cpu_facts().items() if has is True)
+            facts["libraries"] = {name: value for name, value in os.environ.items() if name.startswith(_LIBRARIES)}
+        return facts
 
     def describe(self) -> str:
         """Return one line for people: the device's name, its precision and layout."""
@@ -247,12 +252,12 @@ def device_name(device: torch.device) -> str:
     return str(cpu_facts().get("cpu_name") or platform.processor() or platform.machine())
 
 
-def cores() -> int:
+def cores(quota_file: Path = _CPU_QUOTA) -> int:
     """Return how many cores this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):
         # A container may have a limit on CPU time instead: microseconds per period, or "max".
-        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+        quota, period = quota_file.read_text(encoding="ascii").split()
         count = min(count, max(1, int(quota) // int(period)))
     return count
 
@@ -269,7 +274,7 @@ def idle_cores() -> int:
 def eval_batch(device: torch.device, input_size: int) -> int:
     """Return the number of images in an evaluation batch, 256 at most.
 
-    A CPU is fastest while feature maps fit its caches: as many pixels as 48 images of 64 x 64. A GPU wants more.
+    A CPU is fastest while feature maps fit its caches: as many pixels as 48 images of 64 x 64. A GPU needs more.
     """
     images = 48 if device.type == "cpu" else 256
     return max(1, min(256, images * 64 * 64 // input_size**2))

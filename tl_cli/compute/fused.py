@@ -6,7 +6,7 @@ they are.
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tl_cli.compute.small_maps import convolve, is_known, results
+from tl_cli.compute.small_maps import convolve, is_supported, output_pixels
 from tl_cli.models.freezing import in_eval_mode
 
 # In float32 the order of sums alone may change a deep random network's output by 1% of its largest value, which hides
@@ -87,22 +87,15 @@ def _in_float64(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, n
 
 def _find(tried: nn.Module, example: Tensor, model: nn.Module) -> tuple[Shortcut, ...]:
     """Return the shortcuts of ``model``; ``tried`` is the model itself or a copy of it."""
-    original = dict(zip(tried.modules(), model.modules(), strict=True))
+    original: dict[nn.Module | None, Any] = {None: None, **dict(zip(tried.modules(), model.modules(), strict=True))}
     with in_eval_mode(tried):
         watched = _watch(tried, example)
-        known = [module for module in tried.modules() if isinstance(module, nn.Conv2d) and is_known(module)]
-        folding = tuple(Shortcut(conv, watched.norms.get(conv)) for conv in known)
-        for shortcuts in (folding, tuple(Shortcut(conv) for conv in known)):
+        convs = [module for module in tried.modules() if isinstance(module, nn.Conv2d) and is_supported(module)]
+        folding = tuple(Shortcut(conv, watched.norms.get(conv)) for conv in convs)
+        for shortcuts in (folding, tuple(Shortcut(conv) for conv in convs)):
             if shortcuts and _agree(tried, example, watched, shortcuts):
-                return tuple(_of(original, shortcut) for shortcut in shortcuts)
+                return tuple(Shortcut(original[shortcut.conv], original[shortcut.norm]) for shortcut in shortcuts)
     return ()
-
-
-def _of(original: Mapping[nn.Module, nn.Module], shortcut: Shortcut) -> Shortcut:
-    conv, norm = original[shortcut.conv], original[shortcut.norm] if shortcut.norm is not None else None
-    assert isinstance(conv, nn.Conv2d)
-    assert norm is None or isinstance(norm, nn.BatchNorm2d)
-    return Shortcut(conv, norm)
 
 
 class _PerThread(threading.local):
@@ -138,8 +131,8 @@ class _Route:
     def follow(self, maps: Tensor) -> Tensor:
         assert self.norm is not None
         if not self.now.folded:
-            found: Tensor = type(self.norm).forward(self.norm, maps)
-            return found
+            normalized: Tensor = type(self.norm).forward(self.norm, maps)
+            return normalized
         for part in _after_norm(self.norm):
             maps = part(maps)
         return maps
@@ -150,11 +143,11 @@ class _Route:
         learns = self.conv.weight.requires_grad or norm.weight.requires_grad or norm.bias.requires_grad
         if learns and torch.is_grad_enabled() and not self.fold:
             return False
-        return len(maps) * results(self.conv, maps) >= self.least * self.conv.weight[0].numel()
+        return len(maps) * output_pixels(self.conv, maps) >= self.least * self.conv.weight[0].numel()
 
 
 def _after_norm(norm: nn.BatchNorm2d) -> list[nn.Module]:
-    """Return the modules that timm's BatchNorm applies after normalising."""
+    """Return the modules that timm's BatchNorm applies after normalizing."""
     return [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
 
 
@@ -206,7 +199,7 @@ def _watch(model: nn.Module, example: Tensor) -> _Watched:
             outputs.append((module, output))
             if isinstance(module, nn.Conv2d):
                 convolved[id(output)] = (module, output)
-                # A tensor that is gone may have had the same id.
+                # An earlier tensor, freed by now, may have had the same id.
                 uses.count[id(output)] = 0
         if inputs and id(inputs[0]) in convolved and _can_fold(module):
             pairs.append((convolved[id(inputs[0])][0], module, inputs[0]))

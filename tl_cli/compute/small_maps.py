@@ -1,4 +1,4 @@
-"""Convolutions in equal but cheaper forms, for maps so small that most of a kernel only ever meets padding."""
+"""Convolutions in equal but cheaper forms, for maps so small that most of a kernel covers only padding."""
 
 import math
 from collections.abc import Iterator
@@ -20,22 +20,22 @@ _MATRIX_IMAGES = 16
 # The weight gradient of a 5x5 depthwise kernel, 480 channels on 4x4 maps: 14.5 ms in oneDNN, 4.5 as matrix products;
 # on 8x8 maps both take 15.
 _PRODUCT_PIXELS = 16
-# oneDNN's fast weight gradient of a 3x3 depthwise kernel wants maps of 4x4: 0.6 ms, and 5 on maps of 2x2.
+# oneDNN's fast weight gradient of a 3x3 depthwise kernel needs maps of 4x4: 0.6 ms, and 5 on maps of 2x2.
 _FAST_SIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """One side of a map under a kernel that is cut down to the taps which ever meet the map.
+    """One side of a map under a kernel that is cut down to the taps that reach the map.
 
     Attributes:
         size: of the map.
-        first: the first tap that is kept.
-        taps: how many are kept.
+        first: index of the first remaining tap.
+        taps: number of remaining taps.
         stride: of the kernel.
-        before: zeros before the map, for the taps that are kept.
+        before: zeros before the map, for the remaining taps.
         after: zeros after it.
-        out: size of the result.
+        out: size of the output.
         dilation: of the kernel.
     """
 
@@ -50,31 +50,35 @@ class _Side:
 
     @property
     def takes_even_padding(self) -> bool:
-        """Whether as many zeros after the map as before it give the same result: a stride may never reach the last."""
+        """Whether equal padding before and after the map gives the same output: a stride may never reach the end."""
         reach = (self.taps - 1) * self.dilation + 1
         return self.out == (self.size + 2 * self.before - reach) // self.stride + 1
 
-    def window(self, place: int) -> tuple[slice, slice]:
-        """Return which of the kept taps meet which part of the map for one place of the result."""
-        start = place * self.stride - self.before
+    def window(self, position: int) -> tuple[slice, slice]:
+        """Return which of the remaining taps cover which part of the map at one output position."""
+        start = position * self.stride - self.before
         low, high = max(0, start), min(self.size, start + self.taps)
         return slice(low - start, high - start), slice(low, high)
 
 
-def is_known(conv: nn.Conv2d) -> bool:
-    """Whether ``convolve`` knows what a convolution computes: plain ones padded with zeros, and timm's Conv2dSame."""
-    is_plain = type(conv).forward is nn.Conv2d.forward and not isinstance(conv.padding, str)
-    return conv.padding_mode == "zeros" and ((is_plain and _meets_maps(conv)) or _pads_itself(conv))
+def is_supported(conv: nn.Conv2d) -> bool:
+    """Whether ``convolve`` can compute a convolution: plain ones padded with zeros, and timm's Conv2dSame."""
+    if conv.padding_mode != "zeros" or _pads_itself(conv):
+        return conv.padding_mode == "zeros"
+    if type(conv).forward is not nn.Conv2d.forward or isinstance(conv.padding, str):
+        return False
+    sides = zip(conv.kernel_size, conv.padding, conv.dilation, strict=True)
+    # The kernel must cover a pixel at every output position, however small the map is.
+    return all(padding <= (taps - 1) * dilation for taps, padding, dilation in sides)
 
 
-def results(conv: nn.Conv2d, maps: Tensor) -> int:
-    """Return how many places the result of a convolution has on one map."""
-    rows, columns = _whole_sides(conv, maps)
-    return rows.out * columns.out
+def output_pixels(conv: nn.Conv2d, maps: Tensor) -> int:
+    """Return the number of pixels of one output map of a convolution."""
+    return math.prod(side.out for side in _sides(conv, maps))
 
 
 def convolve(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return what ``conv`` would make of maps with these weights, equal but for the order of sums.
+    """Return the output of ``conv`` for maps with these weights, equal except for the order of sums.
 
     On a CPU a depthwise convolution that has a gradient is computed in float32 under autocast too: there its bfloat16
     gradient took 7 times as long, while that of the dense ones gained.
@@ -85,7 +89,7 @@ def convolve(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None)
         bias: (out_channels,), or None.
     """
     if maps.device.type != "cpu":
-        return _plain(maps, weight, bias, _whole_sides(conv, maps), conv)
+        return _plain(maps, weight, bias, _sides(conv, maps), conv)
     is_depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
     learns = torch.is_grad_enabled() and (maps.requires_grad or weight.requires_grad)
     if is_depthwise and learns and torch.is_autocast_enabled("cpu"):
@@ -97,42 +101,43 @@ def convolve(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def _depthwise(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    sides = _whole_sides(conv, maps)
+    sides = _sides(conv, maps)
     if math.prod(conv.dilation) > 1:
         return _plain(maps, weight, bias, sides, conv)
     rows, columns = (_cropped(side) for side in sides)
-    weight = _kept(weight, rows, columns)
+    weight = _remaining(weight, rows, columns)
     if weight.shape[2:] == maps.shape[2:] == (1, 1):
-        product = maps * weight.view(1, -1, 1, 1)
-        return product if bias is None else product + bias.view(1, -1, 1, 1)
+        return _add_bias(maps * weight.view(1, -1, 1, 1), bias)
     learns = weight.requires_grad and torch.is_grad_enabled()
     is_short = any(_missing(side) for side in (rows, columns))
     fits = all(side.taps == 3 and side.after <= side.before + _missing(side) for side in (rows, columns))
     if learns and is_short and fits:
         return _enlarged(conv, maps, weight, bias, rows, columns)
     if learns and rows.taps * columns.taps > 9 and rows.size * columns.size <= _PRODUCT_PIXELS:
-        found: Tensor = _Depthwise.apply(maps, weight, rows, columns)
-        return found if bias is None else found + bias.view(1, -1, 1, 1)
+        return _add_bias(_Depthwise.apply(maps, weight, rows, columns), bias)
     return _plain(maps, weight, bias, (rows, columns), conv)
 
 
 def _dense(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    sides = _whole_sides(conv, maps)
+    sides = _sides(conv, maps)
     rows, columns = sides
-    pixels, places = rows.size * columns.size, rows.out * columns.out
-    is_small = max(pixels, places) <= _MATRIX_PIXELS and len(maps) >= _MATRIX_IMAGES
+    pixels, positions = rows.size * columns.size, rows.out * columns.out
+    is_small = max(pixels, positions) <= _MATRIX_PIXELS and len(maps) >= _MATRIX_IMAGES
     if not is_small or conv.groups > 1 or math.prod(conv.dilation) > 1:
         return _plain(maps, weight, bias, sides, conv)
-    if pixels == weight[0, 0].numel() == places == 1:
+    if pixels == weight[0, 0].numel() == positions == 1:
         return F.linear(maps.flatten(1), weight.flatten(1), bias)[:, :, None, None]
     # A single tap is a matrix product already, and other layouts than this one would have to be moved first.
     if weight[0, 0].numel() == 1 or weight.stride(1) > 1:
         return _plain(maps, weight, bias, sides, conv)
     rows, columns = (_cropped(side) for side in sides)
-    matrix: Tensor = _Matrix.apply(_kept(weight, rows, columns), rows, columns)
-    found = F.linear(maps.permute(0, 2, 3, 1).flatten(1), matrix)
-    found = found.view(len(maps), rows.out, columns.out, -1).permute(0, 3, 1, 2)
-    return found if bias is None else found + bias.to(found.dtype).view(1, -1, 1, 1)
+    matrix: Tensor = _Matrix.apply(_remaining(weight, rows, columns), rows, columns)
+    product = F.linear(maps.permute(0, 2, 3, 1).flatten(1), matrix)
+    return _add_bias(product.view(len(maps), rows.out, columns.out, -1).permute(0, 3, 1, 2), bias)
+
+
+def _add_bias(output: Tensor, bias: Tensor | None) -> Tensor:
+    return output if bias is None else output + bias.to(output.dtype).view(1, -1, 1, 1)
 
 
 def _plain(maps: Tensor, weight: Tensor, bias: Tensor | None, sides: tuple[_Side, _Side], conv: nn.Conv2d) -> Tensor:
@@ -143,34 +148,26 @@ def _plain(maps: Tensor, weight: Tensor, bias: Tensor | None, sides: tuple[_Side
 def _enlarged(
     conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None, rows: _Side, columns: _Side
 ) -> Tensor:
-    """Convolve maps with zeros behind them; what comes after the wanted results is cut off."""
+    """Convolve maps with more zeros after them, and cut off what these add to the output."""
     larger = F.pad(maps, (0, _missing(columns), 0, _missing(rows)))
-    found = F.conv2d(larger, weight, bias, conv.stride, (rows.before, columns.before), 1, conv.groups)
-    return found[:, :, : rows.out, : columns.out]
+    output = F.conv2d(larger, weight, bias, conv.stride, (rows.before, columns.before), 1, conv.groups)
+    return output[:, :, : rows.out, : columns.out]
 
 
 def _missing(side: _Side) -> int:
     return max(0, _FAST_SIDE - side.size)
 
 
-def _meets_maps(conv: nn.Conv2d) -> bool:
-    """Whether the kernel meets the map at every place of the result, however small the map is."""
-    if isinstance(conv.padding, str):
-        return True
-    sides = zip(conv.kernel_size, conv.padding, conv.dilation, strict=True)
-    return all(padding <= (taps - 1) * dilation for taps, padding, dilation in sides)
-
-
 def _pads_itself(conv: nn.Conv2d) -> bool:
-    # By name: timm is imported only where a model of its own is used, which takes seconds.
+    # By name: importing timm takes seconds, and only its own models need it.
     return type(conv).__name__ == "Conv2dSame" and type(conv).__module__.startswith("timm.")
 
 
-def _whole_sides(conv: nn.Conv2d, maps: Tensor) -> tuple[_Side, _Side]:
-    return _whole(conv, maps, 0), _whole(conv, maps, 1)
+def _sides(conv: nn.Conv2d, maps: Tensor) -> tuple[_Side, _Side]:
+    return _side(conv, maps, 0), _side(conv, maps, 1)
 
 
-def _whole(conv: nn.Conv2d, maps: Tensor, axis: int) -> _Side:
+def _side(conv: nn.Conv2d, maps: Tensor, axis: int) -> _Side:
     size, taps, stride, dilation = maps.shape[2 + axis], conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis]
     reach = (taps - 1) * dilation + 1
     if _pads_itself(conv):
@@ -185,7 +182,7 @@ def _whole(conv: nn.Conv2d, maps: Tensor, axis: int) -> _Side:
 
 
 def _cropped(side: _Side) -> _Side:
-    """Return the side with only those taps that meet the map at some place of the result."""
+    """Return the side with only those taps that cover the map at some output position."""
     last_start = side.stride * (side.out - 1)
     first = max(0, side.before - last_start)
     taps = min(side.taps - 1, side.before + side.size - 1) - first + 1
@@ -194,29 +191,29 @@ def _cropped(side: _Side) -> _Side:
     return _Side(side.size, first, taps, side.stride, before, after, side.out)
 
 
-def _kept(weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
+def _remaining(weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
     if weight.shape[2:] == (rows.taps, columns.taps):
         return weight
     return weight[:, :, rows.first : rows.first + rows.taps, columns.first : columns.first + columns.taps]
 
 
 def _padded(maps: Tensor, rows: _Side, columns: _Side) -> tuple[Tensor, tuple[int, int]]:
-    """Return maps and the padding that is left to the convolution, which pads both ends alike."""
+    """Return maps, padded here if the two ends differ, and the padding that is left to the convolution."""
     if rows.takes_even_padding and columns.takes_even_padding:
         return maps, (rows.before, columns.before)
     return F.pad(maps, (columns.before, columns.after, rows.before, rows.after)), (0, 0)
 
 
 class _Matrix(torch.autograd.Function):
-    """A kernel (O, I, h, w), channels-last, as the matrix (places x O, pixels x I) from a whole map to its result."""
+    """A kernel (O, I, h, w), channels-last, as a matrix (positions x O, pixels x I) from a whole map to its output."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
         ctx.sides, ctx.channels = (rows, columns), weight.shape[:2]
         kernel = weight.permute(2, 3, 0, 1)
         wide = weight.new_zeros(_matrix_shape(rows, columns, *ctx.channels))
-        for place, taps, pixels in _windows(rows, columns):
-            wide[place][:, *pixels] = kernel[taps].permute(2, 0, 1, 3)
+        for position, taps, pixels in _windows(rows, columns):
+            wide[position][:, *pixels] = kernel[taps].permute(2, 0, 1, 3)
         return wide.flatten(3).flatten(0, 2)
 
     @staticmethod
@@ -225,8 +222,8 @@ class _Matrix(torch.autograd.Function):
         rows, columns = ctx.sides
         wide = gradient.view(_matrix_shape(rows, columns, *ctx.channels))
         kernel = gradient.new_zeros((rows.taps, columns.taps, *ctx.channels))
-        for place, taps, pixels in _windows(rows, columns):
-            kernel[taps] += wide[place][:, *pixels].permute(1, 2, 0, 3)
+        for position, taps, pixels in _windows(rows, columns):
+            kernel[taps] += wide[position][:, *pixels].permute(1, 2, 0, 3)
         return kernel.permute(2, 3, 0, 1), None, None
 
 
@@ -261,36 +258,35 @@ class _Depthwise(torch.autograd.Function):
         of_weight = None
         if ctx.needs_input_grad[1]:
             channels = len(weight)
-            seen = maps.permute(1, 0, 2, 3).reshape(channels, len(maps), -1)
-            wanted = gradient.permute(1, 0, 2, 3).reshape(channels, len(maps), -1)
-            # (C, places of the result, pixels of the map): how often each pixel stood beside each gradient.
-            together = torch.bmm(wanted.transpose(1, 2), seen).flatten(1)
-            of_weight = (together @ _meetings(rows, columns, weight.dtype)).view(weight.shape)
+            pixels = maps.permute(1, 0, 2, 3).reshape(channels, len(maps), -1)
+            gradients = gradient.permute(1, 0, 2, 3).reshape(channels, len(maps), -1)
+            # (C, output positions, pixels of the map): the products, summed over the images.
+            products = torch.bmm(gradients.transpose(1, 2), pixels).flatten(1)
+            of_weight = (products @ _coverage(rows, columns, weight.dtype)).view(weight.shape)
         return of_maps, of_weight, None, None
 
 
 def _maps_gradient(gradient: Tensor, maps: Tensor, weight: Tensor, sides: tuple[_Side, _Side]) -> Tensor:
     rows, columns = sides
     padded, padding = _padded(maps, rows, columns)
-    found: Tensor = torch.ops.aten.convolution_backward(
+    of_maps: Tensor = torch.ops.aten.convolution_backward(
         gradient, padded, weight, None, [rows.stride, columns.stride], list(padding), [1, 1], False, [0, 0],
         len(weight), [True, False, False],
     )[0]  # fmt: skip
     if padded is maps:
-        return found
-    return found[:, :, rows.before : rows.before + rows.size, columns.before : columns.before + columns.size]
+        return of_maps
+    return of_maps[:, :, rows.before : rows.before + rows.size, columns.before : columns.before + columns.size]
 
 
 @lru_cache(maxsize=64)
-def _meetings(rows: _Side, columns: _Side, dtype: torch.dtype) -> Tensor:
-    """Return (places x pixels, taps): 1 where a tap meets a pixel for a place of the result."""
-    high, wide = (_meetings_along(side) for side in (rows, columns))
-    found = torch.einsum("oit,pju->opijtu", high, wide)
-    return found.reshape(-1, rows.taps * columns.taps).to(dtype)
+def _coverage(rows: _Side, columns: _Side, dtype: torch.dtype) -> Tensor:
+    """Return (positions x pixels, taps): 1 where a tap covers a pixel at an output position."""
+    high, wide = (_coverage_along(side) for side in (rows, columns))
+    return torch.einsum("oit,pju->opijtu", high, wide).reshape(-1, rows.taps * columns.taps).to(dtype)
 
 
-def _meetings_along(side: _Side) -> Tensor:
-    place, pixel, tap = torch.meshgrid(
+def _coverage_along(side: _Side) -> Tensor:
+    position, pixel, tap = torch.meshgrid(
         torch.arange(side.out), torch.arange(side.size), torch.arange(side.taps), indexing="ij"
     )
-    return (place * side.stride + tap - side.before == pixel).float()
+    return (position * side.stride + tap - side.before == pixel).float()

@@ -55,17 +55,11 @@ class _Bench:
 
     def seconds(self, count: int) -> float:
         """Return the duration of ``count`` batches."""
-        self._wait()
+        self._machine.wait()
         start = time.perf_counter()
         # Batches in parallel, as in evaluation: threads that share one batch wait for each other on a busy core.
         batch = Batch(self._images, torch.zeros(BATCH, dtype=torch.int64))
         for _ in outputs(self._network, repeat(batch, count), at_once=self._machine.at_once):
             pass
-        self._wait()
+        self._machine.wait()
         return time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self._machine.device.type == "cuda":
-            torch.cuda.synchronize(self._machine.device)
-        elif self._machine.device.type == "mps":
-            torch.mps.synchronize()

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,17 +30,29 @@ from tl_cli.training.phases import Phase
 
 # Raised by every change that gives other features for the same images and weights.
 _FORMAT = 2
-# Features that need more than this fraction of the memory are read from the disk.
-_MEMORY_SHARE = 0.25
 _DEVICE_SHARE = 0.2
 _MOST_DISK_BYTES = 50 << 30
 _DISK_SHARE = 0.5
-# Cached views are fewer than augmentations: unless only the head trains, the phase must become this much faster.
-_LEAST_GAIN = 1.5
-_ROWS_PER_COPY = 256  # sent from the disk to a device
 _DTYPES: dict[FeatureDtype, torch.dtype] = {"fp16": torch.float16, "fp32": torch.float32}
 
 View = Literal["plain", "mirrored"] | int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """Which features are cached, and where.
+
+    Attributes:
+        least_gain: how many times faster a phase must become, unless only the head trains: cached views are fewer than
+            augmentations.
+        memory_share: fraction of the memory; larger features are read from the disk.
+    """
+
+    least_gain: float = 1.5
+    memory_share: float = 0.25
+
+
+LIMITS = CacheLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,29 +105,28 @@ class DiskView:
         self.dtype = torch.from_numpy(np.empty(0, rows.dtype)).dtype
         self.nbytes = int(np.prod(rows.shape)) * rows.dtype.itemsize
 
-    def __getitem__(self, places: slice) -> Tensor:
+    def __getitem__(self, rows: slice) -> Tensor:
         """Return successive rows."""
-        return self._take(np.arange(*places.indices(self.shape[0])))
+        return self._take(np.arange(*rows.indices(self.shape[0])))
 
     def index_select(self, dim: Literal[0], index: Tensor) -> Tensor:
         """Return the rows at ``index``, in that order."""
         return self._take(index.numpy())
 
-    def to(self, device: torch.device) -> Tensor:
+    def to(self, device: torch.device, rows_per_copy: int = 256) -> Tensor:
         """Return all rows on a device."""
-        found = torch.empty(self.shape, dtype=self.dtype, device=device)
-        for first in range(0, self.shape[0], _ROWS_PER_COPY):
-            rows = self[first : first + _ROWS_PER_COPY]
-            found[first : first + len(rows)] = rows.to(device)
-        return found
+        moved = torch.empty(self.shape, dtype=self.dtype, device=device)
+        for first in range(0, self.shape[0], rows_per_copy):
+            rows = slice(first, first + rows_per_copy)
+            moved[rows] = self[rows].to(device)
+        return moved
 
-    def _take(self, places: np.ndarray) -> Tensor:
+    def _take(self, indices: np.ndarray) -> Tensor:
         try:
-            found = self._rows.take(places)
+            return torch.from_numpy(self._rows.take(indices))
         except DamagedError:
             self._rows = self._again()
-            found = self._rows.take(places)
-        return torch.from_numpy(found)
+            return torch.from_numpy(self._rows.take(indices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +186,12 @@ class CachedFeatures:
             return (uniform(seed, epoch, keys, Stream.FLIP) < 0.5).astype(np.int64)
         return (uniform(seed, epoch, keys, Stream.VIEW) * len(self.views)).astype(np.int64)
 
-    def _gather(self, chosen: np.ndarray, places: np.ndarray) -> Tensor:
+    def _gather(self, chosen: np.ndarray, indices: np.ndarray) -> Tensor:
         first = self.views[0]
-        gathered = torch.empty((len(places), *first.shape[1:]), dtype=first.dtype, device=first.device)
+        gathered = torch.empty((len(indices), *first.shape[1:]), dtype=first.dtype, device=first.device)
         for number, view in enumerate(self.views):
             rows = np.flatnonzero(chosen == number)
-            taken = view.index_select(0, send(places[rows], first.device))
+            taken = view.index_select(0, send(indices[rows], first.device))
             gathered.index_copy_(0, send(rows, first.device), taken)
         return gathered.to(self.device, non_blocking=True).float()
 
@@ -204,32 +215,37 @@ def views_of(config: TrainConfig, settings: Augmentation, epochs: int) -> tuple[
 
 
 def plan_cache(
-    cut: Cut | None, phase: Phase, config: TrainConfig, settings: Augmentation, train: int, val: int
+    cut: Cut | None,
+    phase: Phase,
+    config: TrainConfig,
+    settings: Augmentation,
+    images: tuple[int, int],
+    limits: CacheLimits = LIMITS,
 ) -> CachePlan | str:
     """Return how a phase trains on cached features, or the reason why it does not.
 
     Args:
         cut: of the network, frozen as in the phase; None where it cannot be cut.
         settings: augmentation of the training images.
-        train: number of training images.
-        val: number of validation images.
+        images: numbers of training and validation images.
     """
     if cut is None:
         return "no single tensor passes from what is frozen to what trains"
     is_head = phase.name == "head"
     if not is_head and _needs_images(config):
         return f"{', '.join(_needs_images(config))} need images"
+    train, val = images
     views = views_of(config, settings, phase.epochs)
     # A backward pass costs as much as two forward passes.
     tail = 3 * cut.tail_cost * phase.epochs * train
     without = tail + cut.prefix_cost * phase.epochs * (train + val)
     gain = without / (tail + cut.prefix_cost * (len(views) * train + val))
-    if not is_head and gain < _LEAST_GAIN:
+    if not is_head and gain < limits.least_gain:
         return f"images would be seen in {len(views)} views only, and it would be only {gain:.1f} times faster"
     dtype = _DTYPES[config.feature_dtype]
     size = (len(views) * train + val) * int(np.prod(cut.shape)) * dtype.itemsize
     # A fraction of all memory, not of the free memory: a resumed run must decide as before.
-    memory = memory_bytes() * _MEMORY_SHARE
+    memory = memory_bytes() * limits.memory_share
     room = store().room
     if size > max(memory, room):
         return f"they would take {size / 1e9:.1f} GB; {memory / 1e9:.1f} GB of memory or {room / 1e9:.1f} GB of disk"
@@ -256,13 +272,11 @@ class Cache:
     Attributes:
         plan: what is cached.
         machine: device and precision of the computation.
-        keep: whether to store the features for later runs.
         say: called with a warning where stored features are damaged.
     """
 
     plan: CachePlan
     machine: Machine
-    keep: bool = True
     say: Callable[[str], None] = lambda message: None
 
     def features(
@@ -280,7 +294,7 @@ class Cache:
             StorageError: the features do not fit the memory, and the disk is full.
         """
         data = fingerprint(loader.images)
-        found: list[Tensor | DiskView] = []
+        features: list[Tensor | DiskView] = []
         is_new: list[int] = []
         for number, view in enumerate(views):
             key = self._key(loader, data, view, settings, seed)
@@ -288,11 +302,11 @@ class Cache:
 
             def computed(view: View = view, before: int = before) -> Iterator[np.ndarray]:
                 is_new.append(before)
-                return self._rows(_batches(loader, view, settings, seed), _after(before, counted))
+                return self._rows(_batches(loader, view, settings, seed), lambda done: counted(before + done))
 
-            found.append((self._in_memory if self.plan.in_memory else self._on_disk)(key, loader.images, computed))
+            features.append((self._in_memory if self.plan.in_memory else self._on_disk)(key, loader.images, computed))
             counted(before + len(loader.images))
-        return tuple(found), not is_new
+        return tuple(features), not is_new
 
     def _on_disk(self, key: str, images: Images, computed: Callable[[], Iterator[np.ndarray]]) -> DiskView:
         def rows() -> Rows:
@@ -302,16 +316,16 @@ class Cache:
         return DiskView(rows(), rows)
 
     def _in_memory(self, key: str, images: Images, computed: Callable[[], Iterator[np.ndarray]]) -> Tensor:
-        found = store(self.say).find(key) if self.keep else None
-        if found is not None:
-            return torch.from_numpy(found)
+        stored = store(self.say).find(key)
+        if stored is not None:
+            return torch.from_numpy(stored)
         made = np.empty(self._shape(images), self._dtype)
         start = 0
         for rows in computed():
             made[start : start + len(rows)] = rows
             start += len(rows)
         # Never store features of changed images under the digest of the original ones.
-        if self.keep and not changed_files(images):
+        if not changed_files(images):
             # Failing to store them only costs time in the next run.
             with suppress(StorageError):
                 store().keep(key, made)
@@ -327,8 +341,8 @@ class Cache:
     def _rows(self, batches: Iterator[Batch], counted: Callable[[int], None]) -> Iterator[np.ndarray]:
         network = Autocasting(self.plan.cut.prefix, self.machine)
         done = 0
-        for _, found in outputs(network, batches, at_once=self.machine.at_once):
-            features = found.to("cpu", self.plan.dtype)
+        for _, computed in outputs(network, batches, at_once=self.machine.at_once):
+            features = computed.to("cpu", self.plan.dtype)
             if not torch.isfinite(features).all():
                 raise DivergedError(
                     f"the outputs of the frozen layers overflow {str(self.plan.dtype).removeprefix('torch.')}; "
@@ -368,11 +382,6 @@ def _unchanged(computed: Callable[[], Iterator[np.ndarray]], images: Images) -> 
         raise DataError(f"images changed while their features were computed: {some(changed)}; start a new run")
 
 
-def _after(before: int, counted: Callable[[int], None]) -> Callable[[int], None]:
-    """Return a callback that adds ``before`` to the count."""
-    return lambda done: counted(before + done)
-
-
 def _batches(loader: Loader, view: View, settings: Augmentation, seed: int) -> Iterator[Batch]:
     if isinstance(view, int):
         return loader.in_order(settings, seed, view)
@@ -380,7 +389,7 @@ def _batches(loader: Loader, view: View, settings: Augmentation, seed: int) -> I
 
 
 def _needs_images(config: TrainConfig) -> list[str]:
-    used: Mapping[str, bool] = {
+    used = {
         "MixUp": config.mixup > 0,
         "CutMix": config.cutmix > 0,
         "automatic augmentation": config.auto_augment != "none",
@@ -391,8 +400,8 @@ def _needs_images(config: TrainConfig) -> list[str]:
 
 def _digest(network: nn.Module) -> str:
     """Return the SHA-256 of all parameters and buffers, and of the modules' text form."""
-    seen = hashlib.sha256(repr(network).encode())
+    digest = hashlib.sha256(repr(network).encode())
     for name, value in network.state_dict().items():
-        seen.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
-        seen.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return seen.hexdigest()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

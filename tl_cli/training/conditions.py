@@ -44,13 +44,13 @@ def conditions(card: ModelCard, *, with_digests: bool = True) -> dict[str, str] 
         return None
     known = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
     config = known | card.config
-    found = {"architecture": card.architecture, "weights": _weights(card)}
+    named = {"architecture": card.architecture, "weights": _weights(card)}
     for part in _PARTS:
         split = card.data.splits.get(part)
         digest = f" ({split.digest[:8]})" if split and with_digests else ""
-        found[f"{part} images"] = f"{split.count:,}{digest}" if split else "unknown"
+        named[f"{part} images"] = f"{split.count:,}{digest}" if split else "unknown"
     names = [name for name in TrainConfig.model_fields if name not in _MACHINE | _DATA | _ELSEWHERE]
-    return found | {name.replace("_", "-"): _text(config.get(name)) for name in names}
+    return named | {name.replace("_", "-"): _text(config.get(name)) for name in names}
 
 
 def random_backbone(config: TrainConfig) -> list[str]:
@@ -58,25 +58,25 @@ def random_backbone(config: TrainConfig) -> list[str]:
     if config.weights != "none":
         return []
     tuned = config.epochs - config.freeze_epochs
-    found = []
+    warnings = []
     if config.freeze_epochs:
         long = f"for {config.freeze_epochs} epoch{'s' if config.freeze_epochs > 1 else ''}"
         if not tuned:
             long += ", the whole run"
-        found.append(
+        warnings.append(
             f"the backbone has random weights and stays frozen {long}: the head learns from random features; "
             "use --freeze-epochs 0, or pretrained weights"
         )
     if tuned and config.unfreeze_stages > 1:
-        found.append(
+        warnings.append(
             f"the backbone has random weights, and --unfreeze-stages {config.unfreeze_stages} keeps its lower layers "
             "frozen until the last stage: use --unfreeze-stages 1, or pretrained weights"
         )
     if tuned and config.bn == "frozen":
-        found.append(
+        warnings.append(
             "the backbone has random weights and its BatchNorm statistics stay at their initial values: use --bn train"
         )
-    return found
+    return warnings
 
 
 def _weights(card: ModelCard) -> str:

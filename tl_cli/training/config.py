@@ -8,9 +8,10 @@ import codecs
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -42,8 +43,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Statistics = tuple[Finite, Finite, Finite]
 
 CROP_MODES: dict[ResizeName, CropMode] = {"crop": "center", "squash": "squash", "pad": "border"}
-Checked = TypeVar("Checked", bound="Settings")
-_RECIPE, _MACHINE = "set by the recipe", "set for the machine"
+_RECIPE, _MACHINE, _USUAL_NAMES = "set by the recipe", "set for the machine", "found by its usual names"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,6 @@ class Setting:
     """How a setting is presented: as an option of ``tl train``, in the shell and in the README.
 
     Attributes:
-        help: one sentence, without the default.
         panel: group of options in the help text.
         metavar: placeholder of the value; None: from the type.
         default: description of the default, where that is not the field's own.
@@ -61,7 +60,6 @@ class Setting:
         shows_range: whether the help shows the bounds and the parser checks them.
     """
 
-    help: str
     panel: Panel
     metavar: str | None = None
     default: str | None = None
@@ -71,252 +69,179 @@ class Setting:
     shows_range: bool = False
 
 
+def _field(default: object, setting: Setting, **bounds: Any) -> Any:
+    """Return a field of `Settings`; the docstring below it is its help text."""
+    presented: dict[str, Any] = {"setting": setting}
+    return Field(default, json_schema_extra=presented, **bounds)
+
+
 class Settings(BaseModel):
     """Settings as a person gives them. None, where the type allows it, leaves the choice to the recipe or the data."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model: Annotated[
-        str | None,
-        Setting("Architecture, such as resnet18; tl models lists them.", "Model", "MODEL", completion="model"),
-    ] = None
-    data: Annotated[
-        str,
-        Field(min_length=1),
-        Setting("Data set: a name that tl data lists, a folder, a CSV file, a zip or tar archive.",
-                "Data", "NAME|PATH", completion="data"),
-    ] = "cifar10"  # fmt: skip
-    path_column: Annotated[
-        str | None,
-        Field(min_length=1),
-        Setting("CSV column of the image path.", "Data", "NAME|N", default="found by its usual names"),
-    ] = None
-    label_column: Annotated[
-        str | None,
-        Field(min_length=1),
-        Setting("CSV column of the class.", "Data", "NAME|N", default="found by its usual names"),
-    ] = None
-    split_column: Annotated[
-        str | None,
-        Field(min_length=1),
-        Setting("CSV column with train, val or test.", "Data", "NAME|N", default="found by its usual names"),
-    ] = None
-    data_dir: Annotated[
-        str | None,
-        Setting("Folder for downloaded data sets.", "Data", "DIR", default="the user's cache folder", is_path=True,
-                env="TL_DATA_DIR"),
-    ] = None  # fmt: skip
-    limit: Annotated[
-        int | None, Field(ge=2), Setting("Maximum images per split (stratified).", "Data", default="all")
-    ] = None
-    val_fraction: Annotated[
-        float,
-        Field(gt=0, lt=0.9),
+    model: str | None = _field(None, Setting("Model", "MODEL", completion="model"))
+    """Architecture, such as resnet18; tl models lists them."""
+    data: str = _field("cifar10", Setting("Data", "NAME|PATH", completion="data"), min_length=1)
+    """Data set: a name that tl data lists, a folder, a CSV file, a zip or tar archive."""
+    path_column: str | None = _field(None, Setting("Data", "NAME|N", default=_USUAL_NAMES), min_length=1)
+    """CSV column of the image path."""
+    label_column: str | None = _field(None, Setting("Data", "NAME|N", default=_USUAL_NAMES), min_length=1)
+    """CSV column of the class."""
+    split_column: str | None = _field(None, Setting("Data", "NAME|N", default=_USUAL_NAMES), min_length=1)
+    """CSV column with train, val or test."""
+    data_dir: str | None = _field(
+        None, Setting("Data", "DIR", default="the user's cache folder", is_path=True, env="TL_DATA_DIR")
+    )
+    """Folder for downloaded data sets."""
+    limit: int | None = _field(None, Setting("Data", default="all"), ge=2)
+    """Maximum images per split (stratified)."""
+    val_fraction: float = _field(0.1, Setting("Data"), gt=0, lt=0.9)
+    """Fraction of the training images held out for validation, if the data have no validation split."""
+    split_seed: int = _field(0, Setting("Data"), ge=0)
+    """Random seed of the split."""
+    sampler: SamplerName = _field("shuffle", Setting("Data", "NAME", default=_RECIPE))
+    """shuffle, or balanced: draw every class equally often."""
+    class_weights: ClassWeights = _field("none", Setting("Data", "NAME"))
+    """none, or balanced: give rare classes a larger weight in the loss."""
+    on_bad_image: OnBadImage = _field("error", Setting("Data", "NAME"))
+    """Images that cannot be decoded: error, or skip (left out before the split)."""
+    max_pixels: int | None = _field(
+        None,
+        Setting("Data", "PIXELS", default="the model's own limit, else 89478485", shows_range=True),
+        ge=1,
+        le=1 << 40,
+    )
+    """Maximum pixels of an image, width times height."""
+    input_size: int | None = _field(None, Setting("Data", default=_RECIPE), ge=8, le=2048)
+    """Side of the network's input in pixels."""
+    pixel_range: tuple[Finite, Finite] | None = _field(
+        None, Setting("Data", "LOW HIGH", default="measured on the training images")
+    )
+    """Values of black and white in images with more than 8 bits per channel."""
+    resize: ResizeName | None = _field(None, Setting("Data", "NAME", default="as the weights were trained"))
+    """How images become square: crop (the center), squash or pad (both keep the whole image)."""
+    weights: str = _field(
+        "default",
         Setting(
-            "Fraction of the training images held out for validation, if the data have no validation split.", "Data"
+            "Training",
+            "NAME|FILE|RUN",
+            default="the usual pretrained weights of the architecture",
+            completion="weights",
         ),
-    ] = 0.1
-    split_seed: Annotated[int, Field(ge=0), Setting("Random seed of the split.", "Data")] = 0
-    sampler: Annotated[
-        SamplerName,
-        Setting("shuffle, or balanced: draw every class equally often.", "Data", "NAME", default=_RECIPE),
-    ] = "shuffle"
-    class_weights: Annotated[
-        ClassWeights, Setting("none, or balanced: give rare classes a larger weight in the loss.", "Data", "NAME")
-    ] = "none"
-    on_bad_image: Annotated[
-        OnBadImage,
-        Setting("Images that cannot be decoded: error, or skip (left out before the split).", "Data", "NAME"),
-    ] = "error"
-    max_pixels: Annotated[
-        int | None,
-        Field(ge=1, le=1 << 40),
-        Setting("Maximum pixels of an image, width times height.", "Data", "PIXELS",
-                default="the model's own limit, else 89478485", shows_range=True),
-    ] = None  # fmt: skip
-    input_size: Annotated[
-        int | None, Field(ge=8, le=2048), Setting("Side of the network's input in pixels.", "Data", default=_RECIPE)
-    ] = None
-    pixel_range: Annotated[
-        tuple[Finite, Finite] | None,
-        Setting("Values of black and white in images with more than 8 bits per channel.", "Data", "LOW HIGH",
-                default="measured on the training images"),
-    ] = None  # fmt: skip
-    resize: Annotated[
-        ResizeName | None,
-        Setting("How images become square: crop (the center), squash or pad (both keep the whole image).", "Data",
-                "NAME", default="as the weights were trained"),
-    ] = None  # fmt: skip
-    weights: Annotated[
-        str,
-        Setting("Name of pretrained weights, none (random), a file (FILE#KEY: a key of a checkpoint), a saved model or "
-                "a run; a saved model or run also sets MODEL.", "Training", "NAME|FILE|RUN",
-                default="the usual pretrained weights of the architecture", completion="weights"),
-    ] = "default"  # fmt: skip
-    head: Annotated[
-        HeadName | None,
-        Setting("new, or keep: the head of the weights, classes by position.", "Training", "NAME",
-                default="keep the rows of classes with the same name"),
-    ] = None  # fmt: skip
-    mean: Annotated[
-        Statistics | None,
-        Setting(
-            "Channel means for normalization (values in 0 to 1).", "Training", "R G B", default="those of the weights"
-        ),
-    ] = None
-    std: Annotated[
-        Statistics | None,
-        Setting("Channel standard deviations for normalization.", "Training", "R G B", default="those of the weights"),
-    ] = None
-    recipe: Annotated[RecipeName, Setting("Settings to start from: default, fast or blog.", "Training", "NAME")] = (
-        "default"
     )
-    epochs: Annotated[
-        int | None,
-        Field(ge=1),
-        Setting("Total epochs, including the frozen ones.", "Training", default=_RECIPE),
-    ] = None
-    steps: Annotated[int | None, Field(ge=1), Setting("Total optimizer steps, instead of --epochs.", "Training")] = None
-    batch_size: Annotated[int, Field(ge=1), Setting("Images per batch.", "Training")] = 64
-    accumulate: Annotated[
-        int, Field(ge=1), Setting("Batches per optimizer step (gradient accumulation).", "Training")
-    ] = 1
-    clip_norm: Annotated[
-        float, Field(ge=0, allow_inf_nan=False), Setting("Maximum gradient norm; 0: no clipping.", "Training")
-    ] = 0.0
-    lr: Annotated[
-        float | None,
-        Field(gt=0, allow_inf_nan=False),
-        Setting("Peak learning rate while the backbone is frozen.", "Training", default=_RECIPE),
-    ] = None
-    optimizer: Annotated[OptimizerName | None, Setting("adam, adamw or sgd.", "Training", "NAME", default=_RECIPE)] = (
-        None
+    """Name of pretrained weights, none (random), a file (FILE#KEY: a key of a checkpoint), a saved model or a run; a
+    saved model or run also sets MODEL."""
+    head: HeadName | None = _field(
+        None, Setting("Training", "NAME", default="keep the rows of classes with the same name")
     )
-    momentum: Annotated[float, Field(ge=0, lt=1), Setting("Momentum of sgd.", "Training")] = 0.9
-    schedule: Annotated[
-        ScheduleName | None,
-        Setting("Learning-rate schedule: constant, cosine, one-cycle or plateau.", "Training", "NAME", default=_RECIPE),
-    ] = None
-    warmup: Annotated[float, Field(ge=0, lt=1), Setting("Warm-up fraction of each phase (cosine).", "Training")] = 0.1
-    early_stop: Annotated[
-        int,
-        Field(ge=0),
-        Setting("Stop after N epochs without a better validation accuracy; 0: never.", "Training", "N"),
-    ] = 0
-    seed: Annotated[int, Field(ge=0, lt=1 << 63), Setting("Random seed.", "Training")] = 0
-    freeze_epochs: Annotated[
-        int | None, Field(ge=0), Setting("Epochs in which only the head trains.", "Freezing", default=_RECIPE)
-    ] = None
-    unfreeze_lr: Annotated[
-        float | None,
-        Field(gt=0, allow_inf_nan=False),
-        Setting("Peak learning rate after unfreezing.", "Freezing", default=_RECIPE),
-    ] = None
-    freeze_until: Annotated[
-        str | None,
-        Field(min_length=1),
-        Setting("Keep the layers before this one frozen, such as layer3.", "Freezing", "LAYER", default="none"),
-    ] = None
-    unfreeze_stages: Annotated[
-        int, Field(ge=1, le=100), Setting("Unfreeze in N equal stages, from the head down.", "Freezing", "N")
-    ] = 1
-    layer_decay: Annotated[
-        float, Field(gt=0, le=1), Setting("Learning-rate factor per layer, from the head down.", "Freezing")
-    ] = 1.0
-    bn: Annotated[
-        BatchNormMode | None,
-        Setting("BatchNorm statistics after unfreezing: frozen or train.", "Freezing", "MODE", default=_RECIPE),
-    ] = None
-    feature_cache: Annotated[
-        bool,
-        Setting("Compute the output of frozen layers once and train the rest on it.", "Freezing", default=_RECIPE),
-    ] = True
-    feature_views: Annotated[
-        str,
-        Field(pattern=r"^(plain|flip|[1-9][0-9]?)$"),
-        Setting("Cached views of each training image: plain, flip (also mirrored), or the number of augmented views.",
-                "Freezing", "NAME|N", completion=("plain", "flip")),
-    ] = "flip"  # fmt: skip
-    feature_dtype: Annotated[
-        FeatureDtype, Setting("Precision of cached features: fp16 or fp32.", "Freezing", "NAME")
-    ] = "fp16"
-    weight_decay: Annotated[
-        float | None,
-        Field(ge=0, allow_inf_nan=False),
-        Setting("Weight decay.", "Regularization", default=_RECIPE),
-    ] = None
-    decay_norms: Annotated[
-        bool,
-        Setting("Apply weight decay also to norms, biases, tokens and position embeddings.", "Regularization",
-                default=_RECIPE),
-    ] = True  # fmt: skip
-    label_smoothing: Annotated[
-        float, Field(ge=0, lt=1), Setting("Label smoothing.", "Regularization", default=_RECIPE)
-    ] = 0.0
-    dropout: Annotated[
-        float | None,
-        Field(ge=0, lt=1),
-        Setting("Dropout before the classifier.", "Regularization", default="the architecture's own"),
-    ] = None
-    drop_path: Annotated[
-        float | None,
-        Field(ge=0, lt=1),
-        Setting("Drop-path rate of the last block (stochastic depth).", "Regularization",
-                default="the architecture's own"),
-    ] = None  # fmt: skip
-    ema: Annotated[
-        float, Field(ge=0, lt=1), Setting("Decay of averaged weights, such as 0.999; 0: none.", "Regularization")
-    ] = 0.0
-    augment: Annotated[
-        AugmentName | None,
-        Setting("Augmentation: none, shift, flip, flip-shift, flip-crop or blog.", "Augmentation", "NAME",
-                default=_RECIPE),
-    ] = None  # fmt: skip
-    auto_augment: Annotated[
-        AutoAugment,
-        Setting("Automatic augmentation: none, randaugment or trivialaugment.", "Augmentation", "NAME"),
-    ] = "none"
-    auto_ops: Annotated[int, Field(ge=1, le=10), Setting("Operations per image of randaugment.", "Augmentation")] = 2
-    auto_magnitude: Annotated[int, Field(ge=0, le=30), Setting("Strength of randaugment, 0 to 30.", "Augmentation")] = 9
-    random_erasing: Annotated[
-        float, Field(ge=0, le=1), Setting("Probability that a box of an image is erased.", "Augmentation")
-    ] = 0.0
-    mixup: Annotated[
-        float, Field(ge=0, allow_inf_nan=False), Setting("MixUp alpha, usually 0.2 to 0.8; 0: off.", "Augmentation")
-    ] = 0.0
-    cutmix: Annotated[
-        float,
-        Field(ge=0, allow_inf_nan=False),
-        Setting("CutMix alpha, usually 1; 0: off. With MixUp too, each step uses one of them.", "Augmentation"),
-    ] = 0.0
-    device: Annotated[DeviceName, Setting("Compute device.", "Machine")] = "auto"
-    precision: Annotated[Precision, Setting("fp32, bf16 or fp16.", "Machine", "NAME", default=_MACHINE)] = "fp32"
-    layout: Annotated[
-        Layout, Setting("Memory layout: channels-last or contiguous.", "Machine", "NAME", default=_MACHINE)
-    ] = "channels-last"
-    threads: Annotated[
-        int, Field(ge=0), Setting("CPU threads of torch; 0: torch's own choice.", "Machine", default=_MACHINE)
-    ] = 0
-    fold: Annotated[
-        bool | None, Setting("Fold frozen BatchNorm into the preceding convolution.", "Machine", default=_MACHINE)
-    ] = None
-    probe: Annotated[bool, Setting("Time a few steps to choose precision, layout, threads and folding.", "Machine")] = (
-        True
+    """new, or keep: the head of the weights, classes by position."""
+    mean: Statistics | None = _field(None, Setting("Training", "R G B", default="those of the weights"))
+    """Channel means for normalization (values in 0 to 1)."""
+    std: Statistics | None = _field(None, Setting("Training", "R G B", default="those of the weights"))
+    """Channel standard deviations for normalization."""
+    recipe: RecipeName = _field("default", Setting("Training", "NAME"))
+    """Settings to start from: default, fast or blog."""
+    epochs: int | None = _field(None, Setting("Training", default=_RECIPE), ge=1)
+    """Total epochs, including the frozen ones."""
+    steps: int | None = _field(None, Setting("Training"), ge=1)
+    """Total optimizer steps, instead of --epochs."""
+    batch_size: int = _field(64, Setting("Training"), ge=1)
+    """Images per batch."""
+    accumulate: int = _field(1, Setting("Training"), ge=1)
+    """Batches per optimizer step (gradient accumulation)."""
+    clip_norm: float = _field(0.0, Setting("Training"), ge=0, allow_inf_nan=False)
+    """Maximum gradient norm; 0: no clipping."""
+    lr: float | None = _field(None, Setting("Training", default=_RECIPE), gt=0, allow_inf_nan=False)
+    """Peak learning rate while the backbone is frozen."""
+    optimizer: OptimizerName | None = _field(None, Setting("Training", default=_RECIPE))
+    """Optimizer (a class of torch.optim)."""
+    momentum: float = _field(0.9, Setting("Training"), ge=0, lt=1)
+    """Momentum of sgd."""
+    schedule: ScheduleName | None = _field(None, Setting("Training", "NAME", default=_RECIPE))
+    """Learning-rate schedule: constant, cosine, one-cycle or plateau."""
+    warmup: float = _field(0.1, Setting("Training"), ge=0, lt=1)
+    """Warm-up fraction of each phase (cosine)."""
+    early_stop: int = _field(0, Setting("Training", "N"), ge=0)
+    """Stop after N epochs without a better validation accuracy; 0: never."""
+    seed: int = _field(0, Setting("Training"), ge=0, lt=1 << 63)
+    """Random seed."""
+    freeze_epochs: int | None = _field(None, Setting("Freezing", default=_RECIPE), ge=0)
+    """Epochs in which only the head trains."""
+    unfreeze_lr: float | None = _field(None, Setting("Freezing", default=_RECIPE), gt=0, allow_inf_nan=False)
+    """Peak learning rate after unfreezing."""
+    freeze_until: str | None = _field(None, Setting("Freezing", "LAYER", default="none"), min_length=1)
+    """Keep the layers before this one frozen, such as layer3."""
+    unfreeze_stages: int = _field(1, Setting("Freezing", "N"), ge=1, le=100)
+    """Unfreeze in N equal stages, from the head down."""
+    layer_decay: float = _field(1.0, Setting("Freezing"), gt=0, le=1)
+    """Learning-rate factor per layer, from the head down."""
+    bn: BatchNormMode | None = _field(None, Setting("Freezing", "MODE", default=_RECIPE))
+    """BatchNorm statistics after unfreezing: frozen or train."""
+    feature_cache: bool = _field(True, Setting("Freezing", default=_RECIPE))
+    """Compute the output of frozen layers once and train the rest on it."""
+    feature_views: str = _field(
+        "flip", Setting("Freezing", "NAME|N", completion=("plain", "flip")), pattern="^(plain|flip|[1-9][0-9]?)$"
     )
-    workers: Annotated[
-        int,
-        Field(ge=0, le=64),
-        Setting("Image-loading threads.", "Machine", default="one per core, at most 8", shows_range=True),
-    ] = 2
-    checkpoint_every: Annotated[
-        str,
-        Field(pattern=r"^\d{1,9}[sm]?$"),
-        Setting("Steps, or time such as 5m or 30s, between checkpoints within an epoch; 0: only at its end.",
-                "Machine", "N|TIME"),
-    ] = "5m"  # fmt: skip
-    log_every: Annotated[
-        int, Field(ge=0), Setting("Steps between points of the loss curve; 0: about 50 points per epoch.", "Machine")
-    ] = 0
+    """Cached views of each training image: plain, flip (also mirrored), or the number of augmented views."""
+    feature_dtype: FeatureDtype = _field("fp16", Setting("Freezing", "NAME"))
+    """Precision of cached features: fp16 or fp32."""
+    weight_decay: float | None = _field(None, Setting("Regularization", default=_RECIPE), ge=0, allow_inf_nan=False)
+    """Weight decay."""
+    decay_norms: bool = _field(True, Setting("Regularization", default=_RECIPE))
+    """Apply weight decay also to norms, biases, tokens and position embeddings."""
+    label_smoothing: float = _field(0.0, Setting("Regularization", default=_RECIPE), ge=0, lt=1)
+    """Label smoothing."""
+    dropout: float | None = _field(None, Setting("Regularization", default="the architecture's own"), ge=0, lt=1)
+    """Dropout before the classifier."""
+    drop_path: float | None = _field(None, Setting("Regularization", default="the architecture's own"), ge=0, lt=1)
+    """Drop-path rate of the last block (stochastic depth)."""
+    ema: float = _field(0.0, Setting("Regularization"), ge=0, lt=1)
+    """Decay of averaged weights, such as 0.999; 0: none."""
+    augment: AugmentName | None = _field(None, Setting("Augmentation", "NAME", default=_RECIPE))
+    """Augmentation: none, shift, flip, flip-shift, flip-crop or blog."""
+    auto_augment: AutoAugment = _field("none", Setting("Augmentation", "NAME"))
+    """Automatic augmentation: none, randaugment or trivialaugment."""
+    auto_ops: int = _field(2, Setting("Augmentation"), ge=1, le=10)
+    """Operations per image of randaugment."""
+    auto_magnitude: int = _field(9, Setting("Augmentation"), ge=0, le=30)
+    """Strength of randaugment, 0 to 30."""
+    random_erasing: float = _field(0.0, Setting("Augmentation"), ge=0, le=1)
+    """Probability that a box of an image is erased."""
+    mixup: float = _field(0.0, Setting("Augmentation"), ge=0, allow_inf_nan=False)
+    """MixUp alpha, usually 0.2 to 0.8; 0: off."""
+    cutmix: float = _field(0.0, Setting("Augmentation"), ge=0, allow_inf_nan=False)
+    """CutMix alpha, usually 1; 0: off. With MixUp too, each step uses one of them."""
+    device: DeviceName = _field("auto", Setting("Machine"))
+    """Compute device."""
+    precision: Precision = _field("fp32", Setting("Machine", "NAME", default=_MACHINE))
+    """fp32, bf16 or fp16."""
+    layout: Layout = _field("channels-last", Setting("Machine", "NAME", default=_MACHINE))
+    """Memory layout: channels-last or contiguous."""
+    threads: int = _field(0, Setting("Machine", default=_MACHINE), ge=0)
+    """CPU threads of torch; 0: torch's own choice."""
+    fold: bool | None = _field(None, Setting("Machine", default=_MACHINE))
+    """Fold frozen BatchNorm into the preceding convolution."""
+    probe: bool = _field(True, Setting("Machine"))
+    """Time a few steps to choose precision, layout, threads and folding."""
+    workers: int = _field(2, Setting("Machine", default="one per core, at most 8", shows_range=True), ge=0, le=64)
+    """Image-loading threads."""
+    checkpoint_every: str = _field("5m", Setting("Machine", "N|TIME"), pattern=r"^\d{1,9}[sm]?$")
+    """Steps, or time such as 5m or 30s, between checkpoints within an epoch; 0: only at its end."""
+    log_every: int = _field(0, Setting("Machine"), ge=0)
+    """Steps between points of the loss curve; 0: about 50 points per epoch."""
+
+    @classmethod
+    def checked(cls, values: Mapping[str, object]) -> Self:
+        """Return the settings of these values.
+
+        Raises:
+            UsageError: a value is missing, out of range or of the wrong type, or two contradict each other.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise UsageError("; ".join(_describe(problem) for problem in error.errors())) from error
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
@@ -385,7 +310,7 @@ class Given:
             UsageError: a value is out of range or of the wrong type, or two contradict each other.
         """
         file = file or {}
-        return cls(settings_from({**file, **flags}), frozenset(flags), frozenset(file))
+        return cls(Settings.checked({**file, **flags}), frozenset(flags), frozenset(file))
 
     def __contains__(self, name: str) -> bool:
         return name in self.settings.model_fields_set
@@ -401,14 +326,10 @@ class Given:
             raise UsageError("give a MODEL, such as efficientnet_lite0")
         return self.settings.model
 
-    def values(self) -> dict[str, Any]:
-        """Return the given settings by name."""
-        return values_of(self.settings)
-
-    def replaced(self, **values: object) -> "Given":
+    def replaced(self, **values: object) -> Self:
         """Return these settings with other values, as if they had been given so; new names count as flags."""
         settings = self.settings.model_copy(update=values)
-        return Given(settings, self.flags | (set(values) - self.file), self.file)
+        return replace(self, settings=settings, flags=self.flags | (set(values) - self.file))
 
 
 def values_of(settings: Settings) -> dict[str, Any]:
@@ -418,30 +339,28 @@ def values_of(settings: Settings) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class SettingRow:
-    """A setting for people: name, type in words or choices, default, help."""
+    """A setting for people."""
 
     name: str
+    help: str
+    """One sentence, without the default."""
     choices: tuple[str, ...]
     default: str
     setting: Setting
     annotation: Any
+    """Its type, without None and without bounds."""
     bounds: Mapping[str, int]
-
-
-def setting_rows() -> tuple[SettingRow, ...]:
-    """Return all settings in the order in which help lists them."""
-    return tuple(setting_row(name) for name in FIELDS)
 
 
 def setting_row(name: str) -> SettingRow:
     """Return a setting, as help and documents present it."""
     field = Settings.model_fields[name]
-    (setting,) = (each for each in field.metadata if isinstance(each, Setting))
+    setting: Setting = cast(Any, field.json_schema_extra)["setting"]
     kind = _plain_type(field.annotation)
     bounds = {key: getattr(each, key) for each in field.metadata for key in ("ge", "le") if hasattr(each, key)}
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     default = setting.default or _in_words(field.default)
-    return SettingRow(name, choices, default, setting, kind, bounds)
+    return SettingRow(name, " ".join((field.description or "").split()), choices, default, setting, kind, bounds)
 
 
 def _in_words(default: object) -> str:
@@ -454,20 +373,18 @@ def _in_words(default: object) -> str:
 
 def _plain_type(annotation: Any) -> Any:
     """Return a type without ``None`` and without bounds."""
-    if get_origin(annotation) is tuple:
-        return tuple[tuple(_plain_type(each) for each in get_args(annotation))]  # type: ignore[misc]
-    if get_origin(annotation) in (Annotated, Literal) or not get_args(annotation):
-        return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-    (inner,) = (each for each in get_args(annotation) if each is not type(None))
-    return _plain_type(inner)
+    origin, inner = get_origin(annotation), [each for each in get_args(annotation) if each is not NoneType]
+    if origin is tuple:
+        return tuple[tuple(map(_plain_type, inner))]  # type: ignore[misc]
+    return _plain_type(inner[0]) if origin in (Annotated, Union, UnionType) else annotation
 
 
 def settings_schema() -> dict[str, Any]:
     """Return the JSON schema of a config file's settings."""
     schema = Settings.model_json_schema()
-    for row in setting_rows():
-        schema["properties"][row.name].pop("title", None)
-        schema["properties"][row.name] |= {"description": described(row)}
+    for name, content in schema["properties"].items():
+        del content["title"], content["setting"]
+        content["description"] = describe(setting_row(name))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "https://tl-train.invalid/settings/1",
@@ -475,9 +392,9 @@ def settings_schema() -> dict[str, Any]:
     }
 
 
-def described(row: SettingRow) -> str:
+def describe(row: SettingRow) -> str:
     """Return the help text of a setting, with its default."""
-    return f"{row.setting.help} Default: {row.default}." if row.default else row.setting.help
+    return f"{row.help} Default: {row.default}." if row.default else row.help
 
 
 def phase_ends(freeze_epochs: int, epochs: int, stages: int) -> tuple[int, ...]:
@@ -492,31 +409,6 @@ def phase_ends(freeze_epochs: int, epochs: int, stages: int) -> tuple[int, ...]:
     """
     # The last stages train the most layers, so they get the remaining epochs.
     return tuple(freeze_epochs + stage * (epochs - freeze_epochs) // stages for stage in range(stages + 1))
-
-
-def settings_from(values: Mapping[str, object]) -> Settings:
-    """Return settings, of which some may be missing.
-
-    Raises:
-        UsageError: a value is out of range or of the wrong type, or two contradict each other.
-    """
-    return _validate(Settings, values)
-
-
-def validated(values: Mapping[str, object]) -> TrainConfig:
-    """Return the config of these values.
-
-    Raises:
-        UsageError: a value is missing, out of range or of the wrong type, or two contradict each other.
-    """
-    return _validate(TrainConfig, values)
-
-
-def _validate(kind: type[Checked], values: Mapping[str, object]) -> Checked:
-    try:
-        return kind.model_validate(dict(values))
-    except ValidationError as error:
-        raise UsageError("; ".join(_describe(problem) for problem in error.errors())) from error
 
 
 def read_toml(path: Path) -> dict[str, object]:

@@ -42,9 +42,9 @@ class PhaseStarted:
     epochs: tuple[int, int]
     """Its first and last epoch, from 1."""
     steps_per_epoch: int
-    """Optimizer steps."""
+    """Optimizer steps per epoch."""
     steps: int
-    """Of the whole phase; its last epoch may be cut short."""
+    """Optimizer steps of the whole phase; its last epoch may be cut short."""
     step: int
     """Optimizer steps before the phase."""
     trainable: int
@@ -53,7 +53,7 @@ class PhaseStarted:
     """Parameters that do not."""
     cached: bool
     """Whether it trains on features that were computed once."""
-    found: bool = False
+    reused: bool = False
     """Whether an earlier run computed those features."""
     ended: int = 0
     """Steps in the run's complete epochs."""

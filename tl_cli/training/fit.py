@@ -4,10 +4,9 @@ import math
 import time
 from itertools import islice
 
-from tl_cli.contract import Calibration
 from tl_cli.errors import DivergedError
 from tl_cli.evaluation.calibration import fit_temperature
-from tl_cli.evaluation.logits import LabelledLogits, compute_logits
+from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.scores import better
 from tl_cli.evaluation.task import Task
 from tl_cli.interrupts import held
@@ -21,11 +20,10 @@ from tl_cli.training.events import (
     PhaseStarted,
     StepEnded,
     StoppedEarly,
-    Worked,
 )
 from tl_cli.training.optim import begin_momentum, begin_phase, current_lrs, follow_schedule
 from tl_cli.training.phases import Phase
-from tl_cli.training.plan import Plan, Stage, open_stage
+from tl_cli.training.plan import Plan, Stage, observed_logits, open_stage
 from tl_cli.training.state import Counters, Partial, TrainState
 from tl_cli.training.step import train_step
 
@@ -59,20 +57,19 @@ def _run_phase(plan: Plan, phase: Phase, state: TrainState, notify: Observer) ->
     # Computing features is part of the cost of training.
     state.counters.seconds += time.perf_counter() - opened
     begin_momentum(state.optimizer)
-    steps_before = plan.steps_before(phase)
     notify(
         PhaseStarted(
             name=phase.name,
             epochs=(phase.first, phase.last),
             steps_per_epoch=stage.steps,
             steps=plan.steps_of(phase),
-            step=steps_before,
+            step=plan.steps_before(phase),
             ended=state.counters.step,
             into=state.partial.steps if state.partial else 0,
             trainable=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
             frozen=sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
             cached=stage.cached,
-            found=stage.found,
+            reused=stage.reused,
         )
     )
     if state.counters.epoch < phase.first and state.partial is None:
@@ -81,30 +78,78 @@ def _run_phase(plan: Plan, phase: Phase, state: TrainState, notify: Observer) ->
         if _should_stop_early(plan, phase, state.counters):
             notify(StoppedEarly(state.counters.epoch, plan.config.early_stop))
             return False
-        _run_epoch(plan, stage, phase, epoch, state, steps_before, notify)
+        _run_epoch(plan, stage, phase, epoch, state, notify)
     return True
 
 
 @during("while training", "--batch-size", "--input-size", "--precision", "--workers", "--threads", "--device")
-def _run_epoch(
-    plan: Plan, stage: Stage, phase: Phase, epoch: int, state: TrainState, steps_before: int, notify: Observer
-) -> None:
-    config, task = plan.config, plan.task
-    log_every = config.log_every or max(1, stage.steps // 50)
+def _run_epoch(plan: Plan, stage: Stage, phase: Phase, epoch: int, state: TrainState, notify: Observer) -> None:
+    counters, task = state.counters, plan.task
     if state.partial is None or state.partial.epoch != epoch:
         state.partial = Partial.begin(epoch, plan.machine.device)
     partial = state.partial
     started = time.perf_counter() - partial.seconds
+    _take_steps(plan, stage, phase, state, partial, notify)
+    step = state.step
+    train_loss = _finite(float(partial.loss) / partial.images, step, state)
+    # After the loss was read, which waits for the GPU's last step.
+    trained = time.perf_counter()
+    labelled = _validate(plan, stage, "validating", notify)
+    accuracy, loss = validated = _scores(task, labelled)
+    _finite(loss, step, state)
+    average = _validate_average(plan, stage, state, notify)
+    averaged = _scores(task, average) if average is not None else (None, None)
+    best = better(validated, averaged) or validated
+    is_best, calibration = counters.is_better(*best), None
+    if is_best:
+        chosen = average if average is not None and best != validated else labelled
+        calibration = fit_temperature(chosen, task=task)
+    with held():
+        # Until every observer is done: the best model is on disk before anything is recorded that calls it the best.
+        state.whole = False
+        lr_head, lr_backbone = current_lrs(state.optimizer)
+        if plan.config.schedule == "plateau":
+            state.plateau.step(loss)
+        seconds = time.perf_counter() - started
+        counters.epoch, counters.step, counters.seconds = epoch, step, counters.seconds + seconds
+        state.partial = None
+        if is_best:
+            counters.best_epoch = epoch
+            counters.best_val_accuracy, counters.best_val_loss = best
+        ended = EpochEnded(
+            epoch=epoch,
+            step=step,
+            train_loss=train_loss,
+            train_accuracy=float(partial.correct) / partial.images,
+            val_loss=loss,
+            val_accuracy=accuracy,
+            lr_head=lr_head,
+            lr_backbone=lr_backbone,
+            seconds=seconds,
+            images_per_second=partial.images / (trained - started),
+            is_best=is_best,
+            ema_val_accuracy=averaged[0],
+            ema_val_loss=averaged[1],
+            calibration=calibration,
+        )
+        notify(ended)
+        state.whole = True
+
+
+def _take_steps(plan: Plan, stage: Stage, phase: Phase, state: TrainState, partial: Partial, notify: Observer) -> None:
+    """Take the remaining steps of an epoch."""
+    config, step = plan.config, state.step
+    log_every = config.log_every or max(1, stage.steps // 50)
+    started = time.perf_counter() - partial.seconds
     stage.network.train()
     if state.average is not None:
         state.average.follow()
-    step = state.step
-    phase_steps = plan.steps_of(phase)
-    for batch in islice(stage.train(epoch, partial.steps), steps_before + phase_steps - step):
+    before, phase_steps = plan.steps_before(phase), plan.steps_of(phase)
+    for batch in islice(stage.train(partial.epoch, partial.steps), before + phase_steps - step):
         # Signals wait for the end of the step, so that none is half taken.
         with held():
             state.whole = False
-            follow_schedule(state.optimizer, phase, config, step - steps_before, phase_steps)
+            follow_schedule(state.optimizer, phase, config, step - before, phase_steps)
             step += 1
             # Dropout is a function of (seed, step), so a resumed run draws what an uninterrupted one would.
             plan.machine.seed(mixed(config.seed, Purpose.DROPOUT, step))
@@ -118,90 +163,13 @@ def _run_epoch(
             if step % log_every == 0 or step == 1:
                 # .item() waits for the GPU, so the loss is read on few steps only.
                 loss = _finite(result.loss.item(), step, state)
-                notify(LossSampled(step, epoch, loss, *current_lrs(state.optimizer)))
-            notify(StepEnded(step, epoch, len(batch.labels)))
-    train_loss = _finite(float(partial.loss) / partial.images, step, state)
-    # After the loss was read, which waits for the GPU's last step.
-    trained = time.perf_counter()
-    labelled = _validate(plan, stage, "validating", notify)
-    validated = _scores(task, labelled)
-    _finite(validated[1], step, state)
-    average = _validate_average(plan, stage, state, notify)
-    averaged = _scores(task, average) if average is not None else (None, None)
-    best = better(validated, averaged) or validated
-    calibration = None
-    if state.counters.is_better(*best):
-        chosen = average if average is not None and best != validated else labelled
-        calibration = fit_temperature(chosen, task=task)
-    with held():
-        _end_epoch(plan, phase, state, notify, train_loss, validated, averaged, calibration, (started, trained))
-
-
-def _end_epoch(
-    plan: Plan,
-    phase: Phase,
-    state: TrainState,
-    notify: Observer,
-    train_loss: float,
-    validated: tuple[float, float],
-    averaged: tuple[float | None, float | None],
-    calibration: Calibration | None,
-    since: tuple[float, float],
-) -> None:
-    """Count an epoch that is trained and validated, and report it.
-
-    Args:
-        validated: validation accuracy and loss of the weights.
-        averaged: validation accuracy and loss of the averaged weights.
-        calibration: where the epoch is the best so far.
-        since: clock readings at the begin of the epoch and at the end of its steps, in seconds.
-    """
-    counters, partial = state.counters, state.partial
-    assert partial is not None
-    # Until every observer is done: the best model is on disk before anything is recorded that calls it the best.
-    state.whole = False
-    started, trained = since
-    lr_head, lr_backbone = current_lrs(state.optimizer)
-    if plan.config.schedule == "plateau":
-        state.plateau.step(validated[1])
-    seconds = time.perf_counter() - started
-    step = state.step
-    counters.epoch, counters.step, counters.seconds = partial.epoch, step, counters.seconds + seconds
-    state.partial = None
-    best = better(validated, averaged) or validated
-    is_best = counters.is_better(*best)
-    if is_best:
-        counters.best_epoch = partial.epoch
-        counters.best_val_accuracy, counters.best_val_loss = best
-    ended = EpochEnded(
-        epoch=partial.epoch,
-        step=step,
-        train_loss=train_loss,
-        train_accuracy=float(partial.correct) / partial.images,
-        val_loss=validated[1],
-        val_accuracy=validated[0],
-        lr_head=lr_head,
-        lr_backbone=lr_backbone,
-        seconds=seconds,
-        images_per_second=partial.images / (trained - started),
-        is_best=is_best,
-        ema_val_accuracy=averaged[0],
-        ema_val_loss=averaged[1],
-        calibration=calibration,
-    )
-    notify(ended)
-    state.whole = True
+                notify(LossSampled(step, partial.epoch, loss, *current_lrs(state.optimizer)))
+            notify(StepEnded(step, partial.epoch, len(batch.labels)))
 
 
 def _validate(plan: Plan, stage: Stage, activity: Activity, notify: Observer) -> LabelledLogits:
     """Return the logits of the validation images."""
-    total = len(plan.data.parts["val"])
-    return compute_logits(
-        stage.network,
-        stage.validation(),
-        lambda done: notify(Worked(activity, done, total)),
-        at_once=plan.machine.at_once,
-    )
+    return observed_logits(plan, stage.network, stage.validation(), len(plan.data.parts["val"]), activity, notify)
 
 
 def _validate_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer) -> LabelledLogits | None:

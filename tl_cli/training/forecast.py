@@ -74,7 +74,7 @@ def _seconds_per_image_forward(plan: Plan) -> float:
         network(batches[0].inputs[:8])
         started = time.perf_counter()
         network(batches[-1].inputs)
-        _wait(plan.machine)
+        plan.machine.wait()
     return (time.perf_counter() - started) / len(batches[-1].labels)
 
 
@@ -87,7 +87,7 @@ def _seconds_per_step(plan: Plan, phase: Phase) -> float:
     times = []
     for batch in islice(_batches(plan, phase), 1 + _TIMED_STEPS):
         train_step(network, batch, state, plan.config, objective, 1)
-        _wait(plan.machine)
+        plan.machine.wait()
         times.append(time.perf_counter())
     return (times[-1] - times[0]) / (len(times) - 1)
 
@@ -101,13 +101,6 @@ def _batches(plan: Plan, phase: Phase) -> Iterator[Batch]:
     features = torch.randn(count, *plan.cached[phase.first].cut.shape, device=plan.machine.device)
     while True:
         yield Batch(features, torch.zeros(count, dtype=torch.int64, device=plan.machine.device))
-
-
-def _wait(machine: Machine) -> None:
-    if machine.device.type == "cuda":
-        torch.cuda.synchronize(machine.device)
-    elif machine.device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _peak_memory(machine: Machine) -> int:

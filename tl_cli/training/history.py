@@ -8,16 +8,16 @@ from tl_cli.training.events import Event, LossSampled
 
 @dataclass(slots=True)
 class History:
-    """The curves of one run; an observer that collects them as the run goes on."""
+    """The curves of one run; an observer that collects them during the run."""
 
     name: str = ""
-    """Of the run."""
+    """Name of the run."""
     losses: list[tuple[int, float]] = field(default_factory=list)
     """(step, loss) of sampled batches."""
     epochs: list[EpochEnded] = field(default_factory=list)
     """In order."""
     test_accuracy: float | None = None
-    """Of the best epoch's model; None where it was not tested."""
+    """Fraction; of the best epoch's model. None where it was not tested."""
     test_loss: float | None = None
     clock: list[tuple[int, float]] = field(default_factory=list)
     """(step, seconds since the run began, without pauses); empty where no times were recorded."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from torch import nn
 
 from tl_cli.compute.device import Autocasting
 from tl_cli.contract import SplitName
@@ -15,10 +14,10 @@ from tl_cli.data.images import FileImages
 from tl_cli.data.packed_names import Names
 from tl_cli.errors import DataError, WeightsError, first_line, some
 from tl_cli.evaluation.classification import Report, report
-from tl_cli.evaluation.logits import LabelledLogits, compute_logits
+from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.models import bundle, freezing
-from tl_cli.training.events import Activity, Observer, Worked
-from tl_cli.training.plan import Plan
+from tl_cli.training.events import Activity, Observer
+from tl_cli.training.plan import Plan, observed_logits
 from tl_cli.training.state import Counters
 
 # Enough for the gap to the test accuracy, which is no more precise.
@@ -103,7 +102,7 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     failed: dict[SplitName, str] = {}
     for part, (loader, activity) in parts.items():
         try:
-            labelled[part] = _logits_of(plan, network, loader, activity, notify)
+            labelled[part] = observed_logits(plan, network, loader.clean(), len(loader.images), activity, notify)
             reports[part] = report(labelled[part].scaled(card.calibration.temperature), plan.task)
         except Exception as error:  # files, memory, a device: the model is saved, and tl eval can try again
             failed[part] = _reason(plan, loader, error)
@@ -132,13 +131,3 @@ def _reason(plan: Plan, loader: Loader, error: Exception) -> str:
         except DataError as several:
             return str(several)
     return first_line(error)
-
-
-def _logits_of(plan: Plan, network: nn.Module, loader: Loader, activity: Activity, notify: Observer) -> LabelledLogits:
-    total = len(loader.images)
-    return compute_logits(
-        network,
-        loader.clean(),
-        lambda done: notify(Worked(activity, done, total)),
-        at_once=plan.machine.at_once,
-    )

@@ -1,14 +1,14 @@
 """Everything that ``fit`` needs, from the settings: data, model, machine, phases, and the batches of each phase."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import nn
 
-from tl_cli.compute.autotune import Fixed, Work, probe
+from tl_cli.compute.autotune import Axis, Candidate, Work, probe
 from tl_cli.compute.device import (
     Autocasting,
     Machine,
@@ -30,6 +30,7 @@ from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes
 from tl_cli.data.sources.catalogue import SETS
 from tl_cli.errors import UsageError, first_line
+from tl_cli.evaluation.logits import LabelledLogits, compute_logits
 from tl_cli.evaluation.task import TASKS, Task
 from tl_cli.io.download import Missing, Progress, check_reachable, silent
 from tl_cli.models.dropout import set_dropout
@@ -41,10 +42,10 @@ from tl_cli.models.zoo.registry import Classifier
 from tl_cli.models.zoo.weights import Pretrained, split_key
 from tl_cli.shortage import during
 from tl_cli.training import cached_features
-from tl_cli.training.cached_features import CachedFeatures, CachePlan, View
+from tl_cli.training.cached_features import LIMITS, CachedFeatures, CacheLimits, CachePlan, View
 from tl_cli.training.config import CROP_MODES, Given, TrainConfig
 from tl_cli.training.ema import Average
-from tl_cli.training.events import Noticed, Observer, Worked
+from tl_cli.training.events import Activity, Noticed, Observer, Worked
 from tl_cli.training.optim import make_optimizer, make_plateau
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import TINY_PIXELS, Facts
@@ -219,7 +220,7 @@ class Stage:
         validation: returns the batches of the validation images.
         objective: the training loss.
         cached: whether the inputs are cached features.
-        found: whether an earlier run has computed all of them.
+        reused: whether an earlier run has computed all of them.
     """
 
     network: nn.Module
@@ -228,7 +229,7 @@ class Stage:
     validation: Callable[[], Iterator[Batch]]
     objective: Objective
     cached: bool
-    found: bool = False
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +293,7 @@ def prepare(
     plan = Plan(resolved, data, classifier, machine, plan_strategy(config, classifier, example))
     if config.probe:
         plan = _with_probed_machine(plan, given)
-    return _with_caches(plan) if config.feature_cache else plan
+    return with_caches(plan) if config.feature_cache else plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,6 +455,19 @@ def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     )
 
 
+def observed_logits(
+    plan: Plan, network: nn.Module, batches: Iterator[Batch], images: int, activity: Activity, notify: Observer
+) -> LabelledLogits:
+    """Return the logits of batches, and notify of each batch that is done.
+
+    Args:
+        images: number of images in all batches.
+    """
+    return compute_logits(
+        network, batches, lambda done: notify(Worked(activity, done, images)), at_once=plan.machine.at_once
+    )
+
+
 def _machine_of(config: TrainConfig) -> Machine:
     return prepare_machine(
         config.device, precision=config.precision, layout=config.layout, fold=config.fold, threads=config.threads
@@ -472,7 +486,7 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
     seed = plan.config.seed
 
     def batches_of(loader: Loader, views: tuple[View, ...], before: int) -> tuple[CachedFeatures, bool]:
-        tensors, found = cache.features(
+        tensors, reused = cache.features(
             loader, views, plan.augmentation, seed,
             lambda done: notify(Worked("caching features", before + done, total)),
         )  # fmt: skip
@@ -487,10 +501,10 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
             drop_single=phase.bn == "train",
             flips="mirrored" in views,
         )
-        return made, found
+        return made, reused
 
-    trained, train_found = batches_of(train, cached.views, 0)
-    validated, val_found = batches_of(val, ("plain",), in_train)
+    trained, train_reused = batches_of(train, cached.views, 0)
+    validated, val_reused = batches_of(val, ("plain",), in_train)
     return Stage(
         network=plan.network(phase),
         steps=trained.steps,
@@ -498,35 +512,34 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
         validation=validated.clean,
         objective=plan.objective(mixes=False),
         cached=True,
-        found=train_found and val_found,
+        reused=train_reused and val_reused,
     )
 
 
 def _with_probed_machine(plan: Plan, given: Given) -> Plan:
     """Return the plan with the probe's choices for those settings that are not given."""
-    settings = given.settings
-    fixed = Fixed(
-        layout=settings.layout if "layout" in given else None,
-        precision=settings.precision if "precision" in given else None,
-        threads=settings.threads if "threads" in given else None,
-        fold=settings.fold,
-    )
-    if None not in (fixed.layout, fixed.precision, fixed.threads):
+    config, phase, device = plan.config, plan.phases[-1], plan.machine.device
+    axes: tuple[Axis, ...] = ("layout", "precision", "threads", "fold")
+    fixed = {axis for axis in axes if axis in given and getattr(config, axis) is not None}
+    if fixed >= {"layout", "precision", "threads"}:
         return plan  # also for a resumed run, whose config has them all
-    config, phase = plan.config, plan.phases[-1]
     plan.strategy.freeze_for(phase)
-    work = Work(config.model, plan.machine.device, config.input_size, config.batch_size, phase.name != "head")
-    choice = probe(
-        plan.classifier.model, work, fixed, budget_s=_PROBE_SHARE * _expected_seconds(plan), machine=plan.machine
+    start = Candidate(
+        layout=config.layout,
+        precision=config.precision,
+        threads=("threads" in fixed and config.threads) or (1 if device.type == "cpu" else torch.get_num_threads()),
+        fold=device.type == "cpu" if config.fold is None else config.fold,
     )
+    work = Work(config.model, device, config.input_size, config.batch_size, phase.name != "head")
+    choice = probe(plan.classifier.model, work, start, fixed, budget_s=_PROBE_SHARE * _expected_seconds(plan))
     if choice is None:
         return plan
-    values = {name: value for name, value in asdict(choice.best).items() if name not in given}
-    origins = {**plan.resolved.origins, **{name: Origin("machine", choice.why_of(name)) for name in values}}
+    values: dict[str, object] = {axis: getattr(choice.best, axis) for axis in axes if axis not in given}
+    origins = {**plan.resolved.origins, **{axis: Origin("machine", choice.why(axis)) for axis in values}}
     resolved = Resolved(config.model_copy(update=values), origins)
     machine = _machine_of(resolved.config)
     machine.place(plan.classifier.model)
-    return replace(plan, resolved=resolved, machine=machine, probed=choice.why)
+    return replace(plan, resolved=resolved, machine=machine, probed=choice.why())
 
 
 def _expected_seconds(plan: Plan) -> float:
@@ -540,7 +553,7 @@ def _expected_seconds(plan: Plan) -> float:
     return float(sum(passes) * images * counting.flops / 2 / speed)
 
 
-def _with_caches(plan: Plan) -> Plan:
+def with_caches(plan: Plan, limits: CacheLimits = LIMITS) -> Plan:
     """Return the plan with the cached features of each phase that can train on them."""
     frozen = [phase for phase in plan.phases if len(plan.strategy.trained_layers(phase)) < len(plan.strategy.layers)]
     if not frozen:
@@ -548,14 +561,14 @@ def _with_caches(plan: Plan) -> Plan:
     network = Network(plan.classifier, _example(plan.classifier, plan.machine))
     cached: dict[int, CachePlan] = {}
     notes: list[str] = []
-    train, val = len(plan.data.parts["train"]), len(plan.data.parts["val"])
+    images = len(plan.data.parts["train"]), len(plan.data.parts["val"])
     for phase in frozen:
         plan.strategy.freeze_for(phase)
-        found = cached_features.plan_cache(network.cut(), phase, plan.config, plan.augmentation, train, val)
-        if isinstance(found, CachePlan):
-            cached[phase.first] = found
+        planned = cached_features.plan_cache(network.cut(), phase, plan.config, plan.augmentation, images, limits)
+        if isinstance(planned, CachePlan):
+            cached[phase.first] = planned
         else:
-            notes.append(f"{phase.title} trains on images: {found}")
+            notes.append(f"{phase.title} trains on images: {planned}")
     return replace(plan, cached=cached, cache_notes=tuple(notes))
 
 

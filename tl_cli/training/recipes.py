@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Generic, TypeVar
 
 from tl_cli.choices import (
@@ -87,7 +88,7 @@ class Choice(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """Choices for fields of `TrainConfig`, under their names; None leaves a field to someone else."""
+    """Choices for fields of `TrainConfig`, under their names; None: not chosen here."""
 
     epochs: Choice[int] | None = None
     steps: Choice[int] | None = None
@@ -114,35 +115,19 @@ class Choices:
 
     def by_name(self) -> dict[str, Choice[object]]:
         """Return the choices that are made."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: choice for name, choice in found.items() if choice is not None}
+        choices = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: choice for name, choice in choices.items() if choice is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class _Length:
-    """How long the whole model trains after the head.
+def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: int, fewest_steps: int) -> Choices:
+    """Return the choices for a head on cached features, then the whole model.
 
-    Attributes:
-        epochs: epochs of fine-tuning.
+    Args:
+        epochs: of the whole model.
         epochs_small: the same for fewer than ``_SMALL`` training images.
         fewest_steps: minimum of optimizer steps, for sets so small that their epochs have fewer.
     """
-
-    epochs: int
-    epochs_small: int
-    fewest_steps: int
-
-
-def _default(facts: Facts, given: Settings) -> Choices:
-    return _fine_tuning(facts, given, _Length(4, 10, _FEWEST_STEPS))
-
-
-def _fast(facts: Facts, given: Settings) -> Choices:
-    return _fine_tuning(facts, given, _Length(1, 4, _FEWEST_STEPS // 2))
-
-
-def _fine_tuning(facts: Facts, given: Settings, length: _Length) -> Choices:
-    tune = length.epochs_small if facts.train_images < _SMALL else length.epochs
+    tune = epochs_small if facts.train_images < _SMALL else epochs
     steps_per_epoch = steps_in_epoch(facts.train_images, given.batch_size * given.accumulate)
     freeze = _default_freeze(given, steps_per_epoch)
     why_freeze = "a trained head before unfreezing keeps the features intact (LP-FT)"
@@ -151,12 +136,12 @@ def _fine_tuning(facts: Facts, given: Settings, length: _Length) -> Choices:
     elif not facts.pretrained:
         freeze, why_freeze = 0, "there are no trained features to keep"
     steps = None
-    if given.epochs is None and tune * steps_per_epoch < length.fewest_steps:
-        fewest = length.fewest_steps
+    if given.epochs is None and tune * steps_per_epoch < fewest_steps:
         why = (
-            f"{facts.train_images:,} images are {steps_per_epoch} per epoch; a small set needs {fewest} of fine-tuning"
+            f"{facts.train_images:,} images are {steps_per_epoch} per epoch; "
+            f"a small set needs {fewest_steps} of fine-tuning"
         )
-        steps = Choice(freeze * steps_per_epoch + fewest, why)
+        steps = Choice(freeze * steps_per_epoch + fewest_steps, why)
     return Choices(
         steps=steps,
         freeze_epochs=Choice(freeze, why_freeze),
@@ -197,7 +182,7 @@ def _default_augment(facts: Facts, given: Settings) -> Choice[AugmentName]:
     if facts.native_size is not None and facts.native_size < TINY_PIXELS:
         if facts.train_images < _SMALL:
             return Choice("flip-shift", "few images, seen often; a crop would leave little of a tiny image")
-        return Choice("flip", "shifts do not pay in a few epochs (83.1% without, 82.6% with them, validated)")
+        return Choice("flip", "shifts do not help in a few epochs (83.1% without, 82.6% with them, validated)")
     if given.resize in ("squash", "pad"):
         return Choice("flip", f"random crops would cut off the ends, which --resize {given.resize} keeps")
     return Choice("flip-crop", "random resized crops suit photographs")
@@ -288,4 +273,8 @@ def data_choices(facts: Facts) -> Choices:
     return Choices(pixel_range=Choice(facts.measured.pixel_range, facts.measured.describe()))
 
 
-RECIPES: Mapping[RecipeName, Callable[[Facts, Settings], Choices]] = {"default": _default, "fast": _fast, "blog": _blog}
+RECIPES: Mapping[RecipeName, Callable[[Facts, Settings], Choices]] = {
+    "default": partial(_fine_tuning, epochs=4, epochs_small=10, fewest_steps=_FEWEST_STEPS),
+    "fast": partial(_fine_tuning, epochs=1, epochs_small=4, fewest_steps=_FEWEST_STEPS // 2),
+    "blog": _blog,
+}

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tl_cli.data.batches import steps_in_epoch
 from tl_cli.errors import UsageError
-from tl_cli.training.config import FIELDS, Given, TrainConfig, validated, values_of
+from tl_cli.training.config import FIELDS, Given, TrainConfig, values_of
 from tl_cli.training.recipes import RECIPES, Choice, Choices, Facts, data_choices, machine_choices
 
 Source = Literal["flag", "config file", "recipe", "machine", "data", "default", "derived"]
@@ -45,7 +45,7 @@ def resolve(given: Given, facts: Facts) -> Resolved:
         origins |= {name: Origin(source, choice.why) for name, choice in choices.by_name().items()}
     origins |= dict.fromkeys(given.file, Origin("config file")) | dict.fromkeys(given.flags, Origin("flag"))
     # Each value is checked already: the recipe's by their types, the given ones when they were read.
-    draft = TrainConfig.model_construct(**(values | given.values()))
+    draft = TrainConfig.model_construct(**(values | values_of(given.settings)))
     if "epochs" in given.flags:
         draft = draft.model_copy(update={"steps": None})
     for derive in (_derive_epochs, _derive_lr):
@@ -53,7 +53,7 @@ def resolve(given: Given, facts: Facts) -> Resolved:
         draft = draft.model_copy(update={name: choice.value for name, choice in derived.items()})
         origins |= {name: Origin("derived", choice.why) for name, choice in derived.items()}
     _refuse_without_effect(draft, given.flags)
-    return Resolved(validated(values_of(draft)), origins)
+    return Resolved(TrainConfig.checked(values_of(draft)), origins)
 
 
 def _derive_epochs(draft: TrainConfig, given: Given, facts: Facts) -> Choices:

@@ -104,12 +104,11 @@ def describe_groups(strategy: Strategy, config: TrainConfig) -> list[Group]:
             tensors=len(group["params"]),
             weight_decay=group["weight_decay"],
             rates=tuple(
-                phase.peak_lr(group) if counts[index] else 0.0
-                for phase, counts in zip(strategy.phases, trained, strict=True)
+                phase.peak_lr(group) if count else 0.0 for phase, count in zip(strategy.phases, counts, strict=True)
             ),
-            trained=tuple(counts[index] for counts in trained),
+            trained=counts,
         )
-        for index, group in enumerate(groups)
+        for group, counts in zip(groups, zip(*trained, strict=True), strict=True)
     ]
 
 

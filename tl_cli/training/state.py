@@ -34,6 +34,7 @@ CARD_FILE = "card.json"  # of the model that is trained, from before the first s
 # Raised by any change to the file or to the random numbers of a run: image order, augmentation, mixing, dropout.
 _FORMAT = 4
 _PREFIX = re.compile(rb"tl checkpoint (\d{1,4})\n([0-9a-f]{64})\n")
+_NAME = re.compile(r"step-(\d+)\.ckpt")
 _KEPT = 2
 
 
@@ -143,13 +144,13 @@ class TrainState:
         Raises:
             UsageError: it is damaged, has another format, or belongs to another model or other cached features.
         """
-        self._load(_verified(data))
+        self._load(_read(data))
 
     def _load(self, saved: dict[str, Any]) -> None:
-        began = tuple(saved["cached"])
-        if began != self.cached:
+        cached = tuple(saved["cached"])
+        if cached != self.cached:
             raise UsageError(
-                f"the phases that begin at epochs {_listed(began)} trained on cached features, now those at epochs "
+                f"the phases that begin at epochs {_listed(cached)} trained on cached features, now those at epochs "
                 f"{_listed(self.cached)} would; memory or free disk space has changed"
             )
         try:
@@ -160,9 +161,11 @@ class TrainState:
             if self.average is not None:
                 self.average.load_state_dict(saved["average"])
             self.counters = Counters(**saved["counters"])
-            device = next(self.model.parameters()).device
-            partial = saved["partial"]
-            self.partial = Partial(**_on(device, partial)) if partial else None
+            self.partial = None
+            if partial := saved["partial"]:
+                device = next(self.model.parameters()).device
+                sums = {name: partial[name].to(device) for name in ("loss", "correct")}
+                self.partial = Partial(**partial | sums)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"it belongs to another model: {first_line(error)}") from error
 
@@ -176,10 +179,9 @@ class TrainState:
             UsageError: there are checkpoints, but none is usable.
         """
         problems: list[str] = []
-        found = checkpoints(folder)
-        for path in found:
+        for path in checkpoints(folder):
             try:
-                saved = _verified(path.read_bytes())
+                saved = _read(path.read_bytes())
             except (OSError, UsageError) as error:
                 pass_on(error)
                 problems.append(f"{path.name} is not usable: {first_line(error)}")
@@ -189,9 +191,9 @@ class TrainState:
             except UsageError as error:
                 raise UsageError(f"cannot resume from {path}: {error}") from error
             return problems + self._reset_lost_best(folder / BEST_FOLDER)
-        if found:
+        if problems:
             raise UsageError(f"cannot resume from {folder}: {'; '.join(problems)}")
-        return problems
+        return []
 
     def _reset_lost_best(self, folder: Path) -> list[str]:
         """Reset the best epoch where its model is lost: the best of the remaining epochs is kept. Return warnings."""
@@ -200,29 +202,23 @@ class TrainState:
         lost = f"the best model, of epoch {self.counters.best_epoch}, is not in {folder}"
         problems = [f"{lost}; the best of the remaining epochs will be kept instead"]
         try:
-            there = bundle.verified_card(folder).epoch
+            saved_epoch = bundle.verified_card(folder).epoch
         except WeightsError as error:
             problems = [f"{first_line(error)}; the best of the remaining epochs will be kept instead"]
         else:
-            if there == self.counters.best_epoch:
+            if saved_epoch == self.counters.best_epoch:
                 return []
-            if there > self.counters.best_epoch:
+            if saved_epoch > self.counters.best_epoch:
                 # That epoch will be trained again; the best model before it no longer exists.
                 problems = []
-        none = Counters()
-        self.counters.best_epoch = none.best_epoch
-        self.counters.best_val_accuracy = none.best_val_accuracy
-        self.counters.best_val_loss = none.best_val_loss
+        self.counters = Counters(self.counters.epoch, self.counters.step, seconds=self.counters.seconds)
         return problems
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoint files of a run, the newest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-_NAME = re.compile(r"step-(\d+)\.ckpt")
+    steps = {path: int(name[1]) for path in folder.glob("step-*.ckpt") if (name := _NAME.fullmatch(path.name))}
+    return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -232,8 +228,8 @@ def remove_checkpoints(folder: Path) -> None:
             path.unlink()
 
 
-def _check_digest(data: bytes) -> bytes:
-    """Return what follows the digest of a checkpoint.
+def _read(data: bytes) -> dict[str, Any]:
+    """Return the contents of a checkpoint.
 
     Raises:
         UsageError: the file was changed after it was written, or has another format.
@@ -249,19 +245,11 @@ def _check_digest(data: bytes) -> bytes:
             f"it has format {int(header[1])}, but this tl reads format {_FORMAT} and draws other random numbers; "
             "resume with the version that began the run, or start a new run"
         )
-    return payload
-
-
-def _verified(data: bytes) -> dict[str, Any]:
     try:
-        saved: dict[str, Any] = torch.load(io.BytesIO(_check_digest(data)), map_location="cpu", weights_only=True)
+        saved: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise UsageError(f"it cannot be read: {first_line(error)}") from error
     return saved
-
-
-def _on(device: torch.device, values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in values.items()}
 
 
 def _is_sound(state: TrainState) -> bool:
@@ -289,11 +277,11 @@ class Every:
         Raises:
             UsageError: the text has another form.
         """
-        found = re.fullmatch(r"(\d+)([sm]?)", text.strip())
-        if found is None:
+        parts = re.fullmatch(r"(\d+)([sm]?)", text.strip())
+        if parts is None:
             raise UsageError(f"--checkpoint-every {text!r} is neither steps, such as 200, nor time, such as 5m or 30s")
-        number = int(found[1])
-        return cls(seconds=number * (60 if found[2] == "m" else 1)) if found[2] else cls(steps=number)
+        number = int(parts[1])
+        return cls(seconds=number * {"m": 60, "s": 1}[parts[2]]) if parts[2] else cls(steps=number)
 
 
 class Saver:

@@ -82,7 +82,7 @@ def train_step(
     correct = torch.zeros((), device=inputs.device)
     count = -(-len(batch.labels) // config.batch_size)
     if config.bn == "train":
-        # BatchNorm cannot normalise a single image.
+        # BatchNorm cannot normalize a single image.
         count = max(1, min(count, len(batch.labels) // 2))
     for piece, piece_targets in zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True):
         logits = network(piece)

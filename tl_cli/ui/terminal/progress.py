@@ -419,7 +419,7 @@ def bar(label: str, done: float, total: float, note: str, width: int) -> Table:
 
 def _phase_line(event: PhaseStarted) -> str:
     first, last = event.epochs
-    features = "features kept from an earlier run" if event.found else "features computed once"
+    features = "features kept from an earlier run" if event.reused else "features computed once"
     cached = f", on {features}" if event.cached else ""
     total = event.trainable + event.frozen
     counts = f"{event.trainable:,} of {total:,} parameters train"
