@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tl_cli.api.observer import Observer
 from tl_cli.errors import DownloadError, UsageError
@@ -73,14 +74,8 @@ def list_architectures(
         UsageError: none passes the filter; the message proposes near names.
     """
     with CountCache() as cache:
-        rows, total = list_models(
-            request,
-            sort,
-            reverse=reverse,
-            limit=limit,
-            cache=cache,
-            counted=lambda done, count: observer.progress("counting", done, count),
-        )
+        counted = partial(observer.progress, "counting")
+        rows, total = list_models(request, sort, reverse=reverse, limit=limit, cache=cache, counted=counted)
     if not rows:
         raise UsageError(_nothing(request))
     more = 0 if "timm" in request.libraries else len(set(registered("timm")) - set(UNSUPPORTED))

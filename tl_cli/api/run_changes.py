@@ -1,7 +1,7 @@
 """Changes a store of runs: closes dead ones, sends journals, removes runs, records where moved files are."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -9,13 +9,14 @@ from mlflow.entities import Run  # noqa: TID251 (the runs that tracking changes)
 
 from tl_cli.api.observer import Observer
 from tl_cli.errors import RunNotFoundError, TrackingError, UsageError, some
+from tl_cli.text import plain_data
 from tl_cli.tracking import removal
 from tl_cli.tracking import sync as journals
 from tl_cli.tracking.facts import RunFacts
 from tl_cli.tracking.listing import facts_of, status_of
 from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.ownership import check_stopped, owned
-from tl_cli.tracking.places import Moves, find_moves
+from tl_cli.tracking.places import find_moves
 from tl_cli.tracking.places import relocate as record_moves
 from tl_cli.tracking.recorded import children_of, is_parent, named
 from tl_cli.tracking.store import Store, open_store
@@ -25,7 +26,12 @@ _TABLES = ("experiments", "runs", "logged_models")
 
 @dataclass(frozen=True, slots=True)
 class RunName:
-    """A run that was changed."""
+    """A run that was changed.
+
+    Attributes:
+        run_id: its id in the store.
+        name: its name, for people.
+    """
 
     run_id: str
     name: str
@@ -42,11 +48,11 @@ class ClosedRuns:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""
-        return {"closed": [asdict(run) for run in self.runs]}
+        return {"closed": [plain_data(run) for run in self.runs]}
 
 
 @dataclass(frozen=True, slots=True)
-class SentRun:
+class SentRun(RunName):
     """The part of a run's record that was sent to the store.
 
     Attributes:
@@ -58,13 +64,17 @@ class SentRun:
         failed: what it did not take this time, and why.
     """
 
-    run: RunName
     restored: bool
     points: int
     pieces: int
     status: str | None
     refused: tuple[str, ...]
     failed: tuple[str, ...]
+
+    @property
+    def problems(self) -> list[str]:
+        """What was not sent, in sentences."""
+        return [*(f"the store refuses {each}" for each in self.refused), *(f"not sent: {each}" for each in self.failed)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,7 @@ class SentRuns:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""
-        return {"runs": [{**asdict(each.run), **_without_run(each)} for each in self.runs], "complete": self.complete}
+        return plain_data(self, exclude=("store",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +114,7 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
-class RemovedRun:
+class RemovedRun(RunName):
     """What became of a run.
 
     Attributes:
@@ -114,7 +124,6 @@ class RemovedRun:
         kept: folders that were not to be deleted.
     """
 
-    run: RunName
     complete: bool = True
     freed: int = 0
     remaining: tuple[str, ...] = ()
@@ -143,7 +152,7 @@ class RemovedRuns:
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""
         return {
-            "runs": [{**asdict(each.run), **_without_run(each)} for each in self.runs],
+            "runs": [plain_data(run) for run in self.runs],
             "purged": self.purged,
             "bytes_on_disk": self.on_disk,
         }
@@ -213,12 +222,11 @@ def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observe
     for run in found:
         try:
             removal.close(store, run)
+            closed.append(RunName(*_id_and_name(run)))
         except UsageError as error:
             if names:
                 raise
             observer.warn(str(error))  # it is being resumed, for example
-            continue
-        closed.append(_name(run))
     return ClosedRuns(tuple(closed))
 
 
@@ -252,37 +260,31 @@ def sync_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer
             continue
         if result is None:
             continue
-        for refused in result.refused:
-            observer.warn(f"{result.run}: the store refuses {refused}")
-        for failed in result.failed:
-            observer.warn(f"{result.run}: not sent: {failed}")
-        complete = complete and not result.refused and not result.failed
+        for problem in result.problems:
+            observer.warn(f"{result}: {problem}")
+            complete = False
         if result.restored or result.points or result.pieces or result.status or names:
             sent.append(result)
     return SentRuns(tuple(sent), complete, store.uri)
 
 
 def _send(store: Store, name: str, *, is_named: bool) -> SentRun | None:
-    """Send the journal of one run; None where there is nothing to do."""
-    lost_id = ""
+    """Send the journal of one run; return None where there is nothing to do."""
     try:
         run = store.find(name)
     except RunNotFoundError:
         lost_id = journals.lost(store, name, is_named=is_named)
         if lost_id:
             sent = journals.restore(store, lost_id)
-            run = store.find(lost_id)
-        elif is_named:
+            return SentRun(*_id_and_name(store.find(lost_id)), True, *astuple(sent))
+        if is_named:
             raise
-        else:
-            return None  # of another store, or removed
-    else:
-        if journals.goes_on(store, run):
-            if is_named:
-                raise UsageError(f"{named(run)} is running, and sends by itself")
-            return None
-        sent = journals.sync(store, run)
-    return SentRun(_name(run), bool(lost_id), sent.points, sent.pieces, sent.status, sent.refused, sent.failed)
+        return None  # of another store, or removed
+    if not journals.goes_on(store, run):
+        return SentRun(*_id_and_name(run), False, *astuple(journals.sync(store, run)))
+    if is_named:
+        raise UsageError(f"{named(run)} is running, and sends by itself")
+    return None
 
 
 def remove_runs(
@@ -296,37 +298,42 @@ def remove_runs(
     """Remove runs from every list, so that MLflow can restore them, or delete them for good.
 
     Args:
-        consent: is asked before anything is removed; None removes without a question.
+        consent: called before anything is removed; None removes without a question.
         purge: delete files, models and records.
         outside: with ``purge``: whether files outside the folder of the store's database are deleted too; None asks.
 
     Raises:
-        UsageError: a run is running or in use, a model is registered, or files are outside and nobody can be asked.
+        UsageError: a run is running or in use, a model is registered, or only ``outside`` could tell what to do.
         RunNotFoundError: no run, or several, have one of the names.
         TrackingError: the store cannot be used.
     """
     store = open_store(tracking_uri)
     found = _find(store, names, or_removed=purge)
-    for run in found:
-        with owned(store, run, from_readers=True):
-            pass  # refuse all of them before the first is removed
+    _check_removable(store, found, purge=purge)
     files = [removal.files_of(store, run) for run in found]
-    if purge:
-        removal.check_purgeable(store, found)
-        if consent is None and outside is None:
-            _refuse_outside(store, found, files)
+    if purge and consent is None and outside is None:
+        _refuse_outside(store, found, files)
     size = sum(each.size(outside=not purge) for each in files)
     if consent is not None and not consent.remove(_planned(store, found, size, purge=purge)):
         return RemovedRuns((), purge, 0)
     removed = []
     for run, each in zip(found, files, strict=True):
         if purge:
-            removed.append(_purge(store, run, each, _ask_outside(run, each, outside, consent)))
+            removed.append(_purge(store, run, each, outside=_ask_outside(run, each, outside, consent)))
         else:
             removal.remove(store, run)
-            removed.append(RemovedRun(_name(run)))
+            removed.append(RemovedRun(*_id_and_name(run)))
     refresh(store, {str(run.info.experiment_id) for run in found})
     return RemovedRuns(tuple(removed), purge, 0 if purge else sum(each.size() for each in files))
+
+
+def _check_removable(store: Store, runs: Sequence[Run], *, purge: bool) -> None:
+    """Refuse all of the runs before the first is removed."""
+    for run in runs:
+        with owned(store, run, from_readers=True):
+            pass
+    if purge:
+        removal.check_purgeable(store, runs)
 
 
 def _planned(store: Store, runs: Sequence[Run], size: int, *, purge: bool) -> Removal:
@@ -358,14 +365,15 @@ def _refuse_outside(store: Store, runs: Sequence[Run], files: Sequence[removal.F
 def _ask_outside(run: Run, files: removal.Files, outside: bool | None, consent: Consent | None) -> bool:
     if outside is not None or not files.outside or consent is None:
         return bool(outside)
-    return consent.outside(_name(run), files.outside, files.size() - files.size(outside=False))
+    return consent.outside(RunName(*_id_and_name(run)), files.outside, files.size() - files.size(outside=False))
 
 
-def _purge(store: Store, run: Run, files: removal.Files, outside: bool) -> RemovedRun:
+def _purge(store: Store, run: Run, files: removal.Files, *, outside: bool) -> RemovedRun:
     size = files.size()
     remaining = removal.purge(store, run, (*files.inside, *(files.outside if outside else ())))
     kept = (*files.shared, *(() if outside else files.outside))
-    return RemovedRun(_name(run), not remaining, size - files.size(), tuple(remaining), tuple(map(str, kept)))
+    freed = size - files.size()
+    return RemovedRun(*_id_and_name(run), not remaining, freed, tuple(remaining), tuple(map(str, kept)))
 
 
 def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: str | None = None) -> Relocation:
@@ -381,10 +389,10 @@ def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: s
     """
     store = open_store(tracking_uri)
     if store.database is None:
-        raise UsageError(f"{store.uri} is no sqlite database; relocate works on those alone")
+        raise UsageError(f"{store.uri} is not a sqlite database; relocate works only on those")
     for run in store.runs(matching="attributes.status = 'RUNNING'"):
         check_stopped(run)
-    found: Moves = find_moves(store.database, folder)
+    found = find_moves(store.database, folder)
     if not dry_run:
         record_moves(store.database, found)
     moves = tuple((move.old, move.new) for move in found.moves if move.is_main)
@@ -410,9 +418,5 @@ def _find(store: Store, names: Sequence[str], *, or_removed: bool = False) -> li
     return list(found.values())
 
 
-def _name(run: Run) -> RunName:
-    return RunName(str(run.info.run_id), str(run.info.run_name))
-
-
-def _without_run(result: SentRun | RemovedRun) -> dict[str, object]:
-    return {key: value for key, value in asdict(result).items() if key != "run"}
+def _id_and_name(run: Run) -> tuple[str, str]:
+    return str(run.info.run_id), str(run.info.run_name)

@@ -124,12 +124,7 @@ def list_runs(request: RunFilter, observer: Observer | None = None) -> RunList:
             f"no experiment is called {request.experiment!r} in {store.uri}.{suggest(request.experiment, known)}"
         )
     recorded = store.runs()
-    oldest = None if request.since_s is None else time.time() - request.since_s
-    found = [
-        facts
-        for facts, run in zip(facts_of(store, recorded), recorded, strict=True)
-        if _passes(facts, request, oldest) and _has_tags(run, request.tags)
-    ]
+    found = _passing(store, recorded, request)
     if request.sort == "val":
         found = with_accuracies(store, recorded, found)
     found = _sorted(found, request.sort, reverse=request.reverse)
@@ -192,6 +187,12 @@ def _only_one(store: RunReader, names: Sequence[str], run: Run) -> str:
     if not others:
         return f"{problem}, and there is no other; make another one with tl train"
     return f"{problem}; to compare it with another: tl runs diff {short_id(run)} {short_id(others[0])}"
+
+
+def _passing(store: RunReader, recorded: Sequence[Run], request: RunFilter) -> list[RunFacts]:
+    oldest = None if request.since_s is None else time.time() - request.since_s
+    pairs = zip(facts_of(store, recorded), recorded, strict=True)
+    return [facts for facts, run in pairs if _passes(facts, request, oldest) and _has_tags(run, request.tags)]
 
 
 def _passes(facts: RunFacts, request: RunFilter, oldest: float | None) -> bool:
