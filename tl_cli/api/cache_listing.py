@@ -53,7 +53,7 @@ class Clearing:
         selected_bytes: their size.
         left: number of entries by kind that could not be removed.
         left_bytes: their size.
-        confirmed: whether the answer to the question was yes.
+        confirmed: whether the removal was confirmed.
     """
 
     folder: Path
@@ -91,14 +91,12 @@ def clear_cache(kinds: Sequence[str], older_than_s: float, confirm: Callable[[Cl
     Args:
         kinds: to remove; empty: all that can be cleared.
         older_than_s: only entries that were not used for so many seconds.
-        confirm: called with the planned removal; None removes without a question.
+        confirm: called with the planned removal, returns whether to proceed; None removes without asking.
 
     Raises:
         UsageError: a kind cannot be cleared.
     """
-    for kind in (kind for kind in kinds if kind not in CLEARABLE):
-        never = " (it may hold files that were put there by hand: remove them yourself)" * (kind == "downloads")
-        raise UsageError(f"--kind {kind} cannot be cleared{never}; choose from {', '.join(CLEARABLE)}")
+    _check_clearable(kinds)
     root, oldest = cache_root(), time.time() - older_than_s
     found = [entry for entry in entries(root) if entry.kind in (kinds or CLEARABLE) and entry.used <= oldest]
     selected = _counts_and_size(found)
@@ -106,6 +104,13 @@ def clear_cache(kinds: Sequence[str], older_than_s: float, confirm: Callable[[Cl
     if not found or (confirm is not None and not confirm(planned)):
         return planned
     return Clearing(root, *selected, *_counts_and_size([entry for entry in found if not remove(entry)]))
+
+
+def _check_clearable(kinds: Sequence[str]) -> None:
+    for kind in kinds:
+        if kind not in CLEARABLE:
+            never = " (it may hold files that were put there by hand: remove them yourself)" * (kind == "downloads")
+            raise UsageError(f"--kind {kind} cannot be cleared{never}; choose from {', '.join(CLEARABLE)}")
 
 
 def _counts_and_size(found: Sequence[Entry]) -> tuple[dict[str, int], int]:

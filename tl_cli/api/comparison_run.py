@@ -1,4 +1,4 @@
-"""Comparing models on the same images: recorded runs, saved models, or architectures that are trained first."""
+"""Compares models on the same images: recorded runs, saved models, or architectures that are trained first."""
 
 import shlex
 import subprocess
@@ -46,9 +46,9 @@ class Trainings:
 
     Attributes:
         seeds: trainings of each architecture, with the seeds 0, 1, ...
-        options: of ``tl train``, the same for all.
+        options: of ``tl train``, shared by all trainings.
         settings: of each architecture; its weights are fetched before the first training begins.
-        experiment: of MLflow; None is the usual one.
+        experiment: MLflow experiment; None: MLFLOW_EXPERIMENT_NAME, else ``tl``.
         on_stderr: whether what the trainings print goes to stderr.
     """
 
@@ -65,15 +65,15 @@ class CompareRequest:
 
     Attributes:
         names: runs or folders of saved models, or one comparison that was recorded; with ``trainings`` architectures.
-        trainings: None where the models are trained already.
+        trainings: None if the models are trained already.
         data: images for the comparison, or for the trainings; None is each model's own.
         split: ``test`` or ``val``; None is the test images.
         data_dir: where downloaded data sets are kept.
         device: where to compute.
         workers: threads that decode image files; None chooses.
         measure_speed: whether to measure the speed of inference.
-        tracking_uri: of MLflow's store; None is the usual one.
-        command: what was typed, to be recorded; empty makes one of the names.
+        tracking_uri: MLflow store or server; None is the default one.
+        command: recorded as the command; empty: ``tl compare`` with the names.
     """
 
     names: tuple[str, ...]
@@ -89,7 +89,7 @@ class CompareRequest:
 
     @property
     def command_line(self) -> str:
-        """The command, as a shell takes it."""
+        """The command, quoted for a shell."""
         return self.command or shlex.join(["tl", "compare", *self.names])
 
 
@@ -101,7 +101,7 @@ class CompareResult:
         comparison: models, most accurate first, and the paired test of each two.
         curves: of the recorded trainings of each model, in the same order.
         failed: trainings that failed, by their titles; their models may be missing.
-        run_id: of the run that records the comparison; None where nothing was trained.
+        run_id: of the run that records the comparison; None if nothing was trained.
     """
 
     comparison: Comparison
@@ -130,10 +130,10 @@ class CompareResult:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is recorded of a comparison beside its accuracies.
+    """What is recorded with a comparison besides its accuracies.
 
     Attributes:
-        note: Markdown, the run's description.
+        note: description of the run, in Markdown.
         files: copied into the run.
     """
 
@@ -142,10 +142,10 @@ class Report:
 
 
 class CompareObserver(Observer):
-    """Sees a comparison as it is made; override any method."""
+    """Receives the progress of a comparison; override any method."""
 
     def training(self, title: str, number: int, total: int) -> None:
-        """Called before each training, which prints its own progress."""
+        """Receive the title of the next training, which prints its own progress."""
 
     def compared(self, result: CompareResult) -> Report:
         """Show the result, before it is recorded, and return what to record with it."""
@@ -157,13 +157,13 @@ _Models = Mapping[str, Sequence[Target]]
 
 
 def compare(request: CompareRequest, observer: CompareObserver | None = None) -> CompareResult:
-    """Return the comparison of two or more models on the same images, trained first where the request says so.
+    """Return the comparison of two or more models on the same images, trained first if the request has trainings.
 
-    Trainings run one after another, each in a process of its own, under a run that records the comparison.
+    Trainings run one after another, each in a new process, below a run that records the comparison.
 
     Raises:
         UsageError: fewer than two models were found or trained, or they were evaluated on different images.
-        RunNotFoundError: a name is no run and no saved model.
+        RunNotFoundError: a name is neither a run nor a saved model.
         TrackingError: the store cannot be used.
         DownloadError: weights or data cannot be fetched.
         Interrupted: a training was stopped by a signal.
@@ -211,7 +211,7 @@ def _fetch_weights(settings: Sequence[Given], tracking_uri: str | None, observer
 
 def _options(request: CompareRequest, trainings: Trainings, experiment: str) -> list[str]:
     """Return the options of ``tl train`` that all trainings share."""
-    # The parent's experiment may be another than the usual one.
+    # The parent's experiment may not be the default one.
     flags = {"--data": request.data, "--data-dir": request.data_dir, "--workers": request.workers,
              "--device": request.device if request.device != "auto" else None,
              "--tracking-uri": request.tracking_uri, "--experiment": experiment}  # fmt: skip
@@ -248,12 +248,12 @@ def _train_all(
 
 
 def _run(command: list[str], *, on_stderr: bool) -> int:
-    """Run a training to its end and return its exit code; where this process is stopped, stop the training too."""
+    """Run a training to its end and return its exit code; if this process is stopped, stop the training too."""
     process = subprocess.Popen(command, stdout=sys.stderr if on_stderr else None)  # noqa: S603 (this program itself)
     try:
         return process.wait()
     except BaseException:
-        # In a terminal the training has had the signal as well, and ignores a second one that follows so soon.
+        # In a terminal, the training has received the signal too, and ignores a second one that follows so soon.
         process.terminate()
         process.wait()
         raise
@@ -262,7 +262,7 @@ def _run(command: list[str], *, on_stderr: bool) -> int:
 def _check_test_images(store: Store, parent_id: str) -> None:
     """Refuse, after the first training, data without test images."""
     found = []
-    with suppress(TrackingError):  # the trainings continue where the store cannot be reached for a while
+    with suppress(TrackingError):  # the trainings continue while the store cannot be reached
         found = [run for runs in trainings_of(store, parent_id).values() for run in runs]
     if found and tested_on(found[0]) is None:
         raise UsageError(
@@ -307,10 +307,6 @@ def _recorded(request: CompareRequest, observer: Observer) -> _Models:
             raise UsageError(f"{names[0]} is one run; give two or more to compare, or a run of tl compare --models")
         return models
     targets = _found(request, observer)
-    folders = [target.folder.resolve() for target in targets]
-    for index, folder in enumerate(folders):
-        if folder in folders[:index]:
-            raise UsageError(f"{names[folders.index(folder)]} and {names[index]} are the same model")
     short = [_short_name(target) for target in targets]
     return {
         target.name if short.count(name) > 1 else name: [target] for name, target in zip(short, targets, strict=True)
@@ -318,13 +314,20 @@ def _recorded(request: CompareRequest, observer: Observer) -> _Models:
 
 
 def _found(request: CompareRequest, observer: Observer) -> list[Target]:
+    """Return the named models, which are different ones."""
+    names = request.names
     try:
-        return [find_model(name, request.tracking_uri, observer.warn) for name in request.names]
+        targets = [find_model(name, request.tracking_uri, observer.warn) for name in names]
     except RunNotFoundError as error:
-        if not all(map(is_architecture, request.names)):
+        if not all(map(is_architecture, names)):
             raise
         command = request.command_line.replace(" compare", " compare --models", 1)
         raise UsageError(f"these are architectures, not runs; to train and then compare them: {command}") from error
+    folders = [target.folder.resolve() for target in targets]
+    for index, folder in enumerate(folders):
+        if folder in folders[:index]:
+            raise UsageError(f"{names[folders.index(folder)]} and {names[index]} are the same model")
+    return targets
 
 
 def _short_name(target: Target) -> str:
@@ -420,6 +423,6 @@ def _cost(target: Target, images_per_second: float | None) -> Cost:
     side = card.preprocessing.crop
     counts = counting.count(card.architecture, side, len(card.classes))
     size = (target.folder / bundle.WEIGHTS_FILE).stat().st_size
-    # Where the architecture cannot be counted: four bytes per parameter.
+    # If the architecture cannot be counted: four bytes per parameter.
     parameters = counts.parameters if counts else size // 4
     return Cost(parameters, counts.multiply_adds if counts else None, side, size, images_per_second)

@@ -100,11 +100,7 @@ class DataReport:
             "faults": list(found.faults),
             "bad": [{"part": part, "file": bad.name, "reason": bad.reason} for part, bad in findings.bad()],
             "duplicates": [_twins_as_data(findings, group) for group in findings.twins],
-            "shared": [
-                {"part": part, "earlier": earlier, "exact": exact, "images": number}
-                for exact in (True, False)
-                for (part, earlier), number in findings.shared(exact=exact).items()
-            ],
+            "shared": _shared_as_data(findings),
             "not_compared_by_looks": findings.not_compared,
             "too_plain_for_looks": findings.plain(),
             "doubted_labels": None if doubts is None else _doubts_as_data(findings, doubts),
@@ -123,10 +119,9 @@ def check_data(request: CheckRequest, observer: Observer | None = None) -> DataR
         DownloadError: the data or the weights cannot be downloaded.
     """
     observer = observer or Observer()
+    progress, workers = observer.progress, worker_count(request.workers)
     folder = str(request.data_dir) if request.data_dir else None
-    progress = observer.progress
     found = open_source(request.source, folder, progress, columns=request.columns, max_pixels=request.max_pixels)
-    workers = worker_count(request.workers)
     survey = pixel_range.survey(found.parts, workers=workers, progress=progress)
     parts = pixel_range.scaled(found.parts, survey.measured.pixel_range if survey.measured else None)
     found = replace(found, parts=parts, notes=found.notes + survey.notes)
@@ -172,6 +167,14 @@ def _files_as_data(findings: Findings) -> dict[str, object]:
             for place, look in findings.flat()
         ],
     }
+
+
+def _shared_as_data(findings: Findings) -> list[dict[str, object]]:
+    return [
+        {"part": part, "earlier": earlier, "exact": exact, "images": number}
+        for exact in (True, False)
+        for (part, earlier), number in findings.shared(exact=exact).items()
+    ]
 
 
 def _doubts_as_data(findings: Findings, doubts: Doubts) -> dict[str, object]:

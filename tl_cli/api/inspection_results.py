@@ -40,9 +40,9 @@ class FreezePlanView:
     """What trains in each phase of a run.
 
     Attributes:
-        settings: of the training, by field of ``TrainConfig``; for a run they override its own.
+        settings: of the training, by field of ``TrainConfig``; they override those of a run.
         config: a TOML file of settings.
-        num_classes: as in ``TreeView``; for an architecture None is as many as the data have.
+        num_classes: as in ``TreeView``, but for an architecture None is the number of classes of the data.
     """
 
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class InspectionRequest:
         device: where to compute.
         workers: image-loading threads; None is one per core, at most 8.
         tracking_uri: MLflow store or server; None is the default one.
-        needs_run: whether to refuse a model that no run can keep results for.
+        needs_run: whether to refuse a model without a run, since results are to be logged.
     """
 
     model: str
@@ -141,9 +141,9 @@ class InspectionRequest:
     needs_run: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Result:
-    """What all results have.
+    """Fields of all results.
 
     Attributes:
         title: names the model, for people.
@@ -166,7 +166,7 @@ class TreeResult(_Result):
         head: qualified names of the modules that produce the classes.
         preprocessing: from a picture to the input.
         root: the tree.
-        notes: what else is known of a saved model, in sentences.
+        notes: classes, weights and accuracy of a saved model, in sentences.
     """
 
     name: ClassVar[str] = "tree"
@@ -244,12 +244,12 @@ class ResidualsResult(_Result):
     """The residual blocks of a model, measured on images.
 
     Attributes:
-        source: of the images; "" where there are no residual blocks.
-        report: the measurements; None where there are no residual blocks.
+        source: of the images; empty if there are no residual blocks.
+        report: the measurements; None if there are no residual blocks.
         before: the measurements of the state to compare with.
-        against: name of that state; "" where there is none.
+        against: name of that state; empty if there is none.
         notes: in sentences.
-        block: one block on one picture, where it was requested.
+        block: one block on one picture, if requested.
     """
 
     name: ClassVar[str] = "residuals"
@@ -348,7 +348,7 @@ class Heatmap:
         image: path or id.
         predicted: name of the predicted class.
         probability: of the predicted class.
-        true: name of the labelled class; None where there is no label.
+        true: name of the labelled class; None without a label.
         picture: (3, S, S) uint8, resized and cut to the input.
         heat: (S, S) float32, 0 to 1; all zero where there is no positive evidence.
     """
@@ -374,7 +374,7 @@ class CamResult(_Result):
 
     Attributes:
         images: number of images that were classified.
-        heatmaps: one per picture; empty where a run made no mistakes.
+        heatmaps: one per picture; empty if a run made no mistakes.
         layer: name of the module whose output was weighted.
         grid: rows and columns of that output.
     """

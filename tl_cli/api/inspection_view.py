@@ -19,7 +19,7 @@ from tl_cli.errors import RunNotFoundError, UnknownModelError, UsageError, some
 from tl_cli.evaluation.classification import worst_mistakes
 from tl_cli.evaluation.logits import check_finite, compute_logits
 from tl_cli.evaluation.task import TASKS
-from tl_cli.inspection.attribution import Heatmaps, grad_cam
+from tl_cli.inspection.attribution import grad_cam
 from tl_cli.inspection.drift import measure_drift
 from tl_cli.inspection.features import explore, features_of
 from tl_cli.inspection.freeze_plan import freeze_by_name, freeze_plan
@@ -40,7 +40,7 @@ from tl_cli.training.stage import describe_groups
 _SCALES = (0.0, 0.5)
 # Default numbers of images: for residuals and drift, for the neighbours of features, to classify, and on the map.
 _IMAGES, _TRAINING, _QUERY, _ON_MAP = 256, 5000, 2000, 1000
-# A CPU gets fewer images where more would take longer than a minute or two on two cores, at about 2e10 MACs per second.
+# On a CPU, as many images as take a minute or two on two cores, at about 2e10 MACs per second.
 _MACS, _FEWEST = 2e12, 32
 _DRIFT_BATCH = 32
 _ALL = 1 << 40
@@ -85,7 +85,7 @@ def log_files(result: InspectionResult, write: Callable[[Path], Sequence[Path]])
         write: writes the files into a folder and returns their paths.
 
     Raises:
-        UsageError: it is not a run.
+        UsageError: the model is not that of a run.
         TrackingError: the store cannot be used.
     """
     target = result.target
@@ -96,7 +96,7 @@ def log_files(result: InspectionResult, write: Callable[[Path], Sequence[Path]])
 
 
 class _Inspection:
-    """A request, the saved model where it is one, and the observer."""
+    """A request, the saved model if it names one, and the observer."""
 
     def __init__(self, request: InspectionRequest, observer: Observer) -> None:
         self.request, self.observer = request, observer
@@ -134,7 +134,7 @@ class _Inspection:
         card = self.card()
         if against == "pretrained":
             if card is None:
-                raise UsageError("--against pretrained goes with a run; an architecture is what it is")
+                raise UsageError("--against pretrained goes with a run; an architecture has not been trained here")
             other = registry.starting_point(card, self.observer.progress)
         else:
             other, _ = registry.restore(find_model(against, self.request.tracking_uri, self.observer.warn).folder)
@@ -144,13 +144,14 @@ class _Inspection:
         other.model.eval()
         return other
 
-    def title(self, classifier: Classifier) -> str:
-        """Return the architecture, the run or the weights, and the input size."""
+    def about(self, classifier: Classifier, more: str = "") -> tuple[str, str, Target | None]:
+        """Return what each result begins with: its title, the name of the architecture, and the saved model."""
         weights = classifier.weights.name
         state = f"weights {weights}" if weights != "none" else "random weights"
         if self.target is not None:
             state = self.target.name
-        return f"{classifier.name}, {state}, {classifier.preprocessing.crop} px"
+        title = f"{classifier.name}, {state}, {classifier.preprocessing.crop} px{more}"
+        return title, classifier.name, self.target
 
     def counted(self, what: str, total: int, before: int = 0) -> Callable[[int], None]:
         """Return a callback that reports progress."""
@@ -167,9 +168,9 @@ def _tree(inspection: _Inspection, view: results.TreeView) -> results.TreeResult
         preprocessing = card.preprocessing
     classes, size = view.num_classes or classes, request.input_size or preprocessing.crop
     return results.TreeResult(
-        title=f"{name}, {classes} classes, input {size} x {size}",
-        target=inspection.target,
-        model=name,
+        f"{name}, {classes} classes, input {size} x {size}",
+        name,
+        inspection.target,
         num_classes=classes,
         head=tuple(registry.find_head(name)),
         preprocessing=preprocessing if size == preprocessing.crop else preprocessing.at(size, whole=False),
@@ -203,9 +204,9 @@ def _freeze_plan(inspection: _Inspection, view: results.FreezePlanView) -> resul
     strategy, config = forecast.strategy, forecast.resolved.config
     phases = [partial(strategy.freeze_for, phase) for phase in strategy.phases]
     return results.FreezePlanResult(
-        title=f"{model}: what trains in each phase",
-        target=inspection.target,
-        model=model,
+        f"{model}: what trains in each phase",
+        model,
+        inspection.target,
         config=config,
         strategy=strategy,
         parts=tuple(freeze_plan(strategy.classifier, phases)),
@@ -228,7 +229,7 @@ def _residuals(inspection: _Inspection, view: results.ResidualsView) -> results.
     other = inspection.load_other(model, view.against) if view.against is not None else None
     images = model.open_images()
     found = find_residuals(network.model, next(iter(images.batches(2).clean())).inputs, network.head)
-    result = results.ResidualsResult(title=inspection.title(network), target=inspection.target, model=network.name)
+    result = results.ResidualsResult(*inspection.about(network))
     if not found:
         return result
     untrained = network.head_is_new and not images.labels_fit
@@ -257,7 +258,7 @@ def _residuals(inspection: _Inspection, view: results.ResidualsView) -> results.
 
 
 def _affordable(model: InspectedModel, most: int, *, least: int, passes: int = 1) -> int:
-    """Return how many images take a minute or two on a small CPU; on a GPU all.
+    """Return how many images take a minute or two on a small CPU; on a GPU, ``most``.
 
     Args:
         passes: forward passes per image.
@@ -317,9 +318,7 @@ def _drift(inspection: _Inspection, view: results.DriftView) -> results.DriftRes
     example = next(iter(images.batches(1).clean())).inputs
     against = _state_name(other, view.against)
     return results.DriftResult(
-        title=f"{inspection.title(model.classifier)}, against {against}",
-        target=inspection.target,
-        model=model.classifier.name,
+        *inspection.about(model.classifier, f", against {against}"),
         against=against,
         source=images.source,
         images=len(loader.images),
@@ -346,9 +345,7 @@ def _features(inspection: _Inspection) -> results.FeaturesResult:
         most_on_map=_ON_MAP,
     )
     return results.FeaturesResult(
-        title=inspection.title(model.classifier),
-        target=inspection.target,
-        model=model.classifier.name,
+        *inspection.about(model.classifier),
         source=images.source,
         ids=tuple(query.images.ids.tolist()[: len(found.labels)]),
         images=len(query.images),
@@ -372,7 +369,8 @@ def _cam(inspection: _Inspection, view: results.CamView) -> CamResult:
         Heatmap(str(path), model.class_name(label), probability, None, picture, heat)
         for path, label, probability, picture, heat in rows
     ]
-    return _cam_result(inspection, model, len(heatmaps), heatmaps, found)
+    about = inspection.about(model.classifier)
+    return CamResult(*about, images=len(heatmaps), heatmaps=tuple(heatmaps), layer=found.layer, grid=found.grid)
 
 
 def _worst(inspection: _Inspection, view: results.WorstView) -> CamResult:
@@ -384,8 +382,9 @@ def _worst(inspection: _Inspection, view: results.WorstView) -> CamResult:
     labelled = compute_logits(model.classifier.model, loader.clean(), counted, at_once=model.machine.at_once)
     check_finite(labelled.logits)
     mistakes = worst_mistakes(labelled.scaled(model.classifier.temperature), view.count)
+    about = inspection.about(model.classifier)
     if not mistakes:
-        return _cam_result(inspection, model, len(images))
+        return CamResult(*about, images=len(images))
     pictures = torch.stack([model.prepared(images.open(each.index)) for each in mistakes])
     found = grad_cam(model.classifier, model.inputs(pictures), [each.predicted for each in mistakes])
     name = model.class_name
@@ -393,18 +392,4 @@ def _worst(inspection: _Inspection, view: results.WorstView) -> CamResult:
         Heatmap(images.ids[each.index], name(each.predicted), each.probability, name(each.true), picture, heat)
         for each, picture, heat in zip(mistakes, pictures, found.heat, strict=True)
     ]
-    return _cam_result(inspection, model, len(images), heatmaps, found)
-
-
-def _cam_result(
-    inspection: _Inspection,
-    model: InspectedModel,
-    images: int,
-    heatmaps: Sequence[Heatmap] = (),
-    found: Heatmaps | None = None,
-) -> CamResult:
-    title, name = inspection.title(model.classifier), model.classifier.name
-    result = CamResult(title=title, target=inspection.target, model=name, images=images)
-    if found is None:
-        return result
-    return replace(result, heatmaps=tuple(heatmaps), layer=found.layer, grid=found.grid)
+    return CamResult(*about, images=len(images), heatmaps=tuple(heatmaps), layer=found.layer, grid=found.grid)

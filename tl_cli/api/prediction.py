@@ -156,11 +156,7 @@ def predict(request: PredictRequest, observer: Observer | None = None) -> Predic
     """
     observer = observer or Observer()
     target, paths, is_latest = _model_and_paths(request, observer)
-    predictor = Predictor.load(target.folder)
-    if request.max_pixels:
-        predictor = replace(predictor, max_pixels=request.max_pixels)
-    if not request.calibrated:
-        predictor = replace(predictor, classifier=replace(predictor.classifier, temperature=1.0))
+    predictor = _predictor(target, request)
     # The names on stdin can be read only once, and there may be any number of them.
     total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
     images, how = wanted_pictures(paths, request.lines), predictor.classifier.preprocessing
@@ -169,6 +165,15 @@ def predict(request: PredictRequest, observer: Observer | None = None) -> Predic
     predictions = _observed(found, predictor, total, observer)
     limit = predictor.max_pixels
     return PredictionStream(target.name, is_latest, predictor.classes, total, how.pixel_range, limit, predictions)
+
+
+def _predictor(target: Target, request: PredictRequest) -> Predictor:
+    predictor = Predictor.load(target.folder)
+    if request.max_pixels:
+        predictor = replace(predictor, max_pixels=request.max_pixels)
+    if not request.calibrated:
+        predictor = replace(predictor, classifier=replace(predictor.classifier, temperature=1.0))
+    return predictor
 
 
 def _observed(
@@ -292,19 +297,23 @@ def read_picture(picture: Picture, preprocessing: Preprocessing, max_pixels: int
     Raises:
         DataError: there is no such file, or it cannot be decoded; or the array has another type or shape.
     """
+    if isinstance(picture, np.ndarray):
+        picture = _from_array(picture)
     if isinstance(picture, Image.Image):
         return read_input(_png(picture), preprocessing, max_pixels)
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))):
-            raise DataError(
-                f"an image is an array of uint8, (H, W), (H, W, 3) or (H, W, 4), not {picture.dtype} {picture.shape}"
-            )
-        return read_input(_png(Image.fromarray(picture)), preprocessing, max_pixels)
     # os.path accepts any name: one that is too long for the system, or in a folder that may not be entered.
     if not os.path.isfile(picture):  # noqa: PTH113
         problem = "is a folder without pictures" if os.path.isdir(picture) else "there is no such file"  # noqa: PTH112
         raise DataError(f"{picture}: {problem}")
     return read_input(Path(picture), preprocessing, max_pixels)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise DataError(
+            f"an image is an array of uint8, (H, W), (H, W, 3) or (H, W, 4), not {pixels.dtype} {pixels.shape}"
+        )
+    return Image.fromarray(pixels)
 
 
 def _png(image: Image.Image) -> bytes:

@@ -59,9 +59,9 @@ class SentRun(RunName):
         restored: whether the store had lost the run, which is recorded again.
         points: metric points sent.
         pieces: other items sent: parameters, tags, files, models.
-        status: recorded with them; None where it was recorded already.
-        refused: what the store will never take, and why.
-        failed: what it did not take this time, and why.
+        status: recorded with them; None if it was recorded already.
+        refused: items that the store will never accept, and why.
+        failed: items that could not be sent this time, and why.
     """
 
     restored: bool
@@ -82,7 +82,7 @@ class SentRuns:
     """Result of sending journals.
 
     Attributes:
-        runs: for which something was sent, or that were named.
+        runs: those for which something was sent, and all that were named.
         complete: whether the store has everything now.
         store: its address.
     """
@@ -98,7 +98,7 @@ class SentRuns:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """Runs to be removed, for a question beforehand.
+    """Runs to be removed, to be confirmed.
 
     Attributes:
         runs: facts of the runs.
@@ -115,13 +115,13 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class RemovedRun(RunName):
-    """What became of a run.
+    """The result of removing a run.
 
     Attributes:
-        complete: False where files could not be deleted; the record stays then.
-        freed: bytes of the disk.
+        complete: False if files could not be deleted; then the record stays.
+        freed: bytes freed on the disk.
         remaining: files that could not be deleted, and why.
-        kept: folders that were not to be deleted.
+        kept: folders that were kept on request, or because they are shared.
     """
 
     complete: bool = True
@@ -135,9 +135,9 @@ class RemovedRuns:
     """Result of removing runs.
 
     Attributes:
-        runs: empty where the answer to the question was no.
+        runs: empty if the removal was refused.
         purged: whether they were to be deleted for good.
-        on_disk: bytes that removed runs keep on the disk.
+        on_disk: bytes on the disk that removed runs still use.
     """
 
     runs: tuple[RemovedRun, ...]
@@ -159,13 +159,13 @@ class RemovedRuns:
 
 
 class Consent(Protocol):
-    """Answers the questions before anything is deleted."""
+    """Confirms or refuses what would be deleted."""
 
     def remove(self, planned: Removal) -> bool:
-        """Whether to remove these runs."""
+        """Return whether to remove these runs."""
 
     def outside(self, run: RunName, folders: Sequence[Path], size: int) -> bool:
-        """Whether to delete folders of a run that are outside the folder of the store, too.
+        """Return whether to delete folders of a run outside the folder of the store, too.
 
         Args:
             size: of the folders, in bytes.
@@ -190,7 +190,7 @@ class Relocation:
 
     @property
     def changes(self) -> int:
-        """Number of records that lead elsewhere."""
+        """Number of records that point to another folder."""
         return sum(self.counts.values())
 
     def to_dict(self) -> dict[str, object]:
@@ -207,7 +207,7 @@ def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observe
     """Record runs whose process has ended as killed, at their last heartbeat.
 
     Args:
-        names: of runs; none are all that are dead.
+        names: of runs; empty: all dead runs.
         observer: gets a warning for each dead run that another process uses.
 
     Raises:
@@ -217,9 +217,8 @@ def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observe
     """
     observer = observer or Observer()
     store = open_store(tracking_uri)
-    found = _find(store, names) if names else [run for run in store.runs() if status_of(run) == "dead"]
     closed = []
-    for run in found:
+    for run in _find(store, names) if names else [run for run in store.runs() if status_of(run) == "dead"]:
         try:
             removal.close(store, run)
             closed.append(RunName(*_id_and_name(run)))
@@ -231,10 +230,10 @@ def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observe
 
 
 def sync_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer | None = None) -> SentRuns:
-    """Send to the store what it did not take during the runs; their journals are in this folder.
+    """Send to the store what it did not receive during the runs, from their journals in this folder.
 
     Args:
-        names: of runs; none are all that were made in this folder.
+        names: of runs; empty: all that were made in this folder.
         observer: gets a warning for everything that was not sent.
 
     Raises:
@@ -283,7 +282,7 @@ def _send(store: Store, name: str, *, is_named: bool) -> SentRun | None:
     if not journals.goes_on(store, run):
         return SentRun(*_id_and_name(run), False, *astuple(journals.sync(store, run)))
     if is_named:
-        raise UsageError(f"{named(run)} is running, and sends by itself")
+        raise UsageError(f"{named(run)} is running and sends its own record")
     return None
 
 
@@ -298,12 +297,12 @@ def remove_runs(
     """Remove runs from every list, so that MLflow can restore them, or delete them for good.
 
     Args:
-        consent: called before anything is removed; None removes without a question.
+        consent: called before anything is removed; None removes without asking.
         purge: delete files, models and records.
         outside: with ``purge``: whether files outside the folder of the store's database are deleted too; None asks.
 
     Raises:
-        UsageError: a run is running or in use, a model is registered, or only ``outside`` could tell what to do.
+        UsageError: a run is running or in use, a model is registered, or ``consent`` and ``outside`` are both None.
         RunNotFoundError: no run, or several, have one of the names.
         TrackingError: the store cannot be used.
     """
@@ -348,7 +347,7 @@ def _planned(store: Store, runs: Sequence[Run], size: int, *, purge: bool) -> Re
 
 
 def _refuse_outside(store: Store, runs: Sequence[Run], files: Sequence[removal.Files]) -> None:
-    """Refuse to delete files without a question that may belong to another project.
+    """Refuse to delete files that may belong to another project without asking.
 
     Raises:
         UsageError: files of a run are not in the folder of the store's database.
@@ -387,16 +386,21 @@ def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: s
         UsageError: the store is not a sqlite database, or a run is running.
         TrackingError: the database cannot be used.
     """
-    store = open_store(tracking_uri)
+    database = _idle_database(open_store(tracking_uri))
+    found = find_moves(database, folder)
+    if not dry_run:
+        record_moves(database, found)
+    moves = tuple((move.old, move.new) for move in found.moves if move.is_main)
+    return Relocation(moves, {table: found.count(table) for table in _TABLES}, found.strays, dry_run)
+
+
+def _idle_database(store: Store) -> Path:
+    """Return the file of a local store in which no run is running."""
     if store.database is None:
         raise UsageError(f"{store.uri} is not a sqlite database; relocate works only on those")
     for run in store.runs(matching="attributes.status = 'RUNNING'"):
         check_stopped(run)
-    found = find_moves(store.database, folder)
-    if not dry_run:
-        record_moves(store.database, found)
-    moves = tuple((move.old, move.new) for move in found.moves if move.is_main)
-    return Relocation(moves, {table: found.count(table) for table in _TABLES}, found.strays, dry_run)
+    return store.database
 
 
 def _find(store: Store, names: Sequence[str], *, or_removed: bool = False) -> list[Run]:

@@ -89,7 +89,7 @@ class RunDetails:
 
 @dataclass(frozen=True, slots=True)
 class RunDifferences:
-    """The differences between runs, and the settings that are equal in all of them; None where not requested."""
+    """The differences between runs, and the settings that are equal in all of them; None if not requested."""
 
     differences: Differences
     equal: dict[str, str] | None = None
@@ -110,7 +110,7 @@ def list_runs(request: RunFilter, observer: Observer | None = None) -> RunList:
     """Return the runs of a store that pass the filters.
 
     Args:
-        observer: gets a warning where the store was copied or moved.
+        observer: gets a warning if the store was copied or moved.
 
     Raises:
         UsageError: the experiment does not exist.
@@ -144,7 +144,7 @@ def show_run(name: str, tracking_uri: str | None = None) -> RunDetails:
     store = open_to_read(tracking_uri)
     found = store.find(name)
     if is_parent(found):
-        raise UsageError(f"{named(found)} is a comparison, without epochs of its own; see tl compare {short_id(found)}")
+        raise UsageError(f"{named(found)} is a comparison and has no epochs; see tl compare {short_id(found)}")
     (facts,) = with_curves(store, [found], facts_of(store, [found], store.runs()))
     return RunDetails(facts, read_history(store, found))
 
@@ -224,7 +224,7 @@ def _sorted(found: Sequence[RunFacts], key: SortKey, *, reverse: bool) -> list[R
     """Return runs in order; those without a value last, in either direction."""
     if key in ("name", "model"):
         return sorted(found, key=lambda facts: str(getattr(facts, key) or "~").lower(), reverse=reverse)
-    # Times sort upwards, everything else from the highest down.
+    # Times in ascending order, everything else in descending order.
     sign = 1 if key == "time" else -1
     known = [(sign * value, facts) for facts in found if (value := getattr(facts, _NUMBERS[key])) is not None]
     unknown = [facts for facts in found if getattr(facts, _NUMBERS[key]) is None]

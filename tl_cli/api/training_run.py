@@ -190,7 +190,7 @@ def train(request: TrainRequest, observer: TrainObserver | None = None) -> Train
 
 
 def dry_run(request: TrainRequest, observer: TrainObserver | None = None) -> DryRun:
-    """Return the settings of a training, their reasons and an estimate; without its images, only the settings.
+    """Return the settings of a training, their reasons and an estimate; if its images are missing, only the settings.
 
     Raises:
         UsageError: a setting, the data or the weights cannot be used.
@@ -352,7 +352,7 @@ class _Training:
 
     @contextmanager
     def _reported(self, recorder: Recorder) -> Iterator[None]:
-        """Report warnings at the end, and a complete run to a person who stops the command after it."""
+        """Report warnings at the end; if the command is stopped after the run was complete, report the run, too."""
         try:
             yield
             self._report_warnings()
@@ -370,7 +370,7 @@ class _Training:
 
     @contextmanager
     def _kept(self, recorder: Recorder, saver: Saver) -> Iterator[None]:
-        """Keep the best model and the state of a training that does not reach its end, and report where they are."""
+        """Keep the best model and the state of a training that stops early, and report where they are."""
         try:
             yield
         except BaseException as error:  # a signal, a full disk, no memory
