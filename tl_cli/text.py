@@ -1,4 +1,4 @@
-"""Text that is safe to print: escaped control characters, valid JSON, CSV without formulas. No Rich here."""
+"""Text that is safe to print: escaped control characters, valid JSON, CSV without formulas, HTML. No Rich here."""
 
 import csv
 import io
@@ -6,7 +6,11 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 
 def safe_text(value: object, *, limit: int = 200) -> str:
@@ -31,6 +35,23 @@ def finite(data: object) -> object:
     if isinstance(data, list | tuple):
         return [finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def plain_data(result: object, *, exclude: Collection[str] = ()) -> dict[str, Any]:
+    """Return a dataclass as plain JSON types: tuples as lists, paths as text, the dataclasses in it as objects.
+
+    Args:
+        exclude: fields to leave out.
+    """
+    data: dict[str, Any] = to_jsonable_python(result, exclude=set(exclude))
+    return data
+
+
+def html_table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table for a notebook, with every cell escaped."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
+    body = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    return f"<table>{''.join(f'<tr>{line}</tr>' for line in (head, *body))}</table>"
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

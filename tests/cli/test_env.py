@@ -7,8 +7,6 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from tl_cli.api.environment import without_credentials
-
 
 def test_the_environment_is_what_the_libraries_say(tl, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
@@ -24,25 +22,6 @@ def test_the_environment_is_what_the_libraries_say(tl, monkeypatch: pytest.Monke
     assert said["store"]["tracking_uri"].endswith("mlflow.db")
     shown = tl("env").out
     assert f"torch: {version('torch')}" in shown
-
-
-URIS = {
-    "https://user:S3CRET@host.example/mlflow": "https://host.example/mlflow",
-    "https://S3CRET@host.example:5000": "https://host.example:5000",
-    "postgresql+psycopg2://u:S3/CRET?x#y@z@host:5432/db?sslpassword=S3CRET": "postgresql+psycopg2://host:5432/db",
-    "https://host.example/mlflow?token=S3CRET": "https://host.example/mlflow",
-    "https://host.example/mlflow#S3CRET": "https://host.example/mlflow",
-    "user:S3CRET@host.example": "host.example",
-    "sqlite:////home/a@b/mlflow.db": "sqlite:////home/a@b/mlflow.db",
-    "sqlite:////home/a/mlflow.db?key=S3CRET": "sqlite:////home/a/mlflow.db",
-    "/home/a@b/mlruns": "/home/a@b/mlruns",
-    "file:///home/a#b/mlruns": "file:///home/a#b/mlruns",
-}
-
-
-@pytest.mark.parametrize(("uri", "shown"), URIS.items())
-def test_an_address_is_shown_without_credentials(uri: str, shown: str) -> None:
-    assert without_credentials(uri) == shown
 
 
 def test_no_secret_of_the_environment_is_printed(tl, monkeypatch: pytest.MonkeyPatch) -> None:

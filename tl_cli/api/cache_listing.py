@@ -1,13 +1,15 @@
 """Lists and clears what is kept between runs in the cache folder."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tl_cli.data.cache_entries import RULES, Entry, entries, remove
 from tl_cli.errors import UsageError
 from tl_cli.io.download import cache_root
+from tl_cli.text import plain_data
 
 CLEARABLE = tuple(kind for kind, rule in RULES.items() if rule.remove is not None)
 _DAY_S = 24 * 3600
@@ -39,7 +41,7 @@ class CacheListing:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""
-        return {"folder": str(self.folder), "kinds": [asdict(kind) for kind in self.kinds]}
+        return plain_data(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Clearing:
         selected_bytes: their size.
         left: number of entries by kind that could not be removed.
         left_bytes: their size.
-        confirmed: whether the answer to the question was yes.
+        confirmed: whether the removal was confirmed.
     """
 
     folder: Path
@@ -87,29 +89,30 @@ def clear_cache(kinds: Sequence[str], older_than_s: float, confirm: Callable[[Cl
     """Remove entries that no process uses.
 
     Args:
-        kinds: to remove; none are all that can be cleared.
+        kinds: to remove; empty: all that can be cleared.
         older_than_s: only entries that were not used for so many seconds.
-        confirm: called with the planned removal; None removes without a question.
+        confirm: called with the planned removal, returns whether to proceed; None removes without asking.
 
     Raises:
         UsageError: a kind cannot be cleared.
     """
+    _check_clearable(kinds)
+    root, oldest = cache_root(), time.time() - older_than_s
+    found = [entry for entry in entries(root) if entry.kind in (kinds or CLEARABLE) and entry.used <= oldest]
+    selected = _counts_and_size(found)
+    planned = Clearing(root, *selected, *selected, confirmed=False)
+    if not found or (confirm is not None and not confirm(planned)):
+        return planned
+    return Clearing(root, *selected, *_counts_and_size([entry for entry in found if not remove(entry)]))
+
+
+def _check_clearable(kinds: Sequence[str]) -> None:
     for kind in kinds:
         if kind not in CLEARABLE:
             never = " (it may hold files that were put there by hand: remove them yourself)" * (kind == "downloads")
             raise UsageError(f"--kind {kind} cannot be cleared{never}; choose from {', '.join(CLEARABLE)}")
-    root, oldest = cache_root(), time.time() - older_than_s
-    found = [each for each in entries(root) if each.kind in (kinds or CLEARABLE) and each.used <= oldest]
-    planned = Clearing(root, _counts(found), _size(found), _counts(found), _size(found), confirmed=False)
-    if not found or (confirm is not None and not confirm(planned)):
-        return planned
-    left = [entry for entry in found if not remove(entry)]
-    return Clearing(root, _counts(found), _size(found), _counts(left), _size(left))
 
 
-def _size(found: Sequence[Entry]) -> int:
-    return sum(entry.size for entry in found)
-
-
-def _counts(found: Sequence[Entry]) -> dict[str, int]:
-    return {kind: sum(entry.kind == kind for entry in found) for kind in dict.fromkeys(each.kind for each in found)}
+def _counts_and_size(found: Sequence[Entry]) -> tuple[dict[str, int], int]:
+    """Return the number of entries by kind, and their bytes."""
+    return dict(Counter(entry.kind for entry in found)), sum(entry.size for entry in found)

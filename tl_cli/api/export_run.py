@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from tl_cli.models.bundle import CARD_FILE, copy, read_card
 from tl_cli.models.export import TOLERANCE, run_onnx, run_pt2, write_onnx, write_pt2
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
+from tl_cli.text import plain_data
 
 Format = Literal["onnx", "pt2", "folder"]
 _CHECKED = 16
@@ -87,7 +88,7 @@ class Exported:
 
     def to_dict(self) -> dict[str, object]:
         """Return what ``tl export --json`` prints."""
-        return {**asdict(self), "path": str(self.path), "classes": list(self.classes)}
+        return plain_data(self)
 
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(str(self.path))}</code>: {html.escape(self.model)} as {self.format}"
@@ -108,26 +109,25 @@ def export(request: ExportRequest, observer: Observer | None = None) -> Exported
     target = find_model(request.model, request.tracking_uri, observer.warn)
     path = _path(request, read_card(target.folder).architecture.replace("/", "_"))
     classifier, card = registry.restore(target.folder)
-    check = None
+    check = size = None
     if request.format == "folder":
         copy(target.folder, path)
     else:
-        images, are_real = _images(card, request.data_dir, observer)
-        expected = _expected(classifier, images)
-        write, run = (write_onnx, run_onnx) if request.format == "onnx" else (write_pt2, run_pt2)
-        differences: list[float] = []
-        write(classifier, card, path, lambda written: differences.append(_compare(run, written, images, expected)))
-        check = Check(len(images), are_real, differences[0])
-    return Exported(
-        target.name,
-        request.format,
-        path,
-        None if request.format == "folder" else path.stat().st_size,
-        card.preprocessing.crop,
-        card.classes,
-        card.calibration.temperature,
-        check,
-    )
+        check = _write(classifier, card, path, request, observer)
+        size = path.stat().st_size
+    side, temperature = card.preprocessing.crop, card.calibration.temperature
+    return Exported(target.name, request.format, path, size, side, card.classes, temperature, check)
+
+
+def _write(classifier: Classifier, card: ModelCard, path: Path, request: ExportRequest, observer: Observer) -> Check:
+    """Write a file, and compare its logits with those that ``tl eval`` computes."""
+    images, are_real = _images(card, request.data_dir, observer)
+    with torch.inference_mode():
+        expected: np.ndarray = classifier.model(normalise(images, classifier.preprocessing)).numpy()
+    write, run = (write_onnx, run_onnx) if request.format == "onnx" else (write_pt2, run_pt2)
+    differences: list[float] = []
+    write(classifier, card, path, lambda written: differences.append(_compare(run, written, images, expected)))
+    return Check(len(images), are_real, differences[0])
 
 
 def _path(request: ExportRequest, name: str) -> Path:
@@ -152,9 +152,8 @@ def _images(card: ModelCard, data_dir: str | None, observer: Observer) -> tuple[
     try:
         if not is_at_hand(card.data, data_dir):
             raise DataError("the images are not available")
-        data = open_to_judge(
-            card.data, card.data.source, data_dir=data_dir, pixel_range=how.pixel_range, progress=observer.progress
-        ).data
+        spec, progress, pixel_range = card.data, observer.progress, how.pixel_range
+        data = open_to_judge(spec, spec.source, data_dir=data_dir, pixel_range=pixel_range, progress=progress).data
         images = next((data.parts[name] for name in ("test", "val", "train") if name in data.parts), None)
         if images is None:
             raise DataError("none of the images can be read")
@@ -163,13 +162,6 @@ def _images(card: ModelCard, data_dir: str | None, observer: Observer) -> tuple[
     except (DataError, DownloadError):
         shape, generator = (_CHECKED, 3, how.crop, how.crop), torch.Generator().manual_seed(0)
         return torch.randint(0, 256, shape, generator=generator).to(torch.uint8), False
-
-
-def _expected(classifier: Classifier, images: Tensor) -> np.ndarray:
-    """Return the logits as ``tl eval`` computes them."""
-    with torch.inference_mode():
-        logits: np.ndarray = classifier.model(normalise(images, classifier.preprocessing)).numpy()
-    return logits
 
 
 def _compare(run: Callable[[Path, np.ndarray], np.ndarray], path: Path, images: Tensor, expected: np.ndarray) -> float:

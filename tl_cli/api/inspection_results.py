@@ -1,7 +1,7 @@
 """What an inspection of a model takes and returns; nothing is computed here."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +19,7 @@ from tl_cli.inspection.freeze_plan import ByName, Part
 from tl_cli.inspection.residual_effects import ResidualReport, explain
 from tl_cli.inspection.residuals import Residual
 from tl_cli.inspection.summary import Node, describe_preprocessing, head_reason
+from tl_cli.text import plain_data
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.stage import Group, Strategy
 
@@ -39,9 +40,9 @@ class FreezePlanView:
     """What trains in each phase of a run.
 
     Attributes:
-        settings: of the training, by field of ``TrainConfig``; for a run they override its own.
+        settings: of the training, by field of ``TrainConfig``; they override those of a run.
         config: a TOML file of settings.
-        num_classes: as in ``TreeView``; for an architecture None is as many as the data have.
+        num_classes: as in ``TreeView``, but for an architecture None is the number of classes of the data.
     """
 
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -123,7 +124,7 @@ class InspectionRequest:
         device: where to compute.
         workers: image-loading threads; None is one per core, at most 8.
         tracking_uri: MLflow store or server; None is the default one.
-        needs_run: whether to refuse a model that no run can keep results for.
+        needs_run: whether to refuse a model without a run, since results are to be logged.
     """
 
     model: str
@@ -140,16 +141,19 @@ class InspectionRequest:
     needs_run: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Result:
-    """What all results have.
+    """Fields of all results.
 
     Attributes:
         title: names the model, for people.
+        model: name of the architecture.
         target: the saved model; None for an architecture.
     """
 
+    name: ClassVar[str]
     title: str
+    model: str
     target: Target | None = None
 
 
@@ -158,16 +162,14 @@ class TreeResult(_Result):
     """The modules of a model, with output shapes, parameters, MACs and memory.
 
     Attributes:
-        model: name of the architecture.
         num_classes: outputs of the head.
         head: qualified names of the modules that produce the classes.
         preprocessing: from a picture to the input.
         root: the tree.
-        notes: what else is known of a saved model, in sentences.
+        notes: classes, weights and accuracy of a saved model, in sentences.
     """
 
     name: ClassVar[str] = "tree"
-    model: str
     num_classes: int
     head: tuple[str, ...]
     preprocessing: Preprocessing
@@ -182,11 +184,8 @@ class TreeResult(_Result):
             "input_size": self.preprocessing.crop,
             "head": list(self.head),
             "why_head": head_reason(self.root),
-            "preprocessing": {
-                **self.preprocessing.model_dump(),
-                "in_words": describe_preprocessing(self.preprocessing),
-            },
-            "tree": _node(self.root),
+            "preprocessing": {**plain_data(self.preprocessing), "in_words": describe_preprocessing(self.preprocessing)},
+            "tree": plain_data(self.root),
         }
 
     def _repr_html_(self) -> str:
@@ -198,7 +197,6 @@ class FreezePlanResult(_Result):
     """What trains in each phase, at which learning rates, and the effect of freezing by name.
 
     Attributes:
-        model: name of the architecture.
         config: the settings of the training.
         strategy: layers and phases.
         parts: of the model, with what trains in each phase.
@@ -207,7 +205,6 @@ class FreezePlanResult(_Result):
     """
 
     name: ClassVar[str] = "freeze_plan"
-    model: str
     config: TrainConfig
     strategy: Strategy
     parts: tuple[Part, ...]
@@ -219,11 +216,11 @@ class FreezePlanResult(_Result):
         return {
             "model": self.model,
             "head": list(self.strategy.classifier.head),
-            "phases": [asdict(phase) for phase in self.strategy.phases],
-            "parts": [asdict(part) for part in self.parts],
-            "parameter_groups": [asdict(group) for group in self.groups],
+            "phases": [plain_data(phase) for phase in self.strategy.phases],
+            "parts": [plain_data(part) for part in self.parts],
+            "parameter_groups": [plain_data(group) for group in self.groups],
             "frozen_layers": self.strategy.frozen_layers,
-            "freezing_by_name": asdict(self.by_name),
+            "freezing_by_name": plain_data(self.by_name),
         }
 
 
@@ -247,17 +244,15 @@ class ResidualsResult(_Result):
     """The residual blocks of a model, measured on images.
 
     Attributes:
-        model: name of the architecture.
-        source: of the images; "" where there are no residual blocks.
-        report: the measurements; None where there are no residual blocks.
+        source: of the images; empty if there are no residual blocks.
+        report: the measurements; None if there are no residual blocks.
         before: the measurements of the state to compare with.
-        against: name of that state; "" where there is none.
+        against: name of that state; empty if there is none.
         notes: in sentences.
-        block: one block on one picture, where it was requested.
+        block: one block on one picture, if requested.
     """
 
     name: ClassVar[str] = "residuals"
-    model: str
     source: str = ""
     report: ResidualReport | None = None
     before: ResidualReport | None = None
@@ -290,7 +285,6 @@ class DriftResult(_Result):
     """How far training moved each layer.
 
     Attributes:
-        model: name of the architecture.
         against: name of the earlier state.
         source: of the images.
         images: number of images on which outputs were compared.
@@ -298,7 +292,6 @@ class DriftResult(_Result):
     """
 
     name: ClassVar[str] = "drift"
-    model: str
     against: str
     source: str
     images: int
@@ -306,13 +299,7 @@ class DriftResult(_Result):
 
     def to_dict(self) -> dict[str, object]:
         """Return what ``tl inspect --drift --json`` prints."""
-        return {
-            "model": self.model,
-            "against": self.against,
-            "source": self.source,
-            "images": self.images,
-            "layers": [asdict(layer) for layer in self.layers],
-        }
+        return plain_data(self, exclude=("title", "target"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,7 +307,6 @@ class FeaturesResult(_Result):
     """How well the features classify without the head, and a map of them.
 
     Attributes:
-        model: name of the architecture.
         source: of the images.
         ids: of the images on the map.
         images: number of images that were classified.
@@ -329,7 +315,6 @@ class FeaturesResult(_Result):
     """
 
     name: ClassVar[str] = "features"
-    model: str
     source: str
     ids: tuple[str, ...]
     images: int
@@ -363,7 +348,7 @@ class Heatmap:
         image: path or id.
         predicted: name of the predicted class.
         probability: of the predicted class.
-        true: name of the labelled class; None where there is no label.
+        true: name of the labelled class; None without a label.
         picture: (3, S, S) uint8, resized and cut to the input.
         heat: (S, S) float32, 0 to 1; all zero where there is no positive evidence.
     """
@@ -388,15 +373,13 @@ class CamResult(_Result):
     """Heatmaps (Grad-CAM) of pictures.
 
     Attributes:
-        model: name of the architecture.
         images: number of images that were classified.
-        heatmaps: one per picture; empty where a run made no mistakes.
+        heatmaps: one per picture; empty if a run made no mistakes.
         layer: name of the module whose output was weighted.
         grid: rows and columns of that output.
     """
 
     name: ClassVar[str] = "cam"
-    model: str
     images: int
     heatmaps: tuple[Heatmap, ...] = ()
     layer: str = ""
@@ -422,11 +405,6 @@ class CamResult(_Result):
 InspectionResult = TreeResult | FreezePlanResult | ResidualsResult | DriftResult | FeaturesResult | CamResult
 
 
-def _node(node: Node) -> dict[str, object]:
-    values = {name: getattr(node, name) for name in node.__slots__ if name != "children"}
-    return {**values, "children": [_node(child) for child in node.children]}
-
-
 def _html(node: Node, *, is_open: bool = False) -> str:
     shape = " x ".join(map(str, node.output[1:])) if node.output else ""
     facts = [escape(node.type), shape, f"{node.parameters:,} parameters", f"{node.multiply_adds:,} MACs"]
@@ -440,11 +418,11 @@ def _html(node: Node, *, is_open: bool = False) -> str:
 def _rows(report: ResidualReport, before: ResidualReport | None) -> list[dict[str, object]]:
     rows = []
     for index, (residual, strength) in enumerate(zip(report.residuals, report.strengths, strict=True)):
-        row = {"name": residual.name, **asdict(residual), **asdict(strength)}
+        row = {"name": residual.name, **plain_data(residual), **plain_data(strength)}
         if any(report.effects):
-            row["effects"] = [asdict(each) for each in report.effects[index]]
+            row["effects"] = [plain_data(effect) for effect in report.effects[index]]
         if before is not None:
-            row["before"] = asdict(before.strengths[index])
+            row["before"] = plain_data(before.strengths[index])
         rows.append(row)
     return rows
 

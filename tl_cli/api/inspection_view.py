@@ -1,34 +1,18 @@
 """What is inside a model: its tree, freeze plan, residual blocks, drift, features, and heatmaps of images."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tl_cli.api.inspection_results import (
-    BlockMaps,
-    CamResult,
-    CamView,
-    DriftResult,
-    DriftView,
-    FeaturesResult,
-    FeaturesView,
-    FreezePlanResult,
-    FreezePlanView,
-    Heatmap,
-    InspectionRequest,
-    InspectionResult,
-    ResidualsResult,
-    ResidualsView,
-    TreeResult,
-    TreeView,
-    WorstView,
-)
+from tl_cli.api import inspection_results as results
+from tl_cli.api.inspection_results import CamResult, Heatmap, InspectionRequest, InspectionResult
 from tl_cli.api.model_lookup import Target, find_model
 from tl_cli.api.observer import Observer
+from tl_cli.api.recorded_model import RecordedModel
 from tl_cli.contract import ModelCard
 from tl_cli.data.preprocess import Picture
 from tl_cli.errors import RunNotFoundError, UnknownModelError, UsageError, some
@@ -56,11 +40,10 @@ from tl_cli.training.stage import describe_groups
 _SCALES = (0.0, 0.5)
 # Default numbers of images: for residuals and drift, for the neighbours of features, to classify, and on the map.
 _IMAGES, _TRAINING, _QUERY, _ON_MAP = 256, 5000, 2000, 1000
-# A CPU gets fewer images where more would take longer than a minute or two on two cores, at about 2e10 MACs per second.
+# On a CPU, as many images as take a minute or two on two cores, at about 2e10 MACs per second.
 _MACS, _FEWEST = 2e12, 32
 _DRIFT_BATCH = 32
 _ALL = 1 << 40
-_DEFAULT_CLASSES = 10
 
 
 def inspect(request: InspectionRequest, observer: Observer | None = None) -> InspectionResult:
@@ -76,23 +59,22 @@ def inspect(request: InspectionRequest, observer: Observer | None = None) -> Ins
         TrackingError: the store cannot be used.
     """
     inspection = _Inspection(request, observer or Observer())
-    view = request.view
-    if request.needs_run and (inspection.target is None or inspection.target.run is None):
+    if request.needs_run and not isinstance(inspection.target, RecordedModel):
         raise UsageError("--log: only a recorded run can keep results; --output writes files")
-    match view:
-        case TreeView():
+    match request.view:
+        case results.TreeView() as view:
             return _tree(inspection, view)
-        case FreezePlanView():
+        case results.FreezePlanView() as view:
             return _freeze_plan(inspection, view)
-        case ResidualsView():
+        case results.ResidualsView() as view:
             return _residuals(inspection, view)
-        case DriftView():
+        case results.DriftView() as view:
             return _drift(inspection, view)
-        case FeaturesView():
+        case results.FeaturesView():
             return _features(inspection)
-        case CamView():
+        case results.CamView() as view:
             return _cam(inspection, view)
-        case WorstView():
+        case results.WorstView() as view:
             return _worst(inspection, view)
 
 
@@ -103,18 +85,18 @@ def log_files(result: InspectionResult, write: Callable[[Path], Sequence[Path]])
         write: writes the files into a folder and returns their paths.
 
     Raises:
-        UsageError: it is not a run.
+        UsageError: the model is not that of a run.
         TrackingError: the store cannot be used.
     """
     target = result.target
-    if target is None or target.store is None or target.run is None:
+    if not isinstance(target, RecordedModel):
         raise UsageError("only a recorded run can keep results")
     files = write(target.store.state_folder(target.run) / "inspect" / result.name)
     log_inspection(target.store, target.run, result.name, files)
 
 
 class _Inspection:
-    """A request, the saved model where it is one, and the observer."""
+    """A request, the saved model if it names one, and the observer."""
 
     def __init__(self, request: InspectionRequest, observer: Observer) -> None:
         self.request, self.observer = request, observer
@@ -133,14 +115,11 @@ class _Inspection:
 
     def load(self) -> InspectedModel:
         """Return the model on its device, with its images."""
-        request = self.request
-        options = LoadOptions(
-            request.data, request.split, request.data_dir, request.device, request.workers, self.observer.progress
-        )
+        request, progress = self.request, self.observer.progress
+        options = LoadOptions(request.data, request.split, request.data_dir, request.device, request.workers, progress)
         if self.target is None:
-            return load_architecture(
-                request.model, options, weights=request.weights or "default", input_size=request.input_size
-            )
+            weights = request.weights or "default"
+            return load_architecture(request.model, options, weights=weights, input_size=request.input_size)
         for flag, value in (("--weights", request.weights), ("--input-size", request.input_size)):
             if value is not None:
                 raise UsageError(f"{flag} is for an architecture; {self.target.name} has its own")
@@ -155,7 +134,7 @@ class _Inspection:
         card = self.card()
         if against == "pretrained":
             if card is None:
-                raise UsageError("--against pretrained goes with a run; an architecture is what it is")
+                raise UsageError("--against pretrained goes with a run; an architecture has not been trained here")
             other = registry.starting_point(card, self.observer.progress)
         else:
             other, _ = registry.restore(find_model(against, self.request.tracking_uri, self.observer.warn).folder)
@@ -165,76 +144,73 @@ class _Inspection:
         other.model.eval()
         return other
 
-    def title(self, classifier: Classifier) -> str:
-        """Return the architecture, the run or the weights, and the input size."""
-        size = classifier.preprocessing.crop
+    def about(self, classifier: Classifier, more: str = "") -> tuple[str, str, Target | None]:
+        """Return what each result begins with: its title, the name of the architecture, and the saved model."""
+        weights = classifier.weights.name
+        state = f"weights {weights}" if weights != "none" else "random weights"
         if self.target is not None:
-            return f"{classifier.name}, {self.target.name}, {size} px"
-        weights = f"weights {classifier.weights.name}" if classifier.weights.name != "none" else "random weights"
-        return f"{classifier.name}, {weights}, {size} px"
+            state = self.target.name
+        title = f"{classifier.name}, {state}, {classifier.preprocessing.crop} px{more}"
+        return title, classifier.name, self.target
 
     def counted(self, what: str, total: int, before: int = 0) -> Callable[[int], None]:
         """Return a callback that reports progress."""
         return lambda done: self.observer.progress(what, before + done, total)
 
 
-def _tree(inspection: _Inspection, view: TreeView) -> TreeResult:
+def _tree(inspection: _Inspection, view: results.TreeView) -> results.TreeResult:
     request, card = inspection.request, inspection.card()
-    notes: list[str] = []
     if card is None:
-        name, classes, options = request.model, view.num_classes or _DEFAULT_CLASSES, {}
+        name, classes, options = request.model, 10, {}
         preprocessing = registry.default_preprocessing(name, request.weights or "default")
     else:
-        name, classes, options = card.architecture, view.num_classes or len(card.classes), dict(card.build_options)
+        name, classes, options = card.architecture, len(card.classes), dict(card.build_options)
         preprocessing = card.preprocessing
-        shown = card.classes[:10]
-        notes = [
-            f"classes {', '.join(shown)}{', ...' if len(card.classes) > len(shown) else ''}",
-            f"weights {card.weights.name}, recipe {card.recipe}, epoch {card.epoch}",
-        ]
-        if card.val_accuracy is not None:
-            notes.append(f"validation accuracy {card.val_accuracy:.2%}")
-    size = request.input_size or preprocessing.crop
-    return TreeResult(
-        title=f"{name}, {classes} classes, input {size} x {size}",
-        target=inspection.target,
-        model=name,
+    classes, size = view.num_classes or classes, request.input_size or preprocessing.crop
+    return results.TreeResult(
+        f"{name}, {classes} classes, input {size} x {size}",
+        name,
+        inspection.target,
         num_classes=classes,
         head=tuple(registry.find_head(name)),
         preprocessing=preprocessing if size == preprocessing.crop else preprocessing.at(size, whole=False),
         root=summarize(name, classes, size, options | registry.options_for(name, size)),
-        notes=tuple(notes),
+        notes=() if card is None else tuple(_notes(card)),
     )
 
 
-def _freeze_plan(inspection: _Inspection, view: FreezePlanView) -> FreezePlanResult:
+def _notes(card: ModelCard) -> Iterator[str]:
+    shown = card.classes[:10]
+    yield f"classes {', '.join(shown)}{', ...' if len(card.classes) > len(shown) else ''}"
+    yield f"weights {card.weights.name}, recipe {card.recipe}, epoch {card.epoch}"
+    if card.val_accuracy is not None:
+        yield f"validation accuracy {card.val_accuracy:.2%}"
+
+
+def _freeze_plan(inspection: _Inspection, view: results.FreezePlanView) -> results.FreezePlanResult:
     request, card = inspection.request, inspection.card()
-    own = _settings_of(card) if card is not None else {}
-    model = request.model if card is None else str(own.get("model", card.architecture))
-    shared = {name: getattr(request, name) for name in ("data", "data_dir", "weights", "input_size", "workers")}
-    shared["device"] = request.device if request.device != "auto" else None
-    flags = {
-        **({"model": model} if card is None else {}),
-        **view.settings,
-        **{name: value for name, value in shared.items() if value is not None},
-    }
-    forecast = foresee(
-        Given.of(flags, {**own, **(read_toml(view.config) if view.config else {})}),
-        num_classes=view.num_classes or (len(card.classes) if card is not None else None),
-        build_options=card.build_options if card is not None else None,
-        progress=inspection.observer.progress,
-    )
-    strategy = forecast.strategy
-    return FreezePlanResult(
-        title=f"{model}: what trains in each phase",
-        target=inspection.target,
-        model=model,
-        config=forecast.resolved.config,
+    own, model, classes, options = {}, request.model, view.num_classes, None
+    given = {name: getattr(request, name) for name in ("data", "data_dir", "weights", "input_size", "workers")}
+    given["device"] = request.device if request.device != "auto" else None
+    if card is None:
+        given["model"] = model
+    else:
+        own, classes, options = _settings_of(card), classes or len(card.classes), card.build_options
+        model = str(own.get("model", card.architecture))
+    flags = {**view.settings, **{name: value for name, value in given.items() if value is not None}}
+    file = {**own, **(read_toml(view.config) if view.config else {})}
+    progress = inspection.observer.progress
+    forecast = foresee(Given.of(flags, file), num_classes=classes, build_options=options, progress=progress)
+    strategy, config = forecast.strategy, forecast.resolved.config
+    phases = [partial(strategy.freeze_for, phase) for phase in strategy.phases]
+    return results.FreezePlanResult(
+        f"{model}: what trains in each phase",
+        model,
+        inspection.target,
+        config=config,
         strategy=strategy,
-        parts=tuple(
-            freeze_plan(strategy.classifier, [partial(strategy.freeze_for, phase) for phase in strategy.phases])
-        ),
-        groups=tuple(describe_groups(strategy, forecast.resolved.config)),
+        parts=tuple(freeze_plan(strategy.classifier, phases)),
+        groups=tuple(describe_groups(strategy, config)),
         by_name=freeze_by_name(strategy.classifier),
     )
 
@@ -247,44 +223,42 @@ def _settings_of(card: ModelCard) -> dict[str, object]:
     return values
 
 
-def _residuals(inspection: _Inspection, view: ResidualsView) -> ResidualsResult:
+def _residuals(inspection: _Inspection, view: results.ResidualsView) -> results.ResidualsResult:
     model = inspection.load()
-    classifier = model.classifier
+    network = model.classifier
     other = inspection.load_other(model, view.against) if view.against is not None else None
     images = model.open_images()
-    example = next(iter(images.batches(2).clean())).inputs
-    found = find_residuals(classifier.model, example, classifier.head)
-    result = ResidualsResult(title=inspection.title(classifier), target=inspection.target, model=classifier.name)
+    found = find_residuals(network.model, next(iter(images.batches(2).clean())).inputs, network.head)
+    result = results.ResidualsResult(*inspection.about(network))
     if not found:
         return result
-    untrained = classifier.head_is_new and not images.labels_fit
+    untrained = network.head_is_new and not images.labels_fit
     scales = _SCALES if view.ablate and not untrained else ()
-    chosen = _block(found, view.block) if view.block is not None or view.image is not None else None
+    block = None
+    if view.block is not None or view.image is not None:
+        block = _block(found, view.block)
     passes = 1 + len(scales) * len(found)
     loader = images.batches(inspection.request.images or _affordable(model, _IMAGES, least=_FEWEST, passes=passes))
     steps = -(-len(loader.images) // loader.batch_size)
-    report = measure_residuals(
-        classifier.model, found, loader.clean(), scales=scales,
-        counted=inspection.counted("measuring residuals", steps * passes),
-    )  # fmt: skip
-    before = None
-    if other is not None:
-        counted = inspection.counted("measuring the state before", steps)
-        before = measure_residuals(other.model, found, loader.clean(), counted=counted)
+    counted = inspection.counted("measuring residuals", steps * passes)
+    report = measure_residuals(network.model, found, loader.clean(), scales=scales, counted=counted)
     note = "The head is new and untrained, so there are no predictions to measure without a branch."
-    return replace(
+    result = replace(
         result,
         source=images.source,
         report=report,
-        before=before,
-        against=_state_name(other, view.against) if other is not None else "",
         notes=(note,) if view.ablate and untrained else (),
-        block=_block_maps(model, images, chosen, view.image) if chosen and view.image is not None else None,
+        block=_block_maps(model, images, block, view.image) if block and view.image is not None else None,
     )
+    if other is None:
+        return result
+    counted = inspection.counted("measuring the state before", steps)
+    before = measure_residuals(other.model, found, loader.clean(), counted=counted)
+    return replace(result, before=before, against=_state_name(other, view.against))
 
 
 def _affordable(model: InspectedModel, most: int, *, least: int, passes: int = 1) -> int:
-    """Return how many images take a minute or two on a small CPU; on a GPU all.
+    """Return how many images take a minute or two on a small CPU; on a GPU, ``most``.
 
     Args:
         passes: forward passes per image.
@@ -312,14 +286,14 @@ def _state_name(other: Classifier, against: str | None) -> str:
     return other.weights.name if other.weights.name != "none" else "random weights"
 
 
-def _block_maps(model: InspectedModel, images: SampleImages, residual: Residual, image: str) -> BlockMaps:
+def _block_maps(model: InspectedModel, images: SampleImages, residual: Residual, image: str) -> results.BlockMaps:
     picture = model.prepared(_picture(model, images, image))
     (found,) = operands(model.classifier.model, [residual], model.inputs(picture[None]))
     layout = layout_of(tuple(found.sum.shape), 1)
     if layout is None:
         raise UsageError(f"{residual.name} has no maps to show over the image; choose another --block")
     x, branch, total = (layout.maps(each)[0].float().cpu() for each in (found.x, found.branch, found.sum))
-    return BlockMaps(residual, picture, (x, branch, total))
+    return results.BlockMaps(residual, picture, (x, branch, total))
 
 
 def _picture(model: InspectedModel, images: SampleImages, image: str) -> Picture:
@@ -332,7 +306,7 @@ def _picture(model: InspectedModel, images: SampleImages, image: str) -> Picture
     return opened.open(int(image))
 
 
-def _drift(inspection: _Inspection, view: DriftView) -> DriftResult:
+def _drift(inspection: _Inspection, view: results.DriftView) -> results.DriftResult:
     if inspection.target is None:
         raise UsageError("--drift goes with a run; an architecture has not been trained")
     model = inspection.load()
@@ -340,23 +314,19 @@ def _drift(inspection: _Inspection, view: DriftView) -> DriftResult:
     images = model.open_images()
     most = inspection.request.images or _affordable(model, _IMAGES, least=_FEWEST, passes=2)
     loader = images.batches(most, _DRIFT_BATCH)
-    layers = measure_drift(
-        other, model.classifier, next(iter(images.batches(1).clean())).inputs, loader.clean(),
-        inspection.counted("comparing layers", -(-len(loader.images) // _DRIFT_BATCH)),
-    )  # fmt: skip
+    counted = inspection.counted("comparing layers", -(-len(loader.images) // _DRIFT_BATCH))
+    example = next(iter(images.batches(1).clean())).inputs
     against = _state_name(other, view.against)
-    return DriftResult(
-        title=f"{inspection.title(model.classifier)}, against {against}",
-        target=inspection.target,
-        model=model.classifier.name,
+    return results.DriftResult(
+        *inspection.about(model.classifier, f", against {against}"),
         against=against,
         source=images.source,
         images=len(loader.images),
-        layers=tuple(layers),
+        layers=tuple(measure_drift(other, model.classifier, example, loader.clean(), counted)),
     )
 
 
-def _features(inspection: _Inspection) -> FeaturesResult:
+def _features(inspection: _Inspection) -> results.FeaturesResult:
     model = inspection.load()
     images = model.open_images()
     if images.open_training is None:
@@ -366,92 +336,60 @@ def _features(inspection: _Inspection) -> FeaturesResult:
         )
     query = images.open(inspection.request.images or _affordable(model, _QUERY, least=200), None)
     training = images.open_training(_affordable(model, _TRAINING, least=500))
-    total = len(training.images) + len(query.images)
-    known = features_of(model.classifier, training.clean(), inspection.counted("features", total))
-    asked = features_of(
-        model.classifier, query.clean(), inspection.counted("features", total, before=len(training.images))
+    known, total = len(training.images), len(training.images) + len(query.images)
+    counted, counted_after = (inspection.counted("features", total, before) for before in (0, known))
+    found = explore(
+        features_of(model.classifier, training.clean(), counted),
+        features_of(model.classifier, query.clean(), counted_after),
+        labels_fit=images.labels_fit,
+        most_on_map=_ON_MAP,
     )
-    found = explore(known, asked, labels_fit=images.labels_fit, most_on_map=_ON_MAP)
-    return FeaturesResult(
-        title=inspection.title(model.classifier),
-        target=inspection.target,
-        model=model.classifier.name,
+    return results.FeaturesResult(
+        *inspection.about(model.classifier),
         source=images.source,
-        ids=tuple(query.images.ids[index] for index in range(len(found.labels))),
+        ids=tuple(query.images.ids.tolist()[: len(found.labels)]),
         images=len(query.images),
         classes=images.classes,
         found=found,
     )
 
 
-def _cam(inspection: _Inspection, view: CamView) -> CamResult:
+def _cam(inspection: _Inspection, view: results.CamView) -> CamResult:
     model = inspection.load()
     pictures = torch.stack([model.prepared(model.read(path.expanduser())) for path in view.images])
+    inputs = model.inputs(pictures)
     with torch.inference_mode():
-        logits: Tensor = model.classifier.model(model.inputs(pictures))
+        logits: Tensor = model.classifier.model(inputs)
     check_finite(logits)
-    probabilities = TASKS[model.classifier.task].probabilities(logits.float(), model.classifier.temperature).cpu()
-    rows = [
-        _Row(str(path), predicted, probability[predicted])
-        for path, probability, predicted in zip(
-            view.images, probabilities.tolist(), probabilities.argmax(1).tolist(), strict=True
-        )
+    task, temperature = TASKS[model.classifier.task], model.classifier.temperature
+    probabilities, labels = (each.tolist() for each in task.probabilities(logits.float(), temperature).max(1))
+    found = grad_cam(model.classifier, inputs, labels)
+    rows = zip(view.images, labels, probabilities, pictures, found.heat, strict=True)
+    heatmaps = [
+        Heatmap(str(path), model.class_name(label), probability, None, picture, heat)
+        for path, label, probability, picture, heat in rows
     ]
-    return _heatmaps(inspection, model, pictures, rows, len(rows))
+    about = inspection.about(model.classifier)
+    return CamResult(*about, images=len(heatmaps), heatmaps=tuple(heatmaps), layer=found.layer, grid=found.grid)
 
 
-def _worst(inspection: _Inspection, view: WorstView) -> CamResult:
+def _worst(inspection: _Inspection, view: results.WorstView) -> CamResult:
     if inspection.target is None:
         raise UsageError("--worst: only a run can be wrong; give one, not an architecture")
     model = inspection.load()
     loader = model.open_images().batches(inspection.request.images or _ALL)
-    total = len(loader.images)
-    labelled = compute_logits(
-        model.classifier.model,
-        loader.clean(),
-        inspection.counted("evaluating", total),
-        at_once=model.machine.at_once,
-    )
+    images, counted = loader.images, inspection.counted("evaluating", len(loader.images))
+    labelled = compute_logits(model.classifier.model, loader.clean(), counted, at_once=model.machine.at_once)
     check_finite(labelled.logits)
     mistakes = worst_mistakes(labelled.scaled(model.classifier.temperature), view.count)
+    about = inspection.about(model.classifier)
     if not mistakes:
-        title = inspection.title(model.classifier)
-        return CamResult(title=title, target=inspection.target, model=model.classifier.name, images=total)
-    pictures = torch.stack([model.prepared(loader.images.open(each.index)) for each in mistakes])
-    rows = [_Row(loader.images.ids[each.index], each.predicted, each.probability, each.true) for each in mistakes]
-    return _heatmaps(inspection, model, pictures, rows, total)
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A picture's path or id, its predicted class with the probability, and its true class."""
-
-    image: str
-    predicted: int
-    probability: float
-    true: int | None = None
-
-
-def _heatmaps(
-    inspection: _Inspection, model: InspectedModel, pictures: Tensor, rows: Sequence[_Row], images: int
-) -> CamResult:
-    found = grad_cam(model.classifier, model.inputs(pictures), [row.predicted for row in rows])
-    return CamResult(
-        title=inspection.title(model.classifier),
-        target=inspection.target,
-        model=model.classifier.name,
-        images=images,
-        heatmaps=tuple(
-            Heatmap(
-                row.image,
-                model.class_name(row.predicted),
-                row.probability,
-                None if row.true is None else model.class_name(row.true),
-                picture,
-                heat,
-            )
-            for row, picture, heat in zip(rows, pictures, found.heat, strict=True)
-        ),
-        layer=found.layer,
-        grid=found.grid,
-    )
+        return CamResult(*about, images=len(images))
+    pictures = torch.stack([model.prepared(images.open(each.index)) for each in mistakes])
+    found = grad_cam(model.classifier, model.inputs(pictures), [each.predicted for each in mistakes])
+    name = model.class_name
+    heatmaps = [
+        Heatmap(images.ids[each.index], name(each.predicted), each.probability, name(each.true), picture, heat)
+        for each, picture, heat in zip(mistakes, pictures, found.heat, strict=True)
+    ]
+    return CamResult(*about, images=len(images), heatmaps=tuple(heatmaps), layer=found.layer, grid=found.grid)

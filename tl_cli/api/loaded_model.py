@@ -1,7 +1,7 @@
 """A saved model in memory, for predictions in Python."""
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -16,6 +16,7 @@ from tl_cli.api.prediction import Picture, Prediction, predict_images
 from tl_cli.choices import DeviceName
 from tl_cli.errors import DataError
 from tl_cli.evaluation.predicting import Predictor
+from tl_cli.text import html_table
 
 _SHOWN_ROWS = 50
 
@@ -48,20 +49,12 @@ class Predictions(Sequence[Prediction]):
         return {"classes": list(self.classes), "images": [each.to_dict(top) for each in self.items]}
 
     def _repr_html_(self) -> str:
-        rows = [
-            f"<tr><td>{html.escape(each.path)}</td><td>{html.escape(each.label)}</td><td>{each.probability:.1%}</td></tr>"
-            for each in self.items[:_SHOWN_ROWS]
-        ]
+        rows = [(each.path, each.label, f"{each.probability:.1%}") for each in self.items[:_SHOWN_ROWS]]
         more = len(self.items) - len(rows)
-        end = f"<tr><td colspan=3>and {more:,} more</td></tr>" if more else ""
-        head = "<tr><th>image</th><th>class</th><th>probability</th></tr>"
-        return f"<table>{head}{''.join(rows)}{end}</table>"
+        return html_table(("image", "class", "probability"), rows) + (f"and {more:,} more" if more else "")
 
     def __len__(self) -> int:
         return len(self.items)
-
-    def __iter__(self) -> Iterator[Prediction]:
-        return iter(self.items)
 
     @overload
     def __getitem__(self, index: int) -> Prediction: ...
@@ -124,12 +117,9 @@ class LoadedModel:
                 f"{folders[0]} is a folder; give its files, such as list(Path({str(folders[0])!r}).iterdir())"
             )
         found = tuple(predict_images(self.predictor, given, device=self.device, batch_size=batch_size))
-        failed = [each for each in found if each.probabilities is None]
+        failed = [each.problem for each in found if each.probabilities is None]
         if failed:
-            reasons = "; ".join(
-                each.error if each.path in each.error else f"{each.path}: {each.error}" for each in failed
-            )
-            raise DataError(f"{len(failed):,} of {len(found):,} images have no prediction: {reasons}")
+            raise DataError(f"{len(failed):,} of {len(found):,} images have no prediction: {'; '.join(failed)}")
         return found[0] if is_one else Predictions(self.classes, found)
 
     def _repr_html_(self) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tl_cli.api.observer import Observer
 from tl_cli.errors import DownloadError, UsageError
@@ -73,14 +74,8 @@ def list_architectures(
         UsageError: none passes the filter; the message proposes near names.
     """
     with CountCache() as cache:
-        rows, total = list_models(
-            request,
-            sort,
-            reverse=reverse,
-            limit=limit,
-            cache=cache,
-            counted=lambda done, count: observer.progress("counting", done, count),
-        )
+        counted = partial(observer.progress, "counting")
+        rows, total = list_models(request, sort, reverse=reverse, limit=limit, cache=cache, counted=counted)
     if not rows:
         raise UsageError(_nothing(request))
     more = 0 if "timm" in request.libraries else len(set(registered("timm")) - set(UNSUPPORTED))
@@ -98,19 +93,18 @@ def pull_weights(names: Sequence[str], observer: Observer | None = None) -> Pull
         WeightsError: an architecture has no published weights.
     """
     observer = observer or Observer()
-    from tl_cli.models.zoo import registry  # imports torch, which listing does without
+    from tl_cli.models.zoo import registry  # imports torch, which listing does not need
 
     for name in names:
         registry.about(name)  # raises for an unknown name, before the first download
-    pulled, failures = [], []
+    failures = {}
     for name in names:
         try:
             check_reachable([registry.missing_weights(name)])
             registry.fetch_weights(name, observer.progress)
-            pulled.append(name)
         except DownloadError as error:
-            failures.append(str(error))
-    return PulledModels(tuple(pulled), tuple(failures))
+            failures[name] = str(error)
+    return PulledModels(tuple(name for name in names if name not in failures), tuple(failures.values()))
 
 
 def _nothing(request: ModelFilter) -> str:
@@ -119,6 +113,6 @@ def _nothing(request: ModelFilter) -> str:
     pattern = request.pattern
     if pattern is None or set(pattern) & set("*?[") or has_any(ModelFilter(pattern, request.libraries)):
         return f"no model{where} passes the pattern and the filters"
-    from tl_cli.models.zoo import registry  # imports torch, which listing does without
+    from tl_cli.models.zoo import registry  # imports torch, which listing does not need
 
     return f"no model{where} has {pattern!r} in its name or family.{registry.nearest(pattern)}"

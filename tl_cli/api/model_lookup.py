@@ -1,58 +1,25 @@
-"""Finds the saved model of a run, of a folder, or of one of its files.
-
-A saved-model folder is found without MLflow, whose import takes seconds: what needs a store is imported where it is
-used.
-"""
+"""Finds the saved model of a run, of a folder, or of one of its files."""
 
 import os
-import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from tl_cli.errors import RunNotFoundError
-from tl_cli.habits import WEIGHTS_ENDINGS
-from tl_cli.models.list.completion import is_architecture
-
-if TYPE_CHECKING:
-    # Types only: a saved-model folder needs no MLflow.
-    from mlflow.entities import Run  # noqa: TID251 (a type)
-
-    from tl_cli.tracking.store import Store
 
 # Named as in models.bundle, which imports torch.
 CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
-_FORMER_CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A saved model.
+    """A saved model; that of a run is a ``RecordedModel``.
 
     Attributes:
         folder: contains ``model.json`` and ``model.safetensors``.
         name: shown to people.
-        store: where its run is recorded; None for a folder without a run.
-        run: its run; None for a folder without one.
     """
 
     folder: Path
     name: str
-    store: "Store | None" = None
-    run: "Run | None" = None
-
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep other processes from deleting the run while the block runs."""
-        if self.store is None or self.run is None:
-            yield
-            return
-        from tl_cli.tracking.ownership import reading
-
-        with reading(self.store, self.run):
-            yield
 
 
 def find_model(name: str, tracking_uri: str | None, warn: Callable[[str], None]) -> Target:
@@ -68,38 +35,10 @@ def find_model(name: str, tracking_uri: str | None, warn: Callable[[str], None])
     folder = saved_model(name)
     if folder is not None:
         return Target(folder, str(folder.resolve()))
-    from tl_cli.tracking.store import open_store
+    # Imports MLflow, which takes seconds and which a saved-model folder does not need.
+    from tl_cli.api.recorded_model import find_recorded
 
-    store = open_store(tracking_uri)
-    try:
-        run = store.find(name)
-    except RunNotFoundError as error:
-        if is_architecture(name):
-            raise RunNotFoundError(f"{name} is an architecture, not a run; to train one: tl train {name}") from error
-        if Path(name).suffix.lower() not in WEIGHTS_ENDINGS:
-            raise
-        raise RunNotFoundError(
-            f"{name} is a file of weights, without classes or preprocessing; give a run or a saved-model folder. "
-            f"tl train MODEL --weights {shlex.quote(name)} fine-tunes from it"
-        ) from error
-    return target_of(store, run, warn, name)
-
-
-def target_of(store: "Store", run: "Run", warn: Callable[[str], None], name: str = "") -> Target:
-    """Return the model of a run.
-
-    Args:
-        warn: as for ``find_model``.
-        name: the name by which the run was found.
-
-    Raises:
-        RunNotFoundError: the run has no model.
-        TrackingError: the model cannot be accessed.
-    """
-    from tl_cli.tracking.recorded import short_id
-
-    folder = store.model_folder(run, name, warn)
-    return Target(folder, f"{run.info.run_name} ({short_id(run)})", store, run)
+    return find_recorded(name, tracking_uri, warn)
 
 
 def saved_model(name: str) -> Path | None:
@@ -110,10 +49,3 @@ def saved_model(name: str) -> Path | None:
         if os.path.isfile(folder / CARD_FILE):  # noqa: PTH113
             return folder
     return None
-
-
-def has_former_calibration(target: Target) -> bool:
-    """Whether ``tl eval`` of an earlier version left a temperature beside the model, which is no longer used."""
-    if target.store is not None and target.run is not None:
-        return target.store.artifact(target.run, f"eval/{_FORMER_CALIBRATION}") is not None
-    return (target.folder / _FORMER_CALIBRATION).exists()

@@ -1,6 +1,5 @@
 """Predicts the classes of images without labels, one after another, in memory that does not grow with their number."""
 
-import html
 import io
 import os
 from collections import deque
@@ -30,12 +29,15 @@ from tl_cli.evaluation.logits import outputs
 from tl_cli.evaluation.predicting import NOT_FINITE, Predictor
 from tl_cli.evaluation.task import TASKS
 from tl_cli.habits import WEIGHTS_ENDINGS, kept_run
+from tl_cli.text import html_table
 
 _MAX_BATCH = 64
 # What Pillow writes as PNG without loss.
 _PNG_MODES = ("1", "L", "LA", "P", "I", "I;16", "RGB", "RGBA")
 
 Picture = str | Path | Image.Image | np.ndarray
+# The name of an image with its input, (3, crop, crop) uint8, or the reason why there is none.
+_Decoded = tuple[str, Tensor | DataError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +77,18 @@ class Prediction:
         values, indices = self.probabilities.topk(min(count, len(self.classes)))
         return [(self.classes[index], value) for index, value in zip(indices.tolist(), values.tolist(), strict=True)]
 
+    @property
+    def problem(self) -> str:
+        """Why there are no probabilities, with the name of the image."""
+        return self.error if self.path in self.error else f"{self.path}: {self.error}"
+
     def to_dict(self, top: int = 3) -> dict[str, object]:
         """Return what ``tl predict --json`` prints for the image."""
         best = [{"class": name, "probability": round(probability, 6)} for name, probability in self.top(top)]
         return {"path": self.path, "predictions": best}
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.1%}</td></tr>" for name, value in self.top(3))
-        return f"<table><tr><th colspan=2>{html.escape(self.path)}</th></tr>{rows}</table>"
+        return html_table((self.path, ""), [(name, f"{probability:.1%}") for name, probability in self.top(3)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,29 +156,24 @@ def predict(request: PredictRequest, observer: Observer | None = None) -> Predic
     """
     observer = observer or Observer()
     target, paths, is_latest = _model_and_paths(request, observer)
+    predictor = _predictor(target, request)
+    # The names on stdin can be read only once, and there may be any number of them.
+    total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
+    images, how = wanted_pictures(paths, request.lines), predictor.classifier.preprocessing
+    device, size, workers = request.device, request.batch_size, request.workers
+    found = predict_images(predictor, images, device=device, batch_size=size, workers=workers)
+    predictions = _observed(found, predictor, total, observer)
+    limit = predictor.max_pixels
+    return PredictionStream(target.name, is_latest, predictor.classes, total, how.pixel_range, limit, predictions)
+
+
+def _predictor(target: Target, request: PredictRequest) -> Predictor:
     predictor = Predictor.load(target.folder)
     if request.max_pixels:
         predictor = replace(predictor, max_pixels=request.max_pixels)
     if not request.calibrated:
         predictor = replace(predictor, classifier=replace(predictor.classifier, temperature=1.0))
-    # The names on stdin can be read only once, and there may be any number of them.
-    total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
-    found = predict_images(
-        predictor,
-        wanted_pictures(paths, request.lines),
-        device=request.device,
-        batch_size=request.batch_size,
-        workers=request.workers,
-    )
-    return PredictionStream(
-        target.name,
-        is_latest,
-        predictor.classes,
-        total,
-        predictor.classifier.preprocessing.pixel_range,
-        predictor.max_pixels,
-        _observed(found, predictor, total, observer),
-    )
+    return predictor
 
 
 def _observed(
@@ -181,10 +182,10 @@ def _observed(
     """Yield predictions while reporting progress, and warn of images that may be scaled wrongly."""
     has_range = predictor.classifier.preprocessing.pixel_range is not None
     done = unscaled = 0
-    for done, each in enumerate(predictions, 1):
-        if each.probabilities is not None and not has_range:
-            unscaled += _is_deep(each.path, predictor.max_pixels)
-        yield each
+    for done, prediction in enumerate(predictions, 1):
+        if prediction.probabilities is not None and not has_range:
+            unscaled += _is_deep(prediction.path, predictor.max_pixels)
+        yield prediction
         observer.progress("predicting", done, total)
     if unscaled:
         observer.warn(
@@ -253,33 +254,38 @@ def predict_images(
     Raises:
         UsageError: the device is not available.
     """
-    classifier, classes = predictor.classifier, predictor.classes
+    classifier, how = predictor.classifier, predictor.classifier.preprocessing
     machine = inference_machine(device)
     machine.place(classifier.model)
-    network = Autocasting(classifier.model, machine)
-    how = classifier.preprocessing
     size = batch_size or min(_MAX_BATCH, eval_batch(machine.device, how.crop))
-    threads = worker_count(workers)
-    # For each batch that is being computed: the name of each image, and the reason if it is not in the batch.
-    underway: deque[list[tuple[str, str]]] = deque()
+    groups = _decoded(images, how, size, max(1, worker_count(workers)), predictor.max_pixels)
+    underway: deque[list[_Decoded]] = deque()  # the images of each batch that is being computed
 
     def batches() -> Iterator[Batch]:
-        for group in _decoded(images, how, size, max(1, threads), predictor.max_pixels):
+        for group in groups:
+            underway.append(group)
             # A group without any readable image is sent as one black image, so that the order stays the same.
             nothing = torch.zeros(3, how.crop, how.crop, dtype=torch.uint8)
-            inputs = [found for _, found in group if isinstance(found, Tensor)] or [nothing]
-            underway.append([(name, "" if isinstance(found, Tensor) else str(found)) for name, found in group])
+            inputs = [image for _, image in group if isinstance(image, Tensor)] or [nothing]
             # There are no labels.
             yield Batch(normalise(torch.stack(inputs).to(machine.device), how), torch.full((len(inputs),), -1))
 
-    task = TASKS[classifier.task]
+    network, task = Autocasting(classifier.model, machine), TASKS[classifier.task]
     for _, logits in outputs(network, batches(), at_once=machine.at_once):
-        rows = iter(task.probabilities(logits.float(), classifier.temperature).cpu())
-        for name, error in underway.popleft():
-            row = None if error else next(rows)
-            if row is not None and not row.isfinite().all():
-                row, error = None, NOT_FINITE
-            yield Prediction(name, classes, row, error)
+        probabilities = task.probabilities(logits.float(), classifier.temperature).cpu()
+        yield from _predictions(underway.popleft(), probabilities, predictor.classes)
+
+
+def _predictions(group: Sequence[_Decoded], probabilities: Tensor, classes: tuple[str, ...]) -> Iterator[Prediction]:
+    """Yield a prediction for each image of a batch; only those that were decoded have a row of probabilities."""
+    rows = iter(probabilities)
+    for name, image in group:
+        if isinstance(image, DataError):
+            yield Prediction(name, classes, None, str(image))
+            continue
+        row = next(rows)
+        is_finite = bool(row.isfinite().all())
+        yield Prediction(name, classes, row if is_finite else None, "" if is_finite else NOT_FINITE)
 
 
 def read_picture(picture: Picture, preprocessing: Preprocessing, max_pixels: int | None = None) -> Tensor:
@@ -291,19 +297,23 @@ def read_picture(picture: Picture, preprocessing: Preprocessing, max_pixels: int
     Raises:
         DataError: there is no such file, or it cannot be decoded; or the array has another type or shape.
     """
+    if isinstance(picture, np.ndarray):
+        picture = _from_array(picture)
     if isinstance(picture, Image.Image):
         return read_input(_png(picture), preprocessing, max_pixels)
-    if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (3, 4))):
-            raise DataError(
-                f"an image is an array of uint8, (H, W), (H, W, 3) or (H, W, 4), not {picture.dtype} {picture.shape}"
-            )
-        return read_input(_png(Image.fromarray(picture)), preprocessing, max_pixels)
     # os.path accepts any name: one that is too long for the system, or in a folder that may not be entered.
     if not os.path.isfile(picture):  # noqa: PTH113
         problem = "is a folder without pictures" if os.path.isdir(picture) else "there is no such file"  # noqa: PTH112
         raise DataError(f"{picture}: {problem}")
     return read_input(Path(picture), preprocessing, max_pixels)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
+        raise DataError(
+            f"an image is an array of uint8, (H, W), (H, W, 3) or (H, W, 4), not {pixels.dtype} {pixels.shape}"
+        )
+    return Image.fromarray(pixels)
 
 
 def _png(image: Image.Image) -> bytes:
@@ -318,7 +328,7 @@ def _png(image: Image.Image) -> bytes:
 
 def _decoded(
     images: Iterable[Picture], how: Preprocessing, size: int, workers: int, max_pixels: int | None
-) -> Iterator[list[tuple[str, Tensor | DataError]]]:
+) -> Iterator[list[_Decoded]]:
     """Yield groups of ``size`` images with their names, as ``read_picture`` returns them, or with the error."""
 
     def load(picture: Picture) -> Tensor | DataError:

@@ -69,7 +69,7 @@ def recorded_settings(store: Store, run: Run, settings: Settings, tracking_uri: 
             f"there is no state of the run {run.info.run_name} in {folder}: it ended before its training began, "
             "or was started in another folder"
         )
-    # The card is sealed; the TOML file beside it is for people.
+    # The card is read, not the TOML file beside it, which a person may have edited.
     card = bundle.read_card(folder, CARD_FILE)
     return Given.of(flags, settings_of(card.config)), card
 
@@ -114,11 +114,7 @@ def _further(store: Store, run: Run, flags: Mapping[str, object], tracking_uri: 
         settings["config"] = config
     elif "data" in params:
         settings |= {"data": params["data"], "input_size": params.get("input_size", 224)}
-    for length in ("epochs", "steps"):
-        # As with --resume, the total is given.
-        total, done = given.pop(length, None), params.get(length, "")
-        if isinstance(total, int):
-            settings[length] = total - int(done) if done.isdecimal() and int(done) < total else total
+    settings.update(_remaining(given, params))
     # The head is trained already, so everything trains from the start.
     lr = given.pop("unfreeze_lr", params.get("unfreeze_lr"))
     settings |= {"freeze_epochs": 0, **({"lr": lr} if lr else {})}
@@ -126,10 +122,18 @@ def _further(store: Store, run: Run, flags: Mapping[str, object], tracking_uri: 
         settings["unfreeze_stages"] = 1
     if params.get("head") == "new":
         settings["head"] = "keep"
-    settings |= {key: value for key, value in given.items() if key not in ("model", "weights")}
+    settings |= {key: value for key, value in given.items() if key not in ("model", "weights", "epochs", "steps")}
     if tracking_uri:
         settings["tracking_uri"] = without_secrets(tracking_uri)
     return shlex.join(["tl", "train", *_as_flags(settings)])
+
+
+def _remaining(given: Mapping[str, object], params: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    """Yield the epochs or steps that are left; as with --resume, the total is given."""
+    for length in ("epochs", "steps"):
+        total, done = given.get(length), params.get(length, "")
+        if isinstance(total, int):
+            yield length, total - int(done) if done.isdecimal() and int(done) < total else total
 
 
 def _as_flags(settings: Mapping[str, object]) -> Iterator[str]:

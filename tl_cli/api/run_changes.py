@@ -1,7 +1,7 @@
 """Changes a store of runs: closes dead ones, sends journals, removes runs, records where moved files are."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -9,13 +9,14 @@ from mlflow.entities import Run  # noqa: TID251 (the runs that tracking changes)
 
 from tl_cli.api.observer import Observer
 from tl_cli.errors import RunNotFoundError, TrackingError, UsageError, some
+from tl_cli.text import plain_data
 from tl_cli.tracking import removal
 from tl_cli.tracking import sync as journals
 from tl_cli.tracking.facts import RunFacts
 from tl_cli.tracking.listing import facts_of, status_of
 from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.ownership import check_stopped, owned
-from tl_cli.tracking.places import Moves, find_moves
+from tl_cli.tracking.places import find_moves
 from tl_cli.tracking.places import relocate as record_moves
 from tl_cli.tracking.recorded import children_of, is_parent, named
 from tl_cli.tracking.store import Store, open_store
@@ -25,7 +26,12 @@ _TABLES = ("experiments", "runs", "logged_models")
 
 @dataclass(frozen=True, slots=True)
 class RunName:
-    """A run that was changed."""
+    """A run that was changed.
+
+    Attributes:
+        run_id: its id in the store.
+        name: its name, for people.
+    """
 
     run_id: str
     name: str
@@ -42,23 +48,22 @@ class ClosedRuns:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""
-        return {"closed": [asdict(run) for run in self.runs]}
+        return {"closed": [plain_data(run) for run in self.runs]}
 
 
 @dataclass(frozen=True, slots=True)
-class SentRun:
+class SentRun(RunName):
     """The part of a run's record that was sent to the store.
 
     Attributes:
         restored: whether the store had lost the run, which is recorded again.
         points: metric points sent.
         pieces: other items sent: parameters, tags, files, models.
-        status: recorded with them; None where it was recorded already.
-        refused: what the store will never take, and why.
-        failed: what it did not take this time, and why.
+        status: recorded with them; None if it was recorded already.
+        refused: items that the store will never accept, and why.
+        failed: items that could not be sent this time, and why.
     """
 
-    run: RunName
     restored: bool
     points: int
     pieces: int
@@ -66,13 +71,18 @@ class SentRun:
     refused: tuple[str, ...]
     failed: tuple[str, ...]
 
+    @property
+    def problems(self) -> list[str]:
+        """What was not sent, in sentences."""
+        return [*(f"the store refuses {each}" for each in self.refused), *(f"not sent: {each}" for each in self.failed)]
+
 
 @dataclass(frozen=True, slots=True)
 class SentRuns:
     """Result of sending journals.
 
     Attributes:
-        runs: for which something was sent, or that were named.
+        runs: those for which something was sent, and all that were named.
         complete: whether the store has everything now.
         store: its address.
     """
@@ -83,12 +93,12 @@ class SentRuns:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""
-        return {"runs": [{**asdict(each.run), **_without_run(each)} for each in self.runs], "complete": self.complete}
+        return plain_data(self, exclude=("store",))
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """Runs to be removed, for a question beforehand.
+    """Runs to be removed, to be confirmed.
 
     Attributes:
         runs: facts of the runs.
@@ -104,17 +114,16 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
-class RemovedRun:
-    """What became of a run.
+class RemovedRun(RunName):
+    """The result of removing a run.
 
     Attributes:
-        complete: False where files could not be deleted; the record stays then.
-        freed: bytes of the disk.
+        complete: False if files could not be deleted; then the record stays.
+        freed: bytes freed on the disk.
         remaining: files that could not be deleted, and why.
-        kept: folders that were not to be deleted.
+        kept: folders that were kept on request, or because they are shared.
     """
 
-    run: RunName
     complete: bool = True
     freed: int = 0
     remaining: tuple[str, ...] = ()
@@ -126,9 +135,9 @@ class RemovedRuns:
     """Result of removing runs.
 
     Attributes:
-        runs: empty where the answer to the question was no.
+        runs: empty if the removal was refused.
         purged: whether they were to be deleted for good.
-        on_disk: bytes that removed runs keep on the disk.
+        on_disk: bytes on the disk that removed runs still use.
     """
 
     runs: tuple[RemovedRun, ...]
@@ -143,20 +152,20 @@ class RemovedRuns:
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""
         return {
-            "runs": [{**asdict(each.run), **_without_run(each)} for each in self.runs],
+            "runs": [plain_data(run) for run in self.runs],
             "purged": self.purged,
             "bytes_on_disk": self.on_disk,
         }
 
 
 class Consent(Protocol):
-    """Answers the questions before anything is deleted."""
+    """Confirms or refuses what would be deleted."""
 
     def remove(self, planned: Removal) -> bool:
-        """Whether to remove these runs."""
+        """Return whether to remove these runs."""
 
     def outside(self, run: RunName, folders: Sequence[Path], size: int) -> bool:
-        """Whether to delete folders of a run that are outside the folder of the store, too.
+        """Return whether to delete folders of a run outside the folder of the store, too.
 
         Args:
             size: of the folders, in bytes.
@@ -181,7 +190,7 @@ class Relocation:
 
     @property
     def changes(self) -> int:
-        """Number of records that lead elsewhere."""
+        """Number of records that point to another folder."""
         return sum(self.counts.values())
 
     def to_dict(self) -> dict[str, object]:
@@ -198,7 +207,7 @@ def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observe
     """Record runs whose process has ended as killed, at their last heartbeat.
 
     Args:
-        names: of runs; none are all that are dead.
+        names: of runs; empty: all dead runs.
         observer: gets a warning for each dead run that another process uses.
 
     Raises:
@@ -208,25 +217,23 @@ def close_runs(names: Sequence[str], tracking_uri: str | None, observer: Observe
     """
     observer = observer or Observer()
     store = open_store(tracking_uri)
-    found = _find(store, names) if names else [run for run in store.runs() if status_of(run) == "dead"]
     closed = []
-    for run in found:
+    for run in _find(store, names) if names else [run for run in store.runs() if status_of(run) == "dead"]:
         try:
             removal.close(store, run)
+            closed.append(RunName(*_id_and_name(run)))
         except UsageError as error:
             if names:
                 raise
             observer.warn(str(error))  # it is being resumed, for example
-            continue
-        closed.append(_name(run))
     return ClosedRuns(tuple(closed))
 
 
 def sync_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer | None = None) -> SentRuns:
-    """Send to the store what it did not take during the runs; their journals are in this folder.
+    """Send to the store what it did not receive during the runs, from their journals in this folder.
 
     Args:
-        names: of runs; none are all that were made in this folder.
+        names: of runs; empty: all that were made in this folder.
         observer: gets a warning for everything that was not sent.
 
     Raises:
@@ -252,37 +259,31 @@ def sync_runs(names: Sequence[str], tracking_uri: str | None, observer: Observer
             continue
         if result is None:
             continue
-        for refused in result.refused:
-            observer.warn(f"{result.run}: the store refuses {refused}")
-        for failed in result.failed:
-            observer.warn(f"{result.run}: not sent: {failed}")
-        complete = complete and not result.refused and not result.failed
+        for problem in result.problems:
+            observer.warn(f"{result}: {problem}")
+            complete = False
         if result.restored or result.points or result.pieces or result.status or names:
             sent.append(result)
     return SentRuns(tuple(sent), complete, store.uri)
 
 
 def _send(store: Store, name: str, *, is_named: bool) -> SentRun | None:
-    """Send the journal of one run; None where there is nothing to do."""
-    lost_id = ""
+    """Send the journal of one run; return None where there is nothing to do."""
     try:
         run = store.find(name)
     except RunNotFoundError:
         lost_id = journals.lost(store, name, is_named=is_named)
         if lost_id:
             sent = journals.restore(store, lost_id)
-            run = store.find(lost_id)
-        elif is_named:
+            return SentRun(*_id_and_name(store.find(lost_id)), True, *astuple(sent))
+        if is_named:
             raise
-        else:
-            return None  # of another store, or removed
-    else:
-        if journals.goes_on(store, run):
-            if is_named:
-                raise UsageError(f"{named(run)} is running, and sends by itself")
-            return None
-        sent = journals.sync(store, run)
-    return SentRun(_name(run), bool(lost_id), sent.points, sent.pieces, sent.status, sent.refused, sent.failed)
+        return None  # of another store, or removed
+    if not journals.goes_on(store, run):
+        return SentRun(*_id_and_name(run), False, *astuple(journals.sync(store, run)))
+    if is_named:
+        raise UsageError(f"{named(run)} is running and sends its own record")
+    return None
 
 
 def remove_runs(
@@ -296,37 +297,42 @@ def remove_runs(
     """Remove runs from every list, so that MLflow can restore them, or delete them for good.
 
     Args:
-        consent: is asked before anything is removed; None removes without a question.
+        consent: called before anything is removed; None removes without asking.
         purge: delete files, models and records.
         outside: with ``purge``: whether files outside the folder of the store's database are deleted too; None asks.
 
     Raises:
-        UsageError: a run is running or in use, a model is registered, or files are outside and nobody can be asked.
+        UsageError: a run is running or in use, a model is registered, or ``consent`` and ``outside`` are both None.
         RunNotFoundError: no run, or several, have one of the names.
         TrackingError: the store cannot be used.
     """
     store = open_store(tracking_uri)
     found = _find(store, names, or_removed=purge)
-    for run in found:
-        with owned(store, run, from_readers=True):
-            pass  # refuse all of them before the first is removed
+    _check_removable(store, found, purge=purge)
     files = [removal.files_of(store, run) for run in found]
-    if purge:
-        removal.check_purgeable(store, found)
-        if consent is None and outside is None:
-            _refuse_outside(store, found, files)
+    if purge and consent is None and outside is None:
+        _refuse_outside(store, found, files)
     size = sum(each.size(outside=not purge) for each in files)
     if consent is not None and not consent.remove(_planned(store, found, size, purge=purge)):
         return RemovedRuns((), purge, 0)
     removed = []
     for run, each in zip(found, files, strict=True):
         if purge:
-            removed.append(_purge(store, run, each, _ask_outside(run, each, outside, consent)))
+            removed.append(_purge(store, run, each, outside=_ask_outside(run, each, outside, consent)))
         else:
             removal.remove(store, run)
-            removed.append(RemovedRun(_name(run)))
+            removed.append(RemovedRun(*_id_and_name(run)))
     refresh(store, {str(run.info.experiment_id) for run in found})
     return RemovedRuns(tuple(removed), purge, 0 if purge else sum(each.size() for each in files))
+
+
+def _check_removable(store: Store, runs: Sequence[Run], *, purge: bool) -> None:
+    """Refuse all of the runs before the first is removed."""
+    for run in runs:
+        with owned(store, run, from_readers=True):
+            pass
+    if purge:
+        removal.check_purgeable(store, runs)
 
 
 def _planned(store: Store, runs: Sequence[Run], size: int, *, purge: bool) -> Removal:
@@ -341,7 +347,7 @@ def _planned(store: Store, runs: Sequence[Run], size: int, *, purge: bool) -> Re
 
 
 def _refuse_outside(store: Store, runs: Sequence[Run], files: Sequence[removal.Files]) -> None:
-    """Refuse to delete files without a question that may belong to another project.
+    """Refuse to delete files that may belong to another project without asking.
 
     Raises:
         UsageError: files of a run are not in the folder of the store's database.
@@ -358,14 +364,15 @@ def _refuse_outside(store: Store, runs: Sequence[Run], files: Sequence[removal.F
 def _ask_outside(run: Run, files: removal.Files, outside: bool | None, consent: Consent | None) -> bool:
     if outside is not None or not files.outside or consent is None:
         return bool(outside)
-    return consent.outside(_name(run), files.outside, files.size() - files.size(outside=False))
+    return consent.outside(RunName(*_id_and_name(run)), files.outside, files.size() - files.size(outside=False))
 
 
-def _purge(store: Store, run: Run, files: removal.Files, outside: bool) -> RemovedRun:
+def _purge(store: Store, run: Run, files: removal.Files, *, outside: bool) -> RemovedRun:
     size = files.size()
     remaining = removal.purge(store, run, (*files.inside, *(files.outside if outside else ())))
     kept = (*files.shared, *(() if outside else files.outside))
-    return RemovedRun(_name(run), not remaining, size - files.size(), tuple(remaining), tuple(map(str, kept)))
+    freed = size - files.size()
+    return RemovedRun(*_id_and_name(run), not remaining, freed, tuple(remaining), tuple(map(str, kept)))
 
 
 def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: str | None = None) -> Relocation:
@@ -379,16 +386,21 @@ def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: s
         UsageError: the store is not a sqlite database, or a run is running.
         TrackingError: the database cannot be used.
     """
-    store = open_store(tracking_uri)
-    if store.database is None:
-        raise UsageError(f"{store.uri} is no sqlite database; relocate works on those alone")
-    for run in store.runs(matching="attributes.status = 'RUNNING'"):
-        check_stopped(run)
-    found: Moves = find_moves(store.database, folder)
+    database = _idle_database(open_store(tracking_uri))
+    found = find_moves(database, folder)
     if not dry_run:
-        record_moves(store.database, found)
+        record_moves(database, found)
     moves = tuple((move.old, move.new) for move in found.moves if move.is_main)
     return Relocation(moves, {table: found.count(table) for table in _TABLES}, found.strays, dry_run)
+
+
+def _idle_database(store: Store) -> Path:
+    """Return the file of a local store in which no run is running."""
+    if store.database is None:
+        raise UsageError(f"{store.uri} is not a sqlite database; relocate works only on those")
+    for run in store.runs(matching="attributes.status = 'RUNNING'"):
+        check_stopped(run)
+    return store.database
 
 
 def _find(store: Store, names: Sequence[str], *, or_removed: bool = False) -> list[Run]:
@@ -410,9 +422,5 @@ def _find(store: Store, names: Sequence[str], *, or_removed: bool = False) -> li
     return list(found.values())
 
 
-def _name(run: Run) -> RunName:
-    return RunName(str(run.info.run_id), str(run.info.run_name))
-
-
-def _without_run(result: SentRun | RemovedRun) -> dict[str, object]:
-    return {key: value for key, value in asdict(result).items() if key != "run"}
+def _id_and_name(run: Run) -> tuple[str, str]:
+    return str(run.info.run_id), str(run.info.run_name)

@@ -1,4 +1,4 @@
-"""The curves of recorded runs: read once, or again and again until the runs end."""
+"""The curves of recorded runs: read once, or repeatedly until the runs end."""
 
 import time
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ class CurvesRequest:
     """Whose curves to read.
 
     Attributes:
-        names: ids or their beginnings, names, ``latest``, ``best``; a comparison stands for its trainings. None named:
+        names: ids or their beginnings, names, ``latest``, ``best``; a comparison stands for its trainings. If empty:
             the latest run, or to follow the one that trains.
         metrics: names or patterns such as ``val/*`` of recorded metrics; empty reads those that tl records.
-        tracking_uri: of MLflow's store; None is the usual one.
+        tracking_uri: MLflow store or server; None is the default one.
     """
 
     names: tuple[str, ...] = ()
@@ -46,8 +46,8 @@ class CurvesResult:
     """The curves of some runs.
 
     Attributes:
-        runs: in the order of the request; where two have the same name, the name of the history has the id, too.
-        metrics: recorded metrics that the request's names and patterns match.
+        runs: in the order of the request; if two have the same name, the name of the history includes the id.
+        metrics: recorded metrics that match the request's names and patterns.
     """
 
     runs: tuple[RunCurves, ...]
@@ -78,20 +78,20 @@ class CurvesResult:
 
 
 class FollowObserver(Observer):
-    """Sees runs as they go on; override any method."""
+    """Receives the curves of runs while they train; override any method."""
 
     def waiting(self) -> None:
-        """Called once where no run is training yet."""
+        """Called once if no run is training yet."""
 
     def curves(self, result: CurvesResult, trouble: str = "") -> None:
-        """Called with each reading; ``trouble`` says why it may be out of date."""
+        """Receive the curves after each reading; ``trouble`` is why they may be out of date, or empty."""
 
 
 def read_curves(request: CurvesRequest) -> CurvesResult:
     """Return the curves of runs as they are recorded now.
 
     Raises:
-        RunNotFoundError: a name is that of no run or of several.
+        RunNotFoundError: no run, or several, have one of the names.
         UsageError: no run has recorded a metric of that name.
         TrackingError: the store cannot be used.
     """
@@ -108,10 +108,10 @@ def follow_curves(request: CurvesRequest, observer: FollowObserver, *, poll_s: f
         poll_s: seconds between two readings.
 
     Raises:
-        RunNotFoundError: a name is that of no run or of several.
+        RunNotFoundError: no run, or several, have one of the names.
         TrackingError: a run was removed, or the store could not be used from the beginning.
     """
-    from tl_cli.tracking.store import open_store  # imports MLflow, which curves that are read once do without
+    from tl_cli.tracking.store import open_store  # imports MLflow, which reading curves once does not need
 
     store = open_store(request.tracking_uri)
     names = request.names
@@ -130,7 +130,7 @@ def follow_curves(request: CurvesRequest, observer: FollowObserver, *, poll_s: f
                 raise
             observer.curves(result, f"{error}; trying again")
         if result.is_running:
-            # A long history takes long to read: half of the time at most.
+            # A long history takes long to read: spend at most half of the time on it.
             time.sleep(max(poll_s, time.monotonic() - began))
     return result
 
@@ -146,7 +146,7 @@ def _find(store: RunReader, names: Sequence[str]) -> list[Run]:
 
 
 def _wait_for_training(store: RunReader, observer: FollowObserver, poll_s: float) -> Run:
-    """Return the run that trains now, of several the one that was started or resumed last."""
+    """Return the run that trains now; if there are several, the one that was started or resumed last."""
     is_first = True
     while True:
         running = [run for run in store.runs() if not is_parent(run) and status_of(run) == "running"]
@@ -171,7 +171,7 @@ def _read(store: RunReader, runs: Sequence[Run], metrics: tuple[str, ...]) -> Cu
 
 
 def _points(history: History, *, with_own: bool) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, value) by metric: of those that tl records and of others."""
+    """Return (step, value) by metric: of the metrics that tl records, and of others."""
     own: dict[str, list[tuple[int, float]]] = {"step/loss": history.losses} if with_own else {}
     for field, score in EPOCH_SCORES.items() if with_own else ():
         own[score.key] = [

@@ -89,7 +89,7 @@ class RunDetails:
 
 @dataclass(frozen=True, slots=True)
 class RunDifferences:
-    """The differences between runs, and the settings that are equal in all of them; None where not requested."""
+    """The differences between runs, and the settings that are equal in all of them; None if not requested."""
 
     differences: Differences
     equal: dict[str, str] | None = None
@@ -110,7 +110,7 @@ def list_runs(request: RunFilter, observer: Observer | None = None) -> RunList:
     """Return the runs of a store that pass the filters.
 
     Args:
-        observer: gets a warning where the store was copied or moved.
+        observer: gets a warning if the store was copied or moved.
 
     Raises:
         UsageError: the experiment does not exist.
@@ -124,12 +124,7 @@ def list_runs(request: RunFilter, observer: Observer | None = None) -> RunList:
             f"no experiment is called {request.experiment!r} in {store.uri}.{suggest(request.experiment, known)}"
         )
     recorded = store.runs()
-    oldest = None if request.since_s is None else time.time() - request.since_s
-    found = [
-        facts
-        for facts, run in zip(facts_of(store, recorded), recorded, strict=True)
-        if _passes(facts, request, oldest) and _has_tags(run, request.tags)
-    ]
+    found = _passing(store, recorded, request)
     if request.sort == "val":
         found = with_accuracies(store, recorded, found)
     found = _sorted(found, request.sort, reverse=request.reverse)
@@ -149,7 +144,7 @@ def show_run(name: str, tracking_uri: str | None = None) -> RunDetails:
     store = open_to_read(tracking_uri)
     found = store.find(name)
     if is_parent(found):
-        raise UsageError(f"{named(found)} is a comparison, without epochs of its own; see tl compare {short_id(found)}")
+        raise UsageError(f"{named(found)} is a comparison and has no epochs; see tl compare {short_id(found)}")
     (facts,) = with_curves(store, [found], facts_of(store, [found], store.runs()))
     return RunDetails(facts, read_history(store, found))
 
@@ -194,6 +189,12 @@ def _only_one(store: RunReader, names: Sequence[str], run: Run) -> str:
     return f"{problem}; to compare it with another: tl runs diff {short_id(run)} {short_id(others[0])}"
 
 
+def _passing(store: RunReader, recorded: Sequence[Run], request: RunFilter) -> list[RunFacts]:
+    oldest = None if request.since_s is None else time.time() - request.since_s
+    pairs = zip(facts_of(store, recorded), recorded, strict=True)
+    return [facts for facts, run in pairs if _passes(facts, request, oldest) and _has_tags(run, request.tags)]
+
+
 def _passes(facts: RunFacts, request: RunFilter, oldest: float | None) -> bool:
     names = (facts.name, facts.run_id, facts.model or "", facts.data or "")
     return (
@@ -223,7 +224,7 @@ def _sorted(found: Sequence[RunFacts], key: SortKey, *, reverse: bool) -> list[R
     """Return runs in order; those without a value last, in either direction."""
     if key in ("name", "model"):
         return sorted(found, key=lambda facts: str(getattr(facts, key) or "~").lower(), reverse=reverse)
-    # Times sort upwards, everything else from the highest down.
+    # Times in ascending order, everything else in descending order.
     sign = 1 if key == "time" else -1
     known = [(sign * value, facts) for facts in found if (value := getattr(facts, _NUMBERS[key])) is not None]
     unknown = [facts for facts in found if getattr(facts, _NUMBERS[key]) is None]

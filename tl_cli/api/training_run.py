@@ -26,7 +26,6 @@ from tl_cli.tracking.store import Store, open_store, state_folder
 from tl_cli.training import events
 from tl_cli.training.conditions import random_backbone
 from tl_cli.training.config import Given, Settings, read_toml, values_of
-from tl_cli.training.events import Event
 from tl_cli.training.fit import fit
 from tl_cli.training.forecast import Estimate, estimate
 from tl_cli.training.history import History
@@ -82,7 +81,7 @@ class TrainObserver(Observer):
 
     def training(self, run_name: str, plan: Plan, history: History) -> AbstractContextManager[events.Observer]:
         """Return a context that receives the events of the training."""
-        return nullcontext(_ignore)
+        return nullcontext(lambda event: None)
 
     def draw_batch(self, images: Tensor, labels: Sequence[str], path: Path, warn: Callable[[str], None]) -> list[Path]:
         """Draw augmented training images (N, 3, H, W) with their labels; return the files that were written."""
@@ -91,10 +90,6 @@ class TrainObserver(Observer):
     def draw_curves(self, history: History, folder: Path, warn: Callable[[str], None]) -> list[Path]:
         """Draw the curves of a run; return the files that were written."""
         return []
-
-
-def _ignore(event: Event) -> None:
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +120,8 @@ class TrainResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: accuracies and the gap as fractions, losses in nats."""
-        counters, outcome = self.outcome.counters, self.outcome
-        test, clean = outcome.test, outcome.clean_train
+        counters, test, clean = self.outcome.counters, self.outcome.test, self.outcome.clean_train
+        accuracy = test.accuracy if test else None
         return {
             "run_id": self.run_id,
             "run_name": self.run_name,
@@ -138,13 +133,13 @@ class TrainResult:
             "best_epoch": counters.best_epoch,
             "val_accuracy": counters.best_val_accuracy,
             "val_loss": counters.best_val_loss,
-            "test_images": test.accuracy.count if test else None,
-            "test_accuracy": test.accuracy.value if test else None,
-            "test_accuracy_low": test.accuracy.low if test else None,
-            "test_accuracy_high": test.accuracy.high if test else None,
+            "test_images": accuracy.count if accuracy else None,
+            "test_accuracy": accuracy.value if accuracy else None,
+            "test_accuracy_low": accuracy.low if accuracy else None,
+            "test_accuracy_high": accuracy.high if accuracy else None,
             "test_loss": test.loss.value if test else None,
             "clean_train_accuracy": clean.accuracy.value if clean else None,
-            "gap": outcome.gap,
+            "gap": self.outcome.gap,
             "settings": self.plan.config.model_dump(mode="json"),
         }
 
@@ -191,21 +186,11 @@ def train(request: TrainRequest, observer: TrainObserver | None = None) -> Train
         StorageError: a file cannot be written.
     """
     observer = observer or TrainObserver()
-    if request.resume is not None:
-        return _resume(request, request.resume, observer)
-    given = _given(request, observer)
-    # Before the images are decoded, which may take minutes: a server that is down is found immediately.
-    store = open_store(request.tracking_uri)
-    destination = find_destination(store, request.experiment)
-    plan = _prepare(given, request, observer)
-    prepared = destination.run.info if destination.run is not None else None
-    name = request.run_name or str(prepared.run_name if prepared else plan.name)
-    target = _Target(store, destination.experiment_id, name, str(prepared.run_id) if prepared else None)
-    return _Training(request, observer, plan, target).run()
+    return _start(request, observer) if request.resume is None else _resume(request, request.resume, observer)
 
 
 def dry_run(request: TrainRequest, observer: TrainObserver | None = None) -> DryRun:
-    """Return the settings of a training, their reasons and an estimate; without its images, only the settings.
+    """Return the settings of a training, their reasons and an estimate; if its images are missing, only the settings.
 
     Raises:
         UsageError: a setting, the data or the weights cannot be used.
@@ -245,6 +230,18 @@ def _show_plan(plan: Plan, observer: TrainObserver) -> None:
         observer.warn(message)
 
 
+def _start(request: TrainRequest, observer: TrainObserver) -> TrainResult:
+    given = _given(request, observer)
+    # Before the images are decoded, which may take minutes: a server that is down is found immediately.
+    store = open_store(request.tracking_uri)
+    destination = find_destination(store, request.experiment)
+    plan = _prepare(given, request, observer)
+    prepared = destination.run.info if destination.run is not None else None
+    name = request.run_name or str(prepared.run_name if prepared else plan.name)
+    run_id = str(prepared.run_id) if prepared else None
+    return _Training(request, observer, plan, store, destination.experiment_id, name, run_id).run()
+
+
 def _resume(request: TrainRequest, name: str, observer: TrainObserver) -> TrainResult:
     store = open_store(request.tracking_uri)
     # Until it ends: two processes would write the same checkpoint.
@@ -257,47 +254,39 @@ def _resume(request: TrainRequest, name: str, observer: TrainObserver) -> TrainR
         plan = _prepare(given, request, observer, card.data)
         resuming.check_same_images(plan, run, card, observer)
         _show_plan(plan, observer)
-        target = _Target(store, run.info.experiment_id, str(run.info.run_name), run.info.run_id, is_resumed=True)
-        return _Training(request, observer, plan, target).run()
+        info, name = run.info, str(run.info.run_name)
+        return _Training(request, observer, plan, store, info.experiment_id, name, info.run_id, is_resumed=True).run()
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
-    """Where a run is recorded.
+class _Training:
+    """A training with its observer, and where it is recorded: fit, evaluate, record.
 
     Attributes:
         run_id: a run to resume, or one that another program has prepared; None: a new one.
+        warnings: kept until the screen is closed.
     """
 
+    request: TrainRequest
+    observer: TrainObserver
+    plan: Plan
     store: Store
     experiment_id: str
-    name: str
+    run_name: str
     run_id: str | None = None
     is_resumed: bool = False
-
-
-class _Training:
-    """A training with its observers: fit, evaluate, record."""
-
-    def __init__(self, request: TrainRequest, observer: TrainObserver, plan: Plan, target: _Target) -> None:
-        self._request = request
-        self._observer = observer
-        self._plan = plan
-        self._target = target
-        # Kept until the screen is closed.
-        self._warnings: list[str] = []
+    warnings: list[str] = field(default_factory=list)
 
     def run(self) -> TrainResult:
         """Train and record."""
-        target = self._target
         state, history = self._starting_point()
         recorder = Recorder(
-            target.store,
-            experiment_id=target.experiment_id,
-            run_name=target.name,
-            run_id=target.run_id,
-            tags=dict(self._request.tags),
-            warn=self._warnings.append,
+            self.store,
+            experiment_id=self.experiment_id,
+            run_name=self.run_name,
+            run_id=self.run_id,
+            tags=self.request.tags,
+            warn=self.warnings.append,
         )
         with self._reported(recorder):
             with recorder:
@@ -310,80 +299,78 @@ class _Training:
                 folder=recorder.folder,
                 model=recorder.folder / BEST_FOLDER,
                 is_recorded=recorder.is_recorded,
-                plan=self._plan,
+                plan=self.plan,
                 history=history,
                 outcome=outcome,
                 next_commands=tuple(self._next_commands(recorder, outcome)),
             )
 
     def _starting_point(self) -> tuple[TrainState, History]:
-        target, warn = self._target, self._observer.warn
-        state = new_state(self._plan)
-        if not target.is_resumed or target.run_id is None:
-            return state, History(target.name)
-        for problem in state.restore(state_folder(target.experiment_id, target.run_id)):
-            warn(f"{problem}; resuming from step {state.step}")
-        history = read_history(target.store, target.store.find(target.run_id))
+        state = new_state(self.plan)
+        if not self.is_resumed or self.run_id is None:
+            return state, History(self.run_name)
+        for problem in state.restore(state_folder(self.experiment_id, self.run_id)):
+            self.observer.warn(f"{problem}; resuming from step {state.step}")
+        history = read_history(self.store, self.store.find(self.run_id))
         if history.epochs and not state.step:
-            warn("no checkpoint is left; training starts again from the first step")
+            self.observer.warn("no checkpoint is left; training starts again from the first step")
         history.cut_after(state.step)
         return state, history
 
     def _begin(self, recorder: Recorder, state: TrainState) -> Saver:
-        plan, is_new = self._plan, not self._target.is_resumed
+        plan, is_new = self.plan, not self.is_resumed
         every = Every.parse(plan.config.checkpoint_every)
         saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
         if is_new:
             saver.begin()
         if is_new or not recorder.is_described:
-            recorder.log_start(plan, self._request.command, self._draw_batch(recorder.folder))
+            recorder.log_start(plan, self.request.command, self._draw_batch(recorder.folder))
         return saver
 
     def _draw_batch(self, folder: Path) -> list[Path]:
         """Draw one augmented batch with its labels, which shows most mistakes in the data at a glance."""
-        plan = self._plan
+        plan = self.plan
         indices, images = next(plan.train_loader(plan.phases[-1]).augmented(plan.augmentation, plan.config.seed, 1))
         labels = [plan.data.classes[label] for label in plan.data.parts["train"].labels[indices]]
         path = folder / "training_batch.png"
-        return self._observer.draw_batch(images[:_SHEET_IMAGES], labels[:_SHEET_IMAGES], path, self._warnings.append)
+        return self.observer.draw_batch(images[:_SHEET_IMAGES], labels[:_SHEET_IMAGES], path, self.warnings.append)
 
     def _train(self, recorder: Recorder, saver: Saver, state: TrainState, history: History) -> Outcome:
-        plan, best, warnings = self._plan, recorder.folder / BEST_FOLDER, self._warnings
-        with self._observer.training(recorder.run_name, plan, history) as screen:
+        plan, best, warnings = self.plan, recorder.folder / BEST_FOLDER, self.warnings
+        with self.observer.training(recorder.run_name, plan, history) as screen:
             counters = fit(plan, state, events.notify_all(recorder, saver, history, screen))
             outcome = conclude(plan, counters, best, screen)
         if outcome.test is not None:
             history.test_accuracy, history.test_loss = outcome.test.accuracy.value, outcome.test.loss.value
-        curves = self._observer.draw_curves(history, recorder.folder, warnings.append)
+        curves = self.observer.draw_curves(history, recorder.folder, warnings.append)
         warnings += outcome.warnings
         if "test" in outcome.failed:
-            again = f"tl eval {recorder.run_id[:8]}{uri_flag(self._request.tracking_uri)}"
+            again = self._command("tl eval", recorder)
             warnings.append(f"no test accuracy is recorded; to add it: {again}")
-        recorder.log_end(plan, outcome, self._request.command, curves, best, self._request.register)
+        recorder.log_end(plan, outcome, self.request.command, curves, best, self.request.register)
         return outcome
 
     @contextmanager
     def _reported(self, recorder: Recorder) -> Iterator[None]:
-        """Report warnings at the end, and a complete run to a person who stops the command after it."""
+        """Report warnings at the end; if the command is stopped after the run was complete, report the run, too."""
         try:
             yield
             self._report_warnings()
         except Interrupted:
             if recorder.is_complete and recorder.is_recorded:
-                name = recorder.run_id[:8]
-                see = f"tl eval {name}{uri_flag(self._request.tracking_uri)}"
-                self._observer.note(f"run {name} is complete and recorded, with its model; see: {see}")
+                see = self._command("tl eval", recorder)
+                self.observer.note(f"run {recorder.run_id[:8]} is complete and recorded, with its model; see: {see}")
             raise
         finally:
             self._report_warnings()
 
     def _report_warnings(self) -> None:
-        while self._warnings:
-            self._observer.warn(self._warnings.pop(0))
+        while self.warnings:
+            self.observer.warn(self.warnings.pop(0))
 
     @contextmanager
     def _kept(self, recorder: Recorder, saver: Saver) -> Iterator[None]:
-        """Keep the best model and the state of a training that does not reach its end, and report where they are."""
+        """Keep the best model and the state of a training that stops early, and report where they are."""
         try:
             yield
         except BaseException as error:  # a signal, a full disk, no memory
@@ -391,20 +378,16 @@ class _Training:
             raise
 
     def _keep(self, recorder: Recorder, saver: Saver, error: BaseException) -> None:
-        resume = f"resume with: tl train --resume {recorder.run_id[:8]}{uri_flag(self._request.tracking_uri)}"
-        # Stopping a training is not a failure.
-        report = self._observer.note if isinstance(error, Interrupted) else self._observer.warn
+        report, resume = self.observer.warn, f"resume with: {self._command('tl train --resume', recorder)}"
         if isinstance(error, DivergedError):
             resume = "resuming would diverge at the same step; start a new run with other settings"
-        try:
+        if isinstance(error, Interrupted):
             # After any other error the state may be its cause, so the checkpoint before it is kept.
-            if isinstance(error, Interrupted) and saver.save():
-                resume = f"step {saver.step} is saved; {resume}"
-        except StorageError as full:
-            report, resume = (
-                self._observer.warn,
-                f"{full}, so step {saver.step} is not saved; an earlier step is\n{resume}",
-            )
+            try:
+                resume = f"step {saver.step} is saved; {resume}" if saver.save() else resume
+                report = self.observer.note  # stopping a training is not a failure
+            except StorageError as full:
+                resume = f"{full}, so step {saver.step} is not saved; an earlier step is\n{resume}"
         # From the folder: the run may have been stopped while this epoch was being saved.
         best, folder = saver.best, saver.folder / BEST_FOLDER
         if best is None:
@@ -413,23 +396,26 @@ class _Training:
         # Before the model is recorded: a second Ctrl-C ends the process.
         accuracy = f"epoch {best.epoch}, {best.val_accuracy or 0.0:.2%} on validation"
         report(f"kept the best model so far ({accuracy}): {folder}\n{resume}")
-        recorder.log_unfinished(self._plan, best, folder)
+        recorder.log_unfinished(self.plan, best, folder)
 
     def _next_commands(self, recorder: Recorder, outcome: Outcome) -> Iterator[str]:
-        target, flag, name = self._target, uri_flag(self._request.tracking_uri), recorder.run_id[:8]
         if not recorder.is_recorded:
-            yield f"tl runs sync {name}{flag}"
+            yield self._command("tl runs sync", recorder)
             return
         # Only commands that work now: images may be missing.
-        if outcome.test is not None or "test" not in self._plan.data.spec.splits:
-            yield f"tl eval {name}{flag}"
-        yield f"tl plot --terminal {name}{flag}"
+        if outcome.test is not None or "test" not in self.plan.data.spec.splits:
+            yield self._command("tl eval", recorder)
+        yield self._command("tl plot --terminal", recorder)
         if "train" not in outcome.failed:
-            yield f"tl inspect {name}{flag}"
-        if target.store.uri.startswith("http"):
-            yield link_to(target.store.uri, target.experiment_id)
-        elif target.store.database != Path.cwd() / "mlflow.db":
-            # mlflow ui reads no environment variable.
-            yield f"mlflow ui --backend-store-uri {shlex.quote(target.store.uri)}"
+            yield self._command("tl inspect", recorder)
+        uri = self.store.uri
+        if uri.startswith("http"):
+            yield link_to(uri, self.experiment_id)
         else:
-            yield "mlflow ui"
+            # mlflow ui reads no environment variable.
+            is_default = self.store.database == Path.cwd() / "mlflow.db"
+            yield "mlflow ui" if is_default else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+
+    def _command(self, command: str, recorder: Recorder) -> str:
+        """Return a command for this run, with the option that finds its store."""
+        return f"{command} {recorder.run_id[:8]}{uri_flag(self.request.tracking_uri)}"

@@ -45,7 +45,7 @@ def show_predictions(
         for each in predictions:
             done += 1
             if each.probabilities is None:
-                failed.append(each.error if each.path in each.error else f"{each.path}: {each.error}")
+                failed.append(each.problem)
             else:
                 writer(each)
     sys.stdout.flush()

@@ -64,10 +64,10 @@ def print_sent(console: Console, sent: SentRuns) -> None:
     """Print what was sent of each run."""
     for each in sent.runs:
         if each.restored:
-            console.print(plain(f"{each.run} was not in {sent.store}; it is recorded again"), soft_wrap=True)
+            console.print(plain(f"{each} was not in {sent.store}; it is recorded again"), soft_wrap=True)
         status = f", recorded as {each.status.lower()}" if each.status else ""
         what = f"{each.points:,} points and {each.pieces} other items sent{status}"
-        console.print(plain(f"{each.run}: {what}"), soft_wrap=True)
+        console.print(plain(f"{each}: {what}"), soft_wrap=True)
     if sent.complete:
         console.print("nothing left to sync")
 
@@ -78,9 +78,9 @@ def print_removed(console: Console, removed: RemovedRuns) -> None:
         console.print("nothing was removed")
     for each in removed.runs:
         if not removed.purged:
-            console.print(plain(f"{each.run} is removed"), soft_wrap=True)
+            console.print(plain(f"{each} is removed"), soft_wrap=True)
         elif each.complete:
-            console.print(plain(f"{each.run} is deleted, {_freed(each)}"), soft_wrap=True)
+            console.print(plain(f"{each} is deleted, {_freed(each)}"), soft_wrap=True)
             for folder in each.kept:
                 console.print(plain(f"{folder} stays"), soft_wrap=True)
         else:
@@ -98,10 +98,10 @@ def _remains(run: RemovedRun) -> str:
     more = len(run.remaining) - _SHOWN
     return "\n".join(
         [
-            f"{run.run} is not deleted yet, {_freed(run)}; what stays:",
+            f"{run} is not deleted yet, {_freed(run)}; what stays:",
             *run.remaining[:_SHOWN],
             *([f"and {more} more"] if more > 0 else []),
-            f"its record stays, too. Once they can be deleted: tl runs rm {run.run.run_id[:8]} --purge",
+            f"its record stays, too. Once they can be deleted: tl runs rm {run.run_id[:8]} --purge",
         ]
     )
 
