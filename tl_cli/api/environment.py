@@ -3,19 +3,18 @@
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from huggingface_hub import constants
 
 import tl_cli
-from tl_cli.compute.device import choose_device, cores, cpu_facts
 from tl_cli.contract import tl_version
 from tl_cli.io.array_cache import memory_bytes
 from tl_cli.io.download import cache_root
-from tl_cli.tracking.store import default_uri
+from tl_cli.models.list.published import hub_folder
+from tl_cli.tracking.sqlite_reader import default_uri
 
 _PACKAGES = (
     *(
@@ -53,37 +52,49 @@ _SHOWN = (
 _PREFIXES = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_", "HF_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
-def describe() -> dict[str, dict[str, object]]:
-    """Return facts by subject and name, of plain JSON types."""
-    device = choose_device("auto")
-    facts = cpu_facts()
-    return {
-        "versions": {"tl": tl_version(), "python": platform.python_version(), **_versions()},
-        "machine": {
-            "system": platform.platform(),
-            "processor": facts.get("cpu_name") or _processor(),
-            "processor_features": sorted(name for name, has in facts.items() if has is True),
-            "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "cores": cores(),
-            "memory_gb": round(memory_bytes() / 1e9, 1),
-            "device": device.type if device.type != "cuda" else f"cuda ({torch.cuda.get_device_name()})",
-            "cuda": torch.version.cuda,
-            "threads": torch.get_num_threads(),
-            "interop_threads": torch.get_num_interop_threads(),
-        },
-        "paths": {
+def subjects() -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield each subject with its facts, of plain JSON types; last the machine, for which torch is imported."""
+    yield "versions", {"tl": tl_version(), "python": platform.python_version(), **_versions()}
+    yield (
+        "paths",
+        {
             "current": str(Path.cwd()),
             "tl": str(Path(str(tl_cli.__file__)).parent),
             "python": sys.executable,
             "cache": str(cache_root()),
-            "torch_weights": torch.hub.get_dir(),
+            "torch_weights": str(hub_folder()),
             "hub_weights": constants.HF_HUB_CACHE,
         },
-        "store": {
+    )
+    yield (
+        "store",
+        {
             "tracking_uri": without_credentials(default_uri()),
             "from": "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "MLflow's default or settings",
         },
-        "environment": _environment(os.environ),
+    )
+    yield "environment", _environment(os.environ)
+    yield "machine", _machine()
+
+
+def _machine() -> dict[str, object]:
+    # Imported here, as it takes seconds: the other subjects are shown before.
+    import torch
+
+    from tl_cli.compute.device import choose_device, cores, cpu_facts
+
+    device, facts = choose_device("auto"), cpu_facts()
+    return {
+        "system": platform.platform(),
+        "processor": facts.get("cpu_name") or _processor(),
+        "processor_features": sorted(name for name, has in facts.items() if has is True),
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": cores(),
+        "memory_gb": round(memory_bytes() / 1e9, 1),
+        "device": device.type if device.type != "cuda" else f"cuda ({torch.cuda.get_device_name()})",
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
     }
 
 

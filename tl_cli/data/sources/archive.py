@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from tl_cli.contract import USUAL_COLUMNS, Columns
+from tl_cli.data.cache_entries import remove_unread
 from tl_cli.data.sources import csv, folder
 from tl_cli.data.sources.found import Found
 from tl_cli.data.sources.unpack import Limits, unpack
@@ -153,23 +154,6 @@ def _remove_others(copy: Path) -> None:
                 remove_unread(other)
             elif other.suffix == ".old" and _stem(other) == _stem(copy.with_name(f".{copy.name}")):
                 shutil.rmtree(other, ignore_errors=True)
-
-
-def remove_unread(copy: Path) -> bool:
-    """Remove an unpacked archive; return False where a process reads it, or where that is unknown."""
-    if sys.platform == "win32":
-        return False
-    with suppress(OSError):
-        descriptor = os.open(copy, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Renamed first, so that a copy is complete or does not exist.
-            aside = copy.rename(copy.with_name(f".{copy.name}.old"))
-            shutil.rmtree(aside, ignore_errors=True)
-            return True
-        finally:
-            os.close(descriptor)
-    return False
 
 
 def _is_visible(name: str) -> bool:
