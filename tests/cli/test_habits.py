@@ -11,6 +11,7 @@ from tests.support.commands import train
 from tests.support.pictures import COLOURS, write_pictures
 from tl_cli import habits
 from tl_cli.cli.app import app
+from tl_cli.cli.groups import COMMANDS, load
 from tl_cli.errors import StorageError
 from tl_cli.tracking.store import open_store
 
@@ -20,7 +21,8 @@ ROOT = typer.main.get_command(app)
 def commands() -> dict[str, set[str]]:
     """The options of every command, by how it is typed."""
     found = {}
-    for name, command in ROOT.commands.items():  # type: ignore[attr-defined]
+    for name in COMMANDS:
+        command = load(name)
         for inner, each in getattr(command, "commands", {"": command}).items():
             found[f"{name} {inner}".strip()] = {
                 opt for parameter in each.params for opt in (*parameter.opts, *parameter.secondary_opts)

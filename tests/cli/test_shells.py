@@ -8,6 +8,7 @@ import typer
 
 from tests.support.commands import QUICK
 from tl_cli.cli.app import app
+from tl_cli.cli.groups import load
 from tl_cli.cli.params import complete_data
 from tl_cli.errors import UsageError
 from tl_cli.io.file_uris import local_path
@@ -23,7 +24,7 @@ def names_in(annotation: object) -> set[str]:
 
 
 def offered(command: str, option: str) -> set[str]:
-    train = ROOT.commands[command]
+    train = load(command)
     (found,) = (each for each in train.params if each.name == option)
     return {item.value for item in found.shell_complete(train.make_context(command, [], resilient_parsing=True), "")}
 

@@ -3,19 +3,18 @@
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from huggingface_hub import constants
 
 import tl_cli
-from tl_cli.compute.device import choose_device, cores, cpu_facts, device_name
 from tl_cli.contract import tl_version
 from tl_cli.io.download import cache_root
 from tl_cli.io.memory import memory_bytes
-from tl_cli.tracking.store import default_uri
+from tl_cli.models.list.published import hub_folder
+from tl_cli.tracking.sqlite_reader import default_uri
 
 _PACKAGES = (
     "torch", "torchvision", "timm", "mlflow", "numpy", "pandas", "pillow", "safetensors", "pydantic", "typer", "rich",
@@ -31,37 +30,40 @@ _SHOWN = (
 _PREFIXES = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_", "HF_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
-def describe() -> dict[str, dict[str, object]]:
-    """Return facts by subject and name, of plain JSON types."""
-    return {
-        "versions": {
-            "tl": tl_version(),
-            "python": platform.python_version(),
-            **{name: _version(name) for name in _PACKAGES},
+def subjects() -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield each subject with its facts, of plain JSON types; last the machine, for which torch is imported."""
+    yield (
+        "versions",
+        {"tl": tl_version(), "python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+    )
+    yield (
+        "paths",
+        {
+            "current": str(Path.cwd()),
+            "tl": str(Path(str(tl_cli.__file__)).parent),
+            "python": sys.executable,
+            "cache": str(cache_root()),
+            "torch_weights": str(hub_folder()),
+            "hub_weights": constants.HF_HUB_CACHE,
         },
-        "machine": _machine(),
-        "paths": _paths(),
-        "store": {
+    )
+    yield (
+        "store",
+        {
             "tracking_uri": without_credentials(default_uri()),
             "from": "MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else "MLflow's default or settings",
         },
-        "environment": _environment(os.environ),
-    }
-
-
-def without_credentials(uri: str) -> str:
-    """Return an address without what may be a secret: all before its last @, whatever it looks like, and its query."""
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        scheme, rest = "", uri
-    # A path on this machine has no credentials; what looks like user:password@host without a scheme does.
-    if not rest.startswith("/") and (separator or ":" in rest.partition("@")[0]):
-        rest = rest.rpartition("@")[2]
-    path = rest if rest.startswith("/") and scheme in ("", "file") else rest.partition("?")[0].partition("#")[0]
-    return f"{scheme}{separator}{path}"
+    )
+    yield "environment", _environment(os.environ)
+    yield "machine", _machine()
 
 
 def _machine() -> dict[str, object]:
+    # Imported here, as it takes seconds: the other subjects are shown before.
+    import torch
+
+    from tl_cli.compute.device import choose_device, cores, cpu_facts, device_name
+
     device = choose_device("auto")
     return {
         "system": platform.platform(),
@@ -77,15 +79,16 @@ def _machine() -> dict[str, object]:
     }
 
 
-def _paths() -> dict[str, object]:
-    return {
-        "current": str(Path.cwd()),
-        "tl": str(Path(str(tl_cli.__file__)).parent),
-        "python": sys.executable,
-        "cache": str(cache_root()),
-        "torch_weights": torch.hub.get_dir(),
-        "hub_weights": constants.HF_HUB_CACHE,
-    }
+def without_credentials(uri: str) -> str:
+    """Return an address without what may be a secret: all before its last @, whatever it looks like, and its query."""
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        scheme, rest = "", uri
+    # A path on this machine has no credentials; what looks like user:password@host without a scheme does.
+    if not rest.startswith("/") and (separator or ":" in rest.partition("@")[0]):
+        rest = rest.rpartition("@")[2]
+    path = rest if rest.startswith("/") and scheme in ("", "file") else rest.partition("?")[0].partition("#")[0]
+    return f"{scheme}{separator}{path}"
 
 
 def _version(package: str) -> str | None:

@@ -8,18 +8,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 import typer
 
 from tl_cli import interrupts
-from tl_cli.cli import cache as cache_command
-from tl_cli.cli import compare as compare_command
-from tl_cli.cli import data as data_command
-from tl_cli.cli import env as env_command
-from tl_cli.cli import eval as eval_command
-from tl_cli.cli import export as export_command
-from tl_cli.cli import inspect as inspect_command
-from tl_cli.cli import models as models_command
-from tl_cli.cli import plot as plot_command
-from tl_cli.cli import predict as predict_command
-from tl_cli.cli import runs as runs_command
-from tl_cli.cli import train as train_command
+from tl_cli.cli.groups import COMMANDS, load
 from tl_cli.cli.typed import TopLevel
 from tl_cli.errors import Interrupted, TlError
 from tl_cli.shortage import found
@@ -36,31 +25,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train", epilog=train_command.EXAMPLES)(train_command.train)
-app.command("eval", epilog=eval_command.EXAMPLES)(eval_command.evaluate)
-app.command("predict", epilog=predict_command.EXAMPLES)(predict_command.predict)
-app.command("compare", epilog=compare_command.EXAMPLES, context_settings={"ignore_unknown_options": True})(
-    compare_command.compare
-)
-app.command("export", epilog=export_command.EXAMPLES)(export_command.export)
-app.command("plot", epilog=plot_command.EXAMPLES)(plot_command.plot)
-app.add_typer(runs_command.app, name="runs")
-app.add_typer(models_command.app, name="models")
-app.add_typer(data_command.app, name="data")
-app.add_typer(cache_command.app, name="cache")
-app.command("env", epilog=env_command.EXAMPLES)(env_command.env)
-app.command(
-    "inspect",
-    epilog=inspect_command.EXAMPLES,
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
-)(inspect_command.inspect)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from tl_cli.contract import tl_version
+        from importlib.metadata import version  # slow to import
 
-        typer.echo(f"tl {tl_version()}")
+        typer.echo(f"tl {version('tl-train')}")
         raise typer.Exit
 
 
@@ -139,8 +110,9 @@ def _discard(stream: TextIO) -> None:
 
 def _options() -> set[str]:
     """Return the options of the command that was typed."""
-    command: Any = typer.main.get_command(app)
-    for word in sys.argv[1:]:
+    words = iter(sys.argv[1:])
+    command: Any = next((load(word) for word in words if word in COMMANDS), typer.main.get_command(app))
+    for word in words:
         command = getattr(command, "commands", {}).get(word, command)
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 

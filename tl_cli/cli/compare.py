@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,11 +18,13 @@ from tl_cli.cli.params import (
     command_line,
     complete_contender,
     complete_data,
+    in_output,
     refuse_silence,
 )
-from tl_cli.errors import uri_flag
+from tl_cli.cli.settings import parse_train_options
+from tl_cli.errors import UsageError, uri_flag
 from tl_cli.models.list.completion import is_architecture
-from tl_cli.training.config import Given
+from tl_cli.training.config import Given, read_toml
 
 EXAMPLES = """Examples:
 
@@ -35,22 +36,19 @@ tl compare --models resnet18 efficientnet_b0 --data cifar10 --freeze-epochs 5 --
 
 tl compare 9c01d2e4     (that comparison again)"""
 
+app = typer.Typer(add_completion=False)
+
 # Options of tl train that the command sets for each training.
 _NOT_FOR_TRAINING = {"--seed": "seed", "--resume": "resume", "--dry-run": "dry_run", "--run-name": "run_name",
                      "--register": "register", "--tag": "tag"}  # fmt: skip
 _DATA_HELP = "Images for the trainings; for trained models, images to evaluate them on."
 _EXPERIMENT_HELP = "MLflow experiment of the trainings. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl."
-_output = partial(typer.Option, rich_help_panel="Output")
 
-Names = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="NAME",
-        help="Runs or folders of saved models, or one comparison recorded by --models; "
-        "with --models: architectures, then options of tl train.",
-        autocompletion=complete_contender,
-    ),
-]
+_NAMES_HELP = (
+    "Runs or folders of saved models, or one comparison recorded by --models; "
+    "with --models: architectures, then options of tl train."
+)
+Names = Annotated[list[str], typer.Argument(metavar="NAME", help=_NAMES_HELP, autocompletion=complete_contender)]
 Models = Annotated[bool, typer.Option("--models", help="Train each architecture first, on the same split.")]
 Seeds = Annotated[int, typer.Option(help="Trainings per model, with seeds 0, 1, ...", min=1, max=100)]
 Data = Annotated[str | None, typer.Option(metavar="NAME|PATH", autocompletion=complete_data, help=_DATA_HELP)]
@@ -58,14 +56,15 @@ Part = Annotated[
     Literal["test", "val"] | None, typer.Option(help="Images to compare on; default is test.", show_default=False)
 ]
 Speed = Annotated[bool, typer.Option("--speed/--no-speed", help="Measure the speed of inference.")]
-Format = Annotated[Literal["table", "markdown", "csv", "json"], _output("--format", help="Form of the result.")]
-AsJson = Annotated[bool, _output("--json", help="The same as --format json.")]
+Format = Annotated[Literal["table", "markdown", "csv", "json"], in_output("--format", help="Form of the result.")]
+AsJson = Annotated[bool, in_output("--json", help="Short for --format json.")]
 Output = Annotated[
-    Path | None, _output(metavar="DIR", help="Also write tables and image files there.", show_default=False)
+    Path | None, in_output(metavar="DIR", help="Also write tables and image files there.", show_default=False)
 ]
 Experiment = Annotated[str | None, typer.Option(help=_EXPERIMENT_HELP, show_default=False)]
 
 
+@app.command(epilog=EXAMPLES, context_settings={"ignore_unknown_options": True})
 def compare(
     names: Names,
     models: Models = False,
@@ -118,8 +117,6 @@ def compare(
 
 def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds: int, experiment: str | None) -> None:
     """Refuse wrong usage before anything is opened or trained."""
-    from tl_cli.errors import UsageError
-
     if not names or (models and len(names) < 2):
         first = "; their names come first, then the options" if options else ""
         raise UsageError(f"give two or more to compare{first}")
@@ -139,17 +136,15 @@ def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds:
 
 def _settings_of_all(names: Sequence[str], options: Sequence[str]) -> list[Given]:
     """Return the settings of each training; what tl train refuses is refused now, before the first one trains."""
-    from tl_cli.cli.settings import parse_train_options
-    from tl_cli.errors import UsageError
     from tl_cli.models.zoo import registry
 
     found = []
     for name in names:
-        parsed = parse_train_options([name, *options])
+        flags, others = parse_train_options([name, *options])
         for flag, key in _NOT_FOR_TRAINING.items():
-            if {**parsed.flags, **parsed.others}.get(key):
+            if {**flags, **others}.get(key):
                 raise UsageError(f"tl compare sets {flag} itself" + ("; give --seeds" if flag == "--seed" else ""))
-        given = parsed.given()
+        given = Given.of(flags, read_toml(others["config"]) if others["config"] else {})
         registry.size_limits(given.model)
         found.append(given)
     return found

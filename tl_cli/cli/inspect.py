@@ -1,21 +1,16 @@
 """``tl inspect``: what is inside a model."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from tl_cli.cli.params import (
-    DataDir,
-    Device,
-    Quiet,
-    TrackingUri,
-    Workers,
-    complete_data,
-    complete_model_or_run,
-    refuse_silence,
-)
+from tl_cli.cli import params
+from tl_cli.cli.params import complete_data, complete_model_or_run, in_output
+from tl_cli.cli.settings import parse_train_options
+from tl_cli.errors import UsageError
 
 EXAMPLES = """Examples:
 
@@ -33,159 +28,113 @@ tl inspect latest --cam photo.jpg --output figures
 
 tl inspect latest --worst 9 --log"""
 
-_VIEW, _TREE, _IMAGES, _OUTPUT = "What to show (default: the tree)", "Tree", "Images", "Output"
+app = typer.Typer(add_completion=False)
+
+_in_views = partial(typer.Option, rich_help_panel="What to show (default: the tree)", show_default=False)
+_in_tree = partial(typer.Option, rich_help_panel="Tree")
+_in_images = partial(typer.Option, rich_help_panel="Images")
+_MODEL_HELP = "Architecture, run, or saved-model folder."
+_FREEZE_HELP = "Show what trains in each phase (accepts tl train options)."
+_RESIDUAL_HELP = "Residual blocks: x beside F(x), and predictions without F."
+_FEATURES_HELP = "Features before the head: nearest neighbours, a map."
+_WORST_HELP = "Heatmaps (Grad-CAM) of a run's N most confident mistakes."
+_CLASSES_HELP = "Classes of the head; default: the run's own, 10 for an architecture."
+_IMAGE_HELP = "With --residual: show x, F(x) and x + F(x) of a picture, or of image N of the data."
+_BLOCK_HELP = "With --image: of which block; default: the first."
+_ABLATE_HELP = "With --residual: measure predictions without F and with half of it."
+_AGAINST_HELP = "With --residual or --drift: compare with this state; --drift: pretrained."
+_DATA_HELP = "Images to run the model on; default: a run's own, for an architecture a few photographs."
+_OUTPUT_HELP = "Also write figures and JSON to this folder."
+Model = Annotated[str, typer.Argument(metavar="MODEL|RUN", help=_MODEL_HELP, autocompletion=complete_model_or_run)]
+FreezePlan = Annotated[bool, _in_views("--freeze-plan", help=_FREEZE_HELP)]
+Residual = Annotated[bool, _in_views("--residual", help=_RESIDUAL_HELP)]
+Drift = Annotated[bool, _in_views("--drift", help="How far training moved each layer of a run.")]
+Features = Annotated[bool, _in_views("--features", help=_FEATURES_HELP)]
+Cam = Annotated[list[Path] | None, _in_views(metavar="IMAGE", help="Heatmap (Grad-CAM) of a picture; may be repeated.")]
+Worst = Annotated[int | None, _in_views(metavar="N", help=_WORST_HELP, min=1, max=64)]
+Depth = Annotated[int, _in_tree(help="Levels of the tree.", min=0)]
+NumClasses = Annotated[int | None, _in_tree(help=_CLASSES_HELP, min=1)]
+InputSize = Annotated[int | None, _in_tree(help="Side of the input in pixels.", min=1)]
+Image = Annotated[str | None, _in_images(metavar="FILE|N", help=_IMAGE_HELP)]
+Block = Annotated[str | None, _in_images(metavar="NAME", help=_BLOCK_HELP)]
+Ablate = Annotated[bool, _in_images("--ablate/--no-ablate", help=_ABLATE_HELP)]
+Against = Annotated[str | None, _in_images(metavar="pretrained|RUN", help=_AGAINST_HELP)]
+Weights = Annotated[str | None, _in_images(metavar="NAME|FILE", help="Weights of an architecture, or none.")]
+Data = Annotated[str | None, _in_images(metavar="NAME|PATH", help=_DATA_HELP, autocompletion=complete_data)]
+Part = Annotated[
+    Literal["test", "val", "train", "all"] | None, _in_images("--split", help="Which part of the images; default: val.")
+]
+Count = Annotated[int | None, _in_images("--images", help="Maximum number of images.", min=2)]
+AsJson = Annotated[bool, in_output("--json", help="Print the result as JSON.")]
+Output = Annotated[Path | None, in_output(metavar="DIR", help=_OUTPUT_HELP)]
+Log = Annotated[bool, in_output("--log", help="Also log figures and JSON with the run.")]
+
+app = typer.Typer(add_completion=False)
 
 
-def _flag(name: str, text: str, panel: str) -> Any:
-    return typer.Option(name, help=text, rich_help_panel=panel)
-
-
-_Model = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL|RUN", help="Architecture, run, or saved-model folder.", autocompletion=complete_model_or_run
-    ),
-]
-_FreezePlan = Annotated[
-    bool, _flag("--freeze-plan", "Show what trains in each phase (accepts tl train options).", _VIEW)
-]
-_Residual = Annotated[bool, _flag("--residual", "Residual blocks: x beside F(x), and predictions without F.", _VIEW)]
-_Drift = Annotated[bool, _flag("--drift", "How far training moved each layer of a run.", _VIEW)]
-_Features = Annotated[bool, _flag("--features", "Features before the head: nearest neighbours, a map.", _VIEW)]
-_Cam = Annotated[
-    list[Path] | None,
-    typer.Option(
-        metavar="IMAGE",
-        help="Heatmap (Grad-CAM) of a picture; may be repeated.",
-        show_default=False,
-        rich_help_panel=_VIEW,
-    ),
-]
-_Worst = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Heatmaps (Grad-CAM) of a run's N most confident mistakes.",
-        min=1,
-        max=64,
-        rich_help_panel=_VIEW,
-    ),
-]
-_Depth = Annotated[int, typer.Option(help="Levels of the tree.", min=0, rich_help_panel=_TREE)]
-_NumClasses = Annotated[
-    int | None,
-    typer.Option(
-        help="Classes of the head; default: the run's own, 10 for an architecture.", min=1, rich_help_panel=_TREE
-    ),
-]
-_InputSize = Annotated[int | None, typer.Option(help="Side of the input in pixels.", min=1, rich_help_panel=_TREE)]
-_Image = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE|N",
-        help="With --residual: show x, F(x) and x + F(x) of a picture, or of image N of the data.",
-        rich_help_panel=_IMAGES,
-    ),
-]
-_Block = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="With --image: of which block; default: the first.", rich_help_panel=_IMAGES),
-]
-_Ablate = Annotated[
-    bool, _flag("--ablate/--no-ablate", "With --residual: measure predictions without F and with half of it.", _IMAGES)
-]
-_Against = Annotated[
-    str | None,
-    typer.Option(
-        metavar="pretrained|RUN",
-        help="With --residual or --drift: compare with this state; --drift: pretrained.",
-        rich_help_panel=_IMAGES,
-    ),
-]
-_Weights = Annotated[
-    str | None,
-    typer.Option(metavar="NAME|FILE", help="Weights of an architecture, or none.", rich_help_panel=_IMAGES),
-]
-_Data = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|PATH",
-        autocompletion=complete_data,
-        help="Images to run the model on; default: a run's own, for an architecture a few photographs.",
-        rich_help_panel=_IMAGES,
-    ),
-]
-_Split = Annotated[
-    Literal["test", "val", "train", "all"] | None,
-    typer.Option(help="Which part of the images; default: val.", show_default=False, rich_help_panel=_IMAGES),
-]
-_Count = Annotated[int | None, typer.Option(help="Maximum number of images.", min=2, rich_help_panel=_IMAGES)]
-_Json = Annotated[bool, _flag("--json", "Print the result as JSON.", _OUTPUT)]
-_Output = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Also write figures and JSON to this folder.", rich_help_panel=_OUTPUT),
-]
-_Log = Annotated[bool, _flag("--log", "Also log figures and JSON with the run.", _OUTPUT)]
-
-
+@app.command(epilog=EXAMPLES, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def inspect(
     context: typer.Context,
-    model: _Model = "latest",
-    freeze_plan: _FreezePlan = False,
-    residual: _Residual = False,
-    drift: _Drift = False,
-    features: _Features = False,
-    cam: _Cam = None,
-    worst: _Worst = None,
-    depth: _Depth = 2,
-    num_classes: _NumClasses = None,
-    input_size: _InputSize = None,
-    image: _Image = None,
-    block: _Block = None,
-    ablate: _Ablate = True,
-    against: _Against = None,
-    weights: _Weights = None,
-    data: _Data = None,
-    split: _Split = None,
-    images: _Count = None,
-    data_dir: DataDir = None,
-    as_json: _Json = False,
-    output: _Output = None,
-    log: _Log = False,
-    device: Device = None,
-    workers: Workers = None,
-    tracking_uri: TrackingUri = None,
-    quiet: Quiet = False,
+    model: Model = "latest",
+    freeze_plan: FreezePlan = False,
+    residual: Residual = False,
+    drift: Drift = False,
+    features: Features = False,
+    cam: Cam = None,
+    worst: Worst = None,
+    depth: Depth = 2,
+    num_classes: NumClasses = None,
+    input_size: InputSize = None,
+    image: Image = None,
+    block: Block = None,
+    ablate: Ablate = True,
+    against: Against = None,
+    weights: Weights = None,
+    data: Data = None,
+    split: Part = None,
+    images: Count = None,
+    data_dir: params.DataDir = None,
+    as_json: AsJson = False,
+    output: Output = None,
+    log: Log = False,
+    device: params.Device = None,
+    workers: params.Workers = None,
+    tracking_uri: params.TrackingUri = None,
+    quiet: params.Quiet = False,
 ) -> None:
     """Inspect a model: its tree, freezing, residual blocks, what training changed, heatmaps."""
     chosen = _chosen_view(context.params, context.args)
-    refuse_silence(quiet and not (as_json or output or log), "--output DIR")
-    from tl_cli.api.inspection_results import InspectionRequest
-    from tl_cli.api.inspection_view import inspect, log_files
-    from tl_cli.text import json_text
+    params.refuse_silence(quiet and not (as_json or output or log), "--output DIR")
+    from tl_cli.api import inspection_results, inspection_view
     from tl_cli.ui.figures.anatomy_figures import write_inspection
-    from tl_cli.ui.terminal.anatomy import print_inspection
     from tl_cli.ui.terminal.console import make_console, try_to_show
     from tl_cli.ui.terminal.observer import TerminalObserver
 
-    request = InspectionRequest(
+    request = inspection_results.InspectionRequest(
         model, _view(chosen, context.params, context.args), weights=weights, data=data, split=split,
         data_dir=str(data_dir) if data_dir else None, images=images, input_size=input_size,
         device=device or "auto", workers=workers, tracking_uri=tracking_uri, needs_run=log,
     )  # fmt: skip
     console = make_console(quiet=quiet)
     with TerminalObserver(make_console(quiet=quiet, stderr=as_json)) as observer:
-        result = inspect(request, observer)
-    reader_is_gone = try_to_show(
-        lambda: typer.echo(json_text(result.to_dict())) if as_json else print_inspection(console, result, depth=depth)
-    )
+        result = inspection_view.inspect(request, observer)
+    reader_is_gone = try_to_show(partial(_show, result, console, depth=depth, as_json=as_json))
     written = write_inspection(result, output) if output is not None else []
     if log:
-        log_files(result, lambda folder: write_inspection(result, folder))
+        inspection_view.log_files(result, lambda folder: write_inspection(result, folder))
     if reader_is_gone:
         raise reader_is_gone
     for path in [] if as_json else written:
         console.print(str(path), markup=False, soft_wrap=True, style="dim")
+
+
+def _show(result: Any, console: Any, *, depth: int, as_json: bool) -> None:
+    from tl_cli.ui.terminal.anatomy import print_inspection
+
+    if as_json:
+        params.print_json(result.to_dict(), indent=None)
+    else:
+        print_inspection(console, result, depth=depth)
 
 
 def _chosen_view(given: Mapping[str, Any], others: Sequence[str]) -> str:
@@ -194,8 +143,6 @@ def _chosen_view(given: Mapping[str, Any], others: Sequence[str]) -> str:
     Raises:
         UsageError: options do not go together.
     """
-    from tl_cli.errors import UsageError
-
     flags = ("--freeze-plan", "--residual", "--drift", "--features", "--cam", "--worst")
     views = [flag for flag in flags if given[flag[2:].replace("-", "_")]]
     if len(views) > 1:
@@ -226,7 +173,10 @@ def _view(chosen: str, given: Mapping[str, Any], others: Sequence[str]) -> Any:
 
     match chosen:
         case "--freeze-plan":
-            return api.FreezePlanView(*_train_settings(others), given["num_classes"])
+            # The model is that of tl inspect; a second one is an unexpected argument.
+            settings, options = parse_train_options(["MODEL", *others])
+            del settings["model"]
+            return api.FreezePlanView(settings, options["config"], given["num_classes"])
         case "--residual":
             return api.ResidualsView(given["ablate"], given["against"], given["image"], given["block"])
         case "--drift":
@@ -238,14 +188,3 @@ def _view(chosen: str, given: Mapping[str, Any], others: Sequence[str]) -> Any:
         case "--worst":
             return api.WorstView(given["worst"])
     return api.TreeView(given["num_classes"])
-
-
-def _train_settings(options: Sequence[str]) -> tuple[dict[str, object], Path | None]:
-    """Return what options of ``tl train`` set, by field of the config, and the config file."""
-    from tl_cli.cli.settings import parse_train_options
-
-    # The model is that of tl inspect; a second one is an unexpected argument.
-    parsed = parse_train_options(["MODEL", *options])
-    config = parsed.others["config"]
-    assert config is None or isinstance(config, Path)
-    return {name: value for name, value in parsed.flags.items() if name != "model"}, config

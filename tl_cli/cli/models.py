@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from tl_cli.cli.params import ListsByDefault, complete_model
+from tl_cli.cli.groups import ListsByDefault
+from tl_cli.cli.params import AsJson, complete_model, print_json
 
 EXAMPLES = """Examples:
 
@@ -18,49 +19,50 @@ tl models list --source timm --max-params 6M --limit 20
 tl models pull resnet18 timm/vit_tiny_patch16_224"""
 
 _SHOWN = 100
-
+_PATTERN_HELP = "Part of a name or family, or a glob such as 'vit_b*'."
+_MACS_HELP = "Maximum MACs (multiply-adds) per image, such as 0.5G."
+_ON_DISK_HELP = "Only those whose default weights are on this machine."
+_LIMIT_HELP = f"Maximum rows; 0 is all. Default: {_SHOWN}, with --json all."
+_NAMES_HELP = "Architectures; timm's also with a tag."
+Pattern = Annotated[str | None, typer.Argument(metavar="[PATTERN]", help=_PATTERN_HELP)]
+Library = Annotated[
+    Literal["torchvision", "timm", "bundled", "all"] | None,
+    typer.Option("--source", help="Library. Default: all with a PATTERN, else all but timm."),
+]
+Sort = Annotated[Literal["family", "name", "year", "params", "flops", "top1", "input"], typer.Option(help="Order.")]
+Reverse = Annotated[bool, typer.Option("--reverse", help="Largest, latest or best first.")]
+MaxParams = Annotated[str | None, typer.Option(metavar="N", help="Maximum parameters, such as 10M.")]
+MaxFlops = Annotated[str | None, typer.Option(metavar="N", help=_MACS_HELP)]
+MinTop1 = Annotated[float | None, typer.Option(metavar="PERCENT", help="Minimum ImageNet accuracy.", min=0, max=100)]
+OnDisk = Annotated[bool, typer.Option("--on-disk", help=_ON_DISK_HELP)]
+Limit = Annotated[int | None, typer.Option(help=_LIMIT_HELP, min=0)]
+Names = Annotated[list[str], typer.Argument(metavar="NAME...", help=_NAMES_HELP, autocompletion=complete_model)]
 
 app = typer.Typer(
     cls=ListsByDefault,
+    add_completion=False,
     help="List architectures with size, cost, accuracy and history; download weights for offline use.",
     epilog="tl models list --help shows filters and orders.\n\n"
     "Examples:\n\ntl models\n\ntl models convnext\n\ntl models pull resnet18",
-    rich_markup_mode="rich",
 )
 
 
 @app.command("list", epilog=EXAMPLES)
 def list_(
-    pattern: Annotated[
-        str | None, typer.Argument(metavar="[PATTERN]", help="Part of a name or family, or a glob such as 'vit_b*'.")
-    ] = None,
-    source: Annotated[
-        Literal["torchvision", "timm", "bundled", "all"] | None,
-        typer.Option(help="Library. Default: all with a PATTERN, else all but timm."),
-    ] = None,
-    sort: Annotated[
-        Literal["family", "name", "year", "params", "flops", "top1", "input"], typer.Option(help="Order.")
-    ] = "family",
-    reverse: Annotated[bool, typer.Option("--reverse", help="Largest, latest or best first.")] = False,
-    max_params: Annotated[str | None, typer.Option(metavar="N", help="Maximum parameters, such as 10M.")] = None,
-    max_flops: Annotated[
-        str | None, typer.Option(metavar="N", help="Maximum MACs (multiply-adds) per image, such as 0.5G.")
-    ] = None,
-    min_top1: Annotated[
-        float | None, typer.Option(metavar="PERCENT", help="Minimum ImageNet accuracy.", min=0, max=100)
-    ] = None,
-    on_disk: Annotated[
-        bool, typer.Option("--on-disk", help="Only those whose default weights are on this machine.")
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option(help=f"Maximum rows; 0 is all. Default: {_SHOWN}, with --json all.", min=0)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+    pattern: Pattern = None,
+    source: Library = None,
+    sort: Sort = "family",
+    reverse: Reverse = False,
+    max_params: MaxParams = None,
+    max_flops: MaxFlops = None,
+    min_top1: MinTop1 = None,
+    on_disk: OnDisk = False,
+    limit: Limit = None,
+    as_json: AsJson = False,
 ) -> None:
     """List models by family, oldest first, with one line of each family's history."""
     from tl_cli.api.model_list import list_architectures
     from tl_cli.models.list.rows import ModelFilter
-    from tl_cli.text import json_text
     from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.model_tables import print_models
     from tl_cli.ui.terminal.observer import TerminalObserver
@@ -77,22 +79,15 @@ def list_(
     with TerminalObserver(make_console(stderr=True)) as observer:
         found = list_architectures(request, observer, sort=sort, reverse=reverse, limit=most)
     if as_json:
-        typer.echo(json_text(found.to_list(), indent=2))
+        print_json(found.to_list())
     else:
         print_models(make_console(), found, by_family=sort == "family")
 
 
 @app.command("pull", epilog="Examples:\n\ntl models pull resnet18 timm/vit_tiny_patch16_224")
-def pull(
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME...", help="Architectures; timm's also with a tag.", autocompletion=complete_model),
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the names as JSON.")] = False,
-) -> None:
+def pull(names: Names, as_json: AsJson = False) -> None:
     """Download published weights for offline use."""
     from tl_cli.api.model_list import pull_weights
-    from tl_cli.text import json_text
     from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.model_tables import print_pulled
     from tl_cli.ui.terminal.observer import TerminalObserver
@@ -101,7 +96,7 @@ def pull(
     with TerminalObserver(console) as observer:
         pulled = pull_weights(names, observer)
     if as_json:
-        typer.echo(json_text(pulled.to_dict(), indent=2))
+        print_json(pulled.to_dict())
     print_pulled(console, pulled)
     if pulled.failures:
         raise typer.Exit(1)

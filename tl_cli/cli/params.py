@@ -5,14 +5,16 @@ import re
 import shlex
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from tl_cli.choices import DeviceName
 from tl_cli.cli.settings import option
+from tl_cli.errors import UsageError, without_secrets
+from tl_cli.text import json_text
 
 # Endings of the files that --data takes.
 _SOURCES = (".csv", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
@@ -75,9 +77,34 @@ def complete_model_or_run(ctx: typer.Context, incomplete: str) -> list[tuple[str
 
 def command_line() -> str:
     """Return the typed command without secrets in addresses, for the record."""
-    from tl_cli.errors import without_secrets
-
     return shlex.join(["tl", *map(without_secrets, sys.argv[1:])])
+
+
+def print_json(data: object, *, indent: int | None = 2) -> None:
+    """Print plain data as JSON on stdout, with null for NaN and infinity."""
+    typer.echo(json_text(data, indent=indent))
+
+
+def parse_age(text: str, flag: str) -> float:
+    """Return the seconds of an age such as 30m, 12h, 2d or 3w.
+
+    Raises:
+        typer.BadParameter: it is no age.
+    """
+    found = re.fullmatch(r"\s*(\d{1,6}(?:\.\d*)?)\s*([smhdw])\s*", text.lower())
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not an age such as 12h, 30d or 4w", param_hint=flag)
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
+
+
+def refuse_question(is_refused: bool) -> None:
+    """Refuse ``--json`` without ``--yes`` for a command that asks.
+
+    Raises:
+        typer.BadParameter: the command would have to ask.
+    """
+    if is_refused:
+        raise typer.BadParameter("--json cannot ask; add --yes", param_hint="--json")
 
 
 def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
@@ -89,49 +116,20 @@ def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
     Raises:
         UsageError: nothing would be printed or kept.
     """
-    from tl_cli.errors import UsageError
-
     if is_silent:
         loud = shlex.join(word for word in shlex.split(command_line()) if word not in ("--quiet", "-q"))
         also = f", or add {otherwise}" if otherwise else ""
         raise UsageError(f"--quiet hides everything that this would print; leave it out{also}: {loud}")
 
 
-class ListsByDefault(TyperGroup):
-    """A group whose default command is ``list``: ``tl models convnext`` is ``tl models list convnext``."""
+in_output = partial(typer.Option, rich_help_panel="Output")
+in_record = partial(typer.Option, rich_help_panel="Record")
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert ``list`` before arguments that are neither a command nor a help option."""
-        if ctx.resilient_parsing and not args:
-            return super().parse_args(ctx, args)  # the shell completes the first word
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Return the commands and the arguments of ``list``."""
-        listed = [found for each in self.commands["list"].params for found in each.shell_complete(ctx, incomplete)
-                  if not incomplete.startswith("-") and each.param_type_name == "argument"]  # fmt: skip
-        return [*super().shell_complete(ctx, incomplete), *listed]
-
-
-RunName = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN",
-        help="Run id or its beginning, run name, latest, best, runs:/..., models:/..., or a saved-model folder.",
-        autocompletion=complete_run,
-    ),
-]
-TrackingUri = Annotated[
-    str | None,
-    typer.Option(
-        "--tracking-uri",
-        metavar="URI",
-        help="MLflow store or server. Default: MLFLOW_TRACKING_URI or ./mlflow.db.",
-        rich_help_panel="Record",
-    ),
-]
+_RUN_HELP = "Run id or its beginning, run name, latest, best, runs:/..., models:/..., or a saved-model folder."
+_URI_HELP = "MLflow store or server. Default: MLFLOW_TRACKING_URI or ./mlflow.db."
+_PLAIN_HELP = "Print plain lines, such as one per epoch, instead of a live screen."
+RunName = Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP, autocompletion=complete_run)]
+TrackingUri = Annotated[str | None, in_record("--tracking-uri", metavar="URI", help=_URI_HELP)]
 DataDir = Annotated[Path | None, option("data_dir")]
 PathColumn = Annotated[str | None, option("path_column")]
 LabelColumn = Annotated[str | None, option("label_column")]
@@ -139,7 +137,7 @@ SplitColumn = Annotated[str | None, option("split_column")]
 MaxPixels = Annotated[int | None, option("max_pixels")]
 Device = Annotated[DeviceName | None, option("device")]
 Workers = Annotated[int | None, option("workers")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
-Plain = Annotated[
-    bool, typer.Option("--plain", help="Print plain lines, such as one per epoch, instead of a live screen.")
-]
+Plain = Annotated[bool, typer.Option("--plain", help=_PLAIN_HELP)]

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from tl_cli.cli.params import Plain, TrackingUri, complete_run
+from tl_cli.cli.params import Plain, TrackingUri, complete_run, in_output, print_json
+from tl_cli.errors import Interrupted
 
 EXAMPLES = """Examples:
 
@@ -22,19 +23,16 @@ tl plot --terminal --metric 'val/*' --last 10
 
 tl plot latest --output curves.pdf"""
 
-_content = partial(typer.Option, rich_help_panel="Content")
-_output = partial(typer.Option, rich_help_panel="Output")
+app = typer.Typer(add_completion=False)
 
-Runs = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="RUN",
-        help="Ids or their beginnings, names, latest, best; a comparison stands for its trainings. "
-        "Several runs share each chart. Default: the latest; with --follow the one that is training.",
-        autocompletion=complete_run,
-    ),
-]
-Terminal = Annotated[bool, _output("--terminal", "-t", help="Draw in the terminal, not to files.")]
+_content = partial(typer.Option, rich_help_panel="Content")
+
+_RUNS_HELP = (
+    "Ids or their beginnings, names, latest, best; a comparison stands for its trainings. "
+    "Several runs share each chart. Default: the latest; with --follow the one that is training."
+)
+Runs = Annotated[list[str] | None, typer.Argument(metavar="RUN", help=_RUNS_HELP, autocompletion=complete_run)]
+Terminal = Annotated[bool, in_output("--terminal", "-t", help="Draw in the terminal, not to files.")]
 _FOLLOW_HELP = "Follow a run in the terminal until it ends; without RUN, wait until one trains."
 _OUTPUT_HELP = "A folder for PNG files, or one .png, .svg or .pdf file with all charts. Default: this folder."
 _METRIC_HELP = "A recorded metric, or a pattern such as 'val/*'; may be repeated."
@@ -43,9 +41,9 @@ _SMOOTH_HELP = (
     "Default: span 1/50 of the points."
 )
 _LAST_HELP = "Only the last N epochs; steps with --x step, minutes with --x time."
-Follow = Annotated[bool, _output("--follow", "-f", help=_FOLLOW_HELP)]
-Output = Annotated[Path | None, _output("--output", "-o", metavar="PATH", help=_OUTPUT_HELP)]
-AsJson = Annotated[bool, _output("--json", help="Print the points of the curves as JSON.")]
+Follow = Annotated[bool, in_output("--follow", "-f", help=_FOLLOW_HELP)]
+Output = Annotated[Path | None, in_output("--output", "-o", metavar="PATH", help=_OUTPUT_HELP)]
+AsJson = Annotated[bool, in_output("--json", help="Print the points of the curves as JSON.")]
 Metrics = Annotated[list[str] | None, _content(metavar="NAME", help=_METRIC_HELP)]
 XAxis = Annotated[Literal["step", "epoch", "time"] | None, _content("--x", help="The x axis of every chart.")]
 Smooth = Annotated[float | None, _content(min=0, max=0.9999, metavar="WEIGHT", help=_SMOOTH_HELP)]
@@ -53,6 +51,7 @@ Log = Annotated[bool, _content("--log", help="Logarithmic axis for losses and le
 Last = Annotated[int | None, _content(min=1, metavar="N", help=_LAST_HELP)]
 
 
+@app.command(epilog=EXAMPLES)
 def plot(
     runs: Runs = None,
     terminal: Terminal = False,
@@ -73,8 +72,6 @@ def plot(
     if output is not None:
         _check_ending(output)
     from tl_cli.api import run_curves
-    from tl_cli.errors import Interrupted
-    from tl_cli.text import json_text
     from tl_cli.ui.panels import PanelOptions
     from tl_cli.ui.terminal import curve_view
     from tl_cli.ui.terminal.console import make_console
@@ -96,7 +93,7 @@ def plot(
         return
     result = run_curves.read_curves(request)
     if as_json:
-        typer.echo(json_text(result.to_dict()))
+        print_json(result.to_dict(), indent=None)
     elif terminal:
         curve_view.print_curves(console, result.runs, replace(options, metrics=result.metrics))
     else:

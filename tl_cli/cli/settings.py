@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from tl_cli.training.config import FIELDS, Completion, Given, Settings, describe, read_toml, setting_row
+from tl_cli.cli.groups import load
+from tl_cli.training.config import FIELDS, Completion, Settings, describe, setting_row
 
 Command: TypeAlias = Callable[..., None]
 Completer: TypeAlias = Callable[..., Sequence[object]]
@@ -56,42 +56,17 @@ def with_settings(completers: Mapping[Completion, Completer]) -> Callable[[Comma
     return decorate
 
 
-@dataclass(frozen=True, slots=True)
-class TrainOptions:
-    """Options of ``tl train``, parsed for another command.
-
-    Attributes:
-        flags: the given settings by name.
-        file: the settings of the config file by name.
-        others: the other options by name; None or False: not given.
-    """
-
-    flags: Mapping[str, object]
-    file: Mapping[str, object]
-    others: Mapping[str, object]
-
-    def given(self, base: Mapping[str, object] | None = None) -> Given:
-        """Return the checked settings.
-
-        Args:
-            base: settings that the config file overrides.
-
-        Raises:
-            UsageError: a value is out of range, or two contradict each other.
-        """
-        return Given.of(self.flags, {**(base or {}), **self.file})
-
-
-def parse_train_options(arguments: Sequence[str]) -> TrainOptions:
+def parse_train_options(arguments: Sequence[str]) -> tuple[dict[str, object], dict[str, Any]]:
     """Parse the arguments of ``tl train``, as other commands take them.
 
+    Returns:
+        The given settings by name, and the other options by name; None or False: not given.
+
     Raises:
-        UsageError: the config file cannot be read.
         typer.BadParameter: an option does not exist or has no valid value.
     """
-    options = _train_command().make_context("tl train", list(arguments)).params
-    others = {name: value for name, value in options.items() if name not in FIELDS}
-    return TrainOptions(_given(options), read_toml(options["config"]) if options["config"] else {}, others)
+    options = load("train").make_context("tl train", list(arguments), help_option_names=[]).params
+    return _given(options), {name: value for name, value in options.items() if name not in FIELDS}
 
 
 def settings_table() -> str:
@@ -102,15 +77,6 @@ def settings_table() -> str:
         cells = [f"`{row.name}`", values, row.default, row.help]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-@cache
-def _train_command() -> Any:
-    from tl_cli.cli.train import train
-
-    app = typer.Typer(add_completion=False)
-    app.command("train", context_settings={"help_option_names": []})(train)
-    return typer.main.get_command(app)
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, object]:

@@ -1,13 +1,13 @@
 """``tl train``: fine-tune a model and record it."""
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tl_cli.cli.params import (
+    AsJson,
     Plain,
     Quiet,
     TrackingUri,
@@ -16,6 +16,8 @@ from tl_cli.cli.params import (
     complete_model,
     complete_stopped_run,
     complete_weights,
+    in_record,
+    print_json,
     refuse_silence,
 )
 from tl_cli.cli.settings import with_settings
@@ -31,45 +33,26 @@ tl train resnet18 --data ~/photos --limit 2000 --dry-run
 
 tl train --resume 3f2a91c0"""
 
-_RECORD = "Record"
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--config", metavar="FILE.toml", help="Settings by name; flags have precedence.", rich_help_panel="Training"
-    ),
-]
-Experiment = Annotated[
-    str | None,
-    typer.Option(help="MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl.", rich_help_panel=_RECORD),
-]
-RunName = Annotated[
-    str | None, typer.Option(help="Name of the run. Default: from model and data.", rich_help_panel=_RECORD)
-]
-Tags = Annotated[
-    list[str] | None, typer.Option(metavar="K=V", help="Tag of the run; may be repeated.", rich_help_panel=_RECORD)
-]
-Register = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Register the model under this name.", rich_help_panel=_RECORD)
-]
-Resume = Annotated[
-    str | None,
-    typer.Option(
-        metavar="RUN",
-        help="Resume a run from its last checkpoint.",
-        autocompletion=complete_stopped_run,
-        rich_help_panel=_RECORD,
-    ),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print the settings with their reasons and a forecast; train nothing.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+_CONFIG_HELP = "Settings by name; flags have precedence."
+_EXPERIMENT_HELP = "MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl."
+_RESUME_HELP = "Resume a run from its last checkpoint."
+_DRY_HELP = "Print the settings with their reasons and a forecast; train nothing."
+Config = Annotated[Path | None, typer.Option(metavar="FILE.toml", help=_CONFIG_HELP, rich_help_panel="Training")]
+Experiment = Annotated[str | None, in_record(help=_EXPERIMENT_HELP)]
+RunName = Annotated[str | None, in_record(help="Name of the run. Default: from model and data.")]
+Tags = Annotated[list[str] | None, in_record(metavar="K=V", help="Tag of the run; may be repeated.")]
+Register = Annotated[str | None, in_record(metavar="NAME", help="Register the model under this name.")]
+Resume = Annotated[str | None, in_record(metavar="RUN", help=_RESUME_HELP, autocompletion=complete_stopped_run)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help=_DRY_HELP)]
+
+app = typer.Typer(add_completion=False)
 
 
+@app.command(epilog=EXAMPLES)
 @with_settings({"model": complete_model, "data": complete_data, "weights": complete_weights})
 def train(
     settings: Settings,
-    config: ConfigFile = None,
+    config: Config = None,
     experiment: Experiment = None,
     run_name: RunName = None,
     tag: Tags = None,
@@ -77,7 +60,7 @@ def train(
     register: Register = None,
     resume: Resume = None,
     dry_run: DryRun = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
     plain: Plain = False,
     quiet: Quiet = False,
 ) -> None:
@@ -86,31 +69,26 @@ def train(
     tags = _tags(tag or [])
     refuse_silence(quiet and dry_run and not as_json)
     if resume is not None:
-        _refuse_beside_resume({"--dry-run": dry_run, "--run-name": run_name, "--register": register, "--config": config,
-                               "--experiment": experiment})  # fmt: skip
+        others = {"--dry-run": dry_run, "--run-name": run_name, "--register": register, "--config": config,
+                  "--experiment": experiment}  # fmt: skip
+        for flag in (flag for flag, value in others.items() if value):
+            raise typer.BadParameter("cannot be combined with --resume; leave it out", param_hint=flag)
     _check_names(run_name, register)
-    from tl_cli.api import training_run
-    from tl_cli.text import json_text
-    from tl_cli.ui.terminal import training_observer as shown
-    from tl_cli.ui.terminal.console import make_console
+    from tl_cli.ui.terminal.console import loading, make_console
 
     console = make_console(quiet=quiet, plain=plain, stderr=as_json)
-    request = training_run.TrainRequest(
-        settings,
-        config=config,
-        resume=resume,
-        run_name=run_name,
-        experiment=experiment,
-        tags=tags,
-        register=register,
-        tracking_uri=tracking_uri,
-        command=command_line(),
-        started=started,
-    )
+    with loading(console, "torch"):
+        from tl_cli.api import training_run as api
+        from tl_cli.ui.terminal import training_observer as shown
+
+    request = api.TrainRequest(
+        settings, config=config, resume=resume, run_name=run_name, experiment=experiment, tags=tags,
+        register=register, tracking_uri=tracking_uri, command=command_line(), started=started,
+    )  # fmt: skip
     screen = shown.TrainingScreen(console)
-    result = training_run.dry_run(request, screen) if dry_run else training_run.train(request, screen)
+    result = api.dry_run(request, screen) if dry_run else api.train(request, screen)
     if as_json:
-        typer.echo(json_text(result.to_dict()))
+        print_json(result.to_dict(), indent=None)
     else:
         shown.print_result(console, result)
 
@@ -130,9 +108,3 @@ def _tags(pairs: list[str]) -> dict[str, str]:
             raise typer.BadParameter(f"{pair!r} is not KEY=VALUE", param_hint="--tag")
         tags[key] = value
     return tags
-
-
-def _refuse_beside_resume(given: Mapping[str, object]) -> None:
-    for flag, value in given.items():
-        if value:
-            raise typer.BadParameter("cannot be combined with --resume; leave it out", param_hint=flag)

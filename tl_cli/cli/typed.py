@@ -8,10 +8,10 @@ from typing import Any
 
 import typer
 from typer.completion import install_callback, show_callback
-from typer.core import TyperGroup, TyperOption
+from typer.core import TyperOption
 
 from tl_cli import habits
-from tl_cli.cli.params import ListsByDefault
+from tl_cli.cli.groups import COMMANDS, LazyGroup, ListsByDefault, load
 from tl_cli.errors import UsageError, without_secrets
 from tl_cli.io.file_uris import local_path
 from tl_cli.models.list.completion import is_architecture
@@ -25,7 +25,7 @@ _RefusedError: type[Any] = typer.BadParameter.__mro__[1]
 _OF_TRAIN = ("compare", "inspect")
 
 
-class TopLevel(TyperGroup):
+class TopLevel(LazyGroup):
     """``tl`` itself; answers refused arguments of other tools with the command that does the same here."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -64,8 +64,8 @@ class TopLevel(TyperGroup):
         if typed[0] in habits.SCREENS:
             suggestion = _screen(typed[1:])
         else:
-            meant = _meant(self, typed)
-            if meant is None or not _is_taken(self, meant, ctx):
+            meant = _meant(typed)
+            if meant is None or not _is_accepted(meant, ctx):
                 return
             suggestion = shlex.join(["tl", *meant])
         kind = type(error) if isinstance(error, UsageError) else UsageError
@@ -92,63 +92,56 @@ def _screen(options: Sequence[str]) -> str:
     return shlex.join(["mlflow", "ui", *(["--backend-store-uri", uri] if uri else []), *options])
 
 
-def _is_taken(top: TyperGroup, words: Sequence[str], ctx: Any) -> bool:
+def _is_accepted(words: Sequence[str], ctx: Any) -> bool:
     """Whether the words can be parsed; nothing is run."""
     if {"--help", "-h", "--version"} & set(words):
         return True
-    path, command, rest = _located(top, words)
+    command, rest = _located(words)
     try:
-        command.make_context(path[-1], list(rest), parent=ctx)
+        command.make_context(command.name, list(rest), parent=ctx)
     except (_RefusedError, UsageError):
         return False
-    return not isinstance(command, TyperGroup)
+    return True
 
 
-def _located(top: TyperGroup, words: Sequence[str]) -> tuple[list[str], Any, list[str]]:
-    """Return the names of a command and its groups, the command, and its arguments."""
-    path, rest = ["tl"], list(words)
-    command: Any = top
-    while isinstance(command, TyperGroup):
-        name = rest[0] if rest and rest[0] in command.commands else None
-        if name is None and not isinstance(command, ListsByDefault):
-            break
-        command = command.commands[name or "list"]
-        path.append(name or "list")
-        rest = rest[1:] if name else rest
-    return path, command, rest
+def _located(words: Sequence[str]) -> tuple[Any, Sequence[str]]:
+    """Return the command that words begin with, and its arguments."""
+    command, rest = load(words[0]), words[1:]
+    if not isinstance(command, ListsByDefault):
+        return command, rest
+    is_typed = bool(rest) and rest[0] in command.commands
+    return command.commands[rest[0] if is_typed else "list"], rest[is_typed:]
 
 
-def _meant(top: TyperGroup, typed: Sequence[str]) -> list[str] | None:
+def _meant(typed: Sequence[str]) -> list[str] | None:
     """Return the words that were probably meant; None if nothing or too much would change."""
     words = list(typed)
     seen: list[list[str]] = []
-    while words and words not in seen and words[0] not in top.commands:
+    while words and words not in seen and words[0] not in COMMANDS:
         seen.append(list(words))
-        words = _with_command(top, words)
-    if not words or words[0] not in top.commands:
+        words = _with_command(words)
+    if not words or words[0] not in COMMANDS:
         return words if words and words[0] == "--version" else None
-    group = top.commands[words[0]]
+    group = load(words[0])
     if isinstance(group, ListsByDefault) and len(words) > 1 and words[1] not in group.commands:
         meaning = habits.COMMANDS.get(words[1], "").split()
         if meaning[:1] == words[:1] and len(meaning) > 1:
             words = [*meaning, *words[2:]]
-    path, command, rest = _located(top, words)
-    if isinstance(command, TyperGroup):
-        return None
+    command, rest = _located(words)
     lead = words[: len(words) - len(rest)]
     options = _options(command)
-    if path[-1] in _OF_TRAIN:
-        options = {**_options(top.commands["train"]), **options}
-    slots = 0 if path[-1] in _OF_TRAIN else sum(not isinstance(each, TyperOption) for each in command.params)
+    if command.name in _OF_TRAIN:
+        options = {**_options(load("train")), **options}
+    slots = 0 if command.name in _OF_TRAIN else sum(not isinstance(each, TyperOption) for each in command.params)
     if any(not isinstance(each, TyperOption) and each.nargs == -1 for each in command.params):
         slots = 0
-    translated = _translated(options, rest, slots, is_run=path[-1] != "train")
+    translated = _translated(options, rest, slots, is_run=command.name != "train")
     meant = None if translated is None else [*lead, *translated]
     # Another order alone is not a change.
     return meant if meant is not None and sorted(meant) != sorted(typed) else None
 
 
-def _with_command(top: TyperGroup, words: Sequence[str]) -> list[str]:
+def _with_command(words: Sequence[str]) -> list[str]:
     """Return the words after one step of translation towards a command of ``tl``."""
     word, rest = words[0], list(words[1:])
     key, _, value = word.partition("=")
@@ -158,18 +151,18 @@ def _with_command(top: TyperGroup, words: Sequence[str]) -> list[str]:
         bare = word.lstrip("-").partition("=")[0]
         if habits.OPTIONS.get(bare.lower()) == "--version":
             return ["--version"]
-        is_own = _known(_options(top.commands["train"]), bare.replace("_", "-")) is not None
+        is_own = _known(_options(load("train")), bare.replace("_", "-")) is not None
         return ["train", *words] if is_own else []
-    if rest and (rest[0] in top.commands or rest[0].startswith("mode=")):
+    if rest and (rest[0] in COMMANDS or rest[0].startswith("mode=")):
         return rest  # classify train
     if word in habits.COMMANDS:
         return [*habits.COMMANDS[word].split(), *rest]
-    if is_architecture(word) or (value and _known(_options(top.commands["train"]), key)):
+    if is_architecture(word) or (value and _known(_options(load("train")), key)):
         return ["train", *words]
-    for name, group in top.commands.items():
-        if isinstance(group, TyperGroup) and word in group.commands:
+    for name in COMMANDS:
+        if word in getattr(load(name), "commands", ()):
             return [name, *words]
-    near = get_close_matches(word.lower().replace("_", "-"), [*top.commands, *habits.COMMANDS], n=1, cutoff=0.7)
+    near = get_close_matches(word.lower().replace("_", "-"), [*COMMANDS, *habits.COMMANDS], n=1, cutoff=0.7)
     return [near[0], *rest] if near else []
 
 

@@ -1,14 +1,19 @@
 """What tl keeps between runs in its cache folder: found by the names that it gives, and removed where unused."""
 
+import os
 import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tl_cli.data.sources import archive
 from tl_cli.io.array_cache import remove_array
+
+if sys.platform != "win32":
+    import fcntl
 
 Kind = Literal["decoded", "features", "contents", "checks", "unpacked", "measurements", "downloads"]
 
@@ -34,12 +39,29 @@ def _unlink(path: Path) -> bool:
     return True
 
 
+def remove_unread(copy: Path) -> bool:
+    """Remove an unpacked archive; return False where a process reads it, or where that is unknown."""
+    if sys.platform == "win32":
+        return False
+    with suppress(OSError):
+        descriptor = os.open(copy, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Renamed first, so that a copy is complete or does not exist.
+            aside = copy.rename(copy.with_name(f".{copy.name}.old"))
+            shutil.rmtree(aside, ignore_errors=True)
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
 RULES: dict[Kind, _Rule] = {
     "decoded": _Rule("decoded", r"[0-9a-f]{32}\.npy", remove_array, "images of one size, decoded"),
     "features": _Rule("features", r"[0-9a-f]{32}\.npy", remove_array, "what frozen layers made of images"),
     "contents": _Rule("contents", r"[0-9a-f]{32}\.npy", remove_array, "digests of image files"),
     "checks": _Rule("looked-at", r"[0-9a-f]{64}\.json", _unlink, "which files could not be decoded"),
-    "unpacked": _Rule("data/unpacked", r".*-[0-9a-f]{16}-[0-9a-f]{16}", archive.remove_unread, "archives, unpacked"),
+    "unpacked": _Rule("data/unpacked", r".*-[0-9a-f]{16}-[0-9a-f]{16}", remove_unread, "archives, unpacked"),
     "measurements": _Rule("measured", r"(probes|counts|models-\w+)\.json", _unlink, "speeds and sizes of models"),
     # Somebody may have put them there by hand, on a machine without network.
     "downloads": _Rule("data", r"(?!unpacked$)[^.].*", None, "published data sets; never cleared"),

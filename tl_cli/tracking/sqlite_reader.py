@@ -213,6 +213,17 @@ def open_to_read(tracking_uri: str | None) -> RunReader:
     return SqliteStore(path, without_secrets(given) if given else f"sqlite:///{path}", tracking_uri)
 
 
+def default_uri() -> str:
+    """Return the store's URI by MLflow's own settings; ``./mlflow.db`` by default."""
+    path = _database(None)
+    from_environment = os.environ.get("MLFLOW_TRACKING_URI")
+    if from_environment or path is not None:
+        return from_environment or f"sqlite:///{path}"
+    from tl_cli.tracking.store import default_uri as mlflows_uri  # imports MLflow, which this module avoids
+
+    return mlflows_uri()
+
+
 def _through_mlflow(tracking_uri: str | None) -> RunReader:
     from tl_cli.tracking.store import open_store  # imports MLflow, which this module avoids
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from tl_cli.contract import USUAL_COLUMNS, Columns
+from tl_cli.data.cache_entries import remove_unread
 from tl_cli.data.sources import csv, folder
 from tl_cli.data.sources.found import Found
 from tl_cli.data.sources.unpack import Limits, unpack
 from tl_cli.errors import DataError, shortened, some
 from tl_cli.io.atomic import make_folder_once, storing
 from tl_cli.io.download import Progress, silent
-from tl_cli.io.use_lock import mark_used, unused
+from tl_cli.io.use_lock import mark_used
 
 # Notes, one per line. Hidden, so it is neither unpacked from an archive nor read as an image.
 _NOTES = ".left-out"
@@ -136,16 +137,6 @@ def _remove_others(copy: Path) -> None:
                 remove_unread(other)
             elif other.suffix == ".old" and _stem(other) == _stem(copy.with_name(f".{copy.name}")):
                 shutil.rmtree(other, ignore_errors=True)
-
-
-def remove_unread(copy: Path) -> bool:
-    """Remove an unpacked archive; return False where a process reads it, or where that is unknown."""
-    with suppress(OSError), unused(copy) as is_unused:
-        if is_unused:
-            # Renamed first, so that a copy is complete or does not exist.
-            shutil.rmtree(copy.rename(copy.with_name(f".{copy.name}.old")), ignore_errors=True)
-            return True
-    return False
 
 
 def _is_visible(name: str) -> bool:

@@ -71,14 +71,18 @@ def _state() -> str:
     return hashlib.sha256("\n".join(_depends_on()).encode(errors="surrogateescape")).hexdigest()
 
 
+def hub_folder() -> Path:
+    """Return the folder of ``torch.hub.get_dir()`` without importing torch."""
+    home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
+    return Path(home).expanduser() / "hub"
+
+
 def _depends_on() -> Iterator[str]:
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             yield f"{package} {version(package)}"
-    # The folder of torch.hub.get_dir().
-    home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
     folders = (
-        (Path(home).expanduser() / "hub" / "checkpoints", ("*",)),
+        (hub_folder() / "checkpoints", ("*",)),
         (Path(constants.HF_HUB_CACHE), ("*/refs/*", "*/snapshots/*/*")),
     )
     for folder, patterns in folders:
