@@ -18,14 +18,14 @@ import torch
 from tests.support.processes import said_by
 from tests.support.quick_run import TRAIN
 from tl_cli.errors import DataError, UsageError
-from tl_cli.shortage import ShortageError, during, found
+from tl_cli.shortage import ShortageError, during, find_shortage
 from tl_cli.training.state import checkpoints
 
 # Each fails for want of address space, as a process under `ulimit -v` does.
 LIMITED = """
 import mmap, os, resource, threading
 import numpy as np, torch
-from tl_cli.shortage import found
+from tl_cli.shortage import find_shortage
 
 used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, used + 2**28))
@@ -40,7 +40,7 @@ for fail in (
     try:
         fail()
     except Exception as error:
-        print(found(error).resource)
+        print(find_shortage(error).resource)
 """
 
 
@@ -84,7 +84,7 @@ THREAD = "can't start new thread"
     ids=str,
 )
 def test_shortages_are_told_from_other_errors(error: BaseException, resource: str | None) -> None:
-    assert getattr(found(error), "resource", None) == resource
+    assert getattr(find_shortage(error), "resource", None) == resource
 
 
 def test_an_error_that_was_made_of_a_shortage_is_one() -> None:
@@ -108,7 +108,7 @@ def test_the_innermost_place_counts_and_advice_is_of_the_command() -> None:
 
 
 def test_no_option_helps_before_anything_is_loaded() -> None:
-    shortage = found(ImportError("libtorch_cpu.so: failed to map segment from shared object"))
+    shortage = find_shortage(ImportError("libtorch_cpu.so: failed to map segment from shared object"))
     assert str(shortage) == "out of memory while loading libraries"
     assert "--" not in shortage.advice({"--batch-size", "--workers"})
 

@@ -1,4 +1,4 @@
-"""``tl``, and ``python -m tl_cli``: listens for signals before anything that takes time is imported."""
+"""``tl``, and ``python -m tl_cli``: handles signals before anything slow is imported."""
 
 import sys
 from typing import NoReturn
@@ -13,7 +13,7 @@ def main() -> NoReturn:
     try:
         from tl_cli.cli.app import main as run
     except BaseException as error:
-        # What is being imported may make another error of it.
+        # An import may have replaced the exception by its own.
         stopped = error if isinstance(error, Interrupted) else interrupts.raised()
         if stopped is None:
             raise

@@ -1,4 +1,4 @@
-"""The choices of settings, as types, which the shell completes. Imports nothing heavy, to keep completion fast."""
+"""The choices of settings, as types, which the shell completes. Imports nothing slow, to keep completion fast."""
 
 from typing import Literal
 

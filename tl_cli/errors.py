@@ -12,7 +12,7 @@ TlError                   exit 1: the work failed
     ├── WeightsError        weights that cannot be read or do not fit
     └── RunNotFoundError    no such run, or more than one
 
-Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 (not a TlError: nothing may catch it)
+Interrupted               exit 128 + signal: Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 (no TlError, so that nothing catches it)
 """
 
 import re
@@ -72,7 +72,7 @@ class RunNotFoundError(UsageError):
 
 
 class Interrupted(BaseException):
-    """A signal asked the command to stop.
+    """A signal stopped the command.
 
     Not a KeyboardInterrupt, which Typer would turn into exit code 1.
 

@@ -1,4 +1,4 @@
-"""Recognises the many errors that libraries raise when memory or threads run out, and advises which options help."""
+"""Recognizes the errors of libraries that have run out of memory or threads, and suggests options that help."""
 
 import errno
 import re
@@ -13,7 +13,7 @@ Resource = Literal["memory", "GPU memory", "threads"]
 _SIGNS: dict[Resource, str] = {
     "threads": r"can't start new thread|resource temporarily unavailable|thread creation failed",
     "GPU memory": r"\b(cuda|hip|mps|xpu)\b.*out of memory|(cublas|cudnn)_status_alloc_failed",
-    # torch, NumPy, mmap, oneDNN (whose "primitive descriptor" is about an operation that it does not have) and C++.
+    # torch, NumPy, mmap, oneDNN (whose "primitive descriptor" is about an unsupported operation) and C++.
     "memory": r"out of memory|not enough memory|(can't|cannot|could not|failed to|unable to) (allocate|mmap)\b"
     r"|could not (create|execute) a primitive(?! descriptor)|could not (create|initialize) a memory|bad_?alloc"
     r"|failed to map segment from shared object(?!: operation not permitted)",
@@ -43,7 +43,7 @@ class ShortageError(TlError):
 
     Attributes:
         resource: what ran out.
-        options: those that help; None for all of the command's options.
+        options: those that help; None: all options of the command.
     """
 
     def __init__(self, resource: Resource, where: str = "", options: Collection[str] | None = None) -> None:
@@ -64,7 +64,7 @@ class ShortageError(TlError):
         return f"try {', '.join(tries[:-1])}{' or ' * (len(tries) > 1)}{tries[-1]}"
 
 
-def found(error: BaseException) -> ShortageError | None:
+def find_shortage(error: BaseException) -> ShortageError | None:
     """Return the shortage that is an error or one of its causes; None for other errors."""
     cause: BaseException | None = error
     while cause is not None:
@@ -80,7 +80,7 @@ def found(error: BaseException) -> ShortageError | None:
 
 def pass_on(error: Exception) -> None:
     """Raise an error again if it is about a shortage, so that it is not reported as a damaged file."""
-    if found(error) is not None:
+    if find_shortage(error) is not None:
         raise error
 
 
@@ -98,7 +98,7 @@ def during(where: str, *options: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        shortage = found(error)
+        shortage = find_shortage(error)
         if shortage is None or isinstance(error, ShortageError):
             raise
         raise ShortageError(shortage.resource, where, options) from error

@@ -52,7 +52,7 @@ def test_filters_choose_what_is_cleared(tl) -> None:
     assert "nothing to clear" in tl("cache", "clear", "--yes").out
 
 
-def test_nothing_that_tl_did_not_write_is_removed(tl, tmp_path: Path) -> None:
+def test_files_that_tl_did_not_write_stay(tl, tmp_path: Path) -> None:
     kept = put("decoded", "a")
     root = cache_root()
     (tmp_path / "elsewhere.npy").write_bytes(b"x")
@@ -108,7 +108,7 @@ def test_an_unpacked_archive_that_is_read_stays(tl, colours: Path, tmp_path: Pat
         (("--older-than", "soon", "--yes"), "not an age such as 12h"),
     ],
 )
-def test_what_cannot_be_asked_or_understood_removes_nothing(tl, options: tuple[str, ...], said: str) -> None:
+def test_a_refused_clearing_removes_nothing(tl, options: tuple[str, ...], said: str) -> None:
     path = put("decoded", "a")
     result = tl("cache", "clear", *options)
     assert result.code == 2

@@ -7,8 +7,10 @@ from importlib.metadata import version
 import pytest
 import torch
 
+from tests.support.imports import run_watched
 
-def test_the_environment_is_what_the_libraries_say(tl, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+
+def test_the_environment_agrees_with_the_libraries(tl, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     said = json.loads(tl("env", "--json").out)
@@ -41,3 +43,11 @@ def test_no_secret_of_the_environment_is_printed(tl, monkeypatch: pytest.MonkeyP
         assert "S3CRET" not in result.out + result.err
         assert "https://host.example/mlflow" in result.out
         assert "HTTP_PROXY" in result.out
+
+
+def test_the_environment_is_printed_before_torch_is_imported() -> None:
+    done = run_watched("env", stop_at="torch")
+    assert done.returncode == 77
+    assert "python: " in done.stdout
+    assert "mlflow.db" in done.stdout
+    assert "torch cpu capability" not in done.stdout

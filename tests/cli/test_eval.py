@@ -90,7 +90,7 @@ def test_a_finished_training_is_kept_without_its_test_images_and_completed_later
     assert run.data.tags["mlflow.note.content"].startswith(f"**{expected:.2%} on test images**")
 
 
-def test_test_images_of_which_some_cannot_be_read_give_no_test_figure(tl, pictures: Path, after_fit) -> None:
+def test_unreadable_test_images_give_no_test_accuracy(tl, pictures: Path, after_fit) -> None:
     bad = [pictures / "test" / name for name in ("blue/1.png", "red/2.png")]
     whole = [path.read_bytes() for path in bad]
     after_fit(lambda: [path.write_bytes(path.read_bytes()[:90]) for path in bad])
@@ -216,7 +216,9 @@ def _zipped(test: Path, root: Path) -> Path:
 @pytest.mark.parametrize(
     "make", [_alone, _empty_class, _empty_training, _listed, _listed_with_training_images_away, _zipped]
 )
-def test_test_pictures_are_enough(tl, there: Path, tmp_path: Path, make: Callable[[Path, Path], Path]) -> None:
+def test_test_images_alone_can_be_evaluated(
+    tl, there: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
+) -> None:
     source = make(there / "pictures" / "test", tmp_path / "new")
     result = tl("eval", "latest", "--data", source, "--json", "--no-log")
     assert result.code == 0, result.err

@@ -34,7 +34,7 @@ def publish_data(monkeypatch: pytest.MonkeyPatch, url: str) -> str:
     return f"{url}/cifar.tar.gz"
 
 
-def test_a_dry_run_fetches_no_weights_and_says_where_they_are(
+def test_a_dry_run_fetches_no_weights_and_names_their_source(
     tl, home: Path, server: Server, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = publish(monkeypatch, FIRST, server.url)
@@ -76,7 +76,7 @@ def test_weights_and_data_that_cannot_be_reached_are_named_together(
 
 
 @pytest.mark.parametrize("weights", ["default", "missing.pth"])
-def test_missing_weights_are_said_before_a_picture_is_decoded(
+def test_missing_weights_are_reported_before_a_picture_is_decoded(
     tl, home: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     publish(monkeypatch, FIRST, NOWHERE)
@@ -102,7 +102,7 @@ def test_a_comparison_trains_nothing_where_one_model_is_missing(
     assert list(open_store(None).runs()) == []
 
 
-def test_pulling_advises_something_else_than_pulling(tl, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_pull_suggests_another_command(tl, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     urls = publish(monkeypatch, FIRST, NOWHERE), publish(monkeypatch, SECOND, NOWHERE)
     result = tl("models", "pull", "shufflenet_v2_x0_5", "squeezenet1_1")
     assert result.code == 1

@@ -69,7 +69,7 @@ def there(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return open_store(None)
 
 
-def test_what_lies_at_the_ends_is_learned_where_it_is_seen(there: Store) -> None:
+def test_objects_at_the_ends_are_learned_where_resizing_keeps_them(there: Store) -> None:
     accuracy = {name: there.find(name).data.metrics["test/accuracy"] for name in MODES}
     # 40 images: by chance 28 or fewer are right in 99.7 of 100 cases.
     assert accuracy["crop"] <= 0.7
@@ -183,7 +183,7 @@ def write_odd_pictures(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("pixel_range", [None, (100, 4095)])
-def test_the_example_does_to_opacity_and_depth_what_predict_does(
+def test_the_example_reads_opacity_and_depth_as_predict_does(
     pixel_range: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     how = Preprocessing(resize=20, crop=20, crop_mode="squash", pixel_range=pixel_range)

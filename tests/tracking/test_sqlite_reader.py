@@ -12,7 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, ViewType
 
 from tl_cli.errors import RunNotFoundError, TrackingError
 from tl_cli.tracking.reader import read_history
-from tl_cli.tracking.sqlite_reader import SqliteStore, open_to_read
+from tl_cli.tracking.sqlite_reader import SqliteStore, default_uri, open_to_read
 from tl_cli.tracking.store import Store, open_store
 
 INFO = ("run_id", "run_name", "experiment_id", "user_id", "status", "lifecycle_stage", "artifact_uri", "end_time")
@@ -163,3 +163,19 @@ def test_a_failure_of_the_database_is_a_tracking_error(workplace: Path) -> None:
 def test_reading_imports_neither_mlflow_nor_torch() -> None:
     code = "import sys, tl_cli.tracking.sqlite_reader, tl_cli.tracking.listing; print({'mlflow', 'torch'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("uri", ["", "sqlite:///other.db", "https://user@host.example/mlflow", "mlruns"])
+def test_the_default_address_is_that_of_mlflow(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert default_uri() == mlflow.get_tracking_uri()
+
+
+def test_runs_of_the_old_file_store_are_the_default_as_in_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
+    assert default_uri() == mlflow.get_tracking_uri()

@@ -11,14 +11,14 @@ from tl_cli import interrupts
 from tl_cli.cli.groups import COMMANDS, load
 from tl_cli.cli.typed import TopLevel
 from tl_cli.errors import Interrupted, TlError
-from tl_cli.shortage import found
+from tl_cli.shortage import find_shortage
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 app = typer.Typer(
     name="tl",
     cls=TopLevel,
-    help="Fine-tune pretrained image classifiers from a terminal: freeze, unfreeze, watch, record, judge.",
+    help="Fine-tune pretrained image classifiers from a terminal: freeze, unfreeze, watch, record, evaluate.",
     epilog="First try:  tl train efficientnet_lite0 --data digits --freeze-epochs 5",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -27,8 +27,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    if is_given:
         from importlib.metadata import version  # slow to import
 
         typer.echo(f"tl {version('tl-train')}")
@@ -41,17 +41,17 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    # Options of tl itself; each command does its own work.
+    # Only declares the options of tl itself.
     return None
 
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input, 128 + signal when stopped."""
     interrupts.listen()
-    # A notebook's kernel hands its own to what it starts, and matplotlib stops at a name that it does not know.
+    # A Jupyter kernel passes its own backend to child processes, and matplotlib fails on an unknown name.
     os.environ["MPLBACKEND"] = "Agg"
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started this
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (until the process ends)
     try:
         try:
@@ -60,7 +60,7 @@ def main() -> NoReturn:
             sys.stdout.flush()
             raise
         finally:
-            # What was asked for is done, or has failed; the rest is Python's own clearing up.
+            # The command has finished or failed; only Python's shutdown is left.
             interrupts.ignore()
     except Interrupted as stopped:
         _stop(stopped)
@@ -77,7 +77,7 @@ def main() -> NoReturn:
 
 
 def _stop(stopped: Interrupted) -> NoReturn:
-    """Say that the command was stopped, as information, and exit."""
+    """Print that the command was stopped, and exit."""
     from tl_cli.ui.terminal.console import print_note
 
     print_note(f"stopped ({stopped})")
@@ -85,14 +85,14 @@ def _stop(stopped: Interrupted) -> NoReturn:
 
 
 def _report(error: Exception) -> NoReturn:
-    """Say what went wrong and exit, or raise it where it is a mistake of ours."""
-    shortage = found(error)
+    """Print an error that the user can fix, and exit; raise any other error, which is a bug."""
+    shortage = find_shortage(error)
     if shortage is not None:
         _fail(f"{shortage}; {shortage.advice(_options())}", shortage.exit_code)
     if isinstance(error, TlError):
         _fail(str(error), error.exit_code)
     if isinstance(error, BrokenPipeError):
-        # The reader of a pipe has gone (tl ... | head): nobody is left to be told.
+        # The pipe's reader has exited (tl ... | head).
         _discard(sys.stdout)
         sys.exit(1)
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
@@ -104,7 +104,7 @@ def _report(error: Exception) -> NoReturn:
 
 
 def _discard(stream: TextIO) -> None:
-    # What is left in its buffer would fail once more as Python ends.
+    # Its buffered output would fail again when Python exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -125,7 +125,7 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """Exit with this code also where nothing can be written any more, as the terminal or the disk is gone."""
+    """Exit with this code, even if nothing can be written: the terminal is closed, or the disk is full."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

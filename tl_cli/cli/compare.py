@@ -1,4 +1,4 @@
-"""``tl compare``: which of several models is better, at which cost, and whether the difference is significant."""
+"""``tl compare``: which of several models is better, at what cost, and whether the difference is significant."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -8,19 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from tl_cli.cli.params import (
-    DataDir,
-    Device,
-    Plain,
-    Quiet,
-    TrackingUri,
-    Workers,
-    command_line,
-    complete_contender,
-    complete_data,
-    in_output,
-    refuse_silence,
-)
+from tl_cli.cli import params
+from tl_cli.cli.params import command_line, in_output
 from tl_cli.cli.settings import parse_train_options
 from tl_cli.errors import UsageError, uri_flag
 from tl_cli.models.list.completion import is_architecture
@@ -48,10 +37,10 @@ _NAMES_HELP = (
     "Runs or folders of saved models, or one comparison recorded by --models; "
     "with --models: architectures, then options of tl train."
 )
-Names = Annotated[list[str], typer.Argument(metavar="NAME", help=_NAMES_HELP, autocompletion=complete_contender)]
+Names = Annotated[list[str], typer.Argument(metavar="NAME", help=_NAMES_HELP, autocompletion=params.complete_contender)]
 Models = Annotated[bool, typer.Option("--models", help="Train each architecture first, on the same split.")]
 Seeds = Annotated[int, typer.Option(help="Trainings per model, with seeds 0, 1, ...", min=1, max=100)]
-Data = Annotated[str | None, typer.Option(metavar="NAME|PATH", autocompletion=complete_data, help=_DATA_HELP)]
+Data = Annotated[str | None, typer.Option(metavar="NAME|PATH", autocompletion=params.complete_data, help=_DATA_HELP)]
 Part = Annotated[
     Literal["test", "val"] | None, typer.Option(help="Images to compare on; default is test.", show_default=False)
 ]
@@ -71,17 +60,17 @@ def compare(
     seeds: Seeds = 1,
     data: Data = None,
     split: Part = None,
-    data_dir: DataDir = None,
+    data_dir: params.DataDir = None,
     speed: Speed = True,
     form: Format = "table",
     as_json: AsJson = False,
     output: Output = None,
     experiment: Experiment = None,
-    device: Device = None,
-    workers: Workers = None,
-    tracking_uri: TrackingUri = None,
-    plain: Plain = False,
-    quiet: Quiet = False,
+    device: params.Device = None,
+    workers: params.Workers = None,
+    tracking_uri: params.TrackingUri = None,
+    plain: params.Plain = False,
+    quiet: params.Quiet = False,
 ) -> None:
     """Compare models on the same images: accuracy with intervals, paired tests, overfitting, size and speed."""
     given = list(takewhile(lambda name: not name.startswith("-"), names))
@@ -89,7 +78,7 @@ def compare(
     if as_json:
         form = "json"
     _check(given, options, models=models, seeds=seeds, experiment=experiment)
-    refuse_silence(quiet and form == "table" and output is None and not models, "--output DIR")
+    params.refuse_silence(quiet and form == "table" and output is None and not models, "--output DIR")
     settings = []
     if models:
         shared = {"--data": data, "--data-dir": data_dir, "--device": device, "--workers": workers}
@@ -135,7 +124,11 @@ def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds:
 
 
 def _settings_of_all(names: Sequence[str], options: Sequence[str]) -> list[Given]:
-    """Return the settings of each training; what tl train refuses is refused now, before the first one trains."""
+    """Return the settings of each training.
+
+    Raises:
+        UsageError: ``tl train`` would refuse one of them.
+    """
     from tl_cli.models.zoo import registry
 
     found = []

@@ -28,7 +28,6 @@ Part = Annotated[
 Data = Annotated[str | None, typer.Option(metavar="NAME|PATH", autocompletion=params.complete_data, help=_DATA_HELP)]
 BadImage = Annotated[OnBadImage | None, typer.Option(help=_BAD_HELP, show_default=False)]
 BatchSize = Annotated[int | None, typer.Option(help="Images in memory at a time.", min=1)]
-AsJson = Annotated[bool, in_output("--json", help="Print everything as JSON.")]
 AsCsv = Annotated[bool, in_output("--csv", help="Print the table of classes as CSV.")]
 Pictures = Annotated[int, in_output(help="Number of worst mistakes to show.", min=0, max=24)]
 Output = Annotated[
@@ -51,7 +50,7 @@ def evaluate(
     on_bad_image: BadImage = None,
     max_pixels: params.MaxPixels = None,
     batch_size: BatchSize = None,
-    as_json: AsJson = False,
+    as_json: params.AsJson = False,
     as_csv: AsCsv = False,
     pictures: Pictures = 8,
     output: Output = None,

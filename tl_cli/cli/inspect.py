@@ -65,7 +65,6 @@ Part = Annotated[
     Literal["test", "val", "train", "all"] | None, _in_images("--split", help="Which part of the images; default: val.")
 ]
 Count = Annotated[int | None, _in_images("--images", help="Maximum number of images.", min=2)]
-AsJson = Annotated[bool, in_output("--json", help="Print the result as JSON.")]
 Output = Annotated[Path | None, in_output(metavar="DIR", help=_OUTPUT_HELP)]
 Log = Annotated[bool, in_output("--log", help="Also log figures and JSON with the run.")]
 
@@ -94,7 +93,7 @@ def inspect(
     split: Part = None,
     images: Count = None,
     data_dir: params.DataDir = None,
-    as_json: AsJson = False,
+    as_json: params.AsJson = False,
     output: Output = None,
     log: Log = False,
     device: params.Device = None,

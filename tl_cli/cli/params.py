@@ -1,4 +1,4 @@
-"""Options that several commands share. Imports nothing heavy: completion and ``--help`` pass through here."""
+"""Options that several commands share. Imports nothing slow: completion and ``--help`` use it."""
 
 import os
 import re
@@ -108,10 +108,10 @@ def refuse_question(is_refused: bool) -> None:
 
 
 def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
-    """Refuse ``--quiet`` where nothing of a command's result would remain.
+    """Refuse ``--quiet`` if a command would print and keep nothing.
 
     Args:
-        otherwise: the option that would keep results.
+        otherwise: an option that keeps the results.
 
     Raises:
         UsageError: nothing would be printed or kept.
@@ -119,7 +119,7 @@ def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
     if is_silent:
         loud = shlex.join(word for word in shlex.split(command_line()) if word not in ("--quiet", "-q"))
         also = f", or add {otherwise}" if otherwise else ""
-        raise UsageError(f"--quiet hides everything that this would print; leave it out{also}: {loud}")
+        raise UsageError(f"--quiet hides the whole result; leave it out{also}: {loud}")
 
 
 in_output = partial(typer.Option, rich_help_panel="Output")

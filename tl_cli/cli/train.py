@@ -6,20 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tl_cli.cli.params import (
-    AsJson,
-    Plain,
-    Quiet,
-    TrackingUri,
-    command_line,
-    complete_data,
-    complete_model,
-    complete_stopped_run,
-    complete_weights,
-    in_record,
-    print_json,
-    refuse_silence,
-)
+from tl_cli.cli import params
+from tl_cli.cli.params import in_record
 from tl_cli.cli.settings import with_settings
 from tl_cli.training.config import Settings
 
@@ -42,32 +30,32 @@ Experiment = Annotated[str | None, in_record(help=_EXPERIMENT_HELP)]
 RunName = Annotated[str | None, in_record(help="Name of the run. Default: from model and data.")]
 Tags = Annotated[list[str] | None, in_record(metavar="K=V", help="Tag of the run; may be repeated.")]
 Register = Annotated[str | None, in_record(metavar="NAME", help="Register the model under this name.")]
-Resume = Annotated[str | None, in_record(metavar="RUN", help=_RESUME_HELP, autocompletion=complete_stopped_run)]
+Resume = Annotated[str | None, in_record(metavar="RUN", help=_RESUME_HELP, autocompletion=params.complete_stopped_run)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help=_DRY_HELP)]
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog=EXAMPLES)
-@with_settings({"model": complete_model, "data": complete_data, "weights": complete_weights})
+@with_settings({"model": params.complete_model, "data": params.complete_data, "weights": params.complete_weights})
 def train(
     settings: Settings,
     config: Config = None,
     experiment: Experiment = None,
     run_name: RunName = None,
     tag: Tags = None,
-    tracking_uri: TrackingUri = None,
+    tracking_uri: params.TrackingUri = None,
     register: Register = None,
     resume: Resume = None,
     dry_run: DryRun = False,
-    as_json: AsJson = False,
-    plain: Plain = False,
-    quiet: Quiet = False,
+    as_json: params.AsJson = False,
+    plain: params.Plain = False,
+    quiet: params.Quiet = False,
 ) -> None:
     """Fine-tune a pretrained classifier: first its new head, then the whole model."""
     started = time.monotonic()
     tags = _tags(tag or [])
-    refuse_silence(quiet and dry_run and not as_json)
+    params.refuse_silence(quiet and dry_run and not as_json)
     if resume is not None:
         others = {"--dry-run": dry_run, "--run-name": run_name, "--register": register, "--config": config,
                   "--experiment": experiment}  # fmt: skip
@@ -83,12 +71,12 @@ def train(
 
     request = api.TrainRequest(
         settings, config=config, resume=resume, run_name=run_name, experiment=experiment, tags=tags,
-        register=register, tracking_uri=tracking_uri, command=command_line(), started=started,
+        register=register, tracking_uri=tracking_uri, command=params.command_line(), started=started,
     )  # fmt: skip
     screen = shown.TrainingScreen(console)
     result = api.dry_run(request, screen) if dry_run else api.train(request, screen)
     if as_json:
-        print_json(result.to_dict(), indent=None)
+        params.print_json(result.to_dict(), indent=None)
     else:
         shown.print_result(console, result)
 

@@ -26,10 +26,10 @@ _OF_TRAIN = ("compare", "inspect")
 
 
 class TopLevel(LazyGroup):
-    """``tl`` itself; answers refused arguments of other tools with the command that does the same here."""
+    """The group ``tl``; where it refuses arguments of other tools, it suggests the command that does the same."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take ``help`` and ``version`` for the options of these names, and ``file:`` URIs for paths."""
+        """Read ``help`` and ``version`` as the options of these names, and ``file:`` URIs as paths."""
         args = [word if _is_store(args, index) else _with_path(word) for index, word in enumerate(args)]
         option, equals, shell = (args[:1] or [""])[0].partition("=")
         if option in _COMPLETION and (equals or len(args) == 2):
@@ -43,7 +43,7 @@ class TopLevel(LazyGroup):
         try:
             return super().parse_args(ctx, args)
         except _RefusedError as error:
-            self._answer(ctx, error)
+            self._suggest(ctx, error)
             raise
 
     def invoke(self, ctx: Any) -> Any:
@@ -51,11 +51,11 @@ class TopLevel(LazyGroup):
         try:
             return super().invoke(ctx)
         except (_RefusedError, UsageError) as error:
-            self._answer(ctx, error)
+            self._suggest(ctx, error)
             raise
 
-    def _answer(self, ctx: Any, error: Any) -> None:
-        """Raise the refusal with the command that was probably meant, if there is one."""
+    def _suggest(self, ctx: Any, error: Any) -> None:
+        """Raise the error again with the command that was probably meant, if there is one."""
         typed = ctx.meta[_TYPED]
         message = str(error) if isinstance(error, UsageError) else str(getattr(error, "message", ""))
         if not typed or not message or ": tl " in message or "\ntl " in message:  # help, or a command already
@@ -64,8 +64,8 @@ class TopLevel(LazyGroup):
         if typed[0] in habits.SCREENS:
             suggestion = _screen(typed[1:])
         else:
-            meant = _meant(typed)
-            if meant is None or not _is_accepted(meant, ctx):
+            meant = _corrected(typed)
+            if meant is None or not _is_valid(meant, ctx):
                 return
             suggestion = shlex.join(["tl", *meant])
         kind = type(error) if isinstance(error, UsageError) else UsageError
@@ -92,8 +92,8 @@ def _screen(options: Sequence[str]) -> str:
     return shlex.join(["mlflow", "ui", *(["--backend-store-uri", uri] if uri else []), *options])
 
 
-def _is_accepted(words: Sequence[str], ctx: Any) -> bool:
-    """Whether the words can be parsed; nothing is run."""
+def _is_valid(words: Sequence[str], ctx: Any) -> bool:
+    """Whether a command accepts the words; nothing is run."""
     if {"--help", "-h", "--version"} & set(words):
         return True
     command, rest = _located(words)
@@ -113,18 +113,18 @@ def _located(words: Sequence[str]) -> tuple[Any, Sequence[str]]:
     return command.commands[rest[0] if is_typed else "list"], rest[is_typed:]
 
 
-def _meant(typed: Sequence[str]) -> list[str] | None:
+def _corrected(typed: Sequence[str]) -> list[str] | None:
     """Return the words that were probably meant; None if nothing or too much would change."""
     words = list(typed)
     seen: list[list[str]] = []
     while words and words not in seen and words[0] not in COMMANDS:
         seen.append(list(words))
-        words = _with_command(words)
+        words = _corrected_once(words)
     if not words or words[0] not in COMMANDS:
         return words if words and words[0] == "--version" else None
     group = load(words[0])
     if isinstance(group, ListsByDefault) and len(words) > 1 and words[1] not in group.commands:
-        meaning = habits.COMMANDS.get(words[1], "").split()
+        meaning = habits.commands().get(words[1], "").split()
         if meaning[:1] == words[:1] and len(meaning) > 1:
             words = [*meaning, *words[2:]]
     command, rest = _located(words)
@@ -132,37 +132,37 @@ def _meant(typed: Sequence[str]) -> list[str] | None:
     options = _options(command)
     if command.name in _OF_TRAIN:
         options = {**_options(load("train")), **options}
-    slots = 0 if command.name in _OF_TRAIN else sum(not isinstance(each, TyperOption) for each in command.params)
-    if any(not isinstance(each, TyperOption) and each.nargs == -1 for each in command.params):
-        slots = 0
-    translated = _translated(options, rest, slots, is_run=command.name != "train")
+    arguments = [each for each in command.params if not isinstance(each, TyperOption)]
+    takes_any = command.name in _OF_TRAIN or any(each.nargs == -1 for each in arguments)
+    slots = 0 if takes_any else len(arguments)
+    translated = _translate(options, rest, slots, is_run=command.name != "train")
     meant = None if translated is None else [*lead, *translated]
     # Another order alone is not a change.
     return meant if meant is not None and sorted(meant) != sorted(typed) else None
 
 
-def _with_command(words: Sequence[str]) -> list[str]:
-    """Return the words after one step of translation towards a command of ``tl``."""
+def _corrected_once(words: Sequence[str]) -> list[str]:
+    """Return the words after one step towards a command of ``tl``; empty if there is none."""
     word, rest = words[0], list(words[1:])
     key, _, value = word.partition("=")
     if key == "mode" and value:  # of Ultralytics: task=classify mode=train
         return [value, *rest]
     if word.startswith("-"):
         bare = word.lstrip("-").partition("=")[0]
-        if habits.OPTIONS.get(bare.lower()) == "--version":
+        if habits.options().get(bare.lower()) == "--version":
             return ["--version"]
-        is_own = _known(_options(load("train")), bare.replace("_", "-")) is not None
+        is_own = _own_name(_options(load("train")), bare.replace("_", "-")) is not None
         return ["train", *words] if is_own else []
     if rest and (rest[0] in COMMANDS or rest[0].startswith("mode=")):
         return rest  # classify train
-    if word in habits.COMMANDS:
-        return [*habits.COMMANDS[word].split(), *rest]
-    if is_architecture(word) or (value and _known(_options(load("train")), key)):
+    if word in habits.commands():
+        return [*habits.commands()[word].split(), *rest]
+    if is_architecture(word) or (value and _own_name(_options(load("train")), key)):
         return ["train", *words]
     for name in COMMANDS:
         if word in getattr(load(name), "commands", ()):
             return [name, *words]
-    near = get_close_matches(word.lower().replace("_", "-"), [*COMMANDS, *habits.COMMANDS], n=1, cutoff=0.7)
+    near = get_close_matches(word.lower().replace("_", "-"), [*COMMANDS, *habits.commands()], n=1, cutoff=0.7)
     return [near[0], *rest] if near else []
 
 
@@ -172,9 +172,9 @@ def _options(command: Any) -> dict[str, TyperOption]:
     return {name: each for each in found for name in (*each.opts, *each.secondary_opts)}
 
 
-def _known(options: Mapping[str, TyperOption], bare: str) -> str | None:
+def _own_name(options: Mapping[str, TyperOption], bare: str) -> str | None:
     """Return the name in ``tl`` of an option that is given without dashes, or None."""
-    meaning = habits.OPTIONS.get(bare.lower())
+    meaning = habits.options().get(bare.lower())
     if meaning == habits.FIRST and "--model" in options:
         meaning = "--model"
     for own in (f"--{bare}", f"--{bare.lower()}"):
@@ -186,7 +186,7 @@ def _known(options: Mapping[str, TyperOption], bare: str) -> str | None:
     return near[0] if near else None
 
 
-def _translated(
+def _translate(
     options: Mapping[str, TyperOption], words: Sequence[str], slots: int, *, is_run: bool
 ) -> list[str] | None:
     """Return options and arguments in the form of ``tl``; None if one of them is unknown.
@@ -210,11 +210,11 @@ def _translated(
             flags += [word, *queue[:takes]]
             del queue[:takes]
             continue
-        meaning = _known(options, bare) if is_option or (equals and not _exists(word)) else None
+        meaning = _own_name(options, bare) if is_option or (equals and not _is_file(word)) else None
         if meaning is None and is_option:
             return None
         if meaning is None:
-            arguments.append((habits.kept_run(word) or word) if is_run and not _exists(word) else word)
+            arguments.append((habits.kept_run(word) or word) if is_run and not _is_file(word) else word)
             continue
         has_value = meaning in (habits.FIRST, habits.LATER, habits.UNUSED) or (
             meaning in options and not options[meaning].is_flag
@@ -225,7 +225,7 @@ def _translated(
             values += queue[:takes]
             del queue[:takes]
         if not has_value and values and values[0].lower() in _NO:
-            meaning = _known(options, f"no-{bare}") or habits.DEFAULT
+            meaning = _own_name(options, f"no-{bare}") or habits.DEFAULT
         if meaning == habits.FIRST:
             first += [(habits.kept_run(each) or each) if is_run else each for each in values]
         elif meaning == habits.LATER:
@@ -240,5 +240,5 @@ def _translated(
     return [*arguments, *flags]
 
 
-def _exists(word: str) -> bool:
+def _is_file(word: str) -> bool:
     return os.path.exists(word)  # noqa: PTH110 (accepts words of any length)

@@ -1,43 +1,15 @@
-"""What users of other tools type works, or is answered with the command that does it here."""
+"""Arguments of other tools are accepted, or refused with the command that does the same."""
 
 import json
 import shlex
 from pathlib import Path
 
 import pytest
-import typer
 
 from tests.support.commands import train
 from tests.support.pictures import COLOURS, write_pictures
-from tl_cli import habits
-from tl_cli.cli.app import app
-from tl_cli.cli.groups import COMMANDS, load
 from tl_cli.errors import StorageError
 from tl_cli.tracking.store import open_store
-
-ROOT = typer.main.get_command(app)
-
-
-def commands() -> dict[str, set[str]]:
-    """The options of every command, by how it is typed."""
-    found = {}
-    for name in COMMANDS:
-        command = load(name)
-        for inner, each in getattr(command, "commands", {"": command}).items():
-            found[f"{name} {inner}".strip()] = {
-                opt for parameter in each.params for opt in (*parameter.opts, *parameter.secondary_opts)
-            }
-    return found
-
-
-def test_every_habit_leads_to_what_there_is() -> None:
-    known = commands()
-    options = set().union(*known.values()) | {"--version"}
-    flags = {meaning.split()[0] for meaning in habits.OPTIONS.values() if meaning.startswith("--")}
-    assert flags <= options
-    groups = {name.split()[0] for name in known}
-    assert {meaning.partition(" --")[0] for meaning in habits.COMMANDS.values()} <= groups | set(known)
-    assert not {typed for typed in habits.COMMANDS if typed in groups}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +49,7 @@ def test_every_habit_leads_to_what_there_is() -> None:
         ("predict best.pt", "predict best photo.jpg"),
     ],
 )  # fmt: skip
-def test_a_habit_is_answered_with_the_right_command(tl, typed: str, meant: str) -> None:
+def test_a_command_of_another_tool_is_refused_with_the_one_that_does_the_same(tl, typed: str, meant: str) -> None:
     result = tl(*shlex.split(typed))
     assert result.code == 2, result
     assert result.out == ""
@@ -86,7 +58,7 @@ def test_a_habit_is_answered_with_the_right_command(tl, typed: str, meant: str) 
         assert "there is no file best.pt here" in result.err
 
 
-def test_mlflow_shows_the_runs(tl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_for_a_user_interface_suggest_mlflow(tl, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow leaves it there
     assert tl("ui", "--port", "5001").err.rstrip().endswith("did you mean: mlflow ui --port 5001")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
@@ -95,7 +67,7 @@ def test_mlflow_shows_the_runs(tl, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tl("ui").err.rstrip().endswith("did you mean: https://mlflow.example.org in a browser")
 
 
-def test_what_is_not_understood_is_not_guessed(tl) -> None:
+def test_no_command_is_suggested_for_unknown_words(tl) -> None:
     for typed in (
         "train resnet18 --zzzz 3 -e 5",
         "qqqq",
@@ -113,7 +85,7 @@ def test_help_and_version_are_commands_too(tl) -> None:
     assert tl("help", "runs", "diff") == tl("runs", "diff", "--help")
 
 
-def test_data_lists_the_sets_that_are_asked_for(tl) -> None:
+def test_data_lists_sets_by_part_of_a_name(tl) -> None:
     for name in ("cifar10", "CIFAR-10", "cifar_10"):
         assert [row["name"] for row in json.loads(tl("data", name, "--json").out)] == ["cifar10"]
     assert [row["name"] for row in json.loads(tl("data", "cifar", "--json").out)] == ["cifar10", "cifar100"]
@@ -127,21 +99,7 @@ def test_data_lists_the_sets_that_are_asked_for(tl) -> None:
         assert (refused.code, said in refused.err) == (2, True), refused.err
 
 
-def test_a_config_is_told_what_other_tools_call_otherwise(tl) -> None:
-    for line, said in (
-        ("learning_rate = 0.1", "It is called lr here"),
-        ('arch = "resnet18"', "It is called model here"),
-        ("num_epochs = 3", "It is called epochs here"),
-        ("amp = true", 'It is called precision = "fp16" here'),
-        ("pretrained = true", "Leave it out"),
-        ("freeze_epoch = 3", "Did you mean freeze_epochs"),
-    ):
-        Path("own.toml").write_text(line + "\n")
-        refused = tl("train", "resnet18", "--config", "own.toml")
-        assert (refused.code, said in refused.err) == (2, True), refused.err
-
-
-def test_without_a_run_the_latest_is_meant(tl, colours: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_latest_run_is_the_default(tl, colours: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(tl, colours)
     alone = tl("runs", "diff", "latest", "best")
     assert (alone.code, "there is no other" in alone.err) == (2, True)

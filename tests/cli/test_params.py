@@ -1,4 +1,4 @@
-"""What the shell completes, how completion is installed, and paths as desktops write them."""
+"""Completion in the shell, its installation, and ``file:`` URIs as paths."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -44,7 +44,7 @@ def test_a_name_may_be_written_in_capitals(tl) -> None:
     assert "--optimizer" not in result.err
 
 
-def test_data_are_published_sets_and_what_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_completes_published_sets_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("cats", "my dogs", "$(touch ran)", ".git"):
         Path(folder).mkdir()
@@ -82,7 +82,7 @@ def test_a_file_uri_is_the_path_that_it_stands_for(name: str, tmp_path: Path) ->
         local_path(uri.replace("file:///", "file://nas/"))
 
 
-def test_a_file_uri_is_taken_wherever_a_path_is_but_a_store_is_a_uri(tl, colours: Path, workplace: Path) -> None:
+def test_a_file_uri_is_read_as_a_path_except_as_a_store(tl, colours: Path, workplace: Path) -> None:
     typed = (
         ["train", "--data", "file:///a%20b", "--weights=file:///c"],
         ["predict", "file:///d", "file:///e/f.jpg"],
