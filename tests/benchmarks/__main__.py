@@ -17,7 +17,7 @@ _TINY_EPOCHS = 2
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the rows that are named (all but ``accuracy`` where none is), print a table, write JSON where wanted."""
+    """Measure the given rows (default: all but ``accuracy``), print a table, and write JSON if requested."""
     parser = _parser()
     asked = parser.parse_args(arguments)
     names = list(dict.fromkeys(asked.rows)) or list(ROWS)
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--blog-workers", type=int, default=0, help="processes of the blog's DataLoader (0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every round, with versions and machine")
     parser.add_argument("--tiny", action="store_true", help="only see that everything works")
-    long = parser.add_argument_group("accuracy (hours on a CPU; goes on where it stopped)")
+    long = parser.add_argument_group("accuracy (hours on a CPU; resumes after an interruption)")
     long.add_argument("--state", type=Path, metavar="DIR", help="where its epochs are kept")
     long.add_argument("--blog-epochs", type=_count, default=1, help="of the blog's 40, the others extrapolated (1)")
     long.add_argument("--tl-recipe", default="default", metavar="NAME", help="by which tl trains (default)")

@@ -1,6 +1,6 @@
 """Time to an accuracy on real pictures with real weights: the blog's recipe in its own loop, and a recipe of ``tl``.
 
-Hours on a CPU, so what is done is kept in a folder: a second call goes on from the last whole epoch of either side.
+It takes hours on a CPU, so progress is saved in a folder: a second call resumes after the last complete epoch.
 """
 
 import json

@@ -43,13 +43,13 @@ class Rates:
     note: str
 
 
-class Told:
+class Observed:
     """An observer that times another one: what it costs a run to tell it, in seconds.
 
     Attributes:
         training: of all steps, from the first of an epoch to its last, telling included.
-        in_steps: of those, in which the observer was told of steps and losses.
-        at_ends: in which it was told that an epoch is over, which is when checkpoints are written.
+        in_steps: of those, spent in the observer at steps and losses.
+        at_ends: of those, spent in the observer at the ends of epochs, where checkpoints are written.
         steps: how many there were.
     """
 
@@ -131,7 +131,7 @@ def run(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Timed:
 
 
 def flags(work: Work, pictures: Pictures, bench: Bench, weights: str) -> dict[str, object]:
-    """Return what ``tl train`` would be given for the work; the default recipe says the rest."""
+    """Return the settings of the work for ``tl train``; the default recipe sets the others."""
     given = {
         "model": work.model,
         "weights": weights,
@@ -168,12 +168,12 @@ def rates(work: Work, bench: Bench, weights: str) -> Rates:
 
 
 @_first_run()
-def told(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Told:
+def run_observed(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Observed:
     """Return what the observers of ``tl train`` cost: an MLflow store, checkpoints, curves and the live screen."""
     plan = setup.prepare(Given.of(flags(work, pictures, bench, weights)))
     state, history = new_state(plan), History(plan.name)
     with (
-        tempfile.TemporaryDirectory(prefix="tl-benchmarks-told-") as folder,
+        tempfile.TemporaryDirectory(prefix="tl-benchmarks-observed-") as folder,
         chdir(folder),
         Path(os.devnull).open("w") as nowhere,
     ):
@@ -185,7 +185,7 @@ def told(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Told:
         ):
             every = Every.parse(plan.config.checkpoint_every)
             saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
-            timed = Told(notify_all(recorder, saver, history, screen))
+            timed = Observed(notify_all(recorder, saver, history, screen))
             fit(plan, state, timed)
     return timed
 

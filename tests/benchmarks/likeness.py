@@ -73,7 +73,7 @@ OTHER: dict[str, Change] = {
 
 
 def shapes(count: int = 300, side: int = 48) -> list[Pixels]:
-    """Return circles, squares, triangles and rings in shades of three colours, of random size and place."""
+    """Return circles, squares, triangles and rings in shades of three colours, of random size and position."""
     chance = np.random.default_rng(0)
     made = []
     for number in range(count):
@@ -165,7 +165,7 @@ class Score:
     Attributes:
         pictures: in the set, without the copies.
         found: pictures whose copy was found.
-        wrong: pairs of two different pictures that were said to look alike.
+        wrong: pairs of different images reported as similar.
     """
 
     pictures: int
@@ -179,7 +179,7 @@ def score(pictures: Sequence[Pixels], change: Change | None) -> Score:
     everything = [*pictures, *added]
     sketches = [sketch(each) for each in everything]
     kept = [number for number, each in enumerate(sketches) if each is not None]
-    groups, left = alike_groups([each for each in sketches if each is not None], lambda place: everything[kept[place]])
+    groups, left = alike_groups([each for each in sketches if each is not None], lambda index: everything[kept[index]])
     assert left == 0
     pairs = {tuple(sorted((kept[first], kept[other]))) for first, *others in groups for other in others}
     found = {pair for pair in pairs if pair[1] - pair[0] == len(pictures)}

@@ -47,7 +47,7 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """Pictures and weights, made when they are first wanted.
+    """Pictures and weights, made when they are first used.
 
     Attributes:
         folder: where they are put.
@@ -152,7 +152,7 @@ def _check_size(path: Path) -> None:
     with Image.open(path) as image:
         if image.size != (NATIVE, NATIVE):
             raise PicturesError(
-                f"{path.name} is {image.width} x {image.height}; the blog's crop wants {NATIVE} x {NATIVE}"
+                f"{path.name} is {image.width} x {image.height}; the blog's crop needs {NATIVE} x {NATIVE}"
             )
 
 
@@ -166,7 +166,7 @@ def _enlarged(files: list[Path], size: int) -> torch.Tensor:
 
 
 def _fit_statistics(network: nn.Module, images: torch.Tensor) -> None:
-    """Let BatchNorm know what this network makes of pictures; else activations fade or grow from layer to layer."""
+    """Fit the BatchNorm statistics to images; otherwise activations vanish or grow from layer to layer."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

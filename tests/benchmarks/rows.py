@@ -51,7 +51,7 @@ class Comparison:
             share too: the less the better.
         theirs: the baseline's rounds.
         ours: the rounds of ``tl``.
-        notes: what a reader must know to read the figure.
+        notes: what is needed to interpret the number.
         rounds: everything that is known of each round, by side.
     """
 
@@ -94,7 +94,7 @@ def _figure(kind: str, theirs: float, ours: float) -> float:
 
 
 def _head(bench: Bench, *, size: int, fewer: int, goals: Mapping[blog.Kind, Goal]) -> list[Comparison]:
-    """Five epochs of the head alone; ``fewer`` times fewer images and steps than the bench says."""
+    """Five epochs of the head alone; ``fewer`` times fewer images and steps than the bench has."""
     work = Work("efficientnet_b0", size, _HEAD_EPOCHS, frozen=True, steps=max(2, bench.steps // fewer))
     pictures = bench.material.pictures(max(10 * fewer, bench.count) // fewer)
     return _compare(bench, work, pictures, goals)
@@ -178,16 +178,16 @@ def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
         work = Work("efficientnet_b0", bench.size or NATIVE, epochs, frozen=frozen, steps=bench.steps)
         pictures = bench.material.pictures(bench.count)
         weights = str(bench.material.weights(work.model, work.input_size))
-        rounds = alternate({"tl": partial(engine.told, work, pictures, bench, weights)}, bench.rounds)["tl"]
-        each = 1000 * median(told.training / told.steps for told in rounds)
-        ends = 1000 * median(told.at_ends / epochs for told in rounds)
+        rounds = alternate({"tl": partial(engine.run_observed, work, pictures, bench, weights)}, bench.rounds)["tl"]
+        each = 1000 * median(observed.training / observed.steps for observed in rounds)
+        ends = 1000 * median(observed.at_ends / epochs for observed in rounds)
         found.append(
             Comparison(
                 work=f"telling observers, {_words(work, pictures)}",
                 baseline="steps",
                 kind="cost",
-                theirs=tuple(told.training for told in rounds),
-                ours=tuple(told.in_steps for told in rounds),
+                theirs=tuple(observed.training for observed in rounds),
+                ours=tuple(observed.in_steps for observed in rounds),
                 goal=goal if bench.has_goals else None,
                 notes=(f"a step takes {each:.2f} ms; at the end of an epoch, checkpoint included, {ends:.0f} ms more",),
             )
@@ -196,7 +196,7 @@ def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
 
 
 def _help(bench: Bench, *, goal: Goal) -> list[Comparison]:
-    """Wall time of ``tl --help`` in a process of its own."""
+    """Wall time of ``tl --help`` in a new process."""
     count = 1 if bench.is_tiny else max(_FEWEST_HELPS, bench.rounds)
     # The first one may write bytecode.
     seconds = alternate({"tl": _ask_for_help}, 1 + count)["tl"][1:]
@@ -211,7 +211,7 @@ def _ask_for_help() -> float:
 
 
 def _listing(bench: Bench) -> list[Comparison]:
-    """Finding, splitting and hashing many images, in a process of its own."""
+    """Finding, splitting and hashing many images, in a new process."""
     count = 2000 if bench.is_tiny else _MILLION
     root = bench.material.listing(count)
     rounds = alternate({"tl": partial(_list_images, root)}, bench.rounds)["tl"]
@@ -223,8 +223,8 @@ def _listing(bench: Bench) -> list[Comparison]:
 def _list_images(root: Path) -> tuple[float, float]:
     """Return seconds and megabytes."""
     command = [sys.executable, "-c", _LIST, str(root)]
-    said = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
-    seconds, megabytes = map(float, said.split())
+    printed = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+    seconds, megabytes = map(float, printed.split())
     return seconds, megabytes
 
 

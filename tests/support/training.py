@@ -40,7 +40,7 @@ class StopError(Exception):
 def stopped_and_resumed(
     data: Path, folder: Path, stop_after: int, **settings: object
 ) -> tuple[list[Event], setup.TrainState]:
-    """Stop a run in the epoch after ``stop_after``, go on from its checkpoint; return the later events and the state."""
+    """Stop a run in the epoch after ``stop_after`` and resume it; return the later events and the state."""
     plan = plan_for(data, **settings)
     state = new_state(plan)
     saver = Saver(folder, state, plan.card())
