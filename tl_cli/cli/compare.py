@@ -1,7 +1,6 @@
 """``tl compare``: which of several models is better, at which cost, and whether the difference is significant."""
 
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -109,7 +108,7 @@ def compare(
     request = comparison_run.CompareRequest(
         tuple(given), trainings, data, split, data_dir, device or "auto", workers, speed, tracking_uri, command_line()
     )
-    with closing(comparison_tables.ComparisonReport(console, aside, form, output)) as report:
+    with comparison_tables.ComparisonReport(console, aside, form, output) as report:
         result = comparison_run.compare(request, report)
     report.finish(result, uri_flag(tracking_uri))
     if result.failed:

@@ -20,8 +20,8 @@ from tl_cli.inspection.residual_effects import ResidualReport
 from tl_cli.io.atomic import write_text
 from tl_cli.text import json_text, safe_text
 from tl_cli.ui.figures.curve_figures import MANY, new_figure, save_contact_sheet, save_figure
-from tl_cli.ui.terminal.anatomy import overlaid
 from tl_cli.ui.terminal.console import shortened
+from tl_cli.ui.terminal.pictures import overlaid
 
 _BLUE, _ORANGE, _GREY = MANY[0], MANY[1], "#999999"
 _SIDE, _SMALL_SIDE = 256, 160  # pixels
