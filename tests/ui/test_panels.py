@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.signal import savgol_filter
 
-from tests.ui.terminal.test_charts import history
+from tests.support.histories import history
 from tl_cli.training.history import EpochEnded, History
 from tl_cli.ui.panels import Line, PanelOptions, accuracy_by_epoch, loss_by_epoch, loss_by_step, panels, smooth
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.histories import history
 from tl_cli.evaluation.scores import EpochEnded
 from tl_cli.training.history import History
 from tl_cli.ui.panels import Line, Mark, Panel, accuracy_by_epoch, loss_by_epoch, loss_by_step, panels, rates_by_epoch
@@ -12,20 +13,6 @@ from tl_cli.ui.terminal.charts import Canvas, draw, heading, legend, symbol_of, 
 NUMBERS = st.one_of(st.floats(), st.sampled_from([math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, 0.0]))
 CHARTS = [loss_by_step, accuracy_by_epoch, loss_by_epoch, rates_by_epoch]
 GREY = Canvas(60, 12, colour=False)
-
-
-def history(epochs: int = 10, steps: int = 500, name: str = "run") -> History:
-    return History(
-        name,
-        [(step, 2 * math.exp(-step / 100) + 0.1 * (step % 3)) for step in range(1, steps)],
-        [
-            EpochEnded(e, e * 50, 2 / e, 1 - 1 / (e + 1), 2.2 / e, 1 - 1.2 / (e + 1), 1e-3, 0.0 if e < 6 else 1e-4)
-            for e in range(1, epochs + 1)
-        ],
-        test_accuracy=0.88,
-        test_loss=0.3,
-        clock=[(step, step * 0.5) for step in range(steps)],
-    )
 
 
 def chart(points: list[tuple[float, float]], canvas: Canvas = GREY, **options: object) -> str:

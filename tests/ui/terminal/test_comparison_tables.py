@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.test_ranking import contender, some_right
+from tests.support.contenders import contender, some_right
 from tests.support.screens import HOSTILE, make_screen, printed
 from tl_cli.api.comparison_run import CompareResult
 from tl_cli.evaluation.logits import LabelledLogits, SavedLogits

@@ -6,17 +6,12 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from tests.ui.terminal.test_charts import history
+from tests.support.histories import FACTS, HOSTILE, history
 from tl_cli.api.run_curves import CurvesResult
-from tl_cli.tracking.facts import RunFacts
 from tl_cli.training.history import History
 from tl_cli.ui.panels import PanelOptions
 from tl_cli.ui.terminal.console import THEME
 from tl_cli.ui.terminal.curve_view import FollowLines, FollowScreen, open_follower, print_curves
-
-FACTS = RunFacts("3f2a91c0" + "0" * 24, "digits [/] run\x1b[31m", "tl", "running", "training", None, 0, 60, 60, "box", "resnet18", "digits",
-                 (10, 12), 0.91, 10, 0.88, "abc")  # fmt: skip
-HOSTILE = FACTS.name
 
 
 def shown(count: int = 1, **options: object):

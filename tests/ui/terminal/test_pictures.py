@@ -25,7 +25,7 @@ def test_an_overlay_is_bright_where_the_heat_is_high() -> None:
 def test_shades_are_denser_for_larger_numbers() -> None:
     lines = shaded(torch.linspace(0, 1, 20).expand(10, 20), 20).plain.splitlines()
     # Twenty numbers in ten shades: 0, 1/19, ..., 1, each rounded to the nearest ninth.
-    assert lines == [" ..::--===++***##%%@"] * 10
+    assert lines == ["  ..::--==++**##%%@@"] * 10
 
 
 @pytest.mark.parametrize(("size", "expected"), [((10, 20), (32, 16)), ((300, 3), (1, 32)), ((5, 5), (32, 32))])

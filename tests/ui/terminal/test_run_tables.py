@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from tests.ui.terminal.test_curve_view import FACTS, HOSTILE
+from tests.support.histories import FACTS, HOSTILE
 from tl_cli.tracking.facts import Differences
 from tl_cli.ui.terminal.console import THEME
 from tl_cli.ui.terminal.run_tables import print_differences, print_runs, spark

@@ -96,25 +96,18 @@ def _freed(run: RemovedRun) -> str:
 
 def _remains(run: RemovedRun) -> str:
     more = len(run.remaining) - _SHOWN
-    return "\n".join(
-        [
-            f"{run.run} is not deleted yet, {_freed(run)}; what stays:",
-            *run.remaining[:_SHOWN],
-            *([f"and {more} more"] if more > 0 else []),
-            f"its record stays, too. Once they can be deleted: tl runs rm {run.run.run_id[:8]} --purge",
-        ]
-    )
+    lines = [f"{run.run} is not deleted yet, {_freed(run)}; what stays:", *run.remaining[:_SHOWN]]
+    lines += [f"and {more} more"] if more > 0 else []
+    purge = f"tl runs rm {run.run.run_id[:8]} --purge"
+    return "\n".join([*lines, f"its record stays, too. Once they can be deleted: {purge}"])
 
 
 def print_relocation(console: Console, found: Relocation) -> None:
     """Print the folders before and now, the number of records, and what is missing."""
     for old, new in found.moves:
         console.print(plain(f"{old} -> {new}"), soft_wrap=True)
-    names = {table: table.replace("_", " ") for table in found.counts}
-    counted = ", ".join(
-        f"{count:,} {names[table].removesuffix('s') if count == 1 else names[table]}"
-        for table, count in found.counts.items()
-    )
+    names = {table: table.replace("_", " ").removesuffix("s" * (n == 1)) for table, n in found.counts.items()}
+    counted = ", ".join(f"{count:,} {names[table]}" for table, count in found.counts.items())
     done = f"{counted} {'would be' if found.dry_run else 'are now'} recorded at the new location"
     console.print(done if found.changes else "nothing to relocate: no record leads elsewhere", soft_wrap=True)
     for missing_id, path in found.missing:

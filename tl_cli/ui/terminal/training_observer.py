@@ -13,6 +13,7 @@ from tl_cli.training import events
 from tl_cli.training.history import History
 from tl_cli.training.plan import Plan
 from tl_cli.ui.figures.curve_figures import drawn, save_contact_sheet, save_curves
+from tl_cli.ui.panels import PanelOptions
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import Console, plain, print_note
 from tl_cli.ui.terminal.observer import TerminalObserver, drawn_progress
@@ -54,7 +55,7 @@ class TrainingScreen(TerminalObserver, TrainObserver):
 
     def draw_curves(self, history: History, folder: Path, warn: Callable[[str], None]) -> list[Path]:
         """Write the curves of the run."""
-        return drawn(lambda: save_curves(history, folder), warn)
+        return drawn(lambda: save_curves([history], PanelOptions(), folder), warn)
 
 
 def print_result(console: Console, result: TrainResult | DryRun) -> None:
