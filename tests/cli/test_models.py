@@ -81,18 +81,3 @@ def test_pull_goes_on_after_a_failure_and_says_so(tl, monkeypatch: pytest.Monkey
     assert result.code == 1
     assert "efficientnet_lite0 is on this machine" in result.out
     assert "127.0.0.1:9" in result.err
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        (25_557_032, "25.6M"),
-        (999_999, "1.00M"),
-        (1_016_717_000_000, "1.02T"),
-        (412, "412"),
-        (99_960_000, "100M"),
-        (None, "-"),
-    ],
-)
-def test_counts_have_three_figures(value: int | None, shown: str) -> None:
-    assert format_count(value, "-") == shown

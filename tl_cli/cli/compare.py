@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
@@ -97,7 +98,7 @@ def compare(
     request = comparison_run.CompareRequest(
         tuple(given), trainings, data, split, data_dir, device or "auto", workers, speed, tracking_uri, command_line()
     )
-    with closing(comparison_tables.ComparisonReport(console, aside, form, output)) as report:
+    with comparison_tables.ComparisonReport(console, aside, form, output) as report:
         result = comparison_run.compare(request, report)
     report.finish(result, uri_flag(tracking_uri))
     if result.failed:

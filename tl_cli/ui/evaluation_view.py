@@ -30,7 +30,7 @@ class EvaluationView(TerminalObserver):
     def show(self, evaluation: Evaluation) -> None:
         """Print the results; if the reader of stdout is gone, ``finish`` raises that, after they are recorded."""
         # A bar that is being drawn redirects stdout.
-        self.__exit__(None, None, None)
+        self.close()
         self._broken_pipe = try_to_show(lambda: self._print(evaluation))
 
     def draw(self, evaluation: Evaluation, folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ _FEWEST = 10  # points that the moving average spans
 _TIMES = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
 _LARGEST = 1e290  # beyond it differences overflow
 _SHARE = 50  # by default the moving average spans 1/50 of the points
+_ACCURACY, _LOSS = "accuracy (%)", "cross-entropy"  # labels of y axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +98,12 @@ class PanelOptions:
     last: float | None = None
 
 
-def panels(histories: Sequence[History], options: PanelOptions | None = None) -> list[Panel]:
+def panels(histories: Sequence[History], options: PanelOptions = PanelOptions()) -> list[Panel]:
     """Return the panels of one run, training and validation, or of several runs, which share each panel."""
-    options = options or PanelOptions()
-    if not is_usual(histories, options):
-        names = options.metrics or tuple(dict.fromkeys(name for history in histories for name in history.others))
-        return [metric_panel(histories, name, options) for name in names]
-    return [
-        loss_by_step(histories, options),
-        accuracy_by_epoch(histories, options),
-        loss_by_epoch(histories, options),
-        rates_by_epoch(histories, options),
-    ]
+    if is_usual(histories, options):
+        return [make(histories, options) for make in (loss_by_step, accuracy_by_epoch, loss_by_epoch, rates_by_epoch)]
+    names = options.metrics or tuple(dict.fromkeys(name for history in histories for name in history.others))
+    return [metric_panel(histories, name, options) for name in names]
 
 
 def is_usual(histories: Sequence[History], options: PanelOptions) -> bool:
@@ -117,80 +113,94 @@ def is_usual(histories: Sequence[History], options: PanelOptions) -> bool:
     )
 
 
-def loss_by_step(histories: Sequence[History], options: PanelOptions | None = None) -> Panel:
+def loss_by_step(histories: Sequence[History], options: PanelOptions = PanelOptions()) -> Panel:
     """Return the loss of batches with its moving average; of several runs, the averages."""
-    options = options or PanelOptions()
     axis = _XAxis.of(histories, options, "step")
     lines: list[Line] = []
+    best_points = []
     for index, history in enumerate(histories):
-        points = axis.place(history, history.losses)
-        lines += _smoothed(points, options, _colour(histories, index), _label(histories, index, "moving average"),
-                           raw_label="batch" if len(histories) == 1 else None)  # fmt: skip
-    lines += _best_points(histories, axis, lines=lines)
+        lines += _smoothed(axis, index, history.losses, "batch")
+        if history.best is not None:
+            (x, _), *_ = axis.place(history, [(history.best.step, 0.0)]) or [(math.nan, 0.0)]
+            best_points.append(axis.best_point(index, [(x, y) for y in _at(lines[-1].points, x)]))
     # Another panel may show the loss of epochs on the same axis.
     title = "loss by step" if axis.unit == "step" else f"loss of batches by {axis.name}"
-    return _panel(title, lines, histories, axis, options, ("step/loss",), y="cross-entropy", log=options.log)
+    return axis.panel(title, [*lines, *best_points], ("step/loss",), y=_LOSS)
 
 
-def accuracy_by_epoch(histories: Sequence[History], options: PanelOptions | None = None) -> Panel:
+def accuracy_by_epoch(histories: Sequence[History], options: PanelOptions = PanelOptions()) -> Panel:
     """Return training and validation accuracy by epoch, and test accuracy; of several runs, no training."""
-    curves = (("train_accuracy", "val_accuracy", "ema_val_accuracy"), [each.test_accuracy for each in histories])
-    return _by_epoch("accuracy", histories, options or PanelOptions(), *curves, percent=True)
+    return _by_epoch("accuracy", histories, options)
 
 
-def loss_by_epoch(histories: Sequence[History], options: PanelOptions | None = None) -> Panel:
+def loss_by_epoch(histories: Sequence[History], options: PanelOptions = PanelOptions()) -> Panel:
     """Return training and validation loss by epoch, and test loss; of several runs, no training."""
-    curves = (("train_loss", "val_loss", "ema_val_loss"), [each.test_loss for each in histories])
-    return _by_epoch("loss", histories, options or PanelOptions(), *curves)
+    return _by_epoch("loss", histories, options)
 
 
-def rates_by_epoch(histories: Sequence[History], options: PanelOptions | None = None) -> Panel:
-    """Return the learning rates of head and backbone by epoch; of several runs, of the head."""
-    options = options or PanelOptions()
+def _by_epoch(title: Literal["accuracy", "loss"], histories: Sequence[History], options: PanelOptions) -> Panel:
     axis = _XAxis.of(histories, options, "epoch")
-    lines = []
+    columns = (f"val_{title}", f"ema_val_{title}")
+    lines: list[Line] = []
+    best_points: list[Line] = []
+    test_points: list[Line] = []
     for index, history in enumerate(histories):
-        head = axis.place_epochs(history, "lr_head")
-        lines.append(Line(head, _colour(histories, index), label=_label(histories, index, "head")))
-        if len(histories) == 1:
-            lines.append(Line(axis.place_epochs(history, "lr_backbone"), VAL_COLOUR, label="backbone"))
-    title = "learning rate" if len(histories) == 1 else "learning rate of the head"
-    return _panel(axis.titled(title), lines, histories, axis, options, ("lr/head", "lr/backbone"), log=options.log)
+        if axis.is_single:
+            lines.append(Line(axis.place_epochs(history, f"train_{title}"), TRAIN_COLOUR, label="train"))
+        colour = VAL_COLOUR if axis.is_single else axis.colour(index)
+        lines.append(Line(axis.place_epochs(history, columns[0]), colour, label=axis.label(index, "validation")))
+        if axis.is_single and (averaged := axis.place_epochs(history, columns[1])):
+            lines.append(Line(averaged, "green", label="averaged weights"))
+        if (best := history.best) is None:
+            continue
+        value, test = getattr(best, columns[best.averaged]), getattr(history, f"test_{title}")
+        best_points.append(axis.best_point(index, axis.place(history, [(best.step, value)])))
+        if test is not None:
+            colour = TEST_COLOUR if axis.is_single else colour
+            label = "" if test_points else "test"
+            test_points.append(Line(axis.place(history, [(best.step, test)]), colour, "test", label))
+    name = title if axis.is_single else f"validation {title}"
+    keys = (f"train/{title}", f"val/{title}", f"val/ema_{title}")
+    percent = title == "accuracy"
+    shown = [*lines, *best_points, *test_points]
+    return axis.panel(axis.titled(name), shown, keys, y=_ACCURACY if percent else _LOSS, percent=percent)
+
+
+def rates_by_epoch(histories: Sequence[History], options: PanelOptions = PanelOptions()) -> Panel:
+    """Return the learning rates of head and backbone by epoch; of several runs, of the head."""
+    axis = _XAxis.of(histories, options, "epoch")
+    lines = [
+        Line(axis.place_epochs(history, "lr_head"), axis.colour(index), label=axis.label(index, "head"))
+        for index, history in enumerate(histories)
+    ]
+    if axis.is_single:
+        lines.append(Line(axis.place_epochs(histories[0], "lr_backbone"), VAL_COLOUR, label="backbone"))
+    title = "learning rate" if axis.is_single else "learning rate of the head"
+    return axis.panel(axis.titled(title), lines, ("lr/head", "lr/backbone"))
 
 
 def metric_panel(histories: Sequence[History], name: str, options: PanelOptions) -> Panel:
     """Return one metric of each run."""
     axis = _XAxis.of(histories, options, "step")
-    lines: list[Line] = []
-    for index, history in enumerate(histories):
-        points = axis.place(history, history.others.get(name, []))
-        single = len(histories) == 1
-        lines += _smoothed(points, options, _colour(histories, index), _label(histories, index, "moving average"),
-                           raw_label="recorded" if single else None)  # fmt: skip
+    points = [history.others.get(name, []) for history in histories]
+    lines = [line for index, each in enumerate(points) for line in _smoothed(axis, index, each, "recorded")]
     # tl records fractions; other programs may record percent under such a name.
-    values = [value for history in histories for _, value in history.others.get(name, [])]
-    percent = name.rpartition("/")[2].endswith("accuracy") and all(abs(value) <= 1 for value in values)
-    title = f"{name} by {axis.name}"
-    return _panel(title, lines, histories, axis, options, (name,), percent=percent, log=options.log)
+    percent = name.rpartition("/")[2].endswith("accuracy") and all(abs(y) <= 1 for each in points for _, y in each)
+    return axis.panel(f"{name} by {axis.name}", lines, (name,), percent=percent, log=options.log)
 
 
 def overlaid(names: Sequence[str], curves: Sequence[Sequence[History]]) -> list[Panel]:
     """Return validation accuracy and loss by epoch of several models, with a curve per training."""
-    found = []
-    for title, metric, percent in (
-        ("validation accuracy by epoch", "val_accuracy", True),
-        ("validation loss by epoch", "val_loss", False),
-    ):
+    shown = []
+    for title, y, percent in (("accuracy", _ACCURACY, True), ("loss", _LOSS, False)):
         lines = []
         for index, (name, histories) in enumerate(zip(names, curves, strict=True)):
             for number, history in enumerate(histories):
-                points = [
-                    (float(p.epoch), getattr(p, metric)) for p in history.epochs if getattr(p, metric) is not None
-                ]
+                values = [(float(epoch.epoch), getattr(epoch, f"val_{title}")) for epoch in history.epochs]
+                points = [(x, value) for x, value in values if value is not None]
                 lines.append(Line(points, COLOURS[index % len(COLOURS)], label=name if number == 0 else ""))
-        y = "accuracy (%)" if percent else "cross-entropy"
-        found.append(Panel(title, lines, x="epoch", y=y, percent=percent))
-    return found
+        shown.append(Panel(f"validation {title} by epoch", lines, x="epoch", y=y, percent=percent))
+    return shown
 
 
 def drawn_points(panel: Panel, line: Line) -> Points:
@@ -230,144 +240,45 @@ def smooth(points: Sequence[tuple[float, float]], span: int) -> Points:
     return [(x, float(average)) for (x, _), average in zip(finite, averages, strict=True)]
 
 
-def _by_epoch(
-    title: str,
-    histories: Sequence[History],
-    options: PanelOptions,
-    columns: tuple[str, str, str],
-    tested: Sequence[float | None],
-    *,
-    percent: bool = False,
-) -> Panel:
-    axis = _XAxis.of(histories, options, "epoch")
-    train, val, average = columns
-    lines: list[Line] = []
-    for index, history in enumerate(histories):
-        own = axis.place_epochs(history, val)
-        if len(histories) == 1:
-            lines.append(Line(axis.place_epochs(history, train), TRAIN_COLOUR, label="train"))
-            lines.append(Line(own, VAL_COLOUR, label="validation"))
-            if averaged := axis.place_epochs(history, average):
-                lines.append(Line(averaged, "green", label="averaged weights"))
-        else:
-            lines.append(Line(own, _colour(histories, index), label=_label(histories, index, "")))
-    lines += _best_points(histories, axis, columns=(val, average))
-    for index, (history, value) in enumerate(zip(histories, tested, strict=True)):
-        if value is not None and history.best is not None:
-            where = axis.place(history, [(history.best.step, value)])
-            colour = TEST_COLOUR if len(histories) == 1 else _colour(histories, index)
-            lines.append(Line(where, colour, "test", "test" if index == 0 else ""))
-    kind = "accuracy (%)" if percent else "cross-entropy"
-    name = title if len(histories) == 1 else f"validation {title}"
-    keys = (f"train/{title}", f"val/{title}", f"val/ema_{title}")
-    log = options.log and not percent
-    return _panel(axis.titled(name), lines, histories, axis, options, keys, y=kind, percent=percent, log=log)
+def _at(points: Sequence[tuple[float, float]], x: float) -> list[float]:
+    """Return the value of the last point at or before ``x``, if there is one."""
+    index = bisect_left(points, (x, math.inf))
+    return [points[index - 1][1]] if index else []
 
 
-def _panel(
-    title: str,
-    lines: Sequence[Line],
-    histories: Sequence[History],
-    axis: "_XAxis",
-    options: PanelOptions,
-    keys: Sequence[str],
-    *,
-    y: str = "",
-    percent: bool = False,
-    log: bool = False,
-) -> Panel:
-    marks = axis.marks(histories)
-    notes = []
-    for history in histories:
-        name = f"{history.name}: " if len(histories) > 1 else ""
-        bad = [(key, history.not_finite[key]) for key in keys if key in history.not_finite]
-        notes += [
-            f"{name}{key} is not finite at {len(steps):,} step{'s' * (len(steps) > 1)}, first at step {steps[0]:,}"
-            for key, steps in bad
-        ]
-    if log:
-        hidden = sum(value <= 0 for line in lines for _, value in line.points)
-        if hidden:
-            notes.append(f"not on a logarithmic axis: {hidden:,} of zero or below")
-    return Panel(title, lines, marks, axis.label, y, percent, log, axis.unit != "time", notes)
-
-
-def _smoothed(points: Points, options: PanelOptions, colour: str, label: str, *, raw_label: str | None) -> list[Line]:
-    """Return samples and their moving average; the average alone where there is no label for the samples."""
-    if options.smooth is None:
-        span = max(_FEWEST, len(points) / _SHARE) if len(points) > 2 * _FEWEST else 0.0
+def _smoothed(axis: "_XAxis", index: int, points: Sequence[tuple[int, float]], raw_label: str) -> list[Line]:
+    """Return the samples of a run and, last, their moving average; of several runs, the average alone."""
+    placed = axis.place(axis.histories[index], points)
+    weight = axis.options.smooth
+    if weight is None:
+        span = max(_FEWEST, len(placed) / _SHARE) if len(placed) > 2 * _FEWEST else 0.0
     else:
         # The span of an exponential average with this weight.
-        span = 2 / (1 - options.smooth) - 1 if options.smooth else 0.0
+        span = 2 / (1 - weight) - 1 if weight else 0.0
     if not span:
-        return [Line(points, colour, label=raw_label if raw_label is not None else label)]
-    mean = Line(smooth(points, round(span) // 2 * 2 + 1), colour, label=label)
-    return [mean] if raw_label is None else [Line(points, MARK_COLOUR, "samples", raw_label), mean]
-
-
-def _best_points(
-    histories: Sequence[History],
-    axis: "_XAxis",
-    *,
-    lines: Sequence[Line] = (),
-    columns: tuple[str, str] | None = None,
-) -> list[Line]:
-    """Return a point for the best epoch of each run: on its validation curve, or else on its line.
-
-    Args:
-        lines: of the runs, where no columns are given.
-        columns: of the weights and of their average.
-    """
-    found = []
-    drawn = [line for line in lines if line.kind == "line"]
-    for index, history in enumerate(histories):
-        best = history.best
-        if best is None:
-            continue
-        if columns is not None:
-            value = getattr(best, columns[best.averaged])
-            where = axis.place(history, [(best.step, value)]) if value is not None else []
-        else:
-            (x, _), *_ = axis.place(history, [(best.step, 0.0)]) or [(math.nan, 0.0)]
-            line = drawn[index].points if index < len(drawn) else []
-            where = [(x, value)] if (value := _at(line, x)) is not None else []
-        colour = "green" if len(histories) == 1 else _colour(histories, index)
-        label = f"best, epoch {best.epoch}" if len(histories) == 1 else "best" if index == 0 else ""
-        found.append(Line(where, colour, "best", label))
-    return found
-
-
-def _at(points: Sequence[tuple[float, float]], x: float) -> float | None:
-    """Return the value of the last point at or before ``x``."""
-    index = bisect_left(points, (x, math.inf))
-    return points[index - 1][1] if index else None
-
-
-def _colour(histories: Sequence[History], index: int) -> str:
-    return TRAIN_COLOUR if len(histories) == 1 else COLOURS[index % len(COLOURS)]
-
-
-def _label(histories: Sequence[History], index: int, alone: str) -> str:
-    return alone if len(histories) == 1 else histories[index].name
+        return [Line(placed, axis.colour(index), label=axis.label(index, raw_label))]
+    averages = smooth(placed, round(span) // 2 * 2 + 1)
+    mean = Line(averages, axis.colour(index), label=axis.label(index, "moving average"))
+    return [Line(placed, MARK_COLOUR, "samples", raw_label), mean] if axis.is_single else [mean]
 
 
 @dataclass(frozen=True, slots=True)
 class _XAxis:
-    """The x axis of a panel, and the positions of a run's steps on it.
+    """The x axis of a panel, and the positions of the steps of runs on it.
 
     Attributes:
         divisor: seconds per unit of time.
         steps_per_epoch: where the axis shows steps and ``last`` counts epochs.
         whole_epochs: whether its points are ends of epochs.
-        last: length of the end of each run that is shown; None is all.
     """
 
+    histories: Sequence[History]
+    options: PanelOptions
     unit: XAxis
-    label: str
+    title: str
     divisor: float = 1.0
-    steps_per_epoch: float | None = None
+    steps_per_epoch: float = 1.0
     whole_epochs: bool = False
-    last: float | None = None
 
     @classmethod
     def of(cls, histories: Sequence[History], options: PanelOptions, usual: XAxis) -> "_XAxis":
@@ -377,75 +288,109 @@ class _XAxis:
         if unit == "time":
             longest = max((history.clock[-1][1] for history in histories if history.clock), default=0.0)
             name, divisor = next((name, size) for name, size in _TIMES if longest > 3 * size or size == 1)
-            return cls(unit, f"{name} since the run began", divisor, last=options.last)
-        per_epoch = None
+            return cls(histories, options, unit, f"{name} since the run began", divisor)
+        per_epoch = 1.0
         if options.x is None and unit == "step":
             ends = [history.epochs[-1] for history in histories if history.epochs]
-            per_epoch = max((end.step / end.epoch for end in ends if end.epoch > 0 and end.step > 0), default=None)
-        label = "optimizer step" if unit == "step" else "epoch"
-        return cls(unit, label, steps_per_epoch=per_epoch, whole_epochs=usual == "epoch", last=options.last)
+            per_epoch = max((end.step / end.epoch for end in ends if end.epoch > 0 and end.step > 0), default=1.0)
+        title = "optimizer step" if unit == "step" else "epoch"
+        return cls(histories, options, unit, title, steps_per_epoch=per_epoch, whole_epochs=usual == "epoch")
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the panel shows one run."""
+        return len(self.histories) == 1
 
     @property
     def name(self) -> str:
         """The name of its unit."""
-        return self.unit if self.unit != "time" else self.label.split("s ")[0]
+        return self.unit if self.unit != "time" else self.title.split("s ")[0]
 
     def titled(self, title: str) -> str:
         """Return the title of a panel, with the name of the axis unless it counts epochs."""
         return title if self.unit == "epoch" else f"{title} by {self.name}"
 
-    def span(self, last: float) -> float:
-        """Return the length of ``last`` (steps, epochs or minutes) on this axis."""
-        if self.unit == "time":
-            return last * 60 / self.divisor
-        return last * (self.steps_per_epoch or 1.0)
+    def colour(self, index: int) -> str:
+        """Return the colour of a run."""
+        return TRAIN_COLOUR if self.is_single else COLOURS[index % len(COLOURS)]
 
-    def place(self, history: History, points: Sequence[tuple[int, float]]) -> Points:
-        """Return points by step as points on this axis, without those that have no position on it."""
-        where, start = self._where(history), self._start(history)
-        return [(x, value) for step, value in points if (x := where(step)) is not None and x > start]
+    def label(self, index: int, alone: str) -> str:
+        """Return the name of a run; where it is the only one, what the curve shows."""
+        return alone if self.is_single else self.histories[index].name
+
+    def panel(
+        self, title: str, lines: Sequence[Line], keys: Sequence[str], *, y: str = "", percent: bool = False,
+        log: bool | None = None,
+    ) -> Panel:  # fmt: skip
+        """Return a panel with this axis; its notes name the points that are not drawn.
+
+        Args:
+            keys: the metrics it shows, as MLflow names them.
+            log: None is as requested, except for fractions.
+        """
+        log = self.options.log and not percent if log is None else log
+        notes = []
+        for history in self.histories:
+            name = "" if self.is_single else f"{history.name}: "
+            for key in keys:
+                if steps := history.not_finite.get(key):
+                    count = f"{len(steps):,} step{'s' * (len(steps) > 1)}"
+                    notes.append(f"{name}{key} is not finite at {count}, first at step {steps[0]:,}")
+        hidden = sum(value <= 0 for line in lines for _, value in line.points)
+        if log and hidden:
+            notes.append(f"not on a logarithmic axis: {hidden:,} of zero or below")
+        return Panel(title, lines, self._marks(), self.title, y, percent, log, self.unit != "time", notes)
+
+    def best_point(self, index: int, points: Points) -> Line:
+        """Return the point of the best epoch of a run."""
+        best = self.histories[index].best
+        assert best is not None
+        label = f"best, epoch {best.epoch}" if self.is_single else "best" if index == 0 else ""
+        return Line(points, "green" if self.is_single else self.colour(index), "best", label)
+
+    def place(self, history: History, points: Sequence[tuple[int, float | None]]) -> Points:
+        """Return points by step as points on this axis, without those that have no value or no position on it."""
+        position, start = self._position(history), self._start(history)
+        known = [(position(step), value) for step, value in points if value is not None]
+        return [(x, value) for x, value in known if x is not None and x > start]
 
     def place_epochs(self, history: History, column: str) -> Points:
         """Return one number of each epoch."""
-        values = [(point.step, getattr(point, column)) for point in history.epochs]
-        return self.place(history, [(step, value) for step, value in values if value is not None])
+        return self.place(history, [(epoch.step, getattr(epoch, column)) for epoch in history.epochs])
 
-    def marks(self, histories: Sequence[History]) -> list[Mark]:
+    def _marks(self) -> list[Mark]:
         """Return where backbones were unfrozen: one mark where all agree."""
-        found = []
-        for index, history in enumerate(histories):
-            if history.unfrozen_after is None:
+        marks = []
+        for index, history in enumerate(self.histories):
+            if (last := history.unfrozen_after) is None:
                 continue
-            x = self._where(history)(history.unfrozen_after.step)
-            if x is not None and x > self._start(history):
-                colour = MARK_COLOUR if len(histories) == 1 else _colour(histories, index)
-                # Where points are the ends of epochs, the mark lies between two.
-                half = 0.5 if self.whole_epochs and self.unit == "epoch" else 0.0
-                found.append(Mark(x + half, colour, f"backbone unfrozen after epoch {history.unfrozen_after.epoch}"))
-        if len(found) > 1 and len({mark.x for mark in found}) == 1:
-            return [replace(found[0], colour=MARK_COLOUR)]
-        return found
+            colour = MARK_COLOUR if self.is_single else self.colour(index)
+            # Where points are the ends of epochs, the mark lies between two.
+            half = 0.5 if self.whole_epochs and self.unit == "epoch" else 0.0
+            for x, _ in self.place(history, [(last.step, 0.0)]):
+                marks.append(Mark(x + half, colour, f"backbone unfrozen after epoch {last.epoch}"))
+        if len(marks) > 1 and len({mark.x for mark in marks}) == 1:
+            return [replace(marks[0], colour=MARK_COLOUR)]
+        return marks
 
     def _start(self, history: History) -> float:
         """Return the beginning of the part of a run that is shown."""
-        if self.last is None:
+        if self.options.last is None:
             return -math.inf
-        steps = [*(step for step, _ in history.losses[-1:]), *(point.step for point in history.epochs[-1:])]
+        steps = [*(step for step, _ in history.losses[-1:]), *(epoch.step for epoch in history.epochs[-1:])]
         steps += [points[-1][0] for points in history.others.values() if points]
-        end = self._where(history)(max(steps, default=0))
-        return -math.inf if end is None else end - self.span(self.last)
+        end = self._position(history)(max(steps, default=0))
+        unit = 60 / self.divisor if self.unit == "time" else self.steps_per_epoch
+        return -math.inf if end is None else end - self.options.last * unit
 
-    def _where(self, history: History) -> Callable[[float], float | None]:
+    def _position(self, history: History) -> Callable[[float], float | None]:
+        """Return the function from a step of a run to its position on the axis."""
         if self.unit == "step":
-            return lambda step: float(step)
+            return float
         if self.unit == "epoch":
-            known = [
-                (0.0, 0.0),
-                *((float(point.step), float(point.epoch)) for point in history.epochs if point.step > 0),
-            ]
-        else:
-            known = [(float(step), seconds / self.divisor) for step, seconds in history.clock]
-        return lambda step: _between(known, step)
+            ends = [(float(epoch.step), float(epoch.epoch)) for epoch in history.epochs if epoch.step > 0]
+            return partial(_between, [(0.0, 0.0), *ends])
+        return partial(_between, [(float(step), seconds / self.divisor) for step, seconds in history.clock])
 
 
 def _between(known: Sequence[tuple[float, float]], step: float) -> float | None:

@@ -13,7 +13,7 @@ from tests.support.full_disk import largest_file
 from tests.support.histories import history
 from tl_cli.errors import StorageError
 from tl_cli.training.history import History
-from tl_cli.ui.figures.curve_figures import save_contact_sheet, save_curves, save_figures, save_panels
+from tl_cli.ui.figures.curve_figures import save_contact_sheet, save_curves, save_panels
 from tl_cli.ui.panels import Line, Panel, PanelOptions, panels
 
 
@@ -27,11 +27,11 @@ def test_the_ending_of_the_file_is_its_format(ending: str, tmp_path: Path) -> No
 
 def test_one_run_and_several_make_the_two_pictures_and_metrics_make_one(tmp_path: Path) -> None:
     names = ["loss_by_step.png", "accuracy_and_loss_by_epoch.png"]
-    assert [path.name for path in save_curves(history(), tmp_path)] == names
-    several = save_figures([history(name="a"), history(name="b")], PanelOptions(), tmp_path, "2-")
+    assert [path.name for path in save_curves([history()], PanelOptions(), tmp_path)] == names
+    several = save_curves([history(name="a"), history(name="b")], PanelOptions(), tmp_path, "2-")
     assert [path.name for path in several] == [f"2-{name}" for name in names]
     one = History("x", others={"f1": [(1, 0.5)]})
-    assert [path.name for path in save_figures([one], PanelOptions(metrics=("f1",)), tmp_path)] == ["metrics.png"]
+    assert [path.name for path in save_curves([one], PanelOptions(metrics=("f1",)), tmp_path)] == ["metrics.png"]
     assert all(Image.open(path).size[0] > 500 for path in tmp_path.iterdir())
 
 
@@ -79,7 +79,14 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         save_panels(panels([history()]), tmp_path / "file" / "x.png")
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense", "tkagg"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "nonsense",
+        pytest.param("module://matplotlib_inline.backend_inline", marks=pytest.mark.slow),
+        pytest.param("tkagg", marks=pytest.mark.slow),
+    ],
+)
 def test_pictures_are_drawn_whatever_backend_the_environment_names(backend: str, tmp_path: Path) -> None:
     program = """
 import sys
@@ -91,7 +98,8 @@ with suppress(SystemExit):
     main()
 from tl_cli.training.history import History
 from tl_cli.ui.figures.curve_figures import save_curves
-save_curves(History("run", losses=[(1, 0.5), (2, 0.4)]), Path(folder))
+from tl_cli.ui.panels import PanelOptions
+save_curves([History("run", losses=[(1, 0.5), (2, 0.4)])], PanelOptions(), Path(folder))
 import matplotlib
 print(matplotlib.get_backend())
 """

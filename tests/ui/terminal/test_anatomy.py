@@ -175,15 +175,6 @@ def test_heatmaps_are_shown_over_pictures_or_as_characters(width: int, count: in
         fits(out, width)
 
 
-def test_an_overlay_is_bright_where_the_heat_is_high() -> None:
-    picture = torch.full((3, 8, 8), 128, dtype=torch.uint8)
-    heat = torch.zeros(8, 8)
-    heat[:4] = 1
-    over = anatomy.overlaid(picture, heat).float()
-    assert over.dtype == torch.float32
-    assert over[:, :4].mean() > 1.4 * over[:, 4:].mean()
-
-
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_maps_of_a_block_are_shown(width: int) -> None:
     residual = report_of().residuals[0]

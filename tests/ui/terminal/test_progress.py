@@ -10,17 +10,13 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from tl_cli.io.download import Unit
 from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly, Worked
 from tl_cli.training.history import History
 from tl_cli.ui.terminal.console import THEME, make_console
 from tl_cli.ui.terminal.progress import (
-    FileProgress,
     LiveScreen,
     PlainLines,
     Title,
-    epoch_table,
-    format_seconds,
     open_screen,
 )
 
@@ -103,9 +99,8 @@ def test_ascii_terminals_get_ascii() -> None:
 
 def test_a_pipe_gets_one_plain_line_an_epoch() -> None:
     console = Console(theme=THEME, file=io.StringIO(), width=80)
-    lines = open_screen(console, TITLE, History())
-    assert isinstance(lines, PlainLines)
-    with lines:
+    with open_screen(console, TITLE, History()) as lines:
+        assert isinstance(lines, PlainLines)
         for event in story():
             lines(event)
         lines(StoppedEarly(4, 2))
@@ -116,67 +111,14 @@ def test_a_pipe_gets_one_plain_line_an_epoch() -> None:
     assert "\x1b" not in console.file.getvalue()
 
 
-class Terminal(io.StringIO):
-    """A stream that is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def opened(console: Console) -> type:
-    return type(open_screen(console, TITLE, History()))
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"TERM": "dumb"},
-        {"CI": "true"},
-        {"CI": "1"},
-        {"JPY_PARENT_PID": "77"},  # set by jupyter_client for every kernel
-        {"TERM": "xterm-color", "PAGER": "cat", "FORCE_COLOR": "1"},  # set by every ipykernel
-    ],
-)
-def test_dumb_terminals_ci_and_notebooks_get_plain_lines(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    assert opened(Console(theme=THEME, file=Terminal())) is LiveScreen
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert opened(Console(theme=THEME, file=Terminal())) is PlainLines
-
-
-@pytest.mark.parametrize("value", ["", "false", "False", "0", "no", "off"])
-def test_ci_may_be_denied(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("CI", value)
-    assert opened(Console(theme=THEME, file=Terminal())) is LiveScreen
-
-
-@pytest.mark.parametrize("name", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
-def test_only_the_stream_says_whether_it_is_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv(name, "1")
-    assert opened(Console(theme=THEME, file=io.StringIO())) is PlainLines
-    assert opened(Console(theme=THEME, file=Terminal())) is LiveScreen
-
-
-def test_plain_lines_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    assert opened(make_console()) is LiveScreen
-    assert opened(make_console(plain=True)) is PlainLines
-
-
 def test_lines_whose_reader_is_gone_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     pipe = os.fdopen(writer, "w")
     monkeypatch.setattr(sys, "stdout", pipe)
-    lines = open_screen(make_console(), TITLE, History())
-    for event in story():
-        lines(event)
+    with open_screen(make_console(), TITLE, History()) as lines:
+        for event in story():
+            lines(event)
     with pytest.raises(BrokenPipeError):
         pipe.close()
 
@@ -192,12 +134,14 @@ def fall_to(accuracy: float) -> list[Event]:
 @pytest.mark.parametrize(("accuracy", "explained"), [(0.25, 1), (0.645, 0), (0.75, 0)])
 def test_a_fall_of_accuracy_on_unfreezing_is_explained_once(accuracy: float, explained: int) -> None:
     console, history = Console(theme=THEME, file=io.StringIO(), width=80), History()
-    lines = PlainLines(console, TITLE)
+    lines = PlainLines(console, TITLE, history)
     for event in fall_to(accuracy):
+        history(event)
         lines(event)
     said = console.file.getvalue()
     assert said.count("on unfreezing") == explained
     assert said.count("validation fell from 65.00% to 25.00%") == explained
+    history = History()
     live = LiveScreen(Console(theme=THEME, file=io.StringIO(), width=40, height=30), TITLE, history)
     for event in fall_to(accuracy):
         history(event)
@@ -210,9 +154,9 @@ def test_a_fall_of_accuracy_on_unfreezing_is_explained_once(accuracy: float, exp
 
 
 def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = open_screen(make_console(quiet=True), TITLE, History())
-    for event in story():
-        lines(event)
+    with open_screen(make_console(quiet=True), TITLE, History()) as lines:
+        for event in story():
+            lines(event)
     assert capsys.readouterr().out == ""
 
 
@@ -249,46 +193,3 @@ def test_what_libraries_write_to_stderr_waits_for_the_end(tmp_path: Path) -> Non
     assert "from C" not in inside
     assert after.count("a library's warning") == 1
     assert "from C" in after
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(3.21, "3.2 s"), (48, "48 s"), (185, "3:05"), (7800, "2:10:00")])
-def test_durations_read_well(seconds: float, shown: str) -> None:
-    assert format_seconds(seconds) == shown
-
-
-def headings(epochs: list[EpochEnded], width: int) -> list[str]:
-    console = Console(theme=THEME, file=io.StringIO(), width=width)
-    console.print(epoch_table(epochs, None, width))
-    lines = console.file.getvalue().splitlines()
-    assert max(map(len, lines)) <= width
-    return [heading.strip() for heading in lines[0].split("  ") if heading]
-
-
-def test_a_narrow_table_leaves_out_the_least_important_columns() -> None:
-    epochs = [event for event in story() if isinstance(event, EpochEnded)]
-    assert headings(epochs, 24) == ["epoch", "val loss", "val acc"]
-    assert headings(epochs, 40) == ["epoch", "train loss", "val loss", "val acc"]
-    quality = ["epoch", "train loss", "train acc", "val loss", "val acc"]
-    assert headings(epochs, 80) == [*quality, "head lr", "backbone lr", "time"]
-    assert headings(epochs, 120) == [*quality, "head lr", "backbone lr", "time", "images/s"]
-
-
-def test_scores_that_no_epoch_has_get_no_column() -> None:
-    assert headings([EpochEnded(1, 10, val_accuracy=0.5)], 120) == ["epoch", "val acc"]
-
-
-@pytest.mark.parametrize(
-    ("done", "total", "unit", "shown"),
-    [
-        (1_500_000, 45_000_000, "bytes", "1.5 MB/45.0 MB"),
-        (900, None, "bytes", "900 bytes"),
-        (20_000_000, 50_000_000, "items", "20,000,000/50,000,000"),
-    ],
-)
-def test_bytes_are_shown_as_bytes_and_counts_as_counts(done: int, total: int | None, unit: Unit, shown: str) -> None:
-    console = Console(theme=THEME, file=Terminal(), width=120, force_terminal=True)
-    progress = FileProgress(console)
-    progress._shown = True
-    progress("x", done, total, unit)
-    console.print(progress._live.renderable)
-    assert shown in console.file.getvalue()

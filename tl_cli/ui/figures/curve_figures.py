@@ -3,6 +3,7 @@
 import hashlib
 import io
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import PowerNorm
@@ -28,8 +30,9 @@ from tl_cli.io.atomic import replacing
 from tl_cli.text import safe_text
 from tl_cli.training.history import History
 from tl_cli.ui.figures.fonts import LATIN, drawable, families, file_for
-from tl_cli.ui.panels import COLOURS, Line, Panel, PanelOptions, drawn_points, is_usual, panels
+from tl_cli.ui.panels import COLOURS, Panel, PanelOptions, drawn_points, is_usual, panels
 from tl_cli.ui.terminal.console import print_warning, shortened
+from tl_cli.ui.terminal.pictures import scaled
 
 # Most classes for which a confusion matrix shows names, and numbers too.
 _NAMED, _NUMBERED = 60, 25
@@ -40,10 +43,23 @@ HEX = {
     "cyan": "#56B4E9", "black": "#000000", "grey": "#999999",
 }  # fmt: skip
 MANY = tuple(HEX[colour] for colour in COLOURS)
-_TRAIN, _VAL, _GREY = HEX["blue"], HEX["orange"], HEX["grey"]
 _LEGEND_ROOM = 32  # points above the axes, for two rows
 _LEGEND: Any = {"frameon": False, "fontsize": 8, "handlelength": 1.8, "columnspacing": 1.2}
 _DASHES = ("-", "--", ":", "-.")
+# The best epoch and the test lie at one place: a ring, and a diamond in it.
+_LOOKS: dict[str, dict[str, Any]] = {
+    "samples": {"linewidth": 0.5, "alpha": 0.6},
+    "line": {"linewidth": 1.8, "markersize": 3},
+    "best": {
+        "linestyle": "none",
+        "marker": "o",
+        "markersize": 12,
+        "fillstyle": "none",
+        "markeredgewidth": 1.6,
+        "zorder": 5,
+    },
+    "test": {"linestyle": "none", "marker": "D", "markersize": 6, "markeredgecolor": "white", "zorder": 5},
+}
 _STYLE: Any = {
     "font.family": [LATIN],
     "axes.spines.top": False,
@@ -77,34 +93,22 @@ def save_panels(panels: Sequence[Panel], path: Path, title: str = "") -> None:
         StorageError: the file cannot be written.
     """
     columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure, axes = new_figure(columns, rows=rows)
-    names = {line.label for panel in panels for line in panel.lines if line.label}
+    figure, axes = new_figure(columns, rows=math.ceil(len(panels) / columns))
+    labels = [{line.label for line in panel.lines if line.label} for panel in panels]
     # Every panel shows the same runs: one legend below all of them.
-    share_legend = len(panels) > 1 and all(
-        names - {"best", "test"} <= {line.label for line in panel.lines} for panel in panels
-    )
+    share_legend = len(panels) > 1 and all(set.union(*labels) - {"best", "test"} <= each for each in labels)
+    entries: dict[str, Artist] = {}
     for axis, panel in zip(axes, panels, strict=False):
         _draw_panel(axis, panel, with_legend=not share_legend)
+        handles, names = axis.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
     if share_legend:
-        found = {
-            label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(found.values(), found.keys(), loc="outside lower left", ncols=2 * columns, **_LEGEND)
+        figure.legend(entries.values(), entries.keys(), loc="outside lower left", ncols=2 * columns, **_LEGEND)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     if title:
         figure.suptitle(shortened(title, 80), fontweight="bold", x=0.01, ha="left")
     save_figure(figure, path)
-
-
-def save_curves(history: History, folder: Path, prefix: str = "") -> list[Path]:
-    """Write the two pictures of a run: loss by step; accuracy and loss by epoch. Return their files.
-
-    Raises:
-        StorageError: a file cannot be written.
-    """
-    return save_figures([history], PanelOptions(), folder, prefix)
 
 
 def save_plot(runs: Sequence[RunCurves], options: PanelOptions, output: Path) -> list[Path]:
@@ -126,10 +130,10 @@ def save_plot(runs: Sequence[RunCurves], options: PanelOptions, output: Path) ->
         # Other runs of the same number have other files.
         digest = hashlib.sha256("".join(facts.run_id for facts, _ in runs).encode()).hexdigest()[:6]
         prefix = f"{len(runs)}-runs-{digest}-"
-    return save_figures(histories, options, output, prefix)
+    return save_curves(histories, options, output, prefix)
 
 
-def save_figures(histories: Sequence[History], options: PanelOptions, folder: Path, prefix: str = "") -> list[Path]:
+def save_curves(histories: Sequence[History], options: PanelOptions, folder: Path, prefix: str = "") -> list[Path]:
     """Write the two pictures of some runs, or one of the requested metrics. Return their files.
 
     Raises:
@@ -139,10 +143,9 @@ def save_figures(histories: Sequence[History], options: PanelOptions, folder: Pa
     pictures = {"metrics": shown}
     if is_usual(histories, options):
         pictures = {"loss_by_step": shown[:1], "accuracy_and_loss_by_epoch": shown[1:3]}
-    paths = []
-    for name, some in pictures.items():
-        paths.append(folder / f"{prefix}{name}.png")
-        save_panels(some, paths[-1], _title(histories))
+    paths = [folder / f"{prefix}{name}.png" for name in pictures]
+    for path, some in zip(paths, pictures.values(), strict=True):
+        save_panels(some, path, _title(histories))
     return paths
 
 
@@ -150,48 +153,35 @@ def _title(histories: Sequence[History]) -> str:
     return histories[0].name if len(histories) == 1 else f"{len(histories)} runs"
 
 
-def _has_points(panel: Panel) -> bool:
-    return any(drawn_points(panel, line) for line in panel.lines)
-
-
 def _draw_panel(axis: Axes, panel: Panel, *, with_legend: bool) -> None:
-    drawn: list[Line] = []
-    for line in panel.lines:
-        points = drawn_points(panel, line)
-        if not points:
+    points = [drawn_points(panel, line) for line in panel.lines]
+    has_points = any(points)
+    colours: Counter[str] = Counter()
+    for line, pairs in zip(panel.lines, points, strict=True):
+        if not pairs:
             continue
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        label = shortened(line.label, 40) if line.label else "_nolegend_"
-        colour = HEX[line.colour]
-        if line.kind == "samples":
-            axis.plot(xs, ys, color=colour, linewidth=0.5, alpha=0.6, label=label)
-        elif line.kind == "line":
-            few = len(points) <= 60
+        look = {"color": HEX[line.colour], "label": shortened(line.label, 40) or "_nolegend_", **_LOOKS[line.kind]}
+        if line.kind == "line":
             # Runs beyond the number of colours share a colour.
-            dashes = _DASHES[sum(each.colour == line.colour for each in drawn) % len(_DASHES)]
-            drawn.append(line)
-            marker = "o" if few else None
-            axis.plot(xs, ys, dashes, color=colour, linewidth=1.8, marker=marker, markersize=3, label=label)
-        else:
-            # Both lie at the best epoch: a ring, and a diamond in it.
-            look: dict[str, Any] = {"marker": "D", "markersize": 6, "markeredgecolor": "white"}
-            if line.kind == "best":
-                look = {"marker": "o", "markersize": 12, "fillstyle": "none", "markeredgewidth": 1.6}
-            axis.plot(xs, ys, linestyle="none", color=colour, label=label, zorder=5, **look)
+            look |= {
+                "linestyle": _DASHES[colours[line.colour] % len(_DASHES)],
+                "marker": "o" if len(pairs) <= 60 else "",
+            }
+            colours[line.colour] += 1
+        axis.plot(*zip(*pairs, strict=True), **look)
     for mark in panel.marks:
         axis.axvline(mark.x, color=HEX[mark.colour], linestyle=":", linewidth=1.2, label=mark.label or None)
     axis.set_title(panel.title, loc="left", pad=_LEGEND_ROOM if with_legend else None)
     axis.set(xlabel=panel.x, ylabel=panel.y, yscale="log" if panel.log else "linear")
-    if panel.log and _has_points(panel):
+    if panel.log and has_points:
         _label_logarithms(axis.yaxis)
     if panel.whole:
         axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if panel.y == "cross-entropy" and not panel.log:
         axis.set_ylim(bottom=0)
-    handles, _ = axis.get_legend_handles_labels()
-    if not _has_points(panel):
+    if not has_points:
         axis.text(0.5, 0.5, "no points yet", transform=axis.transAxes, ha="center", color=HEX["grey"])
-    elif with_legend and handles:
+    elif with_legend and axis.get_legend_handles_labels()[0]:
         # Above the axes, where it covers no curve.
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, **_LEGEND)
     if panel.notes:
@@ -225,7 +215,7 @@ def save_contact_sheet(
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
         x = gap + index % columns * (side + gap)
         y = gap + index // columns * (side + caption + gap)
-        tile = _tile(image, side)
+        tile = scaled(image, side, enlarging=Image.Resampling.NEAREST)
         sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
         for number, line in enumerate(label.split("\n")):
             font = _caption_font(file_for(line))
@@ -262,39 +252,34 @@ def save_confusion(confusion: np.ndarray, classes: Sequence[str], title: str, pa
     if count <= _NUMBERED:
         for true, predicted in zip(*np.nonzero(confusion), strict=True):
             colour = "black" if shares[true, predicted] > 0.35 else "white"
-            axis.text(
-                predicted, true, f"{confusion[true, predicted]:,}", ha="center", va="center", color=colour, fontsize=7
-            )
+            number = f"{confusion[true, predicted]:,}"
+            axis.text(predicted, true, number, ha="center", va="center", color=colour, fontsize=7)
     save_figure(figure, path)
 
 
-def save_reliability(found: Reliability, uncalibrated: Reliability | None, title: str, path: Path) -> None:
+def save_reliability(reliability: Reliability, uncalibrated: Reliability | None, title: str, path: Path) -> None:
     """Write a reliability diagram of a model's probabilities, with and without its temperature.
 
     Raises:
         StorageError: the file cannot be written.
     """
     figure, (left, right) = new_figure(2)
-    left.plot([0, 1], [0, 1], ":", color=_GREY, label="calibrated")
-    shown = [(found, _TRAIN, "predicted")]
+    left.plot([0, 1], [0, 1], ":", color=HEX["grey"], label="calibrated")
+    shown = [(reliability, HEX["blue"], "predicted")]
     if uncalibrated is not None:
-        shown.append((uncalibrated, _VAL, "without temperature"))
-    for each, colour, label in shown:
-        confidences = [one.confidence for one in each.bins]
-        intervals = [wilson(one.correct, one.count) for one in each.bins]
-        value = [interval.value for interval in intervals]
-        errors = [[v - i.low for v, i in zip(value, intervals, strict=True)],
-                  [i.high - v for v, i in zip(value, intervals, strict=True)]]  # fmt: skip
-        name = f"{label}: error {each.ece:.2%}"
-        left.errorbar(confidences, value, yerr=errors, fmt="o-", color=colour, markersize=4, capsize=2, label=name)
+        shown.append((uncalibrated, HEX["orange"], "without temperature"))
     width = 1 / 15 / (len(shown) + 0.5)
     for index, (each, colour, label) in enumerate(shown):
+        intervals = [wilson(one.correct, one.count) for one in each.bins]
+        low, value, high = np.array([(one.low, one.value, one.high) for one in intervals]).T
+        left.errorbar([one.confidence for one in each.bins], value, yerr=(value - low, high - value), fmt="o-",
+                      color=colour, markersize=4, capsize=2, label=f"{label}: error {each.ece:.2%}")  # fmt: skip
         middles = [(one.low + one.high) / 2 + (index - (len(shown) - 1) / 2) * width for one in each.bins]
         right.bar(middles, [one.count for one in each.bins], width, color=colour, label=label)
     left.set(xlabel="confidence (predicted probability)", ylabel="accuracy", title=safe_text(title))
-    left.legend(frameon=False)
     right.set(xlabel="confidence (predicted probability)", ylabel="images", title="images by confidence")
-    right.legend(frameon=False)
+    for axis in (left, right):
+        axis.legend(frameon=False)
     save_figure(figure, path)
 
 
@@ -304,30 +289,27 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    costs: list[tuple[str, list[float | None]]] = [
-        ("inference, ms per image", [_milliseconds(each.cost.images_per_second) for each in comparison.contenders]),
-        ("training, minutes", [_minutes(each.train_seconds) for each in comparison.contenders]),
-        ("parameters, millions", [each.cost.parameters / 1e6 for each in comparison.contenders]),
+    models = comparison.contenders
+    costs: list[tuple[str, list[float]]] = [
+        ("inference, ms per image", [1000 / (each.cost.images_per_second or math.inf) for each in models]),
+        ("training, minutes", [(each.train_seconds or 0.0) / 60 for each in models]),
+        ("parameters, millions", [each.cost.parameters / 1e6 for each in models]),
     ]
+    # A cost of 0 is not known.
     costs = [(label, values) for label, values in costs if any(values)][:2]
     figure, axes = new_figure(len(costs))
-    largest = max(each.cost.parameters for each in comparison.contenders)
+    largest = max(each.cost.parameters for each in models)
     for axis, (label, values) in zip(axes, costs, strict=True):
-        for index, (model, accuracy, cost) in enumerate(
-            zip(comparison.contenders, comparison.accuracies, values, strict=True)
-        ):
-            if cost is None:
+        for index, (model, accuracy, cost) in enumerate(zip(models, comparison.accuracies, values, strict=True)):
+            if not cost:
                 continue
             colour = MANY[index % len(MANY)]
             value, low, high = (100 * number for number in (accuracy.value, accuracy.low, accuracy.high))
             axis.errorbar([cost], [value], yerr=[[value - low], [high - value]], color=colour, capsize=3)
             axis.scatter([cost], [value], s=30 + 270 * model.cost.parameters / largest, color=colour, alpha=0.6)
-            axis.annotate(
-                shortened(model.name, 30), (cost, high), xytext=(0, 10), textcoords="offset points",
-                ha="center", fontsize=8, clip_on=False,
-            )  # fmt: skip
-        known = [value for value in values if value is not None]
-        is_wide = max(known) > 10 * min(known)
+            axis.annotate(shortened(model.name, 30), (cost, high), xytext=(0, 10), textcoords="offset points",
+                          ha="center", fontsize=8, clip_on=False)  # fmt: skip
+        is_wide = max(values) > 10 * min(filter(None, values))
         axis.set(xlabel=label, xscale="log" if is_wide else "linear")
         if is_wide:
             _label_logarithms(axis.xaxis)
@@ -344,21 +326,6 @@ def _label_logarithms(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=between))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _milliseconds(per_second: float | None) -> float | None:
-    return 1000 / per_second if per_second else None
-
-
-def _minutes(seconds: float | None) -> float | None:
-    return seconds / 60 if seconds else None
-
-
-def _tile(image: Tensor, side: int) -> Image.Image:
-    tile = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    scale = side / max(tile.size)
-    size = tuple(max(1, round(length * scale)) for length in tile.size)
-    return tile.resize((size[0], size[1]), Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def new_figure(count: int, size: tuple[float, float] | None = None, *, rows: int = 1) -> tuple[Figure, list[Axes]]:

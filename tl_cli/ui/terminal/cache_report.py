@@ -4,19 +4,19 @@ import sys
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from tl_cli.api.cache_listing import CacheListing, Clearing
 from tl_cli.errors import UsageError
 from tl_cli.ui.terminal.console import plain, print_error
+from tl_cli.ui.terminal.layout import make_table
 
 
 def print_cache(console: Console, found: CacheListing) -> None:
     """Print the kinds of what is kept between runs: entries, size, unused size, and description."""
     console.print(plain(f"{found.folder}: {_size(found.size)}", "bold", limit=4000), soft_wrap=True)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for title in ("kind", "entries", "size", "unused 1 day", "unused 30 days", "what"):
-        table.add_column(title, justify="left" if title in ("kind", "what") else "right")
+    table = make_table("kind", "entries", "size", "unused 1 day", "unused 30 days", "what", left=("kind", "what"))
+    for column in table.columns:
+        column.no_wrap = False
     for kind in found.kinds:
         sizes = (_size(size) for size in (kind.bytes, kind.bytes_unused_1_day, kind.bytes_unused_30_days))
         table.add_row(kind.kind, f"{kind.entries:,}", *sizes, kind.about)

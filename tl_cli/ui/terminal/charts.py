@@ -5,12 +5,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import plotext
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import nonsingular
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from tl_cli.ui.panels import Line, Panel, Points, drawn_points
 from tl_cli.ui.terminal.console import is_ascii, shortened
+from tl_cli.ui.terminal.layout import flow, grid_of
 
 _CODES = {
     "blue": 33, "orange": 208, "magenta": 170, "green": 36, "yellow": 178, "cyan": 80, "black": 250, "grey": 245,
@@ -20,12 +23,6 @@ _BOX_TO_ASCII = str.maketrans("─│┌┐└┘├┤┬┴┼┊┈", "-|++++
 _LETTERS = "abcdefghijklmnpqrstuvwyzABCDEFGHIJKLMNPQRSTUVWXYZ"
 _LINE_SYMBOLS, _ASCII_LINES = ("braille", "•", "+", "x", "o", "%", "&", *_LETTERS), ".o*x+%&" + _LETTERS
 _POINT_SYMBOLS, _ASCII_POINTS = {"test": "◆", "best": "★"}, {"test": "#", "best": "@"}
-_MARK, _ASCII_MARK = "┊", ":"
-
-
-def style_of(colour: str) -> str:
-    """Return Rich's style for text in the colour of a curve."""
-    return f"color({_CODES[colour]})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +38,20 @@ class Canvas:
     def on(cls, console: Console, width: int, height: int) -> "Canvas":
         """Return a canvas for a console; a pipe gets no colour."""
         return cls(width, height, console.is_terminal and not console.no_color, is_ascii(console))
+
+    @property
+    def points(self) -> dict[str, str]:
+        """The symbols of single points, by their kind."""
+        return _ASCII_POINTS if self.ascii else _POINT_SYMBOLS
+
+    @property
+    def mark(self) -> str:
+        """The symbol of a dotted vertical line."""
+        return ":" if self.ascii else "┊"
+
+    def style_of(self, colour: str) -> str:
+        """Return Rich's style for text in the colour of a curve."""
+        return f"color({_CODES[colour]})" if self.colour else ""
 
 
 def draw(panel: Panel, canvas: Canvas) -> Text:
@@ -59,66 +70,66 @@ def draw(panel: Panel, canvas: Canvas) -> Text:
     figure.legend(False)  # it would cover the curves
     across = _Axis.over(x for _, points in shown for x, _ in points)
     upward = _Axis.over(y for _, points in shown for _, y in points)
-    _draw_marks(panel, across, canvas)
+    # plotext's own vertical line paints its background white under this theme.
+    rows = [row / canvas.height for row in range(canvas.height + 1)]
+    for mark in panel.marks:
+        if across.low < mark.x < across.high:
+            _plot([(across.scaled(mark.x), row) for row in rows], canvas.mark, mark.colour, canvas)
     for line, points in shown:
-        _draw_line(
-            line, symbol_of(panel, line, canvas), [(across.scaled(x), upward.scaled(y)) for x, y in points], canvas
-        )
+        scaled = [(across.scaled(x), upward.scaled(y)) for x, y in points]
+        is_line = line.kind == "line" and len(points) > 1
+        _plot(scaled, symbol_of(panel, line, canvas), line.colour, canvas, is_line=is_line)
     _label_axes(panel, across, upward, canvas)
-    drawn = figure.build().string()
-    text = Text.from_ansi(drawn.rstrip("\n"))
-    if not canvas.colour:
-        text = Text(text.plain)
-    return Text(text.plain.translate(_BOX_TO_ASCII)) if canvas.ascii else text
+    text = Text.from_ansi(figure.build().string().rstrip("\n"))
+    if canvas.colour and not canvas.ascii:
+        return text
+    return Text(text.plain.translate(_BOX_TO_ASCII) if canvas.ascii else text.plain)
 
 
 def heading(panel: Panel, canvas: Canvas, *, with_legend: bool = True) -> list[Text]:
     """Return title, legend and notes of a panel, in as many lines as they need."""
-    lines = [Text(shortened(panel.title, canvas.width), style="bold")]
-    for entry in legend(panel, canvas) if with_legend else []:
-        if lines[-1].cell_len + 2 + entry.cell_len > canvas.width:
-            lines.append(Text())
-        if lines[-1]:
-            lines[-1].append("  ")
-        lines[-1].append_text(entry)
+    title = Text(shortened(panel.title, canvas.width), style="bold")
+    lines = flow([title, *legend(panel, canvas)], canvas.width) if with_legend else [title]
     return [*lines, *(Text(shortened(note, canvas.width), style="yellow") for note in panel.notes)]
 
 
 def mark_lines(panels: Sequence[Panel], canvas: Canvas) -> list[Text]:
     """Return the legend of the dotted lines of some panels, each once."""
-    symbol = _ASCII_MARK if canvas.ascii else _MARK
-    found = {(mark.label, mark.colour) for panel in panels for mark in panel.marks if mark.label}
-    return [
-        Text(f"{symbol} {shortened(label, max(4, canvas.width - 2))}", style=style_of(colour) if canvas.colour else "")
-        for label, colour in sorted(found)
-    ]
+    labels = {(mark.label, mark.colour) for panel in panels for mark in panel.marks if mark.label}
+    return [_legend_entry(canvas.mark, label, colour, canvas) for label, colour in sorted(labels)]
 
 
 def points_line(canvas: Canvas) -> Text:
     """Return the legend of the single points, for panels whose own legend names the runs only."""
-    symbols = _ASCII_POINTS if canvas.ascii else _POINT_SYMBOLS
-    return Text(f"{symbols['best']} best epoch  {symbols['test']} test", style="dim")
+    return Text(f"{canvas.points['best']} best epoch  {canvas.points['test']} test", style="dim")
 
 
 def legend(panel: Panel, canvas: Canvas) -> list[Text]:
     """Return the legend of a panel: each label with its symbol."""
-    entries: list[Text] = []
-    for line in panel.lines:
-        if line.label and line.points:
-            # As it is drawn: a braille line looks like a stroke.
-            symbol = symbol_of(panel, line, canvas).replace("braille", "·" if line.kind == "samples" else "━")
-            label = shortened(line.label, max(4, canvas.width - 2))
-            entries.append(Text(f"{symbol} {label}", style=style_of(line.colour) if canvas.colour else ""))
-    return entries
+    return [
+        # As it is drawn: a braille line looks like a stroke.
+        _legend_entry(
+            symbol_of(panel, line, canvas).replace("braille", "·" if line.kind == "samples" else "━"),
+            line.label,
+            line.colour,
+            canvas,
+        )
+        for line in panel.lines
+        if line.label and line.points
+    ]
+
+
+def _legend_entry(symbol: str, label: str, colour: str, canvas: Canvas) -> Text:
+    return Text(f"{symbol} {shortened(label, max(4, canvas.width - 2))}", style=canvas.style_of(colour))
 
 
 def symbol_of(panel: Panel, line: Line, canvas: Canvas) -> str:
     """Return the character that a line is drawn with; ``braille`` stands for plotext's dots."""
     if line.kind in ("best", "test"):
-        return (_ASCII_POINTS if canvas.ascii else _POINT_SYMBOLS)[line.kind]
-    symbols_of_lines = _ASCII_LINES if canvas.ascii else _LINE_SYMBOLS
+        return canvas.points[line.kind]
+    symbols = _ASCII_LINES if canvas.ascii else _LINE_SYMBOLS
     if line.kind == "samples":
-        return symbols_of_lines[0]
+        return symbols[0]
     others = [each for each in panel.lines if each.kind == "line"]
     before = next(index for index, each in enumerate(others) if each is line)
     if canvas.colour and not canvas.ascii:
@@ -126,19 +137,15 @@ def symbol_of(panel: Panel, line: Line, canvas: Canvas) -> str:
         before = sum(each.colour == line.colour for each in others[:before])
     elif any(each.kind == "samples" for each in panel.lines):
         before += 1
-    return symbols_of_lines[before % len(symbols_of_lines)]
+    return symbols[before % len(symbols)]
 
 
 def _shown(panel: Panel, canvas: Canvas) -> list[tuple[Line, Points]]:
     """Return the lines that have points to draw: finite, scaled, and no more than the canvas can show."""
-    found = []
-    for line in panel.lines:
-        points = drawn_points(panel, line)
-        if panel.log:
-            points = [(x, math.log10(y)) for x, y in points]
-        if points:
-            found.append((line, _thin(points, 2 * canvas.width)))
-    return found
+    drawn = ((line, drawn_points(panel, line)) for line in panel.lines)
+    if panel.log:
+        drawn = ((line, [(x, math.log10(y)) for x, y in points]) for line, points in drawn)
+    return [(line, _thin(points, 2 * canvas.width)) for line, points in drawn if points]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,34 +159,17 @@ class _Axis:
     def over(cls, values: Iterable[float]) -> "_Axis":
         """Return the range of the values, widened where all are equal."""
         known = list(values)
-        low, high = min(known), max(known)
-        if high - low > abs(high) * 1e-9:
-            return cls(low, high)
-        room = abs(high) * 0.1 or 1.0
-        return cls(low - room, high + room)
+        return cls(*map(float, nonsingular(min(known), max(known), expander=0.1, tiny=1e-9)))
 
     def scaled(self, value: float) -> float:
         """Return the position of a value between 0 and 1."""
         return (value - self.low) / (self.high - self.low)
 
 
-def _draw_marks(panel: Panel, across: _Axis, canvas: Canvas) -> None:
-    # plotext's own vertical line paints its background white under this theme.
-    rows = [row / canvas.height for row in range(canvas.height + 1)]
-    for mark in panel.marks:
-        if across.low < mark.x < across.high:
-            marker = _marker(_ASCII_MARK if canvas.ascii else _MARK, mark.colour, canvas)
-            plotext.figure.draw(plotext.figure.signal([across.scaled(mark.x)] * len(rows), rows, marker=marker))
-
-
-def _marker(symbol: str, colour: str, canvas: Canvas) -> plotext.marker:
-    return plotext.marker(symbol, _CODES[colour] if canvas.colour else None)
-
-
-def _draw_line(line: Line, symbol: str, points: Points, canvas: Canvas) -> None:
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    signal = plotext.figure.signal(xs, ys, marker=_marker(symbol, line.colour, canvas))
-    if line.kind == "line" and len(points) > 1:
+def _plot(points: Points, symbol: str, colour: str, canvas: Canvas, *, is_line: bool = False) -> None:
+    marker = plotext.marker(symbol, _CODES[colour] if canvas.colour else None)
+    signal = plotext.figure.signal([x for x, _ in points], [y for _, y in points], marker=marker)
+    if is_line:
         signal.lines()
     plotext.figure.draw(signal)
 
@@ -187,13 +177,14 @@ def _draw_line(line: Line, symbol: str, points: Points, canvas: Canvas) -> None:
 def _label_axes(panel: Panel, across: _Axis, upward: _Axis, canvas: Canvas) -> None:
     columns = ticks(across.low, across.high, max(3, min(12, canvas.width // 9)), whole=panel.whole)
     most = max(2, min(8, canvas.height // 2))
-    rows = ticks(upward.low, upward.high, most)
-    rows = rows[:: math.ceil(len(rows) / most)]  # one label per row
     unit = "%" if panel.percent else ""
-    labels = [label + unit for label in _tick_labels(rows)]
     if panel.log:
-        rows = _log_ticks(upward.low, upward.high, max(3, min(8, canvas.height // 2)))
+        rows = _log_ticks(upward.low, upward.high, max(3, most))
         labels = [f"{10**row:.3g}{unit}" for row in rows]
+    else:
+        rows = ticks(upward.low, upward.high, most)
+        rows = rows[:: math.ceil(len(rows) / most)]  # one label per row
+        labels = [label + unit for label in _tick_labels(rows)]
     for name, axis, values, texts in (("x", across, columns, _tick_labels(columns)), ("y", upward, rows, labels)):
         ruler = plotext.figure.ruler(name)
         ruler.lim(0, 1)
@@ -203,61 +194,49 @@ def _label_axes(panel: Panel, across: _Axis, upward: _Axis, canvas: Canvas) -> N
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
     """Return the logarithms of powers of ten, with 2 and 5 between them, or of evenly spaced numbers."""
     for factors in ((1,), (1, 2, 5)):
-        found = [
+        marks = [
             power + math.log10(factor)
             for power in range(math.floor(low), math.ceil(high) + 1)
             for factor in factors
             if low <= power + math.log10(factor) <= high
         ]
-        if len(found) >= 3:
-            return found[:: math.ceil(len(found) / most)]
+        if len(marks) >= 3:
+            return marks[:: math.ceil(len(marks) / most)]
     return [math.log10(number) for number in ticks(10**low, 10**high, most) if number > 0]
 
 
 def _tick_labels(values: Sequence[float]) -> list[str]:
     """Return labels with the fewest digits that tell the ticks apart."""
     rounded = ([f"{value:.{digits}g}" for value in values] for digits in range(4, 17))
-    return next(
-        (labels for labels in rounded if len(set(labels)) == len(values)), [f"{value:.16g}" for value in values]
-    )
+    return next((labels for labels in rounded if len(set(labels)) == len(values)), list(map(str, values)))
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten within low..high.
-
-    As matplotlib's MaxNLocator does, whose import would add a second to commands that draw in the terminal only.
-    """
-    rough = (high - low) / count
-    if rough < 1e-300:
-        return [low]
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    if whole:
-        step = max(1.0, round(step))
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [number * step for number in range(first, last + 1)]
+    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten within low..high."""
+    locator = MaxNLocator(count, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=1 if whole else 2)
+    slack = 1e-9 * (high - low)
+    marks = [float(mark) for mark in locator.tick_values(low, high) if low - slack <= mark <= high + slack]
+    return marks or [low]  # the locator has none for ranges below 1e-288
 
 
-def _thin(points: list[tuple[float, float]], most: int) -> list[tuple[float, float]]:
+def _thin(points: Points, most: int) -> Points:
     """Return the lowest and the highest point of each of ``most`` / 2 sections, so that no spike is lost."""
     if len(points) <= most:
         return points
     size = math.ceil(len(points) / max(1, most // 2))
-    kept: list[tuple[float, float]] = []
+    extremes: Points = []
     for start in range(0, len(points), size):
         part = points[start : start + size]
-        kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
-    return kept
+        extremes += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
+    return extremes
 
 
-def arrange(blocks: Sequence[tuple[list[Text], Text]], width: int, columns: int) -> Table:
+def arrange(panels: Sequence[Panel], canvas: Canvas, columns: int, headings: Sequence[list[Text]]) -> Table:
     """Return charts below their headings, in rows of ``columns``; the charts of a row are aligned."""
-    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
-    for _ in range(columns):
-        grid.add_column(width=width, no_wrap=True)
-    for start in range(0, len(blocks), columns):
-        row = blocks[start : start + columns]
-        tallest = max(len(heading) for heading, _ in row)
-        grid.add_row(*(Group(*heading, *[Text()] * (tallest - len(heading)), chart) for heading, chart in row))
-    return grid
+    cells = []
+    for start in range(0, len(panels), columns):
+        row = slice(start, start + columns)
+        tallest = max(map(len, headings[row]))
+        for panel, lines in zip(panels[row], headings[row], strict=True):
+            cells.append(Group(*lines, *[Text()] * (tallest - len(lines)), draw(panel, canvas)))
+    return grid_of(cells, columns, canvas.width, no_wrap=True)

@@ -1,39 +1,37 @@
 """A comparison as tables that fit the terminal, as Markdown, CSV and JSON, and as image files."""
 
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal, TypeVar
+from types import TracebackType
+from typing import Literal
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tl_cli.api.comparison_run import CompareObserver, CompareResult, Report
-from tl_cli.evaluation.intervals import Measure
 from tl_cli.evaluation.ranking import Comparison, Contender, advice, differences, rows, verdicts
 from tl_cli.io.atomic import write_text
-from tl_cli.io.download import Unit
 from tl_cli.text import csv_text, json_text, safe_text
 from tl_cli.training.history import History
 from tl_cli.ui.figures import curve_figures
 from tl_cli.ui.panels import overlaid
 from tl_cli.ui.terminal import charts
 from tl_cli.ui.terminal.charts import Canvas
-from tl_cli.ui.terminal.console import plain, print_error, print_warning, shortened, try_to_show
-from tl_cli.ui.terminal.progress import FileProgress, format_seconds
+from tl_cli.ui.terminal.console import plain, print_error, shortened, try_to_show
+from tl_cli.ui.terminal.formats import format_seconds, or_dash
+from tl_cli.ui.terminal.layout import Cells, make_table, print_section, table_of, width_of
+from tl_cli.ui.terminal.observer import TerminalObserver
 
 _NAME = 32  # cells
 
-Number = TypeVar("Number", int, float)
 Series = Sequence[Sequence[History]]
 Format = Literal["table", "markdown", "csv", "json"]
 
 
-class ComparisonReport(CompareObserver):
+class ComparisonReport(TerminalObserver, CompareObserver):
     """Shows a comparison as it is made: trainings and progress, then the result, which it also writes to files.
 
     Args:
@@ -44,41 +42,32 @@ class ComparisonReport(CompareObserver):
     """
 
     def __init__(self, console: Console, aside: Console, form: Format, output: Path | None) -> None:
+        super().__init__(aside)
         self._console, self._aside, self._form, self._output = console, aside, form, output
-        self._open, self._bar = ExitStack(), ExitStack()
-        self._progress: FileProgress | None = None
+        self._temporary = ExitStack()
         self._written: list[Path] = []
         self._broken_pipe: BrokenPipeError | None = None
 
-    def close(self) -> None:
-        """Remove the progress bar and temporary files."""
-        self._close_progress()
-        self._open.close()
-
-    def warn(self, message: str) -> None:
-        """Print a warning to stderr."""
-        print_warning(message)
-
-    def progress(self, what: str, done: int, total: int | None, unit: Unit = "items") -> None:
-        """Draw or redraw the line of ``what``."""
-        if self._progress is None:
-            self._progress = self._bar.enter_context(FileProgress(self._aside))
-        self._progress(what, done, total, unit)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        self._temporary.close()
 
     def training(self, title: str, number: int, total: int) -> None:
         """Print the title of a training, which draws its own progress."""
-        self._close_progress()
+        self.close()
         self._aside.print(plain(f"training {number} of {total}: {title}", "bold mark"))
 
     def compared(self, result: CompareResult) -> Report:
         """Print the result and write its files; also where the reader of stdout is gone, so that it is recorded."""
-        self._close_progress()
+        self.close()
         self._broken_pipe = try_to_show(lambda: _show(self._console, result, self._form))
         if self._output is not None:
             self._written = write_files(result, self._output)
         if result.run_id is None:
             return Report("")
-        files = self._written or write_files(result, Path(self._open.enter_context(tempfile.TemporaryDirectory())))
+        files = self._written or write_files(result, Path(self._temporary.enter_context(tempfile.TemporaryDirectory())))
         return Report(markdown(result.comparison), tuple(files))
 
     def finish(self, result: CompareResult, uri_flag: str) -> None:
@@ -100,19 +89,20 @@ class ComparisonReport(CompareObserver):
         if result.failed:
             print_error(f"not trained, and not in the comparison: {', '.join(result.failed)}")
 
-    def _close_progress(self) -> None:
-        self._bar.close()
-        self._progress = None
+
+def _texts(result: CompareResult) -> dict[str, str]:
+    return {
+        "markdown": markdown(result.comparison),
+        "csv": as_csv(result.comparison),
+        "json": json_text(result.to_dict()) + "\n",
+    }
 
 
 def _show(console: Console, result: CompareResult, form: Format) -> None:
     if form == "table":
         print_comparison(console, result.comparison, result.curves)
-        return
-    texts = {"markdown": markdown, "csv": as_csv}
-    text = texts[form](result.comparison) if form in texts else json_text(result.to_dict()) + "\n"
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    else:
+        print(_texts(result)[form], end="", flush=True)
 
 
 def write_files(result: CompareResult, folder: Path) -> list[Path]:
@@ -121,12 +111,10 @@ def write_files(result: CompareResult, folder: Path) -> list[Path]:
     Raises:
         StorageError: a file cannot be written.
     """
-    comparison = result.comparison
-    texts = {"md": markdown(comparison), "csv": as_csv(comparison), "json": json_text(result.to_dict()) + "\n"}
-    paths = [folder / f"comparison.{ending}" for ending in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
+    paths = [folder / f"comparison.{ending}" for ending in ("md", "csv", "json")]
+    for path, text in zip(paths, _texts(result).values(), strict=True):
         write_text(path, text)
-    return paths + curve_figures.drawn(lambda: save_pictures(comparison, result.curves, folder))
+    return paths + curve_figures.drawn(lambda: save_pictures(result.comparison, result.curves, folder))
 
 
 def print_comparison(console: Console, comparison: Comparison, curves: Series) -> None:
@@ -138,50 +126,38 @@ def print_comparison(console: Console, comparison: Comparison, curves: Series) -
     counts = [len(model.trainings) for model in comparison.contenders]
     fewest, most = min(counts), max(counts)
     by = f", {fewest} to {most} trainings each" if fewest < most else f", {most} trainings each" if most > 1 else ""
-    console.print(
-        Text(f"{len(comparison.contenders)} models on the same {comparison.images:,} images{by}", style="bold")
-    )
+    console.print(Text(f"{len(counts)} models on the same {comparison.images:,} images{by}", style="bold"))
     console.print(plain(comparison.data, "dim", limit=4000))
     for title, columns in (
         ("accuracy (gap: accuracy on training images minus this one)", _accuracy_columns(comparison)),
         ("cost (MACs per image; speeds in images/s)", _cost_columns(comparison)),
     ):
-        console.print()
-        console.print(Text(title, style="bold"))
-        console.print(_table(columns, comparison.contenders, console))
+        print_section(console, title, _table(columns, comparison.contenders, console))
     for title, sentences in (
         ("different settings", _differences(comparison)),
         ("significant differences", verdicts(comparison)),
         ("when to choose which", advice(comparison)),
     ):
         if sentences:
-            console.print()
-            console.print(Text(title, style="bold"))
-        for sentence in sentences:
-            console.print(plain(f"- {sentence}", limit=4000))
+            print_section(console, title, *(plain(f"- {sentence}", limit=4000) for sentence in sentences))
     if any(history.epochs for each in curves for history in each):
         console.print()
         canvas = Canvas.on(console, min(console.width, 120), 14)
         accuracy, _ = overlaid([model.name for model in comparison.contenders], curves)
-        for line in charts.heading(accuracy, canvas):
-            console.print(line)
-        console.print(charts.draw(accuracy, canvas))
+        console.print(*charts.heading(accuracy, canvas), charts.draw(accuracy, canvas), sep="\n")
 
 
 def markdown(comparison: Comparison) -> str:
     """Return both tables, the verdicts and the advice."""
+    models = [safe_text(model.name) for model in comparison.contenders]
     lines: list[str] = []
     for columns in (_accuracy_columns(comparison), _cost_columns(comparison)):
-        names = ["model", *columns]
-        lines += [*([""] if lines else []), "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-        for index, model in enumerate(comparison.contenders):
-            cells = [safe_text(model.name), *(values[index] for values in columns.values())]
-            escaped = (cell.replace("\\", "\\\\").replace("|", "\\|") for cell in cells)
-            lines.append("| " + " | ".join(escaped) + " |")
-    about = (
-        f"{safe_text(comparison.data)}: {comparison.images:,} images; 95% intervals; gap: accuracy on training images"
-    )
-    lines += ["", f"{about} minus this one; MACs per image; inference and fine-tuning in images/s."]
+        lines += [*[""] * bool(lines), f"| model | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+        for row in zip(models, *columns.values(), strict=True):
+            escaped = (cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row)
+            lines.append(f"| {' | '.join(escaped)} |")
+    about = f"{safe_text(comparison.data)}: {comparison.images:,} images; 95% intervals; gap: accuracy on training"
+    lines += ["", f"{about} images minus this one; MACs per image; inference and fine-tuning in images/s."]
     for title, sentences in (
         ("", verdicts(comparison)),
         ("Different settings:", _differences(comparison)),
@@ -204,12 +180,9 @@ def _differences(comparison: Comparison) -> list[str]:
 
 def as_csv(comparison: Comparison) -> str:
     """Return one row per model, with unrounded numbers."""
-    found = rows(comparison)
-    return csv_text([list(found[0]), *([_cell(value) for value in row.values()] for row in found)])
-
-
-def _cell(value: object) -> object:
-    return ";".join(map(str, value)) if isinstance(value, list) else value
+    data = rows(comparison)
+    cells = ([";".join(map(str, v)) if isinstance(v, list) else v for v in row.values()] for row in data)
+    return csv_text([list(data[0]), *cells])
 
 
 def save_pictures(comparison: Comparison, curves: Series, folder: Path) -> list[Path]:
@@ -229,9 +202,9 @@ def save_pictures(comparison: Comparison, curves: Series, folder: Path) -> list[
 def _accuracy_columns(comparison: Comparison) -> dict[str, list[str]]:
     columns = {
         "accuracy": [f"{each.value:.2%}" for each in comparison.accuracies],
-        "95% interval": [_interval(each) for each in comparison.accuracies],
-        "difference to best": [_behind(comparison, index) for index in range(len(comparison.contenders))],
-        "gap": [_or_dash(model.gap, lambda gap: f"{100 * gap:+.1f}") for model in comparison.contenders],
+        "95% interval": [f"{100 * each.low:.2f}-{100 * each.high:.2f}" for each in comparison.accuracies],
+        "difference to best": [_difference_to_best(comparison, index) for index in range(len(comparison.contenders))],
+        "gap": [or_dash(model.gap, lambda gap: f"{100 * gap:+.1f}") for model in comparison.contenders],
     }
     if any(len(model.trainings) > 1 for model in comparison.contenders):
         columns["each training"] = [
@@ -244,51 +217,33 @@ def _cost_columns(comparison: Comparison) -> dict[str, list[str]]:
     models = comparison.contenders
     return {
         "params": [f"{each.cost.parameters / 1e6:.2f} M" for each in models],
-        "MACs": [_or_dash(each.cost.multiply_adds, lambda n: f"{n / 1e6:,.0f} M") for each in models],
+        "MACs": [or_dash(each.cost.multiply_adds, lambda count: f"{count / 1e6:,.0f} M") for each in models],
         "on disk": [f"{each.cost.size_bytes / 1e6:.1f} MB" for each in models],
-        "inference": [_or_dash(each.cost.images_per_second, lambda n: f"{n:,.0f}/s") for each in models],
-        "fine-tuning": [_or_dash(each.training_speed, lambda n: f"{n:,.0f}/s") for each in models],
-        "training": [_or_dash(each.train_seconds, format_seconds) for each in models],
+        "inference": [or_dash(each.cost.images_per_second, "{:,.0f}/s".format) for each in models],
+        "fine-tuning": [or_dash(each.training_speed, "{:,.0f}/s".format) for each in models],
+        "training": [or_dash(each.train_seconds, format_seconds) for each in models],
     }
 
 
-def _behind(comparison: Comparison, index: int) -> str:
+def _difference_to_best(comparison: Comparison, index: int) -> str:
     if index == 0:
         return ""
     difference = comparison.pair(0, index).paired.difference
-    # Zero minus zero is 0.0 where its negation would be -0.0.
-    return (
-        f"{0.0 - 100 * difference.value:+.2f} ({0.0 - 100 * difference.high:+.2f} to {0.0 - 100 * difference.low:+.2f})"
-    )
+    value, low, high = (f"{-100 * number:+z.2f}" for number in (difference.value, difference.high, difference.low))
+    return f"{value} ({low} to {high})"
 
 
 def _table(columns: dict[str, list[str]], models: Sequence[Contender], console: Console) -> Table:
     """Return one row per model, or a block of rows per model where the terminal is narrow."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    widest = max(cell_len(shortened(model.name, _NAME)) for model in models)
-    needed = widest + sum(2 + max(map(len, [name, *values])) for name, values in columns.items())
-    if needed <= console.width:
-        table.add_column("model", no_wrap=True)
-        for name in columns:
-            table.add_column(name, justify="right", no_wrap=True)
-        for index, model in enumerate(models):
-            label = Text(shortened(model.name, _NAME), "bold" if index == 0 else "")
-            table.add_row(label, *(values[index] for values in columns.values()))
-        return table
-    table.show_header = False
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    names = [Text(shortened(model.name, _NAME), "" if index else "bold") for index, model in enumerate(models)]
+    whole: dict[str, Cells] = {"model": names, **columns}
+    if width_of(whole) - 2 <= console.width:
+        return table_of(whole, left=("model",))
+    table = make_table("", "")
+    table.show_header, table.columns[1].no_wrap, table.columns[1].overflow = False, False, "fold"
     for index, model in enumerate(models):
         table.add_row(Text(shortened(model.name, _NAME), "bold"))
         for name, values in columns.items():
             if values[index]:
                 table.add_row(Text(f"  {name}", style="dim"), values[index])
     return table
-
-
-def _interval(measure: Measure) -> str:
-    return f"{100 * measure.low:.2f}-{100 * measure.high:.2f}"
-
-
-def _or_dash(value: Number | None, shown: Callable[[Number], str]) -> str:
-    return "-" if value is None else shown(value)

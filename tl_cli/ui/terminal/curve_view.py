@@ -15,7 +15,9 @@ from tl_cli.ui.panels import COLOURS, Panel, PanelOptions, is_usual, panels
 from tl_cli.ui.terminal import charts
 from tl_cli.ui.terminal.charts import Canvas
 from tl_cli.ui.terminal.console import is_live, is_terminal, plain, shortened
-from tl_cli.ui.terminal.progress import bar, epoch_line, epoch_table, time_left
+from tl_cli.ui.terminal.epochs import best_line, epoch_line, epoch_table
+from tl_cli.ui.terminal.formats import time_left
+from tl_cli.ui.terminal.layout import progress_bar
 from tl_cli.ui.terminal.screen import Display
 
 Runs = Sequence[tuple[RunFacts, History]]
@@ -35,8 +37,7 @@ def print_curves(console: Console, runs: Runs, options: PanelOptions) -> None:
     """Print the charts of some runs, their legend, and the results of a single run."""
     histories = [history for _, history in runs]
     shown = panels(histories, options)
-    for line in _titles(console, runs, shown):
-        console.print(line)
+    console.print(*_titles(console, runs, shown), sep="\n")
     if not shown:
         console.print(Text("no points yet", style="dim"))
         return
@@ -45,13 +46,11 @@ def print_curves(console: Console, runs: Runs, options: PanelOptions) -> None:
     room = console.height - len(runs) - 4 if fits else 0
     grid, canvas = _grid(console, shown, console.width, room, single=len(runs) == 1)
     console.print(grid)
-    for line in charts.mark_lines(shown, canvas):
-        console.print(line)
+    lines = charts.mark_lines(shown, canvas)
     if len(runs) > 1 and any(line.kind in ("best", "test") and line.points for panel in shown for line in panel.lines):
-        console.print(charts.points_line(canvas))
-    if len(runs) == 1:
-        for line in _results(histories[0]):
-            console.print(line)
+        lines.append(charts.points_line(canvas))
+    for line in [*lines, *_results(runs)]:
+        console.print(line)
 
 
 def print_left(console: Console, runs: Runs) -> None:
@@ -170,19 +169,19 @@ class FollowScreen(Follower):
         yield self._drawn[1]
 
     def _lines(self, console: Console, width: int, height: int) -> list[RenderableType]:
-        histories = [history for _, history in self.runs]
-        shown = panels(histories, self._options)
-        top: list[RenderableType] = list(_titles(console, self.runs, shown))
-        top += [_progress(facts, history, width, named=len(self.runs) > 1) for facts, history in self.runs]
-        foot: list[RenderableType] = [plain(self._trouble, "yellow")] if self._trouble else []
-        if len(self.runs) == 1:
-            foot += _results(histories[0])
+        single, (_, history) = len(self.runs) == 1, self.runs[0]
+        shown = panels([history for _, history in self.runs], self._options)
+        top = [*_titles(console, self.runs, shown), *(_progress(*run, width, named=not single) for run in self.runs)]
+        foot = [*([plain(self._trouble, "yellow")] if self._trouble else []), *_results(self.runs)]
         foot.append(Text("Ctrl-C leaves; the run continues", style="dim"))
-        single = len(self.runs) == 1
-        rows = min(6, max(1, (height - len(top) - len(foot)) // 5)) if single and histories[0].epochs else 0
-        room = height - len(top) - len(foot) - (rows + 1 if rows else 0)
-        table = [epoch_table(histories[0].epochs[-rows:], histories[0].best, width)] if rows else []
-        fitting = _fitting(shown, width, room)
+        room = height - len(top) - len(foot)
+        table = []
+        if single and history.epochs:
+            rows = min(6, max(1, room // 5))
+            room -= rows + 1
+            table.append(epoch_table(history.epochs[-rows:], history.best, width))
+        # The first panels, as many full rows as fit.
+        fitting = shown[: room // (_LOWEST + 2) * _columns(len(shown), width)]
         grid = [_grid(console, fitting, width, room, single=single)[0]] if fitting else []
         return [*top, *grid, *table, *foot]
 
@@ -200,16 +199,12 @@ def _titles(console: Console, runs: Runs, shown: Sequence[Panel]) -> list[Text]:
         symbol = "-"
         if shown and index < len(shown[0].lines):
             symbol = charts.symbol_of(shown[0], shown[0].lines[index], canvas).replace("braille", "━")
-        accuracies = [
-            f"{value:.2%} {name}"
-            for name, value in (("val", facts.val_accuracy), ("test", facts.test_accuracy))
-            if value is not None
-        ]
-        rest = "  ".join([facts.short_id, *accuracies] if console.width >= 60 else accuracies)
-        style = charts.style_of(COLOURS[index % len(COLOURS)]) if canvas.colour else ""
-        line = Text(f"{symbol} {shortened(facts.name, max(8, console.width - len(rest) - 4))}", style=style)
-        line.append(f"  {rest}", style="dim" if canvas.colour else "")
-        lines.append(line)
+        scores = {"val": facts.val_accuracy, "test": facts.test_accuracy}
+        parts = [facts.short_id] if console.width >= 60 else []
+        rest = "  ".join([*parts, *(f"{value:.2%} {name}" for name, value in scores.items() if value is not None)])
+        name = shortened(facts.name, max(8, console.width - len(rest) - 4))
+        line = Text(f"{symbol} {name}", style=canvas.style_of(COLOURS[index % len(COLOURS)]))
+        lines.append(line.append(f"  {rest}", style="dim" if canvas.colour else ""))
     return lines
 
 
@@ -228,44 +223,37 @@ def _grid(
     each = (width - 2 * (columns - 1)) // columns
     wide = Canvas.on(console, each, 10)
     headings = [charts.heading(panel, wide, with_legend=single) for panel in shown]
-    tallest = max(len(heading) for heading in headings)
-    height = max(_LOWEST, min(_HIGHEST, room // rows - tallest)) if room else 14
+    height = max(_LOWEST, min(_HIGHEST, room // rows - max(map(len, headings)))) if room else 14
     canvas = Canvas.on(console, each, height)
-    blocks = [(heading, charts.draw(panel, canvas)) for heading, panel in zip(headings, shown, strict=True)]
-    return charts.arrange(blocks, each, columns), canvas
-
-
-def _fitting(shown: Sequence[Panel], width: int, room: int) -> Sequence[Panel]:
-    """Return the first panels, as many full rows as fit."""
-    rows = room // (_LOWEST + 2)
-    return shown[: rows * _columns(len(shown), width)]
+    return charts.arrange(shown, canvas, columns, headings), canvas
 
 
 def _progress(facts: RunFacts, history: History, width: int, *, named: bool) -> RenderableType:
     done, total = len(history.epochs), facts.epochs[1]
     of = f"{done}/{total}" if total else f"{done}"
-    left = _left(facts, history) if facts.status == "running" else facts.status
+    left = _time_left(facts, history) if facts.status == "running" else facts.status
     label, note = (shortened(facts.name, 20), f"{of}, {left}".removesuffix(", ")) if named else (f"epoch {of}", left)
-    return bar(label, done, total or max(1, done), note, width)
+    return progress_bar(label, done, total or max(1, done), note, width)
 
 
-def _left(facts: RunFacts, history: History) -> str:
+def _time_left(facts: RunFacts, history: History) -> str:
     """Return the time left in the phase, from its own latest epochs; empty where it has none yet."""
     done, total = len(history.epochs), facts.epochs[1]
     if not total or total <= done:
         return ""
-    ends = [end for end in facts.phase_ends if end < total] + [total]
     # Epochs of another phase may take a hundredth of the time.
-    start, end = max([0, *(end for end in ends if end <= done)]), next(end for end in ends if end > done)
-    latest = [point.seconds for point in history.epochs[start:][-3:] if point.seconds is not None]
+    ends = [0, *(end for end in facts.phase_ends if end < total), total]
+    start, end = max(end for end in ends if end <= done), min(end for end in ends if end > done)
+    latest = [epoch.seconds for epoch in history.epochs[start:][-3:] if epoch.seconds is not None]
     return time_left(statistics.median(latest) * (end - done), is_last=end == total) if latest else ""
 
 
-def _results(history: History) -> list[Text]:
-    lines = []
-    best = history.best
-    if best is not None and best.validation is not None:
-        lines.append(Text(f"best: {best.validation[0]:.2%} on validation, epoch {best.epoch}", style="good"))
+def _results(runs: Runs) -> list[Text]:
+    """Return the results of a single run."""
+    if len(runs) > 1:
+        return []
+    _, history = runs[0]
+    lines = [Text(best, style="good")] if (best := best_line(history)) else []
     if history.test_accuracy is not None:
         lines.append(Text(f"test: {history.test_accuracy:.2%}"))
     return lines

@@ -3,26 +3,30 @@
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from tl_cli.contract import SPLIT_NAMES
 from tl_cli.data.sources.catalogue import BuiltIn
+from tl_cli.ui.terminal.layout import Cells, table_of, width_of
 
 
 def print_sets(console: Console, sets: Sequence[BuiltIn]) -> None:
     """Print the data sets that have a name here, what is fetched for each, and the forms of one's own."""
     wide = console.width >= 72
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("--data", no_wrap=True, style="bold")
-    for heading in ("classes", "train", "val", "test", "to fetch") if wide else ("classes", "to fetch"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    columns: dict[str, Cells] = {
+        "--data": [Text(row.name, "bold") for row in sets],
+        "classes": [str(row.classes) for row in sets],
+    }
+    for part in SPLIT_NAMES if wide else ():
+        columns[part] = [f"{row.images[part]:,}" if part in row.images else "" for row in sets]
+    columns["to fetch"] = [f"{row.download_mb:,} MB" if row.download_mb else "-" for row in sets]
     if wide:
-        # The numbers need 62 columns, and are not cut for the sake of a title.
-        table.add_column("what", no_wrap=True, overflow="ellipsis", max_width=console.width - 64)
-    for row in sets:
-        parts = tuple(f"{row.images[part]:,}" if part in row.images else "" for part in SPLIT_NAMES)
-        amount = f"{row.download_mb:,} MB" if row.download_mb else "-"
-        table.add_row(row.name, str(row.classes), *((*parts, amount, row.title) if wide else (amount,)))
+        # Numbers are not cut for the sake of a title.
+        room = console.width - width_of(columns)
+        columns["what"] = [Text(row.title) for row in sets]
+    table = table_of(columns, left=("--data", "what"))
+    if wide:
+        table.columns[-1].max_width = room
     console.print(table)
     console.print()
     console.print("val is held out of train; a set of one part is split 80/10/10; one with train and val has no test.")

@@ -1,6 +1,6 @@
 """The list of models: by family with a line of history each, or flat in another order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from rich.console import Console
@@ -10,8 +10,9 @@ from rich.text import Text
 from tl_cli.api.model_list import ModelList, PulledModels
 from tl_cli.models.list.rows import Row
 from tl_cli.ui.terminal.console import is_ascii, plain, print_error
+from tl_cli.ui.terminal.formats import format_count
+from tl_cli.ui.terminal.layout import make_table
 
-_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _HEADINGS = {"params": "params", "flops": "MACs", "top1": "top-1", "input": "input", "disk": "weights"}
 
 
@@ -46,34 +47,17 @@ def _print_rows(console: Console, rows: Sequence[Row], *, by_family: bool) -> No
     columns = _columns(console.width, by_family=by_family)
     room = console.width - sum(width + 2 for _, width in columns)
     longest = max((len(row.name) for row in rows), default=8) + (2 if by_family else 0)
-    name_width = max(12, min(longest, room))
+    widths = {"model": max(12, min(longest, room)), **dict(columns)}
     if not by_family:
-        console.print(_table(rows, name_width, columns, console, heading=True))
+        console.print(_table(rows, widths, console))
         return
-    console.print(_table([], name_width, columns, console, heading=True))
+    console.print(_table([], widths, console))
     for family, members in groupby(rows, key=lambda row: row.family):
-        history = plain(family.title, "bold")
-        history.append(f", {family.year}" if family.year else "", style="bold")
-        history.append(f"  {family.line}", style="dim")
-        console.print(history)
-        console.print(_table(list(members), name_width, columns, console, heading=False))
-
-
-def format_count(value: float | None, dash: str) -> str:
-    """Return 25.6M for 25,557,032, three figures; the dash for None."""
-    if value is None:
-        return dash
-    for size, unit in _UNITS:
-        if value >= 0.9995 * size:
-            number = value / size
-            return (
-                f"{number:.2f}{unit}"
-                if number < 9.995
-                else f"{number:.1f}{unit}"
-                if number < 99.95
-                else f"{number:.0f}{unit}"
-            )
-    return f"{value:.0f}"
+        title = plain(f"{family.title}, {family.year}" if family.year else family.title, "bold")
+        console.print(title.append(f"  {family.line}", style="dim"))
+        table = _table(list(members), widths, console, indent="  ")
+        table.show_header = False
+        console.print(table)
 
 
 def _columns(width: int, *, by_family: bool) -> list[tuple[str, int]]:
@@ -89,41 +73,24 @@ def _columns(width: int, *, by_family: bool) -> list[tuple[str, int]]:
     return columns
 
 
-def _table(
-    rows: Sequence[Row], name_width: int, columns: list[tuple[str, int]], console: Console, *, heading: bool
-) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", show_header=heading)
-    table.add_column("model", width=name_width, no_wrap=True, overflow="ellipsis")
-    for column, width in columns:
-        table.add_column(
-            _HEADINGS.get(column, column),
-            width=width,
-            justify="left" if column in ("disk", "family") else "right",
-            no_wrap=True,
-            overflow="ellipsis",
-        )
-    indent = "" if heading else "  "
+def _table(rows: Sequence[Row], widths: Mapping[str, int], console: Console, *, indent: str = "") -> Table:
+    table = make_table(*(_HEADINGS.get(name, name) for name in widths), left=("model", "weights", "family"))
+    for column, width in zip(table.columns, widths.values(), strict=True):
+        column.width = width
     for row in rows:
-        table.add_row(plain(indent + row.name), *(_cell(row, column, console) for column, _ in columns))
+        cells = _cells(row, "-" if is_ascii(console) else "—")
+        table.add_row(*(plain(indent + row.name) if name == "model" else cells[name] for name in widths))
     return table
 
 
-def _cell(row: Row, column: str, console: Console) -> Text:
-    dash = "-" if is_ascii(console) else "—"
-    if column == "params":
-        return Text(format_count(row.parameters, dash))
-    if column == "flops":
-        return Text(format_count(row.multiply_adds, dash))
-    if column == "top1":
-        return Text(dash if row.top1 is None else f"{row.top1:.1%}")
-    if column == "input":
-        return Text(str(row.input_size))
-    if column == "disk":
-        return (
-            Text("here", style="good")
-            if row.on_disk
-            else Text("fetch" if row.on_disk is False else "none", style="dim")
-        )
-    if column == "year":
-        return Text(str(row.family.year or dash))
-    return plain(row.family.title)
+def _cells(row: Row, dash: str) -> dict[str, Text]:
+    on_disk = {True: Text("here", "good"), False: Text("fetch", "dim"), None: Text("none", "dim")}
+    return {
+        "params": Text(format_count(row.parameters, dash)),
+        "flops": Text(format_count(row.multiply_adds, dash)),
+        "top1": Text(dash if row.top1 is None else f"{row.top1:.1%}"),
+        "input": Text(str(row.input_size)),
+        "disk": on_disk[row.on_disk],
+        "year": Text(str(row.family.year or dash)),
+        "family": plain(row.family.title),
+    }

@@ -1,8 +1,10 @@
 """Shows predictions while they are computed: lines in a terminal, JSON lines, CSV."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -32,13 +34,16 @@ def show_predictions(
     if predictions.is_latest:
         about = plain(f"model: {predictions.model}, the latest run", "note")
         make_console(quiet=quiet, stderr=True).print(about, soft_wrap=True)
-    writer: Writer
+    write: Callable[[Prediction], None]
     if form == "table":
-        writer = Lines(make_console(quiet=quiet), predictions, top, show=show)
+        write = Lines(make_console(quiet=quiet), predictions, top, show=show)
     elif form == "jsonl":
-        writer = JsonLines(top)
+        write = partial(_write_json, top)
     else:
-        writer = Csv(top, len(predictions.classes))
+        top = min(top, len(predictions.classes))
+        ranks = [""] if top == 1 else [f"_{rank}" for rank in range(1, top + 1)]
+        _write(csv_text([["path", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))]]))
+        write = partial(_write_csv, top)
     failed: list[str] = []
     done = 0
     with observer:
@@ -47,18 +52,11 @@ def show_predictions(
             if each.probabilities is None:
                 failed.append(each.problem)
             else:
-                writer(each)
+                write(each)
     sys.stdout.flush()
     if failed:
         print_error(f"{len(failed):,} of {done:,} pictures have no prediction:\n" + "\n".join(failed))
     return not failed
-
-
-class Writer(Protocol):
-    """Writes one prediction after another."""
-
-    def __call__(self, prediction: Prediction) -> None:
-        """Write a prediction that has probabilities."""
 
 
 class Lines:
@@ -70,8 +68,7 @@ class Lines:
 
     def __init__(self, console: Console, predictions: PredictionStream, top: int, *, show: bool) -> None:
         self._console = console
-        self._pixel_range = predictions.pixel_range
-        self._max_pixels = predictions.max_pixels
+        self._predictions = predictions
         self._top = top
         self._show = show and console.color_system is not None
         self._label = max(cell_len(shortened(name, 24)) for name in predictions.classes)
@@ -79,8 +76,13 @@ class Lines:
     def __call__(self, prediction: Prediction) -> None:
         """Print the line, after a small picture if requested."""
         if self._show:
-            side, limit = 2 * _THUMBNAIL, self._max_pixels
-            picture = decode(Path(prediction.path), short_side=side, pixel_range=self._pixel_range, max_pixels=limit)
+            of = self._predictions
+            picture = decode(
+                Path(prediction.path),
+                short_side=2 * _THUMBNAIL,
+                pixel_range=of.pixel_range,
+                max_pixels=of.max_pixels,
+            )
             self._console.print(thumbnail(picture, _THUMBNAIL))
         best = prediction.top(self._top)
         # As many classes as fit, at least one.
@@ -97,33 +99,15 @@ class Lines:
         self._console.print(line, no_wrap=True, overflow="ellipsis", crop=False)
 
 
-class JsonLines:
-    """One JSON object per line: ``{"path": ..., "predictions": [{"class": ..., "probability": ...}, ...]}``."""
-
-    def __init__(self, top: int) -> None:
-        self._top = top
-
-    def __call__(self, prediction: Prediction) -> None:
-        """Write the object."""
-        _write(json_text(prediction.to_dict(self._top)) + "\n")
+def _write_json(top: int, prediction: Prediction) -> None:
+    """Write an object, ``{"path": ..., "predictions": [{"class": ..., "probability": ...}, ...]}``, in one line."""
+    _write(json_text(prediction.to_dict(top)) + "\n")
 
 
-class Csv:
-    """Path, class and probability of the most likely classes, with a header; names are safe to print."""
-
-    def __init__(self, top: int, num_classes: int) -> None:
-        self._top = min(top, num_classes)
-        header = ["path"]
-        for rank in range(1, self._top + 1):
-            header += ["class", "probability"] if self._top == 1 else [f"class_{rank}", f"probability_{rank}"]
-        _write(csv_text([header]))
-
-    def __call__(self, prediction: Prediction) -> None:
-        """Write the row."""
-        row = [prediction.path]
-        for name, probability in prediction.top(self._top):
-            row += [name, f"{probability:.6f}"]
-        _write(csv_text([row]))
+def _write_csv(top: int, prediction: Prediction) -> None:
+    """Write path, class and probability of the most likely classes; names are safe to print."""
+    cells = [cell for name, probability in prediction.top(top) for cell in (name, f"{probability:.6f}")]
+    _write(csv_text([[prediction.path, *cells]]))
 
 
 def _ending(path: str, room: int) -> str:

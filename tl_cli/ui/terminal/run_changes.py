@@ -110,11 +110,8 @@ def print_relocation(console: Console, found: Relocation) -> None:
     """Print the folders before and now, the number of records, and what is missing."""
     for old, new in found.moves:
         console.print(plain(f"{old} -> {new}"), soft_wrap=True)
-    names = {table: table.replace("_", " ") for table in found.counts}
-    counted = ", ".join(
-        f"{count:,} {names[table].removesuffix('s') if count == 1 else names[table]}"
-        for table, count in found.counts.items()
-    )
+    names = {table: table.replace("_", " ").removesuffix("s" * (n == 1)) for table, n in found.counts.items()}
+    counted = ", ".join(f"{count:,} {names[table]}" for table, count in found.counts.items())
     done = f"{counted} {'would be' if found.dry_run else 'are now'} recorded at the new location"
     console.print(done if found.changes else "nothing to relocate: no record leads elsewhere", soft_wrap=True)
     for missing_id, path in found.missing:

@@ -14,7 +14,9 @@ from tl_cli.evaluation.scores import EPOCH_SCORES
 from tl_cli.text import csv_text, safe_text
 from tl_cli.tracking.facts import Differences, RunFacts
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
-from tl_cli.ui.terminal.progress import epoch_table, format_seconds
+from tl_cli.ui.terminal.epochs import epoch_table
+from tl_cli.ui.terminal.formats import format_seconds
+from tl_cli.ui.terminal.layout import Cells, make_table, table_of, width_of
 
 _SPARK, _ASCII_SPARK = "▁▂▃▄▅▆▇█", "_.,-=+*#"
 _STYLES = {"finished": "", "running": "blue", "failed": "red", "killed": "yellow", "dead": "red", "silent": "yellow"}
@@ -27,17 +29,15 @@ def print_runs(console: Console, runs: Sequence[RunFacts], *, total: int, where:
         console.print(plain(message, limit=400), soft_wrap=True)
         return
     console.print(runs_table(console, runs))
-    notes = []
-    if total > len(runs):
-        notes.append(f"{len(runs)} of {total:,} shown; --limit 0 shows all")
-    if any(run.is_best for run in runs):
-        notes.append("* best on validation of its experiment and data")
-    if any(run.status == "dead" for run in runs):
-        notes.append("dead: recorded as running, but its process has ended; tl runs close records its end")
-    if any(run.status == "silent" for run in runs):
-        notes.append("silent: runs elsewhere, no heartbeat for minutes; tl runs close RUN records its end")
-    for note in notes:
-        console.print(Text(note, style="dim"))
+    statuses = {run.status for run in runs}
+    for is_shown, note in (
+        (total > len(runs), f"{len(runs)} of {total:,} shown; --limit 0 shows all"),
+        (any(run.is_best for run in runs), "* best on validation of its experiment and data"),
+        ("dead" in statuses, "dead: recorded as running, but its process has ended; tl runs close records its end"),
+        ("silent" in statuses, "silent: runs elsewhere, no heartbeat for minutes; tl runs close RUN records its end"),
+    ):
+        if is_shown:
+            console.print(Text(note, style="dim"))
 
 
 def print_run(console: Console, shown: RunDetails) -> None:
@@ -59,62 +59,53 @@ def epochs_csv(shown: RunDetails) -> str:
 def runs_table(console: Console, runs: Sequence[RunFacts]) -> Table:
     """Return the runs, one per row, with as many columns as fit."""
     width = console.width
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if width >= 60 else 1, 0, 0), header_style="dim")
-    columns = _columns(console, runs)
-    widths = {name: max(len(name), *(cell.cell_len for cell in cells)) for name, cells in columns.items()}
     gap = 2 if width >= 60 else 1
+    columns = _columns(console, runs)
+    widths = {name: width_of({name: cells}, gap) for name, cells in columns.items()}
     longest = max(cell_len(run.name) + (2 if run.parent_id else 0) for run in runs)
     # People recognize runs by their names: they get up to a third of a narrow list.
     name_width = min(longest, max(_MIN_NAME, min(36, width // 3)))
-    left = width - name_width - gap - sum(widths[name] + gap for name in _ALWAYS if name != "name")
-    shown = set(_ALWAYS)
+    left = width - name_width - gap - widths["id"] - widths["val"]
     # Where all runs are finished, their status is the least useful column.
-    by_value = _BY_VALUE if any(run.status != "finished" for run in runs) else (*_BY_VALUE[1:], _BY_VALUE[0])
-    for name in by_value:
+    is_mixed = any(run.status != "finished" for run in runs)
+    shown = {"id", "name", "val"}
+    for name in (*["status"] * is_mixed, *_BY_VALUE, "status"):
         # Empty columns are left out.
-        if name in columns and any(cell.plain.strip(" -") for cell in columns[name]) and widths[name] + gap <= left:
+        has_values = name in columns and any(str(cell).strip(" -") for cell in columns[name])
+        if has_values and name not in shown and widths[name] <= left:
             shown.add(name)
-            left -= widths[name] + gap
-    name_width = min(longest, name_width + max(0, left))
-    for name in columns:
-        if name in shown:
-            table.add_column(name, no_wrap=True, justify="right" if name in _NUMBERS else "left")
-    for place, run in enumerate(runs):
-        cells = []
-        for name, column in columns.items():
-            if name in shown:
-                cells.append(_name(run, name_width) if name == "name" else column[place])
-        table.add_row(*cells)
-    return table
+            left -= widths[name]
+    columns["name"] = [_name(run, min(longest, name_width + max(0, left))) for run in runs]
+    fitting = {name: cells for name, cells in columns.items() if name in shown}
+    return table_of(fitting, left=_TEXTS, gap=gap)
 
 
-# The columns of every list, and those that are added as long as there is room.
-_ALWAYS = ("id", "name", "val")
-_BY_VALUE = ("status", "curve", "test", "epochs", "started", "time", "data", "model", "experiment")
-_NUMBERS = frozenset(("val", "test", "epochs", "time", "started"))
+# The columns that are added as long as there is room, the most useful first.
+_BY_VALUE = ("curve", "test", "epochs", "started", "time", "data", "model", "experiment")
+_TEXTS = ("id", "name", "status", "curve", "model", "data", "experiment")
 _MIN_NAME = 10
 _LONGEST_KEY = 24
 
 
-def _columns(console: Console, runs: Sequence[RunFacts]) -> dict[str, list[Text]]:
+def _columns(console: Console, runs: Sequence[RunFacts]) -> dict[str, Cells]:
+    """Return all columns; names are as wide as there is room, and filled in later."""
     now = time.time()
-    several = len({run.experiment for run in runs}) > 1
-    cells: dict[str, list[Text]] = {
+    columns: dict[str, Cells] = {
         "id": [Text(run.short_id, style="mark") for run in runs],
-        "name": [Text() for _ in runs],  # as wide as there is room
+        "name": [],
         "status": [Text(run.status, style=_STYLES.get(run.status, "")) for run in runs],
         "curve": [Text(spark(run.curve, 12, ascii_only=is_ascii(console)), style="val") for run in runs],
         "val": [_accuracy(run.val_accuracy, mark="*" if run.is_best else "") for run in runs],
         "test": [_accuracy(run.test_accuracy) for run in runs],
         "epochs": [_epochs(run) for run in runs],
-        "model": [plain(shortened(run.model or "-", 24)) for run in runs],
-        "data": [plain(shortened(_tail(run.data), 18)) for run in runs],
-        "started": [Text(_ago(now - run.started)) for run in runs],
-        "time": [Text(format_seconds(run.seconds)) for run in runs],
+        "model": [shortened(run.model or "-", 24) for run in runs],
+        "data": [shortened((run.data or "-").rstrip("/").rpartition("/")[2], 18) for run in runs],
+        "started": [_ago(now - run.started) for run in runs],
+        "time": [format_seconds(run.seconds) for run in runs],
     }
-    if several:
-        cells["experiment"] = [plain(shortened(run.experiment, 16)) for run in runs]
-    return cells
+    if len({run.experiment for run in runs}) > 1:
+        columns["experiment"] = [shortened(run.experiment, 16) for run in runs]
+    return columns
 
 
 def _name(run: RunFacts, width: int) -> Text:
@@ -132,7 +123,7 @@ def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> s
         return ""
     letters = _ASCII_SPARK if ascii_only else _SPARK
     count = min(len(values), width)
-    picked = [values[round((place + 1) * len(values) / count) - 1] for place in range(count)]
+    picked = [values[round(number * len(values) / count) - 1] for number in range(1, count + 1)]
     low, high = min(values), max(values)
     if high == low or not math.isfinite(high - low):
         return letters[len(letters) // 2] * count
@@ -142,47 +133,43 @@ def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> s
 def print_differences(console: Console, apart: Differences, alike: Mapping[str, str]) -> None:
     """Print settings, machines and results that differ, one column per run."""
     names = [f"{run.name} ({run.short_id})" for run in apart.runs]
-    if apart.settings:
-        _print_block(
-            console, "different settings", names, {key.replace("_", "-"): v for key, v in apart.settings.items()}
-        )
-    else:
+    results = {key: [_result(key, value) for value in values] for key, values in apart.results.items()}
+    if not apart.settings:
         console.print("no setting differs")
-    if apart.made_with:
-        console.print()
-        _print_block(console, "made with", names, apart.made_with)
-    if apart.results:
-        console.print()
-        results = {key: [_result(key, value) for value in values] for key, values in apart.results.items()}
-        _print_block(console, "results", names, results)
-    if alike:
-        console.print()
-        shown: dict[str, Sequence[str | None]] = {key.replace("_", "-"): [value] for key, value in alike.items()}
-        _print_block(console, "equal in all", [""], shown)
-    elif apart.alike:
+    blocks: list[tuple[str, Sequence[str], Mapping[str, Sequence[str | None]]]] = [
+        ("different settings", names, {key.replace("_", "-"): values for key, values in apart.settings.items()}),
+        ("made with", names, apart.made_with),
+        ("results", names, results),
+        ("equal in all", [""], {key.replace("_", "-"): [value] for key, value in alike.items()}),
+    ]
+    for title, runs, rows in blocks:
+        if rows:
+            console.print(*[""] * (title != blocks[0][0]), _block(console, title, runs, rows), sep="\n")
+    if apart.alike and not alike:
         console.print(Text(f"{apart.alike} settings are equal; --all shows them", style="dim"))
 
 
-def _print_block(console: Console, title: str, names: Sequence[str], rows: Mapping[str, Sequence[str | None]]) -> None:
-    """Print one row per setting, or a block of rows where the terminal is too narrow for one column per run."""
+def _block(
+    console: Console, title: str, names: Sequence[str], rows: Mapping[str, Sequence[str | None]]
+) -> RenderableType:
+    """Return one row per setting, or a block of rows where the terminal is too narrow for one column per run."""
     first = max(len(title), *(min(_LONGEST_KEY, cell_len(safe_text(key))) for key in rows))
     room = (console.width - first - 2 * len(names)) // len(names)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     if room >= 12:
+        table = make_table(left=())
+        table.header_style = "bold"
         table.add_column(title, no_wrap=True, style="dim")
         for name in names:
             table.add_column(plain(shortened(name, room)), overflow="fold", max_width=room)
         for key, values in rows.items():
-            table.add_row(plain(shortened(key, first)), *(_value(value) for value in values))
-        console.print(table)
-        return
-    lines: list[RenderableType] = [Text(title, style="bold")]
+            table.add_row(Text(shortened(key, first)), *map(_value, values))
+        return table
+    lines = [Text(title, style="bold")]
     for key, values in rows.items():
-        lines.append(plain(shortened(key, console.width), "dim"))
+        lines.append(Text(shortened(key, console.width), "dim"))
         for name, value in zip(names, values, strict=True):
-            short = shortened(name, max(6, console.width // 2 - 2))
-            lines.append(Text(f"  {short}  ") + _value(value))
-    console.print(Group(*lines))
+            lines.append(Text(f"  {shortened(name, max(6, console.width // 2 - 2))}  ").append_text(_value(value)))
+    return Group(*lines)
 
 
 def _value(value: str | None) -> Text:
@@ -201,14 +188,9 @@ def _accuracy(value: float | None, *, mark: str = "") -> Text:
     return Text("-" if value is None else f"{mark}{value:.2%}", style="good" if mark else "")
 
 
-def _epochs(run: RunFacts) -> Text:
+def _epochs(run: RunFacts) -> str:
     done, total = run.epochs
-    return Text("-" if done is None else f"{done}" if total in (None, done) else f"{done}/{total}")
-
-
-def _tail(source: str | None) -> str:
-    """Return the name at the end of a path."""
-    return (source or "-").rstrip("/").rpartition("/")[2]
+    return "-" if done is None else f"{done}" if total in (None, done) else f"{done}/{total}"
 
 
 def _ago(seconds: float) -> str:

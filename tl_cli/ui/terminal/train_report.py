@@ -1,15 +1,14 @@
 """Prints the plan before a run and the results after it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
+from statistics import median_high
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from tl_cli.evaluation.classification import class_scores
 from tl_cli.inspection.freeze_plan import freeze_plan
-from tl_cli.training.config import TrainConfig
 from tl_cli.training.forecast import Estimate
 from tl_cli.training.history import History
 from tl_cli.training.optim import lr_factor
@@ -20,7 +19,8 @@ from tl_cli.ui.panels import TRAIN_COLOUR, Line, Panel
 from tl_cli.ui.terminal import charts, tables
 from tl_cli.ui.terminal.charts import Canvas
 from tl_cli.ui.terminal.console import plain
-from tl_cli.ui.terminal.progress import format_seconds
+from tl_cli.ui.terminal.formats import format_seconds
+from tl_cli.ui.terminal.layout import facts_grid, print_section
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -35,12 +35,12 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(plain(f"head: {plan.classifier.head_start.reason}", limit=4000))
     for note in plan.classifier.notes:
         console.print(plain(f"weights: {note}", limit=4000))
-    notes = [*plan.data.notes]
-    if "test" not in plan.data.parts:
-        notes.append("no test split; test accuracy will not be reported")
-    if plan.crop_note is not None:
-        notes.append(plan.crop_note)
-    notes += plan.cache_notes
+    notes = [
+        *plan.data.notes,
+        *([] if "test" in plan.data.parts else ["no test split; test accuracy will not be reported"]),
+        *([] if plan.crop_note is None else [plan.crop_note]),
+        *plan.cache_notes,
+    ]
     for note in notes:
         console.print(plain(f"note: {note}", "yellow"))
     console.print()
@@ -68,26 +68,23 @@ def _refinements(plan: Plan) -> list[str]:
         lines.append(f"probe: {plan.machine.describe()} ({plan.probed})")
     lines += [f"{p.title} trains on {plan.cached[p.first].describe()}" for p in plan.phases if plan.uses_cache(p)]
     if any(phase.name == "head" and plan.uses_cache(phase) for phase in plan.phases):
-        idle = [flag for flag, used in _IMAGE_ONLY if used(config)]
-        if idle:
-            lines.append(f"{', '.join(idle)}: not applied in the head phase, which trains on cached features")
+        image_only = {
+            "MixUp": config.mixup > 0,
+            "CutMix": config.cutmix > 0,
+            "automatic augmentation": config.auto_augment != "none",
+            "random erasing": config.random_erasing > 0,
+        }
+        if any(image_only.values()):
+            names = ", ".join(name for name, is_set in image_only.items() if is_set)
+            lines.append(f"{names}: not applied in the head phase, which trains on cached features")
     return lines
-
-
-_IMAGE_ONLY: tuple[tuple[str, Callable[[TrainConfig], bool]], ...] = (
-    ("MixUp", lambda config: config.mixup > 0),
-    ("CutMix", lambda config: config.cutmix > 0),
-    ("automatic augmentation", lambda config: config.auto_augment != "none"),
-    ("random erasing", lambda config: config.random_erasing > 0),
-)
 
 
 def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
     """Print each setting with its reason, the learning-rate schedule and a forecast of time and memory."""
     console.print(tables.settings_table(plan.resolved))
-    console.print()
-    console.print(Text("learning rate of the head by step", style="bold"))
     canvas = Canvas.on(console, min(console.width, 100), 10)
+    print_section(console, "learning rate of the head by step")
     if plan.config.schedule == "plateau":
         console.print(Text("lowered when validation stops improving; before that:", style="dim"))
     console.print(charts.draw(Panel("learning rate", [Line(_lr_points(plan), TRAIN_COLOUR)]), canvas))
@@ -102,18 +99,23 @@ def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
 
 def print_outcome(console: Console, plan: Plan, history: History, outcome: Outcome) -> None:
     """Print the curves and the results."""
-    best = history.best
     width = min(console.width, 120)
     both = width >= 72
     canvas = Canvas.on(console, (width - 2) // 2 if both else width, 10)
     if not console.quiet:
         shown = [panels.loss_by_step([history]), panels.accuracy_by_epoch([history])]
-        console.print(
-            charts.arrange([(charts.heading(p, canvas), charts.draw(p, canvas)) for p in shown], canvas.width, 1 + both)
-        )
+        console.print(charts.arrange(shown, canvas, 1 + both, [charts.heading(panel, canvas) for panel in shown]))
         for line in charts.mark_lines(shown, canvas):
             console.print(line)
-    counters = outcome.counters
+    console.print(facts_grid((name, Text(value, style)) for name, value, style in _results(history, outcome)))
+    if outcome.test is not None:
+        table = tables.class_table(class_scores(outcome.test.confusion), plan.data.classes, console)
+        print_section(console, "accuracy by class, weakest first", table)
+
+
+def _results(history: History, outcome: Outcome) -> list[tuple[str, str, str]]:
+    """Return the results of a training: name, value and style."""
+    best, counters = history.best, outcome.counters
     lines: list[tuple[str, str, str]] = []
     if outcome.test is not None:
         lines.append(("test accuracy", tables.format_accuracy(outcome.test.accuracy), "bold good"))
@@ -127,17 +129,10 @@ def print_outcome(console: Console, plan: Plan, history: History, outcome: Outco
         lines.append(("train accuracy", f"{accuracy}  eval mode, no augmentation", ""))
     if outcome.gap is not None:
         lines.append(("gap", f"{100 * outcome.gap:+.2f} points (train - test)", ""))
-    speeds = [p.images_per_second for p in history.epochs if p.images_per_second and p.lr_backbone]
-    speed = f", {sorted(speeds)[len(speeds) // 2]:,.0f} images/s in fine-tuning" if speeds else ""
+    speeds = [epoch.images_per_second for epoch in history.epochs if epoch.images_per_second and epoch.lr_backbone]
+    speed = f", {median_high(speeds):,.0f} images/s in fine-tuning" if speeds else ""
     lines.append(("time", f"{format_seconds(counters.seconds)} of training{speed}", ""))
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, value, style in lines:
-        grid.add_row(Text(name, style="dim"), Text(value, style=style))
-    console.print(grid)
-    if outcome.test is not None:
-        console.print()
-        console.print(Text("accuracy by class, weakest first", style="bold"))
-        console.print(tables.class_table(class_scores(outcome.test.confusion), plan.data.classes, console))
+    return lines
 
 
 def print_next(console: Console, done: str, commands: Sequence[str]) -> None:

@@ -13,21 +13,20 @@ from tl_cli.training import events
 from tl_cli.training.history import History
 from tl_cli.training.plan import Plan
 from tl_cli.ui.figures.curve_figures import drawn, save_contact_sheet, save_curves
+from tl_cli.ui.panels import PanelOptions
 from tl_cli.ui.terminal import tables
-from tl_cli.ui.terminal.console import Console, plain, print_note, print_warning
-from tl_cli.ui.terminal.progress import FileProgress, Title, open_screen
+from tl_cli.ui.terminal.console import Console, plain, print_note
+from tl_cli.ui.terminal.observer import TerminalObserver, drawn_progress
+from tl_cli.ui.terminal.progress import Title, open_screen
 from tl_cli.ui.terminal.train_report import print_dry_run, print_next, print_outcome, print_plan
 
 
-class TrainingScreen(TrainObserver):
+class TrainingScreen(TerminalObserver, TrainObserver):
     """Prints the plan, draws progress and curves, and writes the pictures of a run."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__(console)
         self._console = console
-
-    def warn(self, message: str) -> None:
-        """Print a warning to stderr."""
-        print_warning(message)
 
     def note(self, message: str) -> None:
         """Print information to stderr."""
@@ -35,7 +34,7 @@ class TrainingScreen(TrainObserver):
 
     def preparation(self) -> AbstractContextManager[Progress]:
         """Return a progress bar for downloads and decoding."""
-        return FileProgress(self._console)
+        return drawn_progress(self._console)
 
     def planned(self, plan: Plan) -> None:
         """Print the plan."""
@@ -56,7 +55,7 @@ class TrainingScreen(TrainObserver):
 
     def draw_curves(self, history: History, folder: Path, warn: Callable[[str], None]) -> list[Path]:
         """Write the curves of the run."""
-        return drawn(lambda: save_curves(history, folder), warn)
+        return drawn(lambda: save_curves([history], PanelOptions(), folder), warn)
 
 
 def print_result(console: Console, result: TrainResult | DryRun) -> None:
