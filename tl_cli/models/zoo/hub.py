@@ -86,7 +86,7 @@ def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[P
 
 def _fetch(repo: str, filenames: Sequence[str], absent: Missing, progress: Progress) -> Path:
     repo_id, _, revision = repo.partition("@")
-    # Fail at once without a network: the hub's own client retries for half a minute.
+    # Fail immediately without a network: the hub's own client retries for half a minute.
     absent.check_reachable()
     for filename in filenames:
         try:
@@ -103,7 +103,7 @@ def _fetch(repo: str, filenames: Sequence[str], absent: Missing, progress: Progr
             continue
         except GatedRepoError as error:
             raise DownloadError(
-                f"{repo_id} asks for an agreement to its licence: accept it on {constants.ENDPOINT}/{repo_id} and set "
+                f"{repo_id} requires you to accept its licence: do so on {constants.ENDPOINT}/{repo_id} and set "
                 "HF_TOKEN to a token of that account"
             ) from error
         except RepositoryNotFoundError as error:
