@@ -30,6 +30,7 @@ from tl_cli.evaluation.ranking import (
     verdicts,
 )
 from tl_cli.evaluation.speed import inference_speeds
+from tl_cli.evaluation.task import TASKS
 from tl_cli.io.download import check_reachable
 from tl_cli.models import bundle
 from tl_cli.models.list import counting
@@ -360,11 +361,12 @@ def _compared(entries: Sequence[_Entry], request: CompareRequest, observer: Obse
     if request.measure_speed:
         classifiers = [registry.restore(target.folder)[0] for target in first]
         speeds = list(inference_speeds(classifiers, request.device, observer.progress))
+    cards = [bundle.read_card(target.folder) for target in first]
     contenders = [
-        Contender(entry.name, each, _cost(target, images_per_second))
-        for entry, each, target, images_per_second in zip(entries, trainings, first, speeds, strict=True)
+        Contender(entry.name, each, _cost(target, images_per_second), TASKS[card.data.task])
+        for entry, each, target, images_per_second, card in zip(entries, trainings, first, speeds, cards, strict=True)
     ]
-    source = request.data or bundle.read_card(first[0].folder).data.source
+    source = request.data or cards[0].data.source
     comparison = compare_all(contenders, f"{source}, {request.split or 'test'}")
     return CompareResult(comparison, tuple(curves[model.name] for model in comparison.contenders))
 

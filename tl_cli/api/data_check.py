@@ -20,7 +20,7 @@ from tl_cli.data.images import FileImages, Images
 from tl_cli.data.sizes import Sizes
 from tl_cli.data.sources.found import Found
 from tl_cli.errors import DataError
-from tl_cli.inspection.label_check import doubted
+from tl_cli.inspection.label_check import find_suspect_labels
 from tl_cli.inspection.suspect_labels import Suspect
 from tl_cli.io.download import Progress
 from tl_cli.models.zoo import registry
@@ -170,7 +170,9 @@ def _doubts(
     images = found.parts["train"].subset(good)
     if not len(good):
         return Doubts((), 0, "labels were not compared: no training image can be decoded")
-    suspects, compared = doubted(images, model, most=most, device=device, workers=workers, progress=progress)
+    suspects, compared = find_suspect_labels(
+        images, model, most=most, device=device, workers=workers, progress=progress
+    )
     if not len(compared):
         return Doubts((), 0, "labels were not compared: that takes two classes with two images each")
     seen = set(compared.tolist())

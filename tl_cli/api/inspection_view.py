@@ -264,13 +264,13 @@ def _residuals(inspection: _Inspection, view: ResidualsView) -> ResidualsResult:
     loader = images.batches(inspection.request.images or _affordable(model, _IMAGES, least=_FEWEST, passes=passes))
     steps = -(-len(loader.images) // loader.batch_size)
     report = measure_residuals(
-        classifier.model, found, loader.clean(), scales=scales,
+        classifier.model, found, loader.clean(), scales=scales, task=TASKS[classifier.task],
         counted=inspection.counted("measuring residuals", steps * passes),
     )  # fmt: skip
     before = None
     if other is not None:
         counted = inspection.counted("measuring the state before", steps)
-        before = measure_residuals(other.model, found, loader.clean(), counted=counted)
+        before = measure_residuals(other.model, found, loader.clean(), task=TASKS[other.task], counted=counted)
     note = "The head is new and untrained, so there are no predictions to measure without a branch."
     return replace(
         result,
@@ -371,7 +371,8 @@ def _features(inspection: _Inspection) -> FeaturesResult:
     asked = features_of(
         model.classifier, query.clean(), inspection.counted("features", total, before=len(training.images))
     )
-    found = explore(known, asked, labels_fit=images.labels_fit, most_on_map=_ON_MAP)
+    task = TASKS[model.classifier.task]
+    found = explore(known, asked, labels_fit=images.labels_fit, most_on_map=_ON_MAP, task=task)
     return FeaturesResult(
         title=inspection.title(model.classifier),
         target=inspection.target,
@@ -390,13 +391,10 @@ def _cam(inspection: _Inspection, view: CamView) -> CamResult:
     with torch.inference_mode():
         logits: Tensor = model.classifier.model(model.inputs(pictures))
     check_finite(logits)
-    probabilities = TASKS[model.classifier.task].probabilities(logits.float(), model.classifier.temperature).cpu()
-    rows = [
-        _Row(str(path), predicted, probability[predicted])
-        for path, probability, predicted in zip(
-            view.images, probabilities.tolist(), probabilities.argmax(1).tolist(), strict=True
-        )
-    ]
+    task = TASKS[model.classifier.task]
+    probabilities = task.probabilities(logits.float(), model.classifier.temperature)
+    predicted, confidence = task.decide(logits).tolist(), task.confidence(probabilities).tolist()
+    rows = [_Row(str(path), *prediction) for path, *prediction in zip(view.images, predicted, confidence, strict=True)]
     return _heatmaps(inspection, model, pictures, rows, len(rows))
 
 
@@ -413,7 +411,8 @@ def _worst(inspection: _Inspection, view: WorstView) -> CamResult:
         at_once=model.machine.at_once,
     )
     check_finite(labelled.logits)
-    mistakes = worst_mistakes(labelled.scaled(model.classifier.temperature), view.count)
+    task = TASKS[model.classifier.task]
+    mistakes = worst_mistakes(labelled.scaled(model.classifier.temperature), view.count, task)
     if not mistakes:
         title = inspection.title(model.classifier)
         return CamResult(title=title, target=inspection.target, model=model.classifier.name, images=total)
