@@ -135,7 +135,7 @@ def test_equal_models_differ_significantly_in_at_most_5_percent(seeds: int, othe
     assert sum(each.excludes_zero for each in found) <= binom.ppf(0.999, draws, 0.05)
 
 
-@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("seeds", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_interval_of_a_mean_accuracy_contains_the_true_one(seeds: int) -> None:
     draws, images = 1000, 2000
     generator = np.random.default_rng(1)

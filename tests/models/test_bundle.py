@@ -84,7 +84,15 @@ def test_the_error_for_an_edited_card_names_the_field(field: str, value: object,
         bundle.read_card(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["mnasnet0_5", "densenet121", "regnet_y_400mf", "vit_b_32", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mnasnet0_5",
+        "regnet_y_400mf",
+        "efficientnet_lite0",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "vit_b_32")),
+    ],
+)
 def test_every_kind_of_model_is_restored_unchanged(name: str, tmp_path: Path) -> None:
     classifier = registry.create(name, 3, weights="none", input_size=64)
     saved = card(("a", "b", "c"), name).model_copy(

@@ -128,10 +128,10 @@ def _rounded(value: float | Tensor) -> float:
 def _best_temperature(task: Task, logits: Tensor, labels: Tensor) -> float:
     """Return the temperature of the least loss within ``_TEMPERATURES``."""
     # Convex in 1/T, so with one minimum in log T.
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda log_temperature: float(task.loss(logits / math.exp(log_temperature), labels)),
         bounds=[math.log(bound) for bound in _TEMPERATURES],
         method="bounded",
         options={"xatol": 1e-3},
     )
-    return math.exp(found.x)
+    return math.exp(result.x)

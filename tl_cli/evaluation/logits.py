@@ -80,8 +80,8 @@ def load_logits(path: Path) -> SavedLogits:
         DataError: the file is not one of those.
     """
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            logits, labels, ids, classes = (kept[name] for name in ("logits", "labels", "ids", "classes"))
+        with np.load(path, allow_pickle=False) as file:
+            logits, labels, ids, classes = (file[name] for name in ("logits", "labels", "ids", "classes"))
             if (logits.dtype, labels.dtype, labels.ndim) != (np.float32, np.int64, 1) or not (
                 logits.shape == (*labels.shape, *classes.shape)
                 and labels.shape == ids.shape
@@ -117,8 +117,8 @@ def compute_logits(
         at_once: number of batches computed concurrently (``outputs``).
     """
     logits, labels, done = [], [], 0
-    for batch, found in outputs(network, batches, at_once=at_once):
-        logits.append(found.float().cpu())
+    for batch, computed in outputs(network, batches, at_once=at_once):
+        logits.append(computed.float().cpu())
         labels.append(batch.labels.cpu())
         done += len(batch.labels)
         counted(done)
@@ -174,12 +174,12 @@ def outputs(network: nn.Module, batches: Iterable[Batch], *, at_once: int = 1) -
 
 
 def _first(waiting: deque[tuple[Batch, Future[Tensor]]]) -> tuple[Batch, Tensor]:
-    batch, found = waiting.popleft()
-    return batch, found.result()
+    batch, future = waiting.popleft()
+    return batch, future.result()
 
 
 def _infer(network: nn.Module, batch: Batch) -> Tensor:
     # Inference mode is set per thread.
     with torch.inference_mode():
-        found: Tensor = network(batch.inputs)
-    return found
+        logits: Tensor = network(batch.inputs)
+    return logits

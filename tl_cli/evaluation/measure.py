@@ -202,8 +202,8 @@ class Evaluator:
         images, name = self._images(part), _name_of(part)
         if not self._skips:
             return images, ()
-        found = Found(self._data.classes, {name: images})
-        readable = checks.without_unreadable(found, workers=self._workers, progress=self._progress, strict=False)
+        data = Found(self._data.classes, {name: images})
+        readable = checks.without_unreadable(data, workers=self._workers, progress=self._progress, strict=False)
         return readable.parts[name], readable.notes
 
     @contextmanager

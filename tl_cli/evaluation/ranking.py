@@ -166,12 +166,12 @@ def differences(comparison: Comparison) -> dict[str, list[str]]:
     """
     models = comparison.contenders
     named = dict.fromkeys(name for model in models for each in model.trainings for name in each.conditions or ())
-    found = {name: [_values(model, name) for model in models] for name in named if name != "architecture"}
+    settings = {name: [_values(model, name) for model in models] for name in named if name != "architecture"}
     if len({_values(model, "architecture") for model in models}) > 1:
         # Each architecture has its own published weights.
-        weights = found.get("weights", [])
-        found["weights"] = [PRETRAINED if value.startswith(PRETRAINED) else value for value in weights]
-    return {name: values for name, values in found.items() if len(set(values)) > 1}
+        weights = settings.get("weights", [])
+        settings["weights"] = [PRETRAINED if value.startswith(PRETRAINED) else value for value in weights]
+    return {name: values for name, values in settings.items() if len(set(values)) > 1}
 
 
 def _values(model: Contender, name: str) -> str:
@@ -303,9 +303,9 @@ def _in_order_of(first: Training, training: Training, task: Task) -> Training:
     Raises:
         UsageError: it was evaluated on other images, or their classes differ.
     """
-    expected, found = _classes_by_image(first.kept, task), _classes_by_image(training.kept, task)
-    if found != expected:
-        unshared = sorted(found.keys() ^ expected.keys())
+    expected, classes = _classes_by_image(first.kept, task), _classes_by_image(training.kept, task)
+    if classes != expected:
+        unshared = sorted(classes.keys() ^ expected.keys())
         what = (
             f"{len(unshared):,} images are in only one of them ({some(unshared, 3)})" if unshared else "classes differ"
         )
@@ -313,15 +313,15 @@ def _in_order_of(first: Training, training: Training, task: Task) -> Training:
             f"{first.name} and {training.name} were not evaluated on the same images: {what}. "
             "Give images with --data to evaluate both on them"
         )
-    kept, indices = training.kept, {image: index for index, image in enumerate(training.kept.ids)}
+    saved, indices = training.kept, {image: index for index, image in enumerate(training.kept.ids)}
     order = [indices[image] for image in first.kept.ids]
-    labelled = LabelledLogits(kept.labelled.logits[order], kept.labelled.labels[order])
-    return replace(training, kept=replace(kept, labelled=labelled, ids=first.kept.ids))
+    labelled = LabelledLogits(saved.labelled.logits[order], saved.labelled.labels[order])
+    return replace(training, kept=replace(saved, labelled=labelled, ids=first.kept.ids))
 
 
-def _classes_by_image(kept: SavedLogits, task: Task) -> dict[str, str]:
+def _classes_by_image(saved: SavedLogits, task: Task) -> dict[str, str]:
     """Return the true classes of each image as text, by the image's id."""
-    return dict(zip(kept.ids, task.label_names(kept.labelled.labels, kept.classes), strict=True))
+    return dict(zip(saved.ids, task.label_names(saved.labelled.labels, saved.classes), strict=True))
 
 
 def _verdict(comparison: Comparison, pair: Pair) -> str:

@@ -155,10 +155,10 @@ def class_rows(report: EvaluationReport, classes: Sequence[str]) -> list[dict[st
     ]
 
 
-def _reliability(found: Reliability) -> dict[str, object]:
+def _reliability(measured: Reliability) -> dict[str, object]:
     return {
-        "error": found.ece,
-        "error_by_chance": found.chance_ece,
+        "error": measured.ece,
+        "error_by_chance": measured.chance_ece,
         "bins": [
             {
                 "low": each.low,
@@ -167,6 +167,6 @@ def _reliability(found: Reliability) -> dict[str, object]:
                 "confidence": each.confidence,
                 "accuracy": each.correct / each.count,
             }
-            for each in found.bins
+            for each in measured.bins
         ],
     }

@@ -99,7 +99,7 @@ def find_residuals(model: nn.Module, images: Tensor, head: Collection[str] = ())
         UsageError: the forward pass fails.
     """
     steps = trace(model, images)
-    found = []
+    residuals = []
     for step in steps:
         one, other = step.operands or (None, None)
         if one is None or other is None:
@@ -107,8 +107,8 @@ def find_residuals(model: nn.Module, images: Tensor, head: Collection[str] = ())
         paths = [path for path in (_path(one, other, head), _path(other, one, head)) if path is not None]
         if paths:
             path = min(paths, key=lambda each: each.cost)
-            found.append(_residual(step, path, x_first=path.end is one))
-    return _named(found)
+            residuals.append(_residual(step, path, x_first=path.end is one))
+    return _named(residuals)
 
 
 def _path(end: Step, other: Step, head: Collection[str]) -> _Path | None:
@@ -169,10 +169,10 @@ def _residual(step: Step, path: _Path, *, x_first: bool) -> Residual:
     return Residual(block[-1] if block else "", label, names, path.kind, step.addition, x_first, step.shape)
 
 
-def _named(found: list[Residual]) -> list[Residual]:
+def _named(residuals: list[Residual]) -> list[Residual]:
     """Return the residuals with unique names, as short as possible."""
-    blocks = Counter(each.block for each in found)
-    plain = [replace(each, label=each.label if blocks[each.block] > 1 else "") for each in found]
+    blocks = Counter(each.block for each in residuals)
+    plain = [replace(each, label=each.label if blocks[each.block] > 1 else "") for each in residuals]
     seen, total = Counter[str](), Counter(each.name for each in plain)
     named = []
     for each in plain:

@@ -74,8 +74,8 @@ def summarize(name: str, num_classes: int, input_size: int, options: dict[str, i
 
 def head_reason(root: Node) -> list[str]:
     """Return, for each module of the head, a sentence on why it is part of the head."""
-    found = [node for node in _all(root) if node.is_head]
-    return [f"{node.name} ({node.type}): its parameters change shape with the number of classes" for node in found]
+    head = [node for node in _all(root) if node.is_head]
+    return [f"{node.name} ({node.type}): its parameters change shape with the number of classes" for node in head]
 
 
 def describe_preprocessing(how: Preprocessing) -> str:
@@ -132,10 +132,10 @@ class _Meter:
         self.began.append((self.counting.flops, self.bytes))
 
     def leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        flops, kept = self.began.pop()
+        flops, bytes_before = self.began.pop()
         cost = self.costs[name]
         cost.multiply_adds += (self.counting.flops - flops) // 2
-        cost.activation_bytes += self.bytes - kept
+        cost.activation_bytes += self.bytes - bytes_before
         if isinstance(output, Tensor):
             cost.output = tuple(output.shape)
 

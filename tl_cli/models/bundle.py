@@ -114,12 +114,12 @@ def verified_card(folder: Path) -> ModelCard:
     if card.weights_sha256 is None:
         return card
     with _reading(folder / WEIGHTS_FILE) as path:
-        found = digest(path)
-    if found == card.weights_sha256:
+        sha256 = digest(path)
+    if sha256 == card.weights_sha256:
         return card
     with suppress(WeightsError):
         # The process was killed after the weights were written and before their card was.
-        if (following := read_card(folder, _NEXT_CARD)).weights_sha256 == found:
+        if (following := read_card(folder, _NEXT_CARD)).weights_sha256 == sha256:
             return following
     raise WeightsError(
         f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 differs from the one in {CARD_FILE}; use another copy of it"

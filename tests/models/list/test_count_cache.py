@@ -11,7 +11,9 @@ def test_counts_are_kept_and_not_counted_again(tmp_path: Path) -> None:
     path = tmp_path / "counts.json"
     with CountCache(path) as cache:
         first = cache.count("squeezenet1_1", "torchvision", 224)
-    assert first == Counts(1_235_496, 349_152_000)  # published: 1.24M parameters, 0.35 GMACs
+    assert first is not None
+    assert first.parameters == 1_235_496
+    assert first.multiply_adds / 1e9 == pytest.approx(0.349, rel=0.01)  # both as torchvision publishes them
     key = f"squeezenet1_1@224 torchvision {version('torchvision')}"
     assert json.loads(path.read_text()) == {key: [first.parameters, first.multiply_adds]}
     # A counted architecture would not have one parameter.

@@ -8,7 +8,7 @@ from tl_cli.models.zoo.weights import Pretrained
 
 
 class OneModel(Source):
-    """A library of one linear model; what is usual is left to ``Source``."""
+    """A library of one linear model that uses the methods of ``Source``."""
 
     def __init__(self) -> None:
         self.fetched: list[str] = []

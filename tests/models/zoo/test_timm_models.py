@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tl_cli.contract import Preprocessing
 from tl_cli.data.images import PackedImages
 from tl_cli.data.packed_names import Names
 from tl_cli.data.preprocess import normalise, resize_crop
-from tl_cli.errors import UnknownModelError, WeightsError
+from tl_cli.errors import UnknownModelError, UsageError, WeightsError
 from tl_cli.inspection.label_check import find_suspect_labels
 from tl_cli.models import bundle, freezing
 from tl_cli.models.list.completion import UNSUPPORTED
@@ -103,9 +104,10 @@ def test_preprocessing_of_tagged_weights_matches_timm(tagged: str) -> None:
 
 @pytest.mark.parametrize("changed", [{"interpolation": "lanczos"}, {"mean": (0.5,), "std": (0.5,)}])
 def test_preprocessing_that_is_not_supported_is_refused(changed: dict[str, object], tmp_path: Path) -> None:
-    model = timm.create_model("test_resnet", num_classes=3)
-    model.pretrained_cfg.update(changed)
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    timm.models.save_for_hf(timm.create_model("test_resnet", num_classes=3), tmp_path, safe_serialization=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["pretrained_cfg"] |= changed
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=rf"preprocessing of {tmp_path} is not supported.*{next(iter(changed))}"):
         registry.create("timm/test_resnet", 3, weights=str(tmp_path))
 
@@ -214,8 +216,6 @@ def test_the_smallest_input_size_is_found_by_trying() -> None:
 
 
 def test_stochastic_depth_is_set_or_refused() -> None:
-    from tl_cli.errors import UsageError
-
     model = TimmSource().build("timm/convnext_atto", 3, {}, 0.3)
     rates = [module.drop_prob for module in model.modules() if hasattr(module, "drop_prob")]
     assert max(rates) == pytest.approx(0.3)

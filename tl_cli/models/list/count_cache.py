@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from pydantic import TypeAdapter
@@ -49,9 +48,7 @@ class CountCache:
             self._known = _FORMAT.validate_json(self._path.read_bytes())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._save()
 
     def count(self, name: str, library: str, input_size: int) -> Counts | None:
@@ -61,13 +58,13 @@ class CountCache:
             return Counts(*value)
         from tl_cli.models.list.counting import count  # imports torch, which cached counts do without
 
-        found = count(name, input_size)
-        if found is not None:
-            self._known[key] = (found.parameters, found.multiply_adds)
+        counts = count(name, input_size)
+        if counts is not None:
+            self._known[key] = (counts.parameters, counts.multiply_adds)
             self._unsaved += 1
             if self._unsaved >= _SAVE_EVERY:
                 self._save()
-        return found
+        return counts
 
     def _save(self) -> None:
         if self._unsaved:

@@ -52,11 +52,11 @@ def architectures(library: str) -> list[Architecture]:
             return [Architecture(**row) for row in content["models"]]
     from tl_cli.models.zoo import registry  # imports torch, torchvision and timm, which the cache does without
 
-    found = [registry.about(name) for name in registry.names(library)]
+    listed = [registry.about(name) for name in registry.names(library)]
     # A cache that cannot be written only costs time.
     with suppress(StorageError):
-        write_text(path, json.dumps({"state": state, "models": [asdict(each) for each in found]}))
-    return found
+        write_text(path, json.dumps({"state": state, "models": [asdict(each) for each in listed]}))
+    return listed
 
 
 def _state() -> str:

@@ -39,11 +39,11 @@ def cached(repo: str, filenames: Sequence[str]) -> Path | None:
     """
     repo_id, _, revision = repo.partition("@")
     for filename in filenames:
-        found = huggingface_hub.try_to_load_from_cache(
+        path = huggingface_hub.try_to_load_from_cache(
             repo_id, filename, revision=revision or None, cache_dir=constants.HF_HUB_CACHE
         )
-        if isinstance(found, str):
-            return Path(found)
+        if isinstance(path, str):
+            return Path(path)
     return None
 
 
@@ -57,10 +57,10 @@ def missing(repo: str, filenames: Sequence[str]) -> Missing | None:
         return None
     repo_id, _, revision = repo.partition("@")
     url = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{filenames[0]}"
-    found = Missing((url,), Path(constants.HF_HUB_CACHE), _ADVICE.format(folder=constants.HF_HUB_CACHE))
+    absent = Missing((url,), Path(constants.HF_HUB_CACHE), _ADVICE.format(folder=constants.HF_HUB_CACHE))
     if constants.HF_HUB_OFFLINE:
-        raise found.failure("HF_HUB_OFFLINE is set")
-    return found
+        raise absent.failure("HF_HUB_OFFLINE is set")
+    return absent
 
 
 def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[Path, str]:

@@ -211,11 +211,11 @@ def find_weights(name: str, weights: str, *, seed: int = 0, progress: Progress =
     source = _source_of(name)
     # timm's loaders build models, which would change the caller's random state.
     with _seeded(seed):
-        found = _find_weights(source, name, weights, progress)
+        pretrained = _find_weights(source, name, weights, progress)
     architecture = source.architecture(name)
-    if found is not None and found.architecture not in (None, architecture):
-        raise WeightsError(f"the weights in {weights} are for {found.architecture}, not for {architecture}")
-    return found
+    if pretrained is not None and pretrained.architecture not in (None, architecture):
+        raise WeightsError(f"the weights in {weights} are for {pretrained.architecture}, not for {architecture}")
+    return pretrained
 
 
 def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
@@ -337,19 +337,20 @@ def _find_weights(source: Source, name: str, spec: str, progress: Progress) -> P
             return from_timm_folder(path)
         with torch.device("meta"):
             expected = build(name, 2).state_dict()
-        found = weights_files.from_path(spec, expected)
-        state, notes = checkpoints.with_plain_head(found.state, expected, find_head(source.architecture(name)))
-        return replace(found, state=state, notes=found.notes + notes)
+        pretrained = weights_files.from_path(spec, expected)
+        state, notes = checkpoints.with_plain_head(pretrained.state, expected, find_head(source.architecture(name)))
+        return replace(pretrained, state=state, notes=pretrained.notes + notes)
     return source.pretrained(name, spec, progress)
 
 
-def _outputs_of(found: Pretrained | None, architecture: str) -> int:
+def _outputs_of(pretrained: Pretrained | None, architecture: str) -> int:
     """Return how many classes weights have; 10 where they have no head."""
-    if found is None:
+    if pretrained is None:
         return _DEFAULT_CLASSES
-    if found.outputs is not None:
-        return found.outputs or _DEFAULT_CLASSES
-    sizes = {len(found.state[f"{part}.weight"]) for part in find_head(architecture) if f"{part}.weight" in found.state}
+    if pretrained.outputs is not None:
+        return pretrained.outputs or _DEFAULT_CLASSES
+    keys = [f"{part}.weight" for part in find_head(architecture)]
+    sizes = {len(pretrained.state[key]) for key in keys if key in pretrained.state}
     return sizes.pop() if len(sizes) == 1 else _DEFAULT_CLASSES
 
 

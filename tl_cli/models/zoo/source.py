@@ -42,13 +42,13 @@ class Source(Protocol):
     def missing(self, name: str, spec: str) -> Missing | None:
         """Return what ``pretrained`` would have to download; None where it is on this machine."""
 
-    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+    def adapt(self, name: str, model: nn.Module, weights: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
         """Return the weights with the names and, except for the head, the shapes of ``model``.
 
         Args:
             model: result of ``build`` with ``options``.
         """
-        return found.state
+        return weights.state
 
     def preprocessing(self, name: str, spec: str) -> Preprocessing:
         """Return the preprocessing of published weights: those called ``spec``, or the best for ``default``."""

@@ -105,10 +105,11 @@ class TimmSource(Source):
         """Bring the weights into the hub's cache."""
         _download(_with_tag(name, "default"), progress)
 
-    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+    def adapt(self, name: str, model: nn.Module, weights: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
         """Return the weights as timm's own loader converts them: old names renamed, position embeddings resampled."""
-        published = found.tag.name.startswith(_TAG_PREFIX)
-        return _loaded_by_timm(found.tag.name.removeprefix(_TAG_PREFIX) if published else _plain(name), found, options)
+        is_published = weights.tag.name.startswith(_TAG_PREFIX)
+        tagged = weights.tag.name.removeprefix(_TAG_PREFIX) if is_published else _plain(name)
+        return _loaded_by_timm(tagged, weights, options)
 
     def preprocessing(self, name: str, spec: str) -> Preprocessing:
         """Return the preprocessing in timm's configuration of the weights."""
@@ -258,8 +259,8 @@ def _listed() -> frozenset[str]:
 
 def renamed(name: str) -> str | None:
     """Return the current name and tag of an architecture that timm has renamed (tf_efficientnet_b0_ns), else None."""
-    found = _timm().models._registry._deprecated_models.get(_plain(name)) if name.startswith(PREFIX) else None
-    return PREFIX + found if found else None
+    current = _timm().models._registry._deprecated_models.get(_plain(name)) if name.startswith(PREFIX) else None
+    return PREFIX + current if current else None
 
 
 def _check_supported(name: str) -> None:
@@ -310,16 +311,16 @@ def _preprocessing(pretrained_cfg: Mapping[str, Any], name: str) -> Preprocessin
     Raises:
         WeightsError: they expect unsupported inputs (one channel, an unknown interpolation).
     """
-    found = _timm().data.resolve_data_config(pretrained_cfg=pretrained_cfg)
-    size = found["input_size"][-1]
+    config = _timm().data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+    size = config["input_size"][-1]
     try:
         return Preprocessing(
-            resize=floor(size / found["crop_pct"]),
+            resize=floor(size / config["crop_pct"]),
             crop=size,
-            interpolation=found["interpolation"],
-            mean=found["mean"],
-            std=found["std"],
-            crop_mode=found["crop_mode"],
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+            crop_mode=config["crop_mode"],
         )
     except ValidationError as error:
         raise WeightsError(f"the preprocessing of {name} is not supported: {_brief(error)}") from error
@@ -381,17 +382,17 @@ def _read(path: Path, name: str) -> Mapping[str, Tensor]:
     return state
 
 
-def _loaded_by_timm(tagged: str, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+def _loaded_by_timm(tagged: str, weights: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
     """Return ``found`` as timm's own loader converts it for an architecture.
 
     Raises:
         WeightsError: they belong to another architecture, or have nothing for a part of the backbone.
     """
     # The tensors instead of a file; the head is loaded too, whatever its number of classes.
-    overlay: dict[str, object] = {"state_dict": dict(found.state), "custom_load": False}
-    outputs = found.outputs
+    overlay: dict[str, object] = {"state_dict": dict(weights.state), "custom_load": False}
+    outputs = weights.outputs
     if outputs is None:
-        outputs = _outputs_in(found.state, _cfg(tagged).classifier)
+        outputs = _outputs_in(weights.state, _cfg(tagged).classifier)
         overlay |= {"num_classes": outputs, "label_offset": 0}
     with _logged() as records:
         try:
@@ -399,11 +400,11 @@ def _loaded_by_timm(tagged: str, found: Pretrained, options: dict[str, int]) -> 
                 tagged, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=outputs, **options
             )
         except (RuntimeError, KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
-            raise WeightsError(f"{found.tag.name} does not fit {PREFIX}{tagged}: {_brief(error)}") from error
+            raise WeightsError(f"{weights.tag.name} does not fit {PREFIX}{tagged}: {_brief(error)}") from error
     # timm only logs that parameters stay random because the weights do not contain them.
     missing = next((text for each in records if (text := each.getMessage()).startswith("Missing keys")), None)
     if missing:
-        raise WeightsError(f"{found.tag.name} does not fit {PREFIX}{tagged}: {missing}")
+        raise WeightsError(f"{weights.tag.name} does not fit {PREFIX}{tagged}: {missing}")
     state: Mapping[str, Tensor] = model.state_dict()
     return state
 

@@ -75,9 +75,9 @@ class TorchvisionSource(Source):
         """Download the best weights into TORCH_HOME."""
         fetch_file(_entry(name, "default").url, progress)
 
-    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+    def adapt(self, name: str, model: nn.Module, weights: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
         """Return tensors with current names, without auxiliary heads, and position embeddings resized to the input."""
-        state = _modernised(found.state, model.state_dict())
+        state = _modernised(weights.state, model.state_dict())
         if "image_size" in options and "encoder.pos_embedding" in state:
             # Resize from the published number of patches.
             state = dict(interpolate_embeddings(options["image_size"], model.patch_size, OrderedDict(state)))
@@ -150,9 +150,9 @@ def _modernised(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> di
     """Return tensors with current names, without auxiliary heads, with the counters that old files lack."""
     # Names in DenseNet's published files have one more dot.
     renamed = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
-    kept = {key: value for key, value in renamed.items() if not key.startswith(_AUXILIARY) or key in target}
+    current = {key: value for key, value in renamed.items() if not key.startswith(_AUXILIARY) or key in target}
     counters = {key: value for key, value in target.items() if key.endswith("num_batches_tracked")}
-    return counters | kept
+    return counters | current
 
 
 @contextmanager

@@ -74,8 +74,8 @@ def split_key(spec: str) -> tuple[str, str]:
 
 def published_hash(url: str) -> str:
     """Return the first characters of the SHA-256, at the end of torchvision's file names; "" without one."""
-    found = re.search(r"-([0-9a-f]{8,})\.pth$", url)
-    return found.group(1) if found else ""
+    match = re.search(r"-([0-9a-f]{8,})\.pth$", url)
+    return match.group(1) if match else ""
 
 
 def url_path(url: str) -> Path:
