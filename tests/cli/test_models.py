@@ -5,7 +5,6 @@ import pytest
 import torchvision
 
 from tests.support.server import Server
-from tl_cli.ui.terminal.model_tables import format_count
 
 
 @pytest.fixture(autouse=True)

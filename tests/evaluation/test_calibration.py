@@ -43,7 +43,7 @@ def test_the_calibration_error_agrees_with_a_plain_loop() -> None:
     assert reliability(labelled).ece == pytest.approx(error)
 
 
-def test_what_is_calibrated_errs_by_chance_alone_and_what_is_not_errs_by_more() -> None:
+def test_only_an_uncalibrated_model_exceeds_the_error_expected_from_sampling_noise() -> None:
     labelled = calibrated_logits(4000)
     good = reliability(labelled)
     assert good.ece < 2 * good.chance_ece
@@ -79,7 +79,7 @@ def test_no_other_temperature_has_a_lower_loss() -> None:
     assert lowest < found.held_out_loss < raw
 
 
-def test_a_temperature_is_used_only_where_other_images_profit() -> None:
+def test_a_temperature_is_used_only_if_it_helps_on_other_images() -> None:
     others = calibrated_logits(20_000, seed=999)
 
     def change(count: int, scale: float, seed: int) -> tuple[bool, float]:
@@ -104,7 +104,7 @@ def test_a_temperature_is_used_only_where_other_images_profit() -> None:
     )
 
 
-def test_a_class_without_validation_images_is_no_hindrance() -> None:
+def test_a_temperature_is_fitted_without_images_of_a_class() -> None:
     labelled = calibrated_logits(2000)
     there = labelled.labels != 3
     found = fit_temperature(LabelledLogits(4 * labelled.logits[there], labelled.labels[there]))
@@ -122,14 +122,14 @@ def test_few_images_fit_no_temperature(count: int) -> None:
     assert found.note == f"{count} validation images are too few; 30 are needed"
 
 
-def test_images_without_a_mistake_say_nothing_of_how_sure_to_be() -> None:
+def test_images_without_a_mistake_fit_no_temperature() -> None:
     logits = torch.eye(3).repeat(15, 1)
     found = fit_temperature(LabelledLogits(logits, logits.argmax(1)))
     assert found.temperature == 1.0
     assert "all 45 validation images" in found.note
 
 
-def test_logits_that_have_nothing_to_do_with_the_labels_become_a_guess() -> None:
+def test_random_logits_become_uniform_probabilities() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(500, 4, generator=generator), torch.randint(0, 4, (500,), generator=generator)
     found = fit_temperature(LabelledLogits(45 * logits, labels))
@@ -137,7 +137,7 @@ def test_logits_that_have_nothing_to_do_with_the_labels_become_a_guess() -> None
     assert float(F.cross_entropy(45 * logits / found.temperature, labels)) == pytest.approx(math.log(4), abs=0.1)
 
 
-def test_logits_that_say_nothing_fit_no_temperature() -> None:
+def test_equal_logits_fit_no_temperature() -> None:
     found = fit_temperature(LabelledLogits(torch.zeros(60, 3), torch.arange(60) % 3))
     assert found.temperature == 1.0
     assert "by more than noise" in found.note

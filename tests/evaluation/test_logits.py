@@ -43,13 +43,13 @@ def _images(*counts: int) -> list[Batch]:
     return [Batch(torch.randn(count, 3, 32, 32, generator=random), torch.zeros(count).long()) for count in counts]
 
 
-def test_batches_come_back_in_order_whatever_takes_longer() -> None:
+def test_batches_come_back_in_order() -> None:
     labelled = compute_logits(_Slower(), _numbered(9), at_once=3)
     assert labelled.labels.tolist() == [number for number in range(9) for _ in range(2)]
     assert labelled.logits[:, 0].tolist() == [2.0 * label for label in labelled.labels.tolist()]
 
 
-def test_a_network_side_by_side_answers_as_one_by_one() -> None:
+def test_concurrent_batches_have_the_same_logits() -> None:
     """The last batch is so small that its convolutions keep their BatchNorm, while another batch folds it."""
     classifier = registry.create("mobilenet_v3_small", 4, weights="none")
     freezing.freeze_backbone(classifier.model, classifier.head_modules)
@@ -62,14 +62,14 @@ def test_a_network_side_by_side_answers_as_one_by_one() -> None:
     assert not any("forward" in vars(module) for module in classifier.model.modules())
 
 
-def test_nothing_is_left_behind_by_a_network_that_fails() -> None:
+def test_a_network_that_fails_restores_the_number_of_threads() -> None:
     batches = [*_numbered(2), Batch(torch.full((2, 1), -1.0), torch.zeros(2).long()), *_numbered(20)]
     with pytest.raises(ValueError, match="negative"):
         list(outputs(_Slower(), batches, at_once=2))
     assert torch.get_num_threads() == 2
 
 
-def test_who_stops_reading_has_the_threads_back() -> None:
+def test_stopping_early_restores_the_number_of_threads() -> None:
     found = outputs(_Slower(), _numbered(50), at_once=2)
     next(found)
     found.close()  # type: ignore[attr-defined]
@@ -105,7 +105,7 @@ def test_batches_are_read_as_they_are_needed() -> None:
         {"classes": np.array("abc")},
     ],
 )
-def test_kept_predictions_that_do_not_fit_each_other_are_refused(edited: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_a_file_of_logits_with_inconsistent_arrays_is_refused(edited: dict[str, np.ndarray], tmp_path: Path) -> None:
     whole = {
         "logits": np.eye(2, 3, dtype=np.float32),
         "labels": np.array([0, 2], np.int64),

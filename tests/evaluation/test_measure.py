@@ -32,5 +32,5 @@ def test_classes_are_matched_by_name_in_any_spelling(of_model, of_data, expected
 
 
 @pytest.mark.parametrize(("of_model", "of_data"), [(("Cat", "dog"), ("cat",)), (("0", "0.0", "x"), ("00",))])
-def test_classes_that_may_be_others_are_not_matched(of_model, of_data) -> None:
+def test_ambiguous_class_names_are_not_matched(of_model, of_data) -> None:
     assert class_indices(of_model, of_data) == [-1]

@@ -7,7 +7,7 @@ from scipy.stats import binom, ttest_1samp, ttest_ind, ttest_rel
 from tl_cli.evaluation.paired import compare, holm, mcnemar, mean_accuracy
 
 
-def answers(both: int, only_first: int, only_second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+def predictions(both: int, only_first: int, only_second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
     first = [True] * (both + only_first) + [False] * (only_second + neither)
     second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
     return np.array(first), np.array(second)
@@ -15,7 +15,7 @@ def answers(both: int, only_first: int, only_second: int, neither: int) -> tuple
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(5, 15), (1, 0), (12, 12), (40, 22)])
 def test_mcnemars_test_is_the_binomial_by_hand(only_first: int, only_second: int) -> None:
-    found = mcnemar(*answers(100, only_first, only_second, 30))
+    found = mcnemar(*predictions(100, only_first, only_second, 30))
     total, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total
     assert (found.only_first, found.only_second) == (only_first, only_second)
@@ -23,7 +23,7 @@ def test_mcnemars_test_is_the_binomial_by_hand(only_first: int, only_second: int
 
 
 def test_equal_predictions_have_no_difference() -> None:
-    first, _ = answers(80, 20, 0, 0)
+    first, _ = predictions(80, 20, 0, 0)
     found = compare(first[None], first[None])
     assert (found.difference.value, found.difference.low, found.difference.high) == (0, 0, 0)
     assert found.mcnemar.p_value == 1
@@ -31,7 +31,7 @@ def test_equal_predictions_have_no_difference() -> None:
 
 
 def test_the_interval_is_that_of_a_paired_difference() -> None:
-    first, second = answers(8300, 330, 407, 963)
+    first, second = predictions(8300, 330, 407, 963)
     found = compare(first[None], second[None])
     # The blog's 0.77 points on 10,000 images: variance of a mean of -1, 0 and 1.
     share = 77 / 10_000
@@ -45,7 +45,7 @@ def test_the_interval_is_that_of_a_paired_difference() -> None:
 
 
 def test_a_difference_is_not_significant_where_more_predictions_disagree() -> None:
-    first, second = answers(7500, 1130, 1207, 163)
+    first, second = predictions(7500, 1130, 1207, 163)
     found = compare(first[None], second[None])
     assert found.difference.value == pytest.approx(0.0077)
     assert found.difference.low < 0 < found.difference.high
@@ -116,10 +116,14 @@ def test_the_two_sources_of_noise_add_in_quadrature() -> None:
     assert half(found.p_value) == pytest.approx(abs(value))
 
 
-@pytest.mark.parametrize("spread", [0.004, 0.02])
-@pytest.mark.parametrize(("seeds", "others"), [(2, 1), (3, 2), (3, 3), (5, 1)])
+@pytest.mark.parametrize("spread", [pytest.param(0.004, marks=pytest.mark.slow), 0.02])
+@pytest.mark.parametrize(
+    # Two trainings against one have the fewest degrees of freedom.
+    ("seeds", "others"),
+    [(2, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((3, 2), (3, 3), (5, 1)))],
+)
 def test_equal_models_differ_significantly_in_at_most_5_percent(seeds: int, others: int, spread: float) -> None:
-    draws, images = 1500, 500
+    draws, images = 500, 500
     generator = np.random.default_rng(0)
 
     def trained(count: int, truth: np.ndarray) -> np.ndarray:
@@ -131,7 +135,7 @@ def test_equal_models_differ_significantly_in_at_most_5_percent(seeds: int, othe
     assert sum(each.excludes_zero for each in found) <= binom.ppf(0.999, draws, 0.05)
 
 
-@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("seeds", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_interval_of_a_mean_accuracy_contains_the_true_one(seeds: int) -> None:
     draws, images = 1000, 2000
     generator = np.random.default_rng(1)
@@ -154,7 +158,7 @@ def test_the_interval_of_trainings_without_noise_depends_on_the_number_of_images
 
 
 def test_the_interval_of_equal_trainings_is_that_of_the_images() -> None:
-    first, second = answers(830, 33, 60, 77)
+    first, second = predictions(830, 33, 60, 77)
     found = compare(np.stack([first] * 4), np.stack([second] * 4))
     paired = ttest_rel(second.astype(float), first.astype(float))
     assert found.p_value == pytest.approx(paired.pvalue, rel=1e-6)

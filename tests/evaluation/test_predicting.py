@@ -43,6 +43,6 @@ def test_every_form_of_base64_and_of_data_urls_gives_the_bytes(text: str) -> Non
         ("data:image/png;base64", "has a comma"),
     ],
 )
-def test_what_is_neither_is_said(text: str, problem: str) -> None:
+def test_invalid_base64_is_refused_with_the_reason(text: str, problem: str) -> None:
     with pytest.raises(DataError, match=problem):
         encoded(text)

@@ -2,8 +2,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.contenders import CLASSES, COST, contender, kept, some_right
+from tests.support.multi_label import MultiLabel
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.logits import LabelledLogits, SavedLogits
 from tl_cli.evaluation.ranking import (
@@ -106,7 +108,7 @@ def test_only_notable_differences_in_cost_are_reasons() -> None:
     assert advice(nothing)[1] == "b: best in no measure"
 
 
-def test_the_mean_over_seeds_and_each_seed_are_in_the_data() -> None:
+def test_the_json_has_the_mean_over_seeds_and_each_seed() -> None:
     rights = [some_right(share, seed=seed) for seed, share in enumerate((0.8, 0.82, 0.84))]
     found = compare_all(
         [contender("a", *rights, clean_train=0.9), contender("b", *[each & some_right(0.9) for each in rights])]
@@ -133,14 +135,14 @@ def test_a_model_that_was_trained_once_among_others_is_named() -> None:
 def compared(*conditions: dict[str, str] | None) -> tuple[dict[str, list[str]], str | None]:
     """The differences and the caution for contenders a, b, ..., each less accurate than the one before."""
     found = compare_all(
-        [contender("abc"[place], some_right(0.9 - place / 4, seed=place), conditions=each)
-         for place, each in enumerate(conditions)]
+        [contender("abc"[index], some_right(0.9 - index / 4, seed=index), conditions=each)
+         for index, each in enumerate(conditions)]
     )  # fmt: skip
     assert (verdicts(found)[0] == caution(found)) == (caution(found) is not None)
     return differences(found), caution(found)
 
 
-def test_only_the_architecture_differs() -> None:
+def test_different_architectures_with_equal_settings_need_no_caution() -> None:
     resnet = {"architecture": "resnet18", "weights": "pretrained (torchvision:resnet18)", "epochs": "9"}
     mobile = {"architecture": "mobilenet", "weights": "pretrained (timm:mobilenet)", "epochs": "9"}
     assert compared(resnet, mobile) == ({}, None)
@@ -149,9 +151,9 @@ def test_only_the_architecture_differs() -> None:
 def test_different_settings_are_named_with_a_caution() -> None:
     resnet = {"architecture": "resnet18", "weights": "pretrained (torchvision:resnet18)", "epochs": "9"}
     mobile = {"architecture": "mobilenet", "weights": "random", "epochs": "2"}
-    apart, said = compared(resnet, mobile)
-    assert apart == {"weights": ["pretrained", "random"], "epochs": ["9", "2"]}
-    assert said == (
+    differing, limits = compared(resnet, mobile)
+    assert differing == {"weights": ["pretrained", "random"], "epochs": ["9", "2"]}
+    assert limits == (
         "These models were trained with different settings (weights, epochs): the comparison is of these trained models "
         "on these images, and does not tell which architecture is better"
     )
@@ -161,14 +163,34 @@ def test_one_different_setting_of_one_architecture_needs_no_caution() -> None:
     nine = {"architecture": "resnet18", "weights": "pretrained (a)", "epochs": "9"}
     assert compared(nine, nine | {"epochs": "2"}) == ({"epochs": ["9", "2"]}, None)
     # Other published weights of one architecture are a difference.
-    apart, said = compared(nine, nine | {"epochs": "2", "weights": "pretrained (b)"})
-    assert apart == {"weights": ["pretrained (a)", "pretrained (b)"], "epochs": ["9", "2"]}
-    assert said is not None
-    assert said.endswith("does not tell which setting makes the difference")
+    differing, limits = compared(nine, nine | {"epochs": "2", "weights": "pretrained (b)"})
+    assert differing == {"weights": ["pretrained (a)", "pretrained (b)"], "epochs": ["9", "2"]}
+    assert limits is not None
+    assert limits.endswith("does not tell which setting makes the difference")
 
 
 def test_settings_that_were_not_recorded_are_unknown() -> None:
-    apart, said = compared({"architecture": "resnet18", "epochs": "9"}, None)
-    assert apart == {"epochs": ["9", "?"]}
-    assert said is not None
-    assert said.startswith("It is not recorded how all of these models were trained: ")
+    differing, limits = compared({"architecture": "resnet18", "epochs": "9"}, None)
+    assert differing == {"epochs": ["9", "?"]}
+    assert limits is not None
+    assert limits.startswith("It is not recorded how all of these models were trained: ")
+
+
+def test_the_task_of_a_model_decides_what_is_correct() -> None:
+    labels = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]] * 5)
+    right = torch.where(labels == 1, 2.0, -2.0)
+    wrong = right.clone()
+    wrong[::4, 1] = 2.0  # a class too many in a quarter of the images
+    ids = tuple(map(str, range(20)))
+    found = compare_all(
+        [
+            Contender(
+                name, (Training(name, SavedLogits(LabelledLogits(each, labels), ids, CLASSES)),), COST, MultiLabel()
+            )
+            for name, each in (("wrong", wrong), ("right", right))
+        ]
+    )
+    assert [(model.name, float(model.correct.mean())) for model in found.contenders] == [
+        ("right", 1.0),
+        ("wrong", 0.75),
+    ]

@@ -54,7 +54,7 @@ def test_a_temperature_divides_the_logits() -> None:
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_a_logit_that_is_not_finite_leaves_no_probability(broken: float) -> None:
+def test_the_probabilities_of_a_logit_that_is_not_finite_are_nan(broken: float) -> None:
     logits = LOGITS.clone()
     logits[1, 2] = broken
     found = SINGLE_LABEL.probabilities(logits)
@@ -69,7 +69,7 @@ def test_the_confusion_matrix_is_scikit_learns() -> None:
     assert SINGLE_LABEL.confusion(logits, labels).numpy().tolist() == expected.tolist()
 
 
-def test_likeliest_classes_say_nothing_where_there_are_no_others() -> None:
+def test_the_likeliest_classes_are_not_scored_if_they_are_all_classes() -> None:
     among = SINGLE_LABEL.is_among_likeliest(LOGITS, LABELS, 2)
     assert among is not None
     assert among.tolist() == [True, False, True, True]

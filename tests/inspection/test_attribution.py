@@ -36,7 +36,7 @@ class Spot(nn.Module):
 
 
 @pytest.mark.parametrize("layout", ["channels last", "tokens"])
-def test_heat_is_where_the_class_is(layout: str) -> None:
+def test_the_heatmap_is_at_the_position_of_the_class(layout: str) -> None:
     images = torch.zeros(2, 3, 32, 32)
     images[:, 0, :8, :8] = 1  # red above left
     images[:, 2, 16:24, 24:] = 1  # blue below right

@@ -5,7 +5,7 @@ from tl_cli.contract import Preprocessing
 from tl_cli.data.images import PackedImages
 from tl_cli.data.packed_names import Names
 from tl_cli.data.sizes import Sizes
-from tl_cli.inspection.label_check import doubted, label_preprocessing
+from tl_cli.inspection.label_check import find_suspect_labels, label_preprocessing
 
 COLOURS = torch.tensor([[220, 50, 40], [40, 60, 220], [40, 200, 60]])
 
@@ -21,7 +21,9 @@ def test_a_planted_wrong_label_is_found() -> None:
     colours = [0] * 40 + [1] * 40
     labels = list(colours)
     labels[4] = 1
-    found, compared = doubted(pictures(colours, labels), "efficientnet_lite0", most=100, device="cpu", workers=0)
+    found, compared = find_suspect_labels(
+        pictures(colours, labels), "efficientnet_lite0", most=100, device="cpu", workers=0
+    )
     assert (4, 1, 0) in [(each.index, each.given, each.likely) for each in found]
     assert len(found) <= 8
     assert compared.tolist() == sorted(labels)
@@ -29,16 +31,16 @@ def test_a_planted_wrong_label_is_found() -> None:
 
 def test_classes_of_one_image_and_single_classes_are_not_compared() -> None:
     one_each = pictures([0, 0, 1, 1, 2], [0, 0, 1, 1, 2])
-    _, compared = doubted(one_each, "efficientnet_lite0", most=100, device="cpu", workers=0)
+    _, compared = find_suspect_labels(one_each, "efficientnet_lite0", most=100, device="cpu", workers=0)
     assert compared.tolist() == [0, 0, 1, 1]
     alone = pictures([0, 0, 1], [0, 0, 1])
-    found, compared = doubted(alone, "efficientnet_lite0", most=100, device="cpu", workers=0)
+    found, compared = find_suspect_labels(alone, "efficientnet_lite0", most=100, device="cpu", workers=0)
     assert (found, len(compared)) == ([], 0)
 
 
 def test_no_more_images_than_requested_are_compared() -> None:
     colours = [0, 1] * 10
-    _, compared = doubted(pictures(colours, colours), "efficientnet_lite0", most=8, device="cpu", workers=0)
+    _, compared = find_suspect_labels(pictures(colours, colours), "efficientnet_lite0", most=8, device="cpu", workers=0)
     assert compared.tolist() == [0] * 4 + [1] * 4
 
 

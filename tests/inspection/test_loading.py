@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tl_cli.data.photographs import photographs
 from tl_cli.errors import DataError
-from tl_cli.inspection.loading import LoadOptions, load_architecture, read_picture
+from tl_cli.inspection.loading import LoadOptions, load_architecture
 from tl_cli.models.zoo import registry
 
 
@@ -34,7 +35,7 @@ def test_an_architecture_recognises_the_photographs() -> None:
     assert torch.equal(model.inputs(prepared[None])[0], next(iter(images.batches(2, 2).clean())).inputs[1])
 
 
-def test_labels_of_other_images_are_unknown_to_an_architecture(colours: Path) -> None:
+def test_labels_of_other_images_are_unknown(colours: Path) -> None:
     model = load_architecture("squeezenet1_1", LoadOptions(str(colours)), weights="none", input_size=64)
     images = model.open_images()
     assert images.classes == ("blue", "green", "red")
@@ -47,18 +48,18 @@ def test_labels_of_other_images_are_unknown_to_an_architecture(colours: Path) ->
 
 
 def test_a_picture_is_decoded_or_refused(tmp_path: Path, colours: Path) -> None:
-    preprocessing = registry.default_preprocessing("resnet18")
-    assert read_picture(colours / "train" / "red" / "000.png", preprocessing).size == (32, 32)
+    model = load_architecture("squeezenet1_1", LoadOptions(), weights="none")
+    assert model.read(colours / "train" / "red" / "000.png").size == (32, 32)
     with pytest.raises(DataError, match="no such file"):
-        read_picture(tmp_path / "nothing.jpg", preprocessing)
+        model.read(tmp_path / "nothing.jpg")
+    with pytest.raises(DataError, match="is a folder"):
+        model.read(tmp_path)
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(DataError, match="text.jpg"):
-        read_picture(tmp_path / "text.jpg", preprocessing)
+        model.read(tmp_path / "text.jpg")
 
 
 def test_as_many_outputs_as_the_weights_have(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     assert registry.create("efficientnet_lite0", None).model.get_submodule("classifier").out_features == 1000
     assert registry.create("resnet18", None, weights="none").model.get_submodule("fc").out_features == 10
     state = registry.create("resnet18", 23, weights="none").model.state_dict()

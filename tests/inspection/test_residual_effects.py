@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from tests.support.multi_label import MultiLabel
 from tests.support.networks import TwoBlocks, enliven
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
@@ -14,7 +15,7 @@ from tl_cli.models.zoo import registry
 IMAGES = torch.stack([torch.full((3, 4, 4), value) for value in (1.0, 2.0, 3.0)])
 
 
-def test_the_numbers_of_a_hand_written_network_are_known() -> None:
+def test_the_numbers_of_a_hand_written_network_are_those_worked_by_hand() -> None:
     net = TwoBlocks()
     found = find_residuals(net, IMAGES)
     batches = [Batch(IMAGES[:2], torch.tensor([1, 1])), Batch(IMAGES[2:], torch.tensor([0]))]
@@ -133,3 +134,18 @@ def test_windows_of_one_image_are_counted_with_it() -> None:
     for one, other in zip(both.strengths, apart.strengths, strict=True):
         assert one.x_norm == pytest.approx(other.x_norm, rel=1e-4)
         assert one.ratio == pytest.approx(other.ratio, rel=1e-4)
+
+
+def test_decisions_and_losses_are_those_of_the_task() -> None:
+    net = TwoBlocks()
+    found = find_residuals(net, IMAGES)
+    with torch.no_grad():
+        logits = net(IMAGES)
+    decided = (logits > 0).long()
+    report = measure_residuals(net, found, [Batch(IMAGES, decided)], scales=(1.0, 0.0), task=MultiLabel())
+    assert report.accuracy == 1.0
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, decided.float())
+    assert report.loss == pytest.approx(expected.item(), rel=1e-5)
+    whole, without = report.effects[1]
+    assert (whole.kept, whole.accuracy, whole.divergence) == (1.0, 1.0, 0.0)
+    assert without.divergence > 0

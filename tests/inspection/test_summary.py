@@ -33,7 +33,7 @@ def test_the_tree_of_efficientnet_b0_is_right() -> None:
 
 
 @pytest.mark.parametrize("name", [*registry.names("torchvision")[::6], "timm/test_vit", "timm/levit_128s"])
-def test_work_is_what_is_listed_elsewhere_and_every_part_is_within_its_parent(name: str) -> None:
+def test_macs_match_other_sources_and_parts_add_up(name: str) -> None:
     size = registry.about(name).input_size
     root = summarize(name, 10, size, registry.options_for(name, size))
     counts = counting.count(name, size, 10)
@@ -79,14 +79,14 @@ def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
         ("timm/nfnet_f0", 64),
     ],
 )
-def test_memory_is_what_autograd_keeps_of_each_image_for_real(name: str, size: int) -> None:
+def test_activation_memory_is_what_autograd_keeps_per_image(name: str, size: int) -> None:
     options = registry.options_for(name, size)
     model = registry.build(name, 10, options).eval()
     two, four = (kept_for_real(model, torch.rand(count, 3, size, size)) for count in (2, 4))
     assert summarize(name, 10, size, options).activation_bytes == pytest.approx((four - two) / 2, rel=0.05)
 
 
-def test_work_of_fused_attention_is_that_of_its_two_products() -> None:
+def test_fused_attention_counts_its_two_matrix_products() -> None:
     """On the meta device, where the work is listed, attention is not fused; on the processor it is."""
     name = "timm/vit_tiny_patch16_224"
     model = registry.build(name, 10, registry.options_for(name, 96)).eval()

@@ -23,7 +23,7 @@ def test_the_steps_of_a_hand_written_network_are_recorded() -> None:
     assert ancestors(first, after=1) == [steps[1], steps[2], first]
 
 
-def test_what_does_not_depend_on_the_images_is_no_step() -> None:
+def test_operations_that_do_not_depend_on_the_images_are_not_steps() -> None:
     class Shifted(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             shift = torch.arange(4.0) * 2
@@ -50,11 +50,11 @@ def test_a_network_that_fails_is_refused_and_left_without_hooks() -> None:
 
 
 def test_an_addition_can_be_replaced_also_in_place() -> None:
-    class Second(Additions):
+    class SecondAddition(Additions):
         def added(self, index: int, one: Tensor, other: Tensor, alpha: float) -> Tensor | None:
             return one - alpha * other if index == 1 else None
 
-    with Second():
+    with SecondAddition():
         values = torch.tensor([1.0, 2.0]) + torch.tensor([1.0, 1.0])
         values.add_(torch.tensor([1.0, 1.0]), alpha=3)
     assert values.tolist() == [-1.0, 0.0]

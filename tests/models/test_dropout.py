@@ -9,7 +9,7 @@ from tests.support.training import SMALL_RESNET, plan_for, run
 @pytest.mark.parametrize(
     "model", ["resnet18", "efficientnet_b0", "vgg11", "squeezenet1_1", "googlenet", "timm/resnet18"]
 )
-def test_dropout_acts_on_the_heads_input_of_any_architecture_in_training_alone(colours: Path, model: str) -> None:
+def test_dropout_acts_on_the_input_of_any_head_in_training_only(colours: Path, model: str) -> None:
     plan = plan_for(colours, model=model, input_size=64, dropout=0.75, limit=6)
     head = plan.classifier.head_modules[0]
     seen: list[torch.Tensor] = []

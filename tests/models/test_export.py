@@ -41,7 +41,7 @@ PICTURES = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().man
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224"])
 @pytest.mark.parametrize("form", ["onnx", "pt2"])
-def test_a_file_answers_as_the_model_does_to_any_number_of_images(name: str, form: str, tmp_path: Path) -> None:
+def test_an_exported_file_has_the_logits_of_the_model_for_any_batch_size(name: str, form: str, tmp_path: Path) -> None:
     classifier, card = made(name, tmp_path / "model")
     with torch.inference_mode():
         expected = classifier.model(normalise(PICTURES, classifier.preprocessing)).numpy()
@@ -54,7 +54,7 @@ def test_a_file_answers_as_the_model_does_to_any_number_of_images(name: str, for
     assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, "model"]
 
 
-def test_what_must_be_known_is_in_the_file(tmp_path: Path) -> None:
+def test_an_exported_file_contains_classes_and_preprocessing(tmp_path: Path) -> None:
     classifier, card = made("resnet18", tmp_path / "model")
     export.write_onnx(classifier, card, tmp_path / "file.onnx")
     found = {each.key: each.value for each in onnx.load(tmp_path / "file.onnx").metadata_props}
@@ -88,7 +88,7 @@ class Branching(torch.nn.Module):
         return images.mean((2, 3)) if images.sum() > 0 else images.sum((2, 3))
 
 
-def test_a_failed_export_says_its_cause_and_the_format_that_works(tmp_path: Path) -> None:
+def test_the_error_of_a_failed_export_gives_the_cause_and_an_alternative(tmp_path: Path) -> None:
     classifier, card = made("resnet18", tmp_path / "model")
     bessel, branching = (replace(classifier, model=model()) for model in (Bessel, Branching))
     with pytest.raises(TlError, match=r"as ONNX: .*No ONNX function found for .*bessel_j0.*Try --format pt2"):
@@ -105,7 +105,7 @@ def test_a_failed_export_says_its_cause_and_the_format_that_works(tmp_path: Path
 
 
 @pytest.mark.parametrize("form", ["onnx", "pt2"])
-def test_a_file_that_does_not_fit_the_disk_is_said(form: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported(form: str, tmp_path: Path) -> None:
     classifier, card = made("timm/test_resnet", tmp_path / "model")
     path = tmp_path / f"file.{form}"
     path.write_bytes(b"old")
@@ -115,7 +115,7 @@ def test_a_file_that_does_not_fit_the_disk_is_said(form: str, tmp_path: Path) ->
     assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, "model"]
 
 
-def test_a_file_that_fails_its_check_takes_no_name(tmp_path: Path) -> None:
+def test_a_file_that_fails_its_check_is_not_kept(tmp_path: Path) -> None:
     classifier, card = made("resnet18", tmp_path / "model")
 
     def refuse(written: Path) -> None:
@@ -129,13 +129,13 @@ def test_a_file_that_fails_its_check_takes_no_name(tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file.pt2", "model"]
 
 
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_package_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(UsageError, match=r"pip install 'tl-train\[export\]'"):
         export.write_onnx(*made("resnet18", tmp_path / "model"), tmp_path / "file.onnx")
 
 
-def test_a_file_that_is_none_is_said_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_onnx_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file.onnx"
     path.write_bytes(b"nothing")
     with pytest.raises(TlError, match="onnxruntime cannot run"):

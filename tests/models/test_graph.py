@@ -38,7 +38,7 @@ def freeze_below(classifier: Classifier, images: torch.Tensor, share: float) -> 
 
 
 @pytest.mark.parametrize(("name", "size"), NAMES)
-def test_the_parts_answer_and_learn_as_the_whole(name: str, size: int) -> None:
+def test_both_parts_together_have_the_logits_and_gradients_of_the_whole(name: str, size: int) -> None:
     classifier, images = network(name, size)
     net = Network(classifier, images[:1])
     for share in (0.5, 1.0):
@@ -87,7 +87,7 @@ def test_the_longest_frozen_prefix_is_found() -> None:
     assert any(m.training for m in half.tail.train().modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_a_layer_whose_statistics_move_is_not_in_the_prefix() -> None:
+def test_a_layer_that_updates_statistics_is_not_in_the_prefix() -> None:
     classifier, images = network("resnet18", 32)
     net = Network(classifier, images[:1])
     freezing.unfreeze(classifier.model, "train")
@@ -99,7 +99,7 @@ def test_a_layer_whose_statistics_move_is_not_in_the_prefix() -> None:
     assert cut.after == "conv1"
 
 
-def test_what_trains_while_dense_layers_pass_their_sum_is_cut_between_blocks() -> None:
+def test_a_partly_frozen_densenet_is_cut_between_blocks() -> None:
     classifier, images = network("densenet121", 32)
     layers = layers_of(classifier, images[:1])
     place = next(i for i, layer in enumerate(layers) if layer.name.endswith("denseblock2.denselayer5"))
@@ -138,7 +138,7 @@ def test_a_network_that_cannot_be_traced_is_cut_before_its_head() -> None:
     torch.testing.assert_close(cut.tail(cut.prefix(images)), branching.model.eval()(images))
 
 
-def test_several_threads_may_be_in_what_comes_before_the_head() -> None:
+def test_several_threads_may_run_the_prefix() -> None:
     classifier, _ = network("resnet18", 32)
     branching = Classifier("own", Branching(), ("fc",), classifier.preprocessing, classifier.weights)
     freezing.freeze_backbone(branching.model, branching.head_modules)
@@ -168,7 +168,7 @@ class Nested(nn.Module):
         return self.top["mlp"](means if means.sum() > 0 else -means)
 
 
-def test_a_head_within_other_modules_is_left_out() -> None:
+def test_a_nested_head_is_left_out_of_the_prefix() -> None:
     classifier, images = network("resnet18", 32)
     nested = Classifier("own", Nested(), ("top.mlp.2",), classifier.preprocessing, classifier.weights)
     freezing.freeze_backbone(nested.model, nested.head_modules)
@@ -186,7 +186,7 @@ class AsksItsHead(Branching):
         return super().forward(images.to(self.fc.weight.dtype))
 
 
-def test_a_head_that_is_looked_at_by_others_is_not_cut_off() -> None:
+def test_a_head_that_other_modules_read_is_not_cut_off() -> None:
     classifier, images = network("resnet18", 32)
     odd = Classifier("own", AsksItsHead(), ("fc",), classifier.preprocessing, classifier.weights)
     freezing.freeze_backbone(odd.model, odd.head_modules)
@@ -209,7 +209,7 @@ class DropsByItself(nn.Module):
 
 
 @pytest.mark.parametrize(("share", "is_cut"), [(0.0, True), (0.5, False)])
-def test_what_would_train_otherwise_in_parts_than_as_a_whole_is_not_cut(share: float, is_cut: bool) -> None:
+def test_a_network_whose_parts_would_train_differently_is_not_cut(share: float, is_cut: bool) -> None:
     classifier, images = network("resnet18", 32)
     odd = Classifier("own", DropsByItself(share), ("fc",), classifier.preprocessing, classifier.weights)
     freezing.freeze([odd.model.body], odd.model.body.parameters())
@@ -229,14 +229,14 @@ class TwoPasses(nn.Module):
         return self.fc(features) + images.mean((1, 2, 3))[:, None]
 
 
-def test_where_the_images_pass_the_frozen_part_too_there_is_no_cut() -> None:
+def test_a_network_whose_images_bypass_the_frozen_part_is_not_cut() -> None:
     classifier, images = network("resnet18", 32)
     odd = Classifier("own", TwoPasses(), ("fc",), classifier.preprocessing, classifier.weights)
     freezing.freeze_backbone(odd.model, odd.head_modules)
     assert Network(odd, images[:1]).cut() is None
 
 
-def test_cutting_leaves_the_network_as_it_was() -> None:
+def test_cutting_leaves_the_network_unchanged() -> None:
     classifier, images = network("efficientnet_b0", 32)
     trained = freeze_below(classifier, images, 0.5)
     before = {key: value.clone() for key, value in classifier.model.state_dict().items()}

@@ -55,7 +55,7 @@ def test_a_layer_is_found_by_its_name_or_its_stages(name: str, place: int) -> No
         ("timm/vit_tiny_patch16_224", "blocks.3"),
     ],
 )
-def test_no_layer_before_the_named_one_is_in_it(model: str, until: str) -> None:
+def test_a_named_stage_begins_at_its_first_parameter(model: str, until: str) -> None:
     """A norm that begins a stage belongs to it, not to the block before."""
     classifier, example = on_meta(model)
     layers = layers_of(classifier, example)
@@ -80,7 +80,7 @@ def test_no_layer_before_the_named_one_is_in_it(model: str, until: str) -> None:
         ("bn1", "is part of the layer conv1"),
     ],
 )
-def test_what_is_no_layer_is_refused(name: str, said: str) -> None:
+def test_a_name_that_is_not_a_layer_is_refused(name: str, said: str) -> None:
     classifier, example = on_meta("resnet18", 64)
     with pytest.raises(UsageError, match=said):
         index_of(layers_of(classifier, example), classifier, name)

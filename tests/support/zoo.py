@@ -1,10 +1,12 @@
 """Small models, their cards, and a copy of the hub."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import pytest
 import safetensors.torch
 import torch
+from _pytest.mark.structures import ParameterSet
 from timm.models import list_models, list_modules
 
 from tests.support.server import Server
@@ -32,6 +34,11 @@ def family_members() -> Iterator[str]:
 
 
 MEMBERS = list(family_members())
+
+
+def every(step: int, names: Iterable[str]) -> list[ParameterSet]:
+    """All names as parameters of a test; those between every ``step``-th one are marked slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if index % step else []) for index, name in enumerate(names)]
 
 
 def publish(hub: Server, repo: str, filename: str, model: torch.nn.Module) -> str:

@@ -22,6 +22,7 @@ from tl_cli.evaluation.logits import SavedLogits
 from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.ranking import Comparison, Contender, Cost, Training
 from tl_cli.evaluation.speed import inference_speeds
+from tl_cli.evaluation.task import TASKS
 from tl_cli.io.download import check_reachable
 from tl_cli.models import bundle
 from tl_cli.models.list import counting
@@ -354,11 +355,17 @@ def _compared(models: _Models, request: CompareRequest, observer: Observer) -> C
         each.name: _training(each, histories.get(each.name), logits[each.name], request, with_digests=with_digests)
         for each in targets
     }
+    cards = [bundle.read_card(target.folder) for target in first]
     contenders = [
-        Contender(name, tuple(trainings[target.name] for target in each), _cost(each[0], images_per_second))
-        for (name, each), images_per_second in zip(models.items(), speeds, strict=True)
+        Contender(
+            name,
+            tuple(trainings[target.name] for target in each),
+            _cost(each[0], images_per_second),
+            TASKS[card.data.task],
+        )
+        for (name, each), images_per_second, card in zip(models.items(), speeds, cards, strict=True)
     ]
-    source = request.data or bundle.read_card(first[0].folder).data.source
+    source = request.data or cards[0].data.source
     comparison = ranking.compare_all(contenders, f"{source}, {request.split or 'test'}")
     curves = [
         tuple(histories[target.name] for target in models[model.name] if target.name in histories)

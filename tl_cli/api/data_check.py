@@ -19,7 +19,7 @@ from tl_cli.data.dataset import open_source, training_labels
 from tl_cli.data.images import FileImages
 from tl_cli.data.sizes import Sizes
 from tl_cli.errors import DataError
-from tl_cli.inspection.label_check import doubted
+from tl_cli.inspection.label_check import find_suspect_labels
 from tl_cli.inspection.suspect_labels import Suspect
 from tl_cli.io.download import Progress
 from tl_cli.models.zoo import registry
@@ -141,7 +141,9 @@ def _doubts(findings: Findings, request: CheckRequest, workers: int, progress: P
     if not len(good):
         return Doubts((), 0, "labels were not compared: no training image can be decoded")
     images, most, device = found.parts["train"].subset(good), request.most, request.device
-    suspects, compared = doubted(images, model, most=most, device=device, workers=workers, progress=progress)
+    suspects, compared = find_suspect_labels(
+        images, model, most=most, device=device, workers=workers, progress=progress
+    )
     if not len(compared):
         return Doubts((), 0, "labels were not compared: that takes two classes with two images each")
     seen = set(compared.tolist())

@@ -240,8 +240,9 @@ def _residuals(inspection: _Inspection, view: results.ResidualsView) -> results.
     passes = 1 + len(scales) * len(found)
     loader = images.batches(inspection.request.images or _affordable(model, _IMAGES, least=_FEWEST, passes=passes))
     steps = -(-len(loader.images) // loader.batch_size)
+    task = TASKS[network.task]
     counted = inspection.counted("measuring residuals", steps * passes)
-    report = measure_residuals(network.model, found, loader.clean(), scales=scales, counted=counted)
+    report = measure_residuals(network.model, found, loader.clean(), scales=scales, task=task, counted=counted)
     note = "The head is new and untrained, so there are no predictions to measure without a branch."
     result = replace(
         result,
@@ -253,7 +254,7 @@ def _residuals(inspection: _Inspection, view: results.ResidualsView) -> results.
     if other is None:
         return result
     counted = inspection.counted("measuring the state before", steps)
-    before = measure_residuals(other.model, found, loader.clean(), counted=counted)
+    before = measure_residuals(other.model, found, loader.clean(), task=TASKS[other.task], counted=counted)
     return replace(result, before=before, against=_state_name(other, view.against))
 
 
@@ -343,6 +344,7 @@ def _features(inspection: _Inspection) -> results.FeaturesResult:
         features_of(model.classifier, query.clean(), counted_after),
         labels_fit=images.labels_fit,
         most_on_map=_ON_MAP,
+        task=TASKS[model.classifier.task],
     )
     return results.FeaturesResult(
         *inspection.about(model.classifier),
@@ -362,9 +364,10 @@ def _cam(inspection: _Inspection, view: results.CamView) -> CamResult:
         logits: Tensor = model.classifier.model(inputs)
     check_finite(logits)
     task, temperature = TASKS[model.classifier.task], model.classifier.temperature
-    probabilities, labels = (each.tolist() for each in task.probabilities(logits.float(), temperature).max(1))
+    probabilities = task.probabilities(logits.float(), temperature)
+    labels, confidence = task.decide(logits).tolist(), task.confidence(probabilities).tolist()
     found = grad_cam(model.classifier, inputs, labels)
-    rows = zip(view.images, labels, probabilities, pictures, found.heat, strict=True)
+    rows = zip(view.images, labels, confidence, pictures, found.heat, strict=True)
     heatmaps = [
         Heatmap(str(path), model.class_name(label), probability, None, picture, heat)
         for path, label, probability, picture, heat in rows
@@ -381,7 +384,8 @@ def _worst(inspection: _Inspection, view: results.WorstView) -> CamResult:
     images, counted = loader.images, inspection.counted("evaluating", len(loader.images))
     labelled = compute_logits(model.classifier.model, loader.clean(), counted, at_once=model.machine.at_once)
     check_finite(labelled.logits)
-    mistakes = worst_mistakes(labelled.scaled(model.classifier.temperature), view.count)
+    task, temperature = TASKS[model.classifier.task], model.classifier.temperature
+    mistakes = worst_mistakes(labelled.scaled(temperature), view.count, task)
     about = inspection.about(model.classifier)
     if not mistakes:
         return CamResult(*about, images=len(images))

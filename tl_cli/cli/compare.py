@@ -1,8 +1,6 @@
 """``tl compare``: which of several models is better, at what cost, and whether the difference is significant."""
 
 from collections.abc import Sequence
-from contextlib import closing
-from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal

@@ -67,14 +67,13 @@ def reliability(labelled: LabelledLogits, seed: int = 0, task: Task = SINGLE_LAB
         seed: of the random draws for ``chance_ece``.
     """
     confidence = task.confidence(task.probabilities(labelled.logits.double())).numpy()
-    right = task.is_correct(labelled.logits, labelled.labels).numpy()
+    is_correct = task.is_correct(labelled.logits, labelled.labels).numpy()
     # Right-closed, as in the paper; a confidence of exactly 0 is impossible.
-    place = np.clip(np.ceil(confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
-    counts, sums = (np.bincount(place, weights, _BINS) for weights in (None, confidence))
-    correct = np.bincount(place, right, _BINS)
+    bin_index = np.clip(np.ceil(confidence * _BINS).astype(np.int64) - 1, 0, _BINS - 1)
+    counts, sums, correct = (np.bincount(bin_index, weights, _BINS) for weights in (None, confidence, is_correct))
     generator = np.random.default_rng(seed)
     drawn = (generator.random(len(confidence)) < confidence for _ in range(_DRAWS))
-    by_chance = [np.abs(np.bincount(place, each, _BINS) - sums).sum() / len(confidence) for each in drawn]
+    by_chance = [np.abs(np.bincount(bin_index, each, _BINS) - sums).sum() / len(confidence) for each in drawn]
     bins = tuple(
         Bin(number / _BINS, (number + 1) / _BINS, int(count), float(total / count), int(hits))
         for number, (count, total, hits) in enumerate(zip(counts, sums, correct, strict=True))
@@ -108,7 +107,7 @@ def fit_temperature(labelled: LabelledLogits, seed: int = 0, task: Task = SINGLE
     after = torch.empty_like(before)
     fold = torch.arange(count) % _FOLDS
     for held_out in (fold == number for number in range(_FOLDS)):
-        temperature = _best(task, logits[~held_out], labels[~held_out])
+        temperature = _best_temperature(task, logits[~held_out], labels[~held_out])
         after[held_out] = task.loss(logits[held_out] / temperature, labels[held_out], reduction="none")
     tried = tried.model_copy(update={"held_out_loss": _rounded(after.mean())})
     gain = (before - after).numpy()
@@ -118,7 +117,7 @@ def fit_temperature(labelled: LabelledLogits, seed: int = 0, task: Task = SINGLE
             f"({before.mean():.4f} without, {after.mean():.4f} with)"
         )
         return tried.model_copy(update={"note": note})
-    return tried.model_copy(update={"temperature": _rounded(_best(task, logits, labels)), "note": ""})
+    return tried.model_copy(update={"temperature": _rounded(_best_temperature(task, logits, labels)), "note": ""})
 
 
 def _rounded(value: float | Tensor) -> float:
@@ -126,13 +125,13 @@ def _rounded(value: float | Tensor) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _best(task: Task, logits: Tensor, labels: Tensor) -> float:
+def _best_temperature(task: Task, logits: Tensor, labels: Tensor) -> float:
     """Return the temperature of the least loss within ``_TEMPERATURES``."""
     # Convex in 1/T, so with one minimum in log T.
-    found = minimize_scalar(
+    result = minimize_scalar(
         lambda log_temperature: float(task.loss(logits / math.exp(log_temperature), labels)),
         bounds=[math.log(bound) for bound in _TEMPERATURES],
         method="bounded",
         options={"xatol": 1e-3},
     )
-    return math.exp(found.x)
+    return math.exp(result.x)

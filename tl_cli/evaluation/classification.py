@@ -11,10 +11,10 @@ from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 _DRAWS = 1000
-# With fewer images a class, means over classes are too far from what more would show for an interval to hold it.
-_FEWEST_A_CLASS = 10
-# Resampled numbers are held at once; more are drawn in parts.
-_MOST_AT_ONCE = 1 << 24
+# With fewer images per class, means over classes are too far from those of a larger sample for a 95% interval.
+_FEWEST_PER_CLASS = 10
+# Maximum resampled numbers in memory; more are drawn in parts.
+_MOST_IN_MEMORY = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,6 @@ class Report:
     top5: Accuracy | None
     loss: Measure
     confusion: np.ndarray
-
-    @property
-    def recalls(self) -> list[Accuracy | None]:
-        """Accuracy among the images of each class; None for a class without images."""
-        return [
-            wilson(int(row[label]), int(row.sum())) if row.sum() else None for label, row in enumerate(self.confusion)
-        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +59,8 @@ class MacroScores:
 
     A class that was never predicted has precision 0, as in scikit-learn. The intervals are basic ones (Davison and
     Hinkley 1997) of 1,000 bootstrap samples of the images, drawn class by class so that none is lost; with fewer than
-    ten images a class there are none, and none for the precision where a class was predicted fewer than ten times: it
-    is 0 in the samples that lose those predictions.
+    ten images per class there are none. The precision has none where a class was predicted fewer than ten times: it is
+    0 in the samples that lose those predictions.
     """
 
     precision: Measure
@@ -140,7 +133,7 @@ def class_scores(confusion: np.ndarray) -> list[ClassScore]:
     return scores
 
 
-def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
+def macro_scores(confusion: np.ndarray, seed: int | np.random.Generator = 0) -> MacroScores:
     """Return the macro averages with bootstrap intervals.
 
     Args:
@@ -153,10 +146,10 @@ def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
     # Cells come row by row, and a row is a class.
     rows = np.split(counts, np.flatnonzero(np.diff(true)) + 1)
     values = _macro(true, predicted, counts[None], len(confusion))[:, 0]
-    if counts.sum() < _FEWEST_A_CLASS * len(rows):
+    if counts.sum() < _FEWEST_PER_CLASS * len(rows):
         precision, recall, f1 = (Measure(float(value), math.nan, math.nan) for value in values)
         return MacroScores(precision, recall, f1)
-    size = max(1, _MOST_AT_ONCE // max(len(counts), len(confusion)))
+    size = max(1, _MOST_IN_MEMORY // max(len(counts), len(confusion)))
     drawn = []
     for start in range(0, _DRAWS, size):
         # Resampling images is drawing anew how many of a class fall in each cell that has any.
@@ -164,7 +157,7 @@ def macro_scores(confusion: np.ndarray, seed: int = 0) -> MacroScores:
         drawn.append(_macro(true, predicted, np.concatenate(draws, axis=1), len(confusion)))
     quantiles = np.percentile(np.concatenate(drawn, axis=1), [2.5, 97.5], axis=1).T
     precision, recall, f1 = (_basic(float(value), *each) for value, each in zip(values, quantiles, strict=True))
-    if confusion.sum(0)[confusion.any(1)].min() < _FEWEST_A_CLASS:
+    if confusion.sum(0)[confusion.any(1)].min() < _FEWEST_PER_CLASS:
         precision = Measure(precision.value, math.nan, math.nan)
     return MacroScores(precision, recall, f1)
 
@@ -181,28 +174,33 @@ def most_confused(confusion: np.ndarray, most: int) -> list[Confusion]:
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
     images = confusion.sum(1)
-    places = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    pairs = zip(*np.unravel_index(places, wrong.shape), strict=True)
+    cells = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(cells, wrong.shape), strict=True)
     return [
-        Confusion(int(true), int(said), int(wrong[true, said]), float(wrong[true, said] / images[true]))
-        for true, said in pairs
-        if wrong[true, said]
+        Confusion(int(true), int(predicted), int(count), float(count / images[true]))
+        for true, predicted in pairs
+        if (count := wrong[true, predicted])
     ]
 
 
-def worst_mistakes(labelled: LabelledLogits, most: int) -> list[Mistake]:
-    """Return the most confident wrong predictions: the largest loss first."""
+def worst_mistakes(labelled: LabelledLogits, most: int, task: Task = SINGLE_LABEL) -> list[Mistake]:
+    """Return the most confident wrong predictions: the largest loss first.
+
+    Args:
+        task: one whose decision is a single class per image; for any other the list is empty.
+    """
+    logits, labels = labelled.logits, labelled.labels
+    predicted = task.decide(logits)
+    if predicted.dim() > 1:
+        return []
     # As probabilities, several wrong classes may all round to one.
-    losses = SINGLE_LABEL.loss(labelled.logits.double(), labelled.labels, reduction="none")
-    predicted = labelled.logits.argmax(1)
-    wrong = torch.nonzero(predicted != labelled.labels).flatten()
+    losses = task.loss(logits.double(), labels, reduction="none")
+    wrong = torch.nonzero(~task.is_correct(logits, labels)).flatten()
     order = wrong[losses[wrong].argsort(descending=True, stable=True)][:most]
-    probabilities = labelled.logits[order].softmax(1)
+    indices = zip(order.tolist(), labels[order].tolist(), predicted[order].tolist(), strict=True)
     return [
-        Mistake(place, true, said, float(row[said]), float(row[true]))
-        for place, true, said, row in zip(
-            order.tolist(), labelled.labels[order].tolist(), predicted[order].tolist(), probabilities, strict=True
-        )
+        Mistake(index, true, guess, float(row[guess]), float(row[true]))
+        for (index, true, guess), row in zip(indices, task.probabilities(logits[order]), strict=True)
     ]
 
 

@@ -44,6 +44,12 @@ class Measure:
         return not math.isnan(self.low)
 
 
+def with_interval(name: str, estimate: Accuracy | Measure | None) -> dict[str, float | None]:
+    """Return an estimate and both ends of its interval, for JSON: ``name``, ``name_low`` and ``name_high``."""
+    values = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
 def wilson(correct: int, count: int) -> Accuracy:
     """Return an accuracy with its 95% Wilson score interval (Wilson 1927), by SciPy."""
     interval = binomtest(correct, count).proportion_ci(0.95, method="wilson")

@@ -12,7 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tl_cli.data.batches import Batch
+from tl_cli.compute.device import Machine, eval_batch
+from tl_cli.contract import Preprocessing
+from tl_cli.data.batches import Batch, Loader
+from tl_cli.data.images import Images
 from tl_cli.data.packed_names import Names
 from tl_cli.errors import DataError, WeightsError
 from tl_cli.io.atomic import replacing
@@ -77,21 +80,31 @@ def load_logits(path: Path) -> SavedLogits:
         DataError: the file is not one of those.
     """
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            logits, labels, ids, classes = (kept[name] for name in ("logits", "labels", "ids", "classes"))
-            if (
-                logits.dtype != np.float32
-                or labels.dtype != np.int64
-                or logits.shape != (*labels.shape, *classes.shape)
-                or labels.ndim != 1
-                or labels.shape != ids.shape
-                or not ((labels >= 0) & (labels < len(classes))).all()
+        with np.load(path, allow_pickle=False) as file:
+            logits, labels, ids, classes = (file[name] for name in ("logits", "labels", "ids", "classes"))
+            if (logits.dtype, labels.dtype, labels.ndim) != (np.float32, np.int64, 1) or not (
+                logits.shape == (*labels.shape, *classes.shape)
+                and labels.shape == ids.shape
+                and ((labels >= 0) & (labels < len(classes))).all()
             ):
                 raise ValueError("its arrays do not fit each other")
             labelled = LabelledLogits(torch.from_numpy(logits), torch.from_numpy(labels))
             return SavedLogits(labelled, tuple(ids.tolist()), tuple(classes.tolist()))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} does not contain the saved logits of a model: {error}") from error
+
+
+def inference_loader(
+    images: Images, preprocessing: Preprocessing, machine: Machine, workers: int, batch_size: int | None = None
+) -> Loader:
+    """Return a loader of images for a model.
+
+    Args:
+        workers: number of threads that decode images.
+        batch_size: None chooses.
+    """
+    size = batch_size or eval_batch(machine.device, preprocessing.crop)
+    return Loader(images, preprocessing, size, machine.device, workers, memory_format=machine.memory_format)
 
 
 @during("while evaluating", "--input-size", "--precision", "--workers", "--threads", "--device")
@@ -104,8 +117,8 @@ def compute_logits(
         at_once: number of batches computed concurrently (``outputs``).
     """
     logits, labels, done = [], [], 0
-    for batch, found in outputs(network, batches, at_once=at_once):
-        logits.append(found.float().cpu())
+    for batch, computed in outputs(network, batches, at_once=at_once):
+        logits.append(computed.float().cpu())
         labels.append(batch.labels.cpu())
         done += len(batch.labels)
         counted(done)
@@ -161,12 +174,12 @@ def outputs(network: nn.Module, batches: Iterable[Batch], *, at_once: int = 1) -
 
 
 def _first(waiting: deque[tuple[Batch, Future[Tensor]]]) -> tuple[Batch, Tensor]:
-    batch, found = waiting.popleft()
-    return batch, found.result()
+    batch, future = waiting.popleft()
+    return batch, future.result()
 
 
 def _infer(network: nn.Module, batch: Batch) -> Tensor:
     # Inference mode is set per thread.
     with torch.inference_mode():
-        found: Tensor = network(batch.inputs)
-    return found
+        logits: Tensor = network(batch.inputs)
+    return logits

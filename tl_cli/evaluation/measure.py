@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
+from tl_cli.compute.device import Autocasting, inference_machine, worker_count
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard, Split, SplitName
 from tl_cli.data import checks, splits
 from tl_cli.data.batches import Loader
@@ -18,7 +18,7 @@ from tl_cli.data.images import FileImages, Images, describe
 from tl_cli.data.sources import class_names
 from tl_cli.data.sources.found import Found
 from tl_cli.errors import DataError, some
-from tl_cli.evaluation.logits import LabelledLogits, check_finite, compute_logits
+from tl_cli.evaluation.logits import LabelledLogits, check_finite, compute_logits, inference_loader
 from tl_cli.io.download import Progress, silent
 from tl_cli.models.zoo.registry import Classifier
 
@@ -132,15 +132,14 @@ class Evaluator:
         self._data, self.is_own, self._trained_on = judged.data, judged.is_own, judged.trained_on
         self._parts: Mapping[SplitName, Images] = {**judged.data.parts, **judged.unread}
         self._unread = judged.unread
+        self._changed = changed_parts(card.data, judged.data) if judged.is_own else []
         self._class_indices = _class_indices(self._data, card)
         # Channels-last: faster on a CPU for every network tried, and the layout of a GPU's tensor cores.
         self.machine = inference_machine(device)
         self.machine.place(classifier.model)
         self._network = Autocasting(classifier.model, self.machine)
-        self._batch = eval_batch(self.machine.device, card.preprocessing.crop)
-        if batch_size is not None:
-            # All batches that are computed concurrently are in memory together.
-            self._batch = max(1, batch_size // self.machine.at_once)
+        # All batches that are computed concurrently are in memory together.
+        self._batch_size = None if batch_size is None else max(1, batch_size // self.machine.at_once)
 
     @property
     def preferred(self) -> Part:
@@ -157,8 +156,7 @@ class Evaluator:
                 (all of them are named).
         """
         part = part or self.preferred
-        whole = self._images(part)
-        images, left_out = self._without_bad(part, whole) if self._skips else (whole, ())
+        images, left_out = self._readable(part)
         name = _name_of(part)
         total = len(images)
         with self._all_named(images):
@@ -193,20 +191,19 @@ class Evaluator:
         Raises:
             DataError: there is no such split, or an image cannot be decoded.
         """
-        part = part or self.preferred
-        images = self._images(part)
-        if self._skips:
-            images, _ = self._without_bad(part, images)
+        images, _ = self._readable(part or self.preferred)
         if most is not None and most < len(images):
             images = images.subset(splits.beginning(images.labels, most, seed=0))
         with self._all_named(images):
             return self._loader(images)
 
-    def _without_bad(self, part: Part, images: Images) -> tuple[Images, tuple[str, ...]]:
-        """Return the images that can be decoded, and notes about the others."""
-        name = _name_of(part)
-        found = Found(self._data.classes, {name: images})
-        readable = checks.without_unreadable(found, workers=self._workers, progress=self._progress, strict=False)
+    def _readable(self, part: Part) -> tuple[Images, tuple[str, ...]]:
+        """Return the images of a split, and notes about those that are skipped."""
+        images, name = self._images(part), _name_of(part)
+        if not self._skips:
+            return images, ()
+        data = Found(self._data.classes, {name: images})
+        readable = checks.without_unreadable(data, workers=self._workers, progress=self._progress, strict=False)
         return readable.parts[name], readable.notes
 
     @contextmanager
@@ -231,18 +228,8 @@ class Evaluator:
                 f"its classes are {some(self._card.classes, 8)}. Rename the folders, or leave those images out"
             )
         images = decoded(images, workers=self._workers, progress=self._progress)
-        return Loader(
-            replace(images, labels=self._class_indices[images.labels]),
-            self._card.preprocessing,
-            self._batch,
-            self.machine.device,
-            self._workers,
-            memory_format=self.machine.memory_format,
-        )
-
-    @property
-    def _changed(self) -> list[SplitName]:
-        return changed_parts(self._card.data, self._data) if self.is_own else []
+        images = replace(images, labels=self._class_indices[images.labels])
+        return inference_loader(images, self._card.preprocessing, self.machine, self._workers, self._batch_size)
 
     def _images(self, part: Part) -> Images:
         parts = self._parts
@@ -269,19 +256,18 @@ class Evaluator:
         if part in self._unread and not self._skips:
             self._check(self._unread[part])
             raise DataError(f"{part} images in {source} cannot be read")
-        if self._is_drawn_otherwise(part):
+        if self._may_have_training_images(part):
             raise DataError(
                 f"the images in {source} have changed since the training, and its {part} images were held out at "
-                "random: now they would be others, and include training images. Put new images in their own folder "
-                "and give it with --data"
+                "random: a new split would have other images, and training images among them. Put new images in their "
+                "own folder and give it with --data"
             )
         return parts[part]
 
-    def _is_drawn_otherwise(self, part: SplitName) -> bool:
+    def _may_have_training_images(self, part: SplitName) -> bool:
         """Whether a split that was held out at random may now contain training images."""
-        changed = self._changed
         # If the training images are unchanged, none has moved from them to another split.
-        return part in changed and "train" in changed and part not in self._card.data.layout.split("/")
+        return {part, "train"} <= {*self._changed} and part not in self._card.data.layout.split("/")
 
 
 def _name_of(part: Part) -> SplitName:

@@ -102,10 +102,10 @@ def mean_accuracy(right: np.ndarray) -> Measure:
     if len(right) == 1:
         one = wilson(int(right.sum()), right.shape[1])
         return Measure(one.value, one.low, one.high)
-    found, _ = _student([right])
+    estimate, _ = _student([right])
     # Never narrower than the interval of the images alone.
-    least = wilson(round(found.value * right.shape[1]), right.shape[1])
-    return Measure(found.value, max(0.0, min(found.low, least.low)), min(1.0, max(found.high, least.high)))
+    least = wilson(round(estimate.value * right.shape[1]), right.shape[1])
+    return Measure(estimate.value, max(0.0, min(estimate.low, least.low)), min(1.0, max(estimate.high, least.high)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

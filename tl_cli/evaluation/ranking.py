@@ -8,9 +8,10 @@ from statistics import mean
 import numpy as np
 
 from tl_cli.errors import UsageError, some
-from tl_cli.evaluation.intervals import Measure
-from tl_cli.evaluation.logits import SavedLogits
+from tl_cli.evaluation.intervals import Measure, with_interval
+from tl_cli.evaluation.logits import LabelledLogits, SavedLogits
 from tl_cli.evaluation.paired import LEVEL, Paired, compare, holm, mean_accuracy
+from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 # Beginning of the value of the condition "weights" where the weights are published ones.
 PRETRAINED = "pretrained"
@@ -60,17 +61,22 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A model, trained once or with several seeds."""
+    """A model, trained once or with several seeds.
+
+    Attributes:
+        task: decides from the logits whether an image is classified correctly.
+    """
 
     name: str
     trainings: tuple[Training, ...]
     cost: Cost
+    task: Task = SINGLE_LABEL
 
     @property
     def correct(self) -> np.ndarray:
         """Which images each training classifies correctly, (trainings, N) bool."""
         labelled = [each.kept.labelled for each in self.trainings]
-        return np.stack([(each.logits.argmax(1) == each.labels).numpy() for each in labelled])
+        return np.stack([self.task.is_correct(each.logits, each.labels).numpy() for each in labelled])
 
     @property
     def gap(self) -> float | None:
@@ -160,12 +166,12 @@ def differences(comparison: Comparison) -> dict[str, list[str]]:
     """
     models = comparison.contenders
     named = dict.fromkeys(name for model in models for each in model.trainings for name in each.conditions or ())
-    found = {name: [_values(model, name) for model in models] for name in named if name != "architecture"}
+    settings = {name: [_values(model, name) for model in models] for name in named if name != "architecture"}
     if len({_values(model, "architecture") for model in models}) > 1:
         # Each architecture has its own published weights.
-        shown = [PRETRAINED if value.startswith(PRETRAINED) else value for value in found.get("weights", [])]
-        found["weights"] = shown
-    return {name: values for name, values in found.items() if len(set(values)) > 1}
+        weights = settings.get("weights", [])
+        settings["weights"] = [PRETRAINED if value.startswith(PRETRAINED) else value for value in weights]
+    return {name: values for name, values in settings.items() if len(set(values)) > 1}
 
 
 def _values(model: Contender, name: str) -> str:
@@ -184,20 +190,17 @@ def caution(comparison: Comparison) -> str | None:
     else:
         return None
     names = {_values(model, "architecture") for model in models}
-    if len(names) == 1 and len(differing) == 1 and "?" not in names:
+    is_same = len(names) == 1 and "?" not in names
+    if is_same and len(differing) == 1:
         return None
-    open_question = (
-        "which setting makes the difference" if len(names) == 1 and "?" not in names else "which architecture is better"
-    )
-    return f"{cause}: the comparison is of these trained models on these images, and does not tell {open_question}"
+    question = "which setting makes the difference" if is_same else "which architecture is better"
+    return f"{cause}: the comparison is of these trained models on these images, and does not tell {question}"
 
 
 def verdicts(comparison: Comparison) -> list[str]:
     """Return one sentence per pair, and the limits of what they say."""
-    sentences = [_verdict(comparison, pair) for pair in comparison.pairs]
     limits = caution(comparison)
-    if limits is not None:
-        sentences.insert(0, limits)
+    sentences = [*([limits] if limits else []), *(_verdict(comparison, pair) for pair in comparison.pairs)]
     single = [model.name for model in comparison.contenders if len(model.trainings) == 1]
     if 0 < len(single) < len(comparison.contenders):
         sentences.append(
@@ -224,8 +227,8 @@ def advice(comparison: Comparison) -> list[str]:
     for index, model in enumerate(models):
         reasons = _reasons(comparison, index)
         if reasons:
-            is_worse = index not in best and len(best) < len(models)
-            lines.append(f"{model.name}: {', '.join(reasons)}" + (f"; {_lost(comparison, index)}" if is_worse else ""))
+            loss = f"; {_accuracy_loss(comparison, index)}" if index not in best else ""
+            lines.append(f"{model.name}: {', '.join(reasons)}{loss}")
         elif index not in best:
             lines.append(f"{model.name}: best in no measure")
     return lines
@@ -241,9 +244,7 @@ def as_data(comparison: Comparison) -> dict[str, object]:
             {
                 "better": comparison.contenders[pair.first].name,
                 "worse": comparison.contenders[pair.second].name,
-                "difference": pair.paired.difference.value,
-                "difference_low": pair.paired.difference.low,
-                "difference_high": pair.paired.difference.high,
+                **with_interval("difference", pair.paired.difference),
                 "only_better_right": pair.paired.mcnemar.only_second if pair.paired.mcnemar else None,
                 "only_worse_right": pair.paired.mcnemar.only_first if pair.paired.mcnemar else None,
                 "test": _test(pair.paired),
@@ -256,8 +257,8 @@ def as_data(comparison: Comparison) -> dict[str, object]:
         ],
         "advice": advice(comparison),
         "differences": {
-            name: dict(zip((model.name for model in comparison.contenders), values, strict=True))
-            for name, values in differences(comparison).items()
+            setting: {model.name: value for model, value in zip(comparison.contenders, values, strict=True)}
+            for setting, values in differences(comparison).items()
         },
         "caution": caution(comparison),
     }
@@ -270,9 +271,7 @@ def rows(comparison: Comparison) -> list[dict[str, object]]:
         {
             "model": model.name,
             "trainings": len(model.trainings),
-            "accuracy": accuracy.value,
-            "accuracy_low": accuracy.low,
-            "accuracy_high": accuracy.high,
+            **with_interval("accuracy", accuracy),
             "accuracies": [float(each.mean()) for each in model.correct],
             "gap": model.gap,
             "parameters": model.cost.parameters,
@@ -292,37 +291,37 @@ def rows(comparison: Comparison) -> list[dict[str, object]]:
 def _aligned(contenders: Sequence[Contender]) -> list[Contender]:
     """Return the contenders with the logits of all in the same order of images."""
     first = contenders[0].trainings[0]
-    expected = _class_by_image(first.kept)
-    result = []
-    for model in contenders:
-        trainings = []
-        for each in model.trainings:
-            if _class_by_image(each.kept) != expected:
-                raise UsageError(_different_images(first, each))
-            indices = {image: index for index, image in enumerate(each.kept.ids)}
-            trainings.append(_reordered(each, [indices[image] for image in first.kept.ids]))
-        result.append(replace(model, trainings=tuple(trainings)))
-    return result
+    return [
+        replace(model, trainings=tuple(_in_order_of(first, each, model.task) for each in model.trainings))
+        for model in contenders
+    ]
 
 
-def _class_by_image(kept: SavedLogits) -> dict[str, str]:
-    """Return the true class of each image, by the image's id."""
-    return {image: kept.classes[label] for image, label in zip(kept.ids, kept.labelled.labels.tolist(), strict=True)}
+def _in_order_of(first: Training, training: Training, task: Task) -> Training:
+    """Return a training with its logits in the order of the images of ``first``.
+
+    Raises:
+        UsageError: it was evaluated on other images, or their classes differ.
+    """
+    expected, classes = _classes_by_image(first.kept, task), _classes_by_image(training.kept, task)
+    if classes != expected:
+        unshared = sorted(classes.keys() ^ expected.keys())
+        what = (
+            f"{len(unshared):,} images are in only one of them ({some(unshared, 3)})" if unshared else "classes differ"
+        )
+        raise UsageError(
+            f"{first.name} and {training.name} were not evaluated on the same images: {what}. "
+            "Give images with --data to evaluate both on them"
+        )
+    saved, indices = training.kept, {image: index for index, image in enumerate(training.kept.ids)}
+    order = [indices[image] for image in first.kept.ids]
+    labelled = LabelledLogits(saved.labelled.logits[order], saved.labelled.labels[order])
+    return replace(training, kept=replace(saved, labelled=labelled, ids=first.kept.ids))
 
 
-def _reordered(training: Training, order: list[int]) -> Training:
-    kept = training.kept
-    labelled = replace(kept.labelled, logits=kept.labelled.logits[order], labels=kept.labelled.labels[order])
-    return replace(training, kept=replace(kept, labelled=labelled, ids=tuple(kept.ids[index] for index in order)))
-
-
-def _different_images(one: Training, other: Training) -> str:
-    unshared = sorted(_class_by_image(one.kept).keys() ^ _class_by_image(other.kept).keys())
-    what = f"{len(unshared):,} images are in only one of them ({some(unshared, 3)})" if unshared else "classes differ"
-    return (
-        f"{one.name} and {other.name} were not evaluated on the same images: {what}. "
-        "Give images with --data to evaluate both on them"
-    )
+def _classes_by_image(saved: SavedLogits, task: Task) -> dict[str, str]:
+    """Return the true classes of each image as text, by the image's id."""
+    return dict(zip(saved.ids, task.label_names(saved.labelled.labels, saved.classes), strict=True))
 
 
 def _verdict(comparison: Comparison, pair: Pair) -> str:
@@ -334,7 +333,7 @@ def _verdict(comparison: Comparison, pair: Pair) -> str:
     if len(comparison.pairs) > 1:
         evidence += f", {_p(pair.adjusted_p)} for {len(comparison.pairs)} pairs"
     on = f"on {paired.images:,} images"
-    upper, lower = paired.seeds[1], paired.seeds[0]
+    lower, upper = paired.seeds
     if max(paired.seeds) > 1:
         on += f" with {upper} seeds each" if upper == lower else f" with {upper} against {lower} seeds"
     if pair.is_significant:
@@ -362,17 +361,17 @@ def _reasons(comparison: Comparison, index: int) -> list[str]:
     ]
     reasons = []
     for what, values, is_more in measures:
-        own = values[index]
-        others = [value for other, value in enumerate(values) if other != index and value]
-        if not own or len(others) < len(models) - 1:
+        known = [value for value in values if value]
+        if len(known) < len(models):
             continue
-        ratio = own / max(others) if is_more else min(others) / own
+        own = known.pop(index)
+        ratio = own / max(known) if is_more else min(known) / own
         if ratio >= _NOTABLE_RATIO:
             reasons.append(f"{what} ({ratio:.1f}x)")
     return reasons
 
 
-def _lost(comparison: Comparison, index: int) -> str:
+def _accuracy_loss(comparison: Comparison, index: int) -> str:
     lost = comparison.accuracies[0].value - comparison.accuracies[index].value
     return f"accuracy {100 * lost:.1f} points below {comparison.contenders[0].name}"
 

@@ -19,7 +19,7 @@ from tl_cli.evaluation.classification import (
     report,
     worst_mistakes,
 )
-from tl_cli.evaluation.intervals import Accuracy, Measure
+from tl_cli.evaluation.intervals import Accuracy, Measure, with_interval
 from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
@@ -70,52 +70,46 @@ def make_report(labelled: LabelledLogits, calibration: Calibration, task: Task =
         calibration=calibration,
         uncalibrated=reliability(labelled, task=task) if calibration.temperature != 1 else None,
         confused=most_confused(measured.confusion, _PAIRS),
-        mistakes=worst_mistakes(predicted, _MISTAKES),
+        mistakes=worst_mistakes(predicted, _MISTAKES, task),
     )
 
 
 def headline(report: EvaluationReport) -> dict[str, float]:
     """Return the scalar metrics by name, as they are recorded."""
-    measured, macro = report.scores, report.macro
-    numbers = {
-        "accuracy": measured.accuracy.value,
-        "loss": measured.loss.value,
-        "macro_precision": macro.precision.value,
-        "macro_recall": macro.recall.value,
-        "macro_f1": macro.f1.value,
-        "calibration_error": report.reliability.ece,
-    }
-    if measured.top5 is not None:
-        numbers["top5_accuracy"] = measured.top5.value
+    numbers = {name: each.value for name, each in _estimates(report).items()}
+    numbers["calibration_error"] = report.reliability.ece
     if report.uncalibrated is not None:
         numbers["uncalibrated_error"] = report.uncalibrated.ece
     return numbers
 
 
+def _estimates(report: EvaluationReport) -> dict[str, Accuracy | Measure]:
+    """Return the metrics that have an interval, by name."""
+    scores, macro = report.scores, report.macro
+    top5 = {"top5_accuracy": scores.top5} if scores.top5 else {}
+    means = {"macro_precision": macro.precision, "macro_recall": macro.recall, "macro_f1": macro.f1}
+    return {"accuracy": scores.accuracy, **top5, "loss": scores.loss, **means}
+
+
 def as_data(report: EvaluationReport, classes: Sequence[str], ids: Sequence[str]) -> dict[str, object]:
-    """Return the report as plain data for JSON.
+    """Return the report as plain data for JSON; an unknown end of an interval is NaN.
 
     Args:
         classes: names, by label.
         ids: of the images, in the order of the logits.
     """
-    measured, macro = report.scores, report.macro
+    data: dict[str, object] = {"images": report.scores.accuracy.count}
+    for name, estimate in _estimates(report).items():
+        data |= with_interval(name, estimate)
+    calibration = {**_reliability(report.reliability), "fitted": report.calibration.model_dump()}
+    if report.uncalibrated:
+        calibration["uncalibrated"] = _reliability(report.uncalibrated)
     return {
-        "images": measured.accuracy.count,
-        **_share("accuracy", measured.accuracy),
-        **(_share("top5_accuracy", measured.top5) if measured.top5 else {}),
-        **_measure("loss", measured.loss),
-        **_measure("macro_precision", macro.precision),
-        **_measure("macro_recall", macro.recall),
-        **_measure("macro_f1", macro.f1),
-        "calibration": {
-            **_reliability(report.reliability),
-            "fitted": report.calibration.model_dump(),
-            **({"uncalibrated": _reliability(report.uncalibrated)} if report.uncalibrated else {}),
-        },
+        **data,
+        "calibration": calibration,
         "classes": list(classes),
         "by_class": class_rows(report, classes),
-        **_confusion(measured.confusion),
+        **_confusion(report.scores.confusion),
         "most_confused": [
             {
                 "true": classes[pair.true],
@@ -153,31 +147,18 @@ def class_rows(report: EvaluationReport, classes: Sequence[str]) -> list[dict[st
             "class": name,
             "images": score.images,
             "predicted": score.predicted,
-            "recall": score.recall.value if score.recall else None,
-            "recall_low": score.recall.low if score.recall else None,
-            "recall_high": score.recall.high if score.recall else None,
-            "precision": score.precision.value if score.precision else None,
-            "precision_low": score.precision.low if score.precision else None,
-            "precision_high": score.precision.high if score.precision else None,
+            **with_interval("recall", score.recall),
+            **with_interval("precision", score.precision),
             "f1": score.f1,
         }
         for name, score in zip(classes, report.classes, strict=True)
     ]
 
 
-def _share(name: str, accuracy: Accuracy) -> dict[str, float | None]:
-    return _measure(name, Measure(accuracy.value, accuracy.low, accuracy.high))
-
-
-def _measure(name: str, measure: Measure) -> dict[str, float | None]:
-    low, high = (measure.low, measure.high) if measure.is_known else (None, None)
-    return {name: measure.value, f"{name}_low": low, f"{name}_high": high}
-
-
-def _reliability(found: Reliability) -> dict[str, object]:
+def _reliability(measured: Reliability) -> dict[str, object]:
     return {
-        "error": found.ece,
-        "error_by_chance": found.chance_ece,
+        "error": measured.ece,
+        "error_by_chance": measured.chance_ece,
         "bins": [
             {
                 "low": each.low,
@@ -186,6 +167,6 @@ def _reliability(found: Reliability) -> dict[str, object]:
                 "confidence": each.confidence,
                 "accuracy": each.correct / each.count,
             }
-            for each in found.bins
+            for each in measured.bins
         ],
     }

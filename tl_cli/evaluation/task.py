@@ -1,6 +1,6 @@
 """What a task is: its loss, its decision and what its scores count. Everything else uses it through ``Task``.
 
-A served model runs this file: it imports torch and NumPy alone.
+A served model runs this file: it imports only torch and NumPy.
 """
 
 import math
@@ -48,8 +48,14 @@ class Task(Protocol):
     def probabilities(self, logits: Tensor, temperature: float = 1.0) -> Tensor:
         """Return probabilities (N, num_classes) of the logits' dtype; a row is NaN where a logit is NaN or infinite."""
 
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return the predicted labels of each image, shaped like its true ones."""
+
     def is_correct(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return whether the decision on each image is right, (N,) bool; of a blend the largest share counts."""
+
+    def divergence(self, logits: Tensor, changed: Tensor) -> Tensor:
+        """Return the Kullback-Leibler divergence from the predictions to changed ones, in nats, mean over images."""
 
     def confidence(self, probabilities: Tensor) -> Tensor:
         """Return the probability of the decision on each image, (N,)."""
@@ -61,7 +67,7 @@ class Task(Protocol):
         """Return the labels of each image as text."""
 
     def is_among_likeliest(self, logits: Tensor, labels: Tensor, count: int) -> Tensor | None:
-        """Return whether the truth is among the likeliest classes, (N,) bool; None where that says nothing."""
+        """Return whether the truth is among the likeliest classes, (N,) bool; None where it always is."""
 
     def confusion(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return how many images of each class (row) were given each class (column), (num_classes, num_classes)."""
@@ -98,9 +104,17 @@ class SingleLabel:
         scaled = logits / temperature
         return scaled.softmax(1).where(scaled.isfinite().all(1, keepdim=True), math.nan)
 
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return the likeliest class, (N,) int64."""
+        return logits.argmax(1)
+
     def is_correct(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return whether the likeliest class is the true one."""
         return logits.argmax(1) == (targets if targets.dim() == 1 else targets.argmax(1))
+
+    def divergence(self, logits: Tensor, changed: Tensor) -> Tensor:
+        """Return the divergence between the softmax distributions."""
+        return F.kl_div(changed.log_softmax(1), logits.log_softmax(1), reduction="batchmean", log_target=True)
 
     def confidence(self, probabilities: Tensor) -> Tensor:
         """Return the largest probability."""

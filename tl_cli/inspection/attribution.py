@@ -1,7 +1,7 @@
 """Which parts of an image speak for a class: Grad-CAM with captum, for CNNs and Transformers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,12 @@ def grad_cam(classifier: Classifier, images: Tensor, targets: Sequence[int]) -> 
     images = images.detach().clone().requires_grad_()
     name, layout = _target_layer(classifier, images, targets)
     probe = _Probe()
-    with torch.enable_grad(), _through_probe(classifier.model.get_submodule(name), layout, probe):
+
+    def through_probe(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return layout.restore(probe(layout.maps(output)), output).clone()
+
+    layer = classifier.model.get_submodule(name)
+    with torch.enable_grad(), layer.register_forward_hook(through_probe):
         cam = LayerGradCam(classifier.model, probe).attribute(images, target=list(targets), relu_attributions=True)
     enlarged = LayerAttribution.interpolate(cam, tuple(images.shape[-2:]), "bilinear").detach().float()[:, 0].cpu()
     largest = enlarged.amax((1, 2), keepdim=True)
@@ -59,48 +64,33 @@ def grad_cam(classifier: Classifier, images: Tensor, targets: Sequence[int]) -> 
 
 
 class _Probe(nn.Module):
-    """The layer given to captum. It copies, because later layers may write into their input."""
+    """The layer given to captum: the maps (B, C, H, W), copied, because later layers may write into their input."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.clone()
 
 
-@contextmanager
-def _through_probe(module: nn.Module, layout: MapLayout, probe: nn.Module) -> Iterator[None]:
-    """Pass a module's output through the probe, there laid out as maps (B, C, H, W)."""
-    handle = module.register_forward_hook(
-        lambda m, i, output: layout.restore(probe(layout.maps(output)), output).clone()
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _target_layer(classifier: Classifier, images: Tensor, targets: Sequence[int]) -> tuple[str, MapLayout]:
     """Return the name of the module for Grad-CAM and the layout of its output."""
-    names = {id(module): name for name, module in classifier.model.named_modules()}
-    layers = [layer for layer in layers_of(classifier, images[:1].detach()) if not layer.is_head]
-    modules = [module for layer in layers for module in layer.modules]
+    names = {module: name for name, module in classifier.model.named_modules()}
+    layers = layers_of(classifier, images[:1].detach())
+    modules = [module for layer in layers if not layer.is_head for module in layer.modules]
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.requires_grad:
             outputs[module] = output
 
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
-        with torch.enable_grad():
-            logits = classifier.model(images)
-            chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None]).sum()
-            gradients = torch.autograd.grad(chosen, list(outputs.values()), allow_unused=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for (module, output), gradient in reversed(list(zip(outputs.items(), gradients, strict=True))):
-        layout = layout_of(tuple(output.shape), len(images))
+    with ExitStack() as hooks, torch.enable_grad():
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(keep))
+        logits = classifier.model(images)
+        chosen = logits.gather(1, torch.tensor(targets, device=logits.device)[:, None]).sum()
+        gradients = torch.autograd.grad(chosen, list(outputs.values()), allow_unused=True)
+    for module, gradient in reversed(list(zip(outputs, gradients, strict=True))):
+        layout = layout_of(tuple(outputs[module].shape), len(images))
         if layout is not None and gradient is not None and _most_matter(layout.maps(gradient)):
-            return names[id(module)], layout
+            return names[module], layout
     raise UsageError(f"{classifier.name} has no layer that keeps image positions, so there is no heatmap")
 
 

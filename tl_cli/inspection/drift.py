@@ -1,8 +1,9 @@
 """How far training moved a model: its weights, and the outputs of its layers on the same images."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,11 +92,13 @@ def _last_with_weights(layer: Layer) -> nn.Module:
 def _moved(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
     if not before or any(was.shape != now.shape for was, now in zip(before, after, strict=True)):
         return None
-    length = sum(was.detach().double().square().sum().item() for was in before)
-    change = sum(
-        (now.detach() - was.detach()).double().square().sum().item() for was, now in zip(before, after, strict=True)
-    )
+    length = _squared(before)
+    change = _squared([now.detach() - was.detach() for was, now in zip(before, after, strict=True)])
     return float((change / length) ** 0.5) if length > 0 else None
+
+
+def _squared(tensors: Sequence[Tensor]) -> float:
+    return sum(tensor.detach().double().square().sum().item() for tensor in tensors)
 
 
 def _statistics(modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -111,7 +114,7 @@ class _Similarity:
     after: float = 0.0
     outputs: list[Tensor | None] = field(default_factory=lambda: [None, None])
 
-    def keep(self, index: int, output: Any) -> None:
+    def keep(self, index: int, module: nn.Module, inputs: Any, output: Any) -> None:
         self.outputs[index] = _gram(output) if isinstance(output, Tensor) else None
 
     def add(self) -> None:
@@ -139,7 +142,10 @@ def _similarities(
     similarities = [_Similarity() for _ in after_modules]
     before.eval()
     after.eval()
-    with _kept(before_modules, similarities, 0), _kept(after_modules, similarities, 1), torch.no_grad():
+    with ExitStack() as hooks, torch.no_grad():
+        for index, modules in enumerate((before_modules, after_modules)):
+            for module, each in zip(modules, similarities, strict=True):
+                hooks.enter_context(module.register_forward_hook(partial(each.keep, index)))
         for number, batch in enumerate(batches, 1):
             if len(batch.labels) >= FEWEST_IMAGES:
                 check_finite(before(batch.inputs))
@@ -150,25 +156,12 @@ def _similarities(
     return [each.cka for each in similarities]
 
 
-@contextmanager
-def _kept(modules: Sequence[nn.Module], similarities: Sequence[_Similarity], index: int) -> Iterator[None]:
-    handles = [
-        module.register_forward_hook(lambda m, i, output, each=each: each.keep(index, output))
-        for module, each in zip(modules, similarities, strict=True)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _gram(output: Tensor) -> Tensor | None:
     """Return the Gram matrix (B, B) of the images' centred features, each image flattened to one vector."""
     if output.dim() < 2:
         return None
     features = output.flatten(1).double()
-    # The mean image is no feature of any of them, and its norm would dominate.
+    # The mean is common to all images, and its norm would dominate.
     features = features - features.mean(0)
     return features @ features.T
 

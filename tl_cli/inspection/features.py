@@ -9,12 +9,13 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsClassifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.intervals import Accuracy, wilson
 from tl_cli.evaluation.logits import Counted, LabelledLogits, check_finite
+from tl_cli.evaluation.task import SINGLE_LABEL, Task
 from tl_cli.models.zoo.registry import Classifier
 
 # As in the evaluation of DINO (Caron et al. 2021), where 20 was the best or close to it.
@@ -24,7 +25,7 @@ _FEWEST_FOR_TSNE = 5
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What reaches the head for each image, with the logits that the head makes of it.
+    """The input of the head for each image, and the logits that it returns.
 
     Attributes:
         vectors: (N, D) float32, on the CPU.
@@ -49,30 +50,24 @@ def features_of(classifier: Classifier, batches: Iterable[Batch], counted: Count
         WeightsError: the model returns NaN or infinity.
     """
     head_inputs: list[Tensor] = []
+
+    def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        head_inputs.extend(each for each in inputs[:1] if isinstance(each, Tensor))
+
     vectors, logits, labels, done = [], [], [], 0
-    head = classifier.head_modules[0]
-    handle = head.register_forward_pre_hook(lambda module, inputs: _keep(head_inputs, inputs))
     classifier.model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                head_inputs.clear()
-                logits.append(classifier.model(batch.inputs).float().cpu())
-                check_finite(logits[-1])
-                labels.append(batch.labels.cpu())
-                if not head_inputs or len(head_inputs[0]) != len(batch.labels):
-                    raise UsageError(f"the input of {classifier.name}'s head has no row per image")
-                vectors.append(_pooled(head_inputs[0]).float().cpu())
-                done += len(batch.labels)
-                counted(done)
-    finally:
-        handle.remove()
+    with classifier.head_modules[0].register_forward_pre_hook(record), torch.inference_mode():
+        for batch in batches:
+            head_inputs.clear()
+            logits.append(classifier.model(batch.inputs).float().cpu())
+            check_finite(logits[-1])
+            labels.append(batch.labels.cpu())
+            if not head_inputs or len(head_inputs[0]) != len(batch.labels):
+                raise UsageError(f"the input of {classifier.name}'s head has no row per image")
+            vectors.append(_pooled(head_inputs[0]).float().cpu())
+            done += len(batch.labels)
+            counted(done)
     return Features(torch.cat(vectors), LabelledLogits(torch.cat(logits), torch.cat(labels)))
-
-
-def _keep(head_inputs: list[Tensor], inputs: tuple[Any, ...]) -> None:
-    if inputs and isinstance(inputs[0], Tensor):
-        head_inputs.append(inputs[0])
 
 
 def _pooled(values: Tensor) -> Tensor:
@@ -137,7 +132,9 @@ class Neighbourhood:
     labels: np.ndarray
 
 
-def explore(training: Features, query: Features, *, labels_fit: bool, most_on_map: int) -> Neighbourhood:
+def explore(
+    training: Features, query: Features, *, labels_fit: bool, most_on_map: int, task: Task = SINGLE_LABEL
+) -> Neighbourhood:
     """Return the accuracy of nearest neighbours beside that of the head, and a map of the images.
 
     Args:
@@ -146,15 +143,16 @@ def explore(training: Features, query: Features, *, labels_fit: bool, most_on_ma
         labels_fit: whether the labels are the model's own classes.
         most_on_map: only the first so many images are on the map.
     """
-    labels = query.labelled.labels.numpy()
+    logits, labels = query.labelled.logits, query.labelled.labels
     k = neighbour_count(len(training.vectors), len(np.unique(training.labelled.labels.numpy())))
-    by_neighbours, by_head = knn_predictions(training, query, k), query.labelled.logits.argmax(1).numpy()
+    by_neighbours = knn_predictions(training, query, k)
+    agreeing = task.is_correct(logits, torch.from_numpy(by_neighbours))
     return Neighbourhood(
-        wilson(int((by_head == labels).sum()), len(labels)) if labels_fit else None,
-        wilson(int((by_neighbours == labels).sum()), len(labels)),
+        wilson(int(task.is_correct(logits, labels).sum()), len(labels)) if labels_fit else None,
+        wilson(int((by_neighbours == labels.numpy()).sum()), len(labels)),
         k,
         len(training.vectors),
-        float((by_neighbours == by_head).mean()) if labels_fit else None,
+        float(agreeing.double().mean()) if labels_fit else None,
         tsne_map(query.vectors[:most_on_map].numpy()),
-        labels[:most_on_map],
+        labels[:most_on_map].numpy(),
     )

@@ -1,12 +1,11 @@
 """Which parts of a model train in each phase, read off the model while it is frozen as in a run."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from tl_cli.models.freezing import batch_norms
+from tl_cli.models.freezing import batch_norms, restored
 from tl_cli.models.zoo.registry import Classifier
 
 
@@ -41,7 +40,7 @@ def freeze_plan(classifier: Classifier, phases: Sequence[Callable[[], None]]) ->
         phases: each freezes the model as one phase of a run does.
     """
     by_phase = []
-    with _restored(classifier.model):
+    with restored(classifier.model):
         for freeze in phases:
             freeze()
             by_phase.append(_states(classifier))
@@ -56,24 +55,6 @@ def freeze_plan(classifier: Classifier, phases: Sequence[Callable[[], None]]) ->
         )
         for name, state in by_phase[0].items()
     ]
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Restore which parameters train, every module's mode and its own ``train`` method when the block ends."""
-    parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modules = [(module, module.training, module.__dict__.get("train")) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for parameter, requires_grad in parameters:
-            parameter.requires_grad_(requires_grad)
-        for module, training, train in modules:
-            module.training = training
-            # Freezing replaces this method on the instance (models.freezing).
-            module.__dict__.pop("train", None)
-            if train is not None:
-                module.__dict__["train"] = train
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +108,8 @@ class _State:
 
     parameters: int
     trainable: int
-    batch_norms: int = 0
-    updating: int = 0
+    batch_norms: int
+    updating: int
 
 
 def _states(classifier: Classifier) -> dict[str, _State]:
@@ -136,9 +117,8 @@ def _states(classifier: Classifier) -> dict[str, _State]:
     classifier.model.train()
     head = set(classifier.head)
     states: dict[str, _State] = {}
-    loose = [p for _, p in classifier.model.named_parameters(recurse=False)]
-    if loose:
-        states["(tokens and embeddings)"] = _State(_count(loose), _count(p for p in loose if p.requires_grad))
+    if any(True for _ in classifier.model.parameters(recurse=False)):
+        states["(tokens and embeddings)"] = _state([classifier.model])
     for name, child in classifier.model.named_children():
         inside = [part for part in head if part == name or part.startswith(name + ".")]
         head_modules = [classifier.model.get_submodule(part) for part in inside]

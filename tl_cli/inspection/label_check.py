@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import eval_batch, inference_machine, worker_count
+from tl_cli.compute.device import inference_machine, worker_count
 from tl_cli.contract import CropMode, Preprocessing
 from tl_cli.data import splits
-from tl_cli.data.batches import Loader
 from tl_cli.data.images import Images
 from tl_cli.data.sizes import Sizes, measure
+from tl_cli.evaluation.logits import inference_loader
 from tl_cli.inspection.features import features_of
 from tl_cli.inspection.suspect_labels import Suspect, are_comparable, suspects
 from tl_cli.io.download import Progress, silent
@@ -35,7 +35,7 @@ def label_preprocessing(how: Preprocessing, sizes: Sizes | None, enlarged: int =
     return how.at(enlarged if is_tiny else how.crop, whole=is_tiny, crop_mode=crop_mode)
 
 
-def doubted(
+def find_suspect_labels(
     images: Images,
     model: str,
     *,
@@ -67,20 +67,10 @@ def doubted(
     machine = inference_machine(device)
     classifier = _classifier_for(compared, model, progress)
     machine.place(classifier.model)
-    loader = Loader(
-        compared,
-        classifier.preprocessing,
-        eval_batch(machine.device, classifier.preprocessing.crop),
-        machine.device,
-        worker_count(workers),
-        memory_format=machine.memory_format,
-    )
-    found = features_of(classifier, loader.clean(), lambda done: progress("comparing labels", done, len(compared)))
-    doubts = [
-        replace(suspect, index=int(chosen[suspect.index]))
-        for suspect in suspects(found.vectors.numpy(), compared.labels)
-    ]
-    return doubts, np.sort(compared.labels)
+    loader = inference_loader(compared, classifier.preprocessing, machine, worker_count(workers))
+    features = features_of(classifier, loader.clean(), lambda done: progress("comparing labels", done, len(compared)))
+    doubts = suspects(features.vectors.numpy(), compared.labels)
+    return [replace(each, index=int(chosen[each.index])) for each in doubts], np.sort(compared.labels)
 
 
 def _classifier_for(images: Images, model: str, progress: Progress) -> Classifier:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,15 @@ from torch import Tensor
 from torchvision.models import ResNet18_Weights
 
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Machine, eval_batch, inference_machine, worker_count
-from tl_cli.contract import DataSpec, ModelCard, Preprocessing
+from tl_cli.compute.device import Machine, inference_machine, worker_count
+from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data import photographs, splits
 from tl_cli.data.batches import Loader
 from tl_cli.data.dataset import open_data
 from tl_cli.data.images import Images
 from tl_cli.data.preprocess import Picture, decoded_side, normalise, open_picture, prepare
 from tl_cli.errors import DataError
+from tl_cli.evaluation.logits import inference_loader
 from tl_cli.evaluation.measure import Evaluator, Part
 from tl_cli.io.download import Progress, silent
 from tl_cli.models.zoo import registry
@@ -46,14 +48,6 @@ class LoadOptions:
     device: DeviceName = "auto"
     workers: int | None = None
     progress: Progress = silent
-
-    def machine(self) -> Machine:
-        """Return the device with the memory layout for inference.
-
-        Raises:
-            UsageError: there is no such device.
-        """
-        return inference_machine(self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +118,11 @@ class InspectedModel:
         Raises:
             DataError: the file does not exist or cannot be decoded.
         """
-        return read_picture(path, self.classifier.preprocessing, self.max_pixels)
-
-
-def read_picture(path: Path, preprocessing: Preprocessing, max_pixels: int | None = None) -> Picture:
-    """Return a decoded picture file, no larger than ``preprocessing`` needs it.
-
-    Raises:
-        DataError: the file does not exist or cannot be decoded.
-    """
-    if not path.is_file():
-        what = "is a folder; give a picture" if path.is_dir() else "there is no such file"
-        raise DataError(f"{path}: {what}")
-    return open_picture(
-        path,
-        short_side=decoded_side(preprocessing),
-        pixel_range=preprocessing.pixel_range,
-        max_pixels=max_pixels,
-    )
+        if not path.is_file():
+            problem = "is a folder; give a picture" if path.is_dir() else "there is no such file"
+            raise DataError(f"{path}: {problem}")
+        how = self.classifier.preprocessing
+        return open_picture(path, short_side=decoded_side(how), pixel_range=how.pixel_range, max_pixels=self.max_pixels)
 
 
 def load_saved_model(folder: Path, options: LoadOptions) -> InspectedModel:
@@ -151,7 +132,7 @@ def load_saved_model(folder: Path, options: LoadOptions) -> InspectedModel:
         WeightsError: the folder is no saved model.
     """
     classifier, card = registry.restore(folder)
-    machine = options.machine()
+    machine = inference_machine(options.device)
     machine.place(classifier.model)
     return InspectedModel(
         classifier, machine, card.classes, lambda: _own_images(classifier, card, options), card.data.max_pixels
@@ -197,7 +178,7 @@ def load_architecture(
         UsageError: the weights or the size cannot be used.
         DownloadError: the weights cannot be downloaded.
     """
-    machine = options.machine()
+    machine = inference_machine(options.device)
     classifier = registry.create(name, None, weights=weights, input_size=input_size, progress=options.progress)
     if input_size is not None:
         sized = classifier.preprocessing.at(input_size, whole=False)
@@ -206,28 +187,25 @@ def load_architecture(
     classifier.model.eval()
     threads = worker_count(options.workers)
 
-    def loader(images: Images, batch_size: int | None = None) -> Loader:
-        size = batch_size or eval_batch(machine.device, classifier.preprocessing.crop)
-        return Loader(
-            images, classifier.preprocessing, size, machine.device, threads, memory_format=machine.memory_format
-        )
+    def loader(images: Images, most: int, batch_size: int | None = None) -> Loader:
+        if most < len(images):
+            images = images.subset(splits.beginning(images.labels, most, seed=0))
+        return inference_loader(images, classifier.preprocessing, machine, threads, batch_size)
 
     def open_images() -> SampleImages:
-        if options.source is None:
-            cuts = photographs.photographs(_CUTS, _CUT_SIDE)
-            return SampleImages(
-                photographs.ABOUT,
-                (),
-                labels_fit=False,
-                open=lambda most, size: loader(cuts.subset(np.arange(min(most, _CUTS))), size),
-            )
-        return _other_images(options.source, options, threads, loader)
+        if options.source is not None:
+            return _other_images(options.source, options, threads, loader)
+
+        def open_first(most: int, batch_size: int | None) -> Loader:
+            return loader(photographs.photographs(min(most, _CUTS), _CUT_SIDE), _CUTS, batch_size)
+
+        return SampleImages(photographs.ABOUT, (), labels_fit=False, open=open_first)
 
     return InspectedModel(classifier, machine, _imagenet_names(classifier), open_images)
 
 
 def _other_images(
-    source: str, options: LoadOptions, workers: int, loader: Callable[[Images, int | None], Loader]
+    source: str, options: LoadOptions, workers: int, loader: Callable[[Images, int, int | None], Loader]
 ) -> SampleImages:
     spec = DataSpec(source=source, data_dir=options.data_dir, layout="classes")
     data = open_data(spec, workers=workers, progress=options.progress)
@@ -239,13 +217,9 @@ def _other_images(
         f"{data.spec.source}, {split}",
         data.classes,
         labels_fit=False,
-        open=lambda most, size: loader(_at_most(images, most), size),
-        open_training=lambda most: loader(_at_most(data.parts["train"], most), None),
+        open=partial(loader, images),
+        open_training=lambda most: loader(data.parts["train"], most, None),
     )
-
-
-def _at_most(images: Images, most: int) -> Images:
-    return images if most >= len(images) else images.subset(splits.beginning(images.labels, most, seed=0))
 
 
 def _imagenet_names(classifier: Classifier) -> tuple[str, ...]:

@@ -1,21 +1,21 @@
 """Residual connections on real images: how strong a branch is relative to its shortcut, and the model without it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from statistics import median
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
 
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.logits import Counted, check_finite
-from tl_cli.evaluation.paired import holm, mcnemar
+from tl_cli.evaluation.paired import LEVEL, holm, mcnemar
+from tl_cli.evaluation.task import SINGLE_LABEL, Task
 from tl_cli.inspection.residuals import Residual
 from tl_cli.inspection.trace import Additions
-
-_SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Effect:
     @property
     def is_significant(self) -> bool:
         """Whether the difference in accuracy is significant at 5%."""
-        return self.p_value is not None and self.p_value < _SIGNIFICANCE
+        return self.p_value is not None and self.p_value < LEVEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ def measure_residuals(
     batches: Iterable[Batch],
     *,
     scales: Sequence[float] = (),
+    task: Task = SINGLE_LABEL,
     counted: Counted = lambda done: None,
 ) -> ResidualReport:
     """Return how strong the branches are, and how predictions change without each. The model is left in eval mode.
@@ -102,6 +103,7 @@ def measure_residuals(
     Args:
         batches: inputs on the model's device; a label below zero is unknown.
         scales: factors of each branch, one residual at a time: one forward pass per residual and scale.
+        task: of the model, for its decisions and its loss.
         counted: called with the number of forward passes done.
 
     Raises:
@@ -109,27 +111,25 @@ def measure_residuals(
         WeightsError: the model returns NaN or infinity.
     """
     model.eval()
-    by_addition = {each.addition: each for each in residuals}
     products: dict[int, list[Tensor]] = {each.addition: [] for each in residuals}
     logits: dict[tuple[int, float] | None, list[Tensor]] = {None: []}
     labels, done = [], 0
     with torch.no_grad():
         for batch in batches:
-            with _Products(by_addition, len(batch.labels), products):
+            with _Parts(residuals, partial(_record_products, products, len(batch.labels))):
                 logits[None].append(model(batch.inputs).float().cpu())
             check_finite(logits[None][-1])
             labels.append(batch.labels.cpu())
             counted(done := done + 1)
-            for index, residual in by_addition.items():
-                for scale in scales:
-                    with _Scaling(residual, scale):
-                        scaled = model(batch.inputs).float().cpu()
-                    logits.setdefault((index, scale), []).append(scaled)
-                    counted(done := done + 1)
+            for residual, scale in product(residuals, scales):
+                with _Parts([residual], partial(_scaled, scale)):
+                    scaled = model(batch.inputs).float().cpu()
+                logits.setdefault((residual.addition, scale), []).append(scaled)
+                counted(done := done + 1)
     original, known = torch.cat(logits[None]), torch.cat(labels)
-    accuracy, loss = _accuracy_and_loss(original, known)
+    accuracy, loss = _accuracy_and_loss(task, original, known)
     by_scale = [
-        _effects(scale, original, [torch.cat(logits[each.addition, scale]) for each in residuals], known)
+        _effects(task, scale, original, [torch.cat(logits[each.addition, scale]) for each in residuals], known)
         for scale in scales
     ]
     return ResidualReport(
@@ -166,60 +166,49 @@ def operands(model: nn.Module, residuals: Sequence[Residual], images: Tensor) ->
     Raises:
         UsageError: the forward pass on these images differs from the one in which the residuals were found.
     """
+    recorded: dict[int, Operands] = {}
+
+    def record(residual: Residual, x: Tensor, branch: Tensor) -> None:
+        # Copies, because later layers may write into their input.
+        recorded[residual.addition] = Operands(x.clone(), branch.clone(), x + branch)
+
     model.eval()
-    with torch.no_grad(), _Operands(residuals) as recorder:
+    with torch.no_grad(), _Parts(residuals, record):
         model(images)
-    kept: dict[int, Operands] = recorder.kept
     for residual in residuals:
-        if residual.addition not in kept:
+        if residual.addition not in recorded:
             raise _not_found(residual)
-    return [kept[each.addition] for each in residuals]
+    return [recorded[each.addition] for each in residuals]
 
 
-class _Operands(Additions):
-    def __init__(self, residuals: Sequence[Residual]) -> None:
+class _Parts(Additions):
+    """Calls a function with each residual, its x and its F while a network runs; a result replaces their sum."""
+
+    def __init__(
+        self, residuals: Sequence[Residual], visit: Callable[[Residual, Tensor, Tensor], Tensor | None]
+    ) -> None:
         super().__init__()
         self._by_addition = {each.addition: each for each in residuals}
-        self.kept: dict[int, Operands] = {}
+        self._visit = visit
 
     def added(self, index: int, one: Tensor, other: Tensor, alpha: float) -> Tensor | None:
         residual = self._by_addition.get(index)
-        if residual is not None:
-            x, branch = _parts(residual, one, other, alpha)
-            # Copies, because later layers may write into their input.
-            self.kept[index] = Operands(x.clone(), branch.clone(), x + branch)
-        return None
+        return None if residual is None else self._visit(residual, *_parts(residual, one, other, alpha))
 
 
-class _Products(Additions):
-    """Records <x, x>, <F, F> and <x, F> of each image."""
-
-    def __init__(self, residuals: Mapping[int, Residual], images: int, products: dict[int, list[Tensor]]) -> None:
-        super().__init__()
-        self._by_addition, self._images, self._products = residuals, images, products
-
-    def added(self, index: int, one: Tensor, other: Tensor, alpha: float) -> Tensor | None:
-        residual = self._by_addition.get(index)
-        if residual is not None:
-            x, branch = (
-                part.reshape(self._images, -1).float() if part.numel() % self._images == 0 else part.reshape(1, -1)
-                for part in _parts(residual, one, other, alpha)
-            )
-            xx, ff, xf = (torch.linalg.vecdot(a, b).double().cpu() for a, b in ((x, x), (branch, branch), (x, branch)))
-            self._products[index].append(torch.stack([xx, ff, xf], 1))
-        return None
+def _record_products(
+    products: Mapping[int, list[Tensor]], images: int, residual: Residual, x: Tensor, branch: Tensor
+) -> None:
+    """Append <x, x>, <F, F> and <x, F> of each image, (images, 3) float64 on the CPU."""
+    x, f = (
+        part.reshape(images, -1).float() if part.numel() % images == 0 else part.reshape(1, -1) for part in (x, branch)
+    )
+    pairs = [torch.linalg.vecdot(*pair).double().cpu() for pair in ((x, x), (f, f), (x, f))]
+    products[residual.addition].append(torch.stack(pairs, 1))
 
 
-class _Scaling(Additions):
-    def __init__(self, residual: Residual, scale: float) -> None:
-        super().__init__()
-        self._residual, self._scale = residual, scale
-
-    def added(self, index: int, one: Tensor, other: Tensor, alpha: float) -> Tensor | None:
-        if index != self._residual.addition:
-            return None
-        x, branch = _parts(self._residual, one, other, alpha)
-        return x + self._scale * branch
+def _scaled(scale: float, residual: Residual, x: Tensor, branch: Tensor) -> Tensor:
+    return x + scale * branch
 
 
 def _parts(residual: Residual, one: Tensor, other: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -251,45 +240,43 @@ def _strength(products: Sequence[Tensor], residual: Residual) -> Strength:
     )
 
 
-def _effects(scale: float, before: Tensor, after: Sequence[Tensor], labels: Tensor) -> list[Effect]:
+def _effects(task: Task, scale: float, before: Tensor, after: Sequence[Tensor], labels: Tensor) -> list[Effect]:
     """Return how predictions change with each branch scaled."""
-    effects, correct = [], (before.argmax(1) == labels).numpy()
+    effects, decisions, correct = [], task.decide(before), task.is_correct(before, labels).numpy()
     for logits in after:
-        divergence = kl_div(logits.log_softmax(1), before.log_softmax(1), reduction="batchmean", log_target=True)
-        kept = (before.argmax(1) == logits.argmax(1)).double().mean().item()
-        accuracy, loss = _accuracy_and_loss(logits, labels)
-        p_value = mcnemar(correct, (logits.argmax(1) == labels).numpy()).p_value if accuracy is not None else None
-        effects.append(Effect(scale, kept, divergence.item(), accuracy, loss, p_value))
+        divergence = task.divergence(before, logits).item()
+        kept = task.is_correct(logits, decisions).double().mean().item()
+        accuracy, loss = _accuracy_and_loss(task, logits, labels)
+        p_value = None if accuracy is None else mcnemar(correct, task.is_correct(logits, labels).numpy()).p_value
+        effects.append(Effect(scale, kept, divergence, accuracy, loss, p_value))
     known = [each.p_value for each in effects if each.p_value is not None]
-    if not known:
-        return effects
-    return [replace(each, p_value=value) for each, value in zip(effects, holm(known), strict=True)]
+    return (
+        [replace(each, p_value=value) for each, value in zip(effects, holm(known), strict=True)] if known else effects
+    )
 
 
-def _accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float | None, float | None]:
+def _accuracy_and_loss(task: Task, logits: Tensor, labels: Tensor) -> tuple[float | None, float | None]:
     if bool((labels < 0).any()):
         return None, None
-    return (logits.argmax(1) == labels).double().mean().item(), cross_entropy(logits, labels).item()
+    return task.is_correct(logits, labels).double().mean().item(), task.loss(logits, labels).item()
 
 
 def explain(report: ResidualReport) -> list[str]:
     """Return what the measurements of a model's residuals mean, in sentences."""
-    kinds = {each.shortcut for each in report.residuals}
     lines = [
         "Each block adds its branch F to its input: x + F(x). F only has to learn the difference (the residual), and x "
         "still passes through the shortcut if F contributes nothing."
     ]
-    if kinds - {"identity"}:
+    if any(each.shortcut != "identity" for each in report.residuals):
         lines.append(
             "Where the shape changes, the shortcut pools or projects x (marked in the table), so there x is its output."
         )
     ratios = [each.ratio for each in report.strengths]
-    strongest, weakest = (pick(range(len(ratios)), key=ratios.__getitem__) for pick in (max, min))
-    middle = median(ratios)
+    strongest, weakest = ratios.index(max(ratios)), ratios.index(min(ratios))
     names = [each.name for each in report.residuals]
     lines.append(
-        f"The median |F| / |x| is {middle:.2f}: largest in {names[strongest]} ({ratios[strongest]:.2f}), smallest in "
-        f"{names[weakest]} ({ratios[weakest]:.2f})."
+        f"The median |F| / |x| is {median(ratios):.2f}: largest in {names[strongest]} ({ratios[strongest]:.2f}), "
+        f"smallest in {names[weakest]} ({ratios[weakest]:.2f})."
     )
     cosines = [each.cosine for each in report.strengths if each.cosine is not None]
     if cosines:
@@ -299,29 +286,29 @@ def explain(report: ResidualReport) -> list[str]:
             "features. Where the cosine is negative, F reduces x."
         )
     if any(report.effects):
-        lines.append(_without(report))
+        lines.append(f"Without F, one block at a time: {_effect_of_removal(report)}")
     return lines
 
 
-def _without(report: ResidualReport) -> str:
-    """Return a sentence on the branches that predictions depend on most."""
+def _effect_of_removal(report: ResidualReport) -> str:
+    """Return on which branches predictions depend most, as the rest of a sentence."""
     first = [effects[0] for effects in report.effects]
     names = [each.name for each in report.residuals]
     if report.accuracy is not None:
         significant = [index for index, each in enumerate(first) if each.is_significant]
         if not significant:
             return (
-                f"Without F, one block at a time: no significant change in accuracy on these {report.images:,} images. "
-                "Removing one block changes little, because x still passes through the shortcut."
+                f"no significant change in accuracy on these {report.images:,} images. Removing one block changes "
+                "little, because x still passes through the shortcut."
             )
         lost = [100 * (report.accuracy - (each.accuracy or 0.0)) for each in first]
         most = max(significant, key=lost.__getitem__)
         rest = len(first) - len(significant)
         others = f"; {rest} of {len(first)} blocks make no significant difference" if rest else ""
-        return f"Without F, one block at a time: {names[most]} costs most, {lost[most]:.1f} points of accuracy{others}."
+        return f"{names[most]} costs most, {lost[most]:.1f} points of accuracy{others}."
     changed = [each.divergence for each in first]
-    most, least = (pick(range(len(changed)), key=changed.__getitem__) for pick in (max, min))
+    most, least = changed.index(max(changed)), changed.index(min(changed))
     return (
-        f"Without F, one block at a time: {names[most]} changes the probabilities most ({first[most].kept:.0%} of the "
-        f"predictions stay), {names[least]} least ({first[least].kept:.0%} stay)."
+        f"{names[most]} changes the probabilities most ({first[most].kept:.0%} of the predictions stay), "
+        f"{names[least]} least ({first[least].kept:.0%} stay)."
     )

@@ -1,8 +1,11 @@
 """Residual connections, found in the traced graph of a network, not by the names of its classes."""
 
+import tomllib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
@@ -11,31 +14,11 @@ from tl_cli.inspection.trace import Step, ancestors, trace
 
 Shortcut = Literal["identity", "pooling", "projection"]
 
-# Operations that only rearrange or scale values: no work of their own. Names are those of aten operations.
-_ARRANGES = frozenset((
-    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze",
-    "flatten", "unflatten", "movedim", "slice", "narrow", "select", "split", "split_with_sizes", "chunk", "unbind",
-    "index", "index_select", "gather", "cat", "stack", "clone", "contiguous", "copy", "_to_copy", "to", "detach",
-    "alias", "as_strided", "lift_fresh", "constant_pad_nd", "pad", "roll", "flip", "im2col", "col2im", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "mul", "div", "neg", "dropout", "native_dropout",
-))  # fmt: skip
-_NORMALISES = frozenset((
-    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_batch_norm_no_update",
-    "batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "instance_norm", "native_layer_norm", "native_group_norm",
-    "_fused_rms_norm",
-))  # fmt: skip
-_ACTIVATES = frozenset((
-    "relu", "hardtanh", "silu", "gelu", "hardswish", "hardsigmoid", "leaky_relu", "elu", "sigmoid", "mish", "prelu",
-    "_prelu_kernel", "softplus", "tanh", "clamp", "clamp_min",
-))  # fmt: skip
-_POOLS = frozenset((
-    "avg_pool2d", "max_pool2d", "max_pool2d_with_indices", "adaptive_avg_pool2d", "_adaptive_avg_pool2d",
-    "adaptive_max_pool2d", "mean", "amax", "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d",
-    "_upsample_bilinear2d_aa",
-))  # fmt: skip
-_PROJECTS = frozenset(("convolution", "_convolution", "mkldnn_convolution", "addmm", "mm", "linear"))
-# Operations that combine two paths, or end one.
-_JOINS = frozenset(("add", "sub", "rsub", "sum", "pow", "sqrt", "rsqrt", "addcmul", "addcdiv"))
+# Names of aten operations, by what they do.
+_OPERATIONS = {
+    kind: frozenset(names)
+    for kind, names in tomllib.loads(Path(__file__).with_name("operations.toml").read_text("utf-8")).items()
+}
 # A shortcut has two convolutions in GhostNet, one in others.
 _MOST_PROJECTIONS = 2
 
@@ -84,7 +67,10 @@ class _Work:
         return _Work(self.heavy + other.heavy, self.light + other.light)
 
 
-_NOTHING = _Work(0, 0)
+_NOTHING, _LIGHT, _HEAVY = _Work(0, 0), _Work(0, 1), _Work(1, 0)
+_WORK_BY_KIND = {"arranges": _NOTHING, "normalises": _LIGHT, "activates": _LIGHT, "pools": _LIGHT, "projects": _HEAVY}
+# By operation; a shortcut may contain no others.
+_WORK = {name: work for kind, work in _WORK_BY_KIND.items() for name in _OPERATIONS[kind]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +99,7 @@ def find_residuals(model: nn.Module, images: Tensor, head: Collection[str] = ())
         UsageError: the forward pass fails.
     """
     steps = trace(model, images)
-    found = []
+    residuals = []
     for step in steps:
         one, other = step.operands or (None, None)
         if one is None or other is None:
@@ -121,8 +107,8 @@ def find_residuals(model: nn.Module, images: Tensor, head: Collection[str] = ())
         paths = [path for path in (_path(one, other, head), _path(other, one, head)) if path is not None]
         if paths:
             path = min(paths, key=lambda each: each.cost)
-            found.append(_residual(step, path, x_first=path.end is one))
-    return _named(found)
+            residuals.append(_residual(step, path, x_first=path.end is one))
+    return _named(residuals)
 
 
 def _path(end: Step, other: Step, head: Collection[str]) -> _Path | None:
@@ -133,7 +119,7 @@ def _path(end: Step, other: Step, head: Collection[str]) -> _Path | None:
         branch = _between(here, other)
         if branch and _longest(here, branch).exceeds(cost):
             return _Path(end, cost, _kind(taken), branch)
-        if len(here.inputs) != 1 or _weight(here) is None or any(name in head for name in here.modules):
+        if len(here.inputs) != 1 or here.name not in _WORK or any(name in head for name in here.modules):
             return None
         taken.append(here)
         cost = cost.plus(_work(here))
@@ -158,54 +144,35 @@ def _longest(start: Step, branch: Sequence[Step]) -> _Work:
     return until[branch[-1]]
 
 
-def _weight(step: Step) -> _Work | None:
-    """Return the work of a step that a shortcut may contain; None for any other."""
-    if step.name in _ARRANGES:
-        return _NOTHING
-    if step.name in _NORMALISES or step.name in _ACTIVATES or step.name in _POOLS:
-        return _Work(0, 1)
-    return _Work(1, 0) if step.name in _PROJECTS else None
-
-
 def _work(step: Step) -> _Work:
     # Any other operation counts as work: attention, Fourier transforms, products of two tensors.
-    return _weight(step) or (_NOTHING if step.name in _JOINS else _Work(1, 0))
+    return _WORK.get(step.name, _NOTHING if step.name in _OPERATIONS["joins"] else _HEAVY)
 
 
 def _kind(steps: Sequence[Step]) -> Shortcut:
     names = {step.name for step in steps}
-    if names & _PROJECTS:
+    if names & _OPERATIONS["projects"]:
         return "projection"
-    return "pooling" if names & _POOLS else "identity"
+    return "pooling" if names & _OPERATIONS["pools"] else "identity"
 
 
 def _residual(step: Step, path: _Path, *, x_first: bool) -> Residual:
     assert step.addition is not None
-    block = _common([step.modules, *(each.modules for each in path.branch)])
-    parts = [each.modules[len(block)] for each in path.branch if len(each.modules) > len(block)]
+    levels = zip(step.modules, *(each.modules for each in path.branch), strict=False)
+    block = [names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels)]
     prefix = f"{block[-1]}." if block else ""
-    names = tuple(dict.fromkeys(part.removeprefix(prefix) for part in parts))
-    heavy = [
-        each.modules[len(block)].removeprefix(prefix)
-        for each in path.branch
-        if len(each.modules) > len(block) and _work(each).heavy
-    ]
+    inner = [each for each in path.branch if len(each.modules) > len(block)]
+    parts = [each.modules[len(block)].removeprefix(prefix) for each in inner]
+    heavy = [part for part, each in zip(parts, inner, strict=True) if _work(each).heavy]
+    names = tuple(dict.fromkeys(parts))
     label = max(dict.fromkeys(heavy), key=heavy.count) if heavy else next(iter(names), "")
     return Residual(block[-1] if block else "", label, names, path.kind, step.addition, x_first, step.shape)
 
 
-def _common(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    common = paths[0]
-    for names in paths[1:]:
-        length = next((n for n, (a, b) in enumerate(zip(common, names, strict=False)) if a != b), len(names))
-        common = common[: min(length, len(common))]
-    return common
-
-
-def _named(found: list[Residual]) -> list[Residual]:
+def _named(residuals: list[Residual]) -> list[Residual]:
     """Return the residuals with unique names, as short as possible."""
-    blocks = Counter(each.block for each in found)
-    plain = [replace(each, label=each.label if blocks[each.block] > 1 else "") for each in found]
+    blocks = Counter(each.block for each in residuals)
+    plain = [replace(each, label=each.label if blocks[each.block] > 1 else "") for each in residuals]
     seen, total = Counter[str](), Counter(each.name for each in plain)
     named = []
     for each in plain:

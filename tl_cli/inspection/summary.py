@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,8 +74,8 @@ def summarize(name: str, num_classes: int, input_size: int, options: dict[str, i
 
 def head_reason(root: Node) -> list[str]:
     """Return, for each module of the head, a sentence on why it is part of the head."""
-    found = [node for node in _all(root) if node.is_head]
-    return [f"{node.name} ({node.type}): its parameters change shape with the number of classes" for node in found]
+    head = [node for node in _all(root) if node.is_head]
+    return [f"{node.name} ({node.type}): its parameters change shape with the number of classes" for node in head]
 
 
 def describe_preprocessing(how: Preprocessing) -> str:
@@ -127,14 +128,14 @@ class _Meter:
             self.bytes += storage.nbytes()
         return tensor
 
-    def enter(self) -> None:
+    def enter(self, module: nn.Module, inputs: Any) -> None:
         self.began.append((self.counting.flops, self.bytes))
 
-    def leave(self, name: str, output: Any) -> None:
-        flops, kept = self.began.pop()
+    def leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        flops, bytes_before = self.began.pop()
         cost = self.costs[name]
         cost.multiply_adds += (self.counting.flops - flops) // 2
-        cost.activation_bytes += self.bytes - kept
+        cost.activation_bytes += self.bytes - bytes_before
         if isinstance(output, Tensor):
             cost.output = tuple(output.shape)
 
@@ -159,22 +160,12 @@ def _measured(model: nn.Module, images: Tensor) -> dict[str, _Cost]:
     }
     counting = Counting()  # type: ignore[no-untyped-call]
     meter = _Meter(counting, {tensor.untyped_storage()._cdata for tensor in (*state.values(), images)})
-    with _hooked(model, meter), saved_tensors_hooks(meter.keep, lambda kept: kept), counting:
+    with ExitStack() as hooks, saved_tensors_hooks(meter.keep, lambda kept: kept), counting:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(meter.enter))
+            hooks.enter_context(module.register_forward_hook(partial(meter.leave, name)))
         functional_call(model, state, (images,))
     return meter.costs
-
-
-@contextmanager
-def _hooked(model: nn.Module, meter: _Meter) -> Iterator[None]:
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_: meter.enter()))
-        handles.append(module.register_forward_hook(lambda m, i, output, name=name: meter.leave(name, output)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _node(name: str, module: nn.Module, head: tuple[str, ...], costs: Mapping[str, _Cost]) -> Node:

@@ -64,7 +64,7 @@ def suspects(vectors: np.ndarray, labels: np.ndarray, seed: int = 0) -> list[Sus
     thresholds = np.array([probabilities[given == index, index].mean() for index in range(len(classes))])
     likely = np.where(probabilities >= thresholds, probabilities, -1.0).argmax(1)
     confident = (probabilities.max(1) >= thresholds[likely]) & (probabilities.argmax(1) == likely)
-    found = [
+    contradicted = [
         Suspect(
             int(index),
             int(classes[given[index]]),
@@ -74,4 +74,4 @@ def suspects(vectors: np.ndarray, labels: np.ndarray, seed: int = 0) -> list[Sus
         )
         for index in np.flatnonzero((likely != given) & confident)
     ]
-    return sorted(found, key=lambda suspect: -suspect.doubt)
+    return sorted(contradicted, key=lambda suspect: -suspect.doubt)

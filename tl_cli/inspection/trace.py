@@ -1,5 +1,6 @@
 """The graph of a network in torch operations, recorded during one forward pass."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,18 +111,28 @@ class _Recorder(TorchDispatchMode):
         # By id; the tensors are kept alive, so that no id is reused.
         self._known: dict[int, tuple[Tensor, Step]] = {id(images): (images, start)}
         self._views: dict[int, list[Tensor]] = {_storage(images): [images]}
-        self._calls = _Calls(model)
+        self._model = model
+        self._hooks = ExitStack()
+        # Qualified names of the modules being called, outermost first.
+        self._calls: list[str] = []
         self._additions = 0
         self._recurrent = {name for name, part in model.named_modules() if isinstance(part, nn.RNNBase)}
 
     def __enter__(self) -> "_Recorder":
-        self._calls.begin()
+        for name, module in self._model.named_modules():
+            if name:
+                begin = module.register_forward_pre_hook(lambda *_, name=name: self._calls.append(name))
+                self._hooks.enter_context(begin)
+                self._hooks.enter_context(module.register_forward_hook(self._leave))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        self._calls.end()
+        self._hooks.close()
+
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self._calls.pop()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -129,7 +140,7 @@ class _Recorder(TorchDispatchMode):
         addition = None
         if _is_addition(func, args):
             addition, self._additions = self._additions, self._additions + 1
-            if self._recurrent.intersection(self._calls.names):
+            if self._recurrent.intersection(self._calls):
                 addition = None
         inputs = dict.fromkeys(known[1] for leaf in given if (known := self._known.get(id(leaf))))
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -141,7 +152,7 @@ class _Recorder(TorchDispatchMode):
             name=name,
             inputs=tuple(inputs),
             shape=tuple(outputs[0].shape),
-            modules=tuple(self._calls.names),
+            modules=tuple(self._calls),
             addition=addition,
             operands=(self._step_of(args[0]), self._step_of(args[1])) if addition is not None else None,
         )
@@ -162,28 +173,6 @@ class _Recorder(TorchDispatchMode):
                 self._known[id(view)] = (view, step)
         views.append(output)
         self._known[id(output)] = (output, step)
-
-
-class _Calls:
-    """The qualified names of the modules being called."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._handles: list[Any] = []
-        self.names: list[str] = []
-
-    def begin(self) -> None:
-        for name, module in self._model.named_modules():
-            if name:
-                self._handles.append(module.register_forward_pre_hook(lambda *_, name=name: self.names.append(name)))
-                self._handles.append(module.register_forward_hook(lambda *_: self._left()))
-
-    def _left(self) -> None:
-        self.names.pop()
-
-    def end(self) -> None:
-        for handle in self._handles:
-            handle.remove()
 
 
 def _storage(tensor: Tensor) -> int:

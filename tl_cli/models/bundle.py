@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors
@@ -47,11 +47,17 @@ def copy(source: Path, target: Path) -> None:
         StorageError: the disk is full or not writable.
     """
     card = verified_card(source)
-    try:
-        weights = (source / WEIGHTS_FILE).read_bytes()
-    except OSError as error:
-        raise WeightsError(f"cannot read {source / WEIGHTS_FILE}: {error.strerror or error}") from error
+    with _reading(source / WEIGHTS_FILE) as path:
+        weights = path.read_bytes()
     _write(target, card, weights)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _write(folder: Path, card: ModelCard, weights: bytes) -> None:
@@ -107,16 +113,13 @@ def verified_card(folder: Path) -> ModelCard:
     card = read_card(folder)
     if card.weights_sha256 is None:
         return card
-    try:
-        found = digest(folder / WEIGHTS_FILE)
-    except OSError as error:
-        raise WeightsError(f"cannot read {folder / WEIGHTS_FILE}: {error.strerror or error}") from error
-    if found == card.weights_sha256:
+    with _reading(folder / WEIGHTS_FILE) as path:
+        sha256 = digest(path)
+    if sha256 == card.weights_sha256:
         return card
-    # The process was killed after the weights were written and before their card was.
     with suppress(WeightsError):
-        following = read_card(folder, _NEXT_CARD)
-        if following.weights_sha256 == found:
+        # The process was killed after the weights were written and before their card was.
+        if (following := read_card(folder, _NEXT_CARD)).weights_sha256 == sha256:
             return following
     raise WeightsError(
         f"{folder / WEIGHTS_FILE} is damaged: its SHA-256 differs from the one in {CARD_FILE}; use another copy of it"

@@ -1,5 +1,6 @@
 """Dropout on the input of a head, for any architecture."""
 
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F  # noqa: N812
@@ -18,28 +19,23 @@ def set_dropout(classifier: Classifier, probability: float) -> None:
         own = _dropout_before(classifier.model, name)
         if own is not None:
             own.p = 0.0
-        head.register_forward_pre_hook(_Dropping(probability))
+        # Copies of the model keep this hook, unlike a closure.
+        head.register_forward_pre_hook(partial(_drop_input, probability))
 
 
-class _Dropping:
-    """A forward pre-hook of a head. A class, since copies of the model keep it, unlike a closure."""
-
-    def __init__(self, probability: float) -> None:
-        self.probability = probability
-
-    def __call__(self, head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (F.dropout(inputs[0], self.probability, head.training), *inputs[1:])
+def _drop_input(probability: float, head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (F.dropout(inputs[0], probability, head.training), *inputs[1:])
 
 
 def _dropout_before(model: nn.Module, head: str) -> nn.Dropout | None:
     """Return the last dropout among the head's preceding siblings."""
     parent, _, own = head.rpartition(".")
-    found = None
+    last = None
     for name, child in model.get_submodule(parent).named_children():
         if name == own:
-            return found
+            break
         if isinstance(child, nn.Dropout):
-            found = child
+            last = child
         elif any(True for _ in child.parameters()):
-            found = None  # a hidden layer is between
-    return found
+            last = None  # a hidden layer is between
+    return last

@@ -69,20 +69,20 @@ def write_onnx(classifier: Classifier, card: ModelCard, path: Path, check: Check
         StorageError: the file cannot be written.
     """
     try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnx  # noqa: F401  # of an optional extra
+        import onnxscript  # noqa: F401  # of the same
     except ImportError as error:
         raise UsageError(f"ONNX needs {error.name}: pip install 'tl-train[export]'") from error
     program = _exported(classifier)
-    with _exporting(card, "ONNX"):
-        made = torch.onnx.export(
+    with _exporting(f"{card.architecture} as ONNX", f"Try --format pt2. {_FOLDER}"):
+        exported = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=[INPUT], output_names=[OUTPUT],
             dynamic_shapes={INPUT: {0: _BATCH}},  # otherwise torch chooses the axis's name
         )  # fmt: skip
-        assert made is not None
-        made.model.metadata_props.update(facts(card))
+        assert exported is not None
+        exported.model.metadata_props.update(facts(card))
     with _temporary(path) as temporary:
-        made.save(temporary)
+        exported.save(temporary)
         check(temporary)
 
 
@@ -97,7 +97,7 @@ def run_onnx(path: Path, images: np.ndarray) -> np.ndarray:
         TlError: it cannot run the file.
     """
     try:
-        import onnxruntime
+        import onnxruntime  # of an optional extra
     except ImportError as error:
         raise UsageError("checking ONNX needs onnxruntime: pip install 'tl-train[export]'") from error
     try:
@@ -120,11 +120,11 @@ def write_pt2(classifier: Classifier, card: ModelCard, path: Path, check: Check 
     """
     program = _exported(classifier)
     # Not directly to the file: torch's writer ends the process if the disk is full.
-    made = io.BytesIO()
-    with _exporting(card, "pt2"):
-        torch.export.save(program, made, extra_files=facts(card))
+    buffer = io.BytesIO()
+    with _exporting(f"{card.architecture} as pt2"):
+        torch.export.save(program, buffer, extra_files=facts(card))
     with _temporary(path) as temporary:
-        temporary.write_bytes(made.getbuffer())
+        temporary.write_bytes(buffer.getbuffer())
         check(temporary)
 
 
@@ -144,30 +144,24 @@ def _exported(classifier: Classifier) -> torch.export.ExportedProgram:
     side = classifier.preprocessing.crop
     # Two images, because a batch of one would be taken for a constant.
     example = torch.zeros(2, 3, side, side)
-    try:
-        with _quiet(), torch.no_grad():
-            return torch.export.export(model, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim(_BATCH)}})
-    except Exception as error:  # torch.export raises many unrelated kinds of exceptions
-        raise TlError(f"torch cannot export {classifier.name}: {_cause(error)}. {_FOLDER}") from error
+    with _exporting(classifier.name), torch.no_grad():
+        return torch.export.export(model, (example,), dynamic_shapes={INPUT: {0: torch.export.Dim(_BATCH)}})
 
 
 @contextmanager
-def _exporting(card: ModelCard, kind: str) -> Iterator[None]:
+def _exporting(what: str, advice: str = _FOLDER) -> Iterator[None]:
+    """Replace the exporters' errors by one with the root cause; those above it only repeat that there was one."""
     try:
         with _quiet():
             yield
     except OSError:
         raise
     except Exception as error:  # torch.export raises many unrelated kinds of exceptions
-        advice = f"Try --format pt2. {_FOLDER}" if kind == "ONNX" else _FOLDER
-        raise TlError(f"torch cannot export {card.architecture} as {kind}: {_cause(error)}. {advice}") from error
-
-
-def _cause(error: BaseException) -> str:
-    """Return the first line of the root cause; the errors above it only repeat that there was one."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {first_line(error)[:500].rstrip('.')}"
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = f"{type(cause).__name__}: {first_line(cause)[:500].rstrip('.')}"
+        raise TlError(f"torch cannot export {what}: {reason}. {advice}") from error
 
 
 @contextmanager

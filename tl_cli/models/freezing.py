@@ -58,17 +58,31 @@ def thaw(model: nn.Module) -> None:
 
 
 @contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode while the block lasts; each module's mode is restored afterwards."""
-    were = [(module, module.training) for module in model.modules()]
-    model.eval()
+def restored(model: nn.Module) -> Iterator[None]:
+    """Restore when the block ends what is frozen, and whether each module is in training mode."""
+    parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modules = [(module, module.training, module.__dict__.get("train")) for module in model.modules()]
     try:
         yield
     finally:
         # LeViT caches values computed from its weights in eval mode until ``train()`` is called.
         model.train()
-        for module, was in were:
-            module.training = was
+        for parameter, requires_grad in parameters:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+        thaw(model)
+        for module, training, train in modules:
+            module.training = training
+            if train is not None:
+                module.__dict__["train"] = train
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode while the block lasts; each module's mode is restored afterwards."""
+    with restored(model):
+        model.eval()
+        yield
 
 
 def batch_norms(modules: Iterable[nn.Module]) -> list[nn.Module]:

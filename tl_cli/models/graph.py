@@ -1,19 +1,21 @@
 """The graph of a network at the level of its layers, and its cut into a frozen prefix and a trainable tail."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from tl_cli.models.freezing import in_eval_mode
 from tl_cli.models.layers import units_of
 from tl_cli.models.list.counting import Counting
 from tl_cli.models.zoo.registry import Classifier
 
-# Parts of the class names of what draws at random in training mode.
+# Parts of the class names of modules that are random in training mode.
 _STOCHASTIC = ("Drop", "StochasticDepth", "RReLU")
 _TOLERANCE = 1e-3
 # A third-party forward pass may raise any of these when it is traced or run in parts.
@@ -43,14 +45,6 @@ class Cut:
     code: str
 
 
-@dataclass(frozen=True, slots=True)
-class _CutPoint:
-    """A position to cut a graph: after it, only the output of one node is used."""
-
-    node: fx.Node
-    key: tuple[object, ...]
-
-
 class Network:
     """A classifier with its traced graph, which can be cut after its frozen layers.
 
@@ -64,7 +58,7 @@ class Network:
         noise = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
         self._example = noise.to(example)
         self._graphs = _trace(classifier)
-        self._values = _values(classifier.model, self._graphs[False], self._example) if self._graphs else {}
+        self._run = _watch(classifier.model, self._graphs[False], self._example) if self._graphs else None
 
     def cut(self) -> Cut | None:
         """Return the network cut after its longest frozen prefix; None where it cannot be cut.
@@ -72,54 +66,54 @@ class Network:
         A network that cannot be traced is cut before its head, if everything else is frozen.
         """
         model = self._classifier.model
-        was_training = model.training
-        try:
-            found = self._cut_graph() if self._graphs else _cut_before_head(self._classifier, self._example)
-            return found if found and self._is_equal(found) else None
-        except _FORWARD_ERRORS:
-            return None
-        finally:
-            model.train(was_training)
+        with in_eval_mode(model):
+            try:
+                cut = self._cut_graph() if self._graphs else _cut_before_head(self._classifier, self._example)
+                return cut if cut and self._is_equal(cut) else None
+            except _FORWARD_ERRORS:
+                return None
 
     def _cut_graph(self) -> Cut | None:
         assert self._graphs is not None
-        model = self._classifier.model.train()
-        evaluated = list(_cut_points(self._graphs[False], lambda node: node in self._values and _is_still(node, model)))
-        trained = {
-            place.key: place.node for place in _cut_points(self._graphs[True], lambda node: _is_still(node, model))
-        }
+        if self._run is None:
+            return None
+        model, values = self._classifier.model.train(), self._run.values
+        evaluated = _cut_points(self._graphs[False], lambda node: node in values and _is_constant(node, model))
+        trained = _cut_points(self._graphs[True], lambda node: _is_constant(node, model))
         images = len(self._example)
-        for place in reversed(evaluated):
-            value = self._values[place.node].value
-            if place.key in trained and isinstance(value, Tensor) and value.dim() and len(value) == images:
-                return self._build(place, trained[place.key])
+        for key, node in reversed(evaluated.items()):
+            value = values[node]
+            if key in trained and isinstance(value, Tensor) and value.dim() and len(value) == images:
+                return self._build(node, trained[key], self._run)
         return None
 
-    def _build(self, place: _CutPoint, in_training: fx.Node) -> Cut | None:
+    def _build(self, last: fx.Node, last_in_training: fx.Node, run: "_Watching") -> Cut | None:
         assert self._graphs is not None
-        model = self._classifier.model
-        before, after = _split(self._graphs[False], place.node)
-        _, training = _split(self._graphs[True], in_training)
+        model, images = self._classifier.model, len(self._example)
+        before, after = _split(self._graphs[False], last)
+        _, training = _split(self._graphs[True], last_in_training)
         modules = [node.target for node in before.nodes if node.op == "call_module"]
         if not modules:
             return None
         prefix = fx.GraphModule(model, before)
-        known = self._values
-        earlier = set(_needed(self._graphs[False], place.node, ()))
+        prefix_cost = sum(run.costs[node] for node in _needed(self._graphs[False], last, ()))
         return Cut(
             prefix=_Evaluating(prefix),
             tail=_Tail(fx.GraphModule(model, training), fx.GraphModule(model, after)),
             after=str(modules[-1]),
-            shape=tuple(known[place.node].value.shape[1:]),
-            prefix_cost=sum(seen.cost for node, seen in known.items() if node in earlier) // len(self._example),
-            tail_cost=sum(seen.cost for node, seen in known.items() if node not in earlier) // len(self._example),
+            shape=tuple(run.values[last].shape[1:]),
+            prefix_cost=prefix_cost // images,
+            tail_cost=(sum(run.costs.values()) - prefix_cost) // images,
             code=f"{self._classifier.name} {self._classifier.build_options}\n{prefix.code}",
         )
 
     def _is_equal(self, cut: Cut) -> bool:
         """Whether both parts together give the logits of the whole, in training and eval mode, with a random head."""
         model, device = self._classifier.model, self._example.device
-        with _random_head(self._classifier), _kept_buffers(model), torch.no_grad():
+        head = [parameter for module in self._classifier.head_modules for parameter in module.parameters()]
+        with _restored([*head, *model.buffers()]), torch.no_grad():
+            # A new head is zero, so its input would not matter.
+            _randomize(head)
             for training in (False, True):
                 model.train(training)
                 with _seeded(device):
@@ -145,8 +139,8 @@ class _Evaluating(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return features."""
         self.network.eval()
-        passed: Tensor = self.network(images)
-        return passed
+        features: Tensor = self.network(images)
+        return features
 
 
 class _Tail(nn.Module):
@@ -157,9 +151,9 @@ class _Tail(nn.Module):
         self.in_training = in_training
         self.evaluated = evaluated
 
-    def forward(self, passed: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Return logits."""
-        logits: Tensor = self.in_training(passed) if self.training else self.evaluated(passed)
+        logits: Tensor = self.in_training(features) if self.training else self.evaluated(features)
         return logits
 
 
@@ -194,23 +188,18 @@ class _LayerTracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    value: Any
-    cost: int
-
-
 class _Watching(fx.Interpreter):
     """Records every node's value and MACs."""
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
-        self.seen: dict[fx.Node, _Seen] = {}
+        self.values: dict[fx.Node, Any] = {}
+        self.costs: dict[fx.Node, int] = {}
 
     def run_node(self, node: fx.Node) -> Any:
         with Counting() as counting:  # type: ignore[no-untyped-call]
             value = super().run_node(node)
-        self.seen[node] = _Seen(value, counting.flops // 2)
+        self.values[node], self.costs[node] = value, counting.flops // 2
         return value
 
 
@@ -218,38 +207,38 @@ def _trace(classifier: Classifier) -> dict[bool, fx.Graph] | None:
     """Return the graphs in training and eval mode; None where the forward pass depends on the data."""
     model = classifier.model
     leaves = {*units_of(classifier), *classifier.head}
-    was_training = model.training
-    try:
-        return {mode: _LayerTracer(leaves).trace(model.train(mode)) for mode in (True, False)}
-    except (fx.proxy.TraceError, NameError, *_FORWARD_ERRORS):
-        return None
-    finally:
-        model.train(was_training)
+    with in_eval_mode(model):
+        try:
+            return {mode: _LayerTracer(leaves).trace(model.train(mode)) for mode in (True, False)}
+        except (fx.proxy.TraceError, NameError, *_FORWARD_ERRORS):
+            return None
 
 
-def _values(model: nn.Module, graph: fx.Graph, example: Tensor) -> dict[fx.Node, _Seen]:
-    was_training = model.training
-    watching = _Watching(model.eval(), graph)
-    try:
-        with torch.no_grad():
+def _watch(model: nn.Module, graph: fx.Graph, example: Tensor) -> _Watching | None:
+    """Return the values and costs of a run in eval mode; None where it fails."""
+    watching = _Watching(model, graph)
+    with in_eval_mode(model), torch.no_grad():
+        try:
             watching.run(example)
-    except _FORWARD_ERRORS:
-        return {}
-    finally:
-        model.train(was_training)
-    return watching.seen
+        except _FORWARD_ERRORS:
+            return None
+    return watching
 
 
-def _cut_points(graph: fx.Graph, is_still: Callable[[fx.Node], bool]) -> Iterator[_CutPoint]:
-    """Yield the cut points after frozen beginnings of the graph."""
+def _cut_points(graph: fx.Graph, is_constant: Callable[[fx.Node], bool]) -> dict[object, fx.Node]:
+    """Return the nodes after which only their own output is used, in order, within the frozen start of the graph.
+
+    A key is made of the calls up to the node, so that it identifies the same position in the graphs of both modes.
+    """
     nodes = list(graph.nodes)
     last_use = {node: max((nodes.index(user) for user in node.users), default=-1) for node in nodes}
     called: list[object] = []
     alive: set[fx.Node] = set()
     since: list[object] = []
-    for place, node in enumerate(nodes):
-        if node.op == "output" or not is_still(node):
-            return
+    points: dict[object, fx.Node] = {}
+    for index, node in enumerate(nodes):
+        if node.op == "output" or not is_constant(node):
+            break
         if node.op != "get_attr":
             alive.add(node)
         if node.op == "call_module":
@@ -257,46 +246,41 @@ def _cut_points(graph: fx.Graph, is_still: Callable[[fx.Node], bool]) -> Iterato
             since = []
         elif node.op != "get_attr":
             since.append(str(node.target))
-        alive = {value for value in alive if last_use[value] > place}
+        alive = {value for value in alive if last_use[value] > index}
         if len(alive) == 1 and node.op != "placeholder":
-            # The calls so far identify the same position in the graphs of both modes.
-            yield _CutPoint(next(iter(alive)), (tuple(called), tuple(since)))
+            points[tuple(called), tuple(since)] = next(iter(alive))
+    return points
 
 
-def _is_still(node: fx.Node, model: nn.Module) -> bool:
+def _is_constant(node: fx.Node, model: nn.Module) -> bool:
     """Whether a node of a model in training mode gives the same output for the same image in every step."""
     if node.op == "get_attr":
-        value = _attribute(model, str(node.target))
+        value = attrgetter(str(node.target))(model)
         return not (isinstance(value, Tensor) and value.requires_grad)
     if node.op != "call_module":
         return True
     module = model.get_submodule(str(node.target))
     if any(parameter.requires_grad for parameter in module.parameters()):
         return False
-    return not any(part.training and _changes(part) for part in module.modules())
+    return not any(part.training and _is_random_or_updates(part) for part in module.modules())
 
 
-def _changes(part: nn.Module) -> bool:
+def _is_random_or_updates(part: nn.Module) -> bool:
     """Whether a module in training mode is random, or updates statistics."""
     named = type(part).__name__
     return any(name in named for name in _STOCHASTIC) or any(True for _ in part.buffers(recurse=False))
 
 
-def _attribute(model: nn.Module, path: str) -> object:
-    owner, _, name = path.rpartition(".")
-    return getattr(model.get_submodule(owner), name)
-
-
-def _split(graph: fx.Graph, passed: fx.Node) -> tuple[fx.Graph, fx.Graph]:
+def _split(graph: fx.Graph, features: fx.Node) -> tuple[fx.Graph, fx.Graph]:
     """Return the graph up to a node, and the graph from that node to the output."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     before, after = fx.Graph(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in _needed(graph, passed, ()):
+    for node in _needed(graph, features, ()):
         copies[node] = before.node_copy(node, copies.__getitem__)
-    before.output(copies[passed])
-    copies = {passed: after.placeholder("passed")}
-    for node in _needed(graph, output, (passed,)):
+    before.output(copies[features])
+    copies = {features: after.placeholder("features")}
+    for node in _needed(graph, output, (features,)):
         copies[node] = after.node_copy(node, copies.__getitem__)
     return before, after
 
@@ -323,14 +307,14 @@ def _cut_before_head(classifier: Classifier, example: Tensor) -> Cut | None:
     classifier.model.eval()
     prefix = _without(classifier.model, name).eval()
     with torch.no_grad(), Counting() as counting:  # type: ignore[no-untyped-call]
-        passed = prefix(example)
-    if not isinstance(passed, Tensor) or len(passed) != len(example):
+        features = prefix(example)
+    if not isinstance(features, Tensor) or len(features) != len(example):
         return None
     return Cut(
         prefix=_Evaluating(prefix),
         tail=head,
         after=f"all but {name}",
-        shape=tuple(passed.shape[1:]),
+        shape=tuple(features.shape[1:]),
         prefix_cost=counting.flops // 2 // len(example),
         tail_cost=sum(p.numel() for p in head.parameters()),
         code=f"{classifier.name} without {name}",
@@ -347,28 +331,19 @@ def _seeded(device: torch.device) -> Iterator[None]:
         yield
 
 
+def _randomize(parameters: Iterable[nn.Parameter]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters:
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+
 @contextmanager
-def _kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore the buffers, which a pass in training mode changes."""
-    own = [(buffer, buffer.clone()) for buffer in model.buffers()]
+def _restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Restore the values of tensors when the block ends."""
+    originals = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
     finally:
-        for buffer, value in own:
-            buffer.copy_(value)
-
-
-@contextmanager
-def _random_head(classifier: Classifier) -> Iterator[None]:
-    """Give the head random weights while the block lasts, so that its input matters: a new head is zero."""
-    parameters = [p for head in classifier.head_modules for p in head.parameters()]
-    own = [p.detach().clone() for p in parameters]
-    random = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(torch.randn(parameter.shape, generator=random))
-        try:
-            yield
-        finally:
-            for parameter, value in zip(parameters, own, strict=True):
-                parameter.copy_(value)
+        with torch.no_grad():
+            for tensor, value in originals:
+                tensor.copy_(value)

@@ -67,8 +67,8 @@ def choose_start(
     if known is None or len(known) != outputs:
         advice = "; if they are the same in the same order: --head keep" if outputs == count else ""
         return HeadStart(new, f"new: the weights do not name their {outputs:,} classes{advice}")
-    places = {name: place for place, name in enumerate(known)}
-    return HeadStart(tuple(map(places.get, classes)), _matched(classes, known))
+    indices = {name: index for index, name in enumerate(known)}
+    return HeadStart(tuple(map(indices.get, classes)), _matched(classes, known))
 
 
 def _matched(classes: tuple[str, ...], known: tuple[str, ...]) -> str:
@@ -78,8 +78,8 @@ def _matched(classes: tuple[str, ...], known: tuple[str, ...]) -> str:
     added, lost = [name for name in classes if name not in known], len(set(known) - set(classes))
     if len(added) == len(classes):
         return f"new: none of the weights' {len(known):,} classes is among these"
-    kept = f"{len(classes) - len(added):,} of {len(classes):,} classes kept, matched by name"
-    return f"{kept}{f'; new: {some(added)}' if added else ''}{f'; {lost:,} of the weights not used' if lost else ''}"
+    summary = f"{len(classes) - len(added):,} of {len(classes):,} classes kept, matched by name"
+    return f"{summary}{f'; new: {some(added)}' if added else ''}{f'; {lost:,} of the weights not used' if lost else ''}"
 
 
 def outputs_in(state: Mapping[str, Tensor], target: Mapping[str, Tensor], axes: Mapping[str, int]) -> int | None:
@@ -99,6 +99,6 @@ def outputs_in(state: Mapping[str, Tensor], target: Mapping[str, Tensor], axes: 
 
 def with_rows(fresh: Tensor, trained: Tensor, axis: int, rows: tuple[int | None, ...]) -> Tensor:
     """Return a new head's tensor with the kept rows at the indices of their classes."""
-    places = torch.tensor([place for place, row in enumerate(rows) if row is not None])
-    kept = trained.index_select(axis, torch.tensor([row for row in rows if row is not None]))
-    return fresh.index_copy(axis, places, kept.to(fresh.dtype))
+    indices = torch.tensor([index for index, row in enumerate(rows) if row is not None])
+    kept_rows = trained.index_select(axis, torch.tensor([row for row in rows if row is not None]))
+    return fresh.index_copy(axis, indices, kept_rows.to(fresh.dtype))

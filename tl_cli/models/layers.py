@@ -1,12 +1,14 @@
 """The layers of a network in the order of execution, by which it is frozen and learning rates decay."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from tl_cli.errors import UsageError, suggest
+from tl_cli.models.freezing import in_eval_mode
 from tl_cli.models.zoo.registry import Classifier
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -41,27 +43,30 @@ def layers_of(classifier: Classifier, example: Tensor) -> list[Layer]:
     units = units_of(classifier)
     order = _executed(model, units, example)
     groups: list[list[str]] = []
-    for place, name in enumerate(order):
-        if groups and not _starts_a_layer(name, groups[-1], order[place + 1 :], units):
+    for index, name in enumerate(order):
+        if groups and not _starts_a_layer(name, groups[-1], order[index + 1 :], units):
             groups[-1].append(name)
         else:
             groups.append([name])
-    inside = {id(p) for unit in units.values() for p in unit.parameters()}
-    in_head = {id(p) for module in classifier.head_modules for p in module.parameters()}
-    loose = tuple(p for p in model.parameters() if id(p) not in inside | in_head)
-    layers, seen = [], set[int](in_head)
-    for place, names in enumerate(groups):
-        modules = tuple(units[name] for name in names)
-        own = [p for module in modules for p in module.parameters()]
-        parameters = []
-        for parameter in (*loose, *own) if place == 0 else own:
-            # A parameter shared by two layers belongs to the first.
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                parameters.append(parameter)
-        layers.append(Layer(names[0], modules, tuple(parameters)))
     heads = tuple(classifier.head_modules)
-    return [*layers, Layer(head[0], heads, tuple(p for m in heads for p in m.parameters()), is_head=True)]
+    head_parameters = _parameters_of(heads)
+    in_units = set(_parameters_of(units.values()))
+    taken = set(head_parameters)
+    layers = []
+    # Parameters outside of all units (tokens, position embeddings) belong to the first layer.
+    added = [parameter for parameter in model.parameters() if parameter not in in_units]
+    for names in groups:
+        modules = tuple(units[name] for name in names)
+        # A parameter shared by two layers belongs to the first.
+        parameters = [each for each in dict.fromkeys((*added, *_parameters_of(modules))) if each not in taken]
+        taken.update(parameters)
+        layers.append(Layer(names[0], modules, tuple(parameters)))
+        added = []
+    return [*layers, Layer(head[0], heads, head_parameters, is_head=True)]
+
+
+def _parameters_of(modules: Iterable[nn.Module]) -> tuple[nn.Parameter, ...]:
+    return tuple(parameter for module in modules for parameter in module.parameters())
 
 
 def units_of(classifier: Classifier) -> dict[str, nn.Module]:
@@ -75,12 +80,11 @@ def index_of(layers: Sequence[Layer], classifier: Classifier, name: str) -> int:
     Raises:
         UsageError: no module has that name, it is part of a layer, or it is the head.
     """
-    firsts = {layer.name: index for index, layer in enumerate(layers)}
     qualified = {id(module): path for path, module in classifier.model.named_modules()}
     for index, layer in enumerate(layers):
         paths = [qualified[id(module)] for module in layer.modules]
-        if any(path == name or path.startswith(f"{name}.") for path in paths):
-            if not (paths[0] == name or paths[0].startswith(f"{name}.")):
+        if any(f"{path}.".startswith(f"{name}.") for path in paths):
+            if not f"{paths[0]}.".startswith(f"{name}."):
                 raise UsageError(f"{name} is part of the layer {layer.name}; freeze until {layer.name} or one after it")
             if layer.is_head:
                 raise UsageError(f"{name} is the head; to train only the head, set --freeze-epochs to --epochs")
@@ -88,7 +92,8 @@ def index_of(layers: Sequence[Layer], classifier: Classifier, name: str) -> int:
         within = next((path for path in paths if name.startswith(f"{path}.")), None)
         if within is not None and name in qualified.values():
             raise UsageError(f"{name} is part of the layer {within}; freeze until {within} or a layer after it")
-    known = [*firsts, *{path.partition(".")[0]: None for path in firsts}]
+    known = [layer.name for layer in layers]
+    known += dict.fromkeys(path.partition(".")[0] for path in known)
     raise UsageError(f"{classifier.name} has no layer {name!r}.{suggest(name, known)} tl inspect shows them all")
 
 
@@ -146,16 +151,10 @@ def _has_matrix(module: nn.Module) -> bool:
 def _executed(model: nn.Module, units: dict[str, nn.Module], example: Tensor) -> list[str]:
     """Return the names of the units in the order of their first calls; those that are not called come last."""
     called: list[str] = []
-    handles = [
-        unit.register_forward_pre_hook(lambda module, inputs, name=name: called.append(name))
-        for name, unit in units.items()
-    ]
-    was_training = model.training
-    try:
-        with torch.inference_mode():
-            model.eval()(example)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks:
+        for name, unit in units.items():
+            hook = unit.register_forward_pre_hook(lambda module, inputs, name=name: called.append(name))
+            hooks.enter_context(hook)
+        with in_eval_mode(model), torch.inference_mode():
+            model(example)
     return list(dict.fromkeys([*called, *units]))

@@ -50,7 +50,7 @@ def wrapped(form: str, state: dict[str, torch.Tensor], other: dict[str, torch.Te
         ("beside a loss", "took weights from"),
     ],
 )
-def test_checkpoints_of_other_programs_load_and_what_is_taken_is_said(form: str, said: str, tmp_path: Path) -> None:
+def test_checkpoints_of_other_programs_load_with_a_note_on_what_was_taken(form: str, said: str, tmp_path: Path) -> None:
     model, path = trained(), tmp_path / "model.pth"
     torch.save(wrapped(form, model.state_dict(), trained(seed=6).state_dict()), path)
     loaded = registry.create(NAME, 3, weights=str(path))
@@ -61,7 +61,7 @@ def test_checkpoints_of_other_programs_load_and_what_is_taken_is_said(form: str,
 @pytest.mark.parametrize(
     ("form", "key"), [("timm train.py", "state_dict_ema"), ("torchvision references", "model_ema")]
 )
-def test_averaged_weights_are_taken_where_they_are_named(form: str, key: str, tmp_path: Path) -> None:
+def test_averaged_weights_are_used_if_requested_by_key(form: str, key: str, tmp_path: Path) -> None:
     other, path = trained(seed=6), tmp_path / "model.pth"
     torch.save(wrapped(form, trained().state_dict(), other.state_dict()), path)
     loaded = registry.create(NAME, 3, weights=f"{path}#{key}")
@@ -80,9 +80,7 @@ def test_averaged_weights_are_taken_where_they_are_named(form: str, key: str, tm
         (lambda: nn.Sequential(nn.Linear(1024, 3, bias=False)), None, "left out the weights' own head"),
     ],
 )
-def test_a_head_that_was_replaced_is_taken_if_it_is_one_layer(
-    head, kept: str | None, said: str, tmp_path: Path
-) -> None:
+def test_a_replaced_head_is_used_if_it_is_one_layer(head, kept: str | None, said: str, tmp_path: Path) -> None:
     model, path = trained(), tmp_path / "model.pth"
     model.fc = head()
     torch.save(model.state_dict(), path)
@@ -96,7 +94,7 @@ def test_a_head_that_was_replaced_is_taken_if_it_is_one_layer(
 
 
 @pytest.mark.parametrize("head", [lambda: nn.Linear(1280, 3), lambda: nn.Sequential(nn.Linear(1280, 3))])
-def test_a_replaced_head_of_an_architecture_whose_own_is_a_sequence_is_taken_too(head, tmp_path: Path) -> None:
+def test_a_replaced_head_is_used_where_the_original_is_a_sequence(head, tmp_path: Path) -> None:
     model = torchvision.models.mobilenet_v2(num_classes=3)
     model.classifier = head()
     torch.save(model.state_dict(), tmp_path / "model.pth")

@@ -11,7 +11,7 @@ from tl_cli.errors import DownloadError
 from tl_cli.models.zoo import registry
 
 
-def test_weights_come_through_the_hubs_cache(hub: Server) -> None:
+def test_weights_are_downloaded_into_the_hubs_cache(hub: Server) -> None:
     published = timm.create_model("resnet18", num_classes=1000)
     sha = publish(hub, "timm/resnet18.a2_in1k", "model.safetensors", published)
     seen: list[tuple[str, int, int | None]] = []
@@ -39,7 +39,7 @@ def test_a_damaged_file_in_the_cache_is_not_used(hub: Server) -> None:
         registry.create("timm/resnet18", 10)
 
 
-def test_without_network_the_message_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_error_gives_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match=r"from http://127\.0\.0\.1:9/timm/resnet18\..*--weights FILE"):

@@ -45,14 +45,16 @@ def test_every_published_weight_file_can_be_checked() -> None:
             assert weights.published_hash(entry.url), entry.url
 
 
-def test_missing_weights_without_network_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_missing_weights_without_network_gives_alternatives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torchvision.models.ResNet18_Weights.DEFAULT.value, "url", "http://127.0.0.1:9/r-0123abcd.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(DownloadError, match=rf"put it into {tmp_path}.*--weights none"):
         registry.create("resnet18", 10)
 
 
-def test_googlenet_normalises_once_as_its_weights_do_twice() -> None:
+def test_googlenets_two_normalisations_become_one() -> None:
     torch.manual_seed(0)
     theirs = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False, transform_input=True)
     ours = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False)
@@ -64,7 +66,7 @@ def test_googlenet_normalises_once_as_its_weights_do_twice() -> None:
         torch.testing.assert_close(ours.eval()((images - 0.5) / 0.5), theirs.eval()(twice))
 
 
-def test_every_published_weights_images_are_prepared_as_torchvision_prepares_them() -> None:
+def test_preprocessing_of_all_published_weights_matches_torchvision() -> None:
     distinct = {
         repr(entry.transforms()): (name, entry)
         for name in torchvision.models.list_models(module=torchvision.models)
@@ -82,7 +84,7 @@ def test_every_published_weights_images_are_prepared_as_torchvision_prepares_the
     assert len(distinct) > 20
 
 
-def test_files_of_older_torchvisions_load(tmp_path: Path) -> None:
+def test_weights_files_of_older_torchvision_versions_load(tmp_path: Path) -> None:
     """Published DenseNets have one dot more in their names, and files before 2018 no batch counters."""
     model = registry.create("densenet121", 1000, weights="none", seed=3).model
     old = {
@@ -105,7 +107,7 @@ def test_a_file_with_auxiliary_heads_loads_without_them(tmp_path: Path) -> None:
     assert loaded.preprocessing.mean == (0.5, 0.5, 0.5)
 
 
-def test_a_bare_file_is_fed_as_the_architectures_published_weights_are() -> None:
+def test_a_file_without_preprocessing_uses_that_of_the_published_weights() -> None:
     assert registry.default_preprocessing("efficientnet_v2_l").interpolation == "bicubic"
     assert registry.default_preprocessing("efficientnet_v2_l").mean == (0.5, 0.5, 0.5)
     assert registry.default_preprocessing("efficientnet_lite0").mean == (0.5, 0.5, 0.5)

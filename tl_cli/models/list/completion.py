@@ -1,44 +1,31 @@
 """The names of all architectures, read from the libraries' source text: completion must not import torch."""
 
+import csv
 import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-# How timm's architectures are told from torchvision's of the same name.
+# Distinguishes timm's architectures from those of torchvision with equal names.
 PREFIX = "timm/"
-_TOWER = "it is an image tower that returns tokens and has no classifier"
-_TALL = "its weights expect inputs of 1024 x 768 pixels; inputs are square here"
 # timm's architectures that the zoo leaves out, and why. All others were tested: output shape, head, freezing.
-UNSUPPORTED: dict[str, str] = {
-    "deepseek_vit_412m_enc": _TOWER,
-    "gemma4_vit_167m_enc": _TOWER,
-    "gemma4_vit_570m_enc": _TOWER,
-    "mobilenetv5_300m_enc": _TOWER,
-    "qwen3_vit_88m_enc": _TOWER,
-    "qwen3_vit_306m_enc": _TOWER,
-    "qwen3_vit_416m_enc": _TOWER,
-    "vit_base_patch16_sapiens2": _TALL,
-    "vit_large_patch16_sapiens2": _TALL,
-    "vit_huge_patch16_sapiens2": _TALL,
-    "vit_giant_patch16_sapiens2": _TALL,
-    "vit_5b_patch16_sapiens2": _TALL,
-}
+with Path(__file__).with_name("unsupported.csv").open(encoding="utf-8", newline="") as _table:
+    UNSUPPORTED = {row["name"]: row["reason"] for row in csv.DictReader(_table)}
 # A decorated builder: @register_model (timm) or @register_model() (torchvision), other decorators, def NAME(.
 _REGISTERED = re.compile(r"^@register_model(?:\(\))?[ \t]*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
 
 def complete(incomplete: str) -> list[str]:
-    """Return the architectures whose names begin so; timm's only once their prefix is begun.
+    """Return the architectures whose names begin with a text; those of timm only after their prefix.
 
     Args:
-        incomplete: what stands on the command line.
+        incomplete: the word on the command line so far.
     """
-    own = [*registered("torchvision"), "efficientnet_lite0"]
-    if not incomplete.startswith(PREFIX):
-        return sorted(name for name in (*own, PREFIX) if name.startswith(incomplete))
-    return sorted(PREFIX + name for name in registered("timm") if (PREFIX + name).startswith(incomplete))
+    names = (*registered("torchvision"), "efficientnet_lite0", PREFIX)
+    if incomplete.startswith(PREFIX):
+        names = tuple(PREFIX + name for name in registered("timm"))
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 def is_architecture(name: str) -> bool:

@@ -5,14 +5,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
 from typing import Self
+
+from pydantic import TypeAdapter
 
 from tl_cli.errors import StorageError
 from tl_cli.io.atomic import write_text
 from tl_cli.io.download import cache_root
 
 _SAVE_EVERY = 20
+# By architecture, input size and library version: parameters and multiply-adds.
+_FORMAT = TypeAdapter(dict[str, tuple[int, int]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +40,15 @@ class CountCache:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path or cache_root() / "measured" / "counts.json"
-        self._known: dict[str, list[int]] = {}
+        self._known: dict[str, tuple[int, int]] = {}
         self._unsaved = 0
 
     def __enter__(self) -> Self:
-        with suppress(OSError, ValueError):
-            content = json.loads(self._path.read_text(encoding="utf-8"))
-            if isinstance(content, dict):
-                self._known = {key: value for key, value in content.items() if _is_count(value)}
+        with suppress(OSError, ValueError):  # pydantic's errors are ValueErrors
+            self._known = _FORMAT.validate_json(self._path.read_bytes())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._save()
 
     def count(self, name: str, library: str, input_size: int) -> Counts | None:
@@ -59,13 +58,13 @@ class CountCache:
             return Counts(*value)
         from tl_cli.models.list.counting import count  # imports torch, which cached counts do without
 
-        found = count(name, input_size)
-        if found is not None:
-            self._known[key] = [found.parameters, found.multiply_adds]
+        counts = count(name, input_size)
+        if counts is not None:
+            self._known[key] = (counts.parameters, counts.multiply_adds)
             self._unsaved += 1
             if self._unsaved >= _SAVE_EVERY:
                 self._save()
-        return found
+        return counts
 
     def _save(self) -> None:
         if self._unsaved:
@@ -73,7 +72,3 @@ class CountCache:
             with suppress(StorageError):
                 write_text(self._path, json.dumps(self._known))
             self._unsaved = 0
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value)

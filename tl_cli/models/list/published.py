@@ -20,13 +20,14 @@ _PACKAGES = ("tl-train", "torchvision", "timm", "huggingface-hub", "efficientnet
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """An architecture, as its library describes its best weights.
+    """A library's facts about an architecture and its best weights.
 
     Attributes:
+        name: that ``registry.create`` accepts.
         plain_name: without a library's prefix or a weights tag.
         module: last part of the Python module that defines it.
         input_size: side of the input in pixels.
-        top1: ImageNet-1k accuracy as the library states it, a fraction.
+        top1: ImageNet-1k accuracy, a fraction; None where the library does not state it.
         on_disk: whether the weights are on this machine; None where none are published.
     """
 
@@ -49,26 +50,18 @@ def architectures(library: str) -> list[Architecture]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["state"] == state:
             return [Architecture(**row) for row in content["models"]]
-    found = _ask(library)
-    # A cache that cannot be written only costs time.
-    with suppress(StorageError):
-        write_text(path, json.dumps({"state": state, "models": [asdict(each) for each in found]}))
-    return found
-
-
-def _ask(library: str) -> list[Architecture]:
     from tl_cli.models.zoo import registry  # imports torch, torchvision and timm, which the cache does without
 
-    found = []
-    for name in registry.names(library):
-        about = registry.about(name)
-        found.append(Architecture(name, about.plain_name, about.module, about.input_size, about.top1, about.on_disk))
-    return found
+    listed = [registry.about(name) for name in registry.names(library)]
+    # A cache that cannot be written only costs time.
+    with suppress(StorageError):
+        write_text(path, json.dumps({"state": state, "models": [asdict(each) for each in listed]}))
+    return listed
 
 
 def _state() -> str:
     """Return a digest of everything that a listing depends on: versions, and the files of downloaded weights."""
-    return hashlib.sha256("\n".join(_depends_on()).encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256("\n".join(_dependencies()).encode(errors="surrogateescape")).hexdigest()
 
 
 def hub_folder() -> Path:
@@ -77,7 +70,7 @@ def hub_folder() -> Path:
     return Path(home).expanduser() / "hub"
 
 
-def _depends_on() -> Iterator[str]:
+def _dependencies() -> Iterator[str]:
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             yield f"{package} {version(package)}"

