@@ -10,6 +10,7 @@ from tests.benchmarks import likeness as made
 from tl_cli.data import checks, duplicates
 from tl_cli.data.duplicates import Sketch, alike_groups, sketch
 from tl_cli.data.sources import folder
+from tl_cli.data.threads import Threads
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,11 @@ def test_other_pictures_do_not_look_alike(name: str, change: str, sets: dict[str
     assert found.found <= 0.05 * found.pictures
 
 
-@pytest.mark.parametrize("drawings", [made.numbers(), made.gauges()], ids=["numbers", "gauges"])
-def test_drawings_on_a_plain_background_are_told_apart_by_their_small_parts(drawings: list[np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    "drawings",
+    [pytest.param(made.numbers(), id="numbers", marks=pytest.mark.slow), pytest.param(made.gauges(), id="gauges")],
+)
+def test_drawings_on_a_plain_background_are_distinguished_by_their_small_parts(drawings: list[np.ndarray]) -> None:
     assert made.score(drawings, None).wrong <= 0.02 * len(drawings)
     # Thin writing loses most: 70% of the numbers at three quarters of their size were measured (examples/README.md).
     for change in ("JPEG 90", "x 0.75", "crop 2%", "bright +5%"):
@@ -70,7 +74,7 @@ def test_only_equal_pixels_are_called_equal(tmp_path: Path) -> None:
     for name, pixels in {"one/a.png": first, "one/a.bmp": first, "two/b.png": second, "one/photo.png": photo}.items():
         Image.fromarray(pixels).save(tmp_path / name)
     Image.fromarray(photo).save(tmp_path / "one" / "photo.jpg", quality=90)
-    findings = checks.examine(folder.scan(tmp_path), workers=1)
+    findings = checks.examine(folder.scan(tmp_path), Threads(1))
     groups = {frozenset(map(findings.name, group.places)): group.exact for group in findings.twins}
     # The BMP has other bytes than the PNG and the same pixels; the JPEG has other pixels.
     assert groups == {frozenset({"one/a.bmp", "one/a.png"}): True, frozenset({"one/photo.jpg", "one/photo.png"}): False}
@@ -93,7 +97,7 @@ def test_a_picture_between_two_is_in_the_groups_of_both() -> None:
     assert {number for group in groups for number in group} == {0, 1, 2, 3}
 
 
-def test_near_hashes_are_found_among_many_and_what_is_too_much_is_counted() -> None:
+def test_near_hashes_are_found_among_many_and_those_beyond_the_limit_are_counted() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 63, 20_000, dtype=np.uint64)
     for place in range(300):

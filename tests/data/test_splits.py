@@ -35,14 +35,14 @@ def test_a_subset_is_stratified_and_has_every_class(labels: np.ndarray, seed: in
     assert (got >= np.floor(share) - (share < 1).sum() - 1).all()
 
 
-def test_splits_are_the_same_for_ever() -> None:
+def test_splits_equal_those_of_earlier_versions() -> None:
     labels = np.arange(40) % 4
     _, out = splits.hold_out(labels, 0.1, 0)
     assert out.tolist() == splits.hold_out(labels, 0.1, 0)[1].tolist() == [23, 32, 34, 37]
     assert out.tolist() != splits.hold_out(labels, 0.1, 1)[1].tolist()
 
 
-def test_of_single_images_and_classes_that_stay_whole_nothing_is_held_out() -> None:
+def test_no_image_of_single_image_or_whole_classes_is_held_out() -> None:
     labels = np.array([0] * 5 + [1] + [2] * 2 + [3] * 4)
     kept, out = splits.hold_out(labels, 0.3, 0)
     assert np.bincount(labels[out], minlength=4).tolist() == [2, 0, 1, 1]

@@ -12,13 +12,14 @@ from tl_cli.api.observer import Observer
 from tl_cli.choices import DeviceName
 from tl_cli.compute.device import worker_count
 from tl_cli.contract import Columns, SplitName
-from tl_cli.data import pixel_range
 from tl_cli.data.balance import UNEVEN, imbalance
 from tl_cli.data.checks import Findings, Look, Twins, examine
 from tl_cli.data.dataset import open_source, training_labels
 from tl_cli.data.images import FileImages, Images
+from tl_cli.data.pixel_range import with_measured_range
 from tl_cli.data.sizes import Sizes
 from tl_cli.data.sources.found import Found
+from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError
 from tl_cli.inspection.label_check import doubted
 from tl_cli.inspection.suspect_labels import Suspect
@@ -95,11 +96,11 @@ class DataReport:
             "imbalance": ratio,
             "balanced_by_default": ratio is not None and ratio >= UNEVEN,
             "sizes": sizes_of(findings),
-            "formats": dict(Counter(look.kind for look in readable(findings))),
-            "modes": dict(Counter(look.mode for look in readable(findings))),
-            "turned_by_exif": sum(look.turned for look in readable(findings)),
-            "animated": sum(look.frames > 1 for look in readable(findings)),
-            "torn_after_first_frame": sum(not look.frames for look in readable(findings)),
+            "formats": dict(Counter(look.header.kind for look in readable(findings))),
+            "modes": dict(Counter(look.header.mode for look in readable(findings))),
+            "turned_by_exif": sum(look.header.turned for look in readable(findings)),
+            "animated": sum(look.header.frames > 1 for look in readable(findings)),
+            "torn_after_first_frame": sum(not look.header.frames for look in readable(findings)),
             "pixel_range": _pixel_range(found.parts["train"]),
             "few_levels": [
                 {
@@ -141,10 +142,9 @@ def check_data(request: CheckRequest, observer: Observer | None = None) -> DataR
     progress = observer.progress
     found = open_source(request.source, folder, progress, columns=request.columns, max_pixels=request.max_pixels)
     workers = worker_count(request.workers)
-    survey = pixel_range.survey(found.parts, workers=workers, progress=progress)
-    parts = pixel_range.scaled(found.parts, survey.measured.pixel_range if survey.measured else None)
-    found = replace(found, parts=parts, notes=found.notes + survey.notes)
-    findings = examine(found, workers=workers, progress=progress)
+    threads = Threads(workers, progress)
+    found, _ = with_measured_range(found, found.parts, threads)
+    findings = examine(found, threads)
     if not request.labels:
         return DataReport(findings, None)
     doubts = _doubts(found, findings, request.model, request.most, request.device, workers, progress)
@@ -231,18 +231,18 @@ def readable(findings: Findings) -> list[Look]:
 
 def sizes_of(findings: Findings) -> dict[str, Any] | None:
     """Return the shortest sides (smallest, median, largest) and whether all sizes are equal; None without images."""
-    sides = sorted(min(look.size) for look in readable(findings))
+    sides = sorted(min(look.header.size) for look in readable(findings))
     if not sides:
         return None
     return {
         "shortest_side": [sides[0], sides[len(sides) // 2], sides[-1]],
-        "one_size": len({look.size for look in readable(findings)}) == 1,
+        "one_size": len({look.header.size for look in readable(findings)}) == 1,
     }
 
 
 def crop_notes(findings: Findings) -> list[str]:
     """Return a warning where a center crop would lose much of the images."""
-    sizes = Sizes.of([(height, width) for width, height in (look.size for look in readable(findings))])
+    sizes = Sizes.of([(height, width) for width, height in (look.header.size for look in readable(findings))])
     note = None if sizes is None else sizes.crop_note()
     return [] if note is None else [note]
 

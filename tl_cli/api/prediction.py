@@ -22,8 +22,8 @@ from tl_cli.choices import DeviceName
 from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
 from tl_cli.contract import PixelRange, Preprocessing
 from tl_cli.data.batches import Batch
-from tl_cli.data.decode import MAY_BE_DEEP, numbers
-from tl_cli.data.image_paths import STDIN, is_there, wanted_pictures
+from tl_cli.data.decode import MAY_BE_DEEP, read_storage
+from tl_cli.data.image_paths import STDIN, is_there, list_pictures
 from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError, RunNotFoundError, UsageError
 from tl_cli.evaluation.logits import outputs
@@ -156,10 +156,10 @@ def predict(request: PredictRequest, observer: Observer | None = None) -> Predic
     if not request.calibrated:
         predictor = replace(predictor, classifier=replace(predictor.classifier, temperature=1.0))
     # The names on stdin can be read only once, and there may be any number of them.
-    total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
+    total = None if STDIN in paths else sum(1 for _ in list_pictures(paths, ()))
     found = predict_images(
         predictor,
-        wanted_pictures(paths, request.lines),
+        list_pictures(paths, request.lines),
         device=request.device,
         batch_size=request.batch_size,
         workers=request.workers,
@@ -198,7 +198,7 @@ def _observed(
 def _is_deep(path: str, max_pixels: int | None) -> bool:
     """Return whether the file of an image has more than 8 bits per channel."""
     with suppress(OSError):
-        return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and numbers(path, max_pixels).is_deep
+        return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and read_storage(path, max_pixels).is_deep
     return False
 
 

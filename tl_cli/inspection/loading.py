@@ -14,8 +14,9 @@ from tl_cli.contract import DataSpec, ModelCard, Preprocessing
 from tl_cli.data import photographs, splits
 from tl_cli.data.batches import Loader
 from tl_cli.data.dataset import open_data
+from tl_cli.data.decode import Picture
 from tl_cli.data.images import Images
-from tl_cli.data.preprocess import Picture, decoded_side, normalise, open_picture, prepare
+from tl_cli.data.preprocess import normalise, open_picture, prepare
 from tl_cli.errors import DataError
 from tl_cli.evaluation.measure import Evaluator, Part
 from tl_cli.io.download import Progress, silent
@@ -136,12 +137,7 @@ def read_picture(path: Path, preprocessing: Preprocessing, max_pixels: int | Non
     if not path.is_file():
         what = "is a folder; give a picture" if path.is_dir() else "there is no such file"
         raise DataError(f"{path}: {what}")
-    return open_picture(
-        path,
-        short_side=decoded_side(preprocessing),
-        pixel_range=preprocessing.pixel_range,
-        max_pixels=max_pixels,
-    )
+    return open_picture(path, preprocessing, max_pixels)
 
 
 def load_saved_model(folder: Path, options: LoadOptions) -> InspectedModel:

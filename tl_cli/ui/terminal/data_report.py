@@ -91,19 +91,19 @@ def _print_files(console: Console, findings: Findings) -> None:
         return
     same = sizes["shortest_side"][0] == sizes["shortest_side"][2] and sizes["one_size"]
     if same:
-        console.print(f"{len(looks):,} pictures of {looks[0].size[0]} x {looks[0].size[1]} pixels")
+        console.print(f"{len(looks):,} pictures of {looks[0].header.size[0]} x {looks[0].header.size[1]} pixels")
     else:
         low, middle, high = sizes["shortest_side"]
         sides = f"{low} to {high} pixels, median {middle}" if low < high else f"{low} pixels"
         console.print(f"{len(looks):,} pictures, shorter side {sides}")
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(look.kind for look in looks).most_common())
-    modes = ", ".join(f"{count:,} {mode}" for mode, count in Counter(look.mode for look in looks).most_common())
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in Counter(look.header.kind for look in looks).most_common())
+    modes = ", ".join(f"{count:,} {mode}" for mode, count in Counter(look.header.mode for look in looks).most_common())
     console.print(plain(f"{kinds}; {modes}", "dim"))
     odd = [
-        (sum(look.turned for look in looks), "turned by EXIF data, and used upright"),
-        (sum(look.frames > 1 for look in looks), "animated: the first frame is used"),
-        (sum(not look.frames for look in looks), "torn after the first frame, which is used"),
-        (sum(max(look.size) > 5 * min(look.size) for look in looks), "over five times as long as wide"),
+        (sum(look.header.turned for look in looks), "turned by EXIF data, and used upright"),
+        (sum(look.header.frames > 1 for look in looks), "animated: the first frame is used"),
+        (sum(not look.header.frames for look in looks), "torn after the first frame, which is used"),
+        (sum(max(look.header.size) > 5 * min(look.header.size) for look in looks), "over five times as long as wide"),
     ]
     for count, what in odd:
         if count:

@@ -1,7 +1,6 @@
 """Shows predictions while they are computed: lines in a terminal, JSON lines, CSV."""
 
 import sys
-from pathlib import Path
 from typing import Literal, Protocol
 
 from rich.cells import cell_len, set_cell_size
@@ -9,7 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tl_cli.api.prediction import Prediction, PredictionStream
-from tl_cli.data.preprocess import decode
+from tl_cli.data.decode import decode_picture
+from tl_cli.data.preprocess import as_tensor
 from tl_cli.text import csv_text, json_text, safe_text
 from tl_cli.ui.terminal.console import make_console, plain, print_error, shortened
 from tl_cli.ui.terminal.observer import TerminalObserver
@@ -80,8 +80,8 @@ class Lines:
         """Print the line, after a small picture if requested."""
         if self._show:
             side, limit = 2 * _THUMBNAIL, self._max_pixels
-            picture = decode(Path(prediction.path), short_side=side, pixel_range=self._pixel_range, max_pixels=limit)
-            self._console.print(thumbnail(picture, _THUMBNAIL))
+            picture = decode_picture(prediction.path, short_side=side, pixel_range=self._pixel_range, max_pixels=limit)
+            self._console.print(thumbnail(as_tensor(picture.pixels), _THUMBNAIL))
         best = prediction.top(self._top)
         # As many classes as fit, at least one.
         cell = self._label + 8
