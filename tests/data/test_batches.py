@@ -139,7 +139,7 @@ def test_a_balanced_epoch_has_as_many_images_of_each_class() -> None:
         assert len(indices) == len(LABELS) == 101
         assert set(counts[[0, 1, 2, 5]]) <= {25, 26}
         given += counts
-    # The place left over goes round: in 12 epochs each of the four classes has it three times.
+    # The remaining position goes to the classes in turns: each of the four has it in 3 of 12 epochs.
     assert set(given[[0, 1, 2, 5]]) == {12 * 101 // 4}
 
 

@@ -67,7 +67,7 @@ def test_every_mutated_picture_is_decoded_or_refused_with_its_name(kind: str, tm
         else:
             assert found.dtype == np.uint8
             assert found.shape[2] == 3
-        # What comes after the first frame may be torn too.
+        # Frames after the first may be damaged too.
         (tmp_path / "file").write_bytes(data)
         look = checks.examine_file(str(tmp_path / "file"))
         assert bool(look.bad) != bool(look.header.kind)
@@ -115,7 +115,7 @@ def test_a_part_without_decodable_images_is_named(tmp_path: Path) -> None:
 
 
 def _png_with(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is of any size."""
+    """Return a PNG of a few bytes whose header states any size."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     body = b"".join(
@@ -125,7 +125,7 @@ def _png_with(width: int, height: int) -> bytes:
 
 
 def by_hand() -> dict[str, tuple[bytes, bool]]:
-    """Thirty pictures made by hand, and whether each can be decoded."""
+    """Return thirty pictures made by hand, and whether each can be decoded."""
     grey16 = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
 
     def saved(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -198,7 +198,7 @@ def test_a_bad_file_is_named_before_training_and_no_file_is_modified(tl, workpla
     assert "2 of 36 train images cannot be decoded and are left out: blue/002.png, red/004.png" in " ".join(
         skipped.out.split()
     )
-    # The same images again, without being asked to leave any out.
+    # Opened again, without the option to skip files.
     judged = tl("eval", "latest", "--json")
     assert judged.code == 0, judged.err
     assert "differ" not in judged.err
@@ -297,7 +297,7 @@ def test_many_similar_pictures_are_all_found(tmp_path: Path) -> None:
         small.save(folder_of / f"{number:03}.jpg", quality=60 + number % 40, comment=str(number))
     write_pictures(tmp_path, {"red": (1, 2, 3), "blue": (3, 2, 1)}, 20, size=64)
     findings = checks.examine(folder.scan(tmp_path), Threads(2))
-    # 40 qualities give as many pictures, each three times, with other comments in the files.
+    # 40 qualities give 40 pictures, each in three files with different comments.
     equal, alike = ([group for group in findings.twins if group.exact == exact] for exact in (True, False))
     assert [len(group.places) for group in equal] == [3] * 40
     assert len(alike) <= 3
@@ -354,7 +354,7 @@ def test_deep_pictures_that_differ_by_less_than_a_level_are_not_equal(tmp_path: 
     (tmp_path / "a" / "copy.png").write_bytes(png16(values))
     (tmp_path / "b" / "other.png").write_bytes(png16(values + 1))
     found = folder.scan(tmp_path)
-    # As wide as 256 levels of 16 numbers: one number more is the same level.
+    # The range has 256 levels of 16 values each, so one value more is still the same level.
     scaled = pixel_range.with_range(found, (-8.0, 4072.0))
     levels = [scaled.parts["train"].open(index).pixels for index in range(3)]
     assert np.array_equal(levels[0], levels[2])
@@ -399,7 +399,7 @@ def test_checking_files_can_be_stopped(tmp_path: Path) -> None:
 
 
 def bytes_read() -> Callable[[], int]:
-    """Return what says how many bytes this process has read since."""
+    """Return a function that returns how many bytes this process has read since."""
 
     def total() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
@@ -415,7 +415,7 @@ def test_a_file_larger_than_any_picture_is_named_by_every_reader_and_not_read(tm
     huge.write_bytes((root / "red" / "000.png").read_bytes())
     os.truncate(huge, 3 << 30)
     read = bytes_read()
-    # 16 bytes are the most that a pixel takes.
+    # A pixel takes at most 16 bytes.
     reason = f"the file has 3,221 MB; pictures of more than 1,432 MB are not read; if it is one, give --max-pixels {(3 << 30) // 16}"
     (bad,) = checks.examine(folder.scan(root), Threads(1)).bad()
     assert (bad[1].name, bad[1].reason) == ("red/huge.png", f"cannot be read: {reason}")

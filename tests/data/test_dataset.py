@@ -135,7 +135,7 @@ def test_changed_files_change_the_digest(tmp_path: Path) -> None:
 
 
 def as_before(spec: DataSpec, data: dataset.LabelledData) -> DataSpec:
-    """Return a spec as earlier versions recorded it: digests of lengths, and no word of that."""
+    """Return a spec as earlier versions recorded it: digests of lengths, without their scheme."""
     older = {name: dataset.describe(images, data.classes, "lengths") for name, images in data.files.items()}
     raw = spec.model_dump(mode="json")
     raw["splits"] = {name: {"count": split.count, "digest": split.digest} for name, split in older.items()}

@@ -115,14 +115,14 @@ def test_a_higher_limit_decodes_a_large_picture_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(12000, 9000), (16320, 12240)])
 def test_the_limit_on_pixels_is_of_the_decoded_pixels_of_a_large_jpeg(size: tuple[int, int], tmp_path: Path) -> None:
-    """Phones give 108 and 200 megapixels; at an eighth of the sides that is 1.7 and 3.1."""
+    """Phones take pictures of 108 and 200 megapixels; at an eighth of the sides these are 1.7 and 3.1."""
     path = tmp_path / "phone.jpg"
     Image.new("L", size, 90).save(path, quality=30)
     found = decode_picture(path, short_side=560)
     assert found.size == (size[1], size[0])
     assert found.pixels.shape == (-(-size[1] // 8), -(-size[0] // 8), 3)
     assert np.abs(found.pixels.astype(int) - 90).max() <= 3
-    # For a large input a larger fraction, as far as the limit allows.
+    # For a large input a larger fraction is decoded, within the limit.
     assert decode_picture(path, short_side=4500).pixels.shape[0] == size[1] // 2
     needed = size[0] * size[1]
     with pytest.raises(DataError, match=rf"{size[0]} x {size[1]} pixels; at most 89,478,485 .*--max-pixels {needed} "):
@@ -130,7 +130,7 @@ def test_the_limit_on_pixels_is_of_the_decoded_pixels_of_a_large_jpeg(size: tupl
 
 
 def test_pillows_limit_remains_for_other_code_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is one for the whole process: a notebook that loads a model keeps its protection."""
+    """The limit applies to the whole process: a notebook that loads a model keeps its protection."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     large, whole = encoded(Image.new("L", (100, 50))), io.BytesIO(encoded(Image.new("L", (100, 50))))
     with ThreadPoolExecutor(4) as pool:

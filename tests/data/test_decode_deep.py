@@ -72,7 +72,7 @@ def test_a_grey_ramp_of_twelve_bits_has_all_256_levels_evenly(kind: str) -> None
     assert np.all(np.diff(found[..., 0].ravel().astype(int)) >= 0)
     counts = np.bincount(found[..., 0].ravel(), minlength=256)
     assert set(counts[1:-1]) <= {16, 17}
-    # From 0 to 4095 it is half of a level at both ends.
+    # From 0 to 4095, the first and the last level are half as wide.
     assert set(counts[[0, -1]]) <= {8, 9}
 
 
@@ -134,7 +134,7 @@ def test_deep_pictures_are_turned_upright() -> None:
     values = np.arange(6).reshape(2, 3, 1)
     for data in (values.astype(np.uint16), np.repeat(values, 3, axis=2).astype(np.uint16)):
         found = decode_picture(tiff(data, orientation=6), pixel_range=(0, 255)).pixels
-        # Its first row is the right side: Pillow's and EXIF's ROTATE_270.
+        # The stored first row is the right side: Pillow's and EXIF's ROTATE_270.
         assert found[..., 0].tolist() == np.rot90(values[..., 0], -1).tolist()
 
 

@@ -23,7 +23,7 @@ SIDE = 8
 
 @pytest.fixture
 def files(tmp_path: Path) -> FileImages:
-    """Pictures of noise, one of them under a name that is no text."""
+    """Pictures of noise, one of them with a name that is not text."""
     for number in range(COUNT):
         folder = tmp_path / "data" / ("even" if number % 2 == 0 else "odd")
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def test_output_of_the_interpreter_is_not_taken_for_pixels(
     (tmp_path / "site" / "sitecustomize.py").write_text(printed)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
     pixels, found, _ = aside(files)
-    # Whether an unflushed line goes out before the pixels is the environment's affair (PYTHONUNBUFFERED).
+    # Whether an unflushed line is written before the pixels depends on PYTHONUNBUFFERED.
     counts = [len(share) for share in found]
     assert counts == left if left else counts in ([0, 0], [20, 20])
     assert counts == [20, 20] or np.array_equal(pixels, expected(files))

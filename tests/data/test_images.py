@@ -102,7 +102,7 @@ def test_only_an_unusual_limit_on_pixels_changes_the_fingerprint(tmp_path: Path)
     images = scan(tmp_path).parts["train"]
     assert isinstance(images, FileImages)
     files = [hashlib.sha256((tmp_path / name).read_bytes()).digest() for name in images.ids]
-    # As it was before there was a choice.
+    # As in versions without this option.
     usual = hashlib.sha256(f"2 None\0{PIL.__version__}\0".encode() + b"".join(files)).hexdigest()
     assert fingerprint(images) == fingerprint(replace(images, max_pixels=89_478_485)) == usual
     assert fingerprint(replace(images, max_pixels=100_000_000)) != usual
@@ -136,7 +136,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def files(tmp_path: Path) -> FileImages:
-    # As many bytes as are worth keeping.
+    # Just enough bytes to be stored.
     for name in ("a", "b", "c"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(4):
@@ -180,11 +180,11 @@ def touch(path: Path) -> None:
 
 
 def swap(path: Path) -> None:
-    """Put another image of the same length and the same time of modification in its place."""
+    """Replace the file by another image of equal length and time of modification."""
     stat = path.stat()
     other = path.with_name("other")
     Image.new("RGB", SIZE, "black").save(other, "PNG", compress_level=9)
-    # What follows the end of a PNG is not looked at.
+    # Bytes after the end of a PNG are ignored.
     other.write_bytes(other.read_bytes().ljust(stat.st_size, b"\0"))
     assert other.stat().st_size == stat.st_size
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tl_cli.data.packed_names import Names
 
-# Surrogates stand for the bytes of file names that are no UTF-8.
+# Surrogates represent the bytes of file names that are not UTF-8.
 TEXT = st.text(st.characters(exclude_categories=()), max_size=6)
 
 

@@ -36,13 +36,13 @@ def opened(root: Path, **settings: object) -> LabelledData:
 def test_a_range_without_outliers_is_the_smallest_and_the_largest_value() -> None:
     assert pixel_range.range_of(np.arange(4096.0)) == (0, 4095)
     assert pixel_range.range_of(np.array([-3.5, 0, 8])) == (-3.5, 8)
-    # One bright spot that is no further out than the rest is wide.
+    # A bright spot close to the other values is not an outlier.
     assert pixel_range.range_of(np.concatenate([np.arange(1000.0), [1200]])) == (0, 1200)
 
 
 def test_hot_and_dead_pixels_do_not_darken_the_rest() -> None:
     values = np.tile(np.arange(1000, 2001.0), 10)
-    # Of 10,020 values five are fewer than a thousandth.
+    # Five of 10,020 values are less than a thousandth.
     assert pixel_range.range_of(np.concatenate([values, [65535] * 5, [0] * 5])) == (1000, 2000)
 
 

@@ -56,7 +56,7 @@ def preprocessing(
 
 
 def timms(image: Image.Image, how: Preprocessing) -> np.ndarray:
-    """Return what timm's transform for evaluation makes of a picture, before normalisation: (3, crop, crop)."""
+    """Return a picture after timm's evaluation transform, before normalisation: (3, crop, crop)."""
     transform = create_transform(
         (3, how.crop, how.crop), is_training=False, normalize=False, interpolation=how.interpolation, mean=how.mean,
         crop_pct=how.crop / how.resize, crop_mode=how.crop_mode,
@@ -71,7 +71,7 @@ def test_every_crop_mode_equals_timms(mode: str, interpolation: Interpolation, r
     how = preprocessing(mode, resize, crop, interpolation)
     for shape in SHAPES:
         if mode == "border" and min(shape) * resize / max(shape) < 1:
-            continue  # timm asks for no pixel at all, and fails
+            continue  # timm resizes to zero pixels, and fails
         image = textured(*shape)
         difference = np.abs(read_input(as_png(image), how).numpy() - timms(image, how))
         # torch and Pillow round their weights differently.
@@ -141,7 +141,7 @@ def test_a_line_of_pixels_takes_little_memory() -> None:
 
 
 def full_decode(data: bytes, how: Preprocessing) -> np.ndarray:
-    """Return what torchvision's and timm's transforms make of a JPEG that is decoded whole."""
+    """Return a JPEG that is decoded whole after torchvision's and timm's transforms."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     if how.crop_mode == "center":
         return (
@@ -188,7 +188,7 @@ def test_sizes_come_from_headers_and_are_upright(tmp_path: Path) -> None:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
         assert picture_size(path) == (upright.height, upright.width)
-    # A picture without its pixels.
+    # A picture truncated after its header.
     whole = as_png(textured(40, 17))
     (tmp_path / "header.png").write_bytes(whole[: whole.index(b"IDAT") + 8])
     assert picture_size(tmp_path / "header.png") == (17, 40)
@@ -227,7 +227,7 @@ def test_random_crops_equal_torchvisions_of_the_square_used_in_evaluation(mode: 
         assert np.abs(cut_box(Picture.of(np.array(image)), box, how).numpy().astype(int) - theirs).mean() < 3
     area = boxes[:, 2] * boxes[:, 3] / (whole.width * whole.height)
     if mode != "center":
-        # The largest are next to all of the picture; the squares of a centre crop never are of a wide one.
+        # The largest boxes cover nearly all of the picture, unlike the center crop of a wide one.
         assert area.min() >= 0.33
         assert area.max() > 0.9
 
@@ -245,7 +245,7 @@ def test_packed_images_and_files_give_equal_inputs(mode: str, shape: tuple[int, 
     one, other = (Loader(images, preprocessing(mode, 48, 48), 4, torch.device("cpu"), 0) for images in (files, packed))
     for mirrored in (False, True):
         for mine, theirs in zip(one.clean(mirrored=mirrored), other.clean(mirrored=mirrored), strict=True):
-            # Files are mirrored after they are cut: the middle of an odd number of pixels may be one further.
+            # Files are flipped after cropping: the middle of an odd number of pixels may differ by one.
             assert mirrored or torch.equal(mine.inputs, theirs.inputs)
             assert (mine.inputs - theirs.inputs).abs().mean() < 0.5
     settings = Augmentation(flip=False, min_area=0.35)
@@ -265,7 +265,7 @@ def test_a_random_crop_of_a_jpeg_decoded_at_a_fraction_equals_that_of_the_whole(
         whole = decode_picture(data)
         assert images.open(0, loader._decoded_side(settings)).box is not None
         expected = cut_box(whole, crop_boxes(settings, 5, 2, key, *whole.size, mode)[0], how)
-        # The most that was measured with twice the pixels is 2.9 (`decoding._SPARE`).
+        # The largest difference measured with twice the pixels is 2.9 (`preprocess._SPARE`).
         assert (seen.int() - expected.int()).abs().float().mean() < 3
 
 
@@ -275,7 +275,7 @@ def test_a_requested_crop_mode_keeps_the_weights_margin_or_the_whole_picture() -
     assert own.at(112, whole=False).resize == 128
     for mode in ("squash", "border"):
         assert own.at(112, whole=False, crop_mode=mode) == Preprocessing(resize=112, crop=112, crop_mode=mode)
-    # Weights that squash with a margin keep it as long as nobody asks for another way.
+    # Weights that squash with a margin keep it unless another mode is requested.
     squashing = Preprocessing(resize=256, crop=224, crop_mode="squash")
     assert squashing.at(224, whole=False) == squashing
     assert squashing.at(224, whole=False, crop_mode="squash").resize == 224
@@ -291,7 +291,7 @@ def test_preprocessing_equals_torchvisions(interpolation, size: tuple[int, int])
         [v2.Resize(256, interpolation=v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)]
     )(image)
     seen = resize_crop(image[None], how)
-    # Where torch finds no AVX2, torchvision resizes bilinearly in float32: without the rounding between its two passes.
+    # Without AVX2, torchvision resizes bilinearly in float32, without rounding between its two passes.
     assert (seen[0].int() - cropped.int()).abs().max() <= (interpolation == "bilinear")
     to_input = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(how.mean, how.std)])
     torch.testing.assert_close(normalise(seen, how)[0], to_input(seen[0]))

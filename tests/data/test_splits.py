@@ -30,7 +30,7 @@ def test_a_subset_is_stratified_and_has_every_class(labels: np.ndarray, seed: in
     got = np.bincount(labels[chosen], minlength=classes)
     assert (got >= 1).all()
     share = np.bincount(labels) * count / len(labels)
-    # One image may go to each class whose share is below one; classes interleave at the middles of their images.
+    # A class whose share is below one may get an image; classes interleave at the middles of their images.
     assert (got <= share + 1.5).all()
     assert (got >= np.floor(share) - (share < 1).sum() - 1).all()
 
@@ -60,7 +60,7 @@ def test_a_subset_keeps_some_of_each_class(labels: np.ndarray, seed: int, least:
     assert len(set(chosen.tolist())) == count
     got = np.bincount(labels[chosen], minlength=len(counts))
     assert (got >= np.minimum(counts, least)).all()
-    # Where the shares have as many anyway, it is the subset that older runs had.
+    # If the shares are large enough, the subset equals that of older runs.
     if len(counts) <= count and (np.bincount(labels[splits.subset(labels, count, seed)]) >= least).all():
         assert chosen.tolist() == splits.subset(labels, count, seed).tolist()
     with pytest.raises(DataError, match=f"--most {needed - 1} is too few for {len(counts)} classes.*--most {needed}$"):

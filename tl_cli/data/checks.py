@@ -43,18 +43,17 @@ class Bad:
 def unreadable(images: FileImages, threads: Threads, *, worth_storing: int = WORTH_STORING) -> list[Bad]:
     """Return the files that cannot be decoded to their last byte. Files that did not change are not decoded again."""
 
-    def decode_error(index: int) -> DataError | None:
+    def failure(index: int) -> tuple[str, bool] | None:
         try:
             images.open(index, _LOOK_SIDE)
         except DataError as error:
-            return error
+            return _reason(error, images.path(index)), getattr(error.__cause__, "errno", None) in _LASTING
         return None
 
     def check() -> tuple[list[tuple[int, str]], bool]:
-        errors = threads.map(decode_error, range(len(images)), "checking images")
-        bad = {index: error for index, error in enumerate(errors) if error is not None}
-        is_lasting = all(getattr(error.__cause__, "errno", None) in _LASTING for error in bad.values())
-        return [(index, _reason(error, images.path(index))) for index, error in bad.items()], is_lasting
+        failures = enumerate(threads.map(failure, range(len(images)), "checking images"))
+        bad = [(index, *found) for index, found in failures if found is not None]
+        return [(index, reason) for index, reason, _ in bad], all(is_lasting for *_, is_lasting in bad)
 
     # By index, since the names of unchanged files may differ the next time.
     kind = TypeAdapter(list[tuple[Annotated[int, Field(ge=0, lt=len(images))], str]])

@@ -49,7 +49,7 @@ def test_random_resized_crops_are_torchvisions(size: int) -> None:
             for image, (top, left, height, width) in zip(IMAGES, boxes.tolist(), strict=True)
         ]
     )  # fmt: skip
-    # The nearest level, but within a tenth of the middle between two.
+    # The nearest level, except within a tenth of the middle between two.
     assert (ours.double() - exact).abs().max() < 0.6
     assert len(np.unique(boxes, axis=0)) > COUNT // 2
 

@@ -19,20 +19,20 @@ METHODS = [{"mixup": 0.4, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {"mixup
 
 
 def numbered(count: int = BATCH) -> tuple[Tensor, Tensor]:
-    """A batch whose pixels and labels are the place of the image: a blend then shows its share and its partner."""
+    """Return a batch whose pixels and labels are the index of the image: a blend then shows its share and partner."""
     places = torch.arange(count)
     return places.double().view(-1, 1, 1, 1).expand(-1, 3, 12, 17).contiguous(), places
 
 
 def shares_and_partners(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what targets of a numbered batch were made with; every image has a class of its own there."""
+    """Return the shares and partners that the targets of a numbered batch were made with; each image has its own class."""
     own = targets.diagonal()
     others, partner = (targets - torch.diag(own)).max(1)
     return own, torch.where(others == 0, torch.arange(len(targets)), partner)
 
 
 class Decided(Mixup):
-    """timm's own MixUp with shares that are given."""
+    """timm's own MixUp with given shares."""
 
     def __init__(self, shares: Tensor) -> None:
         super().__init__(mode="elem", label_smoothing=0.0, num_classes=CLASSES)
@@ -54,7 +54,7 @@ def test_targets_are_shares_that_sum_to_one(method: dict[str, float]) -> None:
 
 
 class Seen(TorchDispatchMode):
-    """Notes the types of all tensors that are computed."""
+    """Records the types of all tensors that are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def test_mixup_equals_timms_for_each_image_partner_and_share() -> None:
         shares, partner = shares_and_partners(targets)
         assert len(shares.unique()) > BATCH / 2
         mixed, blended = mix(INPUTS, LABELS, CLASSES, mixup=1.0, cutmix=0.0, seed=5, step=step)
-        # timm's partner of an image is the one at the same place from the end.
+        # timm's partner of an image is the one with the same index from the end.
         order = torch.cat([torch.arange(BATCH), partner.flip(0)])
         theirs = Decided(torch.cat([shares, shares.flip(0)]))(INPUTS[order], LABELS[order])
         torch.testing.assert_close(mixed, theirs[0][:BATCH])
@@ -148,7 +148,7 @@ def test_inputs_are_not_modified(method: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_mixups_shares_follow_their_beta_distribution(alpha: float) -> None:
-    count = 400  # of which about one is its own partner, and looks like a share of one
+    count = 400  # about one of them is its own partner, as if its share were one
     inputs, labels = numbered(count)
     shares = torch.stack(
         [
@@ -158,7 +158,7 @@ def test_mixups_shares_follow_their_beta_distribution(alpha: float) -> None:
     ).double()
     assert shares.mean().item() == pytest.approx(0.5, abs=0.03)
     assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
-    # The last bits of a draw, which another processor may round otherwise, are left out.
+    # The last bits of a draw are ignored, since they depend on the processor.
     assert torch.equal(shares * 2**16, (shares * 2**16).round())
 
 
@@ -172,7 +172,7 @@ def test_each_of_both_methods_is_used_for_half_of_the_images() -> None:
             )
         ]
     ).double()
-    assert 0.44 < pasted.mean() < 0.6  # an image that is its own partner is whole either way
+    assert 0.44 < pasted.mean() < 0.6  # an image that is its own partner counts as whole
     assert 0 < pasted[0].mean() < 1
 
 
