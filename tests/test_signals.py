@@ -30,7 +30,7 @@ STOPPED = {
 
 def send_at(place: str, signum: int) -> None:
     """Let this process send itself a signal, once, at that place; it notes after how many steps."""
-    from tl_cli.data import checks
+    from tl_cli.data.images import FileImages
     from tl_cli.training import events, state
     from tl_cli.training.events import Event, StepEnded, Worked
 
@@ -68,7 +68,7 @@ def send_at(place: str, signum: int) -> None:
     tell = events.notify_all
     events.notify_all = lambda *observers: tell(watch, *observers)
     if place == "scanning":
-        before("decode_pixels", checks, lambda: True)
+        before("open", FileImages, lambda: True)
     elif place == "saving":
         before("to_bytes", state.TrainState, lambda: steps == 5)
 
@@ -205,14 +205,14 @@ def test_looking_at_a_data_set_is_stopped_at_once(signum: signal.Signals, tmp_pa
 def look_then_send(signum: int) -> None:
     from tl_cli.data import checks
 
-    look = checks._look_at_file
+    look = checks.examine_file
 
     def instead(path: str, *how: object) -> object:
         if path.endswith("green/0.png"):
             os.kill(os.getpid(), signum)
         return look(path, *how)
 
-    checks._look_at_file = instead
+    checks.examine_file = instead
 
 
 def swallow(signum: int) -> None:
@@ -225,7 +225,7 @@ def swallow(signum: int) -> None:
         except BaseException as error:
             raise TypeError(f"it said {error}") from error
 
-    checks._look_at_file = instead
+    checks.examine_file = instead
 
 
 def test_a_signal_is_no_other_error(tmp_path: Path, odd_pictures: Path) -> None:

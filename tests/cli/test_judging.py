@@ -478,9 +478,10 @@ def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: 
     answers["pyfunc"] = torch.from_numpy(np.log(rows[list(card.classes)].to_numpy(dtype=np.float32)))
     classifier, card = registry.restore(folder)
     export.write_onnx(classifier, card, tmp_path / "m.onnx")
-    from tl_cli.data.preprocess import decode, resize_crop
+    from tl_cli.data.decode import decode_picture
+    from tl_cli.data.preprocess import as_tensor, resize_crop
 
-    inputs = torch.stack([resize_crop(decode(path), card.preprocessing) for path in paths])
+    inputs = torch.stack([resize_crop(as_tensor(decode_picture(path).pixels), card.preprocessing) for path in paths])
     found = export.run_onnx(tmp_path / "m.onnx", inputs.numpy().astype(np.float32))
     answers["onnx"] = torch.from_numpy(found).log_softmax(1)
     for name, logits in answers.items():

@@ -4,7 +4,6 @@ import json
 import os
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +17,12 @@ from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.contract import DataSpec
 from tl_cli.data import checks, pixel_range
 from tl_cli.data import decode as pictures
-from tl_cli.data.dataset import open_data, open_to_judge
-from tl_cli.data.decode import decode_pixels
+from tl_cli.data.dataset import open_data, open_for_evaluation
+from tl_cli.data.decode import decode_picture
+from tl_cli.data.images import FileImages
 from tl_cli.data.sources import folder
+from tl_cli.data.stored_results import result_path
+from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError
 from tl_cli.shortage import ShortageError
 
@@ -32,9 +34,9 @@ def odd_folder(root: Path, classes: int = 3, count: int = 8) -> Path:
     return root
 
 
-def scan(root: Path) -> list[str]:
-    found = folder.scan(root)
-    return [bad.name for bad in checks.unreadable(found.parts["train"], workers=2)]
+def scan(root: Path, worth_storing: int = 500) -> list[str]:
+    images = folder.scan(root).parts["train"]
+    return [bad.name for bad in checks.unreadable(images, Threads(2), worth_storing=worth_storing)]
 
 
 KINDS = ["PNG", "JPEG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "PPM"]
@@ -42,7 +44,7 @@ FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (64, 48), (60 * n
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_mutated_picture_is_decoded_or_named_and_nothing_dies(kind: str, tmp_path: Path) -> None:
+def test_every_mutated_picture_is_decoded_or_refused_with_its_name(kind: str, tmp_path: Path) -> None:
     chance = random.Random(kind)
     whole = picture(kind, 1)
     for number in range(150):
@@ -52,31 +54,31 @@ def test_every_mutated_picture_is_decoded_or_named_and_nothing_dies(kind: str, t
         for _ in range(chance.randrange(1, 8)):
             data[chance.randrange(len(data))] = chance.randrange(256)
         try:
-            found = decode_pixels(bytes(data))
+            found = decode_picture(bytes(data)).pixels
         except DataError as error:
             assert "\n" not in str(error)  # noqa: PT017
         else:
             assert found.dtype == np.uint8
             assert found.shape[2] == 3
-        # What comes after the first frame may be torn too.
+        # Frames after the first may be damaged too.
         (tmp_path / "file").write_bytes(data)
-        look = checks._look_at_file(str(tmp_path / "file"))
-        assert bool(look.bad) != bool(look.kind)
+        look = checks.examine_file(str(tmp_path / "file"))
+        assert bool(look.bad) != bool(look.header.kind)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG", "AVIF"])
-def test_an_animation_that_is_cut_anywhere_is_looked_at(kind: str, tmp_path: Path) -> None:
+def test_an_animation_truncated_anywhere_is_examined(kind: str, tmp_path: Path) -> None:
     whole = picture(kind, 1, **FRAMES)
     kinds = set()
     for end in range(1, len(whole) + 1, max(1, len(whole) // 120)):
         (tmp_path / "file").write_bytes(whole[:end])
-        look = checks._look_at_file(str(tmp_path / "file"))
-        assert bool(look.bad) != bool(look.kind)
-        kinds.add("bad" if look.bad else look.frames)
+        look = checks.examine_file(str(tmp_path / "file"))
+        assert bool(look.bad) != bool(look.header.kind)
+        kinds.add("bad" if look.bad else look.header.frames)
     assert "bad" in kinds
 
 
-def test_what_never_ends_is_no_picture(tmp_path: Path, tl) -> None:
+def test_pipes_and_devices_are_not_pictures(tmp_path: Path, tl) -> None:
     root = odd_folder(tmp_path / "data")
     os.mkfifo(root / "red" / "pipe.png")
     (root / "red" / "zero.png").symlink_to("/dev/zero")
@@ -96,7 +98,7 @@ def test_what_never_ends_is_no_picture(tmp_path: Path, tl) -> None:
     assert (weights.code, "no regular file" in weights.err) == (2, True)
 
 
-def test_where_nothing_of_a_part_can_be_decoded_that_is_said(tmp_path: Path) -> None:
+def test_a_part_without_decodable_images_is_named(tmp_path: Path) -> None:
     odd_folder(tmp_path / "train")
     odd_folder(tmp_path / "test", count=2)
     for path in (tmp_path / "test").rglob("*.png"):
@@ -105,7 +107,7 @@ def test_where_nothing_of_a_part_can_be_decoded_that_is_said(tmp_path: Path) -> 
         open_data(DataSpec(source=str(tmp_path), layout="classes", on_bad_image="skip"), workers=2)
 
 
-def test_thirty_pictures_made_by_hand_are_each_told_right(tmp_path: Path) -> None:
+def test_thirty_hand_made_pictures_are_examined_correctly(tmp_path: Path) -> None:
     made = by_hand()
     assert len(made) >= 30
     for name, (data, _) in made.items():
@@ -115,7 +117,7 @@ def test_thirty_pictures_made_by_hand_are_each_told_right(tmp_path: Path) -> Non
     assert scan(tmp_path) == sorted(f"odd/{name}" for name, (_, is_good) in made.items() if not is_good)
 
 
-def test_a_bad_file_is_named_before_training_and_no_file_is_changed(tl, workplace: Path) -> None:
+def test_a_bad_file_is_named_before_training_and_no_file_is_modified(tl, workplace: Path) -> None:
     root = odd_folder(workplace / "data", count=12)
     for name in ("blue/002.png", "red/004.png"):
         (root / name).write_bytes((root / name).read_bytes()[:300])
@@ -133,7 +135,7 @@ def test_a_bad_file_is_named_before_training_and_no_file_is_changed(tl, workplac
     assert "2 of 36 train images cannot be decoded and are left out: blue/002.png, red/004.png" in " ".join(
         skipped.out.split()
     )
-    # The same images again, without being asked to leave any out.
+    # Opened again, without the option to skip files.
     judged = tl("eval", "latest", "--json")
     assert judged.code == 0, judged.err
     assert "differ" not in judged.err
@@ -142,7 +144,7 @@ def test_a_bad_file_is_named_before_training_and_no_file_is_changed(tl, workplac
     assert {path: path.read_bytes() for path in root.rglob("*.png")} == before
 
 
-def test_what_is_left_out_is_left_out_of_every_part_and_stays_out(tmp_path: Path) -> None:
+def test_skipped_files_are_skipped_in_every_part_and_every_time(tmp_path: Path) -> None:
     root = odd_folder(tmp_path / "data" / "train")
     odd_folder(tmp_path / "data" / "test", count=4)
     bad = tmp_path / "data" / "test" / "red" / "001.png"
@@ -150,13 +152,13 @@ def test_what_is_left_out_is_left_out_of_every_part_and_stays_out(tmp_path: Path
     spec = DataSpec(source=str(root.parent), layout="classes", on_bad_image="skip")
     data = open_data(spec, workers=2)
     assert [len(data.parts[part]) for part in ("train", "val", "test")] == [21, 3, 11]
-    again = open_to_judge(data.spec, data.spec.source, data_dir=None)
+    again = open_for_evaluation(data.spec, data.spec.source, data_dir=None)
     assert again.data.spec.splits == data.spec.splits
     with pytest.raises(DataError, match="1 of 36 images cannot be decoded"):
         open_data(spec.model_copy(update={"on_bad_image": "error"}), workers=2)
 
 
-def test_a_class_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
+def test_a_class_without_decodable_images_is_named(tmp_path: Path) -> None:
     root = odd_folder(tmp_path)
     for path in (root / "green").iterdir():
         path.write_bytes(b"")
@@ -164,23 +166,22 @@ def test_a_class_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
         open_data(DataSpec(source=str(root), layout="classes", on_bad_image="skip"), workers=2)
 
 
-def test_files_are_looked_at_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_decoded_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = odd_folder(tmp_path / "data")
-    monkeypatch.setattr(checks, "_WORTH_REMEMBERING", 1)
-    looked: list[object] = []
-    decode = checks.decode_pixels
-    monkeypatch.setattr(checks, "decode_pixels", lambda *args, **kw: looked.append(args) or decode(*args, **kw))
-    assert scan(root) == []
-    assert len(looked) == 24
-    assert scan(root) == []
-    assert len(looked) == 24
+    decoded: list[object] = []
+    decode = FileImages.open
+    monkeypatch.setattr(FileImages, "open", lambda *args: decoded.append(args) or decode(*args))
+    assert scan(root, worth_storing=24) == []
+    assert len(decoded) == 24
+    assert scan(root, worth_storing=24) == []
+    assert len(decoded) == 24
     (root / "red" / "000.png").write_bytes(b"no picture")
-    assert scan(root) == ["red/000.png"]
-    assert scan(root) == ["red/000.png"]
-    assert len(looked) == 48
+    assert scan(root, worth_storing=24) == ["red/000.png"]
+    assert scan(root, worth_storing=24) == ["red/000.png"]
+    assert len(decoded) == 48
 
 
-def test_files_are_read_once_and_with_progress_before_they_are_looked_at(tmp_path: Path) -> None:
+def test_files_are_read_once_and_with_progress_before_they_are_checked(tmp_path: Path) -> None:
     for part, count in (("train", 260), ("test", 20)):
         write_pictures(tmp_path / part, {"red": (200, 0, 0), "blue": (0, 0, 200)}, count, size=8)
     (tmp_path / "train" / "red" / "000.png").write_bytes(b"no picture")
@@ -197,34 +198,32 @@ def test_files_are_read_once_and_with_progress_before_they_are_looked_at(tmp_pat
     assert told["reading images"] == 560
 
 
-def test_what_may_pass_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_that_may_pass_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = odd_folder(tmp_path / "data")
-    monkeypatch.setattr(checks, "_WORTH_REMEMBERING", 1)
 
-    def tired(path: str, max_pixels: int) -> None:
+    def fail(path: str, max_pixels: int) -> None:
         if str(path).endswith("red/000.png"):
             raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "_check_regular", tired)
-        assert scan(root) == ["red/000.png"]
-    assert scan(root) == []
+        patch.setattr(pictures, "_check_regular", fail)
+        assert scan(root, worth_storing=1) == ["red/000.png"]
+    assert scan(root, worth_storing=1) == []
 
 
 @pytest.mark.parametrize("edited", ['[[999999, "x"]]', '[[-1, "x"]]', '[["a", 1]]', '{"a": 1}', "[1]", "null", "\x00"])
-def test_a_memory_that_was_edited_is_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str) -> None:
-    monkeypatch.setattr(checks, "_WORTH_REMEMBERING", 1)
+def test_a_stored_result_that_was_edited_is_ignored(tmp_path: Path, edited: str) -> None:
     images = folder.scan(odd_folder(tmp_path / "data")).parts["train"]
-    path = checks.remembered_in(images, workers=1)
+    path = result_path(images, "", Threads(1))
     assert path is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('[[0, "why"]]')
-    assert checks.unreadable(images, workers=1) == [checks.Bad(images.ids[0], "why")]
+    assert checks.unreadable(images, Threads(1), worth_storing=1) == [checks.Bad(images.ids[0], "why")]
     path.write_text(edited)
-    assert checks.unreadable(images, workers=1) == []
+    assert checks.unreadable(images, Threads(1), worth_storing=1) == []
 
 
-def test_pictures_of_which_there_are_many_alike_are_found_all_the_same(tmp_path: Path) -> None:
+def test_many_similar_pictures_are_all_found(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (12, 12, 3)).astype(np.uint8)).resize(
         (64, 64), Image.Resampling.BICUBIC
@@ -234,8 +233,8 @@ def test_pictures_of_which_there_are_many_alike_are_found_all_the_same(tmp_path:
         folder_of.mkdir(exist_ok=True)
         small.save(folder_of / f"{number:03}.jpg", quality=60 + number % 40, comment=str(number))
     write_pictures(tmp_path, {"red": (1, 2, 3), "blue": (3, 2, 1)}, 20, size=64)
-    findings = checks.examine(folder.scan(tmp_path), workers=2)
-    # 40 qualities give as many pictures, each three times, with other comments in the files.
+    findings = checks.examine(folder.scan(tmp_path), Threads(2))
+    # 40 qualities give 40 pictures, each in three files with different comments.
     equal, alike = ([group for group in findings.twins if group.exact == exact] for exact in (True, False))
     assert [len(group.places) for group in equal] == [3] * 40
     assert len(alike) <= 3
@@ -257,12 +256,12 @@ def test_deep_pictures_that_look_alike_are_found_at_the_levels_of_their_range(ki
                 (tmp_path / name / f"{number}_{version}.{kind}").write_bytes(data)
             expected.add(tuple(f"{name}/{number}_{version}.{kind}" for version in (0, 1)))
     found = folder.scan(tmp_path)
-    found = replace(found, parts=pixel_range.scaled(found.parts, (0.0, 1000.0)))
-    findings = checks.examine(found, workers=2)
+    found = pixel_range.with_range(found, (0.0, 1000.0))
+    findings = checks.examine(found, Threads(2))
     assert {tuple(findings.name(place) for place in group.places) for group in findings.twins} == expected
 
 
-def test_only_pictures_that_show_next_to_nothing_are_named_for_their_levels(tmp_path: Path) -> None:
+def test_only_pictures_with_next_to_nothing_to_see_are_reported_as_flat(tmp_path: Path) -> None:
     two = np.random.default_rng(0).integers(0, 2, (24, 24, 1))
     drawn = {
         "drawing.png": saved(two * 255),
@@ -279,7 +278,7 @@ def test_only_pictures_that_show_next_to_nothing_are_named_for_their_levels(tmp_
         (tmp_path / "a" / name).write_bytes(data)
     write_pictures(tmp_path, {"b": (90, 90, 90)}, 2)
     found = folder.scan(tmp_path)
-    findings = checks.examine(replace(found, parts=pixel_range.scaled(found.parts, (0.0, 4095.0))), workers=2)
+    findings = checks.examine(pixel_range.with_range(found, (0.0, 4095.0)), Threads(2))
     named = {Path(findings.name(place)).name for place, _ in findings.flat()}
     assert named == {"classes_of_pixels.png", "dim.png", "narrow.png", "clipped.png"}
 
@@ -292,11 +291,11 @@ def test_deep_pictures_that_differ_by_less_than_a_level_are_not_equal(tmp_path: 
     (tmp_path / "a" / "copy.png").write_bytes(png16(values))
     (tmp_path / "b" / "other.png").write_bytes(png16(values + 1))
     found = folder.scan(tmp_path)
-    # As wide as 256 levels of 16 numbers: one number more is the same level.
-    parts = pixel_range.scaled(found.parts, (-8.0, 4072.0))
-    levels = [parts["train"].load_pixels(index) for index in range(3)]
+    # The range has 256 levels of 16 values each, so one value more is still the same level.
+    scaled = pixel_range.with_range(found, (-8.0, 4072.0))
+    levels = [scaled.parts["train"].open(index).pixels for index in range(3)]
     assert np.array_equal(levels[0], levels[2])
-    findings = checks.examine(replace(found, parts=parts), workers=2)
+    findings = checks.examine(scaled, Threads(2))
     equal = [{findings.name(place) for place in group.places} for group in findings.twins if group.exact]
     assert equal == [{"a/copy.png", "a/one.png"}]
 
@@ -307,19 +306,19 @@ def saved(grey: np.ndarray) -> bytes:
     return held.getvalue()
 
 
-def test_what_is_alike_step_by_step_is_not_all_the_same(tmp_path: Path) -> None:
+def test_a_chain_of_small_differences_is_not_one_group(tmp_path: Path) -> None:
     places = np.linspace(0, 2 * np.pi, 64)
     for number in range(60):
         wave = 128 + 90 * np.sin(places[None, :] + number / 12) * np.cos(2 * places[:, None] + number / 15)
         (tmp_path / "red").mkdir(exist_ok=True)
         Image.fromarray(np.repeat(wave[..., None], 3, 2).astype(np.uint8)).save(tmp_path / "red" / f"{number:02}.png")
     write_pictures(tmp_path, {"blue": (3, 2, 1)}, 4, size=64)
-    findings = checks.examine(folder.scan(tmp_path), workers=2)
+    findings = checks.examine(folder.scan(tmp_path), Threads(2))
     assert findings.twins
     assert max(len(group.places) for group in findings.twins) < 30
 
 
-def test_looking_at_files_can_be_stopped(tmp_path: Path) -> None:
+def test_checking_files_can_be_stopped(tmp_path: Path) -> None:
     found = folder.scan(odd_folder(tmp_path, count=100)).parts["train"]
     seen: list[int] = []
 
@@ -332,12 +331,12 @@ def test_looking_at_files_can_be_stopped(tmp_path: Path) -> None:
             raise StopError
 
     with pytest.raises(StopError):
-        checks.unreadable(found, workers=2, progress=progress)
+        checks.unreadable(found, Threads(2, progress))
     assert seen[-1] < len(found)
 
 
 def bytes_read() -> Callable[[], int]:
-    """Return what says how many bytes this process has read since."""
+    """Return a function that returns how many bytes this process has read since."""
 
     def total() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
@@ -353,22 +352,22 @@ def test_a_file_larger_than_any_picture_is_named_by_every_reader_and_not_read(tm
     huge.write_bytes((root / "red" / "000.png").read_bytes())
     os.truncate(huge, 3 << 30)
     read = bytes_read()
-    # 16 bytes are the most that a pixel takes.
+    # A pixel takes at most 16 bytes.
     reason = f"the file has 3,221 MB; pictures of more than 1,432 MB are not read; if it is one, give --max-pixels {(3 << 30) // 16}"
-    (bad,) = checks.examine(folder.scan(root), workers=1).bad()
+    (bad,) = checks.examine(folder.scan(root), Threads(1)).bad()
     assert (bad[1].name, bad[1].reason) == ("red/huge.png", f"cannot be read: {reason}")
     spec = DataSpec(source=str(root), layout="classes")
     with pytest.raises(DataError, match=f"1 of 25 images cannot be decoded:\n  red/huge.png: .*{reason}"):
         open_data(spec, workers=1)
     left = open_data(spec.model_copy(update={"on_bad_image": "skip"}), workers=1)
     assert sum(map(len, left.parts.values())) == 24
-    for decode in (decode_pixels, pictures.deep_values, pictures.picture_size):
+    for decode in (decode_picture, pictures.deep_values, pictures.picture_size):
         with pytest.raises(DataError, match=f"huge.png cannot be decoded: {reason}"):
             decode(huge)
     assert read() < 100_000_000
 
 
-def test_a_picture_for_which_there_is_no_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_does_not_fit_into_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*arguments: object) -> None:
         raise MemoryError
 
@@ -376,4 +375,4 @@ def test_a_picture_for_which_there_is_no_memory_is_named(tmp_path: Path, monkeyp
     monkeypatch.setattr(Image.Image, "load", no_memory)
     monkeypatch.setattr(ImageFile.ImageFile, "load", no_memory)
     with pytest.raises(ShortageError, match="out of memory while decoding .*a.png"):
-        checks._look_at_file(str(tmp_path / "a.png"))
+        checks.examine_file(str(tmp_path / "a.png"))

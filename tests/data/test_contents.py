@@ -8,6 +8,7 @@ import pytest
 
 from tl_cli.data.contents import Contents, changed_since, read_contents
 from tl_cli.data.packed_names import Names
+from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError
 from tl_cli.io.download import cache_root
 
@@ -38,7 +39,7 @@ class Reads:
 def read(root: Path, names: list[str] = NAMES, settled_s: float = -60.0) -> tuple[Contents, int]:
     """Return the contents and how many files were read; by default every file counts as settled."""
     reads = Reads()
-    contents = read_contents(root, Names.of(names), workers=2, progress=reads, settled_s=settled_s)
+    contents = read_contents(root, Names.of(names), Threads(2, reads), settled_s=settled_s)
     return contents, reads.count
 
 
@@ -50,7 +51,7 @@ def digests(contents: Contents) -> list[bytes]:
     return [row.tobytes() for row in contents.digests]
 
 
-def test_each_file_is_read_once_and_no_more_until_it_changes(files: Path) -> None:
+def test_each_file_is_read_again_only_when_it_changes(files: Path) -> None:
     first, count = read(files)
     assert (digests(first), count) == (expected(files), 5)
     second, count = read(files)
@@ -69,7 +70,7 @@ def replace(path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("how", [rewrite, replace])
-def test_a_file_of_the_same_length_and_time_is_another_one(how, files: Path) -> None:
+def test_a_new_file_of_equal_length_and_time_is_read(how, files: Path) -> None:
     before, _ = read(files)
     path = files / NAMES[1]
     stat, data = path.stat(), path.read_bytes()
@@ -82,7 +83,7 @@ def test_a_file_of_the_same_length_and_time_is_another_one(how, files: Path) -> 
     assert digests(after)[1] != digests(before)[1]
 
 
-def test_what_is_touched_moved_or_linked_is_no_change(files: Path) -> None:
+def test_touched_moved_and_linked_files_have_not_changed(files: Path) -> None:
     before, _ = read(files)
     os.utime(files / NAMES[1], ns=(1, 1))
     assert changed_since(files, Names.of(NAMES), before) == []
@@ -95,12 +96,12 @@ def test_what_is_touched_moved_or_linked_is_no_change(files: Path) -> None:
         assert changed_since(files.parent / place, Names.of(NAMES), before) == []
 
 
-def test_what_was_written_just_now_is_not_remembered(files: Path) -> None:
+def test_digests_of_files_written_just_now_are_not_stored(files: Path) -> None:
     assert [read(files, settled_s=3600.0)[1] for _ in range(2)] == [5, 5]
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbled", "empty", "unreadable", "other"])
-def test_a_damaged_memory_only_costs_time(damage: str, files: Path) -> None:
+def test_damaged_digests_are_computed_again(damage: str, files: Path) -> None:
     read(files)
     (table,) = (cache_root() / "contents").glob("*.npy")
     whole = table.read_bytes()
@@ -120,7 +121,7 @@ def test_a_damaged_memory_only_costs_time(damage: str, files: Path) -> None:
     assert (digests(contents), count) == (expected(files), 5)
 
 
-def test_many_may_read_at_once(files: Path) -> None:
+def test_several_processes_may_read_concurrently(files: Path) -> None:
     found: list[list[bytes]] = []
     threads = [threading.Thread(target=lambda: found.append(digests(read(files)[0]))) for _ in range(8)]
     for thread in threads:
@@ -131,7 +132,7 @@ def test_many_may_read_at_once(files: Path) -> None:
     assert read(files)[1] == 0
 
 
-def test_what_cannot_be_read_is_named(files: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(files: Path) -> None:
     os.mkfifo(files / "pipe.bmp")
     with pytest.raises(DataError, match=r"pipe.bmp cannot be read: is no regular file"):
         read(files, ["a.bmp", "pipe.bmp"])
@@ -142,6 +143,6 @@ def test_what_cannot_be_read_is_named(files: Path) -> None:
     assert changed_since(files, Names.of(NAMES), before) == [0]
 
 
-def test_a_cache_that_cannot_be_written_only_costs_time(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_writable_cache_files_are_read_each_time(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_CACHE_DIR", "/proc/nowhere")
     assert [read(files)[1] for _ in range(2)] == [5, 5]

@@ -18,7 +18,7 @@ from tl_cli.data.sources.published import open_part, open_set
 from tl_cli.errors import DataError, DownloadError
 
 
-def test_cifar10_is_fetched_once_checked_and_read(server: Server, tmp_path: Path) -> None:
+def test_cifar10_is_downloaded_once_checked_and_read(server: Server, tmp_path: Path) -> None:
     row = serve("cifar10", server)
     seen: list[tuple[object, ...]] = []
     for _ in range(2):
@@ -34,7 +34,7 @@ def test_cifar10_is_fetched_once_checked_and_read(server: Server, tmp_path: Path
     assert np.array_equal(train.pixels[3].permute(1, 2, 0).numpy(), reference.data[3])
 
 
-def test_a_rotten_cifar10_is_refused_before_its_pickles_are_read(server: Server, tmp_path: Path) -> None:
+def test_a_corrupt_cifar10_is_refused_before_its_pickles_are_read(server: Server, tmp_path: Path) -> None:
     row = serve("cifar10", server)
     open_set(row, tmp_path)
     member = tmp_path / "cifar-10-batches-py" / "data_batch_1"
@@ -44,7 +44,7 @@ def test_a_rotten_cifar10_is_refused_before_its_pickles_are_read(server: Server,
     assert not (tmp_path / "never").exists()
 
 
-def test_cifar10_without_network_says_what_to_do(tmp_path: Path) -> None:
+def test_without_network_the_error_tells_how_to_get_cifar10(tmp_path: Path) -> None:
     row = replace(SETS["cifar10"], files=(File("http://127.0.0.1:9/cifar-10-python.tar.gz", "0"),))
     with pytest.raises(DownloadError, match=rf"put it into {tmp_path}.*--data digits"):
         open_set(row, tmp_path)
@@ -67,7 +67,7 @@ def test_the_recorded_source_is_the_name_in_the_catalogue() -> None:
     assert dataset.open_data(DataSpec(source="Digits", layout="classes"), workers=1).spec.source == "digits"
 
 
-def test_a_folder_beats_another_spelling_and_is_told_of_beside_the_name_itself(
+def test_a_folder_takes_precedence_over_another_spelling_and_is_mentioned_for_the_exact_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -79,17 +79,17 @@ def test_a_folder_beats_another_spelling_and_is_told_of_beside_the_name_itself(
     assert "write --data ./digits" in data.notes[0]
 
 
-def test_a_set_that_cannot_be_had_is_told_why() -> None:
+def test_the_error_for_an_unavailable_set_gives_the_reason() -> None:
     with pytest.raises(DataError, match="--data StanfordCars is not available: its publisher has taken it off"):
         dataset.open_data(DataSpec(source="StanfordCars", layout="classes"), workers=1)
 
 
-def test_a_mistyped_name_is_told_the_nearest() -> None:
+def test_the_error_for_a_mistyped_name_suggests_the_nearest() -> None:
     with pytest.raises(DataError, match="Did you mean flowers102"):
         dataset.open_data(DataSpec(source="flower102", layout="classes"), workers=1)
 
 
-def test_a_file_of_another_kind_is_told_what_is_expected(tmp_path: Path) -> None:
+def test_the_error_for_another_file_describes_what_is_expected(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("")
     with pytest.raises(DataError, match="is a file, and neither a .csv nor an archive; expected one of"):
@@ -136,7 +136,7 @@ def test_changed_files_change_the_digest(tmp_path: Path) -> None:
 
 
 def as_before(spec: DataSpec, data: dataset.LabelledData) -> DataSpec:
-    """Return a spec as earlier versions recorded it: digests of lengths, and no word of that."""
+    """Return a spec as earlier versions recorded it: digests of lengths, without their scheme."""
     older = {name: dataset.describe(images, data.classes, "lengths") for name, images in data.files.items()}
     raw = spec.model_dump(mode="json")
     raw["splits"] = {name: {"count": split.count, "digest": split.digest} for name, split in older.items()}
@@ -152,7 +152,7 @@ def test_digests_of_earlier_versions_are_compared_as_they_were_made(size: int, t
     older = as_before(data.spec, data)
     assert dataset.changed_parts(older, data) == []
     (tmp_path / "d").rename(tmp_path / "moved")
-    judged = dataset.open_to_judge(older, str(tmp_path / "moved"), data_dir=None)
+    judged = dataset.open_for_evaluation(older, str(tmp_path / "moved"), data_dir=None)
     assert judged.is_own
     name = judged.data.parts["test"].ids[0]
     (tmp_path / "moved" / name).write_bytes((tmp_path / "moved" / name).read_bytes() + b"x")
@@ -160,7 +160,7 @@ def test_digests_of_earlier_versions_are_compared_as_they_were_made(size: int, t
     assert dataset.changed_parts(older, now) == ["test"]
 
 
-def test_an_unknown_name_is_told_what_there_is() -> None:
+def test_the_error_for_an_unknown_name_lists_the_sets() -> None:
     with pytest.raises(
         DataError, match="'zebra' is no built-in set, and nothing here has that name. Known: digits, cifar10"
     ):
@@ -168,7 +168,7 @@ def test_an_unknown_name_is_told_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 4, 7])
-def test_a_few_images_a_class_can_be_split(count: int, tmp_path: Path) -> None:
+def test_few_images_per_class_can_be_split(count: int, tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, count)
     data = dataset.open_data(DataSpec(source=str(tmp_path), layout="classes"), workers=1)
     assert [np.bincount(part.labels).tolist() for part in data.parts.values()] == [[count - 2] * 3, [1] * 3, [1] * 3]
@@ -194,24 +194,24 @@ def test_rare_classes_stay_in_training_and_are_named(tmp_path: Path) -> None:
         "too few images to hold any out: those of one (1), two (2) are all trained on, none is in test or val; "
         "each class needs 3",
     )
-    judged = dataset.open_to_judge(data.spec, data.spec.source, data_dir=None)
+    judged = dataset.open_for_evaluation(data.spec, data.spec.source, data_dir=None)
     assert (judged.is_own, judged.data.notes, counts_of(judged.data)) == (True, data.notes, counts_of(data))
 
 
 @pytest.mark.parametrize("gone", ["a", "c"])
-def test_a_class_that_is_no_longer_trained_on_does_not_keep_from_the_test_images(gone: str, tmp_path: Path) -> None:
+def test_test_images_can_be_evaluated_if_a_training_class_is_gone(gone: str, tmp_path: Path) -> None:
     for part, count in (("train", 8), ("test", 2)):
         rare_folder(tmp_path / part, a=count, b=count, c=count)
     then = dataset.open_data(DataSpec(source=str(tmp_path), layout="classes"), workers=1).spec
     shutil.rmtree(tmp_path / "train" / gone)
-    judged = dataset.open_to_judge(then, str(tmp_path), data_dir=None)
+    judged = dataset.open_for_evaluation(then, str(tmp_path), data_dir=None)
     assert judged.is_own
     assert counts_of(judged.data)["test"] == [2, 2, 2]
     assert dataset.changed_parts(then, judged.data) == ["train", "val"]
     assert judged.data.notes == ()
 
 
-def test_a_rare_class_of_given_training_images_stays_whole(tmp_path: Path) -> None:
+def test_no_image_of_a_rare_class_is_held_out_of_given_training_images(tmp_path: Path) -> None:
     rare_folder(tmp_path / "train", many=20, one=1, two=2)
     rare_folder(tmp_path / "test", many=3, one=1, two=1)
     data = dataset.open_data(DataSpec(source=str(tmp_path), layout="classes"), workers=1)
@@ -221,14 +221,14 @@ def test_a_rare_class_of_given_training_images_stays_whole(tmp_path: Path) -> No
     )
 
 
-def test_a_limit_leaves_what_a_random_split_takes(tmp_path: Path) -> None:
+def test_a_limit_keeps_enough_images_for_a_random_split(tmp_path: Path) -> None:
     spec = DataSpec(source=str(rare_folder(tmp_path, many=90, few=5, two=2)), layout="classes", limit=9)
     assert counts_of(dataset.open_data(spec, workers=1)) == {"train": [1, 2, 2], "test": [1, 1, 0], "val": [1, 1, 0]}
     with pytest.raises(DataError, match="--limit 7 is too few for 3 classes; each needs 3 images.*: --limit 8$"):
         dataset.open_data(spec.model_copy(update={"limit": 7}), workers=1)
 
 
-def test_where_nothing_can_be_split_all_counts_are_said(tmp_path: Path) -> None:
+def test_if_no_class_can_be_split_the_error_lists_all_counts(tmp_path: Path) -> None:
     spec = DataSpec(source=str(rare_folder(tmp_path, one=1, two=2)), layout="classes")
     with pytest.raises(
         DataError, match=r"no class has the 3 images that a random split takes \(one \(1\), two \(2\)\)"

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from tl_cli.data.decode import decode_picture
-from tl_cli.data.preprocess import decode
 from tl_cli.errors import DataError
 
 
@@ -21,7 +20,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 
 def pixel(data: bytes, row: int = 0, column: int = 0) -> tuple[int, ...]:
-    return tuple(decode(data)[:, row, column].tolist())
+    return tuple(decode_picture(data).pixels[row, column].tolist())
 
 
 def test_grayscale_becomes_rgb() -> None:
@@ -42,7 +41,7 @@ def test_transparency_shows_white() -> None:
     assert pixel(encoded(half), 0, 1) == (255, 255, 255)
 
 
-def test_a_palette_with_transparency_comes_out_right() -> None:
+def test_a_palette_with_transparency_is_decoded_correctly() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
@@ -69,39 +68,39 @@ def test_exif_rotation_is_undone(orientation: int) -> None:
     stored = upright if inverse is None else upright.transpose(inverse)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = decode(encoded(stored, "PNG", exif=exif))
-    assert image.shape == (3, 6, 4)
+    image = decode_picture(encoded(stored, "PNG", exif=exif)).pixels
+    assert image.shape == (6, 4, 3)
     assert image[0, 0, 0] == 255
     assert image.sum() == 3 * 255
 
 
 def test_a_large_jpeg_is_decoded_small_enough_and_large_enough() -> None:
     image = Image.effect_noise((1600, 1200), 60).convert("RGB")
-    drafted = decode(encoded(image, "JPEG"), short_side=100)
-    assert drafted.shape[1] < 1200
-    assert min(drafted.shape[1:]) >= 200
+    drafted = decode_picture(encoded(image, "JPEG"), short_side=100).pixels
+    assert drafted.shape[0] < 1200
+    assert min(drafted.shape[:2]) >= 200
 
 
 @pytest.mark.parametrize("data", [b"", b"<html></html>", b"GIF89a"])
-def test_what_is_no_picture_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "odd name.jpg"
     path.write_bytes(data)
     with pytest.raises(DataError, match="odd name.jpg"):
-        decode(path)
+        decode_picture(path)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_torn_picture_is_refused_and_named(kind: str, tmp_path: Path) -> None:
+def test_a_truncated_picture_is_refused_and_named(kind: str, tmp_path: Path) -> None:
     whole = encoded(Image.effect_noise((64, 64), 80).convert("RGB"), kind)
     path = tmp_path / "torn.img"
     path.write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(DataError, match=r"torn\.img"):
-        decode(path)
+        decode_picture(path)
 
 
 def test_a_decompression_bomb_is_refused() -> None:
     with pytest.raises(DataError, match="pixels"):
-        decode(encoded(Image.new("1", (20_000, 10_000))))
+        decode_picture(encoded(Image.new("1", (20_000, 10_000))))
 
 
 def test_a_higher_limit_decodes_a_large_picture_whole(tmp_path: Path) -> None:
@@ -109,13 +108,29 @@ def test_a_higher_limit_decodes_a_large_picture_whole(tmp_path: Path) -> None:
     Image.new("1", (9600, 9400), 1).save(path)
     with pytest.raises(DataError, match="--max-pixels 90240000 "):
         decode_picture(path)
-    assert decode_picture(path, max_pixels=90_240_000).values.shape == (9400, 9600, 3)
+    assert decode_picture(path, max_pixels=90_240_000).pixels.shape == (9400, 9600, 3)
     with pytest.raises(DataError, match="at most 90,239,999"):
         decode_picture(path, max_pixels=90_239_999)
 
 
-def test_pillows_limit_is_lifted_for_our_own_pictures_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is one for the whole process: a notebook that loads a model keeps its protection."""
+@pytest.mark.parametrize("size", [(12000, 9000), (16320, 12240)])
+def test_the_limit_on_pixels_is_of_the_decoded_pixels_of_a_large_jpeg(size: tuple[int, int], tmp_path: Path) -> None:
+    """Phones take pictures of 108 and 200 megapixels; at an eighth of the sides these are 1.7 and 3.1."""
+    path = tmp_path / "phone.jpg"
+    Image.new("L", size, 90).save(path, quality=30)
+    found = decode_picture(path, short_side=560)
+    assert found.size == (size[1], size[0])
+    assert found.pixels.shape == (-(-size[1] // 8), -(-size[0] // 8), 3)
+    assert np.abs(found.pixels.astype(int) - 90).max() <= 3
+    # For a large input a larger fraction is decoded, within the limit.
+    assert decode_picture(path, short_side=4500).pixels.shape[0] == size[1] // 2
+    needed = size[0] * size[1]
+    with pytest.raises(DataError, match=rf"{size[0]} x {size[1]} pixels; at most 89,478,485 .*--max-pixels {needed} "):
+        decode_picture(path)
+
+
+def test_pillows_limit_remains_for_other_code_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit applies to the whole process: a notebook that loads a model keeps its protection."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     large, whole = encoded(Image.new("L", (100, 50))), io.BytesIO(encoded(Image.new("L", (100, 50))))
     with ThreadPoolExecutor(4) as pool:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.support.deep_pictures import png16, tiff
-from tl_cli.data.decode import decode_pixels
+from tl_cli.data.decode import decode_picture
 from tl_cli.data.decode_pool import decode_aside
 from tl_cli.errors import DataError
 
@@ -67,113 +67,113 @@ RGB = {
 
 @pytest.mark.parametrize("kind", GREY)
 def test_a_grey_ramp_of_twelve_bits_has_all_256_levels_evenly(kind: str) -> None:
-    found = decode_pixels(GREY[kind], pixel_range=TWELVE_BITS)
+    found = decode_picture(GREY[kind], pixel_range=TWELVE_BITS).pixels
     assert np.array_equal(found, by_hand(RAMP))
     assert np.all(np.diff(found[..., 0].ravel().astype(int)) >= 0)
     counts = np.bincount(found[..., 0].ravel(), minlength=256)
     assert set(counts[1:-1]) <= {16, 17}
-    # From 0 to 4095 it is half of a level at both ends.
+    # From 0 to 4095, the first and the last level are half as wide.
     assert set(counts[[0, -1]]) <= {8, 9}
 
 
 @pytest.mark.parametrize("kind", RGB)
 def test_colours_of_sixteen_bits_keep_their_low_bytes(kind: str) -> None:
-    assert np.array_equal(decode_pixels(RGB[kind], pixel_range=TWELVE_BITS), by_hand(COLOURS))
+    assert np.array_equal(decode_picture(RGB[kind], pixel_range=TWELVE_BITS).pixels, by_hand(COLOURS))
 
 
 def test_signed_and_negative_numbers_are_scaled_too() -> None:
     signed = (RAMP - 1000).astype(np.int16)
     expected = by_hand(RAMP)
-    assert np.array_equal(decode_pixels(tiff(signed), pixel_range=(-1000, 3095)), expected)
-    assert np.array_equal(decode_pixels(tiff(signed.astype(np.float32)), pixel_range=(-1000, 3095)), expected)
+    assert np.array_equal(decode_picture(tiff(signed), pixel_range=(-1000, 3095)).pixels, expected)
+    assert np.array_equal(decode_picture(tiff(signed.astype(np.float32)), pixel_range=(-1000, 3095)).pixels, expected)
 
 
 def test_large_unsigned_numbers_do_not_become_negative() -> None:
     large = RAMP.astype(np.uint32) << 20
-    found = decode_pixels(tiff(large), pixel_range=(0, 4095 << 20))
+    found = decode_picture(tiff(large), pixel_range=(0, 4095 << 20)).pixels
     assert np.array_equal(found, by_hand(RAMP))
 
 
-def test_where_the_file_says_that_white_is_zero_the_smallest_number_is_white() -> None:
+def test_with_white_is_zero_the_smallest_value_is_white() -> None:
     for compressed in (False, True):
         data = tiff(RAMP.astype(np.uint16), photometric=0, compressed=compressed)
-        assert np.array_equal(decode_pixels(data, pixel_range=TWELVE_BITS), 255 - by_hand(RAMP))
+        assert np.array_equal(decode_picture(data, pixel_range=TWELVE_BITS).pixels, 255 - by_hand(RAMP))
 
 
-def test_what_lies_outside_is_clipped_and_what_is_no_number_is_black() -> None:
+def test_values_outside_the_range_are_clipped_and_nan_is_black() -> None:
     row = np.array([[-np.inf, -5, 0, 10, 12, np.inf, np.nan]], dtype=np.float32)[..., None]
-    found = decode_pixels(tiff(row), pixel_range=(0, 10))
+    found = decode_picture(tiff(row), pixel_range=(0, 10)).pixels
     assert found[0, :, 0].tolist() == [0, 0, 0, 255, 255, 255, 0]
 
 
 def test_a_half_is_rounded_up() -> None:
     row = np.array([[0, 1, 3, 509, 510]], dtype=np.uint16)[..., None]
-    assert decode_pixels(tiff(row), pixel_range=(0, 510))[0, :, 0].tolist() == [0, 1, 2, 255, 255]
+    assert decode_picture(tiff(row), pixel_range=(0, 510)).pixels[0, :, 0].tolist() == [0, 1, 2, 255, 255]
 
 
 def test_transparency_of_deep_pictures_shows_white() -> None:
     opacity = np.array([[0, 65535, 32896]])[..., None]  # 32896 / 65535 = 128 / 255
     dark = np.zeros((1, 3, 1), dtype=np.int64)
     expected = [255, 0, 127]  # 255 - 128
-    grey = decode_pixels(png16(np.concatenate([dark, opacity], axis=2)), pixel_range=TWELVE_BITS)
+    grey = decode_picture(png16(np.concatenate([dark, opacity], axis=2)), pixel_range=TWELVE_BITS).pixels
     assert grey[0, :, 0].tolist() == expected
     rgb = np.concatenate([dark, dark, dark, opacity], axis=2)
     for data in (png16(rgb), tiff(rgb.astype(np.uint16), extra=(2,)), tiff(rgb.astype(np.uint16), extra=(1,))):
-        assert decode_pixels(data, pixel_range=TWELVE_BITS)[0, :, 2].tolist() == expected
+        assert decode_picture(data, pixel_range=TWELVE_BITS).pixels[0, :, 2].tolist() == expected
 
 
 def test_a_transparent_value_of_a_deep_png_shows_white() -> None:
     values = np.array([[7, 8]])[..., None]
-    assert decode_pixels(png16(values, transparent=[7]), pixel_range=(0, 8))[0, :, 0].tolist() == [255, 255]
-    assert decode_pixels(png16(values, transparent=[8]), pixel_range=(0, 8))[0, :, 0].tolist() == [223, 255]
+    assert decode_picture(png16(values, transparent=[7]), pixel_range=(0, 8)).pixels[0, :, 0].tolist() == [255, 255]
+    assert decode_picture(png16(values, transparent=[8]), pixel_range=(0, 8)).pixels[0, :, 0].tolist() == [223, 255]
     rgb = np.repeat(values, 3, axis=2)
-    assert decode_pixels(png16(rgb, transparent=[8, 8, 8]), pixel_range=(0, 8))[0, :, 0].tolist() == [223, 255]
+    assert decode_picture(png16(rgb, transparent=[8, 8, 8]), pixel_range=(0, 8)).pixels[0, :, 0].tolist() == [223, 255]
 
 
 def test_deep_pictures_are_turned_upright() -> None:
     values = np.arange(6).reshape(2, 3, 1)
     for data in (values.astype(np.uint16), np.repeat(values, 3, axis=2).astype(np.uint16)):
-        found = decode_pixels(tiff(data, orientation=6), pixel_range=(0, 255))
-        # Its first row is the right side: Pillow's and EXIF's ROTATE_270.
+        found = decode_picture(tiff(data, orientation=6), pixel_range=(0, 255)).pixels
+        # The stored first row is the right side: Pillow's and EXIF's ROTATE_270.
         assert found[..., 0].tolist() == np.rot90(values[..., 0], -1).tolist()
 
 
-def test_without_a_range_deep_pictures_are_decoded_as_they_were() -> None:
-    assert np.array_equal(decode_pixels(GREY["PNG"])[..., 0], RAMP[..., 0] // 257)
-    assert np.array_equal(decode_pixels(RGB["PNG"]), COLOURS >> 8)
+def test_without_a_range_deep_pictures_are_decoded_as_in_earlier_versions() -> None:
+    assert np.array_equal(decode_picture(GREY["PNG"]).pixels[..., 0], RAMP[..., 0] // 257)
+    assert np.array_equal(decode_picture(RGB["PNG"]).pixels, COLOURS >> 8)
     with pytest.raises(DataError, match="floating-point"):
-        decode_pixels(GREY["float TIFF"])
+        decode_picture(GREY["float TIFF"])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
-def test_pictures_of_eight_bits_are_what_they_are_whatever_the_range(mode: str) -> None:
+def test_a_range_does_not_change_pictures_of_eight_bits(mode: str) -> None:
     image = Image.effect_noise((16, 16), 90).convert(mode)
     for kind in ("TIFF", *(["PNG"] if mode != "CMYK" else [])):
         buffer = io.BytesIO()
         image.save(buffer, kind)
         data = buffer.getvalue()
-        assert np.array_equal(decode_pixels(data, pixel_range=(0, 7)), decode_pixels(data))
+        assert np.array_equal(decode_picture(data, pixel_range=(0, 7)).pixels, decode_picture(data).pixels)
 
 
-def test_what_cannot_be_read_at_full_depth_is_named() -> None:
+def test_files_that_cannot_be_read_at_full_depth_are_named() -> None:
     planes = tiff(COLOURS.astype(np.uint16), planar=2, compressed=True)
     with pytest.raises(DataError, match="interleaved"):
-        decode_pixels(planes, pixel_range=TWELVE_BITS)
+        decode_picture(planes, pixel_range=TWELVE_BITS)
     with pytest.raises(DataError, match="64-bit floating-point"):
-        decode_pixels(tiff(RAMP.astype(np.float64)), pixel_range=TWELVE_BITS)
+        decode_picture(tiff(RAMP.astype(np.float64)), pixel_range=TWELVE_BITS)
     with pytest.raises(DataError, match="3 bands of 32-bit floating-point"):
-        decode_pixels(tiff(COLOURS.astype(np.float32)), pixel_range=TWELVE_BITS)
+        decode_picture(tiff(COLOURS.astype(np.float32)), pixel_range=TWELVE_BITS)
 
 
 @pytest.mark.parametrize("data", [*GREY.values(), *RGB.values()], ids=[*GREY, *(f"RGB {kind}" for kind in RGB)])
 def test_a_truncated_deep_picture_is_refused_in_one_line(data: bytes) -> None:
     for part in (0.3, 0.6, 0.9):
         with pytest.raises(DataError) as refused:
-            decode_pixels(data[: int(len(data) * part)], pixel_range=TWELVE_BITS)
+            decode_picture(data[: int(len(data) * part)], pixel_range=TWELVE_BITS)
         assert "\n" not in str(refused.value)
 
 
-def test_processes_that_decode_are_given_the_range(tmp_path: Path) -> None:
+def test_decoding_processes_use_the_range(tmp_path: Path) -> None:
     names = []
     for number in range(6):
         (tmp_path / f"{number}.png").write_bytes(png16(RAMP[:8, :8] * number))
@@ -191,15 +191,15 @@ NEAR_INFRARED = np.full_like(GRADIENT, 10)
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("planar", [1, 2])
-def test_a_fourth_band_is_transparency_only_where_the_file_says_so(compressed: bool, planar: int) -> None:
+def test_a_fourth_band_is_transparency_only_if_the_file_declares_it(compressed: bool, planar: int) -> None:
     bands = np.concatenate([GRADIENT, GRADIENT[::-1], GRADIENT.transpose(1, 0, 2), NEAR_INFRARED], axis=2)
     undeclared = tiff(bands, compressed=compressed, planar=planar)
-    assert np.array_equal(decode_pixels(undeclared), bands[..., :3])
+    assert np.array_equal(decode_picture(undeclared).pixels, bands[..., :3])
     if planar == 1 or compressed:
         assert np.array_equal(
-            decode_pixels(tiff(bands, extra=(0,), compressed=compressed, planar=planar)), bands[..., :3]
+            decode_picture(tiff(bands, extra=(0,), compressed=compressed, planar=planar)).pixels, bands[..., :3]
         )
-    declared = decode_pixels(tiff(bands, extra=(2,), compressed=compressed, planar=planar))
+    declared = decode_picture(tiff(bands, extra=(2,), compressed=compressed, planar=planar)).pixels
     # On white: 10 of 255 parts of the colour; Pillow rounds to the nearest.
     exact = 255 + (bands[..., :3].astype(int) - 255) * 10 / 255
     assert np.abs(declared - exact).max() <= 1
@@ -212,20 +212,20 @@ def test_of_more_bands_the_first_three_are_rgb(count: int, photometric: int) -> 
         [GRADIENT, GRADIENT[::-1], GRADIENT.transpose(1, 0, 2), *[NEAR_INFRARED] * (count - 3)], axis=2
     )
     data = tiff(bands, photometric=photometric, extra=(0,) * (count - (3 if photometric == 2 else 1)))
-    assert np.array_equal(decode_pixels(data), bands[..., :3])
+    assert np.array_equal(decode_picture(data).pixels, bands[..., :3])
 
 
 def test_of_two_bands_the_first_is_grey_unless_the_second_is_opacity() -> None:
     bands = np.concatenate([GRADIENT, NEAR_INFRARED], axis=2)
-    assert np.array_equal(decode_pixels(tiff(bands, extra=(0,)))[..., :1], GRADIENT)
-    assert decode_pixels(tiff(bands, extra=(2,))).min() >= 245 - 1
+    assert np.array_equal(decode_picture(tiff(bands, extra=(0,))).pixels[..., :1], GRADIENT)
+    assert decode_picture(tiff(bands, extra=(2,))).pixels.min() >= 245 - 1
 
 
-def test_inks_are_inks() -> None:
+def test_inks_are_converted_as_inks() -> None:
     inks = np.zeros((1, 2, 4), dtype=np.uint16)
     inks[0, 1] = (0, 65535, 65535, 0)
     for data in (tiff(inks, photometric=5), tiff((inks >> 8).astype(np.uint8), photometric=5)):
-        found = decode_pixels(data, pixel_range=TWELVE_BITS)
+        found = decode_picture(data, pixel_range=TWELVE_BITS).pixels
         assert found[0, 0].tolist() == [255, 255, 255]
         assert found[0, 1].tolist() == [255, 0, 0]
 
@@ -239,15 +239,17 @@ def test_inks_are_inks() -> None:
         (tiff(np.repeat(GRADIENT, 4, axis=2), extra=(0,), planar=2), "4 bands of 8-bit integers, stored apart,"),
     ],
 )
-def test_bands_that_cannot_be_read_are_counted_with_what_to_do(data: bytes, what: str, tmp_path: Path) -> None:
+def test_the_error_for_unreadable_bands_counts_them_and_tells_what_to_do(
+    data: bytes, what: str, tmp_path: Path
+) -> None:
     path = tmp_path / "satellite.tif"
     path.write_bytes(data)
     for source in (path, data):
         with pytest.raises(DataError, match=what) as refused:
-            decode_pixels(source)
+            decode_picture(source)
         assert "gdal_translate" in str(refused.value)
     with pytest.raises(DataError, match=r"satellite\.tif"):
-        decode_pixels(path)
+        decode_picture(path)
 
 
 def test_neither_pillow_nor_libtiff_prints(tmp_path: Path) -> None:
@@ -255,8 +257,8 @@ def test_neither_pillow_nor_libtiff_prints(tmp_path: Path) -> None:
     (tmp_path / "torn.tif").write_bytes(whole[:-200])
     (tmp_path / "bands.tif").write_bytes(tiff(np.repeat(GRADIENT, 8, axis=2), extra=(0,) * 5))
     code = (
-        "import sys\nfrom tl_cli.data.decode import decode_pixels\nfrom tl_cli.errors import DataError\n"
-        "for name in sys.argv[1:]:\n  try: decode_pixels(name)\n  except DataError: print('refused')"
+        "import sys\nfrom tl_cli.data.decode import decode_picture\nfrom tl_cli.errors import DataError\n"
+        "for name in sys.argv[1:]:\n  try: decode_picture(name)\n  except DataError: print('refused')"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     said = subprocess.run(

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tl_cli.data import decode_pool, images
+from tl_cli.data import decode_pool
 from tl_cli.data.decode import OPENING, write_pixels
 from tl_cli.data.decode_pool import decode_aside
-from tl_cli.data.images import FileImages, PackedImages, pack
+from tl_cli.data.images import FileImages, Images, PackedImages, pack
 from tl_cli.data.sources.folder import scan
+from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError
 
 COUNT = 40
@@ -22,7 +23,7 @@ SIDE = 8
 
 @pytest.fixture
 def files(tmp_path: Path) -> FileImages:
-    """Pictures of noise, one of them under a name that is no text."""
+    """Pictures of noise, one of them with a name that is not text."""
     for number in range(COUNT):
         folder = tmp_path / "data" / ("even" if number % 2 == 0 else "odd")
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def expected(files: FileImages) -> np.ndarray:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_every_picture_is_decoded_to_its_own_place(files: FileImages, processes: int) -> None:
+def test_every_picture_is_decoded_to_its_own_index(files: FileImages, processes: int) -> None:
     pixels, left, counts = aside(files, processes)
     assert [len(share) for share in left] == [0] * processes
     assert np.array_equal(pixels, expected(files))
@@ -54,7 +55,7 @@ def test_every_picture_is_decoded_to_its_own_place(files: FileImages, processes:
     assert counts == sorted(counts)
 
 
-def test_a_process_stops_where_a_picture_is_torn_or_of_another_size_and_the_rest_is_left(files: FileImages) -> None:
+def test_a_process_stops_at_a_truncated_picture_or_another_size(files: FileImages) -> None:
     (files.root / files.ids[5]).write_bytes(b"no picture")
     Image.new("RGB", (SIDE, SIDE + 1)).save(files.root / files.ids[30])
     pixels, left, _ = aside(files)
@@ -64,19 +65,21 @@ def test_a_process_stops_where_a_picture_is_torn_or_of_another_size_and_the_rest
         assert np.array_equal(pixels[part], expected(good))
 
 
-def test_where_no_process_starts_all_is_left(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_no_process_starts_the_caller_decodes_all(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool.sys, "executable", "/nowhere/python")
     _, left, _ = aside(files)
     assert left == [range(20), range(20, 40)]
 
 
-def test_where_a_process_ends_at_once_all_is_left(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_processes_end_immediately_the_caller_decodes_all(
+    files: FileImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(decode_pool.sys, "executable", "/bin/false")
     _, left, _ = aside(files)
     assert left == [range(20), range(20, 40)]
 
 
-def test_where_only_some_processes_start_the_share_of_the_others_is_left(
+def test_the_caller_decodes_the_shares_of_processes_that_did_not_start(
     files: FileImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, started = subprocess.Popen, list[int]()
@@ -93,7 +96,7 @@ def test_where_only_some_processes_start_the_share_of_the_others_is_left(
     assert np.array_equal(pixels[:20], expected(files)[:20])
 
 
-def test_an_error_of_whoever_is_told_is_not_swallowed(files: FileImages) -> None:
+def test_an_error_of_the_callback_is_raised(files: FileImages) -> None:
     def broken(done: int) -> None:
         raise BrokenPipeError
 
@@ -119,38 +122,35 @@ def test_no_process_is_left_behind_when_the_work_is_stopped(files: FileImages, m
     assert all(child.returncode is not None for child in started)
 
 
-def packed(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> images.Images:
-    monkeypatch.setattr(images, "_WORTH_PROCESSES", 10)
-    return pack(files, budget_bytes=1 << 30, workers=2)
+def packed(files: FileImages) -> Images:
+    return pack(files, Threads(2), budget_bytes=1 << 30, worth_processes=10)
 
 
-def test_images_packed_with_processes_are_those_packed_without(
-    files: FileImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = packed(files, monkeypatch)
+def test_images_packed_with_processes_are_those_packed_without(files: FileImages) -> None:
+    found = packed(files)
     assert isinstance(found, PackedImages)
     assert np.array_equal(found.pixels.numpy(), expected(files))
 
 
-def test_what_a_process_cannot_decode_is_named(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_a_process_cannot_decode_is_named(files: FileImages) -> None:
     (files.root / files.ids[33]).write_bytes(b"no picture")
     with pytest.raises(DataError, match=f"{files.ids[33]} is not a picture"):
-        packed(files, monkeypatch)
+        packed(files)
 
 
-def test_images_of_many_sizes_are_not_packed(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_many_sizes_are_not_packed(files: FileImages) -> None:
     Image.new("RGB", (SIDE, SIDE + 1)).save(files.root / files.ids[33])
-    assert packed(files, monkeypatch) is files
+    assert packed(files) is files
 
 
-def test_the_program_writes_pixels_by_channel_up_to_the_first_misfit(files: FileImages) -> None:
+def test_the_program_writes_pixels_by_channel_until_a_picture_does_not_fit(files: FileImages) -> None:
     names = [os.fsencode(os.path.join(files.root, name)) for name in (*files.ids, "missing.png")]
     written = io.BytesIO()
     write_pixels(io.BytesIO(b"".join(name + b"\0" for name in names)), written, SIDE, SIDE)
     assert written.getvalue() == OPENING + expected(files).tobytes()
 
 
-def test_a_module_in_the_current_folder_is_not_taken_for_one_of_ours(
+def test_a_module_in_the_current_folder_is_not_imported(
     files: FileImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
@@ -168,14 +168,14 @@ def test_a_module_in_the_current_folder_is_not_taken_for_one_of_ours(
         ("import atexit; atexit.register(print, 'bye')", [0, 0]),
     ],
 )
-def test_what_a_python_prints_by_itself_is_not_taken_for_pixels(
+def test_output_of_the_interpreter_is_not_taken_for_pixels(
     files: FileImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, left: list[int] | None
 ) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(printed)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
     pixels, found, _ = aside(files)
-    # Whether an unflushed line goes out before the pixels is the environment's affair (PYTHONUNBUFFERED).
+    # Whether an unflushed line is written before the pixels depends on PYTHONUNBUFFERED.
     counts = [len(share) for share in found]
     assert counts == left if left else counts in ([0, 0], [20, 20])
     assert counts == [20, 20] or np.array_equal(pixels, expected(files))

@@ -10,6 +10,7 @@ from tests.benchmarks import likeness as made
 from tl_cli.data import checks, duplicates
 from tl_cli.data.duplicates import Sketch, alike_groups, sketch
 from tl_cli.data.sources import folder
+from tl_cli.data.threads import Threads
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def sets() -> dict[str, list[np.ndarray]]:
 @pytest.mark.parametrize("name", ["shapes", "photographs"])
 def test_near_duplicates_are_found(name: str, change: str, sets: dict[str, list[np.ndarray]]) -> None:
     found = made.score(sets[name], made.NEAR[change])
-    # 300 shapes and 46 cuts were measured: 91% is the least of all (examples/README.md).
+    # The lowest share measured with 300 shapes and 46 crops is 91% (examples/README.md).
     assert found.found >= 0.85 * found.pictures
     # Of 300 random shapes two pairs happen to be nearly the same.
     assert found.wrong <= 0.02 * found.pictures
@@ -34,10 +35,13 @@ def test_other_pictures_do_not_look_alike(name: str, change: str, sets: dict[str
     assert found.found <= 0.05 * found.pictures
 
 
-@pytest.mark.parametrize("drawings", [made.numbers(), made.gauges()], ids=["numbers", "gauges"])
-def test_drawings_on_a_plain_background_are_told_apart_by_their_small_parts(drawings: list[np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    "drawings",
+    [pytest.param(made.numbers(), id="numbers", marks=pytest.mark.slow), pytest.param(made.gauges(), id="gauges")],
+)
+def test_drawings_on_a_plain_background_are_distinguished_by_their_small_parts(drawings: list[np.ndarray]) -> None:
     assert made.score(drawings, None).wrong <= 0.02 * len(drawings)
-    # Thin writing loses most: 70% of the numbers at three quarters of their size were measured (examples/README.md).
+    # Thin writing is damaged most: 70% of the numbers at three quarters of their size were found (examples/README.md).
     for change in ("JPEG 90", "x 0.75", "crop 2%", "bright +5%"):
         found = made.score(drawings, made.NEAR[change])
         assert found.found >= 0.6 * found.pictures
@@ -52,7 +56,7 @@ def test_one_drawing_in_several_colours_is_several_pictures() -> None:
         ImageDraw.Draw(image).regular_polygon((24, 24, 18), corners, fill=colour)
         drawings.append(np.asarray(image))
     alike = {frozenset(group) for group in groups_of(drawings)}
-    # Polygons of many corners are discs; but none looks like one of another colour.
+    # Polygons with many corners resemble discs; but none looks like one of another color.
     assert all(len({number // 12 for number in group}) == 1 for group in alike)
 
 
@@ -70,9 +74,9 @@ def test_only_equal_pixels_are_called_equal(tmp_path: Path) -> None:
     for name, pixels in {"one/a.png": first, "one/a.bmp": first, "two/b.png": second, "one/photo.png": photo}.items():
         Image.fromarray(pixels).save(tmp_path / name)
     Image.fromarray(photo).save(tmp_path / "one" / "photo.jpg", quality=90)
-    findings = checks.examine(folder.scan(tmp_path), workers=1)
+    findings = checks.examine(folder.scan(tmp_path), Threads(1))
     groups = {frozenset(map(findings.name, group.places)): group.exact for group in findings.twins}
-    # The BMP has other bytes than the PNG and the same pixels; the JPEG has other pixels.
+    # The BMP has the pixels of the PNG in other bytes; the JPEG has other pixels.
     assert groups == {frozenset({"one/a.bmp", "one/a.png"}): True, frozenset({"one/photo.jpg", "one/photo.png"}): False}
     assert findings.plain() == 3
 
@@ -85,7 +89,7 @@ def groups_of(pictures: list[np.ndarray], **limits: int) -> list[list[int]]:
 
 def test_a_picture_between_two_is_in_the_groups_of_both() -> None:
     photo = Image.fromarray(made.cuts(128)[20])
-    # Each is 6% brighter than the one before, so the first and the last differ by too much.
+    # Each is 6% brighter than the previous one, so the first and the last differ by too much.
     steps = [np.asarray(photo.point(lambda value, k=k: value * 0.8 * 1.06**k)) for k in range(4)]
     groups = groups_of(steps)
     assert groups[0][0] == 0
@@ -93,7 +97,7 @@ def test_a_picture_between_two_is_in_the_groups_of_both() -> None:
     assert {number for group in groups for number in group} == {0, 1, 2, 3}
 
 
-def test_near_hashes_are_found_among_many_and_what_is_too_much_is_counted() -> None:
+def test_near_hashes_are_found_among_many_and_those_beyond_the_limit_are_counted() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 63, 20_000, dtype=np.uint64)
     for place in range(300):
@@ -117,6 +121,6 @@ def test_pictures_beyond_the_limits_are_counted_as_not_compared() -> None:
     assert same is not None
     groups, left = alike_groups([same] * 50, lambda number: one)
     assert (groups, left) == ([list(range(50))], 0)
-    # The first has room for ten others; it and the rest are not done.
+    # The first is compared with ten others only; it and the rest count as not compared.
     groups, left = alike_groups([same] * 50, lambda number: one, most_verified=10)
     assert (groups, left) == ([list(range(11))], 40)

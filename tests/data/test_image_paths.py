@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tl_cli.data.image_paths import wanted_pictures
+from tl_cli.data.image_paths import list_pictures
 
 
 @pytest.fixture
@@ -16,18 +16,18 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def wanted(*names: str, lines: tuple[str, ...] = ()) -> list[str]:
-    return list(wanted_pictures(names, lines))
+    return list(list_pictures(names, lines))
 
 
-def test_a_folder_stands_for_the_pictures_below_it(pictures: Path) -> None:
+def test_a_folder_is_replaced_by_the_pictures_below_it(pictures: Path) -> None:
     assert wanted(".") == ["./[x].jpg", "./a.png", "./b.jpg", "./sub/c.JPG", "./sub/deep/d.webp"]
 
 
-def test_what_is_named_is_taken_as_it_is(pictures: Path) -> None:
+def test_a_file_is_yielded_whatever_its_suffix(pictures: Path) -> None:
     assert wanted("notes.txt", "gone.jpg", "[x].jpg") == ["notes.txt", "gone.jpg", "[x].jpg"]
 
 
-def test_a_list_may_begin_with_a_mark_and_hold_file_uris(pictures: Path) -> None:
+def test_a_list_may_begin_with_a_byte_order_mark_and_contain_file_uris(pictures: Path) -> None:
     there = pictures / "a b#1 é.jpg"
     assert wanted("-", lines=("\ufeffa.png\r\n", there.as_uri() + "\n")) == ["a.png", str(there)]
 
@@ -41,7 +41,7 @@ def test_patterns_match_as_in_a_shell(pictures: Path) -> None:
     assert wanted("**/deep") == ["sub/deep/d.webp"]
 
 
-def test_what_stands_for_nothing_is_told(pictures: Path) -> None:
+def test_names_without_pictures_are_yielded_themselves(pictures: Path) -> None:
     (pictures / "empty").mkdir()
     assert wanted("*.gif", "empty", "a.png") == ["*.gif", "empty", "a.png"]
 
@@ -54,7 +54,7 @@ def test_links_are_followed_once(pictures: Path, tmp_path: Path) -> None:
     assert wanted("linked") == ["linked/there/d.webp", "linked/there/loop/c.JPG"]
 
 
-def test_a_dash_stands_for_the_lines(pictures: Path) -> None:
+def test_a_dash_is_replaced_by_the_lines(pictures: Path) -> None:
     assert wanted("a.png", "-", lines=("x.jpg\n", "\n", "y z.jpg\r\n")) == ["a.png", "x.jpg", "y z.jpg"]
 
 
@@ -63,4 +63,4 @@ def test_a_list_is_not_read_before_it_is_needed() -> None:
         yield "first.jpg\n"
         raise AssertionError("read too early")
 
-    assert next(wanted_pictures(["-"], lines())) == "first.jpg"
+    assert next(list_pictures(["-"], lines())) == "first.jpg"

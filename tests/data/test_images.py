@@ -15,15 +15,16 @@ from tl_cli.data.images import (
     PackedImages,
     are_same,
     changed_files,
+    count_shared,
     describe,
     fingerprint,
     is_split,
     pack,
-    shared,
     with_contents,
 )
 from tl_cli.data.packed_names import Names
 from tl_cli.data.sources.folder import scan
+from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError
 from tl_cli.io.array_cache import Store
 from tl_cli.io.download import Progress
@@ -33,7 +34,7 @@ ODD = ("b/2.png", "b/10.png", "b-c/1.png", "b-c/x/0.png", "é/z.png", os.fsdecod
        "é/\ufffd.png", "é/\U0001f600.png", "b/\udc80.png", "b/\U00010000.png")  # fmt: skip
 
 
-def test_the_digest_of_lengths_is_the_one_that_older_models_carry(tmp_path: Path) -> None:
+def test_the_digest_of_lengths_equals_that_of_older_models(tmp_path: Path) -> None:
     for number, name in enumerate(ODD):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"x" * number * 7)
@@ -51,7 +52,7 @@ def test_the_digest_of_lengths_is_the_one_that_older_models_carry(tmp_path: Path
     )
 
 
-def test_the_digest_of_packed_images_is_the_one_that_saved_models_carry() -> None:
+def test_the_digest_of_packed_images_equals_that_of_saved_models() -> None:
     pixels = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
     packed = PackedImages(Names.of(["b", "a", "é", "aa"]), np.arange(4) % 2, pixels)
     wanted = "bfef6e0f647d4df06ecf75fff5ec18b8a5a76287ea7531ba76c4534766115bef"
@@ -60,7 +61,7 @@ def test_the_digest_of_packed_images_is_the_one_that_saved_models_carry() -> Non
     assert describe(PackedImages(packed.ids, packed.labels, by_columns), ("x", "y")).digest == wanted
 
 
-def test_the_digest_of_files_is_of_their_names_classes_and_bytes(tmp_path: Path) -> None:
+def test_the_digest_of_files_covers_names_classes_and_bytes(tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, 2)
     found = scan(tmp_path)
     seen = hashlib.sha256()
@@ -75,7 +76,7 @@ def test_the_digest_of_files_is_of_their_names_classes_and_bytes(tmp_path: Path)
 
 
 @pytest.mark.parametrize("ending", [".bmp", ".ppm", ".png"])
-def test_another_image_of_the_same_length_is_another_part(ending: str, tmp_path: Path) -> None:
+def test_another_image_of_equal_length_changes_the_digest(ending: str, tmp_path: Path) -> None:
     for name, colour in COLOURS.items():
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8), colour).save(tmp_path / name / f"0{ending}", compress_level=0)
@@ -92,22 +93,22 @@ def test_another_image_of_the_same_length_is_another_part(ending: str, tmp_path:
     assert not is_split(now, found.classes, before)
     assert not are_same(images, now)
     assert changed_files(images) == [f"red/0{ending}"]
-    assert shared(now, images) == 2
+    assert count_shared(now, images) == 2
     assert fingerprint(now) != fingerprint(images)
 
 
-def test_only_an_unusual_limit_on_pixels_makes_other_decoded_images(tmp_path: Path) -> None:
+def test_only_an_unusual_limit_on_pixels_changes_the_fingerprint(tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, 1)
     images = scan(tmp_path).parts["train"]
     assert isinstance(images, FileImages)
     files = [hashlib.sha256((tmp_path / name).read_bytes()).digest() for name in images.ids]
-    # As it was before there was a choice.
+    # As in versions without this option.
     usual = hashlib.sha256(f"2 None\0{PIL.__version__}\0".encode() + b"".join(files)).hexdigest()
     assert fingerprint(images) == fingerprint(replace(images, max_pixels=89_478_485)) == usual
     assert fingerprint(replace(images, max_pixels=100_000_000)) != usual
 
 
-def test_a_file_that_went_away_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, 2)
     found = scan(tmp_path)
     (tmp_path / "red" / "001.png").unlink()
@@ -135,7 +136,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def files(tmp_path: Path) -> FileImages:
-    # As many bytes as are worth keeping.
+    # Just enough bytes to be stored.
     for name in ("a", "b", "c"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for number in range(4):
@@ -147,7 +148,7 @@ def files(tmp_path: Path) -> FileImages:
 
 
 def packed(files: FileImages, store: Store, progress: Progress) -> PackedImages:
-    images = pack(files, budget_bytes=1 << 30, workers=1, store=store, progress=progress)
+    images = pack(files, Threads(1, progress), budget_bytes=1 << 30, store=store)
     assert isinstance(images, PackedImages)
     return images
 
@@ -163,7 +164,7 @@ def test_images_are_decoded_once_and_then_read_back_the_same(files: FileImages, 
 
 
 @pytest.mark.parametrize("run", ["decodes", "reads"])
-def test_pixels_stay_when_their_file_is_truncated_during_the_run(files: FileImages, store: Store, run: str) -> None:
+def test_pixels_remain_if_their_file_is_truncated_during_the_run(files: FileImages, store: Store, run: str) -> None:
     images = [packed(files, store, Counted()) for _ in range(1 if run == "decodes" else 2)][-1]
     (path,) = store.folder.glob("*.npy")
     os.truncate(path, 0)
@@ -179,11 +180,11 @@ def touch(path: Path) -> None:
 
 
 def swap(path: Path) -> None:
-    """Put another image of the same length and the same time of modification in its place."""
+    """Replace the file by another image of equal length and time of modification."""
     stat = path.stat()
     other = path.with_name("other")
     Image.new("RGB", SIZE, "black").save(other, "PNG", compress_level=9)
-    # What follows the end of a PNG is not looked at.
+    # Bytes after the end of a PNG are ignored.
     other.write_bytes(other.read_bytes().ljust(stat.st_size, b"\0"))
     assert other.stat().st_size == stat.st_size
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -204,10 +205,10 @@ def test_files_that_change_while_they_are_decoded_are_named(files: FileImages) -
     images = with_contents({"all": files})["all"]
     rewrite(files.root / files.ids[4])
     with pytest.raises(DataError, match=rf"changed while they were read: {files.ids[4]}; wait"):
-        pack(images, budget_bytes=1 << 30, workers=1)
+        pack(images, Threads(1), budget_bytes=1 << 30)
 
 
-def test_other_parts_are_kept_apart_and_a_moved_folder_is_known_again(
+def test_parts_are_stored_separately_and_found_after_the_folder_has_moved(
     files: FileImages, store: Store, tmp_path: Path
 ) -> None:
     counted = Counted()
@@ -220,7 +221,7 @@ def test_other_parts_are_kept_apart_and_a_moved_folder_is_known_again(
 
 
 @pytest.mark.parametrize("where", ["cache", "/proc/nowhere"])
-def test_where_nothing_can_be_kept_images_are_decoded_as_ever(where: str, files: FileImages, store: Store) -> None:
+def test_without_a_writable_store_images_are_decoded_each_time(where: str, files: FileImages, store: Store) -> None:
     place = store.folder.with_name(where) if where == "cache" else Path(where)
     if where == "cache":
         place.write_text("a file where the folder should be")
@@ -231,12 +232,12 @@ def test_where_nothing_can_be_kept_images_are_decoded_as_ever(where: str, files:
     assert torch.equal(images.pixels[8], files.load(8))
 
 
-def test_images_of_many_sizes_are_not_kept(files: FileImages, store: Store) -> None:
+def test_images_of_many_sizes_are_not_stored(files: FileImages, store: Store) -> None:
     Image.new("RGB", (480, 480)).save(files.root / files.ids[8])
-    assert pack(files, budget_bytes=1 << 30, workers=1, store=store) is files
+    assert pack(files, Threads(1), budget_bytes=1 << 30, store=store) is files
     assert not list(store.folder.glob("*.npy"))
 
 
-def test_few_images_are_not_worth_keeping(files: FileImages, store: Store) -> None:
+def test_few_images_are_not_stored(files: FileImages, store: Store) -> None:
     packed(files.subset(np.arange(11)), store, Counted())
     assert not store.folder.exists()

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from tl_cli.data.packed_names import Names
 
-# Surrogates stand for the bytes of file names that are no UTF-8.
+# Surrogates represent the bytes of file names that are not UTF-8.
 TEXT = st.text(st.characters(exclude_categories=()), max_size=6)
 
 
 @given(st.lists(TEXT, max_size=30))
-def test_names_come_back_as_they_went_in_and_sort_as_text_does(texts: list[str]) -> None:
+def test_names_are_unchanged_and_sorted_as_text(texts: list[str]) -> None:
     names = Names.of(iter(texts))
     assert names.tolist() == list(names) == texts
     assert len(names) == len(texts)
@@ -20,7 +20,7 @@ def test_names_come_back_as_they_went_in_and_sort_as_text_does(texts: list[str])
 
 
 @given(st.lists(TEXT, min_size=1, max_size=30), st.data())
-def test_a_selection_is_that_of_an_array_and_a_selection_of_it_too(texts: list[str], data: st.DataObject) -> None:
+def test_selections_equal_those_of_an_array(texts: list[str], data: st.DataObject) -> None:
     places = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=40)), dtype=np.int64)
     chosen = Names.of(texts).take(places)
     assert chosen.tolist() == [texts[place] for place in places]
@@ -36,12 +36,12 @@ def test_joined_names_follow_one_another(several: list[list[str]]) -> None:
     assert Names.joined(parts).tolist() == [text for texts in several for text in reversed(texts)]
 
 
-def test_a_file_name_that_is_no_text_keeps_its_bytes() -> None:
+def test_a_file_name_that_is_not_text_keeps_its_bytes() -> None:
     name = os.fsdecode(b"caf\xe9.png")
     assert os.fsencode(Names.of([name])[0]) == b"caf\xe9.png"
 
 
-def test_many_names_take_little_more_than_their_bytes() -> None:
+def test_many_names_need_little_more_memory_than_their_bytes() -> None:
     names = Names.of(f"class/{n:06d}.jpg" for n in range(10_000))
     assert len(names.text) + names.starts.nbytes + names.ends.nbytes < 10_000 * (16 + 16 + 1)
     assert names.take(np.arange(5)).text is names.text

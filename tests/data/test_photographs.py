@@ -12,5 +12,5 @@ def test_photographs_are_real_of_the_requested_size_and_always_the_same() -> Non
     assert set(images.labels.tolist()) == {UNKNOWN}
     assert torch.equal(images.pixels, photographs(5, 48).pixels)
     middle = load_sample_image("china.jpg")[:, 106:533].mean((0, 1))
-    # The first is a square of the whole height at a random place.
+    # The first is a square of the whole height at a random position.
     assert np.abs(images.pixels[0].float().mean((1, 2)).numpy() - middle).max() < 25

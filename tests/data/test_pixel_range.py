@@ -9,7 +9,7 @@ from PIL import Image
 from tests.support.deep_pictures import png16, tiff
 from tl_cli.contract import DataSpec, Preprocessing
 from tl_cli.data import pixel_range
-from tl_cli.data.dataset import LabelledData, open_data, open_to_judge
+from tl_cli.data.dataset import LabelledData, open_data, open_for_evaluation
 from tl_cli.data.images import FileImages, PackedImages, fingerprint
 from tl_cli.data.sources.folder import scan
 from tl_cli.errors import DataError
@@ -36,13 +36,13 @@ def opened(root: Path, **settings: object) -> LabelledData:
 def test_a_range_without_outliers_is_the_smallest_and_the_largest_value() -> None:
     assert pixel_range.range_of(np.arange(4096.0)) == (0, 4095)
     assert pixel_range.range_of(np.array([-3.5, 0, 8])) == (-3.5, 8)
-    # One bright spot that is no further out than the rest is wide.
+    # A bright spot close to the other values is not an outlier.
     assert pixel_range.range_of(np.concatenate([np.arange(1000.0), [1200]])) == (0, 1200)
 
 
 def test_hot_and_dead_pixels_do_not_darken_the_rest() -> None:
     values = np.tile(np.arange(1000, 2001.0), 10)
-    # Of 10,020 values five are fewer than a thousandth.
+    # Five of 10,020 values are less than a thousandth.
     assert pixel_range.range_of(np.concatenate([values, [65535] * 5, [0] * 5])) == (1000, 2000)
 
 
@@ -104,14 +104,16 @@ def test_eight_bit_pictures_among_deep_ones_are_unchanged(tmp_path: Path) -> Non
     fill(tmp_path / "d")
     plain = Image.effect_noise((16, 16), 60)
     plain.save(tmp_path / "d" / "train" / "a" / "plain.png")
-    data = open_to_judge(opened(tmp_path / "d").spec, str(tmp_path / "d"), data_dir=None, pixel_range=(0, 4095)).data
+    data = open_for_evaluation(
+        opened(tmp_path / "d").spec, str(tmp_path / "d"), data_dir=None, pixel_range=(0, 4095)
+    ).data
     where = [*data.parts["train"].ids, *data.parts["val"].ids].index("train/a/plain.png")
     part = "train" if where < len(data.parts["train"]) else "val"
     index = list(data.parts[part].ids).index("train/a/plain.png")
     assert np.array_equal(data.parts[part].load(index)[0].numpy(), np.asarray(plain))
 
 
-def test_a_set_of_eight_bits_has_no_range_and_nothing_is_said(colours: Path) -> None:
+def test_a_set_of_eight_bits_has_no_range_and_no_note(colours: Path) -> None:
     data = opened(colours)
     assert data.measured is None
     assert data.notes == ()
@@ -126,11 +128,11 @@ def test_deep_pictures_outside_the_training_part_are_named(tmp_path: Path) -> No
         (tmp_path / "d" / "test" / name / "0.png").write_bytes(png16(np.full((16, 16, 1), 4095)))
     data = opened(tmp_path / "d")
     assert data.notes == ("2 test images have more than 8 bits per channel, and no training image has",)
-    judged = open_to_judge(data.spec, str(tmp_path / "d"), data_dir=None)
+    judged = open_for_evaluation(data.spec, str(tmp_path / "d"), data_dir=None)
     assert any("65535 as white" in note for note in judged.data.notes)
 
 
-def test_what_was_measured_is_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measured_range_is_stored_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = fill(tmp_path / "d", count=280)
     measured = opened(root).measured
     assert measured is not None
@@ -142,7 +144,7 @@ def test_what_was_measured_is_kept_until_a_file_changes(tmp_path: Path, monkeypa
     assert opened(root).measured.pixel_range == (0, 5279)
 
 
-def test_pixels_that_are_kept_belong_to_their_range(tmp_path: Path) -> None:
+def test_stored_pixels_belong_to_their_range(tmp_path: Path) -> None:
     images = scan(fill(tmp_path / "d")).parts["train"]
     assert isinstance(images, FileImages)
     prints = {fingerprint(replace(images, pixel_range=each)) for each in (None, (0.0, 4095.0), (0.0, 4096.0))}
@@ -151,7 +153,7 @@ def test_pixels_that_are_kept_belong_to_their_range(tmp_path: Path) -> None:
     assert some.pixel_range == (0, 4095)
 
 
-def test_unused_bands_are_said_once(tmp_path: Path) -> None:
+def test_unused_bands_are_noted_once(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "d" / name).mkdir(parents=True)
         for number in range(12):
@@ -172,12 +174,12 @@ def test_a_range_survives_json_and_older_cards_have_none() -> None:
 def test_float_pictures_are_refused_by_a_model_without_a_range(tmp_path: Path) -> None:
     root = fill(tmp_path / "d", most=3, kind="tif")
     spec = opened(root).spec
-    images = open_to_judge(spec, str(root), data_dir=None).data.parts["train"]
+    images = open_for_evaluation(spec, str(root), data_dir=None).data.parts["train"]
     with pytest.raises(DataError, match="floating-point"):
         images.load(0)
 
 
-def test_what_cannot_be_decoded_without_a_range_is_left_out(tmp_path: Path) -> None:
+def test_files_that_need_a_range_are_skipped(tmp_path: Path) -> None:
     noise = np.random.default_rng(0)
     for part in ("train", "test"):
         for name in ("a", "b"):
@@ -192,11 +194,11 @@ def test_what_cannot_be_decoded_without_a_range_is_left_out(tmp_path: Path) -> N
     assert "test/a/float.tif" not in data.parts["test"].ids
     assert len(data.parts["test"]) == 24
     assert any(note.startswith("2 of 26 test images cannot be decoded and are left out") for note in data.notes)
-    judged = open_to_judge(data.spec, str(tmp_path), data_dir=None)
+    judged = open_for_evaluation(data.spec, str(tmp_path), data_dir=None)
     assert judged.data.spec.splits == data.spec.splits
 
 
-def test_where_only_test_pictures_need_a_range_that_is_the_reason(tmp_path: Path) -> None:
+def test_if_only_test_pictures_need_a_range_the_error_gives_that_reason(tmp_path: Path) -> None:
     fill(tmp_path / "d", kind="tif")
     for path in (tmp_path / "d" / "train").rglob("*.tif"):
         path.unlink()
@@ -216,5 +218,5 @@ def test_copies_of_floating_point_training_pictures_are_counted(on_bad_image: st
     for name in list(data.parts["train"].ids)[:5]:
         (copies / Path(name).relative_to("train")).write_bytes((root / name).read_bytes())
     (copies / "b" / "new.tif").write_bytes(tiff(np.full((16, 16, 1), 7, np.float32)))
-    judged = open_to_judge(data.spec, str(copies), data_dir=None, pixel_range=data.measured.pixel_range)
+    judged = open_for_evaluation(data.spec, str(copies), data_dir=None, pixel_range=data.measured.pixel_range)
     assert judged.trained_on == {"train": 5}

@@ -14,7 +14,7 @@ from tl_cli.data.sizes import Sizes, measure
 from tl_cli.data.sources.folder import scan
 
 
-def test_one_large_photograph_does_not_make_tiny_pictures_large(tmp_path: Path) -> None:
+def test_the_size_is_a_median(tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, 12, size=32)
     Image.new("RGB", (1024, 768)).save(tmp_path / "blue" / "000.png")
     data = open_data(DataSpec(source=str(tmp_path), layout="classes"), workers=1)
@@ -37,10 +37,10 @@ def test_sizes_are_those_of_all_files_that_can_be_read(odd_pictures: Path, tmp_p
     assert measure(FileImages(Names.of(["text.png", "gone.png"]), np.zeros(2, np.int64), tmp_path)) is None
 
 
-def test_many_files_are_measured_by_a_sample_that_is_always_the_same(tmp_path: Path) -> None:
+def test_of_many_files_a_fixed_sample_is_measured(tmp_path: Path) -> None:
     for side in (20, 40):
         Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
-    # Pairs of a picture and its thumbnail, as a camera leaves them: every second one is small.
+    # Pairs of a picture and its thumbnail, as from a camera: every second one is small.
     names = Names.of([f"{20 + 20 * (index % 2)}.png" for index in range(4000)])
     images = FileImages(names, np.zeros(4000, np.int64), tmp_path)
     one, other = measure(images), measure(images)
@@ -63,7 +63,7 @@ def test_many_files_are_measured_by_a_sample_that_is_always_the_same(tmp_path: P
         ([(1000, 1500)], None),
     ],
 )
-def test_a_note_says_what_a_centre_crop_leaves_out(sizes: list[tuple[int, int]], said: str | None) -> None:
+def test_a_note_states_what_a_center_crop_leaves_out(sizes: list[tuple[int, int]], said: str | None) -> None:
     found = Sizes.of(sizes)
     assert found is not None
     note = found.crop_note()

@@ -30,19 +30,19 @@ def test_a_subset_is_stratified_and_has_every_class(labels: np.ndarray, seed: in
     got = np.bincount(labels[chosen], minlength=classes)
     assert (got >= 1).all()
     share = np.bincount(labels) * count / len(labels)
-    # One image may go to each class whose share is below one; classes interleave at the middles of their images.
+    # A class whose share is below one may get an image; classes interleave at the middles of their images.
     assert (got <= share + 1.5).all()
     assert (got >= np.floor(share) - (share < 1).sum() - 1).all()
 
 
-def test_splits_are_the_same_for_ever() -> None:
+def test_splits_equal_those_of_earlier_versions() -> None:
     labels = np.arange(40) % 4
     _, out = splits.hold_out(labels, 0.1, 0)
     assert out.tolist() == splits.hold_out(labels, 0.1, 0)[1].tolist() == [23, 32, 34, 37]
     assert out.tolist() != splits.hold_out(labels, 0.1, 1)[1].tolist()
 
 
-def test_of_single_images_and_classes_that_stay_whole_nothing_is_held_out() -> None:
+def test_no_image_of_single_image_or_whole_classes_is_held_out() -> None:
     labels = np.array([0] * 5 + [1] + [2] * 2 + [3] * 4)
     kept, out = splits.hold_out(labels, 0.3, 0)
     assert np.bincount(labels[out], minlength=4).tolist() == [2, 0, 1, 1]
@@ -60,7 +60,7 @@ def test_a_subset_keeps_some_of_each_class(labels: np.ndarray, seed: int, least:
     assert len(set(chosen.tolist())) == count
     got = np.bincount(labels[chosen], minlength=len(counts))
     assert (got >= np.minimum(counts, least)).all()
-    # Where the shares have as many anyway, it is the subset that older runs had.
+    # If the shares are large enough, the subset equals that of older runs.
     if len(counts) <= count and (np.bincount(labels[splits.subset(labels, count, seed)]) >= least).all():
         assert chosen.tolist() == splits.subset(labels, count, seed).tolist()
     with pytest.raises(DataError, match=f"--most {needed - 1} is too few for {len(counts)} classes.*--most {needed}$"):

@@ -12,12 +12,13 @@ from tl_cli.api.observer import Observer
 from tl_cli.choices import DeviceName
 from tl_cli.compute.device import worker_count
 from tl_cli.contract import Columns, SplitName
-from tl_cli.data import pixel_range
 from tl_cli.data.balance import UNEVEN, imbalance
 from tl_cli.data.checks import Findings, Look, Twins, examine
 from tl_cli.data.dataset import open_source, training_labels
 from tl_cli.data.images import FileImages
+from tl_cli.data.pixel_range import with_measured_range
 from tl_cli.data.sizes import Sizes
+from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError
 from tl_cli.inspection.label_check import find_suspect_labels
 from tl_cli.inspection.suspect_labels import Suspect
@@ -122,10 +123,9 @@ def check_data(request: CheckRequest, observer: Observer | None = None) -> DataR
     progress, workers = observer.progress, worker_count(request.workers)
     folder = str(request.data_dir) if request.data_dir else None
     found = open_source(request.source, folder, progress, columns=request.columns, max_pixels=request.max_pixels)
-    survey = pixel_range.survey(found.parts, workers=workers, progress=progress)
-    parts = pixel_range.scaled(found.parts, survey.measured.pixel_range if survey.measured else None)
-    found = replace(found, parts=parts, notes=found.notes + survey.notes)
-    findings = examine(found, workers=workers, progress=progress)
+    threads = Threads(workers, progress)
+    found, _ = with_measured_range(found, found.parts, threads)
+    findings = examine(found, threads)
     if not request.labels:
         return DataReport(findings, None)
     return DataReport(findings, _doubts(findings, request, workers, progress))
@@ -157,11 +157,11 @@ def _files_as_data(findings: Findings) -> dict[str, object]:
     pixel_range = train.pixel_range if isinstance(train, FileImages) else None
     return {
         "sizes": sizes_of(findings),
-        "formats": dict(Counter(look.kind for look in looks)),
-        "modes": dict(Counter(look.mode for look in looks)),
-        "turned_by_exif": sum(look.turned for look in looks),
-        "animated": sum(look.frames > 1 for look in looks),
-        "torn_after_first_frame": sum(not look.frames for look in looks),
+        "formats": dict(Counter(look.header.kind for look in looks)),
+        "modes": dict(Counter(look.header.mode for look in looks)),
+        "turned_by_exif": sum(look.header.turned for look in looks),
+        "animated": sum(look.header.frames > 1 for look in looks),
+        "torn_after_first_frame": sum(not look.header.frames for look in looks),
         # The numbers of deep pictures that become black and white.
         "pixel_range": list(pixel_range) if pixel_range else None,
         "few_levels": [
@@ -222,7 +222,7 @@ def readable(findings: Findings) -> list[Look]:
 
 def sizes_of(findings: Findings) -> dict[str, Any] | None:
     """Return the shortest sides (smallest, median, largest) and whether all sizes are equal; None without images."""
-    sizes = [look.size for look in readable(findings)]
+    sizes = [look.header.size for look in readable(findings)]
     sides = sorted(map(min, sizes))
     if not sides:
         return None
@@ -231,7 +231,7 @@ def sizes_of(findings: Findings) -> dict[str, Any] | None:
 
 def crop_notes(findings: Findings) -> list[str]:
     """Return a warning where a center crop would lose much of the images."""
-    sizes = Sizes.of([look.size[::-1] for look in readable(findings)])
+    sizes = Sizes.of([look.header.size[::-1] for look in readable(findings)])
     note = None if sizes is None else sizes.crop_note()
     return [] if note is None else [note]
 

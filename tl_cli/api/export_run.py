@@ -13,7 +13,7 @@ from torch import Tensor
 from tl_cli.api.model_lookup import find_model
 from tl_cli.api.observer import Observer
 from tl_cli.contract import ModelCard
-from tl_cli.data.dataset import is_at_hand, open_to_judge
+from tl_cli.data.dataset import is_local, open_for_evaluation
 from tl_cli.data.preprocess import decoded_side, normalise, prepare
 from tl_cli.errors import DataError, DownloadError, TlError, UsageError
 from tl_cli.models.bundle import CARD_FILE, copy, read_card
@@ -150,10 +150,12 @@ def _images(card: ModelCard, data_dir: str | None, observer: Observer) -> tuple[
     """Return at most 16 inputs (N, 3, crop, crop) uint8 for the check, and whether they are images of the data."""
     how = card.preprocessing
     try:
-        if not is_at_hand(card.data, data_dir):
+        if not is_local(card.data, data_dir):
             raise DataError("the images are not available")
         spec, progress, pixel_range = card.data, observer.progress, how.pixel_range
-        data = open_to_judge(spec, spec.source, data_dir=data_dir, pixel_range=pixel_range, progress=progress).data
+        data = open_for_evaluation(
+            spec, spec.source, data_dir=data_dir, pixel_range=pixel_range, progress=progress
+        ).data
         images = next((data.parts[name] for name in ("test", "val", "train") if name in data.parts), None)
         if images is None:
             raise DataError("none of the images can be read")

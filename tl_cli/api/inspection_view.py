@@ -14,7 +14,7 @@ from tl_cli.api.model_lookup import Target, find_model
 from tl_cli.api.observer import Observer
 from tl_cli.api.recorded_model import RecordedModel
 from tl_cli.contract import ModelCard
-from tl_cli.data.preprocess import Picture
+from tl_cli.data.decode import Picture
 from tl_cli.errors import RunNotFoundError, UnknownModelError, UsageError, some
 from tl_cli.evaluation.classification import worst_mistakes
 from tl_cli.evaluation.logits import check_finite, compute_logits

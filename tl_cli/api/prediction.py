@@ -21,8 +21,8 @@ from tl_cli.choices import DeviceName
 from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
 from tl_cli.contract import PixelRange, Preprocessing
 from tl_cli.data.batches import Batch
-from tl_cli.data.decode import MAY_BE_DEEP, numbers
-from tl_cli.data.image_paths import STDIN, is_there, wanted_pictures
+from tl_cli.data.decode import MAY_BE_DEEP, read_storage
+from tl_cli.data.image_paths import STDIN, is_there
 from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError, RunNotFoundError, UsageError
 from tl_cli.evaluation.logits import outputs
@@ -158,8 +158,8 @@ def predict(request: PredictRequest, observer: Observer | None = None) -> Predic
     target, paths, is_latest = _model_and_paths(request, observer)
     predictor = _predictor(target, request)
     # The names on stdin can be read only once, and there may be any number of them.
-    total = None if STDIN in paths else sum(1 for _ in wanted_pictures(paths, ()))
-    images, how = wanted_pictures(paths, request.lines), predictor.classifier.preprocessing
+    total = None if STDIN in paths else sum(1 for _ in list_pictures(paths, ()))
+    images, how = list_pictures(paths, request.lines), predictor.classifier.preprocessing
     device, size, workers = request.device, request.batch_size, request.workers
     found = predict_images(predictor, images, device=device, batch_size=size, workers=workers)
     predictions = _observed(found, predictor, total, observer)
@@ -199,7 +199,7 @@ def _observed(
 def _is_deep(path: str, max_pixels: int | None) -> bool:
     """Return whether the file of an image has more than 8 bits per channel."""
     with suppress(OSError):
-        return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and numbers(path, max_pixels).is_deep
+        return os.path.splitext(path)[1].lower() in MAY_BE_DEEP and read_storage(path, max_pixels).is_deep
     return False
 
 

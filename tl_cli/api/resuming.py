@@ -7,7 +7,7 @@ from mlflow.entities import Run  # noqa: TID251 (a type)
 
 from tl_cli.api.observer import Observer
 from tl_cli.contract import ModelCard
-from tl_cli.data.dataset import changed_parts, check_still_there
+from tl_cli.data.dataset import changed_parts, check_exists
 from tl_cli.errors import TlError, UsageError, without_secrets
 from tl_cli.io.atomic import write_text
 from tl_cli.models import bundle
@@ -86,7 +86,7 @@ def check_config_file(store: Store, run: Run, card: ModelCard, observer: Observe
 def check_data_exist(given: Given) -> None:
     """Refuse to resume a run whose data are gone, unless new ``data`` are given."""
     if "data" not in given.flags:
-        check_still_there(given.settings.data)
+        check_exists(given.settings.data)
 
 
 def check_same_images(plan: Plan, run: Run, card: ModelCard, observer: Observer) -> None:

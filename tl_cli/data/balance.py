@@ -1,8 +1,8 @@
-"""Class imbalance of a training set, and from which ratio on the recipes correct it."""
+"""Class imbalance of a training set, and the ratio above which the recipes correct it."""
 
 import numpy as np
 
-# Imbalance from which on the recipes use the balanced sampler (measurements: training/recipes.py).
+# Imbalance above which the recipes use the balanced sampler (measurements: training/recipes.py).
 UNEVEN = 10.0
 
 

@@ -1,4 +1,4 @@
-"""Batches: which images come when, decoded ahead on threads, prepared on the training device."""
+"""Batches of images in their order, decoded ahead on threads and prepared on the training device."""
 
 import math
 import sys
@@ -21,7 +21,7 @@ from tl_cli.randomness import Purpose, generator
 
 _BATCHES_AHEAD = 3
 # Large JPEGs are decoded with this many times the pixels of the smallest random crop, in each direction: less than for
-# evaluation (`decoding._SPARE`), since most crops are larger, and decoding a photograph whole takes four times as long.
+# evaluation (`preprocess._SPARE`), since most crops are larger, and decoding them whole takes four times as long.
 _CROP_SPARE = 2
 
 
@@ -43,7 +43,7 @@ def steps_in_epoch(images: int, batch: int, *, drop_single: bool = False) -> int
 
     Args:
         batch: images per step.
-        drop_single: a last step of one image is left out.
+        drop_single: leave out a last step of one image.
     """
     steps = -(-images // batch)
     is_single = images - (steps - 1) * batch == 1
@@ -58,15 +58,15 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 def training_order(
     labels: np.ndarray, seed: int, epoch: int, *, balanced: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images come in an epoch, in order, and the key by which each is augmented.
+    """Return the images of an epoch in order, and the key by which each is augmented.
 
     Args:
         labels: (N,) int64.
         balanced: each class equally often (``balanced_order``), else each image once.
 
     Returns:
-        indices and keys, (N,) int64 each. A key is the index where the image comes for the first time in the epoch,
-        and N more at each return, so that an image looks different when it comes again.
+        indices and keys, (N,) int64 each. A key is the index the first time that an image is used in the epoch, and
+        larger by N each time it is repeated, so that it is augmented differently.
     """
     if balanced:
         return balanced_order(labels, seed, epoch)
@@ -75,11 +75,11 @@ def training_order(
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return indices and keys, as ``training_order`` does, of an epoch in which classes come equally often.
+    """Return indices and keys, as ``training_order`` does, of an epoch with as many images of each class.
 
-    Each class has its images in a circle of random order, on which every epoch goes on where the last one stopped:
-    none comes again before all others of its class have come, within an epoch and from one to the next. Where N is not
-    a multiple of the number of classes, the places that are left go round the classes in a random order too.
+    The images of each class form a circle in random order, along which every epoch continues where the last one ended:
+    an image is repeated only after all others of its class, also across epochs. If N is not a multiple of the number of
+    classes, the remaining positions are given to the classes in turns, in a random order too.
     """
     count = len(labels)
     random = generator(seed, Purpose.CIRCLES)
@@ -114,10 +114,10 @@ class Loader:
         device: of the batches.
         workers: threads that decode; 0 decodes between the steps.
         drop_single: leave a last batch of one image out of a training epoch.
-        balanced: in training every class comes equally often, rare ones by repetition.
+        balanced: train on as many images of each class, by repeating those of rare classes.
         memory_format: of the inputs.
-        device_share: of the device's free memory, that packed images may take for the length of a pass; where they
-            do not fit each batch is sent by itself.
+        device_share: share of the device's free memory that packed images may take during a pass; if they do not
+            fit, each batch is sent by itself.
     """
 
     images: Images
@@ -156,43 +156,36 @@ class Loader:
         self, batches: list[np.ndarray], settings: Augmentation, seed: int, epoch: int
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         for keys, images in self._read(batches, settings, seed, epoch):
-            if isinstance(self.images, PackedImages):
-                images = self._geometry(images, settings, seed, epoch, keys)
-            else:
-                images = geometry.shift_and_flip(images, settings, seed, epoch, keys)
+            images = self._move(images, settings, seed, epoch, keys)
             images = augment(images, settings, seed, epoch, keys, mean_colour(self.preprocessing))
-            yield self._indices(keys), images
+            yield keys % len(self.images), images
 
     def clean(self, *, mirrored: bool = False) -> Iterator[Batch]:
         """Yield every image once, in order, as evaluation sees it.
 
         Args:
-            mirrored: left and right exchanged, for the second view of cached features.
+            mirrored: flip images left to right, for the second view of cached features.
         """
         for indices, images in self._read(self._cut(np.arange(len(self.images)))):
-            # Where training mirrors them: packed images before they are cut, files after.
+            # At the same point as in training: packed images are flipped before they are cropped, files after.
             images = images.flip(-1) if mirrored else images
             if isinstance(self.images, PackedImages):
                 images = resize_crop(self._laid_out(images), self.preprocessing)
             yield self._batch(indices, images)
 
-    def _indices(self, keys: np.ndarray) -> np.ndarray:
-        return keys % len(self.images)
-
-    def _geometry(self, images: Tensor, settings: Augmentation, seed: int, epoch: int, keys: np.ndarray) -> Tensor:
-        if settings.min_area < 1:
-            boxes = self._crop_boxes(settings, seed, epoch, keys, images.shape[-2], images.shape[-1])
-            images = geometry.resized_crops(images, boxes, self.preprocessing.crop, mean_colour(self.preprocessing))
+    def _move(self, images: Tensor, settings: Augmentation, seed: int, epoch: int, keys: np.ndarray) -> Tensor:
+        """Return the images cropped, shifted and flipped; files are cropped already."""
+        is_packed, how = isinstance(self.images, PackedImages), self.preprocessing
+        if is_packed and settings.min_area < 1:
+            boxes = geometry.crop_boxes(settings, seed, epoch, keys, images.shape[-2], images.shape[-1], how.crop_mode)
+            images = geometry.resized_crops(images, boxes, how.crop, mean_colour(how))
             return geometry.shift_and_flip(images, settings, seed, epoch, keys)
-        # Shifted by whole pixels at the native size, and then resized.
         images = geometry.shift_and_flip(images, settings, seed, epoch, keys)
-        # The smaller they are the cheaper it is, but colours are changed channel by channel.
-        return resize_crop(self._laid_out(images) if settings.only_moves else images, self.preprocessing)
-
-    def _crop_boxes(
-        self, settings: Augmentation, seed: int, epoch: int, keys: np.ndarray, height: int, width: int
-    ) -> np.ndarray:
-        return geometry.crop_boxes(settings, seed, epoch, keys, height, width, self.preprocessing.crop_mode)
+        if not is_packed:
+            return images
+        # Shifted by whole pixels at the native size, and then resized. The memory format is changed first, since small
+        # images are cheaper; but colours are changed channel by channel.
+        return resize_crop(self._laid_out(images) if settings.only_moves else images, how)
 
     def _laid_out(self, images: Tensor) -> Tensor:
         return images.contiguous(memory_format=self.memory_format)
@@ -207,34 +200,31 @@ class Loader:
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yield (keys, images uint8): packed ones at native size, files decoded and cut to the input size."""
         if not batches:
-            return  # an epoch that goes on after its last step
+            return  # an epoch that is resumed after its last step
         if isinstance(self.images, PackedImages):
             yield from self._packed(self.images.pixels, batches)
             return
-        files = self.images
-        short_side = self._decoded_side(settings)
+        files, how, short_side = self.images, self.preprocessing, self._decoded_side(settings)
 
         def prepared(key: int) -> Tensor:
             picture = files.open(key % len(files), short_side)
             if settings is not None and settings.min_area < 1:
-                box = self._crop_boxes(settings, seed, epoch, np.array([key]), *picture.size)[0]
-                return cut_box(picture, box, self.preprocessing)
-            return prepare(picture, self.preprocessing)
+                box = geometry.crop_boxes(settings, seed, epoch, np.array([key]), *picture.size, how.crop_mode)[0]
+                return cut_box(picture, box, how)
+            return prepare(picture, how)
 
         for keys, images in _decoded_ahead(batches, prepared, self.workers):
             yield keys, self._sent(images)
 
     def _packed(self, pixels: Tensor, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yield (keys, images uint8 at native size) on the device, where all of them are sent first if they fit."""
-        sizes = [len(keys) for keys in batches]
-        indices = self._indices(np.concatenate(batches))
-        if pixels.nbytes <= self.device_share * free_bytes(self.device):
-            sent, positions = pixels.to(self.device), send(indices, self.device)
-            for keys, chosen in zip(batches, positions.split(sizes), strict=True):
-                yield keys, sent.index_select(0, chosen)
-            return
-        for keys, chosen in zip(batches, torch.from_numpy(indices).split(sizes), strict=True):
-            yield keys, self._sent(pixels.index_select(0, chosen))
+        """Yield (keys, images uint8 at native size) on the device; all are sent there first if they fit."""
+        indices = torch.from_numpy(np.concatenate(batches) % len(pixels))
+        fits = pixels.nbytes <= self.device_share * free_bytes(self.device)
+        if fits:
+            pixels, indices = pixels.to(self.device), send(indices.numpy(), self.device)
+        for keys, chosen in zip(batches, indices.split([len(keys) for keys in batches]), strict=True):
+            images = pixels.index_select(0, chosen)
+            yield keys, images if fits else self._sent(images)
 
     def _sent(self, images: Tensor) -> Tensor:
         # Copies to a GPU overlap with computation only from pinned memory.
@@ -260,8 +250,9 @@ def _decoded_ahead(
         for keys in batches:
             yield keys, torch.stack([prepare(int(key)) for key in keys])
         return
-    # Threads, not processes: Pillow decodes without the GIL, and nothing has to be pickled or shared.
-    pool = ThreadPoolExecutor(workers, initializer=_single_threaded)
+    # Threads, not processes: Pillow decodes without the GIL, and nothing has to be pickled or shared. The number of
+    # OpenMP's threads is a setting of each thread, so the training thread keeps its own.
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         waiting: deque[tuple[np.ndarray, list[Future[Tensor]]]] = deque()
         for keys in batches:
@@ -281,14 +272,9 @@ def _first(waiting: deque[tuple[np.ndarray, list[Future[Tensor]]]]) -> tuple[np.
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how much more a GPU's memory takes; without bound on a CPU, where tensors are already."""
+    """Return the free memory of a GPU; without bound on a CPU, where tensors are already."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return sys.maxsize
-
-
-def _single_threaded() -> None:
-    # OpenMP's setting is per thread, so the training thread keeps its own.
-    torch.set_num_threads(1)

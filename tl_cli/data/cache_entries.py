@@ -1,4 +1,4 @@
-"""What tl keeps between runs in its cache folder: found by the names that it gives, and removed where unused."""
+"""The files that tl stores in its cache folder: found by their names, and removed if unused."""
 
 import os
 import re
@@ -25,7 +25,7 @@ class _Rule:
     Attributes:
         folder: below the cache folder.
         name: of an entry, as a regular expression; nothing else is touched.
-        remove: returns False where the entry is in use; None where tl cannot tell what others have put there.
+        remove: returns False if the entry is in use; None: never removed.
     """
 
     folder: str
@@ -58,12 +58,12 @@ def remove_unread(copy: Path) -> bool:
 
 RULES: dict[Kind, _Rule] = {
     "decoded": _Rule("decoded", r"[0-9a-f]{32}\.npy", remove_array, "images of one size, decoded"),
-    "features": _Rule("features", r"[0-9a-f]{32}\.npy", remove_array, "what frozen layers made of images"),
+    "features": _Rule("features", r"[0-9a-f]{32}\.npy", remove_array, "cached features of frozen layers"),
     "contents": _Rule("contents", r"[0-9a-f]{32}\.npy", remove_array, "digests of image files"),
     "checks": _Rule("looked-at", r"[0-9a-f]{64}\.json", _unlink, "which files could not be decoded"),
     "unpacked": _Rule("data/unpacked", r".*-[0-9a-f]{16}-[0-9a-f]{16}", remove_unread, "archives, unpacked"),
     "measurements": _Rule("measured", r"(probes|counts|models-\w+)\.json", _unlink, "speeds and sizes of models"),
-    # Somebody may have put them there by hand, on a machine without network.
+    # They may have been put there by hand, on a machine without network.
     "downloads": _Rule("data", r"(?!unpacked$)[^.].*", None, "published data sets; never cleared"),
 }
 
@@ -74,7 +74,7 @@ class Entry:
 
     Attributes:
         size: in bytes.
-        used: when it was last used, or else written, in seconds since 1970.
+        used: time of the last use, or else of writing, in seconds since 1970.
     """
 
     kind: Kind
@@ -84,7 +84,7 @@ class Entry:
 
 
 def entries(root: Path) -> list[Entry]:
-    """Return what tl has kept below ``root``, its cache folder. Links are not followed, other files are left out."""
+    """Return the entries below ``root``, the cache folder. Links are not followed, other files are left out."""
     return [entry for kind, rule in RULES.items() for entry in _entries(root, kind, rule)]
 
 
@@ -101,7 +101,7 @@ def _entries(root: Path, kind: Kind, rule: _Rule) -> Iterator[Entry]:
 
 
 def remove(entry: Entry) -> bool:
-    """Remove an entry; return False where a process uses it or it cannot be removed."""
+    """Remove an entry; return False if a process uses it or it cannot be removed."""
     clear = RULES[entry.kind].remove
     try:
         return clear is not None and clear(entry.path)

@@ -1,7 +1,7 @@
-"""Pictures of more than 8 bits per channel: their numbers at full depth, and how these become grey levels. No torch.
+"""Pictures of more than 8 bits per channel: their values at full depth, and how these become grey levels. No torch.
 
-Pillow opens colour pictures of 16 bits as 8-bit RGB and drops the low bytes. It unpacks bytes in a file's order or in
-the opposite one, so the same picture unpacked a second time, in the opposite order, has the low bytes.
+Pillow opens colour pictures of 16 bits as 8-bit RGB and drops the low bytes. They are read by unpacking the picture a
+second time in the opposite byte order.
 """
 
 import re
@@ -26,31 +26,29 @@ _LEVELS = 255
 _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
 _KINDS = {1: "integers", 2: "signed integers", 3: "floating-point numbers"}
-# How many channels each mode has, and what they are; others have one.
+# Number and meaning of the channels by mode; other modes have one, grey.
 _CHANNELS = {
     "RGB": (3, "RGB"), "YCbCr": (3, "RGB"), "LAB": (3, "LAB"), "CMYK": (4, "CMYK"), "RGBA": (4, "RGB and opacity"),
     "LA": (2, "grey and opacity"), "La": (2, "grey and opacity"), "PA": (2, "palette and opacity"), "P": (1, "palette"),
 }  # fmt: skip
 
 
-# Programs for satellite pictures write bands as grey with others after it: the first three are taken for RGB.
+# Programs for satellite pictures declare the first band as grey and the others as extra: the first three become RGB.
 for _prefix, _order in ((b"II", "L"), (b"MM", "B")):
-    for _others in range(2, 6):
-        _key, _rest = (_prefix, 1, (1,), 1), "X" * (_others - 2)
-        TiffImagePlugin.OPEN_INFO.setdefault((*_key, (8,) * (_others + 1), (0,) * _others), ("RGB", f"RGB{_rest}"))
-        if _others < 4:
-            _raw = f"RGB{_rest};16{_order}"
-            TiffImagePlugin.OPEN_INFO.setdefault((*_key, (16,) * (_others + 1), (0,) * _others), ("RGB", _raw))
+    for _bits, _suffix, _most in ((8, "", 5), (16, f";16{_order}", 3)):
+        for _others in range(2, _most + 1):
+            _key = (_prefix, 1, (1,), 1, (_bits,) * (_others + 1), (0,) * _others)
+            TiffImagePlugin.OPEN_INFO.setdefault(_key, ("RGB", f"RGB{'X' * (_others - 2)}{_suffix}"))
 
 
 @dataclass(frozen=True, slots=True)
 class Deep:
-    """The numbers of a picture, upright.
+    """The values of a picture, upright.
 
     Attributes:
-        values: (H, W, C), grey or RGB, as the file has them.
-        opacity: (H, W) float64 in 0..1; None where nothing is transparent.
-        is_inverted: the smallest number is white.
+        values: (H, W, C), grey or RGB, as in the file.
+        opacity: (H, W) float64 in 0..1; None if nothing is transparent.
+        is_inverted: the smallest value is white.
     """
 
     values: np.ndarray
@@ -59,26 +57,26 @@ class Deep:
 
 
 def is_deep(image: Any) -> bool:
-    """Return whether a picture has more than 8 bits per channel. It is open and not loaded yet."""
+    """Return whether a picture, open and not loaded yet, has more than 8 bits per channel."""
     if image.mode in MODES:
         return True
     if image.format == "PPM":
         return image.mode == "RGB" and _maxval(image) > _LEVELS
     if image.format == "TIFF":
-        # Inks have a range of their own, from none to full.
+        # Inks always range from none to full.
         return image.mode != "CMYK" and bool(max(_tags(image).get(_BITS, (1,))) > 8)
     return image.format == "PNG" and ";16" in _rawmode(image)
 
 
 def read(reopened: Callable[[], Image.Image]) -> Deep:
-    """Return the numbers of a deep picture.
+    """Return the values of a deep picture.
 
     Args:
         reopened: opens the same picture again each time.
 
     Raises:
         ValueError: its values cannot be read at full depth.
-        Exception: Pillow's own, where the file is truncated or corrupt.
+        Exception: various, of Pillow, if the file is truncated or corrupt.
     """
     with reopened() as opened:
         image: Any = opened
@@ -100,23 +98,20 @@ def read(reopened: Callable[[], Image.Image]) -> Deep:
         halves = _unpacked(reopened, lambda rawmode: "RGBA")
         high, low = halves[..., 0::2], halves[..., 1::2]
     else:
-        # Colours that are multiplied by their opacity are unpacked as they are.
+        # As RGBA even if colours are multiplied by their opacity, so that Pillow does not divide 8-bit values.
         high = _unpacked(reopened, lambda rawmode: rawmode.replace("RGBa", "RGBA"))
         low = _unpacked(reopened, lambda rawmode: rawmode.replace("RGBa", "RGBA")[:-1] + _OPPOSITE[rawmode[-1]])
-    found = high.astype(np.uint16) << 8 | low
+    channels = high.astype(np.uint16) << 8 | low
     if mode == "RGB":
-        return _keyed(found[..., :3], key, is_inverted)
-    values, opacity = found[..., :-1], found[..., -1] / 65535
+        return _keyed(channels[..., :3], key, is_inverted)
+    values, opacity = channels[..., :-1], channels[..., -1] / 65535
     if rawmode.startswith("RGBa"):
         values = values / np.maximum(opacity, 1 / 65535)[..., None]
     return Deep(values, opacity, is_inverted)
 
 
 def to_levels(deep: Deep, pixel_range: PixelRange) -> np.ndarray:
-    """Return (H, W, 3) uint8: the range spread over 0..255, rounded half up, beyond it clipped; on white.
-
-    What is no number is black.
-    """
+    """Return (H, W, 3) uint8: the range spread over 0..255, rounded half up and clipped; on white. NaN is black."""
     values = deep.values
     levels = _table(pixel_range)[values] if values.dtype == np.uint16 else _spread(values, pixel_range)
     if deep.is_inverted:
@@ -134,24 +129,24 @@ def _spread(values: np.ndarray, pixel_range: PixelRange) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _table(pixel_range: PixelRange) -> np.ndarray:
-    """Return the level of each number of 16 bits: a large picture takes a third of the time, and less memory."""
+    """Return the level of each 16-bit value: a large picture takes a third of the time, and less memory."""
     return _spread(np.arange(1 << 16), pixel_range)
 
 
 def without_undeclared_opacity(image: Any) -> Image.Image:
-    """Return an open picture, RGB where a fourth channel is not declared as opacity; Pillow takes it for that."""
+    """Return an open picture, as RGB if its fourth channel is not declared as opacity, which Pillow assumes it is."""
     if image.format == "TIFF" and image.mode == "RGBA" and _EXTRA_SAMPLES not in image.tag_v2:
         image._mode = "RGB"
-        # A channel that is stored apart is left out, another one is passed over.
-        passed_over = "" if image.tag_v2.get(_PLANAR) == 2 else "X"
+        # A channel in a plane is left out, an interleaved one is skipped.
+        skipped = "" if image.tag_v2.get(_PLANAR) == 2 else "X"
         tiles = [tile for tile in image.tile if tile.args[0] != "A"]
-        image.tile = [tile._replace(args=(tile.args[0].replace("A", passed_over), *tile.args[1:])) for tile in tiles]
+        image.tile = [tile._replace(args=(tile.args[0].replace("A", skipped), *tile.args[1:])) for tile in tiles]
     opened: Image.Image = image
     return opened
 
 
 def unused_bands(image: Image.Image) -> str:
-    """Return how many bands an open TIFF has and which are used, where that is not all of them; else nothing."""
+    """Return how many bands an open TIFF has and which are used; empty if all are."""
     count = int(_tags(image).get(_SAMPLES, 1))
     used, what = _CHANNELS.get(image.mode, (1, "grey"))
     if count <= used:
@@ -181,25 +176,24 @@ def _tags(image: Image.Image) -> Any:
 
 
 def _keyed(values: np.ndarray, key: object, is_inverted: bool) -> Deep:
-    """Return the numbers of a picture in which those that equal ``key``, if there is one, are transparent."""
-    if key is None:
-        return Deep(values, None, is_inverted)
-    return Deep(values, (values != np.array(key)).any(axis=2).astype(np.float64), is_inverted)
+    """Return the values of a picture of which those that equal ``key``, if there is one, are transparent."""
+    opacity = None if key is None else (values != np.array(key)).any(axis=2).astype(np.float64)
+    return Deep(values, opacity, is_inverted)
 
 
 def _rawmode(image: Any) -> str:
-    """Return how the bytes of an open picture lie, in Pillow's notation."""
+    """Return the layout of an open picture's bytes, in Pillow's notation."""
     args = image.tile[0].args
     return str(args if isinstance(args, str) else args[0])
 
 
 def _unpacked(reopened: Callable[[], Image.Image], change: Callable[[str], str]) -> np.ndarray:
-    """Return the bytes of a picture, (H, W, C) uint8, unpacked in another way than the one that it was opened for."""
+    """Return the bytes of a picture, (H, W, C) uint8, unpacked with another raw mode than Pillow's choice."""
 
     def changed(tile: Any) -> Any:
         rawmode, *others = [tile.args] if isinstance(tile.args, str) else tile.args
         if len(rawmode) == 1:
-            # A channel that is stored apart; Pillow leaves out its width.
+            # A channel in a plane; Pillow leaves out its width.
             rawmode += ";16B" if tags.prefix == b"MM" else ";16L"
         return tile._replace(args=(change(rawmode), *others))
 
@@ -217,13 +211,13 @@ def _upright(image: Image.Image) -> np.ndarray:
 
 
 def _maxval(image: Any) -> int:
-    """Return the number that is white in a PGM or PPM, from its header."""
+    """Return the value that is white in a PGM or PPM, from its header."""
     args = image.tile[0].args
     return int(args[1]) if isinstance(args, tuple) else 65535 if args.startswith("I;16") else _LEVELS
 
 
 def _read_ppm(image: Any) -> np.ndarray:
-    # Pillow has these rescaled by their largest number, grey to 16 bits and RGB to 8.
+    # Pillow would rescale these by their largest value, grey to 16 bits and RGB to 8.
     tile, bands = image.tile[0], 1 if image.mode == "I" else 3
     count = image.width * image.height * bands
     image.fp.seek(tile.offset)

@@ -1,40 +1,40 @@
-"""Which pictures look alike: candidates by a perceptual hash, then compared in colour. Equality is not decided here."""
+"""Finds pictures that look alike: candidates by a perceptual hash, which are then compared in color."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
 
+import imagehash
 import numpy as np
 from PIL import Image, ImageStat
 from scipy.ndimage import gaussian_filter, uniform_filter
 
 from tl_cli.io.download import Progress, silent
 
-# Thumbnails of this side are compared; a picture with a shorter side is compared at that side, down to the smallest.
+# Thumbnails of this side are compared; a smaller picture is compared at its shorter side, down to _SMALLEST.
 SIDE = 32
 _SMALLEST = 16
-# Standard deviation, in grey levels, below which a picture is too plain to be told from another one.
+# Standard deviation, in gray levels, below which a picture is too plain to be distinguished from others.
 _PLAIN = 4.0
 _SKETCH_SIDE = 8
 # Limits of two pictures that look alike, chosen with tests/benchmarks/likeness.py:
-_MOST_RESIDUAL = 0.09  # what is left of the difference after alignment, as a share of the pictures' own contrast
-_MOST_LOCAL_RESIDUAL = 0.25  # the same in the worst block, an eighth of the side: small figures on a plain background
+_MOST_RESIDUAL = 0.09  # the difference after alignment, as a share of the pictures' own contrast
+_MOST_LOCAL_RESIDUAL = 0.25  # that of the worst block, an eighth of the side: small figures on a plain background
 _MOST_SHIFT = 0.05  # displacement by a crop, as a share of the side
 _MOST_CONTRAST = 0.1  # relative change of contrast
 _MOST_BRIGHTNESS = 20.0  # change of mean brightness, in grey levels
-# Bits in which two hashes may differ. Fewer where the set is so large that comparing them would take too long.
+# Bits in which two hashes may differ; fewer if the set is so large that comparing them would take too long.
 _BITS = (8, 6, 4)
 _MOST_COMPARED = 2_000_000_000  # hashes: some seconds
 _MOST_VERIFIED = 200_000  # pairs of thumbnails: about a minute
 _REMEMBERED = 8192  # thumbnails of 3 KB
 _BATCH = 256
-# How far two pictures that look alike may differ at 8 x 8, before alignment: grey levels, and a share of the contrast.
+# Limit of the difference at 8 x 8, before alignment: gray levels plus a share of the contrast.
 _SKETCH_FLOOR, _SKETCH_SHARE = 4.0, 0.3
 # Standard deviations in pixels.
 _SMOOTH_LUMA, _SMOOTH_CHROMA = (0.7, 0.7), (2.0, 2.0)
-_BLOCKS = 8  # along the side, as small as the parts of a picture that are compared one by one
-# Of displacement, scale, contrast and brightness, per value compared.
+_BLOCKS = 8  # along the side; each is compared
+# Weights, per value compared, against displacement, scale, contrast and brightness.
 _RIDGE = (0.5, 0.5, 0.5, 0.5, 1e-3, 1e-3)
 # Rows: luma and the two chroma signals of JPEG (ITU-T T.871), from RGB.
 _YCC = np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]], dtype=np.float32)
@@ -42,7 +42,7 @@ _YCC = np.array([[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, 
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """What is kept of a picture to find those that may look like it.
+    """Features of a picture with which similar ones are found.
 
     Attributes:
         hash: 64 bits; few of them differ between pictures that look alike.
@@ -60,8 +60,6 @@ def sketch(pixels: np.ndarray) -> Sketch | None:
     side = min(SIDE, *pixels.shape[:2])
     if side < _SMALLEST:
         return None
-    import imagehash
-
     image = Image.fromarray(pixels)
     small = _resized(image, side)
     if max(ImageStat.Stat(small).stddev) < _PLAIN:
@@ -81,14 +79,14 @@ def alike_groups(
 ) -> tuple[list[list[int]], int]:
     """Return groups of pictures that look alike, and how many pictures could not be compared with all others.
 
-    Every picture of a group looks like the first one, so chains of small differences join nothing. A picture may be in
-    several groups.
+    Every picture of a group looks like its first one, so that chains of small differences do not join groups. A picture
+    may be in several groups.
 
     Args:
-        sketches: one for each picture.
+        sketches: one per picture.
         load: returns the pixels of a picture, (H, W, 3) uint8, decoded at ``SIDE`` or more.
-        most_compared: pairs of hashes.
-        most_verified: pairs of thumbnails.
+        most_compared: maximum pairs of hashes.
+        most_verified: maximum pairs of thumbnails.
     """
     if len(sketches) < 2:
         return [], 0
@@ -104,15 +102,15 @@ def alike_groups(
     groups: list[list[int]] = []
     has_led, is_taken = np.zeros(len(sketches), dtype=bool), np.zeros(len(sketches), dtype=bool)
     verified = 0
-    for place, first in enumerate(leaders.tolist()):
-        if place % 1000 == 0:
-            progress("comparing images", place, len(leaders))
+    for done, first in enumerate(leaders.tolist()):
+        if done % 1000 == 0:
+            progress("comparing images", done, len(leaders))
         if is_taken[first]:
             continue
         if verified >= most_verified:
             break
         others = index.near(first)
-        # What has led already was compared with this one, and is not like it.
+        # First pictures of earlier groups were compared with this one, and differ.
         others = others[~has_led[others]]
         others = others[_may_look_alike(colours[first], colours[others])][: most_verified - verified]
         verified += len(others)
@@ -126,13 +124,13 @@ def alike_groups(
 
 @dataclass(frozen=True, slots=True)
 class _Index:
-    """Hashes by the values of their pieces: two that differ in few bits are equal in one piece at least.
+    """Hashes by the values of their pieces: two that differ in few bits have at least one equal piece.
 
     Attributes:
         hashes: (N,) uint64.
         bits: in which two hashes may differ; there is one piece more than that.
         orders: for each piece, the hashes' indices sorted by its value.
-        spans: (pieces, N, 2): where in that order the hashes are that share the piece with each hash.
+        spans: (pieces, N, 2): for each piece and hash, the range in that order with equal pieces.
     """
 
     hashes: np.ndarray
@@ -141,8 +139,8 @@ class _Index:
     spans: np.ndarray
 
     @classmethod
-    def of(cls, hashes: np.ndarray, bits: int) -> Self:
-        """Return the index in which hashes are found that differ in so many bits at most."""
+    def of(cls, hashes: np.ndarray, bits: int) -> "_Index":
+        """Return the index for finding hashes that differ in at most so many bits."""
         orders, spans = [], []
         for piece in range(bits + 1):
             start, stop = 64 * piece // (bits + 1), 64 * (piece + 1) // (bits + 1)
@@ -153,11 +151,6 @@ class _Index:
             spans.append(np.stack([stops - counts, stops], axis=1)[inverse])
         return cls(hashes, bits, orders, np.stack(spans))
 
-    def costs(self) -> np.ndarray:
-        """Return (N,) int64: with how many others ``near`` compares each hash."""
-        lengths: np.ndarray = (self.spans[..., 1] - self.spans[..., 0]).sum(axis=0)
-        return lengths
-
     def near(self, number: int) -> np.ndarray:
         """Return the other hashes that differ from this one in few bits."""
         spans = self.spans[:, number].tolist()
@@ -167,13 +160,13 @@ class _Index:
 
 
 def _plan(hashes: np.ndarray, most: int) -> tuple[_Index, np.ndarray]:
-    """Return the index with the most bits that can be afforded, and the hashes to look up, in order.
+    """Return the index with the most bits within the limit of comparisons, and the hashes to look up, in order.
 
-    Where even the fewest bits are too many comparisons, the hashes that have most others in common are left out.
+    If even the fewest bits take too many comparisons, the hashes with the most candidates are left out.
     """
     for bits in _BITS:
         index = _Index.of(hashes, bits)
-        costs = index.costs()
+        costs = (index.spans[..., 1] - index.spans[..., 0]).sum(axis=0)  # comparisons for each hash
         if costs.sum() <= most:
             break
     cheapest = np.argsort(costs, kind="stable")
@@ -181,7 +174,7 @@ def _plan(hashes: np.ndarray, most: int) -> tuple[_Index, np.ndarray]:
 
 
 def _may_look_alike(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return (N,) bool: which 8 x 8 pictures (N, 64, 3) are so near to one (64, 3) that a closer look is worth it."""
+    """Return (N,) bool: which 8 x 8 pictures (N, 64, 3) are so similar to one (64, 3) that thumbnails are compared."""
     difference = others.astype(np.float32) - one
     brightness = difference.mean(axis=(1, 2))
     difference -= brightness[:, None, None]
@@ -194,7 +187,7 @@ def _may_look_alike(one: np.ndarray, others: np.ndarray) -> np.ndarray:
 def _looking_like(
     first: int, others: np.ndarray, sides: np.ndarray, thumbnail: Callable[[int, int], np.ndarray]
 ) -> list[int]:
-    """Return those of the others that look like the first, each compared at the smaller side of the two."""
+    """Return the others that look like the first, each compared at the smaller side of the two."""
     common = np.minimum(sides[others], sides[first])
     alike: list[int] = []
     for side in np.unique(common).tolist():
@@ -209,10 +202,10 @@ def _looking_like(
 def look_alike(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return (N,) bool: which thumbnails (N, S, S, 3) look like one (1, S, S, 3); both as ``_prepared`` returns them.
 
-    The difference of two pictures is explained, as far as it can be, by a displacement and a scale in x and in y (one
-    step of Lucas and Kanade 1981: a small displacement changes a picture by its gradient times the displacement), by
-    contrast and by brightness. All of these must be small, and so must what they leave unexplained: in the whole
-    picture, and in every block of it, because a plain background hides a difference from the mean.
+    The difference of two pictures is fitted by a displacement and a scale in x and in y (one step of Lucas and Kanade
+    1981: a small displacement changes a picture by its gradient times the displacement), by contrast and by brightness.
+    All of these must be small, and so must the residual: in the whole picture, and in every block of it, because a
+    plain background hides a local difference from the mean.
     """
     middle, difference = (others + one) / 2, others - one
     count, side = middle.shape[:2]
@@ -224,7 +217,7 @@ def look_alike(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     causes = np.stack([along_x, along_y, along_x * x, along_y * y, middle, brightness], axis=-1).reshape(count, -1, 6)
     effects = difference.reshape(count, -1, 1)
     values = effects.shape[1]
-    # A tiny weight against causes that a plain picture leaves undetermined.
+    # A tiny weight against causes that are undetermined in a plain picture.
     square = causes.transpose(0, 2, 1) @ causes + np.diag(np.array(_RIDGE, dtype=np.float32) * values)
     sizes = np.linalg.solve(square, causes.transpose(0, 2, 1) @ effects)
     unexplained = ((effects - causes @ sizes) ** 2).reshape(middle.shape).mean(axis=-1)
@@ -245,7 +238,7 @@ def look_alike(one: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _prepared(thumbnails: np.ndarray) -> np.ndarray:
-    """Return (N, S, S, 3) uint8 RGB as float32 luma and chroma, smoothed: JPEG loses most in the detail of chroma."""
+    """Return (N, S, S, 3) uint8 RGB as float32 luma and chroma, smoothed: JPEG loses the detail of chroma most."""
     signals = thumbnails.astype(np.float32) @ _YCC.T
     signals = np.asarray(gaussian_filter(signals, (0, *_SMOOTH_LUMA, 0), mode="nearest"))
     signals[..., 1:] = gaussian_filter(signals[..., 1:], (0, *_SMOOTH_CHROMA, 0), mode="nearest")

@@ -1,4 +1,4 @@
-"""Pictures without labels, as people name them on a command line: files, folders, patterns, a list on stdin."""
+"""Pictures without labels, as given on a command line: files, folders, patterns, a list on stdin."""
 
 import glob
 import os
@@ -10,61 +10,58 @@ from tl_cli.io.file_uris import local_path
 STDIN = "-"
 
 
-def wanted_pictures(names: Sequence[str], lines: Iterable[str]) -> Iterator[str]:
-    """Yield the paths that are meant, one by one: of folders and lists nothing is held that was yielded.
+def list_pictures(names: Sequence[str], lines: Iterable[str]) -> Iterator[str]:
+    """Yield the paths of the pictures one by one, so that folders and lists may be of any length.
 
-    A folder stands for every picture below it, in order; a pattern for what it matches, ``**`` for folders between;
-    ``-`` for the lines. What is named itself is taken as it is, whatever its ending and whether it is there or not; so
-    is a folder or a pattern that stands for nothing, so that it is told.
+    A folder is replaced by every picture below it, in order; a pattern by what it matches (``**``: any folders); ``-``
+    by the lines. A file is yielded whatever its suffix, even if it does not exist; so is a folder or a pattern without
+    pictures, for the error message.
     """
     for name in names:
         if name == STDIN:
-            yield from (
-                line for line in (local_path(each.rstrip("\r\n").removeprefix("\ufeff")) for each in lines) if line
-            )
+            yield from filter(None, (local_path(line.rstrip("\r\n").removeprefix("\ufeff")) for line in lines))
             continue
+        paths: Iterator[str] = iter(())
         if _is_folder(name):
-            meant = _below(name)
+            paths = _below(name)
         elif glob.has_magic(name) and not os.path.lexists(name):
-            meant = _matching(name)
-        else:
-            meant = iter((name,))
-        first = next(meant, name)
-        yield first
-        yield from meant
+            paths = _matching(name)
+        yield next(paths, name)
+        yield from paths
 
 
 def is_there(name: str) -> bool:
-    """Whether a name is the list on stdin, is that of a file or folder, or has a pattern's characters."""
+    """Return whether a name is the list on stdin, an existing file or folder, or a pattern."""
     return name == STDIN or os.path.lexists(name) or glob.has_magic(name)
 
 
 def _matching(pattern: str) -> Iterator[str]:
-    """Yield what a pattern matches: of folders the pictures below them, of files those that it names."""
+    """Yield the files that a pattern matches, and the pictures below folders that it matches."""
     is_any = os.path.basename(pattern) in ("*", "**")  # noqa: PTH119 (a pattern is no path)
     seen: set[str] = set()
     for match in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute pattern)
         found = _below(match) if _is_folder(match) else iter((match,) if not is_any or is_image_file(match) else ())
         for path in found:
-            # A folder's pictures may be matched by themselves too.
+            # A picture of a matched folder may be matched itself too.
             if os.path.normpath(path) not in seen:
                 seen.add(os.path.normpath(path))
                 yield path
 
 
 def _is_folder(name: str) -> bool:
-    # Unlike Path it takes any name: one that is too long for the system, or in a folder that may not be entered.
+    # Unlike Path it accepts any name: one that is too long for the system, or in a folder without permission.
     return os.path.isdir(name)  # noqa: PTH112
 
 
 def _below(folder: str) -> Iterator[str]:
     visited: set[tuple[int, int]] = set()
     for here, inner, files in os.walk(folder, followlinks=True):
-        place = os.stat(here)
-        if (place.st_dev, place.st_ino) in visited:
-            # A link back to where this came from.
+        status = os.stat(here)
+        identity = status.st_dev, status.st_ino
+        if identity in visited:
+            # A link back to a folder above.
             inner.clear()
             continue
-        visited.add((place.st_dev, place.st_ino))
+        visited.add(identity)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield from (os.path.join(here, name) for name in sorted(files) if is_image_file(name))

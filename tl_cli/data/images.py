@@ -1,9 +1,9 @@
-"""Labelled images in the two forms there are: packed in memory, or files that are decoded as they are needed."""
+"""Labelled images: packed in memory, or files that are decoded as they are needed."""
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +16,19 @@ from torch import Tensor
 
 from tl_cli.contract import DigestScheme, PixelRange, Split
 from tl_cli.data.contents import Contents, changed_since, read_contents
-from tl_cli.data.decode import MAX_PIXELS, WHOLE_UP_TO, decode_pixels, picture_size
+from tl_cli.data.decode import MAX_PIXELS, WHOLE_UP_TO, Picture, decode_picture, picture_size
 from tl_cli.data.decode_pool import decode_aside
 from tl_cli.data.packed_names import Names
-from tl_cli.data.preprocess import Picture, open_picture
+from tl_cli.data.preprocess import as_tensor
+from tl_cli.data.threads import ONE_THREAD, Threads
 from tl_cli.errors import DataError, StorageError, some
 from tl_cli.io.array_cache import Store
-from tl_cli.io.download import Progress, silent
 
 T = TypeVar("T")
 _TINY_VALUES = 3 * 64 * 64
-# Fewer are decoded before a process has started.
+# Fewer images are decoded before a process has started.
 _WORTH_PROCESSES = 6000
-# Fewer are decoded in a tenth of a second (2,700 of 32 x 32).
+# Fewer bytes are decoded in a tenth of a second (2,700 images of 32 x 32).
 _WORTH_KEEPING_BYTES = 8 << 20
 # Limit of the longer side of packed images, since the matrices that resize random crops are as long.
 _LONGEST = 4096
@@ -63,7 +63,7 @@ class PackedImages:
 
     def open(self, index: int, short_side: int | None = None) -> Picture:
         """Return one image."""
-        return Picture.of(self.pixels[index])
+        return Picture.of(self.pixels[index].permute(1, 2, 0).numpy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,10 @@ class FileImages:
         ids: the path of each, relative to the folder that was given.
         labels: (N,) int64, indices into the class names.
         root: the folder that was given.
-        pixel_range: the numbers that become black and white in pictures of more than 8 bits per channel; None is 0 and
-            the largest of 16 bits.
-        max_pixels: how many may be decoded of one; None is the usual limit.
-        contents: what the files held when they were last read; None where they were not.
+        pixel_range: the values that become black and white in pictures of more than 8 bits per channel; None is 0 and
+            65535.
+        max_pixels: maximum number of decoded pixels of an image; None is the usual limit.
+        contents: digests of the files when they were last read; None if they were not.
     """
 
     ids: Names
@@ -101,7 +101,7 @@ class FileImages:
         Raises:
             DataError: it cannot be decoded; names the file.
         """
-        return self.open(index, short_side).pixels.contiguous()
+        return as_tensor(self.open(index, short_side).pixels)
 
     def open(self, index: int, short_side: int | None = None) -> Picture:
         """Return one image decoded, a large JPEG perhaps at a fraction of its size.
@@ -109,53 +109,44 @@ class FileImages:
         Raises:
             DataError: it cannot be decoded; names the file.
         """
-        path = self.root / self.ids[index]
-        return open_picture(path, short_side=short_side, pixel_range=self.pixel_range, max_pixels=self.max_pixels)
+        path, pixel_range = self.path(index), self.pixel_range
+        return decode_picture(path, short_side=short_side, pixel_range=pixel_range, max_pixels=self.max_pixels)
 
-    def load_pixels(self, index: int) -> np.ndarray:
-        """Return one image decoded whole, (H, W, 3) uint8: what ``load`` does, without a tensor for each.
-
-        Raises:
-            DataError: it cannot be decoded; names the file.
-        """
-        path = os.path.join(self.root, self.ids[index])
-        return decode_pixels(path, pixel_range=self.pixel_range, max_pixels=self.max_pixels)
+    def path(self, index: int) -> str:
+        """Return the path of an image."""
+        return os.path.join(self.root, self.ids[index])
 
 
 Images = PackedImages | FileImages
 
 
-def with_contents(parts: Mapping[T, Images], *, workers: int = 1, progress: Progress = silent) -> dict[T, Images]:
-    """Return the same images with contents; files without are read, unless unchanged since they were read before.
+def with_contents(parts: Mapping[T, Images], threads: Threads = ONE_THREAD) -> dict[T, Images]:
+    """Return the same images with contents. Only files that changed since they were last read are read again.
 
     Raises:
-        DataError: a file is not there or cannot be read; names it.
+        DataError: a file does not exist or cannot be read; names it.
     """
-    files = {
-        name: images for name, images in parts.items() if isinstance(images, FileImages) and images.contents is None
-    }
     read: dict[T, Images] = dict(parts)
+    files = {name: part for name, part in parts.items() if isinstance(part, FileImages) and part.contents is None}
     for root in {images.root for images in files.values()}:
         here = {name: images for name, images in files.items() if images.root == root}
-        # Together, as they are remembered.
+        # All in one call, since the digests of a folder are stored together.
         names = Names.joined([images.ids for images in here.values()])
-        limits = {images.max_pixels or MAX_PIXELS for images in here.values()}
-        contents = read_contents(root, names, max_pixels=max(limits), workers=workers, progress=progress)
-        start = 0
-        for name, images in here.items():
-            end = start + len(images)
-            read[name] = replace(images, contents=contents.take(np.arange(start, end)))
-            start = end
+        limit = max(images.max_pixels or MAX_PIXELS for images in here.values())
+        contents = read_contents(root, names, threads, max_pixels=limit)
+        ends = np.cumsum([len(images) for images in here.values()])
+        for name, indices in zip(here, np.split(np.arange(len(names)), ends[:-1]), strict=True):
+            read[name] = replace(here[name], contents=contents.take(indices))
     return read
 
 
 def describe(images: Images, classes: Sequence[str], scheme: DigestScheme = "contents") -> Split:
     """Return count and digest: SHA-256 over each image's id, class name and content.
 
-    Packed images are hashed by their pixels, files by their bytes; in the scheme ``lengths`` by how many these are.
+    Packed images are hashed by their pixels, files by their bytes; in the scheme ``lengths`` by the number of bytes.
 
     Raises:
-        DataError: a file is not there or cannot be read; names it.
+        DataError: a file does not exist or cannot be read; names it.
     """
     seen = hashlib.sha256()
     contents = None if isinstance(images, PackedImages) else _contents(images)
@@ -171,12 +162,12 @@ def describe(images: Images, classes: Sequence[str], scheme: DigestScheme = "con
 
 
 def is_split(images: Images, classes: Sequence[str], then: Split) -> bool:
-    """Whether images are those of a split that was recorded, as far as its digest can tell."""
+    """Return whether images have the count and the digest of a recorded split."""
     return len(images) == then.count and describe(images, classes, then.scheme) == then
 
 
 def changed_files(images: Images) -> list[str]:
-    """Return the names of the files that no longer hold what they did when they were read."""
+    """Return the names of the files whose contents changed since they were read."""
     if isinstance(images, PackedImages) or images.contents is None:
         return []
     return [images.ids[index] for index in changed_since(images.root, images.ids, images.contents)]
@@ -195,14 +186,14 @@ def _digests(images: Images) -> list[bytes]:
 
 
 def are_same(images: Images, others: Images) -> bool:
-    """Whether two parts of one digest hold the same pictures under the same names, whatever the digest covers."""
+    """Return whether two parts of equal names have equal contents too."""
     digests, other_digests = _digests(images), _digests(others)
     order, other_order = images.ids.order().tolist(), others.ids.order().tolist()
     return [digests[index] for index in order] == [other_digests[index] for index in other_order]
 
 
-def shared(images: Images, others: Images) -> int:
-    """Return how many of ``images`` are among ``others``, by content and whatever they are called.
+def count_shared(images: Images, others: Images) -> int:
+    """Return how many of ``images`` are among ``others``, by content and not by name.
 
     Packed images and files are not compared.
     """
@@ -214,111 +205,85 @@ def shared(images: Images, others: Images) -> int:
 
 def pack(
     images: FileImages,
+    threads: Threads = ONE_THREAD,
     *,
     budget_bytes: int,
-    workers: int,
-    progress: Progress = silent,
     store: Store | None = None,
+    worth_processes: int = _WORTH_PROCESSES,
 ) -> Images:
-    """Return the images decoded where they are of one size and fit; else as they came.
+    """Return the images decoded if they are of one size and fit into the memory; else unchanged.
 
     Args:
-        budget_bytes: how much memory the pixels may take.
-        workers: threads that decode; processes where images are tiny, which hold the GIL most of the time
-            (32x32 JPEGs: two threads took 1.5 times as long as one).
-        progress: not called if ``store`` has the pixels.
-        store: where the pixels are kept for the next time.
+        threads: those that decode. Tiny images are decoded by as many processes, since decoding them holds the GIL most
+            of the time (32x32 JPEGs: two threads took 1.5 times as long as one).
+        budget_bytes: most memory for the pixels.
+        store: where the pixels are kept for later runs; progress is not shown if it has them.
+        worth_processes: fewer tiny images are decoded without processes.
 
     Raises:
-        DataError: one of them cannot be decoded.
+        DataError: one of them cannot be decoded, or was changed meanwhile.
     """
-    height, width = picture_size(images.root / images.ids[0], images.max_pixels)
-    if (
-        3 * height * width * len(images) > budget_bytes
-        or min(height, width) > WHOLE_UP_TO
-        or max(height, width) > _LONGEST
-    ):
+    height, width = picture_size(images.path(0), images.max_pixels)
+    shape = (len(images), 3, height, width)
+    size = math.prod(shape)
+    if size > budget_bytes or min(height, width) > WHOLE_UP_TO or max(height, width) > _LONGEST:
         return images
-    first = images.load(0)
-    size = first.numel() * len(images)
-    if store is None or size < _WORTH_KEEPING_BYTES:
-        pixels = _decoded_unchanged(images, first, workers, progress)
-    else:
-        pixels = _decode_once(images, first, workers, progress, store)
-    return images if pixels is None else PackedImages(images.ids, images.labels, pixels)
-
-
-def _decoded_unchanged(images: FileImages, first: Tensor, workers: int, progress: Progress) -> Tensor | None:
-    """Return the pixels, as ``_decode_all`` does.
-
-    Raises:
-        DataError: a file was changed meanwhile, so that the pixels are not of what was read before; names it.
-    """
-    pixels = _decode_all(images, first, workers, progress)
-    if changed := changed_files(images):
+    read, key = images, ""
+    if store is not None and size >= _WORTH_KEEPING_BYTES:
+        read = replace(images, contents=_contents(images))
+        key = fingerprint(read)
+        stored = store.find(key)
+        if stored is not None:
+            return PackedImages(images.ids, images.labels, torch.from_numpy(stored))
+    pixels = _decode_all(read, shape, threads, worth_processes)
+    if changed := changed_files(read):
         raise DataError(f"files in {images.root} changed while they were read: {some(changed)}; wait and try again")
-    return pixels
-
-
-def _decode_once(images: FileImages, first: Tensor, workers: int, progress: Progress, store: Store) -> Tensor | None:
-    images = replace(images, contents=_contents(images))
-    key = fingerprint(images)
-    kept = store.find(key)
-    if kept is None:
-        pixels = _decoded_unchanged(images, first, workers, progress)
-        if pixels is None:
-            return None
-        # What cannot be kept only costs time the next time.
+    if pixels is None:
+        return images
+    if store is not None and key:
+        # If they cannot be stored, the next run decodes them again.
         with suppress(StorageError):
             store.keep(key, pixels.numpy())
-        return pixels
-    return torch.from_numpy(kept)
+    return PackedImages(images.ids, images.labels, pixels)
 
 
-def _decode_all(images: FileImages, first: Tensor, workers: int, progress: Progress) -> Tensor | None:
-    """Return the pixels (N, 3, H, W) uint8 of images that are all as large as the first, else None."""
-    pixels = torch.empty((len(images), *first.shape), dtype=torch.uint8)
-    # For pictures this small, a tensor of each takes as long as decoding it.
+def _decode_all(images: FileImages, shape: tuple[int, ...], threads: Threads, worth_processes: int) -> Tensor | None:
+    """Return the pixels (N, 3, H, W) uint8; None if an image has another size."""
+    pixels = torch.empty(shape, dtype=torch.uint8)
     by_pixel = pixels.permute(0, 2, 3, 1).numpy()
 
-    def fill(chunk: range) -> bool:
-        for index in chunk:
-            image = images.load_pixels(index)
-            if image.shape != by_pixel.shape[1:]:
-                return False
-            by_pixel[index] = image
-        return True
+    def fill(index: int) -> bool:
+        values = images.open(index).pixels
+        is_same_size = values.shape == by_pixel.shape[1:]
+        if is_same_size:
+            by_pixel[index] = values
+        return is_same_size
 
-    is_tiny = first.numel() <= _TINY_VALUES
-    left = [range(len(images))]
-    if is_tiny and workers > 1 and len(images) >= _WORTH_PROCESSES:
-        left = decode_aside(
-            lambda share: [os.path.join(images.root, images.ids[index]) for index in share],
+    is_tiny = pixels[0].numel() <= _TINY_VALUES
+    left: Sequence[int] = range(len(images))
+    if is_tiny and threads.workers > 1 and len(images) >= worth_processes:
+        ranges = decode_aside(
+            lambda share: [images.path(index) for index in share],
             pixels.numpy(),
-            workers,
-            lambda done: progress("decoding images", done, len(images)),
+            threads.workers,
+            lambda done: threads.progress("decoding images", done, len(images)),
             images.pixel_range,
         )
-    chunks = [chunk for part in left for chunk in _chunks(part)]
-    with ThreadPoolExecutor(1 if is_tiny else max(1, workers)) as pool:
-        done = len(images) - sum(map(len, left))
-        for chunk, is_same_size in zip(chunks, pool.map(fill, chunks), strict=True):
-            if not is_same_size:
-                pool.shutdown(wait=False, cancel_futures=True)
-                return None
-            done += len(chunk)
-            progress("decoding images", done, len(images))
-    return pixels
+        left = [index for part in ranges for index in part]
+    if is_tiny:
+        threads = replace(threads, workers=1)
+    is_filled = all(threads.map(fill, left, "decoding images", done=len(images) - len(left)))
+    return pixels if is_filled else None
 
 
 def fingerprint(images: Images) -> str:
-    """Return a digest that is another one where these are not the same images in the same order, whatever their names.
+    """Return a digest of the contents of images, in order and without names.
 
-    It includes the range with which deep pictures are decoded, and a limit on pixels that is not the usual one: it
-    decides at which fraction of its size a large JPEG is decoded.
+    It includes the pixel range of deep pictures, and an unusual limit on pixels: the fraction of its size at which a
+    large JPEG is decoded depends on it.
 
     Raises:
-        DataError: a file is not there or cannot be read; names it.
+        DataError: a file does not exist or cannot be read; names it.
     """
     if isinstance(images, PackedImages):
         seen = hashlib.sha256(f"{tuple(images.pixels.shape)}".encode())
@@ -329,7 +294,3 @@ def fingerprint(images: Images) -> str:
     seen = hashlib.sha256(f"{_KEPT_FORMAT} {images.pixel_range}{limit}\0{PIL.__version__}\0".encode())
     seen.update(np.ascontiguousarray(_contents(images).digests).data)
     return seen.hexdigest()
-
-
-def _chunks(part: range, size: int = 512) -> list[range]:
-    return [part[start : start + size] for start in range(0, len(part), size)]

@@ -1,4 +1,4 @@
-"""Many names in little memory: one run of bytes and two numbers a name. Knows nothing of what is named."""
+"""Many names in little memory: all in one string of bytes, with two numbers per name."""
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,9 +8,9 @@ from operator import eq
 
 import numpy as np
 
-# Its bytes are in the order of the characters even where a file's name is no text and has surrogates for its bytes.
+# Sorting its bytes sorts the characters, even of file names that are not text and have surrogates for their bytes.
 _ENCODING = ("utf-8", "surrogatepass")
-# Names that are looked at together: their places as Python's integers take more than the names themselves.
+# Names that are read together, since their bounds as Python integers take more memory than the names.
 _CHUNK = 4096
 
 
@@ -19,9 +19,9 @@ class Names:
     """An unchanging sequence of names; a million of 30 letters take 46 MB instead of 90.
 
     Attributes:
-        text: the bytes of all names, of those of other selections too.
-        starts: (N,) int64, where each name begins in ``text``.
-        ends: (N,) int64, where it ends.
+        text: the bytes of all names, and perhaps of names that are not selected.
+        starts: (N,) int64, index in ``text`` where each name begins.
+        ends: (N,) int64, index where it ends.
     """
 
     text: bytes
@@ -30,7 +30,7 @@ class Names:
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "Names":
-        """Return these names, which may come one by one."""
+        """Return these names; an iterator is read once."""
         text, ends = bytearray(), array("q")
         for name in names:
             text += name.encode(*_ENCODING)
@@ -42,17 +42,15 @@ class Names:
     def joined(cls, several: Sequence["Names"]) -> "Names":
         """Return all names of several sequences, one sequence after the other."""
         before = np.cumsum([0, *(len(names.text) for names in several)])
-        starts, ends = (
-            np.concatenate([side + shift for side, shift in zip(sides, before, strict=False)])
-            for sides in ([names.starts for names in several], [names.ends for names in several])
-        )
-        return cls(b"".join(names.text for names in several), starts, ends)
+        starts = [names.starts + shift for names, shift in zip(several, before, strict=False)]
+        ends = [names.ends + shift for names, shift in zip(several, before, strict=False)]
+        return cls(b"".join(names.text for names in several), np.concatenate(starts), np.concatenate(ends))
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, place: int) -> str:
-        return self.text[self.starts[place] : self.ends[place]].decode(*_ENCODING)
+    def __getitem__(self, index: int) -> str:
+        return self.text[self.starts[index] : self.ends[index]].decode(*_ENCODING)
 
     def __iter__(self) -> Iterator[str]:
         return (name.decode(*_ENCODING) for name in self._encoded())
@@ -68,13 +66,13 @@ class Names:
             for start, end in zip(self.starts[piece].tolist(), self.ends[piece].tolist(), strict=True):
                 yield self.text[start:end]
 
-    def take(self, places: np.ndarray) -> "Names":
-        """Return the names at ``places``, (M,) of integers or (N,) of bool, in that order."""
-        return Names(self.text, self.starts[places], self.ends[places])
+    def take(self, indices: np.ndarray) -> "Names":
+        """Return the names at ``indices``, (M,) of integers or (N,) of bool, in that order."""
+        return Names(self.text, self.starts[indices], self.ends[indices])
 
     def order(self) -> np.ndarray:
-        """Return the places (N,) int64 of the names from first to last by the alphabet; equal ones stay in order."""
-        # As most are: a folder is read in order, and parts of it keep that order.
+        """Return the indices (N,) int64 that sort the names alphabetically; equal names keep their order."""
+        # Most are sorted already: a folder is read in order, and its parts keep that order.
         if all(one <= other for one, other in pairwise(self._encoded())):
             return np.arange(len(self))
         keys = list(self._encoded())

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from tl_cli.contract import Preprocessing
+from tl_cli.data.decode import decode_picture
 from tl_cli.data.images import PackedImages
 from tl_cli.data.packed_names import Names
-from tl_cli.data.preprocess import decode, resize_crop
+from tl_cli.data.preprocess import as_tensor, resize_crop
 from tl_cli.errors import DataError
 
 # A temple, a flower, a portrait.
@@ -22,7 +23,7 @@ UNKNOWN = -1
 
 
 def photographs(count: int, side: int) -> PackedImages:
-    """Return square crops of the photographs, equal in each call: of full height first, then smaller random ones.
+    """Return square crops of the photographs, equal in each call: at full height first, then smaller random ones.
 
     Args:
         side: of each crop, in pixels.
@@ -33,7 +34,7 @@ def photographs(count: int, side: int) -> PackedImages:
     pictures = []
     for package, name in _FILES:
         try:
-            pictures.append(decode((files(package) / name).read_bytes()))
+            pictures.append(as_tensor(decode_picture((files(package) / name).read_bytes()).pixels))
         except (OSError, ModuleNotFoundError) as error:
             raise DataError(f"{package} has no {name} here; give images with --data") from error
     how = Preprocessing(resize=side, crop=side)

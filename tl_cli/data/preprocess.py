@@ -1,4 +1,4 @@
-"""From pixels to the input of a network: the one place for it."""
+"""From pixels to the input of a network. Training, evaluation and prediction all use these functions."""
 
 import math
 from dataclasses import dataclass
@@ -12,48 +12,22 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
-from tl_cli.contract import Interpolation, PixelRange, Preprocessing
-from tl_cli.data.decode import decode_picture
+from tl_cli.contract import Interpolation, Preprocessing
+from tl_cli.data.decode import Picture, decode_picture
 
-# A picture longer than this many times its width is not resized as a whole: a line of 20,000 x 4 pixels would become
-# 1,280,000 x 256.
+# A picture with a larger ratio of its sides is not resized as a whole: 20,000 x 4 pixels would become 1,280,000 x 256.
 _ELONGATED = 8
 # Large JPEGs are decoded with this many times the pixels that resizing leaves, in each direction. The mean difference
 # from whole decoding on noise and photographs of four odd sizes, resized to 64..256: 2.9 grey levels at most with 2
 # times, 0.93 with 3, 0.65 with 4, 0.46 with 5.
 _SPARE = 5
-# Averages of pixels are resized in place of the pixels where there are this many times as many as are needed.
+# Pillow first averages whole blocks of pixels if there are this many times as many as needed.
 _REDUCING_GAP = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A decoded picture; a large JPEG perhaps at a fraction of its size.
-
-    Attributes:
-        pixels: (3, H, W) uint8.
-        size: height and width of the whole picture in pixels.
-        box: left, top, right and bottom of the picture within ``pixels``; None is all of them.
-    """
-
-    pixels: Tensor
-    size: tuple[int, int]
-    box: tuple[float, float, float, float] | None = None
-
-    @classmethod
-    def of(cls, pixels: Tensor) -> "Picture":
-        """Return a picture that was decoded whole, (3, H, W) uint8."""
-        return cls(pixels, (pixels.shape[-2], pixels.shape[-1]))
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it was decoded whole, and is resized as a whole."""
-        return self.box is None and not _is_elongated(*self.size)
-
-
-@dataclass(frozen=True, slots=True)
 class _Span:
-    """The part of a side of a picture that fills ``count`` pixels of the input, from its pixel ``first`` on."""
+    """The part of a picture's side that fills ``count`` pixels of the input, from its pixel ``first`` on."""
 
     start: float
     stop: float
@@ -61,31 +35,14 @@ class _Span:
     count: int
 
 
-def decode(
-    source: Path | bytes,
-    *,
-    short_side: int | None = None,
-    pixel_range: PixelRange | None = None,
-    max_pixels: int | None = None,
-) -> Tensor:
-    """Return a picture as ``decode_picture`` does, laid out for a network: (3, H, W) uint8."""
-    found = open_picture(source, short_side=short_side, pixel_range=pixel_range, max_pixels=max_pixels)
-    return found.pixels.contiguous()
+def open_picture(source: Path | bytes, preprocessing: Preprocessing, max_pixels: int | None = None) -> Picture:
+    """Return a decoded picture, no larger than the preprocessing needs it.
 
-
-def open_picture(
-    source: Path | bytes,
-    *,
-    short_side: int | None = None,
-    pixel_range: PixelRange | None = None,
-    max_pixels: int | None = None,
-) -> Picture:
-    """Return a picture as ``decode_picture`` does."""
-    found = decode_picture(source, short_side=short_side, pixel_range=pixel_range, max_pixels=max_pixels)
-    pixels = torch.from_numpy(found.values).permute(2, 0, 1)
-    if found.size == tuple(pixels.shape[1:]):
-        return Picture.of(pixels.contiguous())
-    return Picture(pixels, found.size, found.box)
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    side, pixel_range = decoded_side(preprocessing), preprocessing.pixel_range
+    return decode_picture(source, short_side=side, pixel_range=pixel_range, max_pixels=max_pixels)
 
 
 def read_input(source: Path | bytes, preprocessing: Preprocessing, max_pixels: int | None = None) -> Tensor:
@@ -94,9 +51,7 @@ def read_input(source: Path | bytes, preprocessing: Preprocessing, max_pixels: i
     Raises:
         DataError: it cannot be decoded.
     """
-    side, pixel_range = decoded_side(preprocessing), preprocessing.pixel_range
-    picture = open_picture(source, short_side=side, pixel_range=pixel_range, max_pixels=max_pixels)
-    return prepare(picture, preprocessing)
+    return prepare(open_picture(source, preprocessing, max_pixels), preprocessing)
 
 
 def decoded_side(preprocessing: Preprocessing) -> int:
@@ -104,10 +59,15 @@ def decoded_side(preprocessing: Preprocessing) -> int:
     return math.ceil(_SPARE / 2 * preprocessing.resize)
 
 
+def as_tensor(pixels: np.ndarray) -> Tensor:
+    """Return pixels (H, W, 3) as (3, H, W), contiguous."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
 def prepare(picture: Picture, preprocessing: Preprocessing) -> Tensor:
     """Return the network's input for an image, before normalisation: (3, crop, crop) uint8."""
-    if picture.is_plain:
-        return resize_crop(picture.pixels, preprocessing)
+    if _is_plain(picture):
+        return resize_crop(as_tensor(picture.pixels), preprocessing)
     spans = [
         _centred(side, resized, preprocessing.crop)
         for side, resized in zip(picture.size, _resized(*picture.size, preprocessing), strict=True)
@@ -120,12 +80,12 @@ def cut_box(picture: Picture, box: np.ndarray, preprocessing: Preprocessing) -> 
     """Return a box of a picture resized to (3, crop, crop), bilinear and antialiased.
 
     Args:
-        box: top, left, height, width in pixels of the whole picture; the mean colour is where it sticks out.
+        box: top, left, height, width in pixels of the whole picture; filled with the mean colour outside of it.
     """
     top, left, height, width = box.tolist()
     crop, (rows, columns) = preprocessing.crop, picture.size
-    if picture.is_plain and top >= 0 and left >= 0 and top + height <= rows and left + width <= columns:
-        cut = picture.pixels[:, top : top + height, left : left + width]
+    if _is_plain(picture) and top >= 0 and left >= 0 and top + height <= rows and left + width <= columns:
+        cut = torch.from_numpy(picture.pixels[top : top + height, left : left + width]).permute(2, 0, 1)
         return resize(cut, (crop, crop), InterpolationMode.BILINEAR)
     spans = [_drawn(rows, top, height, crop), _drawn(columns, left, width, crop)]
     return _cut_out(picture, spans, crop, "bilinear", mean_colour(preprocessing))
@@ -136,11 +96,11 @@ def _cut_out(
 ) -> Tensor:
     """Return (3, side, side) uint8: a part of a picture, resized, in a square of one colour.
 
-    Nothing larger than the square or the part is computed. Pixels beside the part count as far as the filter reaches,
-    as they do where a picture is resized before it is cropped.
+    Nothing larger than the square or the part is computed. The filter uses pixels beside the part too, as if the whole
+    picture had been resized and then cropped.
     """
     pixels, (rows, columns) = picture.pixels, spans
-    height, width = pixels.shape[1:]
+    height, width = pixels.shape[:2]
     square = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, side, side)
     if not (rows.count and columns.count):
         return square
@@ -148,16 +108,15 @@ def _cut_out(
     down, across = (bottom - top) / picture.size[0], (right - left) / picture.size[1]
     y, y_from, y_to = _reach(top + rows.start * down, top + rows.stop * down, rows.count, height)
     x, x_from, x_to = _reach(left + columns.start * across, left + columns.stop * across, columns.count, width)
-    part = pixels[:, y_from:y_to, x_from:x_to].permute(1, 2, 0).contiguous().numpy()
+    part = np.ascontiguousarray(pixels[y_from:y_to, x_from:x_to])
     resized = Image.fromarray(part).resize(
         (columns.count, rows.count),
         Image.Resampling[interpolation.upper()],
         box=(x[0] - x_from, y[0] - y_from, x[1] - x_from, y[1] - y_from),
         reducing_gap=_REDUCING_GAP,
     )
-    square[:, rows.first : rows.first + rows.count, columns.first : columns.first + columns.count] = torch.from_numpy(
-        np.array(resized)
-    ).permute(2, 0, 1)
+    inside = square[:, rows.first : rows.first + rows.count, columns.first : columns.first + columns.count]
+    inside.copy_(as_tensor(np.array(resized)))
     return square
 
 
@@ -169,7 +128,7 @@ def _reach(start: float, stop: float, count: int, side: int) -> tuple[tuple[floa
 
 
 def _centred(side: int, resized: int, crop: int) -> _Span:
-    """Return the centre crop of a side that is resized, or all of it in the middle where that is smaller."""
+    """Return the centre crop of a side that is resized; all of it, in the middle, if it is smaller than the crop."""
     if resized < crop:
         return _Span(0, side, (crop - resized) // 2, resized)
     first = round((resized - crop) / 2)
@@ -177,7 +136,7 @@ def _centred(side: int, resized: int, crop: int) -> _Span:
 
 
 def _drawn(side: int, start: int, length: int, crop: int) -> _Span:
-    """Return what a box of ``length`` pixels from ``start`` on, resized to ``crop``, shows of a side."""
+    """Return the part of a side within a box of ``length`` pixels from ``start``, which is resized to ``crop``."""
     inside = max(0, start), min(side, start + length)
     if inside[0] >= inside[1]:
         return _Span(0, side, 0, 0)
@@ -185,6 +144,11 @@ def _drawn(side: int, start: int, length: int, crop: int) -> _Span:
     if first >= stop:  # less than a pixel of the input
         return _Span(*inside, min(first, crop - 1), 1)
     return _Span(start + first * length / crop, start + stop * length / crop, first, stop - first)
+
+
+def _is_plain(picture: Picture) -> bool:
+    """Return whether a picture was decoded whole, and is resized as a whole."""
+    return picture.box is None and not _is_elongated(*picture.size)
 
 
 def _is_elongated(height: int, width: int) -> bool:
@@ -204,13 +168,15 @@ def resize_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     height, width = images.shape[-2:]
     if _is_elongated(height, width):
         flat = images.reshape(-1, *images.shape[-3:]).cpu()
-        cuts = torch.stack([prepare(Picture.of(image), preprocessing) for image in flat])
+        cuts = torch.stack([prepare(Picture.of(image.permute(1, 2, 0).numpy()), preprocessing) for image in flat])
         return cuts.view(*images.shape[:-2], *cuts.shape[-2:]).to(images.device)
     size = _resized(height, width, preprocessing)
     if size != (height, width):
         images = resize(images, size, InterpolationMode(preprocessing.interpolation))
-    if preprocessing.crop_mode == "border":
-        images = _padded(images, preprocessing)
+    down, right = (max(0, preprocessing.crop - side) for side in images.shape[-2:])
+    if preprocessing.crop_mode == "border" and (down or right):
+        around = [right // 2, down // 2, right - right // 2, down - down // 2]
+        images = tv.pad(images, around, fill=list(mean_colour(preprocessing)))
     if tuple(images.shape[-2:]) != (preprocessing.crop, preprocessing.crop):
         images = tv.center_crop(images, [preprocessing.crop])
     return images
@@ -219,15 +185,14 @@ def resize_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
 def resize(images: Tensor, size: tuple[int, int], mode: InterpolationMode) -> Tensor:
     """Return (..., 3, height, width) uint8, antialiased.
 
-    On a CPU in integers, with the same result on each; torchvision takes float32 for bilinear where there is no AVX2.
+    On a CPU in integers, with equal results on all; torchvision uses float32 for bilinear without AVX2.
     """
-    resized: Tensor
-    if images.device.type == "cpu" and mode is InterpolationMode.BILINEAR and images.shape[-2:] != size:
-        flat = images.reshape(-1, *images.shape[-3:])
-        resized = F.interpolate(flat, size, mode="bilinear", antialias=True).view(*images.shape[:-2], *size)
+    if images.device.type != "cpu" or mode is not InterpolationMode.BILINEAR or images.shape[-2:] == size:
+        images = tv.resize(images, list(size), interpolation=mode, antialias=True)
     else:
-        resized = tv.resize(images, list(size), interpolation=mode, antialias=True)
-    return resized
+        flat = images.reshape(-1, *images.shape[-3:])
+        images = F.interpolate(flat, size, mode="bilinear", antialias=True).view(*images.shape[:-2], *size)
+    return images
 
 
 def _resized(height: int, width: int, preprocessing: Preprocessing) -> tuple[int, int]:
@@ -243,19 +208,6 @@ def _resized(height: int, width: int, preprocessing: Preprocessing) -> tuple[int
     return max(1, height * resize // side), max(1, width * resize // side)
 
 
-def _padded(images: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return images of at least the crop's size, filled up with the mean colour around them."""
-    down, right = (max(0, preprocessing.crop - side) for side in images.shape[-2:])
-    if not (down or right):
-        return images
-    colour = send(np.array(mean_colour(preprocessing), dtype=np.uint8), images.device)
-    size = (*images.shape[:-2], images.shape[-2] + down, images.shape[-1] + right)
-    filled = colour.view(3, 1, 1).expand(size).clone()
-    top, left = down // 2, right // 2
-    filled[..., top : top + images.shape[-2], left : left + images.shape[-1]] = images
-    return filled
-
-
 def mean_colour(preprocessing: Preprocessing) -> tuple[int, int, int]:
     """Return the mean as red, green and blue, 0..255."""
     red, green, blue = (min(255, max(0, round(255 * mean))) for mean in preprocessing.mean)
@@ -268,17 +220,15 @@ def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     Args:
         images: uint8 or float, range 0..255.
     """
-    is_by_pixel = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    if is_by_pixel:
-        batch, channels, height, width = images.shape
-        # Whole rows of pixels: with three values per row, as in memory, arithmetic takes a CPU 7 times as long.
-        rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-        mean, std = (np.tile(values, width) for values in (preprocessing.mean, preprocessing.std))
-        normalised = _normalise(rows, mean, std).view(batch, height, width, channels).permute(0, 3, 1, 2)
-    else:
-        mean, std = (np.reshape(values, (3, 1, 1)) for values in (preprocessing.mean, preprocessing.std))
-        normalised = _normalise(images, mean, std)
-    return normalised
+    if images.is_contiguous() or not images.is_contiguous(memory_format=torch.channels_last):
+        return _normalise(
+            images, *(np.reshape(values, (3, 1, 1)) for values in (preprocessing.mean, preprocessing.std))
+        )
+    batch, channels, height, width = images.shape
+    # Whole rows of pixels: with three values per row, as in memory, arithmetic takes a CPU 7 times as long.
+    rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
+    rows = _normalise(rows, *(np.tile(values, width) for values in (preprocessing.mean, preprocessing.std)))
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _normalise(values: Tensor, mean: np.ndarray, std: np.ndarray) -> Tensor:
@@ -289,6 +239,6 @@ def _normalise(values: Tensor, mean: np.ndarray, std: np.ndarray) -> Tensor:
 
 
 def send(values: np.ndarray, device: torch.device) -> Tensor:
-    """Return an array on a device; a GPU goes on with what it computes meanwhile."""
+    """Return an array on a device, without waiting for what a GPU computes."""
     # Memory that is not pinned is copied before this returns, so the array may be freed.
     return torch.from_numpy(values).to(device, non_blocking=device.type == "cuda")

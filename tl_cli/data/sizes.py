@@ -1,4 +1,4 @@
-"""How large the pictures of a data set are, as their headers say; nothing here decodes pixels."""
+"""Sizes of the pictures of a data set, from their headers."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,7 +14,7 @@ from tl_cli.errors import DataError
 _SAMPLE = 500
 # A centre crop of 3:2 photographs, which networks are trained on, leaves out 33%, of 16:9 44%.
 _MUCH = 0.4
-# From this share of the pictures on, those that lose much are mentioned though most do not.
+# If a larger share of the pictures loses much, there is a note although a typical one does not.
 _SOME = 0.1
 
 
@@ -47,7 +47,7 @@ class Sizes:
 
     @property
     def median(self) -> int:
-        """Short side of the picture in the middle; of two in the middle that of the larger one."""
+        """Median of the short sides; with an even number of pictures the larger of the two in the middle."""
         return int(self.short_sides[len(self.heights) // 2])
 
     @property
@@ -64,15 +64,9 @@ class Sizes:
         """Return the share of pictures whose short side is below this."""
         return float(np.mean(self.short_sides < pixels))
 
-    @property
-    def left_out(self) -> np.ndarray:
-        """Share of each picture that is outside the square in its middle."""
-        share: np.ndarray = 1 - np.minimum(self.heights, self.widths) / np.maximum(self.heights, self.widths)
-        return share
-
     def crop_note(self) -> str | None:
-        """Return a note where a centre crop leaves out much of the pictures, else None."""
-        left_out = self.left_out
+        """Return a note if a center crop leaves out much of the pictures, else None."""
+        left_out = 1 - np.minimum(self.heights, self.widths) / np.maximum(self.heights, self.widths)
         typical = int(np.argsort(left_out, kind="stable")[len(left_out) // 2])
         affected = float(np.mean(left_out > _MUCH))
         if left_out[typical] > _MUCH:
@@ -86,7 +80,7 @@ class Sizes:
 
 
 def measure(images: Images) -> Sizes | None:
-    """Return the sizes of images, of many those of a fixed sample; None where no file can be read."""
+    """Return the sizes of images, or of a fixed sample of them if there are many; None if no file can be read."""
     if isinstance(images, PackedImages):
         return Sizes.of([(images.pixels.shape[-2], images.pixels.shape[-1])])
     chosen = np.arange(len(images))
@@ -96,5 +90,5 @@ def measure(images: Images) -> Sizes | None:
     sizes = []
     for index in chosen.tolist():
         with suppress(DataError):
-            sizes.append(picture_size(images.root / images.ids[index], images.max_pixels))
+            sizes.append(picture_size(images.path(index), images.max_pixels))
     return Sizes.of(sizes, is_sample=len(chosen) < len(images))

@@ -13,10 +13,11 @@ from tl_cli.compute.device import Autocasting, inference_machine, worker_count
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard, Split, SplitName
 from tl_cli.data import checks, splits
 from tl_cli.data.batches import Loader
-from tl_cli.data.dataset import LabelledData, changed_parts, check_still_there, decoded, open_to_judge
+from tl_cli.data.dataset import LabelledData, changed_parts, check_exists, decoded, open_for_evaluation
 from tl_cli.data.images import FileImages, Images, describe
 from tl_cli.data.sources import class_names
 from tl_cli.data.sources.found import Found
+from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError, some
 from tl_cli.evaluation.logits import LabelledLogits, check_finite, compute_logits, inference_loader
 from tl_cli.io.download import Progress, silent
@@ -118,10 +119,10 @@ class Evaluator:
         self._skips = (on_bad_image or card.data.on_bad_image) == "skip"
         self._has_option = on_bad_image is not None
         self._progress = progress
-        self._workers = worker_count(workers)
+        self._threads = Threads(worker_count(workers), progress)
         if source is None:
-            check_still_there(card.data.source)
-        judged = open_to_judge(
+            check_exists(card.data.source)
+        judged = open_for_evaluation(
             card.data if max_pixels is None else card.data.model_copy(update={"max_pixels": max_pixels}),
             source or card.data.source,
             data_dir=data_dir,
@@ -203,7 +204,7 @@ class Evaluator:
         if not self._skips:
             return images, ()
         data = Found(self._data.classes, {name: images})
-        readable = checks.without_unreadable(data, workers=self._workers, progress=self._progress, strict=False)
+        readable = checks.without_unreadable(data, self._threads, strict=False)
         return readable.parts[name], readable.notes
 
     @contextmanager
@@ -217,7 +218,7 @@ class Evaluator:
             raise
 
     def _check(self, images: FileImages) -> None:
-        checks.check_all({"test": images}, workers=self._workers, progress=self._progress, may_skip=self._has_option)
+        checks.check_all({"test": images}, self._threads, may_skip=self._has_option)
 
     def _loader(self, images: Images) -> Loader:
         present = np.unique(images.labels)
@@ -227,9 +228,9 @@ class Evaluator:
                 f"{self._data.spec.source} has classes that the model does not have: {some(unknown, 8)}; "
                 f"its classes are {some(self._card.classes, 8)}. Rename the folders, or leave those images out"
             )
-        images = decoded(images, workers=self._workers, progress=self._progress)
+        images = decoded(images, self._threads)
         images = replace(images, labels=self._class_indices[images.labels])
-        return inference_loader(images, self._card.preprocessing, self.machine, self._workers, self._batch_size)
+        return inference_loader(images, self._card.preprocessing, self.machine, self._threads.workers, self._batch_size)
 
     def _images(self, part: Part) -> Images:
         parts = self._parts

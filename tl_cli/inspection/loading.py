@@ -15,8 +15,9 @@ from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data import photographs, splits
 from tl_cli.data.batches import Loader
 from tl_cli.data.dataset import open_data
+from tl_cli.data.decode import Picture
 from tl_cli.data.images import Images
-from tl_cli.data.preprocess import Picture, decoded_side, normalise, open_picture, prepare
+from tl_cli.data.preprocess import normalise, open_picture, prepare
 from tl_cli.errors import DataError
 from tl_cli.evaluation.logits import inference_loader
 from tl_cli.evaluation.measure import Evaluator, Part
@@ -121,8 +122,7 @@ class InspectedModel:
         if not path.is_file():
             problem = "is a folder; give a picture" if path.is_dir() else "there is no such file"
             raise DataError(f"{path}: {problem}")
-        how = self.classifier.preprocessing
-        return open_picture(path, short_side=decoded_side(how), pixel_range=how.pixel_range, max_pixels=self.max_pixels)
+        return open_picture(path, self.classifier.preprocessing, self.max_pixels)
 
 
 def load_saved_model(folder: Path, options: LoadOptions) -> InspectedModel:

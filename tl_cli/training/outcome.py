@@ -12,6 +12,7 @@ from tl_cli.data import checks, splits
 from tl_cli.data.batches import Loader
 from tl_cli.data.images import FileImages
 from tl_cli.data.packed_names import Names
+from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError, WeightsError, first_line, some
 from tl_cli.evaluation.classification import Report, report
 from tl_cli.evaluation.logits import LabelledLogits
@@ -127,7 +128,7 @@ def _reason(plan: Plan, loader: Loader, error: Exception) -> str:
     """Return why images could not be evaluated, naming all files that cannot be decoded."""
     if isinstance(error, DataError) and isinstance(loader.images, FileImages):
         try:
-            checks.check_all({"test": loader.images}, workers=plan.config.workers, may_skip=False)
+            checks.check_all({"test": loader.images}, Threads(plan.config.workers), may_skip=False)
         except DataError as several:
             return str(several)
     return first_line(error)

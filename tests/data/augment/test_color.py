@@ -44,7 +44,7 @@ def test_each_color_change_is_torchvisions(kind: int, operation, amounts: np.nda
     assert_levels(ours, torch.stack(theirs), is_near_cut(exact, tolerance) | is_tie)
 
 
-def test_the_order_of_color_changes_is_each_images_own() -> None:
+def test_each_image_has_its_own_order_of_color_changes() -> None:
     factors = (RNG.uniform(0.8, 1.2, COUNT), RNG.uniform(0.8, 1.2, COUNT), np.ones(COUNT), np.zeros(COUNT))
     orders = np.array([[0, 1, 2, 3] if index % 2 else [1, 0, 2, 3] for index in range(COUNT)])
     ours = color.adjust(IMAGES, factors, orders)

@@ -53,6 +53,6 @@ def test_erased_boxes_lie_inside_and_cover_two_to_thirty_three_percent(size: tup
     assert len(np.unique(left)) > 50
 
 
-def test_an_image_without_room_for_a_box_is_left_alone() -> None:
+def test_an_image_too_small_for_a_box_is_not_changed() -> None:
     line = IMAGES[:, :, :1]
     assert torch.equal(erasing.erase(line, Augmentation(random_erasing=1.0), 0, 1, INDICES, FILL), line)

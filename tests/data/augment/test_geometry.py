@@ -14,17 +14,19 @@ RNG = np.random.default_rng(0)
 
 def test_rotation_is_torchvisions() -> None:
     degrees = RNG.uniform(-15, 15, COUNT)
-    for ours, image, angle in zip(geometry.rotate(IMAGES, degrees), IMAGES, degrees, strict=True):
+    for ours, image, angle in zip(geometry.warp(IMAGES, geometry.rotations(degrees)), IMAGES, degrees, strict=True):
         assert_nearest(ours, tv.rotate(image, float(angle)), image, source_places(32, 40, angle=-float(angle)))
 
 
 @pytest.mark.parametrize("turns", [-2, -1, 1, 2, 3])
-def test_a_quarter_turn_moves_every_pixel_to_its_place(turns: int) -> None:
+def test_a_quarter_turn_moves_every_pixel_exactly(turns: int) -> None:
     square = IMAGES[:, :, :, :32]
-    assert torch.equal(geometry.rotate(square, np.full(COUNT, 90.0 * turns)), torch.rot90(square, turns, (2, 3)))
+    assert torch.equal(
+        geometry.warp(square, geometry.rotations(np.full(COUNT, 90.0 * turns))), torch.rot90(square, turns, (2, 3))
+    )
 
 
-def test_a_place_midway_between_two_pixels_is_the_later_ones() -> None:
+def test_a_coordinate_midway_between_two_pixels_is_rounded_up() -> None:
     matrices = np.tile([[1.0, 0, 0.5], [0, 1, -0.5]], (COUNT, 1, 1))
     expected = torch.zeros_like(IMAGES)
     expected[..., :-1] = IMAGES[..., 1:]
@@ -47,7 +49,7 @@ def test_random_resized_crops_are_torchvisions(size: int) -> None:
             for image, (top, left, height, width) in zip(IMAGES, boxes.tolist(), strict=True)
         ]
     )  # fmt: skip
-    # The nearest level, but within a tenth of the middle between two.
+    # The nearest level, except within a tenth of the middle between two.
     assert (ours.double() - exact).abs().max() < 0.6
     assert len(np.unique(boxes, axis=0)) > COUNT // 2
 
@@ -76,7 +78,7 @@ def test_shift_and_flip_is_a_padded_crop(border: Border, padding: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 33)])
-def test_a_map_of_places_is_torchvisions_affine(size: tuple[int, int]) -> None:
+def test_an_affine_map_equals_torchvisions(size: tuple[int, int]) -> None:
     height, width = size
     images = IMAGES[:, :, :height, :32].repeat(1, 1, 1, 2)[..., :width]
     matrices = geometry.rotations(np.linspace(-80, 80, COUNT))
@@ -90,7 +92,7 @@ def test_a_map_of_places_is_torchvisions_affine(size: tuple[int, int]) -> None:
         assert_nearest(ours, theirs, image, source_places(height, width, angle=-float(angle), translate=tuple(shift)))
 
 
-def test_large_images_are_moved_in_a_batch_as_they_are_alone() -> None:
+def test_large_images_are_moved_equally_in_a_batch_and_alone() -> None:
     images = IMAGES[:5].repeat(1, 1, 10, 10)
     matrices = geometry.rotations(np.linspace(-40, 40, 5))
     alone = [geometry.warp(images[i : i + 1], matrices[i : i + 1]) for i in range(5)]

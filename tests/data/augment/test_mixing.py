@@ -19,20 +19,20 @@ METHODS = [{"mixup": 0.4, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {"mixup
 
 
 def numbered(count: int = BATCH) -> tuple[Tensor, Tensor]:
-    """A batch whose pixels and labels are the place of the image: a blend then shows its share and its partner."""
+    """Return a batch whose pixels and labels are the index of the image: a blend then shows its share and partner."""
     places = torch.arange(count)
     return places.double().view(-1, 1, 1, 1).expand(-1, 3, 12, 17).contiguous(), places
 
 
 def shares_and_partners(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what targets of a numbered batch were made with; every image has a class of its own there."""
+    """Return the shares and partners that the targets of a numbered batch were made with; each image has its own class."""
     own = targets.diagonal()
     others, partner = (targets - torch.diag(own)).max(1)
     return own, torch.where(others == 0, torch.arange(len(targets)), partner)
 
 
 class Decided(Mixup):
-    """timm's own MixUp with shares that are given."""
+    """timm's own MixUp with given shares."""
 
     def __init__(self, shares: Tensor) -> None:
         super().__init__(mode="elem", label_smoothing=0.0, num_classes=CLASSES)
@@ -54,7 +54,7 @@ def test_targets_are_shares_that_sum_to_one(method: dict[str, float]) -> None:
 
 
 class Seen(TorchDispatchMode):
-    """Notes the types of all tensors that are computed."""
+    """Records the types of all tensors that are computed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,21 +69,21 @@ class Seen(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_of_double_precision_which_mps_has_not(method: dict[str, float]) -> None:
+def test_no_tensor_has_double_precision_which_mps_lacks(method: dict[str, float]) -> None:
     with Seen() as seen:
         mix(INPUTS, LABELS, CLASSES, **method, seed=0, step=1)
     assert torch.float32 in seen.dtypes
     assert torch.float64 not in seen.dtypes
 
 
-def test_mixup_is_what_timm_makes_of_each_image_its_partner_and_its_share() -> None:
+def test_mixup_equals_timms_for_each_image_partner_and_share() -> None:
     for step in range(1, 20):
         inputs, labels = numbered()
         _, targets = mix(inputs, labels, BATCH, mixup=1.0, cutmix=0.0, seed=5, step=step)
         shares, partner = shares_and_partners(targets)
         assert len(shares.unique()) > BATCH / 2
         mixed, blended = mix(INPUTS, LABELS, CLASSES, mixup=1.0, cutmix=0.0, seed=5, step=step)
-        # timm's partner of an image is the one at the same place from the end.
+        # timm's partner of an image is the one with the same index from the end.
         order = torch.cat([torch.arange(BATCH), partner.flip(0)])
         theirs = Decided(torch.cat([shares, shares.flip(0)]))(INPUTS[order], LABELS[order])
         torch.testing.assert_close(mixed, theirs[0][:BATCH])
@@ -111,7 +111,7 @@ def test_cutmix_pastes_a_box_of_the_partner_and_its_exact_area_is_the_share() ->
     assert len(areas) == 19
 
 
-def test_boxes_are_those_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_equal_timms(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = np.random.default_rng(0)
     shares, rows, columns = draws.random(200), draws.integers(12, size=200), draws.integers(17, size=200)
     shares[:2] = 0, 1
@@ -123,7 +123,7 @@ def test_boxes_are_those_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_is_mixed_the_same_way_whatever_else_draws_numbers(method: dict[str, float]) -> None:
+def test_mixing_does_not_depend_on_other_random_numbers(method: dict[str, float]) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     first = mix(INPUTS, LABELS, CLASSES, **method, seed=3, step=8)
@@ -138,7 +138,7 @@ def test_a_step_is_mixed_the_same_way_whatever_else_draws_numbers(method: dict[s
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_inputs_are_left_as_they_are(method: dict[str, float]) -> None:
+def test_inputs_are_not_modified(method: dict[str, float]) -> None:
     inputs, labels = INPUTS.clone(), LABELS.clone()
     for step in range(1, 6):
         mix(inputs, labels, CLASSES, **method, seed=0, step=step)
@@ -148,7 +148,7 @@ def test_inputs_are_left_as_they_are(method: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_mixups_shares_follow_their_beta_distribution(alpha: float) -> None:
-    count = 400  # of which about one is its own partner, and looks like a share of one
+    count = 400  # about one of them is its own partner, as if its share were one
     inputs, labels = numbered(count)
     shares = torch.stack(
         [
@@ -158,11 +158,11 @@ def test_mixups_shares_follow_their_beta_distribution(alpha: float) -> None:
     ).double()
     assert shares.mean().item() == pytest.approx(0.5, abs=0.03)
     assert shares.var().item() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
-    # The last bits of a draw, which another processor may round otherwise, are left out.
+    # The last bits of a draw are ignored, since they depend on the processor.
     assert torch.equal(shares * 2**16, (shares * 2**16).round())
 
 
-def test_with_both_methods_each_takes_half_of_the_images_of_a_step() -> None:
+def test_each_of_both_methods_is_used_for_half_of_the_images() -> None:
     inputs, labels = numbered()
     pasted = torch.stack(
         [
@@ -172,12 +172,12 @@ def test_with_both_methods_each_takes_half_of_the_images_of_a_step() -> None:
             )
         ]
     ).double()
-    assert 0.44 < pasted.mean() < 0.6  # an image that is its own partner is whole either way
+    assert 0.44 < pasted.mean() < 0.6  # an image that is its own partner counts as whole
     assert 0 < pasted[0].mean() < 1
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_batch_of_one_stays_what_it_is(method: dict[str, float]) -> None:
+def test_a_batch_of_one_is_not_changed(method: dict[str, float]) -> None:
     mixed, targets = mix(INPUTS[:1], LABELS[:1], CLASSES, **method, seed=0, step=3)
     torch.testing.assert_close(mixed, INPUTS[:1])
     torch.testing.assert_close(targets, F.one_hot(LABELS[:1], CLASSES).float())
@@ -188,6 +188,6 @@ def test_half_precision_stays_half() -> None:
         assert mix(INPUTS.half(), LABELS, CLASSES, **method, seed=0, step=1)[0].dtype == torch.float16
 
 
-def test_mixing_with_neither_method_is_a_mistake_of_the_caller() -> None:
+def test_mixing_with_neither_method_is_refused() -> None:
     with pytest.raises(AssertionError, match="nothing to mix"):
         mix(INPUTS, LABELS, CLASSES, mixup=0.0, cutmix=0.0, seed=0, step=1)

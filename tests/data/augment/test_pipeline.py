@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from tests.support.augmented import digest
@@ -27,16 +28,23 @@ def test_an_image_is_the_same_to_the_bit_in_a_large_batch_and_alone() -> None:
     assert torch.equal(whole[::7], torch.cat(alone))
 
 
-def test_augmentation_is_the_same_with_other_instructions_of_the_processor() -> None:
-    choices = (
-        {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
-        {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-        {"ONEDNN_MAX_CPU_ISA": "AVX2"},
-    )
-    command = [sys.executable, "-m", "tests.support.augmented"]
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **choice}, stdout=subprocess.PIPE, text=True) for choice in choices
-    ]
-    said = [process.communicate()[0].split() for process in processes]
-    assert said[0][0] == "DEFAULT"
-    assert [each[1] for each in said] == [digest()] * len(choices)
+@pytest.fixture(scope="module")
+def expected() -> str:
+    return digest()
+
+
+@pytest.mark.parametrize(
+    ("instructions", "choice"),
+    [
+        ("DEFAULT", {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}),
+        pytest.param("", {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}, marks=pytest.mark.slow),
+        pytest.param("", {"ONEDNN_MAX_CPU_ISA": "AVX2"}, marks=pytest.mark.slow),
+    ],
+)
+def test_augmentation_does_not_depend_on_the_processors_instructions(
+    instructions: str, choice: dict[str, str], expected: str
+) -> None:
+    command, environment = [sys.executable, "-m", "tests.support.augmented"], {**os.environ, **choice}
+    printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    assert printed[0].startswith(instructions)
+    assert printed[1] == expected

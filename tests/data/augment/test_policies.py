@@ -29,7 +29,7 @@ SETTINGS = [
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:
-    """Noise on a gradient, of different contrast in each image, so that no operation is without effect."""
+    """Return noise on a gradient, with different contrast in each image, so that every operation has an effect."""
     rng = np.random.default_rng(0)
     slope = np.linspace(0, 1, height)[:, None] * np.linspace(0.2, 1, width) * 120
     spread = rng.uniform(20, 130, (count, 3, 1, 1))
@@ -50,7 +50,7 @@ class Drawn:
         amounts_of, is_signed = TORCHVISIONS[self.policy]._AUGMENTATION_SPACE[NAMES[self.op]]
         amounts = amounts_of(31, height, width)
         amount = 0.0 if amounts is None else float(amounts[self.magnitude]) * (self.sign if is_signed else 1)
-        # Cut to pixels: whole ones, give or take float32, stay whole.
+        # Truncated to pixels; whole numbers stay whole despite float32.
         return round(amount, 4) if self.op in TRANSLATIONS else amount
 
     def theirs(self, image: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Drawn:
         )  # fmt: skip
 
     def assert_is(self, ours: Tensor, image: Tensor) -> None:
-        """Assert that an image became what torchvision makes of it, ties aside."""
+        """Assert that an image equals torchvision's result, except for ties."""
         theirs, amount = self.theirs(image), self.amount(*image.shape[-2:])
         places = self._places(*image.shape[-2:], amount)
         if places is not None:

@@ -7,7 +7,7 @@ from tl_cli.data.augment.settings import Augmentation, Stream, augmentation, uni
 
 
 def test_the_numbers_of_the_streams_stay_what_they_were() -> None:
-    """A resumed run continues the augmentation of the version that began it."""
+    """A resumed run continues the augmentation of the version that started it."""
     streams = "FLIP CROP_TOP CROP_LEFT BRIGHTNESS CONTRAST SATURATION HUE ORDER ANGLE AREA RATIO VIEW"
     assert [stream.name for stream in Stream][:12] == streams.split()
     assert [int(stream) for stream in Stream] == list(range(len(Stream)))

@@ -203,16 +203,16 @@ def test_named_columns_are_stored_with_the_model(pictures: Path) -> None:
     named = DataSpec(source=str(path), layout="classes", columns=Columns(label="Kind"))
     data = dataset.open_data(named, workers=1)
     card = DataSpec.model_validate_json(data.spec.model_dump_json())
-    assert dataset.open_to_judge(card, str(path), data_dir=None).is_own
+    assert dataset.open_for_evaluation(card, str(path), data_dir=None).is_own
     (pictures / "moved").mkdir()
     for name in ("red", "blue", "labels.csv"):
         (pictures / name).rename(pictures / "moved" / name)
-    judged = dataset.open_to_judge(card, str(pictures / "moved" / "labels.csv"), data_dir=None)
+    judged = dataset.open_for_evaluation(card, str(pictures / "moved" / "labels.csv"), data_dir=None)
     assert (judged.is_own, judged.data.classes) == (True, ("blue", "red"))
     # Another CSV has columns of its own.
     other = pictures / "moved" / "other.csv"
     other.write_text("path,label\n" + "".join(f"{row},{row[:-8]}\n" for row in ROWS[2:6]))
-    assert len(dataset.open_to_judge(card, str(other), data_dir=None).data.parts["train"]) == 4
+    assert len(dataset.open_for_evaluation(card, str(other), data_dir=None).data.parts["train"]) == 4
     older = {name: value for name, value in card.model_dump().items() if name != "columns"}
     assert DataSpec.model_validate(older).columns == Columns()
 

@@ -1,15 +1,17 @@
-"""Color changes of a batch of images, each image with its own strength. Moves no pixel."""
+"""Color changes of a batch of images, each image with its own strength."""
+
+from itertools import permutations
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tl_cli.data.augment.pixels import images_together, per_image, to_levels
+from tl_cli.data.augment.pixels import change_chosen, to_levels
 from tl_cli.data.augment.settings import Augmentation, Stream, uniform
-from tl_cli.data.preprocess import send
 
 # ITU-R 601-2 luma in ten-thousandths, as torchvision's grayscale.
 _LUMA = (2989, 5870, 1140)
+_ORDERS = np.array(list(permutations(range(4))))
 
 
 def jitter(images: Tensor, settings: Augmentation, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
@@ -21,17 +23,17 @@ def jitter(images: Tensor, settings: Augmentation, seed: int, epoch: int, indice
     if not (settings.brightness or settings.contrast or settings.saturation or settings.hue):
         return images
 
-    def factor(spread: float, stream: Stream) -> np.ndarray:
-        return 1 + (uniform(seed, epoch, indices, stream) * 2 - 1) * spread
+    def drawn(spread: float, stream: Stream) -> np.ndarray:
+        return (uniform(seed, epoch, indices, stream) * 2 - 1) * spread
 
-    shift = (uniform(seed, epoch, indices, Stream.HUE) * 2 - 1) * settings.hue
     factors = (
-        factor(settings.brightness, Stream.BRIGHTNESS),
-        factor(settings.contrast, Stream.CONTRAST),
-        factor(settings.saturation, Stream.SATURATION),
-        shift,
+        1 + drawn(settings.brightness, Stream.BRIGHTNESS),
+        1 + drawn(settings.contrast, Stream.CONTRAST),
+        1 + drawn(settings.saturation, Stream.SATURATION),
+        drawn(settings.hue, Stream.HUE),
     )
-    return adjust(images, factors, _permutations_of(uniform(seed, epoch, indices, Stream.ORDER)))
+    numbers = uniform(seed, epoch, indices, Stream.ORDER)
+    return adjust(images, factors, _ORDERS[(numbers * len(_ORDERS)).astype(np.int64)])
 
 
 def adjust(images: Tensor, factors: tuple[np.ndarray, ...], orders: np.ndarray) -> Tensor:
@@ -49,12 +51,7 @@ def adjust(images: Tensor, factors: tuple[np.ndarray, ...], orders: np.ndarray) 
     for turn in range(4):
         current = result.clone()
         for kind, change in enumerate(changes):
-            chosen = np.flatnonzero(orders[:, turn] == kind)
-            if len(chosen):
-                selected = send(chosen, images.device).split(images_together(images))
-                amounts = per_image(factors[kind][chosen], images.device).split(images_together(images))
-                for index, amount in zip(selected, amounts, strict=True):
-                    current.index_copy_(0, index, change(result.index_select(0, index), amount))
+            change_chosen(current, result, np.flatnonzero(orders[:, turn] == kind), change, factors[kind])
         result = current
     return result
 
@@ -116,12 +113,3 @@ def _gray(images: Tensor) -> Tensor:
     # Integers below 2**22. Adding a half keeps the quotient away from integers, where rounding errors would matter.
     weighted = (_LUMA[0] * red).add_(_LUMA[1] * green).add_(_LUMA[2] * blue).add_(0.5)
     return weighted.mul_(1e-4).floor_().unsqueeze(1)
-
-
-def _permutations_of(numbers: np.ndarray) -> np.ndarray:
-    """Return a permutation of 0..3 for each number in [0, 1), all 24 equally likely."""
-    permutations = np.array(
-        [[a, b, c, 6 - a - b - c] for a in range(4) for b in range(4) for c in range(4) if len({a, b, c}) == 3]
-    )
-    order: np.ndarray = permutations[(numbers * len(permutations)).astype(np.int64)]
-    return order

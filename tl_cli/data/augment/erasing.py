@@ -35,14 +35,11 @@ def erase(
 def erase_boxes(seed: int, epoch: int, indices: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return the boxes of random erasing: (B, 4) int64 top, left, height, width.
 
-    Area uniform, aspect ratio log-uniform, smaller than the image in both directions. An image for which
-    none of ten tries gave such a box has a box without pixels.
+    Area uniform, aspect ratio log-uniform; empty if ten tries gave none that is smaller than the image on both sides.
     """
     boxes = np.zeros((len(indices), 4), dtype=np.int64)
     remaining = np.arange(len(indices))
     for turn in range(_ERASING_TRIES):
-        if not len(remaining):
-            break
         area, ratio, down, right = (
             uniform(seed, epoch, indices[remaining], stream, turn)
             for stream in (Stream.ERASE_AREA, Stream.ERASE_RATIO, Stream.ERASE_TOP, Stream.ERASE_LEFT)

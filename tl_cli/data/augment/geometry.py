@@ -1,4 +1,4 @@
-"""Crops, shifts, mirroring, rotation and affine maps of a batch of images, each image with its own parameters.
+"""Crops, shifts, flips, rotations and affine maps of a batch of images, each image with its own parameters.
 
 Numbers become float32 before they leave the CPU: Apple's mps has no float64.
 """
@@ -18,10 +18,10 @@ from tl_cli.data.preprocess import send
 # Largest number of values in resizing matrices that are computed together; temporary copies take about 100 MB.
 _MATRIX_VALUES = 1 << 22
 
-# Fractional bits of the numbers in an affine map, and of coordinates in pixels: coordinates are exact to 3e-5
-# pixels, and int32 holds 32,768 pixels on either side.
+# Fractional bits of the numbers in an affine map, and of coordinates in pixels: coordinates are exact to 3e-5 pixels,
+# and int32 can represent 32,768 pixels on either side.
 _MATRIX_BITS = 32
-_PLACE_BITS = 16
+_PIXEL_BITS = 16
 
 # Fractional bits of the weights of rows, of the levels between rows and columns, and of the weights of columns: a
 # level has 8 bits, and float32 adds up whole numbers of 24 bits exactly, in any order.
@@ -47,8 +47,8 @@ def crop_boxes(
     Area uniform in ``min_area``..1, aspect ratio log-uniform in 3/4..4/3, cut to the image where it sticks out.
 
     Args:
-        crop_mode: the preprocessing's. ``squash`` draws boxes in the squashed image, ``border`` in the padded one, so
-            that boxes may extend beyond the image.
+        crop_mode: of the preprocessing. With ``squash`` boxes are in the squashed image, with ``border`` in the padded
+            one, so that they may extend beyond the image.
     """
     above = beside = 0
     if crop_mode == "border":
@@ -66,7 +66,7 @@ def crop_boxes(
 
 
 def shift_and_flip(images: Tensor, settings: Augmentation, seed: int, epoch: int, indices: np.ndarray) -> Tensor:
-    """Return the batch moved and mirrored, image by image.
+    """Return the batch shifted and flipped, each image differently.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -84,8 +84,8 @@ def shift_and_flip(images: Tensor, settings: Augmentation, seed: int, epoch: int
     row, column = send(rows, images.device)[:, :, None], send(columns, images.device)[:, None, :]
     if settings.border == "reflect":
         row, column = _reflected(row, height), _reflected(column, width)
-    place = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-    index = place.view(len(place), 1, -1).expand(-1, images.shape[1], -1)
+    pixel = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    index = pixel.view(len(pixel), 1, -1).expand(-1, images.shape[1], -1)
     moved = images.flatten(2).gather(2, index).view_as(images)
     if settings.border == "reflect" or not (down.any() or right.any()):
         return moved
@@ -122,9 +122,9 @@ def resized_crops(images: Tensor, boxes: np.ndarray, size: int, fill: tuple[int,
     sticks_out = bool((starts < 0).any() or (stops > (height, width)).any())
     color = send(np.array(fill, dtype=np.float32), images.device).view(3, 1, 1)
     scale = np.float32(1 << _LEVEL_BITS)
-    at_once = min(images_together(images), max(1, _MATRIX_VALUES // (size * max(height, width))))
+    count = min(images_together(images), max(1, _MATRIX_VALUES // (size * max(height, width))))
     crops = []
-    for piece, box in zip(images.split(at_once), np.split(boxes, range(at_once, len(boxes), at_once)), strict=True):
+    for piece, box in zip(images.split(count), np.split(boxes, range(count, len(boxes), count)), strict=True):
         vertical = _resize_matrices(box[:, 0], box[:, 2], size, height, _FIRST_BITS) * scale
         horizontal = _resize_matrices(box[:, 1], box[:, 3], size, width, _SECOND_BITS) / scale
         down, across = (send(values, images.device)[:, None] for values in (vertical, horizontal))
@@ -145,14 +145,13 @@ def _resize_matrices(starts: np.ndarray, lengths: np.ndarray, size: int, side: i
     # In units of pixels / (2 * size), everything is an integer that float32 represents exactly.
     starts, lengths = (values[:, None, None].astype(np.float32) for values in (starts, lengths))
     center = (2 * np.arange(size, dtype=np.float32)[:, None] + 1) * lengths
-    place = (2 * (np.arange(-outside, side + outside, dtype=np.float32) - starts) + 1) * size
-    weight = np.abs(place - center)
+    position = (2 * (np.arange(-outside, side + outside, dtype=np.float32) - starts) + 1) * size
+    weight = np.abs(position - center)
     np.maximum(np.subtract(2 * np.maximum(lengths, size), weight, out=weight), 0, out=weight)
-    weight *= (place > 0) & (place < 2 * size * lengths)
+    weight *= (position > 0) & (position < 2 * size * lengths)
     # Cumulative sums are rounded, so that rounding errors do not add up.
     upto = weight.cumsum(-1, out=weight)
-    upto /= upto[..., -1:] * 2.0**-bits
-    np.rint(upto, out=upto)
+    np.rint(np.divide(upto, upto[..., -1:] * 2.0**-bits, out=upto), out=upto)
     upto *= 2.0**-bits
     upto[..., 1:] -= upto[..., :-1]
     return upto[..., outside : outside + side]
@@ -166,17 +165,7 @@ def rotate_randomly(images: Tensor, settings: Augmentation, seed: int, epoch: in
     """
     if not settings.rotation:
         return images
-    return rotate(images, (uniform(seed, epoch, indices, Stream.ANGLE) * 2 - 1) * settings.rotation)
-
-
-def rotate(images: Tensor, degrees: np.ndarray) -> Tensor:
-    """Return each image rotated counter-clockwise about its center by nearest neighbour, black outside.
-
-    Args:
-        images: (B, 3, H, W) uint8.
-        degrees: (B,) float64.
-    """
-    return warp(images, rotations(degrees))
+    return warp(images, rotations((uniform(seed, epoch, indices, Stream.ANGLE) * 2 - 1) * settings.rotation))
 
 
 def rotations(degrees: np.ndarray) -> np.ndarray:
@@ -187,9 +176,9 @@ def rotations(degrees: np.ndarray) -> np.ndarray:
 
 
 def warp(images: Tensor, matrices: np.ndarray) -> Tensor:
-    """Return each image under its own affine map, nearest neighbour, black outside.
+    """Return each image under its own affine map, nearest neighbor, black outside.
 
-    Coordinates are computed in integers, so that one midway between two pixels is rounded alike on every processor.
+    Coordinates are computed in integers, so that every processor rounds a tie between two pixels in one direction.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -202,24 +191,22 @@ def warp(images: Tensor, matrices: np.ndarray) -> Tensor:
     size = images_together(images)
     terms = []
     for axis, side in enumerate((width, height)):
-        by_x, by_y, shift = (units[:, axis, place, None] for place in range(3))
+        by_x, by_y, shift = (units[:, axis, term, None] for term in range(3))
         # Relative to the outer corner of the frame that `_warp` adds.
-        places = by_x * x, by_y * y + 2 * shift + (side + 2 << _MATRIX_BITS)
-        terms += [
-            send((place >> (_MATRIX_BITS + 1 - _PLACE_BITS)).astype(np.int32), images.device).split(size)
-            for place in places
-        ]
+        for term in (by_x * x, by_y * y + 2 * shift + (side + 2 << _MATRIX_BITS)):
+            halved = (term >> (_MATRIX_BITS + 1 - _PIXEL_BITS)).astype(np.int32)
+            terms.append(send(halved, images.device).split(size))
     return torch.cat([_warp(*piece) for piece in zip(images.split(size), *terms, strict=True)])
 
 
 def _warp(images: Tensor, column_x: Tensor, column_y: Tensor, row_x: Tensor, row_y: Tensor) -> Tensor:
-    """Return each pixel from the column and the row that its terms, int32 by x (B, W) and by y (B, H), add up to.
+    """Return each pixel from a column and a row, which are sums of terms, int32, by x (B, W) and by y (B, H).
 
-    The columns and rows are those of images with a black frame of one pixel.
+    Columns and rows are those of images with a black frame of one pixel.
     """
     height, width = images.shape[-2:]
-    column = (column_x[:, None] + column_y[:, :, None]).bitwise_right_shift_(_PLACE_BITS).clamp_(0, width + 1)
-    row = (row_x[:, None] + row_y[:, :, None]).bitwise_right_shift_(_PLACE_BITS).clamp_(0, height + 1)
-    place = row.mul_(width + 2).add_(column).long()
-    index = place.view(len(place), 1, -1).expand(-1, images.shape[1], -1)
+    column = (column_x[:, None] + column_y[:, :, None]).bitwise_right_shift_(_PIXEL_BITS).clamp_(0, width + 1)
+    row = (row_x[:, None] + row_y[:, :, None]).bitwise_right_shift_(_PIXEL_BITS).clamp_(0, height + 1)
+    pixel = row.mul_(width + 2).add_(column).long()
+    index = pixel.view(len(pixel), 1, -1).expand(-1, images.shape[1], -1)
     return F.pad(images, (1, 1, 1, 1)).flatten(2).gather(2, index).view_as(images)

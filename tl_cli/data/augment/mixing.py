@@ -1,4 +1,4 @@
-"""MixUp and CutMix: images and targets of a batch are blended in pairs. Changes of single images are elsewhere."""
+"""MixUp and CutMix: images and targets of a batch are blended in pairs."""
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Return new inputs and targets, each a blend of an image and a partner of the same batch.
 
-    Every image has a partner, a share from Beta(alpha, alpha) and a box of its own, and where both alphas are positive
-    one of the two methods, evenly; as timm's mode "elem". The result is a function of the inputs, seed and step.
+    Each image has its own partner, share from Beta(alpha, alpha) and box, as in timm's mode "elem". If both alphas are
+    positive, each method is used for half of the images. The result is a function of the inputs, seed and step.
 
     Args:
         inputs: (B, 3, H, W) float, not modified.
@@ -35,19 +35,15 @@ def mix(
     is_cut = random.random(count) < (0.5 if mixup and cutmix else float(cutmix > 0))
     alpha = np.where(is_cut, cutmix, mixup)
     share = np.rint(random.beta(alpha, alpha) * _SHARES) / _SHARES
-    top, bottom, left, right = _boxes(share, random.integers(height, size=count), random.integers(width, size=count),
-                                      height, width)  # fmt: skip
+    row, column = random.integers(height, size=count), random.integers(width, size=count)
+    top, bottom, left, right = _boxes(share, row, column, height, width)
     share = np.where(is_cut, 1 - (bottom - top) * (right - left) / (height * width), share)
     # The weight of each pixel's own image. Rounded here, since MPS has no double precision.
     kept = _column(share.astype(np.float32), device).to(inputs.dtype)
     if is_cut.any():
         rows, columns = torch.arange(height, device=device).view(-1, 1), torch.arange(width, device=device)
-        is_outside = (
-            (rows < _column(top, device))
-            | (rows >= _column(bottom, device))
-            | (columns < _column(left, device))
-            | (columns >= _column(right, device))
-        )
+        is_beside = (rows < _column(top, device)) | (rows >= _column(bottom, device))
+        is_outside = is_beside | (columns < _column(left, device)) | (columns >= _column(right, device))
         kept = torch.where(_column(is_cut, device), is_outside.to(inputs.dtype), kept)
     # lerp is exact where a weight is 0 or 1.
     mixed = inputs[partner].lerp_(inputs, kept)
@@ -58,7 +54,7 @@ def mix(
 def _boxes(
     share: np.ndarray, row: np.ndarray, column: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return top, bottom, left, right of boxes of 1 - share of the area, centerd at (row, column), cut to the image."""
+    """Return top, bottom, left, right of boxes of 1 - share of the area around (row, column), clipped to the image."""
     side = np.sqrt(1 - share)
     box_height, box_width = (height * side).astype(int), (width * side).astype(int)
     top, left = row - box_height // 2, column - box_width // 2

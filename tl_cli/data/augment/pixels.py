@@ -1,4 +1,6 @@
-"""What changes of images share: how many at a time, numbers per image, rounding to gray levels."""
+"""Shared by changes of images: applying one to some images of a batch, numbers per image, rounding to levels."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,6 +16,25 @@ _PIXELS_TOGETHER = 1 << 16
 def images_together(images: Tensor) -> int:
     """Return how many images are changed at a time: all of them on a GPU."""
     return max(1, _PIXELS_TOGETHER // images[0, 0].numel()) if images.device.type == "cpu" else len(images)
+
+
+def change_chosen(
+    target: Tensor, images: Tensor, chosen: np.ndarray, change: Callable[[Tensor, Tensor], Tensor], amounts: np.ndarray
+) -> None:
+    """Write the changed images at the indices ``chosen`` into ``target``.
+
+    Args:
+        target: (B, 3, H, W) uint8.
+        images: (B, 3, H, W) uint8; may be ``target``.
+        change: takes images and amounts (N, 1, 1, 1) float32.
+        amounts: (B,) float64, for all images.
+    """
+    if not len(chosen):
+        return
+    size = images_together(images)
+    indices = send(chosen, images.device).split(size)
+    for index, amount in zip(indices, per_image(amounts[chosen], images.device).split(size), strict=True):
+        target.index_copy_(0, index, change(images.index_select(0, index), amount))
 
 
 def per_image(values: np.ndarray, device: torch.device) -> Tensor:

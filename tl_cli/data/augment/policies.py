@@ -12,30 +12,19 @@ from torch import Tensor
 
 from tl_cli.choices import AutoAugment
 from tl_cli.data.augment import color, geometry
-from tl_cli.data.augment.pixels import per_image, to_levels
+from tl_cli.data.augment.pixels import change_chosen, to_levels
 from tl_cli.data.augment.settings import Augmentation, Stream, uniform
 
 _MAGNITUDES = 31
 
 
-class Op(IntEnum):
-    """The operations, in torchvision's order."""
-
-    IDENTITY = 0
-    SHEAR_X = 1
-    SHEAR_Y = 2
-    TRANSLATE_X = 3
-    TRANSLATE_Y = 4
-    ROTATE = 5
-    BRIGHTNESS = 6
-    COLOR = 7
-    CONTRAST = 8
-    SHARPNESS = 9
-    POSTERIZE = 10
-    SOLARIZE = 11
-    AUTOCONTRAST = 12
-    EQUALIZE = 13
-
+# The operations, in torchvision's order.
+Op = IntEnum(
+    "Op",
+    "IDENTITY SHEAR_X SHEAR_Y TRANSLATE_X TRANSLATE_Y ROTATE BRIGHTNESS COLOR CONTRAST SHARPNESS POSTERIZE SOLARIZE "
+    "AUTOCONTRAST EQUALIZE",
+    start=0,
+)
 
 _MOVES = (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE)
 _FACTORS = (Op.BRIGHTNESS, Op.COLOR, Op.CONTRAST, Op.SHARPNESS)
@@ -92,12 +81,12 @@ def amounts_of(policy: AutoAugment, height: int, width: int) -> np.ndarray:
     """Return (14, 31) float64: how much each operation does at each magnitude, as in torchvision 0.29 but exact.
 
     Shears are tangents, translations pixels, rotations degrees, factors their distance from 1; posterizing is the mask
-    of the bits that stay, solarizing the lowest gray level that is inverted. Operations without a magnitude have zeros.
+    of the bits that are kept, solarizing the lowest gray level that is inverted. Other operations have zeros.
     """
     wide = policy == "trivialaugment"
     shear, factor, bits = (0.99, 0.99, 6) if wide else (0.3, 0.9, 4)
-    # The largest amounts as quotients of integers, since they are cut to pixels or levels: each amount is rounded once,
-    # and integers stay integers on every processor.
+    # The largest amounts are quotients of integers, since they are truncated to pixels or levels: each is rounded once,
+    # and integers remain integers on every processor.
     ends = {
         Op.SHEAR_X: (shear, 1),
         Op.SHEAR_Y: (shear, 1),
@@ -127,15 +116,11 @@ def apply(images: Tensor, ops: np.ndarray, amounts: np.ndarray) -> Tensor:
     result = images.clone()
     moved = np.flatnonzero(np.isin(ops, _MOVES))
     if len(moved):
-        place = torch.from_numpy(moved).to(images.device)
+        index = torch.from_numpy(moved).to(images.device)
         matrices = _matrices(ops[moved], amounts[moved], *images.shape[-2:])
-        result.index_copy_(0, place, geometry.warp(images.index_select(0, place), matrices))
+        result.index_copy_(0, index, geometry.warp(images.index_select(0, index), matrices))
     for op, change in _CHANGES.items():
-        chosen = np.flatnonzero(ops == op)
-        if len(chosen):
-            place = torch.from_numpy(chosen).to(images.device)
-            amount = per_image(amounts[chosen], images.device)
-            result.index_copy_(0, place, change(images.index_select(0, place), amount))
+        change_chosen(result, images, np.flatnonzero(ops == op), change, amounts)
     return result
 
 
@@ -151,7 +136,10 @@ def _matrices(ops: np.ndarray, amounts: np.ndarray, height: int, width: int) -> 
 
 
 def _sharpness(images: Tensor, amount: Tensor) -> Tensor:
-    """Away from the image smoothed by (1 1 1, 1 5 1, 1 1 1) / 13, Pillow's SMOOTH; the border stays."""
+    """Return the images moved away from themselves smoothed by (1 1 1, 1 5 1, 1 1 1) / 13, as Pillow's SMOOTH does.
+
+    The outermost pixels do not change.
+    """
     if min(images.shape[-2:]) <= 2:
         return images
     # Integer sums are exact, and 7 times as fast as a float convolution (5 images of 224 x 224, one thread of
@@ -165,33 +153,15 @@ def _sharpness(images: Tensor, amount: Tensor) -> Tensor:
     return to_levels(result)
 
 
-def _posterize(images: Tensor, mask: Tensor) -> Tensor:
-    return images & mask.to(torch.uint8)
-
-
-def _solarize(images: Tensor, level: Tensor) -> Tensor:
-    return torch.where(images >= level.to(torch.uint8), ~images, images)
-
-
-def _autocontrast(images: Tensor, _amount: Tensor) -> Tensor:
-    stretched: Tensor = tv.autocontrast(images)
-    return stretched
-
-
-def _equalize(images: Tensor, _amount: Tensor) -> Tensor:
-    equalized: Tensor = tv.equalize(images)
-    return equalized
-
-
 _CHANGES: Mapping[Op, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
     {
         Op.BRIGHTNESS: lambda images, amount: color.brightness(images, 1 + amount),
         Op.COLOR: lambda images, amount: color.saturation(images, 1 + amount),
         Op.CONTRAST: lambda images, amount: color.contrast(images, 1 + amount),
         Op.SHARPNESS: _sharpness,
-        Op.POSTERIZE: _posterize,
-        Op.SOLARIZE: _solarize,
-        Op.AUTOCONTRAST: _autocontrast,
-        Op.EQUALIZE: _equalize,
+        Op.POSTERIZE: lambda images, mask: images & mask.to(torch.uint8),
+        Op.SOLARIZE: lambda images, level: torch.where(images >= level.to(torch.uint8), ~images, images),
+        Op.AUTOCONTRAST: lambda images, _: tv.autocontrast(images),
+        Op.EQUALIZE: lambda images, _: tv.equalize(images),
     }
 )

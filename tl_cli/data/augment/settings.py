@@ -1,7 +1,7 @@
-"""What may happen to a training image, and the random numbers that decide it. Changes no image.
+"""Settings of augmentation, and its random numbers.
 
-Every number is a function of (seed, epoch, index of the image), so neither the batch nor the number of workers nor
-an interruption changes what an image looks like.
+Every number is a function of (seed, epoch, index of the image), so an image is augmented equally in any batch, with any
+number of workers and after an interruption.
 """
 
 from collections.abc import Mapping
@@ -17,29 +17,14 @@ from tl_cli.randomness import Purpose, mixed, splitmix64
 Border = Literal["black", "reflect"]
 
 
-class Stream(IntEnum):
-    """One independent series of random numbers for each use; numbers stay, since a resumed run continues with them."""
-
-    FLIP = 0
-    CROP_TOP = 1
-    CROP_LEFT = 2
-    BRIGHTNESS = 3
-    CONTRAST = 4
-    SATURATION = 5
-    HUE = 6
-    ORDER = 7
-    ANGLE = 8
-    AREA = 9
-    RATIO = 10
-    VIEW = 11
-    OP = 12
-    SIGN = 13
-    MAGNITUDE = 14
-    ERASE = 15
-    ERASE_AREA = 16
-    ERASE_RATIO = 17
-    ERASE_TOP = 18
-    ERASE_LEFT = 19
+# One independent series of random numbers for each use, numbered from 0. New ones are added at the end, since a resumed
+# run continues with these numbers.
+Stream = IntEnum(
+    "Stream",
+    "FLIP CROP_TOP CROP_LEFT BRIGHTNESS CONTRAST SATURATION HUE ORDER ANGLE AREA RATIO VIEW OP SIGN MAGNITUDE ERASE "
+    "ERASE_AREA ERASE_RATIO ERASE_TOP ERASE_LEFT",
+    start=0,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +89,9 @@ def uniform(seed: int, epoch: int, indices: np.ndarray, stream: Stream, turn: in
     """Return one number in [0, 1) for each image, a function of the arguments alone.
 
     Args:
-        indices: (B,) int64, positions of the images in the training part, or their keys where an image comes
-            several times in an epoch (``batches.training_order``).
-        turn: which of several numbers that one stream gives an image, from 0.
+        indices: (B,) int64, indices of the images in the training part, or their keys if images are repeated in an
+            epoch (``batches.training_order``).
+        turn: which number of the stream for an image, from 0.
 
     Returns:
         (B,) float64.

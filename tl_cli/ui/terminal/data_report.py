@@ -76,20 +76,20 @@ def _print_files(console: Console, findings: Findings) -> None:
         return
     low, middle, high = sizes["shortest_side"]
     if low == high and sizes["one_size"]:
-        console.print(f"{len(looks):,} pictures of {looks[0].size[0]} x {looks[0].size[1]} pixels")
+        console.print(f"{len(looks):,} pictures of {looks[0].header.size[0]} x {looks[0].header.size[1]} pixels")
     else:
         sides = f"{low} to {high} pixels, median {middle}" if low < high else f"{low} pixels"
         console.print(f"{len(looks):,} pictures, shorter side {sides}")
     formats, modes = (
         ", ".join(f"{count:,} {name}" for name, count in Counter(names).most_common())
-        for names in ((look.kind for look in looks), (look.mode for look in looks))
+        for names in ((look.header.kind for look in looks), (look.header.mode for look in looks))
     )
     console.print(plain(f"{formats}; {modes}", "dim"))
     for count, what in (
-        (sum(look.turned for look in looks), "turned upright by EXIF data"),
-        (sum(look.frames > 1 for look in looks), "animated: the first frame is used"),
-        (sum(not look.frames for look in looks), "truncated after the first frame, which is used"),
-        (sum(max(look.size) > 5 * min(look.size) for look in looks), "over five times as long as wide"),
+        (sum(look.header.turned for look in looks), "turned upright by EXIF data"),
+        (sum(look.header.frames > 1 for look in looks), "animated: the first frame is used"),
+        (sum(not look.header.frames for look in looks), "truncated after the first frame, which is used"),
+        (sum(max(look.header.size) > 5 * min(look.header.size) for look in looks), "over five times as long as wide"),
     ):
         if count:
             console.print(plain(f"{count:,} {what}", "dim"))

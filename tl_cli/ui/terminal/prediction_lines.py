@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 from rich.cells import cell_len, set_cell_size
@@ -11,7 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from tl_cli.api.prediction import Prediction, PredictionStream
-from tl_cli.data.preprocess import decode
+from tl_cli.data.decode import decode_picture
+from tl_cli.data.preprocess import as_tensor
 from tl_cli.text import csv_text, json_text, safe_text
 from tl_cli.ui.terminal.console import make_console, plain, print_error, shortened
 from tl_cli.ui.terminal.observer import TerminalObserver
@@ -76,14 +76,11 @@ class Lines:
     def __call__(self, prediction: Prediction) -> None:
         """Print the line, after a small picture if requested."""
         if self._show:
-            of = self._predictions
-            picture = decode(
-                Path(prediction.path),
-                short_side=2 * _THUMBNAIL,
-                pixel_range=of.pixel_range,
-                max_pixels=of.max_pixels,
+            side, of = 2 * _THUMBNAIL, self._predictions
+            picture = decode_picture(
+                prediction.path, short_side=side, pixel_range=of.pixel_range, max_pixels=of.max_pixels
             )
-            self._console.print(thumbnail(picture, _THUMBNAIL))
+            self._console.print(thumbnail(as_tensor(picture.pixels), _THUMBNAIL))
         best = prediction.top(self._top)
         # As many classes as fit, at least one.
         cell = self._label + 8
