@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.test_plot import record
-from tests.tracking.test_recorder import epoch
+from tests.support.recording import epoch
 from tl_cli.api.run_curves import CurvesRequest, CurvesResult, FollowObserver, follow_curves, read_curves
 from tl_cli.errors import RunNotFoundError, UsageError
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.test_plot import record
 from tests.conftest import wait_for
-from tests.tracking.test_listing import dead_run, silent_run
+from tests.support.recording import dead_run, silent_run
 from tl_cli.tracking.store import open_store
 
 

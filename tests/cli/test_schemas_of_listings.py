@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from tests.cli.test_plot import record
-from tests.tracking.test_listing import dead_run
+from tests.support.recording import dead_run
 from tl_cli.tracking.store import open_store
 
 

@@ -1,10 +1,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,31 +8,16 @@ from mlflow.entities import Run
 
 from tests.cli.test_plot import record
 from tests.conftest import said_by, start_in
+from tests.support.recording import held, recorder
 from tests.test_kills import TRAIN, newest_step, wait_until
-from tests.tracking.test_recorder import recorder, store  # noqa: F401 (a fixture)
 from tl_cli.errors import TrackingError, UsageError
 from tl_cli.tracking.journal import JOURNAL, alone_with
 from tl_cli.tracking.ownership import owned, reading
 from tl_cli.tracking.store import Store
 from tl_cli.tracking.sync import Synced, sync
 
-_HOLD = (
-    "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); sys.stdin.read()"
-)
 
-
-@contextmanager
-def held(lock: Path) -> Iterator[None]:
-    """Let another process hold a lock."""
-    with subprocess.Popen(
-        [sys.executable, "-c", _HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        process.stdout.readline()
-        yield
-        process.stdin.close()
-
-
-def killed_run(store: Store) -> Run:  # noqa: F811
+def killed_run(store: Store) -> Run:
     made = record("stopped")
     store.client.set_terminated(made.run_id, "KILLED", end_time=1_000_000_000_000)
     return store.find(made.run_id)
@@ -46,7 +27,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
-def test_a_journal_belongs_to_one_process_at_a_time(store: Store) -> None:  # noqa: F811
+def test_a_journal_belongs_to_one_process_at_a_time(store: Store) -> None:
     run = killed_run(store)
     path = store.state_folder(run) / JOURNAL
     other = held(path.with_name(f".{JOURNAL}.lock"))
@@ -59,7 +40,7 @@ def test_a_journal_belongs_to_one_process_at_a_time(store: Store) -> None:  # no
         pass
 
 
-def test_a_process_that_does_not_own_a_run_changes_nothing_of_it(store: Store) -> None:  # noqa: F811
+def test_a_process_that_does_not_own_a_run_changes_nothing_of_it(store: Store) -> None:
     run = killed_run(store)
     before = everything(store.state_folder(run))
     with held(store.state_folder(run) / f".{JOURNAL}.lock"):
@@ -77,7 +58,7 @@ def test_a_process_that_does_not_own_a_run_changes_nothing_of_it(store: Store) -
 def test_what_another_process_holds_is_neither_resumed_nor_closed_nor_deleted(
     command: tuple[str, ...],
     tl,
-    store: Store,  # noqa: F811
+    store: Store,
     workplace: Path,
 ) -> None:
     run = killed_run(store)
@@ -91,7 +72,7 @@ def test_what_another_process_holds_is_neither_resumed_nor_closed_nor_deleted(
         assert lock.exists()
 
 
-def test_what_is_read_is_not_deleted_and_any_number_may_read(tl, store: Store) -> None:  # noqa: F811
+def test_what_is_read_is_not_deleted_and_any_number_may_read(tl, store: Store) -> None:
     run = killed_run(store)
     other = held(store.state_folder(run) / ".reader-other.lock")
     with other, reading(store, run), reading(store, run):
@@ -107,7 +88,7 @@ def test_what_is_read_is_not_deleted_and_any_number_may_read(tl, store: Store) -
         assert now.info.run_id == run.info.run_id
 
 
-def test_no_lock_is_made_where_a_run_has_no_folder(store: Store, workplace: Path) -> None:  # noqa: F811
+def test_no_lock_is_made_where_a_run_has_no_folder(store: Store, workplace: Path) -> None:
     made = store.client.create_run(store.experiment("tl"), run_name="foreign")
     store.client.set_terminated(made.info.run_id)
     before = sorted(workplace.rglob("*"))
@@ -116,7 +97,7 @@ def test_no_lock_is_made_where_a_run_has_no_folder(store: Store, workplace: Path
         assert sorted(workplace.rglob("*")) == before
 
 
-def test_a_run_that_was_removed_meanwhile_is_not_taken_up(store: Store) -> None:  # noqa: F811
+def test_a_run_that_was_removed_meanwhile_is_not_taken_up(store: Store) -> None:
     run = killed_run(store)
     store.client.delete_run(run.info.run_id)
     with pytest.raises(UsageError, match="has been removed in the meantime"), owned(store, run):

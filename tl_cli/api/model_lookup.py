@@ -18,8 +18,7 @@ from tl_cli.models.list.completion import is_architecture
 
 if TYPE_CHECKING:
     # Types only: a saved-model folder needs no MLflow.
-    from mlflow.entities import Run  # noqa: TID251 (a type)
-
+    from tl_cli.tracking.recorded import Run
     from tl_cli.tracking.store import Store
 
 # Named as in models.bundle, which imports torch.
