@@ -146,17 +146,20 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
 def die_in(name: str) -> None:
     """Let the process be killed as it begins to record a certain thing."""
     from tl_cli.tracking import recorder as run
+    from tl_cli.tracking import sync
 
     def die(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     if name == "write_toml":
         run.write_toml = die
+    elif name == "dataset_inputs":
+        sync.dataset_inputs = die
     else:
         setattr(run.Recorder, name, die)
 
 
-@pytest.mark.parametrize("name", ["write_toml", "_log_data", "_put_result"])
+@pytest.mark.parametrize("name", ["write_toml", "dataset_inputs", "_put_results"])
 def test_a_record_that_was_cut_short_is_completed(
     name: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:

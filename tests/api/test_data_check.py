@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 import tl_cli
-from tests.conftest import COLOURS, write_pictures
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli import CheckRequest, Observer, check_data
 from tl_cli.api.data_check import class_counts, class_ratio
 from tl_cli.contract import USUAL_COLUMNS

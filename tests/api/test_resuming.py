@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.conftest import Project, Silent, small_settings
-from tests.conftest import write_pictures
+from tests.support.pictures import write_pictures
 from tl_cli import Settings, TrainRequest, train
 from tl_cli.api import resuming
 from tl_cli.errors import Interrupted, UsageError

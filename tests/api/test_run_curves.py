@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.records import epoch, record
+from tests.support.recording import epoch, record
 from tl_cli.api.run_curves import CurvesRequest, CurvesResult, FollowObserver, follow_curves, read_curves
 from tl_cli.errors import RunNotFoundError, UsageError
 

@@ -87,8 +87,8 @@ def test_every_way_to_a_prediction_scales_alike(there: Store, twelve_bits: Path,
     measured = Evaluator(classifier, card).measure("test")
     paths = [twelve_bits / name for name in measured.images.ids]
     answers = {"predict": torch.stack([each.probabilities for each in predict_images(predictor, map(str, paths))])}
-    (output,) = run.outputs.model_outputs
-    served = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    (model_id,) = run.model_ids
+    served = mlflow.pyfunc.load_model(f"models:/{model_id}")
     rows = served.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
     answers["pyfunc"] = torch.tensor(rows[list(card.classes)].to_numpy(dtype=np.float32))
     # Scaled by hand, saved with 8 bits, and shown to the same model.

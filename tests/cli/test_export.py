@@ -4,7 +4,6 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from tests.cli.test_predict import saved as saved
 from tl_cli.models.zoo import registry
 
 

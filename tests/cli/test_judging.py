@@ -113,8 +113,8 @@ def test_other_images_are_matched_by_the_names_of_their_classes(tl, there: Store
     name = f"eval/new-all-{said['digest'][:8]}/accuracy"
     run = there.find("good")
     assert run.data.metrics[name] == said["accuracy"]
-    contexts = {each.dataset.name: each.tags[0].value for each in run.inputs.dataset_inputs}
-    assert contexts["new-all"] == "evaluation"
+    inputs = there.client.get_run(run.info.run_id).inputs.dataset_inputs
+    assert {each.dataset.name: each.tags[0].value for each in inputs}["new-all"] == "evaluation"
     assert name not in there.find("poor").data.metrics
     # Other images in a folder of the same name have numbers and files of their own.
     write_pictures(tmp_path / "other" / "new", COLOURS, 3)
@@ -472,8 +472,8 @@ def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: 
     said = list(predict_images(Predictor(classifier, card.classes), map(str, paths), batch_size=5))
     assert [each.path for each in said] == [str(path) for path in paths]
     answers["predict"] = torch.stack([each.probabilities for each in said]).log()
-    (output,) = run.outputs.model_outputs
-    served = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    (model_id,) = run.model_ids
+    served = mlflow.pyfunc.load_model(f"models:/{model_id}")
     rows = served.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
     answers["pyfunc"] = torch.from_numpy(np.log(rows[list(card.classes)].to_numpy(dtype=np.float32)))
     classifier, card = registry.restore(folder)
@@ -682,7 +682,7 @@ def test_models_are_trained_on_the_same_split_and_compared_without_those_that_fa
     store = open_store(None)
     *trainings, parent = store.runs()
     assert {run.data.tags["mlflow.parentRunId"] for run in trainings} == {parent.info.run_id}
-    assert len({run.inputs.dataset_inputs[0].dataset.digest for run in trainings}) == 1
+    assert len({run.images["training"].digest for run in trainings}) == 1
     assert parent.info.status == "FINISHED"
     assert parent.data.tags["mlflow.note.content"].startswith("| model |")
     assert store.artifact(parent, "comparison/accuracy_against_cost.png") is not None
@@ -746,11 +746,11 @@ def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Pa
 
 
 def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
-    (output,) = there.find("good").outputs.model_outputs
+    (model_id,) = there.find("good").model_ids
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{output.model_id}", "-p", str(port)]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{model_id}", "-p", str(port)]
     # It looks for uvicorn on the path, and starts others, which a signal to it alone would leave behind.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     server = subprocess.Popen([*command, "--env-manager", "local"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -852,12 +852,12 @@ def _png(width: int, height: int) -> bytes:
 def test_a_server_answers_with_the_cause_of_a_failure_and_a_program_has_no_limit(
     there: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (output,) = there.find("good").outputs.model_outputs
+    (model_id,) = there.find("good").model_ids
     monkeypatch.setenv("TL_REQUEST_PIXELS", "8x8")
     with pytest.raises(mlflow.MlflowException, match="TL_REQUEST_PIXELS='8x8' is not a number of pixels"):
-        mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+        mlflow.pyfunc.load_model(f"models:/{model_id}")
     monkeypatch.setenv("TL_REQUEST_PIXELS", "99")
-    served = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+    served = mlflow.pyfunc.load_model(f"models:/{model_id}")
     assert len(served.predict(pd.DataFrame({"image": [_png(10, 10)] * 2}))) == 2
 
     class Broken(torch.nn.Module):

@@ -9,8 +9,9 @@ from PIL import Image
 
 import tl_cli
 from tests.support.processes import tl_process
-from tests.support.records import dead_run, epoch, record, recorder
+from tests.support.recording import dead_run, epoch, record, recorder
 from tl_cli.errors import Interrupted
+from tl_cli.tracking.recorder import Pace
 from tl_cli.tracking.store import open_store
 
 SCHEMAS = Path(tl_cli.__file__).parent / "api" / "schemas"
@@ -130,8 +131,7 @@ def read_until(stream, wanted: bytes) -> bytes:
     return seen
 
 
-def test_following_shows_epochs_as_they_end_and_ends_with_the_run(workplace: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+def test_following_shows_epochs_as_they_end_and_ends_with_the_run(workplace: Path) -> None:
     made = record("one", epochs=1, end=False)
     process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
     read_until(stream, b"epoch 1")
@@ -146,8 +146,7 @@ def test_following_shows_epochs_as_they_end_and_ends_with_the_run(workplace: Pat
     assert b"loss by step" in said
 
 
-def test_following_waits_for_a_training_that_has_not_begun(workplace: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+def test_following_waits_for_a_training_that_has_not_begun(workplace: Path) -> None:
     record("old")
     process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
     read_until(stream, b"no run is training yet")
@@ -160,14 +159,13 @@ def test_following_waits_for_a_training_that_has_not_begun(workplace: Path, monk
     assert f"new  {made.run_id[:8]}".encode() in said
 
 
-def test_the_run_that_was_resumed_last_is_followed_and_is_the_latest(workplace: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+def test_the_run_that_was_resumed_last_is_followed_and_is_the_latest(workplace: Path) -> None:
     killed = record("killed", epochs=1, end=False)
     killed.__exit__(Interrupted, Interrupted(15), None)
     newer = record("newer")
     store = open_store(None)
     assert store.find("latest").info.run_id == newer.run_id
-    resumed = recorder(store, run_id=killed.run_id)
+    resumed = recorder(store, run_id=killed.run_id, pace=Pace(send_s=0.1))
     resumed.__enter__()
     assert store.find("latest").info.run_id == killed.run_id
     process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
@@ -180,8 +178,7 @@ def test_the_run_that_was_resumed_last_is_followed_and_is_the_latest(workplace: 
     assert killed.run_id[:8].encode() in said
 
 
-def test_ctrl_c_leaves_the_run_alone(workplace: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+def test_ctrl_c_leaves_the_run_alone(workplace: Path) -> None:
     made = record("one", epochs=1, end=False)
     process, stream = follow(workplace, "one", MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
     read_until(stream, b"epoch 1")
@@ -205,8 +202,7 @@ def test_following_a_dead_run_ends_immediately_and_reports_it(tl, workplace: Pat
     assert "is dead" in followed.out
 
 
-def test_a_metric_that_comes_later_is_followed_and_a_run_that_is_removed_ends_it(workplace: Path, monkeypatch) -> None:
-    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.1)
+def test_a_metric_that_comes_later_is_followed_and_a_run_that_is_removed_ends_it(workplace: Path) -> None:
     made = record("one", epochs=0, end=False)
     process, stream = follow(
         workplace, "one", "--metric", "val/*", MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import wait_for
-from tests.support.records import dead_run, record, silent_run
+from tests.support.recording import dead_run, record, silent_run
 from tl_cli.tracking.store import open_store
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.support.records import dead_run, record
+from tests.support.recording import dead_run, record
 from tl_cli.tracking.store import open_store
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_commands import QUICK, train
+from tests.support.commands import QUICK, train
 from tests.support.imports import run_watched
 from tl_cli.cli import groups
 from tl_cli.tracking.store import open_store

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from tests.conftest import COLOURS, write_pictures
+from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.data.images import FileImages
 from tl_cli.data.sources.folder import scan
 from tl_cli.data.stored_results import result_path, stored_result

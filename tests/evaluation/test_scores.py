@@ -1,9 +1,10 @@
+import math
 import subprocess
 import sys
 
 import pytest
 
-from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded, better
+from tl_cli.evaluation.scores import EPOCH_SCORES, RESULTS, EpochEnded, Results, better, values_by_key
 
 
 def test_every_score_has_a_key_and_a_heading_of_its_own() -> None:
@@ -26,8 +27,55 @@ def test_the_keys_are_those_that_earlier_versions_recorded() -> None:
     }
 
 
+def test_the_keys_of_results_are_those_that_earlier_versions_recorded() -> None:
+    assert {name: score.key for name, score in RESULTS.items()} == {
+        "val_accuracy": "best/val_accuracy",
+        "val_loss": "best/val_loss",
+        "best_epoch": "best/epoch",
+        "test_accuracy": "test/accuracy",
+        "test_loss": "test/loss",
+        "clean_train_accuracy": "clean_train/accuracy",
+        "clean_train_loss": "clean_train/loss",
+        "seconds": "time/train_seconds",
+    }
+
+
+def test_results_are_linked_to_the_images_that_they_were_measured_on() -> None:
+    parts = {"val": "val", "test": "test", "clean_train": "train"}
+    for name, score in RESULTS.items():
+        assert score.measured_on == next(
+            (part for prefix, part in parts.items() if name.startswith(f"{prefix}_")), None
+        )
+
+
+def test_results_are_read_from_the_metrics_of_a_run_and_written_under_their_keys() -> None:
+    recorded = {"test/accuracy": 0.5, "best/epoch": 3.0, "step/loss": 1.0}
+    results = Results.of(recorded)
+    assert (results.test_accuracy, results.best_epoch, results.val_accuracy) == (0.5, 3.0, None)
+    assert values_by_key(results) == {"test/accuracy": 0.5, "best/epoch": 3.0}
+    assert values_by_key(EpochEnded(2, 20, val_loss=0.25)) == {"val/loss": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_possible"),
+    [
+        ("test_accuracy", 1.0, True),
+        ("test_accuracy", 1.01, False),
+        ("test_accuracy", -0.01, False),
+        ("test_accuracy", math.nan, False),
+        ("test_loss", -3.0, True),
+        ("test_loss", math.inf, False),
+        ("best_epoch", 1e9, True),
+        ("best_epoch", 2e9, False),
+        ("seconds", -1.0, False),
+    ],
+)
+def test_only_numbers_within_the_range_of_their_unit_are_possible(name: str, value: float, is_possible: bool) -> None:
+    assert RESULTS[name].is_possible(value) is is_possible
+
+
 def test_accuracies_improve_upwards_and_losses_downwards() -> None:
-    for name, score in EPOCH_SCORES.items():
+    for name, score in [*EPOCH_SCORES.items(), *RESULTS.items()]:
         assert score.better == ("higher" if "accuracy" in name else "lower" if "loss" in name else None)
 
 

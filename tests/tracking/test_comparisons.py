@@ -1,7 +1,11 @@
+import time
 from pathlib import Path
 
-from tl_cli.tracking.comparisons import CONTENDER_TAG, trainings_of
-from tl_cli.tracking.store import open_store
+from tests.support.processes import wait_for
+from tl_cli.tracking import listing
+from tl_cli.tracking.comparisons import CONTENDER_TAG, Parent, trainings_of
+from tl_cli.tracking.liveness import HEARTBEAT_TAG
+from tl_cli.tracking.store import Store, open_store
 
 
 def test_complete_trainings_are_grouped_by_model_in_the_order_of_their_seeds(workplace: Path) -> None:
@@ -23,3 +27,12 @@ def test_complete_trainings_are_grouped_by_model_in_the_order_of_their_seeds(wor
         store.client.set_terminated(run.info.run_id, status)
     found = {model: [run.info.run_name for run in runs] for model, runs in trainings_of(store, parent).items()}
     assert found == {"a": ["a0", "a1"], "b": ["b1"]}
+
+
+def test_a_comparison_says_that_it_lives(store: Store) -> None:
+    began = time.time()
+    with Parent(store, store.experiment("tl"), "both", "tl compare", beat_s=0.02) as parent:
+        wait_for(lambda: HEARTBEAT_TAG in store.find("both").data.tags, "a heartbeat")
+        # In whole seconds.
+        assert began - 1 <= float(store.find("both").data.tags[HEARTBEAT_TAG]) <= time.time() + 1
+        assert listing.status_of(store.find(parent.run_id)) == "running"

@@ -1,34 +1,14 @@
 """MLflow's own variables and URIs: where a new run is recorded, and how runs and models are named."""
 
-import json
-import shutil
-import sqlite3
 import sys
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import pytest
-import torch
 from mlflow.entities import Run
 
-from tests.support.commands import Result
-from tl_cli.tracking.store import Store, open_store
-from tl_cli.training.config import read_toml
-
-SMALL = ("train", "timm/test_resnet", "--weights", "none", "--epochs", "1", "--freeze-epochs", "0", "--input-size", "32",
-         "--batch-size", "16", "--no-probe", "--quiet")  # fmt: skip
-
-
-@pytest.fixture
-def store(workplace: Path) -> Store:
-    return open_store(None)
-
-
-@pytest.fixture
-def train(tl, colours: Path) -> Callable[..., Result]:
-    return lambda *options: tl(*SMALL, "--data", colours, *options)
+from tests.support.recording import TRAIN_SMALL
+from tl_cli.tracking.store import Store
 
 
 def runs_by_experiment(store: Store) -> dict[str, list[Run]]:
@@ -144,7 +124,7 @@ def test_resuming_a_run_while_the_environment_names_another_is_refused(
 
 
 def test_mlflow_run_records_in_the_run_that_it_made(store: Store, colours: Path, workplace: Path) -> None:
-    command = " ".join([sys.executable, "-m", "tl_cli", *SMALL, "--data", str(colours)])
+    command = " ".join([sys.executable, "-m", "tl_cli", *TRAIN_SMALL, "--data", str(colours)])
     (workplace / "MLproject").write_text(f'name: tl\nentry_points:\n  main:\n    command: "{command}"\n')
     submitted = mlflow.projects.run(".", experiment_name="project", env_manager="local")
     run = store.client.get_run(submitted.run_id)
@@ -159,97 +139,10 @@ def test_mlflow_run_records_in_the_run_that_it_made(store: Store, colours: Path,
 def test_system_metrics_are_recorded_unless_mlflows_variable_says_no(
     value: str | None, is_recorded: bool, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.support.records import recorder
+    from tests.support.recording import recorder
 
     if value is not None:
         monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", value)
     with recorder(store) as record:
         monitors = mlflow.tracking.fluent.run_id_to_system_metrics_monitor
         assert (record.run_id in monitors) == is_recorded
-
-
-def test_mlflows_names_of_models_and_runs_are_understood(store: Store, tl, train, workplace: Path) -> None:
-    assert train("--register", "shelf", "--run-name", "one").code == 0
-    assert train("--register", "shelf", "--run-name", "two").code == 0
-    one, two = store.find("one"), store.find("two")
-    (first,), (second,) = (run.outputs.model_outputs for run in (one, two))
-    client = mlflow.MlflowClient()
-    client.set_registered_model_alias("shelf", "good", "1")
-    name = client.get_logged_model(first.model_id).name
-    meant = {
-        "models:/shelf/1": one, "models:/shelf@good": one, "models:/shelf/2": two, "models:/shelf/latest": two,
-        f"models:/{first.model_id}": one, f"models:/{second.model_id}": two, f"runs:/{one.info.run_id}": one,
-        f"runs:/{one.info.run_id}/{name}": one, f"runs:/{two.info.run_id[:8]}": two,
-    }  # fmt: skip
-    for uri, run in meant.items():
-        assert store.find(uri).info.run_id == run.info.run_id, uri
-        # MLflow's own reading of the same name, where it has one.
-        if uri.startswith("models:/"):
-            assert mlflow.models.get_model_info(uri).run_id == run.info.run_id
-    for uri in ("models:/shelf/9", "models:/shelf@bad", "models:/none/1", "models:/m-0", "runs:/0000", "models:/",
-                "runs:/", f"runs:/{one.info.run_id}/other", "models:/a/b/c"):  # fmt: skip
-        refused = tl("eval", uri)
-        assert refused.code == 2, (uri, refused.err)
-        assert len(refused.err.strip().splitlines()) <= 3
-    shown = tl("runs", "diff", "models:/shelf/1", f"runs:/{two.info.run_id}")
-    assert shown.code == 0, shown.err
-    assert tl("eval", "models:/shelf@good").code == 0
-    assert train("--weights", "models:/shelf/2", "--run-name", "three").code == 0
-    assert second.model_id in str(read_toml(store.state_folder(store.find("three")) / "config.toml")["weights"])
-    store.client.delete_run(one.info.run_id)
-    removed = tl("eval", "models:/shelf/1")
-    assert removed.code == 2
-    assert "has been removed" in removed.err
-
-
-def test_a_run_with_several_models_means_its_latest(store: Store, workplace: Path) -> None:
-    from tests.support.records import recorder
-    from tl_cli.contract import DataSpec, ModelCard
-    from tl_cli.models import bundle
-    from tl_cli.models.zoo import registry
-    from tl_cli.tracking.logged_model import Naming, log_model
-
-    made = registry.create("timm/test_resnet", 2, weights="none", input_size=32)
-    with recorder(store) as record:
-        ids = []
-        for number in range(1, 6):
-            card = ModelCard(
-                architecture=made.name, head=made.head, classes=("a", "b"), preprocessing=made.preprocessing,
-                weights=made.weights, data=DataSpec(source="/nowhere", layout="classes"), recipe="default", epoch=number,
-            )  # fmt: skip
-            with torch.no_grad():
-                next(made.model.parameters()).add_(1.0)
-            bundle.save(workplace / f"best{number}", made.model, card)
-            ids.append(log_model(workplace / f"best{number}", Naming("small", {})))
-    run = store.find(record.run_id)
-    assert bundle.read_card(store.model_folder(run)).epoch == 5
-    for number, model_id in enumerate(ids, 1):
-        uri = f"models:/{model_id}"
-        assert bundle.read_card(store.model_folder(store.find(uri), uri)).epoch == number
-
-
-def test_a_model_on_this_disk_is_used_where_its_artifact_store_cannot_be_reached(
-    store: Store, tl, train, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert train("--run-name", "mine").code == 0
-    accuracy = store.find("mine").data.metrics["test/accuracy"]
-    with closing(sqlite3.connect("mlflow.db")) as database:
-        database.execute("update logged_models set artifact_location = 's3://bucket/' || model_id")
-        database.commit()
-    for module in ("boto3", "botocore"):
-        monkeypatch.setitem(sys.modules, module, None)
-    model_id = store.find("mine").outputs.model_outputs[0].model_id
-    for name in ("mine", f"models:/{model_id}"):
-        evaluated = tl("eval", name, "--json", "--no-log")
-        assert evaluated.code == 0, evaluated.err
-        assert "pip install boto3" in evaluated.err
-        assert json.loads(evaluated.out)["accuracy"] == pytest.approx(accuracy)
-    # Another model of the run is not taken for the one that is named.
-    with closing(sqlite3.connect("mlflow.db")) as database:
-        database.execute("update logged_model_params set param_value = 'other' where param_key = 'weights_sha256'")
-        database.commit()
-    refused = tl("eval", f"models:/{model_id}")
-    assert (refused.code, "pip install boto3" in refused.err) == (1, True), refused.err
-    shutil.rmtree(store.state_folder(store.find("mine")) / "best")
-    refused = tl("predict", "mine", "x.jpg")
-    assert (refused.code, "pip install boto3" in refused.err) == (1, True), refused.err

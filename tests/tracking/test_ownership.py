@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
-from tests.support.locks import held
 from tests.support.processes import said_by, start_in
 from tests.support.quick_run import TRAIN, newest_step, wait_until
-from tests.support.records import record, recorder
+from tests.support.recording import held, record, recorder
 from tl_cli.errors import TrackingError, UsageError
 from tl_cli.tracking.journal import JOURNAL, alone_with
 from tl_cli.tracking.ownership import owned, reading

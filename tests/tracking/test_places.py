@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.projects import enter, files, project
+from tests.support.recording import enter, files, project
 from tl_cli.errors import TrackingError
 from tl_cli.tracking import places
 from tl_cli.tracking.destination import find_destination

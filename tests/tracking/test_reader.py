@@ -1,18 +1,15 @@
 import math
-from pathlib import Path
+import time
 
 import pytest
 from mlflow.entities import Metric
 
+from tests.support.recording import recorder
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.scores import EpochEnded
 from tl_cli.tracking.reader import matching_metrics, read_history, read_sparks
-from tl_cli.tracking.store import Store, open_store
-
-
-@pytest.fixture
-def store(workplace: Path) -> Store:
-    return open_store(None)
+from tl_cli.tracking.store import Store
+from tl_cli.training.events import LossSampled
 
 
 def recorded(store: Store, *points: tuple[str, float, int]) -> str:
@@ -78,3 +75,24 @@ def test_metrics_are_chosen_by_name_or_pattern(store: Store) -> None:
     assert matching_metrics([run], ["vall/*"], strict=False) == []
     with pytest.raises(UsageError, match="no metric 'scores' is recorded. Did you mean score"):
         matching_metrics([run], ["scores"])
+
+
+def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -> None:
+    from tl_cli.tracking.reader import read_history
+
+    began_at = time.time()
+    with recorder(store) as first:
+        first(LossSampled(1, 1, 1.0, 1e-3, 0.0))
+    # As if it had ended an hour ago.
+    run = store.find(first.run_id)
+    ended = run.info.end_time
+    with recorder(store, run_id=first.run_id) as second:
+        tags = store.find(first.run_id).data.tags
+        began, over = (int(part) for part in tags["mlflow.tl.pauses"].split("-"))
+        assert began == ended
+        assert over >= began
+        store.client.set_tag(first.run_id, "mlflow.tl.pauses", f"{began - 3_600_000}-{over}")
+        second(LossSampled(2, 1, 1.0, 1e-3, 0.0))
+    seconds = dict(read_history(store, store.find(first.run_id)).clock)
+    # Without the hour it is what the test took.
+    assert seconds[2] - seconds[1] <= time.time() - began_at

@@ -1,6 +1,13 @@
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
 import pytest
 
+from tl_cli.errors import TrackingError
 from tl_cli.tracking.reasons import reason, root
+from tl_cli.tracking.store import Store
 
 
 @pytest.mark.parametrize(
@@ -35,3 +42,30 @@ def test_the_root_is_the_first_cause() -> None:
     assert root(third) is first
     first.__context__ = third  # a cycle
     assert root(third) is first
+
+
+def test_the_drivers_own_words_are_the_reason() -> None:
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import OperationalError
+
+    engine = create_engine("sqlite://")
+    with pytest.raises(OperationalError) as missing, engine.connect() as connection:
+        connection.execute(text("select * from runs"))
+    autoflush = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)\n"
+    for error in (missing.value, mlflow.MlflowException(autoflush + str(missing.value))):
+        assert reason(error) == "no such table: runs; the database has been removed or reset"
+    with engine.connect() as connection:
+        connection.execute(text("create table t (x)"))
+        connection.execute(text("pragma max_page_count = 2"))
+        with pytest.raises(OperationalError) as full:
+            connection.execute(text("insert into t values (zeroblob(90000))"))
+    assert reason(mlflow.MlflowException(autoflush + str(full.value))).startswith("database or disk is full; free ")
+
+
+def test_a_database_that_is_away_is_said_in_the_drivers_words(store: Store, workplace: Path) -> None:
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        database.execute("drop table tags")
+        database.execute("drop table runs")
+        database.commit()
+    with pytest.raises(TrackingError, match="no such table.*removed or reset"):
+        store.runs()

@@ -1,33 +1,22 @@
-import os
-import socket
-import subprocess
-import sys
-import textwrap
-import threading
+import sqlite3
 import time
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
-from mlflow.utils.logging_utils import enable_logging
 
 from tests.support.commands import Result
-from tests.support.records import epoch, recorder
+from tests.support.recording import epoch, recorder
 from tests.support.training import SMALL, plan_for
-from tl_cli.contract import DataSpec, ModelCard
-from tl_cli.errors import Interrupted, RunNotFoundError, TrackingError
-from tl_cli.models import bundle
-from tl_cli.models.zoo import registry
-from tl_cli.tracking import recorder as run
-from tl_cli.tracking.journal import JOURNAL, Journal, Left, read
-from tl_cli.tracking.logged_model import Naming, log_model
+from tl_cli.errors import Interrupted, TrackingError
+from tl_cli.tracking.evaluations import NOTE_TAG
+from tl_cli.tracking.journal import JOURNAL, Left, read
 from tl_cli.tracking.reader import read_history
-from tl_cli.tracking.recorder import Recorder
+from tl_cli.tracking.recorder import Pace
 from tl_cli.tracking.store import Store, open_store
-from tl_cli.tracking.sync import Synced, sync
 from tl_cli.training.events import LossSampled, notify_all
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import new_state
@@ -62,12 +51,11 @@ def test_every_point_is_recorded_under_its_step(store: Store) -> None:
 
 
 def test_many_points_are_written_to_the_journal_at_once_but_none_waits_long(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store,
 ) -> None:
-    monkeypatch.setattr(run, "_FLUSH_EVERY_S", 1e6)
     clock = Clock()
     sizes = set()
-    with recorder(store, clock=clock) as record:
+    with recorder(store, clock=clock, pace=Pace(send_s=1e6)) as record:
         journal = record.folder / JOURNAL
         for step in range(1, 20_001):
             clock.now += 0.001
@@ -91,16 +79,12 @@ class Clock:
         return self.now
 
 
-def test_what_a_checkpoint_covers_is_in_the_journal_before_it(
-    store: Store, odd_pictures: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # No point is written for its age.
-    monkeypatch.setattr(run, "_SETTLE_EVERY_S", float("inf"))
-    monkeypatch.setattr(run, "_FLUSH_EVERY_S", 1e6)
+def test_what_a_checkpoint_covers_is_in_the_journal_before_it(store: Store, odd_pictures: Path) -> None:
     plan = plan_for(odd_pictures, model=SMALL, epochs=2, freeze_epochs=1, batch_size=8, log_every=1)
     state = new_state(plan)
     covered: list[tuple[int, set[int], set[int]]] = []
-    with recorder(store) as record:
+    # No point is written for its age.
+    with recorder(store, pace=Pace(settle_s=float("inf"), send_s=1e6)) as record:
 
         def settle() -> None:
             record.settle()
@@ -175,114 +159,12 @@ def test_what_was_left_is_done_at_the_end_where_the_store_is_back(
     with recorder(store) as record:
         # Whatever a store answers, and whatever error its client makes of that.
         monkeypatch.setattr(mlflow.MlflowClient, "set_tag", lambda *arguments: {}["nonsense"])
-        record._set_note("hello")
+        record.log(Left("tag", NOTE_TAG, "hello"))
         monkeypatch.setattr(mlflow.MlflowClient, "set_tag", set_tag)
         assert len(record.warnings) == 1
     assert len(record.warnings) == 1
     assert store.client.get_run(record.run_id).data.tags["mlflow.note.content"] == "hello"
     assert read(record.folder / JOURNAL, record.run_id).left == []
-
-
-def test_what_a_store_will_never_take_is_said_once_and_holds_nothing_up(store: Store) -> None:
-    with recorder(store) as record:
-        store.client.log_param(record.run_id, "epochs", "4")
-        with Journal(record.folder / JOURNAL) as journal:
-            journal.leave(
-                [
-                    Left("param", "epochs", "5"),
-                    Left("data", str(record.folder / "card.json"), ""),
-                    Left("model", str(record.folder), Naming("m", {}).to_json()),
-                    Left("tag", "lone \ud800", "x"),
-                    Left("tag", "late", "but there"),
-                ]
-            )
-    found = sync(store, store.client.get_run(record.run_id))
-    assert found.pieces == 1
-    assert [each.split(" ")[1] for each in found.refused] == ["param", "data", "model", "tag"]
-    run = store.client.get_run(record.run_id)
-    assert (run.data.tags["late"], run.data.params["epochs"]) == ("but there", "4")
-    assert sync(store, run) == Synced(0, 0, None)
-
-
-def test_a_model_is_recorded_once_and_again_where_it_was_deleted(
-    store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    enable_logging()  # as MLflow's own autologging does
-    made = registry.create("timm/test_resnet", 2, weights="none", input_size=32)
-    bundle.save(
-        tmp_path / "best",
-        made.model,
-        ModelCard(
-            architecture=made.name, head=made.head, classes=("a", "b"), preprocessing=made.preprocessing,
-            weights=made.weights, data=DataSpec(source="/nowhere", layout="classes"), recipe="default", epoch=1,
-        ),
-    )  # fmt: skip
-    naming = Naming("small", {"epochs": "1"}, "shelf")
-    with recorder(store) as record:
-        first, second = (log_model(tmp_path / "best", naming) for _ in range(2))
-        assert first == second
-        assert len(store.client.search_model_versions("name='shelf'")) == 1
-        store.client.delete_logged_model(first)
-        assert log_model(tmp_path / "best", naming) != first
-    assert record.warnings == []
-    assert "registered model" not in capfd.readouterr().err
-
-
-def test_anothers_lock_beside_a_database_is_not_needed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = workplace / "shared"
-    elsewhere.mkdir()
-    (workplace / "mlflow.db").rename(elsewhere / "mlflow.db")
-    lock = elsewhere / ".mlflow.db.lock"
-    lock.touch()
-    may = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != lock and may(path, mode))
-    lock.chmod(0)
-    open_store(f"sqlite:///{elsewhere}/mlflow.db")
-    assert (workplace / "mlruns" / ".store.lock").exists()
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["sqlite:///{folder}", "sqlite:///{folder}/garbage.db", "postgresql+nothing://u:s3cret@h/d", "http://localhost:abc",
-     "http://a b", "http://[::1", "http://127.0.0.1:{port}", "http://\x1b[31mh"],
-)  # fmt: skip
-def test_an_address_that_is_no_store_is_said_in_a_line(address: str, workplace: Path) -> None:
-    (workplace / "garbage.db").write_bytes(b"no database" * 500)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def greet() -> None:
-            with suppress(OSError):
-                while True:
-                    with listener.accept()[0] as client:
-                        client.sendall(b"SSH-2.0-nothing\r\n")
-
-        threading.Thread(target=greet, daemon=True).start()
-        uri = address.format(folder=workplace, port=listener.getsockname()[1])
-        with pytest.raises(TrackingError) as refused:
-            open_store(uri)
-    assert len(str(refused.value).splitlines()) == 1
-    assert "s3cret" not in str(refused.value)
-
-
-def test_runs_are_found_by_what_people_type(store: Store) -> None:
-    with recorder(store) as one:
-        pass
-    with recorder(store) as two:
-        pass
-    assert store.find("latest").info.run_id == two.run_id
-    assert store.find(one.run_id[:6]).info.run_id == one.run_id
-    with pytest.raises(RunNotFoundError, match="2 runs are called 'r'"):
-        store.find("r")
-    with pytest.raises(RunNotFoundError, match="no run is called 'zzzz'"):
-        store.find("zzzz")
-
-
-def test_a_server_that_is_not_there_is_said_at_once(workplace: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.raises(TrackingError, match=rf"127.0.0.1:{port} does not answer"):
-        open_store(f"http://user:secret@127.0.0.1:{port}")
 
 
 def test_secrets_are_neither_said_nor_recorded(tl, colours: Path, workplace: Path) -> None:
@@ -297,50 +179,6 @@ def test_secrets_are_neither_said_nor_recorded(tl, colours: Path, workplace: Pat
     assert refused.code == 1
     assert "secret" not in refused.out + refused.err
     assert "hidden" not in refused.out + refused.err
-
-
-def test_a_recorded_model_works_where_tl_is_not_installed(tl, colours: Path, workplace: Path) -> None:
-    trained: Result = tl(
-        "train", "shufflenet_v2_x0_5", "--weights", "none", "--data", colours, "--epochs", "2", "--freeze-epochs", "1",
-        "--input-size", "32", "--tag", "who=me", "--register", "colours",
-    )  # fmt: skip
-    assert trained.code == 0, trained.err
-    assert "registered model" not in trained.out + trained.err
-    run = open_store(None).find("latest")
-    model_id = run.outputs.model_outputs[0].model_id
-    script = textwrap.dedent(f"""
-        import base64, importlib.util, sys
-        # The checkout is neither in the path nor found by an editable installation.
-        sys.path = [p for p in sys.path if not __import__("os").path.exists(__import__("os").path.join(p or ".", "tl_cli"))]
-        assert importlib.util.find_spec("tl_cli") is None
-        import mlflow, pandas as pd
-        mlflow.set_tracking_uri("sqlite:///{workplace}/mlflow.db")
-        model = mlflow.pyfunc.load_model("models:/{model_id}")
-        raw = [open("{colours}/test/" + name + "/000.png", "rb").read() for name in ("blue", "red")]
-        for column in (raw, [base64.b64encode(data).decode() for data in raw]):
-            answer = model.predict(pd.DataFrame({{"image": column}}))
-            print(answer.to_json(orient="records"))
-        import tl_cli
-        assert "site-packages" not in tl_cli.__file__ and "{Path(__file__).parents[2]}" not in tl_cli.__file__
-    """)
-    environment = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=workplace, env={**__import__("os").environ, **environment},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    import json
-
-    by_bytes, by_base64 = (json.loads(line) for line in done.stdout.splitlines())
-    assert by_bytes == by_base64
-    for row in by_bytes:
-        shares = {name: row[name] for name in ("blue", "green", "red")}
-        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
-        assert row["label"] == max(shares, key=shares.get)
-        assert row["probability"] == pytest.approx(max(shares.values()))
-    artifacts = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
-    assert not [path for path in artifacts.rglob("*") if path.suffix in (".pkl", ".pth", ".pt", ".cloudpickle")]
-    assert mlflow.MlflowClient().get_registered_model("colours").name == "colours"
 
 
 def test_the_record_tells_the_whole_story(tl, colours: Path, workplace: Path) -> None:
@@ -363,7 +201,8 @@ def test_the_record_tells_the_whole_story(tl, colours: Path, workplace: Path) ->
                 "time/images_per_second", "best/val_accuracy", "best/epoch", "test/accuracy", "test/loss",
                 "clean_train/accuracy"):  # fmt: skip
         assert key in metrics, key
-    assert [(d.dataset.name, d.tags[0].value) for d in run.inputs.dataset_inputs] == [
+    inputs = store.client.get_run(run.info.run_id).inputs.dataset_inputs
+    assert [(d.dataset.name, d.tags[0].value) for d in inputs] == [
         (f"{colours.name}-train", "training"), (f"{colours.name}-val", "validation"), (f"{colours.name}-test", "testing"),
     ]  # fmt: skip
     assert run.data.tags["who"] == "me"
@@ -381,42 +220,18 @@ def test_the_record_tells_the_whole_story(tl, colours: Path, workplace: Path) ->
         assert kept["logits"].shape == (18, 3)
         assert kept["ids"][0] == "test/blue/000.png"
         assert metrics["test/accuracy"] == pytest.approx((kept["logits"].argmax(1) == kept["labels"]).mean())
-    logged = store.client.get_logged_model(run.outputs.model_outputs[0].model_id)
+    logged = store.client.get_logged_model(run.model_ids[0])
     assert {metric.key for metric in logged.metrics} >= {"test/accuracy", "best/val_accuracy"}
     # One point each: MLflow draws a bar, and the bars of many runs are a leaderboard.
     for key in ("test/accuracy", "best/val_accuracy", "clean_train/accuracy"):
         assert len(store.client.get_metric_history(run.info.run_id, key)) == 1
 
 
-def _first_run(folder: str, number: int) -> None:
-    import os
-
-    from filelock import FileLock
-
-    from tl_cli.tracking import store as opening
-
-    os.chdir(folder)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    mlflow.set_tracking_uri(None)
-    # However long the others take.
-    opening.FileLock = lambda path, timeout: FileLock(path)
-    store = open_store(None)
-    with Recorder(store, experiment_id=store.experiment("tl"), run_name=f"run {number}", warn=print) as made:
-        made(LossSampled(1, 1, float(number), 1e-3, 0.0))
-
-
-def test_eight_first_runs_at_once_on_a_new_store_all_come_through(tmp_path: Path) -> None:
-    from tests.support.processes import FORKS
-
-    processes = [FORKS.Process(target=_first_run, args=(str(tmp_path), number)) for number in range(8)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * 8
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    experiment = client.get_experiment_by_name("tl")
-    runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.info.run_name for run in runs) == [f"run {number}" for number in range(8)]
-    assert sorted(run.data.metrics["step/loss"] for run in runs) == list(range(8))
-    assert {run.info.status for run in runs} == {"FINISHED"}
+def test_no_run_ends_before_it_starts_where_the_clock_was_set_back(store: Store) -> None:
+    with recorder(store) as record:
+        later = store.client.get_run(record.run_id).info.start_time + 3_600_000
+        with closing(sqlite3.connect("mlflow.db")) as database:
+            database.execute("update runs set start_time = ? where run_uuid = ?", (later, record.run_id))
+            database.commit()
+    info = store.client.get_run(record.run_id).info
+    assert (info.status, info.start_time, info.end_time) == ("FINISHED", later, later)

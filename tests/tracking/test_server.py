@@ -26,14 +26,12 @@ from cryptography.x509.oid import NameOID
 from urllib3.connectionpool import HTTPConnectionPool
 
 from tests.support.processes import said_by, wait_for
-from tests.support.records import epoch, recorder
-from tl_cli.contract import DataSpec, ModelCard
+from tests.support.recording import epoch, recorder, save_small_model
 from tl_cli.errors import TrackingError
-from tl_cli.models import bundle
-from tl_cli.models.zoo import registry
 from tl_cli.tracking.completion import complete_run
+from tl_cli.tracking.evaluations import NOTE_TAG
 from tl_cli.tracking.journal import Left
-from tl_cli.tracking.logged_model import Naming, log_model
+from tl_cli.tracking.logged_model import Naming
 from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.store import open_store
 from tl_cli.tracking.sync import Synced, sync
@@ -207,8 +205,6 @@ def proxy(at_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         monkeypatch.setenv(
             {"RETRIES": "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "TIMEOUT": "MLFLOW_HTTP_REQUEST_TIMEOUT"}[name], value
         )
-    monkeypatch.setattr("tl_cli.tracking.recorder._FLUSH_EVERY_S", 0.05)
-    monkeypatch.setattr("tl_cli.tracking.recorder._LAST_WAIT_S", 15.0)
     yield made
     made.close()
 
@@ -290,7 +286,7 @@ def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sy
     store = open_store(at_server)
     run = store.find("gone")
     assert run.info.status == "RUNNING"
-    assert not run.outputs.model_outputs
+    assert not run.model_ids
     # Other processes: this one would ask for files where it has been before.
     assert "recorded as finished" in said_well(tmp_path, "runs", "sync", "--tracking-uri", at_server)
     run = store.find("gone")
@@ -301,7 +297,7 @@ def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sy
         "curves/loss_by_step.png", "curves/accuracy_and_loss_by_epoch.png",
     }  # fmt: skip
     assert "top-1" in said_well(tmp_path, "eval", "gone", "--tracking-uri", at_server)
-    assert len(run.outputs.model_outputs) == 1
+    assert len(run.model_ids) == 1
     assert [value for _, value in points_of(store, run.info.run_id, "epoch")] == [1, 2]
 
 
@@ -370,17 +366,8 @@ def test_a_server_with_its_own_certificate_is_used_as_mlflows_variables_say(
 def log_small_model(folder: Path, record) -> str | None:
     """Log a saved model as a training does at its end."""
     if not folder.exists():
-        made = registry.create("timm/test_resnet", 2, weights="none", input_size=32)
-        bundle.save(
-            folder,
-            made.model,
-            ModelCard(
-                architecture=made.name, head=made.head, classes=("a", "b"), preprocessing=made.preprocessing,
-                weights=made.weights, data=DataSpec(source="/nowhere", layout="classes"), recipe="default", epoch=1,
-            ),
-        )  # fmt: skip
-    naming = Naming("small", {})
-    return record._try(lambda: log_model(folder, naming), Left("model", str(folder), naming.to_json()))
+        save_small_model(folder)
+    return record.log(Left("model", str(folder), Naming("small", {}).to_json()))
 
 
 def test_an_upload_that_the_server_takes_long_to_store_gets_through(at_server: str, tmp_path: Path) -> None:
@@ -411,7 +398,7 @@ def test_a_model_that_did_not_get_through_leaves_nothing_behind_and_sync_says_so
     with recorder(open_store(strict.url)) as record:
         strict.mood = "refuses weights"
         assert log_small_model(tmp_path / "best", record) is None
-        record._set_note("after the model")
+        record.log(Left("tag", NOTE_TAG, "after the model"))
     assert models() == []
     assert any("tl runs sync" in warning for warning in record.warnings)
     for _ in range(2):

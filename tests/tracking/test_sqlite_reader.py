@@ -15,8 +15,7 @@ from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.sqlite_reader import SqliteStore, default_uri, open_to_read
 from tl_cli.tracking.store import Store, open_store
 
-INFO = ("run_id", "run_name", "experiment_id", "user_id", "status", "lifecycle_stage", "artifact_uri", "end_time")
-DATASET = ("name", "digest", "source_type", "source", "schema", "profile")
+INFO = ("run_id", "run_name", "experiment_id", "status", "start_time", "end_time", "lifecycle_stage", "artifact_uri")
 
 
 @pytest.fixture
@@ -76,17 +75,17 @@ def test_runs_are_those_of_mlflows_client_in_its_order(client: mlflow.MlflowClie
     assert len(found) == (2 if removed else 8)
     for mine, theirs in zip(found, expected, strict=True):
         assert [getattr(mine.info, name) for name in INFO] == [getattr(theirs.info, name) for name in INFO]
-        assert mine.info.start_time == theirs.info.start_time
         assert list(mine.data.params.items()) == list(theirs.data.params.items())
         assert mine.data.tags == theirs.data.tags
         assert list(mine.data.metrics) == list(theirs.data.metrics)
         assert all(same(mine.data.metrics[key], value) for key, value in theirs.data.metrics.items())
         inputs = {each.dataset.digest: each for each in theirs.inputs.dataset_inputs}
-        assert len(mine.inputs.dataset_inputs) == len(inputs)
-        for each in mine.inputs.dataset_inputs:
-            other = inputs[each.dataset.digest]
-            assert [getattr(each.dataset, name) for name in DATASET] == [getattr(other.dataset, n) for n in DATASET]
-            assert {(tag.key, tag.value) for tag in each.tags} == {(tag.key, tag.value) for tag in other.tags}
+        for context, images in mine.images.items():
+            other = inputs[images.digest]
+            tags = {tag.key: tag.value for tag in other.tags}
+            assert (context, images.scheme) == (tags["mlflow.data.context"], tags["tl.digest_scheme"])
+            assert images.profile == other.dataset.profile
+        assert len(mine.images) == sum(bool(each.tags) for each in inputs.values())
 
 
 def test_experiments_are_those_of_mlflows_client(client: mlflow.MlflowClient) -> None:

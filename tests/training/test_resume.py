@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.training import (
-    SMALL,
-    SMALL_EFFICIENTNET,
-    bits,
-    plan_for,
-    run,
-    stopped_and_resumed,
-    weights_of,
-)
+from tests.support.training import SMALL, SMALL_EFFICIENTNET, bits, plan_for, run, stopped_and_resumed, weights_of
 from tl_cli.data.images import PackedImages
 from tl_cli.errors import Interrupted
 from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, Worked

@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.training import (
-    RESNET,
-    SMALL_RESNET,
-    plan_for,
-    run,
-    weights_of,
-)
+from tests.support.training import RESNET, SMALL_RESNET, plan_for, run, weights_of
 from tl_cli.contract import DataSpec
 from tl_cli.data.dataset import open_data
 from tl_cli.data.sources.catalogue import SETS

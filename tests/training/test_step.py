@@ -7,13 +7,7 @@ import torch
 from torch import nn
 
 from tests.support.pictures import COLOURS, write_pictures
-from tests.support.training import (
-    RESNET,
-    SMALL_EFFICIENTNET,
-    WITHOUT_BATCH_NORM_OR_DROPOUT,
-    plan_for,
-    run,
-)
+from tests.support.training import RESNET, SMALL_EFFICIENTNET, WITHOUT_BATCH_NORM_OR_DROPOUT, plan_for, run
 from tl_cli.data.batches import Batch
 from tl_cli.evaluation.task import SINGLE_LABEL
 from tl_cli.training.config import TrainConfig

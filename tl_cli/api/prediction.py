@@ -22,7 +22,7 @@ from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, wo
 from tl_cli.contract import PixelRange, Preprocessing
 from tl_cli.data.batches import Batch
 from tl_cli.data.decode import MAY_BE_DEEP, read_storage
-from tl_cli.data.image_paths import STDIN, is_there
+from tl_cli.data.image_paths import STDIN, is_there, list_pictures
 from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError, RunNotFoundError, UsageError
 from tl_cli.evaluation.logits import outputs

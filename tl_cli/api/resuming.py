@@ -3,8 +3,6 @@
 import shlex
 from collections.abc import Iterator, Mapping
 
-from mlflow.entities import Run  # noqa: TID251 (a type)
-
 from tl_cli.api.observer import Observer
 from tl_cli.contract import ModelCard
 from tl_cli.data.dataset import changed_parts, check_exists
@@ -12,7 +10,7 @@ from tl_cli.errors import TlError, UsageError, without_secrets
 from tl_cli.io.atomic import write_text
 from tl_cli.models import bundle
 from tl_cli.tracking.destination import check_resumable
-from tl_cli.tracking.recorded import is_parent, named, short_id
+from tl_cli.tracking.recorded import Run, is_parent, named, short_id
 from tl_cli.tracking.store import Store
 from tl_cli.tracking.sync import sync
 from tl_cli.training.config import Given, Settings, as_toml, settings_of, values_of

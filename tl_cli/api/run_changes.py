@@ -5,8 +5,6 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mlflow.entities import Run  # noqa: TID251 (the runs that tracking changes)
-
 from tl_cli.api.observer import Observer
 from tl_cli.errors import RunNotFoundError, TrackingError, UsageError, some
 from tl_cli.text import plain_data
@@ -18,7 +16,7 @@ from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.ownership import check_stopped, owned
 from tl_cli.tracking.places import find_moves
 from tl_cli.tracking.places import relocate as record_moves
-from tl_cli.tracking.recorded import children_of, is_parent, named
+from tl_cli.tracking.recorded import Run, children_of, is_parent, named
 from tl_cli.tracking.store import Store, open_store
 
 _TABLES = ("experiments", "runs", "logged_models")

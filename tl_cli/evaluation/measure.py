@@ -20,6 +20,7 @@ from tl_cli.data.sources.found import Found
 from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError, some
 from tl_cli.evaluation.logits import LabelledLogits, check_finite, compute_logits, inference_loader
+from tl_cli.evaluation.scores import Results
 from tl_cli.io.download import Progress, silent
 from tl_cli.models.zoo.registry import Classifier
 
@@ -48,7 +49,9 @@ class OwnAccuracy:
         Args:
             recorded: the run's metrics by name; empty for a model without a run.
         """
-        test, validation = recorded.get("test/accuracy"), recorded.get("best/val_accuracy", card.val_accuracy)
+        results = Results.of(recorded)
+        test = results.test_accuracy
+        validation = card.val_accuracy if results.val_accuracy is None else results.val_accuracy
         part: SplitName = "val" if test is None else "test"
         value = validation if test is None else test
         split = card.data.splits.get(part)

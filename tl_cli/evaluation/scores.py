@@ -1,20 +1,26 @@
-"""What is measured in each epoch, declared once: recorder, reader, tables, notes, CSV and JSON use these rows.
+"""Every metric, declared once: recorder, reader, tables, notes, CSV and JSON use these rows.
 
-To add a metric, add a field to `EpochEnded` here and fill it where it is computed, in training/fit.py. No torch here.
+`EpochEnded` has a field for each metric of an epoch, `Results` one for each metric of a whole run. To add a metric, add
+a field here and fill it where it is computed: in training/fit.py or tracking/recorder.py. No torch here.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from tl_cli.contract import Calibration
+from tl_cli.contract import Calibration, SplitName
 
-Unit = Literal["fraction", "nats", "learning rate", "images/s", "s"]
+Unit = Literal["fraction", "nats", "learning rate", "images/s", "s", "epoch"]
 Direction = Literal["higher", "lower"]
+LOSS_KEY, EPOCH_KEY = "step/loss", "epoch"  # metrics of a sampled step, and the number of an epoch
+MOST = 10**9
+"""Largest number of epochs or seconds that is taken for real."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How one number of an epoch is recorded and shown."""
+    """How one metric is recorded and shown."""
 
     key: str
     """Its name in MLflow."""
@@ -30,7 +36,14 @@ class Score:
     better: Direction | None = None
     """Which direction is an improvement; None where neither is."""
     in_line: bool = False
-    """Whether the plain line of an epoch shows it."""
+    """Whether the plain line of an epoch shows it, or a list of runs."""
+    measured_on: SplitName | None = None
+    """Images that a result of a whole run was measured on."""
+
+    def is_possible(self, value: float) -> bool:
+        """Whether a recorded number is finite and within the range of its unit."""
+        limits = {"fraction": 1, "s": MOST, "epoch": MOST}
+        return 0 <= value <= limits[self.unit] if self.unit in limits else math.isfinite(value)
 
     def text(self, value: float) -> str:
         """Return the number with its unit, such as ``93.10%`` or ``640 images/s``."""
@@ -48,9 +61,10 @@ def _score(
     better: Direction | None = None,
     *,
     in_line: bool = False,
+    on: SplitName | None = None,
 ) -> Any:
-    """Return a field of `EpochEnded` with its row; its default, None, means not recorded."""
-    return field(default=None, metadata={"score": Score(key, title, heading, unit, spec, rank, better, in_line)})
+    """Return a field with its row; its default, None, means not recorded."""
+    return field(default=None, metadata={"score": Score(key, title, heading, unit, spec, rank, better, in_line, on)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +123,55 @@ class EpochEnded:
         """Whether the averaged weights are better than the weights themselves."""
         return self.validation != better((self.val_accuracy, self.val_loss))
 
-    def scores(self) -> dict[str, float | None]:
-        """Return each score by the name of its field."""
-        return {name: getattr(self, name) for name in EPOCH_SCORES}
-
     def to_dict(self) -> dict[str, float | None]:
         """Return the epoch as CSV and JSON show it."""
-        return {"epoch": self.epoch, "step": self.step, **self.scores()}
+        return {"epoch": self.epoch, "step": self.step} | {name: getattr(self, name) for name in EPOCH_SCORES}
 
 
-EPOCH_SCORES: dict[str, Score] = {
-    each.name: each.metadata["score"] for each in fields(EpochEnded) if "score" in each.metadata
-}
-"""The rows, by the names of their fields."""
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The results of a whole run, of its best epoch's model; a score is None where it was not recorded."""
+
+    # fmt: off
+    val_accuracy: float | None = _score(
+        "best/val_accuracy", "validation accuracy", "val", "fraction", ".2%", 1, "higher", in_line=True, on="val")
+    val_loss: float | None = _score(
+        "best/val_loss", "validation loss", "val loss", "nats", ".4f", 7, "lower", on="val")
+    best_epoch: float | None = _score(
+        "best/epoch", "best epoch", "best epoch", "epoch", ".0f", 5, in_line=True)
+    test_accuracy: float | None = _score(
+        "test/accuracy", "test accuracy", "test", "fraction", ".2%", 2, "higher", in_line=True, on="test")
+    test_loss: float | None = _score(
+        "test/loss", "test loss", "test loss", "nats", ".4f", 3, "lower", in_line=True, on="test")
+    clean_train_accuracy: float | None = _score(
+        "clean_train/accuracy", "train accuracy (eval mode, no augmentation)", "train", "fraction", ".2%", 4, "higher",
+        in_line=True, on="train")
+    clean_train_loss: float | None = _score(
+        "clean_train/loss", "train loss (eval mode, no augmentation)", "train loss", "nats", ".4f", 8, "lower",
+        on="train")
+    seconds: float | None = _score(
+        "time/train_seconds", "training time", "time", "s", ".1f", 6, in_line=True)
+    """Training and validation of all epochs, without pauses."""
+    # fmt: on
+
+    @classmethod
+    def of(cls, metrics: Mapping[str, float]) -> Self:
+        """Return the results among the metrics of a run, by their keys."""
+        return cls(**{name: metrics.get(score.key) for name, score in RESULTS.items()})
+
+
+def _rows(record: type[EpochEnded | Results]) -> dict[str, Score]:
+    return {each.name: each.metadata["score"] for each in fields(record) if "score" in each.metadata}
+
+
+EPOCH_SCORES, RESULTS = _rows(EpochEnded), _rows(Results)
+"""The rows of an epoch and of a whole run, by the names of their fields."""
+
+
+def values_by_key(record: EpochEnded | Results) -> dict[str, float]:
+    """Return the scores that are not None by their keys in MLflow."""
+    values = {score.key: getattr(record, name) for name, score in _rows(type(record)).items()}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def better(*measured: tuple[float | None, float | None]) -> tuple[float, float] | None:

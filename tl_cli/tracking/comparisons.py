@@ -1,4 +1,4 @@
-"""Comparisons in MLflow: what is read from each run, and the parent run of the trainings."""
+"""Comparisons in MLflow: the facts of each training, and the parent run of the trainings."""
 
 import threading
 import time
@@ -9,14 +9,15 @@ from statistics import median
 from types import TracebackType
 from typing import Self
 
-from mlflow.entities import Run, RunTag
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from tl_cli.evaluation.logits import SavedLogits, load_logits
 from tl_cli.evaluation.ranking import Training
+from tl_cli.evaluation.scores import Results
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, set_note
-from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity
-from tl_cli.tracking.recorded import PARENT_TAG, children_of, dataset_digest, short_id
+from tl_cli.tracking.liveness import BEAT_EVERY_S, identity
+from tl_cli.tracking.recorded import PARENT_TAG, Run, children_of, dataset_digest, short_id
 from tl_cli.tracking.store import Store, ending
 from tl_cli.training.history import History
 
@@ -40,13 +41,13 @@ def tested_on(run: Run) -> str | None:
 
 def training_of(run: Run, history: History, kept: SavedLogits) -> Training:
     """Return what is recorded of a training, with its logits."""
-    metrics = run.data.metrics
+    results = Results.of(run.data.metrics)
     speeds = [each.images_per_second for each in history.epochs if each.images_per_second and each.lr_backbone]
     return Training(
         name=f"{run.info.run_name} ({short_id(run)})",
         kept=kept,
-        clean_train=metrics.get("clean_train/accuracy"),
-        train_seconds=metrics.get("time/train_seconds"),
+        clean_train=results.clean_train_accuracy,
+        train_seconds=results.seconds,
         images_per_second=median(speeds) if speeds else None,
     )
 
@@ -65,28 +66,39 @@ class Parent:
 
     Args:
         prepared: the run to use instead of a new one.
+        beat_s: seconds between heartbeats.
 
     Attributes:
         run_id: of the run.
     """
 
-    def __init__(self, store: Store, experiment_id: str, name: str, command: str, prepared: Run | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        experiment_id: str,
+        name: str,
+        command: str,
+        prepared: Run | None = None,
+        *,
+        beat_s: float = BEAT_EVERY_S,
+    ) -> None:
         self._store = store
         self._experiment_id = experiment_id
         self._name = name
         self._prepared = prepared
+        self._beat_s = beat_s
         self._tags = {PARENT_TAG: "models", "tl.command": command, **identity()}
         self._ended = threading.Event()
         self.run_id = ""
 
     def __enter__(self) -> Self:
         with self._store.reported():
-            run = self._prepared
-            if run is None:
-                run = self._store.client.create_run(self._experiment_id, run_name=self._name, tags=self._tags)
+            if self._prepared is None:
+                created = self._store.client.create_run(self._experiment_id, run_name=self._name, tags=self._tags)
+                self.run_id, self._started = created.info.run_id, created.info.start_time
             else:
-                self._store.client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in self._tags.items()])
-        self.run_id, self._started = str(run.info.run_id), int(run.info.start_time)
+                self.run_id, self._started = self._prepared.info.run_id, self._prepared.info.start_time
+                self._store.client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in self._tags.items()])
         threading.Thread(target=self._beat, name="tl-heart", daemon=True).start()
         return self
 
@@ -101,9 +113,9 @@ class Parent:
             self._store.client.set_terminated(self.run_id, ending(kind), end_time=now)
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_EVERY_S):
+        while not self._ended.wait(self._beat_s):
             with suppress(MlflowException, OSError):
-                self._store.client.set_tag(self.run_id, HEARTBEAT_TAG, f"{time.time():.0f}")
+                self._store.beat(self.run_id)
 
     def log(self, note: str, numbers: Mapping[str, float], files: Sequence[Path]) -> None:
         """Record the results of the comparison.

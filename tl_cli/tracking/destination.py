@@ -1,14 +1,13 @@
-"""Where a new run is recorded: as the command line says, otherwise as MLflow's environment variables say."""
+"""The experiment or prepared run of a new recording: from the command line, otherwise from MLflow's variables."""
 
 import os
 from dataclasses import dataclass
 
-from mlflow.entities import Experiment, LifecycleStage, Run
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Experiment, LifecycleStage
 
 from tl_cli.errors import UsageError
-from tl_cli.tracking.recorded import PARENT_TAG, named, short_id
-from tl_cli.tracking.store import DEFAULT_EXPERIMENT, NOT_THERE, Store
+from tl_cli.tracking.recorded import PARENT_TAG, Run, named, short_id
+from tl_cli.tracking.store import DEFAULT_EXPERIMENT, Store
 
 RUN_ID = "MLFLOW_RUN_ID"
 _NAME, _ID = "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"
@@ -43,7 +42,7 @@ def find_destination(store: Store, experiment: str | None) -> Destination:
     run_id = os.environ.pop(RUN_ID, None)
     if run_id:
         run = _prepared_run(store, run_id)
-        found = _by_id(store, str(run.info.experiment_id), RUN_ID)
+        found = _by_id(store, run.info.experiment_id, RUN_ID)
         if experiment not in (None, found.name):
             raise UsageError(
                 f"{RUN_ID} names the run {named(run)} of the experiment {found.name!r}, and --experiment "
@@ -67,7 +66,7 @@ def check_resumable(run: Run) -> None:
     """Check that ``MLFLOW_RUN_ID`` does not name another run than the one to resume.
 
     Raises:
-        UsageError: it does.
+        UsageError: it names another run.
     """
     run_id = os.environ.pop(RUN_ID, None)
     if run_id not in (None, "", run.info.run_id):
@@ -80,13 +79,9 @@ def _prepared_run(store: Store, run_id: str) -> Run:
     Raises:
         UsageError: there is none of that id, it has ended, or a training of tl is recorded in it.
     """
-    with store.reported():
-        try:
-            run = store.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code not in NOT_THERE:
-                raise
-            raise UsageError(f"{RUN_ID} is {run_id!r}, and {store.uri} has no such run; unset {RUN_ID}") from error
+    run = store.run(run_id)
+    if run is None:
+        raise UsageError(f"{RUN_ID} is {run_id!r}, and {store.uri} has no such run; unset {RUN_ID}")
     problem = None
     if run.info.lifecycle_stage == LifecycleStage.DELETED:
         problem = "was removed"
@@ -102,13 +97,9 @@ def _prepared_run(store: Store, run_id: str) -> Run:
 
 
 def _by_id(store: Store, experiment_id: str, variable: str) -> Experiment:
-    with store.reported():
-        try:
-            return store.client.get_experiment(experiment_id)
-        except MlflowException as error:
-            if error.error_code not in NOT_THERE:
-                raise
-            raise UsageError(
-                f"{variable} names the experiment {experiment_id!r}, and {store.uri} has none of that id; "
-                f"unset {variable}"
-            ) from error
+    experiment = store.request(store.client.get_experiment, experiment_id)
+    if experiment is None:
+        raise UsageError(
+            f"{variable} names the experiment {experiment_id!r}, and {store.uri} has none of that id; unset {variable}"
+        )
+    return experiment

@@ -1,4 +1,4 @@
-"""Adds later evaluations to a recorded run: numbers, files and the images that they were measured on."""
+"""Adds later evaluations to a recorded run: scores, files and the images that they were measured on."""
 
 import json
 import re
@@ -6,13 +6,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 
 from tl_cli.contract import DataSpec, Split, SplitName
 from tl_cli.data.dataset import BUILT_IN
 from tl_cli.evaluation.measure import Measured
+from tl_cli.evaluation.scores import Results
 from tl_cli.tracking.overview import refresh
-from tl_cli.tracking.recorded import SCHEME_TAG
+from tl_cli.tracking.recorded import CONTEXT_TAG, SCHEME_TAG, Run
 from tl_cli.tracking.store import Store
 
 EVALUATIONS = "eval"
@@ -25,8 +26,8 @@ def log_evaluation(
 ) -> str:
     """Add an evaluation to a run; return the folder of its artifacts.
 
-    Numbers of the run's own, unchanged test images are recorded under ``test/``, others under
-    ``eval/DATA-PART-DIGEST/``, so that a name always means the same images. A number that is already recorded is kept.
+    Scores on the run's test images, if they have not changed, are recorded under ``test/``, others under
+    ``eval/DATA-PART-DIGEST/``, so that a name always means the same images. A score that is already recorded is kept.
 
     Raises:
         TrackingError: the store cannot be used, or was copied or moved.
@@ -35,7 +36,7 @@ def log_evaluation(
     label = evaluation_name(measured)
     prefix = "test" if _is_test(measured) else f"{EVALUATIONS}/{label}"
     dataset = dataset_of(in_letters(f"{Path(measured.source).name}-{measured.part}"), measured.source, measured.split)
-    model_id = next((output.model_id for output in (run.outputs.model_outputs if run.outputs else [])), None)
+    model_id = next(iter(run.model_ids), None)
     now = int(time.time() * 1000)
     points = [
         Metric(f"{prefix}/{name}", value, now, 0, model_id, dataset.name, dataset.digest, run.info.run_id)
@@ -44,19 +45,16 @@ def log_evaluation(
     ]
     folder = f"{EVALUATIONS}/{label}"
     with store.reported():
-        store.client.log_inputs(
-            run.info.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])]
-        )
+        store.client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag(CONTEXT_TAG, "evaluation")])])
         if points:
             store.client.log_batch(run.info.run_id, metrics=points)
-        for path in files:
-            store.client.log_artifact(run.info.run_id, str(path), folder)
+    _log_files(store, run, folder, files)
     return folder
 
 
 def is_first_test(run: Run, measured: Measured) -> bool:
     """Whether this is the first test of a run that could not be tested at its end."""
-    return _is_test(measured) and "test/accuracy" not in run.data.metrics
+    return _is_test(measured) and Results.of(run.data.metrics).test_accuracy is None
 
 
 def set_note(store: Store, run_id: str, text: str) -> None:
@@ -83,7 +81,7 @@ def log_first_test(store: Store, run: Run, accuracy: float, logits: Path) -> Non
     with store.reported():
         store.client.log_artifact(run.info.run_id, str(logits), EVALUATIONS)
         store.client.set_tag(run.info.run_id, NOTE_TAG, note)
-        refresh(store, [str(run.info.experiment_id)])
+        refresh(store, [run.info.experiment_id])
 
 
 def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> None:
@@ -93,9 +91,13 @@ def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> 
         TrackingError: the store cannot be used, or was copied or moved.
     """
     store.check_place(run)
+    _log_files(store, run, f"inspect/{view}", files)
+
+
+def _log_files(store: Store, run: Run, folder: str, files: Sequence[Path]) -> None:
     with store.reported():
         for path in files:
-            store.client.log_artifact(run.info.run_id, str(path), f"inspect/{view}")
+            store.client.log_artifact(run.info.run_id, str(path), folder)
 
 
 def dataset_inputs(spec: DataSpec) -> list[DatasetInput]:
@@ -104,7 +106,7 @@ def dataset_inputs(spec: DataSpec) -> list[DatasetInput]:
     return [
         DatasetInput(
             dataset,
-            [InputTag("mlflow.data.context", contexts[part]), InputTag(SCHEME_TAG, spec.splits[part].scheme)],
+            [InputTag(CONTEXT_TAG, contexts[part]), InputTag(SCHEME_TAG, spec.splits[part].scheme)],
         )
         for part, dataset in datasets_of(spec).items()
     ]

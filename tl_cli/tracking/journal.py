@@ -1,7 +1,7 @@
-"""A run's records on this machine's disk: points before they are sent, and work that a server did not accept.
+"""The records of a run on this machine's disk: points before they are sent, and work that a server did not accept.
 
 One JSON array per line, followed by its CRC-32: seven values are a point of a curve, three are remaining work (kind,
-name, value), and two are how the run ended.
+name, value), and two are the end of the run.
 """
 
 import json
@@ -21,7 +21,7 @@ from tl_cli.errors import StorageError, TrackingError
 from tl_cli.io.atomic import replacing
 
 JOURNAL = "journal.jsonl"
-# All that a run records except points, sent or not: if the store loses the run, it is recorded again from this file.
+# Everything that a run records except points, sent or not: a run that the store lost is recorded again from this file.
 RECORD = "record.jsonl"
 NAME_TAG, STARTED_TAG = "mlflow.runName", "mlflow.tl.started"  # the second in milliseconds since 1970
 STORE_TAG, EXPERIMENT_TAG = "mlflow.tl.store", "mlflow.tl.experiment"
@@ -70,9 +70,9 @@ class Recorded:
 
 @contextmanager
 def alone_with(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
-    """Lock a journal, and thereby its run, against other processes: one at a time trains, sends or deletes it.
+    """Lock a journal, and thereby its run: one process at a time trains, sends or deletes it.
 
-    A thread that holds the lock may take it again.
+    A thread that holds the lock may acquire it again.
 
     Args:
         patience_s: how long to wait for another process, in seconds.
@@ -98,7 +98,7 @@ def alone_with(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
 class Journal:
     """Writes the file line by line.
 
-    A killed process loses nothing; a power cut may lose what was written after the last ``sync``.
+    A killed process loses nothing; a power cut may lose the last lines of a run that has not ended.
     """
 
     def __init__(self, path: Path) -> None:
@@ -145,10 +145,6 @@ class Journal:
             StorageError: the disk is full.
         """
         self._write([[ending.status, ending.at]])
-        self.sync()
-
-    def sync(self) -> None:
-        """Wait until what was written is on the disk."""
         with suppress(OSError):  # not supported by each file system
             os.fsync(self._file)
 
@@ -186,17 +182,16 @@ def _row(line: bytes) -> Row | None:
 
 
 def read(path: Path, run_id: str) -> Recorded:
-    """Return the contents of a journal without incomplete or damaged lines.
+    """Return the contents of a journal without incomplete or damaged lines; a missing file is empty.
 
     A resumed run repeats steps after its checkpoint; the first point of each step is kept.
     """
     points: dict[tuple[object, ...], Metric] = {}
     left: list[Left] = []
     ending = None
-    try:
+    lines: list[bytes] = []
+    with suppress(OSError):
         lines = path.read_bytes().split(b"\n")
-    except OSError:
-        lines = []
     for line in lines:
         row = _row(line)
         if row is None:

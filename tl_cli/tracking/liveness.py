@@ -57,7 +57,7 @@ def state_of(tags: Mapping[str, str], started: float, now: float) -> State:
         # No process survives a restart of its machine.
         here, there = _machine().split("/"), machine.split("/")
         return "dead" if here[0] == there[0] and here[1:2] != there[1:2] else "silent"
-    # Recorded by an earlier version, without start time: another process may have the number by now.
+    # An earlier version recorded no start time of the process: another process may have its number by now.
     pid = tags.get(PID_TAG, "")
     if tags.get(HOST_TAG) != socket.gethostname() or not pid.isdecimal():
         return "unknown"

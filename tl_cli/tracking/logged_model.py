@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import LoggedModelStatus, Run
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
@@ -21,7 +21,8 @@ from tl_cli.contract import problems_in
 from tl_cli.errors import TrackingError
 from tl_cli.models import bundle
 from tl_cli.tracking import served
-from tl_cli.tracking.store import WEIGHTS_PARAM, Store
+from tl_cli.tracking.recorded import MODELS, Run
+from tl_cli.tracking.store import WEIGHTS_PARAM, Store, registered_versions
 
 _REQUIRED = (
     "mlflow",
@@ -86,9 +87,11 @@ def log_model(folder: Path, naming: Naming) -> str:
                 with suppress(Exception):  # the store may not answer; the next attempt cleans up
                     _logged(active.info.run_id, weights)
             raise
-    if naming.register is not None and not _is_registered(naming.register, model_id):
-        disable_logging()  # MLflow's autologging enables it again
-        mlflow.register_model(f"models:/{model_id}", naming.register)
+    if naming.register is not None:
+        source = f"{MODELS}{model_id}"
+        if all(each.source != source for each in registered_versions(mlflow.MlflowClient(), naming.register)):
+            disable_logging()  # MLflow's autologging enables it again
+            mlflow.register_model(source, naming.register)
     return model_id
 
 
@@ -98,8 +101,8 @@ def share_weights(store: Store, run: Run, folder: Path) -> None:
     Neither is ever changed in place, and removing one keeps the other.
     """
     own = folder / bundle.WEIGHTS_FILE
-    ids = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
-    for logged in (path for root in store.artifact_places(run, ids) for path in root.rglob(bundle.WEIGHTS_FILE)):
+    places = store.artifact_places(run, run.model_ids)
+    for logged in (path for place in places for path in place.rglob(bundle.WEIGHTS_FILE)):
         temporary = own.with_name(f".{own.name}.link")
         with suppress(OSError):  # another file system, or no hard links: keep both copies
             if not own.samefile(logged) and filecmp.cmp(own, logged, shallow=False):
@@ -125,12 +128,6 @@ def _logged(run_id: str, weights: str) -> str | None:
         elif model.params.get(WEIGHTS_PARAM) == weights:
             return str(model.model_id)
     return None
-
-
-def _is_registered(name: str, model_id: str) -> bool:
-    quoted = name.replace("'", "''")
-    versions = mlflow.MlflowClient().search_model_versions(f"name='{quoted}'")
-    return any(version.source == f"models:/{model_id}" for version in versions)
 
 
 def _log(folder: Path, naming: Naming, weights: str) -> str:

@@ -1,7 +1,7 @@
-"""What ``mlflow ui`` shows first of an experiment: a note with the best run, and a view sorted by validation accuracy.
+"""The first page of an experiment in ``mlflow ui``: a note with the best run, and a view sorted by validation accuracy.
 
-The view is stored as MLflow's interface (3.17) stores a view that a person saves. The format is undocumented; versions
-of MLflow that do not support it show their usual table.
+The view is stored as MLflow's interface (3.17) stores a view that a person saves: mlflow_view.json and its columns. The
+format is undocumented; versions of MLflow that do not support it show their usual table.
 """
 
 import base64
@@ -11,26 +11,27 @@ import time
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from tl_cli.tracking.recorded import dataset_digest, is_parent, short_id
+from tl_cli.errors import TrackingError
+from tl_cli.evaluation.scores import EPOCH_KEY, RESULTS, Results
+from tl_cli.tracking.recorded import Run, dataset_digest, is_parent, short_id, val_accuracy
 from tl_cli.tracking.store import Store
 
 VIEW = "tl-best"
 # The second tag is hidden by its prefix; it marks the note as written by tl.
 _NOTE_TAG, _OURS_TAG = "mlflow.note.content", "mlflow.tl.note"
-_BEST_TAG = "best"  # in the list of experiments, where a note is cut
+_BEST_TAG = "best"  # for the list of experiments, which shortens notes
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 # Otherwise MLflow guesses, and shows a page for language models as long as there are no runs.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
-_BEST, _TEST = "best/val_accuracy", "test/accuracy"
-_METRICS = (_BEST, _TEST, "test/loss", "clean_train/accuracy", "best/epoch", "time/train_seconds")
+_METRICS = [score.key for score in sorted(RESULTS.values(), key=lambda score: score.rank) if score.in_line]
 _PARAMS = ("model", "data", "epochs", "freeze_epochs", "input_size", "recipe", "lr", "unfreeze_lr", "seed")
 _SHOWN = 20
-_WIDTH = 150  # pixels: the names of metrics are read whole
-_LONGEST = 4900  # MLflow takes 5000 characters
+_WIDTH = 150  # pixels: the names of metrics fit
+_LONGEST = 4900  # MLflow allows 5000 characters
 
 
 def refresh_overview(store: Store, experiment_id: str) -> None:
@@ -38,26 +39,26 @@ def refresh_overview(store: Store, experiment_id: str) -> None:
 
     Raises:
         MlflowException: the store cannot be written.
+        TrackingError: the store cannot be read.
     """
     experiment = store.client.get_experiment(experiment_id)
     tags = dict(experiment.tags)
     new = dict(_KIND) if "mlflow.experimentKind" not in tags else {}
     if _VIEW_TAG not in tags:
         new[_VIEW_TAG] = _view()
-    groups = _by_data(store, experiment_id)
+    groups = _by_data(store.runs(experiment.name))
     note, old = _note(groups), tags.get(_NOTE_TAG, "")
     if note != old and (not old or _digest(old) == tags.get(_OURS_TAG)):
         new |= {_NOTE_TAG: note, _OURS_TAG: _digest(note)}
     if groups:
-        best = groups[0][0]
-        new[_BEST_TAG] = f"{short_id(best)}, {best.data.metrics[_BEST]:.2%}"
+        new[_BEST_TAG] = f"{short_id(groups[0][0])}, {_accuracies(groups[0][0])[0]}"
     for key, value in new.items():
         store.client.set_experiment_tag(experiment_id, key, value)
 
 
 def refresh(store: Store, experiment_ids: Iterable[str]) -> None:
     """Update several experiments; failures are ignored, as all of it can be computed again."""
-    with suppress(MlflowException, OSError):
+    with suppress(MlflowException, OSError, TrackingError):
         for experiment_id in experiment_ids:
             refresh_overview(store, experiment_id)
 
@@ -69,17 +70,19 @@ def link_to(uri: str, experiment_id: str) -> str:
     )
 
 
-def _by_data(store: Store, experiment_id: str) -> list[list[Run]]:
-    """Return groups of runs with the same validation images, best run first; the images used last come first."""
-    runs = store.client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], max_results=1000)
+def _by_data(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return groups of runs with the same validation images, best run first; the images used last come first.
+
+    Args:
+        runs: latest first.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        if not is_parent(run) and _BEST in run.data.metrics:
+        if not is_parent(run) and val_accuracy(run) is not None:
             groups.setdefault(dataset_digest(run, "validation") or "", []).append(run)
     # Among equal runs, the earlier comes first.
     return [
-        sorted(group, key=lambda run: (-float(run.data.metrics[_BEST]), run.info.start_time))
-        for group in groups.values()
+        sorted(group, key=lambda run: (-(val_accuracy(run) or 0.0), run.info.start_time)) for group in groups.values()
     ]
 
 
@@ -95,32 +98,29 @@ def _note(groups: Sequence[Sequence[Run]]) -> str:
 
 def _sentence(ranked: Sequence[Run]) -> str:
     best = ranked[0]
-    test = best.data.metrics.get(_TEST)
-    tested = f", {test:.2%} on test images" if test is not None else ""
+    validated, tested = _accuracies(best)
     # Earlier versions recorded other digests of the same files, so their runs form a group of their own.
-    of = f"the best of {len(ranked)}" if len(ranked) > 1 else "the only run"
-    of += " with this validation digest"
+    rank = f"the best of {len(ranked)}" if len(ranked) > 1 else "the only run"
     return (
-        f"{_cell(str(best.info.run_name))} ({short_id(best)}) is {of} on {_data(best)}: "
-        f"{best.data.metrics[_BEST]:.2%} on validation images{tested}"
+        f"{_cell(best.info.run_name)} ({short_id(best)}) is {rank} with this validation digest on {_data(best)}: "
+        f"{validated} on validation images{tested and f', {tested} on test images'}"
     )
 
 
 def _table(ranked: Sequence[Run]) -> list[str]:
     lines = ["| run | id | model | data | validation | test | epochs | minutes |", "|---|---|---|---|---|---|---|---|"]
     for run in ranked[:_SHOWN]:
-        metrics = run.data.metrics
-        seconds = metrics.get("time/train_seconds")
-        minutes = "" if seconds is None else f"{seconds / 60:.1f}"
-        about = (str(run.info.run_name), short_id(run), run.data.params.get("model", ""), _data(run))
+        seconds = Results.of(run.data.metrics).seconds
         cells = (
-            *about,
-            _percent(metrics.get(_BEST)),
-            _percent(metrics.get(_TEST)),
-            f"{metrics.get('epoch', 0):.0f}",
-            minutes,
+            run.info.run_name,
+            short_id(run),
+            run.data.params.get("model", ""),
+            _data(run),
+            *_accuracies(run),
+            f"{run.data.metrics.get(EPOCH_KEY, 0):.0f}",
+            "" if seconds is None else f"{seconds / 60:.1f}",
         )
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
     if len(ranked) > _SHOWN:
         lines += ["", f"and {len(ranked) - _SHOWN} more"]
     return lines
@@ -131,8 +131,11 @@ def _data(run: Run) -> str:
     return _cell(source.rstrip("/").rpartition("/")[2])
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
+def _accuracies(run: Run) -> list[str]:
+    """Return the accuracy on validation and test images as text; "" if not recorded."""
+    results = Results.of(run.data.metrics)
+    values = {"val_accuracy": results.val_accuracy, "test_accuracy": results.test_accuracy}
+    return ["" if value is None else RESULTS[name].text(value) for name, value in values.items()]
 
 
 def _cell(text: str) -> str:
@@ -147,31 +150,11 @@ def _view() -> str:
         *(f"params.`{key}`" for key in _PARAMS),
         "attributes.`Dataset`",
     ]
-    state = {
-        "searchFilter": "",
-        "orderByKey": f"metrics.`{_BEST}`",
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
+    state = json.loads(Path(__file__).with_name("mlflow_view.json").read_text()) | {
+        "orderByKey": f"metrics.`{_METRICS[0]}`",
         "selectedColumns": columns,
         "columnOrder": columns,
         "columnWidths": {column: _WIDTH for column in columns if column.startswith("metrics")},
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
-        "runsHiddenMode": "FIRST_10_RUNS",
-        "viewMaximized": False,
-        "runListHidden": False,
-        "isAccordionReordered": False,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "groupBy": None,
-        "groupsExpanded": {},
-        "autoRefreshEnabled": True,
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     now = round(time.time() * 1000)

@@ -1,30 +1,22 @@
 """Locks in a run's folders, so that only one process changes a run.
 
 A process that trains, resumes, sends, closes or deletes a run holds the lock of its journal. A process that reads the
-run's files for long holds a lock of its own beside it: several may read at the same time, but none deletes.
+run's files for long holds another lock beside it: several may read at the same time, but none deletes.
 """
 
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from mlflow.entities import Run
-
 from tl_cli.errors import StorageError, TrackingError, UsageError
 from tl_cli.tracking.journal import JOURNAL, alone_with
-from tl_cli.tracking.liveness import HOST_TAG, State, state_of
-from tl_cli.tracking.recorded import named, short_id
+from tl_cli.tracking.liveness import HOST_TAG
+from tl_cli.tracking.recorded import Run, named, process_state, short_id
 from tl_cli.tracking.store import Store
 
 _READER = "reader-"
-
-
-def process_state(run: Run) -> State:
-    """Return the state of the process that recorded a run."""
-    return state_of(run.data.tags, run.info.start_time / 1000, time.time())
 
 
 def check_stopped(run: Run) -> None:
@@ -49,7 +41,7 @@ def owned(store: Store, run: Run, *, from_readers: bool = False) -> Iterator[Run
         from_readers: also fail if another process reads the run's files.
 
     Raises:
-        UsageError: it is running, or another process works on it; nothing has been changed.
+        UsageError: it is running, or another process uses it; nothing has been changed.
         RunNotFoundError: it has been removed in the meantime.
         StorageError: its folder cannot be written.
     """

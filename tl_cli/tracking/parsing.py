@@ -1,14 +1,12 @@
-"""Validates what is read from a store, which other programs may write to, before anything computes with it."""
+"""Validates the contents of a store, which other programs may write to, before anything computes with them."""
 
-import math
 import re
-from collections.abc import Callable, Mapping
 
+from tl_cli.evaluation.scores import EPOCH_KEY, MOST, RESULTS
 from tl_cli.tracking.liveness import HEARTBEAT_TAG, PAUSES_TAG, PID_TAG, PROCESS_TAG
 
 # 1900 to 9000, milliseconds since 1970: a range that calendars of all time zones can show.
 _EARLIEST, _LATEST = -2_208_988_800_000, 221_845_392_000_000
-_MOST = 10**9  # epochs, stages
 _MS = r"-?\d{1,15}"
 _TAGS = {
     HEARTBEAT_TAG: re.compile(r"\d{1,12}(\.\d{1,9})?"),
@@ -18,28 +16,13 @@ _TAGS = {
 }
 
 
-def _is_share(value: float) -> bool:
-    return 0 <= value <= 1
-
-
-def _is_count(value: float) -> bool:
-    return 0 <= value <= _MOST
-
-
-_METRICS: Mapping[str, Callable[[float], bool]] = {
-    "best/val_accuracy": _is_share,
-    "test/accuracy": _is_share,
-    "clean_train/accuracy": _is_share,
-    "epoch": _is_count,
-    "best/epoch": _is_count,
-    "time/train_seconds": _is_count,
-    "test/loss": math.isfinite,
-}
+# The number of an epoch is a count like that of the best epoch.
+_METRICS = {score.key: score for score in RESULTS.values()} | {EPOCH_KEY: RESULTS["best_epoch"]}
 
 
 def drop_out_of_bounds(metrics: dict[str, float], tags: dict[str, str]) -> None:
     """Remove those tags and metrics that have a meaning here and are out of bounds."""
-    for key in [key for key, fits in _METRICS.items() if key in metrics and not fits(metrics[key])]:
+    for key in [key for key, score in _METRICS.items() if key in metrics and not score.is_possible(metrics[key])]:
         del metrics[key]
     for key in [key for key, form in _TAGS.items() if key in tags and not form.fullmatch(tags[key] or "")]:
         del tags[key]
@@ -56,4 +39,4 @@ def whole(value: object) -> int | None:
         number = float(str(value))
     except ValueError:
         return None
-    return round(number) if _is_count(number) else None
+    return round(number) if 0 <= number <= MOST else None

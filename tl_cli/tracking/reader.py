@@ -8,13 +8,12 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from tl_cli.errors import UsageError, suggest
-from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded
+from tl_cli.evaluation.scores import EPOCH_KEY, EPOCH_SCORES, LOSS_KEY, EpochEnded, Results
 from tl_cli.tracking.liveness import paused
-from tl_cli.tracking.recorded import MetricPoint, Point, Run, RunReader
+from tl_cli.tracking.recorded import Point, Run, RunReader
 from tl_cli.training.history import History
 
 _EPOCH_KEYS = {name: score.key for name, score in EPOCH_SCORES.items()}
-_LOSS, _EPOCH, _VAL_ACCURACY = "step/loss", "epoch", _EPOCH_KEYS["val_accuracy"]
 # MLflow stores infinity as the largest double.
 _LARGEST = 1e308
 # MLflow counts samples of these, not optimizer steps.
@@ -28,41 +27,39 @@ def read_history(store: RunReader, run: Run, metrics: Sequence[str] = ()) -> His
     """Return the curves of a run, without numbers that are not finite; ``not_finite`` lists their steps.
 
     Args:
-        metrics: other metrics to read. For a run with none of tl's own metrics, all metrics are read.
+        metrics: other metrics to read. For a run without any of tl's metrics, all metrics are read.
     """
-    recorded = run.data.metrics
-    own = [key for key in (_LOSS, *_EPOCH_KEYS.values()) if key in recorded]
+    recorded, results = run.data.metrics, Results.of(run.data.metrics)
+    own = [key for key in (LOSS_KEY, *_EPOCH_KEYS.values()) if key in recorded]
     others = [key for key in metrics if key in recorded]
     # Other programs use this name for epochs too.
-    if own and _EPOCH in recorded:
-        own.append(_EPOCH)
+    if own and EPOCH_KEY in recorded:
+        own.append(EPOCH_KEY)
     if not own and not others:
         others = [key for key in recorded if not key.startswith(_SYSTEM)]
-    found = _read(store, run.info.run_id, {*own, *others})
-    clock = _clock(run, [*found.get(_LOSS, []), *found.get(_EPOCH, [])] or [p for each in found.values() for p in each])
-    history = History(
-        name=str(run.info.run_name),
-        losses=sorted(_finite(found.get(_LOSS, [])).items()),
-        epochs=_epochs(found) if own else [],
-        test_accuracy=recorded.get("test/accuracy"),
-        test_loss=recorded.get("test/loss"),
+    keys = sorted({*own, *others})
+    points = _request(store, keys, lambda key: _points(store, run.info.run_id, key))
+    timed = [*points.get(LOSS_KEY, []), *points.get(EPOCH_KEY, [])]
+    clock = _clock(run, timed or [point for of_key in points.values() for point in of_key])
+    by_step = {
+        key: _by_time(points[key], clock, run) if key.startswith(_SYSTEM) and clock else points[key] for key in others
+    }
+    return History(
+        name=run.info.run_name,
+        losses=sorted(_finite(points.get(LOSS_KEY, [])).items()),
+        epochs=_epochs(points) if own else [],
+        test_accuracy=results.test_accuracy,
+        test_loss=results.test_loss,
         clock=clock,
+        others={key: sorted(_finite(of_key).items()) for key, of_key in by_step.items()},
+        not_finite={key: bad for key, of_key in points.items() if (bad := _steps_not_finite(of_key))},
     )
-    for key in others:
-        points = found[key]
-        if key.startswith(_SYSTEM) and clock:
-            points = _by_time(points, clock, run)
-        history.others[key] = sorted(_finite(points).items())
-    for key, points in found.items():
-        if bad := sorted({point.step for point in points if not _is_finite(point.value)}):
-            history.not_finite[key] = bad
-    return history
 
 
-def _epochs(found: Mapping[str, list[MetricPoint]]) -> list[EpochEnded]:
-    columns = {name: _finite(found.get(key, [])) for name, key in _EPOCH_KEYS.items()}
+def _epochs(points: Mapping[str, list[Point]]) -> list[EpochEnded]:
+    columns = {name: _finite(points.get(key, [])) for name, key in _EPOCH_KEYS.items()}
     epochs = []
-    for step, number in sorted(_finite(found.get(_EPOCH, [])).items()):
+    for step, number in sorted(_finite(points.get(EPOCH_KEY, [])).items()):
         scores: dict[str, Any] = {name: column.get(step) for name, column in columns.items()}
         epochs.append(EpochEnded(round(number), step, **scores))
     return epochs
@@ -70,10 +67,10 @@ def _epochs(found: Mapping[str, list[MetricPoint]]) -> list[EpochEnded]:
 
 def read_sparks(store: RunReader, runs: Iterable[Run]) -> dict[str, tuple[float, ...]]:
     """Return the validation accuracies of each run's epochs, by run id; NaN where one was not finite."""
-    ids = [run.info.run_id for run in runs if _VAL_ACCURACY in run.data.metrics]
+    ids = [run.info.run_id for run in runs if _EPOCH_KEYS["val_accuracy"] in run.data.metrics]
 
     def read(run_id: str) -> tuple[float, ...]:
-        points = sorted(_points(store, run_id, _VAL_ACCURACY), key=lambda point: point.step)
+        points = sorted(_points(store, run_id, _EPOCH_KEYS["val_accuracy"]), key=lambda point: point.step)
         return tuple(point.value if _is_finite(point.value) else math.nan for point in points)
 
     return _request(store, ids, read)
@@ -89,18 +86,13 @@ def matching_metrics(runs: Sequence[Run], patterns: Sequence[str], *, strict: bo
         UsageError: no run has recorded a matching metric.
     """
     recorded = list(dict.fromkeys(key for run in runs for key in run.data.metrics))
-    found: list[str] = []
+    chosen: dict[str, None] = {}  # a set in the order of the patterns
     for pattern in patterns:
         matching = [key for key in recorded if key == pattern] or [key for key in recorded if fnmatchcase(key, pattern)]
         if not matching and strict:
             raise UsageError(f"no metric {pattern!r} is recorded.{suggest(pattern, recorded)}")
-        found += [key for key in matching if key not in found]
-    return found
-
-
-def _read(store: RunReader, run_id: str, keys: Iterable[str]) -> dict[str, list[MetricPoint]]:
-    """Return the points by metric."""
-    return _request(store, sorted(keys), lambda key: _points(store, run_id, key))
+        chosen |= dict.fromkeys(matching)
+    return list(chosen)
 
 
 def _request(store: RunReader, names: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:
@@ -109,7 +101,7 @@ def _request(store: RunReader, names: Sequence[str], read: Callable[[str], T]) -
         return dict(zip(names, pool.map(read, names), strict=True))
 
 
-def _points(store: RunReader, run_id: str, key: str) -> list[MetricPoint]:
+def _points(store: RunReader, run_id: str, key: str) -> list[Point]:
     """Return one point per step: the first, if a resumed run repeated the step.
 
     Points without steps are numbered in the order of their times.
@@ -117,13 +109,13 @@ def _points(store: RunReader, run_id: str, key: str) -> list[MetricPoint]:
     history = sorted(store.metric_history(run_id, key), key=lambda point: point.timestamp)
     if len(history) > 1 and not any(point.step for point in history):
         return [Point(key, point.value, point.timestamp, step) for step, point in enumerate(history, 1)]
-    points: dict[int, MetricPoint] = {}
+    points: dict[int, Point] = {}
     for point in history:
         points.setdefault(point.step, point)
     return list(points.values())
 
 
-def _clock(run: Run, points: Iterable[MetricPoint]) -> list[tuple[int, float]]:
+def _clock(run: Run, points: Iterable[Point]) -> list[tuple[int, float]]:
     """Return (step, seconds since the run began), in order."""
     elapsed = _elapsed(run)
     clock: dict[int, float] = {}
@@ -134,21 +126,21 @@ def _clock(run: Run, points: Iterable[MetricPoint]) -> list[tuple[int, float]]:
     return list(clock.items())
 
 
-def _elapsed(run: Run) -> Callable[[MetricPoint], float]:
+def _elapsed(run: Run) -> Callable[[Point], float]:
     """Return a function that gives the seconds from the start of the run to a point, without pauses."""
     began, breaks = run.info.start_time, paused(run.data.tags)
 
-    def seconds(point: MetricPoint) -> float:
+    def seconds(point: Point) -> float:
         stopped = sum(min(end, point.timestamp) - start for start, end in breaks if start < point.timestamp)
         return float(point.timestamp - began - stopped) / 1000
 
     return seconds
 
 
-def _by_time(points: Sequence[MetricPoint], clock: Sequence[tuple[int, float]], run: Run) -> list[MetricPoint]:
+def _by_time(points: Sequence[Point], clock: Sequence[tuple[int, float]], run: Run) -> list[Point]:
     """Return the points with the optimizer step at their time."""
     seconds, elapsed = [second for _, second in clock], _elapsed(run)
-    placed: dict[int, MetricPoint] = {}
+    placed: dict[int, Point] = {}
     for point in points:
         after = bisect_right(seconds, elapsed(point))
         step = clock[after - 1][0] if after else 0
@@ -156,7 +148,11 @@ def _by_time(points: Sequence[MetricPoint], clock: Sequence[tuple[int, float]], 
     return list(placed.values())
 
 
-def _finite(points: Iterable[MetricPoint]) -> dict[int, float]:
+def _steps_not_finite(points: Iterable[Point]) -> list[int]:
+    return sorted({point.step for point in points if not _is_finite(point.value)})
+
+
+def _finite(points: Iterable[Point]) -> dict[int, float]:
     return {point.step: point.value for point in points if _is_finite(point.value)}
 
 

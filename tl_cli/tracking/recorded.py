@@ -1,122 +1,78 @@
 """Recorded runs, whether MLflow or the sqlite reader has read them: their names, times and images. No MLflow here."""
 
-# ruff: noqa: D102 (what the members of the protocols are is in MLflow's documentation of its entities)
-
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from tl_cli.contract import Split
 from tl_cli.errors import RunNotFoundError, suggest
-from tl_cli.tracking.liveness import HEARTBEAT_TAG, paused
+from tl_cli.evaluation.scores import Results
+from tl_cli.tracking.liveness import HEARTBEAT_TAG, State, paused, state_of
 
 # On a run that groups the runs of a comparison and has no model of its own.
 PARENT_TAG = "tl.compares"
 CHILD_TAG = "mlflow.parentRunId"
-# What the digest of a data set covers. A tag of the run's input, as MLflow keeps one data set per name and digest.
-SCHEME_TAG = "tl.digest_scheme"
-_BEST = "best/val_accuracy"
+# Tags of the images that a run used: what for, and what their digest covers (MLflow keeps one data set per name and
+# digest, so this is not a property of the data set).
+CONTEXT_TAG, SCHEME_TAG = "mlflow.data.context", "tl.digest_scheme"
 # Prefixes of MLflow's addresses of runs and models.
 RUNS, MODELS = "runs:/", "models:/"
 
 
-class RunInfo(Protocol):
-    """The part of MLflow's ``RunInfo`` that is used here; times in milliseconds since 1970."""
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """As MLflow's ``RunInfo``; times in milliseconds since 1970."""
 
-    @property
-    def run_id(self) -> str: ...
-    @property
-    def run_name(self) -> str | None: ...
-    @property
-    def experiment_id(self) -> str: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def start_time(self) -> int: ...
-    @property
-    def end_time(self) -> int | None: ...
-    @property
-    def lifecycle_stage(self) -> str: ...
+    run_id: str
+    run_name: str
+    experiment_id: str
+    status: str
+    start_time: int
+    end_time: int | None
+    lifecycle_stage: str
+    artifact_uri: str
 
 
-class RunData(Protocol):
+@dataclass(frozen=True, slots=True)
+class RunData:
     """The last value of each metric, and the parameters and tags."""
 
-    @property
-    def metrics(self) -> dict[str, float]: ...
-    @property
-    def params(self) -> dict[str, str]: ...
-    @property
-    def tags(self) -> dict[str, str]: ...
+    metrics: dict[str, float]
+    params: dict[str, str]
+    tags: dict[str, str]
 
 
-class Tag(Protocol):
-    """A tag of an input."""
+@dataclass(frozen=True, slots=True)
+class RecordedImages:
+    """Images that a run used: their digest, what it covers, and MLflow's profile of them, which is JSON."""
 
-    @property
-    def key(self) -> str: ...
-    @property
-    def value(self) -> str: ...
-
-
-class Dataset(Protocol):
-    """A recorded data set."""
-
-    @property
-    def digest(self) -> str: ...
-    @property
-    def profile(self) -> str | None: ...
+    digest: str
+    profile: str | None
+    scheme: str
 
 
-class DatasetInput(Protocol):
-    """A data set with the tags of its use in a run."""
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A recorded run.
 
-    @property
-    def dataset(self) -> Dataset: ...
-    @property
-    def tags(self) -> Sequence[Tag]: ...
+    Attributes:
+        images: by context: ``training``, ``validation`` or ``testing``.
+        model_ids: of the models that it logged or used; the sqlite reader leaves them out.
+    """
 
-
-class RunInputs(Protocol):
-    """The data sets of a run."""
-
-    @property
-    def dataset_inputs(self) -> Sequence[DatasetInput]: ...
-
-
-class Run(Protocol):
-    """MLflow's ``Run``, or that of ``sqlite_reader``."""
-
-    @property
-    def info(self) -> RunInfo: ...
-    @property
-    def data(self) -> RunData: ...
-    @property
-    def inputs(self) -> RunInputs | None: ...
-
-
-R = TypeVar("R", bound=Run)
-
-
-class MetricPoint(Protocol):
-    """One point of a metric's history: MLflow's ``Metric``, or ``Point``."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def timestamp(self) -> int: ...
-    @property
-    def step(self) -> int: ...
+    info: RunInfo
+    data: RunData
+    images: Mapping[str, RecordedImages]
+    model_ids: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One point of a metric's history; ``timestamp`` in milliseconds since 1970."""
+    """One point of a metric; ``timestamp`` in milliseconds since 1970."""
 
     key: str
     value: float
@@ -128,11 +84,16 @@ class RunReader(Protocol):
     """A store that can be read: ``store.Store``, or ``sqlite_reader.SqliteStore``."""
 
     @property
-    def uri(self) -> str: ...
+    def uri(self) -> str:
+        """For messages, without credentials."""
+
     @property
-    def is_remote(self) -> bool: ...
+    def is_remote(self) -> bool:
+        """Whether it is a server."""
+
     @property
-    def database(self) -> Path | None: ...
+    def database(self) -> Path | None:
+        """The file of a local database; None for a server or another kind of database."""
 
     def reported(self) -> AbstractContextManager[None]:
         """Return a context in which a failure of the store becomes a TrackingError."""
@@ -140,17 +101,32 @@ class RunReader(Protocol):
     def experiments(self) -> dict[str, str]:
         """Return the ids of the experiments that are not deleted, by their names."""
 
-    def runs(self, experiment: str | None = None, *, removed: bool = False) -> Sequence[Run]:
+    def runs(self, experiment: str | None = None, *, removed: bool = False) -> list[Run]:
         """Return the runs of one experiment, or of all, latest start first."""
 
     def find(self, name: str) -> Run:
         """Return the run with that id, unique beginning of an id, name, or MLflow URI."""
 
-    def metric_history(self, run_id: str, key: str) -> Sequence[MetricPoint]:
+    def metric_history(self, run_id: str, key: str) -> list[Point]:
         """Return every recorded point of a metric."""
 
 
-def find_run(runs: Sequence[R], name: str, uri: str) -> R:
+def images_by_context(uses: Iterable[tuple[str, str | None, Mapping[str, str]]]) -> dict[str, RecordedImages]:
+    """Return the images of a run by what it used them for.
+
+    Args:
+        uses: the digest and the profile of each data set, and the tags of its use.
+    """
+    images: dict[str, RecordedImages] = {}
+    for digest, profile, tags in uses:
+        if CONTEXT_TAG in tags:
+            # Earlier versions did not record the scheme: it is the default.
+            scheme = tags.get(SCHEME_TAG, Split.model_fields["scheme"].default)
+            images.setdefault(tags[CONTEXT_TAG], RecordedImages(digest, profile, scheme))
+    return images
+
+
+def find_run(runs: Sequence[Run], name: str, uri: str) -> Run:
     """Return the run of that id, unique beginning of an id, name, or ``runs:/`` URI.
 
     ``latest`` is the training run that was started or resumed last. ``best`` is the run with the highest validation
@@ -171,35 +147,41 @@ def find_run(runs: Sequence[R], name: str, uri: str) -> R:
         return next((run for run in runs if not is_parent(run)), runs[0])
     if name == "best":
         return _best(runs, uri)
-    exact = [run for run in runs if name in (run.info.run_id, run.info.run_name)]
-    found = exact or [run for run in runs if len(name) >= 3 and run.info.run_id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = ", ".join(f"{named(run)}" for run in found[:5])
-        raise RunNotFoundError(f"{len(found)} runs are called {name!r}: {listed}; use the id")
-    known = [str(name) for run in runs for name in (run.info.run_name, short_id(run))]
+    matching = _matching(runs, name)
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        listed = ", ".join(map(named, matching[:5]))
+        raise RunNotFoundError(f"{len(matching)} runs are called {name!r}: {listed}; use the id")
+    known = [name for run in runs for name in (run.info.run_name, short_id(run))]
     raise RunNotFoundError(f"no run is called {name!r} in {uri}.{suggest(name, known)}")
 
 
-def find_removed(removed: Sequence[R], name: str) -> R | None:
+def find_removed(removed: Sequence[Run], name: str) -> Run | None:
     """Return the run of that id, unique beginning of an id, or name, if there is exactly one."""
-    name, _ = run_and_model(name)
-    found = [
-        run
-        for run in removed
-        if name in (run.info.run_id, run.info.run_name) or (len(name) >= 3 and run.info.run_id.startswith(name))
-    ]
-    return found[0] if len(found) == 1 else None
+    matching = _matching(removed, run_and_model(name)[0])
+    return matching[0] if len(matching) == 1 else None
 
 
-def _best(runs: Sequence[R], uri: str) -> R:
-    evaluated = [run for run in runs if _BEST in run.data.metrics and dataset_digest(run, "validation")]
-    if not evaluated:
+def _matching(runs: Sequence[Run], name: str) -> list[Run]:
+    exact = [run for run in runs if name in (run.info.run_id, run.info.run_name)]
+    return exact or [run for run in runs if len(name) >= 3 and run.info.run_id.startswith(name)]
+
+
+def _best(runs: Sequence[Run], uri: str) -> Run:
+    validated = [run for run in runs if val_accuracy(run) is not None and dataset_digest(run, "validation")]
+    if not validated:
         raise RunNotFoundError(f"no run in {uri} has a validation accuracy yet; give an id or a name")
-    comparable = [run for run in evaluated if _validation(run) == _validation(evaluated[0])]
+    # Earlier versions recorded the digests of files by another scheme, so their runs are compared with each other only.
+    images = [(run.info.experiment_id, dataset_digest(run, "validation")) for run in validated]
+    comparable = [run for run, on in zip(validated, images, strict=True) if on == images[0]]
     # The earliest of equally good ones.
-    return max(reversed(comparable), key=lambda run: float(run.data.metrics[_BEST]))
+    return max(reversed(comparable), key=lambda run: val_accuracy(run) or 0.0)
+
+
+def val_accuracy(run: Run) -> float | None:
+    """Return the validation accuracy of a run's best epoch, a fraction; None before its end."""
+    return Results.of(run.data.metrics).val_accuracy
 
 
 def run_and_model(name: str) -> tuple[str, str]:
@@ -210,20 +192,12 @@ def run_and_model(name: str) -> tuple[str, str]:
     return run, path
 
 
-def _validation(run: Run) -> tuple[str, str | None]:
-    """Return what runs share whose validation accuracies can be compared.
-
-    Earlier versions recorded the digests of files by another scheme, so their runs are compared with each other only.
-    """
-    return str(run.info.experiment_id), dataset_digest(run, "validation")
-
-
 def is_parent(run: Run) -> bool:
     """Whether a run groups the training runs of a comparison."""
     return PARENT_TAG in run.data.tags
 
 
-def children_of(runs: Sequence[R], parent_id: str) -> list[R]:
+def children_of(runs: Sequence[Run], parent_id: str) -> list[Run]:
     """Return the runs of a comparison, whatever their status, the first of them first.
 
     Args:
@@ -234,48 +208,43 @@ def children_of(runs: Sequence[R], parent_id: str) -> list[R]:
 
 def dataset_digest(run: Run, context: str) -> str | None:
     """Return the digest of a run's images of one context: ``training``, ``validation`` or ``testing``."""
-    found = _dataset_input(run, context)
-    return str(found.dataset.digest) if found else None
+    return run.images[context].digest if context in run.images else None
 
 
 def recorded_split(run: Run, context: str) -> Split | None:
     """Return the number of a run's images of one context and the beginning of their digest."""
-    found = _dataset_input(run, context)
-    if found is None:
+    images = run.images.get(context)
+    if images is None:
         return None
-    # Earlier versions did not record the scheme: it is the default.
-    scheme = next((tag.value for tag in found.tags if tag.key == SCHEME_TAG), Split.model_fields["scheme"].default)
     try:
-        count = json.loads(found.dataset.profile or "{}")["num_rows"]
-        return Split.model_validate({"count": count, "digest": str(found.dataset.digest), "scheme": scheme})
+        count = json.loads(images.profile or "{}")["num_rows"]
+        return Split.model_validate({"count": count, "digest": images.digest, "scheme": images.scheme})
     except (ValueError, KeyError, TypeError, RecursionError):
         return None  # recorded by another program
-
-
-def _dataset_input(run: Run, context: str) -> DatasetInput | None:
-    for each in run.inputs.dataset_inputs if run.inputs else []:
-        if any(tag.key == "mlflow.data.context" and tag.value == context for tag in each.tags):
-            return each
-    return None
 
 
 def last_seen(run: Run) -> float:
     """Return when a run ended, or when its process last reported, in seconds since 1970."""
     if run.info.end_time and run.info.status != "RUNNING":
-        return float(run.info.end_time) / 1000
+        return run.info.end_time / 1000
     with suppress(ValueError):
-        return max(float(run.info.start_time) / 1000, float(run.data.tags.get(HEARTBEAT_TAG, "")))
-    return float(run.info.start_time) / 1000
+        return max(run.info.start_time / 1000, float(run.data.tags.get(HEARTBEAT_TAG, "")))
+    return run.info.start_time / 1000
 
 
-def started_or_resumed(run: Run) -> float:
+def process_state(run: Run) -> State:
+    """Return the state of the process that recorded a run."""
+    return state_of(run.data.tags, run.info.start_time / 1000, time.time())
+
+
+def started_or_resumed(run: Run) -> int:
     """Return when a run was started, or resumed for the last time, in milliseconds since 1970."""
-    return float(max([run.info.start_time, *(end for _, end in paused(run.data.tags))]))
+    return max([run.info.start_time, *(end for _, end in paused(run.data.tags))])
 
 
 def short_id(run: Run) -> str:
     """Return the first characters of a run's id: what people type."""
-    return str(run.info.run_id)[:8]
+    return run.info.run_id[:8]
 
 
 def named(run: Run) -> str:

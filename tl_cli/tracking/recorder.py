@@ -3,53 +3,54 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 import mlflow
-from mlflow.entities import Dataset, Metric, Param, Run
+from mlflow.entities import Metric
+from mlflow.entities import Run as MlflowRun
 
-from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
+from tl_cli.contract import ModelCard, SplitName, tl_version
 from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
 from tl_cli.evaluation.logits import save_logits
-from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded
-from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, datasets_of, set_note
-from tl_cli.tracking.journal import (
-    EXPERIMENT_TAG,
-    JOURNAL,
-    NAME_TAG,
-    RECORD,
-    STARTED_TAG,
-    STORE_TAG,
-    Ending,
-    Journal,
-    Left,
-    alone_with,
-    read,
-)
+from tl_cli.evaluation.scores import EPOCH_KEY, LOSS_KEY, RESULTS, EpochEnded, Results, values_by_key
+from tl_cli.tracking import journal
+from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, datasets_of
+from tl_cli.tracking.journal import JOURNAL, Ending, Journal, Left, alone_with, read
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
-from tl_cli.tracking.logged_model import Naming, log_model
+from tl_cli.tracking.logged_model import Naming
 from tl_cli.tracking.overview import refresh_overview
 from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.recorded import last_seen
-from tl_cli.tracking.store import NOT_THERE, Store, ending, state_folder
-from tl_cli.tracking.sync import free_disk, sync
+from tl_cli.tracking.store import BATCH, NOT_THERE, Store, ending, state_folder
+from tl_cli.tracking.sync import free_disk, perform, sync
 from tl_cli.training.events import Event, LossSampled
 from tl_cli.training.outcome import Outcome
 from tl_cli.training.plan import Plan
 from tl_cli.training.state import CARD_FILE, CONFIG_FILE, write_toml
 
-_FLUSH_EVERY_S = 3.0
-_SETTLE_EVERY_S = 0.25  # a killed process loses no more of its curves, and nothing that a checkpoint covers
-_BATCH = 1000  # MLflow's limit per request
 _PARAM_LENGTH = 6000
-_LAST_WAIT_S = 60.0  # at the end, for the last points
-CHANGED_TAG = "tl.images_changed"  # for a run whose images changed while it trained
+CHANGED_TAG = "tl.images_changed"  # of a run whose images changed while it trained
 _RECORDED = (LossSampled, EpochEnded)
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a recorder writes, in seconds."""
+
+    settle_s: float = 0.25
+    """To the journal: a killed process loses no more of its curves, and nothing that a checkpoint covers."""
+    send_s: float = 3.0
+    """To the store."""
+    beat_s: float = BEAT_EVERY_S
+    """The heartbeat."""
+    last_wait_s: float = 60.0
+    """Longest wait at the end, for the last points."""
 
 
 class Recorder:
@@ -66,6 +67,7 @@ class Recorder:
     Args:
         warn: called once when the store stops answering; training continues.
         clock: seconds since 1970, for the times of points and for when to write them.
+        pace: how often to write.
     """
 
     def __init__(
@@ -78,9 +80,11 @@ class Recorder:
         tags: Mapping[str, str] | None = None,
         warn: Callable[[str], None],
         clock: Callable[[], float] = time.time,
+        pace: Pace = Pace(),
     ) -> None:
         self._store = store
         self._clock = clock
+        self._pace = pace
         self._experiment_id = experiment_id
         self._run_name = run_name
         self._resumed_id = run_id
@@ -111,8 +115,8 @@ class Recorder:
         with ExitStack() as lock:
             if self._resumed_id:
                 # Before anything changes in the store: another process may hold the run.
-                journal = state_folder(self._experiment_id, self._resumed_id) / JOURNAL
-                lock.enter_context(alone_with(journal, patience_s=0))
+                path = state_folder(self._experiment_id, self._resumed_id) / JOURNAL
+                lock.enter_context(alone_with(path, patience_s=0))
             run = self._start()
             try:
                 if not self._resumed_id:
@@ -129,12 +133,13 @@ class Recorder:
             self._lock = lock.pop_all()
         return self
 
-    def _start(self) -> Run:
+    def _start(self) -> MlflowRun:
         """Create the run in the store, or reopen it there."""
-        tags = {"tl.version": tl_version(), **identity(), HEARTBEAT_TAG: f"{time.time():.0f}", **self._tags}
+        now = time.time()
+        tags = {"tl.version": tl_version(), **identity(), HEARTBEAT_TAG: f"{now:.0f}", **self._tags}
         try:
-            if self._resumed_id:
-                tags |= self._pause(self._resumed_id)
+            if self._resumed_id and (resumed := self._store.run(self._resumed_id)) is not None:
+                tags |= with_pause(resumed.data.tags, round(1000 * last_seen(resumed)), round(1000 * now))
             run = mlflow.start_run(
                 run_id=self._resumed_id,
                 experiment_id=None if self._resumed_id else self._experiment_id,
@@ -161,22 +166,22 @@ class Recorder:
                 self._is_kept = False
                 self._points.extend(self._new_points())  # the store may have room
             self._closing.set()
-            self._thread.join(timeout=_LAST_WAIT_S)
+            self._thread.join(timeout=self._pace.last_wait_s)
             # A slow store must not keep the command from ending.
             self._has_left |= self._thread.is_alive()
             with suppress(StorageError):
                 self._journal.end(Ending(ending(kind), int(time.time() * 1000)))
         finally:
             self._end(kind)
-            self._problem = self._lost()
-            self.is_recorded = not self._problem
+            problem = self._lost()
+            self.is_recorded = not problem
         if self._has_left and kind is None and not self._thread.is_alive():
             # The store may answer again.
-            done = self._try(lambda: sync(self._store, self._store.client.get_run(self.run_id)))
+            done = self._try(lambda: sync(self._store, self._store.find(self.run_id)))
             self._has_left = done is None or bool(done.failed)
         if not self.is_recorded:
             self._warn(
-                f"the tracking store {self._store.uri} does not have the run {self.run_id[:8]} ({self._problem}); "
+                f"the tracking store {self._store.uri} does not have the run {self.run_id[:8]} ({problem}); "
                 f"everything is in {self.folder}; tl runs sync {self.run_id[:8]} records it again"
             )
             return
@@ -199,7 +204,7 @@ class Recorder:
         if isinstance(event, _RECORDED):
             now = self._clock()
             self._events.append((now, event))
-            if now - self._settled_at >= _SETTLE_EVERY_S:
+            if now - self._settled_at >= self._pace.settle_s:
                 self.settle()
 
     def settle(self) -> None:
@@ -235,17 +240,14 @@ class Recorder:
             "num_classes": len(plan.data.classes),
         }
         # MLflow's parameters cannot be changed; an interrupted run may have recorded some.
-        params = [Param(key, str(value)[:_PARAM_LENGTH]) for key, value in settings.items() if key not in self._params]
-        self._try(
-            lambda: self._store.client.log_batch(self.run_id, params=params),
-            *(Left("param", param.key, param.value) for param in params),
-        )
+        new = {key: str(value)[:_PARAM_LENGTH] for key, value in settings.items() if key not in self._params}
         tags = {"tl.model": plan.config.model, "tl.data": plan.data.spec.source, "tl.command": command}
-        self._try(lambda: mlflow.set_tags(tags), *(Left("tag", key, value) for key, value in tags.items()))
-        self._log_data(plan.data.spec)
+        self.log(*(Left("param", key, value) for key, value in new.items()))
+        self.log(*(Left("tag", key, value) for key, value in tags.items()))
+        self.log(Left("data", str(self.folder / CARD_FILE), ""))
         for path in (config_file, *pictures):
-            self._log_file(path)
-        self._set_note(_note(plan, self.run_id, command, None))
+            self.log(Left("file", str(path), ""))
+        self.log(Left("tag", NOTE_TAG, _note(plan, self.run_id, command, None)))
 
     def log_end(
         self, plan: Plan, outcome: Outcome, command: str, curves: Sequence[Path], best: Path, register: str | None
@@ -256,37 +258,17 @@ class Recorder:
             best: folder of the best saved model.
             register: name in the model registry, or None.
         """
-        counters = outcome.counters
-        results: dict[str, tuple[float, SplitName | None]] = {
-            "best/val_accuracy": (counters.best_val_accuracy, "val"),
-            "best/val_loss": (counters.best_val_loss, "val"),
-            "best/epoch": (counters.best_epoch, None),
-            "time/train_seconds": (counters.seconds, None),
-        }
-        if outcome.clean_train is not None:
-            results["clean_train/accuracy"] = (outcome.clean_train.accuracy.value, "train")
-            results["clean_train/loss"] = (outcome.clean_train.loss.value, "train")
-        if outcome.test is not None:
-            results["test/accuracy"] = (outcome.test.accuracy.value, "test")
-            results["test/loss"] = (outcome.test.loss.value, "test")
         for path in curves:
-            self._log_file(path, "curves")
+            self.log(Left("file", str(path), "curves"))
         if outcome.test_logits is not None and outcome.test_ids is not None:
             logits = self.folder / TEST_LOGITS
             save_logits(logits, outcome.test_logits, outcome.test_ids, plan.data.classes)
-            self._log_file(logits, EVALUATIONS)
+            self.log(Left("file", str(logits), EVALUATIONS))
         model_id = self._log_model(plan, best, register)
-        datasets = datasets_of(plan.data.spec)
-        for key, (value, part) in results.items():
-            # A number must not be linked to the digest of images that it was not measured on.
-            measured_on = datasets[part] if part and part not in outcome.changed else None
-            self._put_result(key, value, model_id, measured_on)
+        self._put_results(plan, _results(outcome), model_id, changed=outcome.changed)
         if outcome.changes:
-            changes = "; ".join(outcome.changes)
-            self._try(
-                lambda: self._store.client.set_tag(self.run_id, CHANGED_TAG, changes), Left("tag", CHANGED_TAG, changes)
-            )
-        self._set_note(_note(plan, self.run_id, command, outcome))
+            self.log(Left("tag", CHANGED_TAG, "; ".join(outcome.changes)))
+        self.log(Left("tag", NOTE_TAG, _note(plan, self.run_id, command, outcome)))
 
     def log_unfinished(self, plan: Plan, card: ModelCard, best: Path) -> None:
         """Record the best model of a run that ends early.
@@ -294,31 +276,22 @@ class Recorder:
         Args:
             card: of that model.
         """
-        model_id, measured_on = self._log_model(plan, best, None), datasets_of(plan.data.spec)["val"]
-        self._put_result("best/val_accuracy", card.val_accuracy or 0.0, model_id, measured_on)
-        self._put_result("best/epoch", card.epoch, model_id, None)
+        results = Results(val_accuracy=card.val_accuracy or 0.0, best_epoch=card.epoch)
+        self._put_results(plan, results, self._log_model(plan, best, None))
 
-    def _log_data(self, spec: DataSpec) -> None:
-        self._try(
-            lambda: self._store.client.log_inputs(self.run_id, dataset_inputs(spec)),
-            Left("data", str(self.folder / CARD_FILE), ""),
-        )
+    def log(self, *work: Left) -> str | None:
+        """Record tags, parameters, files, a model or the data sets; leave them for ``tl runs sync`` if the store fails.
 
-    def _log_file(self, path: Path, folder: str | None = None) -> None:
-        self._try(
-            lambda: self._store.client.log_artifact(self.run_id, str(path), folder),
-            Left("file", str(path), folder or ""),
-        )
-
-    def _set_note(self, text: str) -> None:
-        self._try(lambda: set_note(self._store, self.run_id, text), Left("tag", NOTE_TAG, text))
+        Returns:
+            The id of a recorded model.
+        """
+        return self._try(lambda: perform(self._store, self.run_id, work), *work)
 
     def _log_model(self, plan: Plan, folder: Path, register: str | None) -> str | None:
         """Record a saved model; return its id, or None if the store failed."""
         settings = plan.config.model_dump()
         params = {key: str(settings[key])[:500] for key in ("model", "data", "recipe", "epochs", "input_size")}
-        naming = Naming(plan.name, params, register)
-        return self._try(lambda: log_model(folder, naming), Left("model", str(folder), naming.to_json()))
+        return self.log(Left("model", str(folder), Naming(plan.name, params, register).to_json()))
 
     def _new_points(self, count: int | None = None) -> list[Metric]:
         # A resumed run repeats steps that were recorded already, with equal values.
@@ -329,27 +302,40 @@ class Recorder:
             if (key, event.step) not in self._seen
         ]
 
-    def _put_result(self, key: str, value: float, model_id: str | None, measured_on: Dataset | None) -> None:
-        """Queue a number of the whole run. Without a step, MLflow draws such numbers of several runs as bars.
+    def _put_results(
+        self, plan: Plan, results: Results, model_id: str | None, changed: Container[SplitName] = ()
+    ) -> None:
+        """Queue the numbers of the whole run. Without a step, MLflow draws such numbers of several runs as bars.
 
-        A resumed run replaces it.
+        A resumed run replaces them.
+
+        Args:
+            changed: splits whose images changed: a number must not be linked to the digest of images that it was not
+                measured on.
         """
-        if self._results.get(key) == value:
-            return  # recorded before an interruption
-        name, digest = (measured_on.name, measured_on.digest) if measured_on else (None, None)
-        point = Metric(key, float(value), int(time.time() * 1000), 0, model_id, name, digest, self.run_id)
-        self._journal.add([point])
-        self._points.append(point)
+        datasets = datasets_of(plan.data.spec)
+        now = int(time.time() * 1000)
+        points = []
+        for score in RESULTS.values():
+            value = values_by_key(results).get(score.key)
+            if value is None or value == self._results.get(score.key):
+                continue  # recorded before an interruption
+            images = datasets[score.measured_on] if score.measured_on and score.measured_on not in changed else None
+            name, digest = (images.name, images.digest) if images else (None, None)
+            points.append(Metric(score.key, float(value), now, 0, model_id, name, digest, self.run_id))
+        self._journal.add(points)
+        self._points.extend(points)
 
     def _write(self) -> None:
         waiting: list[Metric] = []
         closed = False
         beaten = time.monotonic()
         while not closed:
-            closed = self._closing.wait(_FLUSH_EVERY_S)
-            if not closed and time.monotonic() - beaten >= BEAT_EVERY_S:
+            closed = self._closing.wait(self._pace.send_s)
+            if not closed and time.monotonic() - beaten >= self._pace.beat_s:
                 beaten = time.monotonic()
-                self._beat()
+                # On other machines, only this distinguishes a running process from a killed one.
+                self._try(lambda: self._store.beat(self.run_id))
             with suppress(StorageError):  # the training thread raises the same error
                 self.settle()
             while self._points:
@@ -365,21 +351,25 @@ class Recorder:
         """Send points; return those that could not be sent, to try again later."""
         while points:
             try:
-                self._store.client.log_batch(self.run_id, metrics=points[:_BATCH])
+                self._store.client.log_batch(self.run_id, metrics=points[:BATCH])
             except Exception as error:  # a broken answer may raise anything in MLflow's client
                 self._warn_once(error)
                 return points
             self._is_away = False
-            points = points[_BATCH:]
+            points = points[BATCH:]
         return points
 
-    def _open_journal(self, run: Run, lock: ExitStack) -> None:
-        tags = dict(run.data.tags)
-        tags |= {NAME_TAG: self.run_name, STARTED_TAG: str(run.info.start_time), STORE_TAG: self._store.uri}
-        tags[EXPERIMENT_TAG] = self._store.client.get_experiment(self._experiment_id).name
+    def _open_journal(self, run: MlflowRun, lock: ExitStack) -> None:
+        tags = {
+            **run.data.tags,
+            journal.NAME_TAG: self.run_name,
+            journal.STARTED_TAG: str(run.info.start_time),
+            journal.STORE_TAG: self._store.uri,
+            journal.EXPERIMENT_TAG: self._store.client.get_experiment(self._experiment_id).name,
+        }
         path = self.folder / JOURNAL
         self._journal = lock.enter_context(Journal(path))
-        self._record = lock.enter_context(Journal(path.with_name(RECORD)))
+        self._record = lock.enter_context(Journal(path.with_name(journal.RECORD)))
         self._record.leave(Left("tag", key, value) for key, value in tags.items())
 
     def _end(self, kind: type[BaseException] | None) -> None:
@@ -406,14 +396,6 @@ class Recorder:
             is_gone = getattr(error, "error_code", None) in NOT_THERE
             return "" if self._store.is_remote and not is_gone else reason(error)
         return ""
-
-    def _pause(self, run_id: str) -> dict[str, str]:
-        run = self._store.client.get_run(run_id)
-        return with_pause(run.data.tags, round(1000 * last_seen(run)), round(1000 * time.time()))
-
-    def _beat(self) -> None:
-        # On other machines, only this distinguishes a running process from a killed one.
-        self._try(lambda: self._store.client.set_tag(self.run_id, HEARTBEAT_TAG, f"{time.time():.0f}"))
 
     def _recall(self) -> None:
         """Read which metrics and steps this run has recorded already, here or in the store."""
@@ -470,37 +452,45 @@ def _let_go(run_id: str) -> None:
 def _values(event: LossSampled | EpochEnded) -> dict[str, float]:
     """Return the numbers of an event by their names in MLflow."""
     if isinstance(event, LossSampled):
-        return {"step/loss": event.loss}
-    scores = {EPOCH_SCORES[name].key: value for name, value in event.scores().items() if value is not None}
-    return {"epoch": event.epoch, **scores}
+        return {LOSS_KEY: event.loss}
+    return {EPOCH_KEY: event.epoch, **values_by_key(event)}
+
+
+def _results(outcome: Outcome) -> Results:
+    counters, test, clean_train = outcome.counters, outcome.test, outcome.clean_train
+    return Results(
+        val_accuracy=counters.best_val_accuracy,
+        val_loss=counters.best_val_loss,
+        best_epoch=counters.best_epoch,
+        test_accuracy=test.accuracy.value if test else None,
+        test_loss=test.loss.value if test else None,
+        clean_train_accuracy=clean_train.accuracy.value if clean_train else None,
+        clean_train_loss=clean_train.loss.value if clean_train else None,
+        seconds=counters.seconds,
+    )
 
 
 # Also the mark by which `set_note` and `_recall` recognise the note, in records of earlier versions too.
 _LAST_LINE = "Look again: `tl eval {0}`, `tl plot --terminal {0}`"
+_MEASURED_ON = {"test_accuracy": "test", "val_accuracy": "validation"}
+_NOTED = ("test_accuracy", "val_accuracy", "clean_train_accuracy", "best_epoch")
 
 
 def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str:
     """Return the run's description, Markdown."""
-    source = plan.data.spec.source
-    lines = []
+    lines = [f"{plan.config.model} ({plan.classifier.weights.name}) on `{plan.data.spec.source}`", "", f"`{command}`"]
     if outcome is not None:
+        results = _results(outcome)
+        texts = {name: RESULTS[name].text(value) for name in _NOTED if (value := getattr(results, name)) is not None}
         # MLflow shows only the first line of a long note.
-        validated = f"{outcome.counters.best_val_accuracy:.2%} on validation images"
-        tested = (
-            f"**{outcome.test.accuracy.value:.2%} on test images**, {validated}" if outcome.test else f"**{validated}**"
-        )
-        lines += [tested, ""]
-    lines += [f"{plan.config.model} ({plan.classifier.weights.name}) on `{source}`", "", f"`{command}`"]
-    if outcome is not None:
+        scores = [f"{texts[name]} on {part} images" for name, part in _MEASURED_ON.items() if name in texts]
+        lines = [", ".join([f"**{scores[0]}**", *scores[1:]]), "", *lines]
         lines += [line for warning in outcome.warnings for line in ("", f"**Warning:** {warning.splitlines()[0]}")]
-        lines += ["", "| result | |", "|---|---|"]
+        texts["best_epoch"] += f" of {outcome.counters.epoch}"
         if outcome.test is not None:
             accuracy = outcome.test.accuracy
             interval = f"95% interval {100 * accuracy.low:.2f} to {accuracy.high:.2%}, {accuracy.count:,} images"
-            lines.append(f"| test accuracy | {accuracy.value:.2%} ({interval}) |")
-        lines.append(f"| validation accuracy | {outcome.counters.best_val_accuracy:.2%} |")
-        if outcome.clean_train is not None:
-            lines.append(f"| train accuracy (eval mode, no augmentation) | {outcome.clean_train.accuracy.value:.2%} |")
-        lines.append(f"| best epoch | {outcome.counters.best_epoch} of {outcome.counters.epoch} |")
-    lines += ["", _LAST_LINE.format(run_id[:8])]
-    return "\n".join(lines)
+            texts["test_accuracy"] += f" ({interval})"
+        lines += ["", "| result | |", "|---|---|"]
+        lines += [f"| {RESULTS[name].title} | {text} |" for name, text in texts.items()]
+    return "\n".join([*lines, "", _LAST_LINE.format(run_id[:8])])

@@ -1,4 +1,4 @@
-"""Ends the record of dead runs, and removes runs with their files."""
+"""Records dead runs as killed, and removes runs with their files."""
 
 import os
 import shutil
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR
 
-from mlflow.entities import LifecycleStage, Run
+from mlflow.entities import LifecycleStage
 
 from tl_cli.errors import UsageError
 from tl_cli.tracking.listing import status_of
 from tl_cli.tracking.ownership import owned
 from tl_cli.tracking.places import is_within, own_folder
-from tl_cli.tracking.recorded import last_seen, named
+from tl_cli.tracking.recorded import Run, last_seen, named
 from tl_cli.tracking.store import Store
 
 
 def close(store: Store, run: Run) -> None:
-    """Record a run whose process is gone, or cannot be told, as killed, at the time when it was last heard of.
+    """Record a run as killed at its last heartbeat, if its process has ended or its state is unknown.
 
     Raises:
-        UsageError: it goes on, has ended already, or another process works on it.
+        UsageError: it is running, has ended already, or is used by another process.
         TrackingError: the store cannot be used.
     """
     with owned(store, run) as now, store.reported():
@@ -32,11 +32,11 @@ def close(store: Store, run: Run) -> None:
 
 
 def remove(store: Store, run: Run) -> None:
-    """Take a run out of every list; MLflow can restore it, and its models stay, until it is purged.
+    """Remove a run from every list; MLflow can restore it, and its models stay, until it is purged.
 
     Raises:
-        UsageError: it goes on, or another process works on it.
-        RunNotFoundError: it has been removed meanwhile.
+        UsageError: it is running, or another process uses it.
+        RunNotFoundError: it has been removed in the meantime.
         TrackingError: the store cannot be used.
     """
     with owned(store, run, from_readers=True), store.reported():
@@ -44,7 +44,7 @@ def remove(store: Store, run: Run) -> None:
 
 
 def check_purgeable(store: Store, runs: Sequence[Run]) -> None:
-    """Refuse a store whose files are not here, and models that others may be using.
+    """Refuse to purge on a server, whose files are elsewhere, and to purge registered models.
 
     Raises:
         UsageError: it is a server, or a model is registered.
@@ -56,7 +56,7 @@ def check_purgeable(store: Store, runs: Sequence[Run]) -> None:
             versions = store.client.search_model_versions(f"run_id = '{run.info.run_id}'")
         if versions:
             names = ", ".join(f"{each.name} version {each.version}" for each in versions)
-            raise UsageError(f"{named(run)} is registered as {names}; take it out of the registry first")
+            raise UsageError(f"{named(run)} is registered as {names}; remove it from the registry first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Files:
     Attributes:
         inside: in the folder of the store's database.
         outside: elsewhere, such as on another disk, or in the project that this one is a copy of.
-        shared: where the record leads that is no folder of the run alone; never deleted.
+        shared: recorded folders that are not the run's alone; never deleted.
     """
 
     inside: tuple[Path, ...]
@@ -74,67 +74,67 @@ class Files:
     shared: tuple[Path, ...]
 
     def size(self, *, outside: bool = True) -> int:
-        """Return how many bytes of the disk deleting them would free."""
+        """Return how many bytes of disk space deleting them would free."""
         return _size((*self.inside, *self.outside) if outside else self.inside)
 
 
 def files_of(store: Store, run: Run) -> Files:
-    """Return the folders of a run that are there."""
-    found = {folder.resolve() for folder in _recorded_folders(store, run) if folder.is_dir()}
-    found = {folder for folder in found if not found & set(folder.parents)}
-    shared = {folder for folder in found if folder.name not in (run.info.run_id, *store.models_of(run))}
-    inside = {folder for folder in found - shared if is_within(store.database, folder)}
-    return Files(tuple(sorted(inside)), tuple(sorted(found - shared - inside)), tuple(sorted(shared)))
+    """Return the existing folders of a run."""
+    existing = {folder.resolve() for folder in _recorded_folders(store, run) if folder.is_dir()}
+    folders = {folder for folder in existing if not existing & set(folder.parents)}
+    shared = {folder for folder in folders if folder.name not in (run.info.run_id, *store.models_of(run))}
+    inside = {folder for folder in folders - shared if is_within(store.database, folder)}
+    return Files(tuple(sorted(inside)), tuple(sorted(folders - shared - inside)), tuple(sorted(shared)))
 
 
 def _recorded_folders(store: Store, run: Run) -> set[Path]:
-    """Return where a run's folders should be, links not followed."""
+    """Return the recorded folders of a run; links are not followed."""
     models = store.models_of(run)
     places = [*store.artifact_places(run, models), store.state_folder(run)]
-    ids = (str(run.info.run_id), *models)
+    ids = (run.info.run_id, *models)
     return {own_folder(place.absolute(), ids) or place.absolute() for place in places}
 
 
 def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
     """Delete folders of a run and then, when they are gone, its record and those of its models.
 
-    Not by ``mlflow gc``, which takes along everything else that has ever been removed.
+    ``mlflow gc`` would also delete everything else that was ever removed.
 
     Returns:
-        What could not be deleted, and why; the record then stays, so that another call can finish.
+        Files that could not be deleted, and why; the record then stays, so that another call can finish.
 
     Raises:
-        UsageError: the store is a server, a model is registered, or another process works on the run.
-        TrackingError: the store cannot do it.
+        UsageError: the store is a server, a model is registered, or another process uses the run.
+        TrackingError: the store does not support it.
     """
     check_purgeable(store, [run])
     links = [place for place in _recorded_folders(store, run) if place.is_symlink()]
-    # What is on a disk that is away now would be found by nobody afterwards.
+    # Without the record, files on a disk that is not mounted now could not be found again.
     away = [f"{link}: {link.readlink()} is not there" for link in links if not link.resolve().parent.is_dir()]
     if away:
         return away
     with owned(store, run, from_readers=True):
-        # A process that is killed from here on leaves no run in the list that lacks some of its files.
+        # Removed first: a process that is killed from here on leaves no listed run that lacks some of its files.
         with store.reported():
             if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
                 store.client.delete_run(run.info.run_id)
         for path in [path for folder in folders for path in folder.rglob("*")]:
-            # The locks last: some file systems keep an open file, and the folder around it.
+            # The locks are deleted last: some file systems keep open files and their folders.
             if not path.name.endswith(".lock") and (path.is_symlink() or not path.is_dir()):
                 with suppress(OSError):
                     path.unlink()
-    stays = [problem for folder in folders for problem in _delete(folder)]
-    if not stays:
+    remaining = [problem for folder in folders for problem in _delete(folder)]
+    if not remaining:
         for link in links:
             if not link.exists():
                 link.unlink()
         with store.reported():
             store.delete_for_good(run, store.models_of(run))
-    return stays
+    return remaining
 
 
 def _delete(folder: Path) -> list[str]:
-    """Delete a folder as far as possible; return the files that stay, the first with the reason."""
+    """Delete a folder as far as possible; return the remaining files, the first with the reason."""
     shutil.rmtree(folder, ignore_errors=True)
     if not folder.exists():
         return []
@@ -147,7 +147,7 @@ def _delete(folder: Path) -> list[str]:
 
 
 def _size(folders: Iterable[Path]) -> int:
-    """Return what deleting folders frees: blocks, not lengths, of files that have no other name elsewhere."""
+    """Return the bytes that deleting folders would free: blocks, not lengths, of files without another hard link."""
     names: dict[tuple[int, int], list[os.stat_result]] = {}
     for folder in folders:
         for path in folder.rglob("*"):

@@ -7,7 +7,7 @@ import math
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 from urllib.request import pathname2url
 
 from tl_cli.errors import TrackingError, first_line, without_secrets
+from tl_cli.tracking import recorded
 from tl_cli.tracking.parsing import drop_out_of_bounds, moment
-from tl_cli.tracking.recorded import MODELS, Point, Run, RunReader, find_run
+from tl_cli.tracking.recorded import MODELS, Point, RecordedImages, Run, RunData, RunInfo, RunReader
 
 # Heads of MLflow's migrations whose tables were compared with what MLflow's own client reads.
 _SCHEMAS = frozenset({"dc11669786a5"})
@@ -24,74 +25,9 @@ _WAIT_S = 60.0
 # As many ids per query as SQLAlchemy takes: the rows come in MLflow's order then.
 _CHUNK = 500
 _DEFAULT = "mlflow.db"
-
-
-@dataclass(frozen=True, slots=True)
-class StoredInfo:
-    """As MLflow's ``RunInfo``; times in milliseconds since 1970."""
-
-    run_id: str
-    run_name: str | None
-    experiment_id: str
-    user_id: str | None
-    status: str
-    start_time: int
-    end_time: int | None
-    lifecycle_stage: str
-    artifact_uri: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredData:
-    """The last value of each metric, parameters and tags."""
-
-    metrics: dict[str, float]
-    params: dict[str, str]
-    tags: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTag:
-    """A tag of an input."""
-
-    key: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredDataset:
-    """As MLflow's ``Dataset``."""
-
-    name: str
-    digest: str
-    source_type: str
-    source: str
-    schema: str | None
-    profile: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoredInput:
-    """A data set with the tags of its use in a run."""
-
-    dataset: StoredDataset
-    tags: list[StoredTag]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredInputs:
-    """The data sets of a run."""
-
-    dataset_inputs: list[StoredInput]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredRun:
-    """A run as MLflow's client returns it, without its logged models."""
-
-    info: StoredInfo
-    data: StoredData
-    inputs: StoredInputs
+_METRICS = "select run_uuid, key, value, is_nan from latest_metrics where run_uuid in ({})"
+_PARAMS = "select run_uuid, key, value from params where run_uuid in ({})"
+_TAGS = "select run_uuid, key, value from tags where run_uuid in ({})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,24 +35,15 @@ class SqliteStore:
     """A local sqlite store, opened for each question and read in one transaction.
 
     Attributes:
-        path: of the database.
+        database: its file.
         uri: for messages.
         tracking_uri: as the user gave it; None is MLflow's default.
     """
 
-    path: Path
+    database: Path
     uri: str
     tracking_uri: str | None
-
-    @property
-    def is_remote(self) -> bool:
-        """Always False."""
-        return False
-
-    @property
-    def database(self) -> Path:
-        """The file of the database."""
-        return self.path
+    is_remote: bool = False
 
     @contextmanager
     def reported(self) -> Iterator[None]:
@@ -135,7 +62,7 @@ class SqliteStore:
             )
             return {str(name): str(experiment_id) for name, experiment_id in rows}
 
-    def runs(self, experiment: str | None = None, *, removed: bool = False) -> list[StoredRun]:
+    def runs(self, experiment: str | None = None, *, removed: bool = False) -> list[Run]:
         """Return the runs of one experiment, or of all, latest start first.
 
         Args:
@@ -143,35 +70,26 @@ class SqliteStore:
         """
         with self._opened() as connection:
             infos = [
-                StoredInfo(
-                    run_id, name, str(experiment_id), user, status, moment(start), moment(end) or None, stage, uri
-                )
-                for run_id, name, experiment_id, user, status, start, end, stage, uri in connection.execute(
-                    "select run_uuid, runs.name, runs.experiment_id, user_id, status, start_time, end_time, "
+                RunInfo(run_id, name or "", str(experiment_id), status, moment(start), moment(end) or None, stage, uri)
+                for run_id, name, experiment_id, status, start, end, stage, uri in connection.execute(
+                    "select run_uuid, runs.name, runs.experiment_id, status, start_time, end_time, "
                     "runs.lifecycle_stage, artifact_uri from runs join experiments using (experiment_id) "
                     "where experiments.lifecycle_stage = 'active' and runs.lifecycle_stage = ? "
                     "and (? is null or experiments.name = ?) order by start_time is null, start_time desc, run_uuid",
                     ("deleted" if removed else "active", experiment, experiment),
                 )
             ]
-            ids = [info.run_id for info in infos]
-            data = {run_id: StoredData({}, {}, {}) for run_id in ids}
-            for run_id, key, value, is_nan in _of_runs(
-                connection, "select run_uuid, key, value, is_nan from latest_metrics where run_uuid in ({})", ids
-            ):
+            data = {info.run_id: RunData({}, {}, {}) for info in infos}
+            for run_id, key, value, is_nan in _of_runs(connection, _METRICS, data):
                 data[run_id].metrics[key] = math.nan if is_nan else value
-            for run_id, key, value in _of_runs(
-                connection, "select run_uuid, key, value from params where run_uuid in ({})", ids
-            ):
+            for run_id, key, value in _of_runs(connection, _PARAMS, data):
                 data[run_id].params[key] = value
-            for run_id, key, value in _of_runs(
-                connection, "select run_uuid, key, value from tags where run_uuid in ({})", ids
-            ):
+            for run_id, key, value in _of_runs(connection, _TAGS, data):
                 data[run_id].tags[key] = value
-            inputs = _inputs(connection, ids)
+            images = _images(connection, data)
         for each in data.values():
             drop_out_of_bounds(each.metrics, each.tags)
-        return [StoredRun(info, data[info.run_id], StoredInputs(inputs[info.run_id])) for info in infos]
+        return [Run(info, data[info.run_id], images.get(info.run_id, {})) for info in infos]
 
     def find(self, name: str) -> Run:
         """Return the run with that id, unique beginning of an id, name, or MLflow URI.
@@ -181,7 +99,7 @@ class SqliteStore:
         """
         if name.startswith(MODELS):
             return _through_mlflow(self.tracking_uri).find(name)
-        return find_run(self.runs(), name, self.uri)
+        return recorded.find_run(self.runs(), name, self.uri)
 
     def metric_history(self, run_id: str, key: str) -> list[Point]:
         """Return every recorded point of a metric."""
@@ -195,7 +113,7 @@ class SqliteStore:
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        with self.reported(), closing(_connect(self.path)) as connection:
+        with self.reported(), closing(_connect(self.database)) as connection:
             connection.execute("begin")  # one snapshot for all queries
             yield connection
 
@@ -260,23 +178,25 @@ def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=_WAIT_S, isolation_level=None)
 
 
-def _of_runs(connection: sqlite3.Connection, query: str, ids: Sequence[str]) -> Iterable[Any]:
+def _of_runs(connection: sqlite3.Connection, query: str, run_ids: Iterable[str]) -> Iterator[Any]:
+    ids = list(run_ids)
     for start in range(0, len(ids), _CHUNK):
         chunk = ids[start : start + _CHUNK]
         yield from connection.execute(query.format(", ".join("?" * len(chunk))), chunk)
 
 
-def _inputs(connection: sqlite3.Connection, ids: Sequence[str]) -> dict[str, list[StoredInput]]:
-    """Return the data sets of runs, each once per run, with their tags."""
-    found: dict[str, dict[str, StoredInput]] = defaultdict(dict)
+def _images(connection: sqlite3.Connection, run_ids: Iterable[str]) -> dict[str, dict[str, RecordedImages]]:
+    """Return the images of runs, by run and context."""
+    uses: dict[tuple[str, str], tuple[str, str | None, dict[str, str]]] = {}
     query = (
-        "select inputs.destination_id, dataset_uuid, datasets.name, digest, dataset_source_type, dataset_source, "
-        "dataset_schema, dataset_profile, input_tags.name, input_tags.value from inputs "
-        "join datasets on inputs.source_id = dataset_uuid left join input_tags using (input_uuid) "
+        "select inputs.destination_id, dataset_uuid, digest, dataset_profile, input_tags.name, input_tags.value "
+        "from inputs join datasets on inputs.source_id = dataset_uuid left join input_tags using (input_uuid) "
         "where inputs.destination_type = 'RUN' and inputs.destination_id in ({})"
     )
-    for run_id, dataset_id, *dataset, key, value in _of_runs(connection, query, ids):
-        entry = found[run_id].setdefault(dataset_id, StoredInput(StoredDataset(*dataset), []))
-        if key is not None:
-            entry.tags.append(StoredTag(key, value))
-    return defaultdict(list, {run_id: list(of_run.values()) for run_id, of_run in found.items()})
+    for run_id, dataset_id, digest, profile, key, value in _of_runs(connection, query, run_ids):
+        _, _, tags = uses.setdefault((run_id, dataset_id), (digest, profile, {}))
+        tags[key] = value
+    by_run: dict[str, list[tuple[str, str | None, dict[str, str]]]] = defaultdict(list)
+    for (run_id, _), use in uses.items():
+        by_run[run_id].append(use)
+    return {run_id: recorded.images_by_context(of_run) for run_id, of_run in by_run.items()}

@@ -1,4 +1,4 @@
-"""Opens the MLflow store and finds runs in it by the names that people use."""
+"""Opens the MLflow store and finds runs in it by id, name or MLflow URI."""
 
 import atexit
 import logging
@@ -7,13 +7,13 @@ import re
 import sqlite3
 import ssl
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from filelock import FileLock, Timeout
@@ -29,11 +29,12 @@ from tl_cli.errors import (
     without_secrets,
 )
 from tl_cli.models.bundle import read_card
+from tl_cli.tracking import recorded
+from tl_cli.tracking.liveness import HEARTBEAT_TAG
 from tl_cli.tracking.parsing import drop_out_of_bounds, moment
 from tl_cli.tracking.places import check_place, local_path, own_folder
 from tl_cli.tracking.reasons import reason, root
-from tl_cli.tracking.recorded import MODELS, RUNS, find_removed, find_run, is_parent, named, run_and_model, short_id
-from tl_cli.tracking.recorded import Run as RecordedRun
+from tl_cli.tracking.recorded import MODELS, RUNS, Point, Run, RunData, RunInfo, is_parent, named, short_id
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _ENVIRONMENT = {
@@ -49,15 +50,8 @@ for _name, _value in _ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 import mlflow  # noqa: E402
-from mlflow.entities import (  # noqa: E402
-    LifecycleStage,
-    LoggedModel,
-    LoggedModelStatus,
-    Metric,
-    Run,
-    RunInfo,
-    ViewType,
-)
+from mlflow.entities import LifecycleStage, LoggedModel, LoggedModelStatus, ViewType  # noqa: E402
+from mlflow.entities import Run as MlflowRun  # noqa: E402
 from mlflow.entities.model_registry import ModelVersion  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.store.artifact import http_artifact_repo  # noqa: E402
@@ -68,7 +62,8 @@ from mlflow.utils.uri import append_to_uri_path  # noqa: E402
 STATE_ROOT = Path("mlruns")
 DEFAULT_EXPERIMENT = "tl"
 WEIGHTS_PARAM = "weights_sha256"  # of a logged model
-# What a store says of a name that it does not have.
+BATCH = 1000  # MLflow's limit of points per request
+# Error codes for a name that the store does not have.
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 # Log lines would break a live screen; MLflow's errors are reported where they are caught.
 for _name in ("mlflow", "alembic"):
@@ -79,25 +74,26 @@ for _name in ("mlflow.store.db", "mlflow.system_metrics", "mlflow.tracking.fluen
 warnings.filterwarnings("ignore", module=r"mlflow\.")
 # One per request if MLFLOW_TRACKING_INSECURE_TLS is set.
 warnings.filterwarnings("ignore", message="Unverified HTTPS request")
-disable_logging()  # what it prints itself, such as "Successfully registered model"
+disable_logging()  # of messages that MLflow prints, such as "Successfully registered model"
 # At exit MLflow would mark a run that could not be ended as FINISHED, and a finished run cannot be resumed.
 atexit.unregister(getattr(mlflow.tracking.fluent, "_safe_end_run", None) or (lambda: None))
 
 _TRANSFER_TIMEOUT_S = 600
+T = TypeVar("T")
 
 
-def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
+def _patient(request: Callable[..., Any]) -> Callable[..., Any]:
     """Return MLflow's request function with a timeout for files, unless the user has set one for all requests.
 
-    A server answers an upload when its own store has the file, which may take minutes.
+    A server responds to an upload when the file is in its store, which may take minutes.
     """
 
-    def request(*arguments: object, **options: object) -> object:
+    def request_patiently(*arguments: object, **options: object) -> object:
         if os.environ.get(_TIMEOUT) == _ENVIRONMENT[_TIMEOUT]:
             options.setdefault("timeout", _TRANSFER_TIMEOUT_S)
-        return ask(*arguments, **options)
+        return request(*arguments, **options)
 
-    return request
+    return request_patiently
 
 
 _repository: Any = http_artifact_repo
@@ -124,8 +120,26 @@ class Store:
     @property
     def database(self) -> Path | None:
         """The file of a local database; None for a server or another kind of database."""
-        found = _database(str(self.client.tracking_uri))
-        return found.absolute() if found is not None and found.is_file() else None
+        path = _database(str(self.client.tracking_uri))
+        return path.absolute() if path is not None and path.is_file() else None
+
+    def reported(self) -> AbstractContextManager[None]:
+        """Return a context manager that turns MLflow's errors into a TrackingError."""
+        return _reported(self.uri)
+
+    def request(self, call: Callable[..., T], *arguments: str) -> T | None:
+        """Return what a function of MLflow's client returns; None if the store has nothing of that name.
+
+        Raises:
+            TrackingError: the store cannot be used.
+        """
+        with self.reported():
+            try:
+                return call(*arguments)
+            except MlflowException as error:
+                if error.error_code not in NOT_THERE:
+                    raise
+        return None
 
     def experiment(self, name: str) -> str:
         """Return the id of an experiment; create it if there is none.
@@ -133,17 +147,17 @@ class Store:
         Raises:
             TrackingError: it was deleted, its files are another project's, or the store cannot be used.
         """
-        with _reported(self.uri), _store_lock(self.database):
-            found = self.client.get_experiment_by_name(name)
-            if found is None:
+        with self.reported(), _store_lock(self.database):
+            experiment = self.client.get_experiment_by_name(name)
+            if experiment is None:
                 return str(self.client.create_experiment(name))
-        if found.lifecycle_stage != "active":
+        if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
             raise TrackingError(
                 f"the experiment {name!r} was deleted; restore it, or use --experiment with another name"
             )
         if self.database is not None:
-            check_place(self.database, str(found.experiment_id))
-        return str(found.experiment_id)
+            check_place(self.database, str(experiment.experiment_id))
+        return str(experiment.experiment_id)
 
     def check_place(self, run: Run) -> None:
         """Check that a run's files do not belong to another project.
@@ -152,17 +166,13 @@ class Store:
             TrackingError: the store was copied or moved.
         """
         if self.database is not None:
-            check_place(self.database, str(run.info.experiment_id), str(run.info.run_id))
+            check_place(self.database, run.info.experiment_id, run.info.run_id)
 
     def experiments(self) -> dict[str, str]:
         """Return the ids of the experiments that are not deleted, by their names."""
-        with _reported(self.uri):
-            found = self.client.search_experiments(view_type=ViewType.ACTIVE_ONLY)
-        return {str(each.name): str(each.experiment_id) for each in found}
-
-    def reported(self) -> AbstractContextManager[None]:
-        """Return a context manager that turns MLflow's errors into a TrackingError."""
-        return _reported(self.uri)
+        with self.reported():
+            active = self.client.search_experiments(view_type=ViewType.ACTIVE_ONLY)
+        return {str(each.name): str(each.experiment_id) for each in active}
 
     def runs(self, experiment: str | None = None, *, removed: bool = False, matching: str = "") -> list[Run]:
         """Return the runs of one experiment, or of all, latest start first.
@@ -171,45 +181,42 @@ class Store:
             removed: return removed runs, which MLflow can restore, instead of the others.
             matching: a filter in MLflow's search syntax.
         """
+        ids = [experiment_id for name, experiment_id in self.experiments().items() if experiment in (None, name)]
         view = ViewType.DELETED_ONLY if removed else ViewType.ACTIVE_ONLY
-        with _reported(self.uri):
-            experiments = self.client.search_experiments(view_type=ViewType.ACTIVE_ONLY)
-            ids = [e.experiment_id for e in experiments if experiment in (None, e.name)]
-            found: list[Run] = []
-            token = None
+        latest_first = ["attributes.start_time DESC"]
+        runs: list[Run] = []
+        token = None
+        with self.reported():
             while ids:
-                page = self.client.search_runs(
-                    ids, matching, view, order_by=["attributes.start_time DESC"], page_token=token
-                )
-                found += map(parsed, page)
+                page = self.client.search_runs(ids, matching, view, order_by=latest_first, page_token=token)
+                runs += map(_as_run, page)
                 token = page.token
                 if not token:
                     break
-        return found
+        return runs
 
-    def again(self, runs: Iterable[RecordedRun]) -> list[Run]:
+    def run(self, run_id: str) -> Run | None:
+        """Return the run of an id as it is now, be it removed, or in a deleted experiment; None if there is none."""
+        run = self.request(self.client.get_run, run_id)
+        return _as_run(run) if run is not None else None
+
+    def again(self, runs: Iterable[Run]) -> list[Run]:
         """Return runs as they are now.
 
         Raises:
             RunNotFoundError: one has been removed.
         """
-        found = []
+        current = []
         for run in runs:
-            with _reported(self.uri):
-                try:
-                    now = parsed(self.client.get_run(run.info.run_id))
-                except MlflowException as error:
-                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                        raise
-                    now = None
+            now = self.run(run.info.run_id)
             if now is None or now.info.lifecycle_stage != run.info.lifecycle_stage:
                 raise RunNotFoundError(f"the run {named(run)} has been removed in the meantime")
-            found.append(now)
-        return found
+            current.append(now)
+        return current
 
     def find_removed(self, name: str) -> Run | None:
         """Return the removed run of that id, unique beginning of an id, or name, if there is one."""
-        return find_removed(self.runs(removed=True), name)
+        return recorded.find_removed(self.runs(removed=True), name)
 
     def find(self, name: str) -> Run:
         """Return the run of that id, unique beginning of an id, name, or MLflow URI.
@@ -217,56 +224,56 @@ class Store:
         Raises:
             RunNotFoundError: none or several have that name; the message lists what there is.
         """
-        return self._run_of_model(name) if name.startswith(MODELS) else find_run(self.runs(), name, self.uri)
+        return self._run_of_model(name) if name.startswith(MODELS) else recorded.find_run(self.runs(), name, self.uri)
 
-    def metric_history(self, run_id: str, key: str) -> list[Metric]:
+    def metric_history(self, run_id: str, key: str) -> list[Point]:
         """Return every recorded point of a metric."""
-        return list(self.client.get_metric_history(run_id, key))
+        points = self.client.get_metric_history(run_id, key)
+        return [Point(each.key, each.value, each.timestamp, each.step) for each in points]
 
     def _run_of_model(self, uri: str) -> Run:
-        model_id = self._model_id(uri)
-        with self.reported():
-            run_id = str(self.client.get_logged_model(model_id).source_run_id)
-            with suppress(MlflowException):
-                run = parsed(self.client.get_run(run_id))
-                if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
-                    return run
-        raise RunNotFoundError(f"the run that recorded {uri} ({model_id}) has been removed from {self.uri}")
+        model = self._logged_model(uri)
+        run = self.run(str(model.source_run_id))
+        if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise RunNotFoundError(f"the run that recorded {uri} ({model.model_id}) has been removed from {self.uri}")
+        return run
 
-    def _model_id(self, uri: str) -> str:
-        """Return the id of the logged model of ``models:/ID``, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+    def _logged_model(self, uri: str) -> LoggedModel:
+        """Return the logged model of ``models:/ID``, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
 
         Raises:
             RunNotFoundError: there is none.
         """
         path = uri.removeprefix(MODELS).strip("/")
-        try:
-            with self.reported():
-                return self._version(path) or str(self.client.get_logged_model(path).model_id)
-        except TrackingError as error:
-            if getattr(error.__cause__, "error_code", None) not in NOT_THERE:
-                raise
-            known = [f"{MODELS}{model.name}/latest" for model in self.client.search_registered_models()]
-            raise RunNotFoundError(f"{self.uri} has no model {uri}.{suggest(uri, known)}") from error
-
-    def _version(self, path: str) -> str | None:
-        """Return the id of the logged model behind a version in the registry; None if the path has no version."""
         name, slash, version = path.rpartition("/")
+        aliased, at, alias = path.rpartition("@")
         if slash:
-            quoted = name.replace("'", "''")
-            versions = self.client.search_model_versions(f"name='{quoted}'")
-            found = [v for v in versions if version.lower() in ("latest", str(v.version), str(v.current_stage).lower())]
-            if not found:
-                raise RunNotFoundError(f"{self.uri} has no version {version} of the model {name}")
-            return _logged_model_of(max(found, key=lambda v: int(v.version)))
-        name, at, alias = path.rpartition("@")
-        return _logged_model_of(self.client.get_model_version_by_alias(name, alias)) if at else None
+            model_id: str | None = self._id_of_version(name, version)
+        elif at:
+            registered = self.request(self.client.get_model_version_by_alias, aliased, alias)
+            model_id = _id_of_logged_model(registered) if registered is not None else None
+        else:
+            model_id = path
+        model = self.request(self.client.get_logged_model, model_id) if model_id is not None else None
+        if model is None:
+            with self.reported():
+                known = [f"{MODELS}{model.name}/latest" for model in self.client.search_registered_models()]
+            raise RunNotFoundError(f"{self.uri} has no model {uri}.{suggest(uri, known)}")
+        return model
+
+    def _id_of_version(self, name: str, version: str) -> str:
+        with self.reported():
+            versions = registered_versions(self.client, name)
+        matching = [v for v in versions if version.lower() in ("latest", str(v.version), str(v.current_stage).lower())]
+        if not matching:
+            raise RunNotFoundError(f"{self.uri} has no version {version} of the model {name}")
+        return _id_of_logged_model(max(matching, key=lambda v: int(v.version)))
 
     def model_folder(self, run: Run, name: str = "", warn: Callable[[str], None] | None = None) -> Path:
         """Return the folder of a run's saved model, downloaded if the store is remote.
 
         Args:
-            name: what the user typed: an MLflow URI may name one of several models.
+            name: as typed by the user: an MLflow URI may name one of several models.
             warn: called if the recorded model cannot be fetched and the copy in this folder is used instead.
 
         Raises:
@@ -301,23 +308,20 @@ class Store:
         raise RunNotFoundError(f"the run {named(run)} has no model; it ended before an epoch")
 
     def _models(self, run: Run, name: str) -> list[LoggedModel]:
-        """Return the logged models that are meant, the latest first: a run that was resumed may have several.
+        """Return the requested logged models, latest first: a run that was resumed may have several.
 
         Raises:
             RunNotFoundError: an MLflow URI names none of them.
         """
-        with self.reported():
-            if name.startswith(MODELS):
-                return [self.client.get_logged_model(self._model_id(name))]
-            found: list[LoggedModel] = []
-            for output in run.outputs.model_outputs if run.outputs else []:
-                with suppress(MlflowException):  # it was deleted
-                    found.append(self.client.get_logged_model(output.model_id))
-        _, path = run_and_model(name)
-        if path and path not in {model.name for model in found}:
-            known = [f"{RUNS}{run.info.run_id}/{model.name}" for model in found]
+        if name.startswith(MODELS):
+            return [self._logged_model(name)]
+        requested = (self.request(self.client.get_logged_model, model_id) for model_id in run.model_ids)
+        models = [model for model in requested if model is not None]  # others were deleted
+        _, path = recorded.run_and_model(name)
+        if path and path not in {model.name for model in models}:
+            known = [f"{RUNS}{run.info.run_id}/{model.name}" for model in models]
             raise RunNotFoundError(f"the run {named(run)} has no model {path!r}.{suggest(name, known)}")
-        ready = [model for model in found if model.status == LoggedModelStatus.READY and path in ("", model.name)]
+        ready = [model for model in models if model.status == LoggedModelStatus.READY and path in ("", model.name)]
         return sorted(ready, key=lambda model: int(model.creation_timestamp), reverse=True)
 
     def artifact(self, run: Run, path: str) -> Path | None:
@@ -327,30 +331,26 @@ class Store:
         return None
 
     def answers(self) -> bool:
-        """Whether the server says that it is there; a store on this machine always is."""
-        if not self.is_remote:
-            return True
-        try:
-            _check_server(str(mlflow.get_tracking_uri()))
-        except TrackingError:
-            return False
-        return True
-
-    def has(self, run_id: str) -> bool:
-        """Whether the store has a run, be it removed, or in an experiment that was deleted."""
-        with self.reported():
+        """Whether the server responds; a store on this machine always does."""
+        if self.is_remote:
             try:
-                self.client.get_run(run_id)
-            except MlflowException as error:
-                if error.error_code not in NOT_THERE:
-                    raise
+                _check_server(str(mlflow.get_tracking_uri()))
+            except TrackingError:
                 return False
         return True
+
+    def beat(self, run_id: str) -> None:
+        """Record a run's heartbeat: that its process still runs.
+
+        Raises:
+            MlflowException: the store cannot be written.
+        """
+        self.client.set_tag(run_id, HEARTBEAT_TAG, f"{time.time():.0f}")
 
     def check_has(self, run_id: str) -> None:
         """Raise an error if the store does not have a run.
 
-        This opens a new connection: open ones still see a database file that was removed or replaced.
+        This opens a new connection, since open ones still see a database file that was removed or replaced.
         """
         database = _database(self.uri)
         if database is None:
@@ -369,32 +369,27 @@ class Store:
         Raises:
             TrackingError: this kind of store does not support it.
         """
-        # Here, as SQLAlchemy's models are needed by this rare repair alone, and take time to import.
+        # Imported here: only this rare repair needs SQLAlchemy's models, which take time to import.
         from mlflow.store.tracking.dbmodels.models import SqlRun
 
-        backend = self.client._tracking_client.store
-        if not hasattr(backend, "ManagedSessionMaker"):
+        if not hasattr(self._backend, "ManagedSessionMaker"):
             raise TrackingError(
                 f"{self.uri} has lost the run {run_id}, and a server cannot create a run with a given id"
             )
         location = self.client.get_experiment(experiment_id).artifact_location
-        with self.reported(), backend.ManagedSessionMaker(read_only=False) as session:
-            session.add(
-                SqlRun(
-                    run_uuid=run_id,
-                    experiment_id=int(experiment_id),
-                    name=name,
-                    artifact_uri=append_to_uri_path(location, run_id, "artifacts"),
-                    status="RUNNING",
-                    lifecycle_stage=LifecycleStage.ACTIVE,
-                    start_time=started,
-                    source_type="UNKNOWN",
-                    source_name="",
-                    entry_point_name="",
-                    source_version="",
-                    user_id="",
-                )
-            )
+        run = SqlRun(
+            run_uuid=run_id,
+            experiment_id=int(experiment_id),
+            name=name,
+            artifact_uri=append_to_uri_path(location, run_id, "artifacts"),
+            status="RUNNING",
+            lifecycle_stage=LifecycleStage.ACTIVE,
+            start_time=started,
+            source_type="UNKNOWN",
+            **dict.fromkeys(("source_name", "entry_point_name", "source_version", "user_id"), ""),
+        )
+        with self.reported(), self._backend.ManagedSessionMaker(read_only=False) as session:
+            session.add(run)
 
     def delete_for_good(self, run: Run, model_ids: Iterable[str]) -> None:
         """Delete the records of a run and of its models, as ``mlflow gc`` does, and nothing else.
@@ -402,39 +397,39 @@ class Store:
         Raises:
             TrackingError: this kind of store does not support it.
         """
-        backend = self.client._tracking_client.store
-        if not hasattr(backend, "_hard_delete_run") or not hasattr(backend, "_hard_delete_logged_model"):
+        if not hasattr(self._backend, "_hard_delete_run") or not hasattr(self._backend, "_hard_delete_logged_model"):
             raise TrackingError(f"the tracking store {self.uri} cannot delete a run for good")
-        deletions = [partial(backend._hard_delete_logged_model, model_id) for model_id in model_ids]
-        for delete in (*deletions, partial(backend._hard_delete_run, run.info.run_id)):
-            try:
-                delete()
-            except MlflowException as error:  # deleted by an interrupted earlier call
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
+        # An interrupted earlier call may have deleted some of them.
+        for model_id in model_ids:
+            self.request(self._backend._hard_delete_logged_model, model_id)
+        self.request(self._backend._hard_delete_run, run.info.run_id)
+
+    @property
+    def _backend(self) -> Any:
+        """MLflow's store behind its client, for what the client cannot do."""
+        return self.client._tracking_client.store
 
     def models_of(self, run: Run) -> list[str]:
         """Return the ids of the models that a run created, including deleted ones, but not those it only uses."""
-        backend = self.client._tracking_client.store
-        found = []
-        for output in run.outputs.model_outputs if run.outputs else []:
-            with suppress(MlflowException):  # deleted for good
-                model = backend.get_logged_model(output.model_id, allow_deleted=True)
-                if model.source_run_id == run.info.run_id:
-                    found.append(str(model.model_id))
-        return found
+        models = self._models_with_deleted(run.model_ids)
+        return [str(model.model_id) for model in models if model.source_run_id == run.info.run_id]
 
     def artifact_places(self, run: Run, model_ids: Iterable[str]) -> list[Path]:
         """Return the artifact folders of a run and its models that are on this machine."""
-        uris = [str(run.info.artifact_uri)]
-        backend = self.client._tracking_client.store
+        models = self._models_with_deleted(model_ids)
+        places = map(local_path, (run.info.artifact_uri, *(str(model.artifact_location) for model in models)))
+        return [place for place in places if place is not None]
+
+    def _models_with_deleted(self, model_ids: Iterable[str]) -> list[LoggedModel]:
+        """Return logged models without those that were deleted for good."""
+        models = []
         for model_id in model_ids:
             with suppress(MlflowException):
-                uris.append(str(backend.get_logged_model(model_id, allow_deleted=True).artifact_location))
-        return [place for uri in uris if (place := local_path(uri)) is not None]
+                models.append(self._backend.get_logged_model(model_id, allow_deleted=True))
+        return models
 
     def _download(self, **what: str) -> str:
-        """Return the path of an artifact: its own if on this machine, else of a copy that is deleted at exit."""
+        """Return the path of an artifact, or of a copy that is deleted at exit if it is not on this machine."""
         aside = _scratch() if self.is_remote else None
         return str(mlflow.artifacts.download_artifacts(**what, dst_path=aside))
 
@@ -444,30 +439,46 @@ class Store:
 
     def state_folders(self, run: Run) -> list[Path]:
         """Return a run's state folders on this machine: in the current folder, and beside its artifacts."""
-        place = local_path(str(run.info.artifact_uri))
+        place = local_path(run.info.artifact_uri)
         own = own_folder(place, (run.info.run_id,)) if place is not None else None
         beside = [own / "state"] if own is not None else []
         return sorted({folder.resolve() for folder in (self.state_folder(run), *beside) if folder.is_dir()})
 
 
-def parsed(run: Run) -> Run:
+def _as_run(run: MlflowRun) -> Run:
     """Return a run whose times, and those tags and metrics that have a meaning here, are within bounds or absent."""
-    drop_out_of_bounds(run.data.metrics, run.data.tags)
-    times = {"start_time": moment(run.info.start_time), "end_time": moment(run.info.end_time) or None}
-    return Run(RunInfo(**{**dict(run.info), **times}), run.data, run.inputs, run.outputs)
+    info, data = run.info, RunData(run.data.metrics, run.data.params, run.data.tags)
+    drop_out_of_bounds(data.metrics, data.tags)
+    uses = [
+        (each.dataset.digest, each.dataset.profile, {tag.key: tag.value for tag in each.tags})
+        for each in (run.inputs.dataset_inputs if run.inputs else [])
+    ]
+    outputs = run.outputs.model_outputs if run.outputs else []
+    facts = {each.name: getattr(info, each.name) for each in fields(RunInfo)} | {
+        "run_name": info.run_name or "",
+        "start_time": moment(info.start_time),
+        "end_time": moment(info.end_time) or None,
+    }
+    return Run(RunInfo(**facts), data, recorded.images_by_context(uses), tuple(output.model_id for output in outputs))
 
 
-def _logged_model_of(version: ModelVersion) -> str:
+def registered_versions(client: mlflow.MlflowClient, name: str) -> list[ModelVersion]:
+    """Return the versions of a model in the registry."""
+    quoted = name.replace("'", "''")
+    return list(client.search_model_versions(f"name='{quoted}'"))
+
+
+def _id_of_logged_model(version: ModelVersion) -> str:
     """Return the id of the logged model that a registered version holds.
 
     Raises:
         RunNotFoundError: it has files of an MLflow before version 3.
     """
     # A local registry leaves the field empty.
-    model_id = version.model_id or re.fullmatch(rf"{MODELS}(m-\w+)", str(version.source))
-    if not model_id:
-        raise RunNotFoundError(f"{version.name} version {version.version} is not a logged model: {version.source}")
-    return model_id if isinstance(model_id, str) else model_id[1]
+    model_id = version.model_id or str(version.source).removeprefix(MODELS)
+    if re.fullmatch(r"m-\w+", model_id):
+        return model_id
+    raise RunNotFoundError(f"{version.name} version {version.version} is not a logged model: {version.source}")
 
 
 def state_folder(experiment_id: str, run_id: str) -> Path:
@@ -527,10 +538,10 @@ def _database(uri: str) -> Path | None:
 
 @contextmanager
 def _store_lock(database: Path | None, *, to_read: bool = False) -> Iterator[None]:
-    """Let one process at a time open a store; the lock lies beside the database, which may be in another folder.
+    """Let one process at a time open a store; the lock is beside the database, which may be in another folder.
 
     Args:
-        to_read: do without the lock if it cannot be written and the store exists, as nothing is created then.
+        to_read: continue without the lock if it cannot be written and the store exists, since nothing is created then.
 
     Raises:
         TrackingError: another process holds the lock for too long.
@@ -581,17 +592,17 @@ def _reported(uri: str) -> Iterator[None]:
 
 
 def _check_server(uri: str) -> None:
-    """Check that a server answers, with the certificates in MLflow's environment variables.
+    """Check that a server responds, with the certificates in MLflow's environment variables.
 
     Raises:
-        TrackingError: it does not answer.
+        TrackingError: it does not respond; the message proposes a fix.
     """
     try:
         creds = get_default_host_creds(uri)
         health = requests.get(
             uri.rstrip("/") + "/health", timeout=5, verify=creds.verify, cert=creds.client_cert_path or None
         )
-        # It answers; MLflow reports problems with permissions.
+        # The server responds; MLflow reports problems with permissions.
         if health.ok or health.status_code in (401, 403, 404):
             return
         problem, cause = f"HTTP {health.status_code}", None

@@ -2,39 +2,29 @@
 
 import os
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext, suppress
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from tl_cli.errors import TrackingError, UsageError
 from tl_cli.models.bundle import read_card
+from tl_cli.tracking import journal
 from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, set_note
-from tl_cli.tracking.journal import (
-    EXPERIMENT_TAG,
-    JOURNAL,
-    NAME_TAG,
-    RECORD,
-    STARTED_TAG,
-    STORE_TAG,
-    Journal,
-    Left,
-    alone_with,
-    forget_left,
-    read,
-)
+from tl_cli.tracking.journal import JOURNAL, RECORD, Journal, Left, alone_with, forget_left, read
 from tl_cli.tracking.listing import status_of
 from tl_cli.tracking.logged_model import Naming, log_model, share_weights
 from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.reasons import reason
-from tl_cli.tracking.store import DEFAULT_EXPERIMENT, STATE_ROOT, Store
+from tl_cli.tracking.recorded import Point, Run
+from tl_cli.tracking.store import BATCH, DEFAULT_EXPERIMENT, STATE_ROOT, Store
 from tl_cli.training.state import BEST_FOLDER, CARD_FILE, CONFIG_FILE, remove_checkpoints
 
-_BATCH = 1000  # MLflow's limit per request
 # Errors that would come again on each attempt.
 _FOR_EVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
@@ -62,8 +52,8 @@ def journaled_runs() -> list[str]:
 
 def goes_on(store: Store, run: Run) -> bool:
     """Whether a run is still writing its journal."""
-    ended = read(store.state_folder(run) / JOURNAL, str(run.info.run_id)).ending is not None
-    return not ended and status_of(run) == "running"
+    has_ended = read(store.state_folder(run) / JOURNAL, run.info.run_id).ending is not None
+    return not has_ended and status_of(run) == "running"
 
 
 def lost(store: Store, name: str, *, is_named: bool) -> str:
@@ -74,12 +64,12 @@ def lost(store: Store, name: str, *, is_named: bool) -> str:
         is_named: by the user; otherwise only runs of this store that still have artifacts are restored, as
             ``mlflow gc`` deletes artifacts with the record.
     """
-    found = [path.parent for path in STATE_ROOT.glob(f"*/*/state/{JOURNAL}") if path.parts[-3].startswith(name)]
-    if len(name) < 3 or len(found) != 1 or store.has(found[0].parent.name):
+    run_ids = [run_id for run_id in journaled_runs() if run_id.startswith(name)]
+    if len(name) < 3 or len(run_ids) != 1 or store.run(run_ids[0]) is not None:
         return ""
-    run_id = found[0].parent.name
-    is_ours = _tags(read(found[0] / RECORD, run_id).left).get(STORE_TAG) == store.uri
-    return run_id if is_named or (is_ours and found[0].with_name("artifacts").is_dir()) else ""
+    (folder,) = STATE_ROOT.glob(f"*/{run_ids[0]}/state")
+    is_ours = _tags(read(folder / RECORD, run_ids[0]).left).get(journal.STORE_TAG) == store.uri
+    return run_ids[0] if is_named or (is_ours and folder.with_name("artifacts").is_dir()) else ""
 
 
 def restore(store: Store, run_id: str) -> Synced:
@@ -94,19 +84,20 @@ def restore(store: Store, run_id: str) -> Synced:
         record, known = read(path.with_name(RECORD), run_id).left or _record_of(path.parent), read(path, run_id)
         tags = _tags(record)
         started = min((point.timestamp for point in known.points), default=int(time.time() * 1000))
-        experiment_id = store.experiment(tags.get(EXPERIMENT_TAG, DEFAULT_EXPERIMENT))
+        experiment_id = store.experiment(tags.get(journal.EXPERIMENT_TAG, DEFAULT_EXPERIMENT))
         # The experiment may have another id now.
         old, new = path.parents[1], STATE_ROOT / experiment_id / run_id
         todo = [_moved(each, new) for each in record]
         if known.left[-len(todo) :] != todo:  # an earlier call was interrupted
-            with Journal(path) as journal:
-                journal.leave(todo)
+            with Journal(path) as unsent:
+                unsent.leave(todo)
     if new != old:
         new.parent.mkdir(parents=True, exist_ok=True)
         old.rename(new)
     # Last, as an interrupted call is repeated only while the store does not have the run.
-    store.add_run(run_id, experiment_id, tags.get(NAME_TAG, run_id[:8]), int(tags.get(STARTED_TAG, started)))
-    return sync(store, store.client.get_run(run_id))
+    name, started_at = tags.get(journal.NAME_TAG, run_id[:8]), int(tags.get(journal.STARTED_TAG, started))
+    store.add_run(run_id, experiment_id, name, started_at)
+    return sync(store, store.find(run_id))
 
 
 def _moved(work: Left, folder: Path) -> Left:
@@ -124,15 +115,16 @@ def _record_of(folder: Path) -> list[Left]:
     if not (folder / CARD_FILE).exists():
         return []
     card = read_card(folder, CARD_FILE)
-    params = {key: str(value) for key, value in card.config.items()}
     tags = {"tl.version": card.tl_version, "tl.model": card.architecture, "tl.data": card.data.source}
-    found = [Left("param", key, value) for key, value in params.items()]
-    found += [Left("tag", key, value) for key, value in tags.items()]
-    found.append(Left("data", str(folder / CARD_FILE), ""))
-    found += [Left("file", str(folder / name), "") for name in (CONFIG_FILE, "training_batch.png")]
-    found.append(Left("file", str(folder / TEST_LOGITS), EVALUATIONS))
     naming = Naming(card.architecture, {"model": card.architecture})
-    return [*found, Left("model", str(folder / BEST_FOLDER), naming.to_json())]
+    return [
+        *(Left("param", key, str(value)) for key, value in card.config.items()),
+        *(Left("tag", key, value) for key, value in tags.items()),
+        Left("data", str(folder / CARD_FILE), ""),
+        *(Left("file", str(folder / name), "") for name in (CONFIG_FILE, "training_batch.png")),
+        Left("file", str(folder / TEST_LOGITS), EVALUATIONS),
+        Left("model", str(folder / BEST_FOLDER), naming.to_json()),
+    ]
 
 
 def sync(store: Store, run: Run) -> Synced:
@@ -149,7 +141,7 @@ def sync(store: Store, run: Run) -> Synced:
     with alone_with(path) if os.access(path.parent, os.W_OK) else nullcontext():
         sent = _sync(store, run, path)
         if not sent.refused:
-            free_disk(store, str(run.info.run_id), path.parent)
+            free_disk(store, run.info.run_id, path.parent)
         return sent
 
 
@@ -160,16 +152,15 @@ def free_disk(store: Store, run_id: str, folder: Path) -> None:
         folder: the run's state folder.
     """
     with suppress(MlflowException, OSError, TrackingError):
-        run = store.client.get_run(run_id)
-        ended = read(folder / JOURNAL, run_id).ending
-        if run.info.status == "FINISHED" and ended is not None and ended.status == "FINISHED":
+        run, ended = store.run(run_id), read(folder / JOURNAL, run_id).ending
+        if run is not None and run.info.status == "FINISHED" and ended is not None and ended.status == "FINISHED":
             remove_checkpoints(folder)
             store.check_place(run)
             share_weights(store, run, folder / BEST_FOLDER)
 
 
 def _sync(store: Store, run: Run, path: Path) -> Synced:
-    run_id = str(run.info.run_id)
+    run_id = run.info.run_id
     recorded = read(path, run_id)
     refused: list[str] = []
     failed: dict[Left, str] = {}
@@ -178,7 +169,7 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
     with store.reported():
         for work in recorded.left:
             try:
-                _do(store, run_id, work)
+                perform(store, run_id, [work])
             except Exception as error:  # a broken answer may raise anything in MLflow's client
                 problem = f"the {work.kind} {work.name}: {reason(error)}"
                 if isinstance(error, UsageError | UnicodeError) or getattr(error, "error_code", None) in _FOR_EVER:
@@ -188,8 +179,8 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
                 else:
                     raise
         waiting = _of_models(store, run_id, missing(store, run_id, recorded.points))
-        for start in range(0, len(waiting), _BATCH):
-            store.client.log_batch(run_id, metrics=waiting[start : start + _BATCH])
+        for start in range(0, len(waiting), BATCH):
+            store.client.log_batch(run_id, metrics=waiting[start : start + BATCH])
         status = None
         if recorded.ending is not None and run.info.status == "RUNNING":
             status = recorded.ending.status
@@ -198,69 +189,74 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
     if recorded.left:
         forget_left(path, failed)
     if waiting or recorded.left or status:
-        refresh(store, [str(run.info.experiment_id)])
+        refresh(store, [run.info.experiment_id])
     done = len(recorded.left) - len(refused) - len(failed)
     return Synced(len(waiting), done, status, tuple(refused), tuple(failed.values()))
 
 
-def _do(store: Store, run_id: str, work: Left) -> None:
-    """Do one piece of work from the journal."""
-    if work.kind == "tag" and work.name == NOTE_TAG:
-        set_note(store, run_id, work.value)
-    elif work.kind == "tag":
-        store.client.set_tag(run_id, work.name, work.value)
-    elif work.kind == "param":
-        store.client.log_param(run_id, work.name, work.value)
-    elif work.kind == "data":
-        path = Path(work.name)
-        store.client.log_inputs(run_id, dataset_inputs(read_card(path.parent, path.name).data))
-    elif work.kind == "file":
-        if Path(work.name).exists():
-            store.client.log_artifact(run_id, work.name, work.value or None)
-    elif Path(work.name).exists():
-        status = store.client.get_run(run_id).info.status
-        mlflow.start_run(run_id=run_id, log_system_metrics=False)
-        try:
-            log_model(Path(work.name), Naming.from_json(work.value))
-        finally:
-            # start_run changed the status to RUNNING.
-            mlflow.end_run("RUNNING" if status == "RUNNING" else status)
+def perform(store: Store, run_id: str, work: Sequence[Left]) -> str | None:
+    """Record tags, parameters, files, a model or the data sets; skip files that are gone.
+
+    Returns:
+        The id of a recorded model.
+    """
+    params = [Param(each.name, each.value) for each in work if each.kind == "param"]
+    if params:
+        store.client.log_batch(run_id, params=params)
+    model_id = None
+    for each in work:
+        path = Path(each.name)
+        if each.kind == "tag" and each.name == NOTE_TAG:
+            set_note(store, run_id, each.value)
+        elif each.kind == "tag":
+            store.client.set_tag(run_id, each.name, each.value)
+        elif each.kind == "data":
+            store.client.log_inputs(run_id, dataset_inputs(read_card(path.parent, path.name).data))
+        elif each.kind == "file" and path.exists():
+            store.client.log_artifact(run_id, each.name, each.value or None)
+        elif each.kind == "model" and path.exists():
+            with _active(run_id):
+                model_id = log_model(path, Naming.from_json(each.value))
+    return model_id
+
+
+@contextmanager
+def _active(run_id: str) -> Iterator[None]:
+    """Make a run the one that MLflow logs models with, and keep its status."""
+    active = mlflow.active_run()
+    if active is not None and active.info.run_id == run_id:
+        yield
+        return
+    status = mlflow.MlflowClient().get_run(run_id).info.status
+    mlflow.start_run(run_id=run_id, log_system_metrics=False)
+    try:
+        yield
+    finally:
+        # start_run changed the status to RUNNING.
+        mlflow.end_run(status)
 
 
 def missing(store: Store, run_id: str, points: Iterable[Metric]) -> list[Metric]:
     """Return the points that a store does not have, compared by metric and step, or time for those without a step."""
-    by_key: dict[str, list[Metric]] = {}
+    by_key: dict[str, list[Metric]] = defaultdict(list)
     for point in points:
-        by_key.setdefault(point.key, []).append(point)
-    found: list[Metric] = []
+        by_key[point.key].append(point)
+    lacking: list[Metric] = []
     for key, of_key in by_key.items():
-        known = {_moment(point) for point in store.client.get_metric_history(run_id, key)}
-        found += [point for point in of_key if _moment(point) not in known]
-    return found
+        known = {_moment(point) for point in store.metric_history(run_id, key)}
+        lacking += [point for point in of_key if _moment(point) not in known]
+    return lacking
 
 
 def _of_models(store: Store, run_id: str, points: Sequence[Metric]) -> list[Metric]:
     """Return points linked to models of the run: in a run that was recorded again, its model has another id."""
-    outputs = store.client.get_run(run_id).outputs
-    ids = [output.model_id for output in outputs.model_outputs] if outputs else []
-    known = {model_id: model_id for model_id in ids}
+    run = store.run(run_id)
+    known = {model_id: model_id for model_id in (run.model_ids if run is not None else ())}
     lost_ids = [point.model_id for point in points if point.model_id and point.model_id not in known]
-    if lost_ids and len(ids) == 1:
-        known[lost_ids[-1]] = ids[0]
-    return [
-        Metric(
-            each.key,
-            each.value,
-            each.timestamp,
-            each.step,
-            known.get(each.model_id or ""),
-            each.dataset_name,
-            each.dataset_digest,
-            run_id,
-        )
-        for each in points
-    ]
+    if lost_ids and len(known) == 1:
+        known[lost_ids[-1]] = next(iter(known))
+    return [Metric(**{**dict(each), "model_id": known.get(each.model_id or ""), "run_id": run_id}) for each in points]
 
 
-def _moment(point: Metric) -> tuple[int, int]:
+def _moment(point: Metric | Point) -> tuple[int, int]:
     return (point.step, 0 if point.step else point.timestamp)

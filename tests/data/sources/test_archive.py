@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.archives import FILES, KINDS, put, spread, tar_of_folder
-from tests.support.published_copies import folders, picture, tar_of, zip_of
+from tests.support.hand_made_pictures import picture
+from tests.support.published_copies import folders, tar_of, zip_of
 from tl_cli.contract import DataSpec
 from tl_cli.data import dataset
 from tl_cli.data.sources.archive import remove_unread, scan

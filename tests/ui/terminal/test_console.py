@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from tests.support.screens import Terminal
 from tl_cli.text import safe_text
 from tl_cli.ui.terminal.console import THEME, is_live, make_console, plain, settle_encoding, shortened
 
@@ -46,13 +47,6 @@ def test_a_name_is_shortened_in_its_middle() -> None:
     assert shortened("short", 10) == "short"
     assert shortened("/home/someone/flowers/first/best", 20) == "/home/som...rst/best"
     assert [cell_len(shortened("\u732b" * 30, room)) <= room for room in range(3, 30)] == [True] * 27
-
-
-class Terminal(io.StringIO):
-    """A stream that is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.mark.parametrize(

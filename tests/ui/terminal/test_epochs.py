@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from tests.ui.terminal.test_progress import story
+from tests.support.screens import story
 from tl_cli.evaluation.scores import EpochEnded
 from tl_cli.training.history import History
 from tl_cli.ui.terminal.console import THEME

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from tests.ui.terminal.test_console import Terminal
+from tests.support.screens import Terminal
 from tl_cli.ui.terminal.console import THEME
 from tl_cli.ui.terminal.observer import TerminalObserver, drawn_progress
 

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly, Worked
+from tests.support.screens import story
+from tl_cli.training.events import EpochEnded, Event, StepEnded, StoppedEarly
 from tl_cli.training.history import History
 from tl_cli.ui.terminal.console import THEME, make_console
 from tl_cli.ui.terminal.progress import (
@@ -21,29 +22,6 @@ from tl_cli.ui.terminal.progress import (
 )
 
 TITLE = Title("digits [/] run\x1b[31m", "CPU, 2 threads, fp32", 4)
-
-
-def story() -> list[Event]:
-    """Two phases of two epochs of ten steps."""
-    events: list[Event] = []
-    for name, first in (("head", 1), ("fine-tune", 3)):
-        trainable = 12_810 if name == "head" else 4_020_358
-        events.append(Worked("caching features", 50, 100))
-        events.append(
-            PhaseStarted(
-                name, (first, first + 1), 10, 20, (first - 1) * 10, trainable, 4_020_358 - trainable, name == "head"
-            )
-        )
-        for epoch in (first, first + 1):
-            for step in range(1, 11):
-                number = (epoch - 1) * 10 + step
-                events.append(LossSampled(number, epoch, 2 / number, 1e-3, 0.0 if name == "head" else 1e-4))
-                events.append(StepEnded(number, epoch, 64))
-            accuracy = 0.5 + epoch / 10
-            events.append(EpochEnded(epoch, epoch * 10, 1 / epoch, accuracy, 1.1 / epoch, accuracy - 0.05, 1e-3,
-                                     0.0 if name == "head" else 1e-4, 12.5, images_per_second=640.0,
-                                     is_best=True))  # fmt: skip
-    return events
 
 
 def screen(width: int, height: int, upto: int, **options: object) -> str:

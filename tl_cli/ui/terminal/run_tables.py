@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tl_cli.api.run_store import RunDetails
-from tl_cli.evaluation.scores import EPOCH_SCORES
+from tl_cli.evaluation.scores import EPOCH_SCORES, RESULTS
 from tl_cli.text import csv_text, safe_text
 from tl_cli.tracking.facts import Differences, RunFacts
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
@@ -85,6 +85,7 @@ _BY_VALUE = ("curve", "test", "epochs", "started", "time", "data", "model", "exp
 _TEXTS = ("id", "name", "status", "curve", "model", "data", "experiment")
 _MIN_NAME = 10
 _LONGEST_KEY = 24
+_RESULTS = {score.key: score for score in RESULTS.values()}
 
 
 def _columns(console: Console, runs: Sequence[RunFacts]) -> dict[str, Cells]:
@@ -179,9 +180,8 @@ def _value(value: str | None) -> Text:
 def _result(key: str, value: float | None) -> str | None:
     if value is None:
         return None
-    if key.endswith("accuracy"):
-        return f"{value:.2%}"
-    return format_seconds(value) if key.endswith("seconds") else f"{value:.4g}"
+    score = _RESULTS[key]
+    return format_seconds(value) if score.unit == "s" else score.text(value)
 
 
 def _accuracy(value: float | None, *, mark: str = "") -> Text:

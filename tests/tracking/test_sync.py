@@ -1,0 +1,269 @@
+"""What a run leaves on the disk: a finished one no checkpoints, and the weights of its model once."""
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Metric
+
+from tests.support.commands import Result
+from tests.support.recording import enter, recorder, save_small_model
+from tl_cli.errors import StorageError
+from tl_cli.models.bundle import WEIGHTS_FILE
+from tl_cli.tracking.journal import JOURNAL, Journal, Left
+from tl_cli.tracking.logged_model import Naming
+from tl_cli.tracking.recorded import Run
+from tl_cli.tracking.removal import files_of
+from tl_cli.tracking.store import Store, open_store
+from tl_cli.tracking.sync import Synced, missing, perform, sync
+from tl_cli.training.state import checkpoints
+
+TRAIN = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1",
+         "--batch-size", "12", "--no-probe", "--quiet", "--data")  # fmt: skip
+
+
+def state() -> Path:
+    (folder,) = Path("mlruns").glob("*/*/state")
+    return folder
+
+
+def on_disk(root: Path) -> int:
+    """The bytes of all files, those of several names once."""
+    stats = [path.stat() for path in root.rglob("*") if path.is_file()]
+    return sum({found.st_ino: found.st_size for found in stats}.values())
+
+
+def test_a_finished_run_keeps_its_model_once_and_no_checkpoint(tl, workplace: Path, colours: Path) -> None:
+    assert tl(*TRAIN, colours).code == 0
+    assert checkpoints(state()) == []
+    own, logged = (next(root.rglob(WEIGHTS_FILE)) for root in (state(), Path("mlruns/1/models")))
+    assert own.samefile(logged)
+    # Weights, pictures and the package that travels with the model: without the weights' second copy.
+    weights = own.stat().st_size
+    rest = sum(path.stat().st_size for path in Path("mlruns").rglob("*") if path.is_file()) - 2 * weights
+    assert on_disk(Path("mlruns")) == weights + rest
+    store = open_store(None)
+    assert weights < files_of(store, store.find("latest")).size() < 2 * weights + rest
+    # What a finished run is still used for.
+    refused: Result = tl("train", "--resume", "latest")
+    assert refused.code == 2
+    assert "is complete" in refused.err
+    assert tl("eval", "latest", "--json").code == 0
+    picture = next((colours / "test" / "red").iterdir())
+    by_run = json.loads(tl("predict", "latest", picture, "--format", "jsonl").out)
+    # The two names of the weights do not depend on each other.
+    shutil.rmtree("mlruns/1/models")
+    by_folder = json.loads(tl("predict", state() / "best", picture, "--format", "jsonl").out)
+    assert by_folder == by_run
+
+
+def test_a_run_that_failed_keeps_its_checkpoints_until_it_is_finished(
+    tl, workplace: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tl_cli.api import training_run as fitting
+
+    fit = fitting.fit
+
+    def fit_and_fail(*arguments):
+        fit(*arguments)
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "fit", fit_and_fail)
+        assert tl(*TRAIN, colours).code == 1
+    kept = checkpoints(state())
+    assert len(kept) == 2
+    copies = [(path, path.read_bytes()) for path in kept]
+    assert tl("runs", "sync", "latest").code == 0
+    assert checkpoints(state()) == kept
+    assert tl("train", "--resume", "latest").code == 0
+    assert checkpoints(state()) == []
+    # Left by an earlier version, they go with the next sync.
+    for path, data in copies:
+        path.write_bytes(data)
+    assert tl("runs", "sync", "latest").code == 0
+    assert checkpoints(state()) == []
+
+
+def test_a_copy_of_a_project_shares_no_file_with_its_original(
+    tl, workplace: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tl(*TRAIN, colours).code == 0
+    copy = workplace.with_name("copy")
+    shutil.copytree(Path("mlruns"), copy / "mlruns")
+    shutil.copy("mlflow.db", copy)
+    enter(copy, monkeypatch)
+    assert tl("runs", "sync", "latest").code == 0
+    of_both = [{path.stat().st_ino for path in root.rglob(WEIGHTS_FILE)} for root in (workplace / "mlruns", copy)]
+    assert [len(inodes) for inodes in of_both] == [1, 2]
+    assert not of_both[0] & of_both[1]
+
+
+def test_what_a_store_will_never_take_is_said_once_and_holds_nothing_up(store: Store) -> None:
+    with recorder(store) as record:
+        store.client.log_param(record.run_id, "epochs", "4")
+        with Journal(record.folder / JOURNAL) as journal:
+            journal.leave(
+                [
+                    Left("param", "epochs", "5"),
+                    Left("data", str(record.folder / "card.json"), ""),
+                    Left("model", str(record.folder), Naming("m", {}).to_json()),
+                    Left("tag", "lone \ud800", "x"),
+                    Left("tag", "late", "but there"),
+                ]
+            )
+    found = sync(store, store.client.get_run(record.run_id))
+    assert found.pieces == 1
+    assert [each.split(" ")[1] for each in found.refused] == ["param", "data", "model", "tag"]
+    run = store.client.get_run(record.run_id)
+    assert (run.data.tags["late"], run.data.params["epochs"]) == ("but there", "4")
+    assert sync(store, run) == Synced(0, 0, None)
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
+    is_reset: bool, tl, colours: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tl_cli.tracking import recorder as recording
+
+    started = recording.Recorder.log_start
+
+    def and_then_lost(self, *arguments) -> None:
+        started(self, *arguments)
+        Path("mlflow.db").unlink()
+        if is_reset:
+            Path("mlflow.db").write_bytes(ready_database.read_bytes())
+
+    options = ("train", "timm/test_resnet", "--weights", "none", "--data", colours, "--epochs", "2", "--freeze-epochs", "1",
+               "--input-size", "32", "--batch-size", "16", "--no-probe", "--experiment", "mine", "--tag", "k=v")  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(recording.Recorder, "log_start", and_then_lost)
+        trained = tl(*options, "--run-name", "lost")
+    assert trained.code == 0, trained.err
+    assert "is recorded" not in trained.out
+    assert "not recorded" in trained.out
+    assert "tl runs sync" in trained.err
+    warnings = trained.err.splitlines()
+    assert len(warnings) == len(set(warnings))
+    assert list(Path("mlruns").glob("*/*/state/best/model.json"))
+    (state,) = Path("mlruns").glob("*/*/state")
+    assert checkpoints(state)
+    # Processes of their own: this one has the old database open.
+    from tests.support.processes import said_by
+
+    code, said = said_by(workplace, "runs", "sync")
+    assert (code, "recorded again" in said) == (0, True), said
+    code, said = said_by(workplace, "runs", "sync")
+    assert (code, "nothing left to sync" in said) == (0, True), said
+    # Under its own name MLflow would read the old one.
+    shutil.copy("mlflow.db", "seen.db")
+    client = mlflow.MlflowClient(f"sqlite:///{workplace}/seen.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
+    (state,) = Path("mlruns").glob("*/*/state")
+    assert checkpoints(state) == []
+    assert (run.info.run_id, run.info.experiment_id) == (state.parts[2], state.parts[1])
+    assert (run.info.run_name, run.info.status, run.data.tags["k"]) == ("lost", "FINISHED", "v")
+    assert run.data.params["epochs"] == "2"
+    assert len(run.inputs.dataset_inputs) == 3
+    assert len(client.get_metric_history(run.info.run_id, "val/accuracy")) == 2
+    assert "test/accuracy" in run.data.metrics
+    assert len(run.outputs.model_outputs) == 1
+    assert "eval/test_logits.npz" in {item.path for item in client.list_artifacts(run.info.run_id, "eval")}
+    code, said = said_by(workplace, "eval", "lost")
+    assert (code, f"{100 * run.data.metrics['test/accuracy']:.2f}%" in said) == (0, True), said
+    # One that was removed on purpose stays so.
+    assert said_by(workplace, "runs", "rm", "lost", "--yes")[0] == 0
+    code, said = said_by(workplace, "runs", "sync")
+    assert "recorded again" not in said
+
+
+@pytest.fixture
+def lost(store: Store, tl, colours: Path) -> Run:
+    """A finished run as the store had it, which has nothing of it any more."""
+    assert tl("train", "timm/test_resnet", "--weights", "none", "--data", colours, "--epochs", "1", "--freeze-epochs", "0",
+              "--input-size", "32", "--batch-size", "16", "--no-probe", "--quiet").code == 0  # fmt: skip
+    run = store.find("latest")
+    store.delete_for_good(run, run.model_ids)
+    with closing(sqlite3.connect("mlflow.db")) as database:
+        database.execute("delete from inputs")
+        database.commit()
+    return run
+
+
+def assert_is_again(run: Run, store: Store) -> None:
+    now = store.find(run.info.run_id)
+    assert now.info.status == "FINISHED"
+    assert now.data.metrics.items() >= {k: v for k, v in run.data.metrics.items() if "system/" not in k}.items()
+    assert now.images == run.images
+    assert len(now.model_ids) == 1
+
+
+def test_a_run_of_an_earlier_version_is_recorded_again_from_its_card(tl, store: Store, lost: Run) -> None:
+    store.state_folder(lost).joinpath("record.jsonl").unlink()
+    # Nothing says that it was of this store.
+    assert "recorded again" not in tl("runs", "sync").out
+    synced = tl("runs", "sync", lost.info.run_id)
+    assert (synced.code, "recorded again" in synced.out) == (0, True), synced.err
+    assert_is_again(lost, store)
+
+
+def test_a_call_that_was_interrupted_is_completed_by_the_next(
+    tl, store: Store, lost: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    for method in ("tl_cli.tracking.journal.Journal.leave", "tl_cli.tracking.store.Store.add_run"):
+        with monkeypatch.context() as patch:
+            patch.setattr(method, fail)
+            assert tl("runs", "sync").code == 1
+    assert tl("runs", "sync").code == 0
+    assert_is_again(lost, store)
+
+
+def test_a_run_in_a_deleted_experiment_is_not_a_lost_one(tl, store: Store) -> None:
+    with recorder(store) as run:
+        store.client.log_text(run.run_id, "x", "x.txt")
+    store.client.delete_experiment(store.experiment("tl"))
+    done = tl("runs", "sync")
+    assert (done.code, done.err) == (0, "")
+
+
+def test_settings_tags_and_files_are_recorded_and_files_that_are_gone_are_skipped(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with recorder(store) as record:
+        work = [
+            Left("param", "lr", "0.1"),
+            Left("tag", "key", "value"),
+            Left("file", str(tmp_path / "a.txt"), "folder"),
+            Left("file", str(tmp_path / "gone.txt"), ""),
+            Left("model", str(tmp_path / "gone"), Naming("m", {}).to_json()),
+        ]
+        assert perform(store, record.run_id, work) is None
+    run = store.find(record.run_id)
+    assert (run.data.params["lr"], run.data.tags["key"]) == ("0.1", "value")
+    assert [item.path for item in store.client.list_artifacts(run.info.run_id, "folder")] == ["folder/a.txt"]
+    assert run.model_ids == ()
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "FINISHED"])
+def test_a_model_that_is_recorded_later_leaves_the_status_of_its_run(store: Store, tmp_path: Path, status: str) -> None:
+    run_id = store.client.create_run(store.experiment("tl")).info.run_id
+    store.client.set_terminated(run_id, status)
+    folder = save_small_model(tmp_path / "best")
+    model_id = perform(store, run_id, [Left("model", str(folder), Naming("m", {}).to_json())])
+    run = store.run(run_id)
+    assert (run.info.status, run.model_ids) == (status, (model_id,))
+
+
+def test_only_points_that_the_store_lacks_are_missing(store: Store) -> None:
+    run_id = store.client.create_run(store.experiment("tl")).info.run_id
+    known = [Metric("a", 1.0, 100, 1), Metric("b", 1.0, 100, 0)]
+    store.client.log_batch(run_id, metrics=known)
+    # Points with a step are equal by their step, results by their time.
+    later = [Metric("a", 9.0, 900, 1), Metric("a", 1.0, 100, 2), Metric("b", 1.0, 100, 0), Metric("b", 2.0, 200, 0)]
+    assert missing(store, run_id, later) == [later[1], later[3]]
