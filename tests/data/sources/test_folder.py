@@ -412,3 +412,9 @@ def test_a_part_with_unknown_classes_only_is_a_fault_of_a_lenient_scan(tmp_path:
     assert (found.classes, list(found.parts)) == (("a", "b"), ["train"])
     (fault,) = found.faults
     assert fault.endswith("test has classes that train/ has not: x, y")
+
+
+def test_an_empty_class_folder_is_not_compared_with_the_others(tmp_path: Path) -> None:
+    build(tmp_path, "Cat", "dog")
+    (tmp_path / "cat").mkdir()
+    assert scan(tmp_path, partial=True).classes == ("Cat", "dog")

@@ -272,11 +272,12 @@ def _merge_spellings(where: Path, listed: list[_Listed], faults: Faults) -> list
     counts = Counter[str]()
     for part in listed:
         counts.update({name: len(images) for name, images in part.classes.items()})
-    classes, notes = class_names.unify(counts, where, faults)
+    # Without folders that have no images.
+    classes, notes = class_names.unify(+counts, where, faults)
     for part in listed:
         spellings = defaultdict[str, list[Names]](list)
         for name in sorted(part.classes):
-            spellings[classes[name]].append(part.classes.pop(name))
+            spellings[classes.get(name, name)].append(part.classes.pop(name))
         part.classes.update((name, Names.joined(several)) for name, several in spellings.items())
     return notes
 
