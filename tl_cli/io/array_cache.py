@@ -41,7 +41,7 @@ class Rows:
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, str]) -> None:
-        """Open a file of the store, all of which is compared with its SHA-256.
+        """Open a file of the store after comparing it with its SHA-256.
 
         Args:
             manifest: its SHA-256 and the CRC-32 of its rows.
@@ -251,7 +251,7 @@ class Store:
 
 
 def remove_array(path: Path) -> bool:
-    """Remove KEY.npy and what belongs to it; return False where a process uses it or is writing it."""
+    """Remove KEY.npy and what belongs to it; return False if a process reads or writes it."""
     try:
         with FileLock(path.with_name(f".{path.stem}.lock"), timeout=0), unused(path) as is_unused:
             if is_unused:

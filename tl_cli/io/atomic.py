@@ -50,7 +50,7 @@ def making_once(target: Path) -> Iterator[bool]:
     Raises:
         StorageError: the disk is full or may not be written.
     """
-    # A shared cache may be read-only, so what exists is not locked; it was complete when it got its name.
+    # An existing target is complete, and a shared cache may be read-only, so no lock is taken for it.
     if target.exists():
         yield False
         return

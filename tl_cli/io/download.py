@@ -1,4 +1,4 @@
-"""Files from the network: one checked download. Nothing here depends on what is in a file."""
+"""Downloads that are checked by their hash. Nothing here depends on the contents of a file."""
 
 import hashlib
 import http.client
@@ -50,7 +50,7 @@ class Missing:
     Attributes:
         urls: where they are published.
         folder: where they will be stored.
-        advice: what to do without a network; names the flag.
+        advice: for a person without network; names the option.
     """
 
     urls: tuple[str, ...]
@@ -80,7 +80,7 @@ class Missing:
             raise self.failure(str(getattr(error, "reason", error))) from error
 
     def failure(self, reason: str) -> DownloadError:
-        """Return what to raise where the first file cannot be fetched."""
+        """Return the error for a first file that cannot be fetched."""
         return _failure(self.urls[0], reason, self.advice)
 
 
@@ -102,7 +102,7 @@ def check_reachable(missing: Iterable[Missing | None]) -> None:
 
 
 def cache_root() -> Path:
-    """Return the folder for what can be computed or fetched again: TL_CACHE_DIR, or one in the user's cache."""
+    """Return the cache folder, for files that can be computed or fetched again: TL_CACHE_DIR or the user's cache."""
     moved = os.environ.get("TL_CACHE_DIR")
     return Path(local_path(moved)).expanduser() if moved else platformdirs.user_cache_path("tl")
 
@@ -122,7 +122,7 @@ def download(
 
     Args:
         expected: the hex digest, or its first characters as in torchvision's file names.
-        advice: what a person without network can do instead; ends the message of an error.
+        advice: for a person without network; ends the message of an error.
 
     Raises:
         DownloadError: no network, the server refused, or the file is not the published one.
@@ -181,4 +181,4 @@ def _transfer(url: str, target: Path, expected: str, algorithm: str, progress: P
 
 
 class _MismatchError(Exception):
-    """What arrived is not the published file; raised inside ``replacing``, so that it never gets its name."""
+    """The downloaded bytes are not the published file; raised inside ``replacing``, so that it never gets its name."""

@@ -10,7 +10,7 @@ _URI = re.compile(r"file:(?://([^/]*))?(/.*)", re.IGNORECASE | re.DOTALL)
 
 
 def local_path(text: str) -> str:
-    """Return the path that a ``file:`` URI stands for, and any other text as it is.
+    """Return the path of a ``file:`` URI, and any other text unchanged.
 
     Raises:
         UsageError: the file is on another machine.

@@ -404,3 +404,17 @@ def test_folders_of_letters_may_differ_in_case(tmp_path: Path) -> None:
     found = scan(tmp_path)
     assert found.classes == ("A", "a", "b")
     assert "'A' (2 images) and 'a' (2 images); if they are the same" in found.notes[0]
+
+
+def test_a_part_with_unknown_classes_only_is_a_fault_of_a_lenient_scan(tmp_path: Path) -> None:
+    build(tmp_path, "train/a", "train/b", "test/x", "test/y")
+    found = scan(tmp_path, lenient=True)
+    assert (found.classes, list(found.parts)) == (("a", "b"), ["train"])
+    (fault,) = found.faults
+    assert fault.endswith("test has classes that train/ has not: x, y")
+
+
+def test_an_empty_class_folder_is_not_compared_with_the_others(tmp_path: Path) -> None:
+    build(tmp_path, "Cat", "dog")
+    (tmp_path / "cat").mkdir()
+    assert scan(tmp_path, partial=True).classes == ("Cat", "dog")

@@ -20,7 +20,7 @@ from tl_cli.io.use_lock import mark_used
 
 # Notes, one per line. Hidden, so it is neither unpacked from an archive nor read as an image.
 _NOTES = ".left-out"
-# Descriptors of the copies that this process reads, by what their names begin with; closed as the process ends.
+# Descriptors of the copies that this process reads, by the beginning of their names; closed as the process ends.
 _in_use: dict[str, int] = {}
 
 
@@ -44,7 +44,7 @@ def scan(
         max_pixels: limit of an image, which also limits its file; None is the usual limit.
 
     Raises:
-        DataError: it is damaged, encrypted, unsafe, too large for the disk, or holds nothing that can be used.
+        DataError: it is damaged, encrypted, unsafe, too large for the disk, or contains no usable images.
         StorageError: the disk is full or may not be written.
     """
     path = path.expanduser().resolve()
@@ -105,7 +105,7 @@ def _digest(text: str) -> str:
 
 
 def _stem(copy: Path) -> str:
-    """Return what the names of all copies of an archive begin with."""
+    """Return the common beginning of the names of all copies of an archive."""
     return str(copy).rpartition("-")[0]
 
 
@@ -149,7 +149,7 @@ def _is_useful(name: str) -> bool:
 
 
 def _descend(top: Path) -> Path:
-    """Return the first folder with more in it than one folder: people pack the folder, not what it holds."""
+    """Return the first folder that contains more than one folder: people pack a folder rather than its contents."""
     while len(inside := _content(top)) == 1 and inside[0].is_dir():
         if all(folder.is_image_file(entry.name) for entry in _content(inside[0])):
             break

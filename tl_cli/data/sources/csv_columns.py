@@ -1,4 +1,4 @@
-"""What the columns of a CSV contain: which one names the image, the class and the part. Opens no image."""
+"""The columns of a CSV: which one contains the image, the class and the part. Opens no image."""
 
 import csv
 import io
@@ -208,7 +208,7 @@ def _records(path: Path, text: TextIO, delimiter: str) -> Iterator[tuple[int, li
 
 
 def _cut(path: Path, raw: bytes, delimiter: str, skipped: int) -> Table | None:
-    """Return the table that a delimiter makes; None if there is no first record."""
+    """Return the table for a delimiter; None if there is no first record."""
     try:
         records = list(islice(_records(path, _text(raw), delimiter), skipped, skipped + 1))
     except DataError:
@@ -223,7 +223,7 @@ def _cut(path: Path, raw: bytes, delimiter: str, skipped: int) -> Table | None:
 
 
 def has_image_ending(listed: str) -> bool:
-    """Return whether a value ends as the name of an image does."""
+    """Return whether a value has the ending of an image file."""
     return os.path.splitext(listed.strip())[1].lower() in SUFFIXES
 
 

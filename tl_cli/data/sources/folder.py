@@ -1,4 +1,4 @@
-"""A folder of images, one folder per class, in the usual layouts. Names decide, never positions."""
+"""A folder of images, one folder per class, in the usual layouts. Folders are recognized by name, not by position."""
 
 import os
 import shlex
@@ -178,6 +178,8 @@ def _read(root: Path, parts: dict[SplitName, Path], faults: Faults, *, partial: 
             notes.append(f"{_below(root, parts[part])}/ has no images of {some(absent)}")
     notes += _left_out(root, parts, sum((here.others for here in listed.values()), Counter[str]()))
     images = {part: _images(root, here.classes, classes) for part, here in listed.items()}
+    # If lenient, all images of a part may be of classes that train does not have.
+    images = {part: of_part for part, of_part in images.items() if len(of_part)}
     return Found(classes, images, tuple(notes), tuple(faults.named))
 
 
@@ -251,7 +253,7 @@ def _check_layout(where: Path, listed: _Listed, faults: Faults) -> None:
         return
     inner = [sorted(listed.nested.get(name, ())) for name in holding]
     is_deeper = all(listed.nested.get(name, Counter()).total() == len(images) for name, images in holding.items())
-    # One folder of one name inside each class, CLASS/images, cannot be what tells classes apart.
+    # One folder with the same name inside each class, CLASS/images, does not separate classes.
     is_wrapped = len(holding) > 1 and all(len(names) == 1 and names == inner[0] for names in inner)
     if holding and is_deeper and not is_wrapped:
         faults.add(
@@ -270,11 +272,12 @@ def _merge_spellings(where: Path, listed: list[_Listed], faults: Faults) -> list
     counts = Counter[str]()
     for part in listed:
         counts.update({name: len(images) for name, images in part.classes.items()})
-    classes, notes = class_names.unify(counts, where, faults)
+    # Without folders that have no images.
+    classes, notes = class_names.unify(+counts, where, faults)
     for part in listed:
         spellings = defaultdict[str, list[Names]](list)
         for name in sorted(part.classes):
-            spellings[classes[name]].append(part.classes.pop(name))
+            spellings[classes.get(name, name)].append(part.classes.pop(name))
         part.classes.update((name, Names.joined(several)) for name, several in spellings.items())
     return notes
 
@@ -299,18 +302,19 @@ def _checked(files: Mapping[str, Names], where: Path, faults: Faults, *, partial
 
 def _images(root: Path, files: Mapping[str, Names], classes: tuple[str, ...]) -> FileImages:
     labels = np.repeat(np.arange(len(classes)), [len(files.get(name, ())) for name in classes])
-    return FileImages(Names.joined([files[name] for name in classes if name in files]), labels.astype(np.int64), root)
+    names = Names.joined([files.get(name, Names.of(())) for name in classes])
+    return FileImages(names, labels.astype(np.int64), root)
 
 
 def _list_classes(root: Path, part: Path) -> _Listed:
     listed = _Listed()
     for folder in _subfolders(part):
-        paths = sorted(_walk(folder, listed.others))
+        paths, prefix = sorted(_walk(folder, listed.others)), _prefix(root, folder)
         inside = (path.partition("/") for path in paths)
         if nested := Counter(first for first, separator, _ in inside if separator):
             listed.nested[folder.name] = nested
             listed.parts.extend(_parts_inside({path.rpartition("/")[0] for path in paths}))
-        listed.classes[folder.name] = Names.of(f"{_below(root, folder)}/{path}" for path in paths)
+        listed.classes[folder.name] = Names.of(f"{prefix}{path}" for path in paths)
     return listed
 
 

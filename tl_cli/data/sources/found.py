@@ -1,4 +1,4 @@
-"""What a source contains, whatever its form: classes, and images by part. Nothing is opened or split here."""
+"""The contents of a source of any form: classes, and images by part. Nothing is opened or split here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -80,7 +80,7 @@ def is_here(built_in: BuiltIn, root: Path) -> bool:
 
 
 def missing(built_in: BuiltIn, root: Path) -> Missing | None:
-    """Return the files that ``open_set`` would fetch; None where it would fetch nothing."""
+    """Return the files that ``open_set`` would fetch; None if there are none."""
     root = root.expanduser().resolve()
     folder = root if built_in.folder is None else root / "archives" / built_in.name
     if built_in.folder is not None and is_here(built_in, root):

@@ -75,13 +75,13 @@ def meaning(name: str) -> Part | None:
 
 
 def part_named(name: str) -> SplitName | None:
-    """Return what ``meaning`` does; None where that is unclear."""
+    """Return the part that a name means; None if it means no part, or if that is unclear."""
     part = meaning(name)
     return None if part == "unclear" else part
 
 
 def settled(named: Mapping[str, Part]) -> dict[str, Part]:
-    """Return the parts by name, the unclear ones as what they must be: test beside train and val, val beside test."""
+    """Return the parts by name; an unclear one is the missing part: test beside train and val, val beside test."""
     missing = [part for part in SPLIT_NAMES if part not in named.values()]
     meant: Part = missing[0] if len(missing) == 1 and missing != ["train"] else "unclear"
     return {name: meant if part == "unclear" else part for name, part in named.items()}
@@ -99,7 +99,7 @@ def is_wrapper(name: str, part: Part) -> bool:
 
 
 def parts_among(names: Iterable[str]) -> dict[str, Part]:
-    """Return the names that mean parts of one data set; empty where fewer than two different parts are named.
+    """Return the names that mean parts of one data set; empty if there are fewer than two different parts.
 
     ``train`` beside ``bus`` is a vehicle, and ``training_shoes`` beside ``test_tube`` are things: names belong together
     where they differ in the part only, or where each ends with a part.
@@ -122,7 +122,7 @@ def _differ(parts: Mapping[str, Part]) -> bool:
 
 
 def looks_divided(names: Sequence[str]) -> list[str]:
-    """Return the names that look like parts of one data set, or like counted pieces of one; empty where none do."""
+    """Return the names that look like parts of one data set, or like counted pieces of one; empty if there are none."""
     parts = parts_among(names)
     if parts:
         return list(parts)

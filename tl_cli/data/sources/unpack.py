@@ -83,7 +83,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Unpacked:
-    """What was unpacked from an archive.
+    """The result of unpacking an archive.
 
     Attributes:
         files: number of files written, not counting empty ones that keep only a name.
@@ -284,7 +284,7 @@ def _tar_entries(archive: Path, raw: IO[bytes]) -> Iterator[_Entry]:
 
 
 class _TarStream:
-    """A tar's bytes for tarfile, which by itself would accept any length and any end.
+    """The bytes of a tar for tarfile, which by itself accepts any declared size and any end.
 
     Attributes:
         last: what was read last; a complete tar ends with a block of zeros.
