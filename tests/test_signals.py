@@ -18,7 +18,7 @@ import pytest
 from tests.support.processes import said_by, start_in, tl_process, wait_for
 from tests.support.quick_run import TRAIN
 from tl_cli.models.bundle import read_card
-from tl_cli.training.state import _verified, checkpoints
+from tl_cli.training.state import checkpoints, read_checkpoint
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 STOPPED = {
@@ -91,7 +91,7 @@ def test_a_signal_is_heeded_within_a_step(
         return
     assert recorded == [("KILLED",)]
     (state,) = tmp_path.glob("mlruns/*/*/state")
-    saved = _verified(checkpoints(state)[0].read_bytes())
+    saved = read_checkpoint(checkpoints(state)[0].read_bytes())
     steps = saved["counters"]["step"] + (saved["partial"]["steps"] if saved["partial"] else 0)
     assert steps == int((tmp_path / "sent").read_text())
     if signum is signal.SIGINT:
@@ -105,7 +105,7 @@ def test_a_batch_script_that_requeues_finds_the_step_saved(tmp_path: Path, ready
     assert code == 128 + signal.SIGUSR1, said
     assert "step 8 is saved; resume with: tl train --resume" in said
     (state,) = tmp_path.glob("mlruns/*/*/state")
-    saved = _verified(checkpoints(state)[0].read_bytes())
+    saved = read_checkpoint(checkpoints(state)[0].read_bytes())
     assert saved["counters"]["step"] + saved["partial"]["steps"] == 8
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("select status from runs").fetchall() == [("KILLED",)]
@@ -150,7 +150,7 @@ def test_a_training_is_kept_when_its_terminal_goes_away(
         (last,) = database.execute("select max(step) from metrics where key = 'val/accuracy'").fetchone()
     if ending == "hangs up":
         (state,) = tmp_path.glob("mlruns/*/*/state")
-        saved = _verified(checkpoints(state)[0].read_bytes())
+        saved = read_checkpoint(checkpoints(state)[0].read_bytes())
         steps = saved["counters"]["step"] + (saved["partial"]["steps"] if saved["partial"] else 0)
         assert (process.exitcode, statuses, steps) == (129, [("KILLED",)], 8)
     else:

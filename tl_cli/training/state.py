@@ -144,7 +144,7 @@ class TrainState:
         Raises:
             UsageError: it is damaged, has another format, or belongs to another model or other cached features.
         """
-        self._load(_read(data))
+        self._load(read_checkpoint(data))
 
     def _load(self, saved: dict[str, Any]) -> None:
         cached = tuple(saved["cached"])
@@ -181,7 +181,7 @@ class TrainState:
         problems: list[str] = []
         for path in checkpoints(folder):
             try:
-                saved = _read(path.read_bytes())
+                saved = read_checkpoint(path.read_bytes())
             except (OSError, UsageError) as error:
                 pass_on(error)
                 problems.append(f"{path.name} is not usable: {first_line(error)}")
@@ -228,7 +228,7 @@ def remove_checkpoints(folder: Path) -> None:
             path.unlink()
 
 
-def _read(data: bytes) -> dict[str, Any]:
+def read_checkpoint(data: bytes) -> dict[str, Any]:
     """Return the contents of a checkpoint.
 
     Raises:
