@@ -87,7 +87,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         pytest.param("tkagg", marks=pytest.mark.slow),
     ],
 )
-def test_pictures_are_drawn_whatever_backend_the_environment_names(backend: str, tmp_path: Path) -> None:
+def test_pictures_are_drawn_with_any_backend_in_the_environment(backend: str, tmp_path: Path) -> None:
     program = """
 import sys
 from contextlib import suppress

@@ -188,7 +188,7 @@ def test_the_maps_of_a_block_are_shown(width: int) -> None:
     anatomy.print_block_maps(console(width)[0], BlockMaps(residual, picture, zeros))
 
 
-def test_results_without_findings_say_so() -> None:
+def test_results_without_findings_are_explained() -> None:
     screen, out = console(80)
     anatomy.print_inspection(screen, ResidualsResult(title="net", model="net"))
     anatomy.print_inspection(screen, CamResult(title="net", model="net", images=1234))

@@ -48,7 +48,7 @@ def test_a_degenerate_series_is_a_chart_of_the_full_size(points: list[tuple[floa
 
 
 @pytest.mark.parametrize("points", [[], [(1.0, math.nan)], [(1.0, math.inf)]])
-def test_a_panel_without_points_says_so(points: list[tuple[float, float]]) -> None:
+def test_a_panel_without_points_is_labelled(points: list[tuple[float, float]]) -> None:
     assert chart(points) == "no points yet"
 
 
@@ -72,7 +72,7 @@ def test_ascii_is_ascii_and_colourless_has_no_colour() -> None:
 
 
 @pytest.mark.parametrize("canvas", [GREY, Canvas(60, 12, colour=False, ascii=True)])
-def test_without_colour_every_line_has_a_symbol_of_its_own_and_the_legend_says_which(canvas: Canvas) -> None:
+def test_without_colour_every_line_has_its_own_symbol_in_the_legend(canvas: Canvas) -> None:
     for panel in (*panels([history()]), *panels([history(name=name) for name in "abcdefghijklmnop"])):
         lines = [line for line in panel.lines if line.kind != "samples" and (line.kind == "line" or line.label)]
         symbols = [symbol_of(panel, line, canvas) for line in lines]
@@ -81,7 +81,7 @@ def test_without_colour_every_line_has_a_symbol_of_its_own_and_the_legend_says_w
         assert len(set(told)) == len(told)
 
 
-def test_more_runs_than_colours_are_told_apart_by_symbols() -> None:
+def test_more_runs_than_colours_have_different_symbols() -> None:
     canvas = Canvas(60, 12)
     panel = loss_by_epoch([history(name=f"run {number}") for number in range(20)])
     lines = [line for line in panel.lines if line.kind == "line"]

@@ -61,7 +61,7 @@ def test_on_a_terminal_the_panels_fit_the_screen() -> None:
         assert len(text_of(screen).splitlines()) <= max(height, 29)
 
 
-def test_a_run_without_points_says_so() -> None:
+def test_a_run_without_points_is_labelled() -> None:
     screen = console(80)
     print_curves(screen, [(FACTS, History("empty"))], PanelOptions())
     assert "no points yet" in text_of(screen)

@@ -45,7 +45,7 @@ def test_the_screen_fits_at_every_size_and_moment(width: int, height: int, upto:
         assert len(lines) <= height
 
 
-def test_the_screen_says_what_matters() -> None:
+def test_the_screen_shows_the_phase_its_progress_and_the_best_epoch() -> None:
     text = screen(120, 40, len(story()) - 2)
     for said in ("fine-tuning", "4,020,358 of 4,020,358 parameters train", "epoch 4/4", "images/s", "left",
                  "best: 75.00% on validation, epoch 3", "validation", "frozen"):  # fmt: skip
@@ -54,7 +54,7 @@ def test_the_screen_says_what_matters() -> None:
     assert "digits [/] run\\x1b[31m" in text
 
 
-def test_the_bars_count_right_in_the_second_phase() -> None:
+def test_the_bars_are_correct_in_the_second_phase() -> None:
     events = story()
     end = next(i for i, event in enumerate(events) if isinstance(event, StepEnded) and event.step == 25)
     text = screen(100, 30, end + 1)
@@ -75,7 +75,7 @@ def test_ascii_terminals_get_ascii() -> None:
     assert stream.buffer.getvalue()
 
 
-def test_a_pipe_gets_one_plain_line_an_epoch() -> None:
+def test_a_pipe_gets_one_plain_line_per_epoch() -> None:
     console = Console(theme=THEME, file=io.StringIO(), width=80)
     with open_screen(console, TITLE, History()) as lines:
         assert isinstance(lines, PlainLines)
@@ -89,7 +89,7 @@ def test_a_pipe_gets_one_plain_line_an_epoch() -> None:
     assert "\x1b" not in console.file.getvalue()
 
 
-def test_lines_whose_reader_is_gone_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     pipe = os.fdopen(writer, "w")

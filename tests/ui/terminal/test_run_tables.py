@@ -48,7 +48,7 @@ def test_names_are_data() -> None:
     assert HOSTILE not in text
 
 
-def test_an_empty_list_says_why() -> None:
+def test_an_empty_list_gives_the_reason() -> None:
     assert "no runs in x yet" in printed(80, print_runs, [], total=0, where="x", filtered=False)
     assert "passes the filters" in printed(80, print_runs, [], total=0, where="x", filtered=True)
 

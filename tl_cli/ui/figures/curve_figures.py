@@ -46,7 +46,7 @@ MANY = tuple(HEX[colour] for colour in COLOURS)
 _LEGEND_ROOM = 32  # points above the axes, for two rows
 _LEGEND: Any = {"frameon": False, "fontsize": 8, "handlelength": 1.8, "columnspacing": 1.2}
 _DASHES = ("-", "--", ":", "-.")
-# The best epoch and the test lie at one place: a ring, and a diamond in it.
+# Both lie at the best epoch: a ring, and a diamond in it.
 _LOOKS: dict[str, dict[str, Any]] = {
     "samples": {"linewidth": 0.5, "alpha": 0.6},
     "line": {"linewidth": 1.8, "markersize": 3},

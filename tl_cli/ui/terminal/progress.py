@@ -59,7 +59,7 @@ def open_screen(console: Console, title: Title, history: History) -> AbstractCon
 
 
 def _note(event: Event, history: History) -> str | None:
-    """Return what both displays show of an event in a line of its own."""
+    """Return the message that both displays show of an event, if there is one."""
     if isinstance(event, EpochEnded):
         return unfreezing_note(history.epochs)
     if isinstance(event, StoppedEarly):
