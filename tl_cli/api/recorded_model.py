@@ -5,13 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.entities import Run  # noqa: TID251 (a type)
-
 from tl_cli.api.model_lookup import Target
 from tl_cli.errors import RunNotFoundError
 from tl_cli.habits import WEIGHTS_ENDINGS
 from tl_cli.models.list.completion import is_architecture
-from tl_cli.tracking.recorded import short_id
+from tl_cli.tracking.recorded import Run, short_id
 from tl_cli.tracking.store import Store, open_store
 
 
