@@ -17,10 +17,9 @@ def test_each_form_has_the_probabilities_of_the_network(tl, saved: Path, colours
     probabilities = torch.tensor([each["probability"] for each in predictions], dtype=torch.float64)
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
     assert sorted(each["class"] for each in predictions) == sorted(COLOURS)
-    rows = list(csv.DictReader(io.StringIO(tl("predict", saved, picture, "--format", "csv").out)))
-    assert [(row["class"], float(row["probability"])) for row in rows] == [
-        (each["class"], pytest.approx(each["probability"], abs=1e-5)) for each in predictions
-    ]
+    (row,) = csv.DictReader(io.StringIO(tl("predict", saved, picture, "--format", "csv", "--top", "1").out))
+    assert row["class"] == predictions[0]["class"]
+    assert float(row["probability"]) == pytest.approx(predictions[0]["probability"], abs=1e-5)
     table = tl("predict", saved, picture, "--format", "table", "--top", "1").out
     assert predictions[0]["class"] in table
     assert f"{predictions[0]['probability']:.1%}" in table
