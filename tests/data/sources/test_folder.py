@@ -55,6 +55,22 @@ def test_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
     assert len(found.parts["train"]) == 6
 
 
+def test_a_class_folder_without_images_is_named_with_what_it_holds(tmp_path: Path) -> None:
+    write_pictures(tmp_path, TWO, 3)
+    (tmp_path / "c").mkdir()
+    for name in ("1.heic", "2.HEIC", "notes.txt"):
+        (tmp_path / "c" / name).write_text("x")
+    (tmp_path / "d").mkdir()
+    with pytest.raises(DataError, match=r"without images: c \(it holds 2 \.heic, 1 \.txt\), d; fill or remove them"):
+        scan(tmp_path)
+
+
+def test_hidden_class_folders_with_images_are_named(tmp_path: Path) -> None:
+    write_pictures(tmp_path, {**TWO, ".cats": (9, 9, 9), ".git": (0, 0, 0)}, 3)
+    (note,) = scan(tmp_path).notes
+    assert note == "hidden folders are no classes and left out: .cats/; rename them if they are"
+
+
 def test_image_endings_of_any_case_are_recognized(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 1)
     for ending in (".JPG", ".jfif", ".webp", ".tiff"):

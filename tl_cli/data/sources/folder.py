@@ -21,6 +21,8 @@ from tl_cli.errors import DataError, some
 
 # Folders that other programs leave among images.
 _NO_DATA = ("__MACOSX", "__pycache__")
+# Hidden folders of programs, which nobody takes for a class.
+_OF_PROGRAMS = (".git", ".ipynb_checkpoints", ".cache", ".thumbnails", ".Trash", ".DS_Store")
 EXPECTED = (
     "expected one of\n"
     "  DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg   (validation is held out of train)\n"
@@ -42,13 +44,13 @@ class _Listed:
         classes: images by class.
         nested: by class, how many of them lie in each of the folders inside its folder.
         parts: folders somewhere inside a class folder that look like parts.
-        others: how many other files there are of each kind.
+        others: by class folder, how many files of each other kind it has, and which folders in it are not read.
     """
 
     classes: dict[str, Names] = field(default_factory=dict)
     nested: dict[str, Counter[str]] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
+    others: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
 
 def scan(root: Path, *, partial: bool = False, lenient: bool = False) -> Found:
@@ -167,7 +169,7 @@ def _read(root: Path, parts: dict[SplitName, Path], faults: Faults, *, partial: 
     if partial:
         for here in listed.values():
             known.update((name, files) for name, files in here.classes.items() if not known.get(name))
-    classes = _checked(known, parts[main], faults, partial=partial)
+    classes = _checked(known, parts[main], faults, listed[main].others, partial=partial)
     for part, files in ((part, here.classes) for part, here in listed.items()):
         if unknown := sorted(set(files) - set(known)):
             faults.add(f"{parts[part]} has classes that train/ has not: {some(unknown)}")
@@ -176,7 +178,8 @@ def _read(root: Path, parts: dict[SplitName, Path], faults: Faults, *, partial: 
         absent = [name for name in classes if not files.get(name)]
         if absent and not partial:
             notes.append(f"{_below(root, parts[part])}/ has no images of {some(absent)}")
-    notes += _left_out(root, parts, sum((here.others for here in listed.values()), Counter[str]()))
+    others = (counted for here in listed.values() for counted in here.others.values())
+    notes += _left_out(root, parts, sum(others, Counter[str]()))
     images = {part: _images(root, here.classes, classes) for part, here in listed.items()}
     # If lenient, all images of a part may be of classes that train does not have.
     images = {part: of_part for part, of_part in images.items() if len(of_part)}
@@ -231,9 +234,23 @@ def _left_out(root: Path, parts: Mapping[SplitName, Path], others: Counter[str])
     loose = {level: count for level in sorted(levels) if (count := _count_images(level))}
     where = some([f"{count:,} in {_below(root.parent, level)}/" for level, count in loose.items()])
     notes = [f"images beside the class folders have no class and are left out: {where}"] if loose else []
-    if others:
-        notes.append(f"ignored {others.total():,} non-image file{'s' * (others.total() != 1)}: {some(list(others))}")
+    hidden = [path for level in parts.values() for path in _hidden_folders(level) if _count_images(path)]
+    if hidden:
+        named = _folders([_below(root, path) for path in hidden])
+        notes.append(f"hidden folders are no classes and left out: {named}; rename them if they are")
+    unread = [kind for kind in others if _is_unread_folder(kind)]
+    files = others.total() - len(unread)
+    if files:
+        kinds = some([kind for kind in others if kind not in unread])
+        notes.append(f"ignored {files:,} non-image file{'s' * (files != 1)}: {kinds}")
+    if unread:
+        notes.append(f"these folders were not read: {some(unread)}")
     return notes
+
+
+def _is_unread_folder(kind: str) -> bool:
+    """Return whether ``_walk`` counted a folder with the reason why it was not read, not files with an ending."""
+    return kind.endswith(")")
 
 
 def _check_layout(where: Path, listed: _Listed, faults: Faults) -> None:
@@ -282,12 +299,18 @@ def _merge_spellings(where: Path, listed: list[_Listed], faults: Faults) -> list
     return notes
 
 
-def _checked(files: Mapping[str, Names], where: Path, faults: Faults, *, partial: bool) -> tuple[str, ...]:
-    """Return the classes that have images, sorted."""
+def _checked(
+    files: Mapping[str, Names], where: Path, faults: Faults, others: Mapping[str, Counter[str]], *, partial: bool
+) -> tuple[str, ...]:
+    """Return the classes that have images, sorted.
+
+    Args:
+        others: what else is in the class folders, by folder and kind.
+    """
     for name in sorted(files):
         if name.encode("utf-8", "replace").decode() != name:
             raise DataError(f"{where} has a class folder whose name is not valid UTF-8: {name!r}; rename it")
-    empty = [name for name in sorted(files) if not files[name]]
+    empty = [f"{name}{_instead(others.get(name))}" for name in sorted(files) if not files[name]]
     if empty and not partial:
         faults.add(f"{where} has class folders without images: {some(empty)}; fill or remove them{_hint(where)}")
     classes = tuple(name for name in sorted(files) if files[name])
@@ -300,6 +323,12 @@ def _checked(files: Mapping[str, Names], where: Path, faults: Faults, *, partial
     return classes
 
 
+def _instead(others: Counter[str] | None) -> str:
+    """Return what a class folder without images has, as a remark behind its name."""
+    named = [kind if _is_unread_folder(kind) else f"{count:,} {kind}" for kind, count in (others or {}).items()]
+    return f" (it holds {some(named, 3)})" if named else ""
+
+
 def _images(root: Path, files: Mapping[str, Names], classes: tuple[str, ...]) -> FileImages:
     labels = np.repeat(np.arange(len(classes)), [len(files.get(name, ())) for name in classes])
     names = Names.joined([files.get(name, Names.of(())) for name in classes])
@@ -309,7 +338,7 @@ def _images(root: Path, files: Mapping[str, Names], classes: tuple[str, ...]) ->
 def _list_classes(root: Path, part: Path) -> _Listed:
     listed = _Listed()
     for folder in _subfolders(part):
-        paths, prefix = sorted(_walk(folder, listed.others)), _prefix(root, folder)
+        paths, prefix = sorted(_walk(folder, listed.others[folder.name])), _prefix(root, folder)
         inside = (path.partition("/") for path in paths)
         if nested := Counter(first for first, separator, _ in inside if separator):
             listed.nested[folder.name] = nested
@@ -380,6 +409,11 @@ def _subfolders(root: Path) -> list[Path]:
 
     _, names, _ = next(os.walk(root, onerror=refuse))
     return sorted(root / name for name in names if _is_data(name))
+
+
+def _hidden_folders(root: Path) -> list[Path]:
+    _, names, _ = next(os.walk(root), ("", [], []))
+    return sorted(root / name for name in names if name.startswith(".") and name not in _OF_PROGRAMS)
 
 
 def _count_images(folder: Path) -> int:
