@@ -3,7 +3,8 @@
 from typing import Literal
 
 RecipeName = Literal["default", "fast", "blog"]
-# Classes of torch.optim in lower case: another one needs no more than its name here.
+# Classes of torch.optim in lower case. To add one, add its name, if it takes lr and weight_decay; the tests of
+# training/test_fit.py take every name of this list.
 OptimizerName = Literal["adam", "adamw", "sgd"]
 ScheduleName = Literal["constant", "cosine", "one-cycle", "plateau"]
 AugmentName = Literal["none", "shift", "flip", "flip-shift", "flip-crop", "blog"]

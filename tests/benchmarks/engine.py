@@ -22,7 +22,7 @@ from tl_cli.training.config import Given
 from tl_cli.training.events import EpochEnded, Event, LossSampled, Observer, StepEnded, notify_all
 from tl_cli.training.fit import fit
 from tl_cli.training.history import History
-from tl_cli.training.plan import Plan, new_state, open_stage
+from tl_cli.training.plan import Plan, new_state, open_phase
 from tl_cli.training.state import Every, Saver
 from tl_cli.training.step import train_step
 from tl_cli.ui.terminal.console import THEME
@@ -191,7 +191,7 @@ def run_observed(work: Work, pictures: Pictures, bench: Bench, weights: str) -> 
 
 
 def _synthetic_step_seconds(plan: Plan, steps: int) -> float:
-    stage, state = open_stage(plan, plan.phases[-1], lambda event: None), new_state(plan)
+    stage, state = open_phase(plan, plan.phases[-1], lambda event: None), new_state(plan)
     stage.network.train()
     ready = [_synthetic_batch(plan) for _ in range(_SYNTHETIC_BATCHES)]
     began = 0.0

@@ -377,7 +377,7 @@ def test_feature_maps_are_validated_in_batches_of_image_size(colours: Path) -> N
     assert [len(batch.labels) for batch in maps.clean()] == [4, 4, 1]
     sizes = []
     for phase in plan.phases:
-        stage = setup.open_stage(plan, phase, lambda event: None)
+        stage = setup.open_phase(plan, phase, lambda event: None)
         sizes.append(stage.validation.__self__.clean_batch)  # type: ignore[attr-defined]
     assert sizes == [4096, plan.loader(plan.data.parts["val"]).batch_size]
 

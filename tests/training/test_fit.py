@@ -2,12 +2,14 @@ import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from tests.support.splitmix import reference
 from tests.support.training import SMALL_EFFICIENTNET, plan_for, run, stopped_and_resumed
+from tl_cli.choices import OptimizerName
 from tl_cli.compute.device import Machine
 from tl_cli.errors import DivergedError
 from tl_cli.models.zoo import registry
@@ -140,7 +142,7 @@ def test_label_smoothing_is_not_in_the_reported_loss(colours: Path) -> None:
     assert first[0] == pytest.approx(math.log(3), abs=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_optimizer_and_cpu_precision_trains(colours: Path, optimizer: str, precision: str) -> None:
     plan = plan_for(colours, optimizer=optimizer, precision=precision, clip_norm=1.0, epochs=2)
@@ -149,7 +151,7 @@ def test_every_optimizer_and_cpu_precision_trains(colours: Path, optimizer: str,
     assert all(math.isfinite(loss) for loss in losses)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("layer_decay", [1.0, 0.8])
 def test_every_optimizer_trains_layers_unfrozen_later(colours: Path, optimizer: str, layer_decay: float) -> None:
     plan = plan_for(colours, optimizer=optimizer, unfreeze_stages=3, layer_decay=layer_decay, freeze_epochs=1, epochs=4)

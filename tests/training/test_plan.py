@@ -11,7 +11,7 @@ from tl_cli.training import plan as setup
 from tl_cli.training.config import Given
 from tl_cli.training.events import EpochEnded, LossSampled, StepEnded
 from tl_cli.training.plan import foresee, prepare
-from tl_cli.training.stage import describe_groups
+from tl_cli.training.strategy import describe_groups
 
 _MEASURED = {"precision", "layout", "threads", "fold"}
 

@@ -101,10 +101,10 @@ def test_class_weights_equal_scikit_learns_balanced(uneven: Path) -> None:
 
 @pytest.mark.parametrize("cache", [True, False])
 def test_the_balanced_sampler_shows_every_class_equally_often(uneven: Path, cache: bool) -> None:
-    from tl_cli.training.plan import open_stage
+    from tl_cli.training.plan import open_phase
 
     plan = plan_for(uneven, **RESNET, sampler="balanced", feature_cache=cache, bn="frozen")
-    stage = open_stage(plan, plan.phases[0], lambda event: None)
+    stage = open_phase(plan, plan.phases[0], lambda event: None)
     assert stage.cached is cache
     seen = Counter(int(label) for batch in stage.train(1, 0) for label in batch.labels)
     assert sum(seen.values()) == len(plan.data.parts["train"])

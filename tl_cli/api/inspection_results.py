@@ -21,7 +21,7 @@ from tl_cli.inspection.residuals import Residual
 from tl_cli.inspection.summary import Node, describe_preprocessing, head_reason
 from tl_cli.text import plain_data
 from tl_cli.training.config import TrainConfig
-from tl_cli.training.stage import Group, Strategy
+from tl_cli.training.strategy import Group, Strategy
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from tl_cli.models.zoo.registry import Classifier
 from tl_cli.tracking.evaluations import log_inspection
 from tl_cli.training.config import FIELDS, Given, read_toml
 from tl_cli.training.plan import foresee
-from tl_cli.training.stage import describe_groups
+from tl_cli.training.strategy import describe_groups
 
 _SCALES = (0.0, 0.5)
 # Default numbers of images: for residuals and drift, for the neighbours of features, to classify, and on the map.

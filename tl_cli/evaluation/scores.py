@@ -1,7 +1,9 @@
 """Every metric, declared once: recorder, reader, tables, notes, CSV and JSON use these rows.
 
-`EpochEnded` has a field for each metric of an epoch, `Results` one for each metric of a whole run. To add a metric, add
-a field here and fill it where it is computed: in training/fit.py or tracking/recorder.py. No torch here.
+`EpochEnded` has a field for each metric of an epoch, `Results` one for each metric of a whole run. No torch here.
+
+To add a metric of an epoch: add a field behind the others, fill it in training/fit.py, and add its key to
+api/schemas/runs-show.json (a test names it). A panel in `tl plot` is a function in ui/panels.py.
 """
 
 import math

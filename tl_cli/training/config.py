@@ -169,13 +169,13 @@ class Settings(BaseModel):
     freeze_epochs: int | None = _field(None, Setting("Freezing", default=_RECIPE), ge=0)
     """Epochs in which only the head trains."""
     unfreeze_lr: float | None = _field(None, Setting("Freezing", default=_RECIPE), gt=0, allow_inf_nan=False)
-    """Peak learning rate after unfreezing."""
+    """Peak learning rate after unfreezing, the head's too."""
     freeze_until: str | None = _field(None, Setting("Freezing", "LAYER", default="none"), min_length=1)
     """Keep the layers before this one frozen, such as layer3."""
     unfreeze_stages: int = _field(1, Setting("Freezing", "N"), ge=1, le=100)
     """Unfreeze in N equal stages, from the head down."""
     layer_decay: float = _field(1.0, Setting("Freezing"), gt=0, le=1)
-    """Learning-rate factor per layer, from the head down."""
+    """Learning-rate factor from each backbone layer to the one below it."""
     bn: BatchNormMode | None = _field(None, Setting("Freezing", "MODE", default=_RECIPE))
     """BatchNorm statistics after unfreezing: frozen or train."""
     feature_cache: bool = _field(True, Setting("Freezing", default=_RECIPE))

@@ -23,7 +23,7 @@ from tl_cli.training.events import (
 )
 from tl_cli.training.optim import begin_momentum, begin_phase, current_lrs, follow_schedule
 from tl_cli.training.phases import Phase
-from tl_cli.training.plan import Plan, Stage, observed_logits, open_stage
+from tl_cli.training.plan import OpenPhase, Plan, observed_logits, open_phase
 from tl_cli.training.state import Counters, Partial, TrainState
 from tl_cli.training.step import train_step
 
@@ -52,24 +52,24 @@ def _run_phase(plan: Plan, phase: Phase, state: TrainState, notify: Observer) ->
 
     The phase's cached features are released when this returns.
     """
-    opened = time.perf_counter()
-    stage = open_stage(plan, phase, notify)
+    began = time.perf_counter()
+    opened = open_phase(plan, phase, notify)
     # Computing features is part of the cost of training.
-    state.counters.seconds += time.perf_counter() - opened
+    state.counters.seconds += time.perf_counter() - began
     begin_momentum(state.optimizer)
     notify(
         PhaseStarted(
             name=phase.name,
             epochs=(phase.first, phase.last),
-            steps_per_epoch=stage.steps,
+            steps_per_epoch=opened.steps,
             steps=plan.steps_of(phase),
             step=plan.steps_before(phase),
             ended=state.counters.step,
             into=state.partial.steps if state.partial else 0,
             trainable=sum(p.numel() for p in state.model.parameters() if p.requires_grad),
             frozen=sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
-            cached=stage.cached,
-            reused=stage.reused,
+            cached=opened.cached,
+            reused=opened.reused,
         )
     )
     if state.counters.epoch < phase.first and state.partial is None:
@@ -78,26 +78,26 @@ def _run_phase(plan: Plan, phase: Phase, state: TrainState, notify: Observer) ->
         if _should_stop_early(plan, phase, state.counters):
             notify(StoppedEarly(state.counters.epoch, plan.config.early_stop))
             return False
-        _run_epoch(plan, stage, phase, epoch, state, notify)
+        _run_epoch(plan, opened, phase, epoch, state, notify)
     return True
 
 
 @during("while training", "--batch-size", "--input-size", "--precision", "--workers", "--threads", "--device")
-def _run_epoch(plan: Plan, stage: Stage, phase: Phase, epoch: int, state: TrainState, notify: Observer) -> None:
+def _run_epoch(plan: Plan, opened: OpenPhase, phase: Phase, epoch: int, state: TrainState, notify: Observer) -> None:
     counters, task = state.counters, plan.task
     if state.partial is None or state.partial.epoch != epoch:
         state.partial = Partial.begin(epoch, plan.machine.device)
     partial = state.partial
     started = time.perf_counter() - partial.seconds
-    _take_steps(plan, stage, phase, state, partial, notify)
+    _take_steps(plan, opened, phase, state, partial, notify)
     step = state.step
     train_loss = _finite(float(partial.loss) / partial.images, step, state)
     # After the loss was read, which waits for the GPU's last step.
     trained = time.perf_counter()
-    labelled = _validate(plan, stage, "validating", notify)
+    labelled = _validate(plan, opened, "validating", notify)
     accuracy, loss = validated = _scores(task, labelled)
     _finite(loss, step, state)
-    average = _validate_average(plan, stage, state, notify)
+    average = _validate_average(plan, opened, state, notify)
     averaged = _scores(task, average) if average is not None else (None, None)
     best = better(validated, averaged) or validated
     is_best, calibration = counters.is_better(*best), None
@@ -136,16 +136,18 @@ def _run_epoch(plan: Plan, stage: Stage, phase: Phase, epoch: int, state: TrainS
         state.whole = True
 
 
-def _take_steps(plan: Plan, stage: Stage, phase: Phase, state: TrainState, partial: Partial, notify: Observer) -> None:
+def _take_steps(
+    plan: Plan, opened: OpenPhase, phase: Phase, state: TrainState, partial: Partial, notify: Observer
+) -> None:
     """Take the remaining steps of an epoch."""
     config, step = plan.config, state.step
-    log_every = config.log_every or max(1, stage.steps // 50)
+    log_every = config.log_every or max(1, opened.steps // 50)
     started = time.perf_counter() - partial.seconds
-    stage.network.train()
+    opened.network.train()
     if state.average is not None:
         state.average.follow()
     before, phase_steps = plan.steps_before(phase), plan.steps_of(phase)
-    for batch in islice(stage.train(partial.epoch, partial.steps), before + phase_steps - step):
+    for batch in islice(opened.train(partial.epoch, partial.steps), before + phase_steps - step):
         # Signals wait for the end of the step, so that none is half taken.
         with held():
             state.whole = False
@@ -153,7 +155,7 @@ def _take_steps(plan: Plan, stage: Stage, phase: Phase, state: TrainState, parti
             step += 1
             # Dropout is a function of (seed, step), so a resumed run draws what an uninterrupted one would.
             plan.machine.seed(mixed(config.seed, Purpose.DROPOUT, step))
-            result = train_step(stage.network, batch, state, config, stage.objective, step)
+            result = train_step(opened.network, batch, state, config, opened.objective, step)
             partial.loss += result.loss * len(batch.labels)
             partial.correct += result.correct
             partial.images += len(batch.labels)
@@ -167,19 +169,19 @@ def _take_steps(plan: Plan, stage: Stage, phase: Phase, state: TrainState, parti
             notify(StepEnded(step, partial.epoch, len(batch.labels)))
 
 
-def _validate(plan: Plan, stage: Stage, activity: Activity, notify: Observer) -> LabelledLogits:
+def _validate(plan: Plan, opened: OpenPhase, activity: Activity, notify: Observer) -> LabelledLogits:
     """Return the logits of the validation images."""
-    return observed_logits(plan, stage.network, stage.validation(), len(plan.data.parts["val"]), activity, notify)
+    return observed_logits(plan, opened.network, opened.validation(), len(plan.data.parts["val"]), activity, notify)
 
 
-def _validate_average(plan: Plan, stage: Stage, state: TrainState, notify: Observer) -> LabelledLogits | None:
+def _validate_average(plan: Plan, opened: OpenPhase, state: TrainState, notify: Observer) -> LabelledLogits | None:
     """Return the averaged weights' logits of the validation images; None without an average, or where it overflowed."""
     if state.average is None:
         return None
     with state.average.applied():
         # LeViT caches values computed from its weights in eval mode until it trains again.
-        stage.network.train()
-        labelled = _validate(plan, stage, "validating the average", notify)
+        opened.network.train()
+        labelled = _validate(plan, opened, "validating the average", notify)
     return labelled if math.isfinite(_scores(plan.task, labelled)[1]) else None
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from tl_cli.choices import ScheduleName
@@ -41,18 +41,22 @@ def make_plateau(optimizer: Optimizer) -> ReduceLROnPlateau:
 
 
 def begin_phase(optimizer: Optimizer, phase: Phase, schedule: ScheduleName) -> None:
-    """Set the learning rates of a phase's first step; ``plateau`` keeps its lowered rate from stage to stage."""
+    """Set the learning rates of a phase's first step.
+
+    Only ``plateau`` needs it: it begins with the full rate after the head phase and keeps its lowered rate when further
+    layers unfreeze. ``follow_schedule`` sets the rates of the others before each step.
+    """
     if schedule != "plateau" or phase.stage <= 1:
         set_lr(optimizer, phase, 1.0)
         return
-    groups = optimizer.param_groups
-    set_lr(optimizer, phase, max(group["lr"] / lr for group in groups if group["lr"] and (lr := _peak(group, phase))))
+    peaks = [(group["lr"], _peak(group, phase)) for group in optimizer.param_groups]
+    set_lr(optimizer, phase, max(lr / peak for lr, peak in peaks if lr and peak))
 
 
 def begin_momentum(optimizer: Optimizer) -> None:
     """Give parameters that train for the first time a momentum of zero: torch's fused SGD takes all buffers or none."""
     for group in optimizer.param_groups:
-        if not group.get("momentum"):
+        if not (isinstance(optimizer, SGD) and group["momentum"]):
             continue
         for parameter in group["params"]:
             if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:

@@ -50,9 +50,9 @@ from tl_cli.training.optim import make_optimizer, make_plateau
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import TINY_PIXELS, Facts
 from tl_cli.training.resolve import Origin, Resolved, resolve
-from tl_cli.training.stage import Strategy, plan_strategy
 from tl_cli.training.state import TrainState
 from tl_cli.training.step import Objective
+from tl_cli.training.strategy import Strategy, plan_strategy
 
 _VECTORS_PER_BATCH = 4096
 # Fraction of the expected time of the run.
@@ -210,7 +210,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class OpenPhase:
     """The network of a phase and its batches.
 
     Attributes:
@@ -439,13 +439,13 @@ def new_state(plan: Plan) -> TrainState:
     )
 
 
-def open_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
+def open_phase(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
     """Freeze the layers that the phase freezes; return its network and batches. Features are computed here."""
     plan.strategy.freeze_for(phase)
     if plan.uses_cache(phase):
-        return _cached_stage(plan, phase, notify)
+        return _open_cached(plan, phase, notify)
     loader = plan.train_loader(phase)
-    return Stage(
+    return OpenPhase(
         network=plan.network(phase),
         steps=loader.steps,
         train=lambda epoch, start: loader.train(plan.augmentation, plan.config.seed, epoch, start),
@@ -477,7 +477,7 @@ def _machine_of(config: TrainConfig) -> Machine:
 @during(
     "while computing features", "--no-feature-cache", "--limit", "--input-size", "--workers", "--threads", "--device"
 )
-def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
+def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
     cached = plan.cached[phase.first]
     cache = cached_features.Cache(cached, plan.machine, say=lambda message: notify(Noticed(message)))
     train, val = (plan.loader(plan.data.parts[part]) for part in ("train", "val"))
@@ -505,7 +505,7 @@ def _cached_stage(plan: Plan, phase: Phase, notify: Observer) -> Stage:
 
     trained, train_reused = batches_of(train, cached.views, 0)
     validated, val_reused = batches_of(val, ("plain",), in_train)
-    return Stage(
+    return OpenPhase(
         network=plan.network(phase),
         steps=trained.steps,
         train=lambda epoch, start: trained.train(seed, epoch, start),

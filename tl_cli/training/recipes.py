@@ -241,7 +241,7 @@ def _blog(facts: Facts, given: Settings) -> Choices:
         unfreeze_lr=Choice(1e-4, "all parameters at one rate, as in the blog"),
         weight_decay=Choice(1e-4, "as in the blog; Adam's, inside the gradient"),
         decay_norms=Choice(True, "on all parameters, as in the blog"),
-        schedule=Choice("plateau", "factor 0.5, patience 2 on the validation loss, across the unfreezing"),
+        schedule=Choice("plateau", "factor 0.5, patience 2 on the validation loss"),
         label_smoothing=Choice(0.0, "as in the blog"),
         bn=Choice("train", "as in the blog, after unfreezing"),
         augment=Choice("blog", "crop with padding 4 of 32, flip, color jitter, rotation by 15 degrees"),

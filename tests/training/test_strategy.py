@@ -15,7 +15,7 @@ from tl_cli.training.config import Given
 from tl_cli.training.events import EpochEnded, PhaseStarted
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import foresee, new_state
-from tl_cli.training.stage import describe_groups
+from tl_cli.training.strategy import describe_groups
 
 
 def test_groups_give_rates_and_trained_parameters_per_phase() -> None:

@@ -34,7 +34,15 @@ class Strategy:
         return self.layers[first_trained(phase, len(self.layers), self.frozen_layers) :]
 
     def freeze_for(self, phase: Phase) -> None:
-        """Freeze the layers that a phase freezes, and no others, in place."""
+        """Freeze the layers that a phase freezes, and no others, in place.
+
+        In the head phase the whole backbone is frozen. At unfreezing every layer trains, except those that stay frozen
+        (``--freeze-until``) or wait for a later phase; BatchNorm statistics stay frozen unless ``--bn train``. Frozen
+        modules stay in eval mode when ``train()`` is called, at the beginning of each epoch. The optimizer has all
+        parameter groups from the start: the head keeps its moments, the backbone's begin here. The rates go from ``lr``
+        to ``unfreeze_lr``, and the schedule begins again. A phase without a frozen prefix trains on images, not on
+        cached features; the order of the images is a function of seed and epoch in both.
+        """
         model = self.classifier.model
         if phase.name == "head":
             freezing.freeze_backbone(model, self.classifier.head_modules)
@@ -47,7 +55,7 @@ class Strategy:
         """Return the optimizer's groups: by learning rate and by weight decay; each parameter once.
 
         A group's ``share`` is its fraction of the backbone's learning rate: ``layer_decay`` to the power of the number
-        of layers above it, the head excluded (Howard & Ruder 2018; BEiT: 0.65 to 0.75 per block).
+        of backbone layers above it (Howard & Ruder 2018; BEiT: 0.65 to 0.75 per block).
         """
         # As few groups as possible: on cached features the optimizer's overhead per group dominates a step.
         groups: dict[tuple[bool, float, bool], dict[str, Any]] = {}
@@ -91,7 +99,10 @@ class Group:
 
 
 def describe_groups(strategy: Strategy, config: TrainConfig) -> list[Group]:
-    """Return the optimizer's groups with their learning rates and trained parameters in each phase."""
+    """Return the optimizer's groups with their learning rates and trained parameters in each phase.
+
+    The model is left frozen as for the last phase.
+    """
     groups = strategy.parameter_groups(config)
     trained = []
     for phase in strategy.phases:
