@@ -27,6 +27,6 @@ def test_a_name_that_is_no_run_is_explained(project: Project) -> None:
 
 def test_a_run_without_a_model_is_refused(workplace) -> None:
     store = open_store(None)
-    run = store.client.create_run(store.experiment("tl"), run_name="empty")
+    store.client.create_run(store.experiment("tl"), run_name="empty")
     with pytest.raises(RunNotFoundError):
-        model_of(store, run, pytest.fail)
+        model_of(store, store.find("empty"), pytest.fail)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tl_cli.cli.groups import ListsByDefault
-from tl_cli.cli.params import AsJson, Yes, parse_age, print_json, refuse_question
+from tl_cli.cli.params import AsJson, AsJsonYes, Yes, parse_age, print_json, refuse_question
 
 CLEAR_EXAMPLES = """Examples:
 
@@ -43,7 +43,7 @@ def list_(as_json: AsJson = False) -> None:
 
 
 @app.command("clear", epilog=CLEAR_EXAMPLES)
-def clear(kinds: Kinds = None, older_than: OlderThan = None, yes: Yes = False, as_json: AsJson = False) -> None:
+def clear(kinds: Kinds = None, older_than: OlderThan = None, yes: Yes = False, as_json: AsJsonYes = False) -> None:
     """Remove what later runs can compute again, except files in use by a running tl."""
     refuse_question(as_json and not yes)
     from tl_cli.api.cache_listing import clear_cache

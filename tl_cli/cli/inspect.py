@@ -28,8 +28,6 @@ tl inspect latest --cam photo.jpg --output figures
 
 tl inspect latest --worst 9 --log"""
 
-app = typer.Typer(add_completion=False)
-
 _in_views = partial(typer.Option, rich_help_panel="What to show (default: the tree)", show_default=False)
 _in_tree = partial(typer.Option, rich_help_panel="Tree")
 _in_images = partial(typer.Option, rich_help_panel="Images")
@@ -93,7 +91,7 @@ def inspect(
     split: Part = None,
     images: Count = None,
     data_dir: params.DataDir = None,
-    as_json: params.AsJson = False,
+    as_json: params.AsJsonOutput = False,
     output: Output = None,
     log: Log = False,
     device: params.Device = None,

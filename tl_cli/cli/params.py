@@ -91,9 +91,9 @@ def parse_age(text: str, flag: str) -> float:
     Raises:
         typer.BadParameter: it is no age.
     """
-    found = re.fullmatch(r"\s*(\d{1,6}(?:\.\d*)?)\s*([smhdw])\s*", text.lower())
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d*)?)\s*([smhdw])\s*", text.lower())
     if found is None:
-        raise typer.BadParameter(f"{text!r} is not an age such as 12h, 30d or 4w", param_hint=flag)
+        raise typer.BadParameter(f"{text!r} is not an age such as 30m, 12h, 2d or 4w", param_hint=flag)
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
 
 
@@ -138,6 +138,8 @@ MaxPixels = Annotated[int | None, option("max_pixels")]
 Device = Annotated[DeviceName | None, option("device")]
 Workers = Annotated[int | None, option("workers")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+AsJsonOutput = Annotated[bool, in_output("--json", help="Print the result as JSON.")]
+AsJsonYes = Annotated[bool, typer.Option("--json", help="Print the result as JSON; needs --yes.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.")]
 Plain = Annotated[bool, typer.Option("--plain", help=_PLAIN_HELP)]

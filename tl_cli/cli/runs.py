@@ -85,7 +85,8 @@ def list_(
     most = limit if limit is not None else 0 if as_json else _SHOWN
     age_s = parse_age(since, "--since") if since else None
     request = RunFilter(pattern, experiment, model, data, status, tag or (), age_s, sort, reverse, most, tracking_uri)
-    found = list_runs(request, TerminalObserver(make_console(stderr=True)))
+    with TerminalObserver(make_console(stderr=True)) as observer:
+        found = list_runs(request, observer)
     if as_json:
         print_json(found.to_list())
     else:
@@ -145,7 +146,8 @@ def close(
     from tl_cli.ui.terminal.observer import TerminalObserver
     from tl_cli.ui.terminal.run_changes import print_closed
 
-    closed = close_runs(runs or (), tracking_uri, TerminalObserver(make_console(stderr=True)))
+    with TerminalObserver(make_console(stderr=True)) as observer:
+        closed = close_runs(runs or (), tracking_uri, observer)
     if as_json:
         print_json(closed.to_dict())
     else:
@@ -167,7 +169,8 @@ def sync(
     from tl_cli.ui.terminal.observer import TerminalObserver
     from tl_cli.ui.terminal.run_changes import print_sent
 
-    sent = sync_runs(runs or (), tracking_uri, TerminalObserver(make_console(stderr=True)))
+    with TerminalObserver(make_console(stderr=True)) as observer:
+        sent = sync_runs(runs or (), tracking_uri, observer)
     if as_json:
         print_json(sent.to_dict())
     else:

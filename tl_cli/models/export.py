@@ -154,9 +154,9 @@ def _exporting(what: str, advice: str = _FOLDER) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except OSError:
-        raise
     except Exception as error:  # torch.export raises many unrelated kinds of exceptions
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the file cannot be written
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__

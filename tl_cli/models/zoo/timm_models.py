@@ -383,7 +383,7 @@ def _read(path: Path, name: str) -> Mapping[str, Tensor]:
 
 
 def _loaded_by_timm(tagged: str, weights: Pretrained, options: dict[str, int]) -> Mapping[str, Tensor]:
-    """Return ``found`` as timm's own loader converts it for an architecture.
+    """Return ``weights`` as timm's own loader converts it for an architecture.
 
     Raises:
         WeightsError: they belong to another architecture, or have nothing for a part of the backbone.

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import plotext
-from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import nonsingular
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -159,7 +157,11 @@ class _Axis:
     def over(cls, values: Iterable[float]) -> "_Axis":
         """Return the range of the values, widened where all are equal."""
         known = list(values)
-        return cls(*map(float, nonsingular(min(known), max(known), expander=0.1, tiny=1e-9)))
+        low, high = min(known), max(known)
+        if high - low > abs(high) * 1e-9:
+            return cls(low, high)
+        room = abs(high) * 0.1 or 1.0
+        return cls(low - room, high + room)
 
     def scaled(self, value: float) -> float:
         """Return the position of a value between 0 and 1."""
@@ -212,11 +214,20 @@ def _tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten within low..high."""
-    locator = MaxNLocator(count, steps=[1, 2, 5, 10], integer=whole, min_n_ticks=1 if whole else 2)
-    slack = 1e-9 * (high - low)
-    marks = [float(mark) for mark in locator.tick_values(low, high) if low - slack <= mark <= high + slack]
-    return marks or [low]  # the locator has none for ranges below 1e-288
+    """Return about ``count`` multiples of 1, 2 or 5 times a power of ten within low..high.
+
+    As matplotlib's MaxNLocator does, whose import takes as long as the rest of `tl plot --terminal`.
+    """
+    rough = (high - low) / count
+    if rough < 1e-300:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    if whole:
+        step = max(1.0, round(step))
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
 
 
 def _thin(points: Points, most: int) -> Points:

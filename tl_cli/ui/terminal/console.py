@@ -90,10 +90,12 @@ def is_live(console: Console) -> bool:
 @contextmanager
 def loading(console: Console, library: str) -> Iterator[None]:
     """Show that a slow library is being imported in the block: a spinner on a terminal, else a line."""
-    if library in sys.modules:
+    if library in sys.modules or console.quiet:
         yield
     elif is_live(console):
-        with console.status(f"loading {library}"):
+        # The library's own warnings go to stderr as they are.
+        display = Display(Spinner("dots", f"loading {library}"), console)
+        with display:
             yield
     else:
         console.print(f"loading {library}", style="note")

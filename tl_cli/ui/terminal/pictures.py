@@ -1,7 +1,6 @@
 """Pictures and maps in the terminal: two pixels per character, or shades of characters where there are no colours."""
 
 import torch
-from matplotlib import colormaps
 from PIL import Image
 from rich.console import Console
 from rich.text import Text
@@ -52,6 +51,9 @@ def coloured(values: Tensor, colours: str) -> Tensor:
     Args:
         colours: name of a colormap of matplotlib.
     """
+    # Imported here: `tl predict` shows pictures only on request, and the import takes half a second.
+    from matplotlib import colormaps
+
     return torch.from_numpy(colormaps[colours](values.numpy())[..., :3]).permute(2, 0, 1).float()
 
 
