@@ -45,7 +45,7 @@ def test_a_process_that_does_not_own_a_run_changes_nothing_of_it(store: Store) -
     with held(store.state_folder(run) / f".{JOURNAL}.lock"):
         with pytest.raises(TrackingError, match="another process"):
             recorder(store, run_id=run.info.run_id).__enter__()
-        assert store.find(run.info.run_id).to_dictionary() == run.to_dictionary()
+        assert store.find(run.info.run_id) == run
         assert everything(store.state_folder(run)) == before
 
 
@@ -66,7 +66,7 @@ def test_what_another_process_holds_is_neither_resumed_nor_closed_nor_deleted(
     with held(lock):
         refused = tl(*command, run.info.run_id[:8])
         assert (refused.code, "is in use by another process" in refused.err) == (2, True), refused.err
-        assert store.find(run.info.run_id).to_dictionary() == run.to_dictionary()
+        assert store.find(run.info.run_id) == run
         assert everything(workplace / "mlruns") == before
         assert lock.exists()
 

@@ -33,6 +33,7 @@ from tl_cli.tracking.evaluations import NOTE_TAG
 from tl_cli.tracking.journal import Left
 from tl_cli.tracking.logged_model import Naming
 from tl_cli.tracking.reader import read_history
+from tl_cli.tracking.recorder import Pace
 from tl_cli.tracking.store import open_store
 from tl_cli.tracking.sync import Synced, sync
 from tl_cli.training.events import LossSampled
@@ -227,7 +228,7 @@ def test_no_point_is_lost_or_doubled_whatever_the_server_does(
 
     monkeypatch.setattr(HTTPConnectionPool, "urlopen", urlopen)
     store = open_store(proxy.url)
-    made = recorder(store)
+    made = recorder(store, pace=Pace(send_s=0.05, last_wait_s=15.0))
     with made:
         for step in range(1, 41):
             if step == 11:
