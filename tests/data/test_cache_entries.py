@@ -14,8 +14,7 @@ HASH = "0123456789abcdef"
 def root(tmp_path: Path) -> Path:
     """A cache folder with an array, a result of checks and measurements, and files of other programs."""
     store = Store(tmp_path / "decoded", disk_share=0.9)
-    with store.keep("key", (100,), np.dtype(np.uint8)) as append:
-        append(np.zeros(100, np.uint8))
+    store.keep("key", np.zeros(100, np.uint8))
     for name in ("looked-at/" + 4 * HASH + ".json", "measured/probes.json", "looked-at/notes.json", "decoded/mine.npy"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"12345")

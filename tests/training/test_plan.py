@@ -10,7 +10,7 @@ from tl_cli.errors import UsageError
 from tl_cli.training import plan as setup
 from tl_cli.training.config import Given
 from tl_cli.training.events import EpochEnded, LossSampled, StepEnded
-from tl_cli.training.plan import foresee, prepare
+from tl_cli.training.plan import first_candidate, foresee, prepare
 from tl_cli.training.strategy import describe_groups
 
 _MEASURED = {"precision", "layout", "threads", "fold"}
@@ -160,3 +160,11 @@ def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
 def test_bad_combinations_are_refused_with_the_reason(colours: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         plan_for(colours, **settings)
+
+
+def test_on_a_gpu_the_probe_starts_from_torchs_own_threads(colours: Path) -> None:
+    config = plan_for(colours).config
+    assert first_candidate(config, torch.device("cuda"), set()).threads == torch.get_num_threads()
+    assert first_candidate(config, torch.device("cpu"), set()).threads == 1
+    fixed = config.model_copy(update={"threads": 7})
+    assert first_candidate(fixed, torch.device("cuda"), {"threads"}).threads == 7

@@ -33,7 +33,7 @@ from tl_cli.tracking.comparisons import CONTENDER_TAG, Parent, saved_logits, tes
 from tl_cli.tracking.destination import find_destination
 from tl_cli.tracking.evaluations import in_letters
 from tl_cli.tracking.reader import read_history
-from tl_cli.tracking.recorded import CHILD_TAG, is_parent
+from tl_cli.tracking.recorded import CHILD_TAG, Run, is_parent
 from tl_cli.tracking.store import Store, open_store
 from tl_cli.training.conditions import are_digests_comparable, conditions
 from tl_cli.training.config import Given
@@ -278,7 +278,7 @@ def _trained(store: Store, parent_id: str, names: Sequence[str], failed: Sequenc
     Raises:
         UsageError: there are fewer than two.
     """
-    models = _models_of(store, parent_id, observer)
+    models = _models_of(store, trainings_of(store, parent_id), observer)
     found = {name: models[name] for name in names if name in models}
     if len(found) < 2:
         raise UsageError(
@@ -287,9 +287,8 @@ def _trained(store: Store, parent_id: str, names: Sequence[str], failed: Sequenc
     return found
 
 
-def _models_of(store: Store, parent_id: str, observer: Observer) -> _Models:
+def _models_of(store: Store, groups: Mapping[str, Sequence[Run]], observer: Observer) -> _Models:
     """Return the models that a recorded comparison trained."""
-    groups = trainings_of(store, parent_id)
     return {name: [model_of(store, run, observer.warn) for run in runs] for name, runs in groups.items()}
 
 
@@ -303,10 +302,10 @@ def _recorded(request: CompareRequest, observer: Observer) -> _Models:
     if len(names) == 1:
         store = open_store(request.tracking_uri)
         run = store.find(names[0])
-        models = _models_of(store, run.info.run_id, observer)
-        if not is_parent(run) or len(models) < 2:
+        groups = trainings_of(store, run.info.run_id) if is_parent(run) else {}
+        if len(groups) < 2:
             raise UsageError(f"{names[0]} is one run; give two or more to compare, or a run of tl compare --models")
-        return models
+        return _models_of(store, groups, observer)
     targets = _found(request, observer)
     short = [_short_name(target) for target in targets]
     return {

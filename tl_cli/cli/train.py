@@ -62,7 +62,8 @@ def train(
         for flag in (flag for flag, value in others.items() if value):
             raise typer.BadParameter("cannot be combined with --resume; leave it out", param_hint=flag)
     _check_names(run_name, register)
-    from tl_cli.ui.terminal.console import loading, make_console
+    from tl_cli.ui.terminal.console import make_console
+    from tl_cli.ui.terminal.screen import loading
 
     console = make_console(quiet=quiet, plain=plain, stderr=as_json)
     with loading(console, "torch"):

@@ -1,9 +1,7 @@
 """The files that tl stores in its cache folder: found by their names, and removed if unused."""
 
-import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,9 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from tl_cli.io.array_cache import remove_array
-
-if sys.platform != "win32":
-    import fcntl
+from tl_cli.io.use_lock import unused
 
 Kind = Literal["decoded", "features", "contents", "checks", "unpacked", "measurements", "downloads"]
 
@@ -41,18 +37,11 @@ def _unlink(path: Path) -> bool:
 
 def remove_unread(copy: Path) -> bool:
     """Remove an unpacked archive; return False where a process reads it, or where that is unknown."""
-    if sys.platform == "win32":
-        return False
-    with suppress(OSError):
-        descriptor = os.open(copy, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(OSError), unused(copy) as is_unused:
+        if is_unused:
             # Renamed first, so that a copy is complete or does not exist.
-            aside = copy.rename(copy.with_name(f".{copy.name}.old"))
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(copy.rename(copy.with_name(f".{copy.name}.old")), ignore_errors=True)
             return True
-        finally:
-            os.close(descriptor)
     return False
 
 

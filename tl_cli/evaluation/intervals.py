@@ -38,11 +38,6 @@ class Measure:
     low: float
     high: float
 
-    @property
-    def is_known(self) -> bool:
-        """Whether there is an interval."""
-        return not math.isnan(self.low)
-
 
 def with_interval(name: str, estimate: Accuracy | Measure | None) -> dict[str, float | None]:
     """Return an estimate and both ends of its interval, for JSON: ``name``, ``name_low`` and ``name_high``."""

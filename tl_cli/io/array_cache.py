@@ -13,7 +13,7 @@ import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
@@ -250,10 +250,15 @@ class Store:
                 yield path, path.stat()
 
 
+def _unread(path: Path) -> AbstractContextManager[bool]:
+    """Return whether no process reads a file, which another one may have removed."""
+    return unused(path) if path.exists() else nullcontext(True)
+
+
 def remove_array(path: Path) -> bool:
     """Remove KEY.npy and what belongs to it; return False if a process reads or writes it."""
     try:
-        with FileLock(path.with_name(f".{path.stem}.lock"), timeout=0), unused(path) as is_unused:
+        with FileLock(path.with_name(f".{path.stem}.lock"), timeout=0), _unread(path) as is_unused:
             if is_unused:
                 for part in (path, path.with_suffix(".json"), *path.parent.glob(f".{path.stem}.*.tmp")):
                     part.unlink(missing_ok=True)

@@ -100,11 +100,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def storing(target: Path, advice: str = "") -> Iterator[None]:
+def storing(target: Path, advice: str = "", *, is_local: bool = False) -> Iterator[None]:
     """Turn errors of the disk into a ``StorageError`` that names ``target``; errors of the network pass.
 
     Args:
         advice: ends the message if the disk is full.
+        is_local: nothing in the block uses the network, so a time-out is that of a network disk.
 
     Raises:
         StorageError: the disk is full or may not be written.
@@ -112,7 +113,7 @@ def storing(target: Path, advice: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, urllib.error.URLError | ssl.SSLError | TimeoutError | ConnectionError):
+        if not is_local and isinstance(error, urllib.error.URLError | ssl.SSLError | TimeoutError | ConnectionError):
             raise
         free = f" ({_free_space(target)} free){advice}" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise StorageError(f"cannot write {target}: {error.strerror or error}{free}") from error

@@ -177,7 +177,7 @@ class Recorder:
             self.is_recorded = not problem
         if self._has_left and kind is None and not self._thread.is_alive():
             # The store may answer again.
-            done = self._try(lambda: sync(self._store, self._store.find(self.run_id)))
+            done = self._try(lambda: sync(self._store, self._store.known_run(self.run_id)))
             self._has_left = done is None or bool(done.failed)
         if not self.is_recorded:
             self._warn(

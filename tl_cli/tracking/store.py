@@ -200,6 +200,16 @@ class Store:
         run = self.request(self.client.get_run, run_id)
         return _as_run(run) if run is not None else None
 
+    def known_run(self, run_id: str) -> Run:
+        """Return the run of an id, as ``run`` does.
+
+        Raises:
+            RunNotFoundError: there is none.
+        """
+        if (run := self.run(run_id)) is None:
+            raise RunNotFoundError(f"the store {self.uri} has no run {run_id}")
+        return run
+
     def again(self, runs: Iterable[Run]) -> list[Run]:
         """Return runs as they are now.
 
@@ -401,8 +411,16 @@ class Store:
             raise TrackingError(f"the tracking store {self.uri} cannot delete a run for good")
         # An interrupted earlier call may have deleted some of them.
         for model_id in model_ids:
-            self.request(self._backend._hard_delete_logged_model, model_id)
-        self.request(self._backend._hard_delete_run, run.info.run_id)
+            self._delete(self._backend._hard_delete_logged_model, model_id)
+        self._delete(self._backend._hard_delete_run, run.info.run_id)
+
+    def _delete(self, delete: Callable[[str], None], name: str) -> None:
+        with self.reported():
+            try:
+                delete(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
 
     @property
     def _backend(self) -> Any:

@@ -67,7 +67,7 @@ def lost(store: Store, name: str, *, is_named: bool) -> str:
     run_ids = [run_id for run_id in journaled_runs() if run_id.startswith(name)]
     if len(name) < 3 or len(run_ids) != 1 or store.run(run_ids[0]) is not None:
         return ""
-    (folder,) = STATE_ROOT.glob(f"*/{run_ids[0]}/state")
+    folder = next(STATE_ROOT.glob(f"*/{run_ids[0]}/state/{JOURNAL}")).parent
     is_ours = _tags(read(folder / RECORD, run_ids[0]).left).get(journal.STORE_TAG) == store.uri
     return run_ids[0] if is_named or (is_ours and folder.with_name("artifacts").is_dir()) else ""
 
@@ -97,7 +97,7 @@ def restore(store: Store, run_id: str) -> Synced:
     # Last, as an interrupted call is repeated only while the store does not have the run.
     name, started_at = tags.get(journal.NAME_TAG, run_id[:8]), int(tags.get(journal.STARTED_TAG, started))
     store.add_run(run_id, experiment_id, name, started_at)
-    return sync(store, store.find(run_id))
+    return sync(store, store.known_run(run_id))
 
 
 def _moved(work: Left, folder: Path) -> Left:

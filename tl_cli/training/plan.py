@@ -1,6 +1,6 @@
 """Everything that ``fit`` needs, from the settings: data, model, machine, phases, and the batches of each phase."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
@@ -524,12 +524,7 @@ def _with_probed_machine(plan: Plan, given: Given) -> Plan:
     if fixed >= {"layout", "precision", "threads"}:
         return plan  # also for a resumed run, whose config has them all
     plan.strategy.freeze_for(phase)
-    start = Candidate(
-        layout=config.layout,
-        precision=config.precision,
-        threads=("threads" in fixed and config.threads) or (1 if device.type == "cpu" else torch.get_num_threads()),
-        fold=device.type == "cpu" if config.fold is None else config.fold,
-    )
+    start = first_candidate(config, device, fixed)
     work = Work(config.model, device, config.input_size, config.batch_size, phase.name != "head")
     choice = probe(plan.classifier.model, work, start, fixed, budget_s=_PROBE_SHARE * _expected_seconds(plan))
     if choice is None:
@@ -540,6 +535,16 @@ def _with_probed_machine(plan: Plan, given: Given) -> Plan:
     machine = _machine_of(resolved.config)
     machine.place(plan.classifier.model)
     return replace(plan, resolved=resolved, machine=machine, probed=choice.why())
+
+
+def first_candidate(config: TrainConfig, device: torch.device, fixed: Collection[Axis]) -> Candidate:
+    """Return what the probe starts from: the config's choices; on a GPU, torch's own number of threads."""
+    return Candidate(
+        layout=config.layout,
+        precision=config.precision,
+        threads=("threads" in fixed and config.threads) or (1 if device.type == "cpu" else torch.get_num_threads()),
+        fold=device.type == "cpu" if config.fold is None else config.fold,
+    )
 
 
 def _expected_seconds(plan: Plan) -> float:

@@ -20,7 +20,7 @@ def test_a_closed_run_is_shown_with_the_command_that_resumes_it() -> None:
 
 def test_what_was_sent_is_counted() -> None:
     screen = make_screen(80)
-    print_sent(screen, SentRuns((SentRun(RUN, True, 1234, 5, "FINISHED", (), ()),), True, "http://x"))
+    print_sent(screen, SentRuns((SentRun(RUN.run_id, RUN.name, True, 1234, 5, "FINISHED", (), ()),), True, "http://x"))
     assert shown(screen).splitlines() == [
         "3f2a91c0 (first) was not in http://x; it is recorded again",
         "3f2a91c0 (first): 1,234 points and 5 other items sent, recorded as finished",
@@ -31,7 +31,7 @@ def test_what_was_sent_is_counted() -> None:
 def test_files_that_stay_are_listed_up_to_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
     screen = make_screen(80)
     files = tuple(f"file {number}" for number in range(25))
-    print_removed(screen, RemovedRuns((RemovedRun(RUN, False, 3_000_000, files),), True, 0))
+    print_removed(screen, RemovedRuns((RemovedRun(RUN.run_id, RUN.name, False, 3_000_000, files),), True, 0))
     printed = capsys.readouterr().err
     assert "is not deleted yet, 3 MB are free" in printed
     assert ("file 19" in printed, "file 20" in printed, "and 5 more" in printed) == (True, False, True)

@@ -241,13 +241,13 @@ def _check_labels(path: Path, rows: _Rows, classes: tuple[str, ...]) -> None:
 def listings_in(top: Path, columns: Columns = USUAL_COLUMNS, hints: Columns = USUAL_COLUMNS) -> list[Path]:
     """Return the CSVs in a folder that list images with labels; only the one for training if there are several."""
     # Kaggle's sample submissions have made-up labels.
-    listings = [file for file in _labelled(top, columns, hints) if "submission" not in file.stem.lower()]
+    files = [file for file in _csv_files(top) if "submission" not in file.stem.lower()]
+    listings = [file for file in files if is_listing(file, columns, hints)]
     return [file for file in listings if part_named(file.stem) == "train"] or listings
 
 
-def _labelled(top: Path, columns: Columns, hints: Columns) -> list[Path]:
-    files = sorted(file for file in top.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    return [file for file in files if is_listing(file, columns, hints)]
+def _csv_files(top: Path) -> list[Path]:
+    return sorted(file for file in top.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _not_read(
@@ -256,8 +256,8 @@ def _not_read(
     """Return notes about labelled CSVs beside this one that are named after parts that it does not have."""
     if part_named(path.stem) not in (None, "train"):
         return []
-    others = _labelled(path.parent, columns, hints)
-    others = [file for file in others if part_named(file.stem) not in (None, "train", *parts)]
+    others = [file for file in _csv_files(path.parent) if part_named(file.stem) not in (None, "train", *parts)]
+    others = [file for file in others if is_listing(file, columns, hints)]
     if others and in_archive:
         return [
             f"{some([file.name for file in others])} in the archive: labels that are not read; to evaluate the model "

@@ -44,13 +44,15 @@ class _Listed:
         classes: images by class.
         nested: by class, how many of them lie in each of the folders inside its folder.
         parts: folders somewhere inside a class folder that look like parts.
-        others: by class folder, how many files of each other kind it has, and which folders in it are not read.
+        others: by class folder, how many files of each other kind it has.
+        unread: by class folder, the folders in it that are not read, with the reason.
     """
 
     classes: dict[str, Names] = field(default_factory=dict)
     nested: dict[str, Counter[str]] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     others: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    unread: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
 def scan(root: Path, *, partial: bool = False, lenient: bool = False) -> Found:
@@ -169,7 +171,7 @@ def _read(root: Path, parts: dict[SplitName, Path], faults: Faults, *, partial: 
     if partial:
         for here in listed.values():
             known.update((name, files) for name, files in here.classes.items() if not known.get(name))
-    classes = _checked(known, parts[main], faults, listed[main].others, partial=partial)
+    classes = _checked(known, parts[main], faults, listed[main], partial=partial)
     for part, files in ((part, here.classes) for part, here in listed.items()):
         if unknown := sorted(set(files) - set(known)):
             faults.add(f"{parts[part]} has classes that train/ has not: {some(unknown)}")
@@ -178,8 +180,7 @@ def _read(root: Path, parts: dict[SplitName, Path], faults: Faults, *, partial: 
         absent = [name for name in classes if not files.get(name)]
         if absent and not partial:
             notes.append(f"{_below(root, parts[part])}/ has no images of {some(absent)}")
-    others = (counted for here in listed.values() for counted in here.others.values())
-    notes += _left_out(root, parts, sum(others, Counter[str]()))
+    notes += _left_out(root, parts, listed.values())
     images = {part: _images(root, here.classes, classes) for part, here in listed.items()}
     # If lenient, all images of a part may be of classes that train does not have.
     images = {part: of_part for part, of_part in images.items() if len(of_part)}
@@ -223,12 +224,8 @@ def _nested_notes(listed: Mapping[str, _Listed]) -> list[str]:
     return [f"images in folders inside class folders count for the class: {some(named)}"] if named else []
 
 
-def _left_out(root: Path, parts: Mapping[SplitName, Path], others: Counter[str]) -> list[str]:
-    """Return notes about images without a class, and about files that are not images.
-
-    Args:
-        others: how many other files there are of each kind.
-    """
+def _left_out(root: Path, parts: Mapping[SplitName, Path], listed: Collection[_Listed]) -> list[str]:
+    """Return notes about images without a class, files that are not images, and folders that are not read."""
     # Images may also lie above the class folders: in train/ where these are in train/images/.
     levels = {level for path in parts.values() for level in (path, *path.parents) if level.is_relative_to(root)}
     loose = {level: count for level in sorted(levels) if (count := _count_images(level))}
@@ -238,19 +235,12 @@ def _left_out(root: Path, parts: Mapping[SplitName, Path], others: Counter[str])
     if hidden:
         named = _folders([_below(root, path) for path in hidden])
         notes.append(f"hidden folders are no classes and left out: {named}; rename them if they are")
-    unread = [kind for kind in others if _is_unread_folder(kind)]
-    files = others.total() - len(unread)
-    if files:
-        kinds = some([kind for kind in others if kind not in unread])
-        notes.append(f"ignored {files:,} non-image file{'s' * (files != 1)}: {kinds}")
-    if unread:
-        notes.append(f"these folders were not read: {some(unread)}")
+    others = sum((counted for here in listed for counted in here.others.values()), Counter[str]())
+    if others:
+        notes.append(f"ignored {others.total():,} non-image file{'s' * (others.total() != 1)}: {some(list(others))}")
+    if unread := [folder for here in listed for folders in here.unread.values() for folder in folders]:
+        notes.append(f"folders that were not read: {some(unread)}")
     return notes
-
-
-def _is_unread_folder(kind: str) -> bool:
-    """Return whether ``_walk`` counted a folder with the reason why it was not read, not files with an ending."""
-    return kind.endswith(")")
 
 
 def _check_layout(where: Path, listed: _Listed, faults: Faults) -> None:
@@ -300,17 +290,17 @@ def _merge_spellings(where: Path, listed: list[_Listed], faults: Faults) -> list
 
 
 def _checked(
-    files: Mapping[str, Names], where: Path, faults: Faults, others: Mapping[str, Counter[str]], *, partial: bool
+    files: Mapping[str, Names], where: Path, faults: Faults, listed: _Listed, *, partial: bool
 ) -> tuple[str, ...]:
     """Return the classes that have images, sorted.
 
     Args:
-        others: what else is in the class folders, by folder and kind.
+        listed: what else is in the class folders.
     """
     for name in sorted(files):
         if name.encode("utf-8", "replace").decode() != name:
             raise DataError(f"{where} has a class folder whose name is not valid UTF-8: {name!r}; rename it")
-    empty = [f"{name}{_instead(others.get(name))}" for name in sorted(files) if not files[name]]
+    empty = [f"{name}{_instead(listed, name)}" for name in sorted(files) if not files[name]]
     if empty and not partial:
         faults.add(f"{where} has class folders without images: {some(empty)}; fill or remove them{_hint(where)}")
     classes = tuple(name for name in sorted(files) if files[name])
@@ -323,10 +313,12 @@ def _checked(
     return classes
 
 
-def _instead(others: Counter[str] | None) -> str:
+def _instead(listed: _Listed, name: str) -> str:
     """Return what a class folder without images has, as a remark behind its name."""
-    named = [kind if _is_unread_folder(kind) else f"{count:,} {kind}" for kind, count in (others or {}).items()]
-    return f" (it holds {some(named, 3)})" if named else ""
+    others = [f"{count:,} {kind}" for kind, count in listed.others.get(name, {}).items()]
+    remarks = [f"it holds {some(others, 3)}"] if others else []
+    remarks += [f"not read: {some(unread, 3)}"] if (unread := listed.unread.get(name)) else []
+    return f" ({'; '.join(remarks)})" if remarks else ""
 
 
 def _images(root: Path, files: Mapping[str, Names], classes: tuple[str, ...]) -> FileImages:
@@ -338,7 +330,10 @@ def _images(root: Path, files: Mapping[str, Names], classes: tuple[str, ...]) ->
 def _list_classes(root: Path, part: Path) -> _Listed:
     listed = _Listed()
     for folder in _subfolders(part):
-        paths, prefix = sorted(_walk(folder, listed.others[folder.name])), _prefix(root, folder)
+        paths, prefix = (
+            sorted(_walk(folder, listed.others[folder.name], listed.unread[folder.name])),
+            _prefix(root, folder),
+        )
         inside = (path.partition("/") for path in paths)
         if nested := Counter(first for first, separator, _ in inside if separator):
             listed.nested[folder.name] = nested
@@ -347,8 +342,8 @@ def _list_classes(root: Path, part: Path) -> _Listed:
     return listed
 
 
-def _walk(folder: Path, others: Counter[str]) -> Iterator[str]:
-    """Yield the path below ``folder`` of every image in it and count the other files.
+def _walk(folder: Path, others: Counter[str], unread: list[str]) -> Iterator[str]:
+    """Yield the path below ``folder`` of every image in it, count the other files, and list folders that are not read.
 
     A folder that is reached through several links is walked once.
     """
@@ -357,12 +352,12 @@ def _walk(folder: Path, others: Counter[str]) -> Iterator[str]:
     visited: set[tuple[int, int]] = set()
 
     def report(error: OSError) -> None:
-        others[f"{error.filename} ({error.strerror})"] += 1
+        unread.append(f"{error.filename} ({error.strerror})")
 
     for here, folders, files in os.walk(folder, onerror=report, followlinks=True):
         number = _number(here)
         if number in above:
-            others[f"{here} (a link to a folder above it)"] += 1
+            unread.append(f"{here} (a link to a folder above it)")
         if number in above or number in visited:
             folders.clear()
             continue

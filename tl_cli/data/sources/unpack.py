@@ -160,7 +160,7 @@ def unpack(
     if is_trusted:
         limits = replace(limits, entry_bytes=sys.maxsize, ratio=sys.maxsize)
     unpacked, total = Unpacked(), 0
-    with _open(archive) as raw, storing(into, _MAKE_ROOM), _explained(archive):
+    with _open(archive) as raw, storing(into, _MAKE_ROOM, is_local=True), _explained(archive):
         size = os.fstat(raw.fileno()).st_size
         for number, entry in enumerate(_entries(archive, raw), 1):
             _check_name(archive, entry)

@@ -189,7 +189,7 @@ def _not_plain(path: Path) -> str:
 
 
 def _is_torchscript(path: Path) -> bool:
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged zip may raise anything
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
     return False
 

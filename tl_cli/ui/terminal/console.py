@@ -4,8 +4,8 @@ import codecs
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -85,22 +85,6 @@ def is_live(console: Console) -> bool:
         and not _is_in_notebook()
         and is_in_foreground(console)
     )
-
-
-@contextmanager
-def loading(console: Console, library: str) -> Iterator[None]:
-    """Show that a slow library is being imported in the block: a spinner on a terminal, else a line."""
-    if library in sys.modules or console.quiet:
-        yield
-    elif is_live(console):
-        # The library's own warnings go to stderr as they are.
-        display = Display(Spinner("dots", f"loading {library}"), console)
-        with display:
-            yield
-    else:
-        console.print(f"loading {library}", style="note")
-        console.file.flush()
-        yield
 
 
 _OFF = ("", "0", "false", "no", "off")

@@ -1,12 +1,16 @@
 """Displays that redraw themselves; the terminal may close, or return to its shell for a while (Ctrl-Z)."""
 
 import signal
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+from rich.console import Console
 from rich.live import Live
+from rich.spinner import Spinner
 
-from tl_cli.ui.terminal.console import is_in_foreground
+from tl_cli.ui.terminal.console import is_in_foreground, is_live
 
 
 class Display(Live):
@@ -60,3 +64,19 @@ class Display(Live):
         self._alt_screen = shown
         self.console.set_alt_screen(shown)
         self.console.show_cursor(not shown)
+
+
+@contextmanager
+def loading(console: Console, library: str) -> Iterator[None]:
+    """Show that a slow library is being imported in the block: a spinner on a terminal, else a line."""
+    if library in sys.modules or console.quiet:
+        yield
+    elif is_live(console):
+        # The library's own warnings go to stderr as they are.
+        spinner = Spinner("dots", f"loading {library}")
+        with Display(spinner, console=console, transient=True, redirect_stdout=False, redirect_stderr=False):
+            yield
+    else:
+        console.print(f"loading {library}", style="note")
+        console.file.flush()
+        yield
