@@ -105,7 +105,7 @@ def test_an_unpacked_archive_that_is_read_stays(tl, colours: Path, tmp_path: Pat
     [
         ((), "stdin is not a terminal; tl cache clear --yes"),
         (("--kind", "cats", "--yes"), "--kind cats cannot be cleared; choose from decoded"),
-        (("--older-than", "soon", "--yes"), "not an age such as 12h"),
+        (("--older-than", "soon", "--yes"), "not an age such as"),
     ],
 )
 def test_a_refused_clearing_removes_nothing(tl, options: tuple[str, ...], said: str) -> None:

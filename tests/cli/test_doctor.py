@@ -66,7 +66,7 @@ def test_the_report_fits_the_terminal_and_says_what_matters(tl, sick: Path, widt
     text = " ".join(result.out.split())
     for said in ("1 file cannot be decoded", "torn.png", "1 test image is also in train", "copy.png",
                  "1 group of equal pictures in several classes", "1 group of pictures that look alike", "third_small.jpg",
-                 "turned by EXIF", "animated", "over five times as long"):  # fmt: skip
+                 "turned upright by EXIF", "animated", "over five times as long"):  # fmt: skip
         assert said in text, said
 
 

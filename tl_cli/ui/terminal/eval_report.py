@@ -1,5 +1,6 @@
 """Shows an evaluation in a terminal: metrics, confusion matrix, classes, calibration and the worst mistakes."""
 
+import math
 from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
