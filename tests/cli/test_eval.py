@@ -123,7 +123,7 @@ def test_a_final_evaluation_that_fails_for_any_reason_keeps_the_training(
     def fail(*arguments: object, **named: object) -> None:
         raise RuntimeError("not enough memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(outcome, "compute_logits", fail)
+    monkeypatch.setattr(outcome, "observed_logits", fail)
     result = tl("train", *OPTIONS, pictures)
     assert result.code == 0
     assert words(result.err).count("images: not enough memory: you tried to allocate 9 bytes") == 2
