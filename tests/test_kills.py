@@ -1,4 +1,4 @@
-"""Killed at any moment, a run goes on as if nothing had been: 25 times here, ``python -m tests.test_kills 200`` for more."""
+"""A run that is killed at any moment resumes as if it had not been: 10 times here, ``python -m tests.test_kills 200`` for more."""
 
 import os
 import random
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from tests.support.processes import said_by, start_in
 from tests.support.quick_run import TRAIN, is_described, newest_step, wait_until
 
-TRIALS = 25
+TRIALS = 10
 STEPS = 24
 
 
@@ -126,6 +126,7 @@ def check(ended: Ended, whole: Ended, seed: int) -> None:
     assert ended.points == whole.points, f"trial {seed}"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200)  # fifty runs, one after another
 def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
     tmp_path: Path, ready_database: Path, colours: Path
@@ -159,6 +160,7 @@ def die_in(name: str) -> None:
         setattr(run.Recorder, name, die)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["write_toml", "dataset_inputs", "_put_results"])
 def test_a_record_that_was_cut_short_is_completed(
     name: str, tmp_path: Path, ready_database: Path, colours: Path

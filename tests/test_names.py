@@ -127,6 +127,7 @@ IN_A_WORKPLACE = settings(
 )
 
 
+@pytest.mark.slow
 @IN_A_WORKPLACE
 @given(classes=st.lists(IN_FILES, min_size=2, max_size=40, unique=True), text=IN_FILES.filter(bool))
 def test_a_saved_model_may_name_its_classes_and_what_made_it_as_it_likes(
@@ -182,6 +183,7 @@ def test_folders_and_files_may_be_called_what_a_disk_takes(
     assert {path.name for path in workplace.iterdir()} <= {"mlflow.db", "mlruns", "data"}
 
 
+@pytest.mark.slow
 @IN_A_WORKPLACE
 @given(
     names=st.lists(NAMES, min_size=1, max_size=12),
@@ -221,6 +223,7 @@ def test_a_store_may_hold_what_it_likes(
     assert {path.name for path in workplace.iterdir()} <= {"mlflow.db", "mlruns", "pictures"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "check"])
 def test_nasty_names_of_files_and_classes_go_through(command: str, tl, workplace: Path) -> None:
     for place, name in enumerate(NASTY):

@@ -72,6 +72,7 @@ def work_in(folder: Path, prepare: Callable[[], None] | None = None, **environme
     return everything
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["-with spaces, 'quotes', 猫 é ñ #hash%20?query=1", "x" * 200])
 def test_any_name_of_a_folder_will_do(name: str, tmp_path: Path, ready_database: Path) -> None:
     folder = tmp_path / name
@@ -81,6 +82,7 @@ def test_any_name_of_a_folder_will_do(name: str, tmp_path: Path, ready_database:
     assert list(folder.glob("*-loss_by_step.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -131,6 +133,7 @@ def refuse_shared_memory(without: Callable[[], None]) -> None:
         Path("/dev/shm/probe").touch()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [40, 460, 900, 1300, 2200, 3000])
 def test_a_disk_that_is_full_is_named_and_training_says_so(
     kilobytes: int, tmp_path: Path, ready_database: Path, colours: Path
@@ -149,6 +152,7 @@ def test_a_disk_that_is_full_is_named_and_training_says_so(
         assert re.search(r"error: cannot write \S*mlruns/\S+: No space left on device \(0 MB free\)", said), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [("runs",), ("runs", "--json"), ("data",), ("models", "--json"), ("--version",), ("data", "check", "pictures", "--no-labels"),
@@ -185,6 +189,7 @@ def close_stream(number: int) -> None:
     setattr(sys, ("stdin", "stdout", "stderr")[number], None)
 
 
+@pytest.mark.slow
 def test_a_record_whose_disk_is_full_is_a_warning(tmp_path: Path, ready_database: Path, colours: Path) -> None:
     (tmp_path / "small").mkdir()
     command = (*TRAIN[:-4], "--data", str(colours), "--batch-size", "2", "--epochs", "9", "--log-every", "1",

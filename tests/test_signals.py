@@ -73,6 +73,7 @@ def send_at(place: str, signum: int) -> None:
         before("to_bytes", state.TrainState, lambda: steps == 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
 @pytest.mark.parametrize("place", ["scanning", "caching", "training", "validating", "saving"])
 def test_a_signal_is_heeded_within_a_step(
@@ -99,6 +100,7 @@ def test_a_signal_is_heeded_within_a_step(
         assert code == 0, said
 
 
+@pytest.mark.slow
 def test_a_batch_script_that_requeues_finds_the_step_saved(tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
     code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(send_at, "training", signal.SIGUSR1))
@@ -117,6 +119,7 @@ def ignore_then_send(signum: int) -> None:
     send_at("training", signum)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT], ids=lambda signum: signum.name)
 def test_a_training_that_was_started_to_ignore_a_signal_goes_on(
     signum: signal.Signals, tmp_path: Path, ready_database: Path, colours: Path
@@ -128,6 +131,7 @@ def test_a_training_that_was_started_to_ignore_a_signal_goes_on(
     assert "epoch 4/4" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["hangs up", "is closed"])
 def test_a_training_is_kept_when_its_terminal_goes_away(
     ending: str, tmp_path: Path, ready_database: Path, colours: Path
@@ -172,6 +176,7 @@ def stop_after_the_end(place: str) -> None:
     setattr(module, name, send)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["recording", "showing"])
 def test_ctrl_c_after_the_training_says_what_is_recorded(
     place: str, tmp_path: Path, ready_database: Path, colours: Path
@@ -268,6 +273,7 @@ def hang_in(place: str) -> None:
         Recorder.log_unfinished = hang
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["a step", "the last record"])
 def test_a_second_ctrl_c_leaves_at_once(place: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
@@ -303,6 +309,7 @@ def stop_again_in(place: str) -> None:
     Journal.end = stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["taking up", "closing"])
 def test_a_run_whose_record_was_not_closed_can_go_on(
     place: str, tmp_path: Path, ready_database: Path, colours: Path
@@ -346,6 +353,7 @@ def stop_twice_while_saving(best: int) -> None:
     bundle.save = slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("best", [1, 2])
 def test_no_checkpoint_names_a_best_model_that_was_never_saved(
     best: int, tmp_path: Path, ready_database: Path, colours: Path

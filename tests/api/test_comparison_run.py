@@ -27,6 +27,7 @@ def correct(project: Project) -> list[np.ndarray]:
     return [project.probabilities(run, files).argmax(1) == labels for run in project.runs]
 
 
+@pytest.mark.slow
 def test_the_difference_of_two_runs_is_tested_by_mcnemars_exact_test(project: Project) -> None:
     first, second = correct(project)
     observer = Listening()

@@ -27,6 +27,7 @@ def test_the_folder_format_is_the_saved_model_itself(project: Project, tmp_path:
     export(ExportRequest("first", "folder", tmp_path / "copy", force=True))
 
 
+@pytest.mark.slow
 def test_an_exported_program_gives_the_probabilities_of_the_model(project: Project, tmp_path: Path) -> None:
     found = export(ExportRequest("first", "pt2", tmp_path / "model.pt2"), Silent())
     assert found.bytes == (tmp_path / "model.pt2").stat().st_size

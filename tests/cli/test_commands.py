@@ -75,6 +75,7 @@ def test_inspect_needs_no_run(tl) -> None:
     assert "classifier.1 (Linear)" in result.out
 
 
+@pytest.mark.slow
 def test_a_run_is_fine_tuned_from_another(tl, colours: Path) -> None:
     run = train(tl, colours)
     result = tl(
@@ -84,6 +85,7 @@ def test_a_run_is_fine_tuned_from_another(tl, colours: Path) -> None:
     assert "head: kept: the weights have the same 3 classes" in result.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder_is_here", [True, False])
 def test_resuming_a_finished_run_names_a_command_that_trains_its_model_further(
     tl, colours: Path, workplace: Path, folder_is_here: bool
@@ -120,6 +122,7 @@ def test_weights_without_an_architecture_need_a_model(tl, workplace: Path) -> No
         assert "give a MODEL" in refused.err
 
 
+@pytest.mark.slow
 def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_on_request(tl, colours: Path) -> None:
     run = train(tl, colours)
     folder = open_store(None).model_folder(open_store(None).find(run))
@@ -149,6 +152,7 @@ def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_on_request(tl, colo
         assert problem in " ".join(refused.err.split())
 
 
+@pytest.mark.slow
 def test_a_path_that_ends_like_published_weights_is_a_path(tl, colours: Path) -> None:
     classifier = registry.create("timm/vit_tiny_patch16_224", 3, weights="none", input_size=32)
     torch.save(classifier.model.state_dict(), "x.augreg_in21k")
@@ -168,6 +172,7 @@ def test_a_path_that_ends_like_published_weights_is_a_path(tl, colours: Path) ->
             assert seen.code == 0, seen.err
 
 
+@pytest.mark.slow
 def test_photographs_of_many_sizes_stream(tl, workplace: Path) -> None:
     for index, (name, colour) in enumerate(COLOURS.items()):
         write_pictures(Path("photos"), {name: colour}, 10, size=100 + 20 * index)
@@ -175,6 +180,7 @@ def test_photographs_of_many_sizes_stream(tl, workplace: Path) -> None:
     assert "features computed once" in tl("train", *QUICK, "--data", "photos").out
 
 
+@pytest.mark.slow
 def test_a_folder_without_test_images_gives_no_test_accuracy(tl, workplace: Path) -> None:
     for part in ("train", "val"):
         write_pictures(Path("data") / part, COLOURS, 6)
@@ -262,6 +268,7 @@ def test_a_diverging_run_keeps_its_best_model(tl, colours: Path) -> None:
     assert tl("eval", run.info.run_id[:8]).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_keeps_its_best_model_and_is_resumed(tl, workplace: Path, signum: int, code: int) -> None:
     write_pictures(Path("data"), COLOURS, 60)
@@ -382,6 +389,7 @@ def test_images_that_change_during_a_training_are_named_and_recorded(
     assert "the test images are not those" in " ".join(tl("eval", "latest", "--no-log").err.split())
 
 
+@pytest.mark.slow
 def test_resuming_on_other_images_is_refused(tl, workplace: Path) -> None:
     for index, (name, colour) in enumerate(COLOURS.items()):
         write_pictures(Path("data"), {name: colour}, 12, size=60 + 10 * index)
@@ -406,6 +414,7 @@ def test_resuming_on_other_images_is_refused(tl, workplace: Path) -> None:
     assert "--data" in tl("eval", "latest").err
 
 
+@pytest.mark.slow
 def test_odd_class_names_go_through_every_command(tl, workplace: Path) -> None:
     for name in ("new\nline", "[/]\x1b[31m", "猫", "a" * 120):
         write_pictures(Path("data"), {name: (len(name), 90, 200)}, 8)
@@ -416,6 +425,7 @@ def test_odd_class_names_go_through_every_command(tl, workplace: Path) -> None:
         assert "\x1b" not in result.out
 
 
+@pytest.mark.slow
 def test_a_timm_model_trains_is_evaluated_and_inspected(tl) -> None:
     trained = tl("train", "timm/test_convnext.r160_in1k", "--weights", "none", "--data", "digits", "--limit", "60",
                  "--epochs", "2", "--input-size", "32", "--ema", "0.9", "--mixup", "0.2", "--run-name", "small")  # fmt: skip
@@ -448,6 +458,7 @@ def test_a_mistyped_layer_is_refused_before_a_run_is_recorded(tl, colours: Path,
     assert open_store(None).runs() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", ["80", "120"])
 def test_a_plan_with_many_stages_can_be_read(tl, colours: Path, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", width)

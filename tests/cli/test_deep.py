@@ -68,6 +68,7 @@ def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return open_store(f"sqlite:///{folder}/mlflow.db")
 
 
+@pytest.mark.slow
 def test_classes_that_differ_in_dark_levels_only_are_learned(there: Store) -> None:
     assert there.find("deep").data.metrics["test/accuracy"] >= 0.9
 
@@ -104,6 +105,7 @@ def test_every_way_to_a_prediction_scales_alike(there: Store, twelve_bits: Path,
         assert float((found - expected).abs().max()) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_the_commands_agree(tl, folder: Path, twelve_bits: Path, tmp_path: Path, monkeypatch) -> None:
     uri = f"sqlite:///{folder}/mlflow.db"
     monkeypatch.chdir(folder)
@@ -129,6 +131,7 @@ def test_the_commands_agree(tl, folder: Path, twelve_bits: Path, tmp_path: Path,
     assert "put tl's file tl_cli/data/decode_deep.py beside this script" in asked.stderr
 
 
+@pytest.mark.slow
 def test_the_range_is_shown_with_its_reason_and_can_be_set(
     tl, twelve_bits: Path, colours: Path, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_the_report_fits_the_terminal_and_says_what_matters(tl, sick: Path, widt
         assert said in text, said
 
 
+@pytest.mark.slow
 def test_planted_wrong_labels_are_found(tl, tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 

@@ -134,6 +134,7 @@ def test_a_final_evaluation_that_fails_for_any_reason_keeps_the_training(
     assert "test/accuracy" in open_store(None).find("latest").data.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["gone", "unreadable"])
 def test_a_run_is_resumed_and_finished_without_its_test_images(tl, pictures: Path, after_fit, damage: str) -> None:
     def stop() -> None:
@@ -213,6 +214,7 @@ def _zipped(test: Path, root: Path) -> Path:
     return Path(shutil.make_archive(str(root), "zip", _alone(test, root)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make", [_alone, _empty_class, _empty_training, _listed, _listed_with_training_images_away, _zipped]
 )
@@ -271,6 +273,7 @@ def test_other_data_are_shown_beside_the_accuracy_on_its_own_test_images(tl, the
     assert "own" not in own
 
 
+@pytest.mark.slow
 def test_commands_that_a_training_suggests_work(tl, workplace: Path, odd_pictures: Path) -> None:
     whole = Path(shutil.copytree(odd_pictures, "whole"))
     validated = Path(shutil.copytree(odd_pictures, "validated"))

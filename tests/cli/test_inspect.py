@@ -45,6 +45,7 @@ def seen(tl, *arguments: str | Path) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_the_tree_of_a_run_and_of_an_architecture(tl, there: Store) -> None:
     own = seen(tl, "seen")
     assert (own["classes"], own["input_size"], own["head"]) == (3, 48, ["classifier"])
@@ -149,6 +150,7 @@ def test_residuals_of_an_architecture_and_of_one_without(tl, there: Store) -> No
     assert seen(tl, "squeezenet1_1", "--residual", "--weights", "none")["residuals"] == []
 
 
+@pytest.mark.slow
 def test_drift_separates_frozen_layers_from_trained_ones(tl, there: Store, tmp_path: Path) -> None:
     found = seen(tl, "seen", "--drift", "--split", "train", "--output", tmp_path)
     by_name = {layer["name"]: layer for layer in found["layers"]}

@@ -68,6 +68,7 @@ def folder_of(store: Store, name: str) -> Path:
     return store.model_folder(store.find(name))
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_what_scikit_learn_says_and_becomes_part_of_the_run(tl, there: Store, tmp_path: Path) -> None:
     result: Result = tl("eval", "good", "--json", "--output", tmp_path / "report")
     assert (result.code, result.err) == (0, "")
@@ -100,6 +101,7 @@ def test_best_is_the_best_on_the_same_data_and_latest_the_latest(there: Store) -
     assert there.find("latest").info.run_name == "poor"
 
 
+@pytest.mark.slow
 def test_other_images_are_matched_by_the_names_of_their_classes(tl, there: Store, tmp_path: Path) -> None:
     # "green" would be class 0 of this folder and is class 1 of the model.
     write_pictures(tmp_path / "new", {"green": COLOURS["green"], "red": COLOURS["red"]}, 4)
@@ -161,6 +163,7 @@ def test_images_that_were_trained_on_are_counted_among_others(tl, there: Store, 
     assert "trained on" not in tl("eval", "good", "--data", fresh, "--json", "--no-log").err
 
 
+@pytest.mark.slow
 def test_a_changed_source_whose_parts_were_drawn_by_lot_is_refused(tl, workplace: Path) -> None:
     write_pictures(Path("pictures"), COLOURS, 20)
     quick = ("--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs", "1")
@@ -186,6 +189,7 @@ def test_pictures_of_one_length_are_not_taken_for_one_another(tl, there: Store, 
     assert "there are: train, test" in result.err
 
 
+@pytest.mark.slow
 def test_own_test_images_replaced_by_others_of_the_same_length_are_noticed(tl, workplace: Path) -> None:
     for part, count in (("train", 12), ("test", 4)):
         for number, (name, colour) in enumerate(COLOURS.items()):
@@ -332,6 +336,7 @@ def heated(there: Store, tmp_path: Path) -> Path:
     return tmp_path / "heated"
 
 
+@pytest.mark.slow
 def test_every_program_gives_the_same_probabilities(
     tl, there: Store, heated: Path, colours: Path, tmp_path: Path
 ) -> None:
@@ -389,6 +394,7 @@ def test_every_program_gives_the_same_probabilities(
         assert each["probability"] == pytest.approx(expected[kept.ids.index(each["image"])].max(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_training_saves_a_temperature_that_evaluations_leave_alone(tl, workplace: Path) -> None:
     images, generator = Path("images"), np.random.default_rng(0)
     for label, colour in enumerate(COLOURS.values()):
@@ -458,6 +464,7 @@ def test_what_is_not_to_be_kept_is_not_and_what_cannot_be_is_said_after_the_figu
     assert "cannot write" in written.err
 
 
+@pytest.mark.slow
 def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: Path, tmp_path: Path) -> None:
     run = there.find("good")
     folder = there.model_folder(run)
@@ -511,6 +518,7 @@ def threads(request: pytest.FixtureRequest):
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.parametrize("batch", [1, 2, 3, 50])
 def test_failures_anywhere_keep_the_order(there: Store, colours: Path, tmp_path: Path, threads, batch: int) -> None:
@@ -604,6 +612,7 @@ def test_a_model_of_an_earlier_version_is_not_said_to_have_seen_other_images(tl,
     assert not {"train images", "val images"} & set(json.loads(result.out)["differences"])
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_image_by_image(tl, there: Store, tmp_path: Path) -> None:
     result = tl("compare", "good", "poor", "--format", "json", "--output", tmp_path / "out")
     assert result.code == 0, result.err
@@ -667,6 +676,7 @@ def test_a_folder_is_compared_with_a_run_on_other_images(tl, there: Store, tmp_p
     assert {row["train_seconds"] == "" for row in rows} == {True, False}
 
 
+@pytest.mark.slow
 def test_models_are_trained_on_the_same_split_and_compared_without_those_that_fail(
     tl, workplace: Path, colours: Path
 ) -> None:
@@ -692,6 +702,7 @@ def test_models_are_trained_on_the_same_split_and_compared_without_those_that_fa
     assert again["pairs"] == said["pairs"]
 
 
+@pytest.mark.slow
 def test_data_without_test_images_are_refused_after_the_first_training(tl, workplace: Path) -> None:
     for part in ("train", "val"):
         write_pictures(Path("data") / part, COLOURS, 6)
@@ -729,6 +740,7 @@ def test_what_cannot_be_compared_is_refused(tl, there: Store) -> None:
     assert "goes with --models" in tl("compare", "good", "poor", "--experiment", "x").err
 
 
+@pytest.mark.slow
 def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Path, tmp_path: Path) -> None:
     result = tl("export", "good", "--output", tmp_path / "m.onnx")
     assert result.code == 0, result.err
@@ -745,6 +757,7 @@ def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Pa
     assert tl("eval", tmp_path / "m", "--json").code == 0
 
 
+@pytest.mark.slow
 def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
     (model_id,) = there.find("good").model_ids
     with socket.socket() as probe:

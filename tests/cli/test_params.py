@@ -82,6 +82,7 @@ def test_a_file_uri_is_the_path_that_it_stands_for(name: str, tmp_path: Path) ->
         local_path(uri.replace("file:///", "file://nas/"))
 
 
+@pytest.mark.slow
 def test_a_file_uri_is_read_as_a_path_except_as_a_store(tl, colours: Path, workplace: Path) -> None:
     typed = (
         ["train", "--data", "file:///a%20b", "--weights=file:///c"],

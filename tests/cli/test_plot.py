@@ -44,6 +44,7 @@ def test_runs_with_the_same_name_are_shown_with_their_ids(tl, workplace: Path) -
     assert second.run_id[:8] in drawn.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf", ".PNG"])
 def test_a_file_takes_all_panels_and_a_folder_two_pictures(ending: str, tl, workplace: Path) -> None:
     record("one")
@@ -159,6 +160,7 @@ def test_following_waits_for_a_training_that_has_not_begun(workplace: Path) -> N
     assert f"new  {made.run_id[:8]}".encode() in said
 
 
+@pytest.mark.slow
 def test_the_run_that_was_resumed_last_is_followed_and_is_the_latest(workplace: Path) -> None:
     killed = record("killed", epochs=1, end=False)
     killed.__exit__(Interrupted, Interrupted(15), None)

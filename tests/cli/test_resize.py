@@ -69,6 +69,7 @@ def there(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return open_store(None)
 
 
+@pytest.mark.slow
 def test_objects_at_the_ends_are_learned_where_resizing_keeps_them(there: Store) -> None:
     accuracy = {name: there.find(name).data.metrics["test/accuracy"] for name in MODES}
     # 40 images: by chance 28 or fewer are right in 99.7 of 100 cases.
@@ -76,6 +77,7 @@ def test_objects_at_the_ends_are_learned_where_resizing_keeps_them(there: Store)
     assert min(accuracy["squash"], accuracy["pad"]) >= 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODES)
 def test_the_geometry_travels_with_the_model(name: str, there: Store, wide: Path, tmp_path: Path) -> None:
     run = there.find(name)
@@ -212,6 +214,7 @@ def test_the_example_divides_by_the_temperature(
     assert capsys.readouterr().out.split("\n")[:2] == ["b (73.1%)", "b (62.2%)"]
 
 
+@pytest.mark.slow
 def test_wide_pictures_are_pointed_out_before_a_training(tl, wide: Path) -> None:
     told = tl("train", "efficientnet_lite0", "--data", wide, "--input-size", "64", "--no-probe", "--dry-run")
     assert WIDE in " ".join(told.out.split())
@@ -236,6 +239,7 @@ def test_the_label_check_shows_the_network_pictures_as_large_and_as_whole_as_mos
     assert label_preprocessing(own.model_copy(update={"crop_mode": "squash"}), Sizes.of([(210, 522)])).resize == 256
 
 
+@pytest.mark.slow
 def test_wide_pictures_are_pointed_out_by_the_check_whose_doubts_see_all_of_them(tl, wide: Path) -> None:
     result: Result = tl("data", "check", wide, "--json")
     found = json.loads(result.out)

@@ -35,6 +35,7 @@ def names(result) -> list[str]:
     return [each["name"] for each in json.loads(result.out)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -28,6 +28,7 @@ def runs(workplace: Path) -> None:
     dead_run(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schema", "arguments"),
     [

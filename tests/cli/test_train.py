@@ -33,6 +33,7 @@ def test_a_dry_run_shows_settings_with_reasons_and_records_nothing(tl, colours: 
     assert not list((workplace / "mlruns").glob("*/*"))
 
 
+@pytest.mark.slow
 def test_a_recorded_config_is_read_again_and_flags_override_it(tl, colours: Path, workplace: Path) -> None:
     train(tl, colours, "--lr", "0.004", "--seed", "7")
     (saved,) = (workplace / "mlruns").glob("*/*/state/config.toml")

@@ -99,6 +99,7 @@ def test_data_lists_sets_by_part_of_a_name(tl) -> None:
         assert (refused.code, said in refused.err) == (2, True), refused.err
 
 
+@pytest.mark.slow
 def test_the_latest_run_is_the_default(tl, colours: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(tl, colours)
     alone = tl("runs", "diff", "latest", "best")

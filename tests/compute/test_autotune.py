@@ -215,6 +215,7 @@ def test_choices_are_reused_on_one_core_too(tmp_path: Path, monkeypatch: pytest.
     assert replace(again.best, threads=1) == replace(first.best, threads=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["", "{", "[]", '{"a": 1}', "\x00"])
 def test_a_damaged_file_of_choices_is_ignored(damaged: str, tmp_path: Path) -> None:
     path = tmp_path / "probes.json"

@@ -69,6 +69,7 @@ def assert_same(seen: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) 
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10 * float(other.abs().max() + 1e-12))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "channels"), NETWORKS)
 def test_logits_and_gradients_are_those_without_shortcuts(name: str, size: int, channels: str) -> None:
     layout = LAYOUTS[channels]

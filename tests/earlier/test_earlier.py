@@ -101,6 +101,7 @@ def test_its_interrupted_run_goes_on_or_says_why_not(tl, project: Path) -> None:
     assert "/tmp/project/pictures" in result.err
 
 
+@pytest.mark.slow
 def test_its_logged_model_is_loaded_by_mlflow_with_its_own_code(project: Path, tl) -> None:
     script = (
         "import base64, mlflow, pandas, sys, tl_cli.models.bundle, tl_cli.evaluation\n"

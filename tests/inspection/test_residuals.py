@@ -168,6 +168,7 @@ def test_the_model_is_left_unchanged() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", every(4, FAMILIES))
 def test_x_plus_f_is_what_the_plain_model_computes(name: str) -> None:
     size = registry.size_limits(name)[0]

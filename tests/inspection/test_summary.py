@@ -32,6 +32,7 @@ def test_the_tree_of_efficientnet_b0_is_right() -> None:
     assert reason.startswith("classifier.1 (Linear): its parameters change shape")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*registry.names("torchvision")[::6], "timm/test_vit", "timm/levit_128s"])
 def test_macs_match_other_sources_and_parts_add_up(name: str) -> None:
     size = registry.about(name).input_size
@@ -63,6 +64,7 @@ def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [

@@ -6,6 +6,7 @@ import torch
 from tests.support.training import SMALL_RESNET, plan_for, run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["resnet18", "efficientnet_b0", "vgg11", "squeezenet1_1", "googlenet", "timm/resnet18"]
 )

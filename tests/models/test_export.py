@@ -39,6 +39,7 @@ def made(name: str, folder: Path, size: int = 64) -> tuple[registry.Classifier, 
 PICTURES = torch.randint(0, 256, (3, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm/vit_tiny_patch16_224"])
 @pytest.mark.parametrize("form", ["onnx", "pt2"])
 def test_an_exported_file_has_the_logits_of_the_model_for_any_batch_size(name: str, form: str, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def freeze_below(classifier: Classifier, images: torch.Tensor, share: float) -> 
     return [p for p in classifier.model.parameters() if p.requires_grad]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), NAMES)
 def test_both_parts_together_have_the_logits_and_gradients_of_the_whole(name: str, size: int) -> None:
     classifier, images = network(name, size)

@@ -6,6 +6,7 @@ from tl_cli.models.layers import index_of, layers_of
 from tl_cli.models.zoo import registry
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*registry.names("torchvision")[::5], *(f"timm/{name}" for name in MEMBERS[::8])])
 def test_every_parameter_is_in_exactly_one_layer_and_the_head_is_last(name: str) -> None:
     classifier, example = on_meta(name)

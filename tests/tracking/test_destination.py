@@ -123,6 +123,7 @@ def test_resuming_a_run_while_the_environment_names_another_is_refused(
     assert store.client.get_run(made).info.status == "RUNNING"
 
 
+@pytest.mark.slow
 def test_mlflow_run_records_in_the_run_that_it_made(store: Store, colours: Path, workplace: Path) -> None:
     command = " ".join([sys.executable, "-m", "tl_cli", *TRAIN_SMALL, "--data", str(colours)])
     (workplace / "MLproject").write_text(f'name: tl\nentry_points:\n  main:\n    command: "{command}"\n')

@@ -96,6 +96,7 @@ def test_no_class_is_mistaken_for_another_column(name: str, column: str) -> None
     assert column_of(name) == column
 
 
+@pytest.mark.slow
 def test_a_recorded_model_works_where_tl_is_not_installed(tl, colours: Path, workplace: Path) -> None:
     trained: Result = tl(
         "train", "shufflenet_v2_x0_5", "--weights", "none", "--data", colours, "--epochs", "2", "--freeze-epochs", "1",

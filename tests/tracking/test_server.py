@@ -75,6 +75,7 @@ def at_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     mlflow.set_tracking_uri(None)
 
 
+@pytest.mark.slow
 def test_a_server_serves_as_well_as_a_local_file(
     at_server: str, tl, colours: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -214,6 +215,7 @@ def points_of(store, run_id: str, key: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in store.client.get_metric_history(run_id, key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mood", ["refuses", "hangs", "answers 500", "drops after it committed"])
 @pytest.mark.parametrize("comes_back", [True, False])
 def test_no_point_is_lost_or_doubled_whatever_the_server_does(
@@ -267,6 +269,7 @@ def said_well(folder: Path, *arguments: str) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sync(
     proxy: Proxy, at_server: str, tl, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +374,7 @@ def log_small_model(folder: Path, record) -> str | None:
     return record.log(Left("model", str(folder), Naming("small", {}).to_json()))
 
 
+@pytest.mark.slow
 def test_an_upload_that_the_server_takes_long_to_store_gets_through(at_server: str, tmp_path: Path) -> None:
     slow = Proxy(int(at_server.rpartition(":")[2]))
     with recorder(open_store(slow.url)) as record:

@@ -93,6 +93,7 @@ def test_eight_first_runs_at_once_on_a_new_store_all_come_through(tmp_path: Path
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_mlflows_names_of_models_and_runs_are_understood(store: Store, tl, train, workplace: Path) -> None:
     assert train("--register", "shelf", "--run-name", "one").code == 0
     assert train("--register", "shelf", "--run-name", "two").code == 0

@@ -124,6 +124,7 @@ def test_what_a_store_will_never_take_is_said_once_and_holds_nothing_up(store: S
     assert sync(store, run) == Synced(0, 0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_reset", [False, True])
 def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     is_reset: bool, tl, colours: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch

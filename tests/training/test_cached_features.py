@@ -40,6 +40,7 @@ def scan_all(plan: setup.Plan) -> list[PhaseStarted]:
     return [event for event in events if isinstance(event, PhaseStarted)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["none", "flip"])
 @pytest.mark.parametrize(
     "settings",
@@ -158,6 +159,7 @@ def stored_files() -> set[str]:
     return {path.stem for path in (cache_root() / "features").glob("*.npy")}
 
 
+@pytest.mark.slow
 def test_other_weights_images_sizes_and_precisions_use_separate_features(colours: Path, tmp_path: Path) -> None:
     def new(**settings: object) -> int:
         before = stored_files()
@@ -177,6 +179,7 @@ def test_other_weights_images_sizes_and_precisions_use_separate_features(colours
     assert new(feature_views="2", augment="flip-crop") == 2
 
 
+@pytest.mark.slow
 def test_features_computed_by_code_for_another_processor_are_not_used(
     colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +196,7 @@ def test_features_computed_by_code_for_another_processor_are_not_used(
     assert new() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 def test_features_of_an_image_changed_in_place_are_recomputed(colours: Path, tmp_path: Path, packed: bool) -> None:
     folder = tmp_path / "copy"
@@ -211,6 +215,7 @@ def test_features_of_an_image_changed_in_place_are_recomputed(colours: Path, tmp
     assert not found()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flip a bit", "cut", "no manifest", "other shape"])
 def test_damaged_features_are_recomputed(colours: Path, damage: str) -> None:
     settings = {"epochs": 2, "freeze_epochs": 2}
@@ -244,6 +249,7 @@ def test_features_larger_than_memory_are_read_from_disk(colours: Path) -> None:
     assert torch.equal(run(plan)[1].model.fc.weight, in_memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncate", "fill with NaN", "truncate all but the validation images"])
 def test_features_damaged_while_in_use_are_recomputed_with_a_notice(colours: Path, damage: str) -> None:
     settings = {"epochs": 3, "freeze_epochs": 3, "val_fraction": 0.25}

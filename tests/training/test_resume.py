@@ -83,6 +83,7 @@ def whole(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> 
     return Whole(data, settings, events, saved, bits(state))
 
 
+@pytest.mark.slow
 def test_a_run_resumed_after_any_step_ends_bit_identical(whole: Whole) -> None:
     plan = plan_for(whole.data, **whole.settings)
     for position, data in whole.saved.items():

@@ -109,6 +109,7 @@ def test_the_operations_are_torchvisions_in_their_order(policy: AutoAugment) -> 
     assert len(Op) == len(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(32, 32), (24, 41), (57, 40)])
 @pytest.mark.parametrize("policy", TORCHVISIONS)
 @pytest.mark.parametrize("op", Op)

@@ -386,6 +386,7 @@ def test_a_missing_csv_is_an_error(tmp_path: Path) -> None:
         dataset.open_data(DataSpec(source=str(tmp_path / "none.csv"), layout="classes"), workers=1)
 
 
+@pytest.mark.slow
 @given(body=st.binary(max_size=200) | st.text(alphabet='pathlbes,;\t"\n\r 1./\\', max_size=200).map(str.encode))
 @settings(
     max_examples=200,

@@ -41,11 +41,13 @@ def smallest_of_each_family() -> list[str]:
     return [min(members, key=parameters) for members in families.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", every(8, TORCHVISION))
 def test_the_head_of_every_torchvision_model_is_found(name: str) -> None:
     assert registry.find_head(name) == (HEADS[module_of(name)],)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", every(4, smallest_of_each_family()))
 def test_in_every_torchvision_family_only_the_head_trains_and_the_output_is_one_tensor_of_logits(name: str) -> None:
     _, size = registry.size_limits(name)

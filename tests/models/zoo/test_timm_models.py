@@ -35,6 +35,7 @@ def test_every_timm_family_is_listed() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", every(8, MEMBERS))
 def test_in_every_timm_family_the_head_is_the_one_that_timm_names_and_only_it_trains(plain: str) -> None:
     name = f"timm/{plain}"
