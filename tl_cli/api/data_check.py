@@ -11,7 +11,7 @@ import numpy as np
 from tl_cli.api.observer import Observer
 from tl_cli.choices import DeviceName
 from tl_cli.compute.device import worker_count
-from tl_cli.contract import Columns, SplitName
+from tl_cli.contract import USUAL_COLUMNS, Columns, SplitName
 from tl_cli.data.balance import UNEVEN, imbalance
 from tl_cli.data.checks import Findings, Look, Twins, examine
 from tl_cli.data.dataset import open_source, training_labels
@@ -45,7 +45,7 @@ class CheckRequest:
     """
 
     source: str
-    columns: Columns
+    columns: Columns = USUAL_COLUMNS
     labels: bool = True
     model: str | None = None
     most: int = 20_000
