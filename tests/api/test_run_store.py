@@ -62,7 +62,8 @@ def test_facts_are_those_that_were_logged(client: mlflow.MlflowClient) -> None:
         run = client.get_run(facts.run_id)
         assert facts.status == run.info.status.lower()
         assert facts.started == pytest.approx(run.info.start_time / 1000)
-        assert facts.seconds == pytest.approx((run.info.end_time - run.info.start_time) / 1000)
+        # Seconds since 1970 as float64 have seven decimals.
+        assert facts.seconds == pytest.approx((run.info.end_time - run.info.start_time) / 1000, abs=1e-5)
         assert facts.val_accuracy == run.data.metrics.get("best/val_accuracy")
         assert facts.model == run.data.params["model"]
 
