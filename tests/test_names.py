@@ -74,6 +74,7 @@ def test_no_name_and_no_number_breaks_what_is_printed(name: str, other: str, val
         assert not OBEYED.search(text)
 
 
+@pytest.mark.slow
 def test_nasty_names_of_runs_go_through_every_command(tl, workplace: Path) -> None:
     store = open_store(None)
     for place, name in enumerate(NASTY):

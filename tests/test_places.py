@@ -117,6 +117,7 @@ def test_a_name_that_is_no_utf8_is_refused_or_shown_as_it_can_be(tmp_path: Path,
     assert code in (0, 2), said
 
 
+@pytest.mark.slow
 def test_no_shared_memory_is_needed(tmp_path: Path, ready_database: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(ready_database.read_bytes())
     without = partial(mount_here, "/dev/shm", "ro")

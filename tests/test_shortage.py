@@ -148,6 +148,7 @@ def run_short(place: str, said: str) -> None:
         pools.threading.Thread = fail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "error", "said", "helps"),
     [

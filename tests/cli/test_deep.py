@@ -176,6 +176,7 @@ def test_the_doctor_names_the_range_and_pictures_with_next_to_nothing_in_them(tl
     assert "constant.png: 1 level, 99 to 99" in shown
 
 
+@pytest.mark.slow
 def test_a_model_of_eight_bits_says_so_before_a_deep_picture(tl, colours: Path, tmp_path: Path) -> None:
     trained = tl("train", "efficientnet_lite0", "--data", colours, "--epochs", "1", "--freeze-epochs", "1",
                  "--input-size", "32", "--device", "cpu", "--run-name", "eight")  # fmt: skip

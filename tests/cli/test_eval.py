@@ -302,6 +302,7 @@ def test_a_closed_run_is_shown_with_the_command_that_resumes_it(tl, workplace: P
     assert f"to resume it: tl train --resume {run.info.run_id[:8]} --tracking-uri {uri}" in closed.out
 
 
+@pytest.mark.slow
 def test_the_limit_on_pixels_travels_with_the_model(tmp_path: Path, tl) -> None:
     write_pictures(tmp_path / "own", COLOURS, 8, size=32)
     write_pictures(tmp_path / "larger", COLOURS, 2, size=40)

@@ -132,6 +132,7 @@ def read_until(stream, wanted: bytes) -> bytes:
     return seen
 
 
+@pytest.mark.slow
 def test_following_shows_epochs_as_they_end_and_ends_with_the_run(workplace: Path) -> None:
     made = record("one", epochs=1, end=False)
     process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
@@ -147,6 +148,7 @@ def test_following_shows_epochs_as_they_end_and_ends_with_the_run(workplace: Pat
     assert b"loss by step" in said
 
 
+@pytest.mark.slow
 def test_following_waits_for_a_training_that_has_not_begun(workplace: Path) -> None:
     record("old")
     process, stream = follow(workplace, MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")

@@ -18,6 +18,7 @@ def sets() -> dict[str, list[np.ndarray]]:
     return {"shapes": made.shapes(150), "photographs": made.cuts(128)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", made.NEAR)
 @pytest.mark.parametrize("name", ["shapes", "photographs"])
 def test_near_duplicates_are_found(name: str, change: str, sets: dict[str, list[np.ndarray]]) -> None:

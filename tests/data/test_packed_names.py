@@ -1,6 +1,7 @@
 import os
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +11,7 @@ from tl_cli.data.packed_names import Names
 TEXT = st.text(st.characters(exclude_categories=()), max_size=6)
 
 
+@pytest.mark.slow
 @given(st.lists(TEXT, max_size=30))
 def test_names_are_unchanged_and_sorted_as_text(texts: list[str]) -> None:
     names = Names.of(iter(texts))

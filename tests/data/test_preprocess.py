@@ -134,6 +134,7 @@ print(used() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_line_of_pixels_takes_little_memory() -> None:
     """Resized whole, the first would be 1,280,000 x 256 pixels: a gigabyte."""
     said = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
@@ -152,6 +153,7 @@ def full_decode(data: bytes, how: Preprocessing) -> np.ndarray:
     return timms(image, how)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(1601, 1203), (1031, 2209), (3407, 613), (1607, 1209)])
 def test_a_jpeg_decoded_at_a_fraction_is_the_picture_decoded_whole(mode: str, shape: tuple[int, int]) -> None:

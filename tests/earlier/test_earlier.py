@@ -74,6 +74,7 @@ def test_its_models_predict_what_they_predicted(tl) -> None:
         np.testing.assert_allclose(np.float64(row[2::2]), np.float64(other[2::2]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_its_models_are_evaluated_and_compared(tl, project: Path) -> None:
     data = ("--data", project / "pictures")
     evaluated = json.loads(tl("eval", FIRST, "--json", *data).out)
@@ -85,6 +86,7 @@ def test_its_models_are_evaluated_and_compared(tl, project: Path) -> None:
     assert len(list(csv.DictReader(compared.out.splitlines()))) == 2
 
 
+@pytest.mark.slow
 def test_its_models_are_exported_and_trained_further(tl, project: Path) -> None:
     exported = tl("export", FIRST, "--output", "model", "--format", "folder")
     assert exported.code == 0, exported

@@ -79,6 +79,7 @@ def test_no_other_temperature_has_a_lower_loss() -> None:
     assert lowest < found.held_out_loss < raw
 
 
+@pytest.mark.slow
 def test_a_temperature_is_used_only_if_it_helps_on_other_images() -> None:
     others = calibrated_logits(20_000, seed=999)
 

@@ -63,6 +63,7 @@ def test_scores_by_class_and_their_means_are_scikit_learns() -> None:
     assert macro.f1.value == pytest.approx(f1.mean())
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_mean_over_classes_is_a_bootstrap_of_the_images() -> None:
     labelled = some_logits(200, 3)
     labels, predicted = labelled.labels.numpy(), labelled.logits.argmax(1).numpy()

@@ -49,6 +49,7 @@ def test_batches_come_back_in_order() -> None:
     assert labelled.logits[:, 0].tolist() == [2.0 * label for label in labelled.labels.tolist()]
 
 
+@pytest.mark.slow
 def test_concurrent_batches_have_the_same_logits() -> None:
     """The last batch is so small that its convolutions keep their BatchNorm, while another batch folds it."""
     classifier = registry.create("mobilenet_v3_small", 4, weights="none")

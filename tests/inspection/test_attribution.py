@@ -61,6 +61,7 @@ def test_without_positive_evidence_the_heat_is_zero() -> None:
     assert not heatmaps.heat.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "grid"),
     [

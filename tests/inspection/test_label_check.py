@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from tl_cli.contract import Preprocessing
@@ -17,6 +18,7 @@ def pictures(colours: list[int], labels: list[int]) -> PackedImages:
     return PackedImages(names, np.array(labels), pixels.clamp(0, 255).to(torch.uint8))
 
 
+@pytest.mark.slow
 def test_a_planted_wrong_label_is_found() -> None:
     colours = [0] * 40 + [1] * 40
     labels = list(colours)

@@ -62,6 +62,7 @@ def test_without_labels_there_is_no_accuracy() -> None:
     assert any("two changes the probabilities most (0% of the predictions stay)" in line for line in explain(report))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "timm/test_vit", "timm/test_maxvit"])
 def test_a_branch_scaled_by_one_changes_nothing(name: str) -> None:
     size = registry.about(name).input_size

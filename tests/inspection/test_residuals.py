@@ -77,11 +77,13 @@ def test_every_residual_block_of_torchvision_is_found_and_nothing_else(name: str
     assert counts(name) == (*EXPECTED[name], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", every(4, EXPECTED_TIMM))
 def test_residuals_of_timm_models_are_found_and_nothing_else(name: str) -> None:
     assert counts(f"timm/{name}") == EXPECTED_TIMM[name]
 
 
+@pytest.mark.slow
 def test_additions_of_maxvit_and_vit_that_are_not_residuals_are_left_out() -> None:
     for name, additions in (("maxvit_t", 77), ("vit_b_16", 25)):
         classifier, example = on_meta(name)

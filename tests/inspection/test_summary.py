@@ -16,6 +16,7 @@ def all_of(node: Node) -> Iterator[Node]:
         yield from all_of(child)
 
 
+@pytest.mark.slow
 def test_the_tree_of_efficientnet_b0_is_right() -> None:
     root = summarize("efficientnet_b0", 10, 224)
     assert (root.parameters, root.trainable, root.output) == (4_020_358, 12_810, (1, 10))
@@ -99,6 +100,7 @@ def test_fused_attention_counts_its_two_matrix_products() -> None:
     assert counted.flops == 2 * on_meta.multiply_adds
 
 
+@pytest.mark.slow
 def test_a_list_of_blocks_costs_what_its_blocks_cost() -> None:
     root = summarize("maxvit_t", 10, 224)
     blocks = next(child for child in root.children if child.name == "blocks")

@@ -55,6 +55,7 @@ def test_an_exported_file_has_the_logits_of_the_model_for_any_batch_size(name: s
     assert sorted(each.name for each in tmp_path.iterdir()) == [path.name, "model"]
 
 
+@pytest.mark.slow
 def test_an_exported_file_contains_classes_and_preprocessing(tmp_path: Path) -> None:
     classifier, card = made("resnet18", tmp_path / "model")
     export.write_onnx(classifier, card, tmp_path / "file.onnx")
@@ -67,6 +68,7 @@ def test_an_exported_file_contains_classes_and_preprocessing(tmp_path: Path) -> 
     assert json.loads(extra["classes"]) == list(card.classes)
 
 
+@pytest.mark.slow
 def test_the_first_axis_is_called_batch(tmp_path: Path) -> None:
     export.write_onnx(*made("resnet18", tmp_path / "model"), tmp_path / "file.onnx")
     graph = onnx.load(tmp_path / "file.onnx").graph
@@ -105,6 +107,7 @@ def test_the_error_of_a_failed_export_gives_the_cause_and_an_alternative(tmp_pat
         assert "pt2" not in str(failed.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "pt2"])
 def test_a_full_disk_is_reported(form: str, tmp_path: Path) -> None:
     classifier, card = made("timm/test_resnet", tmp_path / "model")

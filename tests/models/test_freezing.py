@@ -35,6 +35,7 @@ def train_once(classifier: registry.Classifier, size: int) -> None:
         optimizer.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), FAMILIES)
 def test_frozen_parameters_and_buffers_are_bit_identical(name: str, size: int) -> None:
     classifier = small(name, size)

@@ -40,6 +40,7 @@ def rows(classifier: Classifier) -> torch.Tensor:
     return head.weight.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "modules"),
     [
@@ -125,6 +126,7 @@ def test_the_starting_point_of_an_older_run_ignores_class_names_in_its_file(tmp_
     assert torch.equal(rows(registry.starting_point(old)), rows(before))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1000, 999])
 def test_the_starting_point_of_an_older_run_keeps_a_published_head_with_equally_many_classes(count: int) -> None:
     published = registry.create("efficientnet_lite0", None)

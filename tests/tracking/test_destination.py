@@ -18,6 +18,7 @@ def runs_by_experiment(store: Store) -> dict[str, list[Run]]:
     return {name: list(runs) for name, runs in found.items() if runs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"])
 def test_the_experiment_of_the_environment_is_used_unless_a_flag_names_one(
     variable: str, store: Store, train, monkeypatch: pytest.MonkeyPatch

@@ -103,6 +103,7 @@ def test_a_run_that_was_removed_meanwhile_is_not_taken_up(store: Store) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_of_two_that_resume_a_run_at_the_same_time_one_completes_it(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_of_two_that_resume_a_run_at_the_same_time_one_completes_it(
     assert code == 0, said
 
 
+@pytest.mark.slow
 def test_two_evaluations_at_the_same_time_record_each_number_once(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:

@@ -181,6 +181,7 @@ def test_secrets_are_neither_said_nor_recorded(tl, colours: Path, workplace: Pat
     assert "hidden" not in refused.out + refused.err
 
 
+@pytest.mark.slow
 def test_the_record_tells_the_whole_story(tl, colours: Path, workplace: Path) -> None:
     trained: Result = tl(
         "train", "shufflenet_v2_x0_5", "--weights", "none", "--data", colours, "--epochs", "2", "--freeze-epochs", "1",

@@ -45,6 +45,7 @@ def obey_permissions() -> None:
     assert ctypes.CDLL(None, use_errno=True).capset(header, data) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 0])
 def test_a_purge_that_was_killed_is_finished_by_the_same_command(
     count: int, tmp_path: Path, ready_database: Path
@@ -166,6 +167,7 @@ def test_a_silent_run_can_be_closed_and_a_running_one_cannot(store: Store) -> No
                 refused(store, store.find(record.run_id))
 
 
+@pytest.mark.slow
 def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
     tl, colours: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

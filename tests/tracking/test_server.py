@@ -389,6 +389,7 @@ def test_an_upload_that_the_server_takes_long_to_store_gets_through(at_server: s
     assert [(str(model.status), model.model_id) for model in found] == [("READY", model_id)]
 
 
+@pytest.mark.slow
 def test_a_model_that_did_not_get_through_leaves_nothing_behind_and_sync_says_so(
     at_server: str, tl, tmp_path: Path
 ) -> None:

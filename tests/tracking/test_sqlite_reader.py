@@ -113,6 +113,7 @@ def test_curves_are_those_read_through_mlflow(client: mlflow.MlflowClient) -> No
         assert found.not_finite == expected.not_finite
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["latest", "best", "tl-0", "other parent"])
 def test_names_find_the_runs_that_they_find_through_mlflow(client: mlflow.MlflowClient, name: str) -> None:
     assert reader().find(name).info.run_id == open_store(None).find(name).info.run_id

@@ -78,6 +78,7 @@ def _first_run(folder: str, number: int) -> None:
         made(LossSampled(1, 1, float(number), 1e-3, 0.0))
 
 
+@pytest.mark.slow
 def test_eight_first_runs_at_once_on_a_new_store_all_come_through(tmp_path: Path) -> None:
     processes = [FORKS.Process(target=_first_run, args=(str(tmp_path), number)) for number in range(8)]
     for process in processes:
@@ -139,6 +140,7 @@ def test_a_run_with_several_models_means_its_latest(store: Store, workplace: Pat
         assert bundle.read_card(store.model_folder(store.find(uri), uri)).epoch == number
 
 
+@pytest.mark.slow
 def test_a_model_on_this_disk_is_used_where_its_artifact_store_cannot_be_reached(
     store: Store, tl, train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

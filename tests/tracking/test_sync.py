@@ -37,6 +37,7 @@ def on_disk(root: Path) -> int:
     return sum({found.st_ino: found.st_size for found in stats}.values())
 
 
+@pytest.mark.slow
 def test_a_finished_run_keeps_its_model_once_and_no_checkpoint(tl, workplace: Path, colours: Path) -> None:
     assert tl(*TRAIN, colours).code == 0
     assert checkpoints(state()) == []
@@ -203,6 +204,7 @@ def assert_is_again(run: Run, store: Store) -> None:
     assert len(now.model_ids) == 1
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_recorded_again_from_its_card(tl, store: Store, lost: Run) -> None:
     store.state_folder(lost).joinpath("record.jsonl").unlink()
     # Nothing says that it was of this store.
@@ -212,6 +214,7 @@ def test_a_run_of_an_earlier_version_is_recorded_again_from_its_card(tl, store: 
     assert_is_again(lost, store)
 
 
+@pytest.mark.slow
 def test_a_call_that_was_interrupted_is_completed_by_the_next(
     tl, store: Store, lost: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_mixing_and_erasing_train_on_images(colours: Path) -> None:
     assert any("MixUp need images" in note for note in plan.cache_notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("views", "epochs", "expected"), [
     ("plain", 3, ("plain",)), ("flip", 3, ("plain", "mirrored")), ("flip", 1, ("plain",)), ("4", 9, (1, 2, 3, 4)),
     ("9", 2, (1, 2)),
@@ -405,6 +406,7 @@ def test_a_run_begun_on_features_cannot_resume_without_them(colours: Path, tmp_p
         other.restore(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_features_of_a_stage_are_freed_before_the_next_are_computed(
     colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def test_frozen_values_have_a_constant_average(colours: Path) -> None:
         assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bn", ["frozen", "train"])
 def test_the_average_is_validated_and_saved_where_it_is_better(colours: Path, tmp_path: Path, bn: str) -> None:
     settings = {**SMALL_EFFICIENTNET, "ema": 0.8, "epochs": 6, "schedule": "constant", "lr": 0.01, "unfreeze_lr": 0.01}

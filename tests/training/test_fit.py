@@ -53,12 +53,14 @@ def test_the_frozen_phase_changes_only_the_head(colours: Path, cache: bool) -> N
     assert {key for key in before if not torch.equal(before[key], after[key])} == {"fc.weight", "fc.bias"}
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_runs_and_others_do_not(colours: Path) -> None:
     states = [run(plan_for(colours, epochs=2, seed=seed))[1].model.state_dict() for seed in (3, 3, 4)]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert not torch.equal(states[0]["fc.weight"], states[2]["fc.weight"])
 
 
+@pytest.mark.slow
 def test_dropout_is_seeded_by_the_runs_seed_and_the_step(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[int, list[int]] = {seed: [] for seed in (0, 1)}
     for seed, seeds in drawn.items():
@@ -82,6 +84,7 @@ def uninterrupted(request: pytest.FixtureRequest, colours: Path) -> Uninterrupte
     return Uninterrupted(settings, *run(plan_for(colours, **settings)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_a_resumed_run_ends_bit_identical(
     colours: Path, tmp_path: Path, uninterrupted: Uninterrupted, stop_after: int
@@ -142,6 +145,7 @@ def test_label_smoothing_is_not_in_the_reported_loss(colours: Path) -> None:
     assert first[0] == pytest.approx(math.log(3), abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_optimizer_and_cpu_precision_trains(colours: Path, optimizer: str, precision: str) -> None:
@@ -151,6 +155,7 @@ def test_every_optimizer_and_cpu_precision_trains(colours: Path, optimizer: str,
     assert all(math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("layer_decay", [1.0, 0.8])
 def test_every_optimizer_trains_layers_unfrozen_later(colours: Path, optimizer: str, layer_decay: float) -> None:
@@ -159,6 +164,7 @@ def test_every_optimizer_trains_layers_unfrozen_later(colours: Path, optimizer: 
     assert [event.epoch for event in events if isinstance(event, EpochEnded)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

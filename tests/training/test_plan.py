@@ -82,6 +82,7 @@ def test_drop_path_is_set_rising_or_refused(colours: Path) -> None:
         plan_for(colours, **RESNET, drop_path=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [11, 12, 17, 18])
 def test_a_run_takes_exactly_the_requested_steps(colours: Path, steps: int) -> None:
     plan = plan_for(colours, epochs=None, steps=steps, freeze_epochs=1)
@@ -131,6 +132,7 @@ def test_odd_statistics_do_not_break_erasing(colours: Path) -> None:
     assert all(math.isfinite(event.train_loss) for event in events if isinstance(event, EpochEnded))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -82,6 +82,7 @@ def test_stages_leave_layers_below_freeze_until_frozen(colours: Path, tmp_path: 
     assert [plan.strategy.trained_layers(phase)[0].name for phase in plan.phases] == ["fc", "layer3.1", "layer2.0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet18", "vit_b_32", "efficientnet_b0", "timm/crossvit_9_240", "timm/levit_128"])
 def test_parameter_groups_cover_each_parameter_once_and_decay_by_layer(colours: Path, model: str) -> None:
     size = {"vit_b_32": 64, "timm/crossvit_9_240": 240, "timm/levit_128": 224}.get(model, 32)

@@ -19,6 +19,7 @@ def test_the_folder_of_weights_is_that_of_torch(variable: str, tmp_path: Path, m
     assert hub_folder() == Path(torch.hub.get_dir())
 
 
+@pytest.mark.slow
 def test_a_cached_listing_equals_the_libraries_facts_and_imports_no_torch(tmp_path: Path) -> None:
     expected = [
         [name, registry.about(name).input_size, registry.about(name).top1] for name in registry.names("bundled")

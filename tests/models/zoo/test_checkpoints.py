@@ -38,6 +38,7 @@ def wrapped(form: str, state: dict[str, torch.Tensor], other: dict[str, torch.Te
     }[form]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "said"),
     [

@@ -155,6 +155,7 @@ def test_a_saved_model_of_another_architecture_is_refused(tmp_path: Path) -> Non
         registry.create("resnet18", 3, weights=str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "side", "said"),
     [("vit_b_32", 96, "build_options are for 64 pixels"), ("squeezenet1_1", 4, "squeezenet1_1 cannot take it")],

@@ -50,6 +50,7 @@ def test_a_result_is_recorded_although_the_reader_of_stdout_is_gone(
         shown.finish(result, "")
 
 
+@pytest.mark.slow
 def test_files_are_written_once_where_the_person_wants_them(result: CompareResult, tmp_path: Path, capsys) -> None:
     with ComparisonReport(make_console(), make_console(stderr=True), "csv", tmp_path) as shown:
         report = shown.compared(result)
