@@ -11,7 +11,7 @@ from tl_cli.data.images import PackedImages
 from tl_cli.data.packed_names import Names
 from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.measure import Measured
-from tl_cli.evaluation.report import make_report
+from tl_cli.evaluation.report import EvaluationReport, make_report
 
 
 def evaluation_of(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Evaluation:
@@ -21,8 +21,13 @@ def evaluation_of(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Eva
     labelled = LabelledLogits(logits, labels)
     split = Split(count=len(labels), digest="d")
     measured = Measured(labelled, images, "/data", "test", split, True, False, None, (), ())
+    return evaluation(measured, make_report(labelled, Calibration()), "model", classes)
+
+
+def evaluation(measured: Measured, report: EvaluationReport, name: str, classes: Sequence[str]) -> Evaluation:
+    """Return the evaluation of a model of that name."""
     card = ModelCard(
         architecture="resnet18", head=("fc",), classes=tuple(classes), preprocessing=Preprocessing(resize=32, crop=32),
         weights=WeightsTag(name="none"), data=DataSpec(source="/data", layout="classes"), recipe="default", epoch=1,
     )  # fmt: skip
-    return Evaluation("model", card, measured, make_report(labelled, Calibration()), None)
+    return Evaluation(name, card, measured, report, None)

@@ -4,15 +4,15 @@ import pytest
 import torch
 from rich.cells import cell_len
 
+from tests.support.evaluations import evaluation
 from tests.support.screens import HOSTILE, make_screen, printed
-from tl_cli.api.evaluation_run import Evaluation
-from tl_cli.contract import Calibration, DataSpec, ModelCard, Preprocessing, Split, WeightsTag
+from tl_cli.contract import Calibration, Split
 from tl_cli.data.images import PackedImages
 from tl_cli.data.packed_names import Names
 from tl_cli.evaluation.calibration import Bin, Reliability
 from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.measure import Measured
-from tl_cli.evaluation.report import EvaluationReport, make_report
+from tl_cli.evaluation.report import make_report
 from tl_cli.ui.terminal.eval_report import print_evaluation, reliability_table
 
 SPLIT = Split(count=1, digest="d")
@@ -27,14 +27,6 @@ def measured(classes: int, count: int = 300) -> tuple[Measured, list[str]]:
     images = PackedImages(Names.of(f"{HOSTILE}/{n}.png" for n in range(count)), labels.numpy(), pixels)
     names = [HOSTILE, *(f"class number {n}" for n in range(1, classes))]
     return Measured(LabelledLogits(logits, labels), images, "/data", "test", SPLIT, True, False, None, (), ()), names
-
-
-def evaluation(found: Measured, report: EvaluationReport, name: str, classes: list[str]) -> Evaluation:
-    card = ModelCard(
-        architecture="resnet18", head=("fc",), classes=classes, preprocessing=Preprocessing(resize=32, crop=32),
-        weights=WeightsTag(name="none"), data=DataSpec(source="/data", layout="classes"), recipe="default", epoch=1,
-    )  # fmt: skip
-    return Evaluation(name, card, found, report, None)
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
