@@ -9,7 +9,7 @@ import ssl
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -64,7 +64,8 @@ DEFAULT_EXPERIMENT = "tl"
 WEIGHTS_PARAM = "weights_sha256"  # of a logged model
 BATCH = 1000  # MLflow's limit of points per request
 # Error codes for a name that the store does not have.
-NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+_GONE = ("RESOURCE_DOES_NOT_EXIST",)
+NOT_THERE = (*_GONE, "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 # Log lines would break a live screen; MLflow's errors are reported where they are caught.
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -127,8 +128,11 @@ class Store:
         """Return a context manager that turns MLflow's errors into a TrackingError."""
         return _reported(self.uri)
 
-    def request(self, call: Callable[..., T], *arguments: str) -> T | None:
+    def request(self, call: Callable[..., T], *arguments: str, missing: Collection[str] = NOT_THERE) -> T | None:
         """Return what a function of MLflow's client returns; None if the store has nothing of that name.
+
+        Args:
+            missing: error codes that mean that.
 
         Raises:
             TrackingError: the store cannot be used.
@@ -137,7 +141,7 @@ class Store:
             try:
                 return call(*arguments)
             except MlflowException as error:
-                if error.error_code not in NOT_THERE:
+                if error.error_code not in missing:
                     raise
         return None
 
@@ -411,16 +415,8 @@ class Store:
             raise TrackingError(f"the tracking store {self.uri} cannot delete a run for good")
         # An interrupted earlier call may have deleted some of them.
         for model_id in model_ids:
-            self._delete(self._backend._hard_delete_logged_model, model_id)
-        self._delete(self._backend._hard_delete_run, run.info.run_id)
-
-    def _delete(self, delete: Callable[[str], None], name: str) -> None:
-        with self.reported():
-            try:
-                delete(name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
+            self.request(self._backend._hard_delete_logged_model, model_id, missing=_GONE)
+        self.request(self._backend._hard_delete_run, run.info.run_id, missing=_GONE)
 
     @property
     def _backend(self) -> Any:

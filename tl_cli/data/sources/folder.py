@@ -22,7 +22,7 @@ from tl_cli.errors import DataError, some
 # Folders that other programs leave among images.
 _NO_DATA = ("__MACOSX", "__pycache__")
 # Hidden folders of programs, which nobody takes for a class.
-_OF_PROGRAMS = (".git", ".ipynb_checkpoints", ".cache", ".thumbnails", ".Trash", ".DS_Store")
+_OF_PROGRAMS = (".git", ".ipynb_checkpoints", ".cache", ".thumbnails", ".Trash")
 EXPECTED = (
     "expected one of\n"
     "  DIR/train/CLASS/*.jpg and DIR/test/CLASS/*.jpg   (validation is held out of train)\n"
@@ -330,10 +330,8 @@ def _images(root: Path, files: Mapping[str, Names], classes: tuple[str, ...]) ->
 def _list_classes(root: Path, part: Path) -> _Listed:
     listed = _Listed()
     for folder in _subfolders(part):
-        paths, prefix = (
-            sorted(_walk(folder, listed.others[folder.name], listed.unread[folder.name])),
-            _prefix(root, folder),
-        )
+        paths = sorted(_walk(folder, listed.others[folder.name], listed.unread[folder.name]))
+        prefix = _prefix(root, folder)
         inside = (path.partition("/") for path in paths)
         if nested := Counter(first for first, separator, _ in inside if separator):
             listed.nested[folder.name] = nested
