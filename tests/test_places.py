@@ -100,6 +100,7 @@ def test_no_home_and_no_locale_are_needed(environment: dict[str, str], tmp_path:
         assert "\x1b" not in said
 
 
+@pytest.mark.slow
 def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
     code, said = said_by(tmp_path, "runs", "--tracking-uri", "sqlite:////proc/nowhere/mlflow.db")
     assert code == 1
@@ -107,6 +108,7 @@ def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_utf8_is_refused_or_shown_as_it_can_be(tmp_path: Path, ready_database: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/pictures\xff"))
     write_pictures(folder / "train", COLOURS, 6)
@@ -174,6 +176,7 @@ def test_a_full_disk_under_the_output_is_said(command: tuple[str, ...], trained:
             assert {status for (status,) in database.execute("select status from runs")} == {"FINISHED"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("closed", "command"), [(0, ("predict", "latest", "-")), (0, ("runs", "rm", "latest")), (1, ("predict", "latest", "pictures")),
                             (1, ("runs",)), (2, ("runs",))],

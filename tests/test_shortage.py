@@ -176,6 +176,7 @@ def test_a_run_that_runs_short_ends_with_advice_that_fits(
     assert statuses == ([] if place == "the first image" else [("FAILED",)])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_for_which_there_is_no_memory_is_not_taken_for_a_damaged_one(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:

@@ -46,6 +46,7 @@ def test_the_difference_of_two_runs_is_tested_by_mcnemars_exact_test(project: Pr
     assert [point.epoch for point in result.curves[0][0].epochs] == [1, 2]
 
 
+@pytest.mark.slow
 def test_without_recorded_logits_the_models_are_evaluated_again(project: Project) -> None:
     folders = tuple(str(run.model) for run in project.runs)
     data = str(project.pictures)

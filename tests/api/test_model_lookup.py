@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.conftest import Project
-from tl_cli.api.model_lookup import CARD_FILE, WEIGHTS_FILE, Target, find_model, saved_model
+from tl_cli.api.model_lookup import CARD_FILE, WEIGHTS_FILE, Target, find_model, find_to_read, saved_model
 from tl_cli.api.recorded_model import RecordedModel
 from tl_cli.models import bundle
 
@@ -35,6 +35,18 @@ def test_the_model_of_a_run_comes_with_its_run(project: Project) -> None:
     assert isinstance(found, RecordedModel)
     assert found.run.info.run_id == run.run_id
     assert (found.folder / WEIGHTS_FILE).read_bytes() == (run.model / WEIGHTS_FILE).read_bytes()
+
+
+def test_to_read_a_model_neither_mlflow_nor_torch_is_imported(project: Project) -> None:
+    script = (
+        "import sys\nfrom tl_cli.api.model_lookup import find_to_read\n"
+        "found = find_to_read('first', None, print)\n"
+        "print(found.folder, found.name, sorted({'mlflow', 'torch'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    expected = find_model("first", None, pytest.fail)
+    assert done.stdout == f"{expected.folder} {expected.name} []\n"
+    assert find_to_read("first", None, pytest.fail) == Target(expected.folder, expected.name)
 
 
 def test_a_folder_is_found_without_importing_mlflow_or_torch(tmp_path: Path) -> None:

@@ -171,6 +171,7 @@ def test_the_report_has_figures_goals_and_conditions(bench: Bench) -> None:
     assert read["versions"]["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["help", "--tiny", "--json", str(tmp_path / "figures.json")])
     assert "tl --help" in capsys.readouterr().out

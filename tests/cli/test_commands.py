@@ -234,6 +234,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(tl, workplace: Path) -> None:
     assert "red/003.png" in result.err.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_pictures_that_cannot_be_drawn_end_neither_a_training_nor_an_evaluation(
     tl, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,6 +255,7 @@ def test_pictures_that_cannot_be_drawn_end_neither_a_training_nor_an_evaluation(
     assert {path.name for path in Path("judged").iterdir()} == {"report.json", "classes.csv", "logits.npz"}
 
 
+@pytest.mark.slow
 def test_a_diverging_run_keeps_its_best_model(tl, colours: Path) -> None:
     result = tl(
         "train", *QUICK, "--data", colours, "--unfreeze-lr", "1e30", "--optimizer", "sgd", "--schedule", "constant"

@@ -23,6 +23,7 @@ def test_json_says_what_is_fetched(tl) -> None:
     assert set(rows) == set(SETS)
 
 
+@pytest.mark.slow
 def test_the_columns_of_a_csv_are_named_once_for_training_and_evaluation(tl, workplace: Path) -> None:
     write_pictures(workplace / "images", COLOURS, 8)
     rows = [f"{name}/{n:03d},{n},{name}" for name in COLOURS for n in range(8)]

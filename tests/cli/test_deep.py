@@ -73,6 +73,7 @@ def test_classes_that_differ_in_dark_levels_only_are_learned(there: Store) -> No
     assert there.find("deep").data.metrics["test/accuracy"] >= 0.9
 
 
+@pytest.mark.slow
 def test_the_model_keeps_the_range_of_its_training(there: Store) -> None:
     _, card = registry.restore(there.model_folder(there.find("deep")))
     assert card.preprocessing.pixel_range == (0, LIGHT + DARK)

@@ -51,6 +51,7 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_kept_without_its_test_images_and_completed_later(tl, pictures: Path, after_fit) -> None:
     test, away = pictures / "test", Path("away")
     after_fit(lambda: test.rename(away))
@@ -90,6 +91,7 @@ def test_a_finished_training_is_kept_without_its_test_images_and_completed_later
     assert run.data.tags["mlflow.note.content"].startswith(f"**{expected:.2%} on test images**")
 
 
+@pytest.mark.slow
 def test_unreadable_test_images_give_no_test_accuracy(tl, pictures: Path, after_fit) -> None:
     bad = [pictures / "test" / name for name in ("blue/1.png", "red/2.png")]
     whole = [path.read_bytes() for path in bad]
@@ -115,6 +117,7 @@ def test_unreadable_test_images_give_no_test_accuracy(tl, pictures: Path, after_
     assert "test/accuracy" in open_store(None).find("latest").data.metrics
 
 
+@pytest.mark.slow
 def test_a_final_evaluation_that_fails_for_any_reason_keeps_the_training(
     tl, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_tree_of_a_run_and_of_an_architecture(tl, there: Store) -> None:
     assert "InvertedResidual" not in other
 
 
+@pytest.mark.slow
 def test_the_freeze_plan_takes_the_flags_of_training(tl, there: Store) -> None:
     flags = (
         "--freeze-epochs",
@@ -100,6 +101,7 @@ def test_the_freeze_plan_takes_the_flags_of_training(tl, there: Store) -> None:
     assert len(seen(tl, "seen", "--freeze-plan", "--freeze-epochs", "0")["phases"]) == 1
 
 
+@pytest.mark.slow
 def test_residuals_of_a_run_on_its_own_images(tl, there: Store, tmp_path: Path, colours: Path) -> None:
     found = seen(tl, "seen", "--residual", "--against", "pretrained", "--image", "0", "--output", tmp_path / "out")
     assert len(found["residuals"]) == 9
@@ -191,6 +193,7 @@ def test_heatmaps_of_pictures_and_of_mistakes(tl, there: Store, tmp_path: Path, 
         assert "no mistakes" in tl("inspect", "seen", "--worst", "3", "--split", "train").out
 
 
+@pytest.mark.slow
 def test_results_are_logged_with_the_run(tl, there: Store) -> None:
     run = there.find("seen")
     for view, option in (("tree", ()), ("drift", ("--drift",)), ("freeze_plan", ("--freeze-plan",))):

@@ -88,6 +88,7 @@ def test_an_evaluation_is_what_scikit_learn_says_and_becomes_part_of_the_run(tl,
     assert there.artifact(run, "eval/test/reliability.png") is not None
 
 
+@pytest.mark.slow
 def test_a_table_of_classes_is_csv(tl, there: Store) -> None:
     result = tl("eval", "good", "--csv", "--no-log")
     rows = list(csv.DictReader(io.StringIO(result.out)))

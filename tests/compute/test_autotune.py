@@ -191,6 +191,7 @@ def test_a_choice_is_reused_for_the_same_work_only(tmp_path: Path) -> None:
     assert measured(network, path, budget_s=0) is None
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_is_chosen_anew_in_each_run(tmp_path: Path) -> None:
     path, network = tmp_path / "probes.json", model()
     first = measured(network, path, OPEN_THREADS)

@@ -117,6 +117,7 @@ def test_thirty_hand_made_pictures_are_examined_correctly(tmp_path: Path) -> Non
     assert scan(tmp_path) == sorted(f"odd/{name}" for name, (_, is_good) in made.items() if not is_good)
 
 
+@pytest.mark.slow
 def test_a_bad_file_is_named_before_training_and_no_file_is_modified(tl, workplace: Path) -> None:
     root = odd_folder(workplace / "data", count=12)
     for name in ("blue/002.png", "red/004.png"):

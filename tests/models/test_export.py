@@ -91,6 +91,7 @@ class Branching(torch.nn.Module):
         return images.mean((2, 3)) if images.sum() > 0 else images.sum((2, 3))
 
 
+@pytest.mark.slow
 def test_the_error_of_a_failed_export_gives_the_cause_and_an_alternative(tmp_path: Path) -> None:
     classifier, card = made("resnet18", tmp_path / "model")
     bessel, branching = (replace(classifier, model=model()) for model in (Bessel, Branching))

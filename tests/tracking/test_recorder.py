@@ -50,6 +50,7 @@ def test_every_point_is_recorded_under_its_step(store: Store) -> None:
     assert record.warnings == []
 
 
+@pytest.mark.slow
 def test_many_points_are_written_to_the_journal_at_once_but_none_waits_long(
     store: Store,
 ) -> None:

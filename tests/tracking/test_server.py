@@ -325,6 +325,7 @@ def self_signed(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_server_with_its_own_certificate_is_used_as_mlflows_variables_say(
     at_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The sqlite reader against MLflow's own client on the same store, field by field."""
 
 import math
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +11,10 @@ import mlflow
 import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, ViewType
 
+from tests.support.recording import recorder, save_small_model
 from tl_cli.errors import RunNotFoundError, TrackingError
+from tl_cli.models import bundle
+from tl_cli.tracking.logged_model import Naming, log_model
 from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.sqlite_reader import SqliteStore, default_uri, open_to_read
 from tl_cli.tracking.store import Store, open_store
@@ -179,3 +183,45 @@ def test_runs_of_the_old_file_store_are_the_default_as_in_mlflow(
     (tmp_path / "mlruns" / "0").mkdir(parents=True)
     (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
     assert default_uri() == mlflow.get_tracking_uri()
+
+
+def test_the_model_of_a_run_is_the_one_that_mlflow_gives(workplace: Path) -> None:
+    there = open_store(None)
+    with recorder(there) as record:
+        ids = [
+            log_model(save_small_model(workplace / f"best{number}", epoch=number), Naming("small", {}))
+            for number in range(3)
+        ]
+    run = reader().find(record.run_id)
+
+    def found(name: str = "") -> int:
+        folder = reader().model_folder(run, name)
+        assert folder == there.model_folder(there.find(record.run_id), name)
+        return bundle.read_card(folder).epoch
+
+    assert found() == found(f"runs:/{run.info.run_id}/small") == 2
+    assert found(f"models:/{ids[0]}") == 0
+    there.client.finalize_logged_model(ids[2], "FAILED")
+    assert found() == 1
+    there.client.delete_logged_model(ids[1])
+    assert found() == 0
+    there.client.delete_logged_model(ids[0])
+    with pytest.raises(RunNotFoundError, match="has no model"):
+        reader().model_folder(run)
+
+
+def test_a_model_that_is_not_where_it_was_recorded_is_left_to_mlflow(workplace: Path) -> None:
+    there = open_store(None)
+    with recorder(there) as record:
+        model_id = log_model(save_small_model(workplace / "best", epoch=1), Naming("small", {}))
+    run = reader().find(record.run_id)
+    folder = reader().model_folder(run)
+    copy = there.state_folder(there.find(record.run_id)) / "best"
+    shutil.copytree(folder, copy)
+    with sqlite3.connect("mlflow.db") as database:
+        database.execute("update logged_models set artifact_location = ? || model_id", (f"{workplace}/gone/",))
+    said: list[str] = []
+    assert reader().model_folder(run, warn=said.append) == copy
+    assert len(said) == 1
+    assert "cannot be fetched" in said[0]
+    assert model_id in str(folder)

@@ -62,6 +62,7 @@ def test_a_finished_run_keeps_its_model_once_and_no_checkpoint(tl, workplace: Pa
     assert by_folder == by_run
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_keeps_its_checkpoints_until_it_is_finished(
     tl, workplace: Path, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

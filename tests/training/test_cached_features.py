@@ -310,6 +310,7 @@ def test_without_memory_and_disk_the_reason_is_stated(colours: Path, monkeypatch
     assert [phase.cached for phase in scan_all(plan)] == [False]
 
 
+@pytest.mark.slow
 def test_features_of_images_that_changed_meanwhile_are_not_stored(odd_pictures: Path, tmp_path: Path) -> None:
     data = tmp_path / "odd"
     shutil.copytree(odd_pictures, data)
@@ -341,6 +342,7 @@ def test_progress_counts_every_view_and_the_validation_images(colours: Path) -> 
     assert worked[-1].done == worked[-1].total
 
 
+@pytest.mark.slow
 def test_half_precision_features_cost_little_accuracy(colours: Path) -> None:
     ends = [losses(plan_for(colours, feature_dtype=dtype, epochs=2, freeze_epochs=2))[1] for dtype in ("fp16", "fp32")]
     assert ends[0] == pytest.approx(ends[1], rel=1e-2)
@@ -377,6 +379,7 @@ def test_the_digest_covers_all_parameters_and_buffers() -> None:
     assert len({cached_features._digest(each) for each in (same, other, moved, strided)}) == 4
 
 
+@pytest.mark.slow
 def test_feature_maps_are_validated_in_batches_of_image_size(colours: Path) -> None:
     plan = plan_for(colours, epochs=7, freeze_epochs=1, freeze_until="conv5", weights=str(saved()), input_size=64,
                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), limit=12)  # fmt: skip

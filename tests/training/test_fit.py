@@ -136,6 +136,7 @@ def test_early_stopping_waits_for_the_last_phase(colours: Path) -> None:
     assert 3 < ended < 9
 
 
+@pytest.mark.slow
 def test_label_smoothing_is_not_in_the_reported_loss(colours: Path) -> None:
     first = [
         next(e for e in run(plan_for(colours, label_smoothing=s, log_every=1))[0] if isinstance(e, LossSampled)).loss

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tl_cli.api.model_lookup import find_model
+from tl_cli.api.model_lookup import find_to_read
 from tl_cli.api.observer import Observer
 from tl_cli.contract import ModelCard
 from tl_cli.data.dataset import is_local, open_for_evaluation
@@ -106,7 +106,7 @@ def export(request: ExportRequest, observer: Observer | None = None) -> Exported
         WeightsError: the saved model is damaged.
     """
     observer = observer or Observer()
-    target = find_model(request.model, request.tracking_uri, observer.warn)
+    target = find_to_read(request.model, request.tracking_uri, observer.warn)
     path = _path(request, read_card(target.folder).architecture.replace("/", "_"))
     classifier, card = registry.restore(target.folder)
     check = size = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_cli.api import inspection_results as results
 from tl_cli.api.inspection_results import CamResult, Heatmap, InspectionRequest, InspectionResult
-from tl_cli.api.model_lookup import Target, find_model
+from tl_cli.api.model_lookup import Target, find_model, find_to_read
 from tl_cli.api.observer import Observer
 from tl_cli.api.recorded_model import RecordedModel
 from tl_cli.contract import ModelCard
@@ -137,7 +137,7 @@ class _Inspection:
                 raise UsageError("--against pretrained goes with a run; an architecture has not been trained here")
             other = registry.starting_point(card, self.observer.progress)
         else:
-            other, _ = registry.restore(find_model(against, self.request.tracking_uri, self.observer.warn).folder)
+            other, _ = registry.restore(find_to_read(against, self.request.tracking_uri, self.observer.warn).folder)
         if other.name != model.classifier.name:
             raise UsageError(f"{against} is a {other.name} and cannot be compared with a {model.classifier.name}")
         model.machine.place(other.model)

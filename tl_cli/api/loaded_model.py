@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
-from tl_cli.api.model_lookup import find_model
+from tl_cli.api.model_lookup import find_to_read
 from tl_cli.api.observer import Observer
 from tl_cli.api.prediction import Picture, Prediction, predict_images
 from tl_cli.choices import DeviceName
@@ -148,5 +148,5 @@ def load(
         WeightsError: the saved model is damaged.
         TrackingError: the store cannot be used.
     """
-    target = find_model(fspath(run), tracking_uri, (observer or Observer()).warn)
+    target = find_to_read(fspath(run), tracking_uri, (observer or Observer()).warn)
     return LoadedModel(target.name, Predictor.load(target.folder), device)

@@ -1,9 +1,16 @@
 """Finds the saved model of a run, of a folder, or of one of its files."""
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tl_cli.errors import RunNotFoundError
+from tl_cli.habits import WEIGHTS_ENDINGS
+from tl_cli.models.list.completion import is_architecture
+from tl_cli.tracking.recorded import Run, RunReader, short_id
+from tl_cli.tracking.sqlite_reader import open_to_read
 
 # Named as in models.bundle, which imports torch.
 CARD_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
@@ -23,7 +30,7 @@ class Target:
 
 
 def find_model(name: str, tracking_uri: str | None, warn: Callable[[str], None]) -> Target:
-    """Return the model of a run, of a saved-model folder, or of one of its files.
+    """Return the model of a run, of a saved-model folder, or of one of its files, with its run and store if it has one.
 
     Args:
         warn: called with a message if the model is not where its run recorded it, but was found elsewhere.
@@ -32,13 +39,50 @@ def find_model(name: str, tracking_uri: str | None, warn: Callable[[str], None])
         RunNotFoundError: no run or several runs match the name, or the run has no model.
         TrackingError: the store cannot be used.
     """
-    folder = saved_model(name)
-    if folder is not None:
-        return Target(folder, str(folder.resolve()))
+    if (target := _of_folder(name)) is not None:
+        return target
     # Imports MLflow, which takes seconds and which a saved-model folder does not need.
     from tl_cli.api.recorded_model import find_recorded
 
     return find_recorded(name, tracking_uri, warn)
+
+
+def find_to_read(name: str, tracking_uri: str | None, warn: Callable[[str], None]) -> Target:
+    """Return the folder of a model as ``find_model`` finds it, without its run, and if possible without MLflow."""
+    if (target := _of_folder(name)) is not None:
+        return target
+    store = open_to_read(tracking_uri)
+    run = named_run(store, name)
+    return Target(store.model_folder(run, name, warn), shown_name(run))
+
+
+def named_run(store: RunReader, name: str) -> Run:
+    """Return the run of that name, as the store finds it.
+
+    Raises:
+        RunNotFoundError: there is none; the message explains what else the name may be.
+    """
+    try:
+        return store.find(name)
+    except RunNotFoundError as error:
+        if is_architecture(name):
+            raise RunNotFoundError(f"{name} is an architecture, not a run; to train one: tl train {name}") from error
+        if Path(name).suffix.lower() not in WEIGHTS_ENDINGS:
+            raise
+        raise RunNotFoundError(
+            f"{name} is a file of weights, without classes or preprocessing; give a run or a saved-model folder. "
+            f"tl train MODEL --weights {shlex.quote(name)} fine-tunes from it"
+        ) from error
+
+
+def shown_name(run: Run) -> str:
+    """Return what people are shown of a run's model."""
+    return f"{run.info.run_name} ({short_id(run)})"
+
+
+def _of_folder(name: str) -> Target | None:
+    folder = saved_model(name)
+    return Target(folder, str(folder.resolve())) if folder is not None else None
 
 
 def saved_model(name: str) -> Path | None:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tl_cli.api.model_lookup import Target, find_model, saved_model
+from tl_cli.api.model_lookup import Target, find_to_read, saved_model
 from tl_cli.api.observer import Observer
 from tl_cli.choices import DeviceName
 from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
@@ -211,7 +211,7 @@ def _model_and_paths(request: PredictRequest, observer: Observer) -> tuple[Targe
         UsageError: only a run is named.
     """
     if request.model is not None:
-        return find_model(request.model, request.tracking_uri, observer.warn), request.images, False
+        return find_to_read(request.model, request.tracking_uri, observer.warn), request.images, False
     first, others, is_here = request.images[0], request.images[1:], is_there(request.images[0])
     is_picture = is_here and saved_model(first) is None and Path(first).suffix.lower() not in WEIGHTS_ENDINGS
     named = first if is_here else kept_run(first) or first
@@ -219,7 +219,7 @@ def _model_and_paths(request: PredictRequest, observer: Observer) -> tuple[Targe
     # What other tools store in best.pt is a run here, if it is the only name, and not an image.
     if others or not (is_picture or named != first):
         try:
-            target = find_model(first, request.tracking_uri, observer.warn)
+            target = find_to_read(first, request.tracking_uri, observer.warn)
         except RunNotFoundError as error:
             if not is_picture:
                 also = "" if others else "\nthere is no picture or folder of that name either"
@@ -233,7 +233,7 @@ def _model_and_paths(request: PredictRequest, observer: Observer) -> tuple[Targe
         )
     if target is not None:
         raise UsageError(f"no pictures are named; give them after the run: tl predict {named} photo.jpg")
-    return find_model("latest", request.tracking_uri, observer.warn), request.images, True
+    return find_to_read("latest", request.tracking_uri, observer.warn), request.images, True
 
 
 def predict_images(

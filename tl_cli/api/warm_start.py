@@ -1,6 +1,6 @@
 """From ``--weights`` to the saved model that a training starts from."""
 
-from tl_cli.api.model_lookup import find_model, saved_model
+from tl_cli.api.model_lookup import find_to_read, saved_model
 from tl_cli.api.observer import Observer
 from tl_cli.errors import RunNotFoundError, UsageError
 from tl_cli.models.bundle import read_card
@@ -22,7 +22,7 @@ def with_model_of_weights(given: Given, tracking_uri: str | None, observer: Obse
     if weights in ("none", "default") or (is_path(weights) and saved_model(weights) is None):
         raise UsageError(message)
     try:
-        folder = find_model(weights, tracking_uri, observer.warn).folder
+        folder = find_to_read(weights, tracking_uri, observer.warn).folder
     except RunNotFoundError as error:
         raise UsageError(f"{message} ({error})") from error
     return given.replaced(model=read_card(folder).architecture, weights=str(folder))
@@ -38,7 +38,7 @@ def with_saved_weights(given: Given, tracking_uri: str | None, observer: Observe
     if "weights" not in given or registry.is_known_weights(given.model, weights):
         return given
     try:
-        return given.replaced(weights=str(find_model(weights, tracking_uri, observer.warn).folder))
+        return given.replaced(weights=str(find_to_read(weights, tracking_uri, observer.warn).folder))
     except RunNotFoundError:
         if ":/" in weights:
             raise

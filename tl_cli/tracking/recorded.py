@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +109,9 @@ class RunReader(Protocol):
 
     def metric_history(self, run_id: str, key: str) -> list[Point]:
         """Return every recorded point of a metric."""
+
+    def model_folder(self, run: Run, name: str = "", warn: Callable[[str], None] | None = None) -> Path:
+        """Return the folder of a run's saved model, downloaded if the store is remote."""
 
 
 def images_by_context(uses: Iterable[tuple[str, str | None, Mapping[str, str]]]) -> dict[str, RecordedImages]:

@@ -7,7 +7,7 @@ import math
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ from urllib.request import pathname2url
 from tl_cli.errors import TrackingError, first_line, without_secrets
 from tl_cli.tracking import recorded
 from tl_cli.tracking.parsing import drop_out_of_bounds, moment
-from tl_cli.tracking.recorded import MODELS, Point, RecordedImages, Run, RunData, RunInfo, RunReader
+from tl_cli.tracking.places import local_path
+from tl_cli.tracking.recorded import MODELS, RUNS, Point, RecordedImages, Run, RunData, RunInfo, RunReader
 
 # Heads of MLflow's migrations whose tables were compared with what MLflow's own client reads.
 _SCHEMAS = frozenset({"dc11669786a5"})
@@ -28,6 +29,12 @@ _DEFAULT = "mlflow.db"
 _METRICS = "select run_uuid, key, value, is_nan from latest_metrics where run_uuid in ({})"
 _PARAMS = "select run_uuid, key, value from params where run_uuid in ({})"
 _TAGS = "select run_uuid, key, value from tags where run_uuid in ({})"
+# The complete models that a run logged, latest first; 2 is LoggedModelStatus.READY.
+_MODELS = (
+    "select artifact_location from logged_models join inputs on destination_id = model_id "
+    "where source_type = 'RUN_OUTPUT' and source_id = ? and destination_type = 'MODEL_OUTPUT' "
+    "and status = 2 and lifecycle_stage = 'active' order by creation_timestamp_ms desc"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,17 @@ class SqliteStore:
                 (run_id, key),
             )
             return [Point(key, math.nan if is_nan else value, time, step) for value, is_nan, time, step in rows]
+
+    def model_folder(self, run: Run, name: str = "", warn: Callable[[str], None] | None = None) -> Path:
+        """Return the folder of a run's saved model, as ``store.Store`` does; what is unusual is left to that."""
+        if not (name.startswith(MODELS) or recorded.run_and_model(name)[1]):
+            with self._opened() as connection:
+                latest = connection.execute(_MODELS, (run.info.run_id,)).fetchone()
+            folder = local_path(latest[0]) if latest is not None else None
+            for card in sorted(folder.rglob("model.json")) if folder is not None else ():
+                return card.parent
+        store = _through_mlflow(self.tracking_uri)
+        return store.model_folder(store.find(f"{RUNS}{run.info.run_id}"), name, warn)
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:

@@ -106,6 +106,7 @@ def test_bundled_weights_classify_photographs_correctly() -> None:
             assert classifier.model.eval()(images).argmax() == expected
 
 
+@pytest.mark.slow
 def test_a_vit_with_weights_from_a_file_accepts_another_input_size(tmp_path) -> None:
     weights = tmp_path / "vit.pth"
     torch.save(registry.build("vit_b_32", 5).state_dict(), weights)
