@@ -1,18 +1,66 @@
 """The JSON of the commands that list and manage, against the schemas that programs rely on."""
 
 import json
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+from pydantic import TypeAdapter
 
+import tl_cli
 from tests.support.recording import dead_run, record
+from tl_cli.evaluation.scores import EPOCH_SCORES, EpochEnded
+from tl_cli.tracking.facts import RunFacts
 from tl_cli.tracking.store import open_store
+
+SCHEMAS = Path(str(tl_cli.__file__)).parent / "api" / "schemas"
+# Where each schema has the fields of a run; ``runs show`` adds the epochs.
+RUN_AT = {"runs": ("items",), "runs-show": (), "runs-diff": ("properties", "runs", "items")}
+
+
+def write() -> None:
+    """Write the fields of runs and epochs into the schemas: python -m tests.cli.test_schemas_of_listings."""
+    for name, place in RUN_AT.items():
+        schema = json.loads((SCHEMAS / f"{name}.json").read_text())
+        at(schema, place).update(described(name))
+        (SCHEMAS / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n")
+
+
+def at(schema: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
+    for key in place:
+        schema = schema[key]
+    return schema
+
+
+def described(name: str) -> dict[str, Any]:
+    """Return what a schema says of one run. NaN is null in JSON."""
+    run = {key: fields(RunFacts)[key] for key in RunFacts.__dataclass_fields__}
+    run["curve"]["items"] = {"anyOf": [{"type": "number"}, {"type": "null"}]}
+    epoch = {key: fields(EpochEnded)[key] for key in ("epoch", "step", *EPOCH_SCORES)}
+    by_epoch = {"by_epoch": {"type": "array", "items": closed(epoch)}}
+    return closed(run | by_epoch if name == "runs-show" else run)
+
+
+def fields(of: type) -> dict[str, Any]:
+    found = TypeAdapter(of).json_schema()["properties"]
+    return {
+        name: {key: field[key] for key in field if key not in ("title", "default")} for name, field in found.items()
+    }
+
+
+def closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+@pytest.mark.parametrize("name", RUN_AT)
+def test_the_schemas_have_the_fields_of_today(name: str) -> None:
+    found = at(json.loads((SCHEMAS / f"{name}.json").read_text()), RUN_AT[name])
+    assert {key: found[key] for key in described(name)} == described(name), write.__doc__
 
 
 def check(schema: str, output: str) -> None:
-    definition = json.loads((files("tl_cli.api") / "schemas" / f"{schema}.json").read_text(encoding="utf-8"))
+    definition = json.loads((SCHEMAS / f"{schema}.json").read_text(encoding="utf-8"))
     assert definition["$id"] == f"https://tl-train.invalid/{schema}/1"
     jsonschema.Draft202012Validator.check_schema(definition)
     jsonschema.validate(json.loads(output), definition, cls=jsonschema.Draft202012Validator)
@@ -71,3 +119,7 @@ def test_json_without_a_question_needs_yes(tl, runs: None) -> None:
     for command in (("runs", "rm", "first"), ("cache", "clear")):
         result = tl(*command, "--json")
         assert (result.code, "add --yes" in result.err) == (2, True)
+
+
+if __name__ == "__main__":
+    write()

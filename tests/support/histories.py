@@ -22,7 +22,7 @@ def history(epochs: int = 10, steps: int = 500, name: str = "run") -> History:
 
 
 FACTS = RunFacts("3f2a91c0" + "0" * 24, "digits [/] run\x1b[31m", "tl", "running", "training", None, 0, 60, 60, "box", "resnet18", "digits",
-                 (10, 12), 0.91, 10, 0.88, "abc")  # fmt: skip
+                 10, 12, 0.91, 10, 0.88, "abc")  # fmt: skip
 
 
 HOSTILE = FACTS.name

@@ -2,8 +2,8 @@ import time
 from pathlib import Path
 
 from tests.support.processes import wait_for
-from tl_cli.tracking import listing
 from tl_cli.tracking.comparisons import CONTENDER_TAG, Parent, trainings_of
+from tl_cli.tracking.facts import status_of
 from tl_cli.tracking.liveness import HEARTBEAT_TAG
 from tl_cli.tracking.store import Store, open_store
 
@@ -35,4 +35,4 @@ def test_a_comparison_says_that_it_lives(store: Store) -> None:
         wait_for(lambda: HEARTBEAT_TAG in store.find("both").data.tags, "a heartbeat")
         # In whole seconds.
         assert began - 1 <= float(store.find("both").data.tags[HEARTBEAT_TAG]) <= time.time() + 1
-        assert listing.status_of(store.find(parent.run_id)) == "running"
+        assert status_of(store.find(parent.run_id)) == "running"

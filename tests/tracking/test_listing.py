@@ -47,7 +47,7 @@ def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store) -
             pause_s=0.2,
         )
         seen = facts(store, record.run_id)
-        assert (seen.curve, seen.val_accuracy, seen.best_epoch, seen.epochs[0]) == ((0.7,), 0.7, 1, 1)
+        assert (seen.curve, seen.val_accuracy, seen.best_epoch, seen.epochs) == ((0.7,), 0.7, 1, 1)
     assert facts(store, record.run_id).status == "finished"
     try:
         with recorder(store) as record:

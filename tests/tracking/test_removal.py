@@ -12,9 +12,9 @@ import pytest
 from tests.support.processes import said_by
 from tests.support.recording import dead_run, enter, files, held, project, recorder, silent_run
 from tl_cli.errors import UsageError
-from tl_cli.tracking import listing, removal
+from tl_cli.tracking import removal
 from tl_cli.tracking import store as tracking_store
-from tl_cli.tracking.listing import status_of
+from tl_cli.tracking.facts import status_of
 from tl_cli.tracking.liveness import identity
 from tl_cli.tracking.store import Store, open_store
 
@@ -252,6 +252,6 @@ def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) 
 
 def test_a_run_that_cannot_be_told_is_closed_when_it_is_named(store: Store) -> None:
     run = store.client.create_run(store.experiment("tl"), run_name="foreign")
-    assert listing.status_of(store.find("foreign")) == "running"
+    assert status_of(store.find("foreign")) == "running"
     removal.close(store, store.find("foreign"))
     assert store.client.get_run(run.info.run_id).info.status == "KILLED"

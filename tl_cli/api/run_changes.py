@@ -10,8 +10,8 @@ from tl_cli.errors import RunNotFoundError, TrackingError, UsageError, some
 from tl_cli.text import plain_data
 from tl_cli.tracking import removal
 from tl_cli.tracking import sync as journals
-from tl_cli.tracking.facts import RunFacts
-from tl_cli.tracking.listing import facts_of, status_of
+from tl_cli.tracking.facts import RunFacts, status_of
+from tl_cli.tracking.listing import facts_of
 from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.ownership import check_stopped, owned
 from tl_cli.tracking.places import find_moves

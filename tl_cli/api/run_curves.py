@@ -8,8 +8,8 @@ from typing import NamedTuple
 from tl_cli.api.observer import Observer
 from tl_cli.errors import RunNotFoundError, TrackingError
 from tl_cli.evaluation.scores import EPOCH_SCORES
-from tl_cli.tracking.facts import RunFacts
-from tl_cli.tracking.listing import facts_of, status_of
+from tl_cli.tracking.facts import RunFacts, status_of
+from tl_cli.tracking.listing import facts_of
 from tl_cli.tracking.reader import matching_metrics, read_history
 from tl_cli.tracking.recorded import Run, RunReader, children_of, is_parent, started_or_resumed
 from tl_cli.tracking.sqlite_reader import open_to_read

@@ -2,8 +2,8 @@
 
 `EpochEnded` has a field for each metric of an epoch, `Results` one for each metric of a whole run. No torch here.
 
-To add a metric of an epoch: add a field behind the others, fill it in training/fit.py, and add its key to
-api/schemas/runs-show.json (a test names it). A panel in `tl plot` is a function in ui/panels.py.
+To add a metric of an epoch: add a field behind the others, fill it in training/fit.py, and let
+tests/cli/test_schemas_of_listings.py write the schema. A panel in `tl plot` is a function in ui/panels.py.
 """
 
 import math

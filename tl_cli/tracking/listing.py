@@ -1,27 +1,17 @@
-"""Lists of recorded runs: their facts and their differences. No torch and no MLflow here."""
+"""Lists of recorded runs: which are best, their curves, and their differences. No torch and no MLflow here."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tl_cli.evaluation.scores import EPOCH_KEY, RESULTS, Results
+from tl_cli.evaluation.scores import RESULTS
 from tl_cli.tracking import recorded
-from tl_cli.tracking.facts import Differences, Kind, RunFacts, Status
+from tl_cli.tracking.facts import Differences, RunFacts, read_facts
 from tl_cli.tracking.liveness import HOST_TAG
-from tl_cli.tracking.parsing import whole
 from tl_cli.tracking.reader import read_sparks
-from tl_cli.tracking.recorded import CHILD_TAG, Run, RunReader, is_parent, last_seen, process_state
-from tl_cli.training.config import phase_ends
+from tl_cli.tracking.recorded import Run, RunReader
 
-_STATUS: Mapping[str, Status] = {
-    "FINISHED": "finished",
-    "FAILED": "failed",
-    "KILLED": "killed",
-    "SCHEDULED": "scheduled",
-}
 _RESULTS = [score.key for score in RESULTS.values() if score.in_line]
-_MOST_EPOCHS = 100_000  # of a run whose phases are computed
 _IMAGES = {"training": "training images", "validation": "validation images", "testing": "test images"}
 
 
@@ -35,7 +25,7 @@ def facts_of(store: RunReader, runs: Sequence[Run], among: Sequence[Run] | None 
     experiments = {experiment_id: name for name, experiment_id in store.experiments().items()}
 
     def facts(listed: Sequence[Run]) -> list[RunFacts]:
-        return [_facts(run, experiments.get(run.info.experiment_id, "")) for run in listed]
+        return [read_facts(run, experiments.get(run.info.experiment_id, "")) for run in listed]
 
     best: dict[tuple[str, str], RunFacts] = {}
     # Of equally good runs, the earlier is the best.
@@ -75,14 +65,6 @@ def _with_curve(facts: RunFacts, curve: tuple[float, ...]) -> RunFacts:
     return replace(facts, curve=curve, val_accuracy=best, best_epoch=-epoch)
 
 
-def status_of(run: Run) -> Status:
-    """Return the status of a run; of one that is recorded as running, whether its process still runs."""
-    if run.info.status in _STATUS:
-        return _STATUS[run.info.status]
-    state = process_state(run)
-    return state if state in ("dead", "silent") else "running"
-
-
 def differences(store: RunReader, runs: Sequence[Run]) -> tuple[Differences, dict[str, str]]:
     """Return the differences between runs, and the settings that are equal in all.
 
@@ -103,46 +85,6 @@ def differences(store: RunReader, runs: Sequence[Run]) -> tuple[Differences, dic
         alike=len(alike),
     )
     return apart, alike
-
-
-def _facts(run: Run, experiment: str) -> RunFacts:
-    tags, params, results = run.data.tags, run.data.params, Results.of(run.data.metrics)
-    status = status_of(run)
-    end = time.time() if status == "running" else last_seen(run)
-    return RunFacts(
-        run_id=run.info.run_id,
-        name=run.info.run_name,
-        experiment=experiment,
-        status=status,
-        kind=_kind(run),
-        parent_id=tags.get(CHILD_TAG),
-        started=run.info.start_time / 1000,
-        seconds=max(0.0, end - run.info.start_time / 1000),
-        last_seen=last_seen(run) if status != "running" else end,
-        host=tags.get(HOST_TAG),
-        model=params.get("model"),
-        data=tags.get("tl.data") or params.get("data"),
-        epochs=(whole(run.data.metrics.get(EPOCH_KEY)), whole(params.get("epochs"))),
-        val_accuracy=results.val_accuracy,
-        best_epoch=whole(results.best_epoch),
-        test_accuracy=results.test_accuracy,
-        val_digest=recorded.dataset_digest(run, "validation"),
-        phase_ends=_phase_ends(params),
-    )
-
-
-def _phase_ends(params: Mapping[str, str]) -> tuple[int, ...]:
-    recorded = [whole(params.get(name)) for name in ("freeze_epochs", "epochs", "unfreeze_stages")]
-    known = [number for number in recorded if number is not None]
-    if len(known) < len(recorded) or not 0 < known[2] <= known[1] <= _MOST_EPOCHS:
-        return ()
-    return phase_ends(*known)
-
-
-def _kind(run: Run) -> Kind:
-    if is_parent(run):
-        return "comparison"
-    return "training" if "tl.version" in run.data.tags else "other"
 
 
 def _made_with(run: Run) -> dict[str, str]:

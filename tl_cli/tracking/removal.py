@@ -11,7 +11,7 @@ from stat import S_ISDIR
 from mlflow.entities import LifecycleStage
 
 from tl_cli.errors import UsageError
-from tl_cli.tracking.listing import status_of
+from tl_cli.tracking.facts import status_of
 from tl_cli.tracking.ownership import owned
 from tl_cli.tracking.places import is_within, own_folder
 from tl_cli.tracking.recorded import Run, last_seen, named

@@ -16,8 +16,8 @@ from tl_cli.errors import TrackingError, UsageError
 from tl_cli.models.bundle import read_card
 from tl_cli.tracking import journal
 from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, set_note
+from tl_cli.tracking.facts import status_of
 from tl_cli.tracking.journal import JOURNAL, RECORD, Journal, Left, alone_with, forget_left, read
-from tl_cli.tracking.listing import status_of
 from tl_cli.tracking.logged_model import Naming, log_model, share_weights
 from tl_cli.tracking.overview import refresh
 from tl_cli.tracking.reasons import reason

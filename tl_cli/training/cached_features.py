@@ -232,8 +232,8 @@ def plan_cache(
     if cut is None:
         return "no single tensor passes from what is frozen to what trains"
     is_head = phase.name == "head"
-    if not is_head and _needs_images(config):
-        return f"{', '.join(_needs_images(config))} need images"
+    if not is_head and config.image_changes:
+        return f"{', '.join(config.image_changes)} need images"
     train, val = images
     views = views_of(config, settings, phase.epochs)
     # A backward pass costs as much as two forward passes.
@@ -386,16 +386,6 @@ def _batches(loader: Loader, view: View, settings: Augmentation, seed: int) -> I
     if isinstance(view, int):
         return loader.in_order(settings, seed, view)
     return loader.clean(mirrored=view == "mirrored")
-
-
-def _needs_images(config: TrainConfig) -> list[str]:
-    used = {
-        "MixUp": config.mixup > 0,
-        "CutMix": config.cutmix > 0,
-        "automatic augmentation": config.auto_augment != "none",
-        "random erasing": config.random_erasing > 0,
-    }
-    return [name for name, is_on in used.items() if is_on]
 
 
 def _digest(network: nn.Module) -> str:

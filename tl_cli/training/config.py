@@ -58,6 +58,7 @@ class Setting:
         is_path: whether the value is a file or folder.
         env: environment variable that sets it.
         shows_range: whether the help shows the bounds and the parser checks them.
+        changes_images: what messages call a change of images that training on cached features leaves out.
     """
 
     panel: Panel
@@ -67,6 +68,7 @@ class Setting:
     is_path: bool = False
     env: str | None = None
     shows_range: bool = False
+    changes_images: str = ""
 
 
 def _field(default: object, setting: Setting, **bounds: Any) -> Any:
@@ -200,17 +202,17 @@ class Settings(BaseModel):
     """Decay of averaged weights, such as 0.999; 0: none."""
     augment: AugmentName | None = _field(None, Setting("Augmentation", "NAME", default=_RECIPE))
     """Augmentation: none, shift, flip, flip-shift, flip-crop or blog."""
-    auto_augment: AutoAugment = _field("none", Setting("Augmentation", "NAME"))
+    auto_augment: AutoAugment = _field("none", Setting("Augmentation", "NAME", changes_images="automatic augmentation"))
     """Automatic augmentation: none, randaugment or trivialaugment."""
     auto_ops: int = _field(2, Setting("Augmentation"), ge=1, le=10)
     """Operations per image of randaugment."""
     auto_magnitude: int = _field(9, Setting("Augmentation"), ge=0, le=30)
     """Strength of randaugment, 0 to 30."""
-    random_erasing: float = _field(0.0, Setting("Augmentation"), ge=0, le=1)
+    random_erasing: float = _field(0.0, Setting("Augmentation", changes_images="random erasing"), ge=0, le=1)
     """Probability that a box of an image is erased."""
-    mixup: float = _field(0.0, Setting("Augmentation"), ge=0, allow_inf_nan=False)
+    mixup: float = _field(0.0, Setting("Augmentation", changes_images="MixUp"), ge=0, allow_inf_nan=False)
     """MixUp alpha, usually 0.2 to 0.8; 0: off."""
-    cutmix: float = _field(0.0, Setting("Augmentation"), ge=0, allow_inf_nan=False)
+    cutmix: float = _field(0.0, Setting("Augmentation", changes_images="CutMix"), ge=0, allow_inf_nan=False)
     """CutMix alpha, usually 1; 0: off. With MixUp too, each step uses one of them."""
     device: DeviceName = _field("auto", Setting("Machine"))
     """Compute device."""
@@ -284,8 +286,23 @@ class TrainConfig(Settings):
     augment: AugmentName
     input_size: int
 
+    @property
+    def image_changes(self) -> list[str]:
+        """What messages call the changes of images in use that training on cached features leaves out."""
+        in_use = (name for name in IMAGE_CHANGES if getattr(self, name) != Settings.model_fields[name].default)
+        return [IMAGE_CHANGES[name] for name in in_use]
+
 
 FIELDS = tuple(Settings.model_fields)
+
+
+def _setting(name: str) -> Setting:
+    setting: Setting = cast(Any, Settings.model_fields[name].json_schema_extra)["setting"]
+    return setting
+
+
+# By the names of the settings.
+IMAGE_CHANGES = {name: called for name in FIELDS if (called := _setting(name).changes_images)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +372,7 @@ class SettingRow:
 def setting_row(name: str) -> SettingRow:
     """Return a setting, as help and documents present it."""
     field = Settings.model_fields[name]
-    setting: Setting = cast(Any, field.json_schema_extra)["setting"]
+    setting = _setting(name)
     kind = _plain_type(field.annotation)
     bounds = {key: getattr(each, key) for each in field.metadata for key in ("ge", "le") if hasattr(each, key)}
     choices = get_args(kind) if get_origin(kind) is Literal else ()

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from tl_cli.data.batches import steps_in_epoch
 from tl_cli.errors import UsageError
-from tl_cli.training.config import FIELDS, Given, TrainConfig, values_of
+from tl_cli.training.config import FIELDS, IMAGE_CHANGES, Given, TrainConfig, values_of
 from tl_cli.training.recipes import RECIPES, Choice, Choices, Facts, data_choices, machine_choices
 
 Source = Literal["flag", "config file", "recipe", "machine", "data", "default", "derived"]
@@ -104,7 +104,7 @@ def _refuse_without_effect(draft: TrainConfig, flags: frozenset[str]) -> None:
     for name in ("freeze_until", "unfreeze_stages", "layer_decay", "drop_path", "bn"):
         needs[name] = (not all_frozen, "when all epochs are frozen")
     if all_frozen and draft.feature_cache:
-        for name in ("mixup", "cutmix", "random_erasing", "auto_augment"):
+        for name in IMAGE_CHANGES:
             needs[name] = (False, "on cached features; give --no-feature-cache, or more --epochs")
     for name, (has_effect, when) in needs.items():
         is_off = getattr(draft, name) == TrainConfig.model_fields[name].default

@@ -126,7 +126,7 @@ class FollowLines(Follower):
         printed = self._epochs.get(facts.run_id, 0)
         for index, point in enumerate(history.epochs[printed:], printed):
             is_best = History(epochs=history.epochs[: index + 1]).best is point
-            line = epoch_line(point, facts.epochs[1], is_best=is_best)
+            line = epoch_line(point, facts.epochs_wanted, is_best=is_best)
             self._console.print(plain(f"{name}{line}"), soft_wrap=True)
         self._epochs[facts.run_id] = max(printed, len(history.epochs))
 
@@ -229,7 +229,7 @@ def _grid(
 
 
 def _progress(facts: RunFacts, history: History, width: int, *, named: bool) -> RenderableType:
-    done, total = len(history.epochs), facts.epochs[1]
+    done, total = len(history.epochs), facts.epochs_wanted
     of = f"{done}/{total}" if total else f"{done}"
     left = _time_left(facts, history) if facts.status == "running" else facts.status
     label, note = (shortened(facts.name, 20), f"{of}, {left}".removesuffix(", ")) if named else (f"epoch {of}", left)
@@ -238,7 +238,7 @@ def _progress(facts: RunFacts, history: History, width: int, *, named: bool) -> 
 
 def _time_left(facts: RunFacts, history: History) -> str:
     """Return the time left in the phase, from its own latest epochs; empty where it has none yet."""
-    done, total = len(history.epochs), facts.epochs[1]
+    done, total = len(history.epochs), facts.epochs_wanted
     if not total or total <= done:
         return ""
     # Epochs of another phase may take a hundredth of the time.

@@ -189,7 +189,7 @@ def _accuracy(value: float | None, *, mark: str = "") -> Text:
 
 
 def _epochs(run: RunFacts) -> str:
-    done, total = run.epochs
+    done, total = run.epochs, run.epochs_wanted
     return "-" if done is None else f"{done}" if total in (None, done) else f"{done}/{total}"
 
 

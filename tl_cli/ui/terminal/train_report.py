@@ -67,16 +67,9 @@ def _refinements(plan: Plan) -> list[str]:
     if plan.probed:
         lines.append(f"probe: {plan.machine.describe()} ({plan.probed})")
     lines += [f"{p.title} trains on {plan.cached[p.first].describe()}" for p in plan.phases if plan.uses_cache(p)]
-    if any(phase.name == "head" and plan.uses_cache(phase) for phase in plan.phases):
-        image_only = {
-            "MixUp": config.mixup > 0,
-            "CutMix": config.cutmix > 0,
-            "automatic augmentation": config.auto_augment != "none",
-            "random erasing": config.random_erasing > 0,
-        }
-        if any(image_only.values()):
-            names = ", ".join(name for name, is_set in image_only.items() if is_set)
-            lines.append(f"{names}: not applied in the head phase, which trains on cached features")
+    names = ", ".join(config.image_changes)
+    if names and any(phase.name == "head" and plan.uses_cache(phase) for phase in plan.phases):
+        lines.append(f"{names}: not applied in the head phase, which trains on cached features")
     return lines
 
 
