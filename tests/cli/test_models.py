@@ -26,7 +26,7 @@ def test_a_list_fits_the_terminal_and_tells_each_familys_history(tl, width: str,
 def test_bare_it_lists_and_says_where_more_is(tl) -> None:
     out = tl("models", "--limit", "1").out
     assert "AlexNet, 2012" in out
-    assert "1 of 81 shown" in out
+    assert "1 of 83 shown" in out
     assert "tl models --source timm" in out
 
 

