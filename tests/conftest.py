@@ -26,7 +26,14 @@ settings.register_profile("tests", derandomize=True, deadline=None)
 settings.load_profile("tests")
 
 # They take a minute or two each: begun last, one of them would be all that is left to do.
-LONGEST = ("test_kills.py", "test_judging.py", "test_places.py", "test_signals.py", "test_checks.py", "test_resume.py")
+LONGEST = (
+    "test_kills.py",
+    "test_trained_models.py",
+    "test_places.py",
+    "test_signals.py",
+    "test_checks.py",
+    "test_resume.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,7 +55,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
 
 
-def _forget_tracking_uri() -> None:
+def _reset_tracking_uri() -> None:
     """MLflow keeps the address it was given in the environment too, which the processes of later tests inherit."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if "mlflow" in sys.modules:
@@ -58,9 +65,9 @@ def _forget_tracking_uri() -> None:
 @pytest.fixture(autouse=True)
 def own_tracking_uri() -> Iterator[None]:
     """No test records in the store of an earlier one."""
-    _forget_tracking_uri()
+    _reset_tracking_uri()
     yield
-    _forget_tracking_uri()
+    _reset_tracking_uri()
 
 
 @pytest.fixture(scope="session")

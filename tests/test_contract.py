@@ -31,7 +31,7 @@ def test_a_card_survives_json_and_ignores_fields_of_newer_versions() -> None:
         ({"format": 2}, "format is 2"),
     ],
 )
-def test_what_is_wrong_with_a_card_is_named(changes: dict[str, object], problem: str) -> None:
+def test_errors_in_a_card_are_named(changes: dict[str, object], problem: str) -> None:
     with pytest.raises(ValidationError) as caught:
         ModelCard.model_validate(CARD | changes)
     assert problem in problems_in(caught.value)

@@ -32,13 +32,13 @@ def test_the_package_belongs_to_the_distribution_of_this_project() -> None:
     assert ("tl", "tl_cli.__main__:main") in {(point.name, point.value) for point in installed.entry_points}
 
 
-def test_the_name_is_not_the_one_of_a_stranger_on_the_index() -> None:
+def test_the_distribution_name_is_not_that_of_another_authors_package() -> None:
     """PyPI has a package tl-cli of another author; tl-train was free in November 2026."""
     assert _PROJECT["name"] == "tl-train"
 
 
 @pytest.mark.parametrize(("file", "requirement"), _advised())
-def test_what_a_message_says_to_install_is_ours(file: str, requirement: str) -> None:
+def test_packages_named_in_messages_are_this_project_or_its_dependencies(file: str, requirement: str) -> None:
     name, _, extras = requirement.rstrip("].").partition("[")
     assert name in {".", _PROJECT["name"], *_OTHERS}, f"{file} advises to install {requirement}"
     assert {extra for extra in extras.split(",") if extra} <= set(_PROJECT["optional-dependencies"]), file

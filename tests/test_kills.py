@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.processes import said_by, start_in
+from tests.support.processes import run_in, start_in
 from tests.support.quick_run import TRAIN, is_described, newest_step, wait_until
 
 TRIALS = 10
@@ -96,7 +96,7 @@ def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, Pace]:
         wait_until(process, lambda step=step: is_described(folder) and newest_step(folder) >= step)
         at.append(time.monotonic())
     process.join()
-    assert process.exitcode == 0, (folder / "said").read_text()
+    assert process.exitcode == 0, (folder / "output.txt").read_text()
     described, first, last = at
     rest_s = min(first - described, 0.8 * (time.monotonic() - last))
     return outcome_of(folder), Pace((last - first) / STEPS, rest_s)
@@ -112,9 +112,9 @@ def killed_run(folder: Path, database: Path, data: Path, seed: int, pace: Pace) 
     while code == -signal.SIGKILL:
         again = chance if chance.random() < 0.2 else None
         code = run_tl(folder, "train", "--resume", "latest", kill=again, pace=pace)
-    said = (folder / "said").read_text()
+    output = (folder / "output.txt").read_text()
     # Killed after all was done and recorded, there is nothing to resume.
-    assert code == 0 or "is complete; to train its model further" in said, said
+    assert code == 0 or "is complete; to train its model further" in output, output
     return outcome_of(folder), was_killed
 
 
@@ -128,7 +128,7 @@ def check(ended: Ended, whole: Ended, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)  # fifty runs, one after another
-def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
+def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     whole, pace = whole_run(tmp_path / "whole", ready_database, colours)
@@ -162,14 +162,12 @@ def die_in(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["write_toml", "dataset_inputs", "_put_results"])
-def test_a_record_that_was_cut_short_is_completed(
-    name: str, tmp_path: Path, ready_database: Path, colours: Path
-) -> None:
+def test_an_interrupted_record_is_completed(name: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, _ = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(die_in, name))
+    code, _ = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(die_in, name))
     assert code == -signal.SIGKILL
-    code, said = said_by(tmp_path, "train", "--resume", "latest")
-    assert code == 0, said
+    code, output = run_in(tmp_path, "train", "--resume", "latest")
+    assert code == 0, output
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs(["1"])
     assert run.info.status == "FINISHED"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import said_by, start_in, tl_process, wait_for
+from tests.support.processes import run_in, start_in, tl_process, wait_for
 from tests.support.quick_run import TRAIN
 from tl_cli.models.bundle import read_card
 from tl_cli.training.state import checkpoints, read_checkpoint
@@ -76,15 +76,15 @@ def send_at(place: str, signum: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
 @pytest.mark.parametrize("place", ["scanning", "caching", "training", "validating", "saving"])
-def test_a_signal_is_heeded_within_a_step(
+def test_a_signal_stops_the_run_within_a_step(
     place: str, signum: signal.Signals, tmp_path: Path, ready_database: Path, odd_pictures: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, place, signum))
-    assert code == CODES[signum], said
-    assert said.endswith(STOPPED[signum])
-    assert "error:" not in said
-    assert "Traceback" not in said
+    code, output = run_in(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, place, signum))
+    assert code == CODES[signum], output
+    assert output.endswith(STOPPED[signum])
+    assert "error:" not in output
+    assert "Traceback" not in output
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         recorded = database.execute("select status from runs").fetchall()
     if place == "scanning":
@@ -96,16 +96,16 @@ def test_a_signal_is_heeded_within_a_step(
     steps = saved["counters"]["step"] + (saved["partial"]["steps"] if saved["partial"] else 0)
     assert steps == int((tmp_path / "sent").read_text())
     if signum is signal.SIGINT:
-        code, said = said_by(tmp_path, "train", "--resume", "latest")
-        assert code == 0, said
+        code, output = run_in(tmp_path, "train", "--resume", "latest")
+        assert code == 0, output
 
 
 @pytest.mark.slow
-def test_a_batch_script_that_requeues_finds_the_step_saved(tmp_path: Path, ready_database: Path, colours: Path) -> None:
+def test_sigusr1_of_a_batch_scheduler_saves_the_step(tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(send_at, "training", signal.SIGUSR1))
-    assert code == 128 + signal.SIGUSR1, said
-    assert "step 8 is saved; resume with: tl train --resume" in said
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(send_at, "training", signal.SIGUSR1))
+    assert code == 128 + signal.SIGUSR1, output
+    assert "step 8 is saved; resume with: tl train --resume" in output
     (state,) = tmp_path.glob("mlruns/*/*/state")
     saved = read_checkpoint(checkpoints(state)[0].read_bytes())
     assert saved["counters"]["step"] + saved["partial"]["steps"] == 8
@@ -121,19 +121,19 @@ def ignore_then_send(signum: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT], ids=lambda signum: signum.name)
-def test_a_training_that_was_started_to_ignore_a_signal_goes_on(
+def test_a_training_that_was_started_with_a_signal_ignored_continues(
     signum: signal.Signals, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(ignore_then_send, signum))
-    assert code == 0, said
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(ignore_then_send, signum))
+    assert code == 0, output
     assert (tmp_path / "sent").read_text() == "8"
-    assert "epoch 4/4" in said
+    assert "epoch 4/4" in output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["hangs up", "is closed"])
-def test_a_training_is_kept_when_its_terminal_goes_away(
+def test_a_training_is_saved_when_its_terminal_closes(
     ending: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
@@ -178,33 +178,33 @@ def stop_after_the_end(place: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["recording", "showing"])
-def test_ctrl_c_after_the_training_says_what_is_recorded(
+def test_ctrl_c_after_the_training_reports_what_is_recorded(
     place: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_after_the_end, place))
-    assert code == 130, said
-    assert said.endswith("stopped (Ctrl-C)\n")
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_after_the_end, place))
+    assert code == 130, output
+    assert output.endswith("stopped (Ctrl-C)\n")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         ((run_id, status),) = database.execute("select run_uuid, status from runs").fetchall()
     if place == "recording":
         assert status == "KILLED"
-        assert f"step 24 is saved; resume with: tl train --resume {run_id[:8]}" in said
-        code, said = said_by(tmp_path, "train", "--resume", "latest")
-        assert code == 0, said
+        assert f"step 24 is saved; resume with: tl train --resume {run_id[:8]}" in output
+        code, output = run_in(tmp_path, "train", "--resume", "latest")
+        assert code == 0, output
     else:
         assert status == "FINISHED"
-        assert "test accuracy" in said
-        assert f"run {run_id[:8]} is complete and recorded, with its model; see: tl eval {run_id[:8]}" in said
+        assert "test accuracy" in output
+        assert f"run {run_id[:8]} is complete and recorded, with its model; see: tl eval {run_id[:8]}" in output
 
 
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
-def test_looking_at_a_data_set_is_stopped_at_once(signum: signal.Signals, tmp_path: Path, odd_pictures: Path) -> None:
-    code, said = said_by(
+def test_checking_a_data_set_stops_immediately(signum: signal.Signals, tmp_path: Path, odd_pictures: Path) -> None:
+    code, output = run_in(
         tmp_path, "data", "check", str(odd_pictures), "--no-labels", prepare=partial(look_then_send, signum)
     )
-    assert code == CODES[signum], said
-    assert said == STOPPED[signum]
+    assert code == CODES[signum], output
+    assert output == STOPPED[signum]
 
 
 def look_then_send(signum: int) -> None:
@@ -233,14 +233,14 @@ def swallow(signum: int) -> None:
     checks.examine_file = instead
 
 
-def test_a_signal_is_no_other_error(tmp_path: Path, odd_pictures: Path) -> None:
-    code, said = said_by(
+def test_a_signal_is_not_reported_as_another_error(tmp_path: Path, odd_pictures: Path) -> None:
+    code, output = run_in(
         tmp_path, "data", "check", odd_pictures, "--workers", "0", prepare=partial(swallow, signal.SIGTERM)
     )
-    assert (code, said.strip()) == (143, "stopped (SIGTERM)")
+    assert (code, output.strip()) == (143, "stopped (SIGTERM)")
 
 
-def test_a_signal_while_the_program_is_being_imported_is_heeded() -> None:
+def test_a_signal_during_imports_stops_the_program() -> None:
     early = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # parallel tests are started to ignore it
@@ -275,7 +275,7 @@ def hang_in(place: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["a step", "the last record"])
-def test_a_second_ctrl_c_leaves_at_once(place: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
+def test_a_second_ctrl_c_exits_immediately(place: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
     process = start_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(hang_in, place))
     wait_for(lambda: not process.is_alive() or (tmp_path / "hangs").exists(), "the hanging")
@@ -287,9 +287,9 @@ def test_a_second_ctrl_c_leaves_at_once(place: str, tmp_path: Path, ready_databa
     while process.is_alive():
         os.kill(process.pid, signal.SIGINT)
         process.join(1.3)
-    told = (tmp_path / "said").read_text()
-    assert process.exitcode == 130, told
-    assert "Traceback" not in told
+    output = (tmp_path / "output.txt").read_text()
+    assert process.exitcode == 130, output
+    assert "Traceback" not in output
 
 
 def stop_again_in(place: str) -> None:
@@ -311,26 +311,26 @@ def stop_again_in(place: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["taking up", "closing"])
-def test_a_run_whose_record_was_not_closed_can_go_on(
+def test_a_run_whose_record_was_not_closed_can_be_resumed(
     place: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(
+    code, output = run_in(
         tmp_path,
         *TRAIN,
         "--data",
         colours,
         prepare=partial(send_at, "training", signal.SIGINT) if place == "taking up" else partial(stop_again_in, place),
     )
-    assert code == 130, said
+    assert code == 130, output
     if place == "taking up":
-        code, said = said_by(tmp_path, "train", "--resume", "latest", prepare=partial(stop_again_in, place))
-        assert code == 130, said
+        code, output = run_in(tmp_path, "train", "--resume", "latest", prepare=partial(stop_again_in, place))
+        assert code == 130, output
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("select status from runs").fetchall() == [("KILLED",)]
-    code, said = said_by(tmp_path, "train", "--resume", "latest")
-    assert code == 0, said
-    assert "test accuracy" in said
+    code, output = run_in(tmp_path, "train", "--resume", "latest")
+    assert code == 0, output
+    assert "test accuracy" in output
 
 
 def stop_twice_while_saving(best: int) -> None:
@@ -359,11 +359,11 @@ def test_no_checkpoint_names_a_best_model_that_was_never_saved(
     best: int, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_twice_while_saving, best))
-    assert code == 130, said
-    assert ("kept the best model" in said) is (best > 1)
-    code, said = said_by(tmp_path, "train", "--resume", "latest")
-    assert code == 0, said
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_twice_while_saving, best))
+    assert code == 130, output
+    assert ("kept the best model" in output) is (best > 1)
+    code, output = run_in(tmp_path, "train", "--resume", "latest")
+    assert code == 0, output
     (state,) = tmp_path.glob("mlruns/*/*/state")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         # Of a figure that was recorded twice the later one counts.

@@ -74,7 +74,7 @@ def test_labels_are_not_compared_without_a_readable_image_or_a_second_one(tmp_pa
     assert "labels were not compared" in report.doubts.why_not
 
 
-def test_a_wrong_label_is_in_doubt(pictures: Path) -> None:
+def test_a_wrong_label_is_reported(pictures: Path) -> None:
     # A red picture among the blue ones.
     shutil.copy(pictures / "test" / "red" / "005.png", pictures / "train" / "blue" / "wrong.png")
     data = check(pictures).to_dict()["doubted_labels"]

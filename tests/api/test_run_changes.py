@@ -47,7 +47,7 @@ class Consent:
         raise AssertionError("no folder is outside")
 
 
-def test_an_ended_run_cannot_be_closed_and_without_names_nothing_is_dead(client: mlflow.MlflowClient) -> None:
+def test_an_ended_run_cannot_be_closed_and_without_names_no_run_is_dead(client: mlflow.MlflowClient) -> None:
     run_id = finished(client, "one")
     assert close_runs((), None).to_dict() == {"closed": []}
     with pytest.raises(UsageError, match="has ended already"):
@@ -121,7 +121,7 @@ def test_a_copied_store_is_relocated_to_its_own_files(copied: Path, project: Pro
     assert relocate_runs(None).changes == 0
 
 
-def test_a_complete_journal_has_nothing_to_send(project: Project) -> None:
+def test_a_complete_journal_has_nothing_to_sync(project: Project) -> None:
     sent = sync_runs(("first",), None)
     assert sent.complete
     assert sent.to_dict() == {
@@ -155,7 +155,7 @@ def test_a_folder_without_journals_is_refused(workplace: Path) -> None:
         sync_runs((), None)
 
 
-def test_the_problems_of_a_run_that_was_sent_are_sentences() -> None:
+def test_problems_of_a_synced_run_are_sentences() -> None:
     sent = SentRun("0123456789", "one", False, 1, 2, None, ("param x: too long",), ("point y: timeout",))
     assert sent.problems == ["the store refuses param x: too long", "not sent: point y: timeout"]
     assert str(sent) == "01234567 (one)"

@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.likeness", description=__doc__)
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures, such as CIFAR-10's train/")
     parser.add_argument("--count", type=int, default=2000, help="of them (2,000)")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     sets = {
         "shapes, 48 px": shapes(),
         "cuts of photographs, 128 px": cuts(128),
@@ -200,8 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
         "gauges, 64 px": gauges(),
         "digits, 8 px": digits(),
     }
-    if asked.images:
-        sets = {str(asked.images): files(asked.images, asked.count), **sets}
+    if options.images:
+        sets = {str(options.images): files(options.images, options.count), **sets}
     print("| found | " + " | ".join(f"{name}: {len(pictures):,}" for name, pictures in sets.items()) + " |")
     print("|---" * (len(sets) + 1) + "|")
     for title, change in {**NEAR, **OTHER}.items():

@@ -52,7 +52,9 @@ def words(text: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_finished_training_is_kept_without_its_test_images_and_completed_later(tl, pictures: Path, after_fit) -> None:
+def test_a_training_without_its_test_images_is_kept_and_its_test_accuracy_added_later(
+    tl, pictures: Path, after_fit
+) -> None:
     test, away = pictures / "test", Path("away")
     after_fit(lambda: test.rename(away))
     result = tl("train", *OPTIONS, pictures)
@@ -76,12 +78,12 @@ def test_a_finished_training_is_kept_without_its_test_images_and_completed_later
     # The reader of the output is gone, as in tl eval | head: the figures are recorded all the same.
     reader, writer = os.pipe()
     os.close(reader)
-    with Path("said").open("wb") as said:
-        process = tl_process("eval", "latest", "--csv", cwd=Path.cwd(), stdout=writer, stderr=said.fileno())
+    with Path("output.txt").open("wb") as output:
+        process = tl_process("eval", "latest", "--csv", cwd=Path.cwd(), stdout=writer, stderr=output.fileno())
         process.join()
     os.close(writer)
     assert process.exitcode == 1
-    assert b"Traceback" not in Path("said").read_bytes()
+    assert b"Traceback" not in Path("output.txt").read_bytes()
     run = store.find("latest")
     kept = saved_logits(store, run)
     assert kept is not None
@@ -160,9 +162,9 @@ def test_a_run_is_resumed_and_finished_without_its_test_images(tl, pictures: Pat
     shutil.copytree("copy", pictures / "test")
     run = open_store(None).find("latest")
     assert (run.info.run_id, run.info.status) == (before.info.run_id, "FINISHED")
-    said = json.loads(tl("eval", "latest", "--json").out)
-    assert (said["split"], said["images"]) == ("test", 12)
-    assert open_store(None).find("latest").data.metrics["test/accuracy"] == said["accuracy"]
+    report = json.loads(tl("eval", "latest", "--json").out)
+    assert (report["split"], report["images"]) == ("test", 12)
+    assert open_store(None).find("latest").data.metrics["test/accuracy"] == report["accuracy"]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, odd_
 
 
 @pytest.fixture
-def there(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of that run, in which ``tl`` runs now."""
     monkeypatch.chdir(trained)
     mlflow.set_tracking_uri(f"sqlite:///{trained}/mlflow.db")
@@ -222,26 +224,26 @@ def _zipped(test: Path, root: Path) -> Path:
     "make", [_alone, _empty_class, _empty_training, _listed, _listed_with_training_images_away, _zipped]
 )
 def test_test_images_alone_can_be_evaluated(
-    tl, there: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
+    tl, folder: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
 ) -> None:
-    source = make(there / "pictures" / "test", tmp_path / "new")
+    source = make(folder / "pictures" / "test", tmp_path / "new")
     result = tl("eval", "latest", "--data", source, "--json", "--no-log")
     assert result.code == 0, result.err
-    said = json.loads(result.out)
+    report = json.loads(result.out)
     expected = json.loads(tl("eval", "latest", "--json", "--no-log").out)
-    assert (said["images"], said["accuracy"], said["missing"]) == (12, expected["accuracy"], [])
+    assert (report["images"], report["accuracy"], report["missing"]) == (12, expected["accuracy"], [])
 
 
-def test_a_class_that_is_not_evaluated_may_be_unknown(tl, there: Path, tmp_path: Path) -> None:
-    _alone(there / "pictures" / "test", tmp_path / "new")
+def test_a_class_without_evaluated_images_may_be_unknown(tl, folder: Path, tmp_path: Path) -> None:
+    _alone(folder / "pictures" / "test", tmp_path / "new")
     write_pictures(tmp_path / "new" / "train", {"violet": (90, 0, 90)}, 3)
     assert tl("eval", "latest", "--data", tmp_path / "new", "--no-log").code == 0
     write_pictures(tmp_path / "new" / "test", {"violet": (90, 0, 90)}, 3)
     assert "does not have: violet" in words(tl("eval", "latest", "--data", tmp_path / "new", "--no-log").err)
 
 
-def test_all_bad_images_are_named_and_can_be_left_out(tl, there: Path, tmp_path: Path) -> None:
-    new = Path(shutil.copytree(there / "pictures" / "test", tmp_path / "new"))
+def test_all_bad_images_are_named_and_can_be_skipped(tl, folder: Path, tmp_path: Path) -> None:
+    new = Path(shutil.copytree(folder / "pictures" / "test", tmp_path / "new"))
     bad = ["blue/1.png", "green/0.png", "red/3.png"]
     for name in bad:
         (new / name).write_bytes((new / name).read_bytes()[:80])
@@ -262,17 +264,17 @@ def test_all_bad_images_are_named_and_can_be_left_out(tl, there: Path, tmp_path:
     assert json.loads(result.out)["images"] == 8
 
 
-def test_other_data_are_shown_beside_the_accuracy_on_its_own_test_images(tl, there: Path, tmp_path: Path) -> None:
+def test_other_data_are_shown_beside_the_accuracy_on_its_own_test_images(tl, folder: Path, tmp_path: Path) -> None:
     recorded = open_store(None).find("latest").data.metrics["test/accuracy"]
     # All of one class: the model's recall of it is the accuracy.
-    shutil.copytree(there / "pictures" / "test" / "red", tmp_path / "new" / "red")
+    shutil.copytree(folder / "pictures" / "test" / "red", tmp_path / "new" / "red")
     own = json.loads(tl("eval", "latest", "--json", "--no-log").out)
     recall = next(row["recall"] for row in own["by_class"] if row["class"] == "red")
     shown = words(tl("eval", "latest", "--data", tmp_path / "new", "--no-log").out)
     difference = 100 * (recall - recorded)
     assert f"{recorded:.2%} on the 12 test images of its own data; here {difference:+.2f} points" in shown
-    said = json.loads(tl("eval", "latest", "--data", tmp_path / "new", "--json", "--no-log").out)
-    assert said["own"] == {"split": "test", "accuracy": recorded, "images": 12}
+    report = json.loads(tl("eval", "latest", "--data", tmp_path / "new", "--json", "--no-log").out)
+    assert report["own"] == {"split": "test", "accuracy": recorded, "images": 12}
     assert "own" not in own
 
 
@@ -291,8 +293,8 @@ def test_commands_that_a_training_suggests_work(tl, workplace: Path, odd_picture
             ours = [command[1:] for command in suggested if command[0] == "tl"]
             assert [command[0] for command in ours] == ["eval", "plot", "inspect"]
             for command in ours:
-                answer = tl(*command)
-                assert answer.code == 0, (data, command, answer.err)
+                completed = tl(*command)
+                assert completed.code == 0, (data, command, completed.err)
             (viewer,) = [command for command in suggested if command[0] != "tl"]
             assert viewer == ["mlflow", "ui", *(["--backend-store-uri", uri] if uri else [])]
 
@@ -306,7 +308,7 @@ def test_a_closed_run_is_shown_with_the_command_that_resumes_it(tl, workplace: P
 
 
 @pytest.mark.slow
-def test_the_limit_on_pixels_travels_with_the_model(tmp_path: Path, tl) -> None:
+def test_the_limit_on_pixels_is_saved_with_the_model(tmp_path: Path, tl) -> None:
     write_pictures(tmp_path / "own", COLOURS, 8, size=32)
     write_pictures(tmp_path / "larger", COLOURS, 2, size=40)
     train = ("train", *OPTIONS, tmp_path / "own", "--max-pixels")

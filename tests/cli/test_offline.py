@@ -40,12 +40,12 @@ def test_a_dry_run_fetches_no_weights_and_names_their_source(
     url = publish(monkeypatch, FIRST, server.url)
     result = tl("train", "shufflenet_v2_x0_5", "--data", colours, *OPTIONS, "--dry-run")
     assert result.code == 0
-    said = "".join(result.out.split())
-    assert url in said
-    assert str(home) in said
+    output = "".join(result.out.split())
+    assert url in output
+    assert str(home) in output
     assert "total" in result.out
     assert "random weights" not in result.err  # a run will have the published ones
-    assert server.asked == []
+    assert server.requests == []
     assert not home.exists()
 
 
@@ -56,11 +56,11 @@ def test_a_dry_run_without_the_images_shows_the_settings_alone(
     options = ("--data-dir", tmp_path / "data", "--weights", "none", *OPTIONS)
     result = tl("train", "shufflenet_v2_x0_5", *options, "--data", "cifar10", "--dry-run")
     assert result.code == 0
-    said = "".join(result.out.split())
-    assert url in said
-    assert str(tmp_path / "data" / "archives" / "cifar10") in said
-    assert "noestimatewithouttheimages" in said
-    assert server.asked == []
+    output = "".join(result.out.split())
+    assert url in output
+    assert str(tmp_path / "data" / "archives" / "cifar10") in output
+    assert "noestimatewithouttheimages" in output
+    assert server.requests == []
     assert not (tmp_path / "data").exists()
 
 
@@ -70,9 +70,9 @@ def test_weights_and_data_that_cannot_be_reached_are_named_together(
     urls = publish(monkeypatch, FIRST, NOWHERE), publish_data(monkeypatch, NOWHERE)
     result = tl("train", "shufflenet_v2_x0_5", "--data", "cifar10", "--data-dir", tmp_path / "data", *OPTIONS)
     assert result.code == 1
-    said = "".join(result.err.split())
+    output = "".join(result.err.split())
     for part in (*urls, home, "--weightsFILE", tmp_path / "data" / "archives" / "cifar10", "--data-dir"):
-        assert str(part) in said
+        assert str(part) in output
 
 
 @pytest.mark.parametrize("weights", ["default", "missing.pth"])
@@ -106,7 +106,7 @@ def test_a_failed_pull_suggests_another_command(tl, home: Path, monkeypatch: pyt
     urls = publish(monkeypatch, FIRST, NOWHERE), publish(monkeypatch, SECOND, NOWHERE)
     result = tl("models", "pull", "shufflenet_v2_x0_5", "squeezenet1_1")
     assert result.code == 1
-    said = "".join(result.err.split())
-    assert all(url in said for url in urls)
-    assert str(home) in said
+    output = "".join(result.err.split())
+    assert all(url in output for url in urls)
+    assert str(home) in output
     assert "models pull" not in result.err

@@ -61,7 +61,7 @@ def test_data_completes_published_sets_folders_and_files(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("words", [("--install-completion", "zsh"), ("--install-completion=zsh",)])
-def test_completion_is_installed_for_the_shell_that_is_named(
+def test_completion_is_installed_for_the_given_shell(
     tl, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -73,7 +73,7 @@ def test_completion_is_installed_for_the_shell_that_is_named(
 
 
 @pytest.mark.parametrize("name", ["plain", "a b", "a#b?c", "50%41 é", "x=y"])
-def test_a_file_uri_is_the_path_that_it_stands_for(name: str, tmp_path: Path) -> None:
+def test_a_file_uri_is_converted_to_its_path(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     uri = path.as_uri()
     for written in (uri, uri.replace("file:///", "file:/"), uri.replace("file:///", "FILE://localhost/"), str(path)):

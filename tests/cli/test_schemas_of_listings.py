@@ -21,14 +21,14 @@ RUN_AT = {"runs": ("items",), "runs-show": (), "runs-diff": ("properties", "runs
 
 def write() -> None:
     """Write the fields of runs and epochs into the schemas: python -m tests.cli.test_schemas_of_listings."""
-    for name, place in RUN_AT.items():
+    for name, path in RUN_AT.items():
         schema = json.loads((SCHEMAS / f"{name}.json").read_text())
-        at(schema, place).update(described(name))
+        at(schema, path).update(described(name))
         (SCHEMAS / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n")
 
 
-def at(schema: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
-    for key in place:
+def at(schema: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for key in path:
         schema = schema[key]
     return schema
 
@@ -54,7 +54,7 @@ def closed(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", RUN_AT)
-def test_the_schemas_have_the_fields_of_today(name: str) -> None:
+def test_the_schema_files_are_up_to_date(name: str) -> None:
     found = at(json.loads((SCHEMAS / f"{name}.json").read_text()), RUN_AT[name])
     assert {key: found[key] for key in described(name)} == described(name), write.__doc__
 

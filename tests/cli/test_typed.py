@@ -49,7 +49,7 @@ from tl_cli.tracking.store import open_store
         ("predict best.pt", "predict best photo.jpg"),
     ],
 )  # fmt: skip
-def test_a_command_of_another_tool_is_refused_with_the_one_that_does_the_same(tl, typed: str, meant: str) -> None:
+def test_a_command_of_another_tool_is_refused_with_the_equivalent_one(tl, typed: str, meant: str) -> None:
     result = tl(*shlex.split(typed))
     assert result.code == 2, result
     assert result.out == ""
@@ -90,13 +90,13 @@ def test_data_lists_sets_by_part_of_a_name(tl) -> None:
         assert [row["name"] for row in json.loads(tl("data", name, "--json").out)] == ["cifar10"]
     assert [row["name"] for row in json.loads(tl("data", "cifar", "--json").out)] == ["cifar10", "cifar100"]
     Path("my photos").mkdir()
-    for name, said in (
+    for name, text in (
         ("my photos", "tl data check 'my photos'"),
         ("cifar11", "Did you mean cifar10"),
         ("imagenet", "available to registered users only"),
     ):
         refused = tl("data", name)
-        assert (refused.code, said in refused.err) == (2, True), refused.err
+        assert (refused.code, text in refused.err) == (2, True), refused.err
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ def test_cifar10_is_downloaded_once_checked_and_read(server: Server, tmp_path: P
     seen: list[tuple[object, ...]] = []
     for _ in range(2):
         parts = open_set(row, tmp_path, lambda *now: seen.append(now)).parts
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert {now[0] for now in seen} == {"cifar-10-python.tar.gz", "unpacking cifar-10-python.tar.gz"}
     train = parts["train"]
     assert isinstance(train, PackedImages)
@@ -44,14 +44,14 @@ def test_a_corrupt_cifar10_is_refused_before_its_pickles_are_read(server: Server
     assert not (tmp_path / "never").exists()
 
 
-def test_without_network_the_error_tells_how_to_get_cifar10(tmp_path: Path) -> None:
+def test_without_network_the_error_explains_how_to_get_cifar10(tmp_path: Path) -> None:
     row = replace(SETS["cifar10"], files=(File("http://127.0.0.1:9/cifar-10-python.tar.gz", "0"),))
     with pytest.raises(DownloadError, match=rf"put it into {tmp_path}.*--data digits"):
         open_set(row, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("typed", "name"),
     [
         ("cifar-10", "cifar10"),
         ("CIFAR100", "cifar100"),
@@ -59,8 +59,8 @@ def test_without_network_the_error_tells_how_to_get_cifar10(tmp_path: Path) -> N
         ("Oxford-IIIT-Pet", "oxfordiiitpet"),
     ],
 )
-def test_a_built_in_name_may_be_written_in_many_ways(said: str, meant: str) -> None:
-    assert dataset.locate(said) == meant
+def test_a_built_in_name_may_be_written_in_many_ways(typed: str, name: str) -> None:
+    assert dataset.locate(typed) == name
 
 
 def test_the_recorded_source_is_the_name_in_the_catalogue() -> None:

@@ -38,16 +38,16 @@ def files(tmp_path: Path) -> FileImages:
 def aside(files: FileImages, processes: int = 2) -> tuple[np.ndarray, list[range], list[int]]:
     pixels, counts = np.zeros((len(files), 3, SIDE, SIDE), dtype=np.uint8), list[int]()
     names = [os.path.join(files.root, name) for name in files.ids]
-    left = decode_aside(lambda share: [names[place] for place in share], pixels, processes, counts.append)
+    left = decode_aside(lambda share: [names[index] for index in share], pixels, processes, counts.append)
     return pixels, left, counts
 
 
 def expected(files: FileImages) -> np.ndarray:
-    return torch.stack([files.load(place) for place in range(len(files))]).numpy()
+    return torch.stack([files.load(index) for index in range(len(files))]).numpy()
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_every_picture_is_decoded_to_its_own_index(files: FileImages, processes: int) -> None:
+def test_every_image_is_decoded_to_its_own_index(files: FileImages, processes: int) -> None:
     pixels, left, counts = aside(files, processes)
     assert [len(share) for share in left] == [0] * processes
     assert np.array_equal(pixels, expected(files))
@@ -55,7 +55,7 @@ def test_every_picture_is_decoded_to_its_own_index(files: FileImages, processes:
     assert counts == sorted(counts)
 
 
-def test_a_process_stops_at_a_truncated_picture_or_another_size(files: FileImages) -> None:
+def test_a_process_stops_at_a_truncated_image_or_another_size(files: FileImages) -> None:
     (files.root / files.ids[5]).write_bytes(b"no picture")
     Image.new("RGB", (SIDE, SIDE + 1)).save(files.root / files.ids[30])
     pixels, left, _ = aside(files)
@@ -132,7 +132,7 @@ def test_images_packed_with_processes_are_those_packed_without(files: FileImages
     assert np.array_equal(found.pixels.numpy(), expected(files))
 
 
-def test_a_picture_that_a_process_cannot_decode_is_named(files: FileImages) -> None:
+def test_an_image_that_a_process_cannot_decode_is_named(files: FileImages) -> None:
     (files.root / files.ids[33]).write_bytes(b"no picture")
     with pytest.raises(DataError, match=f"{files.ids[33]} is not a picture"):
         packed(files)
@@ -143,7 +143,7 @@ def test_images_of_many_sizes_are_not_packed(files: FileImages) -> None:
     assert packed(files) is files
 
 
-def test_the_program_writes_pixels_by_channel_until_a_picture_does_not_fit(files: FileImages) -> None:
+def test_the_program_writes_pixels_by_channel_until_an_image_does_not_fit(files: FileImages) -> None:
     names = [os.fsencode(os.path.join(files.root, name)) for name in (*files.ids, "missing.png")]
     written = io.BytesIO()
     write_pixels(io.BytesIO(b"".join(name + b"\0" for name in names)), written, SIDE, SIDE)

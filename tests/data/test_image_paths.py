@@ -19,7 +19,7 @@ def wanted(*names: str, lines: tuple[str, ...] = ()) -> list[str]:
     return list(list_pictures(names, lines))
 
 
-def test_a_folder_is_replaced_by_the_pictures_below_it(pictures: Path) -> None:
+def test_a_folder_is_replaced_by_the_images_below_it(pictures: Path) -> None:
     assert wanted(".") == ["./[x].jpg", "./a.png", "./b.jpg", "./sub/c.JPG", "./sub/deep/d.webp"]
 
 
@@ -28,8 +28,8 @@ def test_a_file_is_yielded_whatever_its_suffix(pictures: Path) -> None:
 
 
 def test_a_list_may_begin_with_a_byte_order_mark_and_contain_file_uris(pictures: Path) -> None:
-    there = pictures / "a b#1 é.jpg"
-    assert wanted("-", lines=("\ufeffa.png\r\n", there.as_uri() + "\n")) == ["a.png", str(there)]
+    odd_name = pictures / "a b#1 é.jpg"
+    assert wanted("-", lines=("\ufeffa.png\r\n", odd_name.as_uri() + "\n")) == ["a.png", str(odd_name)]
 
 
 def test_patterns_match_as_in_a_shell(pictures: Path) -> None:
@@ -41,7 +41,7 @@ def test_patterns_match_as_in_a_shell(pictures: Path) -> None:
     assert wanted("**/deep") == ["sub/deep/d.webp"]
 
 
-def test_names_without_pictures_are_yielded_themselves(pictures: Path) -> None:
+def test_names_without_images_are_yielded_themselves(pictures: Path) -> None:
     (pictures / "empty").mkdir()
     assert wanted("*.gif", "empty", "a.png") == ["*.gif", "empty", "a.png"]
 

@@ -55,10 +55,10 @@ def test_the_digest_of_lengths_equals_that_of_older_models(tmp_path: Path) -> No
 def test_the_digest_of_packed_images_equals_that_of_saved_models() -> None:
     pixels = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
     packed = PackedImages(Names.of(["b", "a", "é", "aa"]), np.arange(4) % 2, pixels)
-    wanted = "bfef6e0f647d4df06ecf75fff5ec18b8a5a76287ea7531ba76c4534766115bef"
-    assert describe(packed, ("x", "y")).digest == wanted
+    expected = "bfef6e0f647d4df06ecf75fff5ec18b8a5a76287ea7531ba76c4534766115bef"
+    assert describe(packed, ("x", "y")).digest == expected
     by_columns = pixels.contiguous(memory_format=torch.channels_last)
-    assert describe(PackedImages(packed.ids, packed.labels, by_columns), ("x", "y")).digest == wanted
+    assert describe(PackedImages(packed.ids, packed.labels, by_columns), ("x", "y")).digest == expected
 
 
 def test_the_digest_of_files_covers_names_classes_and_bytes(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_images_are_decoded_once_and_then_read_back_the_same(files: FileImages, 
     first, second = (packed(files, store, counted) for _ in range(2))
     assert counted.times == 1
     assert torch.equal(first.pixels, second.pixels)
-    assert torch.equal(second.pixels, torch.stack([files.load(place) for place in range(12)]))
+    assert torch.equal(second.pixels, torch.stack([files.load(index) for index in range(12)]))
     second.pixels[0] = 0
     assert torch.equal(packed(files, store, counted).pixels, first.pixels)
 
@@ -168,7 +168,7 @@ def test_pixels_remain_if_their_file_is_truncated_during_the_run(files: FileImag
     images = [packed(files, store, Counted()) for _ in range(1 if run == "decodes" else 2)][-1]
     (path,) = store.folder.glob("*.npy")
     os.truncate(path, 0)
-    assert torch.equal(images.pixels, torch.stack([files.load(place) for place in range(12)]))
+    assert torch.equal(images.pixels, torch.stack([files.load(index) for index in range(12)]))
 
 
 def rewrite(path: Path) -> None:
@@ -222,12 +222,12 @@ def test_parts_are_stored_separately_and_found_after_the_folder_has_moved(
 
 @pytest.mark.parametrize("where", ["cache", "/proc/nowhere"])
 def test_without_a_writable_store_images_are_decoded_each_time(where: str, files: FileImages, store: Store) -> None:
-    place = store.folder.with_name(where) if where == "cache" else Path(where)
+    folder = store.folder.with_name(where) if where == "cache" else Path(where)
     if where == "cache":
-        place.write_text("a file where the folder should be")
+        folder.write_text("a file where the folder should be")
     counted = Counted()
     for _ in range(2):
-        images = packed(files, Store(place), counted)
+        images = packed(files, Store(folder), counted)
     assert counted.times == 2
     assert torch.equal(images.pixels[8], files.load(8))
 

@@ -80,7 +80,7 @@ def test_every_crop_mode_equals_timms(mode: str, interpolation: Interpolation, r
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_elongated_picture_equals_the_crop_of_the_whole_resized_picture(mode: str) -> None:
+def test_an_elongated_image_equals_the_crop_of_the_whole_resized_image(mode: str) -> None:
     how = preprocessing(mode)
     for width, height in ((2000, 9), (9, 2000), (611, 70)):
         image = textured(width, height)
@@ -137,8 +137,8 @@ print(used() - before)
 @pytest.mark.slow
 def test_a_line_of_pixels_takes_little_memory() -> None:
     """Resized whole, the first would be 1,280,000 x 256 pixels: a gigabyte."""
-    said = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(said.stdout) < 200
+    completed = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(completed.stdout) < 200
 
 
 def full_decode(data: bytes, how: Preprocessing) -> np.ndarray:
@@ -156,7 +156,7 @@ def full_decode(data: bytes, how: Preprocessing) -> np.ndarray:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(1601, 1203), (1031, 2209), (3407, 613), (1607, 1209)])
-def test_a_jpeg_decoded_at_a_fraction_is_the_picture_decoded_whole(mode: str, shape: tuple[int, int]) -> None:
+def test_a_jpeg_decoded_at_a_fraction_equals_the_image_decoded_whole(mode: str, shape: tuple[int, int]) -> None:
     for grain in (5, 16):
         data = as_jpeg(textured(*shape, grain=grain))
         for resize, crop in ((40, 35), (56, 56), (73, 64), (110, 96)):
@@ -170,15 +170,15 @@ def test_a_jpeg_decoded_at_a_fraction_is_the_picture_decoded_whole(mode: str, sh
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_incomplete_column_of_a_turned_jpeg_is_on_the_right_side(orientation: int) -> None:
     data = as_jpeg(textured(1607, 1205, grain=12), orientation)
-    found = decode_picture(data, short_side=60)
+    decoded = decode_picture(data, short_side=60)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    assert found.size == (upright.height, upright.width)
-    left, top, right, bottom = found.box
-    factor = found.size[0] / (bottom - top)
-    assert factor == found.size[1] / (right - left) > 1
-    reduced = Image.fromarray(found.pixels).resize((50, 50), Image.Resampling.BILINEAR, box=found.box)
+    assert decoded.size == (upright.height, upright.width)
+    left, top, right, bottom = decoded.box
+    factor = decoded.size[0] / (bottom - top)
+    assert factor == decoded.size[1] / (right - left) > 1
+    reduced = Image.fromarray(decoded.pixels).resize((50, 50), Image.Resampling.BILINEAR, box=decoded.box)
     expected = upright.resize((50, 50), Image.Resampling.BILINEAR)
-    wrong = Image.fromarray(found.pixels).resize((50, 50), Image.Resampling.BILINEAR)
+    wrong = Image.fromarray(decoded.pixels).resize((50, 50), Image.Resampling.BILINEAR)
     off = [np.abs(np.asarray(each).astype(int) - np.asarray(expected)).mean() for each in (reduced, wrong)]
     assert off[0] < min(2.5, off[1])
 

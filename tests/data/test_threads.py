@@ -11,11 +11,11 @@ def test_results_are_in_the_order_of_the_indices() -> None:
 
 
 def test_progress_counts_what_was_finished_before() -> None:
-    told: list[tuple[str, int, int | None]] = []
-    work = Threads(2, lambda *now: told.append(now)).map(abs, range(100), "counting", done=50)
+    calls: list[tuple[str, int, int | None]] = []
+    work = Threads(2, lambda *now: calls.append(now)).map(abs, range(100), "counting", done=50)
     assert len(list(work)) == 100
-    assert {(activity, total) for activity, _, total in told} == {("counting", 150)}
-    counts = [done for _, done, _ in told]
+    assert {(activity, total) for activity, _, total in calls} == {("counting", 150)}
+    counts = [done for _, done, _ in calls]
     assert counts == sorted(counts)
     assert counts[-1] == 150
 

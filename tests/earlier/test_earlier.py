@@ -62,7 +62,7 @@ def test_its_runs_are_listed_and_plotted(tl) -> None:
     assert (plotted.code, "loss" in plotted.out) == (0, True), plotted
 
 
-def test_its_models_predict_what_they_predicted(tl) -> None:
+def test_its_models_give_the_recorded_predictions(tl) -> None:
     header, *expected = predictions()
     result = tl("predict", FIRST, "--format", "csv", *(row[0] for row in expected))
     assert result.code == 0, result
@@ -96,7 +96,7 @@ def test_its_models_are_exported_and_trained_further(tl, project: Path) -> None:
     assert result.code == 0, result
 
 
-def test_its_interrupted_run_goes_on_or_says_why_not(tl, project: Path) -> None:
+def test_its_interrupted_run_is_resumed_or_refused_with_a_reason(tl, project: Path) -> None:
     assert not Path("/tmp/project").exists()
     result = tl("train", "--resume", STOPPED)
     assert result.code == 2, result

@@ -68,7 +68,7 @@ def test_the_interval_of_a_mean_over_classes_is_a_bootstrap_of_the_images() -> N
     labelled = some_logits(200, 3)
     labels, predicted = labelled.labels.numpy(), labelled.logits.argmax(1).numpy()
     theirs = bootstrap(
-        (labels, predicted), lambda true, said: f1_score(true, said, average="macro"), paired=True, vectorized=False,
+        (labels, predicted), lambda true, predicted: f1_score(true, predicted, average="macro"), paired=True, vectorized=False,
         n_resamples=1000, method="basic", random_state=0,
     ).confidence_interval  # fmt: skip
     ours = macro_scores(report(labelled).confusion).f1

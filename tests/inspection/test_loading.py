@@ -47,7 +47,7 @@ def test_labels_of_other_images_are_unknown(colours: Path) -> None:
     assert model.classifier.preprocessing.crop == 64
 
 
-def test_a_picture_is_decoded_or_refused(tmp_path: Path, colours: Path) -> None:
+def test_an_image_is_decoded_or_refused(tmp_path: Path, colours: Path) -> None:
     model = load_architecture("squeezenet1_1", LoadOptions(), weights="none")
     assert model.read(colours / "train" / "red" / "000.png").size == (32, 32)
     with pytest.raises(DataError, match="no such file"):

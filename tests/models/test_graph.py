@@ -53,7 +53,7 @@ def test_both_parts_together_have_the_logits_and_gradients_of_the_whole(name: st
         model = classifier.model.train()
         torch.manual_seed(0)
         whole = model(images)
-        wanted = torch.autograd.grad(whole.square().sum(), trained, allow_unused=True)
+        expected = torch.autograd.grad(whole.square().sum(), trained, allow_unused=True)
         with torch.inference_mode():
             passed = cut.prefix(images)
         assert passed.shape == (3, *cut.shape)
@@ -61,8 +61,8 @@ def test_both_parts_together_have_the_logits_and_gradients_of_the_whole(name: st
         parts = cut.tail.train()(passed.clone())
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
         got = torch.autograd.grad(parts.square().sum(), trained, allow_unused=True)
-        assert [g is None for g in got] == [w is None for w in wanted]
-        for one, other in zip(got, wanted, strict=True):
+        assert [g is None for g in got] == [w is None for w in expected]
+        for one, other in zip(got, expected, strict=True):
             if one is not None:
                 torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()) + 1e-4)
 
@@ -103,9 +103,9 @@ def test_a_layer_that_updates_statistics_is_not_in_the_prefix() -> None:
 def test_a_partly_frozen_densenet_is_cut_between_blocks() -> None:
     classifier, images = network("densenet121", 32)
     layers = layers_of(classifier, images[:1])
-    place = next(i for i, layer in enumerate(layers) if layer.name.endswith("denseblock2.denselayer5"))
+    index = next(i for i, layer in enumerate(layers) if layer.name.endswith("denseblock2.denselayer5"))
     freezing.unfreeze(classifier.model, "frozen")
-    for layer in layers[:place]:
+    for layer in layers[:index]:
         freezing.freeze(layer.modules, layer.parameters)
     cut = Network(classifier, images[:1]).cut()
     assert cut is not None

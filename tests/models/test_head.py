@@ -54,7 +54,7 @@ def rows(classifier: Classifier) -> torch.Tensor:
 def test_every_class_keeps_its_logit_whatever_the_order(name: str, size: int, modules: int, tmp_path: Path) -> None:
     before = trained(name, size)
     assert len(before.head) == modules
-    weights = as_file(before, tmp_path / "other.pth", class_to_idx={name: place for place, name in enumerate(NUMBERS)})
+    weights = as_file(before, tmp_path / "other.pth", class_to_idx={name: index for index, name in enumerate(NUMBERS)})
     after = registry.create(name, 10, weights=weights, classes=AS_TEXT, input_size=size)
     assert not after.head_is_new
     expected = logits(before, size)[:, [int(number) - 1 for number in AS_TEXT]]

@@ -22,9 +22,9 @@ def some_right(share: float, count: int = 1000, seed: int = 0) -> np.ndarray:
 def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> SavedLogits:
     """Logits that are correct for these images; the labels cycle through the classes."""
     labels = np.arange(len(right)) % 3
-    said = np.where(right, labels, (labels + 1) % 3)
+    predicted = np.where(right, labels, (labels + 1) % 3)
     order = np.random.default_rng(0).permutation(len(right)) if shuffled else np.arange(len(right))
-    places = np.array([classes.index(name) for name in CLASSES])
-    logits = torch.nn.functional.one_hot(torch.from_numpy(places[said[order]]), len(classes)).float()
-    labels_there = torch.from_numpy(places[labels[order]])
-    return SavedLogits(LabelledLogits(logits, labels_there), tuple(f"{i}.png" for i in order), classes)
+    indices = np.array([classes.index(name) for name in CLASSES])
+    logits = torch.nn.functional.one_hot(torch.from_numpy(indices[predicted[order]]), len(classes)).float()
+    ordered_labels = torch.from_numpy(indices[labels[order]])
+    return SavedLogits(LabelledLogits(logits, ordered_labels), tuple(f"{i}.png" for i in order), classes)

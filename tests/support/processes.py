@@ -47,21 +47,21 @@ def tl_process(
 def start_in(
     folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
 ) -> "multiprocessing.process.BaseProcess":
-    """Start ``tl`` in a folder; what it says is added to ``folder/said``."""
-    with (folder / "said").open("ab") as said:
+    """Start ``tl`` in a folder; its output is appended to ``folder/output.txt``."""
+    with (folder / "output.txt").open("ab") as output:
         return tl_process(
-            *arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(), prepare=prepare, **environment
+            *arguments, cwd=folder, stdout=output.fileno(), stderr=output.fileno(), prepare=prepare, **environment
         )
 
 
-def said_by(
+def run_in(
     folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
 ) -> tuple[int | None, str]:
-    """Run ``tl`` in a folder as ``start_in`` does; return its exit code and what it said."""
-    (folder / "said").unlink(missing_ok=True)
+    """Run ``tl`` in a folder as ``start_in`` does; return its exit code and output."""
+    (folder / "output.txt").unlink(missing_ok=True)
     process = start_in(folder, *arguments, prepare=prepare, **environment)
     process.join()
-    return process.exitcode, (folder / "said").read_bytes().decode(errors="replace")
+    return process.exitcode, (folder / "output.txt").read_bytes().decode(errors="replace")
 
 
 def _be_tl(

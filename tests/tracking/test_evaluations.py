@@ -59,7 +59,7 @@ def test_only_the_runs_own_unchanged_test_images_are_called_test(evaluation: Mea
     assert evaluation_name(evaluation) == name
 
 
-def test_numbers_of_other_images_have_a_name_of_their_own_and_are_recorded_once(
+def test_metrics_of_other_images_have_separate_names_and_are_recorded_once(
     store: Store, run: Run, tmp_path: Path
 ) -> None:
     table = tmp_path / "table.csv"

@@ -49,7 +49,7 @@ def strange(store: Store) -> list[str]:
     return made
 
 
-def test_no_strange_record_ends_a_list_or_hides_another(tl, store: Store, strange: list[str]) -> None:
+def test_no_malformed_record_ends_a_list_or_hides_another(tl, store: Store, strange: list[str]) -> None:
     with recorder(store) as record:
         record(epoch(1, 5))
     for command in (("runs",), ("runs", "--limit", "0"), ("runs", "--sort", "val"), ("runs", "--sort", "time"),

@@ -47,8 +47,11 @@ def test_a_copy_is_noticed_relocated_and_purged_without_its_original(
     assert recorded(copy) == records
     moved = tl("runs", "relocate")
     assert moved.code == 0, moved.err
-    there, here = (location, str(copy / "mlruns" / "1") if style == "{}" else (copy / "mlruns" / "1").as_uri())
-    assert recorded(copy) == {uri.replace(there, here) for uri in records}
+    old_location, new_location = (
+        location,
+        str(copy / "mlruns" / "1") if style == "{}" else (copy / "mlruns" / "1").as_uri(),
+    )
+    assert recorded(copy) == {uri.replace(old_location, new_location) for uri in records}
     assert (files(original), files(copy)) == (before, in_copy)
     assert recorded(original) == records
     assert "was copied or moved" not in tl("runs").err
@@ -83,7 +86,7 @@ def test_a_moved_store_is_noticed_and_relocated(
     assert list(files(workplace / "new #1")) == ["note.txt"]
 
 
-def test_a_project_behind_a_link_is_its_own(
+def test_a_project_behind_a_symbolic_link_is_not_a_copy(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(workplace / "real", ready_database)
@@ -97,7 +100,7 @@ def test_a_project_behind_a_link_is_its_own(
     assert list(files(workplace / "real")) == ["note.txt"]
 
 
-def test_a_copy_inside_its_original_and_around_it_are_told_apart(workplace: Path, ready_database: Path) -> None:
+def test_copies_inside_and_around_their_original_are_distinguished(workplace: Path, ready_database: Path) -> None:
     project(workplace / "outer" / "inner", ready_database)
     shutil.copytree(workplace / "outer" / "inner", workplace / "copied")
     shutil.copytree(workplace / "copied", workplace / "outer", dirs_exist_ok=True)
@@ -114,7 +117,7 @@ def test_a_copy_inside_its_original_and_around_it_are_told_apart(workplace: Path
 
 
 @pytest.mark.parametrize("flag", ["--outside", "--keep-outside"])
-def test_an_experiment_with_a_place_of_its_own_is_no_moved_one_and_its_files_are_asked_for(
+def test_an_experiment_with_its_own_location_is_not_moved_and_its_files_need_confirmation(
     flag: str, tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = workplace / "disk" / "artifacts"
@@ -125,11 +128,11 @@ def test_an_experiment_with_a_place_of_its_own_is_no_moved_one_and_its_files_are
     (disk / "mine.txt").write_text("mine")
     refused = tl("runs", "rm", "one", "--purge", "--yes")
     assert (refused.code, str(disk / run_id) in refused.err, flag in refused.err) == (2, True, True)
-    there = files(disk)
+    before = files(disk)
     purged = tl("runs", "rm", "one", "--purge", "--yes", flag)
     assert purged.code == 0, purged.err
     assert list(files(workplace / "project")) == ["note.txt"]
-    assert files(disk) == ({"mine.txt": b"mine"} if flag == "--outside" else there)
+    assert files(disk) == ({"mine.txt": b"mine"} if flag == "--outside" else before)
 
 
 def test_artifacts_on_another_disk_are_found_in_the_folder_that_is_named(
@@ -144,7 +147,7 @@ def test_artifacts_on_another_disk_are_found_in_the_folder_that_is_named(
     assert all(uri.startswith(f"{workplace}/disk2/artifacts") for uri in recorded(workplace / "project"))
 
 
-def test_a_folder_that_is_not_the_runs_alone_is_never_deleted(
+def test_a_folder_that_a_run_shares_is_never_deleted(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(workplace / "project", ready_database)
@@ -159,7 +162,7 @@ def test_a_folder_that_is_not_the_runs_alone_is_never_deleted(
     assert (photos / "mine.txt").read_text() == "mine"
 
 
-def test_a_linked_folder_of_runs_is_asked_for_and_its_link_goes_with_it(
+def test_a_linked_folder_of_runs_needs_confirmation_and_its_link_is_removed_too(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = project(workplace / "project", ready_database)
@@ -175,7 +178,7 @@ def test_a_linked_folder_of_runs_is_asked_for_and_its_link_goes_with_it(
     assert not os.path.lexists(folder)
 
 
-def test_nothing_is_written_to_a_run_that_is_another_projects(
+def test_nothing_is_written_to_a_run_of_another_project(
     workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(workplace / "original", ready_database)
@@ -193,7 +196,7 @@ def test_nothing_is_written_to_a_run_that_is_another_projects(
         store.check_place(store.find("one"))
 
 
-def test_a_database_that_several_projects_share_is_no_moved_one(
+def test_a_database_shared_by_several_projects_is_not_moved(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (workplace / "shared").mkdir()

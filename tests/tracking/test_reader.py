@@ -77,7 +77,7 @@ def test_metrics_are_chosen_by_name_or_pattern(store: Store) -> None:
         matching_metrics([run], ["scores"])
 
 
-def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -> None:
+def test_curves_of_a_resumed_run_exclude_its_pause(store: Store) -> None:
     from tl_cli.tracking.reader import read_history
 
     began_at = time.time()

@@ -133,7 +133,9 @@ def test_a_name_without_a_run_gets_the_message_of_the_other_reader(client: mlflo
 
 
 @pytest.mark.parametrize("how", ["schema", "no table", "no file", "query", "old files", "quoted"])
-def test_what_it_cannot_read_is_read_through_mlflow(how: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_it_cannot_read_is_read_through_mlflow(
+    how: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = None
     with sqlite3.connect(workplace / "mlflow.db") as connection:
@@ -186,8 +188,8 @@ def test_runs_of_the_old_file_store_are_the_default_as_in_mlflow(
 
 
 def test_the_model_of_a_run_is_the_one_that_mlflow_gives(workplace: Path) -> None:
-    there = open_store(None)
-    with recorder(there) as record:
+    store = open_store(None)
+    with recorder(store) as record:
         ids = [
             log_model(save_small_model(workplace / f"best{number}", epoch=number), Naming("small", {}))
             for number in range(3)
@@ -196,32 +198,32 @@ def test_the_model_of_a_run_is_the_one_that_mlflow_gives(workplace: Path) -> Non
 
     def found(name: str = "") -> int:
         folder = reader().model_folder(run, name)
-        assert folder == there.model_folder(there.find(record.run_id), name)
+        assert folder == store.model_folder(store.find(record.run_id), name)
         return bundle.read_card(folder).epoch
 
     assert found() == found(f"runs:/{run.info.run_id}/small") == 2
     assert found(f"models:/{ids[0]}") == 0
-    there.client.finalize_logged_model(ids[2], "FAILED")
+    store.client.finalize_logged_model(ids[2], "FAILED")
     assert found() == 1
-    there.client.delete_logged_model(ids[1])
+    store.client.delete_logged_model(ids[1])
     assert found() == 0
-    there.client.delete_logged_model(ids[0])
+    store.client.delete_logged_model(ids[0])
     with pytest.raises(RunNotFoundError, match="has no model"):
         reader().model_folder(run)
 
 
-def test_a_model_that_is_not_where_it_was_recorded_is_left_to_mlflow(workplace: Path) -> None:
-    there = open_store(None)
-    with recorder(there) as record:
+def test_a_model_missing_at_its_recorded_location_is_fetched_by_mlflow(workplace: Path) -> None:
+    store = open_store(None)
+    with recorder(store) as record:
         model_id = log_model(save_small_model(workplace / "best", epoch=1), Naming("small", {}))
     run = reader().find(record.run_id)
     folder = reader().model_folder(run)
-    copy = there.state_folder(there.find(record.run_id)) / "best"
+    copy = store.state_folder(store.find(record.run_id)) / "best"
     shutil.copytree(folder, copy)
     with sqlite3.connect("mlflow.db") as database:
         database.execute("update logged_models set artifact_location = ? || model_id", (f"{workplace}/gone/",))
-    said: list[str] = []
-    assert reader().model_folder(run, warn=said.append) == copy
-    assert len(said) == 1
-    assert "cannot be fetched" in said[0]
+    warnings: list[str] = []
+    assert reader().model_folder(run, warn=warnings.append) == copy
+    assert len(warnings) == 1
+    assert "cannot be fetched" in warnings[0]
     assert model_id in str(folder)

@@ -105,7 +105,7 @@ def test_a_copy_of_a_project_shares_no_file_with_its_original(
     assert not of_both[0] & of_both[1]
 
 
-def test_what_a_store_will_never_take_is_said_once_and_holds_nothing_up(store: Store) -> None:
+def test_records_that_a_store_refuses_are_reported_once_and_block_nothing(store: Store) -> None:
     with recorder(store) as record:
         store.client.log_param(record.run_id, "epochs", "4")
         with Journal(record.folder / JOURNAL) as journal:
@@ -156,12 +156,12 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     (state,) = Path("mlruns").glob("*/*/state")
     assert checkpoints(state)
     # Processes of their own: this one has the old database open.
-    from tests.support.processes import said_by
+    from tests.support.processes import run_in
 
-    code, said = said_by(workplace, "runs", "sync")
-    assert (code, "recorded again" in said) == (0, True), said
-    code, said = said_by(workplace, "runs", "sync")
-    assert (code, "nothing left to sync" in said) == (0, True), said
+    code, output = run_in(workplace, "runs", "sync")
+    assert (code, "recorded again" in output) == (0, True), output
+    code, output = run_in(workplace, "runs", "sync")
+    assert (code, "nothing left to sync" in output) == (0, True), output
     # Under its own name MLflow would read the old one.
     shutil.copy("mlflow.db", "seen.db")
     client = mlflow.MlflowClient(f"sqlite:///{workplace}/seen.db")
@@ -176,12 +176,12 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     assert "test/accuracy" in run.data.metrics
     assert len(run.outputs.model_outputs) == 1
     assert "eval/test_logits.npz" in {item.path for item in client.list_artifacts(run.info.run_id, "eval")}
-    code, said = said_by(workplace, "eval", "lost")
-    assert (code, f"{100 * run.data.metrics['test/accuracy']:.2f}%" in said) == (0, True), said
+    code, output = run_in(workplace, "eval", "lost")
+    assert (code, f"{100 * run.data.metrics['test/accuracy']:.2f}%" in output) == (0, True), output
     # One that was removed on purpose stays so.
-    assert said_by(workplace, "runs", "rm", "lost", "--yes")[0] == 0
-    code, said = said_by(workplace, "runs", "sync")
-    assert "recorded again" not in said
+    assert run_in(workplace, "runs", "rm", "lost", "--yes")[0] == 0
+    code, output = run_in(workplace, "runs", "sync")
+    assert "recorded again" not in output
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_a_run_of_an_earlier_version_is_recorded_again_from_its_card(tl, store: 
 
 
 @pytest.mark.slow
-def test_a_call_that_was_interrupted_is_completed_by_the_next(
+def test_an_interrupted_sync_is_completed_by_the_next(
     tl, store: Store, lost: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -238,7 +238,7 @@ def test_a_run_in_a_deleted_experiment_is_not_a_lost_one(tl, store: Store) -> No
     assert (done.code, done.err) == (0, "")
 
 
-def test_settings_tags_and_files_are_recorded_and_files_that_are_gone_are_skipped(store: Store, tmp_path: Path) -> None:
+def test_settings_tags_and_files_are_recorded_and_missing_files_are_skipped(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     with recorder(store) as record:
         work = [

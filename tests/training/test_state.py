@@ -64,8 +64,8 @@ def damaged(whole: bytes, kind: str, number: int) -> bytes:
         return whole[: places.integers(0, len(whole))]
     data = bytearray(whole)
     # Half of them in the header.
-    place = int(places.integers(0, min(len(data), 2000) if number % 2 else len(data)))
-    data[place] ^= 1 << int(places.integers(0, 8))
+    offset = int(places.integers(0, min(len(data), 2000) if number % 2 else len(data)))
+    data[offset] ^= 1 << int(places.integers(0, 8))
     return bytes(data)
 
 
@@ -118,7 +118,7 @@ def test_a_lost_best_model_is_replaced_by_the_best_remaining_epoch(saved_run, tm
     plan, folder = saved_run
     newest, _ = checkpoints(folder)
     (tmp_path / newest.name).write_bytes(newest.read_bytes())
-    for prepare, said in (
+    for prepare, text in (
         (lambda: None, "is not a saved model"),
         (lambda: shutil.copytree(folder / BEST_FOLDER, tmp_path / BEST_FOLDER), ""),
         (lambda: (tmp_path / BEST_FOLDER / bundle.WEIGHTS_FILE).write_bytes(b"x"), "is damaged"),
@@ -126,10 +126,10 @@ def test_a_lost_best_model_is_replaced_by_the_best_remaining_epoch(saved_run, tm
         prepare()
         state = new_state(plan)
         problems = state.restore(tmp_path)
-        assert len(problems) == bool(said)
-        assert (state.counters.best_epoch == 0) is bool(said)
-        if said:
-            assert said in problems[0]
+        assert len(problems) == bool(text)
+        assert (state.counters.best_epoch == 0) is bool(text)
+        if text:
+            assert text in problems[0]
             assert state.counters.is_better(0.0, 9.0)
             assert not _should_stop_early(replace_config(plan, early_stop=1), plan.phases[-1], state.counters)
     # The model of an epoch that is trained again: it will be the best again, and the model before it is gone.

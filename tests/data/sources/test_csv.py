@@ -61,7 +61,7 @@ def test_the_layout_follows_from_the_splits_in_the_csv(splits: tuple[str, str], 
 
 
 @pytest.mark.parametrize("column", ["set", "Subset", "part", "partition", "fold", "split"])
-def test_a_column_of_parts_with_another_name_is_the_split(column: str, pictures: Path) -> None:
+def test_a_column_of_split_names_with_another_name_is_the_split(column: str, pictures: Path) -> None:
     values = ("train", "train", "val", "evaluation")
     rows = [f"{row},{row.split('/')[0]},{values[index % 4]}" for index, row in enumerate(ROWS)]
     found = scan(write(pictures, "\n".join([f"path,label,{column}", *rows])))

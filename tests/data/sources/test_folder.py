@@ -334,7 +334,7 @@ def test_classes_whose_names_contain_parts_are_classes(classes: tuple[str, ...],
 
 
 @pytest.mark.parametrize(
-    ("folders", "meant"),
+    ("folders", "suggestion"),
     [
         (("dataset/a", "dataset/b"), "dataset"),
         (("images/train/a", "images/train/b", "images/test/a", "images/test/b"), "images"),
@@ -345,13 +345,13 @@ def test_classes_whose_names_contain_parts_are_classes(classes: tuple[str, ...],
         (("test/a", "test/b"), "test"),
     ],
 )
-def test_the_error_for_a_parent_folder_suggests_the_right_one(folders, meant: str, tmp_path: Path) -> None:
+def test_the_error_for_a_parent_folder_suggests_the_right_one(folders, suggestion: str, tmp_path: Path) -> None:
     build(tmp_path, *folders)
     with pytest.raises(DataError) as raised:
         scan(tmp_path)
     words = shlex.split(str(raised.value).replace("?", " ").replace(";", " "))
-    assert words[words.index("--data") + 1] == str(tmp_path / meant)
-    assert scan(tmp_path / meant).classes == ("a", "b")
+    assert words[words.index("--data") + 1] == str(tmp_path / suggestion)
+    assert scan(tmp_path / suggestion).classes == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ def test_a_set_is_fetched_once_unpacked_and_read(name: str, server: Server, tmp_
     row = serve(name, server)
     seen: list[tuple[str, int, int | None]] = []
     found = open_set(row, tmp_path, lambda *now: seen.append(now))
-    asked = len(server.asked)
+    requests_before = len(server.requests)
     again = open_set(row, tmp_path)
-    assert asked == len(server.asked) == len(row.files)
+    assert requests_before == len(server.requests) == len(row.files)
     assert seen
     assert found.classes == again.classes == COPIES[name]().classes
     for part, count in row.images.items():
@@ -134,7 +134,7 @@ def test_concurrent_readers_fetch_and_unpack_once(server: Server, tmp_path: Path
     for thread in threads:
         thread.join()
     assert counts == [6] * 4
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_an_interrupted_unpacking_starts_again(server: Server, tmp_path: Path) -> None:

@@ -25,5 +25,5 @@ def test_a_convolution_and_a_product_are_counted_by_hand() -> None:
     assert counted.flops == 2 * (8 * 3 * 3 * 3 * 5 * 5 + 8 * 5 * 5 * 10)
 
 
-def test_what_cannot_run_on_the_meta_device_is_not_counted() -> None:
+def test_a_network_that_cannot_run_on_the_meta_device_is_not_counted() -> None:
     assert counting.count("inception_v3", 8) is None

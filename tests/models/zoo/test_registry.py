@@ -79,9 +79,9 @@ def test_efficientnet_b0_has_the_published_counts() -> None:
     assert sum(p.numel() for p in parameters if p.requires_grad) == 12_810
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("resnt18", "resnet18"), ("efficientnetb0", "efficientnet_b0")])
-def test_a_mistyped_name_suggests_the_nearest_one(typed: str, meant: str) -> None:
-    with pytest.raises(UnknownModelError, match=meant):
+@pytest.mark.parametrize(("typed", "suggestion"), [("resnt18", "resnet18"), ("efficientnetb0", "efficientnet_b0")])
+def test_a_mistyped_name_suggests_the_nearest_one(typed: str, suggestion: str) -> None:
+    with pytest.raises(UnknownModelError, match=suggestion):
         registry.create(typed, 10)
 
 
@@ -158,11 +158,11 @@ def test_a_saved_model_of_another_architecture_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "side", "said"),
+    ("architecture", "side", "message"),
     [("vit_b_32", 96, "build_options are for 64 pixels"), ("squeezenet1_1", 4, "squeezenet1_1 cannot take it")],
 )
 def test_an_input_size_that_the_model_cannot_take_is_refused_when_it_is_opened(
-    architecture: str, side: int, said: str, tmp_path: Path
+    architecture: str, side: int, message: str, tmp_path: Path
 ) -> None:
     classifier = registry.create(architecture, 3, weights="none", input_size=64)
     how = Preprocessing(resize=side, crop=side)
@@ -170,5 +170,5 @@ def test_an_input_size_that_the_model_cannot_take_is_refused_when_it_is_opened(
         update={"head": classifier.head, "build_options": classifier.build_options, "preprocessing": how}
     )
     bundle.save(tmp_path, classifier.model, edited)
-    with pytest.raises(WeightsError, match=f"preprocessing.crop is {side}, and {said}"):
+    with pytest.raises(WeightsError, match=f"preprocessing.crop is {side}, and {message}"):
         registry.restore(tmp_path)

@@ -70,10 +70,10 @@ def photograph() -> np.ndarray:
 def grey_levels_off(how: Preprocessing, expected: Callable[[Image.Image], Tensor]) -> float:
     """Mean difference between what ``how`` and timm make of a photograph; resizing tensors and Pillow differ by 0.02."""
     picture = photograph()
-    wanted = expected(Image.fromarray(picture))
+    expected_pixels = expected(Image.fromarray(picture))
     inputs = normalise(resize_crop(torch.from_numpy(picture).permute(2, 0, 1)[None], how), how)[0]
-    assert inputs.shape == wanted.shape
-    return float(((inputs - wanted) * torch.tensor(how.std).view(3, 1, 1)).abs().mean() * 255)
+    assert inputs.shape == expected_pixels.shape
+    return float(((inputs - expected_pixels) * torch.tensor(how.std).view(3, 1, 1)).abs().mean() * 255)
 
 
 @pytest.mark.slow  # a few weights: the test below
@@ -182,7 +182,7 @@ def test_weights_that_leave_a_part_of_the_backbone_random_are_refused(hub: Serve
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "said"),
+    ("name", "weights", "message"),
     [
         ("timm/resnet18.a9_in1k", "default", "has no weights called 'a9_in1k'. Did you mean .*a1_in1k"),
         ("timm/resnet18", "a9_in1k", "has no weights called 'a9_in1k'"),
@@ -190,13 +190,13 @@ def test_weights_that_leave_a_part_of_the_backbone_random_are_refused(hub: Serve
         ("timm/test_vit4", "default", "no published weights"),
     ],
 )
-def test_the_error_for_unknown_weights_lists_the_existing_ones(name: str, weights: str, said: str) -> None:
-    with pytest.raises(WeightsError, match=said):
+def test_the_error_for_unknown_weights_lists_the_existing_ones(name: str, weights: str, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
         registry.create(name, 10, weights=weights)
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("typed", "suggestion"),
     [
         ("convnextv2_tiny", "timm/convnextv2_tiny"),
         ("resnet-18", "resnet18"),
@@ -205,8 +205,8 @@ def test_the_error_for_unknown_weights_lists_the_existing_ones(name: str, weight
         ("vit_tiny_patch16_244", "timm/vit_tiny_patch16_224"),
     ],
 )
-def test_a_mistyped_name_suggests_the_nearest_one_of_either_library(typed: str, meant: str) -> None:
-    with pytest.raises(UnknownModelError, match=f"Did you mean .*{meant}"):
+def test_a_mistyped_name_suggests_the_nearest_one_of_either_library(typed: str, suggestion: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"Did you mean .*{suggestion}"):
         registry.create(typed, 10)
 
 

@@ -32,7 +32,7 @@ def test_torchvision_weights_are_fetched_checked_and_kept(
     for _ in range(2):
         classifier = registry.create("squeezenet1_1", 10, progress=lambda *now: seen.append(now))
     assert (tmp_path / "hub" / "checkpoints" / path[1:]).exists()
-    assert server.asked == [path]
+    assert server.requests == [path]
     assert seen[-1][1] == len(buffer.getvalue())
     assert classifier.weights.sha256 == sha
     assert classifier.preprocessing == Preprocessing(resize=256, crop=224)

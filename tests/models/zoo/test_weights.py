@@ -177,7 +177,7 @@ def test_class_names_are_read_in_their_usual_forms(facts: dict[object, object]) 
         {"epoch": 7},
     ],
 )
-def test_what_does_not_name_each_output_is_not_read_as_class_names(facts: dict[object, object]) -> None:
+def test_facts_that_do_not_name_each_output_are_not_read_as_class_names(facts: dict[object, object]) -> None:
     assert weights.class_names(facts) is None
 
 

@@ -79,7 +79,7 @@ def test_a_map_is_drawn_for_few_and_many_classes(tmp_path: Path, classes: int) -
     assert is_picture(path)
 
 
-def test_each_picture_stands_beside_its_heatmap(tmp_path: Path) -> None:
+def test_each_image_is_beside_its_heatmap(tmp_path: Path) -> None:
     heat = torch.zeros(32, 32)
     heat[:16] = 1
     picture = torch.full((3, 32, 32), 128, dtype=torch.uint8)

@@ -41,9 +41,9 @@ def console(width: int, *, colour: bool = False, encoding: str = "utf-8") -> tup
 
 def report_of(names: tuple[str, ...] = ("one", "two"), *, labelled: bool = True) -> ResidualReport:
     residuals = tuple(
-        Residual(name, "", ("conv", "bn"), "identity", place, True, (2, 8, 4, 4)) for place, name in enumerate(names)
+        Residual(name, "", ("conv", "bn"), "identity", index, True, (2, 8, 4, 4)) for index, name in enumerate(names)
     )
-    strengths = tuple(Strength(10.0 + place, 5.0, 0.5 / (place + 1), -0.1, 0.2) for place in range(len(names)))
+    strengths = tuple(Strength(10.0 + index, 5.0, 0.5 / (index + 1), -0.1, 0.2) for index in range(len(names)))
     known = (0.4, 1.5, 0.001) if labelled else (None, None, None)
     effects = tuple((Effect(0.0, 0.5, 0.3, *known), Effect(0.5, 0.9, 0.1, *known)) for _ in names)
     return ResidualReport(residuals, strengths, effects, 0.9 if labelled else None, 0.3 if labelled else None, 64)
@@ -196,7 +196,7 @@ def test_results_without_findings_are_explained() -> None:
     assert "no mistakes among 1,234 images" in out.getvalue()
 
 
-def test_a_picture_without_evidence_is_captioned_so() -> None:
+def test_an_image_without_evidence_is_captioned_so() -> None:
     picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
     found = Heatmap("folder/cat.png", "cat", 0.5, None, picture, torch.zeros(8, 8))
     assert found.caption == "cat.png\n50% cat\nno positive evidence"

@@ -21,7 +21,7 @@ def test_the_kinds_of_entries_are_listed_with_their_sizes() -> None:
     assert lines[2].split() == ["features", "1,234", "5.4", "GB", "0.2", "MB", "0.0", "MB", "arrays"]
 
 
-def test_what_stays_is_named_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_entries_that_stay_are_named_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     screen = make_screen(80)
     print_clearing(screen, CLEARED)
     assert printed(screen) == "removed 2.5 GB from /cache\n"

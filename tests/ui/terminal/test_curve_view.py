@@ -107,7 +107,7 @@ def test_a_followed_run_shows_its_progress() -> None:
         (9, "2:30 left "),  # three more of the second, 50 seconds each
     ],
 )
-def test_the_time_left_is_by_the_epochs_of_the_phase(done: int, left: str) -> None:
+def test_the_time_left_follows_from_the_epochs_of_the_phase(done: int, left: str) -> None:
     seconds = [2.0] * 5 + [30.0] * 3 + [50.0] * 4
     facts = replace(FACTS, phase_ends=(5, 8, 12))
     one = history(epochs=12)

@@ -11,7 +11,7 @@ def lines_of(width: int, content, **options) -> list[str]:
     return [line.rstrip() for line in printed(screen).splitlines()]
 
 
-def test_numbers_stand_on_the_right_and_text_on_the_left_and_markup_is_text() -> None:
+def test_numbers_are_right_aligned_text_left_aligned_and_markup_is_text() -> None:
     table = table_of({"name": ["[red]", "b"], "n": ["1", "1,000"], "": ["=", "=="]}, left=("name",))
     assert lines_of(40, table) == ["name       n", "[red]      1  =", "b      1,000  =="]
 

@@ -47,9 +47,9 @@ def test_the_screen_fits_at_every_size_and_moment(width: int, height: int, upto:
 
 def test_the_screen_shows_the_phase_its_progress_and_the_best_epoch() -> None:
     text = screen(120, 40, len(story()) - 2)
-    for said in ("fine-tuning", "4,020,358 of 4,020,358 parameters train", "epoch 4/4", "images/s", "left",
+    for expected in ("fine-tuning", "4,020,358 of 4,020,358 parameters train", "epoch 4/4", "images/s", "left",
                  "best: 75.00% on validation, epoch 3", "validation", "frozen"):  # fmt: skip
-        assert said in text
+        assert expected in text
     assert "\x1b" not in text.replace("\\x1b", "")
     assert "digits [/] run\\x1b[31m" in text
 
@@ -116,9 +116,9 @@ def test_a_fall_of_accuracy_on_unfreezing_is_explained_once(accuracy: float, exp
     for event in fall_to(accuracy):
         history(event)
         lines(event)
-    said = console.file.getvalue()
-    assert said.count("on unfreezing") == explained
-    assert said.count("validation fell from 65.00% to 25.00%") == explained
+    output = console.file.getvalue()
+    assert output.count("on unfreezing") == explained
+    assert output.count("validation fell from 65.00% to 25.00%") == explained
     history = History()
     live = LiveScreen(Console(theme=THEME, file=io.StringIO(), width=40, height=30), TITLE, history)
     for event in fall_to(accuracy):
@@ -155,7 +155,7 @@ def one_stream(path: Path) -> Iterator[None]:
             os.close(saved)
 
 
-def test_what_libraries_write_to_stderr_waits_for_the_end(tmp_path: Path) -> None:
+def test_stderr_of_libraries_is_printed_at_the_end(tmp_path: Path) -> None:
     with one_stream(tmp_path / "stream"):
         console = Console(force_terminal=True, width=80, height=24)
         with LiveScreen(console, TITLE, History()):

@@ -47,7 +47,7 @@ class Shell:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with jobs")
-def test_ctrl_z_gives_the_screen_to_the_shell_and_fg_takes_it_again(tmp_path: Path) -> None:
+def test_ctrl_z_restores_the_shells_screen_and_fg_returns_to_the_full_screen(tmp_path: Path) -> None:
     (tmp_path / "screen.py").write_text(SCREEN)
     shell = Shell()
     shell.type(f"{sys.executable} {tmp_path / 'screen.py'}\n")
@@ -83,7 +83,7 @@ class ClosesWithTheScreen(io.StringIO):
         return super().write(text)
 
 
-def test_a_terminal_that_is_closed_while_the_screen_opens_ends_nothing() -> None:
+def test_a_terminal_closed_while_the_screen_opens_ends_no_training() -> None:
     file = ClosesWithTheScreen()
     console = Console(file=file, force_terminal=True, width=80, height=20)
     with Display(Text("on the screen"), console=console, screen=True) as display:
