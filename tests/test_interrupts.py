@@ -9,7 +9,7 @@ from tl_cli import interrupts
 from tl_cli.errors import Interrupted
 from tl_cli.interrupts import held
 
-# As a shell shows them for a process that these end: 128 and the signal's number, which is 10 for SIGUSR1 on Linux.
+# Exit codes of a shell for processes ended by these signals: 128 plus the signal's number (10 for SIGUSR1 on Linux).
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
 
 
@@ -52,7 +52,7 @@ def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
     with pytest.raises(Interrupted), held():  # noqa: PT012
         send(signal.SIGINT)
-        # A moment later; at once it would be a double press.
+        # A moment later; without the pause it would count as a double press.
         monkeypatch.setattr(interrupts, "_signalled_at", interrupts._signalled_at - 2)
         send(signal.SIGINT)
         done.append("never")

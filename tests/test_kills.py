@@ -1,4 +1,4 @@
-"""A run that is killed at any moment resumes as if it had not been: 10 times here, ``python -m tests.test_kills 200`` for more."""
+"""A run killed at any moment resumes to the same result: 10 times here, ``python -m tests.test_kills 200`` for more."""
 
 import os
 import random
@@ -27,7 +27,7 @@ STEPS = 24
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a run takes here and now: from one step to the next, and before the first and after the last one."""
+    """The current speed of a run: seconds per step, before the first step and after the last one."""
 
     step_s: float
     rest_s: float
@@ -35,7 +35,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a run has come to."""
+    """The result of a run."""
 
     weights: dict[str, torch.Tensor]
     points: dict[tuple[str, int], float]
@@ -45,19 +45,19 @@ class Ended:
 def run_tl(
     folder: Path, *arguments: str, kill: "random.Random | None" = None, pace: Pace | None = None, writing: bool = False
 ) -> int | None:
-    """Run tl, killed near a random step of its training if asked to; return how it ended.
+    """Run tl and optionally kill it near a random step of its training; return how it ended.
 
     Args:
-        writing: kill it while a checkpoint is being written.
+        writing: kill tl while a checkpoint is being written.
     """
     process = start_in(folder, *arguments, TL_CACHE_DIR=str(folder / "cache"))
     if kill is not None:
         first = newest_step(folder)
-        # A fifth of them before the first step or after the last one, in what else a run does.
+        # A fifth of the kills come before the first step or after the last one.
         step = min(kill.randint(first, STEPS + 5), STEPS - 1 if writing else STEPS)
         wait_until(process, lambda: is_described(folder) and newest_step(folder) >= step)
         if writing:
-            # Missed, it was too quick to be seen.
+            # The checkpoint was written too quickly to be seen.
             wait_until(
                 process,
                 lambda: (
@@ -87,7 +87,7 @@ def outcome_of(folder: Path) -> Ended:
 
 
 def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, Pace]:
-    """Run tl once, undisturbed; return what came of it, and how long its parts took."""
+    """Run tl once without a kill; return its result and the time of its parts."""
     folder.mkdir()
     shutil.copy(database, folder / "mlflow.db")
     process = start_in(folder, *TRAIN, "--data", str(data), TL_CACHE_DIR=str(folder / "cache"))
@@ -103,7 +103,7 @@ def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, Pace]:
 
 
 def killed_run(folder: Path, database: Path, data: Path, seed: int, pace: Pace) -> tuple[Ended, bool]:
-    """Kill a run, and now and then what resumes it too; return what came of it, and whether it was killed at all."""
+    """Kill a run, and sometimes the process that resumes it too; return its result, and whether it was killed at all."""
     chance = random.Random(seed)
     folder.mkdir()
     shutil.copy(database, folder / "mlflow.db")
@@ -113,7 +113,7 @@ def killed_run(folder: Path, database: Path, data: Path, seed: int, pace: Pace) 
         again = chance if chance.random() < 0.2 else None
         code = run_tl(folder, "train", "--resume", "latest", kill=again, pace=pace)
     output = (folder / "output.txt").read_text()
-    # Killed after all was done and recorded, there is nothing to resume.
+    # If the run was killed after everything was recorded, there is nothing to resume.
     assert code == 0 or "is complete; to train its model further" in output, output
     return outcome_of(folder), was_killed
 
@@ -134,7 +134,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
     whole, pace = whole_run(tmp_path / "whole", ready_database, colours)
     assert len([key for key, step in whole.points if key == "step/loss"]) == STEPS
     killed = seed = 0
-    # Some are over before they are killed.
+    # Some runs end before they are killed.
     while killed < TRIALS and seed < 3 * TRIALS:
         ended, was_killed = killed_run(tmp_path / str(seed), ready_database, colours, seed, pace)
         check(ended, whole, seed)
@@ -145,7 +145,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
 
 
 def die_in(name: str) -> None:
-    """Let the process be killed as it begins to record a certain thing."""
+    """Kill the process when it begins to record this item."""
     from tl_cli.tracking import recorder as run
     from tl_cli.tracking import sync
 

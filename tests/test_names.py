@@ -1,4 +1,4 @@
-"""Names from files, classes, servers and people, through whatever prints them: nothing breaks, nothing is obeyed."""
+"""Names from files, classes, servers and users in all output: nothing fails, and no terminal control code is printed."""
 
 import io
 import json
@@ -40,7 +40,7 @@ NASTY = [
     "$(touch ran) `touch ran` ; touch ran", "%s %d {0} {name}", "", " ", "-rf", "\u200b\u200d\ufeff", "é\u0301\u0301\u0301",
 ]  # fmt: skip
 NAMES = st.one_of(st.sampled_from(NASTY), st.text(max_size=60))
-# What a terminal would obey, but for the colours that Rich writes itself.
+# Terminal control codes, except the colours that Rich writes.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\x1b(?!\\[[0-9;]*m)")
 
 
@@ -79,7 +79,7 @@ def test_hostile_run_names_work_in_every_command(tl, workplace: Path) -> None:
     store = open_store(None)
     for index, name in enumerate(NASTY):
         if not name.strip() or "\0" in name or "\ud800" in name:
-            continue  # no store takes them
+            continue  # no store accepts them
         run = store.client.create_run(store.experiment("tl"), run_name=name, tags={"tl.data": name})
         store.client.log_param(run.info.run_id, "model", name)
         store.client.log_metric(run.info.run_id, "step/loss", index + 0.5, step=1)
@@ -109,7 +109,7 @@ def test_hostile_run_names_work_in_every_command(tl, workplace: Path) -> None:
 
 
 def run_safely(tl, *command: str | Path, codes: tuple[int, ...] = (0,)) -> Result:
-    """Run a command; whatever names it is given, it neither crashes nor writes what a terminal would obey."""
+    """Run a command; assert that it neither crashes nor prints terminal control codes."""
     result = tl(*command)
     output = result.out + result.err
     assert result.code in codes, (command, result.err)
@@ -118,7 +118,7 @@ def run_safely(tl, *command: str | Path, codes: tuple[int, ...] = (0,)) -> Resul
     return result
 
 
-# No JSON that other programs read has half a character.
+# No lone surrogates, which are invalid in JSON for other programs.
 IN_FILES = NAMES.filter(lambda name: not any("\ud800" <= character <= "\udfff" for character in name))
 IN_A_WORKPLACE = settings(
     max_examples=3,
@@ -171,7 +171,7 @@ def test_folders_and_files_may_have_any_name_the_disk_accepts(
     shutil.rmtree(root, ignore_errors=True)
     rng = np.random.default_rng(0)
     for name, text in zip(classes, texts, strict=False):
-        with suppress(OSError, ValueError):  # what no disk takes
+        with suppress(OSError, ValueError):  # no disk accepts them
             folder = root / name.replace("/", "_")
             folder.mkdir(parents=True)
             for number in range(10):
@@ -204,7 +204,7 @@ def test_a_store_may_hold_any_names_texts_and_values(
             store.client.log_param(run.info.run_id, "model", text)
             store.client.log_param(run.info.run_id, "lr", name)
         except (MlflowException, UnicodeError):
-            continue  # no store takes them
+            continue  # no store accepts them
         idents.append(run.info.run_id[:8])
         for key in ("step/loss", "train/loss", "val/loss", "val/accuracy", "val/ema_accuracy", "epoch", "lr/head",
                     "lr/backbone", "time/epoch_seconds", "time/images_per_second", "my/own"):  # fmt: skip

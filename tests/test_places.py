@@ -1,4 +1,4 @@
-"""Folders, homes, disks and locales that are not as one would like them."""
+"""Unusual folders, home directories, disks and locales."""
 
 import ctypes
 import os
@@ -24,7 +24,7 @@ NOT_ALLOWED = 77
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path) -> Path:
-    """A folder in which a run has been made."""
+    """A folder with a trained run."""
     folder = tmp_path_factory.mktemp("trained")
     write_pictures(folder / "pictures", COLOURS, 12)
     (folder / "mlflow.db").write_bytes(ready_database.read_bytes())
@@ -34,14 +34,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path) -> P
 
 
 def allowed(ended: tuple[int | None, str]) -> tuple[int | None, str]:
-    """Skip the test where what it prepares may not be done."""
+    """Skip the test if its preparation is not permitted."""
     if ended[0] == NOT_ALLOWED:
         pytest.skip("mounting is not allowed here")
     return ended
 
 
 def mount_here(target: str, options: str) -> None:
-    """Mount an empty file system that this process alone sees."""
+    """Mount an empty file system that only this process sees."""
     new_namespace, private_and_all_below = 0x00020000, (1 << 18) | (1 << 14)
     libc = ctypes.CDLL(None, use_errno=True)
     read_only = 1 if options == "ro" else 0
@@ -54,7 +54,7 @@ def mount_here(target: str, options: str) -> None:
 
 
 def work_in(folder: Path, prepare: Callable[[], None] | None = None, **environment: str) -> str:
-    """Train, list, draw and evaluate in a folder; return what was said."""
+    """Train, list, plot and evaluate in a folder; return the output."""
     write_pictures(folder / "pictures", COLOURS, 12)
     everything = ""
     for command in (
@@ -141,7 +141,7 @@ def refuse_shared_memory(without: Callable[[], None]) -> None:
 def test_a_full_disk_is_named_and_ends_a_training_with_an_error(
     kilobytes: int, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
-    """The disk of checkpoints, saved models, journal and artifacts; the record itself lies elsewhere."""
+    """The full disk holds checkpoints, saved models, journal and artifacts; the database is on another one."""
     (tmp_path / "mlflow.db").write_bytes(ready_database.read_bytes())
     (tmp_path / "mlruns").mkdir()
     small = partial(mount_here, str(tmp_path / "mlruns"), f"size={kilobytes}k")
@@ -188,7 +188,7 @@ def test_streams_may_be_closed(closed: int, command: tuple[str, ...], trained: P
 
 
 def close_stream(number: int) -> None:
-    """Leave this process without one of its streams, as ``>&-`` does."""
+    """Close a stream of this process, as ``>&-`` does."""
     os.close(number)
     setattr(sys, ("stdin", "stdout", "stderr")[number], None)
 
@@ -199,7 +199,7 @@ def test_a_full_disk_for_the_record_is_a_warning(tmp_path: Path, ready_database:
     command = (*TRAIN[:-4], "--data", str(colours), "--batch-size", "2", "--epochs", "9", "--log-every", "1",
                "--tracking-uri", f"sqlite:///{tmp_path}/small/mlflow.db")  # fmt: skip
     small = partial(put_on_a_small_disk, ready_database, tmp_path / "small")
-    # MLflow samples the machine all the time, as in a run that takes longer.
+    # MLflow samples system metrics continuously, as in a longer run.
     sampling = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.02", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1"}
     code, output = allowed(run_in(tmp_path, *command, prepare=small, **sampling))
     assert code == 0, output
@@ -210,7 +210,7 @@ def test_a_full_disk_for_the_record_is_a_warning(tmp_path: Path, ready_database:
 
 
 def put_on_a_small_disk(file: Path, folder: Path) -> None:
-    """Leave room for the beginning of a run's record."""
+    """Put the database on a disk with room for only the beginning of a run's record."""
     data = file.read_bytes()
     mount_here(str(folder), f"size={len(data) // 1024 + 40}k")
     (folder / "mlflow.db").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Random numbers are functions of a seed and counters, and different seeds share none."""
+"""Random numbers are functions of a seed and counters, and different seeds have different numbers."""
 
 from itertools import combinations, product
 
@@ -14,7 +14,7 @@ from tl_cli.data.batches import balanced_order, epoch_order
 from tl_cli.models.zoo import registry
 from tl_cli.randomness import Purpose, generator, mixed, splitmix64
 
-# The outputs for seed 1234567 that Rosetta Code gives for the author's own C code (https://prng.di.unimi.it/splitmix64.c).
+# Outputs for seed 1234567 from Rosetta Code, of the author's C code (https://prng.di.unimi.it/splitmix64.c).
 PUBLISHED = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821)
 SEEDS = (0, 1, 2, 3, (1 << 32) - 1, 1 << 32, (1 << 63) - 2, (1 << 63) - 1)
 
@@ -82,7 +82,7 @@ def test_orders_depend_on_seed_and_epoch_alone() -> None:
     labels = np.arange(50) % 3
     orders += [balanced_order(labels, seed, epoch)[0] for seed, epoch in product(SEEDS, range(4))]
     assert len(np.unique(orders, axis=0)) == len(orders)
-    # Expected: where an image stands in one order says nothing about where it stands in another.
+    # Expected: the positions of an image in two orders are independent.
     ranks = np.stack([np.argsort(epoch_order(500, seed, epoch)) for seed, epoch in product(range(4), range(4))])
     correlation = np.corrcoef(ranks)[~np.eye(len(ranks), dtype=bool)]
     assert abs(correlation).max() < stats.norm.isf(0.001 / 2 / (len(ranks) * (len(ranks) - 1) / 2)) / np.sqrt(499)
@@ -117,6 +117,6 @@ def test_new_models_of_different_seeds_differ_beyond_32_bits() -> None:
         for seed in seeds
     ]
     assert all(not torch.equal(one, other) for one, other in combinations(weights, 2))
-    # What smaller seeds give stays: saved models are compared with the weights that they started from.
+    # Smaller seeds give the numbers of earlier versions, as saved models are compared with their initial weights.
     torch.manual_seed(1)
     assert torch.equal(weights[1], next(registry.build("timm/test_efficientnet", 3).parameters()))

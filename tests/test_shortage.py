@@ -1,4 +1,4 @@
-"""Too little memory, or too few threads: said as such, with what helps there, and the run has an end."""
+"""Too little memory or too few threads: the error names the shortage and options that help, and the run is ended."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from tl_cli.errors import DataError, UsageError
 from tl_cli.shortage import ShortageError, during, find_shortage
 from tl_cli.training.state import checkpoints
 
-# Each fails for want of address space, as a process under `ulimit -v` does.
+# Each fails for lack of address space, as a process under `ulimit -v` does.
 LIMITED = """
 import mmap, os, resource, threading
 import numpy as np, torch
@@ -50,7 +50,7 @@ def test_errors_under_a_memory_or_thread_limit_are_shortages() -> None:
     assert done.stdout.splitlines() == ["memory"] * 4 + ["threads"], done.stderr
 
 
-# As the libraries word them where this machine cannot make them fail.
+# Messages of the libraries that cannot be provoked on this machine.
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB"
 ONEDNN = "could not create a primitive"
 CPU = (
@@ -114,7 +114,7 @@ def test_no_option_helps_before_anything_is_loaded() -> None:
 
 
 def run_short(place: str, message: str) -> None:
-    """Let memory or threads run out at a place."""
+    """Let memory or threads run out in this part of a run."""
     from concurrent.futures import thread as pools
 
     from tl_cli.evaluation import logits

@@ -1,4 +1,4 @@
-"""Signals to a process of tl, wherever it is: what is done is kept, how it ended is recorded, and the shell is told."""
+"""Signals at any point of tl: results are saved, the status is recorded, and the exit code is right."""
 
 import os
 import pty
@@ -29,7 +29,7 @@ STOPPED = {
 
 
 def send_at(place: str, signum: int) -> None:
-    """Let this process send itself a signal, once, at that place; it notes after how many steps."""
+    """Let this process send itself a signal once, at this point, and write the number of steps so far."""
     from tl_cli.data.images import FileImages
     from tl_cli.training import events, state
     from tl_cli.training.events import Event, StepEnded, Worked
@@ -114,7 +114,7 @@ def test_sigusr1_of_a_batch_scheduler_saves_the_step(tmp_path: Path, ready_datab
 
 
 def ignore_then_send(signum: int) -> None:
-    """Be started as ``nohup`` (SIGHUP) or a script's ``&`` (SIGINT) starts a command, and get the signal all the same."""
+    """Ignore a signal, as under ``nohup`` (SIGHUP) or a script's ``&`` (SIGINT), and then send it."""
     signal.signal(signum, signal.SIG_IGN)
     send_at("training", signum)
 
@@ -162,7 +162,7 @@ def test_a_training_is_saved_when_its_terminal_closes(
 
 
 def stop_after_the_end(place: str) -> None:
-    """Let Ctrl-C come once all is trained: as it is recorded, or as the result is shown."""
+    """Send Ctrl-C after the training, while it is recorded or while the result is shown."""
     from tl_cli.tracking.recorder import Recorder
     from tl_cli.ui.terminal import training_observer
 
@@ -221,7 +221,7 @@ def look_then_send(signum: int) -> None:
 
 
 def swallow(signum: int) -> None:
-    """Let a signal come in a library that makes an error of its own of everything."""
+    """Send a signal inside a library that converts every exception to its own error."""
     from tl_cli.data import checks
 
     def instead(path: str, *how: object) -> object:
@@ -257,7 +257,7 @@ main()
 
 
 def hang_in(place: str) -> None:
-    """Let a step, or the last record of a run that was stopped, never end."""
+    """Let a step, or the last write of a stopped run, hang."""
     from tl_cli.tracking.recorder import Recorder
     from tl_cli.training import fit
 
@@ -283,7 +283,7 @@ def test_a_second_ctrl_c_exits_immediately(place: str, tmp_path: Path, ready_dat
         os.kill(process.pid, signal.SIGINT)
         process.join(1.3)
     assert process.is_alive()
-    # Presses that come within a second of each other are one; a process that gets no time may see them so.
+    # Presses within a second count as one, and a process that gets no CPU time may receive them so.
     while process.is_alive():
         os.kill(process.pid, signal.SIGINT)
         process.join(1.3)
@@ -293,7 +293,7 @@ def test_a_second_ctrl_c_exits_immediately(place: str, tmp_path: Path, ready_dat
 
 
 def stop_again_in(place: str) -> None:
-    """Let Ctrl-C come as a run is taken up, or once more as the record of one that was stopped is closed."""
+    """Send Ctrl-C while a run is being resumed, or again while the record of a stopped one is being closed."""
     from tl_cli.tracking.journal import Ending, Journal
     from tl_cli.tracking.recorder import Recorder
 
@@ -334,7 +334,7 @@ def test_a_run_whose_record_was_not_closed_can_be_resumed(
 
 
 def stop_twice_while_saving(best: int) -> None:
-    """Let each epoch be the best, the saving of the ``best``-th take long, and Ctrl-C come twice meanwhile."""
+    """Let each epoch be the best, let saving the ``best``-th take long, and send Ctrl-C twice meanwhile."""
     from tl_cli.models import bundle
     from tl_cli.training.state import Counters
 
@@ -366,6 +366,6 @@ def test_no_checkpoint_names_a_best_model_that_was_never_saved(
     assert code == 0, output
     (state,) = tmp_path.glob("mlruns/*/*/state")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        # Of a figure that was recorded twice the later one counts.
+        # If a metric was recorded twice, the later value counts.
         query = "select value from latest_metrics where key = 'best/epoch'"
         assert [(read_card(state / "best").epoch,)] == database.execute(query).fetchall()

@@ -15,7 +15,7 @@ from tl_cli.models.zoo import registry
 
 
 class Silent(TrainObserver):
-    """Keeps warnings instead of raising them as Python's."""
+    """Collects warnings instead of issuing Python warnings."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []

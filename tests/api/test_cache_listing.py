@@ -1,4 +1,4 @@
-"""The listing and the clearing of a cache whose files were made by hand."""
+"""The listing and the clearing of a cache with files of known size and age."""
 
 import os
 import time

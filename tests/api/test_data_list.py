@@ -1,4 +1,4 @@
-"""``list_data`` names the data sets as their libraries do."""
+"""``list_data`` has the names of the libraries' data sets."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_the_digits_have_the_numbers_of_scikit_learn() -> None:
     assert digits["classes"] == len(np.unique(labels))
     assert sum(digits["images"].values()) == len(labels)
     assert list(digits) == ["name", "title", "classes", "images", "download_mb", "mirrors"]
-    # A digit mirrored left to right is no digit.
+    # A mirrored digit is not a digit.
     assert digits["mirrors"] is False
 
 

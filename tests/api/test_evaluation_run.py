@@ -25,7 +25,7 @@ def test_the_metrics_are_those_of_scikit_learn(project: Project) -> None:
     assert data["confusion"] == sklearn.metrics.confusion_matrix(labels, predicted).tolist()
     recalls = sklearn.metrics.recall_score(labels, predicted, average=None)
     assert [row["recall"] for row in result.class_rows()] == pytest.approx(recalls.tolist())
-    # Of its own test images, so there is no other accuracy to compare with.
+    # These are its own test images, so there is no other accuracy to compare with.
     assert result.own is None
     assert "own" not in data
 

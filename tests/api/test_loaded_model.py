@@ -1,4 +1,4 @@
-"""``load(...).predict``: the same probabilities as the weights' own network, whatever holds the images."""
+"""``load(...).predict`` gives the probabilities of the saved network for files, arrays and Pillow images."""
 
 import subprocess
 import sys

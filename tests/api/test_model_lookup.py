@@ -1,4 +1,4 @@
-"""A saved model is found by its folder, by one of its files, or by its run."""
+"""A saved model is found by its folder, by one of its files or by its run."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A run that was stopped is resumed with its own settings, and learns what an uninterrupted run learns."""
+"""A stopped run is resumed with its own settings and ends with the weights of an uninterrupted run."""
 
 import signal
 from collections.abc import Iterator

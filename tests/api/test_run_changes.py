@@ -20,7 +20,7 @@ def client(workplace: Path) -> mlflow.MlflowClient:
 
 @pytest.fixture
 def copied(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project, whose store leads to the files of the original."""
+    """A copy of the project; its store has the paths of the original's files."""
     folder = tmp_path / "copy"
     shutil.copytree(project.folder, folder, symlinks=True)
     monkeypatch.chdir(folder)
@@ -144,7 +144,7 @@ def test_a_run_that_its_store_has_lost_is_recorded_again(copied: Path, project: 
     assert (sent.runs[0].restored, sent.runs[0].status) == (True, "FINISHED")
     restored = mlflow.MlflowClient(uri).get_run(run_id)
     assert (restored.info.run_name, restored.info.status) == ("first", "FINISHED")
-    # What MLflow measures of the machine during a run of more than ten seconds is not restored.
+    # The system metrics that MLflow records in runs of more than ten seconds are not restored.
     metrics = {key: value for key, value in recorded.data.metrics.items() if not key.startswith("system/")}
     assert restored.data.metrics == metrics
     assert restored.data.params == recorded.data.params

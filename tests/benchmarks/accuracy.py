@@ -1,4 +1,4 @@
-"""Time to an accuracy on real pictures with real weights: the blog's recipe in its own loop, and a recipe of ``tl``.
+"""Time to an accuracy on real images with real weights: the blog's recipe in its own loop, and a recipe of ``tl``.
 
 It takes hours on a CPU, so progress is saved in a folder: a second call resumes after the last complete epoch.
 """
@@ -29,7 +29,7 @@ from tl_cli.training.plan import Plan, new_state
 from tl_cli.training.state import Saver
 
 MODEL = "efficientnet_lite0"
-# What the blog's author reports of EfficientNet-B0, and after how many epochs.
+# The accuracy that the blog's author reports for EfficientNet-B0, and the number of epochs.
 TARGET = 0.8553
 _FROZEN_EPOCHS = 5
 _BLOG_EPOCHS = 40
@@ -41,10 +41,10 @@ _CHECKPOINT = "last.pt"
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """An epoch that is over.
+    """A finished epoch.
 
     Attributes:
-        seconds: since the side began, its setup included; saving and the test of ``tl``'s models are not.
+        seconds: since the side began, including setup, without saving and testing ``tl``'s models.
         accuracy: on the test images, a fraction.
     """
 
@@ -55,13 +55,13 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far each side goes in this call.
+    """How long each side trains in this call.
 
     Attributes:
-        state: where epochs are kept.
-        blog_epochs: of the blog's 40; the seconds of the others are extrapolated.
-        tl_recipe: by which ``tl`` trains.
-        tl_epochs: in all; None leaves them to the recipe.
+        state: folder of the finished epochs.
+        blog_epochs: epochs to run of the blog's 40; the seconds of the others are extrapolated.
+        tl_recipe: recipe of ``tl``.
+        tl_epochs: total epochs; None: as in the recipe.
         target: the accuracy, a fraction.
     """
 
@@ -76,7 +76,7 @@ def measure(bench: Bench, images: Path, limits: Limits) -> list[Comparison]:
     """Return the seconds of both sides to the accuracy.
 
     Args:
-        images: holds train/CLASS/ and test/CLASS/ of 32 x 32 pictures.
+        images: holds train/CLASS/ and test/CLASS/ of 32 x 32 images.
 
     Raises:
         PicturesError: it does not.
@@ -104,7 +104,7 @@ def measure(bench: Bench, images: Path, limits: Limits) -> list[Comparison]:
 
 
 def _blog_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
-    """Return the seconds to the accuracy, or of all of the blog's epochs where it is not reached, and which it is."""
+    """Return the seconds to the accuracy, or of all of the blog's epochs if it is not reached, and a word for which."""
     folder = limits.state / "blog"
     folder.mkdir(exist_ok=True)
     started = now(bench.device)
@@ -137,7 +137,7 @@ def _blog_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
 
 
 def _forecast(bench: Bench, images: Path, done: list[Epoch]) -> float:
-    """Return the seconds of the blog's epochs that were not run, from a few steps of either kind."""
+    """Return the estimated seconds of the blog's epochs that were not run, from a few frozen and unfrozen steps."""
     loop = _open_blog_loop(bench, images)
     seconds = 0.0
     for first, last in ((1, _FROZEN_EPOCHS), (_FROZEN_EPOCHS + 1, _BLOG_EPOCHS)):
@@ -167,7 +167,7 @@ def _open_blog_loop(bench: Bench, images: Path) -> blog.Loop:
 
 def _freeze_for(loop: blog.Loop, epoch: int) -> None:
     if epoch <= _FROZEN_EPOCHS:
-        # This network has no fc anywhere: by the blog's own name nothing would train at all.
+        # This network has no layer called fc, so the blog's rule by name would freeze everything.
         blog.freeze_by_name(loop.model, "classifier")
     elif epoch == _FROZEN_EPOCHS + 1:
         blog.unfreeze(loop)
@@ -180,7 +180,7 @@ def _keep(loop: blog.Loop, done: list[Epoch], path: Path) -> None:
 
 
 def _restore(loop: blog.Loop, path: Path) -> list[Epoch]:
-    """Put the loop back to where it was kept, and return its epochs; what is frozen follows from the next one."""
+    """Restore the saved loop and return its epochs; the next epoch determines what is frozen."""
     saved: dict[str, Any] = torch.load(path, weights_only=True)
     for name in _KEPT:
         getattr(loop, name).load_state_dict(saved[name])
@@ -199,7 +199,7 @@ def _tl_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
 
     def keep(event: Event) -> None:
         if isinstance(event, EpochEnded):
-            # Untested until the clock has stopped.
+            # Tested after the clock has stopped.
             torch.save(
                 {"seconds": setup_seconds + state.counters.seconds, "model": state.model.state_dict()},
                 folder / f"epoch-{event.epoch:02d}.pt",

@@ -1,4 +1,4 @@
-"""The benchmarks work and measure what they say. No test here looks at a time."""
+"""The benchmarks work and measure what they claim. No test here depends on a time."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What is kept between runs: its sizes, and what may be removed of it."""
+"""``tl cache``: the sizes of cached files, and which files it removes."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ VALUES = np.arange(5000, dtype=np.uint8)
 
 
 def put(folder: str, key: str, *, days: float = 0.0) -> Path:
-    """Keep an array that was last used so many days ago; return its file."""
+    """Cache an array last used ``days`` days ago; return its file."""
     store = Store(cache_root() / folder, disk_share=0.9)
     before = {*store.folder.glob("*.npy")}
     store.keep(key, VALUES)
@@ -124,6 +124,6 @@ def test_files_beside_the_folders_of_the_cache_are_not_counted_or_removed(tl) ->
     for path in (mine, measured):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('{"resnet18 224": [1, 2]}')
-    assert tl("models", "resnet18").code == 0  # counts what is not known
+    assert tl("models", "resnet18").code == 0  # the unknown file is counted
     assert tl("cache", "clear", "--yes").code == 0
     assert (mine.read_text(), measured.exists()) == ('{"resnet18 224": [1, 2]}', False)

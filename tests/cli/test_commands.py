@@ -110,7 +110,7 @@ def test_resuming_a_finished_run_suggests_a_command_that_trains_its_model_furthe
     begun_from = (open_store(None).model_folder(first) / bundle.WEIGHTS_FILE).read_bytes()
     card = bundle.read_card(open_store(None).model_folder(further))
     assert card.weights.sha256 == hashlib.sha256(begun_from).hexdigest()
-    # The same images are held out, or those of the first training would be among them.
+    # The same images are held out; otherwise the test images might include training images of the first run.
     assert dataset_digest(further, "validation") == dataset_digest(first, "validation")
 
 
@@ -137,7 +137,7 @@ def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_on_request(tl, colo
     recorded = open_store(None).find("latest")
     assert (recorded.data.params["head"], recorded.data.params["head_start"]) == ("None", note.removeprefix("head: "))
     assert bundle.read_card(open_store(None).model_folder(recorded)).head_start == note.removeprefix("head: ")
-    # A file that says nothing of its classes.
+    # A file without class names.
     safetensors.torch.save_file(safetensors.torch.load_file(folder / bundle.WEIGHTS_FILE), "bare.safetensors")
     bare = (*QUICK, "--weights", "bare.safetensors", "--data", colours, "--dry-run")
     assert "head: new: the weights do not name their 3 classes" in tl("train", *bare).out
@@ -306,7 +306,7 @@ def test_an_interrupted_run_keeps_its_best_model_and_is_resumed(tl, workplace: P
     assert run.info.run_id.startswith(resume)
     (state,) = (workplace / "mlruns").glob("*/*/state")
     before = store_epochs(run.info.run_id)
-    # As if it had been asked for a few epochs only.
+    # As if a few epochs had been requested.
     card = bundle.read_card(state, CARD_FILE)
     bundle.write_card(state, card.model_copy(update={"config": {**card.config, "epochs": max(before) + 2}}), CARD_FILE)
     resumed: Result = tl("train", "--resume", resume)
@@ -385,7 +385,7 @@ def test_images_that_change_during_a_training_are_named_and_recorded(
     changed = re.findall(r"[a-z]+/[a-z]+/[0-9]{3}\.png", run.data.tags["tl.images_changed"])
     assert sorted(changed) == ["test/red/003.png", "train/blue/001.png", "train/red/000.png"]
     assert run.data.tags["mlflow.note.content"].count("**Warning:**") >= 2
-    # The figure is there, but not as one of the images of the digest.
+    # The accuracy is recorded, but not as a metric of the images with this digest.
     (point,) = open_store(None).client.get_metric_history(run.info.run_id, "test/accuracy")
     assert point.dataset_digest in (None, "")
     assert "the test images are not those" in " ".join(tl("eval", "latest", "--no-log").err.split())
@@ -400,7 +400,7 @@ def test_resuming_on_other_images_is_refused(tl, workplace: Path) -> None:
                 "--optimizer", "sgd", "--schedule", "constant")  # fmt: skip
     assert failed.code == 1
     stat, whole = bad.stat(), bad.read_bytes()
-    # As long as before and as old.
+    # With the same length and time of modification as before.
     bad.write_bytes(whole[:-1] + b"x")
     os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     replaced = tl("train", "--resume", "latest")

@@ -1,4 +1,4 @@
-"""A model of 12-bit pictures: trained, and asked in every way that there is."""
+"""A model of 12-bit images: trained, and used through every way to a prediction."""
 
 import json
 import subprocess
@@ -19,12 +19,12 @@ from tl_cli.evaluation.predicting import Predictor
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.store import Store, open_store
 
-# Of 65535 they are one level, so that 8 bits of 16 hold nothing of the classes.
+# They differ by less than one of 256 levels of the 16-bit range, so converting to 8 bits would lose the classes.
 DARK, LIGHT = 10, 200
 
 
 def stripes(label: int, number: int) -> np.ndarray:
-    """Return a picture (24, 24) of stripes that lie or stand, from 0 to 200 of 4095."""
+    """Return an image (24, 24) of stripes, vertical for label 0 and horizontal for label 1, in dark 12-bit values."""
     noise = np.random.default_rng(100 * label + number).integers(-DARK, DARK + 1, (24, 24))
     rows, columns = np.mgrid[:24, :24]
     return np.where(((rows if label else columns) + number) // 4 % 2, LIGHT, DARK) + noise
@@ -97,7 +97,7 @@ def test_predict_pyfunc_and_images_scaled_by_hand_give_the_same_probabilities(
     served = mlflow.pyfunc.load_model(f"models:/{model_id}")
     rows = served.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
     probabilities["pyfunc"] = torch.tensor(rows[list(card.classes)].to_numpy(dtype=np.float32))
-    # Scaled by hand, saved with 8 bits, and shown to the same model.
+    # Scaled by hand, saved with 8 bits, and predicted by the same model.
     eight = []
     for index, name in enumerate(measured.images.ids):
         label, number = ("lie", "stand").index(name.split("/")[1]), int(Path(name).stem)

@@ -14,14 +14,14 @@ from tl_cli.training.plan import prepare
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Path:
-    """A folder with one of each fault."""
+    """A folder with one example of each fault."""
     root = tmp_path / "photos"
     write_pictures(root / "train", COLOURS, 10, size=64)
     write_pictures(root / "test", {"blue": (90, 60, 220), "green": (40, 250, 60), "red": (220, 90, 40)}, 3, size=72)
     noise = np.random.default_rng(1)
     texture = Image.fromarray(np.kron(noise.integers(0, 256, (8, 8, 3)), np.ones((16, 16, 1))).astype(np.uint8))
     texture.save(root / "train/red/texture.png")
-    # The same to the last byte in another part, the same in another class, and one that only looks the same.
+    # A byte-identical copy in another split, one in another class, and an image that only looks the same.
     shutil.copy(root / "train/red/texture.png", root / "test/red/copy.png")
     other = Image.fromarray(np.kron(noise.integers(0, 256, (8, 8, 3)), np.ones((16, 16, 1))).astype(np.uint8))
     other.save(root / "train/green/other.png")
@@ -95,7 +95,7 @@ def test_planted_wrong_labels_are_found(tl, tmp_path: Path) -> None:
     files = [each["file"] for each in doubted["images"]]
     hits = sum(name in planted for name in files)
     print(f"precision {hits / len(files):.2f}, recall {hits / len(planted):.2f}")
-    # Digits are far from what the network has learned to see: 0.76 and 0.42 were measured.
+    # Digits are unlike the network's training images: precision 0.76 and recall 0.42 were measured.
     assert hits / len(planted) >= 0.6
     assert hits / len(files) >= 0.3
 
@@ -191,7 +191,7 @@ def test_labels_that_are_probably_one_class_are_reported(tl, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("large", "small", "ratio", "advice"),
     [
-        # A tenth of each class, rounded, is for the test, and as many for validation: 80 and 8 train, 79 and 8, ...
+        # A tenth of each class, rounded, is held out for test and as many for validation: 80 and 8 train, 79 and 8, ...
         (100, 10, 10.0, "tl train will use the balanced sampler"),
         (99, 10, 79 / 8, "consider --sampler balanced"),
         # 9.4 times before the split: 16 images give 2 and 2.

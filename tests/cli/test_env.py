@@ -1,4 +1,4 @@
-"""What a bug report needs, and nothing that is a secret."""
+"""``tl env``: the facts for a bug report, without secrets."""
 
 import json
 import platform

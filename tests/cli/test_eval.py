@@ -1,4 +1,4 @@
-"""``tl eval`` on data that are not all there, and runs whose test images could not be evaluated at their end."""
+"""``tl eval`` on incomplete data, and runs whose test images could not be evaluated at their end."""
 
 import json
 import os
@@ -25,7 +25,7 @@ OPTIONS = ("timm/test_resnet", "--weights", "none", "--input-size", "32", "--epo
 
 @pytest.fixture
 def after_fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Let something happen between the last epoch and the final evaluation."""
+    """Return a function that schedules a call between the last epoch and the final evaluation."""
     from tl_cli.api import training_run as fitting
 
     fit = fitting.fit
@@ -43,7 +43,7 @@ def after_fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
 
 @pytest.fixture
 def pictures(odd_pictures: Path, workplace: Path) -> Path:
-    """A copy of pictures that are decoded from their files whenever they are used."""
+    """A copy of images that are decoded from their files whenever they are used."""
     return Path(shutil.copytree(odd_pictures, "pictures"))
 
 
@@ -69,13 +69,13 @@ def test_a_training_without_its_test_images_is_kept_and_its_test_accuracy_added_
     assert "could not be evaluated on the test images" in run.data.tags["mlflow.note.content"]
     assert saved_logits(store, run) is None
     assert "is complete" in tl("train", "--resume", "latest").err
-    # What needs no test images works; what needs them says where they were.
+    # Commands that need no test images work; the others name the folder in which they were.
     assert tl("eval", "latest", "--split", "val", "--no-log").code == 0
     refused = tl("eval", "latest")
     assert refused.code == 2
     assert f"the 12 test images of this model are no longer in {pictures.resolve()}" in words(refused.err)
     away.rename(test)
-    # The reader of the output is gone, as in tl eval | head: the figures are recorded all the same.
+    # stdout is closed, as in tl eval | head: the metrics are recorded all the same.
     reader, writer = os.pipe()
     os.close(reader)
     with Path("output.txt").open("wb") as output:
@@ -111,7 +111,7 @@ def test_unreadable_test_images_give_no_test_accuracy(tl, pictures: Path, after_
     rest = tl("eval", "latest", "--on-bad-image", "skip", "--json")
     assert "2 of 12 test images cannot be decoded and are left out: test/blue/1.png, test/red/2.png" in words(rest.err)
     assert json.loads(rest.out)["images"] == 10
-    # A figure of a part of the images is not the run's test figure.
+    # An accuracy on some of the images is not the run's test accuracy.
     assert "test/accuracy" not in open_store(None).find("latest").data.metrics
     for path, data in zip(bad, whole, strict=True):
         path.write_bytes(data)
@@ -169,7 +169,7 @@ def test_a_run_is_resumed_and_finished_without_its_test_images(tl, pictures: Pat
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, odd_pictures: Path) -> Path:
-    """A folder with pictures and a run on them, for several tests to share."""
+    """A folder with images and a run on them, shared by several tests."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(odd_pictures, folder / "pictures")
     return train_in(folder, ready_database, (*OPTIONS, folder / "pictures", "--quiet"))
@@ -177,7 +177,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, odd_
 
 @pytest.fixture
 def folder(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of that run, in which ``tl`` runs now."""
+    """The folder of that run, as the current folder."""
     monkeypatch.chdir(trained)
     mlflow.set_tracking_uri(f"sqlite:///{trained}/mlflow.db")
     return trained
@@ -254,7 +254,7 @@ def test_all_bad_images_are_named_and_can_be_skipped(tl, folder: Path, tmp_path:
     result = tl("eval", "latest", "--data", new, "--on-bad-image", "skip", "--json", "--no-log")
     assert json.loads(result.out)["images"] == 9
     assert f"left out: {', '.join(bad)}" in words(result.err)
-    # Pictures that a CSV lists and that are not there are bad ones too.
+    # Missing images of a CSV are bad ones too.
     listed = _listed(new, tmp_path / "csv")
     (new / "red" / "0.png").unlink()
     refused = tl("eval", "latest", "--data", listed)
@@ -266,7 +266,7 @@ def test_all_bad_images_are_named_and_can_be_skipped(tl, folder: Path, tmp_path:
 
 def test_other_data_are_shown_beside_the_accuracy_on_its_own_test_images(tl, folder: Path, tmp_path: Path) -> None:
     recorded = open_store(None).find("latest").data.metrics["test/accuracy"]
-    # All of one class: the model's recall of it is the accuracy.
+    # The images are of one class, so the accuracy is the model's recall of it.
     shutil.copytree(folder / "pictures" / "test" / "red", tmp_path / "new" / "red")
     own = json.loads(tl("eval", "latest", "--json", "--no-log").out)
     recall = next(row["recall"] for row in own["by_class"] if row["class"] == "red")
@@ -283,7 +283,7 @@ def test_commands_that_a_training_suggests_work(tl, workplace: Path, odd_picture
     whole = Path(shutil.copytree(odd_pictures, "whole"))
     validated = Path(shutil.copytree(odd_pictures, "validated"))
     (validated / "test").rename(validated / "val")
-    # The default store first: MLflow keeps another one for the whole process.
+    # The default store comes first, as MLflow keeps a given one for the whole process.
     for uri in ("", f"sqlite:///{workplace}/a b.db"):
         for data in (whole, validated, whole / "train"):
             given = ("--tracking-uri", uri) if uri else ()

@@ -1,4 +1,4 @@
-"""inspect in all its views on one recorded run, which no test changes for another."""
+"""All views of ``inspect`` on one recorded run, which no test changes."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, colo
 
 @pytest.fixture
 def store(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store of the run, in whose folder ``tl`` runs now."""
+    """The store of the run, whose folder is the current one."""
     monkeypatch.chdir(trained)
     mlflow.set_tracking_uri(f"sqlite:///{trained}/mlflow.db")
     return open_store(None)
@@ -55,7 +55,7 @@ def test_the_tree_of_a_run_and_of_an_architecture(tl, store: Store) -> None:
     assert "classifier (Linear)" in own["why_head"][0]
     assert own["preprocessing"]["crop"] == 48
     assert inspect(tl, "timm/crossvit_9_240")["input_size"] == 240
-    # torchvision's first weights of ResNet-50 resize to 256 pixels, the second to 232.
+    # torchvision's IMAGENET1K_V1 weights of ResNet-50 resize to 256 pixels, V2 to 232.
     resized = [
         inspect(tl, "resnet50", *flags)["preprocessing"]["resize"] for flags in ((), ("--weights", "IMAGENET1K_V1"))
     ]
@@ -94,7 +94,7 @@ def test_the_freeze_plan_takes_the_flags_of_training(tl, store: Store) -> None:
     assert "would freeze 3,383,818 of 4,020,358 parameters" in shown
     assert "the new head (classifier.1) would stay frozen at random weights" in shown
     assert "features.1.0.block.1.fc1 and 31 others" in shown
-    # For a run: its own settings, and others.
+    # For a run: with its own settings and with others.
     own = inspect(tl, "seen", "--freeze-plan")
     assert own["frozen_layers"] > 0
     assert [each["first"] for each in own["phases"]] == [1, 2]
@@ -111,7 +111,7 @@ def test_residuals_of_a_run_on_its_own_images(tl, store: Store, tmp_path: Path, 
         assert [each["scale"] for each in row["effects"]] == [0.0, 0.5]
         assert row["ratio"] > 0
         assert set(row["before"]) >= {"ratio", "cosine", "share"}
-    # Layers that were frozen throughout are what they were.
+    # Layers that were frozen throughout have not changed.
     first = report["residuals"][0]
     assert first["block"] == "blocks.1.1"
     assert first["before"]["ratio"] == pytest.approx(first["ratio"], rel=1e-5)

@@ -1,4 +1,4 @@
-"""What is not on this machine is named before anything is decoded or trained, and a dry run fetches nothing."""
+"""Missing weights and data are named before anything is decoded or trained, and a dry run downloads nothing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.server import Server
 from tl_cli.data.sources.catalogue import SETS, File
 from tl_cli.tracking.store import open_store
 
-# Nothing listens there.
+# No server listens on this port.
 NOWHERE = "http://127.0.0.1:9"
 FIRST, SECOND = torchvision.models.ShuffleNet_V2_X0_5_Weights, torchvision.models.SqueezeNet1_1_Weights
 OPTIONS = ("--input-size", "32", "--epochs", "1", "--freeze-epochs", "0", "--no-probe")
@@ -18,7 +18,7 @@ OPTIONS = ("--input-size", "32", "--epochs", "1", "--freeze-epochs", "0", "--no-
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty TORCH_HOME; the folder in which torch keeps weights."""
+    """An empty TORCH_HOME; returns the folder of torch's weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 
@@ -44,7 +44,7 @@ def test_a_dry_run_fetches_no_weights_and_names_their_source(
     assert url in output
     assert str(home) in output
     assert "total" in result.out
-    assert "random weights" not in result.err  # a run will have the published ones
+    assert "random weights" not in result.err  # a run will use the published ones
     assert server.requests == []
     assert not home.exists()
 

@@ -1,4 +1,4 @@
-"""Pictures whose classes are told apart at their ends, and ``--resize``, from training to every way of predicting."""
+"""Images whose classes differ only near their ends, with ``--resize``, from training to every way of predicting."""
 
 import json
 import runpy
@@ -31,7 +31,7 @@ WIDE = "the centre crop leaves out 60% of a typical picture (522 x 210 px); --re
 
 
 def write_wide(root: Path, part: str, count: int, seed: int) -> None:
-    """Fill ROOT/PART/CLASS/ with pictures of 522 x 210 px that show a bright disc or square near one of their ends."""
+    """Fill ROOT/PART/CLASS/ with images of 522 x 210 px that show a bright disc or square near one of their ends."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:60, :60] - 29.5
     for name, mark in (("disc", rows**2 + columns**2 < 900), ("square", np.ones((60, 60), bool))):
@@ -72,7 +72,7 @@ def store(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 @pytest.mark.slow
 def test_objects_at_the_ends_are_learned_where_resizing_keeps_them(store: Store) -> None:
     accuracy = {name: store.find(name).data.metrics["test/accuracy"] for name in MODES}
-    # 40 images: by chance 28 or fewer are right in 99.7 of 100 cases.
+    # 40 images: guessing has 28 or fewer right with a probability of 99.7%.
     assert accuracy["crop"] <= 0.7
     assert min(accuracy["squash"], accuracy["pad"]) >= 0.85
 
@@ -86,7 +86,7 @@ def test_the_resize_mode_is_saved_with_the_model(name: str, store: Store, wide: 
     how = bundle.read_card(folder).preprocessing
     assert (how.crop_mode, how.crop) == (MODES[name], 96)
     assert run.data.params["resize"] == name
-    # The margin around the centre is the weights' own; otherwise there is none.
+    # A center crop keeps the margin of the weights; the other modes have no margin.
     assert (how.resize == how.crop) == (name != "crop")
     for part, sizes in (("disc", [(523, 211), (97, 301)]), ("square", [(640, 61), (35, 29), (1601, 1203)])):
         (tmp_path / "test" / part).mkdir(parents=True)
@@ -108,12 +108,12 @@ def test_the_resize_mode_is_saved_with_the_model(name: str, store: Store, wide: 
 def run_example(
     how: Preprocessing, pictures: Iterable[Path], monkeypatch: pytest.MonkeyPatch, **metadata: str
 ) -> Iterator[np.ndarray]:
-    """Yield what the example gives to a network for each of these pictures."""
+    """Yield the network input that the example computes for each of these images."""
     facts = {"classes": json.dumps(["a", "b"]), "preprocessing": how.model_dump_json(), **metadata}
     seen: list[np.ndarray] = []
 
     class Session:
-        """Keeps what it is given."""
+        """Records its inputs."""
 
         def __init__(self, path: str) -> None:
             pass
@@ -159,13 +159,13 @@ def test_the_example_reads_portable_pixmaps_as_predict_does(
     how = Preprocessing(resize=8, crop=8, pixel_range=pixel_range)
     picture = tmp_path / "picture.ppm"
     picture.write_bytes(header + bytes(range(100)) * 4)
-    # The temperature is not in files of earlier versions.
+    # Files of earlier versions have no temperature.
     (pixels,) = run_example(how, [picture], monkeypatch)
     assert np.abs(pixels[0] - read_input(picture, how).numpy()).max() <= 1
 
 
 def write_odd_pictures(folder: Path) -> list[Path]:
-    """Write pictures with opacity, and of more than 8 bits per channel, in many forms."""
+    """Write images with opacity and of more than 8 bits per channel, in many formats."""
     noise = np.random.default_rng(0)
     rgba = Image.fromarray(noise.integers(0, 256, (20, 20, 4), dtype=np.uint8))
     palette, grey = rgba.convert("RGB").convert("P"), rgba.convert("L")
@@ -244,7 +244,7 @@ def test_data_check_notes_wide_images_and_compares_labels_on_whole_images(tl, wi
     result: Result = tl("data", "check", wide, "--json")
     report = json.loads(result.out)
     assert WIDE in report["notes"]
-    # The marks are all that tells the classes apart; from the centre half of the labels would be doubted.
+    # Only the marks distinguish the classes; with a center crop half of the labels would be reported.
     doubted = report["doubted_labels"]
     assert doubted["compared"] == 120
     assert len(doubted["images"]) < 30

@@ -160,7 +160,7 @@ def test_invalid_arguments_are_refused(arguments: tuple[str, ...], message: str,
 
 
 def test_the_epochs_of_a_run_are_shown_after_and_during_it(tl, workplace: Path) -> None:
-    # What the recorder was told is what is shown: ``record`` gives epoch N a validation accuracy of 1 / N.
+    # The values passed to the recorder are shown: ``record`` gives epoch N a validation accuracy of 1 / N.
     record("ended", epochs=3)
     shown = tl("runs", "show", "ended")
     assert shown.code == 0, shown.err

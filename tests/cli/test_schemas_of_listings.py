@@ -1,4 +1,4 @@
-"""The JSON of the commands that list and manage, against the schemas that programs rely on."""
+"""The JSON of the commands that list and manage runs, data and models follows its schemas."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from tl_cli.tracking.facts import RunFacts
 from tl_cli.tracking.store import open_store
 
 SCHEMAS = Path(str(tl_cli.__file__)).parent / "api" / "schemas"
-# Where each schema has the fields of a run; ``runs show`` adds the epochs.
+# The path of the fields of a run in each schema; ``runs show`` adds the epochs.
 RUN_AT = {"runs": ("items",), "runs-show": (), "runs-diff": ("properties", "runs", "items")}
 
 
@@ -34,7 +34,7 @@ def at(schema: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 
 def described(name: str) -> dict[str, Any]:
-    """Return what a schema says of one run. NaN is null in JSON."""
+    """Return the schema of one run. NaN is null in JSON."""
     run = {key: fields(RunFacts)[key] for key in RunFacts.__dataclass_fields__}
     run["curve"]["items"] = {"anyOf": [{"type": "number"}, {"type": "null"}]}
     epoch = {key: fields(EpochEnded)[key] for key in ("epoch", "step", *EPOCH_SCORES)}

@@ -1,4 +1,4 @@
-"""eval, predict, compare and export on two recorded runs, which all tests share and none changes for another."""
+"""eval, predict, compare, export and serving of two recorded runs, which all tests share and none changes."""
 
 import base64
 import csv
@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, colo
 
 @pytest.fixture
 def store(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store of the two runs, in whose folder ``tl`` runs now."""
+    """The store of the two runs, whose folder is the current one."""
     monkeypatch.chdir(trained)
     mlflow.set_tracking_uri(f"sqlite:///{trained}/mlflow.db")
     return open_store(None)
@@ -119,7 +119,7 @@ def test_other_images_are_matched_by_the_names_of_their_classes(tl, store: Store
     inputs = store.client.get_run(run.info.run_id).inputs.dataset_inputs
     assert {each.dataset.name: each.tags[0].value for each in inputs}["new-all"] == "evaluation"
     assert name not in store.find("poor").data.metrics
-    # Other images in a folder of the same name have numbers and files of their own.
+    # Other images in a folder of the same name have separate metrics and files.
     write_pictures(tmp_path / "other" / "new", COLOURS, 3)
     other = json.loads(tl("eval", "good", "--data", tmp_path / "other" / "new", "--json").out)
     metrics = store.find("good").data.metrics
@@ -157,7 +157,7 @@ def test_training_images_among_the_evaluated_ones_are_counted(tl, store: Store, 
     for number, path in enumerate(learned):
         shutil.copy(path, tmp_path / "new" / "red" / f"copy{number}.png")
     result = tl("eval", "good", "--data", tmp_path / "new", "--json", "--no-log")
-    # Of the 16 red training images 2 were held out to validate.
+    # 2 of the 16 red training images were held out for validation.
     assert "the model was trained on 14 of these 21 images" in result.err
     fresh = tmp_path / "fresh"
     write_pictures(fresh, {"red": (200, 60, 50)}, 5, size=40)
@@ -181,10 +181,10 @@ def test_images_of_equal_names_and_lengths_are_told_apart(tl, store: Store, colo
     for path in colours.rglob("*.png"):
         target = tmp_path / "other" / path.relative_to(colours)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The same names and lengths.
+        # With equal names and lengths.
         target.write_bytes(path.read_bytes()[:-1] + b"\x00")
     assert tl("eval", "good", "--data", colours, "--split", "val", "--no-log", "--json").code == 0
-    # Validation is held out of its own images; others have none.
+    # Validation images were held out of the run's own images; another source has none.
     result = tl("eval", "good", "--data", tmp_path / "other", "--split", "val", "--no-log")
     assert result.code == 2
     assert "there are: train, test" in result.err
@@ -208,7 +208,7 @@ def test_test_images_replaced_by_others_of_equal_length_are_noticed(tl, workplac
     path.write_bytes(other.read_bytes())
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert "the test images are not those that the model was trained with" in tl("eval", "latest", "--no-log").err
-    # A model of an earlier version has digests of lengths alone, which have not changed.
+    # A model of an earlier version only has digests of file lengths, which have not changed.
     folder = folder_of(store, "latest")
     card = bundle.verified_card(folder)
     data = Evaluator(*registry.restore(folder))._data
@@ -251,7 +251,7 @@ def test_a_prediction_that_is_not_finite_is_an_error(tl, broken: Path, colours: 
 
 
 class LogOfBrightness(torch.nn.Module):
-    """Logits that are finite for bright pictures, infinite for black ones, NaN for what is darker than that."""
+    """Logits that are finite for bright images, infinite at a brightness of 0.2 (normalised to 0), and NaN below it."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         brightness = images.mean((1, 2, 3)).log()
@@ -367,7 +367,7 @@ def test_every_program_gives_the_same_probabilities(
     assert {each["id"]: each["probability"] for each in report["worst_mistakes"]} == {
         kept.ids[index]: pytest.approx(expected[index].max(), abs=1e-5) for index in wrong
     }
-    # An evaluation changes nothing.
+    # An evaluation does not change the model.
     assert predicted() == pytest.approx(expected.max(1), abs=1e-5)
     assert sorted(path.name for path in with_temperature.iterdir()) == ["model.json", "model.safetensors"]
 
@@ -405,7 +405,7 @@ def test_training_saves_a_temperature_that_evaluations_do_not_change(tl, workpla
             folder = images / part / str(label)
             folder.mkdir(parents=True)
             for number in range(count):
-                # Few mistakes, by a head that has hardly begun to learn: far less sure than it is right.
+                # Few mistakes by a barely trained head: it is underconfident.
                 is_odd = part == "val" and number % 10 == 0
                 drawn = list(COLOURS.values())[generator.integers(3)] if is_odd else colour
                 pixels = np.clip(generator.normal(drawn, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
@@ -428,7 +428,7 @@ def test_training_saves_a_temperature_that_evaluations_do_not_change(tl, workpla
     before = tl("predict", "latest", picture).out
     report = json.loads(tl("eval", "latest", "--json").out)
     assert report["calibration"]["fitted"] == card.calibration.model_dump()
-    # The loss that was recorded at the end of the training is that of the same probabilities.
+    # The loss recorded at the end of the training is computed with the same temperature.
     assert store.find("latest").data.metrics["test/loss"] == pytest.approx(report["loss"], abs=1e-4)
     assert tl("predict", "latest", picture).out == before
 
@@ -438,7 +438,7 @@ def test_the_temperature_file_of_an_earlier_version_is_ignored_with_a_note(
 ) -> None:
     folder = tmp_path / "old"
     bundle.copy(folder_of(store, "good"), folder)
-    # As earlier versions wrote it: no calibration in the card, and a file beside it once tl eval had run.
+    # The format of earlier versions: no calibration in the card, and a file beside it after tl eval.
     facts = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(
         json.dumps({k: v for k, v in facts.items() if k not in ("calibration", "sha256", "weights_sha256")})
@@ -462,7 +462,7 @@ def test_no_log_writes_nothing_and_a_failed_output_is_reported_after_the_results
     bundle.copy(folder_of(store, "good"), tmp_path / "model")
     assert tl("eval", tmp_path / "model", "--no-log", "--json").code == 0
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
-    # Nothing can be written to the null device's folder, not by root either.
+    # Not even root can write below the null device.
     written = tl("eval", tmp_path / "model", "--no-log", "--csv", "--output", "/dev/null/x")
     assert written.code == 1
     assert written.out.startswith("class,")
@@ -607,7 +607,7 @@ def test_images_of_a_model_of_an_earlier_version_are_not_listed_as_different(tl,
     card = bundle.read_card(folder)
     evaluator = Evaluator(*registry.restore(folder))
     for part in ("train", "val", "test"):
-        # As an earlier version described the same files.
+        # The description of the same files by an earlier version.
         facts["data"]["splits"][part] = describe(evaluator.measure(part).images, card.classes, "lengths").model_dump(
             exclude={"scheme"}
         )
@@ -656,7 +656,7 @@ def test_two_runs_are_compared_image_by_image(tl, store: Store, tmp_path: Path) 
 def test_different_settings_are_named_in_every_format(tl, store: Store) -> None:
     output_by_format = {form: tl("compare", "good", "poor", "--no-speed", "--format", form).out
              for form in ("table", "markdown", "csv", "json")}  # fmt: skip
-    # As the two commands above say; the learning rate after unfreezing has no use for the poor one, and is another one.
+    # As given in GOOD and POOR; the learning rate after unfreezing has no effect in the poor one.
     epochs = json.loads(output_by_format["json"])["differences"]["epochs"]
     assert (epochs["good"] > epochs["poor"], epochs["poor"]) == (True, "1")
     assert json.loads(output_by_format["json"])["differences"]["steps"] == {"good": "40", "poor": "-"}
@@ -692,7 +692,7 @@ def test_models_are_trained_on_the_same_split_and_compared_without_those_that_fa
 ) -> None:
     options = ("--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs", "1")
     models = ("shufflenet_v2_x0_5", "squeezenet1_1")
-    # Inception takes no images so small.
+    # Inception does not accept images this small.
     result: Result = tl("compare", "--models", *models, "inception_v3", *options, "--data", colours, "--format", "json")
     assert result.code == 1
     assert "not in the comparison: inception_v3" in result.err
@@ -776,7 +776,7 @@ def test_a_logged_model_is_served(store: Store, colours: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{model_id}", "-p", str(port)]
-    # It looks for uvicorn on the path, and starts others, which a signal to it alone would leave behind.
+    # mlflow finds uvicorn on the path and starts child processes, which a signal to mlflow alone would leave behind.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     server = subprocess.Popen([*command, "--env-manager", "local"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               start_new_session=True,

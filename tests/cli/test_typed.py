@@ -1,4 +1,4 @@
-"""Arguments of other tools are accepted, or refused with the command that does the same."""
+"""Arguments of other tools are accepted, or refused with the equivalent command."""
 
 import json
 import shlex
@@ -124,7 +124,7 @@ def test_the_latest_run_is_the_default(tl, colours: Path, workplace: Path, monke
         refused = tl("predict", *mistyped)
         assert (refused.code, "no run is called" in refused.err) == (2, True)
     assert tl("predict", "other").err.rstrip().endswith(": tl predict other photo.jpg")
-    # In another folder, where nothing may be written.
+    # In another, read-only folder.
     Path("elsewhere").mkdir()
     Path("elsewhere/mlruns").touch()
     here = ("other", "--tracking-uri", f"sqlite:///{workplace}/mlflow.db")

@@ -89,7 +89,7 @@ def test_exactly_the_norms_after_a_convolution_are_found() -> None:
     for name in ("resnet18", "efficientnet_b0", "densenet121"):
         model = trained(name, 32).model
         folded[name] = sum(shortcut.norm is not None for shortcut in shortcuts_of(model, 32))
-    # DenseNet's other 62 norms stand before their convolution.
+    # DenseNet's other 62 norms come before their convolution.
     assert folded == {"resnet18": 20, "efficientnet_b0": 49, "densenet121": 59}
 
 
@@ -134,7 +134,7 @@ def test_a_network_whose_output_would_change_has_nothing_folded() -> None:
 
 
 class Steep(nn.Module):
-    """Amplifies rounding, as a deep network of random weights does."""
+    """Amplifies rounding errors, as a deep network with random weights does."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.sin(maps * 1e6)
@@ -149,7 +149,7 @@ def test_rounding_that_grows_through_the_network_does_not_prevent_folding() -> N
     with torch.no_grad():
         with installed(shortcuts_of(model, 8), fold=True, least=0):
             folded = model(inputs)
-        # Otherwise the test would prove nothing.
+        # Otherwise the test could not fail.
         assert float((folded - model(inputs)).abs().max()) > 0.01 * float(folded.abs().max())
 
 

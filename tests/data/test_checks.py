@@ -28,7 +28,7 @@ from tl_cli.shortage import ShortageError
 
 
 def odd_folder(root: Path, classes: int = 3, count: int = 8) -> Path:
-    """Pictures of many sizes, so that they stream."""
+    """Images of many sizes, so that they are not packed."""
     for index, (name, colour) in enumerate(list(COLOURS.items())[:classes]):
         write_pictures(root, {name: colour}, count, size=60 + 10 * index)
     return root
@@ -136,7 +136,7 @@ def test_a_bad_file_is_named_before_training_and_no_file_is_modified(tl, workpla
     assert "2 of 36 train images cannot be decoded and are left out: blue/002.png, red/004.png" in " ".join(
         skipped.out.split()
     )
-    # Opened again, without the option to skip files.
+    # Opened again without the option to skip files.
     judged = tl("eval", "latest", "--json")
     assert judged.code == 0, judged.err
     assert "differ" not in judged.err
@@ -235,7 +235,7 @@ def test_many_similar_images_are_all_found(tmp_path: Path) -> None:
         small.save(folder_of / f"{number:03}.jpg", quality=60 + number % 40, comment=str(number))
     write_pictures(tmp_path, {"red": (1, 2, 3), "blue": (3, 2, 1)}, 20, size=64)
     findings = checks.examine(folder.scan(tmp_path), Threads(2))
-    # 40 qualities give 40 pictures, each in three files with different comments.
+    # 40 qualities give 40 images, each in three files with different comments.
     equal, alike = ([group for group in findings.twins if group.exact == exact] for exact in (True, False))
     assert [len(group.places) for group in equal] == [3] * 40
     assert len(alike) <= 3

@@ -115,7 +115,7 @@ def test_a_higher_limit_decodes_a_large_image_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(12000, 9000), (16320, 12240)])
 def test_the_limit_on_pixels_is_of_the_decoded_pixels_of_a_large_jpeg(size: tuple[int, int], tmp_path: Path) -> None:
-    """Phones take pictures of 108 and 200 megapixels; at an eighth of the sides these are 1.7 and 3.1."""
+    """Phones take images of 108 and 200 megapixels; at an eighth of the sides these are 1.7 and 3.1."""
     path = tmp_path / "phone.jpg"
     Image.new("L", size, 90).save(path, quality=30)
     decoded = decode_picture(path, short_side=560)

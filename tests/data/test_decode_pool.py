@@ -23,7 +23,7 @@ SIDE = 8
 
 @pytest.fixture
 def files(tmp_path: Path) -> FileImages:
-    """Pictures of noise, one of them with a name that is not text."""
+    """Images of noise, one of them with a name that is not text."""
     for number in range(COUNT):
         folder = tmp_path / "data" / ("even" if number % 2 == 0 else "odd")
         folder.mkdir(parents=True, exist_ok=True)

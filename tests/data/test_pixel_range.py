@@ -16,7 +16,7 @@ from tl_cli.errors import DataError
 
 
 def fill(root: Path, *, most: int = 4095, count: int = 12, kind: str = "png") -> Path:
-    """Write DIR/train and DIR/test with classes of grey noise from 0 to ``most``; both ends are in every picture."""
+    """Write DIR/train and DIR/test with classes of grey noise from 0 to ``most``; both ends are in every image."""
     noise = np.random.default_rng(0)
     for part in ("train", "test"):
         for name in ("a", "b"):

@@ -1,4 +1,4 @@
-"""How a picture becomes the input of a network, compared with timm's and torchvision's own transforms."""
+"""How an image becomes the input of a network, compared with timm's and torchvision's own transforms."""
 
 import io
 import subprocess
@@ -30,7 +30,7 @@ MEAN = (0.2, 0.4, 0.6)
 
 
 def textured(width: int, height: int, grain: int = 8, seed: int = 0) -> Image.Image:
-    """Return a picture with detail of ``grain`` pixels, different everywhere."""
+    """Return an image with detail of ``grain`` pixels, different everywhere."""
     size = (max(2, height // grain), max(2, width // grain), 3)
     values = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
@@ -56,7 +56,7 @@ def preprocessing(
 
 
 def timms(image: Image.Image, how: Preprocessing) -> np.ndarray:
-    """Return a picture after timm's evaluation transform, before normalisation: (3, crop, crop)."""
+    """Return an image after timm's evaluation transform, before normalisation: (3, crop, crop)."""
     transform = create_transform(
         (3, how.crop, how.crop), is_training=False, normalize=False, interpolation=how.interpolation, mean=how.mean,
         crop_pct=how.crop / how.resize, crop_mode=how.crop_mode,
@@ -190,14 +190,14 @@ def test_sizes_come_from_headers_and_are_upright(tmp_path: Path) -> None:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
         assert picture_size(path) == (upright.height, upright.width)
-    # A picture truncated after its header.
+    # An image truncated after its header.
     whole = as_png(textured(40, 17))
     (tmp_path / "header.png").write_bytes(whole[: whole.index(b"IDAT") + 8])
     assert picture_size(tmp_path / "header.png") == (17, 40)
 
 
 def squared(image: Image.Image, how: Preprocessing) -> Image.Image:
-    """Return a picture padded to a square with the mean colour."""
+    """Return an image padded to a square with the mean colour."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), mean_colour(how))
     square.paste(image, tuple((side - each) // 2 for each in image.size))
@@ -229,7 +229,7 @@ def test_random_crops_equal_torchvisions_of_the_square_used_in_evaluation(mode: 
         assert np.abs(cut_box(Picture.of(np.array(image)), box, how).numpy().astype(int) - theirs).mean() < 3
     area = boxes[:, 2] * boxes[:, 3] / (whole.width * whole.height)
     if mode != "center":
-        # The largest boxes cover nearly all of the picture, unlike the center crop of a wide one.
+        # The largest boxes cover nearly all of the image, unlike the center crop of a wide one.
         assert area.min() >= 0.33
         assert area.max() > 0.9
 

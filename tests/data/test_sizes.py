@@ -40,7 +40,7 @@ def test_sizes_are_those_of_all_files_that_can_be_read(odd_pictures: Path, tmp_p
 def test_of_many_files_a_fixed_sample_is_measured(tmp_path: Path) -> None:
     for side in (20, 40):
         Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
-    # Pairs of a picture and its thumbnail, as from a camera: every second one is small.
+    # Pairs of an image and its thumbnail, as from a camera: every second one is small.
     names = Names.of([f"{20 + 20 * (index % 2)}.png" for index in range(4000)])
     images = FileImages(names, np.zeros(4000, np.int64), tmp_path)
     one, other = measure(images), measure(images)

@@ -11,14 +11,14 @@ from tl_cli.evaluation.logits import LabelledLogits
 
 
 def calibrated_logits(count: int, seed: int = 0) -> LabelledLogits:
-    """Labels that are drawn from the probabilities themselves."""
+    """Return logits with labels drawn from their probabilities, so that the logits are calibrated."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(count, 4, generator=generator)
     return LabelledLogits(logits, torch.multinomial(logits.softmax(1), 1, generator=generator).flatten())
 
 
 def test_the_calibration_error_of_four_images_by_hand() -> None:
-    # Two classes; 0.9 twice, once right, and in one bin 0.58, right, and 0.55, wrong.
+    # Two classes; confidence 0.9 twice, once right; and, in one bin, 0.58 (right) and 0.55 (wrong).
     confidence = torch.tensor([0.9, 0.9, 0.58, 0.55], dtype=torch.float64)
     logits = torch.stack([confidence.log(), (1 - confidence).log()], 1).float()
     calibration = reliability(LabelledLogits(logits, torch.tensor([0, 1, 0, 1])))
@@ -53,7 +53,7 @@ def test_only_an_uncalibrated_model_exceeds_the_error_expected_from_sampling_noi
 
 
 def grid_search(labelled: LabelledLogits) -> tuple[float, float]:
-    """The best of many temperatures, and its loss."""
+    """Return the best of many temperatures, and its loss."""
     candidates = np.geomspace(0.1, 10, 4001)
     losses = [float(F.cross_entropy(labelled.logits.double() / each, labelled.labels)) for each in candidates]
     return float(candidates[np.argmin(losses)]), min(losses)
@@ -75,7 +75,7 @@ def test_no_other_temperature_has_a_lower_loss() -> None:
     assert fitted.temperature == pytest.approx(best, rel=2e-3)
     raw = float(F.cross_entropy(labelled.logits.double(), labelled.labels))
     assert (fitted.images, fitted.loss) == (300, pytest.approx(raw))
-    # Judged on images that a temperature was not fitted on, it does less good than on its own.
+    # On images that the temperature was not fitted on, the loss falls less than on the fitted ones.
     assert lowest < fitted.held_out_loss < raw
 
 
@@ -84,7 +84,7 @@ def test_a_temperature_is_used_only_if_it_helps_on_other_images() -> None:
     others = calibrated_logits(20_000, seed=999)
 
     def change(count: int, scale: float, seed: int) -> tuple[bool, float]:
-        """Whether a temperature is used, and what it does to the loss of other images, in nats."""
+        """Return whether a temperature is used, and the change of the loss on other images, in nats."""
         labelled = calibrated_logits(count, seed)
         fitted = fit_temperature(LabelledLogits(scale * labelled.logits, labelled.labels))
         with_it = F.cross_entropy(others.logits * scale / fitted.temperature, others.labels)
@@ -96,9 +96,9 @@ def test_a_temperature_is_used_only_if_it_helps_on_other_images() -> None:
         assert sum(is_used for is_used, _ in calibrated) <= binom.ppf(0.999, 60, 0.05)
         too_sure = [change(count, 3.0, seed) for seed in range(30)]
         assert sum(loss for _, loss in too_sure) < 0
-        # Most of what is used helps.
+        # Most of the used temperatures help.
         assert sum(is_used and loss > 0 for is_used, loss in too_sure) <= sum(loss < 0 for _, loss in too_sure) / 5
-    # A fixed temperature for every model would have been worse than none: that is what the test is for.
+    # Without the significance test, a temperature for every model would be worse than none.
     always = [grid_search(calibrated_logits(30, seed))[0] for seed in range(20)]
     assert np.mean([F.cross_entropy(others.logits / each, others.labels) for each in always]) > F.cross_entropy(
         others.logits, others.labels

@@ -68,7 +68,7 @@ def test_several_trainings_widen_the_interval_by_their_own_spread() -> None:
         (interval.low, interval.high), rel=0.02
     )
     assert not comparison.excludes_zero
-    # One of those trainings against one of the others would have been claimed.
+    # A comparison of one training each would be significant.
     assert compare(first[:1], second[1:2]).excludes_zero
 
 
@@ -122,7 +122,7 @@ def test_the_two_sources_of_noise_add_in_quadrature() -> None:
 
 @pytest.mark.parametrize("spread", [pytest.param(0.004, marks=pytest.mark.slow), 0.02])
 @pytest.mark.parametrize(
-    # Two trainings against one have the fewest degrees of freedom.
+    # Two trainings against one are the case with the fewest degrees of freedom.
     ("seeds", "others"),
     [(2, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((3, 2), (3, 3), (5, 1)))],
 )
@@ -153,7 +153,7 @@ def test_the_interval_of_a_mean_accuracy_contains_the_true_one(seeds: int) -> No
 
 
 def test_the_interval_of_trainings_without_noise_depends_on_the_number_of_images() -> None:
-    # 2/3 of the trainings are right on each image, whichever these are: no noise, but for rounding.
+    # 2/3 of the trainings are right on each image: no image noise except rounding.
     turns = np.arange(3)[:, None] != np.arange(60) % 3
     comparison = compare(turns, np.ones((2, 60), bool))
     assert comparison.difference.value == pytest.approx(1 / 3)

@@ -1,4 +1,4 @@
-"""The forms in which a picture reaches a served model."""
+"""The forms in which an image reaches a served model."""
 
 import base64
 from urllib.parse import quote

@@ -133,7 +133,7 @@ def test_a_model_that_was_trained_once_among_others_is_named() -> None:
 
 
 def compared(*conditions: dict[str, str] | None) -> tuple[dict[str, list[str]], str | None]:
-    """The differences and the caution for contenders a, b, ..., each less accurate than the one before."""
+    """Return the differences and the caution for contenders a, b, ..., each less accurate than the one before."""
     found = compare_all(
         [contender("abc"[index], some_right(0.9 - index / 4, seed=index), conditions=each)
          for index, each in enumerate(conditions)]

@@ -7,7 +7,7 @@ from tl_cli.models.zoo.registry import Classifier
 
 
 class Seen(nn.Module):
-    """Remembers the shapes of its batches and whether it was in training mode."""
+    """Records the shapes of its batches and whether it was in training mode."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ EXAMPLE = torch.zeros(1, 3, 32, 32)
 
 
 class Small(nn.Module):
-    """Two convolutions, a head."""
+    """Two convolutions and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_the_hsic_estimate_is_the_published_one_and_near_zero_for_unrelated_feat
     assert k is not None
     assert m is not None
     n = 12
-    # Song et al. (2012), equation 5, over distinct indices, the long way.
+    # Song et al. (2012), equation 5: sums over distinct indices, written as loops.
     a, b = k.numpy().copy(), m.numpy().copy()
     np.fill_diagonal(a, 0)
     np.fill_diagonal(b, 0)
@@ -89,7 +89,7 @@ def test_the_hsic_estimate_is_the_published_one_and_near_zero_for_unrelated_feat
         - 2 / (n - 2) * ones @ a @ b @ ones
     ) / (n * (n - 3))
     assert _hsic(k, m) == pytest.approx(by_hand)
-    # Unlike the biased estimate, which few images of many features bring near one.
+    # The biased estimate is near one for few images of many features.
     found = []
     for _ in range(200):
         one, other = (_gram(torch.from_numpy(random.normal(size=(8, 400)))) for _ in range(2))

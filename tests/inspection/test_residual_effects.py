@@ -40,9 +40,9 @@ def test_the_numbers_of_a_hand_written_network_are_those_worked_by_hand() -> Non
     ]
     assert report.loss == pytest.approx(sum(losses) / 3, rel=1e-5)
     first, second = report.effects
-    # Without the first branch everything is a third as large, and the predictions stay.
+    # Without the first branch everything is a third as large, and the predictions do not change.
     assert (first[0].scale, first[0].kept, first[0].accuracy) == (0.0, 1.0, pytest.approx(2 / 3))
-    # Without the second one all predictions change; half of it leaves 6v against 4.5v.
+    # Without the second one all predictions change; with half of it, 6v remain against 4.5v.
     assert (second[0].kept, second[0].accuracy) == (0.0, pytest.approx(1 / 3))
     assert (second[1].scale, second[1].kept, second[1].accuracy) == (0.5, 0.0, pytest.approx(1 / 3))
     divergences = []

@@ -34,7 +34,7 @@ EXPECTED = {
     "vit_h_14": (64, 0), "vit_l_16": (48, 0), "vit_l_32": (48, 0), "wide_resnet101_2": (29, 4),
     "wide_resnet50_2": (12, 4),
 }  # fmt: skip
-# Unusual models from timm, with additions that might be mistaken for residuals.
+# Unusual timm models with additions that might be mistaken for residuals.
 EXPECTED_TIMM = {
     "ghostnet_050": (11, 5, 0),  # separable convolutions on the shortcut
     "resnetv2_18": (5, 3, 0),  # activation before the shortcut leaves
@@ -191,7 +191,7 @@ def test_x_plus_f_is_what_the_plain_model_computes(name: str) -> None:
 
 
 def seen_by_hooks(model: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
-    """What goes into and comes out of each module of the plain model, copied before anything writes into it."""
+    """Return inputs and outputs of each module, copied before an in-place operation can change them."""
     seen: list[tuple[str, Tensor]] = []
 
     def note(name: str, value: object) -> None:

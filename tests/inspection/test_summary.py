@@ -48,7 +48,7 @@ def test_macs_match_other_sources_and_parts_add_up(name: str) -> None:
 
 
 def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
-    """Bytes of the storages that autograd keeps in a forward pass on the CPU, without parameters, buffers and images."""
+    """Return the bytes that autograd saves in a forward pass on the CPU, without parameters, buffers and images."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), images)}
     kept: dict[int, int] = {}
     alive = []
@@ -73,10 +73,10 @@ def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
         ("mobilenet_v3_small", 64),
         ("swin_t", 64),
         ("timm/swin_tiny_patch4_window7_224", 224),
-        # Fused attention, which keeps no matrix of weights.
+        # Fused attention, which saves no attention matrix.
         ("vit_b_16", 64),
         ("timm/vit_tiny_patch16_224", 96),
-        # Weights that are standardised once a step.
+        # Weights that are standardised once per step.
         ("timm/nf_regnet_b0", 64),
         ("timm/resnetv2_50x1_bit", 64),
         ("timm/nfnet_f0", 64),
@@ -90,7 +90,7 @@ def test_activation_memory_is_what_autograd_keeps_per_image(name: str, size: int
 
 
 def test_fused_attention_counts_its_two_matrix_products() -> None:
-    """On the meta device, where the work is listed, attention is not fused; on the processor it is."""
+    """On the meta device, where operations are counted, attention is not fused; on the CPU it is."""
     name = "timm/vit_tiny_patch16_224"
     model = registry.build(name, 10, registry.options_for(name, 96)).eval()
     with torch.no_grad(), counting.Counting() as counted:

@@ -15,7 +15,7 @@ AS_TEXT = tuple(sorted(NUMBERS))  # 1, 10, 2, ...
 
 
 def trained(name: str, size: int, count: int = 10) -> Classifier:
-    """An architecture whose head has learned something."""
+    """Return an architecture with a randomised head."""
     classifier = registry.create(name, count, weights="none", input_size=size, seed=5)
     torch.manual_seed(3)
     for module in classifier.head_modules:
@@ -73,7 +73,7 @@ def test_rows_of_known_classes_are_kept_and_others_are_new(tmp_path: Path) -> No
     other = registry.create(NAME, 3, weights=str(tmp_path), classes=("x", "y", "z"))
     assert other.head_is_new
     assert not rows(other).any()
-    # The file of a saved model is as good as its folder.
+    # The file of a saved model is accepted like its folder.
     assert registry.create(
         NAME, 3, weights=str(tmp_path / bundle.WEIGHTS_FILE), classes=("ant", "bee", "cat")
     ).head_start == (registry.create(NAME, 3, weights=str(tmp_path), classes=("ant", "bee", "cat")).head_start)

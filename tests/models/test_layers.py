@@ -57,7 +57,7 @@ def test_a_layer_is_found_by_its_name_or_its_stages(name: str, index: int) -> No
     ],
 )
 def test_a_named_stage_begins_at_its_first_parameter(model: str, until: str) -> None:
-    """A norm that begins a stage belongs to it, not to the block before."""
+    """A norm at the beginning of a stage belongs to that stage, not to the previous block."""
     classifier, example = on_meta(model)
     layers = layers_of(classifier, example)
     index = index_of(layers, classifier, until)

@@ -1,4 +1,4 @@
-"""Everything that augmentation does to a few images, as one digest; also a program that prints it."""
+"""The digest of a few images after every augmentation; run as a program, prints it."""
 
 import hashlib
 

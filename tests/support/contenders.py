@@ -1,4 +1,4 @@
-"""Models to rank, made from which images each predicts right."""
+"""Models to rank, made from the images that each predicts correctly."""
 
 import numpy as np
 import torch

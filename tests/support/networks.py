@@ -1,4 +1,4 @@
-"""Small networks with residuals of known values, and others whose additions are no residuals."""
+"""Small networks with residuals of known values, and others whose additions are not residuals."""
 
 from collections.abc import Callable
 

@@ -64,7 +64,7 @@ SMALL = "timm/test_efficientnet"
 
 
 def bits(state: TrainState) -> str:
-    """A digest of everything that training changes but the time."""
+    """Return a digest of everything that training changes except times."""
     found = hashlib.sha256()
 
     def take(value: object) -> None:
@@ -97,7 +97,7 @@ SMALL_EFFICIENTNET = {"model": SMALL, "input_size": 32}
 
 
 def weights_of(folder: Path, model: str) -> str:
-    """Return a file of weights, since a part of random ones may not be frozen."""
+    """Return a weights file, as layers with random weights may not be frozen."""
     path = folder / "weights.pth"
     torch.save(registry.create(model, 3, weights="none", seed=7).model.state_dict(), path)
     return str(path)

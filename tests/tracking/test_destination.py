@@ -1,4 +1,4 @@
-"""MLflow's own variables and URIs: where a new run is recorded, and how runs and models are named."""
+"""MLflow's environment variables and URIs: where a new run is recorded, and how runs and models are named."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from tl_cli.tracking.store import Store
 
 
 def runs_by_experiment(store: Store) -> dict[str, list[Run]]:
-    """What MLflow's own client finds."""
+    """Return the runs that MLflow's client finds, by experiment."""
     client = mlflow.MlflowClient()
     found = {each.name: client.search_runs([each.experiment_id]) for each in client.search_experiments()}
     return {name: list(runs) for name, runs in found.items() if runs}
@@ -64,7 +64,7 @@ def test_a_prepared_run_is_used_by_one_training_only(store: Store, train, monkey
     run = store.client.get_run(prepared.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "prepared")
     assert (run.data.params["model"], run.data.params["epochs"]) == ("timm/test_resnet", "1")
-    # What somebody wrote of it stays, once, below what tl writes.
+    # The user's description is kept, once, below tl's.
     description = run.data.tags["mlflow.note.content"]
     assert description.startswith("**")
     assert description.count("what it is for") == 1

@@ -71,7 +71,7 @@ def test_metrics_of_other_images_have_separate_names_and_are_recorded_once(
     assert folder == "eval/ph_otos-all-01234567"
     (run,) = store.again([run])
     assert not is_first_test(run, measured())
-    # What is recorded already is kept.
+    # Existing records are kept.
     log_evaluation(store, run, measured(), {"accuracy": 0.75, "loss": 2.0}, [])
     (run,) = store.again([run])
     assert run.data.metrics == {"test/accuracy": 0.5, "test/loss": 2.0, f"{folder}/accuracy": 0.25}

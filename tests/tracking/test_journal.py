@@ -1,4 +1,4 @@
-"""What a journal holds, whatever has become of its file."""
+"""The records read from a journal, also from a damaged file."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ def test_a_flipped_bit_loses_at_most_a_line_and_changes_none(path: Path) -> None
         assert set(now_points) <= set(points)
         assert [each for each in work if each in now_work] == now_work
         assert now_ending in (ending, None)
-        # A line break that flips joins two.
+        # A flipped line break joins two lines.
         assert len(now_points) + len(now_work) + bool(now_ending) >= len(points) + len(work) + bool(ending) - 2
 
 

@@ -53,7 +53,7 @@ def test_a_killed_process_is_dead_immediately_even_as_a_zombie(sleeping_process)
     os.kill(sleeping_process.pid, signal.SIGSTOP)
     assert _state_of(tags, NOW) == "alive", "stopped is not dead"
     os.kill(sleeping_process.pid, signal.SIGKILL)
-    # It has ended, and waits for its parent.
+    # It is a zombie until its parent waits for it.
     wait_for(lambda: _state_of(tags, NOW) == "dead", "the end of the process")
     sleeping_process.wait()
     assert _state_of(tags, NOW) == "dead"

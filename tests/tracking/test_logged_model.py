@@ -14,7 +14,7 @@ from tl_cli.tracking.store import Store
 def test_a_model_is_recorded_once_and_again_after_its_deletion(
     store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    enable_logging()  # as MLflow's own autologging does
+    enable_logging()  # as MLflow's autologging does
     folder = save_small_model(tmp_path / "best")
     naming = Naming("small", {"epochs": "1"}, "shelf")
     with recorder(store) as record:

@@ -33,7 +33,7 @@ def test_a_journal_belongs_to_one_process_at_a_time(store: Store) -> None:
     refused = pytest.raises(TrackingError, match="another process writes or sends")
     with other, refused, alone_with(path, patience_s=0):
         pass
-    with alone_with(path, patience_s=0), alone_with(path, patience_s=0):  # one's own lock is no hindrance
+    with alone_with(path, patience_s=0), alone_with(path, patience_s=0):  # a process may take its own lock again
         assert sync(store, run) == Synced(0, 0, None)
     with held(path.with_name(f".{JOURNAL}.lock")), pytest.raises(TrackingError), alone_with(path, patience_s=0):
         pass
@@ -79,9 +79,9 @@ def test_a_run_that_is_being_read_is_not_deleted_and_readers_are_concurrent(tl, 
         for flags in (("--yes",), ("--purge", "--yes")):
             refused = tl("runs", "rm", "stopped", *flags)
             assert (refused.code, "is in use by another process" in refused.err) == (2, True), refused.err
-        with owned(store, run):  # it may go on meanwhile
+        with owned(store, run):  # it may continue meanwhile
             pass
-    # What a reader that was killed has left is no lock.
+    # The file of a killed reader is not a lock.
     assert [path.name for path in store.state_folder(run).glob(".reader-*")] == [".reader-other.lock"]
     with owned(store, run, from_readers=True) as now:
         assert now.info.run_id == run.info.run_id
@@ -117,7 +117,7 @@ def test_one_of_two_concurrent_resumes_completes_a_run(tmp_path: Path, ready_dat
     for process in both:
         process.join()
     output = (tmp_path / "output.txt").read_text()
-    # The other one comes while it is held, while it runs, or when it is complete.
+    # The other process comes while the run is locked, while it trains, or when it is complete.
     assert sorted(process.exitcode for process in both) == [0, 2], output
     (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
     assert (run.info.status, run.data.metrics["epoch"], len(run.outputs.model_outputs)) == ("FINISHED", 4, 1)

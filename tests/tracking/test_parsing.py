@@ -1,4 +1,4 @@
-"""What others write into a store, or the clock, never ends a list."""
+"""No record of another program, and no clock setting, makes a list fail."""
 
 import json
 import sqlite3
@@ -20,7 +20,7 @@ METRICS = ("best/val_accuracy", "best/epoch", "test/accuracy", "test/loss", "epo
 
 @pytest.fixture
 def strange(store: Store) -> list[str]:
-    """Runs of others, each with one kind of value everywhere."""
+    """Runs of other programs, each with one kind of malformed value everywhere."""
     experiment_id = store.experiment("tl")
     made = []
     for value in HOSTILE:

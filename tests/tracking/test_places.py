@@ -15,7 +15,7 @@ from tl_cli.tracking.store import open_store
 
 
 def recorded(folder: Path) -> set[str]:
-    """Return what the tables of MLflow hold."""
+    """Return the artifact locations in MLflow's tables."""
     query = (
         "select artifact_location from experiments where experiment_id > 0 union all select artifact_uri from runs "
         "union all select artifact_location from logged_models"
@@ -190,7 +190,7 @@ def test_nothing_is_written_to_a_run_of_another_project(
     monkeypatch.setenv("MLFLOW_RUN_ID", store.client.create_run("1").info.run_id)
     with pytest.raises(TrackingError, match="tl runs relocate"):
         find_destination(store, None)
-    # Its own files were not copied: there is nothing that could be recorded instead.
+    # Its files were not copied, so there is no file that could be recorded instead.
     shutil.rmtree(workplace / "copy" / "mlruns" / "1")
     with pytest.raises(TrackingError, match="copied or moved|belongs to"):
         store.check_place(store.find("one"))

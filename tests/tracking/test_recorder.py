@@ -71,7 +71,7 @@ def test_points_are_written_to_the_journal_in_batches_without_long_delay(
 
 
 class Clock:
-    """Time that stands still between the test's own steps."""
+    """A clock that only advances when the test sets it."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -84,7 +84,7 @@ def test_points_before_a_checkpoint_are_in_the_journal_first(store: Store, odd_p
     plan = plan_for(odd_pictures, model=SMALL, epochs=2, freeze_epochs=1, batch_size=8, log_every=1)
     state = new_state(plan)
     covered: list[tuple[int, set[int], set[int]]] = []
-    # No point is written for its age.
+    # No point is written because of its age.
     with recorder(store, pace=Pace(settle_s=float("inf"), send_s=1e6)) as record:
 
         def settle() -> None:
@@ -158,7 +158,7 @@ def test_failed_writes_are_repeated_at_the_end_if_the_store_is_back(
 ) -> None:
     set_tag = mlflow.MlflowClient.set_tag
     with recorder(store) as record:
-        # Whatever a store answers, and whatever error its client makes of that.
+        # Any response of a store, and any exception of its client.
         monkeypatch.setattr(mlflow.MlflowClient, "set_tag", lambda *arguments: {}["nonsense"])
         record.log(Left("tag", NOTE_TAG, "hello"))
         monkeypatch.setattr(mlflow.MlflowClient, "set_tag", set_tag)
@@ -224,7 +224,7 @@ def test_the_record_of_a_training_is_complete(tl, colours: Path, workplace: Path
         assert metrics["test/accuracy"] == pytest.approx((kept["logits"].argmax(1) == kept["labels"]).mean())
     logged = store.client.get_logged_model(run.model_ids[0])
     assert {metric.key for metric in logged.metrics} >= {"test/accuracy", "best/val_accuracy"}
-    # One point each: MLflow draws a bar, and the bars of many runs are a leaderboard.
+    # One point per metric: MLflow draws a bar, and the bars of many runs are a leaderboard.
     for key in ("test/accuracy", "best/val_accuracy", "clean_train/accuracy"):
         assert len(store.client.get_metric_history(run.info.run_id, key)) == 1
 

@@ -20,7 +20,7 @@ from tl_cli.tracking.store import Store, open_store
 
 
 def die_after(count: int) -> None:
-    """Let the process be killed when it has deleted so many files of runs, or 0: when it deletes the record."""
+    """Kill the process after it has deleted ``count`` files of runs, or, with 0, when it deletes the record."""
 
     def die(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -40,7 +40,7 @@ def die_after(count: int) -> None:
 
 
 def obey_permissions() -> None:
-    """Give up root's right to write anywhere, with all other capabilities."""
+    """Drop all of root's capabilities, including write access to any file."""
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None, use_errno=True).capset(header, data) == 0
 
@@ -51,11 +51,11 @@ def test_a_killed_purge_is_completed_by_the_same_command(count: int, tmp_path: P
     folder = tmp_path / "project"
     run_id = project(folder, ready_database)
     before = files(folder)
-    assert len(before) == 4  # an artifact, a checkpoint, the model's file, and one that is the user's
+    assert len(before) == 4  # an artifact, a checkpoint, the model's file and a file of the user
     code, output = run_in(folder, "runs", "rm", "one", "--purge", "--yes", prepare=partial(die_after, count))
     assert code == -signal.SIGKILL, output
     assert len(files(folder)) == 4 - count if count else 1
-    # A run that lacks some of its files is offered by no list.
+    # A run with deleted files is in no list.
     assert mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["1"]) == []
     code, output = run_in(folder, "runs", "rm", "one", "--purge", "--yes")
     assert code == 0, output
@@ -147,7 +147,7 @@ def test_a_run_whose_disk_is_not_mounted_is_not_removed(
 
 
 def test_a_dead_run_is_closed_with_the_time_of_its_last_heartbeat(store: Store) -> None:
-    beat = round(time.time()) + 100_000  # later than its beginning
+    beat = round(time.time()) + 100_000  # later than its start
     run_id = dead_run(store, beat)
     assert status_of(store.find(run_id)) == "dead"
     removal.close(store, store.find(run_id))
@@ -187,7 +187,7 @@ def test_removing_hides_a_run_from_lists_and_purging_deletes_its_files(
     assert [run.info.run_name for run in store.runs()] == ["two"]
     assert "the only run" in store.client.get_experiment(two.info.experiment_id).tags["mlflow.note.content"]
     store.client.restore_run(one.info.run_id)
-    # With its model, wherever it is asked for.
+    # The run and its model are hidden everywhere.
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(tracking_store, "STATE_ROOT", Path("elsewhere"))
         assert (store.model_folder(store.find("one")) / "model.json").exists()

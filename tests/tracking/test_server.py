@@ -1,4 +1,4 @@
-"""The record on a real tracking server, whose artifacts only it can reach."""
+"""The record on a real tracking server that proxies artifacts."""
 
 import os
 import re
@@ -67,7 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, ready_database: Path) -> It
 
 @pytest.fixture
 def at_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A folder with nothing in it, on a machine that knows the server."""
+    """An empty current folder, with the server as the tracking URI."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     mlflow.set_tracking_uri(None)
@@ -90,7 +90,7 @@ def test_every_command_works_with_a_tracking_server(
     run = open_store(at_server).find("far")
     assert run.info.artifact_uri.startswith("mlflow-artifacts:")
 
-    # Another machine: another folder, and nothing of the first.
+    # As on another machine: another folder without files of the first.
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)
@@ -121,12 +121,12 @@ def test_every_command_works_with_a_tracking_server(
     assert "no runs" in tl("runs", *flag).out
 
 
-# MLflow's requests of tl are given up after 10.
+# The timeout of tl's MLflow requests is 10 s.
 SLOW_S = 11
 
 
 class Proxy:
-    """Stands between a run and its server, and is in a bad mood on demand."""
+    """A proxy between a run and its server that fails on demand."""
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self.mood = "well"
@@ -150,7 +150,7 @@ class Proxy:
         if self._tls:
             try:
                 client = self._tls.wrap_socket(client, server_side=True)
-            except OSError:  # the other side does not trust this one, or has no certificate
+            except OSError:  # the other side does not trust the certificate, or does not use TLS
                 client.close()
                 return
         with client:
@@ -175,7 +175,7 @@ class Proxy:
                         response += part
                 if mood == "stores slowly" and is_upload and b".safetensors " in request[:1000]:
                     self.closed.wait(SLOW_S)
-                # The server has done it, and the news is lost.
+                # The server has processed the request, but its response is lost.
                 if mood != "drops after it committed":
                     client.sendall(response)
 
@@ -249,7 +249,7 @@ def test_no_point_is_lost_or_duplicated_whatever_the_server_does(
     proxy.mood = "well"
     direct = open_store(at_server)
     run = direct.client.get_run(made.run_id)
-    # What the server has is right as far as it goes.
+    # The points on the server are correct, but may be incomplete.
     recorded = points_of(direct, made.run_id, "step/loss")
     assert len(recorded) == len(set(recorded))
     if not comes_back:
@@ -263,7 +263,7 @@ def test_no_point_is_lost_or_duplicated_whatever_the_server_does(
 
 
 def run_successfully(folder: Path, *arguments: str) -> str:
-    """What a process of tl says that ends well."""
+    """Run tl in a folder; assert that it succeeds and return its output."""
     code, output = run_in(folder, *arguments)
     assert code == 0, output
     return output
@@ -291,7 +291,7 @@ def test_a_training_whose_server_disappears_succeeds_and_is_complete_after_a_syn
     run = store.find("gone")
     assert run.info.status == "RUNNING"
     assert not run.model_ids
-    # Other processes: this one would ask for files where it has been before.
+    # New processes, as this one has cached the old location of the files.
     assert "recorded as finished" in run_successfully(tmp_path, "runs", "sync", "--tracking-uri", at_server)
     run = store.find("gone")
     assert run.info.status == "FINISHED"
@@ -306,7 +306,7 @@ def test_a_training_whose_server_disappears_succeeds_and_is_complete_after_a_syn
 
 
 def self_signed(path: Path) -> Path:
-    """A PEM file with a key and a certificate that nobody but itself vouches for."""
+    """Write a PEM file with a key and a self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, path.stem)])
     now = datetime.now(UTC)
@@ -369,7 +369,7 @@ def test_a_server_with_a_self_signed_certificate_is_used_as_set_by_mlflows_varia
 
 
 def log_small_model(folder: Path, record) -> str | None:
-    """Log a saved model as a training does at its end."""
+    """Log a saved model, as a training does at its end."""
     if not folder.exists():
         save_small_model(folder)
     return record.log(Left("model", str(folder), Naming("small", {}).to_json()))

@@ -155,7 +155,7 @@ def test_a_store_that_it_cannot_read_is_read_through_mlflow(
     try:
         store = open_to_read(uri)
     except TrackingError:
-        return  # MLflow's own refusal
+        return  # MLflow's own error message
     assert isinstance(store, Store)
 
 

@@ -73,7 +73,7 @@ def _first_run(folder: str, number: int) -> None:
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     mlflow.set_tracking_uri(None)
-    # However long the others take.
+    # However long the other processes take.
     tracking_store.FileLock = lambda path, timeout: FileLock(path)
     store = open_store(None)
     with recorder(store, run_name=f"run {number}") as made:
@@ -112,7 +112,7 @@ def test_mlflows_uris_of_models_and_runs_are_accepted(store: Store, tl, train, w
     }  # fmt: skip
     for uri, run in expected.items():
         assert store.find(uri).info.run_id == run.info.run_id, uri
-        # MLflow's own reading of the same name, where it has one.
+        # MLflow's own resolution of the same name, if it accepts it.
         if uri.startswith("models:/"):
             assert mlflow.models.get_model_info(uri).run_id == run.info.run_id
     for uri in ("models:/shelf/9", "models:/shelf@bad", "models:/none/1", "models:/m-0", "runs:/0000", "models:/",
@@ -159,7 +159,7 @@ def test_a_local_model_is_used_if_its_artifact_store_cannot_be_reached(
         assert evaluated.code == 0, evaluated.err
         assert "pip install boto3" in evaluated.err
         assert json.loads(evaluated.out)["accuracy"] == pytest.approx(accuracy)
-    # Another model of the run is not taken for the one that is named.
+    # Another model of the run is not used instead of the named one.
     with closing(sqlite3.connect("mlflow.db")) as database:
         database.execute("update logged_model_params set param_value = 'other' where param_key = 'weights_sha256'")
         database.commit()

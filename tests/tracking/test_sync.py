@@ -1,4 +1,4 @@
-"""What a run leaves on the disk: a finished one no checkpoints, and the weights of its model once."""
+"""Files of a run on the disk: a finished run has no checkpoints, and its weights are stored once."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def state() -> Path:
 
 
 def on_disk(root: Path) -> int:
-    """The bytes of all files, those of several names once."""
+    """Return the bytes of all files, counting hard links once."""
     stats = [path.stat() for path in root.rglob("*") if path.is_file()]
     return sum({found.st_ino: found.st_size for found in stats}.values())
 
@@ -43,20 +43,20 @@ def test_a_finished_run_keeps_its_model_once_and_no_checkpoint(tl, workplace: Pa
     assert checkpoints(state()) == []
     own, logged = (next(root.rglob(WEIGHTS_FILE)) for root in (state(), Path("mlruns/1/models")))
     assert own.samefile(logged)
-    # Weights, pictures and the package that travels with the model: without the weights' second copy.
+    # Weights, figures and the package in the logged model, without a second copy of the weights.
     weights = own.stat().st_size
     rest = sum(path.stat().st_size for path in Path("mlruns").rglob("*") if path.is_file()) - 2 * weights
     assert on_disk(Path("mlruns")) == weights + rest
     store = open_store(None)
     assert weights < files_of(store, store.find("latest")).size() < 2 * weights + rest
-    # What a finished run is still used for.
+    # Uses of a finished run.
     refused: Result = tl("train", "--resume", "latest")
     assert refused.code == 2
     assert "is complete" in refused.err
     assert tl("eval", "latest", "--json").code == 0
     picture = next((colours / "test" / "red").iterdir())
     by_run = json.loads(tl("predict", "latest", picture, "--format", "jsonl").out)
-    # The two names of the weights do not depend on each other.
+    # The two hard links of the weights are independent.
     shutil.rmtree("mlruns/1/models")
     by_folder = json.loads(tl("predict", state() / "best", picture, "--format", "jsonl").out)
     assert by_folder == by_run
@@ -84,7 +84,7 @@ def test_a_run_that_failed_keeps_its_checkpoints_until_it_is_finished(
     assert checkpoints(state()) == kept
     assert tl("train", "--resume", "latest").code == 0
     assert checkpoints(state()) == []
-    # Left by an earlier version, they go with the next sync.
+    # Checkpoints left by an earlier version are removed by the next sync.
     for path, data in copies:
         path.write_bytes(data)
     assert tl("runs", "sync", "latest").code == 0
@@ -155,14 +155,14 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     assert list(Path("mlruns").glob("*/*/state/best/model.json"))
     (state,) = Path("mlruns").glob("*/*/state")
     assert checkpoints(state)
-    # Processes of their own: this one has the old database open.
+    # New processes, as this one has the old database open.
     from tests.support.processes import run_in
 
     code, output = run_in(workplace, "runs", "sync")
     assert (code, "recorded again" in output) == (0, True), output
     code, output = run_in(workplace, "runs", "sync")
     assert (code, "nothing left to sync" in output) == (0, True), output
-    # Under its own name MLflow would read the old one.
+    # Under the original name, MLflow would read the old database.
     shutil.copy("mlflow.db", "seen.db")
     client = mlflow.MlflowClient(f"sqlite:///{workplace}/seen.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
@@ -178,7 +178,7 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     assert "eval/test_logits.npz" in {item.path for item in client.list_artifacts(run.info.run_id, "eval")}
     code, output = run_in(workplace, "eval", "lost")
     assert (code, f"{100 * run.data.metrics['test/accuracy']:.2f}%" in output) == (0, True), output
-    # One that was removed on purpose stays so.
+    # A run that was removed on purpose stays removed.
     assert run_in(workplace, "runs", "rm", "lost", "--yes")[0] == 0
     code, output = run_in(workplace, "runs", "sync")
     assert "recorded again" not in output
@@ -186,7 +186,7 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
 
 @pytest.fixture
 def lost(store: Store, tl, colours: Path) -> Run:
-    """A finished run as the store had it, which has nothing of it any more."""
+    """A finished run that its store has lost."""
     assert tl("train", "timm/test_resnet", "--weights", "none", "--data", colours, "--epochs", "1", "--freeze-epochs", "0",
               "--input-size", "32", "--batch-size", "16", "--no-probe", "--quiet").code == 0  # fmt: skip
     run = store.find("latest")
@@ -208,7 +208,7 @@ def assert_is_again(run: Run, store: Store) -> None:
 @pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_recorded_again_from_its_card(tl, store: Store, lost: Run) -> None:
     store.state_folder(lost).joinpath("record.jsonl").unlink()
-    # Nothing says that it was of this store.
+    # No file records that the run was in this store.
     assert "recorded again" not in tl("runs", "sync").out
     synced = tl("runs", "sync", lost.info.run_id)
     assert (synced.code, "recorded again" in synced.out) == (0, True), synced.err

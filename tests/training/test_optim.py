@@ -21,7 +21,7 @@ def test_cosine_rises_and_falls_to_zero() -> None:
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[0] > 0
-    # No step is wasted on a rate of zero, which would look as if the backbone were frozen.
+    # No step has a rate of zero, which would look like a frozen backbone.
     assert 0 < rates[-1] < 0.01
     assert max(rates) <= 1
 

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and resumed ends as the same run without interruption."""
+"""A run that is stopped anywhere and resumed ends like the same run without interruption."""
 
 import signal
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from tl_cli.training.state import Saver
 
 
 def measured_after(events: list[Event], after: int) -> list[tuple[object, ...]]:
-    """Return what was measured after a step, without times."""
+    """Return the measurements after a step, without times."""
     samples = [
         (e.step, e.loss, e.lr_head, e.lr_backbone) for e in events if isinstance(e, LossSampled) and e.step > after
     ]

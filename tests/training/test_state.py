@@ -1,4 +1,4 @@
-"""Files that a run leaves are complete, or the damage is detected."""
+"""Files of a run are complete, or their damage is detected."""
 
 import shutil
 from dataclasses import replace
@@ -63,7 +63,7 @@ def damaged(whole: bytes, kind: str, number: int) -> bytes:
     if kind == "truncated":
         return whole[: places.integers(0, len(whole))]
     data = bytearray(whole)
-    # Half of them in the header.
+    # Half of the damage is in the header.
     offset = int(places.integers(0, min(len(data), 2000) if number % 2 else len(data)))
     data[offset] ^= 1 << int(places.integers(0, 8))
     return bytes(data)
@@ -132,7 +132,7 @@ def test_a_lost_best_model_is_replaced_by_the_best_remaining_epoch(saved_run, tm
             assert text in problems[0]
             assert state.counters.is_better(0.0, 9.0)
             assert not _should_stop_early(replace_config(plan, early_stop=1), plan.phases[-1], state.counters)
-    # The model of an epoch that is trained again: it will be the best again, and the model before it is gone.
+    # The best model is of an epoch that will be trained again; the previous best model is gone.
     for each in (folder / BEST_FOLDER).iterdir():
         shutil.copy(each, tmp_path / BEST_FOLDER)
     bundle.write_card(

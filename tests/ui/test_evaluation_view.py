@@ -11,7 +11,7 @@ from tl_cli.api.evaluation_run import Evaluation
 from tl_cli.ui import evaluation_view
 from tl_cli.ui.evaluation_view import EvaluationView
 
-# Rows are the truth: of four cats three are predicted right, of two dogs one.
+# Rows are true classes: three of four cats and one of two dogs are predicted correctly.
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1])
 LOGITS = torch.tensor([[2.0, 0], [2, 0], [2, 0], [0, 2], [0, 2], [2, 0]])
 

@@ -19,20 +19,20 @@ METHODS = [{"mixup": 0.4, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {"mixup
 
 
 def numbered(count: int = BATCH) -> tuple[Tensor, Tensor]:
-    """Return a batch whose pixels and labels are the index of the image: a blend then shows its share and partner."""
+    """Return a batch whose pixels and labels are the image index, so that a blend reveals share and partner."""
     places = torch.arange(count)
     return places.double().view(-1, 1, 1, 1).expand(-1, 3, 12, 17).contiguous(), places
 
 
 def shares_and_partners(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the shares and partners that the targets of a numbered batch were made with; each image has its own class."""
+    """Return shares and partners of the targets of a numbered batch, in which each image has its own class."""
     own = targets.diagonal()
     others, partner = (targets - torch.diag(own)).max(1)
     return own, torch.where(others == 0, torch.arange(len(targets)), partner)
 
 
 class Decided(Mixup):
-    """timm's own MixUp with given shares."""
+    """timm's MixUp with given shares."""
 
     def __init__(self, shares: Tensor) -> None:
         super().__init__(mode="elem", label_smoothing=0.0, num_classes=CLASSES)
@@ -148,7 +148,7 @@ def test_inputs_are_not_modified(method: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_mixups_shares_follow_their_beta_distribution(alpha: float) -> None:
-    count = 400  # about one of them is its own partner, as if its share were one
+    count = 400  # about one image is its own partner, as if its share were one
     inputs, labels = numbered(count)
     shares = torch.stack(
         [
@@ -172,7 +172,7 @@ def test_each_of_both_methods_is_used_for_half_of_the_images() -> None:
             )
         ]
     ).double()
-    assert 0.44 < pasted.mean() < 0.6  # an image that is its own partner counts as whole
+    assert 0.44 < pasted.mean() < 0.6  # an image that is its own partner counts as unmixed
     assert 0 < pasted[0].mean() < 1
 
 

@@ -29,7 +29,7 @@ SETTINGS = [
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:
-    """Return noise on a gradient, with different contrast in each image, so that every operation has an effect."""
+    """Return noise on a gradient with a different contrast per image, so that every operation has an effect."""
     rng = np.random.default_rng(0)
     slope = np.linspace(0, 1, height)[:, None] * np.linspace(0.2, 1, width) * 120
     spread = rng.uniform(20, 130, (count, 3, 1, 1))
@@ -39,7 +39,7 @@ def pictures(count: int, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One operation of a policy as torchvision defines it."""
+    """One operation with its magnitude and sign, as torchvision applies it."""
 
     policy: AutoAugment
     op: Op
@@ -98,7 +98,7 @@ class Drawn:
             return is_near_cut(levels + amount * (levels - grey.mean()), NEAR + abs(amount) * is_tie.mean())
         inner = levels[:, 1:-1, 1:-1]
         total = sum(levels[:, i : i + inner.shape[1], j : j + inner.shape[2]] for i in range(3) for j in range(3))
-        # A 13th is never half a level.
+        # A multiple of 1/13 is never half a level.
         sharpened = inner + amount * (inner - np.rint((total + 4 * inner) / 13))
         return np.pad(is_near_cut(sharpened), ((0, 0), (1, 1), (1, 1)))
 

@@ -207,7 +207,7 @@ def test_archives_in_an_archive_are_named(tmp_path: Path) -> None:
 
 
 def zip_with_names(encoding: str, extra: bool = False) -> bytes:
-    """Return a zip as other programs write them: its names are not marked as UTF-8."""
+    """Return a zip as other programs write it: its names are not marked as UTF-8."""
     buffer = io.BytesIO()
     names: dict[bytes, bytes] = {}
     with zipfile.ZipFile(buffer, "w") as zipped:
@@ -274,7 +274,7 @@ def notes_or_fault(source: Path, cache: Path) -> str:
     try:
         data = dataset.open_data(DataSpec(source=str(source), data_dir=str(cache), layout="classes"), workers=1)
     except DataError as error:
-        # Before that, it names the folder, which is another one for what was unpacked.
+        # The part before it names the folder, which differs for an unpacked archive.
         return str(error)[str(error).index("has class folders") :]
     return str((data.classes, data.notes))
 

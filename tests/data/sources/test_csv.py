@@ -82,7 +82,7 @@ def test_an_ambiguous_split_column_is_noted_and_not_read(values: tuple[str, str]
 
 
 def read_back(path: Path, **options: Columns) -> dict[str, str]:
-    """Return the class of each picture that a CSV lists."""
+    """Return the class of each image that a CSV lists."""
     found = scan(path, **options)
     return {
         name: found.classes[label]
@@ -209,7 +209,7 @@ def test_named_columns_are_stored_with_the_model(pictures: Path) -> None:
         (pictures / name).rename(pictures / "moved" / name)
     judged = dataset.open_for_evaluation(card, str(pictures / "moved" / "labels.csv"), data_dir=None)
     assert (judged.is_own, judged.data.classes) == (True, ("blue", "red"))
-    # Another CSV has columns of its own.
+    # Another CSV may have other columns.
     other = pictures / "moved" / "other.csv"
     other.write_text("path,label\n" + "".join(f"{row},{row[:-8]}\n" for row in ROWS[2:6]))
     assert len(dataset.open_for_evaluation(card, str(other), data_dir=None).data.parts["train"]) == 4
@@ -241,7 +241,7 @@ def test_the_error_for_a_folder_suggests_the_csv_inside(pictures: Path) -> None:
     [
         ("tench, Tinca tinca", "hen, Gallus"),
         ("hen, red", "tench, red"),
-        ("Boston, MA", "Springfield, IL", "Springfield, MA"),  # "Springfield" and "MA" come twice
+        ("Boston, MA", "Springfield, IL", "Springfield, MA"),  # "Springfield" and "MA" occur twice
     ],
 )
 def test_labels_with_commas_are_classes_with_a_note(labels: tuple[str, ...], pictures: Path) -> None:
@@ -403,7 +403,7 @@ def test_any_bytes_give_a_data_error(body: bytes, tmp_path: Path) -> None:
 
 
 def is_one_spelling(labels: list[str]) -> bool:
-    """Whether no two labels would look like one, however they are compared: by their letters and digits alone."""
+    """Whether no two labels are equal when only their letters and digits are compared."""
     plain = {"".join(c for c in unicodedata.normalize("NFKD", each).casefold() if c.isalnum()) for each in labels}
     return len(plain) == len(set(labels)) > 1 and "" not in plain
 

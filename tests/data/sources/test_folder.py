@@ -198,7 +198,7 @@ def test_an_unreadable_folder_is_noted(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def build(root: Path, *folders: str, count: int = 2) -> None:
-    """Put pictures into folders; they are not opened by a scan."""
+    """Put images into folders; they are not opened by a scan."""
     for name in folders:
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):

@@ -93,7 +93,7 @@ def test_an_archive_larger_than_the_limit_is_refused_before_it_is_written(name: 
 
 
 def sparse_tar(folder: Path, size: int) -> bytes:
-    """Return a tar with a picture that is a hole of ``size`` bytes after its first page."""
+    """Return a tar with an image that is a hole of ``size`` bytes after its first page."""
     path = folder / "hole.png"
     with path.open("wb") as file:
         file.write(b"x" * 4096)

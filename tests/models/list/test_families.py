@@ -27,7 +27,7 @@ MODELS = [*torchvision_models(), *timm_models()]
 
 
 def test_nearly_every_architecture_of_both_libraries_has_a_family() -> None:
-    """A timm that is newer than the table may bring a few that it does not know."""
+    """A version of timm newer than the table may have a few new architectures."""
     assert len(MODELS) > 1000
     unknown = [name for name, module in MODELS if family_of(name, module).year is None]
     assert len(unknown) < 0.02 * len(MODELS), unknown

@@ -13,7 +13,7 @@ from tl_cli.models.zoo import registry, weights
 
 
 def wrapped(form: str, state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> object:
-    """A checkpoint as other programs write it; ``other`` are weights that are not to be taken."""
+    """Return a checkpoint as other programs write it; ``other`` are weights that must not be used."""
     arguments = argparse.Namespace(model="x", lr=0.1, betas=[0.9, 0.99])
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     averaged = {"n_averaged": torch.tensor(7), **{f"module.{key}": value for key, value in other.items()}}

@@ -16,7 +16,7 @@ from tl_cli.models.zoo import registry
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 
 
-# Where each module of torchvision makes its classes, read in its source.
+# The classifier of each torchvision module, from its source.
 HEADS = {
     "alexnet": "classifier.6", "convnext": "classifier.2", "densenet": "classifier", "efficientnet": "classifier.1",
     "googlenet": "fc", "inception": "fc", "maxvit": "classifier.5", "mnasnet": "classifier.1", "mobilenetv2": "classifier.1",
@@ -30,7 +30,7 @@ def module_of(name: str) -> str:
 
 
 def smallest_of_each_family() -> list[str]:
-    """Siblings differ in depth and width alone; what they compute is tried on the one with the fewest parameters."""
+    """Return the model with the fewest parameters of each family; models of a family differ only in depth and width."""
     families: dict[str, list[str]] = {}
     for name in TORCHVISION:
         families.setdefault(family_of(name, module_of(name)).title, []).append(name)

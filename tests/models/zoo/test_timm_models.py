@@ -63,7 +63,7 @@ def test_the_error_for_an_unsupported_architecture_gives_the_reason(plain: str) 
 
 
 def photograph() -> np.ndarray:
-    """Fine detail, and sides that no published weights ask for: every resize and every crop leaves its mark."""
+    """Return an image with fine detail and unusual sides, so that every resize and crop changes the result."""
     return load_sample_image("china.jpg")[90:391, :397].copy()
 
 
@@ -88,7 +88,7 @@ def test_preprocessing_of_all_published_weights_matches_timm() -> None:
             distinct[repr(transform)] = name, transform
     assert len(distinct) > 100
     for name, transform in distinct.values():
-        # A pixel of resizing or the other interpolation makes more than 2.
+        # A resize that is one pixel off, or another interpolation, makes a difference of more than 2.
         assert grey_levels_off(registry.default_preprocessing(f"timm/{name}"), transform) < 0.1, name
 
 
@@ -99,7 +99,7 @@ def test_preprocessing_of_tagged_weights_matches_timm(tagged: str) -> None:
     how = registry.default_preprocessing(f"timm/{tagged}")
     assert grey_levels_off(how, create_transform(**config, is_training=False)) < 0.1
     assert how == registry.default_preprocessing(f"timm/{tagged.partition('.')[0]}", weights=tagged.partition(".")[2])
-    # At their own size they stay what they are, margins of less than nothing (VOLO's) included.
+    # At their own size the preprocessing does not change, including negative margins (VOLO).
     assert how.at(how.crop, whole=False) == how
 
 
@@ -114,7 +114,7 @@ def test_preprocessing_that_is_not_supported_is_refused(changed: dict[str, objec
 
 
 def fixed_at_another_size() -> list[str]:
-    """A member of each family that takes one size of images only, where that is not the usual one."""
+    """Return a member of each family with a fixed and unusual input size."""
     configs = {name: timm.get_pretrained_cfg(name) for name in MEMBERS}
     return [f"timm/{name}" for name, cfg in configs.items() if cfg.fixed_input_size and cfg.input_size[1] != 224]
 

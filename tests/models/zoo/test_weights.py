@@ -63,7 +63,7 @@ def leave_canary() -> None:
 
 
 class Canary:
-    """Runs something as it is unpickled."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments) -> None:
         self.what = (function, arguments)
@@ -82,7 +82,7 @@ class Holder:
 
 
 def evils(canary: str) -> dict[str, object]:
-    """Fifteen things that leave a canary when they are unpickled by a reader that runs code."""
+    """Return fifteen objects that leave a canary when unpickled by a reader that runs code."""
     code = f"__import__('os').mkdir({canary!r})"
     return {
         "os.mkdir": Canary(os.mkdir, canary),

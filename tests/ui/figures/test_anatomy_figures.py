@@ -90,7 +90,7 @@ def test_each_image_is_beside_its_heatmap(tmp_path: Path) -> None:
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
     half = pixels.shape[1] // 2
     grey = abs(pixels[:, :, 0] - pixels[:, :, 2])
-    # The picture is grey; its heatmap is coloured where the heat is.
+    # The image is grey; its heatmap is coloured where the heat is high.
     assert grey[6:250, 10 : half - 10].max() <= 2
     assert grey[10:120, half + 10 : -10].mean() > 40
     assert save_inspection(replace(result, heatmaps=()), tmp_path) == []

@@ -16,7 +16,7 @@ from tl_cli.ui.terminal.console import make_console
 
 
 class ClosedPipe:
-    """A stdout whose reader is gone."""
+    """A stdout whose reader has closed the pipe."""
 
     encoding = "utf-8"
 
@@ -92,7 +92,7 @@ def test_a_comparison_fits_the_terminal(width: int, seeds: int) -> None:
     for expected in ("MACs", "significant differences", "validation accuracy by epoch"):
         assert expected in text
     assert "\x1b" not in text
-    # Sentences are long, and said to their end.
+    # Sentences are printed whole, however long.
     assert "".join(text.split()).count("for3pairs)") == 3
 
 

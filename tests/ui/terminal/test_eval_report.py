@@ -1,4 +1,4 @@
-"""What an evaluation prints, at every width and on terminals without colours."""
+"""The printed report of an evaluation, at every width and on terminals without colours."""
 
 import pytest
 import torch

@@ -102,7 +102,7 @@ def test_a_closed_pipe_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch
 
 
 def fall_to(accuracy: float) -> list[Event]:
-    """The story, with another validation accuracy in the first epoch after unfreezing, epoch 3; it was 0.65 before."""
+    """Return the story with this validation accuracy in epoch 3, the first one after unfreezing; it was 0.65 before."""
     return [
         replace(event, val_accuracy=accuracy) if isinstance(event, EpochEnded) and event.epoch == 3 else event
         for event in story()
@@ -140,7 +140,7 @@ def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 @contextmanager
 def one_stream(path: Path) -> Iterator[None]:
-    """Put into a file all that Python and C libraries write to stdout and stderr, in order, as a terminal shows it."""
+    """Redirect stdout and stderr of Python and C libraries to one file, in order, as a terminal shows them."""
     kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     try:
         with path.open("ab") as stream:

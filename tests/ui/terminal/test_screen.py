@@ -25,7 +25,7 @@ with Display(Text("on the screen"), console=make_console(), screen=True, redirec
 
 
 class Shell:
-    """An interactive shell, with jobs, in a terminal of its own."""
+    """An interactive shell with job control in a new terminal."""
 
     def __init__(self) -> None:
         pid, self.terminal = pty.fork()
@@ -39,7 +39,7 @@ class Shell:
         os.write(self.terminal, text.encode())
 
     def until(self, wanted: bytes) -> bytes:
-        """Return what is shown up to and with ``wanted``."""
+        """Return the output up to and including ``wanted``."""
         while wanted not in self.seen:
             self.seen += os.read(self.terminal, 4096)
         before, found, self.seen = self.seen.partition(wanted)
@@ -55,7 +55,7 @@ def test_ctrl_z_restores_the_shells_screen_and_fg_returns_to_the_full_screen(tmp
     shell.until(b"on the screen")
     shell.type("\x1a")
     assert b"Stopped" not in shell.until(LEAVE)
-    # Nothing is drawn from here to the shell's own line.
+    # Nothing is drawn between this and the shell's own line.
     assert b"on the screen" not in shell.until(b"Stopped")
     shell.type("fg\n")
     shell.until(ENTER)
@@ -72,7 +72,7 @@ def test_ctrl_z_restores_the_shells_screen_and_fg_returns_to_the_full_screen(tmp
 
 
 class ClosesWithTheScreen(io.StringIO):
-    """A terminal that is closed as soon as the full screen was asked for."""
+    """A terminal that is closed as soon as the full screen is requested."""
 
     def isatty(self) -> bool:
         return True
