@@ -15,7 +15,7 @@ CARD = {
 }
 
 
-def test_a_card_survives_json_and_ignores_fields_of_newer_versions() -> None:
+def test_a_card_is_restored_from_json_and_ignores_fields_of_newer_versions() -> None:
     card = ModelCard.model_validate({**CARD, "field_of_the_future": 1})
     assert ModelCard.model_validate_json(card.model_dump_json()) == card
     assert card.calibration.temperature == 1

@@ -195,13 +195,13 @@ def test_a_checkpoint_that_does_not_fit_in_memory_is_not_called_damaged(
 def test_an_image_that_does_not_fit_in_memory_is_not_skipped_as_a_bad_one(tmp_path: Path, odd_pictures: Path) -> None:
     code, output = run_in(
         tmp_path, "train", *TRAIN[1:], "--data", odd_pictures, "--on-bad-image", "skip", "--dry-run",
-        prepare=no_memory_for_pictures,
+        prepare=raise_memory_error_when_decoding,
     )  # fmt: skip
     assert code == 1, output
     assert re.search(r"error: out of memory while decoding \S*\.png; try", output)
 
 
-def no_memory_for_pictures() -> None:
+def raise_memory_error_when_decoding() -> None:
     from tl_cli.data import decode
 
     def fail(*arguments: object) -> None:

@@ -26,7 +26,7 @@ def test_a_pattern_matches_names_and_titles() -> None:
     assert {"cifar10", "digits"} < {row.name for row in list_data().sets}
 
 
-def test_an_unknown_name_is_refused_with_the_nearest_or_with_what_to_do(tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_name_or_a_fix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean cifar10"):
         list_data("cifr10")
     with pytest.raises(UsageError, match="tl data check"):

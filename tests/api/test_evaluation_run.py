@@ -74,7 +74,7 @@ def test_a_notebook_shows_the_accuracy_and_the_classes(project: Project) -> None
     assert np.isfinite(result.accuracy)
 
 
-def test_what_cannot_be_evaluated_is_refused(project: Project) -> None:
+def test_requests_that_cannot_be_evaluated_are_refused(project: Project) -> None:
     with pytest.raises(RunNotFoundError):
         evaluate(EvaluateRequest("nothing-of-this-name"))
     with pytest.raises(DataError, match="would be misleading"):

@@ -89,7 +89,7 @@ def test_nothing_is_removed_without_consent(client: mlflow.MlflowClient) -> None
     assert client.get_run(run_id).info.lifecycle_stage == "active"
 
 
-def test_trainings_that_stay_are_named_before_their_comparison_is_removed(client: mlflow.MlflowClient) -> None:
+def test_trainings_that_are_kept_are_named_before_their_comparison_is_removed(client: mlflow.MlflowClient) -> None:
     parent = client.create_run("0", run_name="both", tags={"tl.compares": "models"}).info.run_id
     client.set_terminated(parent)
     child = client.create_run("0", run_name="child", tags={"mlflow.parentRunId": parent}).info.run_id

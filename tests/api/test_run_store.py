@@ -57,7 +57,7 @@ def test_filters_and_orders(client: mlflow.MlflowClient, request_: RunFilter, na
     assert [row["name"] for row in found.to_list()] == names
 
 
-def test_facts_are_those_that_were_logged(client: mlflow.MlflowClient) -> None:
+def test_facts_equal_the_logged_values(client: mlflow.MlflowClient) -> None:
     for facts in list_runs(RunFilter()).runs:
         run = client.get_run(facts.run_id)
         assert facts.status == run.info.status.lower()

@@ -153,7 +153,7 @@ def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_on_request(tl, colo
 
 
 @pytest.mark.slow
-def test_a_path_that_ends_like_published_weights_is_a_path(tl, colours: Path) -> None:
+def test_a_path_with_the_ending_of_published_weights_is_read_as_a_path(tl, colours: Path) -> None:
     classifier = registry.create("timm/vit_tiny_patch16_224", 3, weights="none", input_size=32)
     torch.save(classifier.model.state_dict(), "x.augreg_in21k")
     how = classifier.preprocessing.model_copy(update={"resize": 32, "crop": 32})
@@ -417,7 +417,7 @@ def test_resuming_on_other_images_is_refused(tl, workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_odd_class_names_go_through_every_command(tl, workplace: Path) -> None:
+def test_unusual_class_names_work_in_every_command(tl, workplace: Path) -> None:
     for name in ("new\nline", "[/]\x1b[31m", "猫", "a" * 120):
         write_pictures(Path("data"), {name: (len(name), 90, 200)}, 8)
     train(tl, Path("data"))

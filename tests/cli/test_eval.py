@@ -264,7 +264,9 @@ def test_all_bad_images_are_named_and_can_be_skipped(tl, folder: Path, tmp_path:
     assert json.loads(result.out)["images"] == 8
 
 
-def test_other_data_are_shown_beside_the_accuracy_on_its_own_test_images(tl, folder: Path, tmp_path: Path) -> None:
+def test_accuracy_on_other_data_is_shown_beside_that_on_the_test_images_of_the_run(
+    tl, folder: Path, tmp_path: Path
+) -> None:
     recorded = open_store(None).find("latest").data.metrics["test/accuracy"]
     # The images are of one class, so the accuracy is the model's recall of it.
     shutil.copytree(folder / "pictures" / "test" / "red", tmp_path / "new" / "red")

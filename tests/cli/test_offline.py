@@ -76,7 +76,7 @@ def test_weights_and_data_that_cannot_be_reached_are_named_together(
 
 
 @pytest.mark.parametrize("weights", ["default", "missing.pth"])
-def test_missing_weights_are_reported_before_a_picture_is_decoded(
+def test_missing_weights_are_reported_before_an_image_is_decoded(
     tl, home: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     publish(monkeypatch, FIRST, NOWHERE)
@@ -90,7 +90,7 @@ def test_missing_weights_are_reported_before_a_picture_is_decoded(
     assert "picture" not in result.err.replace(str(data), "")
 
 
-def test_a_comparison_trains_nothing_where_one_model_is_missing(
+def test_a_comparison_trains_nothing_if_one_model_is_missing(
     tl, home: Path, server: Server, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = publish(monkeypatch, FIRST, NOWHERE)

@@ -184,7 +184,7 @@ def test_the_run_that_was_resumed_last_is_followed_and_is_the_latest(workplace: 
     assert killed.run_id[:8].encode() in output
 
 
-def test_ctrl_c_leaves_the_run_alone(workplace: Path) -> None:
+def test_ctrl_c_does_not_stop_the_followed_run(workplace: Path) -> None:
     made = record("one", epochs=1, end=False)
     process, stream = follow(workplace, "one", MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
     read_until(stream, b"epoch 1")

@@ -120,7 +120,7 @@ def test_a_convolution_used_twice_keeps_its_norm() -> None:
     assert shortcut.norm is None
 
 
-def test_a_network_whose_output_would_change_has_nothing_folded() -> None:
+def test_no_norm_is_folded_if_the_output_would_change() -> None:
     class Louder(nn.BatchNorm2d):
         def __init__(self) -> None:
             super().__init__(3)

@@ -54,7 +54,7 @@ def test_entries_are_removed_with_their_hashes_and_other_files_remain(root: Path
     assert sorted(path.name for path in root.rglob("*.*") if path.suffix != ".lock") == ["mine.npy", "notes.json"]
 
 
-def test_downloads_and_what_cannot_be_removed_stay(tmp_path: Path) -> None:
+def test_downloads_and_files_that_cannot_be_removed_are_kept(tmp_path: Path) -> None:
     download = tmp_path / "data" / "cifar-10-batches-py"
     download.mkdir(parents=True)
     (entry,) = entries(tmp_path)

@@ -67,7 +67,7 @@ def test_the_recorded_source_is_the_name_in_the_catalogue() -> None:
     assert dataset.open_data(DataSpec(source="Digits", layout="classes"), workers=1).spec.source == "digits"
 
 
-def test_a_folder_takes_precedence_over_another_spelling_and_is_mentioned_for_the_exact_name(
+def test_a_folder_takes_precedence_over_another_spelling_and_is_noted_for_the_exact_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

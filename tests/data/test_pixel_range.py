@@ -163,7 +163,7 @@ def test_unused_bands_are_noted_once(tmp_path: Path) -> None:
     assert data.notes == ("22 images have 4 bands; the first 3 are used as RGB",)
 
 
-def test_a_range_survives_json_and_older_cards_have_none() -> None:
+def test_a_pixel_range_is_restored_from_json_and_older_cards_have_none() -> None:
     how = Preprocessing(resize=8, crop=8, pixel_range=(0, 4095))
     assert Preprocessing.model_validate_json(how.model_dump_json()) == how
     assert how.at(16, whole=True).pixel_range == (0, 4095)

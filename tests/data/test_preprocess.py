@@ -135,7 +135,7 @@ print(used() - before)
 
 
 @pytest.mark.slow
-def test_a_line_of_pixels_takes_little_memory() -> None:
+def test_resizing_a_line_of_pixels_needs_little_memory() -> None:
     """Resized whole, the first would be 1,280,000 x 256 pixels: a gigabyte."""
     completed = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(completed.stdout) < 200
@@ -271,7 +271,7 @@ def test_a_random_crop_of_a_jpeg_decoded_at_a_fraction_equals_that_of_the_whole(
         assert (seen.int() - expected.int()).abs().float().mean() < 3
 
 
-def test_a_requested_crop_mode_keeps_the_weights_margin_or_the_whole_picture() -> None:
+def test_a_requested_crop_mode_keeps_the_weights_margin_or_the_whole_image() -> None:
     own = Preprocessing(resize=256, crop=224)
     assert own.at(112, whole=False, crop_mode="center") == own.at(112, whole=False)
     assert own.at(112, whole=False).resize == 128

@@ -49,5 +49,5 @@ def test_without_workers_there_is_one_thread() -> None:
     assert sum(Threads(0).map(abs, range(10), "counting")) == 45
 
 
-def test_nothing_is_started_for_no_images() -> None:
+def test_no_thread_is_started_for_no_images() -> None:
     assert list(Threads(2).map(abs, [], "nothing")) == []

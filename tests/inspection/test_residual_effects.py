@@ -137,7 +137,7 @@ def test_windows_of_one_image_are_counted_with_it() -> None:
         assert one.ratio == pytest.approx(other.ratio, rel=1e-4)
 
 
-def test_decisions_and_losses_are_those_of_the_task() -> None:
+def test_decisions_and_losses_follow_from_the_task() -> None:
     net = TwoBlocks()
     residuals = find_residuals(net, IMAGES)
     with torch.no_grad():

@@ -101,7 +101,7 @@ def test_fused_attention_counts_its_two_matrix_products() -> None:
 
 
 @pytest.mark.slow
-def test_a_list_of_blocks_costs_what_its_blocks_cost() -> None:
+def test_the_cost_of_a_list_of_blocks_is_the_sum_of_theirs() -> None:
     root = summarize("maxvit_t", 10, 224)
     blocks = next(child for child in root.children if child.name == "blocks")
     assert blocks.output is None

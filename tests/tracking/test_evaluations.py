@@ -100,7 +100,7 @@ def test_files_of_an_inspection_are_in_the_folder_of_its_view(store: Store, run:
     assert artifacts(store, run, "inspect/residual") == ["inspect/residual/a.png"]
 
 
-def test_a_description_is_replaced_and_what_a_person_wrote_below_it_is_kept(store: Store, run: Run) -> None:
+def test_a_description_is_replaced_and_the_users_text_below_it_is_kept(store: Store, run: Run) -> None:
     def note() -> str:
         return store.client.get_run(run.info.run_id).data.tags["mlflow.note.content"]
 
@@ -111,7 +111,7 @@ def test_a_description_is_replaced_and_what_a_person_wrote_below_it_is_kept(stor
     assert note() == "two\nend\n\nmine"
 
 
-def test_each_split_is_an_input_with_its_use_and_the_scheme_of_its_digest() -> None:
+def test_each_split_is_an_mlflow_input_with_its_context_and_digest_scheme() -> None:
     splits = {part: Split(count=2, digest=part * 40, scheme="contents") for part in ("train", "val", "test")}
     inputs = dataset_inputs(DataSpec(source="/a/photos", layout="train/val/test", splits=splits))
     tags = [{tag.key: tag.value for tag in each.tags} for each in inputs]

@@ -28,7 +28,7 @@ TRAIN = ("train", "timm/test_efficientnet", "--weights", "none", "--data", "digi
 
 
 @pytest.mark.parametrize("style", ["{}", "file://{}"])
-def test_a_copy_is_noticed_relocated_and_purged_without_its_original(
+def test_a_copied_store_is_detected_relocated_and_purged_without_its_original(
     style: str, tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, copy = workplace / "a b#1", workplace / "copy"
@@ -64,7 +64,7 @@ def test_a_copy_is_noticed_relocated_and_purged_without_its_original(
 
 
 @pytest.mark.parametrize("through", ["move", "copy whose original is gone", "moved to where another project was"])
-def test_a_moved_store_is_noticed_and_relocated(
+def test_a_moved_store_is_detected_and_relocated(
     through: str, tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(workplace / "old", ready_database)

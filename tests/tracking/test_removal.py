@@ -110,7 +110,7 @@ def test_no_run_is_deleted_if_one_of_them_is_in_use(
     assert files(folder) == before
 
 
-def test_a_model_that_another_run_made_stays_with_it(
+def test_a_model_made_by_another_run_is_not_deleted(
     tl, tmp_path: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "project"

@@ -256,7 +256,7 @@ def test_settings_tags_and_files_are_recorded_and_missing_files_are_skipped(stor
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FINISHED"])
-def test_a_model_that_is_recorded_later_leaves_the_status_of_its_run(store: Store, tmp_path: Path, status: str) -> None:
+def test_recording_a_model_later_keeps_the_status_of_its_run(store: Store, tmp_path: Path, status: str) -> None:
     run_id = store.client.create_run(store.experiment("tl")).info.run_id
     store.client.set_terminated(run_id, status)
     folder = save_small_model(tmp_path / "best")

@@ -4,7 +4,7 @@ import torch
 from tl_cli.training.optim import lr_factor
 
 
-def test_one_cycle_equals_torchs() -> None:
+def test_one_cycle_equals_torchs_schedule() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=101, cycle_momentum=False)
     for step in range(101):

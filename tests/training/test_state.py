@@ -157,7 +157,7 @@ def test_a_damaged_saved_model_is_detected(saved_run, tmp_path: Path, name: str)
         registry.restore(tmp_path)
 
 
-def test_a_card_without_the_name_of_its_digest_is_damaged(saved_run, tmp_path: Path) -> None:
+def test_a_card_without_its_digest_is_damaged(saved_run, tmp_path: Path) -> None:
     _, folder = saved_run
     written = (folder / BEST_FOLDER / bundle.CARD_FILE).read_text()
     (tmp_path / bundle.CARD_FILE).write_text(written.replace('"sha256": "', '"shb256": "'))

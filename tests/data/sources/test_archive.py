@@ -337,7 +337,7 @@ def test_a_touched_archive_leaves_one_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
-def test_a_copy_that_is_marked_as_used_stays_until_the_mark_is_gone(tmp_path: Path) -> None:
+def test_a_copy_marked_as_used_is_kept_until_the_mark_is_removed(tmp_path: Path) -> None:
     path = put(tmp_path, "p.zip", KINDS["p.zip"])
     scan(path, tmp_path)
     (copy,) = copies(tmp_path)
@@ -354,7 +354,7 @@ def test_a_copy_that_is_marked_as_used_stays_until_the_mark_is_gone(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
-def test_a_copy_that_another_process_reads_stays_until_it_ends(tmp_path: Path) -> None:
+def test_a_copy_read_by_another_process_is_kept_until_it_ends(tmp_path: Path) -> None:
     path = put(tmp_path, "p.zip", KINDS["p.zip"])
     code = (
         "import sys; from pathlib import Path; from tl_cli.data.sources.archive import scan; "

@@ -395,7 +395,7 @@ def test_a_missing_csv_is_an_error(tmp_path: Path) -> None:
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_any_bytes_give_a_data_error(body: bytes, tmp_path: Path) -> None:
+def test_any_bytes_are_read_or_raise_a_data_error(body: bytes, tmp_path: Path) -> None:
     path = tmp_path / "any.csv"
     path.write_bytes(b"path,label\n" + body)
     with pytest.raises(DataError, match="any.csv"):
@@ -419,7 +419,7 @@ LABEL = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_what_a_csv_writer_wrote_is_read_back(labels: list[str], data: st.DataObject, tmp_path: Path) -> None:
+def test_labels_from_a_csv_writer_are_read_back(labels: list[str], data: st.DataObject, tmp_path: Path) -> None:
     import csv
 
     for n in range(4):

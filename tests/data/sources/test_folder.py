@@ -55,7 +55,7 @@ def test_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
     assert len(found.parts["train"]) == 6
 
 
-def test_a_class_folder_without_images_is_named_with_what_it_holds(tmp_path: Path) -> None:
+def test_a_class_folder_without_images_is_named_with_its_contents(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 3)
     (tmp_path / "c").mkdir()
     for name in ("1.heic", "2.HEIC", "notes.txt"):
@@ -119,7 +119,9 @@ def build_one_too_high(root: Path) -> None:
         (lambda root: root.rmdir(), "no folder at"),
     ],
 )
-def test_the_error_for_a_wrong_folder_names_what_was_found_and_expected(build, message: str, tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_folder_names_its_contents_and_the_expected_layout(
+    build, message: str, tmp_path: Path
+) -> None:
     root = tmp_path / "data"
     root.mkdir()
     build(root)

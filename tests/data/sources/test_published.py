@@ -77,7 +77,7 @@ def test_ids_name_the_files_below_the_sets_folder(server: Server, tmp_path: Path
     assert found.parts["test"].ids.tolist() == ["images/pie/4.jpg", "images/soup/4.jpg"]
 
 
-def test_files_that_were_put_there_by_hand_are_taken(tmp_path: Path) -> None:
+def test_files_placed_by_hand_are_used(tmp_path: Path) -> None:
     row, bodies = make("mnist")
     folder = tmp_path / "archives" / "mnist"
     folder.mkdir(parents=True)

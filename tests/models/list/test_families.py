@@ -113,7 +113,7 @@ def test_one_family_in_both_libraries_is_one_row() -> None:
         ("vit_7b_patch16_dinov3", "eva", "DINOv3", 2025),
     ],
 )
-def test_a_well_known_model_is_of_its_family(name: str, module: str, title: str, year: int) -> None:
+def test_well_known_models_are_in_their_families(name: str, module: str, title: str, year: int) -> None:
     family = family_of(name, module)
     assert (family.title, family.year) == (title, year)
 

@@ -51,7 +51,7 @@ def wrapped(form: str, state: dict[str, torch.Tensor], other: dict[str, torch.Te
         ("beside a loss", "took weights from"),
     ],
 )
-def test_checkpoints_of_other_programs_load_with_a_note_on_what_was_taken(
+def test_checkpoints_of_other_programs_load_with_a_note_on_the_weights_used(
     form: str, message: str, tmp_path: Path
 ) -> None:
     model, path = trained(), tmp_path / "model.pth"

@@ -28,7 +28,8 @@ def report(*, labelled: bool) -> ResidualReport:
     return ResidualReport(residuals, strengths, effects, 0.9 if labelled else None, 0.3 if labelled else None, 64)
 
 
-def is_picture(path: Path) -> bool:
+def is_drawn(path: Path) -> bool:
+    """Return whether a figure has a usual size and is not blank."""
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("L"))
     return min(pixels.shape) > 150 and pixels.std() > 5
@@ -44,10 +45,10 @@ def test_residuals_and_the_maps_of_a_block_are_drawn(tmp_path: Path, labelled: b
     )
     paths = save_inspection(result, tmp_path)
     assert [path.name for path in paths] == ["residuals.png", "residual_parts.png"]
-    assert all(map(is_picture, paths))
+    assert all(map(is_drawn, paths))
     plain = replace(result, report=replace(found, effects=((), ())), before=None, block=None)
     (path,) = save_inspection(plain, tmp_path)
-    assert is_picture(path)
+    assert is_drawn(path)
     with Image.open(path) as without, Image.open(paths[0]) as again:
         assert without.size == again.size
     assert save_inspection(ResidualsResult(title="net", model="net"), tmp_path) == []
@@ -60,11 +61,11 @@ def test_drift_is_drawn_also_without_statistics_and_similarity(tmp_path: Path) -
         LayerDrift("head", 5, None, None, None, True),
     )
     result = DriftResult(title="net", model="net", against="x", source="data", images=4, layers=layers)
-    assert all(map(is_picture, save_inspection(result, tmp_path)))
+    assert all(map(is_drawn, save_inspection(result, tmp_path)))
     bare = tuple(replace(each, statistics=None, similarity=None) for each in layers)
     (path,) = save_inspection(replace(result, layers=bare), tmp_path)
     assert path == tmp_path / "drift.png"
-    assert is_picture(path)
+    assert is_drawn(path)
 
 
 @pytest.mark.parametrize("classes", [3, 40])
@@ -76,7 +77,7 @@ def test_a_map_is_drawn_for_few_and_many_classes(tmp_path: Path, classes: int) -
     ids = tuple(map(str, range(80)))
     result = FeaturesResult(title="net", model="net", source="data", ids=ids, images=80, classes=names, found=found)
     (path,) = save_inspection(result, tmp_path)
-    assert is_picture(path)
+    assert is_drawn(path)
 
 
 def test_each_image_is_beside_its_heatmap(tmp_path: Path) -> None:

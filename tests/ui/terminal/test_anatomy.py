@@ -92,7 +92,7 @@ def test_differences_that_are_not_significant_are_marked() -> None:
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_the_tree_fits_and_its_numbers_are_never_cut(width: int, encoding: str) -> None:
+def test_the_tree_fits_and_no_number_is_cut(width: int, encoding: str) -> None:
     root = summarize("vit_b_32", 10, 224)
     screen, out = console(width, encoding=encoding)
     result = TreeResult(
@@ -117,7 +117,7 @@ def test_the_tree_fits_and_its_numbers_are_never_cut(width: int, encoding: str) 
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_drift_fits_and_names_what_moved(width: int) -> None:
+def test_drift_fits_the_terminal_and_names_the_changed_layers(width: int) -> None:
     layers = [
         LayerDrift("stem", 100, 0.0, None, 1.0, False), LayerDrift(HOSTILE, 200, 0.25, 0.1, 0.5, False),
         LayerDrift("blown", 10, 123.0, None, -0.1, False), LayerDrift("head", 5, None, None, None, True),
@@ -158,7 +158,7 @@ def test_a_map_of_features_fits_with_all_its_classes_named(width: int, count: in
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("count", [1, 4, 7])
 @pytest.mark.parametrize("colour", [True, False])
-def test_heatmaps_are_shown_over_pictures_or_as_characters(width: int, count: int, colour: bool) -> None:
+def test_heatmaps_are_shown_over_images_or_as_characters(width: int, count: int, colour: bool) -> None:
     heatmaps = tuple(
         Heatmap(f"{number}.png", f"a{number}", 0.9, HOSTILE[:30], torch.randint(0, 255, (3, 32, 32)).byte(), heat)
         for number, heat in enumerate(torch.rand(count, 32, 32))

@@ -28,7 +28,7 @@ def test_entries_that_stay_are_named_on_stderr(capsys: pytest.CaptureFixture[str
     assert "left 500.0 MB (1 features)" in capsys.readouterr().err
 
 
-def test_without_a_terminal_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_there_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(UsageError, match=r"tl cache clear --yes removes 3\.0 GB \(2 features\)"):
         confirm_clearing(CLEARED)

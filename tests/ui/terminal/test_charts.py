@@ -109,7 +109,7 @@ def test_the_unfreezing_is_marked_where_it_happened() -> None:
     assert ":" not in draw(accuracy_by_epoch([without]), canvas).plain
 
 
-def test_a_spike_survives_thinning() -> None:
+def test_a_spike_is_kept_when_points_are_thinned() -> None:
     points = [(float(x), 0.0) for x in range(100_000)]
     points[54_321] = (54_321.0, 7.0)
     drawn = draw(Panel("x", [Line(points, "blue", "samples")]), Canvas(60, 10, colour=False)).plain.splitlines()

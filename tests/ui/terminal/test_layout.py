@@ -37,7 +37,7 @@ def test_facts_are_safe_and_folded_beside_their_names() -> None:
     assert lines == ["a    \\x1b[31mxxxxxxx", "     xxxxxxxxxxxxx", "bbb  y"]
 
 
-def test_a_bar_is_as_long_as_its_share_and_ascii_where_nothing_else_can_be_shown() -> None:
+def test_a_bar_is_as_long_as_its_share_and_ascii_on_an_ascii_terminal() -> None:
     assert text_bar(0.5, 10, make_screen(80)).plain == "█" * 5
     assert text_bar(0.5, 10, make_screen(80, encoding="ascii")).plain == "#" * 5
 

@@ -30,7 +30,7 @@ def printed(width: int, show, *arguments, encoding: str = "utf-8", **options) ->
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
-def test_the_list_fits_every_width_with_what_matters_most(width: int) -> None:
+def test_the_list_fits_every_width_with_the_most_important_columns(width: int) -> None:
     text = printed(width, print_runs, RUNS, total=30, where="sqlite:///mlflow.db", filtered=False)
     lines = text.splitlines()
     assert max(Text(line).cell_len for line in lines) <= width
