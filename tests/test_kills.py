@@ -118,12 +118,12 @@ def killed_run(folder: Path, database: Path, data: Path, seed: int, pace: Pace) 
     return outcome_of(folder), was_killed
 
 
-def check(ended: Ended, whole: Ended, seed: int) -> None:
-    assert ended.weights.keys() == whole.weights.keys()
-    different = [key for key, value in whole.weights.items() if not torch.equal(value, ended.weights[key])]
+def check(ended: Ended, undisturbed: Ended, seed: int) -> None:
+    assert ended.weights.keys() == undisturbed.weights.keys()
+    different = [key for key, value in undisturbed.weights.items() if not torch.equal(value, ended.weights[key])]
     assert not different, f"trial {seed}: {different[:3]}"
     assert not ended.doubled, f"trial {seed}: recorded twice: {ended.doubled[:3]}"
-    assert ended.points == whole.points, f"trial {seed}"
+    assert ended.points == undisturbed.points, f"trial {seed}"
 
 
 @pytest.mark.slow
@@ -131,13 +131,13 @@ def check(ended: Ended, whole: Ended, seed: int) -> None:
 def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
-    whole, pace = whole_run(tmp_path / "whole", ready_database, colours)
-    assert len([key for key, step in whole.points if key == "step/loss"]) == STEPS
+    undisturbed, pace = whole_run(tmp_path / "whole", ready_database, colours)
+    assert len([key for key, step in undisturbed.points if key == "step/loss"]) == STEPS
     killed = seed = 0
     # Some runs end before they are killed.
     while killed < TRIALS and seed < 3 * TRIALS:
         ended, was_killed = killed_run(tmp_path / str(seed), ready_database, colours, seed, pace)
-        check(ended, whole, seed)
+        check(ended, undisturbed, seed)
         shutil.rmtree(tmp_path / str(seed))
         killed += was_killed
         seed += 1

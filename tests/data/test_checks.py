@@ -256,9 +256,9 @@ def test_16_bit_images_that_look_alike_are_found_at_the_levels_of_their_range(ki
                 data = png16(scaled) if kind == "png" else tiff(scaled.astype(np.float32))
                 (tmp_path / name / f"{number}_{version}.{kind}").write_bytes(data)
             expected.add(tuple(f"{name}/{number}_{version}.{kind}" for version in (0, 1)))
-    found = folder.scan(tmp_path)
-    found = pixel_range.with_range(found, (0.0, 1000.0))
-    findings = checks.examine(found, Threads(2))
+    scanned = folder.scan(tmp_path)
+    scanned = pixel_range.with_range(scanned, (0.0, 1000.0))
+    findings = checks.examine(scanned, Threads(2))
     assert {tuple(findings.name(index) for index in group.places) for group in findings.twins} == expected
 
 
@@ -278,8 +278,8 @@ def test_only_images_with_few_grey_levels_are_reported_as_flat(tmp_path: Path) -
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a" / name).write_bytes(data)
     write_pictures(tmp_path, {"b": (90, 90, 90)}, 2)
-    found = folder.scan(tmp_path)
-    findings = checks.examine(pixel_range.with_range(found, (0.0, 4095.0)), Threads(2))
+    scanned = folder.scan(tmp_path)
+    findings = checks.examine(pixel_range.with_range(scanned, (0.0, 4095.0)), Threads(2))
     named = {Path(findings.name(index)).name for index, _ in findings.flat()}
     assert named == {"classes_of_pixels.png", "dim.png", "narrow.png", "clipped.png"}
 
@@ -291,9 +291,9 @@ def test_16_bit_images_that_differ_by_less_than_a_level_are_not_equal(tmp_path: 
     (tmp_path / "a" / "one.png").write_bytes(png16(values))
     (tmp_path / "a" / "copy.png").write_bytes(png16(values))
     (tmp_path / "b" / "other.png").write_bytes(png16(values + 1))
-    found = folder.scan(tmp_path)
+    scanned = folder.scan(tmp_path)
     # The range has 256 levels of 16 values each, so one value more is still the same level.
-    scaled = pixel_range.with_range(found, (-8.0, 4072.0))
+    scaled = pixel_range.with_range(scanned, (-8.0, 4072.0))
     levels = [scaled.parts["train"].open(index).pixels for index in range(3)]
     assert np.array_equal(levels[0], levels[2])
     findings = checks.examine(scaled, Threads(2))
@@ -320,7 +320,7 @@ def test_a_chain_of_small_differences_is_not_one_group(tmp_path: Path) -> None:
 
 
 def test_checking_files_can_be_stopped(tmp_path: Path) -> None:
-    found = folder.scan(odd_folder(tmp_path, count=100)).parts["train"]
+    scanned = folder.scan(odd_folder(tmp_path, count=100)).parts["train"]
     seen: list[int] = []
 
     class StopError(Exception):
@@ -332,8 +332,8 @@ def test_checking_files_can_be_stopped(tmp_path: Path) -> None:
             raise StopError
 
     with pytest.raises(StopError):
-        checks.unreadable(found, Threads(2, progress))
-    assert seen[-1] < len(found)
+        checks.unreadable(scanned, Threads(2, progress))
+    assert seen[-1] < len(scanned)
 
 
 def bytes_read() -> Callable[[], int]:

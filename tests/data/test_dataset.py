@@ -98,12 +98,12 @@ def test_the_error_for_another_file_describes_what_is_expected(tmp_path: Path) -
 
 def test_the_ids_and_pixels_of_digits_stay_those_of_older_runs() -> None:
     reference = load_digits()
-    seen = hashlib.sha256()
+    digest = hashlib.sha256()
     for index, (grey, label) in enumerate(zip(reference.images, reference.target, strict=True)):
-        seen.update(f"digits/{index:05d}\0{label}\0".encode())
-        seen.update(np.repeat(np.rint(grey * (255 / 16)).astype(np.uint8)[None], 3, axis=0).tobytes())
-    found = open_set(SETS["digits"], Path())
-    assert dataset.describe(found.parts["train"], found.classes).digest == seen.hexdigest()
+        digest.update(f"digits/{index:05d}\0{label}\0".encode())
+        digest.update(np.repeat(np.rint(grey * (255 / 16)).astype(np.uint8)[None], 3, axis=0).tobytes())
+    scanned = open_set(SETS["digits"], Path())
+    assert dataset.describe(scanned.parts["train"], scanned.classes).digest == digest.hexdigest()
 
 
 def test_digits_are_split_80_10_10_and_keep_their_digests() -> None:

@@ -30,9 +30,9 @@ def files(tmp_path: Path) -> FileImages:
         noise = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         name = os.fsdecode(b"caf\xe9\n.png") if number == 7 else f"{number:02}.png"
         Image.fromarray(noise).save(folder / name)
-    found = scan(tmp_path / "data").parts["train"]
-    assert isinstance(found, FileImages)
-    return found
+    scanned = scan(tmp_path / "data").parts["train"]
+    assert isinstance(scanned, FileImages)
+    return scanned
 
 
 def aside(files: FileImages, processes: int = 2) -> tuple[np.ndarray, list[range], list[int]]:

@@ -292,8 +292,8 @@ def test_preprocessing_equals_torchvisions(interpolation, size: tuple[int, int])
     cropped = v2.Compose(
         [v2.Resize(256, interpolation=v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)]
     )(image)
-    seen = resize_crop(image[None], how)
+    actual = resize_crop(image[None], how)
     # Without AVX2, torchvision resizes bilinearly in float32, without rounding between its two passes.
-    assert (seen[0].int() - cropped.int()).abs().max() <= (interpolation == "bilinear")
+    assert (actual[0].int() - cropped.int()).abs().max() <= (interpolation == "bilinear")
     to_input = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(how.mean, how.std)])
-    torch.testing.assert_close(normalise(seen, how)[0], to_input(seen[0]))
+    torch.testing.assert_close(normalise(actual, how)[0], to_input(actual[0]))

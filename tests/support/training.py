@@ -65,25 +65,25 @@ SMALL = "timm/test_efficientnet"
 
 def bits(state: TrainState) -> str:
     """Return a digest of everything that training changes except times."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
 
     def take(value: object) -> None:
         if isinstance(value, torch.Tensor):
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         elif isinstance(value, dict):
             for key in value:
-                found.update(str(key).encode())
+                digest.update(str(key).encode())
                 take(value[key])
         elif isinstance(value, list | tuple):
             for each in value:
                 take(each)
         else:
-            found.update(repr(value).encode())
+            digest.update(repr(value).encode())
 
     counters = astuple(state.counters)[:-1]
     take([state.model.state_dict(), state.optimizer.state_dict(), state.plateau.state_dict(), counters])
     take(state.average.state_dict() if state.average else None)
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 RESNET = {"model": "resnet18", "input_size": 32}

@@ -94,5 +94,5 @@ def test_completion_of_a_run_imports_nothing_heavy(runs: dict[str, str], workpla
         assert not heavy, heavy
         """
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=True)
-    assert "first" in found.stdout
+    completed = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=True)
+    assert "first" in completed.stdout

@@ -27,9 +27,9 @@ def test_the_experiment_of_the_environment_is_used_unless_a_flag_names_one(
     monkeypatch.setenv(variable, "theirs" if variable.endswith("NAME") else made)
     assert train().code == 0
     assert train("--experiment", "mine").code == 0
-    found = runs_by_experiment(store)
-    assert {name: len(runs) for name, runs in found.items()} == {"theirs": 1, "mine": 1}
-    (run,) = found["theirs"]
+    runs_found = runs_by_experiment(store)
+    assert {name: len(runs) for name, runs in runs_found.items()} == {"theirs": 1, "mine": 1}
+    (run,) = runs_found["theirs"]
     assert (Path("mlruns") / made / run.info.run_id / "state").is_dir()
 
 

@@ -46,8 +46,8 @@ def test_the_status_of_a_run_is_running_until_it_ends(store: Store) -> None:
             "a heartbeat",
             pause_s=0.2,
         )
-        seen = facts(store, record.run_id)
-        assert (seen.curve, seen.val_accuracy, seen.best_epoch, seen.epochs) == ((0.7,), 0.7, 1, 1)
+        listed = facts(store, record.run_id)
+        assert (listed.curve, listed.val_accuracy, listed.best_epoch, listed.epochs) == ((0.7,), 0.7, 1, 1)
     assert facts(store, record.run_id).status == "finished"
     try:
         with recorder(store) as record:
@@ -104,5 +104,5 @@ def test_the_best_epoch_of_a_running_run_counts_epochs_that_were_nan(store: Stor
     run = store.client.create_run(store.experiment("tl"), run_name="nan")
     for step, value in ((10, float("nan")), (20, 0.5)):
         store.client.log_metric(run.info.run_id, "val/accuracy", value, step=step)
-    seen = facts(store, run.info.run_id)
-    assert (seen.val_accuracy, seen.best_epoch) == (0.5, 2)
+    listed = facts(store, run.info.run_id)
+    assert (listed.val_accuracy, listed.best_epoch) == (0.5, 2)

@@ -108,11 +108,11 @@ def test_copies_inside_and_around_their_original_are_distinguished(workplace: Pa
     inner = workplace / "outer" / "inner" / "mlruns" / "1"
     assert find_moves(workplace / "outer" / "inner" / "mlflow.db") == places.Moves()
     for copy in (workplace / "outer", workplace / "outer" / "inner" / "backup"):
-        found = find_moves(copy / "mlflow.db")
-        assert {(move.old, move.new) for move in found.moves if move.is_main and move.record.id == "1"} == {
+        moves = find_moves(copy / "mlflow.db")
+        assert {(move.old, move.new) for move in moves.moves if move.is_main and move.record.id == "1"} == {
             (inner, copy / "mlruns" / "1")
         }
-        assert found.count("runs") == found.count("logged_models") == 1
+        assert moves.count("runs") == moves.count("logged_models") == 1
         assert not places.is_within(copy / "mlflow.db", inner)
 
 

@@ -74,10 +74,10 @@ def mlflow_runs(client: mlflow.MlflowClient, *, removed: bool) -> list[mlflow.en
 
 @pytest.mark.parametrize("removed", [False, True])
 def test_runs_are_those_of_mlflows_client_in_its_order(client: mlflow.MlflowClient, removed: bool) -> None:
-    expected, found = mlflow_runs(client, removed=removed), reader().runs(removed=removed)
-    assert [run.info.run_id for run in found] == [run.info.run_id for run in expected]
-    assert len(found) == (2 if removed else 8)
-    for mine, theirs in zip(found, expected, strict=True):
+    expected, actual = mlflow_runs(client, removed=removed), reader().runs(removed=removed)
+    assert [run.info.run_id for run in actual] == [run.info.run_id for run in expected]
+    assert len(actual) == (2 if removed else 8)
+    for mine, theirs in zip(actual, expected, strict=True):
         assert [getattr(mine.info, name) for name in INFO] == [getattr(theirs.info, name) for name in INFO]
         assert list(mine.data.params.items()) == list(theirs.data.params.items())
         assert mine.data.tags == theirs.data.tags
@@ -104,17 +104,17 @@ def test_histories_are_those_of_mlflows_client(client: mlflow.MlflowClient) -> N
     for run in mlflow_runs(client, removed=False):
         for key in ("val/accuracy", "nan", "inf", "step/loss", "missing"):
             expected = client.get_metric_history(run.info.run_id, key)
-            found = reader().metric_history(run.info.run_id, key)
-            assert [(p.key, p.step, p.timestamp) for p in found] == [(p.key, p.step, p.timestamp) for p in expected]
-            assert all(same(mine.value, theirs.value) for mine, theirs in zip(found, expected, strict=True))
+            actual = reader().metric_history(run.info.run_id, key)
+            assert [(p.key, p.step, p.timestamp) for p in actual] == [(p.key, p.step, p.timestamp) for p in expected]
+            assert all(same(mine.value, theirs.value) for mine, theirs in zip(actual, expected, strict=True))
 
 
 def test_curves_are_those_read_through_mlflow(client: mlflow.MlflowClient) -> None:
     mine, theirs = reader(), open_store(None)
     for name in ("tl-0", "other-1", "tl parent"):
-        found, expected = (read_history(store, store.find(name)) for store in (mine, theirs))
-        assert (found.losses, found.epochs, found.clock) == (expected.losses, expected.epochs, expected.clock)
-        assert found.not_finite == expected.not_finite
+        actual, expected = (read_history(store, store.find(name)) for store in (mine, theirs))
+        assert (actual.losses, actual.epochs, actual.clock) == (expected.losses, expected.epochs, expected.clock)
+        assert actual.not_finite == expected.not_finite
 
 
 @pytest.mark.slow

@@ -80,9 +80,9 @@ def test_the_moving_average_is_the_filter_of_savitzky_and_golay(count: int, span
     places = np.cumsum(np.random.default_rng(span).integers(1, 9, count))
     wide = min(span, count - 1 + count % 2)  # SciPy refuses a window that is longer than the curve
     expected = savgol_filter(values, wide, polyorder=1, mode="interp")
-    found = smooth(list(zip(places.tolist(), values.tolist(), strict=True)), span)
-    assert [x for x, _ in found] == places.tolist()
-    assert [y for _, y in found] == pytest.approx(expected.tolist(), rel=1e-9)
+    smoothed = smooth(list(zip(places.tolist(), values.tolist(), strict=True)), span)
+    assert [x for x, _ in smoothed] == places.tolist()
+    assert [y for _, y in smoothed] == pytest.approx(expected.tolist(), rel=1e-9)
 
 
 def test_a_falling_loss_lies_on_both_sides_of_its_moving_average() -> None:

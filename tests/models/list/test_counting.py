@@ -12,10 +12,10 @@ from tl_cli.models.zoo import registry
 )
 def test_counts_are_the_published_ones(name: str) -> None:
     meta = torchvision.models.get_model_weights(name)["DEFAULT"].meta
-    found = counting.count(name, registry.about(name).input_size)
-    assert found is not None
-    assert found.parameters == meta["num_params"]
-    assert found.multiply_adds / 1e9 == pytest.approx(meta["_ops"], rel=0.02)
+    count = counting.count(name, registry.about(name).input_size)
+    assert count is not None
+    assert count.parameters == meta["num_params"]
+    assert count.multiply_adds / 1e9 == pytest.approx(meta["_ops"], rel=0.02)
 
 
 def test_a_convolution_and_a_product_are_counted_by_hand() -> None:

@@ -131,10 +131,10 @@ def test_a_model_without_weights_is_built_for_its_default_input_size(name: str) 
 def test_border_mode_pads_with_the_mean_colour() -> None:
     how = Preprocessing(resize=8, crop=8, crop_mode="border", mean=(0.2, 0.4, 0.6), std=(1.0, 1.0, 1.0))
     wide = torch.full((1, 3, 4, 16), 255, dtype=torch.uint8)
-    seen = resize_crop(wide, how)[0]
-    assert seen.shape == (3, 8, 8)
-    assert (seen[:, 3:5] == 255).all()
-    assert seen[:, 0, 0].tolist() == [51, 102, 153]
+    actual = resize_crop(wide, how)[0]
+    assert actual.shape == (3, 8, 8)
+    assert (actual[:, 3:5] == 255).all()
+    assert actual[:, 0, 0].tolist() == [51, 102, 153]
 
 
 def test_position_embeddings_are_resampled_to_the_input_size(hub: Server) -> None:

@@ -66,8 +66,8 @@ def fits(out: StringIO, width: int) -> str:
 @pytest.mark.parametrize("labelled", [True, False])
 def test_residuals_fit_the_terminal(width: int, encoding: str, labelled: bool) -> None:
     screen, out = console(width, encoding=encoding)
-    found = report_of(("layer1.0", HOSTILE), labelled=labelled)
-    anatomy.print_residuals(screen, residuals(found, found if width > 64 else None))
+    residuals_found = report_of(("layer1.0", HOSTILE), labelled=labelled)
+    anatomy.print_residuals(screen, residuals(residuals_found, residuals_found if width > 64 else None))
     text = fits(out, width)
     assert "\x1b" not in text
     assert "\u202e" not in text
@@ -82,10 +82,10 @@ def test_residuals_fit_the_terminal(width: int, encoding: str, labelled: bool) -
 
 
 def test_differences_that_are_not_significant_are_marked() -> None:
-    found = report_of()
-    effects = tuple(tuple(replace(each, p_value=0.5) for each in row) for row in found.effects)
+    residuals_found = report_of()
+    effects = tuple(tuple(replace(each, p_value=0.5) for each in row) for row in residuals_found.effects)
     screen, out = console(100)
-    anatomy.print_residuals(screen, residuals(replace(found, effects=effects)))
+    anatomy.print_residuals(screen, residuals(replace(residuals_found, effects=effects)))
     assert "~-50.0" in out.getvalue()
     assert "no significant change in accuracy" in " ".join(out.getvalue().split())
 
@@ -141,12 +141,12 @@ def test_drift_fits_the_terminal_and_names_the_changed_layers(width: int) -> Non
 def test_a_map_of_features_fits_with_all_its_classes_named(width: int, count: int) -> None:
     labels = np.arange(count) % 90
     points = np.random.default_rng(0).normal(size=(count, 2)) if count > 1 else np.zeros((1, 2))
-    found = Neighbourhood(wilson(0, count), wilson(count, count), 5, 50, 0.5, points, labels)
+    neighbourhood = Neighbourhood(wilson(0, count), wilson(count, count), 5, 50, 0.5, points, labels)
     classes = [f"class {label}" for label in range(89)] + [HOSTILE]
     screen, out = console(width)
     ids = tuple(str(index) for index in range(count))
     result = FeaturesResult(
-        title="net", model="net", source="data", ids=ids, images=count, classes=tuple(classes), found=found
+        title="net", model="net", source="data", ids=ids, images=count, classes=tuple(classes), found=neighbourhood
     )
     anatomy.print_features(screen, result)
     text = fits(out, width)
@@ -198,6 +198,6 @@ def test_results_without_findings_are_explained() -> None:
 
 def test_an_image_without_evidence_is_captioned_so() -> None:
     picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    found = Heatmap("folder/cat.png", "cat", 0.5, None, picture, torch.zeros(8, 8))
-    assert found.caption == "cat.png\n50% cat\nno positive evidence"
-    assert replace(found, true="dog", heat=torch.ones(8, 8)).caption == "50% cat\nis dog"
+    heatmap = Heatmap("folder/cat.png", "cat", 0.5, None, picture, torch.zeros(8, 8))
+    assert heatmap.caption == "cat.png\n50% cat\nno positive evidence"
+    assert replace(heatmap, true="dog", heat=torch.ones(8, 8)).caption == "50% cat\nis dog"
