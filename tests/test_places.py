@@ -56,7 +56,7 @@ def mount_here(target: str, options: str) -> None:
 def work_in(folder: Path, prepare: Callable[[], None] | None = None, **environment: str) -> str:
     """Train, list, plot and evaluate in a folder; return the output."""
     write_pictures(folder / "pictures", COLOURS, 12)
-    everything = ""
+    outputs = ""
     for command in (
         TRAIN,
         ("runs",),
@@ -68,8 +68,8 @@ def work_in(folder: Path, prepare: Callable[[], None] | None = None, **environme
         code, output = allowed(run_in(folder, *command, prepare=prepare, **environment))
         assert code == 0, f"{command}: {output}"
         assert "Traceback" not in output
-        everything += output
-    return everything
+        outputs += output
+    return outputs
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ NETWORKS = [
 LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
 
 
-def trained(name: str, size: int) -> registry.Classifier:
+def randomised(name: str, size: int) -> registry.Classifier:
     """Return a network whose norms have something to fold and whose head passes gradients on."""
     classifier = registry.create(name, 3, weights="none", input_size=size)
     torch.manual_seed(0)
@@ -73,7 +73,7 @@ def assert_same(actual: Sequence[Tensor | None], expected: Sequence[Tensor | Non
 @pytest.mark.parametrize(("name", "size", "channels"), NETWORKS)
 def test_logits_and_gradients_are_those_without_shortcuts(name: str, size: int, channels: str) -> None:
     layout = LAYOUTS[channels]
-    model = trained(name, size).model
+    model = randomised(name, size).model
     freezing.unfreeze(model, "frozen")
     shortcuts = shortcuts_of(model, size)
     model.double().eval().to(memory_format=layout)
@@ -87,7 +87,7 @@ def test_logits_and_gradients_are_those_without_shortcuts(name: str, size: int, 
 def test_exactly_the_norms_after_a_convolution_are_found() -> None:
     folded = {}
     for name in ("resnet18", "efficientnet_b0", "densenet121"):
-        model = trained(name, 32).model
+        model = randomised(name, 32).model
         folded[name] = sum(shortcut.norm is not None for shortcut in shortcuts_of(model, 32))
     # DenseNet's other 62 norms come before their convolution.
     assert folded == {"resnet18": 20, "efficientnet_b0": 49, "densenet121": 59}
@@ -163,7 +163,7 @@ def test_a_network_that_forces_float32_is_compared_in_float32() -> None:
 
 
 def test_a_norm_that_trains_is_not_folded() -> None:
-    model = trained("resnet18", 32).model
+    model = randomised("resnet18", 32).model
     shortcuts = shortcuts_of(model, 32)
     freezing.unfreeze(model, "train")
     model.double().train()
@@ -176,7 +176,7 @@ def test_a_norm_that_trains_is_not_folded() -> None:
 
 
 def test_frozen_parts_get_no_gradient_and_buffers_are_bit_identical() -> None:
-    classifier = trained("efficientnet_lite0", 32)
+    classifier = randomised("efficientnet_lite0", 32)
     model = classifier.model
     before = copy.deepcopy(model.state_dict())
     freezing.freeze_backbone(model, classifier.head_modules)
@@ -187,7 +187,7 @@ def test_frozen_parts_get_no_gradient_and_buffers_are_bit_identical() -> None:
 
 
 def test_finding_and_installing_shortcuts_leave_the_network_unchanged() -> None:
-    model = trained("mobilenet_v3_small", 32).model
+    model = randomised("mobilenet_v3_small", 32).model
     freezing.unfreeze(model, "frozen")
     model.train()
     before = {name: (module.training, dict(module.__dict__)) for name, module in model.named_modules()}
@@ -201,14 +201,14 @@ def test_finding_and_installing_shortcuts_leave_the_network_unchanged() -> None:
 
 
 def test_a_network_is_restored_after_an_error() -> None:
-    model = trained("resnet18", 32).model
+    model = randomised("resnet18", 32).model
     with pytest.raises(RuntimeError), installed(shortcuts_of(model, 32), fold=True):
         model(torch.zeros(1, 4, 32, 32))
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_a_copy_made_meanwhile_computes_with_its_own_weights() -> None:
-    model = trained("resnet18", 32).model.eval()
+    model = randomised("resnet18", 32).model.eval()
     with installed(shortcuts_of(model, 32), fold=True, least=0), torch.no_grad():
         twin = copy.deepcopy(model)
         for parameter in twin.parameters():
@@ -219,7 +219,7 @@ def test_a_copy_made_meanwhile_computes_with_its_own_weights() -> None:
 
 
 def test_weight_changes_between_passes_are_used() -> None:
-    model = trained("resnet18", 32).model.eval()
+    model = randomised("resnet18", 32).model.eval()
     shortcuts, inputs = shortcuts_of(model, 32), images(32)
     model.double()
     with torch.no_grad():

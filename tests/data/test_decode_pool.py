@@ -35,7 +35,7 @@ def files(tmp_path: Path) -> FileImages:
     return scanned
 
 
-def aside(files: FileImages, processes: int = 2) -> tuple[np.ndarray, list[range], list[int]]:
+def decode_with_processes(files: FileImages, processes: int = 2) -> tuple[np.ndarray, list[range], list[int]]:
     pixels, counts = np.zeros((len(files), 3, SIDE, SIDE), dtype=np.uint8), list[int]()
     names = [os.path.join(files.root, name) for name in files.ids]
     left = decode_aside(lambda share: [names[index] for index in share], pixels, processes, counts.append)
@@ -48,7 +48,7 @@ def expected(files: FileImages) -> np.ndarray:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_every_image_is_decoded_to_its_own_index(files: FileImages, processes: int) -> None:
-    pixels, left, counts = aside(files, processes)
+    pixels, left, counts = decode_with_processes(files, processes)
     assert [len(share) for share in left] == [0] * processes
     assert np.array_equal(pixels, expected(files))
     assert counts[-1] == COUNT
@@ -58,7 +58,7 @@ def test_every_image_is_decoded_to_its_own_index(files: FileImages, processes: i
 def test_a_process_stops_at_a_truncated_image_or_another_size(files: FileImages) -> None:
     (files.root / files.ids[5]).write_bytes(b"no picture")
     Image.new("RGB", (SIDE, SIDE + 1)).save(files.root / files.ids[30])
-    pixels, left, _ = aside(files)
+    pixels, left, _ = decode_with_processes(files)
     assert left == [range(5, 20), range(30, 40)]
     for part in (slice(0, 5), slice(20, 30)):
         good = files.subset(np.arange(COUNT)[part])
@@ -67,7 +67,7 @@ def test_a_process_stops_at_a_truncated_image_or_another_size(files: FileImages)
 
 def test_if_no_process_starts_the_caller_decodes_all(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool.sys, "executable", "/nowhere/python")
-    _, left, _ = aside(files)
+    _, left, _ = decode_with_processes(files)
     assert left == [range(20), range(20, 40)]
 
 
@@ -75,7 +75,7 @@ def test_if_the_processes_end_immediately_the_caller_decodes_all(
     files: FileImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode_pool.sys, "executable", "/bin/false")
-    _, left, _ = aside(files)
+    _, left, _ = decode_with_processes(files)
     assert left == [range(20), range(20, 40)]
 
 
@@ -91,7 +91,7 @@ def test_the_caller_decodes_the_shares_of_processes_that_did_not_start(
         return real(*args, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(decode_pool.subprocess, "Popen", only_once)
-    pixels, left, _ = aside(files)
+    pixels, left, _ = decode_with_processes(files)
     assert left == [range(20, 20), range(20, 40)]
     assert np.array_equal(pixels[:20], expected(files)[:20])
 
@@ -156,7 +156,7 @@ def test_a_module_in_the_current_folder_is_not_imported(
     (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    _, left, _ = aside(files)
+    _, left, _ = decode_with_processes(files)
     assert [len(share) for share in left] == [0, 0]
 
 
@@ -174,7 +174,7 @@ def test_output_of_the_interpreter_is_not_taken_for_pixels(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(printed)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
-    pixels, found, _ = aside(files)
+    pixels, found, _ = decode_with_processes(files)
     # Whether an unflushed line is written before the pixels depends on PYTHONUNBUFFERED.
     counts = [len(share) for share in found]
     assert counts == left if left else counts in ([0, 0], [20, 20])

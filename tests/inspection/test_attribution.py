@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.networks import classifier_of, enliven
+from tests.support.networks import classifier_of, randomise_constants
 from tl_cli.errors import UsageError
 from tl_cli.inspection.attribution import grad_cam
 from tl_cli.models import freezing
@@ -76,7 +76,7 @@ def test_without_positive_evidence_the_heat_is_zero() -> None:
 def test_cnns_and_transformers_have_heatmaps(name: str, grid: int) -> None:
     size = 64 if "/" not in name else registry.about(name).input_size
     classifier = registry.create(name, 4, weights="none", input_size=size)
-    enliven(classifier.model)
+    randomise_constants(classifier.model)
     # The backbone is frozen, as in the middle of a run.
     freezing.freeze_backbone(classifier.model, classifier.head_modules)
     heatmaps = grad_cam(classifier, torch.randn(2, 3, size, size), [1, 3])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.networks import classifier_of, enliven
+from tests.support.networks import classifier_of, randomise_constants
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.inspection.drift import _gram, _hsic, measure_drift
@@ -102,7 +102,7 @@ def test_the_hsic_estimate_is_the_published_one_and_near_zero_for_unrelated_feat
 def test_batchnorm_statistics_are_reported_apart_from_weights() -> None:
     before = registry.create("resnet18", 4, weights="none")
     after = deepcopy(before)
-    enliven(after.model)
+    randomise_constants(after.model)
     after.model.load_state_dict(before.model.state_dict())
     after.model.layer1[0].bn1.running_var *= 2
     drift = {each.name: each for each in measure_drift(before, after, EXAMPLE)}

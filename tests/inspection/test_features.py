@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from tests.support.networks import enliven
+from tests.support.networks import randomise_constants
 from tl_cli.data.batches import Batch
 from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.inspection.features import Features, explore, features_of, knn_predictions, neighbour_count, tsne_map
@@ -19,7 +19,7 @@ def batch(count: int, size: int = 64) -> Batch:
 )
 def test_features_are_the_input_of_the_head(name: str, width: int) -> None:
     classifier = registry.create(name, 5, weights="none")
-    enliven(classifier.model)
+    randomise_constants(classifier.model)
     size = 224 if "levit" in name else 64
     features = features_of(classifier, [batch(3, size), batch(2, size)])
     assert features.vectors.shape == (5, width)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.multi_label import MultiLabel
-from tests.support.networks import TwoBlocks, enliven
+from tests.support.networks import TwoBlocks, randomise_constants
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.inspection.residual_effects import explain, measure_residuals, operands
@@ -67,7 +67,7 @@ def test_without_labels_there_is_no_accuracy() -> None:
 def test_a_branch_scaled_by_one_changes_nothing(name: str) -> None:
     size = registry.about(name).input_size
     classifier = registry.create(name, 4, weights="none", input_size=size)
-    enliven(classifier.model)
+    randomise_constants(classifier.model)
     images = torch.randn(2, 3, size, size)
     residuals = find_residuals(classifier.model, images, classifier.head)
     report = measure_residuals(classifier.model, residuals, [Batch(images, torch.tensor([0, 1]))], scales=(1.0, 0.0))
@@ -126,7 +126,7 @@ def test_another_network_than_the_traced_one_is_refused() -> None:
 def test_windows_of_one_image_are_counted_with_it() -> None:
     """Swin's and MaxViT's attention work on windows: the first dimension of a tensor may be images times windows."""
     classifier = registry.create("timm/test_maxvit", 4, weights="none")
-    enliven(classifier.model)
+    randomise_constants(classifier.model)
     size = registry.about("timm/test_maxvit").input_size
     images = torch.randn(2, 3, size, size)
     residuals = find_residuals(classifier.model, images, classifier.head)

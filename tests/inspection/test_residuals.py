@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.networks import WITH, WITHOUT, Built, Turning, TwoBlocks, enliven
+from tests.support.networks import WITH, WITHOUT, Built, Turning, TwoBlocks, randomise_constants
 from tests.support.zoo import every, on_meta
 from tl_cli.errors import UsageError
 from tl_cli.inspection.residual_effects import operands
@@ -177,7 +177,7 @@ def test_x_plus_f_is_what_the_plain_model_computes(name: str) -> None:
     size = {"maxvit_t": 224, "vit_b_32": 64}.get(name, max(size, 64))
     classifier = registry.create(name, 4, weights="none", input_size=size)
     model = classifier.model.eval()
-    enliven(model)
+    randomise_constants(model)
     images = torch.randn(1, 3, size, size)
     residuals = find_residuals(model, images, classifier.head)
     assert len(residuals) == sum(EXPECTED[name])

@@ -77,7 +77,7 @@ def project(folder: Path, database: Path, location: str | None = None) -> str:
     return run_id
 
 
-def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
 

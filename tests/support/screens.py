@@ -31,7 +31,7 @@ def shown(screen: Console) -> str:
     return Text.from_ansi(printed(screen)).plain
 
 
-def story() -> list[Event]:
+def two_phase_events() -> list[Event]:
     """Return the events of two phases of two epochs of ten steps."""
     events: list[Event] = []
     for name, first in (("head", 1), ("fine-tune", 3)):

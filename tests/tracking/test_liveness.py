@@ -25,7 +25,7 @@ def _state_of(tags: dict[str, str], now: float) -> str:
     return state_of(tags, now - 86400, now)
 
 
-def elsewhere(**tags: str) -> dict[str, str]:
+def on_another_machine(**tags: str) -> dict[str, str]:
     return {**identity(), PROCESS_TAG: "other/boot 17 123", HOST_TAG: "other", **tags}
 
 
@@ -68,7 +68,7 @@ def test_another_process_with_the_same_pid_is_not_the_run() -> None:
     ("ago", "state"), [(0, "alive"), (60, "alive"), (599, "alive"), (601, "silent"), (86400, "silent")]
 )
 def test_a_run_on_another_machine_is_silent_after_missing_heartbeats(ago: float, state: str) -> None:
-    assert _state_of(elsewhere(**{HEARTBEAT_TAG: f"{NOW - ago:.0f}"}), NOW) == state
+    assert _state_of(on_another_machine(**{HEARTBEAT_TAG: f"{NOW - ago:.0f}"}), NOW) == state
 
 
 @pytest.mark.parametrize("tags", [{}, {PROCESS_TAG: "nonsense"}, {HOST_TAG: "other", PID_TAG: "17"}])
@@ -78,8 +78,8 @@ def test_a_run_without_liveness_tags_is_unknown(tags: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("beat", [{}, {HEARTBEAT_TAG: "soon"}])
 def test_a_run_on_another_machine_without_heartbeats_is_silent_some_time_after_its_start(beat: dict[str, str]) -> None:
-    assert state_of(elsewhere(**beat), NOW - 60, NOW) == "alive"
-    assert state_of(elsewhere(**beat), NOW - 3600, NOW) == "silent"
+    assert state_of(on_another_machine(**beat), NOW - 60, NOW) == "alive"
+    assert state_of(on_another_machine(**beat), NOW - 3600, NOW) == "silent"
 
 
 def test_a_run_from_before_a_reboot_is_dead() -> None:

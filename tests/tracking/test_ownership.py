@@ -22,7 +22,7 @@ def killed_run(store: Store) -> Run:
     return store.find(made.run_id)
 
 
-def everything(folder: Path) -> dict[str, bytes]:
+def contents_of(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
@@ -41,12 +41,12 @@ def test_a_journal_belongs_to_one_process_at_a_time(store: Store) -> None:
 
 def test_a_process_that_does_not_own_a_run_does_not_change_it(store: Store) -> None:
     run = killed_run(store)
-    before = everything(store.state_folder(run))
+    before = contents_of(store.state_folder(run))
     with held(store.state_folder(run) / f".{JOURNAL}.lock"):
         with pytest.raises(TrackingError, match="another process"):
             recorder(store, run_id=run.info.run_id).__enter__()
         assert store.find(run.info.run_id) == run
-        assert everything(store.state_folder(run)) == before
+        assert contents_of(store.state_folder(run)) == before
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_a_run_locked_by_another_process_is_neither_resumed_nor_closed_nor_delet
     workplace: Path,
 ) -> None:
     run = killed_run(store)
-    before = everything(workplace / "mlruns")
+    before = contents_of(workplace / "mlruns")
     lock = store.state_folder(run) / f".{JOURNAL}.lock"
     with held(lock):
         refused = tl(*command, run.info.run_id[:8])
         assert (refused.code, "is in use by another process" in refused.err) == (2, True), refused.err
         assert store.find(run.info.run_id) == run
-        assert everything(workplace / "mlruns") == before
+        assert contents_of(workplace / "mlruns") == before
         assert lock.exists()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.recording import enter, files, project
+from tests.support.recording import files, project, use_project
 from tl_cli.errors import TrackingError
 from tl_cli.tracking import places
 from tl_cli.tracking.destination import find_destination
@@ -35,7 +35,7 @@ def test_a_copied_store_is_detected_relocated_and_purged_without_its_original(
     location = f"{original}/mlruns/1" if style == "{}" else (original / "mlruns" / "1").as_uri()
     run_id = project(original, ready_database, location)
     shutil.copytree(original, copy)
-    enter(copy, monkeypatch)
+    use_project(copy, monkeypatch)
     before, in_copy = files(original), files(copy)
     refused = tl("runs", "rm", "one", "--purge", "--yes")
     assert (refused.code, str(original / "mlruns") in refused.err, "tl runs relocate" in refused.err) == (2, True, True)
@@ -75,7 +75,7 @@ def test_a_moved_store_is_detected_and_relocated(
         shutil.rmtree(workplace / "old")
     if through.startswith("moved"):
         (workplace / "old" / "mlruns" / "1").mkdir(parents=True)
-    enter(workplace / "new #1", monkeypatch)
+    use_project(workplace / "new #1", monkeypatch)
     for refused in (tl(*TRAIN), tl(*TRAIN, "--experiment", "tl")):
         assert (refused.code, "tl runs relocate" in refused.err) == (1, True), refused.err
     assert tl("runs", "relocate").code == 0
@@ -92,7 +92,7 @@ def test_a_project_behind_a_symbolic_link_is_not_a_copy(
     project(workplace / "real", ready_database)
     (workplace / "link").symlink_to(workplace / "real")
     for folder in ("link", "real"):
-        enter(workplace / folder, monkeypatch)
+        use_project(workplace / folder, monkeypatch)
         assert find_moves(workplace / folder / "mlflow.db") == places.Moves()
         assert open_store(f"sqlite:///{workplace}/{folder}/mlflow.db").experiment("tl") == "1"
     purged = tl("runs", "rm", "one", "--purge", "--yes", "--tracking-uri", f"sqlite:///{workplace}/link/mlflow.db")
@@ -122,7 +122,7 @@ def test_an_experiment_with_its_own_location_is_not_moved_and_its_files_need_con
 ) -> None:
     disk = workplace / "disk" / "artifacts"
     run_id = project(workplace / "project", ready_database, str(disk))
-    enter(workplace / "project", monkeypatch)
+    use_project(workplace / "project", monkeypatch)
     assert find_moves(workplace / "project" / "mlflow.db") == places.Moves()
     assert open_store(None).experiment("tl") == "1"
     (disk / "mine.txt").write_text("mine")
@@ -139,7 +139,7 @@ def test_artifacts_on_another_disk_are_found_in_the_folder_that_is_named(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = project(workplace / "project", ready_database, str(workplace / "disk1" / "artifacts"))
-    enter(workplace / "project", monkeypatch)
+    use_project(workplace / "project", monkeypatch)
     (workplace / "disk1").rename(workplace / "disk2")
     lost = tl("runs", "relocate")
     assert (lost.code, f"the files of {run_id} are not here" in lost.err) == (1, True)
@@ -156,7 +156,7 @@ def test_a_folder_that_a_run_shares_is_never_deleted(
     (photos / "mine.txt").write_text("mine")
     with closing(sqlite3.connect(workplace / "project" / "mlflow.db")) as database, database:
         database.execute("update runs set artifact_uri = ?", (str(photos),))
-    enter(workplace / "project", monkeypatch)
+    use_project(workplace / "project", monkeypatch)
     purged = tl("runs", "rm", "one", "--purge", "--yes", "--outside")
     assert (purged.code, f"{photos} stays" in purged.out.replace("\n", "")) == (0, True), purged.err
     assert (photos / "mine.txt").read_text() == "mine"
@@ -170,7 +170,7 @@ def test_a_linked_folder_of_runs_needs_confirmation_and_its_link_is_removed_too(
     disk.parent.mkdir()
     folder.rename(disk)
     folder.symlink_to(disk)
-    enter(workplace / "project", monkeypatch)
+    use_project(workplace / "project", monkeypatch)
     assert tl("runs", "rm", "one", "--purge", "--yes").code == 2
     assert (disk / "artifacts" / "note.txt").exists()
     assert tl("runs", "rm", "one", "--purge", "--yes", "--outside").code == 0
@@ -183,7 +183,7 @@ def test_nothing_is_written_to_a_run_of_another_project(
 ) -> None:
     project(workplace / "original", ready_database)
     shutil.copytree(workplace / "original", workplace / "copy")
-    enter(workplace / "copy", monkeypatch)
+    use_project(workplace / "copy", monkeypatch)
     store = open_store(None)
     with pytest.raises(TrackingError, match="tl runs relocate"):
         store.check_place(store.find("one"))

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from tests.support.processes import run_in
-from tests.support.recording import dead_run, enter, files, held, project, recorder, silent_run
+from tests.support.recording import dead_run, files, held, project, recorder, silent_run, use_project
 from tl_cli.errors import UsageError
 from tl_cli.tracking import removal
 from tl_cli.tracking import store as tracking_store
@@ -98,7 +98,7 @@ def test_no_run_is_deleted_if_one_of_them_is_in_use(
 ) -> None:
     folder = tmp_path / "project"
     run_id = project(folder, ready_database)
-    enter(folder, monkeypatch)
+    use_project(folder, monkeypatch)
     client = mlflow.MlflowClient()
     second = client.create_run("1", run_name="two").info.run_id
     client.set_terminated(second)
@@ -115,7 +115,7 @@ def test_a_model_made_by_another_run_is_not_deleted(
 ) -> None:
     folder = tmp_path / "project"
     project(folder, ready_database)
-    enter(folder, monkeypatch)
+    use_project(folder, monkeypatch)
     client, before = mlflow.MlflowClient(), files(folder)
     (model,) = client.search_logged_models(["1"])
     second = client.create_run("1", run_name="two").info.run_id
@@ -135,7 +135,7 @@ def test_a_run_whose_disk_is_not_mounted_is_not_removed(
     disk.mkdir()
     run.rename(disk / run_id)
     run.symlink_to(disk / run_id)
-    enter(folder, monkeypatch)
+    use_project(folder, monkeypatch)
     disk.rename(folder / "unmounted")
     refused = tl("runs", "rm", "one", "--purge", "--yes")
     assert (refused.code, f"{disk / run_id} is not there" in refused.err) == (1, True), refused.err

@@ -11,7 +11,7 @@ import pytest
 from mlflow.entities import Metric
 
 from tests.support.commands import Result
-from tests.support.recording import enter, recorder, save_small_model
+from tests.support.recording import recorder, save_small_model, use_project
 from tl_cli.errors import StorageError
 from tl_cli.models.bundle import WEIGHTS_FILE
 from tl_cli.tracking.journal import JOURNAL, Journal, Left
@@ -98,7 +98,7 @@ def test_a_copy_of_a_project_shares_no_file_with_its_original(
     copy = workplace.with_name("copy")
     shutil.copytree(Path("mlruns"), copy / "mlruns")
     shutil.copy("mlflow.db", copy)
-    enter(copy, monkeypatch)
+    use_project(copy, monkeypatch)
     assert tl("runs", "sync", "latest").code == 0
     of_both = [{path.stat().st_ino for path in root.rglob(WEIGHTS_FILE)} for root in (workplace / "mlruns", copy)]
     assert [len(inodes) for inodes in of_both] == [1, 2]

@@ -30,7 +30,7 @@ def measured_after(events: list[Event], after: int) -> list[tuple[object, ...]]:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Uninterrupted:
     """A run that was never stopped, and a checkpoint after each of its steps and epochs."""
 
     data: Path
@@ -58,7 +58,7 @@ PACKED = "images, plateau, BatchNorm learns"
     params=[*((case, workers, False) for case in CASES for workers in (0, 2)), (PACKED, 0, True)],
     ids=str,
 )
-def whole(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> Whole:
+def whole(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> Uninterrupted:
     case, workers, is_packed = request.param
     data = colours if is_packed else odd_pictures
     # 43 training images: 4 epochs of 6 steps, the backbone frozen in the first two.
@@ -80,11 +80,11 @@ def whole(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> 
 
     fit(plan, state, observe)
     assert max(saved) == 24
-    return Whole(data, settings, events, saved, bits(state))
+    return Uninterrupted(data, settings, events, saved, bits(state))
 
 
 @pytest.mark.slow
-def test_a_run_resumed_after_any_step_ends_bit_identical(whole: Whole) -> None:
+def test_a_run_resumed_after_any_step_ends_bit_identical(whole: Uninterrupted) -> None:
     plan = plan_for(whole.data, **whole.settings)
     for position, data in whole.saved.items():
         # With the same model object, changed by training.

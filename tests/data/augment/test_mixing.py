@@ -31,7 +31,7 @@ def shares_and_partners(targets: Tensor) -> tuple[Tensor, Tensor]:
     return own, torch.where(others == 0, torch.arange(len(targets)), partner)
 
 
-class Decided(Mixup):
+class MixUpWithShares(Mixup):
     """timm's MixUp with given shares."""
 
     def __init__(self, shares: Tensor) -> None:
@@ -53,7 +53,7 @@ def test_targets_are_shares_that_sum_to_one(method: dict[str, float]) -> None:
         torch.testing.assert_close(targets.sum(1), torch.ones(BATCH))
 
 
-class Seen(TorchDispatchMode):
+class DtypeRecorder(TorchDispatchMode):
     """Records the types of all tensors that are computed."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Seen(TorchDispatchMode):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_tensor_has_double_precision_which_mps_lacks(method: dict[str, float]) -> None:
-    with Seen() as seen:
+    with DtypeRecorder() as seen:
         mix(INPUTS, LABELS, CLASSES, **method, seed=0, step=1)
     assert torch.float32 in seen.dtypes
     assert torch.float64 not in seen.dtypes
@@ -85,7 +85,7 @@ def test_mixup_equals_timms_for_each_image_partner_and_share() -> None:
         mixed, blended = mix(INPUTS, LABELS, CLASSES, mixup=1.0, cutmix=0.0, seed=5, step=step)
         # timm's partner of an image is the one with the same index from the end.
         order = torch.cat([torch.arange(BATCH), partner.flip(0)])
-        theirs = Decided(torch.cat([shares, shares.flip(0)]))(INPUTS[order], LABELS[order])
+        theirs = MixUpWithShares(torch.cat([shares, shares.flip(0)]))(INPUTS[order], LABELS[order])
         torch.testing.assert_close(mixed, theirs[0][:BATCH])
         torch.testing.assert_close(blended, theirs[1][:BATCH])
 

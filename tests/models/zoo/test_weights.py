@@ -81,7 +81,7 @@ class Holder:
     pass
 
 
-def evils(canary: str) -> dict[str, object]:
+def malicious_objects(canary: str) -> dict[str, object]:
     """Return fifteen objects that leave a canary when unpickled by a reader that runs code."""
     code = f"__import__('os').mkdir({canary!r})"
     return {
@@ -108,7 +108,7 @@ def test_code_in_a_weights_file_is_never_run(form: str, tmp_path: Path, monkeypa
     canary = tmp_path / "ran"
     monkeypatch.setenv("CANARY", str(canary))
     (tmp_path / "ran.py").write_text(f"__import__('os').mkdir({str(canary)!r})")
-    made = evils(str(canary))
+    made = malicious_objects(str(canary))
     assert len(made) == 15
     for name, evil in made.items():
         path = tmp_path / "model.pth"
