@@ -14,7 +14,7 @@ CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (sig
 
 
 @pytest.fixture(autouse=True)
-def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = {signum: signal.getsignal(signum) for signum in interrupts.known()}
     for signum in before:
         signal.signal(signum, signal.SIG_DFL)

@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path) -> P
     return folder
 
 
-def allowed(ended: tuple[int | None, str]) -> tuple[int | None, str]:
+def skip_if_not_permitted(ended: tuple[int | None, str]) -> tuple[int | None, str]:
     """Skip the test if its preparation is not permitted."""
     if ended[0] == NOT_ALLOWED:
         pytest.skip("mounting is not allowed here")
@@ -65,7 +65,7 @@ def work_in(folder: Path, prepare: Callable[[], None] | None = None, **environme
         ("eval", "latest"),
         ("data", "check", "pictures", "--no-labels"),
     ):
-        code, output = allowed(run_in(folder, *command, prepare=prepare, **environment))
+        code, output = skip_if_not_permitted(run_in(folder, *command, prepare=prepare, **environment))
         assert code == 0, f"{command}: {output}"
         assert "Traceback" not in output
         outputs += output
@@ -125,7 +125,7 @@ def test_no_shared_memory_is_needed(tmp_path: Path, ready_database: Path) -> Non
     without = partial(mount_here, "/dev/shm", "ro")
     probe = tmp_path / "probe"
     probe.mkdir()
-    code, output = allowed(run_in(probe, "--version", prepare=partial(refuse_shared_memory, without)))
+    code, output = skip_if_not_permitted(run_in(probe, "--version", prepare=partial(refuse_shared_memory, without)))
     assert code == 0, output
     assert "test accuracy" in work_in(tmp_path, prepare=without)
 
@@ -147,7 +147,7 @@ def test_a_full_disk_is_named_and_ends_a_training_with_an_error(
     small = partial(mount_here, str(tmp_path / "mlruns"), f"size={kilobytes}k")
     command = ("train", "timm/test_efficientnet", *TRAIN[2:-4], "--data", str(colours), "--checkpoint-every", "1",
                "--epochs", "4", "--freeze-epochs", "2", "--batch-size", "8")  # fmt: skip
-    code, output = allowed(run_in(tmp_path, *command, prepare=small))
+    code, output = skip_if_not_permitted(run_in(tmp_path, *command, prepare=small))
     assert "Traceback" not in output
     assert "No space left on device" in output
     if code:
@@ -201,7 +201,7 @@ def test_a_full_disk_for_the_record_is_a_warning(tmp_path: Path, ready_database:
     small = partial(put_on_a_small_disk, ready_database, tmp_path / "small")
     # MLflow samples system metrics continuously, as in a longer run.
     sampling = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.02", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1"}
-    code, output = allowed(run_in(tmp_path, *command, prepare=small, **sampling))
+    code, output = skip_if_not_permitted(run_in(tmp_path, *command, prepare=small, **sampling))
     assert code == 0, output
     for expected in ("test accuracy", "database or disk is full", "tl runs sync"):
         assert expected in output

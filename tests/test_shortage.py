@@ -113,7 +113,7 @@ def test_no_option_helps_before_anything_is_loaded() -> None:
     assert "--" not in shortage.advice({"--batch-size", "--workers"})
 
 
-def run_short(place: str, message: str) -> None:
+def exhaust(activity: str, message: str) -> None:
     """Let memory or threads run out in this part of a run."""
     from concurrent.futures import thread as pools
 
@@ -124,7 +124,7 @@ def run_short(place: str, message: str) -> None:
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError(message)
 
-    if place == "the first image":
+    if activity == "the first image":
         create = registry.create
 
         def broken(*arguments: object, **options: object) -> registry.Classifier:
@@ -133,16 +133,16 @@ def run_short(place: str, message: str) -> None:
             return classifier
 
         registry.create = broken
-    elif place == "the recorder":
+    elif activity == "the recorder":
         start = threading.Thread.start
         threading.Thread.start = lambda self: fail() if self.name == "tl-recorder" else start(self)
-    elif place == "features":
+    elif activity == "features":
         cached_features.Cache._rows = fail
-    elif place == "a step":
+    elif activity == "a step":
         fit.train_step = fail
-    elif place == "validation":
+    elif activity == "validation":
         logits.outputs = fail
-    elif place == "a checkpoint":
+    elif activity == "a checkpoint":
         state.torch.load = fail
     else:
         pools.threading.Thread = fail
@@ -150,7 +150,7 @@ def run_short(place: str, message: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("place", "error", "expected", "helps"),
+    ("activity", "error", "expected", "helps"),
     [
         ("the first image", ONEDNN, "out of memory while preparing data and model", "--input-size --limit --workers"),
         ("the recorder", THREAD, "out of threads", "--workers --threads"),
@@ -162,10 +162,10 @@ def run_short(place: str, message: str) -> None:
     ],
 )  # fmt: skip
 def test_a_run_out_of_memory_or_threads_ends_with_suitable_advice(
-    place: str, error: str, expected: str, helps: str, tmp_path: Path, ready_database: Path, colours: Path
+    activity: str, error: str, expected: str, helps: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(run_short, place, error))
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(exhaust, activity, error))
     assert code == 1, output
     assert "Traceback" not in output
     message = output[output.index("error: ") :].strip()
@@ -173,7 +173,7 @@ def test_a_run_out_of_memory_or_threads_ends_with_suitable_advice(
     assert re.findall("--[a-z-]+", message) == helps.split()
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         statuses = database.execute("select status from runs").fetchall()
-    assert statuses == ([] if place == "the first image" else [("FAILED",)])
+    assert statuses == ([] if activity == "the first image" else [("FAILED",)])
 
 
 @pytest.mark.slow
@@ -181,11 +181,11 @@ def test_a_checkpoint_that_does_not_fit_in_memory_is_not_called_damaged(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(run_short, "validation", CPU))
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(exhaust, "validation", CPU))
     assert code == 1, output
     (state,) = tmp_path.glob("mlruns/*/*/state")
     newest = checkpoints(state)[0].name
-    code, output = run_in(tmp_path, "train", "--resume", "latest", prepare=partial(run_short, "a checkpoint", CPU))
+    code, output = run_in(tmp_path, "train", "--resume", "latest", prepare=partial(exhaust, "a checkpoint", CPU))
     assert code == 1, output
     assert "error: out of memory; try " in output
     assert "is not usable" not in output

@@ -201,13 +201,13 @@ def test_ctrl_c_after_the_training_reports_what_is_recorded(
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
 def test_checking_a_data_set_stops_immediately(signum: signal.Signals, tmp_path: Path, odd_pictures: Path) -> None:
     code, output = run_in(
-        tmp_path, "data", "check", str(odd_pictures), "--no-labels", prepare=partial(look_then_send, signum)
+        tmp_path, "data", "check", str(odd_pictures), "--no-labels", prepare=partial(send_while_checking, signum)
     )
     assert code == CODES[signum], output
     assert output == STOPPED[signum]
 
 
-def look_then_send(signum: int) -> None:
+def send_while_checking(signum: int) -> None:
     from tl_cli.data import checks
 
     look = checks.examine_file

@@ -9,7 +9,7 @@ import torch
 from tests.benchmarks import accuracy, report
 from tests.benchmarks.material import Material, PicturesError, write_pictures
 from tests.benchmarks.rows import ROWS, Comparison
-from tests.benchmarks.timing import Bench, say
+from tests.benchmarks.timing import Bench, print_progress
 
 ACCURACY = "accuracy"
 _TINY = {"rounds": 1, "count": 20, "batch_size": 8, "steps": 2}
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
         comparisons: list[Comparison] = []
         try:
             for name in names:
-                say(name)
+                print_progress(name)
                 comparisons += _accuracy(options, bench) if name == ACCURACY else ROWS[name](bench)
         except PicturesError as error:
             parser.error(str(error))

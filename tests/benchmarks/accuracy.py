@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from tests.benchmarks import blog
-from tests.benchmarks.engine import kept_in
+from tests.benchmarks.engine import cache_in
 from tests.benchmarks.material import NATIVE, Pictures, PicturesError
 from tests.benchmarks.rows import Comparison, Goal
-from tests.benchmarks.timing import Bench, now, say
+from tests.benchmarks.timing import Bench, now, print_progress
 from tl_cli.compute.device import Autocasting
 from tl_cli.evaluation.logits import compute_logits
 from tl_cli.io.atomic import replacing
@@ -85,10 +85,10 @@ def measure(bench: Bench, images: Path, limits: Limits) -> list[Comparison]:
     if missing:
         raise PicturesError(f"{images} has no {missing[0]}/; time to an accuracy needs train/CLASS/ and test/CLASS/")
     limits.state.mkdir(parents=True, exist_ok=True)
-    say(f"  blog, {limits.blog_epochs} of {_BLOG_EPOCHS} epochs")
+    print_progress(f"  blog, {limits.blog_epochs} of {_BLOG_EPOCHS} epochs")
     blog_seconds, blog_note = _blog_side(bench, images, limits)
-    say("  tl")
-    with kept_in(limits.state / "cache"):
+    print_progress("  tl")
+    with cache_in(limits.state / "cache"):
         tl_seconds, tl_note = _tl_side(bench, images, limits)
     return [
         Comparison(
@@ -121,8 +121,8 @@ def _blog_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
         loop.plateau.step(validated.loss)
         elapsed += now(bench.device) - started
         done.append(Epoch(epoch, elapsed, validated.accuracy))
-        _keep(loop, done, folder / _CHECKPOINT)
-        say(f"    epoch {epoch}: {100 * validated.accuracy:.2f}% after {elapsed:.0f} s")
+        _save(loop, done, folder / _CHECKPOINT)
+        print_progress(f"    epoch {epoch}: {100 * validated.accuracy:.2f}% after {elapsed:.0f} s")
     _write(folder, done)
     reached = _reached(done, limits.target)
     if reached is not None:
@@ -173,7 +173,7 @@ def _freeze_for(loop: blog.Loop, epoch: int) -> None:
         blog.unfreeze(loop)
 
 
-def _keep(loop: blog.Loop, done: list[Epoch], path: Path) -> None:
+def _save(loop: blog.Loop, done: list[Epoch], path: Path) -> None:
     saved: dict[str, Any] = {name: getattr(loop, name).state_dict() for name in _KEPT}
     with replacing(path) as file:
         torch.save({**saved, "epochs": [asdict(epoch) for epoch in done]}, file)
@@ -204,7 +204,7 @@ def _tl_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
                 {"seconds": setup_seconds + state.counters.seconds, "model": state.model.state_dict()},
                 folder / f"epoch-{event.epoch:02d}.pt",
             )
-            say(f"    epoch {event.epoch}: {100 * event.val_accuracy:.2f}% validated")
+            print_progress(f"    epoch {event.epoch}: {100 * event.val_accuracy:.2f}% validated")
 
     fit(plan, state, notify_all(Saver(folder, state, plan.card()), keep))
     done = [_tested(plan, folder, epoch) for epoch in range(1, plan.config.epochs + 1)]

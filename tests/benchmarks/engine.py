@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from tests.benchmarks.material import Pictures
-from tests.benchmarks.timing import Bench, Timed, Work, now, say
+from tests.benchmarks.timing import Bench, Timed, Work, now, print_progress
 from tl_cli.data.batches import Batch
 from tl_cli.tracking.recorder import Recorder
 from tl_cli.tracking.store import open_store
@@ -91,7 +91,7 @@ class _Counter:
 
 
 @contextmanager
-def kept_in(folder: Path) -> Iterator[None]:
+def cache_in(folder: Path) -> Iterator[None]:
     """Let ``tl`` cache decoded images, features and the like in ``folder``, not in the user's cache."""
     before = os.environ.get("TL_CACHE_DIR")
     os.environ["TL_CACHE_DIR"] = str(folder)
@@ -107,7 +107,7 @@ def kept_in(folder: Path) -> Iterator[None]:
 @contextmanager
 def _first_run() -> Iterator[None]:
     """Use an empty cache: what an earlier run cached must not be counted as speed."""
-    with tempfile.TemporaryDirectory(prefix="tl-benchmarks-cache-") as folder, kept_in(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="tl-benchmarks-cache-") as folder, cache_in(Path(folder)):
         yield
 
 
@@ -180,7 +180,7 @@ def run_observed(work: Work, pictures: Pictures, bench: Bench, weights: str) -> 
         store = open_store(f"sqlite:///{folder}/mlflow.db")
         console = Console(file=nowhere, theme=THEME, force_terminal=True, width=120, height=40)
         with (
-            Recorder(store, experiment_id=store.experiment("tl"), warn=say) as recorder,
+            Recorder(store, experiment_id=store.experiment("tl"), warn=print_progress) as recorder,
             LiveScreen(console, Title(plan.name, plan.machine.describe(), work.epochs), history) as screen,
         ):
             every = Every.parse(plan.config.checkpoint_every)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tests.benchmarks import blog, engine
 from tests.benchmarks.material import NATIVE, Pictures
-from tests.benchmarks.timing import Bench, Timed, Work, alternate, now, say
+from tests.benchmarks.timing import Bench, Timed, Work, alternate, now, print_progress
 
 _ROOT = Path(__file__).parents[2]
 _HEAD_EPOCHS = 5
@@ -116,13 +116,13 @@ def _compare(bench: Bench, work: Work, pictures: Pictures, goals: Mapping[blog.K
         return every | {"tl": partial(engine.run, work, seen, bench, weights)}
 
     if not bench.is_tiny:
-        say("  warming up")
+        print_progress("  warming up")
         alternate(sides(bench.material.pictures(2 * bench.batch_size)), 1)
     rounds = alternate(sides(pictures), bench.rounds)
     ours = rounds["tl"]
     return [
         Comparison(
-            work=_words(work, pictures),
+            work=_describe(work, pictures),
             baseline=kind,
             kind="speed-up",
             theirs=tuple(side.seconds for side in rounds[kind]),
@@ -135,7 +135,7 @@ def _compare(bench: Bench, work: Work, pictures: Pictures, goals: Mapping[blog.K
     ]
 
 
-def _words(work: Work, pictures: Pictures) -> str:
+def _describe(work: Work, pictures: Pictures) -> str:
     what = f"head, {work.epochs} epochs" if work.frozen else "fine-tuning, 1 epoch"
     return f"{what}, {work.model} @{work.input_size}, {pictures.train:,} + {pictures.val:,} images"
 
@@ -171,7 +171,7 @@ def _ceiling(bench: Bench, *, model: str, goal: Goal) -> list[Comparison]:
     ]
 
 
-def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
+def _observers(bench: Bench, *, goal: Goal) -> list[Comparison]:
     """The time of a run's observers as a share of that of its steps: large ones and the smallest possible."""
     found = []
     for epochs, frozen in ((1, False), (_HEAD_EPOCHS, True)):
@@ -183,7 +183,7 @@ def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
         ends = 1000 * median(observed.at_ends / epochs for observed in rounds)
         found.append(
             Comparison(
-                work=f"telling observers, {_words(work, pictures)}",
+                work=f"telling observers, {_describe(work, pictures)}",
                 baseline="steps",
                 kind="cost",
                 theirs=tuple(observed.training for observed in rounds),
@@ -199,11 +199,11 @@ def _help(bench: Bench, *, goal: Goal) -> list[Comparison]:
     """Wall time of ``tl --help`` in a new process."""
     count = 1 if bench.is_tiny else max(_FEWEST_HELPS, bench.rounds)
     # The first call may write bytecode.
-    seconds = alternate({"tl": _ask_for_help}, 1 + count)["tl"][1:]
+    seconds = alternate({"tl": _run_help}, 1 + count)["tl"][1:]
     return [Comparison("tl --help", "", "seconds", (), tuple(seconds), goal if bench.has_goals else None)]
 
 
-def _ask_for_help() -> float:
+def _run_help() -> float:
     started = now("cpu")
     command = [sys.executable, "-m", "tl_cli", "--help"]
     subprocess.run(command, cwd=_ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL, check=True)
@@ -236,7 +236,7 @@ ROWS: dict[str, Row] = {
     "tune-resnet18": partial(_tune, model="resnet18", goal=Goal(1.2, 1.45)),
     "ceiling-b0": partial(_ceiling, model="efficientnet_b0", goal=Goal(0.9, 0.97)),
     "ceiling-resnet18": partial(_ceiling, model="resnet18", goal=Goal(0.9, 0.97)),
-    "telling": partial(_telling, goal=Goal(0.01, 0.005)),
+    "telling": partial(_observers, goal=Goal(0.01, 0.005)),
     "help": partial(_help, goal=Goal(0.35, 0.25)),
     "listing": _listing,
 }

@@ -97,7 +97,7 @@ def alternate(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, li
     given: dict[str, list[T]] = {name: [] for name in sides}
     for turn in range(rounds):
         for name, run in sides.items():
-            say(f"  round {turn + 1} of {rounds}: {name}")
+            print_progress(f"  round {turn + 1} of {rounds}: {name}")
             gc.collect()
             given[name].append(run())
             torch.set_num_threads(threads)
@@ -112,6 +112,6 @@ def now(device: torch.device | str) -> float:
     return time.perf_counter()
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     """Print progress to stderr; only the report goes to stdout."""
     print(line, file=sys.stderr, flush=True)

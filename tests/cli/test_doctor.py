@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support.hand_made_pictures import by_hand
+from tests.support.hand_made_pictures import handmade_images
 from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.training.config import Given
 from tl_cli.training.plan import prepare
@@ -31,7 +31,7 @@ def faulty(tmp_path: Path) -> Path:
     third.resize((100, 100)).save(root / "train/green/third_small.jpg", quality=85)
     (root / "train/blue/torn.png").write_bytes((root / "train/blue/000.png").read_bytes()[:500])
     (root / "train/blue/notes.txt").write_text("not a picture")
-    made = by_hand()
+    made = handmade_images()
     for name in ("exif6.jpg", "animated.gif", "sixteen.png", "thin.png"):
         (root / "train/red" / name).write_bytes(made[name][0])
     return root

@@ -23,7 +23,7 @@ def names_in(annotation: object) -> set[str]:
     return set().union(*(names_in(each) for each in get_args(annotation)))
 
 
-def offered(command: str, option: str) -> set[str]:
+def completions_of(command: str, option: str) -> set[str]:
     train = load(command)
     (found,) = (each for each in train.params if each.name == option)
     return {item.value for item in found.shell_complete(train.make_context(command, [], resilient_parsing=True), "")}
@@ -33,8 +33,8 @@ def test_every_setting_with_names_offers_them() -> None:
     named = {name: names_in(field.annotation) for name, field in TrainConfig.model_fields.items()}
     named = {name: names for name, names in named.items() if names}
     assert named["schedule"] == {"constant", "cosine", "one-cycle", "plateau"}
-    assert {name: offered("train", name) for name in named} == named
-    assert offered("train", "feature_views") == {"plain", "flip"}
+    assert {name: completions_of("train", name) for name in named} == named
+    assert completions_of("train", "feature_views") == {"plain", "flip"}
 
 
 def test_a_name_may_be_written_in_capitals(tl) -> None:

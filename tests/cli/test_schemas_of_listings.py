@@ -23,7 +23,7 @@ def write() -> None:
     """Write the fields of runs and epochs into the schemas: python -m tests.cli.test_schemas_of_listings."""
     for name, path in RUN_AT.items():
         schema = json.loads((SCHEMAS / f"{name}.json").read_text())
-        at(schema, path).update(described(name))
+        at(schema, path).update(run_schema_of(name))
         (SCHEMAS / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n")
 
 
@@ -33,7 +33,7 @@ def at(schema: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     return schema
 
 
-def described(name: str) -> dict[str, Any]:
+def run_schema_of(name: str) -> dict[str, Any]:
     """Return the schema of one run. NaN is null in JSON."""
     run = {key: fields(RunFacts)[key] for key in RunFacts.__dataclass_fields__}
     run["curve"]["items"] = {"anyOf": [{"type": "number"}, {"type": "null"}]}
@@ -56,7 +56,7 @@ def closed(properties: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", RUN_AT)
 def test_the_schema_files_are_up_to_date(name: str) -> None:
     found = at(json.loads((SCHEMAS / f"{name}.json").read_text()), RUN_AT[name])
-    assert {key: found[key] for key in described(name)} == described(name), write.__doc__
+    assert {key: found[key] for key in run_schema_of(name)} == run_schema_of(name), write.__doc__
 
 
 def check(schema: str, output: str) -> None:

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from tests.support.commands import Result
 from tests.support.deep_pictures import png16, tiff
-from tests.support.hand_made_pictures import by_hand, picture
+from tests.support.hand_made_pictures import handmade_images, picture
 from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.contract import DataSpec
 from tl_cli.data import checks, pixel_range
@@ -108,7 +108,7 @@ def test_a_part_without_decodable_images_is_named(tmp_path: Path) -> None:
 
 
 def test_thirty_handmade_images_are_checked_correctly(tmp_path: Path) -> None:
-    made = by_hand()
+    made = handmade_images()
     assert len(made) >= 30
     for name, (data, _) in made.items():
         (tmp_path / "odd").mkdir(exist_ok=True)

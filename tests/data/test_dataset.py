@@ -135,7 +135,7 @@ def test_changed_files_change_the_digest(tmp_path: Path) -> None:
     assert dataset.changed_parts(before, dataset.open_data(spec, workers=1))
 
 
-def as_before(spec: DataSpec, data: dataset.LabelledData) -> DataSpec:
+def as_earlier_version(spec: DataSpec, data: dataset.LabelledData) -> DataSpec:
     """Return a spec as earlier versions recorded it: digests of lengths, without their scheme."""
     older = {name: dataset.describe(images, data.classes, "lengths") for name, images in data.files.items()}
     raw = spec.model_dump(mode="json")
@@ -149,7 +149,7 @@ def test_digests_of_earlier_versions_are_compared_as_they_were_made(size: int, t
     spec = DataSpec(source=str(tmp_path / "d"), layout="classes")
     data = dataset.open_data(spec, workers=1)
     assert isinstance(data.parts["train"], PackedImages) is (size == 32)
-    older = as_before(data.spec, data)
+    older = as_earlier_version(data.spec, data)
     assert dataset.changed_parts(older, data) == []
     (tmp_path / "d").rename(tmp_path / "moved")
     judged = dataset.open_for_evaluation(older, str(tmp_path / "moved"), data_dir=None)

@@ -19,7 +19,7 @@ COLOURS = np.concatenate([RAMP, RAMP.transpose(1, 0, 2), RAMP[::-1]], axis=2)
 OPAQUE = np.full_like(RAMP, 65535)
 
 
-def by_hand(values: np.ndarray, low: int = 0, high: int = 4095) -> np.ndarray:
+def expected_levels(values: np.ndarray, low: int = 0, high: int = 4095) -> np.ndarray:
     """Return the levels of integers, in integers: 255 (v - low) / (high - low), rounded half up."""
     clipped = values.astype(np.int64).clip(low, high) - low
     levels = (2 * 255 * clipped + (high - low)) // (2 * (high - low))
@@ -68,7 +68,7 @@ RGB = {
 @pytest.mark.parametrize("kind", GREY)
 def test_a_grey_ramp_of_twelve_bits_has_all_256_levels_evenly(kind: str) -> None:
     decoded = decode_picture(GREY[kind], pixel_range=TWELVE_BITS).pixels
-    assert np.array_equal(decoded, by_hand(RAMP))
+    assert np.array_equal(decoded, expected_levels(RAMP))
     assert np.all(np.diff(decoded[..., 0].ravel().astype(int)) >= 0)
     counts = np.bincount(decoded[..., 0].ravel(), minlength=256)
     assert set(counts[1:-1]) <= {16, 17}
@@ -78,12 +78,12 @@ def test_a_grey_ramp_of_twelve_bits_has_all_256_levels_evenly(kind: str) -> None
 
 @pytest.mark.parametrize("kind", RGB)
 def test_colours_of_sixteen_bits_keep_their_low_bytes(kind: str) -> None:
-    assert np.array_equal(decode_picture(RGB[kind], pixel_range=TWELVE_BITS).pixels, by_hand(COLOURS))
+    assert np.array_equal(decode_picture(RGB[kind], pixel_range=TWELVE_BITS).pixels, expected_levels(COLOURS))
 
 
 def test_signed_and_negative_numbers_are_scaled_too() -> None:
     signed = (RAMP - 1000).astype(np.int16)
-    expected = by_hand(RAMP)
+    expected = expected_levels(RAMP)
     assert np.array_equal(decode_picture(tiff(signed), pixel_range=(-1000, 3095)).pixels, expected)
     assert np.array_equal(decode_picture(tiff(signed.astype(np.float32)), pixel_range=(-1000, 3095)).pixels, expected)
 
@@ -91,13 +91,13 @@ def test_signed_and_negative_numbers_are_scaled_too() -> None:
 def test_large_unsigned_numbers_do_not_become_negative() -> None:
     large = RAMP.astype(np.uint32) << 20
     decoded = decode_picture(tiff(large), pixel_range=(0, 4095 << 20)).pixels
-    assert np.array_equal(decoded, by_hand(RAMP))
+    assert np.array_equal(decoded, expected_levels(RAMP))
 
 
 def test_with_white_is_zero_the_smallest_value_is_white() -> None:
     for compressed in (False, True):
         data = tiff(RAMP.astype(np.uint16), photometric=0, compressed=compressed)
-        assert np.array_equal(decode_picture(data, pixel_range=TWELVE_BITS).pixels, 255 - by_hand(RAMP))
+        assert np.array_equal(decode_picture(data, pixel_range=TWELVE_BITS).pixels, 255 - expected_levels(RAMP))
 
 
 def test_values_outside_the_range_are_clipped_and_nan_is_black() -> None:
@@ -182,7 +182,7 @@ def test_decoding_processes_use_the_range(tmp_path: Path) -> None:
     left = decode_aside(lambda share: names[share.start : share.stop], pixels, 2, lambda done: None, (0.0, 2275.0))
     assert [len(share) for share in left] == [0, 0]
     for number in range(6):
-        assert np.array_equal(pixels[number].transpose(1, 2, 0), by_hand(RAMP[:8, :8] * number, 0, 2275))
+        assert np.array_equal(pixels[number].transpose(1, 2, 0), expected_levels(RAMP[:8, :8] * number, 0, 2275))
 
 
 GRADIENT = np.arange(256).astype(np.uint8).reshape(16, 16, 1)

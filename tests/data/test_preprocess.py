@@ -55,7 +55,7 @@ def preprocessing(
     return Preprocessing(resize=resize, crop=crop, interpolation=interpolation, crop_mode=mode, mean=MEAN)
 
 
-def timms(image: Image.Image, how: Preprocessing) -> np.ndarray:
+def timm_transform(image: Image.Image, how: Preprocessing) -> np.ndarray:
     """Return an image after timm's evaluation transform, before normalisation: (3, crop, crop)."""
     transform = create_transform(
         (3, how.crop, how.crop), is_training=False, normalize=False, interpolation=how.interpolation, mean=how.mean,
@@ -73,7 +73,7 @@ def test_every_crop_mode_equals_timms(mode: str, interpolation: Interpolation, r
         if mode == "border" and min(shape) * resize / max(shape) < 1:
             continue  # timm resizes to zero pixels, and fails
         image = textured(*shape)
-        difference = np.abs(read_input(as_png(image), how).numpy() - timms(image, how))
+        difference = np.abs(read_input(as_png(image), how).numpy() - timm_transform(image, how))
         # torch and Pillow round their weights differently.
         assert difference.max() <= 2, shape
         assert difference.mean() < 0.25, shape
@@ -150,7 +150,7 @@ def full_decode(data: bytes, how: Preprocessing) -> np.ndarray:
             .astype(int)
             .transpose(2, 0, 1)
         )
-    return timms(image, how)
+    return timm_transform(image, how)
 
 
 @pytest.mark.slow
@@ -196,7 +196,7 @@ def test_sizes_come_from_headers_and_are_upright(tmp_path: Path) -> None:
     assert picture_size(tmp_path / "header.png") == (17, 40)
 
 
-def squared(image: Image.Image, how: Preprocessing) -> Image.Image:
+def padded_to_square(image: Image.Image, how: Preprocessing) -> Image.Image:
     """Return an image padded to a square with the mean colour."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), mean_colour(how))
@@ -214,7 +214,7 @@ def test_random_crops_equal_torchvisions_of_the_square_used_in_evaluation(mode: 
     boxes = crop_boxes(settings, 3, 1, keys, height, width, mode)
     whole, offset = image, (0, 0)
     if mode == "border":
-        whole = squared(image, how)
+        whole = padded_to_square(image, how)
         offset = ((whole.height - height) // 2, (whole.width - width) // 2)
     packed = resized_crops(pixels.expand(8, 3, height, width), boxes[:8], 48, mean_colour(how))
     for box, ours in zip(boxes[:8], packed, strict=True):

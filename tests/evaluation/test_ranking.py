@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.contenders import CLASSES, COST, contender, kept, some_right
+from tests.support.contenders import CLASSES, COST, contender, saved_logits_of, some_right
 from tests.support.multi_label import MultiLabel
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.logits import LabelledLogits, SavedLogits
@@ -77,7 +77,7 @@ def test_p_values_are_adjusted_for_the_number_of_pairs() -> None:
 def test_images_and_classes_in_another_order_are_aligned() -> None:
     right, other = some_right(0.8), some_right(0.7, seed=5)
     plain = compare_all([contender("a", right), contender("b", other)])
-    moved = Contender("b", (Training("b", kept(other, classes=("cow", "ant", "bee"), shuffled=True)),), COST)
+    moved = Contender("b", (Training("b", saved_logits_of(other, classes=("cow", "ant", "bee"), shuffled=True)),), COST)
     ranking = compare_all([contender("a", right), moved])
     assert ranking.pairs[0].paired == plain.pairs[0].paired
 
@@ -86,7 +86,7 @@ def test_other_images_are_refused() -> None:
     fewer = contender("b", some_right(0.5, count=90))
     with pytest.raises(UsageError, match="10 images are in only one of them"):
         compare_all([contender("a", some_right(0.5, count=100)), fewer])
-    labels = kept(some_right(0.5))
+    labels = saved_logits_of(some_right(0.5))
     wrong = SavedLogits(LabelledLogits(labels.labelled.logits, (labels.labelled.labels + 1) % 3), labels.ids, CLASSES)
     with pytest.raises(UsageError, match="classes differ"):
         compare_all([contender("a", some_right(0.5)), Contender("b", (Training("b", wrong),), COST)])

@@ -47,7 +47,7 @@ def test_macs_match_other_sources_and_parts_add_up(name: str) -> None:
     assert root.activation_bytes > 0
 
 
-def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
+def bytes_saved_by_autograd(model: torch.nn.Module, images: torch.Tensor) -> int:
     """Return the bytes that autograd saves in a forward pass on the CPU, without parameters, buffers and images."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), images)}
     kept: dict[int, int] = {}
@@ -85,7 +85,7 @@ def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
 def test_activation_memory_is_what_autograd_keeps_per_image(name: str, size: int) -> None:
     options = registry.options_for(name, size)
     model = registry.build(name, 10, options).eval()
-    two, four = (kept_for_real(model, torch.rand(count, 3, size, size)) for count in (2, 4))
+    two, four = (bytes_saved_by_autograd(model, torch.rand(count, 3, size, size)) for count in (2, 4))
     assert summarize(name, 10, size, options).activation_bytes == pytest.approx((four - two) / 2, rel=0.05)
 
 

@@ -12,14 +12,16 @@ COST = Cost(1000, 2000, 32, 4000, 100.0)
 
 def contender(name: str, *rights: np.ndarray, cost: Cost = COST, **facts: object) -> Contender:
     facts = {"conditions": {"architecture": name}, **facts}
-    return Contender(name, tuple(Training(f"{name}-{i}", kept(each), **facts) for i, each in enumerate(rights)), cost)
+    return Contender(
+        name, tuple(Training(f"{name}-{i}", saved_logits_of(each), **facts) for i, each in enumerate(rights)), cost
+    )
 
 
 def some_right(share: float, count: int = 1000, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(count) < share
 
 
-def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> SavedLogits:
+def saved_logits_of(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> SavedLogits:
     """Logits that are correct for these images; the labels cycle through the classes."""
     labels = np.arange(len(right)) % 3
     predicted = np.where(right, labels, (labels + 1) % 3)

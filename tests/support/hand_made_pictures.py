@@ -25,7 +25,7 @@ def _png_with(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def by_hand() -> dict[str, tuple[bytes, bool]]:
+def handmade_images() -> dict[str, tuple[bytes, bool]]:
     """Return thirty handmade images, and whether each can be decoded."""
     grey16 = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
 

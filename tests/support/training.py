@@ -63,7 +63,7 @@ def stopped_and_resumed(
 SMALL = "timm/test_efficientnet"
 
 
-def bits(state: TrainState) -> str:
+def state_digest(state: TrainState) -> str:
     """Return a digest of everything that training changes except times."""
     digest = hashlib.sha256()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.full_disk import largest_file
-from tests.support.training import SMALL, bits, plan_for
+from tests.support.training import SMALL, plan_for, state_digest
 from tl_cli.errors import DivergedError, StorageError, UsageError, WeightsError
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
@@ -104,10 +104,10 @@ def test_a_checkpoint_of_another_version_is_refused_with_advice(saved_run, tmp_p
         # Format 3: MixUp and CutMix with one share and one box for all images of a step.
         (tmp_path / path.name).write_bytes(b"tl checkpoint 3\n" + rest)
     state = new_state(plan)
-    fresh = bits(state)
+    fresh = state_digest(state)
     with pytest.raises(UsageError, match=r"cannot resume.*format 3.* reads format 4.*start a new run"):
         state.restore(tmp_path)
-    assert (bits(state), state.step) == (fresh, 0)
+    assert (state_digest(state), state.step) == (fresh, 0)
 
 
 def replace_config(plan: setup.Plan, **values: object) -> setup.Plan:
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_usable(saved_run, tmp_path: 
     state = new_state(plan)
     saver = Saver(tmp_path, state, plan.card())
     assert saver.save()
-    first = bits(state)
+    first = state_digest(state)
     size = len(state.to_bytes())
     for offset in np.linspace(0, size - 1, 20).astype(int):
         state.counters.step += 1
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_usable(saved_run, tmp_path: 
         again = new_state(plan)
         assert again.restore(tmp_path) == []
         assert again.step == 0
-        assert bits(again) == first
+        assert state_digest(again) == first
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000000.ckpt"]
 
 
