@@ -28,7 +28,7 @@ STOPPED = {
 }
 
 
-def send_at(place: str, signum: int) -> None:
+def send_at(point: str, signum: int) -> None:
     """Let this process send itself a signal once, at this point, and write the number of steps so far."""
     from tl_cli.data.images import FileImages
     from tl_cli.training import events, state
@@ -48,9 +48,9 @@ def send_at(place: str, signum: int) -> None:
         nonlocal steps
         if isinstance(event, StepEnded):
             steps = event.step
-            if place == "training" and steps == 8:
+            if point == "training" and steps == 8:
                 send()
-        elif isinstance(event, Worked) and (event.activity, place) in (
+        elif isinstance(event, Worked) and (event.activity, point) in (
             ("caching features", "caching"), ("validating", "validating")
         ):  # fmt: skip
             send()
@@ -67,27 +67,27 @@ def send_at(place: str, signum: int) -> None:
 
     tell = events.notify_all
     events.notify_all = lambda *observers: tell(watch, *observers)
-    if place == "scanning":
+    if point == "scanning":
         before("open", FileImages, lambda: True)
-    elif place == "saving":
+    elif point == "saving":
         before("to_bytes", state.TrainState, lambda: steps == 5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
-@pytest.mark.parametrize("place", ["scanning", "caching", "training", "validating", "saving"])
+@pytest.mark.parametrize("point", ["scanning", "caching", "training", "validating", "saving"])
 def test_a_signal_stops_the_run_within_a_step(
-    place: str, signum: signal.Signals, tmp_path: Path, ready_database: Path, odd_pictures: Path
+    point: str, signum: signal.Signals, tmp_path: Path, ready_database: Path, odd_pictures: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, output = run_in(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, place, signum))
+    code, output = run_in(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, point, signum))
     assert code == CODES[signum], output
     assert output.endswith(STOPPED[signum])
     assert "error:" not in output
     assert "Traceback" not in output
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         recorded = database.execute("select status from runs").fetchall()
-    if place == "scanning":
+    if point == "scanning":
         assert recorded == []
         return
     assert recorded == [("KILLED",)]
@@ -161,12 +161,12 @@ def test_a_training_is_saved_when_its_terminal_closes(
         assert (statuses, last) == ([("FINISHED",)], 24)
 
 
-def stop_after_the_end(place: str) -> None:
+def stop_after_the_end(point: str) -> None:
     """Send Ctrl-C after the training, while it is recorded or while the result is shown."""
     from tl_cli.tracking.recorder import Recorder
     from tl_cli.ui.terminal import training_observer
 
-    module, name = (Recorder, "log_end") if place == "recording" else (training_observer, "print_next")
+    module, name = (Recorder, "log_end") if point == "recording" else (training_observer, "print_next")
     real = getattr(module, name)
 
     def send(*arguments: object) -> None:
@@ -177,17 +177,17 @@ def stop_after_the_end(place: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["recording", "showing"])
+@pytest.mark.parametrize("point", ["recording", "showing"])
 def test_ctrl_c_after_the_training_reports_what_is_recorded(
-    place: str, tmp_path: Path, ready_database: Path, colours: Path
+    point: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_after_the_end, place))
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_after_the_end, point))
     assert code == 130, output
     assert output.endswith("stopped (Ctrl-C)\n")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         ((run_id, status),) = database.execute("select run_uuid, status from runs").fetchall()
-    if place == "recording":
+    if point == "recording":
         assert status == "KILLED"
         assert f"step 24 is saved; resume with: tl train --resume {run_id[:8]}" in output
         code, output = run_in(tmp_path, "train", "--resume", "latest")
@@ -256,7 +256,7 @@ main()
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped (Ctrl-C)\n")
 
 
-def hang_in(place: str) -> None:
+def hang_in(point: str) -> None:
     """Let a step, or the last write of a stopped run, hang."""
     from tl_cli.tracking.recorder import Recorder
     from tl_cli.training import fit
@@ -266,7 +266,7 @@ def hang_in(place: str) -> None:
         while True:
             time.sleep(600)
 
-    if place == "a step":
+    if point == "a step":
         fit.train_step = hang
     else:
         send_at("training", signal.SIGINT)
@@ -274,12 +274,12 @@ def hang_in(place: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["a step", "the last record"])
-def test_a_second_ctrl_c_exits_immediately(place: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
+@pytest.mark.parametrize("point", ["a step", "the last record"])
+def test_a_second_ctrl_c_exits_immediately(point: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    process = start_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(hang_in, place))
+    process = start_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(hang_in, point))
     wait_for(lambda: not process.is_alive() or (tmp_path / "hangs").exists(), "the hanging")
-    if place == "a step":
+    if point == "a step":
         os.kill(process.pid, signal.SIGINT)
         process.join(1.3)
     assert process.is_alive()
@@ -292,12 +292,12 @@ def test_a_second_ctrl_c_exits_immediately(place: str, tmp_path: Path, ready_dat
     assert "Traceback" not in output
 
 
-def stop_again_in(place: str) -> None:
+def stop_again_in(point: str) -> None:
     """Send Ctrl-C while a run is being resumed, or again while the record of a stopped one is being closed."""
     from tl_cli.tracking.journal import Ending, Journal
     from tl_cli.tracking.recorder import Recorder
 
-    if place == "taking up":
+    if point == "taking up":
         Recorder._recall = lambda recorder: os.kill(os.getpid(), signal.SIGINT)
         return
     send_at("training", signal.SIGINT)
@@ -310,9 +310,9 @@ def stop_again_in(place: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["taking up", "closing"])
+@pytest.mark.parametrize("point", ["taking up", "closing"])
 def test_a_run_whose_record_was_not_closed_can_be_resumed(
-    place: str, tmp_path: Path, ready_database: Path, colours: Path
+    point: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
     code, output = run_in(
@@ -320,11 +320,11 @@ def test_a_run_whose_record_was_not_closed_can_be_resumed(
         *TRAIN,
         "--data",
         colours,
-        prepare=partial(send_at, "training", signal.SIGINT) if place == "taking up" else partial(stop_again_in, place),
+        prepare=partial(send_at, "training", signal.SIGINT) if point == "taking up" else partial(stop_again_in, point),
     )
     assert code == 130, output
-    if place == "taking up":
-        code, output = run_in(tmp_path, "train", "--resume", "latest", prepare=partial(stop_again_in, place))
+    if point == "taking up":
+        code, output = run_in(tmp_path, "train", "--resume", "latest", prepare=partial(stop_again_in, point))
         assert code == 130, output
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("select status from runs").fetchall() == [("KILLED",)]

@@ -13,7 +13,7 @@ from tl_cli.tracking.store import open_store
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("typed", "suggestion"),
     [
         ("train -m resnet18 -e 5 -b 32", "train resnet18 --epochs 5 --batch-size 32"),
         ("train resnet18 --pretrained", "train resnet18"),
@@ -49,11 +49,11 @@ from tl_cli.tracking.store import open_store
         ("predict best.pt", "predict best photo.jpg"),
     ],
 )  # fmt: skip
-def test_a_command_of_another_tool_is_refused_with_the_equivalent_one(tl, typed: str, meant: str) -> None:
+def test_a_command_of_another_tool_is_refused_with_the_equivalent_one(tl, typed: str, suggestion: str) -> None:
     result = tl(*shlex.split(typed))
     assert result.code == 2, result
     assert result.out == ""
-    assert result.err.rstrip().endswith(f": tl {meant}"), result.err
+    assert result.err.rstrip().endswith(f": tl {suggestion}"), result.err
     if typed == "predict best.pt":
         assert "there is no file best.pt here" in result.err
 

@@ -88,7 +88,7 @@ def test_a_run_from_before_a_reboot_is_dead() -> None:
     if len(parts) < 2:
         pytest.skip("this machine does not say when it was started")
     tags = {PROCESS_TAG: f"{parts[0]}/another-boot/{parts[-1]} {pid} {began}"}
-    assert _state_of({**tags, HEARTBEAT_TAG: str(NOW)}, NOW) == "alive", "a namesake may be alive elsewhere"
+    assert _state_of({**tags, HEARTBEAT_TAG: str(NOW)}, NOW) == "alive", "another host of this name may run it"
     assert _state_of({**tags, HEARTBEAT_TAG: str(NOW - 3600)}, NOW) == "dead"
 
 

@@ -221,12 +221,12 @@ def points_of(store, run_id: str, key: str) -> list[tuple[int, float]]:
 def test_no_point_is_lost_or_duplicated_whatever_the_server_does(
     proxy: Proxy, at_server: str, mood: str, comes_back: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking: set[threading.Thread] = set()
-    ask = HTTPConnectionPool.urlopen
+    requesting_threads: set[threading.Thread] = set()
+    original_urlopen = HTTPConnectionPool.urlopen
 
     def urlopen(*arguments: object, **options: object) -> object:
-        asking.add(threading.current_thread())
-        return ask(*arguments, **options)
+        requesting_threads.add(threading.current_thread())
+        return original_urlopen(*arguments, **options)
 
     monkeypatch.setattr(HTTPConnectionPool, "urlopen", urlopen)
     store = open_store(proxy.url)
@@ -238,9 +238,9 @@ def test_no_point_is_lost_or_duplicated_whatever_the_server_does(
             if step == 31:
                 wait_for(lambda: made.warnings, "a warning")
                 proxy.mood = "well" if comes_back else mood
-            asking.clear()
+            requesting_threads.clear()
             made(LossSampled(step, 1, step / 100, 1e-3, 0.0))
-            assert threading.current_thread() not in asking, "training waited for the server"
+            assert threading.current_thread() not in requesting_threads, "training waited for the server"
             time.sleep(0.03)
         made(epoch(1, 40))
         if comes_back:
