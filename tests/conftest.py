@@ -1,4 +1,4 @@
-"""What tests share: a small folder of pictures, a ready MLflow store, a server on loopback, and `tl` itself."""
+"""Shared fixtures: a small folder of images, an empty MLflow store, a server on loopback, and `tl` itself."""
 
 import os
 
@@ -21,12 +21,19 @@ from tests.support.commands import Result
 from tests.support.pictures import COLOURS, write_pictures
 from tests.support.server import Server, serving
 
-# The same examples every time: a test that fails here fails everywhere.
+# Fixed examples: a test that fails on one machine fails on all.
 settings.register_profile("tests", derandomize=True, deadline=None)
 settings.load_profile("tests")
 
-# They take a minute or two each: begun last, one of them would be all that is left to do.
-LONGEST = ("test_kills.py", "test_judging.py", "test_places.py", "test_signals.py", "test_checks.py", "test_resume.py")
+# They take a minute or two each: if one began last, the other workers would wait for it.
+LONGEST = (
+    "test_kills.py",
+    "test_trained_models.py",
+    "test_places.py",
+    "test_signals.py",
+    "test_checks.py",
+    "test_resume.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is made for several tests, before any of them has a cache of its own, does not use the person's."""
+    """Let fixtures shared by several tests use a temporary cache instead of the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TL_CACHE_DIR", str(tmp_path_factory.mktemp("shared-cache")))
         yield
@@ -44,12 +51,12 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that an earlier test or run has kept is found."""
+    """Give each test an empty cache."""
     monkeypatch.setenv("TL_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
 
 
-def _forget_tracking_uri() -> None:
-    """MLflow keeps the address it was given in the environment too, which the processes of later tests inherit."""
+def _reset_tracking_uri() -> None:
+    """Reset MLflow's tracking URI, which it also sets in the environment that later processes inherit."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if "mlflow" in sys.modules:
         sys.modules["mlflow"].set_tracking_uri(None)
@@ -57,10 +64,10 @@ def _forget_tracking_uri() -> None:
 
 @pytest.fixture(autouse=True)
 def own_tracking_uri() -> Iterator[None]:
-    """No test records in the store of an earlier one."""
-    _forget_tracking_uri()
+    """Let no test record in the store of an earlier one."""
+    _reset_tracking_uri()
     yield
-    _forget_tracking_uri()
+    _reset_tracking_uri()
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +81,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def odd_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of many sizes, which are decoded from their files again in each epoch."""
+    """Images of many sizes, which are decoded from their files again in each epoch."""
     root, noise = tmp_path_factory.mktemp("odd"), np.random.default_rng(0)
     for part, count in (("train", 16), ("test", 4)):
         for label, name in enumerate(("blue", "green", "red")):
@@ -88,7 +95,7 @@ def odd_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: made once, because that takes seconds, and copied for each test."""
+    """An empty MLflow database, made once because that takes seconds, and copied for each test."""
     import mlflow
 
     folder = tmp_path_factory.mktemp("database")
@@ -99,12 +106,12 @@ def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(tmp_path: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An own current folder with a ready store in it, as a person's project folder would be."""
+    """A temporary current folder with an empty store, like a user's project folder."""
     import mlflow
 
     shutil.copy(ready_database, tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
-    # MLflow caches the default of the folder in which it was first asked.
+    # MLflow caches the default store of the folder in which it was first used.
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     yield tmp_path
     mlflow.set_tracking_uri(None)
@@ -112,7 +119,7 @@ def workplace(tmp_path: Path, ready_database: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def tl(workplace: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run ``tl`` in this process, where torch is imported already, as its entry point would."""
+    """Run ``tl`` through its entry point in this process, in which torch is imported already."""
     from tl_cli.cli.app import main
 
     def run(*arguments: str | Path) -> Result:

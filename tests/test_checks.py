@@ -1,4 +1,4 @@
-"""The other checks, so that `pytest` is the one command that people and CI run."""
+"""Linters and type checks, so that `pytest` is the only command that contributors and CI run."""
 
 import subprocess
 import sys

@@ -15,7 +15,7 @@ CARD = {
 }
 
 
-def test_a_card_survives_json_and_ignores_fields_of_newer_versions() -> None:
+def test_a_card_is_restored_from_json_and_ignores_fields_of_newer_versions() -> None:
     card = ModelCard.model_validate({**CARD, "field_of_the_future": 1})
     assert ModelCard.model_validate_json(card.model_dump_json()) == card
     assert card.calibration.temperature == 1
@@ -31,7 +31,7 @@ def test_a_card_survives_json_and_ignores_fields_of_newer_versions() -> None:
         ({"format": 2}, "format is 2"),
     ],
 )
-def test_what_is_wrong_with_a_card_is_named(changes: dict[str, object], problem: str) -> None:
+def test_errors_in_a_card_are_named(changes: dict[str, object], problem: str) -> None:
     with pytest.raises(ValidationError) as caught:
         ModelCard.model_validate(CARD | changes)
     assert problem in problems_in(caught.value)

@@ -18,7 +18,7 @@ def all_options() -> dict[str, set[str]]:
     return found
 
 
-def test_every_name_of_another_tool_means_an_option_or_command_that_exists() -> None:
+def test_every_name_of_another_tool_maps_to_an_existing_option_or_command() -> None:
     known = all_options()
     options = set().union(*known.values()) | {"--version"}
     flags = {meaning.split()[0] for meaning in habits.options().values() if meaning.startswith("--")}
@@ -28,8 +28,8 @@ def test_every_name_of_another_tool_means_an_option_or_command_that_exists() -> 
     assert not {typed for typed in habits.commands() if typed in groups}
 
 
-def test_a_config_file_with_a_name_of_another_tool_is_refused_with_the_own_name(tl) -> None:
-    for line, said in (
+def test_a_config_file_with_a_setting_of_another_tool_is_refused_with_the_name_in_tl(tl) -> None:
+    for line, text in (
         ("learning_rate = 0.1", "It is called lr here"),
         ('arch = "resnet18"', "It is called model here"),
         ("num_epochs = 3", "It is called epochs here"),
@@ -39,7 +39,7 @@ def test_a_config_file_with_a_name_of_another_tool_is_refused_with_the_own_name(
     ):
         Path("own.toml").write_text(line + "\n")
         refused = tl("train", "resnet18", "--config", "own.toml")
-        assert (refused.code, said in refused.err) == (2, True), refused.err
+        assert (refused.code, text in refused.err) == (2, True), refused.err
 
 
 @pytest.mark.parametrize(
@@ -62,5 +62,5 @@ def test_a_setting_of_another_tool_is_a_line_of_a_config_file(name: str, line: s
     ("file", "run"),
     [("weights/best.pt", "best"), ("LAST.ckpt", "latest"), ("epoch3.pt", None), ("best.jpg", None), ("best", None)],
 )
-def test_a_weights_file_of_another_tool_stands_for_a_run(file: str, run: str | None) -> None:
+def test_a_weights_file_name_of_another_tool_maps_to_a_run(file: str, run: str | None) -> None:
     assert habits.kept_run(file) == run

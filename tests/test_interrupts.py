@@ -9,12 +9,12 @@ from tl_cli import interrupts
 from tl_cli.errors import Interrupted
 from tl_cli.interrupts import held
 
-# As a shell shows them for a process that these end: 128 and the signal's number, which is 10 for SIGUSR1 on Linux.
+# Exit codes of a shell for processes ended by these signals: 128 plus the signal's number (10 for SIGUSR1 on Linux).
 CODES = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 128 + signal.SIGUSR1)]
 
 
 @pytest.fixture(autouse=True)
-def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def signal_handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = {signum: signal.getsignal(signum) for signum in interrupts.known()}
     for signum in before:
         signal.signal(signum, signal.SIG_DFL)
@@ -32,13 +32,13 @@ def send(signum: int) -> None:
 
 
 @pytest.mark.parametrize(("signum", "code"), CODES)
-def test_a_signal_is_raised_at_once_where_nothing_is_held(signum: int, code: int) -> None:
+def test_a_signal_is_raised_immediately_outside_a_critical_section(signum: int, code: int) -> None:
     with pytest.raises(Interrupted) as stopped:
         send(signum)
     assert stopped.value.exit_code == code
 
 
-def test_a_signal_waits_for_the_end_of_what_must_be_done_whole() -> None:
+def test_a_signal_waits_for_the_end_of_a_critical_section() -> None:
     done = []
     with pytest.raises(Interrupted), held(), held():  # noqa: PT012
         send(signal.SIGTERM)
@@ -52,21 +52,21 @@ def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
     with pytest.raises(Interrupted), held():  # noqa: PT012
         send(signal.SIGINT)
-        # A moment later; at once it would be a double press.
+        # A moment later; without the pause it would count as a double press.
         monkeypatch.setattr(interrupts, "_signalled_at", interrupts._signalled_at - 2)
         send(signal.SIGINT)
         done.append("never")
     assert done == []
 
 
-def test_a_signal_that_a_library_swallows_is_not_forgotten() -> None:
+def test_a_signal_that_a_library_swallows_is_raised_later() -> None:
     assert interrupts.raised() is None
     with suppress(Interrupted):
         send(signal.SIGTERM)
     assert str(interrupts.raised()) == "SIGTERM"
 
 
-def test_a_double_press_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_double_ctrl_c_counts_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
     with pytest.raises(Interrupted), held():  # noqa: PT012
         send(signal.SIGINT)
@@ -75,7 +75,7 @@ def test_a_double_press_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == ["rest"]
 
 
-def test_signals_disturb_nothing_once_they_are_ignored() -> None:
+def test_ignored_signals_have_no_effect() -> None:
     interrupts.ignore()
     survived = []
     for signum, _ in CODES:
@@ -85,7 +85,7 @@ def test_signals_disturb_nothing_once_they_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("signum", [signum for signum, _ in CODES])
-def test_what_is_ignored_at_the_start_stays_ignored(signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_ignored_at_the_start_stay_ignored(signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interrupts, "_handled", set())
     signal.signal(signum, signal.SIG_IGN)
     interrupts.listen()
@@ -95,7 +95,7 @@ def test_what_is_ignored_at_the_start_stays_ignored(signum: int, monkeypatch: py
         send(other)
 
 
-def test_a_second_command_of_a_process_listens_again() -> None:
+def test_a_second_command_in_a_process_handles_signals_again() -> None:
     interrupts.ignore()
     interrupts.listen()
     with pytest.raises(Interrupted):

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment resumes as if it had not been: 10 times here, ``python -m tests.test_kills 200`` for more."""
+"""A run killed at any moment resumes to the same result: 10 times here, ``python -m tests.test_kills 200`` for more."""
 
 import os
 import random
@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.processes import said_by, start_in
+from tests.support.processes import run_in, start_in
 from tests.support.quick_run import TRAIN, is_described, newest_step, wait_until
 
 TRIALS = 10
@@ -27,7 +27,7 @@ STEPS = 24
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a run takes here and now: from one step to the next, and before the first and after the last one."""
+    """The current speed of a run: seconds per step, before the first step and after the last one."""
 
     step_s: float
     rest_s: float
@@ -35,7 +35,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Ended:
-    """What a run has come to."""
+    """The result of a run."""
 
     weights: dict[str, torch.Tensor]
     points: dict[tuple[str, int], float]
@@ -45,19 +45,19 @@ class Ended:
 def run_tl(
     folder: Path, *arguments: str, kill: "random.Random | None" = None, pace: Pace | None = None, writing: bool = False
 ) -> int | None:
-    """Run tl, killed near a random step of its training if asked to; return how it ended.
+    """Run tl and optionally kill it near a random step of its training; return how it ended.
 
     Args:
-        writing: kill it while a checkpoint is being written.
+        writing: kill tl while a checkpoint is being written.
     """
     process = start_in(folder, *arguments, TL_CACHE_DIR=str(folder / "cache"))
     if kill is not None:
         first = newest_step(folder)
-        # A fifth of them before the first step or after the last one, in what else a run does.
+        # A fifth of the kills come before the first step or after the last one.
         step = min(kill.randint(first, STEPS + 5), STEPS - 1 if writing else STEPS)
         wait_until(process, lambda: is_described(folder) and newest_step(folder) >= step)
         if writing:
-            # Missed, it was too quick to be seen.
+            # The checkpoint was written too quickly to be seen.
             wait_until(
                 process,
                 lambda: (
@@ -87,7 +87,7 @@ def outcome_of(folder: Path) -> Ended:
 
 
 def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, Pace]:
-    """Run tl once, undisturbed; return what came of it, and how long its parts took."""
+    """Run tl once without a kill; return its result and the time of its parts."""
     folder.mkdir()
     shutil.copy(database, folder / "mlflow.db")
     process = start_in(folder, *TRAIN, "--data", str(data), TL_CACHE_DIR=str(folder / "cache"))
@@ -96,14 +96,14 @@ def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, Pace]:
         wait_until(process, lambda step=step: is_described(folder) and newest_step(folder) >= step)
         at.append(time.monotonic())
     process.join()
-    assert process.exitcode == 0, (folder / "said").read_text()
+    assert process.exitcode == 0, (folder / "output.txt").read_text()
     described, first, last = at
     rest_s = min(first - described, 0.8 * (time.monotonic() - last))
     return outcome_of(folder), Pace((last - first) / STEPS, rest_s)
 
 
 def killed_run(folder: Path, database: Path, data: Path, seed: int, pace: Pace) -> tuple[Ended, bool]:
-    """Kill a run, and now and then what resumes it too; return what came of it, and whether it was killed at all."""
+    """Kill a run, and sometimes the process that resumes it too; return its result, and whether it was killed at all."""
     chance = random.Random(seed)
     folder.mkdir()
     shutil.copy(database, folder / "mlflow.db")
@@ -112,32 +112,32 @@ def killed_run(folder: Path, database: Path, data: Path, seed: int, pace: Pace) 
     while code == -signal.SIGKILL:
         again = chance if chance.random() < 0.2 else None
         code = run_tl(folder, "train", "--resume", "latest", kill=again, pace=pace)
-    said = (folder / "said").read_text()
-    # Killed after all was done and recorded, there is nothing to resume.
-    assert code == 0 or "is complete; to train its model further" in said, said
+    output = (folder / "output.txt").read_text()
+    # If the run was killed after everything was recorded, there is nothing to resume.
+    assert code == 0 or "is complete; to train its model further" in output, output
     return outcome_of(folder), was_killed
 
 
-def check(ended: Ended, whole: Ended, seed: int) -> None:
-    assert ended.weights.keys() == whole.weights.keys()
-    different = [key for key, value in whole.weights.items() if not torch.equal(value, ended.weights[key])]
+def check(ended: Ended, undisturbed: Ended, seed: int) -> None:
+    assert ended.weights.keys() == undisturbed.weights.keys()
+    different = [key for key, value in undisturbed.weights.items() if not torch.equal(value, ended.weights[key])]
     assert not different, f"trial {seed}: {different[:3]}"
     assert not ended.doubled, f"trial {seed}: recorded twice: {ended.doubled[:3]}"
-    assert ended.points == whole.points, f"trial {seed}"
+    assert ended.points == undisturbed.points, f"trial {seed}"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)  # fifty runs, one after another
-def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
+def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
-    whole, pace = whole_run(tmp_path / "whole", ready_database, colours)
-    assert len([key for key, step in whole.points if key == "step/loss"]) == STEPS
+    undisturbed, pace = whole_run(tmp_path / "whole", ready_database, colours)
+    assert len([key for key, step in undisturbed.points if key == "step/loss"]) == STEPS
     killed = seed = 0
-    # Some are over before they are killed.
+    # Some runs end before they are killed.
     while killed < TRIALS and seed < 3 * TRIALS:
         ended, was_killed = killed_run(tmp_path / str(seed), ready_database, colours, seed, pace)
-        check(ended, whole, seed)
+        check(ended, undisturbed, seed)
         shutil.rmtree(tmp_path / str(seed))
         killed += was_killed
         seed += 1
@@ -145,7 +145,7 @@ def test_killed_at_any_moment_a_run_goes_on_as_if_nothing_had_been(
 
 
 def die_in(name: str) -> None:
-    """Let the process be killed as it begins to record a certain thing."""
+    """Kill the process when it begins to record this item."""
     from tl_cli.tracking import recorder as run
     from tl_cli.tracking import sync
 
@@ -162,14 +162,12 @@ def die_in(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["write_toml", "dataset_inputs", "_put_results"])
-def test_a_record_that_was_cut_short_is_completed(
-    name: str, tmp_path: Path, ready_database: Path, colours: Path
-) -> None:
+def test_an_interrupted_record_is_completed(name: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, _ = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(die_in, name))
+    code, _ = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(die_in, name))
     assert code == -signal.SIGKILL
-    code, said = said_by(tmp_path, "train", "--resume", "latest")
-    assert code == 0, said
+    code, output = run_in(tmp_path, "train", "--resume", "latest")
+    assert code == 0, output
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs(["1"])
     assert run.info.status == "FINISHED"

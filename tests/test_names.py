@@ -1,4 +1,4 @@
-"""Names from files, classes, servers and people, through whatever prints them: nothing breaks, nothing is obeyed."""
+"""Names from files, classes, servers and users in all output: nothing fails, and no terminal control code is printed."""
 
 import io
 import json
@@ -40,7 +40,7 @@ NASTY = [
     "$(touch ran) `touch ran` ; touch ran", "%s %d {0} {name}", "", " ", "-rf", "\u200b\u200d\ufeff", "é\u0301\u0301\u0301",
 ]  # fmt: skip
 NAMES = st.one_of(st.sampled_from(NASTY), st.text(max_size=60))
-# What a terminal would obey, but for the colours that Rich writes itself.
+# Terminal control codes, except the colours that Rich writes.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\x1b(?!\\[[0-9;]*m)")
 
 
@@ -55,7 +55,7 @@ def printed(show, *arguments, **options) -> str:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(NAMES, NAMES, st.lists(st.sampled_from([0.0, math.nan, math.inf, -math.inf, 1e308, 5e-324, 0.5]), max_size=6))
-def test_no_name_and_no_number_breaks_what_is_printed(name: str, other: str, values: list[float]) -> None:
+def test_no_name_and_no_number_breaks_the_printed_output(name: str, other: str, values: list[float]) -> None:
     facts = [
         replace(FACTS, name=name, model=other, data=other, experiment=name, curve=tuple(values)),
         replace(FACTS, name=other, run_id="a" * 32, experiment=other, status="dead", val_accuracy=None),
@@ -75,15 +75,15 @@ def test_no_name_and_no_number_breaks_what_is_printed(name: str, other: str, val
 
 
 @pytest.mark.slow
-def test_nasty_names_of_runs_go_through_every_command(tl, workplace: Path) -> None:
+def test_hostile_run_names_work_in_every_command(tl, workplace: Path) -> None:
     store = open_store(None)
-    for place, name in enumerate(NASTY):
+    for index, name in enumerate(NASTY):
         if not name.strip() or "\0" in name or "\ud800" in name:
-            continue  # no store takes them
+            continue  # no store accepts them
         run = store.client.create_run(store.experiment("tl"), run_name=name, tags={"tl.data": name})
         store.client.log_param(run.info.run_id, "model", name)
-        store.client.log_metric(run.info.run_id, "step/loss", place + 0.5, step=1)
-        store.client.log_metric(run.info.run_id, "step/loss", place + 0.1, step=2)
+        store.client.log_metric(run.info.run_id, "step/loss", index + 0.5, step=1)
+        store.client.log_metric(run.info.run_id, "step/loss", index + 0.1, step=2)
         store.client.log_metric(run.info.run_id, "best/val_accuracy", 0.5)
         store.client.set_terminated(run.info.run_id)
         ident = run.info.run_id[:8]
@@ -108,17 +108,17 @@ def test_nasty_names_of_runs_go_through_every_command(tl, workplace: Path) -> No
     assert {path.name for path in workplace.iterdir()} <= {"mlflow.db", "mlruns", "pictures"}
 
 
-def said_safely(tl, *command: str | Path, codes: tuple[int, ...] = (0,)) -> Result:
-    """Run a command; whatever names it is given, it neither crashes nor writes what a terminal would obey."""
+def run_safely(tl, *command: str | Path, codes: tuple[int, ...] = (0,)) -> Result:
+    """Run a command; assert that it neither crashes nor prints terminal control codes."""
     result = tl(*command)
-    said = result.out + result.err
+    output = result.out + result.err
     assert result.code in codes, (command, result.err)
-    assert "Traceback" not in said, command
-    assert not OBEYED.search(said), (command, ascii(OBEYED.search(said)))
+    assert "Traceback" not in output, command
+    assert not OBEYED.search(output), (command, ascii(OBEYED.search(output)))
     return result
 
 
-# No JSON that other programs read has half a character.
+# No lone surrogates, which are invalid in JSON for other programs.
 IN_FILES = NAMES.filter(lambda name: not any("\ud800" <= character <= "\udfff" for character in name))
 IN_A_WORKPLACE = settings(
     max_examples=3,
@@ -131,7 +131,7 @@ IN_A_WORKPLACE = settings(
 @pytest.mark.slow
 @IN_A_WORKPLACE
 @given(classes=st.lists(IN_FILES, min_size=2, max_size=40, unique=True), text=IN_FILES.filter(bool))
-def test_a_saved_model_may_name_its_classes_and_what_made_it_as_it_likes(
+def test_a_saved_model_may_have_any_class_names_and_provenance(
     classes: list[str], text: str, tl, workplace: Path, colours: Path
 ) -> None:
     folder, exported = workplace / "model", workplace / "exported"
@@ -145,42 +145,42 @@ def test_a_saved_model_may_name_its_classes_and_what_made_it_as_it_likes(
     )  # fmt: skip
     bundle.save(folder, plain.model, card)
     before = set(workplace.rglob("*"))
-    said_safely(tl, "inspect", folder)
-    said_safely(tl, "predict", folder, colours / "test", "--top", "5")
+    run_safely(tl, "inspect", folder)
+    run_safely(tl, "predict", folder, colours / "test", "--top", "5")
     for form in ("jsonl", "csv", "table"):
-        said_safely(tl, "predict", folder, colours / "test", "--format", form)
-    said_safely(tl, "eval", folder, codes=(0, 1, 2))
-    said_safely(tl, "eval", folder, "--data", colours, codes=(2,))
-    said_safely(tl, "export", folder, "--format", "folder", "--output", exported)
-    said_safely(tl, "export", folder, "--output", exported / "model.onnx")
-    said_safely(tl, "compare", folder, exported, codes=(1, 2))
+        run_safely(tl, "predict", folder, colours / "test", "--format", form)
+    run_safely(tl, "eval", folder, codes=(0, 1, 2))
+    run_safely(tl, "eval", folder, "--data", colours, codes=(2,))
+    run_safely(tl, "export", folder, "--format", "folder", "--output", exported)
+    run_safely(tl, "export", folder, "--output", exported / "model.onnx")
+    run_safely(tl, "compare", folder, exported, codes=(1, 2))
     assert bundle.read_card(exported).classes == tuple(classes)
     facts = json.loads((exported / bundle.CARD_FILE).read_text(encoding="utf-8"))
     (exported / bundle.CARD_FILE).write_text(json.dumps({**facts, "classes": ["lone \ud800", "x"], "sha256": None}))
-    said_safely(tl, "inspect", exported, codes=(1, 2))
+    run_safely(tl, "inspect", exported, codes=(1, 2))
     new = set(workplace.rglob("*")) - before
     assert all(path.is_relative_to(exported) or path.name.startswith("model") for path in new), new
 
 
 @IN_A_WORKPLACE
 @given(classes=st.lists(NAMES, min_size=2, max_size=20, unique=True), texts=st.lists(NAMES, min_size=20, max_size=20))
-def test_folders_and_files_may_be_called_what_a_disk_takes(
+def test_folders_and_files_may_have_any_name_the_disk_accepts(
     classes: list[str], texts: list[str], tl, workplace: Path
 ) -> None:
     root = workplace / "data"
     shutil.rmtree(root, ignore_errors=True)
     rng = np.random.default_rng(0)
     for name, text in zip(classes, texts, strict=False):
-        with suppress(OSError, ValueError):  # what no disk takes
+        with suppress(OSError, ValueError):  # no disk accepts them
             folder = root / name.replace("/", "_")
             folder.mkdir(parents=True)
             for number in range(10):
                 picture = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
                 picture.save(folder / f"{text.replace('/', '_')}{number}.png")
-    said_safely(tl, "data", "check", root, "--no-labels", codes=(0, 2))
-    json.loads(said_safely(tl, "data", "check", root, "--no-labels", "--json", codes=(0, 2)).out or "{}")
+    run_safely(tl, "data", "check", root, "--no-labels", codes=(0, 2))
+    json.loads(run_safely(tl, "data", "check", root, "--no-labels", "--json", codes=(0, 2)).out or "{}")
     train = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--data", root, "--dry-run")
-    said_safely(tl, *train, codes=(0, 2))
+    run_safely(tl, *train, codes=(0, 2))
     assert {path.name for path in workplace.iterdir()} <= {"mlflow.db", "mlruns", "data"}
 
 
@@ -191,7 +191,7 @@ def test_folders_and_files_may_be_called_what_a_disk_takes(
     texts=st.lists(NAMES, min_size=12, max_size=12),
     values=st.lists(st.floats(), min_size=1, max_size=40),
 )
-def test_a_store_may_hold_what_it_likes(
+def test_a_store_may_hold_any_names_texts_and_values(
     names: list[str], texts: list[str], values: list[float], tl, workplace: Path
 ) -> None:
     store = open_store(None)
@@ -204,7 +204,7 @@ def test_a_store_may_hold_what_it_likes(
             store.client.log_param(run.info.run_id, "model", text)
             store.client.log_param(run.info.run_id, "lr", name)
         except (MlflowException, UnicodeError):
-            continue  # no store takes them
+            continue  # no store accepts them
         idents.append(run.info.run_id[:8])
         for key in ("step/loss", "train/loss", "val/loss", "val/accuracy", "val/ema_accuracy", "epoch", "lr/head",
                     "lr/backbone", "time/epoch_seconds", "time/images_per_second", "my/own"):  # fmt: skip
@@ -219,19 +219,19 @@ def test_a_store_may_hold_what_it_likes(
         *(("plot", *idents[:9], "-o", "pictures") for _ in idents[:1]),
         *(("runs", "diff", *idents[:2], "--all") for _ in idents[1:2]),
     ):
-        said_safely(tl, *command, codes=(0, 1, 2))
+        run_safely(tl, *command, codes=(0, 1, 2))
     json.loads(tl("runs", "--json").out, parse_constant=lambda constant: pytest.fail(constant))
     assert {path.name for path in workplace.iterdir()} <= {"mlflow.db", "mlruns", "pictures"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_nasty_names_of_files_and_classes_go_through(command: str, tl, workplace: Path) -> None:
-    for place, name in enumerate(NASTY):
-        folder = name.replace("/", "_").replace("\0", "_")[:60] or f"empty{place}"
+def test_hostile_names_of_files_and_classes_work(command: str, tl, workplace: Path) -> None:
+    for index, name in enumerate(NASTY):
+        folder = name.replace("/", "_").replace("\0", "_")[:60] or f"empty{index}"
         if folder in ("..", " ") or "\ud800" in folder:
             continue
-        write_pictures(workplace / "data", {folder: (10 * place, 255 - 10 * place, (37 * place) % 256)}, 12)
+        write_pictures(workplace / "data", {folder: (10 * index, 255 - 10 * index, (37 * index) % 256)}, 12)
     if command == "check":
         result = tl("data", "check", "data", "--no-labels")
     else:

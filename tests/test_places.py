@@ -1,4 +1,4 @@
-"""Folders, homes, disks and locales that are not as one would like them."""
+"""Unusual folders, home directories, disks and locales."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.pictures import COLOURS, write_pictures
-from tests.support.processes import said_by, tl_process
+from tests.support.processes import run_in, tl_process
 
 TRAIN = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1",
          "--data", "pictures", "--workers", "0")  # fmt: skip
@@ -24,24 +24,24 @@ NOT_ALLOWED = 77
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path) -> Path:
-    """A folder in which a run has been made."""
+    """A folder with a trained run."""
     folder = tmp_path_factory.mktemp("trained")
     write_pictures(folder / "pictures", COLOURS, 12)
     (folder / "mlflow.db").write_bytes(ready_database.read_bytes())
-    code, said = said_by(folder, *TRAIN)
-    assert code == 0, said
+    code, output = run_in(folder, *TRAIN)
+    assert code == 0, output
     return folder
 
 
-def allowed(ended: tuple[int | None, str]) -> tuple[int | None, str]:
-    """Skip the test where what it prepares may not be done."""
+def skip_if_not_permitted(ended: tuple[int | None, str]) -> tuple[int | None, str]:
+    """Skip the test if its preparation is not permitted."""
     if ended[0] == NOT_ALLOWED:
         pytest.skip("mounting is not allowed here")
     return ended
 
 
 def mount_here(target: str, options: str) -> None:
-    """Mount an empty file system that this process alone sees."""
+    """Mount an empty file system that only this process sees."""
     new_namespace, private_and_all_below = 0x00020000, (1 << 18) | (1 << 14)
     libc = ctypes.CDLL(None, use_errno=True)
     read_only = 1 if options == "ro" else 0
@@ -54,9 +54,9 @@ def mount_here(target: str, options: str) -> None:
 
 
 def work_in(folder: Path, prepare: Callable[[], None] | None = None, **environment: str) -> str:
-    """Train, list, draw and evaluate in a folder; return what was said."""
+    """Train, list, plot and evaluate in a folder; return the output."""
     write_pictures(folder / "pictures", COLOURS, 12)
-    everything = ""
+    outputs = ""
     for command in (
         TRAIN,
         ("runs",),
@@ -65,16 +65,16 @@ def work_in(folder: Path, prepare: Callable[[], None] | None = None, **environme
         ("eval", "latest"),
         ("data", "check", "pictures", "--no-labels"),
     ):
-        code, said = allowed(said_by(folder, *command, prepare=prepare, **environment))
-        assert code == 0, f"{command}: {said}"
-        assert "Traceback" not in said
-        everything += said
-    return everything
+        code, output = skip_if_not_permitted(run_in(folder, *command, prepare=prepare, **environment))
+        assert code == 0, f"{command}: {output}"
+        assert "Traceback" not in output
+        outputs += output
+    return outputs
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["-with spaces, 'quotes', 猫 é ñ #hash%20?query=1", "x" * 200])
-def test_any_name_of_a_folder_will_do(name: str, tmp_path: Path, ready_database: Path) -> None:
+def test_a_project_folder_may_have_any_name(name: str, tmp_path: Path, ready_database: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()
     (folder / "mlflow.db").write_bytes(ready_database.read_bytes())
@@ -94,29 +94,29 @@ def test_any_name_of_a_folder_will_do(name: str, tmp_path: Path, ready_database:
 )
 def test_no_home_and_no_locale_are_needed(environment: dict[str, str], tmp_path: Path, ready_database: Path) -> None:
     (tmp_path / "mlflow.db").write_bytes(ready_database.read_bytes())
-    said = work_in(tmp_path, **environment)
-    assert "test accuracy" in said
+    output = work_in(tmp_path, **environment)
+    assert "test accuracy" in output
     if "LC_ALL" in environment:
-        assert "\x1b" not in said
+        assert "\x1b" not in output
 
 
 @pytest.mark.slow
-def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
-    code, said = said_by(tmp_path, "runs", "--tracking-uri", "sqlite:////proc/nowhere/mlflow.db")
+def test_a_store_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    code, output = run_in(tmp_path, "runs", "--tracking-uri", "sqlite:////proc/nowhere/mlflow.db")
     assert code == 1
-    assert "cannot be used" in said
-    assert "Traceback" not in said
+    assert "cannot be used" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.slow
-def test_a_name_that_is_no_utf8_is_refused_or_shown_as_it_can_be(tmp_path: Path, ready_database: Path) -> None:
+def test_a_name_that_is_not_utf8_is_refused_or_shown_escaped(tmp_path: Path, ready_database: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/pictures\xff"))
     write_pictures(folder / "train", COLOURS, 6)
     write_pictures(folder / "test", COLOURS, 3)
     (tmp_path / "mlflow.db").write_bytes(ready_database.read_bytes())
-    code, said = said_by(tmp_path, *TRAIN[:-4], "--data", str(folder), "--workers", "0")
-    assert "Traceback" not in said, said
-    assert code in (0, 2), said
+    code, output = run_in(tmp_path, *TRAIN[:-4], "--data", str(folder), "--workers", "0")
+    assert "Traceback" not in output, output
+    assert code in (0, 2), output
 
 
 @pytest.mark.slow
@@ -125,8 +125,8 @@ def test_no_shared_memory_is_needed(tmp_path: Path, ready_database: Path) -> Non
     without = partial(mount_here, "/dev/shm", "ro")
     probe = tmp_path / "probe"
     probe.mkdir()
-    code, said = allowed(said_by(probe, "--version", prepare=partial(refuse_shared_memory, without)))
-    assert code == 0, said
+    code, output = skip_if_not_permitted(run_in(probe, "--version", prepare=partial(refuse_shared_memory, without)))
+    assert code == 0, output
     assert "test accuracy" in work_in(tmp_path, prepare=without)
 
 
@@ -138,21 +138,21 @@ def refuse_shared_memory(without: Callable[[], None]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [40, 460, 900, 1300, 2200, 3000])
-def test_a_disk_that_is_full_is_named_and_training_says_so(
+def test_a_full_disk_is_named_and_ends_a_training_with_an_error(
     kilobytes: int, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
-    """The disk of checkpoints, saved models, journal and artifacts; the record itself lies elsewhere."""
+    """The full disk holds checkpoints, saved models, journal and artifacts; the database is on another one."""
     (tmp_path / "mlflow.db").write_bytes(ready_database.read_bytes())
     (tmp_path / "mlruns").mkdir()
     small = partial(mount_here, str(tmp_path / "mlruns"), f"size={kilobytes}k")
     command = ("train", "timm/test_efficientnet", *TRAIN[2:-4], "--data", str(colours), "--checkpoint-every", "1",
                "--epochs", "4", "--freeze-epochs", "2", "--batch-size", "8")  # fmt: skip
-    code, said = allowed(said_by(tmp_path, *command, prepare=small))
-    assert "Traceback" not in said
-    assert "No space left on device" in said
+    code, output = skip_if_not_permitted(run_in(tmp_path, *command, prepare=small))
+    assert "Traceback" not in output
+    assert "No space left on device" in output
     if code:
-        assert code == 1, said
-        assert re.search(r"error: cannot write \S*mlruns/\S+: No space left on device \(0 MB free\)", said), said
+        assert code == 1, output
+        assert re.search(r"error: cannot write \S*mlruns/\S+: No space left on device \(0 MB free\)", output), output
 
 
 @pytest.mark.slow
@@ -162,15 +162,15 @@ def test_a_disk_that_is_full_is_named_and_training_says_so(
      TRAIN, ("predict", "latest", "pictures"), ("eval", "latest", "--csv"), ("plot", "-t")],
     ids=" ".join,
 )  # fmt: skip
-def test_a_full_disk_under_the_output_is_said(command: tuple[str, ...], trained: Path) -> None:
+def test_a_full_disk_for_stdout_is_an_error(command: tuple[str, ...], trained: Path) -> None:
     with open("/dev/full", "w") as full, (trained / "errors").open("w+b") as errors:
         process = tl_process(*command, cwd=trained, stdout=full.fileno(), stderr=errors.fileno())
         process.join()
         errors.seek(0)
-        said = errors.read().decode()
-    assert process.exitcode == 1, said
-    assert said.strip().endswith("error: cannot write the output: No space left on device"), said
-    assert "Traceback" not in said
+        output = errors.read().decode()
+    assert process.exitcode == 1, output
+    assert output.strip().endswith("error: cannot write the output: No space left on device"), output
+    assert "Traceback" not in output
     if command == TRAIN:
         with closing(sqlite3.connect(trained / "mlflow.db")) as database:
             assert {status for (status,) in database.execute("select status from runs")} == {"FINISHED"}
@@ -182,35 +182,35 @@ def test_a_full_disk_under_the_output_is_said(command: tuple[str, ...], trained:
                             (1, ("runs",)), (2, ("runs",))],
 )  # fmt: skip
 def test_streams_may_be_closed(closed: int, command: tuple[str, ...], trained: Path) -> None:
-    code, said = said_by(trained, *command, prepare=partial(close_stream, closed))
-    assert code in (0, 2), said
-    assert "Traceback" not in said
+    code, output = run_in(trained, *command, prepare=partial(close_stream, closed))
+    assert code in (0, 2), output
+    assert "Traceback" not in output
 
 
 def close_stream(number: int) -> None:
-    """Leave this process without one of its streams, as ``>&-`` does."""
+    """Close a stream of this process, as ``>&-`` does."""
     os.close(number)
     setattr(sys, ("stdin", "stdout", "stderr")[number], None)
 
 
 @pytest.mark.slow
-def test_a_record_whose_disk_is_full_is_a_warning(tmp_path: Path, ready_database: Path, colours: Path) -> None:
+def test_a_full_disk_for_the_record_is_a_warning(tmp_path: Path, ready_database: Path, colours: Path) -> None:
     (tmp_path / "small").mkdir()
     command = (*TRAIN[:-4], "--data", str(colours), "--batch-size", "2", "--epochs", "9", "--log-every", "1",
                "--tracking-uri", f"sqlite:///{tmp_path}/small/mlflow.db")  # fmt: skip
     small = partial(put_on_a_small_disk, ready_database, tmp_path / "small")
-    # MLflow samples the machine all the time, as in a run that takes longer.
+    # MLflow samples system metrics continuously, as in a longer run.
     sampling = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.02", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1"}
-    code, said = allowed(said_by(tmp_path, *command, prepare=small, **sampling))
-    assert code == 0, said
+    code, output = skip_if_not_permitted(run_in(tmp_path, *command, prepare=small, **sampling))
+    assert code == 0, output
     for expected in ("test accuracy", "database or disk is full", "tl runs sync"):
-        assert expected in said
-    assert "Traceback" not in said
-    assert "sqlalche" not in said, said
+        assert expected in output
+    assert "Traceback" not in output
+    assert "sqlalche" not in output, output
 
 
 def put_on_a_small_disk(file: Path, folder: Path) -> None:
-    """Leave room for the beginning of a run's record."""
+    """Put the database on a disk with room for only the beginning of a run's record."""
     data = file.read_bytes()
     mount_here(str(folder), f"size={len(data) // 1024 + 40}k")
     (folder / "mlflow.db").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Random numbers are functions of a seed and counters, and different seeds share none."""
+"""Random numbers are functions of a seed and counters, and different seeds have different numbers."""
 
 from itertools import combinations, product
 
@@ -14,7 +14,7 @@ from tl_cli.data.batches import balanced_order, epoch_order
 from tl_cli.models.zoo import registry
 from tl_cli.randomness import Purpose, generator, mixed, splitmix64
 
-# The outputs for seed 1234567 that Rosetta Code gives for the author's own C code (https://prng.di.unimi.it/splitmix64.c).
+# Outputs for seed 1234567 from Rosetta Code, of the author's C code (https://prng.di.unimi.it/splitmix64.c).
 PUBLISHED = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821)
 SEEDS = (0, 1, 2, 3, (1 << 32) - 1, 1 << 32, (1 << 63) - 2, (1 << 63) - 1)
 
@@ -28,7 +28,7 @@ def test_splitmix64_gives_the_published_outputs() -> None:
 
 
 @pytest.mark.parametrize("seed", [*SEEDS, -1, -(1 << 63), (1 << 64) - 1])
-def test_augmentation_is_the_reference_of_seed_epoch_stream_turn_and_index(seed: int) -> None:
+def test_augmentation_equals_the_reference_for_seed_epoch_stream_turn_and_index(seed: int) -> None:
     indices = np.array([0, 1, 7, 50_000, (1 << 40) + 3])
     for epoch, stream, turn in ((1, Stream.FLIP, 0), (2, Stream.HUE, 0), (300, Stream.ERASE_LEFT, 9)):
         key = reference(seed, Purpose.AUGMENTATION, epoch, stream, turn)
@@ -77,18 +77,18 @@ def test_numbers_of_one_image_in_successive_epochs_are_uniform_too() -> None:
     assert stats.kstest(numbers, "uniform").pvalue > 0.01
 
 
-def test_orders_are_of_their_seed_and_epoch_alone() -> None:
+def test_orders_depend_on_seed_and_epoch_alone() -> None:
     orders = [epoch_order(50, seed, epoch) for seed, epoch in product(SEEDS, range(4))]
     labels = np.arange(50) % 3
     orders += [balanced_order(labels, seed, epoch)[0] for seed, epoch in product(SEEDS, range(4))]
     assert len(np.unique(orders, axis=0)) == len(orders)
-    # Expected: where an image stands in one order says nothing about where it stands in another.
+    # Expected: the positions of an image in two orders are independent.
     ranks = np.stack([np.argsort(epoch_order(500, seed, epoch)) for seed, epoch in product(range(4), range(4))])
     correlation = np.corrcoef(ranks)[~np.eye(len(ranks), dtype=bool)]
     assert abs(correlation).max() < stats.norm.isf(0.001 / 2 / (len(ranks) * (len(ranks) - 1) / 2)) / np.sqrt(499)
 
 
-def test_mixing_is_of_its_seed_and_step_alone() -> None:
+def test_mixing_depends_on_seed_and_step_alone() -> None:
     inputs, labels = torch.zeros(12, 3, 2, 2), torch.arange(12)
     targets = [
         mix(inputs, labels, 12, mixup=1.0, cutmix=0.0, seed=seed, step=step)[1]
@@ -98,14 +98,14 @@ def test_mixing_is_of_its_seed_and_step_alone() -> None:
     assert len({float(shares.diagonal().min()) for shares in targets}) == len(targets)
 
 
-def test_no_seed_and_step_have_the_dropout_of_others() -> None:
+def test_dropout_differs_for_every_seed_and_step() -> None:
     steps = [*range(1, 200), *range(1_000_000, 1_000_010), *range(2_000_000, 2_000_010)]
     drawn = [mixed(seed, Purpose.DROPOUT, step) for seed, step in product(SEEDS, steps)]
     # torch's generator on the CPU takes the low 32 bits: 1,752 of them are all different with a probability of 99.96%.
     assert len({bits % 2**32 for bits in drawn}) == len(drawn)
 
 
-def test_purposes_have_numbers_of_their_own() -> None:
+def test_each_purpose_has_separate_random_numbers() -> None:
     drawn = [generator(seed, purpose, 1).random(100) for seed, purpose in product((0, 1), Purpose)]
     assert len(np.unique(drawn)) == 100 * len(drawn)
 
@@ -117,6 +117,6 @@ def test_new_models_of_different_seeds_differ_beyond_32_bits() -> None:
         for seed in seeds
     ]
     assert all(not torch.equal(one, other) for one, other in combinations(weights, 2))
-    # What smaller seeds give stays: saved models are compared with the weights that they started from.
+    # Smaller seeds give the numbers of earlier versions, as saved models are compared with their initial weights.
     torch.manual_seed(1)
     assert torch.equal(weights[1], next(registry.build("timm/test_efficientnet", 3).parameters()))

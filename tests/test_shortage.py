@@ -1,4 +1,4 @@
-"""Too little memory, or too few threads: said as such, with what helps there, and the run has an end."""
+"""Too little memory or too few threads: the error names the shortage and options that help, and the run is ended."""
 
 import errno
 import os
@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.processes import said_by
+from tests.support.processes import run_in
 from tests.support.quick_run import TRAIN
 from tl_cli.errors import DataError, UsageError
 from tl_cli.shortage import ShortageError, during, find_shortage
 from tl_cli.training.state import checkpoints
 
-# Each fails for want of address space, as a process under `ulimit -v` does.
+# Each fails for lack of address space, as a process under `ulimit -v` does.
 LIMITED = """
 import mmap, os, resource, threading
 import numpy as np, torch
@@ -45,12 +45,12 @@ for fail in (
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
-def test_what_fails_under_a_limit_is_a_shortage() -> None:
+def test_errors_under_a_memory_or_thread_limit_are_shortages() -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["memory"] * 4 + ["threads"], done.stderr
 
 
-# As the libraries word them where this machine cannot make them fail.
+# Messages of the libraries that cannot be provoked on this machine.
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 15.77 GiB"
 ONEDNN = "could not create a primitive"
 CPU = (
@@ -83,11 +83,11 @@ THREAD = "can't start new thread"
     ],
     ids=str,
 )
-def test_shortages_are_told_from_other_errors(error: BaseException, resource: str | None) -> None:
+def test_shortages_are_distinguished_from_other_errors(error: BaseException, resource: str | None) -> None:
     assert getattr(find_shortage(error), "resource", None) == resource
 
 
-def test_an_error_that_was_made_of_a_shortage_is_one() -> None:
+def test_an_error_caused_by_a_shortage_is_a_shortage() -> None:
     with pytest.raises(ShortageError, match="out of memory while reading"), during("while reading"):  # noqa: PT012
         try:
             raise RuntimeError(ONEDNN)
@@ -97,7 +97,7 @@ def test_an_error_that_was_made_of_a_shortage_is_one() -> None:
         raise UsageError("cannot take --input-size 32")
 
 
-def test_the_innermost_place_counts_and_advice_is_of_the_command() -> None:
+def test_the_innermost_activity_counts_and_advice_has_options_of_the_command() -> None:
     with pytest.raises(ShortageError) as caught, during("while training", "--batch-size"):  # noqa: SIM117
         with during("while evaluating", "--input-size", "--workers"):
             raise MemoryError
@@ -113,8 +113,8 @@ def test_no_option_helps_before_anything_is_loaded() -> None:
     assert "--" not in shortage.advice({"--batch-size", "--workers"})
 
 
-def run_short(place: str, said: str) -> None:
-    """Let memory or threads run out at a place."""
+def exhaust(activity: str, message: str) -> None:
+    """Let memory or threads run out in this part of a run."""
     from concurrent.futures import thread as pools
 
     from tl_cli.evaluation import logits
@@ -122,9 +122,9 @@ def run_short(place: str, said: str) -> None:
     from tl_cli.training import cached_features, fit, state
 
     def fail(*arguments: object, **options: object) -> None:
-        raise RuntimeError(said)
+        raise RuntimeError(message)
 
-    if place == "the first image":
+    if activity == "the first image":
         create = registry.create
 
         def broken(*arguments: object, **options: object) -> registry.Classifier:
@@ -133,16 +133,16 @@ def run_short(place: str, said: str) -> None:
             return classifier
 
         registry.create = broken
-    elif place == "the recorder":
+    elif activity == "the recorder":
         start = threading.Thread.start
         threading.Thread.start = lambda self: fail() if self.name == "tl-recorder" else start(self)
-    elif place == "features":
+    elif activity == "features":
         cached_features.Cache._rows = fail
-    elif place == "a step":
+    elif activity == "a step":
         fit.train_step = fail
-    elif place == "validation":
+    elif activity == "validation":
         logits.outputs = fail
-    elif place == "a checkpoint":
+    elif activity == "a checkpoint":
         state.torch.load = fail
     else:
         pools.threading.Thread = fail
@@ -150,7 +150,7 @@ def run_short(place: str, said: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("place", "error", "said", "helps"),
+    ("activity", "error", "expected", "helps"),
     [
         ("the first image", ONEDNN, "out of memory while preparing data and model", "--input-size --limit --workers"),
         ("the recorder", THREAD, "out of threads", "--workers --threads"),
@@ -161,47 +161,47 @@ def run_short(place: str, said: str) -> None:
         ("validation", CPU, "out of memory while evaluating", "--input-size --workers"),
     ],
 )  # fmt: skip
-def test_a_run_that_runs_short_ends_with_advice_that_fits(
-    place: str, error: str, said: str, helps: str, tmp_path: Path, ready_database: Path, colours: Path
+def test_a_run_out_of_memory_or_threads_ends_with_suitable_advice(
+    activity: str, error: str, expected: str, helps: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, told = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(run_short, place, error))
-    assert code == 1, told
-    assert "Traceback" not in told
-    message = told[told.index("error: ") :].strip()
-    assert message.startswith(f"error: {said}; try ")
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(exhaust, activity, error))
+    assert code == 1, output
+    assert "Traceback" not in output
+    message = output[output.index("error: ") :].strip()
+    assert message.startswith(f"error: {expected}; try ")
     assert re.findall("--[a-z-]+", message) == helps.split()
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         statuses = database.execute("select status from runs").fetchall()
-    assert statuses == ([] if place == "the first image" else [("FAILED",)])
+    assert statuses == ([] if activity == "the first image" else [("FAILED",)])
 
 
 @pytest.mark.slow
-def test_a_checkpoint_for_which_there_is_no_memory_is_not_taken_for_a_damaged_one(
+def test_a_checkpoint_that_does_not_fit_in_memory_is_not_called_damaged(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, told = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(run_short, "validation", CPU))
-    assert code == 1, told
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(exhaust, "validation", CPU))
+    assert code == 1, output
     (state,) = tmp_path.glob("mlruns/*/*/state")
     newest = checkpoints(state)[0].name
-    code, told = said_by(tmp_path, "train", "--resume", "latest", prepare=partial(run_short, "a checkpoint", CPU))
-    assert code == 1, told
-    assert "error: out of memory; try " in told
-    assert "is not usable" not in told
+    code, output = run_in(tmp_path, "train", "--resume", "latest", prepare=partial(exhaust, "a checkpoint", CPU))
+    assert code == 1, output
+    assert "error: out of memory; try " in output
+    assert "is not usable" not in output
     assert checkpoints(state)[0].name == newest
 
 
-def test_a_picture_for_which_there_is_no_memory_is_not_skipped_as_a_bad_one(tmp_path: Path, odd_pictures: Path) -> None:
-    code, told = said_by(
+def test_an_image_that_does_not_fit_in_memory_is_not_skipped_as_a_bad_one(tmp_path: Path, odd_pictures: Path) -> None:
+    code, output = run_in(
         tmp_path, "train", *TRAIN[1:], "--data", odd_pictures, "--on-bad-image", "skip", "--dry-run",
-        prepare=no_memory_for_pictures,
+        prepare=raise_memory_error_when_decoding,
     )  # fmt: skip
-    assert code == 1, told
-    assert re.search(r"error: out of memory while decoding \S*\.png; try", told)
+    assert code == 1, output
+    assert re.search(r"error: out of memory while decoding \S*\.png; try", output)
 
 
-def no_memory_for_pictures() -> None:
+def raise_memory_error_when_decoding() -> None:
     from tl_cli.data import decode
 
     def fail(*arguments: object) -> None:

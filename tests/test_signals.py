@@ -1,4 +1,4 @@
-"""Signals to a process of tl, wherever it is: what is done is kept, how it ended is recorded, and the shell is told."""
+"""Signals at any point of tl: results are saved, the status is recorded, and the exit code is right."""
 
 import os
 import pty
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import said_by, start_in, tl_process, wait_for
+from tests.support.processes import run_in, start_in, tl_process, wait_for
 from tests.support.quick_run import TRAIN
 from tl_cli.models.bundle import read_card
 from tl_cli.training.state import checkpoints, read_checkpoint
@@ -28,8 +28,8 @@ STOPPED = {
 }
 
 
-def send_at(place: str, signum: int) -> None:
-    """Let this process send itself a signal, once, at that place; it notes after how many steps."""
+def send_at(point: str, signum: int) -> None:
+    """Let this process send itself a signal once, at this point, and write the number of steps so far."""
     from tl_cli.data.images import FileImages
     from tl_cli.training import events, state
     from tl_cli.training.events import Event, StepEnded, Worked
@@ -48,9 +48,9 @@ def send_at(place: str, signum: int) -> None:
         nonlocal steps
         if isinstance(event, StepEnded):
             steps = event.step
-            if place == "training" and steps == 8:
+            if point == "training" and steps == 8:
                 send()
-        elif isinstance(event, Worked) and (event.activity, place) in (
+        elif isinstance(event, Worked) and (event.activity, point) in (
             ("caching features", "caching"), ("validating", "validating")
         ):  # fmt: skip
             send()
@@ -67,27 +67,27 @@ def send_at(place: str, signum: int) -> None:
 
     tell = events.notify_all
     events.notify_all = lambda *observers: tell(watch, *observers)
-    if place == "scanning":
+    if point == "scanning":
         before("open", FileImages, lambda: True)
-    elif place == "saving":
+    elif point == "saving":
         before("to_bytes", state.TrainState, lambda: steps == 5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
-@pytest.mark.parametrize("place", ["scanning", "caching", "training", "validating", "saving"])
-def test_a_signal_is_heeded_within_a_step(
-    place: str, signum: signal.Signals, tmp_path: Path, ready_database: Path, odd_pictures: Path
+@pytest.mark.parametrize("point", ["scanning", "caching", "training", "validating", "saving"])
+def test_a_signal_stops_the_run_within_a_step(
+    point: str, signum: signal.Signals, tmp_path: Path, ready_database: Path, odd_pictures: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, place, signum))
-    assert code == CODES[signum], said
-    assert said.endswith(STOPPED[signum])
-    assert "error:" not in said
-    assert "Traceback" not in said
+    code, output = run_in(tmp_path, *TRAIN, "--data", str(odd_pictures), prepare=partial(send_at, point, signum))
+    assert code == CODES[signum], output
+    assert output.endswith(STOPPED[signum])
+    assert "error:" not in output
+    assert "Traceback" not in output
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         recorded = database.execute("select status from runs").fetchall()
-    if place == "scanning":
+    if point == "scanning":
         assert recorded == []
         return
     assert recorded == [("KILLED",)]
@@ -96,16 +96,16 @@ def test_a_signal_is_heeded_within_a_step(
     steps = saved["counters"]["step"] + (saved["partial"]["steps"] if saved["partial"] else 0)
     assert steps == int((tmp_path / "sent").read_text())
     if signum is signal.SIGINT:
-        code, said = said_by(tmp_path, "train", "--resume", "latest")
-        assert code == 0, said
+        code, output = run_in(tmp_path, "train", "--resume", "latest")
+        assert code == 0, output
 
 
 @pytest.mark.slow
-def test_a_batch_script_that_requeues_finds_the_step_saved(tmp_path: Path, ready_database: Path, colours: Path) -> None:
+def test_sigusr1_of_a_batch_scheduler_saves_the_step(tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(send_at, "training", signal.SIGUSR1))
-    assert code == 128 + signal.SIGUSR1, said
-    assert "step 8 is saved; resume with: tl train --resume" in said
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(send_at, "training", signal.SIGUSR1))
+    assert code == 128 + signal.SIGUSR1, output
+    assert "step 8 is saved; resume with: tl train --resume" in output
     (state,) = tmp_path.glob("mlruns/*/*/state")
     saved = read_checkpoint(checkpoints(state)[0].read_bytes())
     assert saved["counters"]["step"] + saved["partial"]["steps"] == 8
@@ -114,26 +114,26 @@ def test_a_batch_script_that_requeues_finds_the_step_saved(tmp_path: Path, ready
 
 
 def ignore_then_send(signum: int) -> None:
-    """Be started as ``nohup`` (SIGHUP) or a script's ``&`` (SIGINT) starts a command, and get the signal all the same."""
+    """Ignore a signal, as under ``nohup`` (SIGHUP) or a script's ``&`` (SIGINT), and then send it."""
     signal.signal(signum, signal.SIG_IGN)
     send_at("training", signum)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGHUP, signal.SIGINT], ids=lambda signum: signum.name)
-def test_a_training_that_was_started_to_ignore_a_signal_goes_on(
+def test_a_training_that_was_started_with_a_signal_ignored_continues(
     signum: signal.Signals, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(ignore_then_send, signum))
-    assert code == 0, said
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(ignore_then_send, signum))
+    assert code == 0, output
     assert (tmp_path / "sent").read_text() == "8"
-    assert "epoch 4/4" in said
+    assert "epoch 4/4" in output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["hangs up", "is closed"])
-def test_a_training_is_kept_when_its_terminal_goes_away(
+def test_a_training_is_saved_when_its_terminal_closes(
     ending: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
@@ -161,12 +161,12 @@ def test_a_training_is_kept_when_its_terminal_goes_away(
         assert (statuses, last) == ([("FINISHED",)], 24)
 
 
-def stop_after_the_end(place: str) -> None:
-    """Let Ctrl-C come once all is trained: as it is recorded, or as the result is shown."""
+def stop_after_the_end(point: str) -> None:
+    """Send Ctrl-C after the training, while it is recorded or while the result is shown."""
     from tl_cli.tracking.recorder import Recorder
     from tl_cli.ui.terminal import training_observer
 
-    module, name = (Recorder, "log_end") if place == "recording" else (training_observer, "print_next")
+    module, name = (Recorder, "log_end") if point == "recording" else (training_observer, "print_next")
     real = getattr(module, name)
 
     def send(*arguments: object) -> None:
@@ -177,37 +177,37 @@ def stop_after_the_end(place: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["recording", "showing"])
-def test_ctrl_c_after_the_training_says_what_is_recorded(
-    place: str, tmp_path: Path, ready_database: Path, colours: Path
+@pytest.mark.parametrize("point", ["recording", "showing"])
+def test_ctrl_c_after_the_training_reports_what_is_recorded(
+    point: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_after_the_end, place))
-    assert code == 130, said
-    assert said.endswith("stopped (Ctrl-C)\n")
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_after_the_end, point))
+    assert code == 130, output
+    assert output.endswith("stopped (Ctrl-C)\n")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         ((run_id, status),) = database.execute("select run_uuid, status from runs").fetchall()
-    if place == "recording":
+    if point == "recording":
         assert status == "KILLED"
-        assert f"step 24 is saved; resume with: tl train --resume {run_id[:8]}" in said
-        code, said = said_by(tmp_path, "train", "--resume", "latest")
-        assert code == 0, said
+        assert f"step 24 is saved; resume with: tl train --resume {run_id[:8]}" in output
+        code, output = run_in(tmp_path, "train", "--resume", "latest")
+        assert code == 0, output
     else:
         assert status == "FINISHED"
-        assert "test accuracy" in said
-        assert f"run {run_id[:8]} is complete and recorded, with its model; see: tl eval {run_id[:8]}" in said
+        assert "test accuracy" in output
+        assert f"run {run_id[:8]} is complete and recorded, with its model; see: tl eval {run_id[:8]}" in output
 
 
 @pytest.mark.parametrize("signum", CODES, ids=lambda signum: signum.name)
-def test_looking_at_a_data_set_is_stopped_at_once(signum: signal.Signals, tmp_path: Path, odd_pictures: Path) -> None:
-    code, said = said_by(
-        tmp_path, "data", "check", str(odd_pictures), "--no-labels", prepare=partial(look_then_send, signum)
+def test_checking_a_data_set_stops_immediately(signum: signal.Signals, tmp_path: Path, odd_pictures: Path) -> None:
+    code, output = run_in(
+        tmp_path, "data", "check", str(odd_pictures), "--no-labels", prepare=partial(send_while_checking, signum)
     )
-    assert code == CODES[signum], said
-    assert said == STOPPED[signum]
+    assert code == CODES[signum], output
+    assert output == STOPPED[signum]
 
 
-def look_then_send(signum: int) -> None:
+def send_while_checking(signum: int) -> None:
     from tl_cli.data import checks
 
     look = checks.examine_file
@@ -221,7 +221,7 @@ def look_then_send(signum: int) -> None:
 
 
 def swallow(signum: int) -> None:
-    """Let a signal come in a library that makes an error of its own of everything."""
+    """Send a signal inside a library that converts every exception to its own error."""
     from tl_cli.data import checks
 
     def instead(path: str, *how: object) -> object:
@@ -233,14 +233,14 @@ def swallow(signum: int) -> None:
     checks.examine_file = instead
 
 
-def test_a_signal_is_no_other_error(tmp_path: Path, odd_pictures: Path) -> None:
-    code, said = said_by(
+def test_a_signal_is_not_reported_as_another_error(tmp_path: Path, odd_pictures: Path) -> None:
+    code, output = run_in(
         tmp_path, "data", "check", odd_pictures, "--workers", "0", prepare=partial(swallow, signal.SIGTERM)
     )
-    assert (code, said.strip()) == (143, "stopped (SIGTERM)")
+    assert (code, output.strip()) == (143, "stopped (SIGTERM)")
 
 
-def test_a_signal_while_the_program_is_being_imported_is_heeded() -> None:
+def test_a_signal_during_imports_stops_the_program() -> None:
     early = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # parallel tests are started to ignore it
@@ -256,8 +256,8 @@ main()
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped (Ctrl-C)\n")
 
 
-def hang_in(place: str) -> None:
-    """Let a step, or the last record of a run that was stopped, never end."""
+def hang_in(point: str) -> None:
+    """Let a step, or the last write of a stopped run, hang."""
     from tl_cli.tracking.recorder import Recorder
     from tl_cli.training import fit
 
@@ -266,7 +266,7 @@ def hang_in(place: str) -> None:
         while True:
             time.sleep(600)
 
-    if place == "a step":
+    if point == "a step":
         fit.train_step = hang
     else:
         send_at("training", signal.SIGINT)
@@ -274,30 +274,30 @@ def hang_in(place: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["a step", "the last record"])
-def test_a_second_ctrl_c_leaves_at_once(place: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
+@pytest.mark.parametrize("point", ["a step", "the last record"])
+def test_a_second_ctrl_c_exits_immediately(point: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    process = start_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(hang_in, place))
+    process = start_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(hang_in, point))
     wait_for(lambda: not process.is_alive() or (tmp_path / "hangs").exists(), "the hanging")
-    if place == "a step":
+    if point == "a step":
         os.kill(process.pid, signal.SIGINT)
         process.join(1.3)
     assert process.is_alive()
-    # Presses that come within a second of each other are one; a process that gets no time may see them so.
+    # Presses within a second count as one, and a process that gets no CPU time may receive them so.
     while process.is_alive():
         os.kill(process.pid, signal.SIGINT)
         process.join(1.3)
-    told = (tmp_path / "said").read_text()
-    assert process.exitcode == 130, told
-    assert "Traceback" not in told
+    output = (tmp_path / "output.txt").read_text()
+    assert process.exitcode == 130, output
+    assert "Traceback" not in output
 
 
-def stop_again_in(place: str) -> None:
-    """Let Ctrl-C come as a run is taken up, or once more as the record of one that was stopped is closed."""
+def stop_again_in(point: str) -> None:
+    """Send Ctrl-C while a run is being resumed, or again while the record of a stopped one is being closed."""
     from tl_cli.tracking.journal import Ending, Journal
     from tl_cli.tracking.recorder import Recorder
 
-    if place == "taking up":
+    if point == "taking up":
         Recorder._recall = lambda recorder: os.kill(os.getpid(), signal.SIGINT)
         return
     send_at("training", signal.SIGINT)
@@ -310,31 +310,31 @@ def stop_again_in(place: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["taking up", "closing"])
-def test_a_run_whose_record_was_not_closed_can_go_on(
-    place: str, tmp_path: Path, ready_database: Path, colours: Path
+@pytest.mark.parametrize("point", ["taking up", "closing"])
+def test_a_run_whose_record_was_not_closed_can_be_resumed(
+    point: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(
+    code, output = run_in(
         tmp_path,
         *TRAIN,
         "--data",
         colours,
-        prepare=partial(send_at, "training", signal.SIGINT) if place == "taking up" else partial(stop_again_in, place),
+        prepare=partial(send_at, "training", signal.SIGINT) if point == "taking up" else partial(stop_again_in, point),
     )
-    assert code == 130, said
-    if place == "taking up":
-        code, said = said_by(tmp_path, "train", "--resume", "latest", prepare=partial(stop_again_in, place))
-        assert code == 130, said
+    assert code == 130, output
+    if point == "taking up":
+        code, output = run_in(tmp_path, "train", "--resume", "latest", prepare=partial(stop_again_in, point))
+        assert code == 130, output
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
         assert database.execute("select status from runs").fetchall() == [("KILLED",)]
-    code, said = said_by(tmp_path, "train", "--resume", "latest")
-    assert code == 0, said
-    assert "test accuracy" in said
+    code, output = run_in(tmp_path, "train", "--resume", "latest")
+    assert code == 0, output
+    assert "test accuracy" in output
 
 
 def stop_twice_while_saving(best: int) -> None:
-    """Let each epoch be the best, the saving of the ``best``-th take long, and Ctrl-C come twice meanwhile."""
+    """Let each epoch be the best, let saving the ``best``-th take long, and send Ctrl-C twice meanwhile."""
     from tl_cli.models import bundle
     from tl_cli.training.state import Counters
 
@@ -359,13 +359,13 @@ def test_no_checkpoint_names_a_best_model_that_was_never_saved(
     best: int, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_twice_while_saving, best))
-    assert code == 130, said
-    assert ("kept the best model" in said) is (best > 1)
-    code, said = said_by(tmp_path, "train", "--resume", "latest")
-    assert code == 0, said
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(stop_twice_while_saving, best))
+    assert code == 130, output
+    assert ("kept the best model" in output) is (best > 1)
+    code, output = run_in(tmp_path, "train", "--resume", "latest")
+    assert code == 0, output
     (state,) = tmp_path.glob("mlruns/*/*/state")
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
-        # Of a figure that was recorded twice the later one counts.
+        # If a metric was recorded twice, the later value counts.
         query = "select value from latest_metrics where key = 'best/epoch'"
         assert [(read_card(state / "best").epoch,)] == database.execute(query).fetchall()

@@ -19,7 +19,7 @@ def test_safe_text_is_printable_and_bounded(name: str) -> None:
     assert len(text) < 200 * 10
 
 
-def test_ordinary_names_are_left_alone() -> None:
+def test_ordinary_names_are_not_changed() -> None:
     assert safe_text("Küche 猫 [bold]") == "Küche 猫 [bold]"
 
 
@@ -61,7 +61,7 @@ def test_no_cell_of_a_csv_is_a_formula(cell: object, expected: str) -> None:
 
 
 @given(st.text())
-def test_no_text_begins_as_owasp_forbids(text: str) -> None:
+def test_no_text_begins_with_a_character_that_owasp_forbids(text: str) -> None:
     (row,) = csv.reader(io.StringIO(csv_text([[text, "x"]])))
     assert row[0][:1] not in ("=", "@", "\t", "\r")
     if row[0][:1] in ("+", "-") and row[0]:

@@ -15,7 +15,7 @@ from tl_cli.models.zoo import registry
 
 
 class Silent(TrainObserver):
-    """Keeps warnings instead of raising them as Python's."""
+    """Collects warnings instead of issuing Python warnings."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -40,13 +40,13 @@ class Project:
     pictures: Path
     runs: tuple[TrainResult, TrainResult]
 
-    def test_images(self) -> list[Path]:
+    def list_test_files(self) -> list[Path]:
         """Return the files of the test images, as the API orders them."""
         return sorted((self.pictures / "test").rglob("*.png"))
 
     def labels(self) -> np.ndarray:
         """Return the index of each test image's class among the classes in alphabetical order."""
-        return np.array([("blue", "green", "red").index(path.parent.name) for path in self.test_images()])
+        return np.array([("blue", "green", "red").index(path.parent.name) for path in self.list_test_files()])
 
     def probabilities(self, run: TrainResult, files: list[Path]) -> np.ndarray:
         """Return the softmax of a run's network for files of 32 x 32 pixels, which need no resizing, (N, 3)."""

@@ -1,4 +1,4 @@
-"""The listing and the clearing of a cache whose files were made by hand."""
+"""The listing and the clearing of a cache with files of known size and age."""
 
 import os
 import time
@@ -44,7 +44,7 @@ def test_sizes_are_listed_by_kind_and_by_age(cache: Path) -> None:
     assert listing.to_dict()["folder"] == str(cache)
 
 
-def test_only_what_is_old_enough_is_cleared_and_downloads_stay(cache: Path) -> None:
+def test_only_old_files_are_cleared_and_downloads_are_kept(cache: Path) -> None:
     cleared = clear_cache((), DAY_S, None)
     assert (cleared.selected, cleared.left) == ({"features": 1, "measurements": 1}, {})
     assert cleared.to_dict() == {"folder": str(cache), "removed_bytes": 1012, "left": {}, "left_bytes": 0}
@@ -68,6 +68,6 @@ def test_nothing_is_removed_without_consent(cache: Path) -> None:
     assert sorted(cache.rglob("*")) == before
 
 
-def test_a_kind_that_may_hold_files_of_a_person_is_refused() -> None:
+def test_a_kind_with_possible_user_files_is_refused() -> None:
     with pytest.raises(UsageError, match="downloads cannot be cleared.*remove them yourself"):
         clear_cache(("downloads",), 0, None)

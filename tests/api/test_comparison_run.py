@@ -23,7 +23,7 @@ class Listening(CompareObserver, Silent):
 
 def correct(project: Project) -> list[np.ndarray]:
     """Return which test images each run classifies correctly."""
-    files, labels = project.test_images(), project.labels()
+    files, labels = project.list_test_files(), project.labels()
     return [project.probabilities(run, files).argmax(1) == labels for run in project.runs]
 
 

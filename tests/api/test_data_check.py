@@ -1,4 +1,4 @@
-"""``check_data`` on pictures whose faults were made by hand."""
+"""``check_data`` on images with known faults."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ SCHEMA = json.loads((Path(tl_cli.__file__).parent / "api" / "schemas" / "data-ch
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Folders train/ and test/ with different images of three classes, 5 and 2 of each."""
+    """Folders train/ and test/ with different images of three classes, 5 and 2 per class."""
     write_pictures(tmp_path / "all", COLOURS, 7)
     for name in COLOURS:
         for part, numbers in (("train", range(5)), ("test", range(5, 7))):
@@ -74,8 +74,8 @@ def test_labels_are_not_compared_without_a_readable_image_or_a_second_one(tmp_pa
     assert "labels were not compared" in report.doubts.why_not
 
 
-def test_a_wrong_label_is_in_doubt(pictures: Path) -> None:
-    # A red picture among the blue ones.
+def test_a_wrong_label_is_reported(pictures: Path) -> None:
+    # A red image among the blue ones.
     shutil.copy(pictures / "test" / "red" / "005.png", pictures / "train" / "blue" / "wrong.png")
     data = check(pictures).to_dict()["doubted_labels"]
     jsonschema.validate(data, SCHEMA["properties"]["doubted_labels"] | {"$defs": SCHEMA.get("$defs", {})})

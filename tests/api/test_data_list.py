@@ -1,4 +1,4 @@
-"""``list_data`` names the data sets as their libraries do."""
+"""``list_data`` has the names of the libraries' data sets."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_the_digits_have_the_numbers_of_scikit_learn() -> None:
     assert digits["classes"] == len(np.unique(labels))
     assert sum(digits["images"].values()) == len(labels)
     assert list(digits) == ["name", "title", "classes", "images", "download_mb", "mirrors"]
-    # A digit mirrored left to right is no digit.
+    # A mirrored digit is not a digit.
     assert digits["mirrors"] is False
 
 
@@ -26,7 +26,7 @@ def test_a_pattern_matches_names_and_titles() -> None:
     assert {"cifar10", "digits"} < {row.name for row in list_data().sets}
 
 
-def test_an_unknown_name_is_refused_with_the_nearest_or_with_what_to_do(tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_name_or_a_fix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Did you mean cifar10"):
         list_data("cifr10")
     with pytest.raises(UsageError, match="tl data check"):

@@ -15,22 +15,22 @@ from tl_cli.evaluation.logits import load_logits
 
 def test_the_metrics_are_those_of_scikit_learn(project: Project) -> None:
     run, labels = project.runs[0], project.labels()
-    expected = project.probabilities(run, project.test_images())
+    expected = project.probabilities(run, project.list_test_files())
     predicted = expected.argmax(1)
-    found = evaluate(EvaluateRequest("first", workers=0, log=False), Silent())
-    data = found.to_dict()
+    result = evaluate(EvaluateRequest("first", workers=0, log=False), Silent())
+    data = result.to_dict()
     assert (data["split"], data["images"], data["classes"]) == ("test", 18, ["blue", "green", "red"])
-    assert found.accuracy == data["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
+    assert result.accuracy == data["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
     assert data["loss"] == pytest.approx(sklearn.metrics.log_loss(labels, expected), rel=1e-4)
     assert data["confusion"] == sklearn.metrics.confusion_matrix(labels, predicted).tolist()
     recalls = sklearn.metrics.recall_score(labels, predicted, average=None)
-    assert [row["recall"] for row in found.class_rows()] == pytest.approx(recalls.tolist())
-    # Of its own test images, so there is no other accuracy to compare with.
-    assert found.own is None
+    assert [row["recall"] for row in result.class_rows()] == pytest.approx(recalls.tolist())
+    # These are its own test images, so there is no other accuracy to compare with.
+    assert result.own is None
     assert "own" not in data
 
 
-def test_results_are_written_and_the_caller_can_draw_and_show_them(project: Project, tmp_path: Path) -> None:
+def test_results_are_written_and_drawn_and_shown_by_the_callers_functions(project: Project, tmp_path: Path) -> None:
     shown: list[float] = []
 
     def draw(evaluation, folder: Path) -> list[Path]:
@@ -39,12 +39,12 @@ def test_results_are_written_and_the_caller_can_draw_and_show_them(project: Proj
 
     request = EvaluateRequest("first", split="val", workers=0, output=tmp_path / "out", log=False)
     observer = Silent()
-    found = evaluate(request, observer, show=lambda evaluation: shown.append(evaluation.accuracy), draw=draw)
-    assert shown == [found.accuracy]
-    assert [path.name for path in found.files] == ["report.json", "logits.npz", "drawn.txt"]
-    assert json.loads(found.files[0].read_text()) == json.loads(json.dumps(found.to_dict()))
-    kept = load_logits(found.files[1])
-    assert (kept.labelled.logits.argmax(1) == kept.labelled.labels).float().mean() == pytest.approx(found.accuracy)
+    result = evaluate(request, observer, show=lambda evaluation: shown.append(evaluation.accuracy), draw=draw)
+    assert shown == [result.accuracy]
+    assert [path.name for path in result.files] == ["report.json", "logits.npz", "drawn.txt"]
+    assert json.loads(result.files[0].read_text()) == json.loads(json.dumps(result.to_dict()))
+    kept = load_logits(result.files[1])
+    assert (kept.labelled.logits.argmax(1) == kept.labelled.labels).float().mean() == pytest.approx(result.accuracy)
     assert any("selected this model's epoch" in message for message in observer.warnings)
 
 
@@ -55,26 +55,26 @@ def test_other_images_are_matched_by_the_names_of_their_classes(project: Project
             (tmp_path / "others" / name / path.name).symlink_to(path)
     observer = Silent()
     request = EvaluateRequest("first", data=str(tmp_path / "others"), workers=0, log=False)
-    found = evaluate(request, observer)
-    files = [path for path in project.test_images() if path.parent.name != "green"]
+    result = evaluate(request, observer)
+    files = [path for path in project.list_test_files() if path.parent.name != "green"]
     predicted = project.probabilities(project.runs[0], files).argmax(1)
     labels = [{"blue": 0, "red": 2}[path.parent.name] for path in files]
-    assert found.accuracy == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
-    assert found.to_dict()["missing"] == ["green"]
-    assert found.own is not None
-    assert found.own.value == pytest.approx(project.runs[0].outcome.test.accuracy.value)
+    assert result.accuracy == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted))
+    assert result.to_dict()["missing"] == ["green"]
+    assert result.own is not None
+    assert result.own.value == pytest.approx(project.runs[0].outcome.test.accuracy.value)
     assert any("has no images of green" in message for message in observer.warnings)
 
 
 def test_a_notebook_shows_the_accuracy_and_the_classes(project: Project) -> None:
-    found = evaluate(EvaluateRequest(str(project.runs[0].model), workers=0), Silent())
-    shown = found._repr_html_()
-    assert f"accuracy {found.accuracy:.2%}" in shown
+    result = evaluate(EvaluateRequest(str(project.runs[0].model), workers=0), Silent())
+    shown = result._repr_html_()
+    assert f"accuracy {result.accuracy:.2%}" in shown
     assert shown.count("<tr>") == 1 + 3
-    assert np.isfinite(found.accuracy)
+    assert np.isfinite(result.accuracy)
 
 
-def test_what_cannot_be_evaluated_is_refused(project: Project) -> None:
+def test_requests_that_cannot_be_evaluated_are_refused(project: Project) -> None:
     with pytest.raises(RunNotFoundError):
         evaluate(EvaluateRequest("nothing-of-this-name"))
     with pytest.raises(DataError, match="would be misleading"):

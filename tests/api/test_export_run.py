@@ -13,15 +13,15 @@ from tl_cli.errors import RunNotFoundError, UsageError
 
 
 def test_the_folder_format_is_the_saved_model_itself(project: Project, tmp_path: Path) -> None:
-    found = export(ExportRequest("first", "folder", tmp_path / "copy"), Silent())
+    result = export(ExportRequest("first", "folder", tmp_path / "copy"), Silent())
     for name in ("model.json", "model.safetensors"):
         assert (tmp_path / "copy" / name).read_bytes() == (project.runs[0].model / name).read_bytes()
-    assert found.to_dict() == {
+    assert result.to_dict() == {
         "model": f"first ({project.runs[0].run_id[:8]})", "format": "folder", "path": str(tmp_path / "copy"),
-        "bytes": None, "input_size": 32, "classes": ["blue", "green", "red"], "temperature": found.temperature,
+        "bytes": None, "input_size": 32, "classes": ["blue", "green", "red"], "temperature": result.temperature,
         "check": None,
     }  # fmt: skip
-    assert str(tmp_path / "copy") in found._repr_html_()
+    assert str(tmp_path / "copy") in result._repr_html_()
     with pytest.raises(UsageError, match="exists already; give --force"):
         export(ExportRequest("first", "folder", tmp_path / "copy"))
     export(ExportRequest("first", "folder", tmp_path / "copy", force=True))
@@ -29,14 +29,14 @@ def test_the_folder_format_is_the_saved_model_itself(project: Project, tmp_path:
 
 @pytest.mark.slow
 def test_an_exported_program_gives_the_probabilities_of_the_model(project: Project, tmp_path: Path) -> None:
-    found = export(ExportRequest("first", "pt2", tmp_path / "model.pt2"), Silent())
-    assert found.bytes == (tmp_path / "model.pt2").stat().st_size
-    assert found.check is not None
-    assert (found.check.images, found.check.are_real) == (16, True)
-    files = project.test_images()[:4]
+    result = export(ExportRequest("first", "pt2", tmp_path / "model.pt2"), Silent())
+    assert result.bytes == (tmp_path / "model.pt2").stat().st_size
+    assert result.check is not None
+    assert (result.check.images, result.check.are_real) == (16, True)
+    files = project.list_test_files()[:4]
     pixels = np.stack([np.asarray(Image.open(path)) for path in files]).transpose(0, 3, 1, 2)
     logits = torch.export.load(tmp_path / "model.pt2").module()(torch.from_numpy(pixels.astype(np.float32)))
-    probabilities = (logits / found.temperature).softmax(1).detach().numpy()
+    probabilities = (logits / result.temperature).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, project.probabilities(project.runs[0], files), atol=1e-4)
 
 

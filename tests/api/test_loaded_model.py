@@ -1,4 +1,4 @@
-"""``load(...).predict``: the same probabilities as the weights' own network, whatever holds the images."""
+"""``load(...).predict`` gives the probabilities of the saved network for files, arrays and Pillow images."""
 
 import subprocess
 import sys
@@ -55,10 +55,13 @@ def test_one_image_in_any_form_gives_its_label_and_probabilities(folder: Path, t
     model = load(folder)
     assert model.classes == CLASSES
     for given in (tmp_path / "image.png", str(tmp_path / "image.png"), Image.fromarray(image), image):
-        found = model.predict(given)
-        np.testing.assert_allclose(found.probabilities, row, atol=1e-5)
-        assert (found.label, found.probability) == (CLASSES[row.argmax()], pytest.approx(row.max(), abs=1e-5))
-        assert [name for name, _ in found.top(3)] == [CLASSES[index] for index in np.argsort(-row)]
+        predictions = model.predict(given)
+        np.testing.assert_allclose(predictions.probabilities, row, atol=1e-5)
+        assert (predictions.label, predictions.probability) == (
+            CLASSES[row.argmax()],
+            pytest.approx(row.max(), abs=1e-5),
+        )
+        assert [name for name, _ in predictions.top(3)] == [CLASSES[index] for index in np.argsort(-row)]
 
 
 def test_several_images_come_back_in_order(folder: Path) -> None:
@@ -66,15 +69,15 @@ def test_several_images_come_back_in_order(folder: Path) -> None:
     rows = expected(folder, images)
     model = load(folder)
     for given in (list(images), images, [Image.fromarray(image) for image in images]):
-        found = model.predict(given, batch_size=2)
-        assert len(found) == 5
-        np.testing.assert_allclose(found.probabilities, rows, atol=1e-5)
-        assert found.labels == [CLASSES[index] for index in rows.argmax(1)]
-        assert [each.path for each in found] == [f"image {number}" for number in range(1, 6)]
+        predictions = model.predict(given, batch_size=2)
+        assert len(predictions) == 5
+        np.testing.assert_allclose(predictions.probabilities, rows, atol=1e-5)
+        assert predictions.labels == [CLASSES[index] for index in rows.argmax(1)]
+        assert [each.path for each in predictions] == [f"image {number}" for number in range(1, 6)]
     assert len(model.predict([])) == 0
 
 
-def test_images_in_memory_are_turned_and_laid_on_white_like_files(folder: Path) -> None:
+def test_images_in_memory_are_turned_upright_and_put_on_white_like_files(folder: Path) -> None:
     (image,) = pixels(1)
     model = load(folder)
     turned = Image.fromarray(image)
@@ -91,7 +94,7 @@ def test_images_in_memory_are_turned_and_laid_on_white_like_files(folder: Path) 
 
 
 @pytest.mark.slow
-def test_what_is_no_image_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_input_that_is_not_an_image_is_refused(folder: Path, tmp_path: Path) -> None:
     model = load(folder)
     (tmp_path / "text.png").write_text("hello")
     for given, reason in (

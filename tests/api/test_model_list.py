@@ -18,22 +18,22 @@ class Counting(Observer):
 
 def test_size_cost_and_accuracy_are_those_of_torchvision() -> None:
     observer = Counting()
-    found = list_architectures(ModelFilter("resnet18", libraries=("torchvision",)), observer)
-    rows = {row["name"]: row for row in found.to_list()}
+    result = list_architectures(ModelFilter("resnet18", libraries=("torchvision",)), observer)
+    rows = {row["name"]: row for row in result.to_list()}
     meta = ResNet18_Weights.DEFAULT.meta
     row = rows["resnet18"]
     assert row["parameters"] == meta["num_params"]
     assert row["multiply_adds"] == pytest.approx(1e9 * meta["_ops"], rel=1e-3)
     assert row["imagenet_top1"] == pytest.approx(meta["_metrics"]["ImageNet-1K"]["acc@1"] / 100)
-    assert (row["library"], row["input_size"], found.total) == ("torchvision", 224, len(rows))
+    assert (row["library"], row["input_size"], result.total) == ("torchvision", 224, len(rows))
     assert observer.seen[0] == ("counting", 0, len(rows))
-    assert found.more_in_timm > 500
+    assert result.more_in_timm > 500
 
 
 def test_a_limit_cuts_the_rows_and_not_the_total() -> None:
-    found = list_architectures(ModelFilter("vgg", libraries=("torchvision",)), Observer(), sort="name", limit=2)
-    assert [row.name for row in found.rows] == ["vgg11", "vgg11_bn"]
-    assert found.total == 8
+    result = list_architectures(ModelFilter("vgg", libraries=("torchvision",)), Observer(), sort="name", limit=2)
+    assert [row.name for row in result.rows] == ["vgg11", "vgg11_bn"]
+    assert result.total == 8
 
 
 def test_a_filter_that_excludes_everything_is_refused() -> None:
@@ -43,7 +43,7 @@ def test_a_filter_that_excludes_everything_is_refused() -> None:
         list_architectures(ModelFilter("vgg", ("torchvision",), max_parameters=1000), Observer())
 
 
-def test_weights_that_are_installed_need_no_download_and_an_unknown_name_stops_all() -> None:
+def test_installed_weights_need_no_download_and_an_unknown_name_stops_all() -> None:
     pulled = pull_weights(["efficientnet_lite0"])
     assert pulled.to_dict() == {"pulled": ["efficientnet_lite0"], "failures": []}
     with pytest.raises(UnknownModelError):

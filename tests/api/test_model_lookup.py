@@ -1,4 +1,4 @@
-"""A saved model is found by its folder, by one of its files, or by its run."""
+"""A saved model is found by its folder, by one of its files or by its run."""
 
 import subprocess
 import sys
@@ -31,10 +31,10 @@ def test_other_names_are_no_saved_model(tmp_path: Path) -> None:
 
 def test_the_model_of_a_run_comes_with_its_run(project: Project) -> None:
     run = project.runs[0]
-    found = find_model("first", None, pytest.fail)
-    assert isinstance(found, RecordedModel)
-    assert found.run.info.run_id == run.run_id
-    assert (found.folder / WEIGHTS_FILE).read_bytes() == (run.model / WEIGHTS_FILE).read_bytes()
+    model = find_model("first", None, pytest.fail)
+    assert isinstance(model, RecordedModel)
+    assert model.run.info.run_id == run.run_id
+    assert (model.folder / WEIGHTS_FILE).read_bytes() == (run.model / WEIGHTS_FILE).read_bytes()
 
 
 def test_to_read_a_model_neither_mlflow_nor_torch_is_imported(project: Project) -> None:

@@ -3,7 +3,7 @@ import pytest
 from tl_cli import Observer
 
 
-def test_a_warning_becomes_pythons_and_points_to_the_caller_of_the_function() -> None:
+def test_a_warning_is_a_python_warning_with_the_callers_line() -> None:
     def function(observer: Observer) -> None:
         observer.warn("look at this")
 

@@ -15,18 +15,18 @@ from tl_cli.errors import DataError, RunNotFoundError, UsageError
 
 
 def test_predictions_are_the_networks_in_the_order_of_the_files(project: Project) -> None:
-    files = project.test_images()
+    files = project.list_test_files()
     stream = predict(PredictRequest([str(project.pictures / "test")], "second", batch_size=5, workers=2), Silent())
     assert (stream.is_latest, stream.total, stream.classes) == (False, 18, ("blue", "green", "red"))
-    found = list(stream)
-    assert [each.path for each in found] == [str(path) for path in files]
+    predictions = list(stream)
+    assert [each.path for each in predictions] == [str(path) for path in files]
     expected = project.probabilities(project.runs[1], files)
-    np.testing.assert_allclose(np.stack([each.probabilities for each in found]), expected, atol=1e-5)
-    assert [each.label for each in found] == [stream.classes[index] for index in expected.argmax(1)]
+    np.testing.assert_allclose(np.stack([each.probabilities for each in predictions]), expected, atol=1e-5)
+    assert [each.label for each in predictions] == [stream.classes[index] for index in expected.argmax(1)]
 
 
 def test_without_a_run_the_latest_predicts_and_names_may_come_line_by_line(project: Project) -> None:
-    files = [str(path) for path in project.test_images()[:3]]
+    files = [str(path) for path in project.list_test_files()[:3]]
     stream = predict(PredictRequest(["-"], "latest", lines=[f"{name}\n" for name in files]), Silent())
     assert stream.total is None
     assert [each.path for each in stream] == files
@@ -39,17 +39,17 @@ def test_without_a_run_the_latest_predicts_and_names_may_come_line_by_line(proje
 def test_a_file_that_does_not_decode_has_an_error_and_the_others_are_predicted(
     project: Project, tmp_path: Path
 ) -> None:
-    good = str(project.test_images()[0])
+    good = str(project.list_test_files()[0])
     (tmp_path / "text.png").write_text("hello")
     names = [str(tmp_path / "text.png"), str(tmp_path / "gone.png"), good]
-    found = list(predict(PredictRequest(names, "first", batch_size=2), Silent()))
-    assert [each.probabilities is None for each in found] == [True, True, False]
-    for each in found[:2]:
+    predictions = list(predict(PredictRequest(names, "first", batch_size=2), Silent()))
+    assert [each.probabilities is None for each in predictions] == [True, True, False]
+    for each in predictions[:2]:
         assert each.path in each.problem
         with pytest.raises(DataError):
             each.top(1)
-    assert "no such file" in found[1].problem
-    assert found[2].problem == f"{good}: "
+    assert "no such file" in predictions[1].problem
+    assert predictions[2].problem == f"{good}: "
 
 
 def test_a_prediction_as_data_has_the_most_likely_classes_first() -> None:
@@ -62,7 +62,7 @@ def test_a_prediction_as_data_has_the_most_likely_classes_first() -> None:
     assert "<td>62.5%</td>" in prediction._repr_html_()
 
 
-def test_images_with_more_than_8_bits_are_warned_of_where_the_model_has_no_range(
+def test_images_with_more_than_8_bits_cause_a_warning_if_the_model_has_no_pixel_range(
     project: Project, tmp_path: Path
 ) -> None:
     Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(tmp_path / "deep.png")

@@ -11,9 +11,9 @@ from tl_cli.tracking.store import open_store
 def test_a_run_is_found_by_its_name_its_id_and_the_beginning_of_it(project: Project) -> None:
     run_id = project.runs[1].run_id
     for name in ("second", run_id, run_id[:8], "latest", f"runs:/{run_id}"):
-        found = find_recorded(name, None, pytest.fail)
-        assert found.run.info.run_id == run_id
-        assert found.name == f"second ({run_id[:8]})"
+        recorded = find_recorded(name, None, pytest.fail)
+        assert recorded.run.info.run_id == run_id
+        assert recorded.name == f"second ({run_id[:8]})"
 
 
 def test_a_name_that_is_no_run_is_explained(project: Project) -> None:

@@ -1,4 +1,4 @@
-"""A run that was stopped is resumed with its own settings, and learns what an uninterrupted run learns."""
+"""A stopped run is resumed with its own settings and ends with the weights of an uninterrupted run."""
 
 import signal
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert not any("changed" in message for message in observer.warnings)
 
 
-def test_an_edited_config_file_changes_nothing_and_is_warned_of(stopped: Stopping) -> None:
+def test_an_edited_config_file_changes_nothing_and_causes_a_warning(stopped: Stopping) -> None:
     store = open_store(None)
     run = store.find("stopped")
     _, card = resuming.recorded_settings(store, run, Settings(), None)

@@ -20,7 +20,7 @@ def client(workplace: Path) -> mlflow.MlflowClient:
 
 @pytest.fixture
 def copied(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project, whose store leads to the files of the original."""
+    """A copy of the project; its store has the paths of the original's files."""
     folder = tmp_path / "copy"
     shutil.copytree(project.folder, folder, symlinks=True)
     monkeypatch.chdir(folder)
@@ -47,7 +47,7 @@ class Consent:
         raise AssertionError("no folder is outside")
 
 
-def test_an_ended_run_cannot_be_closed_and_without_names_nothing_is_dead(client: mlflow.MlflowClient) -> None:
+def test_an_ended_run_cannot_be_closed_and_without_names_no_run_is_dead(client: mlflow.MlflowClient) -> None:
     run_id = finished(client, "one")
     assert close_runs((), None).to_dict() == {"closed": []}
     with pytest.raises(UsageError, match="has ended already"):
@@ -89,7 +89,7 @@ def test_nothing_is_removed_without_consent(client: mlflow.MlflowClient) -> None
     assert client.get_run(run_id).info.lifecycle_stage == "active"
 
 
-def test_trainings_that_stay_are_named_before_their_comparison_is_removed(client: mlflow.MlflowClient) -> None:
+def test_trainings_that_are_kept_are_named_before_their_comparison_is_removed(client: mlflow.MlflowClient) -> None:
     parent = client.create_run("0", run_name="both", tags={"tl.compares": "models"}).info.run_id
     client.set_terminated(parent)
     child = client.create_run("0", run_name="child", tags={"mlflow.parentRunId": parent}).info.run_id
@@ -121,7 +121,7 @@ def test_a_copied_store_is_relocated_to_its_own_files(copied: Path, project: Pro
     assert relocate_runs(None).changes == 0
 
 
-def test_a_complete_journal_has_nothing_to_send(project: Project) -> None:
+def test_a_complete_journal_has_nothing_to_sync(project: Project) -> None:
     sent = sync_runs(("first",), None)
     assert sent.complete
     assert sent.to_dict() == {
@@ -144,7 +144,7 @@ def test_a_run_that_its_store_has_lost_is_recorded_again(copied: Path, project: 
     assert (sent.runs[0].restored, sent.runs[0].status) == (True, "FINISHED")
     restored = mlflow.MlflowClient(uri).get_run(run_id)
     assert (restored.info.run_name, restored.info.status) == ("first", "FINISHED")
-    # What MLflow measures of the machine during a run of more than ten seconds is not restored.
+    # The system metrics that MLflow records in runs of more than ten seconds are not restored.
     metrics = {key: value for key, value in recorded.data.metrics.items() if not key.startswith("system/")}
     assert restored.data.metrics == metrics
     assert restored.data.params == recorded.data.params
@@ -155,7 +155,7 @@ def test_a_folder_without_journals_is_refused(workplace: Path) -> None:
         sync_runs((), None)
 
 
-def test_the_problems_of_a_run_that_was_sent_are_sentences() -> None:
+def test_problems_of_a_synced_run_are_sentences() -> None:
     sent = SentRun("0123456789", "one", False, 1, 2, None, ("param x: too long",), ("point y: timeout",))
     assert sent.problems == ["the store refuses param x: too long", "not sent: point y: timeout"]
     assert str(sent) == "01234567 (one)"

@@ -25,7 +25,7 @@ def test_a_run_is_followed_until_it_ends(workplace: Path) -> None:
     made = record("one", epochs=1, end=False)
 
     class Ending(FollowObserver):
-        """Ends the run once it has seen it."""
+        """Ends the run after its first update."""
 
         def curves(self, result: CurvesResult, trouble: str = "") -> None:
             seen.append(result.runs[0].facts.status)
@@ -43,7 +43,7 @@ def test_without_a_training_run_the_observer_is_called_once_and_a_new_run_is_fou
     record("old")
 
     class Starting(FollowObserver):
-        """Starts a run while none trains, and ends it once it was read."""
+        """Starts a run while none trains, and ends it after its first update."""
 
         def waiting(self) -> None:
             made.append(record("new", epochs=1, end=False))

@@ -50,14 +50,14 @@ def client(workplace) -> mlflow.MlflowClient:
     ],
 )
 def test_filters_and_orders(client: mlflow.MlflowClient, request_: RunFilter, names: list[str]) -> None:
-    found = list_runs(request_)
-    assert [run.name for run in found.runs] == names
-    assert found.total == (3 if request_.limit else len(names))
-    assert found.filtered == (found.total < 3)
-    assert [row["name"] for row in found.to_list()] == names
+    listed = list_runs(request_)
+    assert [run.name for run in listed.runs] == names
+    assert listed.total == (3 if request_.limit else len(names))
+    assert listed.filtered == (listed.total < 3)
+    assert [row["name"] for row in listed.to_list()] == names
 
 
-def test_facts_are_those_that_were_logged(client: mlflow.MlflowClient) -> None:
+def test_facts_equal_the_logged_values(client: mlflow.MlflowClient) -> None:
     for facts in list_runs(RunFilter()).runs:
         run = client.get_run(facts.run_id)
         assert facts.status == run.info.status.lower()

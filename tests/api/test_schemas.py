@@ -1,4 +1,4 @@
-"""The JSON of every command follows its schema, which is all that programs rely on."""
+"""The JSON of every command follows its schema, on which programs rely."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import pytest
 from tests.support.commands import train_in
 
 SCHEMAS = {Path(each.name).stem: each for each in (files("tl_cli") / "api" / "schemas").iterdir()}
-# By the name of a schema: commands that print such JSON, or a line of it per image; "pictures" is a folder of images.
+# Commands by the schema of their JSON, or of its lines (one per image); "pictures" is a folder of images.
 COMMANDS: dict[str, list[tuple[str, ...]]] = {
     "eval": [
         ("eval", "--json"),
@@ -30,7 +30,7 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, colours: Path) -> Path:
-    """A folder with pictures and a run on them."""
+    """A folder with images and a run trained on them."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "pictures").symlink_to(colours)
     return train_in(folder, ready_database, (
@@ -40,7 +40,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, colo
 
 
 def test_every_schema_has_a_command() -> None:
-    # The others are in the tests of their commands.
+    # The other schemas are tested with their commands.
     texts = [path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].rglob("test_*.py")]
     others = "".join(text for text in texts if "jsonschema" in text)
     missing = [

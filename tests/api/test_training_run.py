@@ -48,10 +48,10 @@ def test_a_training_returns_its_results_records_them_and_prints_nothing(
     assert run.data.tags["who"] == "me"
     assert run.data.tags["tl.command"] == "mine"
     assert run.data.params["freeze_epochs"] == "1"
-    found = result.to_dict()
-    jsonschema.validate(found, SCHEMA)
-    assert (found["epochs"], found["val_accuracy"]) == (2, run.data.metrics["best/val_accuracy"])
-    assert found["settings"]["model"] == "timm/test_resnet"
+    data = result.to_dict()
+    jsonschema.validate(data, SCHEMA)
+    assert (data["epochs"], data["val_accuracy"]) == (2, run.data.metrics["best/val_accuracy"])
+    assert data["settings"]["model"] == "timm/test_resnet"
     assert (result.model / "model.safetensors").exists()
     with pytest.raises(UsageError, match="is complete, and --resume continues only interrupted runs"):
         train(TrainRequest(resume=result.run_id))
@@ -60,11 +60,11 @@ def test_a_training_returns_its_results_records_them_and_prints_nothing(
 def test_a_dry_run_forecasts_and_records_nothing(colours: Path, workplace: Path) -> None:
     forecast = dry_run(TrainRequest(settings(colours)), Listening())
     assert isinstance(forecast, DryRun)
-    found = forecast.to_dict()
-    jsonschema.validate(found, SCHEMA)
-    assert found["settings"]["epochs"] == {"value": 2, "from": "flag", "why": ""}
-    assert found["settings"]["optimizer"]["from"] == "recipe"
-    assert list(found["seconds"]) == ["start", "head", "fine-tune", "final evaluation", "recording"]
+    data = forecast.to_dict()
+    jsonschema.validate(data, SCHEMA)
+    assert data["settings"]["epochs"] == {"value": 2, "from": "flag", "why": ""}
+    assert data["settings"]["optimizer"]["from"] == "recipe"
+    assert list(data["seconds"]) == ["start", "head", "fine-tune", "final evaluation", "recording"]
     assert not (workplace / "mlruns").exists()
 
 

@@ -9,7 +9,7 @@ import torch
 from tests.benchmarks import accuracy, report
 from tests.benchmarks.material import Material, PicturesError, write_pictures
 from tests.benchmarks.rows import ROWS, Comparison
-from tests.benchmarks.timing import Bench, say
+from tests.benchmarks.timing import Bench, print_progress
 
 ACCURACY = "accuracy"
 _TINY = {"rounds": 1, "count": 20, "batch_size": 8, "steps": 2}
@@ -19,48 +19,48 @@ _TINY_EPOCHS = 2
 def main(arguments: list[str] | None = None) -> None:
     """Measure the given rows (default: all but ``accuracy``), print a table, and write JSON if requested."""
     parser = _parser()
-    asked = parser.parse_args(arguments)
-    names = list(dict.fromkeys(asked.rows)) or list(ROWS)
-    if ACCURACY in names and asked.images is None and not asked.tiny:
+    options = parser.parse_args(arguments)
+    names = list(dict.fromkeys(options.rows)) or list(ROWS)
+    if ACCURACY in names and options.images is None and not options.tiny:
         parser.error("accuracy needs --images DIR with CIFAR-10's train/CLASS/ and test/CLASS/")
-    if asked.threads:
-        torch.set_num_threads(asked.threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="tl-benchmarks-") as folder:
-        bench = _bench(asked, Path(folder))
+        bench = _bench(options, Path(folder))
         known = report.facts(bench)
         comparisons: list[Comparison] = []
         try:
             for name in names:
-                say(name)
-                comparisons += _accuracy(asked, bench) if name == ACCURACY else ROWS[name](bench)
+                print_progress(name)
+                comparisons += _accuracy(options, bench) if name == ACCURACY else ROWS[name](bench)
         except PicturesError as error:
             parser.error(str(error))
     print(report.as_text(known, comparisons))
-    if asked.json:
-        asked.json.write_text(report.as_json(known, comparisons), encoding="utf-8")
+    if options.json:
+        options.json.write_text(report.as_json(known, comparisons), encoding="utf-8")
 
 
-def _bench(asked: argparse.Namespace, folder: Path) -> Bench:
-    given = {name: getattr(asked, name) for name in ("rounds", "count", "batch_size", "steps")}
+def _bench(options: argparse.Namespace, folder: Path) -> Bench:
+    given = {name: getattr(options, name) for name in ("rounds", "count", "batch_size", "steps")}
     return Bench(
-        material=Material(folder, asked.images),
-        **{**given, **(_TINY if asked.tiny else {})},
-        threads=asked.threads,
-        device=asked.device,
-        size=asked.size,
-        blog_workers=asked.blog_workers,
-        is_tiny=asked.tiny,
+        material=Material(folder, options.images),
+        **{**given, **(_TINY if options.tiny else {})},
+        threads=options.threads,
+        device=options.device,
+        size=options.size,
+        blog_workers=options.blog_workers,
+        is_tiny=options.tiny,
     )
 
 
-def _accuracy(asked: argparse.Namespace, bench: Bench) -> list[Comparison]:
-    images = asked.images
+def _accuracy(options: argparse.Namespace, bench: Bench) -> list[Comparison]:
+    images = options.images
     if images is None:
         images = bench.material.folder / "colours"
         write_pictures(images, {"train": bench.count, "test": bench.count})
-    state = asked.state or bench.material.folder / "state"
-    epochs = _TINY_EPOCHS if asked.tiny else asked.tl_epochs
-    limits = accuracy.Limits(state, asked.blog_epochs, asked.tl_recipe, epochs, asked.target)
+    state = options.state or bench.material.folder / "state"
+    epochs = _TINY_EPOCHS if options.tiny else options.tl_epochs
+    limits = accuracy.Limits(state, options.blog_epochs, options.tl_recipe, epochs, options.target)
     return accuracy.measure(bench, images, limits)
 
 

@@ -1,4 +1,4 @@
-"""Time to an accuracy on real pictures with real weights: the blog's recipe in its own loop, and a recipe of ``tl``.
+"""Time to an accuracy on real images with real weights: the blog's recipe in its own loop, and a recipe of ``tl``.
 
 It takes hours on a CPU, so progress is saved in a folder: a second call resumes after the last complete epoch.
 """
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from tests.benchmarks import blog
-from tests.benchmarks.engine import kept_in
+from tests.benchmarks.engine import cache_in
 from tests.benchmarks.material import NATIVE, Pictures, PicturesError
 from tests.benchmarks.rows import Comparison, Goal
-from tests.benchmarks.timing import Bench, now, say
+from tests.benchmarks.timing import Bench, now, print_progress
 from tl_cli.compute.device import Autocasting
 from tl_cli.evaluation.logits import compute_logits
 from tl_cli.io.atomic import replacing
@@ -29,7 +29,7 @@ from tl_cli.training.plan import Plan, new_state
 from tl_cli.training.state import Saver
 
 MODEL = "efficientnet_lite0"
-# What the blog's author reports of EfficientNet-B0, and after how many epochs.
+# The accuracy that the blog's author reports for EfficientNet-B0, and the number of epochs.
 TARGET = 0.8553
 _FROZEN_EPOCHS = 5
 _BLOG_EPOCHS = 40
@@ -41,10 +41,10 @@ _CHECKPOINT = "last.pt"
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """An epoch that is over.
+    """A finished epoch.
 
     Attributes:
-        seconds: since the side began, its setup included; saving and the test of ``tl``'s models are not.
+        seconds: since the side began, including setup, without saving and testing ``tl``'s models.
         accuracy: on the test images, a fraction.
     """
 
@@ -55,13 +55,13 @@ class Epoch:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How far each side goes in this call.
+    """How long each side trains in this call.
 
     Attributes:
-        state: where epochs are kept.
-        blog_epochs: of the blog's 40; the seconds of the others are extrapolated.
-        tl_recipe: by which ``tl`` trains.
-        tl_epochs: in all; None leaves them to the recipe.
+        state: folder of the finished epochs.
+        blog_epochs: epochs to run of the blog's 40; the seconds of the others are extrapolated.
+        tl_recipe: recipe of ``tl``.
+        tl_epochs: total epochs; None: as in the recipe.
         target: the accuracy, a fraction.
     """
 
@@ -76,7 +76,7 @@ def measure(bench: Bench, images: Path, limits: Limits) -> list[Comparison]:
     """Return the seconds of both sides to the accuracy.
 
     Args:
-        images: holds train/CLASS/ and test/CLASS/ of 32 x 32 pictures.
+        images: holds train/CLASS/ and test/CLASS/ of 32 x 32 images.
 
     Raises:
         PicturesError: it does not.
@@ -85,10 +85,10 @@ def measure(bench: Bench, images: Path, limits: Limits) -> list[Comparison]:
     if missing:
         raise PicturesError(f"{images} has no {missing[0]}/; time to an accuracy needs train/CLASS/ and test/CLASS/")
     limits.state.mkdir(parents=True, exist_ok=True)
-    say(f"  blog, {limits.blog_epochs} of {_BLOG_EPOCHS} epochs")
+    print_progress(f"  blog, {limits.blog_epochs} of {_BLOG_EPOCHS} epochs")
     blog_seconds, blog_note = _blog_side(bench, images, limits)
-    say("  tl")
-    with kept_in(limits.state / "cache"):
+    print_progress("  tl")
+    with cache_in(limits.state / "cache"):
         tl_seconds, tl_note = _tl_side(bench, images, limits)
     return [
         Comparison(
@@ -104,7 +104,7 @@ def measure(bench: Bench, images: Path, limits: Limits) -> list[Comparison]:
 
 
 def _blog_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
-    """Return the seconds to the accuracy, or of all of the blog's epochs where it is not reached, and which it is."""
+    """Return the seconds to the accuracy, or of all of the blog's epochs if it is not reached, and a word for which."""
     folder = limits.state / "blog"
     folder.mkdir(exist_ok=True)
     started = now(bench.device)
@@ -121,8 +121,8 @@ def _blog_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
         loop.plateau.step(validated.loss)
         elapsed += now(bench.device) - started
         done.append(Epoch(epoch, elapsed, validated.accuracy))
-        _keep(loop, done, folder / _CHECKPOINT)
-        say(f"    epoch {epoch}: {100 * validated.accuracy:.2f}% after {elapsed:.0f} s")
+        _save(loop, done, folder / _CHECKPOINT)
+        print_progress(f"    epoch {epoch}: {100 * validated.accuracy:.2f}% after {elapsed:.0f} s")
     _write(folder, done)
     reached = _reached(done, limits.target)
     if reached is not None:
@@ -137,7 +137,7 @@ def _blog_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
 
 
 def _forecast(bench: Bench, images: Path, done: list[Epoch]) -> float:
-    """Return the seconds of the blog's epochs that were not run, from a few steps of either kind."""
+    """Return the estimated seconds of the blog's epochs that were not run, from a few frozen and unfrozen steps."""
     loop = _open_blog_loop(bench, images)
     seconds = 0.0
     for first, last in ((1, _FROZEN_EPOCHS), (_FROZEN_EPOCHS + 1, _BLOG_EPOCHS)):
@@ -167,20 +167,20 @@ def _open_blog_loop(bench: Bench, images: Path) -> blog.Loop:
 
 def _freeze_for(loop: blog.Loop, epoch: int) -> None:
     if epoch <= _FROZEN_EPOCHS:
-        # This network has no fc anywhere: by the blog's own name nothing would train at all.
+        # This network has no layer called fc, so the blog's rule by name would freeze everything.
         blog.freeze_by_name(loop.model, "classifier")
     elif epoch == _FROZEN_EPOCHS + 1:
         blog.unfreeze(loop)
 
 
-def _keep(loop: blog.Loop, done: list[Epoch], path: Path) -> None:
+def _save(loop: blog.Loop, done: list[Epoch], path: Path) -> None:
     saved: dict[str, Any] = {name: getattr(loop, name).state_dict() for name in _KEPT}
     with replacing(path) as file:
         torch.save({**saved, "epochs": [asdict(epoch) for epoch in done]}, file)
 
 
 def _restore(loop: blog.Loop, path: Path) -> list[Epoch]:
-    """Put the loop back to where it was kept, and return its epochs; what is frozen follows from the next one."""
+    """Restore the saved loop and return its epochs; the next epoch determines what is frozen."""
     saved: dict[str, Any] = torch.load(path, weights_only=True)
     for name in _KEPT:
         getattr(loop, name).load_state_dict(saved[name])
@@ -199,12 +199,12 @@ def _tl_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
 
     def keep(event: Event) -> None:
         if isinstance(event, EpochEnded):
-            # Untested until the clock has stopped.
+            # Tested after the clock has stopped.
             torch.save(
                 {"seconds": setup_seconds + state.counters.seconds, "model": state.model.state_dict()},
                 folder / f"epoch-{event.epoch:02d}.pt",
             )
-            say(f"    epoch {event.epoch}: {100 * event.val_accuracy:.2f}% validated")
+            print_progress(f"    epoch {event.epoch}: {100 * event.val_accuracy:.2f}% validated")
 
     fit(plan, state, notify_all(Saver(folder, state, plan.card()), keep))
     done = [_tested(plan, folder, epoch) for epoch in range(1, plan.config.epochs + 1)]

@@ -1,6 +1,6 @@
-"""The baseline: the blog's loop as its readers type it, its mistakes included, and the same loop with them mended.
+"""The baseline: the blog's loop as published, including its mistakes, and the same loop with the mistakes fixed.
 
-Nothing of ``tl`` is in here. The shape is that of PyTorch's transfer-learning tutorial: pictures through PIL one by one,
+No code of ``tl`` is used here. The loop is that of PyTorch's transfer-learning tutorial: images through PIL one by one,
 contiguous fp32, every batch through the whole network, a full validation pass after every epoch.
 """
 
@@ -30,11 +30,11 @@ _UNFROZEN_LR = 1e-4
 
 @dataclass(slots=True)
 class Loop:
-    """What the loop works with.
+    """The parts of the loop.
 
     Attributes:
         model: in contiguous fp32, on the device.
-        head: the part of it that gives the classes.
+        head: the classifier of the model.
         keeps_statistics: whether a frozen backbone is in eval mode; the blog's is not, so its BatchNorm moves.
     """
 
@@ -63,7 +63,7 @@ class Pass:
 
 
 def run(kind: Kind, work: Work, pictures: Pictures, bench: Bench, weights: str) -> Timed:
-    """Return what the work takes, scaled linearly from one epoch of at most ``work.steps`` steps and as many batches
+    """Return the time of the work, scaled linearly from one epoch of at most ``work.steps`` steps and as many batches
     of validation.
     """
     started = now(bench.device)
@@ -104,7 +104,7 @@ def build(name: str, num_classes: int, weights: str) -> tuple[nn.Module, nn.Modu
 
 
 def batches(pictures: Pictures, input_size: int, bench: Bench, val: str = "val") -> tuple[Batches, Batches]:
-    """Return the batches of train/ and those of the part that is validated on."""
+    """Return the training and the validation batches."""
     root, size, workers = pictures.root, bench.batch_size, bench.blog_workers
     train = ImageFolder(str(root / "train"), _augmented(input_size))
     validated = ImageFolder(str(root / val), _plain(input_size))
@@ -115,7 +115,7 @@ def batches(pictures: Pictures, input_size: int, bench: Bench, val: str = "val")
 
 
 def open_loop(model: nn.Module, head: nn.Module, loaders: tuple[Batches, Batches], device: str) -> Loop:
-    """Return the loop before its first epoch, with one optimizer over all parameters for the whole of it."""
+    """Return the loop before its first epoch, with one optimizer over all parameters for all epochs."""
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="min", factor=0.5, patience=2)
@@ -123,7 +123,7 @@ def open_loop(model: nn.Module, head: nn.Module, loaders: tuple[Batches, Batches
 
 
 def freeze_by_name(model: nn.Module, head: str) -> None:
-    """Freeze every parameter in whose name ``head`` does not occur, as the blog does, with "fc".
+    """Freeze every parameter whose name does not contain ``head``, as the blog does with "fc".
 
     In EfficientNet that freezes the new classifier, which then never trains in the frozen phase, and leaves fc1 and fc2
     of every squeeze-excitation block training.
@@ -134,14 +134,14 @@ def freeze_by_name(model: nn.Module, head: str) -> None:
 
 
 def freeze_all_but(loop: Loop) -> None:
-    """Freeze what is not the head, BatchNorm's statistics included."""
+    """Freeze everything except the head, including BatchNorm's statistics."""
     loop.model.requires_grad_(False)
     loop.head.requires_grad_(True)
     loop.keeps_statistics = True
 
 
 def unfreeze(loop: Loop) -> None:
-    """Let everything train, at one lower rate."""
+    """Unfreeze all parameters, at one lower learning rate."""
     loop.model.requires_grad_(True)
     loop.keeps_statistics = False
     for group in loop.optimizer.param_groups:

@@ -1,4 +1,4 @@
-"""The side of ``tl``: what ``tl train`` does between its flags and its last epoch, but for screen, MLflow and saving."""
+"""The side of ``tl``: ``tl train`` from its flags to its last epoch, without screen, MLflow and saving."""
 
 import os
 import tempfile
@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from tests.benchmarks.material import Pictures
-from tests.benchmarks.timing import Bench, Timed, Work, now, say
+from tests.benchmarks.timing import Bench, Timed, Work, now, print_progress
 from tl_cli.data.batches import Batch
 from tl_cli.tracking.recorder import Recorder
 from tl_cli.tracking.store import open_store
@@ -35,7 +35,7 @@ _SYNTHETIC_BATCHES = 4
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Training speed in images per second: with data, and of the same steps on tensors that lie ready."""
+    """Training speed in images per second: with data loading, and of the same steps on tensors in memory."""
 
     trained: float
     ceiling: float
@@ -44,13 +44,13 @@ class Rates:
 
 
 class Observed:
-    """An observer that times another one: what it costs a run to tell it, in seconds.
+    """An observer that times another one: the seconds that a run spends in it.
 
     Attributes:
-        training: of all steps, from the first of an epoch to its last, telling included.
-        in_steps: of those, spent in the observer at steps and losses.
-        at_ends: of those, spent in the observer at the ends of epochs, where checkpoints are written.
-        steps: how many there were.
+        training: all steps, from the first of an epoch to its last, including the observer.
+        in_steps: the part spent in the observer at steps and losses.
+        at_ends: the part spent in the observer at the ends of epochs, where checkpoints are written.
+        steps: number of steps.
     """
 
     def __init__(self, observer: Observer) -> None:
@@ -75,7 +75,7 @@ class Observed:
 
 
 class _Counter:
-    """An observer that counts the images trained on and looks at the clock after some of the steps."""
+    """An observer that counts the images trained on and reads the clock after some of the steps."""
 
     def __init__(self, clock: Callable[[], float], looks_after: tuple[int, ...] = ()) -> None:
         self.images = 0
@@ -91,8 +91,8 @@ class _Counter:
 
 
 @contextmanager
-def kept_in(folder: Path) -> Iterator[None]:
-    """Let ``tl`` keep decoded images, features and the like in ``folder``, not in the person's own cache."""
+def cache_in(folder: Path) -> Iterator[None]:
+    """Let ``tl`` cache decoded images, features and the like in ``folder``, not in the user's cache."""
     before = os.environ.get("TL_CACHE_DIR")
     os.environ["TL_CACHE_DIR"] = str(folder)
     try:
@@ -106,14 +106,14 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _first_run() -> Iterator[None]:
-    """Nothing is there from an earlier run: what ``tl`` keeps for the next one must not be counted as speed."""
-    with tempfile.TemporaryDirectory(prefix="tl-benchmarks-cache-") as folder, kept_in(Path(folder)):
+    """Use an empty cache: what an earlier run cached must not be counted as speed."""
+    with tempfile.TemporaryDirectory(prefix="tl-benchmarks-cache-") as folder, cache_in(Path(folder)):
         yield
 
 
 @_first_run()
 def run(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Timed:
-    """Return what the whole work takes in a first run; nothing is extrapolated."""
+    """Return the time of the whole work in a first run; nothing is extrapolated."""
     started = now(bench.device)
     plan = setup.prepare(Given.of(flags(work, pictures, bench, weights)))
     state = new_state(plan)
@@ -131,7 +131,7 @@ def run(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Timed:
 
 
 def flags(work: Work, pictures: Pictures, bench: Bench, weights: str) -> dict[str, object]:
-    """Return the settings of the work for ``tl train``; the default recipe sets the others."""
+    """Return the flags of the work for ``tl train``; the default recipe sets the others."""
     given = {
         "model": work.model,
         "weights": weights,
@@ -147,13 +147,13 @@ def flags(work: Work, pictures: Pictures, bench: Bench, weights: str) -> dict[st
 
 @_first_run()
 def rates(work: Work, bench: Bench, weights: str) -> Rates:
-    """Return how fast ``work.steps`` steps train on pictures, and how fast the same network does without any data."""
+    """Return the speed of ``work.steps`` steps on images, and that of the same network without data loading."""
     last = _WARM_STEPS + work.steps
     pictures = bench.material.pictures(last * bench.batch_size)
     plan = setup.prepare(Given.of(flags(work, pictures, bench, weights)))
     in_epoch = -(-pictures.train // bench.batch_size)
     counter = _Counter(lambda: now(bench.device), (_WARM_STEPS, in_epoch))
-    # Half before and half after, so that a machine that becomes slower or faster does so for both.
+    # Half before and half after, so that a machine that becomes slower or faster affects both.
     half = max(1, work.steps // 2)
     step_seconds = _synthetic_step_seconds(plan, half)
     fit(plan, new_state(plan), counter)
@@ -169,7 +169,7 @@ def rates(work: Work, bench: Bench, weights: str) -> Rates:
 
 @_first_run()
 def run_observed(work: Work, pictures: Pictures, bench: Bench, weights: str) -> Observed:
-    """Return what the observers of ``tl train`` cost: an MLflow store, checkpoints, curves and the live screen."""
+    """Return the cost of the observers of ``tl train``: an MLflow store, checkpoints, curves and the live screen."""
     plan = setup.prepare(Given.of(flags(work, pictures, bench, weights)))
     state, history = new_state(plan), History(plan.name)
     with (
@@ -180,7 +180,7 @@ def run_observed(work: Work, pictures: Pictures, bench: Bench, weights: str) -> 
         store = open_store(f"sqlite:///{folder}/mlflow.db")
         console = Console(file=nowhere, theme=THEME, force_terminal=True, width=120, height=40)
         with (
-            Recorder(store, experiment_id=store.experiment("tl"), warn=say) as recorder,
+            Recorder(store, experiment_id=store.experiment("tl"), warn=print_progress) as recorder,
             LiveScreen(console, Title(plan.name, plan.machine.describe(), work.epochs), history) as screen,
         ):
             every = Every.parse(plan.config.checkpoint_every)

@@ -1,7 +1,7 @@
 """``python -m tests.benchmarks.likeness``: how many near-duplicates ``tl data check`` finds, and how many are wrong.
 
-Each set holds different pictures; each change makes a near-duplicate of every one of them. What should be found and what
-should not is therefore known by construction.
+Each set holds different images; each change makes a near-duplicate of every one of them. What should be found and what
+should not be found is known by construction.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def _scaled(factor: float) -> Change:
 
 
 def _cropped(share: float) -> Change:
-    """Take this share off the width and height, half at each edge; at the same size, as whole pixels may be too many."""
+    """Crop this share of width and height, by fractions of a pixel, and resize to the original size."""
 
     def change(image: Image.Image) -> Image.Image:
         x, y = (share / 2 * side for side in image.size)
@@ -52,7 +52,7 @@ def _other_hue(image: Image.Image) -> Image.Image:
     return Image.merge("RGB", (green, blue, red))
 
 
-# What makes a near-duplicate, and what makes another picture.
+# Changes that make a near-duplicate, and changes that make a different image.
 NEAR: dict[str, Change] = {
     "JPEG 90": _jpeg(90),
     "JPEG 75": _jpeg(75),
@@ -143,7 +143,7 @@ def photographs() -> list[Pixels]:
 
 
 def cuts(step: int, side: int = 128) -> list[Pixels]:
-    """Return squares cut from the photographs, so many pixels apart in both directions."""
+    """Return squares cut from the photographs every ``step`` pixels in both directions."""
     return [
         photo[y : y + side, x : x + side]
         for photo in photographs()
@@ -153,18 +153,18 @@ def cuts(step: int, side: int = 128) -> list[Pixels]:
 
 
 def files(root: Path, most: int) -> list[Pixels]:
-    """Return every so many-th of the pictures below a folder."""
+    """Return at most ``most`` images below a folder, evenly spaced in the order of their names."""
     found = sorted(path for path in root.rglob("*") if path.is_file())
     return [np.asarray(Image.open(path).convert("RGB")) for path in found[:: max(1, len(found) // most)][:most]]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What was found in a set of different pictures and a changed copy of each.
+    """The duplicates found in a set of different images and a changed copy of each.
 
     Attributes:
-        pictures: in the set, without the copies.
-        found: pictures whose copy was found.
+        pictures: images in the set, without the copies.
+        found: images whose copy was found.
         wrong: pairs of different images reported as similar.
     """
 
@@ -174,7 +174,7 @@ class Score:
 
 
 def score(pictures: Sequence[Pixels], change: Change | None) -> Score:
-    """Look for pictures that look alike in a set, to which a changed copy of each picture is added."""
+    """Return the near-duplicates found in a set to which a changed copy of each image is added."""
     added = [np.asarray(change(Image.fromarray(each))) for each in pictures] if change else []
     everything = [*pictures, *added]
     sketches = [sketch(each) for each in everything]
@@ -191,7 +191,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.likeness", description=__doc__)
     parser.add_argument("--images", type=Path, metavar="DIR", help="a folder of pictures, such as CIFAR-10's train/")
     parser.add_argument("--count", type=int, default=2000, help="of them (2,000)")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     sets = {
         "shapes, 48 px": shapes(),
         "cuts of photographs, 128 px": cuts(128),
@@ -200,8 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
         "gauges, 64 px": gauges(),
         "digits, 8 px": digits(),
     }
-    if asked.images:
-        sets = {str(asked.images): files(asked.images, asked.count), **sets}
+    if options.images:
+        sets = {str(options.images): files(options.images, options.count), **sets}
     print("| found | " + " | ".join(f"{name}: {len(pictures):,}" for name, pictures in sets.items()) + " |")
     print("|---" * (len(sets) + 1) + "|")
     for title, change in {**NEAR, **OTHER}.items():

@@ -1,4 +1,4 @@
-"""What every side is given alike: 32 x 32 JPEG pictures in train/ and val/, and a file of weights."""
+"""The inputs of every side: 32 x 32 JPEG images in train/ and val/, and a file of weights."""
 
 import colorsys
 import os
@@ -20,21 +20,21 @@ _CLASSES = 10
 # CIFAR-10's 10,000 of 50,000.
 _VAL_SHARE = 5
 _STATISTICS_IMAGES = 30
-# A file has a limited number of names: 65,000 on ext4.
+# The number of hard links to a file is limited: 65,000 on ext4.
 _LISTED_CLASSES = 100
 
 
 class PicturesError(Exception):
-    """A person's folder of pictures cannot be used."""
+    """The user's image folder cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """A folder that every side reads.
+    """The image folder that every side reads.
 
     Attributes:
         root: holds train/CLASS/*.jpg and val/CLASS/*.jpg.
-        classes: how many.
+        classes: number of classes.
         train: images in train/.
         val: images in val/.
     """
@@ -47,11 +47,11 @@ class Pictures:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """Pictures and weights, made when they are first used.
+    """Images and weights, made when they are first used.
 
     Attributes:
-        folder: where they are put.
-        images: a person's folder of pictures to take them from; None makes some.
+        folder: where they are written.
+        images: the user's image folder to copy from; None generates images.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class Material:
         """Return ``count`` training images, rounded to whole classes, and a fifth as many for validation.
 
         Raises:
-            PicturesError: the person's folder has no class folders, or its pictures have another size.
+            PicturesError: the user's folder has no class folders, or its images have another size.
         """
         if count not in self._pictures:
             root = self.folder / f"pictures-{count}"
@@ -74,11 +74,11 @@ class Material:
     def weights(self, model: str, size: int) -> Path:
         """Return a file of torchvision's 1,000-class network with random weights and fitting BatchNorm statistics.
 
-        With a file in hand ``tl`` resolves its recipe as for trained weights, and speed does not ask what they are.
+        Given a file, ``tl`` resolves its recipe as for trained weights; their values do not affect speed.
 
         Args:
-            size: of the pictures on which the statistics are taken, in pixels: at another, activations would grow from
-                layer to layer beyond what half precision holds.
+            size: input size for the statistics, in pixels: at another size, activations would grow from
+                layer to layer beyond the range of half precision.
         """
         path = self.folder / f"{model}-{size}.safetensors"
         if not path.exists():
@@ -90,7 +90,7 @@ class Material:
         return path
 
     def listing(self, count: int) -> Path:
-        """Return a folder of ``count`` names of 800 x 600 JPEGs, a picture for each of its classes."""
+        """Return a folder of ``count`` hard links to 800 x 600 JPEGs, one image per class."""
         root = self.folder / f"listing-{count}"
         per_class = max(10, count // _LISTED_CLASSES)
         for label in range(0 if root.exists() else count // per_class):
@@ -106,10 +106,10 @@ def write_pictures(root: Path, parts: dict[str, int]) -> tuple[int, int, int]:
     """Fill ROOT/PART/CLASS/ with noisy JPEGs of ten colours, learned in a few steps.
 
     Args:
-        parts: how many pictures in each, over all classes.
+        parts: number of images per split, over all classes.
 
     Returns:
-        The number of classes, then of pictures in each part.
+        The number of classes, then of images in each split.
     """
     noise = np.random.default_rng(0)
     written = []
@@ -127,7 +127,7 @@ def write_pictures(root: Path, parts: dict[str, int]) -> tuple[int, int, int]:
 
 
 def _copy(images: Path, root: Path, parts: dict[str, int]) -> tuple[int, int, int]:
-    """Copy pictures evenly from the classes of a person's folder: a part's own where there are any, else the next."""
+    """Copy images evenly from the classes of the user's folder: from this split if it exists, else from the next."""
     train = images / "train" if (images / "train").is_dir() else images
     val = next((images / name for name in ("test", "val") if (images / name).is_dir()), train)
     classes = sorted(path for path in train.iterdir() if path.is_dir())
@@ -157,7 +157,7 @@ def _check_size(path: Path) -> None:
 
 
 def _enlarged(files: list[Path], size: int) -> torch.Tensor:
-    """Return pictures (N, 3, size, size) float32, standardised all together."""
+    """Return images (N, 3, size, size) float32, standardised over the whole batch."""
     pixels = torch.stack(
         [torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1) for file in files]
     )

@@ -1,4 +1,4 @@
-"""The figures as text for people and as JSON for machines, with everything that they depend on."""
+"""The report as text and as JSON, with the conditions of the measurement."""
 
 import json
 import math
@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy", "tl-train")
 
 
 def facts(bench: Bench) -> dict[str, object]:
-    """Return what the figures depend on: versions, machine, settings. Ask before the first round, for the load."""
+    """Return versions, machine and settings. Call before the first round, as they include the machine's load."""
     settings = asdict(replace(bench, material=None))  # type: ignore[arg-type]
     del settings["material"]
     return {
@@ -37,7 +37,7 @@ def facts(bench: Bench) -> dict[str, object]:
 
 
 def as_text(known: Mapping[str, object], comparisons: list[Comparison]) -> str:
-    """Return a table, a line a comparison with its notes below, under what the figures depend on."""
+    """Return the conditions and a table with one line per comparison and its notes below."""
     lines = [f"{title}: {_in_a_line(values)}" for title, values in known.items()]
     titles = ("work", "against", "baseline", "tl", "figure", "rounds", "floor", "aim", "")
     rows = [titles, *(_cells(comparison) for comparison in comparisons)]
@@ -51,7 +51,7 @@ def as_text(known: Mapping[str, object], comparisons: list[Comparison]) -> str:
 
 
 def as_json(known: Mapping[str, object], comparisons: list[Comparison]) -> str:
-    """Return the same with every round. What is not finite is null: JSON has no word for it."""
+    """Return the same with every round; infinity and NaN become null, as JSON has no such numbers."""
     rows = [
         {
             **asdict(comparison),

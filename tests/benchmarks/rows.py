@@ -1,4 +1,4 @@
-"""The rows of the benchmark: which work, by which sides, and what is asked of it."""
+"""The rows of the benchmark: the work, its sides and its goals."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from typing import Literal
 
 from tests.benchmarks import blog, engine
 from tests.benchmarks.material import NATIVE, Pictures
-from tests.benchmarks.timing import Bench, Timed, Work, alternate, now, say
+from tests.benchmarks.timing import Bench, Timed, Work, alternate, now, print_progress
 
 _ROOT = Path(__file__).parents[2]
 _HEAD_EPOCHS = 5
@@ -34,7 +34,7 @@ print(time.perf_counter() - started, peak() - before)
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is asked of a figure: no worse than the floor, and the aim if it can be had."""
+    """The goals of a figure: the floor that it must reach, and the aim that it should reach."""
 
     floor: float
     aim: float
@@ -45,14 +45,14 @@ class Comparison:
     """One line of the report.
 
     Attributes:
-        work: in words.
-        baseline: which side ``tl`` is held against; "" where there is none.
-        kind: a speed-up, a cost and plain seconds are measured in seconds, a share in images per second. A cost is a
-            share too: the less the better.
+        work: description of the work.
+        baseline: the side that ``tl`` is compared with; "" if there is none.
+        kind: a speed-up, a cost and plain seconds are measured in seconds, a share in images per second. A cost is
+            a share too; less is better.
         theirs: the baseline's rounds.
         ours: the rounds of ``tl``.
-        notes: what is needed to interpret the number.
-        rounds: everything that is known of each round, by side.
+        notes: information needed to interpret the number.
+        rounds: all measurements of each round, by side.
     """
 
     work: str
@@ -77,7 +77,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Whether floor and aim are held."""
+        """Whether floor and aim are reached."""
         if self.goal is None:
             return ""
         sign = -1 if self.kind in ("seconds", "cost") else 1
@@ -101,7 +101,7 @@ def _head(bench: Bench, *, size: int, fewer: int, goals: Mapping[blog.Kind, Goal
 
 
 def _tune(bench: Bench, *, model: str, goal: Goal) -> list[Comparison]:
-    """One epoch in which everything trains."""
+    """One epoch with everything unfrozen."""
     work = Work(model, bench.size or NATIVE, 1, frozen=False, steps=bench.steps)
     return _compare(bench, work, bench.material.pictures(bench.count), {"blog": goal})
 
@@ -116,13 +116,13 @@ def _compare(bench: Bench, work: Work, pictures: Pictures, goals: Mapping[blog.K
         return every | {"tl": partial(engine.run, work, seen, bench, weights)}
 
     if not bench.is_tiny:
-        say("  warming up")
+        print_progress("  warming up")
         alternate(sides(bench.material.pictures(2 * bench.batch_size)), 1)
     rounds = alternate(sides(pictures), bench.rounds)
     ours = rounds["tl"]
     return [
         Comparison(
-            work=_words(work, pictures),
+            work=_describe(work, pictures),
             baseline=kind,
             kind="speed-up",
             theirs=tuple(side.seconds for side in rounds[kind]),
@@ -135,7 +135,7 @@ def _compare(bench: Bench, work: Work, pictures: Pictures, goals: Mapping[blog.K
     ]
 
 
-def _words(work: Work, pictures: Pictures) -> str:
+def _describe(work: Work, pictures: Pictures) -> str:
     what = f"head, {work.epochs} epochs" if work.frozen else "fine-tuning, 1 epoch"
     return f"{what}, {work.model} @{work.input_size}, {pictures.train:,} + {pictures.val:,} images"
 
@@ -171,8 +171,8 @@ def _ceiling(bench: Bench, *, model: str, goal: Goal) -> list[Comparison]:
     ]
 
 
-def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
-    """The observers of a run as a share of the time of its steps: of large ones, and of the smallest that there are."""
+def _observers(bench: Bench, *, goal: Goal) -> list[Comparison]:
+    """The time of a run's observers as a share of that of its steps: large ones and the smallest possible."""
     found = []
     for epochs, frozen in ((1, False), (_HEAD_EPOCHS, True)):
         work = Work("efficientnet_b0", bench.size or NATIVE, epochs, frozen=frozen, steps=bench.steps)
@@ -183,7 +183,7 @@ def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
         ends = 1000 * median(observed.at_ends / epochs for observed in rounds)
         found.append(
             Comparison(
-                work=f"telling observers, {_words(work, pictures)}",
+                work=f"telling observers, {_describe(work, pictures)}",
                 baseline="steps",
                 kind="cost",
                 theirs=tuple(observed.training for observed in rounds),
@@ -198,12 +198,12 @@ def _telling(bench: Bench, *, goal: Goal) -> list[Comparison]:
 def _help(bench: Bench, *, goal: Goal) -> list[Comparison]:
     """Wall time of ``tl --help`` in a new process."""
     count = 1 if bench.is_tiny else max(_FEWEST_HELPS, bench.rounds)
-    # The first one may write bytecode.
-    seconds = alternate({"tl": _ask_for_help}, 1 + count)["tl"][1:]
+    # The first call may write bytecode.
+    seconds = alternate({"tl": _run_help}, 1 + count)["tl"][1:]
     return [Comparison("tl --help", "", "seconds", (), tuple(seconds), goal if bench.has_goals else None)]
 
 
-def _ask_for_help() -> float:
+def _run_help() -> float:
     started = now("cpu")
     command = [sys.executable, "-m", "tl_cli", "--help"]
     subprocess.run(command, cwd=_ROOT, env=dict(os.environ), stdout=subprocess.DEVNULL, check=True)
@@ -221,14 +221,14 @@ def _listing(bench: Bench) -> list[Comparison]:
 
 
 def _list_images(root: Path) -> tuple[float, float]:
-    """Return seconds and megabytes."""
+    """Return the seconds and the megabytes of memory."""
     command = [sys.executable, "-c", _LIST, str(root)]
     printed = subprocess.run(command, cwd=_ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
     seconds, megabytes = map(float, printed.split())
     return seconds, megabytes
 
 
-# What is asked of each row on a CPU.
+# The goals of each row on a CPU.
 ROWS: dict[str, Row] = {
     "head-32": partial(_head, size=32, fewer=1, goals={"blog": Goal(25, 38), "naive": Goal(15, 24)}),
     "head-224": partial(_head, size=224, fewer=10, goals={"naive": Goal(10, 20)}),
@@ -236,7 +236,7 @@ ROWS: dict[str, Row] = {
     "tune-resnet18": partial(_tune, model="resnet18", goal=Goal(1.2, 1.45)),
     "ceiling-b0": partial(_ceiling, model="efficientnet_b0", goal=Goal(0.9, 0.97)),
     "ceiling-resnet18": partial(_ceiling, model="resnet18", goal=Goal(0.9, 0.97)),
-    "telling": partial(_telling, goal=Goal(0.01, 0.005)),
+    "telling": partial(_observers, goal=Goal(0.01, 0.005)),
     "help": partial(_help, goal=Goal(0.35, 0.25)),
     "listing": _listing,
 }

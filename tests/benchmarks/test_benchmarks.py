@@ -1,4 +1,4 @@
-"""The benchmarks work and measure what they say. No test here looks at a time."""
+"""The benchmarks work and measure what they claim. No test here depends on a time."""
 
 import json
 import math
@@ -104,7 +104,7 @@ def test_extrapolation_states_how_much_was_measured(bench: Bench) -> None:
 
 
 def test_tl_begins_every_round_with_an_empty_cache(bench: Bench, tmp_path: Path) -> None:
-    with engine.kept_in(tmp_path):
+    with engine.cache_in(tmp_path):
         assert os.environ["TL_CACHE_DIR"] == str(tmp_path)
         pictures, weights = bench.material.pictures(bench.count), str(bench.material.weights("resnet18", 32))
         engine.run(Work("resnet18", 32, 1, frozen=True, steps=1), pictures, bench, weights)

@@ -1,4 +1,4 @@
-"""What is timed and how: the sides take turns on one clock, each from the state in which torch started."""
+"""Timing: the sides take turns on one clock, each with the initial settings of torch."""
 
 import gc
 import sys
@@ -17,16 +17,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """How much is measured, and on what.
+    """The amount of work to measure, and the inputs.
 
     Attributes:
         count: training images of the 32-pixel rows.
-        batch_size: images an optimizer step, on every side.
+        batch_size: images per optimizer step, on every side.
         steps: optimizer steps after which a slow side is extrapolated.
-        threads: of torch on every side; None leaves each side its own choice.
+        threads: torch's threads on every side; None leaves the choice to each side.
         size: input size of the rows that fine-tune, instead of 32.
         blog_workers: processes of the blog's DataLoader.
-        is_tiny: only to see that everything works.
+        is_tiny: run tiny amounts of work, only to test that everything works.
     """
 
     material: Material
@@ -42,7 +42,7 @@ class Bench:
 
     @property
     def has_goals(self) -> bool:
-        """Whether the floors and aims, which are a CPU's, say anything of this run."""
+        """Whether the floors and aims, which are a CPU's, apply to this run."""
         return self.device == "cpu" and self.size is None and not self.is_tiny
 
 
@@ -53,7 +53,7 @@ class Work:
     Attributes:
         model: torchvision's name.
         input_size: side of the network's input in pixels.
-        epochs: in all.
+        epochs: total epochs.
         frozen: whether the backbone stays frozen throughout; if not, it trains throughout.
         steps: optimizer steps after which a slow side is extrapolated.
     """
@@ -67,15 +67,15 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """What one side took for its work.
+    """The time of one side for its work.
 
     Attributes:
-        seconds: of the whole work: setup, training, validation.
-        setup_seconds: of those, before the first epoch.
-        images: trained on, over all epochs.
-        measured: how many of them were trained on while the clock ran; the rest is extrapolated.
+        seconds: time of the whole work: setup, training, validation.
+        setup_seconds: the part before the first epoch.
+        images: number of images trained on, over all epochs.
+        measured: number of images trained on while the clock ran; the rest is extrapolated.
         threads: torch's, at the end.
-        note: what the side chose by itself.
+        note: settings that the side chose automatically.
     """
 
     seconds: float
@@ -92,12 +92,12 @@ class Timed:
 
 
 def alternate(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Return what each side gave in each round; they take turns, so that a busy machine is busy for all."""
+    """Return the results of each side per round; sides take turns, so that load on the machine affects all."""
     threads, tries = torch.get_num_threads(), torch.backends.cudnn.benchmark
     given: dict[str, list[T]] = {name: [] for name in sides}
     for turn in range(rounds):
         for name, run in sides.items():
-            say(f"  round {turn + 1} of {rounds}: {name}")
+            print_progress(f"  round {turn + 1} of {rounds}: {name}")
             gc.collect()
             given[name].append(run())
             torch.set_num_threads(threads)
@@ -106,12 +106,12 @@ def alternate(sides: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, li
 
 
 def now(device: torch.device | str) -> float:
-    """Return the seconds of a steady clock, once the device has done what it was given."""
+    """Return the seconds of a monotonic clock after synchronizing the device."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def say(line: str) -> None:
-    """Tell the person who waits; the report alone goes to stdout."""
+def print_progress(line: str) -> None:
+    """Print progress to stderr; only the report goes to stdout."""
     print(line, file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def all_commands() -> Iterator[str]:
-    """Every command as it is typed, groups and what is in them."""
+    """Every command as it is typed: groups and their commands."""
     for name in sorted(groups.COMMANDS):
         yield name
         yield from (f"{name} {inner}" for inner in sorted(getattr(groups.load(name), "commands", ())))
@@ -34,7 +34,7 @@ def test_every_example_in_help_uses_options_that_exist(command: str, tl) -> None
     text = tl(*command.split(), "--help").out
     usage, _, examples = text.partition("Examples:")
     if command in ("compare", "inspect"):
-        # Options of tl train follow, of what is trained or what would be.
+        # Options of tl train may follow.
         usage += tl("train", "--help").out
     for option in re.findall(r"(--[a-z-]+)", examples):
         assert option in usage, option

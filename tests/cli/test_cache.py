@@ -1,4 +1,4 @@
-"""What is kept between runs: its sizes, and what may be removed of it."""
+"""``tl cache``: the sizes of cached files, and which files it removes."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ VALUES = np.arange(5000, dtype=np.uint8)
 
 
 def put(folder: str, key: str, *, days: float = 0.0) -> Path:
-    """Keep an array that was last used so many days ago; return its file."""
+    """Cache an array last used ``days`` days ago; return its file."""
     store = Store(cache_root() / folder, disk_share=0.9)
     before = {*store.folder.glob("*.npy")}
     store.keep(key, VALUES)
@@ -33,11 +33,14 @@ def size_of(path: Path) -> int:
 
 def test_sizes_are_those_of_the_files_by_kind_and_age(tl) -> None:
     new, old, features = put("decoded", "new"), put("decoded", "old", days=40), put("features", "f", days=2)
-    said = {row["kind"]: row for row in json.loads(tl("cache", "--json").out)["kinds"]}
-    assert said["decoded"]["bytes"] == size_of(new) + size_of(old)
-    assert said["decoded"]["bytes_unused_1_day"] == said["decoded"]["bytes_unused_30_days"] == size_of(old)
-    assert said["decoded"]["entries"] == 2
-    assert (said["features"]["bytes_unused_1_day"], said["features"]["bytes_unused_30_days"]) == (size_of(features), 0)
+    report = {row["kind"]: row for row in json.loads(tl("cache", "--json").out)["kinds"]}
+    assert report["decoded"]["bytes"] == size_of(new) + size_of(old)
+    assert report["decoded"]["bytes_unused_1_day"] == report["decoded"]["bytes_unused_30_days"] == size_of(old)
+    assert report["decoded"]["entries"] == 2
+    assert (report["features"]["bytes_unused_1_day"], report["features"]["bytes_unused_30_days"]) == (
+        size_of(features),
+        0,
+    )
     assert "decoded" in tl("cache").out
 
 
@@ -75,7 +78,7 @@ def test_files_that_tl_did_not_write_stay(tl, tmp_path: Path) -> None:
     assert "put there by hand" in refused.err
 
 
-def test_an_array_that_is_in_use_stays_until_it_is_not(tl) -> None:
+def test_an_array_in_use_is_not_cleared_until_it_is_released(tl) -> None:
     used, other = put("features", "used"), put("features", "other")
     found = Store(cache_root() / "features").open("used")
     result = tl("cache", "clear", "--yes")
@@ -89,7 +92,7 @@ def test_an_array_that_is_in_use_stays_until_it_is_not(tl) -> None:
     assert not used.exists()
 
 
-def test_an_unpacked_archive_that_is_read_stays(tl, colours: Path, tmp_path: Path) -> None:
+def test_an_unpacked_archive_in_use_is_not_cleared(tl, colours: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "colours.zip", "w") as packed:
         for path in sorted(colours.rglob("*.png")):
             packed.write(path, path.relative_to(colours))
@@ -101,26 +104,26 @@ def test_an_unpacked_archive_that_is_read_stays(tl, colours: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ((), "stdin is not a terminal; tl cache clear --yes"),
         (("--kind", "cats", "--yes"), "--kind cats cannot be cleared; choose from decoded"),
         (("--older-than", "soon", "--yes"), "not an age such as"),
     ],
 )
-def test_a_refused_clearing_removes_nothing(tl, options: tuple[str, ...], said: str) -> None:
+def test_a_refused_clearing_removes_nothing(tl, options: tuple[str, ...], message: str) -> None:
     path = put("decoded", "a")
     result = tl("cache", "clear", *options)
     assert result.code == 2
-    assert said in result.err
+    assert message in result.err
     assert path.exists()
 
 
-def test_files_beside_the_folders_of_the_cache_are_not_tls(tl) -> None:
+def test_files_beside_the_folders_of_the_cache_are_not_counted_or_removed(tl) -> None:
     mine, measured = cache_root() / "counts.json", cache_root() / "measured" / "counts.json"
     for path in (mine, measured):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text('{"resnet18 224": [1, 2]}')
-    assert tl("models", "resnet18").code == 0  # counts what is not known
+    assert tl("models", "resnet18").code == 0  # the unknown file is counted
     assert tl("cache", "clear", "--yes").code == 0
     assert (mine.read_text(), measured.exists()) == ('{"resnet18 224": [1, 2]}', False)

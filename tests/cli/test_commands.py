@@ -29,7 +29,7 @@ def test_a_run_is_trained_evaluated_plotted_and_inspected(tl, colours: Path, wor
     assert trained.code == 0, trained.err
     (warning,) = trained.err.splitlines()
     assert warning.startswith("warning: the backbone has random weights and stays frozen for 1 epoch")
-    for said in (
+    for text in (
         "fc (head)",
         "frozen",
         "epoch 2/2",
@@ -39,7 +39,7 @@ def test_a_run_is_trained_evaluated_plotted_and_inspected(tl, colours: Path, wor
         "tl eval",
         "mlflow ui",
     ):
-        assert said in trained.out
+        assert text in trained.out
     assert "\x1b" not in trained.out
     run = re.search(r"run (\w{8}) is recorded", trained.out).group(1)
     assert (workplace / "mlflow.db").exists()
@@ -87,7 +87,7 @@ def test_a_run_is_fine_tuned_from_another(tl, colours: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder_is_here", [True, False])
-def test_resuming_a_finished_run_names_a_command_that_trains_its_model_further(
+def test_resuming_a_finished_run_suggests_a_command_that_trains_its_model_further(
     tl, colours: Path, workplace: Path, folder_is_here: bool
 ) -> None:
     run = train(tl, colours, "--unfreeze-lr", "0.003", "--augment", "none")
@@ -110,7 +110,7 @@ def test_resuming_a_finished_run_names_a_command_that_trains_its_model_further(
     begun_from = (open_store(None).model_folder(first) / bundle.WEIGHTS_FILE).read_bytes()
     card = bundle.read_card(open_store(None).model_folder(further))
     assert card.weights.sha256 == hashlib.sha256(begun_from).hexdigest()
-    # The same images are held out, or those of the first training would be among them.
+    # The same images are held out; otherwise the test images might include training images of the first run.
     assert dataset_digest(further, "validation") == dataset_digest(first, "validation")
 
 
@@ -128,16 +128,16 @@ def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_on_request(tl, colo
     folder = open_store(None).model_folder(open_store(None).find(run))
     write_pictures(Path("more"), {**COLOURS, "yellow": (220, 200, 40)}, 12)
     options = ("train", "shufflenet_v2_x0_5", "--data", "more", "--epochs", "1", "--freeze-epochs", "1")
-    said = "head: 3 of 4 classes kept, matched by name; new: yellow"
-    assert said in tl(*options, "--weights", run, "--dry-run").out
+    note = "head: 3 of 4 classes kept, matched by name; new: yellow"
+    assert note in tl(*options, "--weights", run, "--dry-run").out
     assert tl(*options, "--weights", run, "--head", "new", "--dry-run").out.count("head: new (--head new)") == 1
     result = tl(*options, "--weights", run)
     assert result.code == 0, result.err
-    assert said in result.out
+    assert note in result.out
     recorded = open_store(None).find("latest")
-    assert (recorded.data.params["head"], recorded.data.params["head_start"]) == ("None", said.removeprefix("head: "))
-    assert bundle.read_card(open_store(None).model_folder(recorded)).head_start == said.removeprefix("head: ")
-    # A file that says nothing of its classes.
+    assert (recorded.data.params["head"], recorded.data.params["head_start"]) == ("None", note.removeprefix("head: "))
+    assert bundle.read_card(open_store(None).model_folder(recorded)).head_start == note.removeprefix("head: ")
+    # A file without class names.
     safetensors.torch.save_file(safetensors.torch.load_file(folder / bundle.WEIGHTS_FILE), "bare.safetensors")
     bare = (*QUICK, "--weights", "bare.safetensors", "--data", colours, "--dry-run")
     assert "head: new: the weights do not name their 3 classes" in tl("train", *bare).out
@@ -153,7 +153,7 @@ def test_the_head_of_a_warm_start_is_matched_by_name_or_kept_on_request(tl, colo
 
 
 @pytest.mark.slow
-def test_a_path_that_ends_like_published_weights_is_a_path(tl, colours: Path) -> None:
+def test_a_path_with_the_ending_of_published_weights_is_read_as_a_path(tl, colours: Path) -> None:
     classifier = registry.create("timm/vit_tiny_patch16_224", 3, weights="none", input_size=32)
     torch.save(classifier.model.state_dict(), "x.augreg_in21k")
     how = classifier.preprocessing.model_copy(update={"resize": 32, "crop": 32})
@@ -196,7 +196,7 @@ def test_a_folder_without_test_images_gives_no_test_accuracy(tl, workplace: Path
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (("train", "resnt18"), r"no model is called 'resnt18'. Did you mean resnet18"),
         (("train", "resnet18", "--data", "nowhere"), "is no built-in set"),
@@ -216,16 +216,16 @@ def test_a_folder_without_test_images_gives_no_test_accuracy(tl, workplace: Path
         (("eval", "x", "--split", "tset"), "tset"),
     ],
 )  # fmt: skip
-def test_mistakes_get_one_clear_message_and_exit_code_2(tl, arguments: tuple[str, ...], said: str) -> None:
+def test_usage_errors_have_one_clear_message_and_exit_code_2(tl, arguments: tuple[str, ...], expected: str) -> None:
     result: Result = tl(*arguments)
     assert result.code == 2, result
     message = " ".join(re.sub("[│╭╮╰╯─]", " ", result.err).split())
-    assert re.search(said, message), result.err
+    assert re.search(expected, message), result.err
     assert "Traceback" not in result.err
     assert result.out == ""
 
 
-def test_a_picture_that_cannot_be_decoded_is_named(tl, workplace: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_named(tl, workplace: Path) -> None:
     write_pictures(Path("data"), COLOURS, 8)
     bad = Path("data/red/003.png")
     bad.write_bytes(bad.read_bytes()[:100])
@@ -235,7 +235,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(tl, workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_that_cannot_be_drawn_end_neither_a_training_nor_an_evaluation(
+def test_a_failure_to_draw_figures_ends_neither_a_training_nor_an_evaluation(
     tl, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object, **options: object) -> None:
@@ -288,15 +288,15 @@ def test_an_interrupted_run_keeps_its_best_model_and_is_resumed(tl, workplace: P
         "constant",
     ]
     reader, writer = os.pipe()
-    with open("stderr.txt", "w+") as said, open(reader) as stdout:
-        process = tl_process("train", *long, cwd=workplace, stdout=writer, stderr=said.fileno())
+    with open("stderr.txt", "w+") as stderr, open(reader) as stdout:
+        process = tl_process("train", *long, cwd=workplace, stdout=writer, stderr=stderr.fileno())
         os.close(writer)
         assert any("epoch 3/" in line for line in stdout)
         os.kill(process.pid, signum)
         stdout.read()
         process.join()
-        said.seek(0)
-        err = said.read()
+        stderr.seek(0)
+        err = stderr.read()
     assert process.exitcode == code, err
     assert "kept the best model so far" in err
     assert "Traceback" not in err
@@ -306,7 +306,7 @@ def test_an_interrupted_run_keeps_its_best_model_and_is_resumed(tl, workplace: P
     assert run.info.run_id.startswith(resume)
     (state,) = (workplace / "mlruns").glob("*/*/state")
     before = store_epochs(run.info.run_id)
-    # As if it had been asked for a few epochs only.
+    # As if a few epochs had been requested.
     card = bundle.read_card(state, CARD_FILE)
     bundle.write_card(state, card.model_copy(update={"config": {**card.config, "epochs": max(before) + 2}}), CARD_FILE)
     resumed: Result = tl("train", "--resume", resume)
@@ -378,14 +378,14 @@ def test_images_that_change_during_a_training_are_named_and_recorded(
     options = ("timm/test_resnet", "--weights", "none", "--input-size", "32", "--val-fraction", "0.25", "--steps", "4")
     result = tl("train", *options, "--data", "data", "--batch-size", "12")
     assert result.code == 0, result.err
-    said = " ".join(result.err.split())
-    assert "1 test image changed during the training" in said
-    assert "test/red/003.png" in said
+    output = " ".join(result.err.split())
+    assert "1 test image changed during the training" in output
+    assert "test/red/003.png" in output
     run = open_store(None).find("latest")
     changed = re.findall(r"[a-z]+/[a-z]+/[0-9]{3}\.png", run.data.tags["tl.images_changed"])
     assert sorted(changed) == ["test/red/003.png", "train/blue/001.png", "train/red/000.png"]
     assert run.data.tags["mlflow.note.content"].count("**Warning:**") >= 2
-    # The figure is there, but not as one of the images of the digest.
+    # The accuracy is recorded, but not as a metric of the images with this digest.
     (point,) = open_store(None).client.get_metric_history(run.info.run_id, "test/accuracy")
     assert point.dataset_digest in (None, "")
     assert "the test images are not those" in " ".join(tl("eval", "latest", "--no-log").err.split())
@@ -400,7 +400,7 @@ def test_resuming_on_other_images_is_refused(tl, workplace: Path) -> None:
                 "--optimizer", "sgd", "--schedule", "constant")  # fmt: skip
     assert failed.code == 1
     stat, whole = bad.stat(), bad.read_bytes()
-    # As long as before and as old.
+    # With the same length and time of modification as before.
     bad.write_bytes(whole[:-1] + b"x")
     os.utime(bad, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     replaced = tl("train", "--resume", "latest")
@@ -417,7 +417,7 @@ def test_resuming_on_other_images_is_refused(tl, workplace: Path) -> None:
 
 
 @pytest.mark.slow
-def test_odd_class_names_go_through_every_command(tl, workplace: Path) -> None:
+def test_unusual_class_names_work_in_every_command(tl, workplace: Path) -> None:
     for name in ("new\nline", "[/]\x1b[31m", "猫", "a" * 120):
         write_pictures(Path("data"), {name: (len(name), 90, 200)}, 8)
     train(tl, Path("data"))

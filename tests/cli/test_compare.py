@@ -37,12 +37,12 @@ def test_json_follows_its_schema_and_is_the_result_of_the_python_function(tl, fo
     assert printed["images"] == 18
     assert {row["model"] for row in printed["models"]} == {"a", "<b>"}
     assert tl("compare", *folders, "--data", colours, "--no-speed", "--format", "json").out == result.out
-    found = compare(CompareRequest(folders, data=str(colours), measure_speed=False))
-    assert json.loads(json.dumps(found.to_dict())) == printed
-    assert (found.failed, found.run_id) == ((), None)
-    assert "&lt;b&gt;" in found._repr_html_()
-    assert "<b>" not in found._repr_html_()
+    comparison = compare(CompareRequest(folders, data=str(colours), measure_speed=False))
+    assert json.loads(json.dumps(comparison.to_dict())) == printed
+    assert (comparison.failed, comparison.run_id) == ((), None)
+    assert "&lt;b&gt;" in comparison._repr_html_()
+    assert "<b>" not in comparison._repr_html_()
 
 
-def test_quiet_with_nothing_left_to_print_is_refused(tl, folders) -> None:
+def test_quiet_with_no_output_left_is_refused(tl, folders) -> None:
     assert tl("compare", *folders, "--quiet").code == 2

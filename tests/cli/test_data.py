@@ -16,7 +16,7 @@ def test_every_set_is_listed_in_any_terminal(tl, width: str, monkeypatch: pytest
     assert all(f"{name} " in result.out for name in SETS)
 
 
-def test_json_says_what_is_fetched(tl) -> None:
+def test_json_has_the_image_counts_and_mirroring_of_every_set(tl) -> None:
     rows = {row["name"]: row for row in json.loads(tl("data", "--json").out)}
     assert rows["cifar10"]["images"] == {"train": 50_000, "test": 10_000}
     assert rows["mnist"]["mirrors"] is False

@@ -1,4 +1,4 @@
-"""A model of 12-bit pictures: trained, and asked in every way that there is."""
+"""A model of 12-bit images: trained, and used through every way to a prediction."""
 
 import json
 import subprocess
@@ -19,12 +19,12 @@ from tl_cli.evaluation.predicting import Predictor
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.store import Store, open_store
 
-# Of 65535 they are one level, so that 8 bits of 16 hold nothing of the classes.
+# They differ by less than one of 256 levels of the 16-bit range, so converting to 8 bits would lose the classes.
 DARK, LIGHT = 10, 200
 
 
 def stripes(label: int, number: int) -> np.ndarray:
-    """Return a picture (24, 24) of stripes that lie or stand, from 0 to 200 of 4095."""
+    """Return an image (24, 24) of stripes, vertical for label 0 and horizontal for label 1, in dark 12-bit values."""
     noise = np.random.default_rng(100 * label + number).integers(-DARK, DARK + 1, (24, 24))
     rows, columns = np.mgrid[:24, :24]
     return np.where(((rows if label else columns) + number) // 4 % 2, LIGHT, DARK) + noise
@@ -63,59 +63,65 @@ def folder(twelve_bits: Path, tmp_path_factory: pytest.TempPathFactory, ready_da
 
 
 @pytest.fixture
-def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(folder)
     return open_store(f"sqlite:///{folder}/mlflow.db")
 
 
 @pytest.mark.slow
-def test_classes_that_differ_in_dark_levels_only_are_learned(there: Store) -> None:
-    assert there.find("deep").data.metrics["test/accuracy"] >= 0.9
+def test_classes_that_differ_only_in_dark_levels_are_learned(store: Store) -> None:
+    assert store.find("deep").data.metrics["test/accuracy"] >= 0.9
 
 
 @pytest.mark.slow
-def test_the_model_keeps_the_range_of_its_training(there: Store) -> None:
-    _, card = registry.restore(there.model_folder(there.find("deep")))
+def test_the_model_has_the_pixel_range_of_its_training_images(store: Store) -> None:
+    _, card = registry.restore(store.model_folder(store.find("deep")))
     assert card.preprocessing.pixel_range == (0, LIGHT + DARK)
     assert card.config["pixel_range"] == [0, LIGHT + DARK]
 
 
-def test_every_way_to_a_prediction_scales_alike(there: Store, twelve_bits: Path, tmp_path: Path) -> None:
+def test_predict_pyfunc_and_images_scaled_by_hand_give_the_same_probabilities(
+    store: Store, twelve_bits: Path, tmp_path: Path
+) -> None:
     import mlflow
 
-    run = there.find("deep")
-    classifier, card = registry.restore(there.model_folder(run))
+    run = store.find("deep")
+    classifier, card = registry.restore(store.model_folder(run))
     predictor = Predictor(classifier, card.classes)
     measured = Evaluator(classifier, card).measure("test")
     paths = [twelve_bits / name for name in measured.images.ids]
-    answers = {"predict": torch.stack([each.probabilities for each in predict_images(predictor, map(str, paths))])}
+    probabilities = {
+        "predict": torch.stack([each.probabilities for each in predict_images(predictor, map(str, paths))])
+    }
     (model_id,) = run.model_ids
     served = mlflow.pyfunc.load_model(f"models:/{model_id}")
     rows = served.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
-    answers["pyfunc"] = torch.tensor(rows[list(card.classes)].to_numpy(dtype=np.float32))
-    # Scaled by hand, saved with 8 bits, and shown to the same model.
+    probabilities["pyfunc"] = torch.tensor(rows[list(card.classes)].to_numpy(dtype=np.float32))
+    # Scaled by hand, saved with 8 bits, and predicted by the same model.
     eight = []
-    for place, name in enumerate(measured.images.ids):
+    for index, name in enumerate(measured.images.ids):
         label, number = ("lie", "stand").index(name.split("/")[1]), int(Path(name).stem)
         levels = (2 * 255 * stripes(label, number) + LIGHT + DARK) // (2 * (LIGHT + DARK))
-        Image.fromarray(levels.astype(np.uint8)).save(tmp_path / f"{place}.png")
-        eight.append(str(tmp_path / f"{place}.png"))
-    answers["by hand"] = torch.stack([each.probabilities for each in predict_images(predictor, eight)])
+        Image.fromarray(levels.astype(np.uint8)).save(tmp_path / f"{index}.png")
+        eight.append(str(tmp_path / f"{index}.png"))
+    probabilities["by hand"] = torch.stack([each.probabilities for each in predict_images(predictor, eight)])
     expected = measured.labelled.logits.softmax(1)
-    for name, found in answers.items():
-        assert float((found - expected).abs().max()) < 1e-4, name
+    for name, actual in probabilities.items():
+        assert float((actual - expected).abs().max()) < 1e-4, name
 
 
 @pytest.mark.slow
-def test_the_commands_agree(tl, folder: Path, twelve_bits: Path, tmp_path: Path, monkeypatch) -> None:
+def test_predict_eval_and_the_exported_model_agree(
+    tl, folder: Path, twelve_bits: Path, tmp_path: Path, monkeypatch
+) -> None:
     uri = f"sqlite:///{folder}/mlflow.db"
     monkeypatch.chdir(folder)
     pictures = sorted((twelve_bits / "test" / "lie").iterdir())
     result = tl("predict", "deep", *pictures, "--tracking-uri", uri, "--format", "jsonl")
     assert result.code == 0, result.err
     assert "8 bits" not in result.err
-    said = [json.loads(line)["predictions"][0]["class"] for line in result.out.splitlines()]
-    assert said.count("lie") >= 7
+    classes = [json.loads(line)["predictions"][0]["class"] for line in result.out.splitlines()]
+    assert classes.count("lie") >= 7
     assert "210 white" in tl("inspect", "deep", "--tracking-uri", uri).out
     evaluated = tl("eval", "deep", "--json", "--tracking-uri", uri)
     assert json.loads(evaluated.out)["accuracy"] >= 0.9
@@ -123,13 +129,15 @@ def test_the_commands_agree(tl, folder: Path, twelve_bits: Path, tmp_path: Path,
     assert "checked on 16 of its images" in exported.out, exported.err
     script = Path(__file__).parents[2] / "examples" / "predict_with_onnx.py"
     for path in pictures:
-        asked = subprocess.run([sys.executable, script, tmp_path / "m.onnx", path], capture_output=True, text=True)
-        assert asked.stdout.partition(" (")[0] == said[pictures.index(path)], asked.stderr
+        completed = subprocess.run([sys.executable, script, tmp_path / "m.onnx", path], capture_output=True, text=True)
+        assert completed.stdout.partition(" (")[0] == classes[pictures.index(path)], completed.stderr
     alone = tmp_path / "alone.py"
     alone.write_bytes(script.read_bytes())
-    asked = subprocess.run([sys.executable, alone, tmp_path / "m.onnx", pictures[0]], capture_output=True, text=True)
-    assert asked.returncode == 1
-    assert "put tl's file tl_cli/data/decode_deep.py beside this script" in asked.stderr
+    completed = subprocess.run(
+        [sys.executable, alone, tmp_path / "m.onnx", pictures[0]], capture_output=True, text=True
+    )
+    assert completed.returncode == 1
+    assert "put tl's file tl_cli/data/decode_deep.py beside this script" in completed.stderr
 
 
 @pytest.mark.slow
@@ -152,7 +160,7 @@ def test_the_range_is_shown_with_its_reason_and_can_be_set(
     assert "--pixel-range has no effect" in useless.err
 
 
-def test_the_doctor_names_the_range_and_pictures_with_next_to_nothing_in_them(tl, tmp_path: Path) -> None:
+def test_data_check_reports_the_pixel_range_and_images_with_few_levels(tl, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "d" / name).mkdir(parents=True)
         for number in range(6):
@@ -165,10 +173,10 @@ def test_the_doctor_names_the_range_and_pictures_with_next_to_nothing_in_them(tl
         Image.fromarray(values.astype(np.uint8)).save(tmp_path / "d" / "a" / f"{name}.png")
     Image.effect_noise((16, 16), 90).convert("1").save(tmp_path / "d" / "a" / "drawing.png")
     (tmp_path / "d" / "b" / "0.png").write_bytes(png16(np.repeat(noise, 3, axis=2)))
-    found = json.loads(tl("data", "check", tmp_path / "d", "--no-labels", "--json").out)
-    assert found["modes"] == {"I;16": 11, "RGB of 16 bits": 1, "L": 3, "1": 1}
-    assert found["pixel_range"] == [0, 4095]
-    assert {Path(each["file"]).stem: each["levels"] for each in found["few_levels"]} == {
+    report = json.loads(tl("data", "check", tmp_path / "d", "--no-labels", "--json").out)
+    assert report["modes"] == {"I;16": 11, "RGB of 16 bits": 1, "L": 3, "1": 1}
+    assert report["pixel_range"] == [0, 4095]
+    assert {Path(each["file"]).stem: each["levels"] for each in report["few_levels"]} == {
         "constant": 1, "mask": 5, "dark": 12
     }  # fmt: skip
     shown = " ".join(tl("data", "check", tmp_path / "d", "--no-labels").out.split())
@@ -178,11 +186,11 @@ def test_the_doctor_names_the_range_and_pictures_with_next_to_nothing_in_them(tl
 
 
 @pytest.mark.slow
-def test_a_model_of_eight_bits_says_so_before_a_deep_picture(tl, colours: Path, tmp_path: Path) -> None:
+def test_a_model_of_8_bit_images_warns_about_a_16_bit_image(tl, colours: Path, tmp_path: Path) -> None:
     trained = tl("train", "efficientnet_lite0", "--data", colours, "--epochs", "1", "--freeze-epochs", "1",
                  "--input-size", "32", "--device", "cpu", "--run-name", "eight")  # fmt: skip
     assert trained.code == 0, trained.err
     (tmp_path / "deep.png").write_bytes(png16(np.full((16, 16, 1), 4095)))
-    said = tl("predict", "eight", tmp_path / "deep.png", colours / "test" / "red" / "000.png")
-    assert said.code == 0
-    assert "1 of 2 pictures have more than 8 bits per channel" in " ".join(said.err.split())
+    result = tl("predict", "eight", tmp_path / "deep.png", colours / "test" / "red" / "000.png")
+    assert result.code == 0
+    assert "1 of 2 pictures have more than 8 bits per channel" in " ".join(result.err.split())

@@ -1,4 +1,4 @@
-"""What a bug report needs, and nothing that is a secret."""
+"""``tl env``: the facts for a bug report, without secrets."""
 
 import json
 import platform
@@ -13,15 +13,15 @@ from tests.support.imports import run_watched
 def test_the_environment_agrees_with_the_libraries(tl, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    said = json.loads(tl("env", "--json").out)
-    assert said["versions"]["python"] == platform.python_version()
+    report = json.loads(tl("env", "--json").out)
+    assert report["versions"]["python"] == platform.python_version()
     for name in ("torch", "torchvision", "mlflow", "numpy"):
-        assert said["versions"][name] == version(name)
-    assert said["machine"]["threads"] == torch.get_num_threads()
-    assert said["machine"]["torch_cpu_capability"] == torch.backends.cpu.get_cpu_capability()
-    assert said["environment"]["OMP_NUM_THREADS"] == "7"
-    assert said["paths"]["torch_weights"] == str(tmp_path / "torch" / "hub")
-    assert said["store"]["tracking_uri"].endswith("mlflow.db")
+        assert report["versions"][name] == version(name)
+    assert report["machine"]["threads"] == torch.get_num_threads()
+    assert report["machine"]["torch_cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert report["environment"]["OMP_NUM_THREADS"] == "7"
+    assert report["paths"]["torch_weights"] == str(tmp_path / "torch" / "hub")
+    assert report["store"]["tracking_uri"].endswith("mlflow.db")
     shown = tl("env").out
     assert f"torch: {version('torch')}" in shown
 

@@ -1,4 +1,4 @@
-"""``tl eval`` on data that are not all there, and runs whose test images could not be evaluated at their end."""
+"""``tl eval`` on incomplete data, and runs whose test images could not be evaluated at their end."""
 
 import json
 import os
@@ -25,7 +25,7 @@ OPTIONS = ("timm/test_resnet", "--weights", "none", "--input-size", "32", "--epo
 
 @pytest.fixture
 def after_fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Let something happen between the last epoch and the final evaluation."""
+    """Return a function that schedules a call between the last epoch and the final evaluation."""
     from tl_cli.api import training_run as fitting
 
     fit = fitting.fit
@@ -43,7 +43,7 @@ def after_fit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]
 
 @pytest.fixture
 def pictures(odd_pictures: Path, workplace: Path) -> Path:
-    """A copy of pictures that are decoded from their files whenever they are used."""
+    """A copy of images that are decoded from their files whenever they are used."""
     return Path(shutil.copytree(odd_pictures, "pictures"))
 
 
@@ -52,7 +52,9 @@ def words(text: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_finished_training_is_kept_without_its_test_images_and_completed_later(tl, pictures: Path, after_fit) -> None:
+def test_a_training_without_its_test_images_is_kept_and_its_test_accuracy_added_later(
+    tl, pictures: Path, after_fit
+) -> None:
     test, away = pictures / "test", Path("away")
     after_fit(lambda: test.rename(away))
     result = tl("train", *OPTIONS, pictures)
@@ -67,21 +69,21 @@ def test_a_finished_training_is_kept_without_its_test_images_and_completed_later
     assert "could not be evaluated on the test images" in run.data.tags["mlflow.note.content"]
     assert saved_logits(store, run) is None
     assert "is complete" in tl("train", "--resume", "latest").err
-    # What needs no test images works; what needs them says where they were.
+    # Commands that need no test images work; the others name the folder in which they were.
     assert tl("eval", "latest", "--split", "val", "--no-log").code == 0
     refused = tl("eval", "latest")
     assert refused.code == 2
     assert f"the 12 test images of this model are no longer in {pictures.resolve()}" in words(refused.err)
     away.rename(test)
-    # The reader of the output is gone, as in tl eval | head: the figures are recorded all the same.
+    # stdout is closed, as in tl eval | head: the metrics are recorded all the same.
     reader, writer = os.pipe()
     os.close(reader)
-    with Path("said").open("wb") as said:
-        process = tl_process("eval", "latest", "--csv", cwd=Path.cwd(), stdout=writer, stderr=said.fileno())
+    with Path("output.txt").open("wb") as output:
+        process = tl_process("eval", "latest", "--csv", cwd=Path.cwd(), stdout=writer, stderr=output.fileno())
         process.join()
     os.close(writer)
     assert process.exitcode == 1
-    assert b"Traceback" not in Path("said").read_bytes()
+    assert b"Traceback" not in Path("output.txt").read_bytes()
     run = store.find("latest")
     kept = saved_logits(store, run)
     assert kept is not None
@@ -109,7 +111,7 @@ def test_unreadable_test_images_give_no_test_accuracy(tl, pictures: Path, after_
     rest = tl("eval", "latest", "--on-bad-image", "skip", "--json")
     assert "2 of 12 test images cannot be decoded and are left out: test/blue/1.png, test/red/2.png" in words(rest.err)
     assert json.loads(rest.out)["images"] == 10
-    # A figure of a part of the images is not the run's test figure.
+    # An accuracy on some of the images is not the run's test accuracy.
     assert "test/accuracy" not in open_store(None).find("latest").data.metrics
     for path, data in zip(bad, whole, strict=True):
         path.write_bytes(data)
@@ -160,22 +162,22 @@ def test_a_run_is_resumed_and_finished_without_its_test_images(tl, pictures: Pat
     shutil.copytree("copy", pictures / "test")
     run = open_store(None).find("latest")
     assert (run.info.run_id, run.info.status) == (before.info.run_id, "FINISHED")
-    said = json.loads(tl("eval", "latest", "--json").out)
-    assert (said["split"], said["images"]) == ("test", 12)
-    assert open_store(None).find("latest").data.metrics["test/accuracy"] == said["accuracy"]
+    report = json.loads(tl("eval", "latest", "--json").out)
+    assert (report["split"], report["images"]) == ("test", 12)
+    assert open_store(None).find("latest").data.metrics["test/accuracy"] == report["accuracy"]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, odd_pictures: Path) -> Path:
-    """A folder with pictures and a run on them, for several tests to share."""
+    """A folder with images and a run on them, shared by several tests."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(odd_pictures, folder / "pictures")
     return train_in(folder, ready_database, (*OPTIONS, folder / "pictures", "--quiet"))
 
 
 @pytest.fixture
-def there(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of that run, in which ``tl`` runs now."""
+def folder(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of that run, as the current folder."""
     monkeypatch.chdir(trained)
     mlflow.set_tracking_uri(f"sqlite:///{trained}/mlflow.db")
     return trained
@@ -222,26 +224,26 @@ def _zipped(test: Path, root: Path) -> Path:
     "make", [_alone, _empty_class, _empty_training, _listed, _listed_with_training_images_away, _zipped]
 )
 def test_test_images_alone_can_be_evaluated(
-    tl, there: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
+    tl, folder: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
 ) -> None:
-    source = make(there / "pictures" / "test", tmp_path / "new")
+    source = make(folder / "pictures" / "test", tmp_path / "new")
     result = tl("eval", "latest", "--data", source, "--json", "--no-log")
     assert result.code == 0, result.err
-    said = json.loads(result.out)
+    report = json.loads(result.out)
     expected = json.loads(tl("eval", "latest", "--json", "--no-log").out)
-    assert (said["images"], said["accuracy"], said["missing"]) == (12, expected["accuracy"], [])
+    assert (report["images"], report["accuracy"], report["missing"]) == (12, expected["accuracy"], [])
 
 
-def test_a_class_that_is_not_evaluated_may_be_unknown(tl, there: Path, tmp_path: Path) -> None:
-    _alone(there / "pictures" / "test", tmp_path / "new")
+def test_a_class_without_evaluated_images_may_be_unknown(tl, folder: Path, tmp_path: Path) -> None:
+    _alone(folder / "pictures" / "test", tmp_path / "new")
     write_pictures(tmp_path / "new" / "train", {"violet": (90, 0, 90)}, 3)
     assert tl("eval", "latest", "--data", tmp_path / "new", "--no-log").code == 0
     write_pictures(tmp_path / "new" / "test", {"violet": (90, 0, 90)}, 3)
     assert "does not have: violet" in words(tl("eval", "latest", "--data", tmp_path / "new", "--no-log").err)
 
 
-def test_all_bad_images_are_named_and_can_be_left_out(tl, there: Path, tmp_path: Path) -> None:
-    new = Path(shutil.copytree(there / "pictures" / "test", tmp_path / "new"))
+def test_all_bad_images_are_named_and_can_be_skipped(tl, folder: Path, tmp_path: Path) -> None:
+    new = Path(shutil.copytree(folder / "pictures" / "test", tmp_path / "new"))
     bad = ["blue/1.png", "green/0.png", "red/3.png"]
     for name in bad:
         (new / name).write_bytes((new / name).read_bytes()[:80])
@@ -252,7 +254,7 @@ def test_all_bad_images_are_named_and_can_be_left_out(tl, there: Path, tmp_path:
     result = tl("eval", "latest", "--data", new, "--on-bad-image", "skip", "--json", "--no-log")
     assert json.loads(result.out)["images"] == 9
     assert f"left out: {', '.join(bad)}" in words(result.err)
-    # Pictures that a CSV lists and that are not there are bad ones too.
+    # Missing images of a CSV are bad ones too.
     listed = _listed(new, tmp_path / "csv")
     (new / "red" / "0.png").unlink()
     refused = tl("eval", "latest", "--data", listed)
@@ -262,17 +264,19 @@ def test_all_bad_images_are_named_and_can_be_left_out(tl, there: Path, tmp_path:
     assert json.loads(result.out)["images"] == 8
 
 
-def test_other_data_are_shown_beside_the_accuracy_on_its_own_test_images(tl, there: Path, tmp_path: Path) -> None:
+def test_accuracy_on_other_data_is_shown_beside_that_on_the_test_images_of_the_run(
+    tl, folder: Path, tmp_path: Path
+) -> None:
     recorded = open_store(None).find("latest").data.metrics["test/accuracy"]
-    # All of one class: the model's recall of it is the accuracy.
-    shutil.copytree(there / "pictures" / "test" / "red", tmp_path / "new" / "red")
+    # The images are of one class, so the accuracy is the model's recall of it.
+    shutil.copytree(folder / "pictures" / "test" / "red", tmp_path / "new" / "red")
     own = json.loads(tl("eval", "latest", "--json", "--no-log").out)
     recall = next(row["recall"] for row in own["by_class"] if row["class"] == "red")
     shown = words(tl("eval", "latest", "--data", tmp_path / "new", "--no-log").out)
     difference = 100 * (recall - recorded)
     assert f"{recorded:.2%} on the 12 test images of its own data; here {difference:+.2f} points" in shown
-    said = json.loads(tl("eval", "latest", "--data", tmp_path / "new", "--json", "--no-log").out)
-    assert said["own"] == {"split": "test", "accuracy": recorded, "images": 12}
+    report = json.loads(tl("eval", "latest", "--data", tmp_path / "new", "--json", "--no-log").out)
+    assert report["own"] == {"split": "test", "accuracy": recorded, "images": 12}
     assert "own" not in own
 
 
@@ -281,7 +285,7 @@ def test_commands_that_a_training_suggests_work(tl, workplace: Path, odd_picture
     whole = Path(shutil.copytree(odd_pictures, "whole"))
     validated = Path(shutil.copytree(odd_pictures, "validated"))
     (validated / "test").rename(validated / "val")
-    # The default store first: MLflow keeps another one for the whole process.
+    # The default store comes first, as MLflow keeps a given one for the whole process.
     for uri in ("", f"sqlite:///{workplace}/a b.db"):
         for data in (whole, validated, whole / "train"):
             given = ("--tracking-uri", uri) if uri else ()
@@ -291,8 +295,8 @@ def test_commands_that_a_training_suggests_work(tl, workplace: Path, odd_picture
             ours = [command[1:] for command in suggested if command[0] == "tl"]
             assert [command[0] for command in ours] == ["eval", "plot", "inspect"]
             for command in ours:
-                answer = tl(*command)
-                assert answer.code == 0, (data, command, answer.err)
+                completed = tl(*command)
+                assert completed.code == 0, (data, command, completed.err)
             (viewer,) = [command for command in suggested if command[0] != "tl"]
             assert viewer == ["mlflow", "ui", *(["--backend-store-uri", uri] if uri else [])]
 
@@ -306,7 +310,7 @@ def test_a_closed_run_is_shown_with_the_command_that_resumes_it(tl, workplace: P
 
 
 @pytest.mark.slow
-def test_the_limit_on_pixels_travels_with_the_model(tmp_path: Path, tl) -> None:
+def test_the_limit_on_pixels_is_saved_with_the_model(tmp_path: Path, tl) -> None:
     write_pictures(tmp_path / "own", COLOURS, 8, size=32)
     write_pictures(tmp_path / "larger", COLOURS, 2, size=40)
     train = ("train", *OPTIONS, tmp_path / "own", "--max-pixels")

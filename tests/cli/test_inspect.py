@@ -1,4 +1,4 @@
-"""inspect in all its views on one recorded run, which no test changes for another."""
+"""All views of ``inspect`` on one recorded run, which no test changes."""
 
 import json
 from pathlib import Path
@@ -30,34 +30,34 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, colo
 
 
 @pytest.fixture
-def there(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store of the run, in whose folder ``tl`` runs now."""
+def store(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The store of the run, whose folder is the current one."""
     monkeypatch.chdir(trained)
     mlflow.set_tracking_uri(f"sqlite:///{trained}/mlflow.db")
     return open_store(None)
 
 
-def seen(tl, *arguments: str | Path) -> dict:
+def inspect(tl, *arguments: str | Path) -> dict:
     result: Result = tl("inspect", *arguments, "--json")
     assert (result.code, result.err) == (0, "")
-    found = json.loads(result.out)
-    SCHEMA.validate(found)
-    return found
+    report = json.loads(result.out)
+    SCHEMA.validate(report)
+    return report
 
 
 @pytest.mark.slow
-def test_the_tree_of_a_run_and_of_an_architecture(tl, there: Store) -> None:
-    own = seen(tl, "seen")
+def test_the_tree_of_a_run_and_of_an_architecture(tl, store: Store) -> None:
+    own = inspect(tl, "seen")
     assert (own["classes"], own["input_size"], own["head"]) == (3, 48, ["classifier"])
     network = registry.create("efficientnet_lite0", 3, weights="none").model
     assert own["tree"]["parameters"] == sum(p.numel() for p in network.parameters())
     assert own["tree"]["children"][0]["name"] == "conv_stem"
     assert "classifier (Linear)" in own["why_head"][0]
     assert own["preprocessing"]["crop"] == 48
-    assert seen(tl, "timm/crossvit_9_240")["input_size"] == 240
-    # torchvision's first weights of ResNet-50 resize to 256 pixels, the second to 232.
+    assert inspect(tl, "timm/crossvit_9_240")["input_size"] == 240
+    # torchvision's IMAGENET1K_V1 weights of ResNet-50 resize to 256 pixels, V2 to 232.
     resized = [
-        seen(tl, "resnet50", *flags)["preprocessing"]["resize"] for flags in ((), ("--weights", "IMAGENET1K_V1"))
+        inspect(tl, "resnet50", *flags)["preprocessing"]["resize"] for flags in ((), ("--weights", "IMAGENET1K_V1"))
     ]
     assert resized == [232, 256]
     other = tl("inspect", "mobilenet_v3_small", "--num-classes", "7", "--depth", "1").out
@@ -68,7 +68,7 @@ def test_the_tree_of_a_run_and_of_an_architecture(tl, there: Store) -> None:
 
 
 @pytest.mark.slow
-def test_the_freeze_plan_takes_the_flags_of_training(tl, there: Store) -> None:
+def test_the_freeze_plan_takes_the_flags_of_training(tl, store: Store) -> None:
     flags = (
         "--freeze-epochs",
         "2",
@@ -81,7 +81,7 @@ def test_the_freeze_plan_takes_the_flags_of_training(tl, there: Store) -> None:
         "--data",
         "digits",
     )
-    plan = seen(tl, "efficientnet_b0", "--freeze-plan", *flags)
+    plan = inspect(tl, "efficientnet_b0", "--freeze-plan", *flags)
     assert [(each["name"], each["first"], each["last"]) for each in plan["phases"]] == [
         ("head", 1, 2), ("fine-tune", 3, 5), ("fine-tune", 6, 8),
     ]  # fmt: skip
@@ -94,33 +94,33 @@ def test_the_freeze_plan_takes_the_flags_of_training(tl, there: Store) -> None:
     assert "would freeze 3,383,818 of 4,020,358 parameters" in shown
     assert "the new head (classifier.1) would stay frozen at random weights" in shown
     assert "features.1.0.block.1.fc1 and 31 others" in shown
-    # For a run: its own settings, and others.
-    own = seen(tl, "seen", "--freeze-plan")
+    # For a run: with its own settings and with others.
+    own = inspect(tl, "seen", "--freeze-plan")
     assert own["frozen_layers"] > 0
     assert [each["first"] for each in own["phases"]] == [1, 2]
-    assert len(seen(tl, "seen", "--freeze-plan", "--freeze-epochs", "0")["phases"]) == 1
+    assert len(inspect(tl, "seen", "--freeze-plan", "--freeze-epochs", "0")["phases"]) == 1
 
 
 @pytest.mark.slow
-def test_residuals_of_a_run_on_its_own_images(tl, there: Store, tmp_path: Path, colours: Path) -> None:
-    found = seen(tl, "seen", "--residual", "--against", "pretrained", "--image", "0", "--output", tmp_path / "out")
-    assert len(found["residuals"]) == 9
-    assert found["source"] == f"{colours}, val"
-    assert 0 <= found["accuracy"] <= 1
-    for row in found["residuals"]:
+def test_residuals_of_a_run_on_its_own_images(tl, store: Store, tmp_path: Path, colours: Path) -> None:
+    report = inspect(tl, "seen", "--residual", "--against", "pretrained", "--image", "0", "--output", tmp_path / "out")
+    assert len(report["residuals"]) == 9
+    assert report["source"] == f"{colours}, val"
+    assert 0 <= report["accuracy"] <= 1
+    for row in report["residuals"]:
         assert [each["scale"] for each in row["effects"]] == [0.0, 0.5]
         assert row["ratio"] > 0
         assert set(row["before"]) >= {"ratio", "cosine", "share"}
-    # Layers that were frozen throughout are what they were.
-    first = found["residuals"][0]
+    # Layers that were frozen throughout have not changed.
+    first = report["residuals"][0]
     assert first["block"] == "blocks.1.1"
     assert first["before"]["ratio"] == pytest.approx(first["ratio"], rel=1e-5)
-    assert found["residuals"][-1]["before"]["ratio"] != pytest.approx(found["residuals"][-1]["ratio"], rel=1e-5)
+    assert report["residuals"][-1]["before"]["ratio"] != pytest.approx(report["residuals"][-1]["ratio"], rel=1e-5)
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert written == ["residual_parts.png", "residuals.json", "residuals.png"]
     for name in ("residual_parts.png", "residuals.png"):
         assert min(Image.open(tmp_path / "out" / name).size) > 300
-    assert json.loads((tmp_path / "out" / "residuals.json").read_text()) == found
+    assert json.loads((tmp_path / "out" / "residuals.json").read_text()) == report
     shown = tl(
         "inspect",
         "seen",
@@ -137,7 +137,7 @@ def test_residuals_of_a_run_on_its_own_images(tl, there: Store, tmp_path: Path, 
     assert "no F" not in shown.out
 
 
-def test_residuals_of_an_architecture_and_of_one_without(tl, there: Store) -> None:
+def test_residuals_of_architectures_with_and_without_residual_blocks(tl, store: Store) -> None:
     result = tl("inspect", "efficientnet_lite0", "--residual", "--images", "4", "--input-size", "96")
     assert result.code == 0
     assert "4 images: square cuts of three photographs" in result.out
@@ -149,13 +149,13 @@ def test_residuals_of_an_architecture_and_of_one_without(tl, there: Store) -> No
     none = tl("inspect", "squeezenet1_1", "--residual", "--weights", "none")
     assert none.code == 0
     assert "no residual connections" in none.out
-    assert seen(tl, "squeezenet1_1", "--residual", "--weights", "none")["residuals"] == []
+    assert inspect(tl, "squeezenet1_1", "--residual", "--weights", "none")["residuals"] == []
 
 
 @pytest.mark.slow
-def test_drift_separates_frozen_layers_from_trained_ones(tl, there: Store, tmp_path: Path) -> None:
-    found = seen(tl, "seen", "--drift", "--split", "train", "--output", tmp_path)
-    by_name = {layer["name"]: layer for layer in found["layers"]}
+def test_drift_separates_frozen_layers_from_trained_ones(tl, store: Store, tmp_path: Path) -> None:
+    report = inspect(tl, "seen", "--drift", "--split", "train", "--output", tmp_path)
+    by_name = {layer["name"]: layer for layer in report["layers"]}
     for name in ("conv_stem", "blocks.0.0", "blocks.1.0", "blocks.1.1"):
         assert by_name[name]["moved"] == 0
         assert by_name[name]["similarity"] == pytest.approx(1)
@@ -163,30 +163,30 @@ def test_drift_separates_frozen_layers_from_trained_ones(tl, there: Store, tmp_p
     assert by_name["blocks.5.3"]["similarity"] < 1
     assert by_name["classifier"]["is_head"]
     assert min(Image.open(tmp_path / "drift.png").size) > 300
-    still = seen(tl, "seen", "--drift", "--against", "seen")
+    still = inspect(tl, "seen", "--drift", "--against", "seen")
     assert {layer["moved"] for layer in still["layers"]} == {0}
     assert "has not moved at all" in tl("inspect", "seen", "--drift", "--against", "seen").out
 
 
-def test_features_beside_the_head(tl, there: Store, tmp_path: Path) -> None:
-    found = seen(tl, "seen", "--features", "--split", "test", "--output", tmp_path)
-    assert (found["images"], len(found["map"])) == (18, 18)
-    assert {each["class"] for each in found["map"]} == {"blue", "green", "red"}
-    assert found["knn_accuracy"] > 0.6
-    assert found["neighbours"] >= 1
+def test_features_are_compared_with_the_head(tl, store: Store, tmp_path: Path) -> None:
+    report = inspect(tl, "seen", "--features", "--split", "test", "--output", tmp_path)
+    assert (report["images"], len(report["map"])) == (18, 18)
+    assert {each["class"] for each in report["map"]} == {"blue", "green", "red"}
+    assert report["knn_accuracy"] > 0.6
+    assert report["neighbours"] >= 1
     assert min(Image.open(tmp_path / "features.png").size) > 300
     shown = tl("inspect", "seen", "--features", "--split", "test").out
     assert "a blue  b green  c red" in shown
 
 
-def test_heatmaps_of_pictures_and_of_mistakes(tl, there: Store, tmp_path: Path, colours: Path) -> None:
+def test_heatmaps_of_given_images_and_of_mistakes(tl, store: Store, tmp_path: Path, colours: Path) -> None:
     picture = colours / "test" / "red" / "000.png"
-    found = seen(tl, "seen", "--cam", picture, "--cam", colours / "test" / "blue" / "001.png", "--output", tmp_path)
-    assert found["images"][0]["image"] == str(picture)
-    assert all(0 <= each["probability"] <= 1 for each in found["images"])
-    assert found["layer"] == "bn2"
+    report = inspect(tl, "seen", "--cam", picture, "--cam", colours / "test" / "blue" / "001.png", "--output", tmp_path)
+    assert report["images"][0]["image"] == str(picture)
+    assert all(0 <= each["probability"] <= 1 for each in report["images"])
+    assert report["layer"] == "bn2"
     assert Image.open(tmp_path / "cam.png").size[0] > 300
-    worst = seen(tl, "seen", "--worst", "3", "--split", "train")
+    worst = inspect(tl, "seen", "--worst", "3", "--split", "train")
     assert len(worst["images"]) <= 3
     assert all(each["predicted"] != each["true"] for each in worst["images"])
     if not worst["images"]:
@@ -194,14 +194,14 @@ def test_heatmaps_of_pictures_and_of_mistakes(tl, there: Store, tmp_path: Path, 
 
 
 @pytest.mark.slow
-def test_results_are_logged_with_the_run(tl, there: Store) -> None:
-    run = there.find("seen")
+def test_results_are_logged_with_the_run(tl, store: Store) -> None:
+    run = store.find("seen")
     for view, option in (("tree", ()), ("drift", ("--drift",)), ("freeze_plan", ("--freeze-plan",))):
         assert tl("inspect", "seen", *option, "--log").code == 0
-        kept = [each.path for each in there.client.list_artifacts(run.info.run_id, f"inspect/{view}")]
+        kept = [each.path for each in store.client.list_artifacts(run.info.run_id, f"inspect/{view}")]
         assert f"inspect/{view}/{view}.json" in kept
     assert "inspect/drift/drift.png" in [
-        each.path for each in there.client.list_artifacts(run.info.run_id, "inspect/drift")
+        each.path for each in store.client.list_artifacts(run.info.run_id, "inspect/drift")
     ]
 
 
@@ -230,7 +230,7 @@ def test_results_are_logged_with_the_run(tl, there: Store) -> None:
         (("efficentnet_b0", "--residual"), "Did you mean efficientnet_b0"),
     ],
 )
-def test_a_refused_view_is_explained(tl, there: Store, arguments: tuple[str, ...], message: str) -> None:
+def test_a_refused_view_is_explained(tl, store: Store, arguments: tuple[str, ...], message: str) -> None:
     result = tl("inspect", *arguments)
     assert result.code == 2
     assert message in " ".join((result.out + result.err).replace("│", " ").split())
@@ -238,10 +238,10 @@ def test_a_refused_view_is_explained(tl, there: Store, arguments: tuple[str, ...
 
 @pytest.mark.parametrize("view", [("--residual",), ("--drift",), ("--features",), ("--worst", "2"), ("--cam",)])
 def test_a_model_with_broken_weights_is_refused(
-    tl, there: Store, tmp_path: Path, colours: Path, view: tuple[str, ...]
+    tl, store: Store, tmp_path: Path, colours: Path, view: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "broken"
-    classifier, card = registry.restore(there.model_folder(there.find("seen")))
+    classifier, card = registry.restore(store.model_folder(store.find("seen")))
     with torch.no_grad():
         classifier.model.get_submodule("blocks.3.1.bn2").weight[0] = float("nan")
     bundle.save(folder, classifier.model, card)
@@ -251,13 +251,13 @@ def test_a_model_with_broken_weights_is_refused(
     assert "the model returned NaN or infinity for" in result.err
 
 
-def test_heatmaps_of_picture_files_need_no_data(tl, there: Store, trained: Path, colours: Path, tmp_path: Path) -> None:
+def test_heatmaps_of_image_files_need_no_data(tl, store: Store, trained: Path, colours: Path, tmp_path: Path) -> None:
     folder = tmp_path / "alone"
-    classifier, card = registry.restore(there.model_folder(there.find("seen")))
+    classifier, card = registry.restore(store.model_folder(store.find("seen")))
     gone = card.data.model_copy(update={"source": str(tmp_path / "gone")})
     bundle.save(folder, classifier.model, card.model_copy(update={"data": gone}))
-    found = seen(tl, folder, "--cam", colours / "test" / "red" / "000.png")
-    assert found["images"][0]["predicted"] in ("blue", "green", "red")
+    report = inspect(tl, folder, "--cam", colours / "test" / "red" / "000.png")
+    assert report["images"][0]["predicted"] in ("blue", "green", "red")
     result = tl("inspect", folder, "--residual")
     assert result.code == 2
     assert "gone" in result.err

@@ -14,7 +14,7 @@ def own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("width", ["40", "80", "200"])
-def test_a_list_fits_the_terminal_and_tells_each_familys_history(tl, width: str, monkeypatch) -> None:
+def test_the_list_fits_the_terminal_and_describes_each_family(tl, width: str, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", width)
     result = tl("models", "squeezenet", "--source", "torchvision")
     assert result.code == 0
@@ -23,7 +23,7 @@ def test_a_list_fits_the_terminal_and_tells_each_familys_history(tl, width: str,
     assert "58.2%" in result.out
 
 
-def test_bare_it_lists_and_says_where_more_is(tl) -> None:
+def test_without_a_pattern_it_lists_torchvision_and_suggests_timm(tl) -> None:
     out = tl("models", "--limit", "1").out
     assert "AlexNet, 2012" in out
     assert "1 of 83 shown" in out
@@ -36,7 +36,7 @@ def test_json_holds_every_value_and_null_for_the_unknown(tl) -> None:
     assert next(row for row in rows if row["name"] == "timm/resnet18")["imagenet_top1"] is None
 
 
-def test_nothing_found_gets_the_nearest_names(tl) -> None:
+def test_an_unknown_name_suggests_the_nearest_names(tl) -> None:
     result = tl("models", "resnt18")
     assert result.code == 2
     assert "resnet18" in result.err
@@ -49,7 +49,7 @@ def test_a_bound_that_is_no_number_is_refused(tl, value: str) -> None:
     assert "--max-params" in result.err
 
 
-def test_pull_fetches_ahead(tl, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_downloads_weights(tl, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
     import io
 
@@ -66,13 +66,13 @@ def test_pull_fetches_ahead(tl, server: Server, tmp_path: Path, monkeypatch: pyt
     assert rows[0]["weights_on_disk"] is True
 
 
-def test_pull_refuses_a_mistyped_name_before_it_fetches_anything(tl, server: Server) -> None:
+def test_pull_refuses_a_mistyped_name_before_any_download(tl, server: Server) -> None:
     result = tl("models", "pull", "squeezenet1_1", "resnt18")
     assert result.code == 2
-    assert server.asked == []
+    assert server.requests == []
 
 
-def test_pull_goes_on_after_a_failure_and_says_so(tl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pull_continues_after_a_failure_and_reports_it(tl, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torchvision.models.SqueezeNet1_1_Weights.DEFAULT.value, "url", "http://127.0.0.1:9/n-01234567.pth"
     )

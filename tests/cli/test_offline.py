@@ -1,4 +1,4 @@
-"""What is not on this machine is named before anything is decoded or trained, and a dry run fetches nothing."""
+"""Missing weights and data are named before anything is decoded or trained, and a dry run downloads nothing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.server import Server
 from tl_cli.data.sources.catalogue import SETS, File
 from tl_cli.tracking.store import open_store
 
-# Nothing listens there.
+# No server listens on this port.
 NOWHERE = "http://127.0.0.1:9"
 FIRST, SECOND = torchvision.models.ShuffleNet_V2_X0_5_Weights, torchvision.models.SqueezeNet1_1_Weights
 OPTIONS = ("--input-size", "32", "--epochs", "1", "--freeze-epochs", "0", "--no-probe")
@@ -18,7 +18,7 @@ OPTIONS = ("--input-size", "32", "--epochs", "1", "--freeze-epochs", "0", "--no-
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty TORCH_HOME; the folder in which torch keeps weights."""
+    """An empty TORCH_HOME; returns the folder of torch's weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
 
@@ -40,12 +40,12 @@ def test_a_dry_run_fetches_no_weights_and_names_their_source(
     url = publish(monkeypatch, FIRST, server.url)
     result = tl("train", "shufflenet_v2_x0_5", "--data", colours, *OPTIONS, "--dry-run")
     assert result.code == 0
-    said = "".join(result.out.split())
-    assert url in said
-    assert str(home) in said
+    output = "".join(result.out.split())
+    assert url in output
+    assert str(home) in output
     assert "total" in result.out
-    assert "random weights" not in result.err  # a run will have the published ones
-    assert server.asked == []
+    assert "random weights" not in result.err  # a run will use the published ones
+    assert server.requests == []
     assert not home.exists()
 
 
@@ -56,11 +56,11 @@ def test_a_dry_run_without_the_images_shows_the_settings_alone(
     options = ("--data-dir", tmp_path / "data", "--weights", "none", *OPTIONS)
     result = tl("train", "shufflenet_v2_x0_5", *options, "--data", "cifar10", "--dry-run")
     assert result.code == 0
-    said = "".join(result.out.split())
-    assert url in said
-    assert str(tmp_path / "data" / "archives" / "cifar10") in said
-    assert "noestimatewithouttheimages" in said
-    assert server.asked == []
+    output = "".join(result.out.split())
+    assert url in output
+    assert str(tmp_path / "data" / "archives" / "cifar10") in output
+    assert "noestimatewithouttheimages" in output
+    assert server.requests == []
     assert not (tmp_path / "data").exists()
 
 
@@ -70,13 +70,13 @@ def test_weights_and_data_that_cannot_be_reached_are_named_together(
     urls = publish(monkeypatch, FIRST, NOWHERE), publish_data(monkeypatch, NOWHERE)
     result = tl("train", "shufflenet_v2_x0_5", "--data", "cifar10", "--data-dir", tmp_path / "data", *OPTIONS)
     assert result.code == 1
-    said = "".join(result.err.split())
+    output = "".join(result.err.split())
     for part in (*urls, home, "--weightsFILE", tmp_path / "data" / "archives" / "cifar10", "--data-dir"):
-        assert str(part) in said
+        assert str(part) in output
 
 
 @pytest.mark.parametrize("weights", ["default", "missing.pth"])
-def test_missing_weights_are_reported_before_a_picture_is_decoded(
+def test_missing_weights_are_reported_before_an_image_is_decoded(
     tl, home: Path, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     publish(monkeypatch, FIRST, NOWHERE)
@@ -90,7 +90,7 @@ def test_missing_weights_are_reported_before_a_picture_is_decoded(
     assert "picture" not in result.err.replace(str(data), "")
 
 
-def test_a_comparison_trains_nothing_where_one_model_is_missing(
+def test_a_comparison_trains_nothing_if_one_model_is_missing(
     tl, home: Path, server: Server, colours: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = publish(monkeypatch, FIRST, NOWHERE)
@@ -106,7 +106,7 @@ def test_a_failed_pull_suggests_another_command(tl, home: Path, monkeypatch: pyt
     urls = publish(monkeypatch, FIRST, NOWHERE), publish(monkeypatch, SECOND, NOWHERE)
     result = tl("models", "pull", "shufflenet_v2_x0_5", "squeezenet1_1")
     assert result.code == 1
-    said = "".join(result.err.split())
-    assert all(url in said for url in urls)
-    assert str(home) in said
+    output = "".join(result.err.split())
+    assert all(url in output for url in urls)
+    assert str(home) in output
     assert "models pull" not in result.err

@@ -23,7 +23,7 @@ def names_in(annotation: object) -> set[str]:
     return set().union(*(names_in(each) for each in get_args(annotation)))
 
 
-def offered(command: str, option: str) -> set[str]:
+def completions_of(command: str, option: str) -> set[str]:
     train = load(command)
     (found,) = (each for each in train.params if each.name == option)
     return {item.value for item in found.shell_complete(train.make_context(command, [], resilient_parsing=True), "")}
@@ -33,8 +33,8 @@ def test_every_setting_with_names_offers_them() -> None:
     named = {name: names_in(field.annotation) for name, field in TrainConfig.model_fields.items()}
     named = {name: names for name, names in named.items() if names}
     assert named["schedule"] == {"constant", "cosine", "one-cycle", "plateau"}
-    assert {name: offered("train", name) for name in named} == named
-    assert offered("train", "feature_views") == {"plain", "flip"}
+    assert {name: completions_of("train", name) for name in named} == named
+    assert completions_of("train", "feature_views") == {"plain", "flip"}
 
 
 def test_a_name_may_be_written_in_capitals(tl) -> None:
@@ -61,7 +61,7 @@ def test_data_completes_published_sets_folders_and_files(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("words", [("--install-completion", "zsh"), ("--install-completion=zsh",)])
-def test_completion_is_installed_for_the_shell_that_is_named(
+def test_completion_is_installed_for_the_given_shell(
     tl, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -73,7 +73,7 @@ def test_completion_is_installed_for_the_shell_that_is_named(
 
 
 @pytest.mark.parametrize("name", ["plain", "a b", "a#b?c", "50%41 é", "x=y"])
-def test_a_file_uri_is_the_path_that_it_stands_for(name: str, tmp_path: Path) -> None:
+def test_a_file_uri_is_converted_to_its_path(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     uri = path.as_uri()
     for written in (uri, uri.replace("file:///", "file:/"), uri.replace("file:///", "FILE://localhost/"), str(path)):

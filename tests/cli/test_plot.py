@@ -46,7 +46,7 @@ def test_runs_with_the_same_name_are_shown_with_their_ids(tl, workplace: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", [".png", ".svg", ".pdf", ".PNG"])
-def test_a_file_takes_all_panels_and_a_folder_two_pictures(ending: str, tl, workplace: Path) -> None:
+def test_a_file_has_all_panels_and_a_folder_two_figures(ending: str, tl, workplace: Path) -> None:
     record("one")
     done = tl("plot", "--output", f"new/curves{ending}", "--log", "--x", "time")
     assert done.code == 0, done.err
@@ -60,14 +60,14 @@ def test_metrics_by_name_and_pattern(tl, workplace: Path) -> None:
     record("one")
     drawn = tl("plot", "-t", "--metric", "val/*", "--metric", "time/images_per_second", "--x", "epoch", "--smooth", "0")
     assert drawn.code == 0, drawn.err
-    for said in ("val/loss by epoch", "val/accuracy by epoch", "time/images_per_second by epoch"):
-        assert said in drawn.out
+    for text in ("val/loss by epoch", "val/accuracy by epoch", "time/images_per_second by epoch"):
+        assert text in drawn.out
     wrong = tl("plot", "-t", "--metric", "val/acuracy")
     assert (wrong.code, "Did you mean val/accuracy" in wrong.err) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--output", "x.jpg"), ".png, .svg, .pdf"),
         (("--terminal", "--output", "x"), "one of"),
@@ -76,10 +76,12 @@ def test_metrics_by_name_and_pattern(tl, workplace: Path) -> None:
         (("--x", "steps"), "epoch"),
     ],
 )
-def test_contradicting_or_wrong_options_are_refused(arguments: tuple[str, ...], said: str, tl, workplace: Path) -> None:
+def test_contradicting_or_wrong_options_are_refused(
+    arguments: tuple[str, ...], message: str, tl, workplace: Path
+) -> None:
     result = tl("plot", *arguments)
     assert result.code == 2
-    assert said in result.err
+    assert message in result.err
 
 
 def test_numbers_that_are_not_finite_are_named_and_not_drawn(tl, workplace: Path) -> None:
@@ -107,8 +109,8 @@ def test_a_run_that_tl_did_not_record_shows_its_own_metrics(tl, workplace: Path)
         store.client.log_metric(run.info.run_id, "stepless", float(step))
     drawn = tl("plot", "-t", "lightning")
     assert drawn.code == 0, drawn.err
-    for said in ("train_loss by step", "epoch by step", "stepless by step"):
-        assert said in drawn.out
+    for text in ("train_loss by step", "epoch by step", "stepless by step"):
+        assert text in drawn.out
     empty = store.client.create_run(store.experiment("other"), run_name="empty")
     assert "no points yet" in tl("plot", "-t", "empty").out
     assert empty.info.run_name in tl("plot", "empty").err
@@ -121,14 +123,14 @@ def follow(workplace: Path, *arguments: str, **environment: str):
     return process, os.fdopen(reader, "rb", buffering=0)
 
 
-def read_until(stream, wanted: bytes) -> bytes:
+def read_until(stream, ending: bytes) -> bytes:
     seen = b""
-    while wanted not in seen:
+    while ending not in seen:
         part = stream.read(4096)
         if not part:
             break
         seen += part
-    assert wanted in seen, seen.decode()
+    assert ending in seen, seen.decode()
     return seen
 
 
@@ -141,11 +143,11 @@ def test_following_shows_epochs_as_they_end_and_ends_with_the_run(workplace: Pat
     read_until(stream, b"epoch 2")
     assert process.is_alive()
     made.__exit__(None, None, None)
-    said = read_until(stream, b"the run is complete")
+    output = read_until(stream, b"the run is complete")
     process.join()
     assert process.exitcode == 0
-    assert b"\x1b" not in said
-    assert b"loss by step" in said
+    assert b"\x1b" not in output
+    assert b"loss by step" in output
 
 
 @pytest.mark.slow
@@ -156,10 +158,10 @@ def test_following_waits_for_a_training_that_has_not_begun(workplace: Path) -> N
     made = record("new", epochs=1, end=False)
     read_until(stream, b"epoch 1")
     made.__exit__(None, None, None)
-    said = read_until(stream, b"the run is complete")
+    output = read_until(stream, b"the run is complete")
     process.join(30)
     assert process.exitcode == 0
-    assert f"new  {made.run_id[:8]}".encode() in said
+    assert f"new  {made.run_id[:8]}".encode() in output
 
 
 @pytest.mark.slow
@@ -177,21 +179,21 @@ def test_the_run_that_was_resumed_last_is_followed_and_is_the_latest(workplace: 
     resumed(epoch(2, 20))
     read_until(stream, b"epoch 2")
     resumed.__exit__(None, None, None)
-    said = read_until(stream, b"the run is complete")
+    output = read_until(stream, b"the run is complete")
     process.join(30)
-    assert killed.run_id[:8].encode() in said
+    assert killed.run_id[:8].encode() in output
 
 
-def test_ctrl_c_leaves_the_run_alone(workplace: Path) -> None:
+def test_ctrl_c_does_not_stop_the_followed_run(workplace: Path) -> None:
     made = record("one", epochs=1, end=False)
     process, stream = follow(workplace, "one", MLFLOW_TRACKING_URI=f"sqlite:///{workplace}/mlflow.db")
     read_until(stream, b"epoch 1")
     os.kill(process.pid, signal.SIGINT)
-    said = read_until(stream, b"tl plot --follow")
+    output = read_until(stream, b"tl plot --follow")
     process.join()
     assert process.exitcode == 130
-    assert b"the run continues" in said
-    assert b"Traceback" not in said
+    assert b"the run continues" in output
+    assert b"Traceback" not in output
     store = open_store(None)
     assert store.find("one").info.status == "RUNNING"
     made(epoch(2, 20))
@@ -214,10 +216,10 @@ def test_a_metric_that_comes_later_is_followed_and_a_run_that_is_removed_ends_it
     made(epoch(1, 20))
     read_until(stream, b"val/accuracy 0.7")
     open_store(None).client.delete_run(made.run_id)
-    said = read_until(stream, b"has been removed")
+    output = read_until(stream, b"has been removed")
     process.join()
     assert process.exitcode == 1
-    assert b"Traceback" not in said
+    assert b"Traceback" not in output
     made.__exit__(None, None, None)
 
 

@@ -40,7 +40,7 @@ def test_the_form_follows_from_the_options(form, as_json: bool, show: bool, expe
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("--json", "--format", "csv"), "leave out --format csv"),
         (("--show", "--json"), "in a table only"),
@@ -48,7 +48,7 @@ def test_the_form_follows_from_the_options(form, as_json: bool, show: bool, expe
         (("--quiet", "--format", "table"), "--format jsonl"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(tl, options: tuple[str, ...], said: str) -> None:
+def test_options_that_contradict_each_other_are_refused(tl, options: tuple[str, ...], message: str) -> None:
     refused = tl("predict", "photo.jpg", *options)
     assert refused.code == 2
-    assert said in " ".join(refused.err.split())
+    assert message in " ".join(refused.err.split())

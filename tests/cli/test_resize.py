@@ -1,4 +1,4 @@
-"""Pictures whose classes are told apart at their ends, and ``--resize``, from training to every way of predicting."""
+"""Images whose classes differ only near their ends, with ``--resize``, from training to every way of predicting."""
 
 import json
 import runpy
@@ -31,7 +31,7 @@ WIDE = "the centre crop leaves out 60% of a typical picture (522 x 210 px); --re
 
 
 def write_wide(root: Path, part: str, count: int, seed: int) -> None:
-    """Fill ROOT/PART/CLASS/ with pictures of 522 x 210 px that show a bright disc or square near one of their ends."""
+    """Fill ROOT/PART/CLASS/ with images of 522 x 210 px that show a bright disc or square near one of their ends."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[:60, :60] - 29.5
     for name, mark in (("disc", rows**2 + columns**2 < 900), ("square", np.ones((60, 60), bool))):
@@ -63,30 +63,30 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, wide
 
 
 @pytest.fixture
-def there(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.chdir(trained)
     mlflow.set_tracking_uri(f"sqlite:///{trained}/mlflow.db")
     return open_store(None)
 
 
 @pytest.mark.slow
-def test_objects_at_the_ends_are_learned_where_resizing_keeps_them(there: Store) -> None:
-    accuracy = {name: there.find(name).data.metrics["test/accuracy"] for name in MODES}
-    # 40 images: by chance 28 or fewer are right in 99.7 of 100 cases.
+def test_objects_at_the_ends_are_learned_where_resizing_keeps_them(store: Store) -> None:
+    accuracy = {name: store.find(name).data.metrics["test/accuracy"] for name in MODES}
+    # 40 images: guessing has 28 or fewer right with a probability of 99.7%.
     assert accuracy["crop"] <= 0.7
     assert min(accuracy["squash"], accuracy["pad"]) >= 0.85
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODES)
-def test_the_geometry_travels_with_the_model(name: str, there: Store, wide: Path, tmp_path: Path) -> None:
-    run = there.find(name)
-    folder = there.model_folder(run)
+def test_the_resize_mode_is_saved_with_the_model(name: str, store: Store, wide: Path, tmp_path: Path) -> None:
+    run = store.find(name)
+    folder = store.model_folder(run)
     predictor = Predictor.load(folder)
     how = bundle.read_card(folder).preprocessing
     assert (how.crop_mode, how.crop) == (MODES[name], 96)
     assert run.data.params["resize"] == name
-    # The margin around the centre is the weights' own; otherwise there is none.
+    # A center crop keeps the margin of the weights; the other modes have no margin.
     assert (how.resize == how.crop) == (name != "crop")
     for part, sizes in (("disc", [(523, 211), (97, 301)]), ("square", [(640, 61), (35, 29), (1601, 1203)])):
         (tmp_path / "test" / part).mkdir(parents=True)
@@ -98,22 +98,22 @@ def test_the_geometry_travels_with_the_model(name: str, there: Store, wide: Path
     paths = sorted((tmp_path / "test").rglob("*.jpg"))
     served, errors = predictor.predict([path.read_bytes() for path in paths])
     assert not any(errors)
-    said = torch.stack([each.probabilities for each in predict_images(predictor, map(str, paths))])
+    predicted = torch.stack([each.probabilities for each in predict_images(predictor, map(str, paths))])
     evaluator = Evaluator(predictor.classifier, bundle.read_card(folder), source=str(tmp_path / "test"))
     judged = (evaluator.measure("all").labelled.logits / predictor.classifier.temperature).softmax(1)
-    torch.testing.assert_close(said, served, atol=1e-4, rtol=0)
+    torch.testing.assert_close(predicted, served, atol=1e-4, rtol=0)
     torch.testing.assert_close(judged, served, atol=1e-4, rtol=0)
 
 
 def run_example(
     how: Preprocessing, pictures: Iterable[Path], monkeypatch: pytest.MonkeyPatch, **metadata: str
 ) -> Iterator[np.ndarray]:
-    """Yield what the example gives to a network for each of these pictures."""
+    """Yield the network input that the example computes for each of these images."""
     facts = {"classes": json.dumps(["a", "b"]), "preprocessing": how.model_dump_json(), **metadata}
     seen: list[np.ndarray] = []
 
     class Session:
-        """Keeps what it is given."""
+        """Records its inputs."""
 
         def __init__(self, path: str) -> None:
             pass
@@ -135,7 +135,7 @@ def run_example(
 
 @pytest.mark.parametrize("mode", MODES.values())
 @pytest.mark.parametrize("resize", [64, 56])
-def test_the_example_prepares_pictures_as_the_model_was_trained(
+def test_the_example_preprocesses_images_as_in_training(
     mode: str, resize: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     how = Preprocessing(resize=resize, crop=56, crop_mode=mode, interpolation="bicubic", mean=(0.2, 0.4, 0.6))
@@ -159,13 +159,13 @@ def test_the_example_reads_portable_pixmaps_as_predict_does(
     how = Preprocessing(resize=8, crop=8, pixel_range=pixel_range)
     picture = tmp_path / "picture.ppm"
     picture.write_bytes(header + bytes(range(100)) * 4)
-    # The temperature is not in files of earlier versions.
+    # Files of earlier versions have no temperature.
     (pixels,) = run_example(how, [picture], monkeypatch)
     assert np.abs(pixels[0] - read_input(picture, how).numpy()).max() <= 1
 
 
 def write_odd_pictures(folder: Path) -> list[Path]:
-    """Write pictures with opacity, and of more than 8 bits per channel, in many forms."""
+    """Write images with opacity and of more than 8 bits per channel, in many formats."""
     noise = np.random.default_rng(0)
     rgba = Image.fromarray(noise.integers(0, 256, (20, 20, 4), dtype=np.uint8))
     palette, grey = rgba.convert("RGB").convert("P"), rgba.convert("L")
@@ -215,9 +215,9 @@ def test_the_example_divides_by_the_temperature(
 
 
 @pytest.mark.slow
-def test_wide_pictures_are_pointed_out_before_a_training(tl, wide: Path) -> None:
-    told = tl("train", "efficientnet_lite0", "--data", wide, "--input-size", "64", "--no-probe", "--dry-run")
-    assert WIDE in " ".join(told.out.split())
+def test_wide_images_are_noted_before_a_training(tl, wide: Path) -> None:
+    result = tl("train", "efficientnet_lite0", "--data", wide, "--input-size", "64", "--no-probe", "--dry-run")
+    assert WIDE in " ".join(result.out.split())
     quiet = tl("train", "efficientnet_lite0", "--data", wide, "--input-size", "64", "--no-probe", "--dry-run",
                "--resize", "pad")  # fmt: skip
     assert "leaves out" not in quiet.out
@@ -225,7 +225,7 @@ def test_wide_pictures_are_pointed_out_before_a_training(tl, wide: Path) -> None
     assert any(line.split()[:3] == ["resize", "pad", "flag"] for line in quiet.out.splitlines())
 
 
-def test_the_label_check_shows_the_network_pictures_as_large_and_as_whole_as_most_of_them_need() -> None:
+def test_the_label_check_resizes_images_to_the_size_and_shape_of_most_of_them() -> None:
     own = Preprocessing(resize=256, crop=224)
 
     def shown(*sizes: tuple[int, int]) -> tuple[str, int, int]:
@@ -240,12 +240,12 @@ def test_the_label_check_shows_the_network_pictures_as_large_and_as_whole_as_mos
 
 
 @pytest.mark.slow
-def test_wide_pictures_are_pointed_out_by_the_check_whose_doubts_see_all_of_them(tl, wide: Path) -> None:
+def test_data_check_notes_wide_images_and_compares_labels_on_whole_images(tl, wide: Path) -> None:
     result: Result = tl("data", "check", wide, "--json")
-    found = json.loads(result.out)
-    assert WIDE in found["notes"]
-    # The marks are all that tells the classes apart; from the centre half of the labels would be doubted.
-    doubted = found["doubted_labels"]
+    report = json.loads(result.out)
+    assert WIDE in report["notes"]
+    # Only the marks distinguish the classes; with a center crop half of the labels would be reported.
+    doubted = report["doubted_labels"]
     assert doubted["compared"] == 120
     assert len(doubted["images"]) < 30
     assert WIDE in " ".join(tl("data", "check", wide, "--no-labels").out.split())

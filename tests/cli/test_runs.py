@@ -63,8 +63,8 @@ def test_filters_and_orders(arguments: tuple[str, ...], expected: list[str], tl,
 def test_the_list_is_for_people_and_its_json_for_programs(tl, some_runs: None) -> None:
     shown = tl("runs")
     assert shown.code == 0
-    for said in ("second", "90.00%", "resnet50", "▅▅▅"):
-        assert said in shown.out
+    for text in ("second", "90.00%", "resnet50", "▅▅▅"):
+        assert text in shown.out
     assert "\x1b" not in shown.out
     (second,) = json.loads(tl("runs", "second", "--json").out)
     assert (second["val_accuracy"], second["curve"], second["epochs"], second["status"]) == (
@@ -76,7 +76,7 @@ def test_the_list_is_for_people_and_its_json_for_programs(tl, some_runs: None) -
     assert tl("runs", "nothing").out.startswith("no run in sqlite:///")
 
 
-def test_what_was_set_differently(tl, some_runs: None) -> None:
+def test_runs_diff_shows_different_settings_and_results(tl, some_runs: None) -> None:
     shown = tl("runs", "diff", "first", "second")
     assert shown.code == 0, shown.err
     assert [line.split() for line in shown.out.splitlines() if line.startswith("lr")] == [["lr", "0.1", "0.01"]]
@@ -90,7 +90,7 @@ def test_what_was_set_differently(tl, some_runs: None) -> None:
     assert (alone.code, "to compare it with another: tl runs diff" in alone.err) == (2, True)
 
 
-def test_dead_runs_are_seen_and_closed_and_silent_ones_only_by_name(tl, workplace: Path) -> None:
+def test_dead_runs_are_listed_and_closed_and_silent_ones_only_by_name(tl, workplace: Path) -> None:
     assert "no run is dead" in tl("runs", "close").out
     store = open_store(None)
     dead, silent = dead_run(store), silent_run(store)
@@ -103,27 +103,27 @@ def test_dead_runs_are_seen_and_closed_and_silent_ones_only_by_name(tl, workplac
     assert names(tl("runs", "--status", "silent", "--json")) == []
 
 
-def test_a_question_is_asked_before_anything_goes(tl, some_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_removed_only_after_confirmation(tl, some_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("typer.confirm", lambda question: False)
     kept = tl("runs", "rm", "first", "second")
     assert (kept.code, "nothing was removed" in kept.out) == (1, True)
     assert len(names(tl("runs", "--json"))) == 3
-    asked: list[str] = []
-    monkeypatch.setattr("typer.confirm", lambda question: bool(asked.append(question)) or True)
+    questions: list[str] = []
+    monkeypatch.setattr("typer.confirm", lambda question: bool(questions.append(question)) or True)
     assert tl("runs", "rm", "first", "second").code == 0
-    assert asked == ["Remove these 2 runs?"]
+    assert questions == ["Remove these 2 runs?"]
     assert names(tl("runs", "--json")) == ["third"]
 
 
-def test_json_has_null_for_what_is_no_number(tl, some_runs: None) -> None:
+def test_json_has_null_for_nan_and_infinity(tl, some_runs: None) -> None:
     store = open_store(None)
     store.client.log_metric(store.find("third").info.run_id, "test/accuracy", float("nan"))
     (third,) = json.loads(tl("runs", "third", "--json").out, parse_constant=pytest.fail)
     assert third["test_accuracy"] is None
 
 
-def test_a_run_that_goes_on_takes_its_place_among_the_best(tl, some_runs: None) -> None:
+def test_a_running_run_is_ranked_among_the_best(tl, some_runs: None) -> None:
     made = record("busy", end=False)
     store = open_store(None)
     store.client.log_metric(made.run_id, "val/accuracy", 0.95, step=99)
@@ -131,11 +131,11 @@ def test_a_run_that_goes_on_takes_its_place_among_the_best(tl, some_runs: None) 
     made.__exit__(None, None, None)
 
 
-def test_an_empty_list_says_whether_filters_made_it_so(tl, some_runs: None) -> None:
+def test_an_empty_list_mentions_filters_if_there_are_any(tl, some_runs: None) -> None:
     assert "passes the filters" in tl("runs", "--tag", "nosuch").out
 
 
-def test_a_run_that_goes_on_is_neither_removed_nor_resumed(tl, workplace: Path) -> None:
+def test_a_running_run_is_neither_removed_nor_resumed(tl, workplace: Path) -> None:
     made = record("busy", end=False)
     for command in (("runs", "rm", "busy", "--yes"), ("train", "--resume", "busy")):
         refused = tl(*command)
@@ -144,7 +144,7 @@ def test_a_run_that_goes_on_is_neither_removed_nor_resumed(tl, workplace: Path) 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--since", "yesterday"), "30m, 12h"),
         (("--experiment", "tlx"), "Did you mean tl"),
@@ -153,27 +153,27 @@ def test_a_run_that_goes_on_is_neither_removed_nor_resumed(tl, workplace: Path) 
         (("close", "first"), "has ended already"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(arguments: tuple[str, ...], said: str, tl, some_runs: None) -> None:
+def test_invalid_arguments_are_refused(arguments: tuple[str, ...], message: str, tl, some_runs: None) -> None:
     result = tl("runs", *arguments)
     assert result.code == 2
-    assert said in result.err
+    assert message in result.err
 
 
 def test_the_epochs_of_a_run_are_shown_after_and_during_it(tl, workplace: Path) -> None:
-    # What the recorder was told is what is shown: ``record`` gives epoch N a validation accuracy of 1 / N.
+    # The values passed to the recorder are shown: ``record`` gives epoch N a validation accuracy of 1 / N.
     record("ended", epochs=3)
     shown = tl("runs", "show", "ended")
     assert shown.code == 0, shown.err
-    told = open_store(None).client.get_metric_history(open_store(None).find("ended").info.run_id, "val/accuracy")
-    assert len(told) == 3
-    for point in told:
+    accuracies = open_store(None).client.get_metric_history(open_store(None).find("ended").info.run_id, "val/accuracy")
+    assert len(accuracies) == 3
+    for point in accuracies:
         assert f"{point.value:.2%}" in shown.out
     rows = list(csv.DictReader(io.StringIO(tl("runs", "show", "ended", "--csv").out)))
     assert [(int(row["epoch"]), int(row["step"])) for row in rows] == [(1, 10), (2, 20), (3, 30)]
-    assert [float(row["val_accuracy"]) for row in rows] == [point.value for point in told]
-    said = json.loads(tl("runs", "show", "ended", "--json").out)
-    assert (said["name"], said["status"], len(said["by_epoch"])) == ("ended", "finished", 3)
-    assert [row["val_accuracy"] for row in said["by_epoch"]] == [point.value for point in told]
+    assert [float(row["val_accuracy"]) for row in rows] == [point.value for point in accuracies]
+    report = json.loads(tl("runs", "show", "ended", "--json").out)
+    assert (report["name"], report["status"], len(report["by_epoch"])) == ("ended", "finished", 3)
+    assert [row["val_accuracy"] for row in report["by_epoch"]] == [point.value for point in accuracies]
     assert tl("runs", "show", "ended", "--json", "--csv").code == 2
 
     running = record("running", epochs=2, end=False)

@@ -1,4 +1,4 @@
-"""The JSON of the commands that list and manage, against the schemas that programs rely on."""
+"""The JSON of the commands that list and manage runs, data and models follows its schemas."""
 
 import json
 from pathlib import Path
@@ -15,26 +15,26 @@ from tl_cli.tracking.facts import RunFacts
 from tl_cli.tracking.store import open_store
 
 SCHEMAS = Path(str(tl_cli.__file__)).parent / "api" / "schemas"
-# Where each schema has the fields of a run; ``runs show`` adds the epochs.
+# The path of the fields of a run in each schema; ``runs show`` adds the epochs.
 RUN_AT = {"runs": ("items",), "runs-show": (), "runs-diff": ("properties", "runs", "items")}
 
 
 def write() -> None:
     """Write the fields of runs and epochs into the schemas: python -m tests.cli.test_schemas_of_listings."""
-    for name, place in RUN_AT.items():
+    for name, path in RUN_AT.items():
         schema = json.loads((SCHEMAS / f"{name}.json").read_text())
-        at(schema, place).update(described(name))
+        at(schema, path).update(run_schema_of(name))
         (SCHEMAS / f"{name}.json").write_text(json.dumps(schema, indent=2) + "\n")
 
 
-def at(schema: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
-    for key in place:
+def at(schema: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    for key in path:
         schema = schema[key]
     return schema
 
 
-def described(name: str) -> dict[str, Any]:
-    """Return what a schema says of one run. NaN is null in JSON."""
+def run_schema_of(name: str) -> dict[str, Any]:
+    """Return the schema of one run. NaN is null in JSON."""
     run = {key: fields(RunFacts)[key] for key in RunFacts.__dataclass_fields__}
     run["curve"]["items"] = {"anyOf": [{"type": "number"}, {"type": "null"}]}
     epoch = {key: fields(EpochEnded)[key] for key in ("epoch", "step", *EPOCH_SCORES)}
@@ -54,9 +54,9 @@ def closed(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", RUN_AT)
-def test_the_schemas_have_the_fields_of_today(name: str) -> None:
+def test_the_schema_files_are_up_to_date(name: str) -> None:
     found = at(json.loads((SCHEMAS / f"{name}.json").read_text()), RUN_AT[name])
-    assert {key: found[key] for key in described(name)} == described(name), write.__doc__
+    assert {key: found[key] for key in run_schema_of(name)} == run_schema_of(name), write.__doc__
 
 
 def check(schema: str, output: str) -> None:

@@ -24,11 +24,11 @@ def write() -> None:
     SCHEMA.write_text(json.dumps(settings_schema(), indent=2) + "\n")
 
 
-def test_the_readme_has_the_table_of_today() -> None:
+def test_the_table_in_the_readme_is_up_to_date() -> None:
     assert (ROOT / "README.md").read_text().partition(START)[2].partition(END)[0] == settings_table(), write.__doc__
 
 
-def test_the_schema_file_is_that_of_today() -> None:
+def test_the_schema_file_is_up_to_date() -> None:
     assert json.loads(SCHEMA.read_text()) == settings_schema(), write.__doc__
 
 

@@ -28,8 +28,8 @@ def test_options_without_effect_are_refused_with_resume(tl, flag: tuple[str, ...
 def test_a_dry_run_shows_settings_with_reasons_and_records_nothing(tl, colours: Path, workplace: Path) -> None:
     result = tl("train", *QUICK, "--data", colours, "--lr", "0.02", "--dry-run")
     assert result.code == 0, result.err
-    for said in ("0.02", "flag", "recipe", "learning rate", "in all", "GB", "nothing was trained"):
-        assert said in result.out
+    for text in ("0.02", "flag", "recipe", "learning rate", "in all", "GB", "nothing was trained"):
+        assert text in result.out
     assert not list((workplace / "mlruns").glob("*/*"))
 
 

@@ -1,4 +1,4 @@
-"""Arguments of other tools are accepted, or refused with the command that does the same."""
+"""Arguments of other tools are accepted, or refused with the equivalent command."""
 
 import json
 import shlex
@@ -13,7 +13,7 @@ from tl_cli.tracking.store import open_store
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("typed", "suggestion"),
     [
         ("train -m resnet18 -e 5 -b 32", "train resnet18 --epochs 5 --batch-size 32"),
         ("train resnet18 --pretrained", "train resnet18"),
@@ -49,11 +49,11 @@ from tl_cli.tracking.store import open_store
         ("predict best.pt", "predict best photo.jpg"),
     ],
 )  # fmt: skip
-def test_a_command_of_another_tool_is_refused_with_the_one_that_does_the_same(tl, typed: str, meant: str) -> None:
+def test_a_command_of_another_tool_is_refused_with_the_equivalent_one(tl, typed: str, suggestion: str) -> None:
     result = tl(*shlex.split(typed))
     assert result.code == 2, result
     assert result.out == ""
-    assert result.err.rstrip().endswith(f": tl {meant}"), result.err
+    assert result.err.rstrip().endswith(f": tl {suggestion}"), result.err
     if typed == "predict best.pt":
         assert "there is no file best.pt here" in result.err
 
@@ -90,13 +90,13 @@ def test_data_lists_sets_by_part_of_a_name(tl) -> None:
         assert [row["name"] for row in json.loads(tl("data", name, "--json").out)] == ["cifar10"]
     assert [row["name"] for row in json.loads(tl("data", "cifar", "--json").out)] == ["cifar10", "cifar100"]
     Path("my photos").mkdir()
-    for name, said in (
+    for name, text in (
         ("my photos", "tl data check 'my photos'"),
         ("cifar11", "Did you mean cifar10"),
         ("imagenet", "available to registered users only"),
     ):
         refused = tl("data", name)
-        assert (refused.code, said in refused.err) == (2, True), refused.err
+        assert (refused.code, text in refused.err) == (2, True), refused.err
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_the_latest_run_is_the_default(tl, colours: Path, workplace: Path, monke
         refused = tl("predict", *mistyped)
         assert (refused.code, "no run is called" in refused.err) == (2, True)
     assert tl("predict", "other").err.rstrip().endswith(": tl predict other photo.jpg")
-    # In another folder, where nothing may be written.
+    # In another, read-only folder.
     Path("elsewhere").mkdir()
     Path("elsewhere/mlruns").touch()
     here = ("other", "--tracking-uri", f"sqlite:///{workplace}/mlflow.db")

@@ -34,7 +34,7 @@ PRECISIONS = [Candidate(), Candidate(precision="bf16")]
 
 
 def timer(factors: Mapping[object, float]) -> Callable[[Candidate], float]:
-    """Return a timer for which a step takes 1 s times the factor of each value that has one."""
+    """Return a timer for which a step takes 1 s times the factor of each given value."""
 
     def seconds(candidate: Candidate) -> float:
         taken = 1.0
@@ -92,7 +92,7 @@ def test_a_candidate_that_fails_is_not_chosen_and_the_reason_is_given() -> None:
 
 
 class Failing(nn.Module):
-    """Runs out of memory on more than a few images, or on any."""
+    """Runs out of memory on more than ``most`` images."""
 
     def __init__(self, most: int) -> None:
         super().__init__()

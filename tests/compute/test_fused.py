@@ -31,7 +31,7 @@ NETWORKS = [
 LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
 
 
-def trained(name: str, size: int) -> registry.Classifier:
+def randomised(name: str, size: int) -> registry.Classifier:
     """Return a network whose norms have something to fold and whose head passes gradients on."""
     classifier = registry.create(name, 3, weights="none", input_size=size)
     torch.manual_seed(0)
@@ -49,11 +49,11 @@ def images(size: int, count: int = 16) -> Tensor:
     return torch.randn((count, 3, size, size), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def found(model: nn.Module, size: int) -> tuple[Shortcut, ...]:
+def shortcuts_of(model: nn.Module, size: int) -> tuple[Shortcut, ...]:
     return find_shortcuts(model, images(size, 1).float())
 
 
-def answers(model: nn.Module, inputs: Tensor) -> list[Tensor | None]:
+def logits_and_gradients(model: nn.Module, inputs: Tensor) -> list[Tensor | None]:
     """Return logits and all gradients, that of the images first."""
     model.zero_grad()
     inputs = inputs.clone().requires_grad_()
@@ -62,8 +62,8 @@ def answers(model: nn.Module, inputs: Tensor) -> list[Tensor | None]:
     return [logits.detach(), inputs.grad, *(p.grad for p in model.parameters())]
 
 
-def assert_same(seen: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) -> None:
-    for one, other in zip(seen, wanted, strict=True):
+def assert_same(actual: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> None:
+    for one, other in zip(actual, expected, strict=True):
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10 * float(other.abs().max() + 1e-12))
@@ -73,23 +73,23 @@ def assert_same(seen: Sequence[Tensor | None], wanted: Sequence[Tensor | None]) 
 @pytest.mark.parametrize(("name", "size", "channels"), NETWORKS)
 def test_logits_and_gradients_are_those_without_shortcuts(name: str, size: int, channels: str) -> None:
     layout = LAYOUTS[channels]
-    model = trained(name, size).model
+    model = randomised(name, size).model
     freezing.unfreeze(model, "frozen")
-    shortcuts = found(model, size)
+    shortcuts = shortcuts_of(model, size)
     model.double().eval().to(memory_format=layout)
     inputs = images(size).contiguous(memory_format=layout)
-    plain = answers(model, inputs)
+    plain = logits_and_gradients(model, inputs)
     for fold in (False, True):
         with installed(shortcuts, fold=fold, least=0):
-            assert_same(answers(model, inputs), plain)
+            assert_same(logits_and_gradients(model, inputs), plain)
 
 
 def test_exactly_the_norms_after_a_convolution_are_found() -> None:
     folded = {}
     for name in ("resnet18", "efficientnet_b0", "densenet121"):
-        model = trained(name, 32).model
-        folded[name] = sum(shortcut.norm is not None for shortcut in found(model, 32))
-    # DenseNet's other 62 norms stand before their convolution.
+        model = randomised(name, 32).model
+        folded[name] = sum(shortcut.norm is not None for shortcut in shortcuts_of(model, 32))
+    # DenseNet's other 62 norms come before their convolution.
     assert folded == {"resnet18": 20, "efficientnet_b0": 49, "densenet121": 59}
 
 
@@ -103,7 +103,7 @@ def test_an_output_with_a_second_user_keeps_its_norm() -> None:
             maps = self.conv(inputs)
             return torch.relu(self.norm(maps)) + maps
 
-    (shortcut,) = found(Forked(), 16)
+    (shortcut,) = shortcuts_of(Forked(), 16)
     assert shortcut.norm is None
 
 
@@ -116,11 +116,11 @@ def test_a_convolution_used_twice_keeps_its_norm() -> None:
         def forward(self, inputs: Tensor) -> Tensor:
             return self.conv(self.norm(self.conv(inputs)))
 
-    (shortcut,) = found(Twice(), 16)
+    (shortcut,) = shortcuts_of(Twice(), 16)
     assert shortcut.norm is None
 
 
-def test_a_network_whose_output_would_change_has_nothing_folded() -> None:
+def test_no_norm_is_folded_if_the_output_would_change() -> None:
     class Louder(nn.BatchNorm2d):
         def __init__(self) -> None:
             super().__init__(3)
@@ -129,12 +129,12 @@ def test_a_network_whose_output_would_change_has_nothing_folded() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
 
-    (shortcut,) = found(nn.Sequential(nn.Conv2d(3, 3, 3), Louder()), 16)
+    (shortcut,) = shortcuts_of(nn.Sequential(nn.Conv2d(3, 3, 3), Louder()), 16)
     assert shortcut.norm is None
 
 
 class Steep(nn.Module):
-    """Amplifies rounding, as a deep network of random weights does."""
+    """Amplifies rounding errors, as a deep network with random weights does."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return torch.sin(maps * 1e6)
@@ -145,11 +145,11 @@ def test_rounding_that_grows_through_the_network_does_not_prevent_folding() -> N
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), Steep(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)).eval()
     model[1].running_mean.normal_()
     inputs = images(8, 1).float()
-    assert [shortcut.norm for shortcut in found(model, 8)] == [model[1], model[4]]
+    assert [shortcut.norm for shortcut in shortcuts_of(model, 8)] == [model[1], model[4]]
     with torch.no_grad():
-        with installed(found(model, 8), fold=True, least=0):
+        with installed(shortcuts_of(model, 8), fold=True, least=0):
             folded = model(inputs)
-        # Otherwise the test would prove nothing.
+        # Otherwise the test could not fail.
         assert float((folded - model(inputs)).abs().max()) > 0.01 * float(folded.abs().max())
 
 
@@ -159,40 +159,40 @@ def test_a_network_that_forces_float32_is_compared_in_float32() -> None:
             return maps.float()
 
     model = nn.Sequential(Stubborn(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
-    assert [shortcut.norm for shortcut in found(model, 8)] == [model[2]]
+    assert [shortcut.norm for shortcut in shortcuts_of(model, 8)] == [model[2]]
 
 
 def test_a_norm_that_trains_is_not_folded() -> None:
-    model = trained("resnet18", 32).model
-    shortcuts = found(model, 32)
+    model = randomised("resnet18", 32).model
+    shortcuts = shortcuts_of(model, 32)
     freezing.unfreeze(model, "train")
     model.double().train()
     plain, other = copy.deepcopy(model), model
-    wanted = answers(plain, images(32))
+    expected = logits_and_gradients(plain, images(32))
     with installed(shortcuts, fold=True, least=0):
-        assert_same(answers(other, images(32)), wanted)
+        assert_same(logits_and_gradients(other, images(32)), expected)
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(other.state_dict()[key], value)
 
 
 def test_frozen_parts_get_no_gradient_and_buffers_are_bit_identical() -> None:
-    classifier = trained("efficientnet_lite0", 32)
+    classifier = randomised("efficientnet_lite0", 32)
     model = classifier.model
     before = copy.deepcopy(model.state_dict())
     freezing.freeze_backbone(model, classifier.head_modules)
-    with installed(found(model, 32), fold=True, least=0):
+    with installed(shortcuts_of(model, 32), fold=True, least=0):
         model.train()(images(32).float()).square().sum().backward()
     assert {name.rpartition(".")[0] for name, p in model.named_parameters() if p.grad is not None} == {*classifier.head}
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_finding_and_installing_shortcuts_leave_the_network_unchanged() -> None:
-    model = trained("mobilenet_v3_small", 32).model
+    model = randomised("mobilenet_v3_small", 32).model
     freezing.unfreeze(model, "frozen")
     model.train()
     before = {name: (module.training, dict(module.__dict__)) for name, module in model.named_modules()}
     state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    with installed(found(model, 32), fold=True):
+    with installed(shortcuts_of(model, 32), fold=True):
         assert [name for name, _ in model.named_modules()] == list(before)
         assert list(model.state_dict()) == list(state)
     assert {name: (m.training, dict(m.__dict__)) for name, m in model.named_modules()} == before
@@ -201,15 +201,15 @@ def test_finding_and_installing_shortcuts_leave_the_network_unchanged() -> None:
 
 
 def test_a_network_is_restored_after_an_error() -> None:
-    model = trained("resnet18", 32).model
-    with pytest.raises(RuntimeError), installed(found(model, 32), fold=True):
+    model = randomised("resnet18", 32).model
+    with pytest.raises(RuntimeError), installed(shortcuts_of(model, 32), fold=True):
         model(torch.zeros(1, 4, 32, 32))
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_a_copy_made_meanwhile_computes_with_its_own_weights() -> None:
-    model = trained("resnet18", 32).model.eval()
-    with installed(found(model, 32), fold=True, least=0), torch.no_grad():
+    model = randomised("resnet18", 32).model.eval()
+    with installed(shortcuts_of(model, 32), fold=True, least=0), torch.no_grad():
         twin = copy.deepcopy(model)
         for parameter in twin.parameters():
             parameter.mul_(0.5)
@@ -219,21 +219,21 @@ def test_a_copy_made_meanwhile_computes_with_its_own_weights() -> None:
 
 
 def test_weight_changes_between_passes_are_used() -> None:
-    model = trained("resnet18", 32).model.eval()
-    shortcuts, inputs = found(model, 32), images(32)
+    model = randomised("resnet18", 32).model.eval()
+    shortcuts, inputs = shortcuts_of(model, 32), images(32)
     model.double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.9)
-        wanted = model(inputs)
+        expected = model(inputs)
         with installed(shortcuts, fold=True, least=0):
-            torch.testing.assert_close(model(inputs), wanted)
+            torch.testing.assert_close(model(inputs), expected)
 
 
 def test_bf16_trains_with_depthwise_convolutions_in_float32() -> None:
     conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), conv)
-    with installed(found(model, 8), fold=True), torch.autocast("cpu", dtype=torch.bfloat16):
+    with installed(shortcuts_of(model, 8), fold=True), torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(torch.randn(2, 3, 8, 8)).dtype == torch.float32
         with torch.no_grad():
             assert model(torch.randn(2, 3, 8, 8)).dtype == torch.bfloat16

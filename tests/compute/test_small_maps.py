@@ -32,7 +32,7 @@ def test_outputs_and_gradients_equal_torchs_on_every_small_map(
 @pytest.mark.parametrize(
     ("kernel", "padding", "groups"), [(1, 1, 4), (1, 1, 1), (3, 3, 4), (2, 2, 1), (3, 2, 4), (3, 1, 4)]
 )
-def test_a_kernel_that_covers_only_padding_is_left_to_torch(kernel: int, padding: int, groups: int) -> None:
+def test_a_kernel_that_covers_only_padding_is_computed_by_torch(kernel: int, padding: int, groups: int) -> None:
     conv = nn.Conv2d(4, 4, kernel, padding=padding, groups=groups)
     if not is_supported(conv):
         assert padding >= kernel

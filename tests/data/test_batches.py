@@ -256,7 +256,7 @@ def test_images_that_do_not_fit_on_the_device_are_sent_batch_by_batch(colours: P
         assert torch.equal(one.labels, other.labels)
 
 
-def test_images_in_order_are_those_of_the_epoch(files: FileImages) -> None:
+def test_images_in_order_equal_the_images_of_the_epoch(files: FileImages) -> None:
     settings = Augmentation(min_area=0.4, hue=0.1)
     indices = np.concatenate([places for places, _ in loader(files).augmented(settings, 3, 2)])
     shuffled = torch.cat([batch.inputs for batch in loader(files).train(settings, 3, 2)])

@@ -22,11 +22,11 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_entries_have_the_names_and_sizes_of_the_files_that_were_written(root: Path) -> None:
-    found = {entry.kind: entry for entry in entries(root)}
-    assert set(found) == {"decoded", "checks", "measurements"}
-    array = found["decoded"].path
-    assert found["decoded"].size == array.stat().st_size + array.with_suffix(".json").stat().st_size
-    assert (found["checks"].size, found["checks"].used) == (5, found["checks"].path.stat().st_mtime)
+    by_kind = {entry.kind: entry for entry in entries(root)}
+    assert set(by_kind) == {"decoded", "checks", "measurements"}
+    array = by_kind["decoded"].path
+    assert by_kind["decoded"].size == array.stat().st_size + array.with_suffix(".json").stat().st_size
+    assert (by_kind["checks"].size, by_kind["checks"].used) == (5, by_kind["checks"].path.stat().st_mtime)
 
 
 def test_an_array_without_its_hash_and_a_link_are_no_entries(root: Path) -> None:
@@ -54,7 +54,7 @@ def test_entries_are_removed_with_their_hashes_and_other_files_remain(root: Path
     assert sorted(path.name for path in root.rglob("*.*") if path.suffix != ".lock") == ["mine.npy", "notes.json"]
 
 
-def test_downloads_and_what_cannot_be_removed_stay(tmp_path: Path) -> None:
+def test_downloads_and_files_that_cannot_be_removed_are_kept(tmp_path: Path) -> None:
     download = tmp_path / "data" / "cifar-10-batches-py"
     download.mkdir(parents=True)
     (entry,) = entries(tmp_path)

@@ -12,7 +12,7 @@ from PIL import Image, ImageFile
 
 from tests.support.commands import Result
 from tests.support.deep_pictures import png16, tiff
-from tests.support.hand_made_pictures import by_hand, picture
+from tests.support.hand_made_pictures import handmade_images, picture
 from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.contract import DataSpec
 from tl_cli.data import checks, pixel_range
@@ -28,7 +28,7 @@ from tl_cli.shortage import ShortageError
 
 
 def odd_folder(root: Path, classes: int = 3, count: int = 8) -> Path:
-    """Pictures of many sizes, so that they stream."""
+    """Images of many sizes, so that they are not packed."""
     for index, (name, colour) in enumerate(list(COLOURS.items())[:classes]):
         write_pictures(root, {name: colour}, count, size=60 + 10 * index)
     return root
@@ -44,7 +44,7 @@ FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (64, 48), (60 * n
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_mutated_picture_is_decoded_or_refused_with_its_name(kind: str, tmp_path: Path) -> None:
+def test_every_mutated_image_is_decoded_or_refused_with_its_name(kind: str, tmp_path: Path) -> None:
     chance = random.Random(kind)
     whole = picture(kind, 1)
     for number in range(150):
@@ -78,7 +78,7 @@ def test_an_animation_truncated_anywhere_is_examined(kind: str, tmp_path: Path) 
     assert "bad" in kinds
 
 
-def test_pipes_and_devices_are_not_pictures(tmp_path: Path, tl) -> None:
+def test_pipes_and_devices_are_not_images(tmp_path: Path, tl) -> None:
     root = odd_folder(tmp_path / "data")
     os.mkfifo(root / "red" / "pipe.png")
     (root / "red" / "zero.png").symlink_to("/dev/zero")
@@ -107,8 +107,8 @@ def test_a_part_without_decodable_images_is_named(tmp_path: Path) -> None:
         open_data(DataSpec(source=str(tmp_path), layout="classes", on_bad_image="skip"), workers=2)
 
 
-def test_thirty_hand_made_pictures_are_examined_correctly(tmp_path: Path) -> None:
-    made = by_hand()
+def test_thirty_handmade_images_are_checked_correctly(tmp_path: Path) -> None:
+    made = handmade_images()
     assert len(made) >= 30
     for name, (data, _) in made.items():
         (tmp_path / "odd").mkdir(exist_ok=True)
@@ -128,15 +128,15 @@ def test_a_bad_file_is_named_before_training_and_no_file_is_modified(tl, workpla
     refused: Result = tl(*train)
     assert refused.code == 2
     assert "2 of 36 images cannot be decoded" in refused.err
-    for said in ("blue/002.png", "red/004.png", "--on-bad-image skip"):
-        assert said in refused.err
+    for text in ("blue/002.png", "red/004.png", "--on-bad-image skip"):
+        assert text in refused.err
     assert "epoch 1" not in refused.out
     skipped = tl(*train, "--on-bad-image", "skip")
     assert skipped.code == 0, skipped.err
     assert "2 of 36 train images cannot be decoded and are left out: blue/002.png, red/004.png" in " ".join(
         skipped.out.split()
     )
-    # Opened again, without the option to skip files.
+    # Opened again without the option to skip files.
     judged = tl("eval", "latest", "--json")
     assert judged.code == 0, judged.err
     assert "differ" not in judged.err
@@ -186,20 +186,20 @@ def test_files_are_read_once_and_with_progress_before_they_are_checked(tmp_path:
     for part, count in (("train", 260), ("test", 20)):
         write_pictures(tmp_path / part, {"red": (200, 0, 0), "blue": (0, 0, 200)}, count, size=8)
     (tmp_path / "train" / "red" / "000.png").write_bytes(b"no picture")
-    told: dict[str, int] = {}
+    totals: dict[str, int] = {}
 
     def progress(name: str, done: int, total: int | None) -> None:
-        told[name] = told.get(name, 0) + (total or 0) * (done == total)
+        totals[name] = totals.get(name, 0) + (total or 0) * (done == total)
 
     spec = DataSpec(source=str(tmp_path), layout="classes", on_bad_image="skip")
     data = open_data(spec, workers=2, progress=progress)
     assert sum(len(part) for part in data.parts.values()) == 559
-    order = list(told)
+    order = list(totals)
     assert order.index("reading images") < order.index("checking images")
-    assert told["reading images"] == 560
+    assert totals["reading images"] == 560
 
 
-def test_errors_that_may_pass_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_errors_are_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = odd_folder(tmp_path / "data")
 
     def fail(path: str, max_pixels: int) -> None:
@@ -224,7 +224,7 @@ def test_a_stored_result_that_was_edited_is_ignored(tmp_path: Path, edited: str)
     assert checks.unreadable(images, Threads(1), worth_storing=1) == []
 
 
-def test_many_similar_pictures_are_all_found(tmp_path: Path) -> None:
+def test_many_similar_images_are_all_found(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (12, 12, 3)).astype(np.uint8)).resize(
         (64, 64), Image.Resampling.BICUBIC
@@ -235,7 +235,7 @@ def test_many_similar_pictures_are_all_found(tmp_path: Path) -> None:
         small.save(folder_of / f"{number:03}.jpg", quality=60 + number % 40, comment=str(number))
     write_pictures(tmp_path, {"red": (1, 2, 3), "blue": (3, 2, 1)}, 20, size=64)
     findings = checks.examine(folder.scan(tmp_path), Threads(2))
-    # 40 qualities give 40 pictures, each in three files with different comments.
+    # 40 qualities give 40 images, each in three files with different comments.
     equal, alike = ([group for group in findings.twins if group.exact == exact] for exact in (True, False))
     assert [len(group.places) for group in equal] == [3] * 40
     assert len(alike) <= 3
@@ -244,7 +244,7 @@ def test_many_similar_pictures_are_all_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
-def test_deep_pictures_that_look_alike_are_found_at_the_levels_of_their_range(kind: str, tmp_path: Path) -> None:
+def test_16_bit_images_that_look_alike_are_found_at_the_levels_of_their_range(kind: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     expected = set()
     for name in ("a", "b"):
@@ -256,13 +256,13 @@ def test_deep_pictures_that_look_alike_are_found_at_the_levels_of_their_range(ki
                 data = png16(scaled) if kind == "png" else tiff(scaled.astype(np.float32))
                 (tmp_path / name / f"{number}_{version}.{kind}").write_bytes(data)
             expected.add(tuple(f"{name}/{number}_{version}.{kind}" for version in (0, 1)))
-    found = folder.scan(tmp_path)
-    found = pixel_range.with_range(found, (0.0, 1000.0))
-    findings = checks.examine(found, Threads(2))
-    assert {tuple(findings.name(place) for place in group.places) for group in findings.twins} == expected
+    scanned = folder.scan(tmp_path)
+    scanned = pixel_range.with_range(scanned, (0.0, 1000.0))
+    findings = checks.examine(scanned, Threads(2))
+    assert {tuple(findings.name(index) for index in group.places) for group in findings.twins} == expected
 
 
-def test_only_pictures_with_next_to_nothing_to_see_are_reported_as_flat(tmp_path: Path) -> None:
+def test_only_images_with_few_grey_levels_are_reported_as_flat(tmp_path: Path) -> None:
     two = np.random.default_rng(0).integers(0, 2, (24, 24, 1))
     drawn = {
         "drawing.png": saved(two * 255),
@@ -278,22 +278,22 @@ def test_only_pictures_with_next_to_nothing_to_see_are_reported_as_flat(tmp_path
         (tmp_path / "a").mkdir(exist_ok=True)
         (tmp_path / "a" / name).write_bytes(data)
     write_pictures(tmp_path, {"b": (90, 90, 90)}, 2)
-    found = folder.scan(tmp_path)
-    findings = checks.examine(pixel_range.with_range(found, (0.0, 4095.0)), Threads(2))
-    named = {Path(findings.name(place)).name for place, _ in findings.flat()}
+    scanned = folder.scan(tmp_path)
+    findings = checks.examine(pixel_range.with_range(scanned, (0.0, 4095.0)), Threads(2))
+    named = {Path(findings.name(index)).name for index, _ in findings.flat()}
     assert named == {"classes_of_pixels.png", "dim.png", "narrow.png", "clipped.png"}
 
 
-def test_deep_pictures_that_differ_by_less_than_a_level_are_not_equal(tmp_path: Path) -> None:
+def test_16_bit_images_that_differ_by_less_than_a_level_are_not_equal(tmp_path: Path) -> None:
     values = 16 * np.random.default_rng(0).integers(0, 256, (24, 24, 1))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     (tmp_path / "a" / "one.png").write_bytes(png16(values))
     (tmp_path / "a" / "copy.png").write_bytes(png16(values))
     (tmp_path / "b" / "other.png").write_bytes(png16(values + 1))
-    found = folder.scan(tmp_path)
+    scanned = folder.scan(tmp_path)
     # The range has 256 levels of 16 values each, so one value more is still the same level.
-    scaled = pixel_range.with_range(found, (-8.0, 4072.0))
+    scaled = pixel_range.with_range(scanned, (-8.0, 4072.0))
     levels = [scaled.parts["train"].open(index).pixels for index in range(3)]
     assert np.array_equal(levels[0], levels[2])
     findings = checks.examine(scaled, Threads(2))
@@ -320,7 +320,7 @@ def test_a_chain_of_small_differences_is_not_one_group(tmp_path: Path) -> None:
 
 
 def test_checking_files_can_be_stopped(tmp_path: Path) -> None:
-    found = folder.scan(odd_folder(tmp_path, count=100)).parts["train"]
+    scanned = folder.scan(odd_folder(tmp_path, count=100)).parts["train"]
     seen: list[int] = []
 
     class StopError(Exception):
@@ -332,8 +332,8 @@ def test_checking_files_can_be_stopped(tmp_path: Path) -> None:
             raise StopError
 
     with pytest.raises(StopError):
-        checks.unreadable(found, Threads(2, progress))
-    assert seen[-1] < len(found)
+        checks.unreadable(scanned, Threads(2, progress))
+    assert seen[-1] < len(scanned)
 
 
 def bytes_read() -> Callable[[], int]:
@@ -347,7 +347,7 @@ def bytes_read() -> Callable[[], int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux's count of bytes read")
-def test_a_file_larger_than_any_picture_is_named_by_every_reader_and_not_read(tmp_path: Path) -> None:
+def test_a_file_larger_than_any_image_is_named_by_every_reader_and_not_read(tmp_path: Path) -> None:
     root = odd_folder(tmp_path / "photos")
     huge = root / "red" / "huge.png"
     huge.write_bytes((root / "red" / "000.png").read_bytes())
@@ -368,7 +368,7 @@ def test_a_file_larger_than_any_picture_is_named_by_every_reader_and_not_read(tm
     assert read() < 100_000_000
 
 
-def test_a_picture_that_does_not_fit_into_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_does_not_fit_in_memory_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_memory(*arguments: object) -> None:
         raise MemoryError
 

@@ -91,9 +91,9 @@ def test_touched_moved_and_linked_files_have_not_changed(files: Path) -> None:
     for name in NAMES:
         os.link(files / name, files.parent / "linked" / name)
     files.rename(files.parent / "moved")
-    for place in ("linked", "moved"):
-        assert digests(read(files.parent / place)[0]) == digests(before)
-        assert changed_since(files.parent / place, Names.of(NAMES), before) == []
+    for folder in ("linked", "moved"):
+        assert digests(read(files.parent / folder)[0]) == digests(before)
+        assert changed_since(files.parent / folder, Names.of(NAMES), before) == []
 
 
 def test_digests_of_files_written_just_now_are_not_stored(files: Path) -> None:

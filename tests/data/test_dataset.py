@@ -23,7 +23,7 @@ def test_cifar10_is_downloaded_once_checked_and_read(server: Server, tmp_path: P
     seen: list[tuple[object, ...]] = []
     for _ in range(2):
         parts = open_set(row, tmp_path, lambda *now: seen.append(now)).parts
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert {now[0] for now in seen} == {"cifar-10-python.tar.gz", "unpacking cifar-10-python.tar.gz"}
     train = parts["train"]
     assert isinstance(train, PackedImages)
@@ -44,14 +44,14 @@ def test_a_corrupt_cifar10_is_refused_before_its_pickles_are_read(server: Server
     assert not (tmp_path / "never").exists()
 
 
-def test_without_network_the_error_tells_how_to_get_cifar10(tmp_path: Path) -> None:
+def test_without_network_the_error_explains_how_to_get_cifar10(tmp_path: Path) -> None:
     row = replace(SETS["cifar10"], files=(File("http://127.0.0.1:9/cifar-10-python.tar.gz", "0"),))
     with pytest.raises(DownloadError, match=rf"put it into {tmp_path}.*--data digits"):
         open_set(row, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("typed", "name"),
     [
         ("cifar-10", "cifar10"),
         ("CIFAR100", "cifar100"),
@@ -59,15 +59,15 @@ def test_without_network_the_error_tells_how_to_get_cifar10(tmp_path: Path) -> N
         ("Oxford-IIIT-Pet", "oxfordiiitpet"),
     ],
 )
-def test_a_built_in_name_may_be_written_in_many_ways(said: str, meant: str) -> None:
-    assert dataset.locate(said) == meant
+def test_a_built_in_name_may_be_written_in_many_ways(typed: str, name: str) -> None:
+    assert dataset.locate(typed) == name
 
 
 def test_the_recorded_source_is_the_name_in_the_catalogue() -> None:
     assert dataset.open_data(DataSpec(source="Digits", layout="classes"), workers=1).spec.source == "digits"
 
 
-def test_a_folder_takes_precedence_over_another_spelling_and_is_mentioned_for_the_exact_name(
+def test_a_folder_takes_precedence_over_another_spelling_and_is_noted_for_the_exact_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -98,12 +98,12 @@ def test_the_error_for_another_file_describes_what_is_expected(tmp_path: Path) -
 
 def test_the_ids_and_pixels_of_digits_stay_those_of_older_runs() -> None:
     reference = load_digits()
-    seen = hashlib.sha256()
+    digest = hashlib.sha256()
     for index, (grey, label) in enumerate(zip(reference.images, reference.target, strict=True)):
-        seen.update(f"digits/{index:05d}\0{label}\0".encode())
-        seen.update(np.repeat(np.rint(grey * (255 / 16)).astype(np.uint8)[None], 3, axis=0).tobytes())
-    found = open_set(SETS["digits"], Path())
-    assert dataset.describe(found.parts["train"], found.classes).digest == seen.hexdigest()
+        digest.update(f"digits/{index:05d}\0{label}\0".encode())
+        digest.update(np.repeat(np.rint(grey * (255 / 16)).astype(np.uint8)[None], 3, axis=0).tobytes())
+    scanned = open_set(SETS["digits"], Path())
+    assert dataset.describe(scanned.parts["train"], scanned.classes).digest == digest.hexdigest()
 
 
 def test_digits_are_split_80_10_10_and_keep_their_digests() -> None:
@@ -135,7 +135,7 @@ def test_changed_files_change_the_digest(tmp_path: Path) -> None:
     assert dataset.changed_parts(before, dataset.open_data(spec, workers=1))
 
 
-def as_before(spec: DataSpec, data: dataset.LabelledData) -> DataSpec:
+def as_earlier_version(spec: DataSpec, data: dataset.LabelledData) -> DataSpec:
     """Return a spec as earlier versions recorded it: digests of lengths, without their scheme."""
     older = {name: dataset.describe(images, data.classes, "lengths") for name, images in data.files.items()}
     raw = spec.model_dump(mode="json")
@@ -149,7 +149,7 @@ def test_digests_of_earlier_versions_are_compared_as_they_were_made(size: int, t
     spec = DataSpec(source=str(tmp_path / "d"), layout="classes")
     data = dataset.open_data(spec, workers=1)
     assert isinstance(data.parts["train"], PackedImages) is (size == 32)
-    older = as_before(data.spec, data)
+    older = as_earlier_version(data.spec, data)
     assert dataset.changed_parts(older, data) == []
     (tmp_path / "d").rename(tmp_path / "moved")
     judged = dataset.open_for_evaluation(older, str(tmp_path / "moved"), data_dir=None)

@@ -90,7 +90,7 @@ def test_other_files_are_refused(data: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_truncated_picture_is_refused_and_named(kind: str, tmp_path: Path) -> None:
+def test_a_truncated_image_is_refused_and_named(kind: str, tmp_path: Path) -> None:
     whole = encoded(Image.effect_noise((64, 64), 80).convert("RGB"), kind)
     path = tmp_path / "torn.img"
     path.write_bytes(whole[: len(whole) * 2 // 3])
@@ -103,7 +103,7 @@ def test_a_decompression_bomb_is_refused() -> None:
         decode_picture(encoded(Image.new("1", (20_000, 10_000))))
 
 
-def test_a_higher_limit_decodes_a_large_picture_whole(tmp_path: Path) -> None:
+def test_a_higher_limit_decodes_a_large_image_whole(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
     Image.new("1", (9600, 9400), 1).save(path)
     with pytest.raises(DataError, match="--max-pixels 90240000 "):
@@ -115,13 +115,13 @@ def test_a_higher_limit_decodes_a_large_picture_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(12000, 9000), (16320, 12240)])
 def test_the_limit_on_pixels_is_of_the_decoded_pixels_of_a_large_jpeg(size: tuple[int, int], tmp_path: Path) -> None:
-    """Phones take pictures of 108 and 200 megapixels; at an eighth of the sides these are 1.7 and 3.1."""
+    """Phones take images of 108 and 200 megapixels; at an eighth of the sides these are 1.7 and 3.1."""
     path = tmp_path / "phone.jpg"
     Image.new("L", size, 90).save(path, quality=30)
-    found = decode_picture(path, short_side=560)
-    assert found.size == (size[1], size[0])
-    assert found.pixels.shape == (-(-size[1] // 8), -(-size[0] // 8), 3)
-    assert np.abs(found.pixels.astype(int) - 90).max() <= 3
+    decoded = decode_picture(path, short_side=560)
+    assert decoded.size == (size[1], size[0])
+    assert decoded.pixels.shape == (-(-size[1] // 8), -(-size[0] // 8), 3)
+    assert np.abs(decoded.pixels.astype(int) - 90).max() <= 3
     # For a large input a larger fraction is decoded, within the limit.
     assert decode_picture(path, short_side=4500).pixels.shape[0] == size[1] // 2
     needed = size[0] * size[1]
@@ -140,6 +140,6 @@ def test_pillows_limit_remains_for_other_code_of_the_process(monkeypatch: pytest
     with pytest.raises(Image.DecompressionBombError):
         Image.open(whole)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    said = "from PIL import Image; import tl_cli.data.decode; print(Image.MAX_IMAGE_PIXELS)"
-    shown = subprocess.run([sys.executable, "-c", said], env=environment, capture_output=True, text=True, check=True)
+    program = "from PIL import Image; import tl_cli.data.decode; print(Image.MAX_IMAGE_PIXELS)"
+    shown = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "89478485"

@@ -19,7 +19,7 @@ COLOURS = np.concatenate([RAMP, RAMP.transpose(1, 0, 2), RAMP[::-1]], axis=2)
 OPAQUE = np.full_like(RAMP, 65535)
 
 
-def by_hand(values: np.ndarray, low: int = 0, high: int = 4095) -> np.ndarray:
+def expected_levels(values: np.ndarray, low: int = 0, high: int = 4095) -> np.ndarray:
     """Return the levels of integers, in integers: 255 (v - low) / (high - low), rounded half up."""
     clipped = values.astype(np.int64).clip(low, high) - low
     levels = (2 * 255 * clipped + (high - low)) // (2 * (high - low))
@@ -67,10 +67,10 @@ RGB = {
 
 @pytest.mark.parametrize("kind", GREY)
 def test_a_grey_ramp_of_twelve_bits_has_all_256_levels_evenly(kind: str) -> None:
-    found = decode_picture(GREY[kind], pixel_range=TWELVE_BITS).pixels
-    assert np.array_equal(found, by_hand(RAMP))
-    assert np.all(np.diff(found[..., 0].ravel().astype(int)) >= 0)
-    counts = np.bincount(found[..., 0].ravel(), minlength=256)
+    decoded = decode_picture(GREY[kind], pixel_range=TWELVE_BITS).pixels
+    assert np.array_equal(decoded, expected_levels(RAMP))
+    assert np.all(np.diff(decoded[..., 0].ravel().astype(int)) >= 0)
+    counts = np.bincount(decoded[..., 0].ravel(), minlength=256)
     assert set(counts[1:-1]) <= {16, 17}
     # From 0 to 4095, the first and the last level are half as wide.
     assert set(counts[[0, -1]]) <= {8, 9}
@@ -78,32 +78,32 @@ def test_a_grey_ramp_of_twelve_bits_has_all_256_levels_evenly(kind: str) -> None
 
 @pytest.mark.parametrize("kind", RGB)
 def test_colours_of_sixteen_bits_keep_their_low_bytes(kind: str) -> None:
-    assert np.array_equal(decode_picture(RGB[kind], pixel_range=TWELVE_BITS).pixels, by_hand(COLOURS))
+    assert np.array_equal(decode_picture(RGB[kind], pixel_range=TWELVE_BITS).pixels, expected_levels(COLOURS))
 
 
 def test_signed_and_negative_numbers_are_scaled_too() -> None:
     signed = (RAMP - 1000).astype(np.int16)
-    expected = by_hand(RAMP)
+    expected = expected_levels(RAMP)
     assert np.array_equal(decode_picture(tiff(signed), pixel_range=(-1000, 3095)).pixels, expected)
     assert np.array_equal(decode_picture(tiff(signed.astype(np.float32)), pixel_range=(-1000, 3095)).pixels, expected)
 
 
 def test_large_unsigned_numbers_do_not_become_negative() -> None:
     large = RAMP.astype(np.uint32) << 20
-    found = decode_picture(tiff(large), pixel_range=(0, 4095 << 20)).pixels
-    assert np.array_equal(found, by_hand(RAMP))
+    decoded = decode_picture(tiff(large), pixel_range=(0, 4095 << 20)).pixels
+    assert np.array_equal(decoded, expected_levels(RAMP))
 
 
 def test_with_white_is_zero_the_smallest_value_is_white() -> None:
     for compressed in (False, True):
         data = tiff(RAMP.astype(np.uint16), photometric=0, compressed=compressed)
-        assert np.array_equal(decode_picture(data, pixel_range=TWELVE_BITS).pixels, 255 - by_hand(RAMP))
+        assert np.array_equal(decode_picture(data, pixel_range=TWELVE_BITS).pixels, 255 - expected_levels(RAMP))
 
 
 def test_values_outside_the_range_are_clipped_and_nan_is_black() -> None:
     row = np.array([[-np.inf, -5, 0, 10, 12, np.inf, np.nan]], dtype=np.float32)[..., None]
-    found = decode_picture(tiff(row), pixel_range=(0, 10)).pixels
-    assert found[0, :, 0].tolist() == [0, 0, 0, 255, 255, 255, 0]
+    decoded = decode_picture(tiff(row), pixel_range=(0, 10)).pixels
+    assert decoded[0, :, 0].tolist() == [0, 0, 0, 255, 255, 255, 0]
 
 
 def test_a_half_is_rounded_up() -> None:
@@ -111,7 +111,7 @@ def test_a_half_is_rounded_up() -> None:
     assert decode_picture(tiff(row), pixel_range=(0, 510)).pixels[0, :, 0].tolist() == [0, 1, 2, 255, 255]
 
 
-def test_transparency_of_deep_pictures_shows_white() -> None:
+def test_transparency_of_16_bit_images_shows_white() -> None:
     opacity = np.array([[0, 65535, 32896]])[..., None]  # 32896 / 65535 = 128 / 255
     dark = np.zeros((1, 3, 1), dtype=np.int64)
     expected = [255, 0, 127]  # 255 - 128
@@ -130,15 +130,15 @@ def test_a_transparent_value_of_a_deep_png_shows_white() -> None:
     assert decode_picture(png16(rgb, transparent=[8, 8, 8]), pixel_range=(0, 8)).pixels[0, :, 0].tolist() == [223, 255]
 
 
-def test_deep_pictures_are_turned_upright() -> None:
+def test_16_bit_images_are_turned_upright() -> None:
     values = np.arange(6).reshape(2, 3, 1)
     for data in (values.astype(np.uint16), np.repeat(values, 3, axis=2).astype(np.uint16)):
-        found = decode_picture(tiff(data, orientation=6), pixel_range=(0, 255)).pixels
+        decoded = decode_picture(tiff(data, orientation=6), pixel_range=(0, 255)).pixels
         # The stored first row is the right side: Pillow's and EXIF's ROTATE_270.
-        assert found[..., 0].tolist() == np.rot90(values[..., 0], -1).tolist()
+        assert decoded[..., 0].tolist() == np.rot90(values[..., 0], -1).tolist()
 
 
-def test_without_a_range_deep_pictures_are_decoded_as_in_earlier_versions() -> None:
+def test_without_a_range_16_bit_images_are_decoded_as_in_earlier_versions() -> None:
     assert np.array_equal(decode_picture(GREY["PNG"]).pixels[..., 0], RAMP[..., 0] // 257)
     assert np.array_equal(decode_picture(RGB["PNG"]).pixels, COLOURS >> 8)
     with pytest.raises(DataError, match="floating-point"):
@@ -146,7 +146,7 @@ def test_without_a_range_deep_pictures_are_decoded_as_in_earlier_versions() -> N
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK"])
-def test_a_range_does_not_change_pictures_of_eight_bits(mode: str) -> None:
+def test_a_range_does_not_change_8_bit_images(mode: str) -> None:
     image = Image.effect_noise((16, 16), 90).convert(mode)
     for kind in ("TIFF", *(["PNG"] if mode != "CMYK" else [])):
         buffer = io.BytesIO()
@@ -166,7 +166,7 @@ def test_files_that_cannot_be_read_at_full_depth_are_named() -> None:
 
 
 @pytest.mark.parametrize("data", [*GREY.values(), *RGB.values()], ids=[*GREY, *(f"RGB {kind}" for kind in RGB)])
-def test_a_truncated_deep_picture_is_refused_in_one_line(data: bytes) -> None:
+def test_a_truncated_16_bit_image_is_refused_in_one_line(data: bytes) -> None:
     for part in (0.3, 0.6, 0.9):
         with pytest.raises(DataError) as refused:
             decode_picture(data[: int(len(data) * part)], pixel_range=TWELVE_BITS)
@@ -182,7 +182,7 @@ def test_decoding_processes_use_the_range(tmp_path: Path) -> None:
     left = decode_aside(lambda share: names[share.start : share.stop], pixels, 2, lambda done: None, (0.0, 2275.0))
     assert [len(share) for share in left] == [0, 0]
     for number in range(6):
-        assert np.array_equal(pixels[number].transpose(1, 2, 0), by_hand(RAMP[:8, :8] * number, 0, 2275))
+        assert np.array_equal(pixels[number].transpose(1, 2, 0), expected_levels(RAMP[:8, :8] * number, 0, 2275))
 
 
 GRADIENT = np.arange(256).astype(np.uint8).reshape(16, 16, 1)
@@ -225,9 +225,9 @@ def test_inks_are_converted_as_inks() -> None:
     inks = np.zeros((1, 2, 4), dtype=np.uint16)
     inks[0, 1] = (0, 65535, 65535, 0)
     for data in (tiff(inks, photometric=5), tiff((inks >> 8).astype(np.uint8), photometric=5)):
-        found = decode_picture(data, pixel_range=TWELVE_BITS).pixels
-        assert found[0, 0].tolist() == [255, 255, 255]
-        assert found[0, 1].tolist() == [255, 0, 0]
+        decoded = decode_picture(data, pixel_range=TWELVE_BITS).pixels
+        assert decoded[0, 0].tolist() == [255, 255, 255]
+        assert decoded[0, 1].tolist() == [255, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,7 @@ def test_inks_are_converted_as_inks() -> None:
         (tiff(np.repeat(GRADIENT, 4, axis=2), extra=(0,), planar=2), "4 bands of 8-bit integers, stored apart,"),
     ],
 )
-def test_the_error_for_unreadable_bands_counts_them_and_tells_what_to_do(
-    data: bytes, what: str, tmp_path: Path
-) -> None:
+def test_the_error_for_unreadable_bands_counts_them_and_gives_a_fix(data: bytes, what: str, tmp_path: Path) -> None:
     path = tmp_path / "satellite.tif"
     path.write_bytes(data)
     for source in (path, data):
@@ -261,8 +259,8 @@ def test_neither_pillow_nor_libtiff_prints(tmp_path: Path) -> None:
         "for name in sys.argv[1:]:\n  try: decode_picture(name)\n  except DataError: print('refused')"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    said = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code, *map(str, sorted(tmp_path.iterdir()))], capture_output=True, env=environment
     )
-    assert said.stdout.split() == [b"refused", b"refused"]
-    assert said.stderr == b""
+    assert completed.stdout.split() == [b"refused", b"refused"]
+    assert completed.stderr == b""

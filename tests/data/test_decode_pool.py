@@ -23,42 +23,42 @@ SIDE = 8
 
 @pytest.fixture
 def files(tmp_path: Path) -> FileImages:
-    """Pictures of noise, one of them with a name that is not text."""
+    """Images of noise, one of them with a name that is not text."""
     for number in range(COUNT):
         folder = tmp_path / "data" / ("even" if number % 2 == 0 else "odd")
         folder.mkdir(parents=True, exist_ok=True)
         noise = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         name = os.fsdecode(b"caf\xe9\n.png") if number == 7 else f"{number:02}.png"
         Image.fromarray(noise).save(folder / name)
-    found = scan(tmp_path / "data").parts["train"]
-    assert isinstance(found, FileImages)
-    return found
+    scanned = scan(tmp_path / "data").parts["train"]
+    assert isinstance(scanned, FileImages)
+    return scanned
 
 
-def aside(files: FileImages, processes: int = 2) -> tuple[np.ndarray, list[range], list[int]]:
+def decode_with_processes(files: FileImages, processes: int = 2) -> tuple[np.ndarray, list[range], list[int]]:
     pixels, counts = np.zeros((len(files), 3, SIDE, SIDE), dtype=np.uint8), list[int]()
     names = [os.path.join(files.root, name) for name in files.ids]
-    left = decode_aside(lambda share: [names[place] for place in share], pixels, processes, counts.append)
+    left = decode_aside(lambda share: [names[index] for index in share], pixels, processes, counts.append)
     return pixels, left, counts
 
 
 def expected(files: FileImages) -> np.ndarray:
-    return torch.stack([files.load(place) for place in range(len(files))]).numpy()
+    return torch.stack([files.load(index) for index in range(len(files))]).numpy()
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_every_picture_is_decoded_to_its_own_index(files: FileImages, processes: int) -> None:
-    pixels, left, counts = aside(files, processes)
+def test_every_image_is_decoded_to_its_own_index(files: FileImages, processes: int) -> None:
+    pixels, left, counts = decode_with_processes(files, processes)
     assert [len(share) for share in left] == [0] * processes
     assert np.array_equal(pixels, expected(files))
     assert counts[-1] == COUNT
     assert counts == sorted(counts)
 
 
-def test_a_process_stops_at_a_truncated_picture_or_another_size(files: FileImages) -> None:
+def test_a_process_stops_at_a_truncated_image_or_another_size(files: FileImages) -> None:
     (files.root / files.ids[5]).write_bytes(b"no picture")
     Image.new("RGB", (SIDE, SIDE + 1)).save(files.root / files.ids[30])
-    pixels, left, _ = aside(files)
+    pixels, left, _ = decode_with_processes(files)
     assert left == [range(5, 20), range(30, 40)]
     for part in (slice(0, 5), slice(20, 30)):
         good = files.subset(np.arange(COUNT)[part])
@@ -67,7 +67,7 @@ def test_a_process_stops_at_a_truncated_picture_or_another_size(files: FileImage
 
 def test_if_no_process_starts_the_caller_decodes_all(files: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_pool.sys, "executable", "/nowhere/python")
-    _, left, _ = aside(files)
+    _, left, _ = decode_with_processes(files)
     assert left == [range(20), range(20, 40)]
 
 
@@ -75,7 +75,7 @@ def test_if_the_processes_end_immediately_the_caller_decodes_all(
     files: FileImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decode_pool.sys, "executable", "/bin/false")
-    _, left, _ = aside(files)
+    _, left, _ = decode_with_processes(files)
     assert left == [range(20), range(20, 40)]
 
 
@@ -91,7 +91,7 @@ def test_the_caller_decodes_the_shares_of_processes_that_did_not_start(
         return real(*args, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(decode_pool.subprocess, "Popen", only_once)
-    pixels, left, _ = aside(files)
+    pixels, left, _ = decode_with_processes(files)
     assert left == [range(20, 20), range(20, 40)]
     assert np.array_equal(pixels[:20], expected(files)[:20])
 
@@ -132,7 +132,7 @@ def test_images_packed_with_processes_are_those_packed_without(files: FileImages
     assert np.array_equal(found.pixels.numpy(), expected(files))
 
 
-def test_a_picture_that_a_process_cannot_decode_is_named(files: FileImages) -> None:
+def test_an_image_that_a_process_cannot_decode_is_named(files: FileImages) -> None:
     (files.root / files.ids[33]).write_bytes(b"no picture")
     with pytest.raises(DataError, match=f"{files.ids[33]} is not a picture"):
         packed(files)
@@ -143,7 +143,7 @@ def test_images_of_many_sizes_are_not_packed(files: FileImages) -> None:
     assert packed(files) is files
 
 
-def test_the_program_writes_pixels_by_channel_until_a_picture_does_not_fit(files: FileImages) -> None:
+def test_the_program_writes_pixels_by_channel_until_an_image_does_not_fit(files: FileImages) -> None:
     names = [os.fsencode(os.path.join(files.root, name)) for name in (*files.ids, "missing.png")]
     written = io.BytesIO()
     write_pixels(io.BytesIO(b"".join(name + b"\0" for name in names)), written, SIDE, SIDE)
@@ -156,7 +156,7 @@ def test_a_module_in_the_current_folder_is_not_imported(
     (tmp_path / "numpy.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
-    _, left, _ = aside(files)
+    _, left, _ = decode_with_processes(files)
     assert [len(share) for share in left] == [0, 0]
 
 
@@ -174,7 +174,7 @@ def test_output_of_the_interpreter_is_not_taken_for_pixels(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(printed)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
-    pixels, found, _ = aside(files)
+    pixels, found, _ = decode_with_processes(files)
     # Whether an unflushed line is written before the pixels depends on PYTHONUNBUFFERED.
     counts = [len(share) for share in found]
     assert counts == left if left else counts in ([0, 0], [20, 20])

@@ -22,18 +22,18 @@ def sets() -> dict[str, list[np.ndarray]]:
 @pytest.mark.parametrize("change", made.NEAR)
 @pytest.mark.parametrize("name", ["shapes", "photographs"])
 def test_near_duplicates_are_found(name: str, change: str, sets: dict[str, list[np.ndarray]]) -> None:
-    found = made.score(sets[name], made.NEAR[change])
+    score = made.score(sets[name], made.NEAR[change])
     # The lowest share measured with 300 shapes and 46 crops is 91% (examples/README.md).
-    assert found.found >= 0.85 * found.pictures
+    assert score.found >= 0.85 * score.pictures
     # Of 300 random shapes two pairs happen to be nearly the same.
-    assert found.wrong <= 0.02 * found.pictures
+    assert score.wrong <= 0.02 * score.pictures
 
 
 @pytest.mark.parametrize("change", made.OTHER)
 @pytest.mark.parametrize("name", ["shapes", "photographs"])
-def test_other_pictures_do_not_look_alike(name: str, change: str, sets: dict[str, list[np.ndarray]]) -> None:
-    found = made.score(sets[name], made.OTHER[change])
-    assert found.found <= 0.05 * found.pictures
+def test_different_images_do_not_look_alike(name: str, change: str, sets: dict[str, list[np.ndarray]]) -> None:
+    score = made.score(sets[name], made.OTHER[change])
+    assert score.found <= 0.05 * score.pictures
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_drawings_on_a_plain_background_are_distinguished_by_their_small_parts(d
     assert made.score(drawings, None).wrong <= 0.02 * len(drawings)
     # Thin writing is damaged most: 70% of the numbers at three quarters of their size were found (examples/README.md).
     for change in ("JPEG 90", "x 0.75", "crop 2%", "bright +5%"):
-        found = made.score(drawings, made.NEAR[change])
-        assert found.found >= 0.6 * found.pictures
-        assert found.wrong <= 0.02 * found.pictures
+        score = made.score(drawings, made.NEAR[change])
+        assert score.found >= 0.6 * score.pictures
+        assert score.wrong <= 0.02 * score.pictures
 
 
-def test_one_drawing_in_several_colours_is_several_pictures() -> None:
+def test_one_drawing_in_several_colours_is_several_images() -> None:
     drawings = []
     for hue, corners in itertools.product((0.17, 0.25, 0.6), range(3, 15)):
         image = Image.new("RGB", (48, 48), "white")
@@ -61,7 +61,7 @@ def test_one_drawing_in_several_colours_is_several_pictures() -> None:
     assert all(len({number // 12 for number in group}) == 1 for group in alike)
 
 
-def test_small_and_plain_pictures_are_not_compared_by_looks() -> None:
+def test_small_and_plain_images_are_not_compared_by_appearance() -> None:
     assert {sketch(digit) for digit in made.digits()} == {None}
     ramp = np.linspace(120, 130, 64).astype(np.uint8)
     assert sketch(np.broadcast_to(ramp[:, None], (64, 64, 3))) is None
@@ -88,7 +88,7 @@ def groups_of(pictures: list[np.ndarray], **limits: int) -> list[list[int]]:
     return alike_groups(sketches, pictures.__getitem__, **limits)[0]
 
 
-def test_a_picture_between_two_is_in_the_groups_of_both() -> None:
+def test_an_image_between_two_is_in_the_groups_of_both() -> None:
     photo = Image.fromarray(made.cuts(128)[20])
     # Each is 6% brighter than the previous one, so the first and the last differ by too much.
     steps = [np.asarray(photo.point(lambda value, k=k: value * 0.8 * 1.06**k)) for k in range(4)]
@@ -101,21 +101,21 @@ def test_a_picture_between_two_is_in_the_groups_of_both() -> None:
 def test_near_hashes_are_found_among_many_and_those_beyond_the_limit_are_counted() -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 63, 20_000, dtype=np.uint64)
-    for place in range(300):
-        near = hashes[place]
+    for position in range(300):
+        near = hashes[position]
         for bit in rng.choice(64, rng.integers(0, 9), replace=False):
             near ^= np.uint64(1) << np.uint64(bit)
-        hashes[-1 - place] = near
+        hashes[-1 - position] = near
     index, leaders = duplicates._plan(hashes, 1 << 40)
     assert (index.bits, len(leaders)) == (8, 20_000)
-    assert all(19_999 - place in index.near(place) for place in range(300))
+    assert all(19_999 - position in index.near(position) for position in range(300))
     fewer, _ = duplicates._plan(hashes, 10_000_000)
     assert fewer.bits < 8
     _, leaders = duplicates._plan(hashes, 10_000)
     assert len(leaders) < 10_000
 
 
-def test_pictures_beyond_the_limits_are_counted_as_not_compared() -> None:
+def test_images_beyond_the_limits_are_counted_as_not_compared() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (12, 12, 3)).astype(np.uint8)
     one = np.asarray(Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC))
     same: Sketch | None = sketch(one)

@@ -15,47 +15,47 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def wanted(*names: str, lines: tuple[str, ...] = ()) -> list[str]:
+def paths_of(*names: str, lines: tuple[str, ...] = ()) -> list[str]:
     return list(list_pictures(names, lines))
 
 
-def test_a_folder_is_replaced_by_the_pictures_below_it(pictures: Path) -> None:
-    assert wanted(".") == ["./[x].jpg", "./a.png", "./b.jpg", "./sub/c.JPG", "./sub/deep/d.webp"]
+def test_a_folder_is_replaced_by_the_images_below_it(pictures: Path) -> None:
+    assert paths_of(".") == ["./[x].jpg", "./a.png", "./b.jpg", "./sub/c.JPG", "./sub/deep/d.webp"]
 
 
 def test_a_file_is_yielded_whatever_its_suffix(pictures: Path) -> None:
-    assert wanted("notes.txt", "gone.jpg", "[x].jpg") == ["notes.txt", "gone.jpg", "[x].jpg"]
+    assert paths_of("notes.txt", "gone.jpg", "[x].jpg") == ["notes.txt", "gone.jpg", "[x].jpg"]
 
 
 def test_a_list_may_begin_with_a_byte_order_mark_and_contain_file_uris(pictures: Path) -> None:
-    there = pictures / "a b#1 é.jpg"
-    assert wanted("-", lines=("\ufeffa.png\r\n", there.as_uri() + "\n")) == ["a.png", str(there)]
+    odd_name = pictures / "a b#1 é.jpg"
+    assert paths_of("-", lines=("\ufeffa.png\r\n", odd_name.as_uri() + "\n")) == ["a.png", str(odd_name)]
 
 
 def test_patterns_match_as_in_a_shell(pictures: Path) -> None:
-    assert wanted("*.jpg") == ["[x].jpg", "b.jpg"]
-    assert wanted("**/*.webp") == ["sub/deep/d.webp"]
-    assert wanted("s*") == ["sub/c.JPG", "sub/deep/d.webp"]
-    assert wanted("**") == ["[x].jpg", "a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
-    assert wanted("*") == wanted("**")
-    assert wanted("**/deep") == ["sub/deep/d.webp"]
+    assert paths_of("*.jpg") == ["[x].jpg", "b.jpg"]
+    assert paths_of("**/*.webp") == ["sub/deep/d.webp"]
+    assert paths_of("s*") == ["sub/c.JPG", "sub/deep/d.webp"]
+    assert paths_of("**") == ["[x].jpg", "a.png", "b.jpg", "sub/c.JPG", "sub/deep/d.webp"]
+    assert paths_of("*") == paths_of("**")
+    assert paths_of("**/deep") == ["sub/deep/d.webp"]
 
 
-def test_names_without_pictures_are_yielded_themselves(pictures: Path) -> None:
+def test_names_without_images_are_yielded_themselves(pictures: Path) -> None:
     (pictures / "empty").mkdir()
-    assert wanted("*.gif", "empty", "a.png") == ["*.gif", "empty", "a.png"]
+    assert paths_of("*.gif", "empty", "a.png") == ["*.gif", "empty", "a.png"]
 
 
 def test_links_are_followed_once(pictures: Path, tmp_path: Path) -> None:
     (pictures / "sub" / "deep" / "loop").symlink_to(pictures / "sub")
-    assert wanted("sub") == ["sub/c.JPG", "sub/deep/d.webp"]
+    assert paths_of("sub") == ["sub/c.JPG", "sub/deep/d.webp"]
     (pictures / "linked").mkdir()
     (pictures / "linked" / "there").symlink_to(pictures / "sub" / "deep")
-    assert wanted("linked") == ["linked/there/d.webp", "linked/there/loop/c.JPG"]
+    assert paths_of("linked") == ["linked/there/d.webp", "linked/there/loop/c.JPG"]
 
 
 def test_a_dash_is_replaced_by_the_lines(pictures: Path) -> None:
-    assert wanted("a.png", "-", lines=("x.jpg\n", "\n", "y z.jpg\r\n")) == ["a.png", "x.jpg", "y z.jpg"]
+    assert paths_of("a.png", "-", lines=("x.jpg\n", "\n", "y z.jpg\r\n")) == ["a.png", "x.jpg", "y z.jpg"]
 
 
 def test_a_list_is_not_read_before_it_is_needed() -> None:

@@ -38,16 +38,16 @@ def test_the_digest_of_lengths_equals_that_of_older_models(tmp_path: Path) -> No
     for number, name in enumerate(ODD):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_bytes(b"x" * number * 7)
-    found = scan(tmp_path)
-    train = found.parts["train"]
+    scanned = scan(tmp_path)
+    train = scanned.parts["train"]
     part = train.subset(np.array([7, 2, 0]))
     # Computed when ids were an array of str.
     assert (
-        describe(train, found.classes, "lengths").digest
+        describe(train, scanned.classes, "lengths").digest
         == "b7aabd3f2175504e5efaa1b8528575bb80f45dffbde80f88a9f4cd359afec353"
     )
     assert (
-        describe(part, found.classes, "lengths").digest
+        describe(part, scanned.classes, "lengths").digest
         == "c5556ee48070a4a7c86ed5725d26c7fcf4a2909a0a9e51ad328fc77ed9de7f0d"
     )
 
@@ -55,24 +55,26 @@ def test_the_digest_of_lengths_equals_that_of_older_models(tmp_path: Path) -> No
 def test_the_digest_of_packed_images_equals_that_of_saved_models() -> None:
     pixels = torch.arange(4 * 3 * 2 * 2, dtype=torch.uint8).view(4, 3, 2, 2)
     packed = PackedImages(Names.of(["b", "a", "é", "aa"]), np.arange(4) % 2, pixels)
-    wanted = "bfef6e0f647d4df06ecf75fff5ec18b8a5a76287ea7531ba76c4534766115bef"
-    assert describe(packed, ("x", "y")).digest == wanted
+    expected = "bfef6e0f647d4df06ecf75fff5ec18b8a5a76287ea7531ba76c4534766115bef"
+    assert describe(packed, ("x", "y")).digest == expected
     by_columns = pixels.contiguous(memory_format=torch.channels_last)
-    assert describe(PackedImages(packed.ids, packed.labels, by_columns), ("x", "y")).digest == wanted
+    assert describe(PackedImages(packed.ids, packed.labels, by_columns), ("x", "y")).digest == expected
 
 
 def test_the_digest_of_files_covers_names_classes_and_bytes(tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, 2)
-    found = scan(tmp_path)
-    seen = hashlib.sha256()
+    scanned = scan(tmp_path)
+    digest = hashlib.sha256()
     for name in sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")):
-        seen.update(f"{name}\0{name.partition('/')[0]}\0".encode())
-        seen.update(hashlib.sha256((tmp_path / name).read_bytes()).digest())
-    for images in (found.parts["train"], with_contents(found.parts)["train"]):
-        split = describe(images, found.classes)
-        assert (split.count, split.digest, split.scheme) == (6, seen.hexdigest(), "contents")
-        assert is_split(images, found.classes, split)
-    assert is_split(found.parts["train"], found.classes, describe(found.parts["train"], found.classes, "lengths"))
+        digest.update(f"{name}\0{name.partition('/')[0]}\0".encode())
+        digest.update(hashlib.sha256((tmp_path / name).read_bytes()).digest())
+    for images in (scanned.parts["train"], with_contents(scanned.parts)["train"]):
+        split = describe(images, scanned.classes)
+        assert (split.count, split.digest, split.scheme) == (6, digest.hexdigest(), "contents")
+        assert is_split(images, scanned.classes, split)
+    assert is_split(
+        scanned.parts["train"], scanned.classes, describe(scanned.parts["train"], scanned.classes, "lengths")
+    )
 
 
 @pytest.mark.parametrize("ending", [".bmp", ".ppm", ".png"])
@@ -80,17 +82,17 @@ def test_another_image_of_equal_length_changes_the_digest(ending: str, tmp_path:
     for name, colour in COLOURS.items():
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8), colour).save(tmp_path / name / f"0{ending}", compress_level=0)
-    found = scan(tmp_path)
-    images = with_contents(found.parts)["train"]
-    before = describe(images, found.classes)
+    scanned = scan(tmp_path)
+    images = with_contents(scanned.parts)["train"]
+    before = describe(images, scanned.classes)
     path = tmp_path / "red" / f"0{ending}"
     stat = path.stat()
     Image.new("RGB", (8, 8), (1, 2, 3)).save(path, compress_level=0)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    now = found.parts["train"]
+    now = scanned.parts["train"]
     assert path.stat().st_size == stat.st_size
-    assert is_split(now, found.classes, describe(images, found.classes, "lengths"))
-    assert not is_split(now, found.classes, before)
+    assert is_split(now, scanned.classes, describe(images, scanned.classes, "lengths"))
+    assert not is_split(now, scanned.classes, before)
     assert not are_same(images, now)
     assert changed_files(images) == [f"red/0{ending}"]
     assert count_shared(now, images) == 2
@@ -110,10 +112,10 @@ def test_only_an_unusual_limit_on_pixels_changes_the_fingerprint(tmp_path: Path)
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     write_pictures(tmp_path, COLOURS, 2)
-    found = scan(tmp_path)
+    scanned = scan(tmp_path)
     (tmp_path / "red" / "001.png").unlink()
     with pytest.raises(DataError, match=r"red/001\.png cannot be read: No such file"):
-        describe(found.parts["train"], found.classes)
+        describe(scanned.parts["train"], scanned.classes)
 
 
 SIZE = (512, 480)
@@ -158,7 +160,7 @@ def test_images_are_decoded_once_and_then_read_back_the_same(files: FileImages, 
     first, second = (packed(files, store, counted) for _ in range(2))
     assert counted.times == 1
     assert torch.equal(first.pixels, second.pixels)
-    assert torch.equal(second.pixels, torch.stack([files.load(place) for place in range(12)]))
+    assert torch.equal(second.pixels, torch.stack([files.load(index) for index in range(12)]))
     second.pixels[0] = 0
     assert torch.equal(packed(files, store, counted).pixels, first.pixels)
 
@@ -168,7 +170,7 @@ def test_pixels_remain_if_their_file_is_truncated_during_the_run(files: FileImag
     images = [packed(files, store, Counted()) for _ in range(1 if run == "decodes" else 2)][-1]
     (path,) = store.folder.glob("*.npy")
     os.truncate(path, 0)
-    assert torch.equal(images.pixels, torch.stack([files.load(place) for place in range(12)]))
+    assert torch.equal(images.pixels, torch.stack([files.load(index) for index in range(12)]))
 
 
 def rewrite(path: Path) -> None:
@@ -222,12 +224,12 @@ def test_parts_are_stored_separately_and_found_after_the_folder_has_moved(
 
 @pytest.mark.parametrize("where", ["cache", "/proc/nowhere"])
 def test_without_a_writable_store_images_are_decoded_each_time(where: str, files: FileImages, store: Store) -> None:
-    place = store.folder.with_name(where) if where == "cache" else Path(where)
+    folder = store.folder.with_name(where) if where == "cache" else Path(where)
     if where == "cache":
-        place.write_text("a file where the folder should be")
+        folder.write_text("a file where the folder should be")
     counted = Counted()
     for _ in range(2):
-        images = packed(files, Store(place), counted)
+        images = packed(files, Store(folder), counted)
     assert counted.times == 2
     assert torch.equal(images.pixels[8], files.load(8))
 

@@ -17,7 +17,7 @@ def test_names_are_unchanged_and_sorted_as_text(texts: list[str]) -> None:
     names = Names.of(iter(texts))
     assert names.tolist() == list(names) == texts
     assert len(names) == len(texts)
-    assert [names[place] for place in range(len(texts))] == texts
+    assert [names[index] for index in range(len(texts))] == texts
     assert names.order().tolist() == sorted(range(len(texts)), key=texts.__getitem__)
 
 
@@ -25,9 +25,9 @@ def test_names_are_unchanged_and_sorted_as_text(texts: list[str]) -> None:
 def test_selections_equal_those_of_an_array(texts: list[str], data: st.DataObject) -> None:
     places = np.array(data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=40)), dtype=np.int64)
     chosen = Names.of(texts).take(places)
-    assert chosen.tolist() == [texts[place] for place in places]
+    assert chosen.tolist() == [texts[index] for index in places]
     is_even = np.arange(len(places)) % 2 == 0
-    assert chosen.take(is_even).tolist() == [texts[place] for place in places[::2]]
+    assert chosen.take(is_even).tolist() == [texts[index] for index in places[::2]]
     assert chosen == Names.of(chosen)
     assert chosen != Names.of([*chosen, "x"])
 

@@ -16,7 +16,7 @@ from tl_cli.errors import DataError
 
 
 def fill(root: Path, *, most: int = 4095, count: int = 12, kind: str = "png") -> Path:
-    """Write DIR/train and DIR/test with classes of grey noise from 0 to ``most``; both ends are in every picture."""
+    """Write DIR/train and DIR/test with classes of grey noise from 0 to ``most``; both ends are in every image."""
     noise = np.random.default_rng(0)
     for part in ("train", "test"):
         for name in ("a", "b"):
@@ -66,7 +66,7 @@ def test_the_range_is_measured_on_the_training_part_and_used_for_all(tmp_path: P
     assert len(np.unique(data.parts["train"].pixels)) == 256
 
 
-def test_floating_point_pictures_are_measured_too(tmp_path: Path) -> None:
+def test_floating_point_images_are_measured_too(tmp_path: Path) -> None:
     data = opened(fill(tmp_path / "d", most=3, kind="tif"))
     assert data.measured.pixel_range == (0, 3)
     assert np.unique(data.parts["train"].pixels).tolist() == [0, 85, 170, 255]
@@ -100,7 +100,7 @@ def test_a_given_range_is_not_measured(tmp_path: Path) -> None:
     assert data.parts["train"].pixels.max() == 16  # 4095 / 257 = 15.9
 
 
-def test_eight_bit_pictures_among_deep_ones_are_unchanged(tmp_path: Path) -> None:
+def test_8_bit_images_among_16_bit_ones_are_unchanged(tmp_path: Path) -> None:
     fill(tmp_path / "d")
     plain = Image.effect_noise((16, 16), 60)
     plain.save(tmp_path / "d" / "train" / "a" / "plain.png")
@@ -119,7 +119,7 @@ def test_a_set_of_eight_bits_has_no_range_and_no_note(colours: Path) -> None:
     assert data.notes == ()
 
 
-def test_deep_pictures_outside_the_training_part_are_named(tmp_path: Path) -> None:
+def test_16_bit_images_outside_the_training_split_are_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         for part in ("train", "test"):
             (tmp_path / "d" / part / name).mkdir(parents=True)
@@ -163,7 +163,7 @@ def test_unused_bands_are_noted_once(tmp_path: Path) -> None:
     assert data.notes == ("22 images have 4 bands; the first 3 are used as RGB",)
 
 
-def test_a_range_survives_json_and_older_cards_have_none() -> None:
+def test_a_pixel_range_is_restored_from_json_and_older_cards_have_none() -> None:
     how = Preprocessing(resize=8, crop=8, pixel_range=(0, 4095))
     assert Preprocessing.model_validate_json(how.model_dump_json()) == how
     assert how.at(16, whole=True).pixel_range == (0, 4095)
@@ -171,7 +171,7 @@ def test_a_range_survives_json_and_older_cards_have_none() -> None:
     assert Preprocessing.model_validate(older).pixel_range is None
 
 
-def test_float_pictures_are_refused_by_a_model_without_a_range(tmp_path: Path) -> None:
+def test_float_images_are_refused_by_a_model_without_a_range(tmp_path: Path) -> None:
     root = fill(tmp_path / "d", most=3, kind="tif")
     spec = opened(root).spec
     images = open_for_evaluation(spec, str(root), data_dir=None).data.parts["train"]
@@ -198,7 +198,7 @@ def test_files_that_need_a_range_are_skipped(tmp_path: Path) -> None:
     assert judged.data.spec.splits == data.spec.splits
 
 
-def test_if_only_test_pictures_need_a_range_the_error_gives_that_reason(tmp_path: Path) -> None:
+def test_if_only_test_images_need_a_range_the_error_gives_that_reason(tmp_path: Path) -> None:
     fill(tmp_path / "d", kind="tif")
     for path in (tmp_path / "d" / "train").rglob("*.tif"):
         path.unlink()
@@ -208,7 +208,7 @@ def test_if_only_test_pictures_need_a_range_the_error_gives_that_reason(tmp_path
 
 
 @pytest.mark.parametrize("on_bad_image", ["error", "skip"])
-def test_copies_of_floating_point_training_pictures_are_counted(on_bad_image: str, tmp_path: Path) -> None:
+def test_copies_of_floating_point_training_images_are_counted(on_bad_image: str, tmp_path: Path) -> None:
     root = fill(tmp_path / "d", kind="tif")
     data = open_data(DataSpec(source=str(root), layout="classes", on_bad_image=on_bad_image), workers=2)
     assert data.measured is not None

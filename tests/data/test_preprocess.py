@@ -1,4 +1,4 @@
-"""How a picture becomes the input of a network, compared with timm's and torchvision's own transforms."""
+"""How an image becomes the input of a network, compared with timm's and torchvision's own transforms."""
 
 import io
 import subprocess
@@ -30,7 +30,7 @@ MEAN = (0.2, 0.4, 0.6)
 
 
 def textured(width: int, height: int, grain: int = 8, seed: int = 0) -> Image.Image:
-    """Return a picture with detail of ``grain`` pixels, different everywhere."""
+    """Return an image with detail of ``grain`` pixels, different everywhere."""
     size = (max(2, height // grain), max(2, width // grain), 3)
     values = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
@@ -55,8 +55,8 @@ def preprocessing(
     return Preprocessing(resize=resize, crop=crop, interpolation=interpolation, crop_mode=mode, mean=MEAN)
 
 
-def timms(image: Image.Image, how: Preprocessing) -> np.ndarray:
-    """Return a picture after timm's evaluation transform, before normalisation: (3, crop, crop)."""
+def timm_transform(image: Image.Image, how: Preprocessing) -> np.ndarray:
+    """Return an image after timm's evaluation transform, before normalisation: (3, crop, crop)."""
     transform = create_transform(
         (3, how.crop, how.crop), is_training=False, normalize=False, interpolation=how.interpolation, mean=how.mean,
         crop_pct=how.crop / how.resize, crop_mode=how.crop_mode,
@@ -73,14 +73,14 @@ def test_every_crop_mode_equals_timms(mode: str, interpolation: Interpolation, r
         if mode == "border" and min(shape) * resize / max(shape) < 1:
             continue  # timm resizes to zero pixels, and fails
         image = textured(*shape)
-        difference = np.abs(read_input(as_png(image), how).numpy() - timms(image, how))
+        difference = np.abs(read_input(as_png(image), how).numpy() - timm_transform(image, how))
         # torch and Pillow round their weights differently.
         assert difference.max() <= 2, shape
         assert difference.mean() < 0.25, shape
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_elongated_picture_equals_the_crop_of_the_whole_resized_picture(mode: str) -> None:
+def test_an_elongated_image_equals_the_crop_of_the_whole_resized_image(mode: str) -> None:
     how = preprocessing(mode)
     for width, height in ((2000, 9), (9, 2000), (611, 70)):
         image = textured(width, height)
@@ -135,10 +135,10 @@ print(used() - before)
 
 
 @pytest.mark.slow
-def test_a_line_of_pixels_takes_little_memory() -> None:
+def test_resizing_a_line_of_pixels_needs_little_memory() -> None:
     """Resized whole, the first would be 1,280,000 x 256 pixels: a gigabyte."""
-    said = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(said.stdout) < 200
+    completed = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert float(completed.stdout) < 200
 
 
 def full_decode(data: bytes, how: Preprocessing) -> np.ndarray:
@@ -150,13 +150,13 @@ def full_decode(data: bytes, how: Preprocessing) -> np.ndarray:
             .astype(int)
             .transpose(2, 0, 1)
         )
-    return timms(image, how)
+    return timm_transform(image, how)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(1601, 1203), (1031, 2209), (3407, 613), (1607, 1209)])
-def test_a_jpeg_decoded_at_a_fraction_is_the_picture_decoded_whole(mode: str, shape: tuple[int, int]) -> None:
+def test_a_jpeg_decoded_at_a_fraction_equals_the_image_decoded_whole(mode: str, shape: tuple[int, int]) -> None:
     for grain in (5, 16):
         data = as_jpeg(textured(*shape, grain=grain))
         for resize, crop in ((40, 35), (56, 56), (73, 64), (110, 96)):
@@ -170,15 +170,15 @@ def test_a_jpeg_decoded_at_a_fraction_is_the_picture_decoded_whole(mode: str, sh
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_incomplete_column_of_a_turned_jpeg_is_on_the_right_side(orientation: int) -> None:
     data = as_jpeg(textured(1607, 1205, grain=12), orientation)
-    found = decode_picture(data, short_side=60)
+    decoded = decode_picture(data, short_side=60)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    assert found.size == (upright.height, upright.width)
-    left, top, right, bottom = found.box
-    factor = found.size[0] / (bottom - top)
-    assert factor == found.size[1] / (right - left) > 1
-    reduced = Image.fromarray(found.pixels).resize((50, 50), Image.Resampling.BILINEAR, box=found.box)
+    assert decoded.size == (upright.height, upright.width)
+    left, top, right, bottom = decoded.box
+    factor = decoded.size[0] / (bottom - top)
+    assert factor == decoded.size[1] / (right - left) > 1
+    reduced = Image.fromarray(decoded.pixels).resize((50, 50), Image.Resampling.BILINEAR, box=decoded.box)
     expected = upright.resize((50, 50), Image.Resampling.BILINEAR)
-    wrong = Image.fromarray(found.pixels).resize((50, 50), Image.Resampling.BILINEAR)
+    wrong = Image.fromarray(decoded.pixels).resize((50, 50), Image.Resampling.BILINEAR)
     off = [np.abs(np.asarray(each).astype(int) - np.asarray(expected)).mean() for each in (reduced, wrong)]
     assert off[0] < min(2.5, off[1])
 
@@ -190,14 +190,14 @@ def test_sizes_come_from_headers_and_are_upright(tmp_path: Path) -> None:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
         assert picture_size(path) == (upright.height, upright.width)
-    # A picture truncated after its header.
+    # An image truncated after its header.
     whole = as_png(textured(40, 17))
     (tmp_path / "header.png").write_bytes(whole[: whole.index(b"IDAT") + 8])
     assert picture_size(tmp_path / "header.png") == (17, 40)
 
 
-def squared(image: Image.Image, how: Preprocessing) -> Image.Image:
-    """Return a picture padded to a square with the mean colour."""
+def padded_to_square(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """Return an image padded to a square with the mean colour."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), mean_colour(how))
     square.paste(image, tuple((side - each) // 2 for each in image.size))
@@ -214,7 +214,7 @@ def test_random_crops_equal_torchvisions_of_the_square_used_in_evaluation(mode: 
     boxes = crop_boxes(settings, 3, 1, keys, height, width, mode)
     whole, offset = image, (0, 0)
     if mode == "border":
-        whole = squared(image, how)
+        whole = padded_to_square(image, how)
         offset = ((whole.height - height) // 2, (whole.width - width) // 2)
     packed = resized_crops(pixels.expand(8, 3, height, width), boxes[:8], 48, mean_colour(how))
     for box, ours in zip(boxes[:8], packed, strict=True):
@@ -229,7 +229,7 @@ def test_random_crops_equal_torchvisions_of_the_square_used_in_evaluation(mode: 
         assert np.abs(cut_box(Picture.of(np.array(image)), box, how).numpy().astype(int) - theirs).mean() < 3
     area = boxes[:, 2] * boxes[:, 3] / (whole.width * whole.height)
     if mode != "center":
-        # The largest boxes cover nearly all of the picture, unlike the center crop of a wide one.
+        # The largest boxes cover nearly all of the image, unlike the center crop of a wide one.
         assert area.min() >= 0.33
         assert area.max() > 0.9
 
@@ -271,7 +271,7 @@ def test_a_random_crop_of_a_jpeg_decoded_at_a_fraction_equals_that_of_the_whole(
         assert (seen.int() - expected.int()).abs().float().mean() < 3
 
 
-def test_a_requested_crop_mode_keeps_the_weights_margin_or_the_whole_picture() -> None:
+def test_a_requested_crop_mode_keeps_the_weights_margin_or_the_whole_image() -> None:
     own = Preprocessing(resize=256, crop=224)
     assert own.at(112, whole=False, crop_mode="center") == own.at(112, whole=False)
     assert own.at(112, whole=False).resize == 128
@@ -292,8 +292,8 @@ def test_preprocessing_equals_torchvisions(interpolation, size: tuple[int, int])
     cropped = v2.Compose(
         [v2.Resize(256, interpolation=v2.InterpolationMode(interpolation), antialias=True), v2.CenterCrop(224)]
     )(image)
-    seen = resize_crop(image[None], how)
+    actual = resize_crop(image[None], how)
     # Without AVX2, torchvision resizes bilinearly in float32, without rounding between its two passes.
-    assert (seen[0].int() - cropped.int()).abs().max() <= (interpolation == "bilinear")
+    assert (actual[0].int() - cropped.int()).abs().max() <= (interpolation == "bilinear")
     to_input = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(how.mean, how.std)])
-    torch.testing.assert_close(normalise(seen, how)[0], to_input(seen[0]))
+    torch.testing.assert_close(normalise(actual, how)[0], to_input(actual[0]))

@@ -24,15 +24,15 @@ def test_the_size_is_a_median(tmp_path: Path) -> None:
 
 def test_sizes_are_those_of_all_files_that_can_be_read(odd_pictures: Path, tmp_path: Path) -> None:
     images = scan(odd_pictures).parts["train"]
-    found = measure(images)
-    assert found is not None
+    measured = measure(images)
+    assert measured is not None
     expected = []
     for name in images.ids:
         with Image.open(odd_pictures / name) as image:
             expected.append((image.height, image.width))
-    assert list(zip(found.heights.tolist(), found.widths.tolist(), strict=True)) == expected
-    assert found.median == statistics.median_high(min(size) for size in expected)
-    assert not found.is_sample
+    assert list(zip(measured.heights.tolist(), measured.widths.tolist(), strict=True)) == expected
+    assert measured.median == statistics.median_high(min(size) for size in expected)
+    assert not measured.is_sample
     (tmp_path / "text.png").write_text("no picture")
     assert measure(FileImages(Names.of(["text.png", "gone.png"]), np.zeros(2, np.int64), tmp_path)) is None
 
@@ -40,7 +40,7 @@ def test_sizes_are_those_of_all_files_that_can_be_read(odd_pictures: Path, tmp_p
 def test_of_many_files_a_fixed_sample_is_measured(tmp_path: Path) -> None:
     for side in (20, 40):
         Image.new("RGB", (side, side)).save(tmp_path / f"{side}.png")
-    # Pairs of a picture and its thumbnail, as from a camera: every second one is small.
+    # Pairs of an image and its thumbnail, as from a camera: every second one is small.
     names = Names.of([f"{20 + 20 * (index % 2)}.png" for index in range(4000)])
     images = FileImages(names, np.zeros(4000, np.int64), tmp_path)
     one, other = measure(images), measure(images)
@@ -53,7 +53,7 @@ def test_of_many_files_a_fixed_sample_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "said"),
+    ("sizes", "message"),
     [
         # 1 - 210 / 522
         ([(210, 522)] * 3, "leaves out 60% of a typical picture (522 x 210 px)"),
@@ -63,11 +63,11 @@ def test_of_many_files_a_fixed_sample_is_measured(tmp_path: Path) -> None:
         ([(1000, 1500)], None),
     ],
 )
-def test_a_note_states_what_a_center_crop_leaves_out(sizes: list[tuple[int, int]], said: str | None) -> None:
-    found = Sizes.of(sizes)
-    assert found is not None
-    note = found.crop_note()
-    assert (note is None) == (said is None)
-    if note is not None and said is not None:
-        assert said in note
+def test_a_note_states_what_a_center_crop_leaves_out(sizes: list[tuple[int, int]], message: str | None) -> None:
+    measured = Sizes.of(sizes)
+    assert measured is not None
+    note = measured.crop_note()
+    assert (note is None) == (message is None)
+    if note is not None and message is not None:
+        assert message in note
         assert "--resize pad or squash" in note

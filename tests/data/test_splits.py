@@ -12,7 +12,7 @@ label_lists = st.lists(st.integers(1, 40), min_size=2, max_size=8).map(
 
 
 @given(label_lists.filter(lambda labels: np.bincount(labels).min() > 1), st.floats(0.01, 0.9), st.integers(0, 2**63))
-def test_a_split_is_disjoint_whole_and_stratified(labels: np.ndarray, fraction: float, seed: int) -> None:
+def test_a_split_is_disjoint_complete_and_stratified(labels: np.ndarray, fraction: float, seed: int) -> None:
     kept, out = splits.hold_out(labels, fraction, seed)
     assert sorted([*kept, *out]) == list(range(len(labels)))
     counts, held = np.bincount(labels), np.bincount(labels[out])

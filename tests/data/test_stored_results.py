@@ -49,7 +49,7 @@ def test_results_of_two_kinds_are_stored_separately(images: FileImages) -> None:
     assert results(images, counter, "one") == [1]
 
 
-def test_a_result_of_few_images_or_of_passing_errors_is_not_stored(images: FileImages) -> None:
+def test_a_result_of_few_images_or_with_temporary_errors_is_not_stored(images: FileImages) -> None:
     counter, passing = Counter(), Counter(may_store=False)
     assert [results(images, counter, worth_storing=7) for _ in range(2)] == [[1], [2]]
     assert [results(images, passing) for _ in range(2)] == [[1], [2]]

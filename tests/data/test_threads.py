@@ -11,11 +11,11 @@ def test_results_are_in_the_order_of_the_indices() -> None:
 
 
 def test_progress_counts_what_was_finished_before() -> None:
-    told: list[tuple[str, int, int | None]] = []
-    work = Threads(2, lambda *now: told.append(now)).map(abs, range(100), "counting", done=50)
+    calls: list[tuple[str, int, int | None]] = []
+    work = Threads(2, lambda *now: calls.append(now)).map(abs, range(100), "counting", done=50)
     assert len(list(work)) == 100
-    assert {(activity, total) for activity, _, total in told} == {("counting", 150)}
-    counts = [done for _, done, _ in told]
+    assert {(activity, total) for activity, _, total in calls} == {("counting", 150)}
+    counts = [done for _, done, _ in calls]
     assert counts == sorted(counts)
     assert counts[-1] == 150
 
@@ -49,5 +49,5 @@ def test_without_workers_there_is_one_thread() -> None:
     assert sum(Threads(0).map(abs, range(10), "counting")) == 45
 
 
-def test_nothing_is_started_for_no_images() -> None:
+def test_no_thread_is_started_for_no_images() -> None:
     assert list(Threads(2).map(abs, [], "nothing")) == []

@@ -1,7 +1,7 @@
-"""What an earlier version of ``tl`` recorded is of use to this one.
+"""This version of ``tl`` reads what an earlier version recorded.
 
 ``store_2026_11.tar.xz`` is a project in which the version of 30 November 2026 trained two small models, was stopped by
-SIGTERM in a third training, and predicted ``store_2026_11.predictions.csv``. Pictures that ``tl`` drew are left out.
+SIGTERM in a third training, and predicted ``store_2026_11.predictions.csv``. Figures that ``tl`` drew are left out.
 Model cards and checkpoints of it: format 1 and format 4.
 """
 
@@ -22,7 +22,7 @@ FIRST, SECOND, STOPPED = "first", "second", "stopped"
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The project as its owner unpacks it: elsewhere, so that the store was moved."""
+    """The project, unpacked in another folder, so that its store was moved."""
     with tarfile.open(HERE / "store_2026_11.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
@@ -32,7 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tl(tl, project: Path):
-    """``tl`` in that project, after the repair that it asks for."""
+    """``tl`` in that project, after the relocation that it requests."""
     mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
     moved = tl("runs")
     assert (moved.code, "tl runs relocate" in moved.err) == (0, True), moved
@@ -62,7 +62,7 @@ def test_its_runs_are_listed_and_plotted(tl) -> None:
     assert (plotted.code, "loss" in plotted.out) == (0, True), plotted
 
 
-def test_its_models_predict_what_they_predicted(tl) -> None:
+def test_its_models_give_the_recorded_predictions(tl) -> None:
     header, *expected = predictions()
     result = tl("predict", FIRST, "--format", "csv", *(row[0] for row in expected))
     assert result.code == 0, result
@@ -70,7 +70,7 @@ def test_its_models_predict_what_they_predicted(tl) -> None:
     assert found_header == header
     for row, other in zip(found, expected, strict=True):
         assert (row[0], row[1::2]) == (other[0], other[1::2])
-        # Another processor rounds otherwise.
+        # Another processor rounds differently.
         np.testing.assert_allclose(np.float64(row[2::2]), np.float64(other[2::2]), atol=1e-4)
 
 
@@ -79,7 +79,7 @@ def test_its_models_are_evaluated_and_compared(tl, project: Path) -> None:
     data = ("--data", project / "pictures")
     evaluated = json.loads(tl("eval", FIRST, "--json", *data).out)
     assert (evaluated["images"], evaluated["accuracy"]) == (24, 1.0)
-    assert evaluated["loss"] == pytest.approx(0.9146805, abs=1e-4)  # what that version printed
+    assert evaluated["loss"] == pytest.approx(0.9146805, abs=1e-4)  # the output of that version
     assert evaluated["digest"] == "59ac77a7ac383d32443dbe16534a70c8c095ce2caa3e6cb630d34432780c2c38"
     compared = tl("compare", FIRST, SECOND, "--no-speed", "--format", "csv")
     assert compared.code == 0, compared
@@ -96,7 +96,7 @@ def test_its_models_are_exported_and_trained_further(tl, project: Path) -> None:
     assert result.code == 0, result
 
 
-def test_its_interrupted_run_goes_on_or_says_why_not(tl, project: Path) -> None:
+def test_its_interrupted_run_is_resumed_or_refused_with_a_reason(tl, project: Path) -> None:
     assert not Path("/tmp/project").exists()
     result = tl("train", "--resume", STOPPED)
     assert result.code == 2, result

@@ -68,7 +68,7 @@ def test_the_interval_of_a_mean_over_classes_is_a_bootstrap_of_the_images() -> N
     labelled = some_logits(200, 3)
     labels, predicted = labelled.labels.numpy(), labelled.logits.argmax(1).numpy()
     theirs = bootstrap(
-        (labels, predicted), lambda true, said: f1_score(true, said, average="macro"), paired=True, vectorized=False,
+        (labels, predicted), lambda true, predicted: f1_score(true, predicted, average="macro"), paired=True, vectorized=False,
         n_resamples=1000, method="basic", random_state=0,
     ).confidence_interval  # fmt: skip
     ours = macro_scores(report(labelled).confusion).f1
@@ -94,7 +94,7 @@ def test_too_few_images_have_no_interval() -> None:
     assert rarely.precision.value == pytest.approx((20 / 58 + 0 + 1) / 3)
     assert math.isnan(rarely.precision.low)
     assert not math.isnan(rarely.recall.low)
-    # Three images a class: their means are far from what more would show.
+    # With three images per class, the means are far from those of more images.
     assert math.isnan(macro_scores(report(some_logits(300, 100)).confusion).f1.low)
 
 
@@ -111,7 +111,7 @@ def test_means_are_over_the_classes_that_have_images() -> None:
 
 
 class CountingGenerator(np.random.Generator):
-    """Counts the numbers that it draws from multinomial distributions."""
+    """Counts the numbers drawn from multinomial distributions."""
 
     drawn = 0
 
@@ -144,7 +144,7 @@ def test_the_worst_mistake_has_the_largest_loss_and_correct_predictions_are_left
     logits = torch.tensor([[9.0, 0, 0], [0, 2, 0], [500, 0, 1], [600, 0, 2], [0, 0, 1]])
     labelled = LabelledLogits(logits, torch.tensor([0, 0, 1, 1, 2]))
     mistakes = worst_mistakes(labelled, 10)
-    # As probabilities both of the first are certain; their losses still differ.
+    # The first two both have a probability of 1 in float32; their losses still differ.
     assert [each.index for each in mistakes] == [3, 2, 1]
     assert (mistakes[2].true, mistakes[2].predicted) == (0, 1)
     e2 = float(np.exp(2))

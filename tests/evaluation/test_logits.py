@@ -24,7 +24,7 @@ def _two_threads() -> Iterator[None]:
 
 
 class _Slower(nn.Module):
-    """Takes the longer, the earlier the batch; refuses negative numbers."""
+    """A network that is slower for earlier batches and raises an error for negative numbers."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         if float(inputs.min()) < 0:

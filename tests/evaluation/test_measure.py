@@ -23,7 +23,7 @@ def class_indices(of_model: tuple[str, ...], of_data: tuple[str, ...]) -> list[i
         (("caf\u00e9", "dog"), ("cafe\u0301", "dog"), [0, 1]),
         (("red cat", "dog"), ("dog\u00a0", "red\u00a0cat"), [1, 0]),
         (("0", "1"), ("0.0", "1.0"), [0, 1]),
-        # An older model may have both.
+        # An older model may have both spellings.
         (("0", "0.0", "1"), ("0.0", "1"), [1, 2]),
     ],
 )

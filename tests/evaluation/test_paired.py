@@ -15,58 +15,60 @@ def predictions(both: int, only_first: int, only_second: int, neither: int) -> t
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(5, 15), (1, 0), (12, 12), (40, 22)])
 def test_mcnemars_test_is_the_binomial_by_hand(only_first: int, only_second: int) -> None:
-    found = mcnemar(*predictions(100, only_first, only_second, 30))
+    comparison = mcnemar(*predictions(100, only_first, only_second, 30))
     total, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total
-    assert (found.only_first, found.only_second) == (only_first, only_second)
-    assert found.p_value == pytest.approx(min(1.0, 2 * tail))
+    assert (comparison.only_first, comparison.only_second) == (only_first, only_second)
+    assert comparison.p_value == pytest.approx(min(1.0, 2 * tail))
 
 
 def test_equal_predictions_have_no_difference() -> None:
     first, _ = predictions(80, 20, 0, 0)
-    found = compare(first[None], first[None])
-    assert (found.difference.value, found.difference.low, found.difference.high) == (0, 0, 0)
-    assert found.mcnemar.p_value == 1
-    assert not found.excludes_zero
+    comparison = compare(first[None], first[None])
+    assert (comparison.difference.value, comparison.difference.low, comparison.difference.high) == (0, 0, 0)
+    assert comparison.mcnemar.p_value == 1
+    assert not comparison.excludes_zero
 
 
 def test_the_interval_is_that_of_a_paired_difference() -> None:
     first, second = predictions(8300, 330, 407, 963)
-    found = compare(first[None], second[None])
+    comparison = compare(first[None], second[None])
     # The blog's 0.77 points on 10,000 images: variance of a mean of -1, 0 and 1.
     share = 77 / 10_000
     half = 1.96 * math.sqrt(((330 + 407) / 10_000 - share**2) / 10_000)
-    assert found.difference.value == pytest.approx(share)
-    assert found.difference.low == pytest.approx(share - half, abs=3e-4)
-    assert found.difference.high == pytest.approx(share + half, abs=3e-4)
-    assert found.excludes_zero
-    assert found.p_value == found.mcnemar.p_value < 0.01
+    assert comparison.difference.value == pytest.approx(share)
+    assert comparison.difference.low == pytest.approx(share - half, abs=3e-4)
+    assert comparison.difference.high == pytest.approx(share + half, abs=3e-4)
+    assert comparison.excludes_zero
+    assert comparison.p_value == comparison.mcnemar.p_value < 0.01
     assert compare(second[None], first[None]).difference.value == pytest.approx(-share)
 
 
 def test_a_difference_is_not_significant_where_more_predictions_disagree() -> None:
     first, second = predictions(7500, 1130, 1207, 163)
-    found = compare(first[None], second[None])
-    assert found.difference.value == pytest.approx(0.0077)
-    assert found.difference.low < 0 < found.difference.high
-    assert found.mcnemar.p_value > 0.05
-    assert not found.excludes_zero
+    comparison = compare(first[None], second[None])
+    assert comparison.difference.value == pytest.approx(0.0077)
+    assert comparison.difference.low < 0 < comparison.difference.high
+    assert comparison.mcnemar.p_value > 0.05
+    assert not comparison.excludes_zero
 
 
 def test_several_trainings_widen_the_interval_by_their_own_spread() -> None:
     truth = np.random.default_rng(0).random((1, 100_000))
     first = np.concatenate([truth < accuracy for accuracy in (0.75, 0.78, 0.80)])
     second = np.concatenate([truth < accuracy for accuracy in (0.76, 0.82, 0.88)])
-    found = compare(first, second)
-    assert found.mcnemar is None
-    assert found.seeds == (3, 3)
+    comparison = compare(first, second)
+    assert comparison.mcnemar is None
+    assert comparison.seeds == (3, 3)
     # With so many images only the trainings are left, and it is Student's test of their accuracies.
     student = ttest_ind(second.mean(1), first.mean(1))
-    assert found.p_value == pytest.approx(student.pvalue, rel=0.02)
+    assert comparison.p_value == pytest.approx(student.pvalue, rel=0.02)
     interval = student.confidence_interval()
-    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high), rel=0.02)
-    assert not found.excludes_zero
-    # One of those trainings against one of the others would have been claimed.
+    assert (comparison.difference.low, comparison.difference.high) == pytest.approx(
+        (interval.low, interval.high), rel=0.02
+    )
+    assert not comparison.excludes_zero
+    # A comparison of one training each would be significant.
     assert compare(first[:1], second[1:2]).excludes_zero
 
 
@@ -90,19 +92,19 @@ def trainings_without_image_noise(*shares: float) -> np.ndarray:
 def test_without_image_noise_it_is_students_test_with_pooled_variance(
     first: tuple[float, ...], second: tuple[float, ...]
 ) -> None:
-    found = compare(trainings_without_image_noise(*first), trainings_without_image_noise(*second))
+    comparison = compare(trainings_without_image_noise(*first), trainings_without_image_noise(*second))
     student = ttest_ind(second, first, equal_var=True)
-    assert found.p_value == pytest.approx(student.pvalue, rel=1e-9)
+    assert comparison.p_value == pytest.approx(student.pvalue, rel=1e-9)
     interval = student.confidence_interval()
     # No difference of two accuracies is larger than 1.
     expected = max(-1.0, interval.low), min(1.0, interval.high)
-    assert (found.difference.low, found.difference.high) == pytest.approx(expected, rel=1e-9)
+    assert (comparison.difference.low, comparison.difference.high) == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_two_sources_of_noise_add_in_quadrature() -> None:
     generator = np.random.default_rng(3)
     first, second = generator.random((3, 400)) < 0.6, generator.random((2, 400)) < [[0.7], [0.75]]
-    found = compare(first, second)
+    comparison = compare(first, second)
 
     def half(level: float) -> float:
         over_images = ttest_1samp(second.mean(0) - first.mean(0), 0).confidence_interval(1 - level)
@@ -110,15 +112,17 @@ def test_the_two_sources_of_noise_add_in_quadrature() -> None:
         return math.hypot(over_images.high - over_images.low, over_trainings.high - over_trainings.low) / 2
 
     value = second.mean() - first.mean()
-    assert found.difference.value == pytest.approx(value)
-    assert (found.difference.low, found.difference.high) == pytest.approx((value - half(0.05), value + half(0.05)))
+    assert comparison.difference.value == pytest.approx(value)
+    assert (comparison.difference.low, comparison.difference.high) == pytest.approx(
+        (value - half(0.05), value + half(0.05))
+    )
     # The interval at the level of the p-value ends at zero.
-    assert half(found.p_value) == pytest.approx(abs(value))
+    assert half(comparison.p_value) == pytest.approx(abs(value))
 
 
 @pytest.mark.parametrize("spread", [pytest.param(0.004, marks=pytest.mark.slow), 0.02])
 @pytest.mark.parametrize(
-    # Two trainings against one have the fewest degrees of freedom.
+    # Two trainings against one are the case with the fewest degrees of freedom.
     ("seeds", "others"),
     [(2, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((3, 2), (3, 3), (5, 1)))],
 )
@@ -129,10 +133,12 @@ def test_equal_models_differ_significantly_in_at_most_5_percent(seeds: int, othe
     def trained(count: int, truth: np.ndarray) -> np.ndarray:
         return truth < 0.8 + spread * generator.normal(size=(count, 1))
 
-    found = [compare(trained(seeds, truth), trained(others, truth)) for truth in generator.random((draws, images))]
+    comparisons = [
+        compare(trained(seeds, truth), trained(others, truth)) for truth in generator.random((draws, images))
+    ]
     # One in a thousand tests with a true level of 5% would exceed this.
-    assert sum(each.p_value < 0.05 for each in found) <= binom.ppf(0.999, draws, 0.05)
-    assert sum(each.excludes_zero for each in found) <= binom.ppf(0.999, draws, 0.05)
+    assert sum(each.p_value < 0.05 for each in comparisons) <= binom.ppf(0.999, draws, 0.05)
+    assert sum(each.excludes_zero for each in comparisons) <= binom.ppf(0.999, draws, 0.05)
 
 
 @pytest.mark.parametrize("seeds", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -141,29 +147,29 @@ def test_the_interval_of_a_mean_accuracy_contains_the_true_one(seeds: int) -> No
     generator = np.random.default_rng(1)
     missed = 0
     for truth in generator.random((draws, images)):
-        found = mean_accuracy(truth < 0.8 + 0.03 * generator.normal(size=(seeds, 1)))
-        missed += not found.low <= 0.8 <= found.high
+        estimate = mean_accuracy(truth < 0.8 + 0.03 * generator.normal(size=(seeds, 1)))
+        missed += not estimate.low <= 0.8 <= estimate.high
     assert missed <= binom.ppf(0.999, draws, 0.05)
 
 
 def test_the_interval_of_trainings_without_noise_depends_on_the_number_of_images() -> None:
-    # 2/3 of the trainings are right on each image, whichever these are: no noise, but for rounding.
+    # 2/3 of the trainings are right on each image: no image noise except rounding.
     turns = np.arange(3)[:, None] != np.arange(60) % 3
-    found = compare(turns, np.ones((2, 60), bool))
-    assert found.difference.value == pytest.approx(1 / 3)
+    comparison = compare(turns, np.ones((2, 60), bool))
+    assert comparison.difference.value == pytest.approx(1 / 3)
     # Wilson's lower end for 60 of 60.
-    assert found.difference.low == pytest.approx(1 / 3 / (1 + 1.96**2 / 60), rel=1e-4)
-    assert found.difference.high == pytest.approx(1 / 3)
-    assert found.p_value == pytest.approx(2 * 0.5**60)
+    assert comparison.difference.low == pytest.approx(1 / 3 / (1 + 1.96**2 / 60), rel=1e-4)
+    assert comparison.difference.high == pytest.approx(1 / 3)
+    assert comparison.p_value == pytest.approx(2 * 0.5**60)
 
 
 def test_the_interval_of_equal_trainings_is_that_of_the_images() -> None:
     first, second = predictions(830, 33, 60, 77)
-    found = compare(np.stack([first] * 4), np.stack([second] * 4))
+    comparison = compare(np.stack([first] * 4), np.stack([second] * 4))
     paired = ttest_rel(second.astype(float), first.astype(float))
-    assert found.p_value == pytest.approx(paired.pvalue, rel=1e-6)
+    assert comparison.p_value == pytest.approx(paired.pvalue, rel=1e-6)
     interval = paired.confidence_interval()
-    assert (found.difference.low, found.difference.high) == pytest.approx((interval.low, interval.high))
+    assert (comparison.difference.low, comparison.difference.high) == pytest.approx((interval.low, interval.high))
     same = compare(np.stack([first] * 2), np.stack([first] * 2))
     assert (same.p_value, same.difference.low, same.difference.high) == (1, 0, 0)
 
@@ -171,31 +177,33 @@ def test_the_interval_of_equal_trainings_is_that_of_the_images() -> None:
 def test_a_single_training_is_assumed_to_vary_as_the_others() -> None:
     truth = np.random.default_rng(0).random((1, 50_000))
     several = np.concatenate([truth < accuracy for accuracy in (0.76, 0.80, 0.84)])
-    found = compare(truth < 0.7, several)
+    comparison = compare(truth < 0.7, several)
     spread = several.mean(1).std(ddof=1)
     error = math.sqrt(spread**2 + spread**2 / 3)
-    assert found.difference.high - found.difference.value > 1.96 * error
+    assert comparison.difference.high - comparison.difference.value > 1.96 * error
 
 
 @pytest.mark.parametrize("shares", [(0.9,), (0.9, 0.9, 0.9), (0.85, 0.9, 0.95)])
 def test_the_width_of_the_interval_of_an_accuracy(shares: tuple[float, ...]) -> None:
     random = np.random.default_rng(1).random(3000)
     right = np.stack([random < share for share in shares])
-    found = mean_accuracy(right)
-    assert found.value == pytest.approx(right.mean())
+    estimate = mean_accuracy(right)
+    assert estimate.value == pytest.approx(right.mean())
     images = 2 * 1.96 * math.sqrt(0.9 * 0.1 / 3000)
     if len(set(shares)) == 1:
-        assert found.high - found.low == pytest.approx(images, rel=0.06)
+        assert estimate.high - estimate.low == pytest.approx(images, rel=0.06)
     else:
         # Student's t with two degrees of freedom, 97.5%.
-        assert found.high == pytest.approx(min(1, found.value + 4.3 * np.std(right.mean(1), ddof=1) / 3**0.5), abs=0.01)
+        assert estimate.high == pytest.approx(
+            min(1, estimate.value + 4.3 * np.std(right.mean(1), ddof=1) / 3**0.5), abs=0.01
+        )
 
 
 def test_few_images_show_no_significant_difference() -> None:
     for images in (1, 2, 4):
-        found = compare(np.zeros((2, images), bool), np.ones((2, images), bool))
-        assert found.p_value > 0.05
-        assert found.difference.value == 1
+        comparison = compare(np.zeros((2, images), bool), np.ones((2, images), bool))
+        assert comparison.p_value > 0.05
+        assert comparison.difference.value == 1
     alike = mean_accuracy(np.ones((3, 5), bool))
     assert alike.low == pytest.approx(mean_accuracy(np.ones((1, 5), bool)).low)
 

@@ -1,4 +1,4 @@
-"""The forms in which a picture reaches a served model."""
+"""The forms in which an image reaches a served model."""
 
 import base64
 from urllib.parse import quote
@@ -27,7 +27,7 @@ STANDARD, SAFE = base64.b64encode(DATA).decode(), base64.urlsafe_b64encode(DATA)
         f"data:image/png,{quote(DATA, safe='')}",
     ],
 )
-def test_every_form_of_base64_and_of_data_urls_gives_the_bytes(text: str) -> None:
+def test_every_form_of_base64_and_data_url_is_decoded(text: str) -> None:
     assert encoded(text) == DATA
 
 

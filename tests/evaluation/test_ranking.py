@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.contenders import CLASSES, COST, contender, kept, some_right
+from tests.support.contenders import CLASSES, COST, contender, saved_logits_of, some_right
 from tests.support.multi_label import MultiLabel
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.logits import LabelledLogits, SavedLogits
@@ -23,14 +23,14 @@ from tl_cli.evaluation.ranking import (
 
 
 def test_the_most_accurate_comes_first_and_a_significant_difference_is_stated() -> None:
-    found = compare_all([contender("weak", some_right(0.6, seed=1)), contender("strong", some_right(0.9, seed=2))])
-    assert [each.name for each in found.contenders] == ["strong", "weak"]
-    sentence, note = verdicts(found)
+    ranking = compare_all([contender("weak", some_right(0.6, seed=1)), contender("strong", some_right(0.9, seed=2))])
+    assert [each.name for each in ranking.contenders] == ["strong", "weak"]
+    sentence, note = verdicts(ranking)
     assert note.startswith("One training per model: this is about the trained models")
     assert sentence.startswith("strong is better than weak: +")
     assert "on 1,000 images" in sentence
     assert "McNemar p = " in sentence
-    assert advice(found)[0].startswith("strong: highest accuracy, significantly better")
+    assert advice(ranking)[0].startswith("strong: highest accuracy, significantly better")
 
 
 def test_a_small_difference_is_not_significant() -> None:
@@ -38,12 +38,12 @@ def test_a_small_difference_is_not_significant() -> None:
     other = right.copy()
     other[np.flatnonzero(~right)[:9]] = True
     other[np.flatnonzero(right)[:2]] = False
-    found = compare_all([contender("a", right), contender("b", other)])
-    sentence, _ = verdicts(found)
+    ranking = compare_all([contender("a", right), contender("b", other)])
+    sentence, _ = verdicts(ranking)
     # 9 against 2 images: p = 0.065.
     assert sentence.startswith("No significant difference between b and a on 1,000 images: +0.70 points")
     assert "p = 0.065" in sentence
-    assert advice(found)[0] == "b: highest accuracy, but not significantly better than a"
+    assert advice(ranking)[0] == "b: highest accuracy, but not significantly better than a"
 
 
 def test_models_that_do_not_differ_from_the_best_may_differ_from_each_other() -> None:
@@ -53,13 +53,13 @@ def test_models_that_do_not_differ_from_the_best_may_differ_from_each_other() ->
     first[wrong[:60]], second[wrong[60:110]] = True, True
     third[np.flatnonzero(right)[:1]] = False
     first[np.flatnonzero(right)[:40]] = False
-    found = compare_all([contender("a", first), contender("b", second), contender("c", third)])
-    top, *others = (model.name for model in found.contenders)
+    ranking = compare_all([contender("a", first), contender("b", second), contender("c", third)])
+    top, *others = (model.name for model in ranking.contenders)
     significant = {
-        (found.contenders[p.first].name, found.contenders[p.second].name): p.is_significant for p in found.pairs
+        (ranking.contenders[p.first].name, ranking.contenders[p.second].name): p.is_significant for p in ranking.pairs
     }
     assert (top, significant["b", "c"], significant["b", "a"]) == ("b", True, True)
-    assert advice(found)[0] == "b: highest accuracy, significantly better than each of the others"
+    assert advice(ranking)[0] == "b: highest accuracy, significantly better than each of the others"
 
 
 def test_p_values_are_adjusted_for_the_number_of_pairs() -> None:
@@ -77,16 +77,16 @@ def test_p_values_are_adjusted_for_the_number_of_pairs() -> None:
 def test_images_and_classes_in_another_order_are_aligned() -> None:
     right, other = some_right(0.8), some_right(0.7, seed=5)
     plain = compare_all([contender("a", right), contender("b", other)])
-    moved = Contender("b", (Training("b", kept(other, classes=("cow", "ant", "bee"), shuffled=True)),), COST)
-    found = compare_all([contender("a", right), moved])
-    assert found.pairs[0].paired == plain.pairs[0].paired
+    moved = Contender("b", (Training("b", saved_logits_of(other, classes=("cow", "ant", "bee"), shuffled=True)),), COST)
+    ranking = compare_all([contender("a", right), moved])
+    assert ranking.pairs[0].paired == plain.pairs[0].paired
 
 
 def test_other_images_are_refused() -> None:
     fewer = contender("b", some_right(0.5, count=90))
     with pytest.raises(UsageError, match="10 images are in only one of them"):
         compare_all([contender("a", some_right(0.5, count=100)), fewer])
-    labels = kept(some_right(0.5))
+    labels = saved_logits_of(some_right(0.5))
     wrong = SavedLogits(LabelledLogits(labels.labelled.logits, (labels.labelled.labels + 1) % 3), labels.ids, CLASSES)
     with pytest.raises(UsageError, match="classes differ"):
         compare_all([contender("a", some_right(0.5)), Contender("b", (Training("b", wrong),), COST)])
@@ -94,13 +94,13 @@ def test_other_images_are_refused() -> None:
 
 def test_only_notable_differences_in_cost_are_reasons() -> None:
     small = Cost(10, 10, 32, 1000, 500.0)
-    found = compare_all(
+    ranking = compare_all(
         [
             contender("big", some_right(0.95), cost=COST, train_seconds=100.0),
             contender("small", some_right(0.5, seed=3), cost=small, train_seconds=95.0),
         ]
     )
-    words = advice(found)
+    words = advice(ranking)
     assert words[1].startswith("small: fastest inference (5.0x), smallest on disk (4.0x); accuracy ")
     assert words[1].endswith(" points below big")
     assert "to train" not in words[1]
@@ -110,36 +110,36 @@ def test_only_notable_differences_in_cost_are_reasons() -> None:
 
 def test_the_json_has_the_mean_over_seeds_and_each_seed() -> None:
     rights = [some_right(share, seed=seed) for seed, share in enumerate((0.8, 0.82, 0.84))]
-    found = compare_all(
+    ranking = compare_all(
         [contender("a", *rights, clean_train=0.9), contender("b", *[each & some_right(0.9) for each in rights])]
     )
-    row = rows(found)[0]
+    row = rows(ranking)[0]
     assert row["accuracies"] == pytest.approx([float(each.mean()) for each in rights])
     assert row["accuracy"] == pytest.approx(np.mean(row["accuracies"]))
     assert row["gap"] == pytest.approx(0.9 - row["accuracy"])
-    assert rows(found)[1]["gap"] is None
-    data = json.loads(json.dumps(as_data(found)))
+    assert rows(ranking)[1]["gap"] is None
+    data = json.loads(json.dumps(as_data(ranking)))
     assert data["pairs"][0]["test"] == "Student"
     assert "with 3 seeds each" in data["pairs"][0]["verdict"]
 
 
 def test_a_model_that_was_trained_once_among_others_is_named() -> None:
-    found = compare_all(
+    ranking = compare_all(
         [contender("a", some_right(0.9), some_right(0.9, seed=1)), contender("b", some_right(0.8, seed=2))]
     )
-    verdict, note = verdicts(found)
+    verdict, note = verdicts(ranking)
     assert "with 2 against 1 seeds" in verdict
     assert note.startswith("Trained once: b;")
 
 
 def compared(*conditions: dict[str, str] | None) -> tuple[dict[str, list[str]], str | None]:
-    """The differences and the caution for contenders a, b, ..., each less accurate than the one before."""
-    found = compare_all(
+    """Return the differences and the caution for contenders a, b, ..., each less accurate than the one before."""
+    ranking = compare_all(
         [contender("abc"[index], some_right(0.9 - index / 4, seed=index), conditions=each)
          for index, each in enumerate(conditions)]
     )  # fmt: skip
-    assert (verdicts(found)[0] == caution(found)) == (caution(found) is not None)
-    return differences(found), caution(found)
+    assert (verdicts(ranking)[0] == caution(ranking)) == (caution(ranking) is not None)
+    return differences(ranking), caution(ranking)
 
 
 def test_different_architectures_with_equal_settings_need_no_caution() -> None:
@@ -182,7 +182,7 @@ def test_the_task_of_a_model_decides_what_is_correct() -> None:
     wrong = right.clone()
     wrong[::4, 1] = 2.0  # a class too many in a quarter of the images
     ids = tuple(map(str, range(20)))
-    found = compare_all(
+    ranking = compare_all(
         [
             Contender(
                 name, (Training(name, SavedLogits(LabelledLogits(each, labels), ids, CLASSES)),), COST, MultiLabel()
@@ -190,7 +190,7 @@ def test_the_task_of_a_model_decides_what_is_correct() -> None:
             for name, each in (("wrong", wrong), ("right", right))
         ]
     )
-    assert [(model.name, float(model.correct.mean())) for model in found.contenders] == [
+    assert [(model.name, float(model.correct.mean())) for model in ranking.contenders] == [
         ("right", 1.0),
         ("wrong", 0.75),
     ]

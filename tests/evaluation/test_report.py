@@ -21,23 +21,23 @@ def some_logits(classes: int, count: int = 200) -> LabelledLogits:
 
 def test_the_recorded_metrics_are_scikit_learns_at_the_temperature_of_the_model() -> None:
     labelled = some_logits(7)
-    found = headline(make_report(labelled, Calibration(temperature=2.0)))
+    metrics = headline(make_report(labelled, Calibration(temperature=2.0)))
     labels, predicted = labelled.labels.numpy(), labelled.logits.argmax(1).numpy()
-    assert found["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
-    assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
-    assert found["loss"] == pytest.approx(log_loss(labels, (labelled.logits / 2).softmax(1).numpy()), rel=1e-5)
-    assert found["calibration_error"] != found["uncalibrated_error"]
-    assert set(found) == {
+    assert metrics["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    assert metrics["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert metrics["loss"] == pytest.approx(log_loss(labels, (labelled.logits / 2).softmax(1).numpy()), rel=1e-5)
+    assert metrics["calibration_error"] != metrics["uncalibrated_error"]
+    assert set(metrics) == {
         "accuracy", "loss", "macro_precision", "macro_recall", "macro_f1", "top5_accuracy", "calibration_error",
         "uncalibrated_error",
     }  # fmt: skip
 
 
 def test_without_a_temperature_there_is_one_calibration_error() -> None:
-    found = make_report(some_logits(3), Calibration())
-    assert "uncalibrated_error" not in headline(found)
-    assert "top5_accuracy" not in headline(found)  # three classes only
-    assert "uncalibrated" not in as_data(found, ("a", "b", "c"), [str(index) for index in range(200)])["calibration"]
+    report = make_report(some_logits(3), Calibration())
+    assert "uncalibrated_error" not in headline(report)
+    assert "top5_accuracy" not in headline(report)  # three classes only
+    assert "uncalibrated" not in as_data(report, ("a", "b", "c"), [str(index) for index in range(200)])["calibration"]
 
 
 def test_the_json_has_each_estimate_with_its_interval() -> None:
@@ -66,8 +66,8 @@ def test_a_class_without_images_or_predictions_has_unknown_scores() -> None:
 def test_the_matrix_of_very_many_classes_has_only_its_cells_with_images() -> None:
     logits = torch.zeros(3, 1001)
     logits[[0, 1, 2], [5, 5, 1000]] = 9.0
-    found = make_report(LabelledLogits(logits, torch.tensor([5, 7, 1000])), Calibration())
-    data = as_data(found, [str(index) for index in range(1001)], ["x", "y", "z"])
+    report = make_report(LabelledLogits(logits, torch.tensor([5, 7, 1000])), Calibration())
+    data = as_data(report, [str(index) for index in range(1001)], ["x", "y", "z"])
     assert data["confusion_cells"] == [[5, 5, 1], [7, 5, 1], [1000, 1000, 1]]
     assert "confusion" not in data
 
@@ -76,8 +76,8 @@ def test_a_task_decides_what_is_correct() -> None:
     labels = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1]])
     logits = torch.where(labels == 1, 2.0, -2.0)
     logits[3] = torch.tensor([2.0, -2.0, 2.0])  # a class too many
-    found = make_report(LabelledLogits(logits, labels), Calibration(), MultiLabel())
-    assert (found.scores.accuracy.correct, found.scores.accuracy.count) == (3, 4)
+    report = make_report(LabelledLogits(logits, labels), Calibration(), MultiLabel())
+    assert (report.scores.accuracy.correct, report.scores.accuracy.count) == (3, 4)
     right, wrong = 0.126928, 2.126928  # log(1 + exp(-2)), log(1 + exp(2))
-    assert found.scores.loss.value == pytest.approx((11 * right + wrong) / 12, rel=1e-5)
-    assert found.mistakes == []
+    assert report.scores.loss.value == pytest.approx((11 * right + wrong) / 12, rel=1e-5)
+    assert report.mistakes == []

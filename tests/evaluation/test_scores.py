@@ -7,7 +7,7 @@ import pytest
 from tl_cli.evaluation.scores import EPOCH_SCORES, RESULTS, EpochEnded, Results, better, values_by_key
 
 
-def test_every_score_has_a_key_and_a_heading_of_its_own() -> None:
+def test_every_score_has_a_unique_key_and_heading() -> None:
     assert len({score.key for score in EPOCH_SCORES.values()}) == len(EPOCH_SCORES)
     assert len({score.heading for score in EPOCH_SCORES.values()}) == len(EPOCH_SCORES)
 

@@ -6,8 +6,8 @@ from tl_cli.evaluation.speed import inference_speeds
 from tl_cli.models.zoo.registry import Classifier
 
 
-class Seen(nn.Module):
-    """Remembers the shapes of its batches and whether it was in training mode."""
+class Recording(nn.Module):
+    """Records the shapes of its batches and whether it was in training mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Seen(nn.Module):
 def test_each_model_is_measured_in_turns_in_eval_mode_at_its_own_size() -> None:
     sizes, calls = (8, 16), []
     classifiers = [
-        Classifier("m", Seen(), (), Preprocessing(resize=size, crop=size, mean=(0, 0, 0), std=(1, 1, 1)), WeightsTag(name="none"))
+        Classifier("m", Recording(), (), Preprocessing(resize=size, crop=size, mean=(0, 0, 0), std=(1, 1, 1)), WeightsTag(name="none"))
         for size in sizes
     ]  # fmt: skip
     speeds = inference_speeds(classifiers, "cpu", lambda *call: calls.append(call))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.networks import classifier_of, enliven
+from tests.support.networks import classifier_of, randomise_constants
 from tl_cli.errors import UsageError
 from tl_cli.inspection.attribution import grad_cam
 from tl_cli.models import freezing
@@ -12,7 +12,7 @@ from tl_cli.models.zoo import registry
 
 
 class Spot(nn.Module):
-    """Class 0 is how red the picture is, class 1 how blue; maps in the given layout."""
+    """Logit 0 is the redness of the image, logit 1 its blueness; its maps have the given layout."""
 
     def __init__(self, layout: str) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ def test_without_positive_evidence_the_heat_is_zero() -> None:
 def test_cnns_and_transformers_have_heatmaps(name: str, grid: int) -> None:
     size = 64 if "/" not in name else registry.about(name).input_size
     classifier = registry.create(name, 4, weights="none", input_size=size)
-    enliven(classifier.model)
-    # As in the middle of a run: the backbone frozen.
+    randomise_constants(classifier.model)
+    # The backbone is frozen, as in the middle of a run.
     freezing.freeze_backbone(classifier.model, classifier.head_modules)
     heatmaps = grad_cam(classifier, torch.randn(2, 3, size, size), [1, 3])
     assert heatmaps.grid == (grid, grid)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.networks import classifier_of, enliven
+from tests.support.networks import classifier_of, randomise_constants
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.inspection.drift import _gram, _hsic, measure_drift
@@ -16,7 +16,7 @@ EXAMPLE = torch.zeros(1, 3, 32, 32)
 
 
 class Small(nn.Module):
-    """Two convolutions, a head."""
+    """Two convolutions and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_the_hsic_estimate_is_the_published_one_and_near_zero_for_unrelated_feat
     assert k is not None
     assert m is not None
     n = 12
-    # Song et al. (2012), equation 5, over distinct indices, the long way.
+    # Song et al. (2012), equation 5: sums over distinct indices, written as loops.
     a, b = k.numpy().copy(), m.numpy().copy()
     np.fill_diagonal(a, 0)
     np.fill_diagonal(b, 0)
@@ -89,7 +89,7 @@ def test_the_hsic_estimate_is_the_published_one_and_near_zero_for_unrelated_feat
         - 2 / (n - 2) * ones @ a @ b @ ones
     ) / (n * (n - 3))
     assert _hsic(k, m) == pytest.approx(by_hand)
-    # Unlike the biased estimate, which few images of many features bring near one.
+    # The biased estimate is near one for few images of many features.
     found = []
     for _ in range(200):
         one, other = (_gram(torch.from_numpy(random.normal(size=(8, 400)))) for _ in range(2))
@@ -102,7 +102,7 @@ def test_the_hsic_estimate_is_the_published_one_and_near_zero_for_unrelated_feat
 def test_batchnorm_statistics_are_reported_apart_from_weights() -> None:
     before = registry.create("resnet18", 4, weights="none")
     after = deepcopy(before)
-    enliven(after.model)
+    randomise_constants(after.model)
     after.model.load_state_dict(before.model.state_dict())
     after.model.layer1[0].bn1.running_var *= 2
     drift = {each.name: each for each in measure_drift(before, after, EXAMPLE)}

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from tests.support.networks import enliven
+from tests.support.networks import randomise_constants
 from tl_cli.data.batches import Batch
 from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.inspection.features import Features, explore, features_of, knn_predictions, neighbour_count, tsne_map
@@ -19,14 +19,14 @@ def batch(count: int, size: int = 64) -> Batch:
 )
 def test_features_are_the_input_of_the_head(name: str, width: int) -> None:
     classifier = registry.create(name, 5, weights="none")
-    enliven(classifier.model)
+    randomise_constants(classifier.model)
     size = 224 if "levit" in name else 64
-    found = features_of(classifier, [batch(3, size), batch(2, size)])
-    assert found.vectors.shape == (5, width)
-    assert found.labelled.logits.shape == (5, 5)
-    assert found.labelled.labels.tolist() == [0, 1, 2, 0, 1]
+    features = features_of(classifier, [batch(3, size), batch(2, size)])
+    assert features.vectors.shape == (5, width)
+    assert features.labelled.logits.shape == (5, 5)
+    assert features.labelled.labels.tolist() == [0, 1, 2, 0, 1]
     if name == "resnet18":
-        assert torch.allclose(classifier.model.fc(found.vectors), found.labelled.logits, atol=1e-4)
+        assert torch.allclose(classifier.model.fc(features.vectors), features.labelled.logits, atol=1e-4)
     assert not any(module._forward_pre_hooks for module in classifier.model.modules())
 
 
@@ -43,14 +43,18 @@ def test_neighbours_predict_as_scikit_learn_and_are_compared_with_the_head() -> 
     training, query = clouds(300, 0), clouds(60, 1)
     reference = KNeighborsClassifier(20, metric="cosine").fit(training.vectors, training.labelled.labels)
     assert np.array_equal(knn_predictions(training, query, 20), reference.predict(query.vectors.numpy()))
-    found = explore(training, query, labels_fit=True, most_on_map=50)
-    assert found.by_head is not None
-    assert (found.by_head.value, found.by_neighbours.value, found.neighbours) == (pytest.approx(1 / 3), 1.0, 20)
-    assert found.agree == pytest.approx(1 / 3)
-    assert found.points.shape == (50, 2)
-    assert found.labels.tolist() == [index % 3 for index in range(50)]
+    neighbourhood = explore(training, query, labels_fit=True, most_on_map=50)
+    assert neighbourhood.by_head is not None
+    assert (neighbourhood.by_head.value, neighbourhood.by_neighbours.value, neighbourhood.neighbours) == (
+        pytest.approx(1 / 3),
+        1.0,
+        20,
+    )
+    assert neighbourhood.agree == pytest.approx(1 / 3)
+    assert neighbourhood.points.shape == (50, 2)
+    assert neighbourhood.labels.tolist() == [index % 3 for index in range(50)]
     unknown = explore(training, query, labels_fit=False, most_on_map=50)
-    assert (unknown.by_head, unknown.agree, unknown.by_neighbours) == (None, None, found.by_neighbours)
+    assert (unknown.by_head, unknown.agree, unknown.by_neighbours) == (None, None, neighbourhood.by_neighbours)
 
 
 def test_few_images_have_few_neighbours() -> None:

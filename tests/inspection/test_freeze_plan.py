@@ -30,13 +30,13 @@ def test_freezing_by_name_freezes_the_head_of_efficientnet() -> None:
     with torch.device("meta"):
         model = registry.build("efficientnet_b0", 10)
     classifier, _ = on_meta("efficientnet_b0")
-    found = freeze_by_name(
+    plan = freeze_by_name(
         type(classifier)("efficientnet_b0", model, classifier.head, classifier.preprocessing, classifier.weights)
     )
-    assert (found.frozen, found.frozen + found.trainable) == (3_383_818, 4_020_358)
-    assert found.head_frozen == ("classifier.1",)
-    assert (found.body_trained, found.example) == (32, "features.1.0.block.1.fc1")
-    assert not found.is_right
+    assert (plan.frozen, plan.frozen + plan.trainable) == (3_383_818, 4_020_358)
+    assert plan.head_frozen == ("classifier.1",)
+    assert (plan.body_trained, plan.example) == (32, "features.1.0.block.1.fc1")
+    assert not plan.is_right
     assert freeze_by_name(on_meta("resnet18")[0]).is_right
     nothing = freeze_by_name(on_meta("vit_b_32")[0])
     assert (nothing.trainable, nothing.head_frozen, nothing.body_trained) == (0, ("heads.head",), 0)

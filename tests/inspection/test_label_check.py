@@ -46,7 +46,7 @@ def test_no_more_images_than_requested_are_compared() -> None:
     assert compared.tolist() == [0] * 4 + [1] * 4
 
 
-def test_tiny_pictures_are_enlarged_and_wide_ones_padded() -> None:
+def test_tiny_images_are_enlarged_and_wide_ones_padded() -> None:
     own = Preprocessing(resize=256, crop=224)
     assert label_preprocessing(own, None) == own
     tiny = label_preprocessing(own, Sizes.of([(32, 32)]), enlarged=160)

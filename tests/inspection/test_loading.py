@@ -17,7 +17,7 @@ def test_photographs_come_with_pip_and_are_the_same_every_time() -> None:
     assert set(one.labels.tolist()) == {-1}
     assert len({image.numpy().tobytes() for image in one.pixels}) == 12
     assert photographs(5, 64).pixels.equal(one.pixels[:5])
-    # Pictures of something: neither flat nor noise.
+    # Images with content: neither flat nor noise.
     assert one.pixels.float().std((1, 2, 3)).min() > 10
 
 
@@ -28,7 +28,7 @@ def test_an_architecture_recognises_the_photographs() -> None:
     assert len(loader.images) == 2
     with torch.inference_mode():
         predicted = torch.cat([model.classifier.model(batch.inputs) for batch in loader.clean()]).argmax(1).tolist()
-    # A temple in China, a flower.
+    # The photographs show a temple in China and a flower.
     assert [model.class_name(each) for each in predicted] == ["bell cote", "daisy"]
     assert (images.labels_fit, images.open_training, images.classes) == (False, None, ())
     prepared = model.prepared(loader.images.open(1))
@@ -47,7 +47,7 @@ def test_labels_of_other_images_are_unknown(colours: Path) -> None:
     assert model.classifier.preprocessing.crop == 64
 
 
-def test_a_picture_is_decoded_or_refused(tmp_path: Path, colours: Path) -> None:
+def test_an_image_is_decoded_or_refused(tmp_path: Path, colours: Path) -> None:
     model = load_architecture("squeezenet1_1", LoadOptions(), weights="none")
     assert model.read(colours / "train" / "red" / "000.png").size == (32, 32)
     with pytest.raises(DataError, match="no such file"):

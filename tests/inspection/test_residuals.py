@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.networks import WITH, WITHOUT, Built, Turning, TwoBlocks, enliven
+from tests.support.networks import WITH, WITHOUT, Built, Turning, TwoBlocks, randomise_constants
 from tests.support.zoo import every, on_meta
 from tl_cli.errors import UsageError
 from tl_cli.inspection.residual_effects import operands
@@ -34,7 +34,7 @@ EXPECTED = {
     "vit_h_14": (64, 0), "vit_l_16": (48, 0), "vit_l_32": (48, 0), "wide_resnet101_2": (29, 4),
     "wide_resnet50_2": (12, 4),
 }  # fmt: skip
-# Unusual models from timm, with additions that might be mistaken for residuals.
+# Unusual timm models with additions that might be mistaken for residuals.
 EXPECTED_TIMM = {
     "ghostnet_050": (11, 5, 0),  # separable convolutions on the shortcut
     "resnetv2_18": (5, 3, 0),  # activation before the shortcut leaves
@@ -59,9 +59,9 @@ FAMILIES = [
 
 def counts(name: str) -> tuple[int, int, int]:
     classifier, example = on_meta(name)
-    found = find_residuals(classifier.model, example, classifier.head)
-    kinds = [each.shortcut for each in found]
-    names = [each.name for each in found]
+    residuals = find_residuals(classifier.model, example, classifier.head)
+    kinds = [each.shortcut for each in residuals]
+    names = [each.name for each in residuals]
     assert len(set(names)) == len(names)
     return kinds.count("identity"), kinds.count("projection"), kinds.count("pooling")
 
@@ -101,8 +101,8 @@ def test_other_additions_are_not_residuals(name: str) -> None:
 @pytest.mark.parametrize("name", WITH)
 def test_a_residual_is_found_however_it_is_written(name: str) -> None:
     function, expected = WITH[name]
-    found = find_residuals(Built(function).eval(), torch.randn(2, 3, 8, 8), ("head",))
-    assert [(each.shortcut, each.x_first) for each in found] == expected
+    residuals = find_residuals(Built(function).eval(), torch.randn(2, 3, 8, 8), ("head",))
+    assert [(each.shortcut, each.x_first) for each in residuals] == expected
 
 
 def test_the_sum_of_two_heads_is_not_a_residual() -> None:
@@ -131,8 +131,8 @@ def test_blocks_branches_and_labels_have_their_names() -> None:
     classifier, example = on_meta("resnet18")
     names = [each.name for each in find_residuals(classifier.model, example, classifier.head)]
     assert names == [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
-    found = find_residuals(TwoBlocks(), torch.randn(2, 3, 4, 4))
-    assert [(each.name, each.branch, each.shape) for each in found] == [
+    residuals = find_residuals(TwoBlocks(), torch.randn(2, 3, 4, 4))
+    assert [(each.name, each.branch, each.shape) for each in residuals] == [
         ("one", ("twice",), (2, 2, 4, 4)), ("two", ("first", "second"), (2, 4, 4, 4)),
     ]  # fmt: skip
 
@@ -177,12 +177,12 @@ def test_x_plus_f_is_what_the_plain_model_computes(name: str) -> None:
     size = {"maxvit_t": 224, "vit_b_32": 64}.get(name, max(size, 64))
     classifier = registry.create(name, 4, weights="none", input_size=size)
     model = classifier.model.eval()
-    enliven(model)
+    randomise_constants(model)
     images = torch.randn(1, 3, size, size)
-    found = find_residuals(model, images, classifier.head)
-    assert len(found) == sum(EXPECTED[name])
+    residuals = find_residuals(model, images, classifier.head)
+    assert len(residuals) == sum(EXPECTED[name])
     plain = seen_by_hooks(model, images)
-    for residual, parts in zip(found, operands(model, found, images), strict=True):
+    for residual, parts in zip(residuals, operands(model, residuals, images), strict=True):
         inside = [tensor for module, tensor in plain if module == residual.block or module.startswith(residual.block)]
         assert any(is_same(parts.x + parts.branch, tensor) for tensor in inside), residual.name
         assert parts.branch.abs().max() > 0
@@ -191,7 +191,7 @@ def test_x_plus_f_is_what_the_plain_model_computes(name: str) -> None:
 
 
 def seen_by_hooks(model: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
-    """What goes into and comes out of each module of the plain model, copied before anything writes into it."""
+    """Return inputs and outputs of each module, copied before an in-place operation can change them."""
     seen: list[tuple[str, Tensor]] = []
 
     def note(name: str, value: object) -> None:

@@ -47,8 +47,8 @@ def test_macs_match_other_sources_and_parts_add_up(name: str) -> None:
     assert root.activation_bytes > 0
 
 
-def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
-    """Bytes of the storages that autograd keeps in a forward pass on the CPU, without parameters, buffers and images."""
+def bytes_saved_by_autograd(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """Return the bytes that autograd saves in a forward pass on the CPU, without parameters, buffers and images."""
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), images)}
     kept: dict[int, int] = {}
     alive = []
@@ -73,10 +73,10 @@ def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
         ("mobilenet_v3_small", 64),
         ("swin_t", 64),
         ("timm/swin_tiny_patch4_window7_224", 224),
-        # Fused attention, which keeps no matrix of weights.
+        # Fused attention, which saves no attention matrix.
         ("vit_b_16", 64),
         ("timm/vit_tiny_patch16_224", 96),
-        # Weights that are standardised once a step.
+        # Weights that are standardised once per step.
         ("timm/nf_regnet_b0", 64),
         ("timm/resnetv2_50x1_bit", 64),
         ("timm/nfnet_f0", 64),
@@ -85,12 +85,12 @@ def kept_for_real(model: torch.nn.Module, images: torch.Tensor) -> int:
 def test_activation_memory_is_what_autograd_keeps_per_image(name: str, size: int) -> None:
     options = registry.options_for(name, size)
     model = registry.build(name, 10, options).eval()
-    two, four = (kept_for_real(model, torch.rand(count, 3, size, size)) for count in (2, 4))
+    two, four = (bytes_saved_by_autograd(model, torch.rand(count, 3, size, size)) for count in (2, 4))
     assert summarize(name, 10, size, options).activation_bytes == pytest.approx((four - two) / 2, rel=0.05)
 
 
 def test_fused_attention_counts_its_two_matrix_products() -> None:
-    """On the meta device, where the work is listed, attention is not fused; on the processor it is."""
+    """On the meta device, where operations are counted, attention is not fused; on the CPU it is."""
     name = "timm/vit_tiny_patch16_224"
     model = registry.build(name, 10, registry.options_for(name, 96)).eval()
     with torch.no_grad(), counting.Counting() as counted:
@@ -101,7 +101,7 @@ def test_fused_attention_counts_its_two_matrix_products() -> None:
 
 
 @pytest.mark.slow
-def test_a_list_of_blocks_costs_what_its_blocks_cost() -> None:
+def test_the_cost_of_a_list_of_blocks_is_the_sum_of_theirs() -> None:
     root = summarize("maxvit_t", 10, 224)
     blocks = next(child for child in root.children if child.name == "blocks")
     assert blocks.output is None

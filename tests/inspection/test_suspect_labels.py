@@ -17,10 +17,10 @@ def test_planted_wrong_labels_are_the_suspects() -> None:
     given[[3, 50, 100]] = [5, 7, 2]
     # Typical images of their true classes, farther from the others than most.
     vectors[[3, 50, 100]] *= 2
-    found = suspects(vectors, given)
-    assert {each.index for each in found} == {3, 50, 100}
-    for each in found:
+    suspected = suspects(vectors, given)
+    assert {each.index for each in suspected} == {3, 50, 100}
+    for each in suspected:
         assert (each.given, each.likely) == (given[each.index], true[each.index])
         assert 0 < each.doubt <= each.confidence <= 1
-    assert [each.doubt for each in found] == sorted((each.doubt for each in found), reverse=True)
+    assert [each.doubt for each in suspected] == sorted((each.doubt for each in suspected), reverse=True)
     assert suspects(vectors, true) == []

@@ -224,7 +224,7 @@ def test_an_array_requested_by_several_threads_is_made_once(store: Store) -> Non
     assert all(np.array_equal(each.take(np.arange(5)), VALUES) for each in found)
 
 
-def test_a_disk_that_loses_what_was_written_raises_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_loses_written_data_raises_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Store, "open", lambda self, key: None)
     with pytest.raises(StorageError, match="what was written"):
         store.find_or_make("a", VALUES.shape, VALUES.dtype, [VALUES])

@@ -21,7 +21,7 @@ def test_a_file_is_fetched_once_with_progress(server: Server, tmp_path: Path) ->
     for _ in range(2):
         download.download(f"{server.url}/w.pth", target, SHA256[:8], progress=lambda *now: seen.append(now))
     assert target.read_bytes() == BODY
-    assert server.asked == ["/w.pth"]
+    assert server.requests == ["/w.pth"]
     assert seen[-1] == ("w.pth", len(BODY), len(BODY), "bytes")
     assert [now[1] for now in seen] == sorted(now[1] for now in seen)
 
@@ -44,13 +44,13 @@ def test_a_temporary_server_error_is_retried(server: Server, tmp_path: Path) -> 
     server.files["/w.pth"] = BODY
     server.failures["/w.pth"] = [503, 500]
     download.download(f"{server.url}/w.pth", tmp_path / "w.pth", SHA256)
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 def test_a_missing_file_is_requested_once(server: Server, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="Not Found"):
         download.download(f"{server.url}/none.pth", tmp_path / "none.pth", SHA256)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_an_error_without_network_ends_with_the_advice(tmp_path: Path) -> None:

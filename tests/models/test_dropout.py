@@ -34,6 +34,6 @@ def test_dropout_reaches_the_head_phase_on_cached_features(colours: Path) -> Non
     assert not torch.equal(*ends)
 
 
-def test_a_hidden_layers_dropout_is_left_alone(colours: Path) -> None:
+def test_a_hidden_layers_dropout_is_not_changed(colours: Path) -> None:
     plan = plan_for(colours, model="alexnet", input_size=64, dropout=0.2, limit=6)
-    assert [plan.classifier.model.classifier[place].p for place in (0, 3)] == [0.5, 0.5]
+    assert [plan.classifier.model.classifier[index].p for index in (0, 3)] == [0.5, 0.5]

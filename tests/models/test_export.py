@@ -19,7 +19,7 @@ from tl_cli.models.zoo import registry
 def made(name: str, folder: Path, size: int = 64) -> tuple[registry.Classifier, ModelCard]:
     classifier = registry.create(name, 3, weights="none", input_size=size)
     for parameter in classifier.model.parameters():
-        # A head that starts from zero would answer the same to everything.
+        # A head initialised with zeros would give equal logits for all images.
         torch.nn.init.normal_(parameter, std=0.1)
     card = ModelCard(
         architecture=name,
@@ -78,14 +78,14 @@ def test_the_first_axis_is_called_batch(tmp_path: Path) -> None:
 
 
 class Bessel(torch.nn.Module):
-    """ONNX has no such function."""
+    """Uses a function that ONNX does not have."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.special.bessel_j0(images).mean((2, 3))
 
 
 class Branching(torch.nn.Module):
-    """Goes another way for other images, which torch.export cannot write down."""
+    """Has a data-dependent branch, which torch.export cannot export."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.mean((2, 3)) if images.sum() > 0 else images.sum((2, 3))

@@ -57,7 +57,7 @@ def test_frozen_modules_stay_in_eval_mode_when_train_is_called() -> None:
 
 
 @pytest.mark.parametrize("mode", ["frozen", "train"])
-def test_unfrozen_batch_norm_does_what_the_flag_says(mode: freezing.BatchNormMode) -> None:
+def test_unfrozen_batch_norm_follows_the_flag(mode: freezing.BatchNormMode) -> None:
     classifier = small("resnet18", 32)
     freezing.freeze_backbone(classifier.model, classifier.head_modules)
     freezing.unfreeze(classifier.model, mode)
@@ -70,7 +70,7 @@ def test_unfrozen_batch_norm_does_what_the_flag_says(mode: freezing.BatchNormMod
     assert not any(torch.equal(before[key], after[key]) for key in weights)
 
 
-def test_thawed_modules_train_again() -> None:
+def test_unfrozen_modules_train_again() -> None:
     classifier = small("resnet18", 32)
     freezing.freeze_backbone(classifier.model, classifier.head_modules)
     freezing.unfreeze(classifier.model, "train")

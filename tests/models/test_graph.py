@@ -10,7 +10,7 @@ from tl_cli.models.layers import layers_of
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
 
-# One of each kind of forward pass: residual, squeeze-excitation, dense, branches, tokens, windows, several heads.
+# One network per kind of forward pass: residual, squeeze-excitation, dense, branches, tokens, windows, several heads.
 NAMES = [
     ("resnet18", 32), ("efficientnet_b0", 32), ("mobilenet_v3_small", 32), ("densenet121", 32), ("googlenet", 32),
     ("squeezenet1_1", 64), ("shufflenet_v2_x0_5", 32),
@@ -53,7 +53,7 @@ def test_both_parts_together_have_the_logits_and_gradients_of_the_whole(name: st
         model = classifier.model.train()
         torch.manual_seed(0)
         whole = model(images)
-        wanted = torch.autograd.grad(whole.square().sum(), trained, allow_unused=True)
+        expected = torch.autograd.grad(whole.square().sum(), trained, allow_unused=True)
         with torch.inference_mode():
             passed = cut.prefix(images)
         assert passed.shape == (3, *cut.shape)
@@ -61,8 +61,8 @@ def test_both_parts_together_have_the_logits_and_gradients_of_the_whole(name: st
         parts = cut.tail.train()(passed.clone())
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
         got = torch.autograd.grad(parts.square().sum(), trained, allow_unused=True)
-        assert [g is None for g in got] == [w is None for w in wanted]
-        for one, other in zip(got, wanted, strict=True):
+        assert [g is None for g in got] == [w is None for w in expected]
+        for one, other in zip(got, expected, strict=True):
             if one is not None:
                 torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()) + 1e-4)
 
@@ -84,7 +84,7 @@ def test_the_longest_frozen_prefix_is_found() -> None:
     assert half is not None
     assert (half.after, half.shape) == ("layer2.1", (128, 4, 4))
     assert half.prefix_cost + half.tail_cost == head.prefix_cost + head.tail_cost
-    # BatchNorm above trains on, in the tail as in the whole.
+    # BatchNorm above the cut continues to train, in the tail as in the whole network.
     assert any(m.training for m in half.tail.train().modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -103,9 +103,9 @@ def test_a_layer_that_updates_statistics_is_not_in_the_prefix() -> None:
 def test_a_partly_frozen_densenet_is_cut_between_blocks() -> None:
     classifier, images = network("densenet121", 32)
     layers = layers_of(classifier, images[:1])
-    place = next(i for i, layer in enumerate(layers) if layer.name.endswith("denseblock2.denselayer5"))
+    index = next(i for i, layer in enumerate(layers) if layer.name.endswith("denseblock2.denselayer5"))
     freezing.unfreeze(classifier.model, "frozen")
-    for layer in layers[:place]:
+    for layer in layers[:index]:
         freezing.freeze(layer.modules, layer.parameters)
     cut = Network(classifier, images[:1]).cut()
     assert cut is not None
@@ -113,7 +113,7 @@ def test_a_partly_frozen_densenet_is_cut_between_blocks() -> None:
 
 
 class Branching(nn.Module):
-    """Looks at its data, so that it cannot be traced."""
+    """Has data-dependent control flow, so that it cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,12 +153,12 @@ def test_several_threads_may_run_the_prefix() -> None:
     assert {tuple(found.shape) for found in together} == {(1, 8)}
     with torch.inference_mode():
         assert all(torch.equal(found, cut.prefix(batch.inputs)) for found, batch in zip(together, batches, strict=True))
-    # What the head has learned does not change what comes before it.
+    # Changes of the head do not change the prefix.
     assert not any(name.startswith("fc") for name in cut.prefix.state_dict())
 
 
 class Nested(nn.Module):
-    """Has its head within other modules, and looks at its data."""
+    """Has a nested head and data-dependent control flow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +181,7 @@ def test_a_nested_head_is_left_out_of_the_prefix() -> None:
 
 
 class AsksItsHead(Branching):
-    """Looks at its head's weights, so that it cannot do without."""
+    """Reads its head's weights, so that the head cannot be removed."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images.to(self.fc.weight.dtype))
@@ -195,7 +195,7 @@ def test_a_head_that_other_modules_read_is_not_cut_off() -> None:
 
 
 class DropsByItself(nn.Module):
-    """Drops features as its own mode says, not by a module."""
+    """Drops features by its own training flag, not with a dropout module."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ def test_a_network_whose_parts_would_train_differently_is_not_cut(share: float, 
 
 
 class TwoPasses(nn.Module):
-    """Uses its head in the middle, so that nothing can be cut before it."""
+    """Uses its head in the middle, so that it cannot be cut before the head."""
 
     def __init__(self) -> None:
         super().__init__()

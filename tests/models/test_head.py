@@ -15,7 +15,7 @@ AS_TEXT = tuple(sorted(NUMBERS))  # 1, 10, 2, ...
 
 
 def trained(name: str, size: int, count: int = 10) -> Classifier:
-    """An architecture whose head has learned something."""
+    """Return an architecture with a randomised head."""
     classifier = registry.create(name, count, weights="none", input_size=size, seed=5)
     torch.manual_seed(3)
     for module in classifier.head_modules:
@@ -54,7 +54,7 @@ def rows(classifier: Classifier) -> torch.Tensor:
 def test_every_class_keeps_its_logit_whatever_the_order(name: str, size: int, modules: int, tmp_path: Path) -> None:
     before = trained(name, size)
     assert len(before.head) == modules
-    weights = as_file(before, tmp_path / "other.pth", class_to_idx={name: place for place, name in enumerate(NUMBERS)})
+    weights = as_file(before, tmp_path / "other.pth", class_to_idx={name: index for index, name in enumerate(NUMBERS)})
     after = registry.create(name, 10, weights=weights, classes=AS_TEXT, input_size=size)
     assert not after.head_is_new
     expected = logits(before, size)[:, [int(number) - 1 for number in AS_TEXT]]
@@ -73,7 +73,7 @@ def test_rows_of_known_classes_are_kept_and_others_are_new(tmp_path: Path) -> No
     other = registry.create(NAME, 3, weights=str(tmp_path), classes=("x", "y", "z"))
     assert other.head_is_new
     assert not rows(other).any()
-    # The file of a saved model is as good as its folder.
+    # The file of a saved model is accepted like its folder.
     assert registry.create(
         NAME, 3, weights=str(tmp_path / bundle.WEIGHTS_FILE), classes=("ant", "bee", "cat")
     ).head_start == (registry.create(NAME, 3, weights=str(tmp_path), classes=("ant", "bee", "cat")).head_start)

@@ -40,10 +40,10 @@ def test_tokens_and_position_embeddings_belong_to_the_first_layer() -> None:
     assert {id(classifier.model.pos_embed), id(classifier.model.cls_token)} <= {id(p) for p in first.parameters}
 
 
-@pytest.mark.parametrize(("name", "place"), [("layer3", 5), ("layer3.1", 6), ("conv1", 0), ("layer1", 1)])
-def test_a_layer_is_found_by_its_name_or_its_stages(name: str, place: int) -> None:
+@pytest.mark.parametrize(("name", "index"), [("layer3", 5), ("layer3.1", 6), ("conv1", 0), ("layer1", 1)])
+def test_a_layer_is_found_by_its_name_or_its_stages(name: str, index: int) -> None:
     classifier, example = on_meta("resnet18", 64)
-    assert index_of(layers_of(classifier, example), classifier, name) == place
+    assert index_of(layers_of(classifier, example), classifier, name) == index
 
 
 @pytest.mark.parametrize(
@@ -57,23 +57,23 @@ def test_a_layer_is_found_by_its_name_or_its_stages(name: str, place: int) -> No
     ],
 )
 def test_a_named_stage_begins_at_its_first_parameter(model: str, until: str) -> None:
-    """A norm that begins a stage belongs to it, not to the block before."""
+    """A norm at the beginning of a stage belongs to that stage, not to the previous block."""
     classifier, example = on_meta(model)
     layers = layers_of(classifier, example)
-    place = index_of(layers, classifier, until)
-    inside = {id(p) for layer in layers[place:] for p in layer.parameters}
-    before = {id(p) for layer in layers[:place] for p in layer.parameters}
+    index = index_of(layers, classifier, until)
+    inside = {id(p) for layer in layers[index:] for p in layer.parameters}
+    before = {id(p) for layer in layers[:index] for p in layer.parameters}
     assert {id(p) for p in classifier.model.get_submodule(until).parameters()} <= inside
     names = [name for name, p in classifier.model.named_parameters() if id(p) in before]
     assert names
     assert not any(name.startswith(f"{until}.") for name in names)
     order = [name for name, _ in classifier.model.named_parameters()]
-    first = next(place for place, name in enumerate(order) if name.startswith(f"{until}."))
+    first = next(index for index, name in enumerate(order) if name.startswith(f"{until}."))
     assert {id(p) for _, p in list(classifier.model.named_parameters())[:first]} <= before
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("layer3.1.conv1", r"is part of the layer layer3\.1"),
         ("layr3", r"no layer 'layr3'. Did you mean .*layer3"),
@@ -81,7 +81,7 @@ def test_a_named_stage_begins_at_its_first_parameter(model: str, until: str) -> 
         ("bn1", "is part of the layer conv1"),
     ],
 )
-def test_a_name_that_is_not_a_layer_is_refused(name: str, said: str) -> None:
+def test_a_name_that_is_not_a_layer_is_refused(name: str, message: str) -> None:
     classifier, example = on_meta("resnet18", 64)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         index_of(layers_of(classifier, example), classifier, name)

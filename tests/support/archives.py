@@ -1,4 +1,4 @@
-"""Archives of a few images, as the formats' own writers make them."""
+"""Archives of a few images, written by the standard libraries of their formats."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Everything that augmentation does to a few images, as one digest; also a program that prints it."""
+"""The digest of a few images after every augmentation; run as a program, prints it."""
 
 import hashlib
 
@@ -18,7 +18,7 @@ COLORS = Augmentation(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, rot
 
 def digest() -> str:
     """Return SHA-256 of images after crops, shifts, colours, rotation, every operation of the policies and erasing."""
-    seen = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for height, width in ((32, 40), (57, 41)):
         images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (31, 3, height, width), dtype=np.uint8))
         indices = np.arange(31)
@@ -36,8 +36,8 @@ def digest() -> str:
             changed += [policies.apply(images, np.full(31, op), sign * amounts[op]) for op in Op for sign in (-1, 1)]
             changed.append(policies.apply_policy(images, Augmentation(auto_augment=policy), 0, 1, indices))
         for each in changed:
-            seen.update(each.contiguous().numpy().tobytes())
-    return seen.hexdigest()
+            sha256.update(each.contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class Result:
 
 
 def train_in(folder: Path, ready_database: Path, *commands: Sequence[str | Path]) -> Path:
-    """Make a folder in which each of these commands of ``tl train`` has run, for several tests to share."""
+    """Run each of these ``tl train`` commands in a folder shared by several tests; return the folder."""
     import mlflow
 
     from tl_cli.cli.app import main

@@ -1,4 +1,4 @@
-"""Models to rank, made from which images each predicts right."""
+"""Models to rank, made from the images that each predicts correctly."""
 
 import numpy as np
 import torch
@@ -12,19 +12,21 @@ COST = Cost(1000, 2000, 32, 4000, 100.0)
 
 def contender(name: str, *rights: np.ndarray, cost: Cost = COST, **facts: object) -> Contender:
     facts = {"conditions": {"architecture": name}, **facts}
-    return Contender(name, tuple(Training(f"{name}-{i}", kept(each), **facts) for i, each in enumerate(rights)), cost)
+    return Contender(
+        name, tuple(Training(f"{name}-{i}", saved_logits_of(each), **facts) for i, each in enumerate(rights)), cost
+    )
 
 
 def some_right(share: float, count: int = 1000, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random(count) < share
 
 
-def kept(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> SavedLogits:
+def saved_logits_of(right: np.ndarray, *, classes: tuple[str, ...] = CLASSES, shuffled: bool = False) -> SavedLogits:
     """Logits that are correct for these images; the labels cycle through the classes."""
     labels = np.arange(len(right)) % 3
-    said = np.where(right, labels, (labels + 1) % 3)
+    predicted = np.where(right, labels, (labels + 1) % 3)
     order = np.random.default_rng(0).permutation(len(right)) if shuffled else np.arange(len(right))
-    places = np.array([classes.index(name) for name in CLASSES])
-    logits = torch.nn.functional.one_hot(torch.from_numpy(places[said[order]]), len(classes)).float()
-    labels_there = torch.from_numpy(places[labels[order]])
-    return SavedLogits(LabelledLogits(logits, labels_there), tuple(f"{i}.png" for i in order), classes)
+    indices = np.array([classes.index(name) for name in CLASSES])
+    logits = torch.nn.functional.one_hot(torch.from_numpy(indices[predicted[order]]), len(classes)).float()
+    ordered_labels = torch.from_numpy(indices[labels[order]])
+    return SavedLogits(LabelledLogits(logits, ordered_labels), tuple(f"{i}.png" for i in order), classes)

@@ -1,4 +1,4 @@
-"""Files of deep pictures and of many bands, written byte by byte: Pillow writes only some of them."""
+"""Image files of more than 8 bits and of many bands, written byte by byte, as Pillow writes only some of them."""
 
 import struct
 import zlib
@@ -25,7 +25,7 @@ def png16(values: np.ndarray, *, transparent: Sequence[int] | None = None) -> by
 
 
 def _filtered(rows: np.ndarray, row: int) -> bytes:
-    """Return a row with PNG's filter "Up" where there is one above it: a decoder must undo it byte by byte."""
+    """Return a row with PNG's filter "Up" if there is a row above it; a decoder must undo it byte by byte."""
     here = np.frombuffer(rows[row].tobytes(), np.uint8)
     if row == 0:
         return b"\0" + here.tobytes()

@@ -1,4 +1,4 @@
-"""Pictures made by hand, good and broken."""
+"""Handmade images, good and broken."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ def picture(kind: str, seed: int = 0, size: tuple[int, int] = (64, 48), **option
 
 
 def _png_with(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is of any size."""
+    """Return a PNG of a few bytes with any size in its header."""
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     body = b"".join(
@@ -25,8 +25,8 @@ def _png_with(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def by_hand() -> dict[str, tuple[bytes, bool]]:
-    """Thirty pictures made by hand, and whether each can be decoded."""
+def handmade_images() -> dict[str, tuple[bytes, bool]]:
+    """Return thirty handmade images, and whether each can be decoded."""
     grey16 = np.linspace(0, 65535, 64 * 48).reshape(48, 64).astype(np.uint16)
 
     def saved(image: Image.Image, kind: str, **options: object) -> bytes:

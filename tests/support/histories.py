@@ -1,4 +1,4 @@
-"""Histories of runs, to be drawn."""
+"""Histories of runs for tests of plots."""
 
 import math
 

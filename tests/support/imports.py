@@ -10,7 +10,7 @@ HEAVY = ("torch", "torchvision", "timm", "mlflow", "numpy", "matplotlib", "plote
 
 
 def run_watched(*arguments: str, stop_at: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``tl`` in a new process, which writes the heavy modules and the commands that it has imported to stderr.
+    """Run ``tl`` in a new process that prints the heavy modules and the commands that it has imported to stderr.
 
     Args:
         stop_at: a module at whose import the process ends.

@@ -1,4 +1,4 @@
-"""A task of another kind than the product's own: each image has any number of classes."""
+"""A multi-label task, which the product does not have: each image has any number of classes."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from tl_cli.evaluation.task import Reduction
 
 
 class MultiLabel:
-    """Labels (N, num_classes) of zeros and ones; sigmoid; an image is right where all of its classes are."""
+    """Labels (N, num_classes) of zeros and ones; sigmoid; an image is correct if all of its classes are."""
 
     def loss(
         self,

@@ -1,4 +1,4 @@
-"""Small networks with residuals of known values, and others whose additions are no residuals."""
+"""Small networks with residuals of known values, and others whose additions are not residuals."""
 
 from collections.abc import Callable
 
@@ -167,7 +167,7 @@ def classifier_of(model: nn.Module, head: str = "head") -> Classifier:
     return Classifier("toy", model, (head,), Preprocessing(resize=8, crop=8), WeightsTag(name="none"))
 
 
-def enliven(model: nn.Module) -> None:
+def randomise_constants(model: nn.Module) -> None:
     """Randomise what is initialised with zeros, ones or 1e-6: norms, biases, layer scales, the head."""
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():

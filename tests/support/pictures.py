@@ -1,4 +1,4 @@
-"""Small folders of pictures that a network learns in a few steps."""
+"""Small image folders that a network learns in a few steps."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ COLOURS = {"blue": (40, 60, 220), "green": (40, 200, 60), "red": (220, 50, 40)}
 
 
 def write_pictures(root: Path, classes: dict[str, tuple[int, int, int]], count: int, size: int = 32) -> None:
-    """Fill ROOT/CLASS/ with noisy pictures of one colour: learned in a few steps, never identical."""
+    """Fill ROOT/CLASS/ with noisy images of one colour: learned in a few steps, never identical."""
     noise = np.random.default_rng(0)
     for name, colour in classes.items():
         folder = root / name

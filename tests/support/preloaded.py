@@ -1,4 +1,4 @@
-"""What the processes of tests are forked from: all that is slow to import or to find out, and nothing that computes."""
+"""Modules that the forkserver preloads: slow imports and look-ups, without any computation."""
 
 import pkgutil
 from importlib import import_module
@@ -29,5 +29,5 @@ for name in (
     if not name.endswith("__main__"):
         import_module(name)
 Image.init()
-# MLflow remembers which package each module is of: two seconds of each run that records a model.
+# MLflow caches which package each module belongs to: saves two seconds per run that records a model.
 warn_dependency_requirement_mismatches(["numpy"])

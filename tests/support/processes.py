@@ -1,4 +1,4 @@
-"""Processes of ``tl``, forked from one that has imported what is slow."""
+"""Processes of ``tl``, forked from one that has done the slow imports."""
 
 import atexit
 import multiprocessing
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 def wait_for(condition: Callable[[], object], what: str, *, pause_s: float = 0.02) -> None:
-    """Wait until a condition holds. The deadline is for what never happens, not for what is slow."""
+    """Wait until a condition holds. The long deadline only ends a test that would hang."""
     deadline = time.monotonic() + 1200
     while not condition():
         assert time.monotonic() < deadline, f"{what} has not happened"
         time.sleep(pause_s)
 
 
-# Processes of tl are forked from one that has imported what is slow: a start takes a moment, not many seconds.
+# Processes of tl are forked from one that has done the slow imports, so that a start takes a moment, not many seconds.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.support.preloaded"])
 
@@ -32,7 +32,7 @@ def tl_process(
     prepare: Callable[[], None] | None = None,
     **environment: str,
 ) -> "multiprocessing.process.BaseProcess":
-    """Start ``tl`` as a process of its own, for signals and terminals; the descriptors stay open in this one too.
+    """Start ``tl`` in a new process, for signals and terminals; the descriptors stay open in this process too.
 
     Args:
         prepare: called in that process before tl begins.
@@ -47,21 +47,21 @@ def tl_process(
 def start_in(
     folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
 ) -> "multiprocessing.process.BaseProcess":
-    """Start ``tl`` in a folder; what it says is added to ``folder/said``."""
-    with (folder / "said").open("ab") as said:
+    """Start ``tl`` in a folder; its output is appended to ``folder/output.txt``."""
+    with (folder / "output.txt").open("ab") as output:
         return tl_process(
-            *arguments, cwd=folder, stdout=said.fileno(), stderr=said.fileno(), prepare=prepare, **environment
+            *arguments, cwd=folder, stdout=output.fileno(), stderr=output.fileno(), prepare=prepare, **environment
         )
 
 
-def said_by(
+def run_in(
     folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
 ) -> tuple[int | None, str]:
-    """Run ``tl`` in a folder as ``start_in`` does; return its exit code and what it said."""
-    (folder / "said").unlink(missing_ok=True)
+    """Run ``tl`` in a folder as ``start_in`` does; return its exit code and output."""
+    (folder / "output.txt").unlink(missing_ok=True)
     process = start_in(folder, *arguments, prepare=prepare, **environment)
     process.join()
-    return process.exitcode, (folder / "said").read_bytes().decode(errors="replace")
+    return process.exitcode, (folder / "output.txt").read_bytes().decode(errors="replace")
 
 
 def _be_tl(
@@ -81,7 +81,7 @@ def _be_tl(
     os.environ.update({**_ENVIRONMENT, **environment})
     os.chdir(cwd)
     sys.argv = ["tl", *arguments]
-    # However the tests were started: under nohup, or in the background of a script.
+    # The tests may run under nohup or in the background of a script, which ignore signals.
     for signum in interrupts.known():
         signal.signal(signum, signal.SIG_DFL)
     if prepare is not None:
@@ -89,5 +89,5 @@ def _be_tl(
     try:
         main()
     finally:
-        # What is forked leaves without them; a process of one's own does not.
+        # Forked processes skip exit handlers; the real program runs them.
         atexit._run_exitfuncs()

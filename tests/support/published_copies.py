@@ -1,4 +1,4 @@
-"""Small made copies of the built-in sets, each in the format in which its publisher offers it."""
+"""Small generated copies of the built-in sets, each in its published format."""
 
 import bz2
 import gzip
@@ -26,7 +26,7 @@ NOISE = np.random.default_rng(0)
 
 @dataclass
 class Copy:
-    """The bodies of a set's files, in the order of its row, and what is to be found in them."""
+    """The bodies of a set's files, in the order of its row, and their expected contents."""
 
     files: list[bytes]
     images: dict[SplitName, int]
@@ -35,14 +35,14 @@ class Copy:
 
 
 def serve(name: str, server: Server) -> BuiltIn:
-    """Put the copy of a set behind the server and return the row that leads to it."""
+    """Serve the copy of a set; return a catalogue row with its addresses."""
     row, bodies = make(name, server.url)
     server.files.update(bodies)
     return row
 
 
 def make(name: str, url: str = "http://127.0.0.1:9") -> tuple[BuiltIn, dict[str, bytes]]:
-    """Return the row of a made copy, and what is to be found at ``url`` by path."""
+    """Return the row of a generated copy, and the served bytes by path below ``url``."""
     copy, row = COPIES[name](), SETS[name]
     paths = [f"/{name}/{file.url.rpartition('/')[2]}" for file in row.files]
     files = tuple(

@@ -1,4 +1,4 @@
-"""A short training of 24 steps in a process, and how far it is."""
+"""A short training of 24 steps in a process, and its progress."""
 
 import time
 from collections.abc import Callable

@@ -40,7 +40,7 @@ def recorder(store: Store, **options: object) -> Recorder:
 
 
 def dead_run(store: Store, beat: float | None = None) -> str:
-    """A run that a process of this machine began, which is gone."""
+    """Return a run whose process on this machine has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     machine = identity()[PROCESS_TAG].split(" ")[0]
     process.wait()
@@ -77,7 +77,7 @@ def project(folder: Path, database: Path, location: str | None = None) -> str:
     return run_id
 
 
-def enter(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_project(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
 
@@ -113,7 +113,7 @@ _HOLD = (
 
 @contextmanager
 def held(lock: Path) -> Iterator[None]:
-    """Let another process hold a lock."""
+    """Let another process hold a lock during the block."""
     with subprocess.Popen(
         [sys.executable, "-c", _HOLD, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:

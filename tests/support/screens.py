@@ -1,4 +1,4 @@
-"""Consoles whose output a test reads."""
+"""Consoles with captured output."""
 
 import io
 
@@ -31,8 +31,8 @@ def shown(screen: Console) -> str:
     return Text.from_ansi(printed(screen)).plain
 
 
-def story() -> list[Event]:
-    """Two phases of two epochs of ten steps."""
+def two_phase_events() -> list[Event]:
+    """Return the events of two phases of two epochs of ten steps."""
     events: list[Event] = []
     for name, first in (("head", 1), ("fine-tune", 3)):
         trainable = 12_810 if name == "head" else 4_020_358

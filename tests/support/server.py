@@ -13,14 +13,14 @@ class Server:
 
     Attributes:
         failures: status codes to send first, by path.
-        asked: paths of the requests.
+        requests: their paths.
     """
 
     url: str
     files: dict[str, bytes]
     headers: dict[str, dict[str, str]]
     failures: dict[str, list[int]]
-    asked: list[str]
+    requests: list[str]
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def serving() -> Iterator[Server]:
             self.do_GET()
 
         def do_GET(self) -> None:
-            shared.asked.append(self.path)
+            shared.requests.append(self.path)
             waiting = shared.failures.get(self.path)
             if waiting:
                 self.send_error(waiting.pop(0))

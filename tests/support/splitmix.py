@@ -2,7 +2,7 @@
 
 
 class SplitMix64:
-    """The author's code, line by line, on Python's integers."""
+    """The author's code, line by line, with Python integers."""
 
     def __init__(self, state: int) -> None:
         self.state = state

@@ -1,4 +1,4 @@
-"""Comparison with torchvision where rounding may go either way: exact values say at which pixels that is."""
+"""Comparison with torchvision up to rounding ties, which are found from exact values."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ def luma(images: np.ndarray) -> np.ndarray:
 
 
 def is_near_cut(exact: np.ndarray, tolerance: float | np.ndarray = NEAR) -> np.ndarray:
-    """Whether a value that is cut to a level lies so near one that it may fall below it."""
+    """Return whether a value is so near a whole level that truncation may give the level below."""
     return abs(exact - np.rint(exact)) < tolerance
 
 
@@ -36,11 +36,11 @@ def source_places(
     shear: tuple[float, float] = (0, 0),
     is_about_corner: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns and rows (H, W) that torchvision's affine takes pixels from, in float64.
+    """Return the source columns and rows (H, W) of torchvision's affine, in float64.
 
     Args:
         angle: clockwise, in degrees, as the shears are.
-        is_about_corner: and not about the centre.
+        is_about_corner: shear about the corner instead of the centre.
     """
     corner = [-width / 2, -height / 2] if is_about_corner else [0.0, 0.0]
     a, b, c, d, e, f = _get_inverse_affine_matrix(corner, angle, list(translate), 1.0, list(shear))
@@ -49,12 +49,12 @@ def source_places(
 
 
 def assert_nearest(ours: Tensor, theirs: Tensor, image: Tensor, places: tuple[np.ndarray, np.ndarray]) -> None:
-    """Assert that pixels are torchvision's, or either neighbour where a place is near the middle between two."""
+    """Assert that pixels equal torchvision's, or either neighbour if the source is near the middle between two pixels."""
     columns, rows = places
     is_tie = is_near_cut(columns + 0.5) | is_near_cut(rows + 0.5)
     assert torch.equal(ours[:, torch.from_numpy(~is_tie)], theirs[:, torch.from_numpy(~is_tie)])
     height, width = image.shape[-2:]
-    # Places outside are those of a black frame.
+    # Positions outside the image are black.
     framed = np.pad(image.numpy(), ((0, 0), (1, 1), (1, 1)))
     fits = np.zeros(is_tie.shape, dtype=bool)
     for right in (-NEAR, NEAR):

@@ -63,27 +63,27 @@ def stopped_and_resumed(
 SMALL = "timm/test_efficientnet"
 
 
-def bits(state: TrainState) -> str:
-    """A digest of everything that training changes but the time."""
-    found = hashlib.sha256()
+def state_digest(state: TrainState) -> str:
+    """Return a digest of everything that training changes except times."""
+    digest = hashlib.sha256()
 
     def take(value: object) -> None:
         if isinstance(value, torch.Tensor):
-            found.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         elif isinstance(value, dict):
             for key in value:
-                found.update(str(key).encode())
+                digest.update(str(key).encode())
                 take(value[key])
         elif isinstance(value, list | tuple):
             for each in value:
                 take(each)
         else:
-            found.update(repr(value).encode())
+            digest.update(repr(value).encode())
 
     counters = astuple(state.counters)[:-1]
     take([state.model.state_dict(), state.optimizer.state_dict(), state.plateau.state_dict(), counters])
     take(state.average.state_dict() if state.average else None)
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 RESNET = {"model": "resnet18", "input_size": 32}
@@ -97,7 +97,7 @@ SMALL_EFFICIENTNET = {"model": SMALL, "input_size": 32}
 
 
 def weights_of(folder: Path, model: str) -> str:
-    """Return a file of weights, since a part of random ones may not be frozen."""
+    """Return a weights file, as layers with random weights may not be frozen."""
     path = folder / "weights.pth"
     torch.save(registry.create(model, 3, weights="none", seed=7).model.state_dict(), path)
     return str(path)

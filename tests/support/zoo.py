@@ -1,4 +1,4 @@
-"""Small models, their cards, and a copy of the hub."""
+"""Small models, their cards and a local copy of the Hugging Face hub."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -25,7 +25,7 @@ SHORT_ROWS = {"sequencer2d_s": 64}
 
 
 def family_members() -> Iterator[str]:
-    """A small architecture of every timm module, by its name."""
+    """Return a small architecture of every timm module, by the module's name."""
     for module in list_modules():
         members = [name for name in list_models(module=module) if name not in UNSUPPORTED]
         assert members, module
@@ -37,7 +37,7 @@ MEMBERS = list(family_members())
 
 
 def every(step: int, names: Iterable[str]) -> list[ParameterSet]:
-    """All names as parameters of a test; those between every ``step``-th one are marked slow."""
+    """Return all names as test parameters; only every ``step``-th one is not marked slow."""
     return [pytest.param(name, marks=[pytest.mark.slow] if index % step else []) for index, name in enumerate(names)]
 
 

@@ -10,11 +10,11 @@ from tl_cli.tracking.store import Store, open_store
 
 @pytest.fixture
 def store(workplace: Path) -> Store:
-    """An empty store in a new folder, which is the current one."""
+    """An empty store in the current, temporary folder."""
     return open_store(None)
 
 
 @pytest.fixture
 def train(tl, colours: Path) -> Callable[..., Result]:
-    """Trains a small model for an epoch, with further options."""
+    """Return a function that trains a small model for one epoch with given options."""
     return lambda *options: tl(*TRAIN_SMALL, "--data", colours, *options)

@@ -29,7 +29,7 @@ def test_complete_trainings_are_grouped_by_model_in_the_order_of_their_seeds(wor
     assert found == {"a": ["a0", "a1"], "b": ["b1"]}
 
 
-def test_a_comparison_says_that_it_lives(store: Store) -> None:
+def test_a_comparison_records_heartbeats(store: Store) -> None:
     began = time.time()
     with Parent(store, store.experiment("tl"), "both", "tl compare", beat_s=0.02) as parent:
         wait_for(lambda: HEARTBEAT_TAG in store.find("both").data.tags, "a heartbeat")

@@ -32,14 +32,14 @@ def test_runs_are_offered_by_name_and_by_id(runs: dict[str, str]) -> None:
     assert [name for name, _ in complete_run("sec")] == ["second"]
 
 
-def test_runs_that_are_complete_are_not_offered_to_be_resumed(runs: dict[str, str]) -> None:
+def test_complete_runs_are_not_completed_for_resume(runs: dict[str, str]) -> None:
     store = open_store(None)
     store.client.set_terminated(runs["first"], "FINISHED")
     store.client.set_terminated(runs["second"], "KILLED")
     assert {name for name, _ in complete_run("", unfinished=True)} == {"second", runs["second"][:8]}
 
 
-def test_no_name_that_a_shell_would_obey_is_offered(workplace: Path) -> None:
+def test_names_with_shell_syntax_are_not_completed(workplace: Path) -> None:
     store = open_store(None)
     idents = []
     for name in (
@@ -62,7 +62,7 @@ def test_no_name_that_a_shell_would_obey_is_offered(workplace: Path) -> None:
     assert not re.search(r"[$`\\;'\x1b\n\u202e\[]", "".join(about for _, about in offered))
 
 
-def test_where_there_is_no_store_none_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_creates_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert [name for name, _ in complete_run("")] == ["latest", "best"]
     assert list(tmp_path.iterdir()) == []
@@ -73,7 +73,7 @@ def test_where_there_is_no_store_none_is_made(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     "uri", ["http://127.0.0.1:9", "http://127.0.0.1:abc", "http://user:p@ss", "file:///x", "http://[", "databricks"]
 )
-def test_a_store_that_cannot_be_asked_offers_no_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_store_completes_no_runs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert len(complete_run("")) == 2
 
@@ -94,5 +94,5 @@ def test_completion_of_a_run_imports_nothing_heavy(runs: dict[str, str], workpla
         assert not heavy, heavy
         """
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=True)
-    assert "first" in found.stdout
+    completed = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=True)
+    assert "first" in completed.stdout

@@ -1,4 +1,4 @@
-"""MLflow's own variables and URIs: where a new run is recorded, and how runs and models are named."""
+"""MLflow's environment variables and URIs: where a new run is recorded, and how runs and models are named."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from tl_cli.tracking.store import Store
 
 
 def runs_by_experiment(store: Store) -> dict[str, list[Run]]:
-    """What MLflow's own client finds."""
+    """Return the runs that MLflow's client finds, by experiment."""
     client = mlflow.MlflowClient()
     found = {each.name: client.search_runs([each.experiment_id]) for each in client.search_experiments()}
     return {name: list(runs) for name, runs in found.items() if runs}
@@ -27,9 +27,9 @@ def test_the_experiment_of_the_environment_is_used_unless_a_flag_names_one(
     monkeypatch.setenv(variable, "theirs" if variable.endswith("NAME") else made)
     assert train().code == 0
     assert train("--experiment", "mine").code == 0
-    found = runs_by_experiment(store)
-    assert {name: len(runs) for name, runs in found.items()} == {"theirs": 1, "mine": 1}
-    (run,) = found["theirs"]
+    runs_found = runs_by_experiment(store)
+    assert {name: len(runs) for name, runs in runs_found.items()} == {"theirs": 1, "mine": 1}
+    (run,) = runs_found["theirs"]
     assert (Path("mlruns") / made / run.info.run_id / "state").is_dir()
 
 
@@ -37,7 +37,7 @@ def test_variables_that_contradict_each_other_are_refused_with_both_values(
     store: Store, train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = store.client.create_experiment("theirs")
-    for name, experiment_id, said in (
+    for name, experiment_id, text in (
         ("others", made, "'others'"),
         (None, "4711", "'4711'"),
     ):
@@ -45,12 +45,12 @@ def test_variables_that_contradict_each_other_are_refused_with_both_values(
         monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment_id)
         refused = train()
         assert refused.code == 2
-        assert said in refused.err
+        assert text in refused.err
         assert "unset" in refused.err
     assert runs_by_experiment(store) == {}
 
 
-def test_a_prepared_run_is_the_run_of_one_training_alone(store: Store, train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prepared_run_is_used_by_one_training_only(store: Store, train, monkeypatch: pytest.MonkeyPatch) -> None:
     described = {"mlflow.note.content": "what it is for"}
     experiment = store.client.create_experiment("theirs")
     prepared = store.client.create_run(experiment, run_name="prepared", tags=described).info
@@ -64,7 +64,7 @@ def test_a_prepared_run_is_the_run_of_one_training_alone(store: Store, train, mo
     run = store.client.get_run(prepared.run_id)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "prepared")
     assert (run.data.params["model"], run.data.params["epochs"]) == ("timm/test_resnet", "1")
-    # What somebody wrote of it stays, once, below what tl writes.
+    # The user's description is kept, once, below tl's.
     description = run.data.tags["mlflow.note.content"]
     assert description.startswith("**")
     assert description.count("what it is for") == 1
@@ -104,12 +104,12 @@ def test_a_comparison_uses_the_prepared_run_itself_and_no_training_does(
 
     prepared = store.client.create_run(store.client.create_experiment("theirs")).info
     monkeypatch.setenv("MLFLOW_RUN_ID", prepared.run_id)
-    place = find_destination(store, None)
-    assert (place.experiment_id, place.experiment) == (prepared.experiment_id, "theirs")
-    with Parent(store, place.experiment_id, "both", "tl compare", place.run) as parent:
+    destination = find_destination(store, None)
+    assert (destination.experiment_id, destination.experiment) == (prepared.experiment_id, "theirs")
+    with Parent(store, destination.experiment_id, "both", "tl compare", destination.run) as parent:
         assert parent.run_id == prepared.run_id
         # The trainings are processes that inherit the environment.
-        assert find_destination(store, place.experiment).run is None
+        assert find_destination(store, destination.experiment).run is None
     assert store.client.get_run(prepared.run_id).data.tags["tl.compares"] == "models"
 
 
@@ -138,7 +138,7 @@ def test_mlflow_run_records_in_the_run_that_it_made(store: Store, colours: Path,
 
 
 @pytest.mark.parametrize(("value", "is_recorded"), [("false", False), (None, True)])
-def test_system_metrics_are_recorded_unless_mlflows_variable_says_no(
+def test_system_metrics_are_recorded_unless_disabled_by_mlflows_variable(
     value: str | None, is_recorded: bool, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.support.recording import recorder

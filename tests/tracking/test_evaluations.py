@@ -59,7 +59,7 @@ def test_only_the_runs_own_unchanged_test_images_are_called_test(evaluation: Mea
     assert evaluation_name(evaluation) == name
 
 
-def test_numbers_of_other_images_have_a_name_of_their_own_and_are_recorded_once(
+def test_metrics_of_other_images_have_separate_names_and_are_recorded_once(
     store: Store, run: Run, tmp_path: Path
 ) -> None:
     table = tmp_path / "table.csv"
@@ -71,7 +71,7 @@ def test_numbers_of_other_images_have_a_name_of_their_own_and_are_recorded_once(
     assert folder == "eval/ph_otos-all-01234567"
     (run,) = store.again([run])
     assert not is_first_test(run, measured())
-    # What is recorded already is kept.
+    # Existing records are kept.
     log_evaluation(store, run, measured(), {"accuracy": 0.75, "loss": 2.0}, [])
     (run,) = store.again([run])
     assert run.data.metrics == {"test/accuracy": 0.5, "test/loss": 2.0, f"{folder}/accuracy": 0.25}
@@ -100,7 +100,7 @@ def test_files_of_an_inspection_are_in_the_folder_of_its_view(store: Store, run:
     assert artifacts(store, run, "inspect/residual") == ["inspect/residual/a.png"]
 
 
-def test_a_description_is_replaced_and_what_a_person_wrote_below_it_is_kept(store: Store, run: Run) -> None:
+def test_a_description_is_replaced_and_the_users_text_below_it_is_kept(store: Store, run: Run) -> None:
     def note() -> str:
         return store.client.get_run(run.info.run_id).data.tags["mlflow.note.content"]
 
@@ -111,7 +111,7 @@ def test_a_description_is_replaced_and_what_a_person_wrote_below_it_is_kept(stor
     assert note() == "two\nend\n\nmine"
 
 
-def test_each_split_is_an_input_with_its_use_and_the_scheme_of_its_digest() -> None:
+def test_each_split_is_an_mlflow_input_with_its_context_and_digest_scheme() -> None:
     splits = {part: Split(count=2, digest=part * 40, scheme="contents") for part in ("train", "val", "test")}
     inputs = dataset_inputs(DataSpec(source="/a/photos", layout="train/val/test", splits=splits))
     tags = [{tag.key: tag.value for tag in each.tags} for each in inputs]

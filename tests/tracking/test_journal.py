@@ -1,4 +1,4 @@
-"""What a journal holds, whatever has become of its file."""
+"""The records read from a journal, also from a damaged file."""
 
 import errno
 import json
@@ -27,33 +27,33 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def said(recorded: Recorded) -> tuple[list[tuple[int, float]], list[Left], Ending | None]:
+def contents_of(recorded: Recorded) -> tuple[list[tuple[int, float]], list[Left], Ending | None]:
     return [(point.step, point.value) for point in recorded.points], recorded.left, recorded.ending
 
 
-def test_what_was_written_is_read(path: Path) -> None:
-    assert said(read(path, "r")) == ([(point.step, point.value) for point in POINTS], WORK, Ending("KILLED", 5))
+def test_written_records_are_read_back(path: Path) -> None:
+    assert contents_of(read(path, "r")) == ([(point.step, point.value) for point in POINTS], WORK, Ending("KILLED", 5))
     forget_left(path)
-    assert said(read(path, "r")) == ([(point.step, point.value) for point in POINTS], [], Ending("KILLED", 5))
+    assert contents_of(read(path, "r")) == ([(point.step, point.value) for point in POINTS], [], Ending("KILLED", 5))
 
 
 def test_lines_of_an_earlier_version_are_read(path: Path) -> None:
     path.write_bytes(b"".join(line.rpartition(b" ")[0] + b"\n" for line in path.read_bytes().splitlines()))
-    assert said(read(path, "r")) == ([(point.step, point.value) for point in POINTS], WORK, Ending("KILLED", 5))
+    assert contents_of(read(path, "r")) == ([(point.step, point.value) for point in POINTS], WORK, Ending("KILLED", 5))
 
 
-def test_every_bit_that_flips_costs_a_line_at_most_and_changes_none(path: Path) -> None:
+def test_a_flipped_bit_loses_at_most_a_line_and_changes_none(path: Path) -> None:
     whole = path.read_bytes()
-    points, work, ending = said(read(path, "r"))
-    for place in range(8 * len(whole)):
+    points, work, ending = contents_of(read(path, "r"))
+    for bit in range(8 * len(whole)):
         data = bytearray(whole)
-        data[place // 8] ^= 1 << place % 8
+        data[bit // 8] ^= 1 << bit % 8
         path.write_bytes(data)
-        now_points, now_work, now_ending = said(read(path, "r"))
+        now_points, now_work, now_ending = contents_of(read(path, "r"))
         assert set(now_points) <= set(points)
         assert [each for each in work if each in now_work] == now_work
         assert now_ending in (ending, None)
-        # A line break that flips joins two.
+        # A flipped line break joins two lines.
         assert len(now_points) + len(now_work) + bool(now_ending) >= len(points) + len(work) + bool(ending) - 2
 
 
@@ -62,14 +62,14 @@ def test_every_bit_that_flips_costs_a_line_at_most_and_changes_none(path: Path) 
     ["[]", "{}", "null", "3", '["a", "b"]', "[1, 2, 3, 4, 5, 6, 7]", '[["x"], 1, 1, 1, null, null, null]', '["FINISHEd", 3]',
      '["a", "0.5", 1, 1, null, null, null]', '["a", 0.5, 1, 1e30, null, null, null]', '["do", "a", "b"]', "[" * 5000, "\x00"],
 )  # fmt: skip
-def test_lines_that_mean_nothing_are_left_out(line: str, path: Path) -> None:
-    before = said(read(path, "r"))
+def test_invalid_lines_are_skipped(line: str, path: Path) -> None:
+    before = contents_of(read(path, "r"))
     with path.open("a") as file:
         file.write(line + "\n")
-    assert said(read(path, "r")) == before
+    assert contents_of(read(path, "r")) == before
 
 
-def test_a_line_that_a_full_disk_cut_short_spoils_none_that_comes_later(tmp_path: Path, monkeypatch) -> None:
+def test_a_line_truncated_by_a_full_disk_does_not_affect_later_lines(tmp_path: Path, monkeypatch) -> None:
     path, write = tmp_path / "journal.jsonl", os.write
     with Journal(path) as journal:
         for point in POINTS:
@@ -88,7 +88,7 @@ def test_a_line_that_a_full_disk_cut_short_spoils_none_that_comes_later(tmp_path
     assert [point.step for point in read(path, "r").points] == [1, 2, 3, 4]
 
 
-def test_any_number_survives(tmp_path: Path) -> None:
+def test_any_number_is_read_back_unchanged(tmp_path: Path) -> None:
     numbers = [*np.random.default_rng(0).normal(size=50).tolist(), math.nan, -math.inf, 5e-324, 0, 3]
     with Journal(tmp_path / "j") as journal:
         journal.add(Metric("a", number, 1, step) for step, number in enumerate(numbers, 1))

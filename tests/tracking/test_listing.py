@@ -22,7 +22,7 @@ from tl_cli.tracking.store import Store
         ({"freeze_epochs": 5, "epochs": 15, "unfreeze_stages": 0}, ()),
     ],
 )
-def test_phases_are_known_where_their_settings_are_recorded(store: Store, params, ends) -> None:
+def test_phases_are_listed_if_their_settings_are_recorded(store: Store, params, ends) -> None:
     run = store.client.create_run(store.experiment("tl"))
     for name, value in params.items():
         store.client.log_param(run.info.run_id, name, value)
@@ -34,7 +34,7 @@ def facts(store: Store, run_id: str):
     return listing.with_curves(store, runs, listing.facts_of(store, runs))[0]
 
 
-def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store) -> None:
+def test_the_status_of_a_run_is_running_until_it_ends(store: Store) -> None:
     with recorder(store, pace=Pace(send_s=0.05, beat_s=0.0)) as record:
         first = float(store.find(record.run_id).data.tags[HEARTBEAT_TAG])
         assert facts(store, record.run_id).status == "running"
@@ -46,8 +46,8 @@ def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store) -
             "a heartbeat",
             pause_s=0.2,
         )
-        seen = facts(store, record.run_id)
-        assert (seen.curve, seen.val_accuracy, seen.best_epoch, seen.epochs) == ((0.7,), 0.7, 1, 1)
+        listed = facts(store, record.run_id)
+        assert (listed.curve, listed.val_accuracy, listed.best_epoch, listed.epochs) == ((0.7,), 0.7, 1, 1)
     assert facts(store, record.run_id).status == "finished"
     try:
         with recorder(store) as record:
@@ -57,7 +57,7 @@ def test_a_run_says_that_it_lives_while_it_does_and_how_it_ended(store: Store) -
     assert facts(store, record.run_id).status == "killed"
 
 
-def test_the_best_is_told_on_the_same_validation_images_alone(store: Store) -> None:
+def test_the_best_run_is_marked_among_runs_with_the_same_validation_images(store: Store) -> None:
     from mlflow.entities import DatasetInput, InputTag
 
     from tl_cli.contract import Split
@@ -77,7 +77,7 @@ def test_the_best_is_told_on_the_same_validation_images_alone(store: Store) -> N
     assert best == {ids[1], ids[3]}, "of equal ones the earlier"
 
 
-def test_images_of_an_earlier_version_are_not_said_to_be_others(store: Store) -> None:
+def test_images_recorded_by_an_earlier_version_are_not_listed_as_different(store: Store) -> None:
     from tl_cli.contract import DataSpec, Split
     from tl_cli.tracking.evaluations import dataset_inputs
 
@@ -100,9 +100,9 @@ def test_images_of_an_earlier_version_are_not_said_to_be_others(store: Store) ->
     assert shown("old", "new") == [earlier, f"1,200 ({'b' * 16})"]
 
 
-def test_the_best_so_far_of_a_run_that_goes_on_counts_epochs_that_were_no_number(store: Store) -> None:
+def test_the_best_epoch_of_a_running_run_counts_epochs_that_were_nan(store: Store) -> None:
     run = store.client.create_run(store.experiment("tl"), run_name="nan")
     for step, value in ((10, float("nan")), (20, 0.5)):
         store.client.log_metric(run.info.run_id, "val/accuracy", value, step=step)
-    seen = facts(store, run.info.run_id)
-    assert (seen.val_accuracy, seen.best_epoch) == (0.5, 2)
+    listed = facts(store, run.info.run_id)
+    assert (listed.val_accuracy, listed.best_epoch) == (0.5, 2)

@@ -11,10 +11,10 @@ from tl_cli.tracking.logged_model import Naming, log_model, share_weights
 from tl_cli.tracking.store import Store
 
 
-def test_a_model_is_recorded_once_and_again_where_it_was_deleted(
+def test_a_model_is_recorded_once_and_again_after_its_deletion(
     store: Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    enable_logging()  # as MLflow's own autologging does
+    enable_logging()  # as MLflow's autologging does
     folder = save_small_model(tmp_path / "best")
     naming = Naming("small", {"epochs": "1"}, "shelf")
     with recorder(store) as record:
@@ -45,7 +45,7 @@ def test_the_settings_of_a_model_survive_the_journal_and_other_text_is_refused()
             Naming.from_json(text)
 
 
-def test_equal_weights_become_one_file_and_others_stay_as_they_are(store: Store, tmp_path: Path) -> None:
+def test_equal_weights_become_one_file_and_others_are_not_changed(store: Store, tmp_path: Path) -> None:
     own = save_small_model(tmp_path / "best")
     with recorder(store) as record:
         log_model(own, Naming("small", {}))

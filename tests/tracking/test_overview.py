@@ -15,7 +15,7 @@ from tl_cli.tracking.evaluations import dataset_of
 from tl_cli.tracking.store import Store
 
 
-def test_a_note_that_a_person_wrote_is_left_alone(store: Store) -> None:
+def test_a_note_written_by_a_user_is_not_changed(store: Store) -> None:
     experiment = store.experiment("tl")
     run = store.client.create_run(experiment, run_name="a | b `c`")
     store.client.log_metric(run.info.run_id, "best/val_accuracy", 0.5)
@@ -34,7 +34,7 @@ def test_a_note_that_a_person_wrote_is_left_alone(store: Store) -> None:
     assert store.client.get_experiment(experiment).tags["mlflow.note.content"] == "mine"
 
 
-def test_the_saved_view_is_what_mlflows_own_pages_read(store: Store) -> None:
+def test_the_saved_view_has_the_format_of_mlflows_ui(store: Store) -> None:
     experiment = store.experiment("tl")
     overview.refresh_overview(store, experiment)
     view = json.loads(store.client.get_experiment(experiment).tags[f"mlflow.sharedViewState.{overview.VIEW}"])
@@ -84,7 +84,7 @@ def test_runs_are_ranked_among_those_with_the_same_validation_images(store: Stor
     assert ranked["high"] == ["75.00%", "62.50%", "3", "1.5"]
 
 
-def test_a_store_that_cannot_be_written_leaves_the_note_as_it_is(store: Store, workplace: Path) -> None:
+def test_the_note_is_not_changed_if_the_store_cannot_be_written(store: Store, workplace: Path) -> None:
     experiment = store.experiment("tl")
     with closing(sqlite3.connect("mlflow.db")) as database:
         database.execute("drop table experiment_tags")

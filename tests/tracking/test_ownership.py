@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 
-from tests.support.processes import said_by, start_in
+from tests.support.processes import run_in, start_in
 from tests.support.quick_run import TRAIN, newest_step, wait_until
 from tests.support.recording import held, record, recorder
 from tl_cli.errors import TrackingError, UsageError
@@ -22,7 +22,7 @@ def killed_run(store: Store) -> Run:
     return store.find(made.run_id)
 
 
-def everything(folder: Path) -> dict[str, bytes]:
+def contents_of(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
@@ -33,20 +33,20 @@ def test_a_journal_belongs_to_one_process_at_a_time(store: Store) -> None:
     refused = pytest.raises(TrackingError, match="another process writes or sends")
     with other, refused, alone_with(path, patience_s=0):
         pass
-    with alone_with(path, patience_s=0), alone_with(path, patience_s=0):  # one's own lock is no hindrance
+    with alone_with(path, patience_s=0), alone_with(path, patience_s=0):  # a process may take its own lock again
         assert sync(store, run) == Synced(0, 0, None)
     with held(path.with_name(f".{JOURNAL}.lock")), pytest.raises(TrackingError), alone_with(path, patience_s=0):
         pass
 
 
-def test_a_process_that_does_not_own_a_run_changes_nothing_of_it(store: Store) -> None:
+def test_a_process_that_does_not_own_a_run_does_not_change_it(store: Store) -> None:
     run = killed_run(store)
-    before = everything(store.state_folder(run))
+    before = contents_of(store.state_folder(run))
     with held(store.state_folder(run) / f".{JOURNAL}.lock"):
         with pytest.raises(TrackingError, match="another process"):
             recorder(store, run_id=run.info.run_id).__enter__()
         assert store.find(run.info.run_id) == run
-        assert everything(store.state_folder(run)) == before
+        assert contents_of(store.state_folder(run)) == before
 
 
 @pytest.mark.parametrize(
@@ -54,24 +54,24 @@ def test_a_process_that_does_not_own_a_run_changes_nothing_of_it(store: Store) -
     [("train", "--resume"), ("runs", "close"), ("runs", "rm", "--yes"), ("runs", "rm", "--purge", "--yes")],
     ids=" ".join,
 )
-def test_what_another_process_holds_is_neither_resumed_nor_closed_nor_deleted(
+def test_a_run_locked_by_another_process_is_neither_resumed_nor_closed_nor_deleted(
     command: tuple[str, ...],
     tl,
     store: Store,
     workplace: Path,
 ) -> None:
     run = killed_run(store)
-    before = everything(workplace / "mlruns")
+    before = contents_of(workplace / "mlruns")
     lock = store.state_folder(run) / f".{JOURNAL}.lock"
     with held(lock):
         refused = tl(*command, run.info.run_id[:8])
         assert (refused.code, "is in use by another process" in refused.err) == (2, True), refused.err
         assert store.find(run.info.run_id) == run
-        assert everything(workplace / "mlruns") == before
+        assert contents_of(workplace / "mlruns") == before
         assert lock.exists()
 
 
-def test_what_is_read_is_not_deleted_and_any_number_may_read(tl, store: Store) -> None:
+def test_a_run_that_is_being_read_is_not_deleted_and_readers_are_concurrent(tl, store: Store) -> None:
     run = killed_run(store)
     other = held(store.state_folder(run) / ".reader-other.lock")
     with other, reading(store, run), reading(store, run):
@@ -79,9 +79,9 @@ def test_what_is_read_is_not_deleted_and_any_number_may_read(tl, store: Store) -
         for flags in (("--yes",), ("--purge", "--yes")):
             refused = tl("runs", "rm", "stopped", *flags)
             assert (refused.code, "is in use by another process" in refused.err) == (2, True), refused.err
-        with owned(store, run):  # it may go on meanwhile
+        with owned(store, run):  # it may continue meanwhile
             pass
-    # What a reader that was killed has left is no lock.
+    # The file of a killed reader is not a lock.
     assert [path.name for path in store.state_folder(run).glob(".reader-*")] == [".reader-other.lock"]
     with owned(store, run, from_readers=True) as now:
         assert now.info.run_id == run.info.run_id
@@ -96,7 +96,7 @@ def test_no_lock_is_made_where_a_run_has_no_folder(store: Store, workplace: Path
         assert sorted(workplace.rglob("*")) == before
 
 
-def test_a_run_that_was_removed_meanwhile_is_not_taken_up(store: Store) -> None:
+def test_a_run_that_was_removed_meanwhile_is_not_resumed(store: Store) -> None:
     run = killed_run(store)
     store.client.delete_run(run.info.run_id)
     with pytest.raises(UsageError, match="has been removed in the meantime"), owned(store, run):
@@ -104,9 +104,7 @@ def test_a_run_that_was_removed_meanwhile_is_not_taken_up(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_of_two_that_resume_a_run_at_the_same_time_one_completes_it(
-    tmp_path: Path, ready_database: Path, colours: Path
-) -> None:
+def test_one_of_two_concurrent_resumes_completes_a_run(tmp_path: Path, ready_database: Path, colours: Path) -> None:
     import mlflow
 
     shutil.copy(ready_database, tmp_path / "mlflow.db")
@@ -114,32 +112,32 @@ def test_of_two_that_resume_a_run_at_the_same_time_one_completes_it(
     wait_until(first, lambda: newest_step(tmp_path) >= 6)
     os.kill(first.pid, signal.SIGKILL)
     first.join()
-    assert first.exitcode == -signal.SIGKILL, (tmp_path / "said").read_text()
+    assert first.exitcode == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
     both = [start_in(tmp_path, "train", "--resume", "latest") for _ in range(2)]
     for process in both:
         process.join()
-    said = (tmp_path / "said").read_text()
-    # The other one comes while it is held, while it runs, or when it is complete.
-    assert sorted(process.exitcode for process in both) == [0, 2], said
+    output = (tmp_path / "output.txt").read_text()
+    # The other process comes while the run is locked, while it trains, or when it is complete.
+    assert sorted(process.exitcode for process in both) == [0, 2], output
     (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
     assert (run.info.status, run.data.metrics["epoch"], len(run.outputs.model_outputs)) == ("FINISHED", 4, 1)
-    code, said = said_by(tmp_path, "runs", "rm", "latest", "--purge", "--yes")
-    assert code == 0, said
+    code, output = run_in(tmp_path, "runs", "rm", "latest", "--purge", "--yes")
+    assert code == 0, output
 
 
 @pytest.mark.slow
-def test_two_evaluations_at_the_same_time_record_each_number_once(
+def test_two_concurrent_evaluations_record_each_metric_once(
     tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:
     import mlflow
 
     shutil.copy(ready_database, tmp_path / "mlflow.db")
-    code, said = said_by(tmp_path, *TRAIN, "--data", colours)
-    assert code == 0, said
+    code, output = run_in(tmp_path, *TRAIN, "--data", colours)
+    assert code == 0, output
     both = [start_in(tmp_path, "eval", "latest", "--split", "val") for _ in range(2)]
     for process in both:
         process.join()
-    assert [process.exitcode for process in both] == [0, 0], (tmp_path / "said").read_text()
+    assert [process.exitcode for process in both] == [0, 0], (tmp_path / "output.txt").read_text()
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs(["1"])
     keys = [key for key in run.data.metrics if key.startswith("eval/")]

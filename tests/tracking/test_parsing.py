@@ -1,4 +1,4 @@
-"""What others write into a store, or the clock, never ends a list."""
+"""No record of another program, and no clock setting, makes a list fail."""
 
 import json
 import sqlite3
@@ -19,8 +19,8 @@ METRICS = ("best/val_accuracy", "best/epoch", "test/accuracy", "test/loss", "epo
 
 
 @pytest.fixture
-def strange(store: Store) -> list[str]:
-    """Runs of others, each with one kind of value everywhere."""
+def malformed_runs(store: Store) -> list[str]:
+    """Runs of other programs, each with one kind of malformed value everywhere."""
     experiment_id = store.experiment("tl")
     made = []
     for value in HOSTILE:
@@ -49,21 +49,21 @@ def strange(store: Store) -> list[str]:
     return made
 
 
-def test_no_strange_record_ends_a_list_or_hides_another(tl, store: Store, strange: list[str]) -> None:
+def test_no_malformed_record_ends_a_list_or_hides_another(tl, store: Store, malformed_runs: list[str]) -> None:
     with recorder(store) as record:
         record(epoch(1, 5))
     for command in (("runs",), ("runs", "--limit", "0"), ("runs", "--sort", "val"), ("runs", "--sort", "time"),
-                    ("runs", "--since", "2d"), ("runs", "diff", "latest", *strange[:20:7]), ("runs", "diff", *strange[20:]),
+                    ("runs", "--since", "2d"), ("runs", "diff", "latest", *malformed_runs[:20:7]), ("runs", "diff", *malformed_runs[20:]),
                     ("runs", "close")):  # fmt: skip
         done = tl(*command)
         assert done.code == 0, (command, done.err)
     listed = json.loads(tl("runs", "--json").out)
-    assert {run["run_id"] for run in listed} == {*strange, record.run_id}
+    assert {run["run_id"] for run in listed} == {*malformed_runs, record.run_id}
     for run in listed:
-        assert run["val_accuracy"] is None or 0 <= run["val_accuracy"] <= 1 or run["run_id"] in strange
+        assert run["val_accuracy"] is None or 0 <= run["val_accuracy"] <= 1 or run["run_id"] in malformed_runs
         assert run["seconds"] >= 0
     assert store.find("latest")
-    for run_id in strange[-14:]:
+    for run_id in malformed_runs[-14:]:
         drawn = tl("plot", "--terminal", run_id)
         assert drawn.code in (0, 2), drawn.err
 

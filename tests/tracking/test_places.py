@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.recording import enter, files, project
+from tests.support.recording import files, project, use_project
 from tl_cli.errors import TrackingError
 from tl_cli.tracking import places
 from tl_cli.tracking.destination import find_destination
@@ -15,7 +15,7 @@ from tl_cli.tracking.store import open_store
 
 
 def recorded(folder: Path) -> set[str]:
-    """Return what the tables of MLflow hold."""
+    """Return the artifact locations in MLflow's tables."""
     query = (
         "select artifact_location from experiments where experiment_id > 0 union all select artifact_uri from runs "
         "union all select artifact_location from logged_models"
@@ -28,14 +28,14 @@ TRAIN = ("train", "timm/test_efficientnet", "--weights", "none", "--data", "digi
 
 
 @pytest.mark.parametrize("style", ["{}", "file://{}"])
-def test_a_copy_is_noticed_relocated_and_purged_without_its_original(
+def test_a_copied_store_is_detected_relocated_and_purged_without_its_original(
     style: str, tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, copy = workplace / "a b#1", workplace / "copy"
     location = f"{original}/mlruns/1" if style == "{}" else (original / "mlruns" / "1").as_uri()
     run_id = project(original, ready_database, location)
     shutil.copytree(original, copy)
-    enter(copy, monkeypatch)
+    use_project(copy, monkeypatch)
     before, in_copy = files(original), files(copy)
     refused = tl("runs", "rm", "one", "--purge", "--yes")
     assert (refused.code, str(original / "mlruns") in refused.err, "tl runs relocate" in refused.err) == (2, True, True)
@@ -47,8 +47,11 @@ def test_a_copy_is_noticed_relocated_and_purged_without_its_original(
     assert recorded(copy) == records
     moved = tl("runs", "relocate")
     assert moved.code == 0, moved.err
-    there, here = (location, str(copy / "mlruns" / "1") if style == "{}" else (copy / "mlruns" / "1").as_uri())
-    assert recorded(copy) == {uri.replace(there, here) for uri in records}
+    old_location, new_location = (
+        location,
+        str(copy / "mlruns" / "1") if style == "{}" else (copy / "mlruns" / "1").as_uri(),
+    )
+    assert recorded(copy) == {uri.replace(old_location, new_location) for uri in records}
     assert (files(original), files(copy)) == (before, in_copy)
     assert recorded(original) == records
     assert "was copied or moved" not in tl("runs").err
@@ -61,7 +64,7 @@ def test_a_copy_is_noticed_relocated_and_purged_without_its_original(
 
 
 @pytest.mark.parametrize("through", ["move", "copy whose original is gone", "moved to where another project was"])
-def test_a_moved_store_is_noticed_and_relocated(
+def test_a_moved_store_is_detected_and_relocated(
     through: str, tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(workplace / "old", ready_database)
@@ -72,7 +75,7 @@ def test_a_moved_store_is_noticed_and_relocated(
         shutil.rmtree(workplace / "old")
     if through.startswith("moved"):
         (workplace / "old" / "mlruns" / "1").mkdir(parents=True)
-    enter(workplace / "new #1", monkeypatch)
+    use_project(workplace / "new #1", monkeypatch)
     for refused in (tl(*TRAIN), tl(*TRAIN, "--experiment", "tl")):
         assert (refused.code, "tl runs relocate" in refused.err) == (1, True), refused.err
     assert tl("runs", "relocate").code == 0
@@ -83,13 +86,13 @@ def test_a_moved_store_is_noticed_and_relocated(
     assert list(files(workplace / "new #1")) == ["note.txt"]
 
 
-def test_a_project_behind_a_link_is_its_own(
+def test_a_project_behind_a_symbolic_link_is_not_a_copy(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(workplace / "real", ready_database)
     (workplace / "link").symlink_to(workplace / "real")
     for folder in ("link", "real"):
-        enter(workplace / folder, monkeypatch)
+        use_project(workplace / folder, monkeypatch)
         assert find_moves(workplace / folder / "mlflow.db") == places.Moves()
         assert open_store(f"sqlite:///{workplace}/{folder}/mlflow.db").experiment("tl") == "1"
     purged = tl("runs", "rm", "one", "--purge", "--yes", "--tracking-uri", f"sqlite:///{workplace}/link/mlflow.db")
@@ -97,7 +100,7 @@ def test_a_project_behind_a_link_is_its_own(
     assert list(files(workplace / "real")) == ["note.txt"]
 
 
-def test_a_copy_inside_its_original_and_around_it_are_told_apart(workplace: Path, ready_database: Path) -> None:
+def test_copies_inside_and_around_their_original_are_distinguished(workplace: Path, ready_database: Path) -> None:
     project(workplace / "outer" / "inner", ready_database)
     shutil.copytree(workplace / "outer" / "inner", workplace / "copied")
     shutil.copytree(workplace / "copied", workplace / "outer", dirs_exist_ok=True)
@@ -105,38 +108,38 @@ def test_a_copy_inside_its_original_and_around_it_are_told_apart(workplace: Path
     inner = workplace / "outer" / "inner" / "mlruns" / "1"
     assert find_moves(workplace / "outer" / "inner" / "mlflow.db") == places.Moves()
     for copy in (workplace / "outer", workplace / "outer" / "inner" / "backup"):
-        found = find_moves(copy / "mlflow.db")
-        assert {(move.old, move.new) for move in found.moves if move.is_main and move.record.id == "1"} == {
+        moves = find_moves(copy / "mlflow.db")
+        assert {(move.old, move.new) for move in moves.moves if move.is_main and move.record.id == "1"} == {
             (inner, copy / "mlruns" / "1")
         }
-        assert found.count("runs") == found.count("logged_models") == 1
+        assert moves.count("runs") == moves.count("logged_models") == 1
         assert not places.is_within(copy / "mlflow.db", inner)
 
 
 @pytest.mark.parametrize("flag", ["--outside", "--keep-outside"])
-def test_an_experiment_with_a_place_of_its_own_is_no_moved_one_and_its_files_are_asked_for(
+def test_an_experiment_with_its_own_location_is_not_moved_and_its_files_need_confirmation(
     flag: str, tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk = workplace / "disk" / "artifacts"
     run_id = project(workplace / "project", ready_database, str(disk))
-    enter(workplace / "project", monkeypatch)
+    use_project(workplace / "project", monkeypatch)
     assert find_moves(workplace / "project" / "mlflow.db") == places.Moves()
     assert open_store(None).experiment("tl") == "1"
     (disk / "mine.txt").write_text("mine")
     refused = tl("runs", "rm", "one", "--purge", "--yes")
     assert (refused.code, str(disk / run_id) in refused.err, flag in refused.err) == (2, True, True)
-    there = files(disk)
+    before = files(disk)
     purged = tl("runs", "rm", "one", "--purge", "--yes", flag)
     assert purged.code == 0, purged.err
     assert list(files(workplace / "project")) == ["note.txt"]
-    assert files(disk) == ({"mine.txt": b"mine"} if flag == "--outside" else there)
+    assert files(disk) == ({"mine.txt": b"mine"} if flag == "--outside" else before)
 
 
 def test_artifacts_on_another_disk_are_found_in_the_folder_that_is_named(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = project(workplace / "project", ready_database, str(workplace / "disk1" / "artifacts"))
-    enter(workplace / "project", monkeypatch)
+    use_project(workplace / "project", monkeypatch)
     (workplace / "disk1").rename(workplace / "disk2")
     lost = tl("runs", "relocate")
     assert (lost.code, f"the files of {run_id} are not here" in lost.err) == (1, True)
@@ -144,7 +147,7 @@ def test_artifacts_on_another_disk_are_found_in_the_folder_that_is_named(
     assert all(uri.startswith(f"{workplace}/disk2/artifacts") for uri in recorded(workplace / "project"))
 
 
-def test_a_folder_that_is_not_the_runs_alone_is_never_deleted(
+def test_a_folder_that_a_run_shares_is_never_deleted(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(workplace / "project", ready_database)
@@ -153,13 +156,13 @@ def test_a_folder_that_is_not_the_runs_alone_is_never_deleted(
     (photos / "mine.txt").write_text("mine")
     with closing(sqlite3.connect(workplace / "project" / "mlflow.db")) as database, database:
         database.execute("update runs set artifact_uri = ?", (str(photos),))
-    enter(workplace / "project", monkeypatch)
+    use_project(workplace / "project", monkeypatch)
     purged = tl("runs", "rm", "one", "--purge", "--yes", "--outside")
     assert (purged.code, f"{photos} stays" in purged.out.replace("\n", "")) == (0, True), purged.err
     assert (photos / "mine.txt").read_text() == "mine"
 
 
-def test_a_linked_folder_of_runs_is_asked_for_and_its_link_goes_with_it(
+def test_a_linked_folder_of_runs_needs_confirmation_and_its_link_is_removed_too(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = project(workplace / "project", ready_database)
@@ -167,7 +170,7 @@ def test_a_linked_folder_of_runs_is_asked_for_and_its_link_goes_with_it(
     disk.parent.mkdir()
     folder.rename(disk)
     folder.symlink_to(disk)
-    enter(workplace / "project", monkeypatch)
+    use_project(workplace / "project", monkeypatch)
     assert tl("runs", "rm", "one", "--purge", "--yes").code == 2
     assert (disk / "artifacts" / "note.txt").exists()
     assert tl("runs", "rm", "one", "--purge", "--yes", "--outside").code == 0
@@ -175,25 +178,25 @@ def test_a_linked_folder_of_runs_is_asked_for_and_its_link_goes_with_it(
     assert not os.path.lexists(folder)
 
 
-def test_nothing_is_written_to_a_run_that_is_another_projects(
+def test_nothing_is_written_to_a_run_of_another_project(
     workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(workplace / "original", ready_database)
     shutil.copytree(workplace / "original", workplace / "copy")
-    enter(workplace / "copy", monkeypatch)
+    use_project(workplace / "copy", monkeypatch)
     store = open_store(None)
     with pytest.raises(TrackingError, match="tl runs relocate"):
         store.check_place(store.find("one"))
     monkeypatch.setenv("MLFLOW_RUN_ID", store.client.create_run("1").info.run_id)
     with pytest.raises(TrackingError, match="tl runs relocate"):
         find_destination(store, None)
-    # Its own files were not copied: there is nothing that could be recorded instead.
+    # Its files were not copied, so there is no file that could be recorded instead.
     shutil.rmtree(workplace / "copy" / "mlruns" / "1")
     with pytest.raises(TrackingError, match="copied or moved|belongs to"):
         store.check_place(store.find("one"))
 
 
-def test_a_database_that_several_projects_share_is_no_moved_one(
+def test_a_database_shared_by_several_projects_is_not_moved(
     tl, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (workplace / "shared").mkdir()

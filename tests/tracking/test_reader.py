@@ -77,13 +77,13 @@ def test_metrics_are_chosen_by_name_or_pattern(store: Store) -> None:
         matching_metrics([run], ["scores"])
 
 
-def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -> None:
+def test_curves_of_a_resumed_run_exclude_its_pause(store: Store) -> None:
     from tl_cli.tracking.reader import read_history
 
     began_at = time.time()
     with recorder(store) as first:
         first(LossSampled(1, 1, 1.0, 1e-3, 0.0))
-    # As if it had ended an hour ago.
+    # As if the run had ended an hour ago.
     run = store.find(first.run_id)
     ended = run.info.end_time
     with recorder(store, run_id=first.run_id) as second:
@@ -94,5 +94,5 @@ def test_what_a_resumed_run_stood_still_is_no_time_of_its_curves(store: Store) -
         store.client.set_tag(first.run_id, "mlflow.tl.pauses", f"{began - 3_600_000}-{over}")
         second(LossSampled(2, 1, 1.0, 1e-3, 0.0))
     seconds = dict(read_history(store, store.find(first.run_id)).clock)
-    # Without the hour it is what the test took.
+    # Without the hour, it is the duration of the test.
     assert seconds[2] - seconds[1] <= time.time() - began_at

@@ -44,7 +44,7 @@ def test_the_root_is_the_first_cause() -> None:
     assert root(third) is first
 
 
-def test_the_drivers_own_words_are_the_reason() -> None:
+def test_the_drivers_message_is_the_reason() -> None:
     from sqlalchemy import create_engine, text
     from sqlalchemy.exc import OperationalError
 
@@ -62,7 +62,7 @@ def test_the_drivers_own_words_are_the_reason() -> None:
     assert reason(mlflow.MlflowException(autoflush + str(full.value))).startswith("database or disk is full; free ")
 
 
-def test_a_database_that_is_away_is_said_in_the_drivers_words(store: Store, workplace: Path) -> None:
+def test_an_unreachable_database_is_reported_with_the_drivers_message(store: Store, workplace: Path) -> None:
     with closing(sqlite3.connect("mlflow.db")) as database:
         database.execute("drop table tags")
         database.execute("drop table runs")

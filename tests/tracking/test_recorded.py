@@ -37,7 +37,7 @@ def made(
     return Run(info, RunData(metrics, {}, tags), {"validation": RecordedImages(digest, None, "contents")})
 
 
-def test_runs_are_found_by_what_people_type(store: Store) -> None:
+def test_runs_are_found_by_names_ids_and_keywords(store: Store) -> None:
     with recorder(store) as one:
         pass
     with recorder(store) as two:
@@ -89,7 +89,7 @@ def test_trainings_of_a_comparison_are_those_with_its_tag_in_the_order_of_their_
     assert [run.info.run_id for run in children_of(runs, "p")] == ["a", "c"]
 
 
-def test_images_are_known_by_their_use_and_those_without_one_are_left_out() -> None:
+def test_images_are_grouped_by_their_context_and_those_without_one_are_left_out() -> None:
     found = images_by_context(
         [
             ("d1", '{"num_rows": 9}', {"mlflow.data.context": "training", "tl.digest_scheme": "contents"}),

@@ -27,7 +27,7 @@ from tl_cli.training.state import Every, Saver
     ("error", "status"),
     [(None, "FINISHED"), (ValueError("x"), "FAILED"), (Interrupted(15), "KILLED"), (KeyboardInterrupt(), "KILLED")],
 )
-def test_how_a_run_ended_follows_from_how_its_block_was_left(store: Store, error, status: str) -> None:
+def test_the_status_of_a_run_follows_from_the_error_in_its_block(store: Store, error, status: str) -> None:
     record = recorder(store)
     try:
         with record:
@@ -51,7 +51,7 @@ def test_every_point_is_recorded_under_its_step(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_many_points_are_written_to_the_journal_at_once_but_none_waits_long(
+def test_points_are_written_to_the_journal_in_batches_without_long_delay(
     store: Store,
 ) -> None:
     clock = Clock()
@@ -71,7 +71,7 @@ def test_many_points_are_written_to_the_journal_at_once_but_none_waits_long(
 
 
 class Clock:
-    """Time that stands still between the test's own steps."""
+    """A clock that only advances when the test sets it."""
 
     def __init__(self) -> None:
         self.now = time.time()
@@ -80,11 +80,11 @@ class Clock:
         return self.now
 
 
-def test_what_a_checkpoint_covers_is_in_the_journal_before_it(store: Store, odd_pictures: Path) -> None:
+def test_points_before_a_checkpoint_are_in_the_journal_first(store: Store, odd_pictures: Path) -> None:
     plan = plan_for(odd_pictures, model=SMALL, epochs=2, freeze_epochs=1, batch_size=8, log_every=1)
     state = new_state(plan)
     covered: list[tuple[int, set[int], set[int]]] = []
-    # No point is written for its age.
+    # No point is written because of its age.
     with recorder(store, pace=Pace(settle_s=float("inf"), send_s=1e6)) as record:
 
         def settle() -> None:
@@ -124,7 +124,7 @@ def test_a_resumed_run_records_no_point_twice(store: Store) -> None:
     assert store.client.get_run(first.run_id).info.status == "FINISHED"
 
 
-def test_a_store_that_stops_answering_is_a_warning(store: Store, workplace: Path) -> None:
+def test_a_store_that_stops_responding_is_a_warning(store: Store, workplace: Path) -> None:
     import sqlite3
 
     with recorder(store) as record:
@@ -153,12 +153,12 @@ def test_a_record_that_cannot_be_opened_can_be_opened_later(store: Store, monkey
     assert store.client.get_run(first.run_id).info.status == "FINISHED"
 
 
-def test_what_was_left_is_done_at_the_end_where_the_store_is_back(
+def test_failed_writes_are_repeated_at_the_end_if_the_store_is_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_tag = mlflow.MlflowClient.set_tag
     with recorder(store) as record:
-        # Whatever a store answers, and whatever error its client makes of that.
+        # Any response of a store, and any exception of its client.
         monkeypatch.setattr(mlflow.MlflowClient, "set_tag", lambda *arguments: {}["nonsense"])
         record.log(Left("tag", NOTE_TAG, "hello"))
         monkeypatch.setattr(mlflow.MlflowClient, "set_tag", set_tag)
@@ -168,7 +168,7 @@ def test_what_was_left_is_done_at_the_end_where_the_store_is_back(
     assert read(record.folder / JOURNAL, record.run_id).left == []
 
 
-def test_secrets_are_neither_said_nor_recorded(tl, colours: Path, workplace: Path) -> None:
+def test_secrets_are_neither_printed_nor_recorded(tl, colours: Path, workplace: Path) -> None:
     trained = tl("train", "timm/test_resnet", "--weights", "none", "--data", colours, "--epochs", "1", "--freeze-epochs", "1",
                  "--input-size", "32", "--tag", "where=https://me:secret@host/?key=hidden")  # fmt: skip
     assert trained.code == 0, trained.err
@@ -183,7 +183,7 @@ def test_secrets_are_neither_said_nor_recorded(tl, colours: Path, workplace: Pat
 
 
 @pytest.mark.slow
-def test_the_record_tells_the_whole_story(tl, colours: Path, workplace: Path) -> None:
+def test_the_record_of_a_training_is_complete(tl, colours: Path, workplace: Path) -> None:
     trained: Result = tl(
         "train", "shufflenet_v2_x0_5", "--weights", "none", "--data", colours, "--epochs", "2", "--freeze-epochs", "1",
         "--input-size", "32", "--experiment", "trees", "--run-name", "first try", "--tag", "who=me", "--quiet",
@@ -224,12 +224,12 @@ def test_the_record_tells_the_whole_story(tl, colours: Path, workplace: Path) ->
         assert metrics["test/accuracy"] == pytest.approx((kept["logits"].argmax(1) == kept["labels"]).mean())
     logged = store.client.get_logged_model(run.model_ids[0])
     assert {metric.key for metric in logged.metrics} >= {"test/accuracy", "best/val_accuracy"}
-    # One point each: MLflow draws a bar, and the bars of many runs are a leaderboard.
+    # One point per metric: MLflow draws a bar, and the bars of many runs are a leaderboard.
     for key in ("test/accuracy", "best/val_accuracy", "clean_train/accuracy"):
         assert len(store.client.get_metric_history(run.info.run_id, key)) == 1
 
 
-def test_no_run_ends_before_it_starts_where_the_clock_was_set_back(store: Store) -> None:
+def test_no_run_ends_before_it_starts_if_the_clock_was_set_back(store: Store) -> None:
     with recorder(store) as record:
         later = store.client.get_run(record.run_id).info.start_time + 3_600_000
         with closing(sqlite3.connect("mlflow.db")) as database:

@@ -9,8 +9,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.support.processes import said_by
-from tests.support.recording import dead_run, enter, files, held, project, recorder, silent_run
+from tests.support.processes import run_in
+from tests.support.recording import dead_run, files, held, project, recorder, silent_run, use_project
 from tl_cli.errors import UsageError
 from tl_cli.tracking import removal
 from tl_cli.tracking import store as tracking_store
@@ -20,7 +20,7 @@ from tl_cli.tracking.store import Store, open_store
 
 
 def die_after(count: int) -> None:
-    """Let the process be killed when it has deleted so many files of runs, or 0: when it deletes the record."""
+    """Kill the process after it has deleted ``count`` files of runs, or, with 0, when it deletes the record."""
 
     def die(*arguments: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -40,27 +40,25 @@ def die_after(count: int) -> None:
 
 
 def obey_permissions() -> None:
-    """Give up root's right to write anywhere, with all other capabilities."""
+    """Drop all of root's capabilities, including write access to any file."""
     header, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None, use_errno=True).capset(header, data) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 0])
-def test_a_purge_that_was_killed_is_finished_by_the_same_command(
-    count: int, tmp_path: Path, ready_database: Path
-) -> None:
+def test_a_killed_purge_is_completed_by_the_same_command(count: int, tmp_path: Path, ready_database: Path) -> None:
     folder = tmp_path / "project"
     run_id = project(folder, ready_database)
     before = files(folder)
-    assert len(before) == 4  # an artifact, a checkpoint, the model's file, and one that is the user's
-    code, said = said_by(folder, "runs", "rm", "one", "--purge", "--yes", prepare=partial(die_after, count))
-    assert code == -signal.SIGKILL, said
+    assert len(before) == 4  # an artifact, a checkpoint, the model's file and a file of the user
+    code, output = run_in(folder, "runs", "rm", "one", "--purge", "--yes", prepare=partial(die_after, count))
+    assert code == -signal.SIGKILL, output
     assert len(files(folder)) == 4 - count if count else 1
-    # A run that lacks some of its files is offered by no list.
+    # A run with deleted files is in no list.
     assert mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_runs(["1"]) == []
-    code, said = said_by(folder, "runs", "rm", "one", "--purge", "--yes")
-    assert code == 0, said
+    code, output = run_in(folder, "runs", "rm", "one", "--purge", "--yes")
+    assert code == 0, output
     assert list(files(folder)) == ["note.txt"]
     assert not list(folder.glob(f"mlruns/1/{run_id}")) + list(folder.glob("mlruns/1/models/*"))
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -68,7 +66,7 @@ def test_a_purge_that_was_killed_is_finished_by_the_same_command(
     assert client.search_logged_models(["1"]) == []
 
 
-def test_what_cannot_be_deleted_is_named_and_not_counted_as_free(tmp_path: Path, ready_database: Path) -> None:
+def test_files_that_cannot_be_deleted_are_named_and_not_counted_as_freed(tmp_path: Path, ready_database: Path) -> None:
     folder = tmp_path / "project"
     run_id = project(folder, ready_database)
     run = folder / "mlruns" / "1" / run_id
@@ -79,25 +77,28 @@ def test_what_cannot_be_deleted_is_named_and_not_counted_as_free(tmp_path: Path,
     with (run / "state" / "sparse.bin").open("wb") as sparse:
         sparse.truncate(1 << 30)
     kept.parent.chmod(0o555)
-    code, said = said_by(folder, "runs", "rm", "one", "--purge", "--yes", prepare=obey_permissions)
-    text = " ".join(said.split())
-    assert (code, "7 MB are free" in text, f"{kept}" in said, "Permission denied" in said) == (1, True, True, True), (
-        said
-    )
+    code, output = run_in(folder, "runs", "rm", "one", "--purge", "--yes", prepare=obey_permissions)
+    text = " ".join(output.split())
+    assert (code, "7 MB are free" in text, f"{kept}" in output, "Permission denied" in output) == (
+        1,
+        True,
+        True,
+        True,
+    ), output
     assert f"tl runs rm {run_id[:8]} --purge" in text
     assert sorted(path.name for path in run.rglob("*")) == ["artifacts", "kept.bin", "note.txt"]
     kept.parent.chmod(0o755)
-    code, said = said_by(folder, "runs", "rm", "one", "--purge", "--yes", prepare=obey_permissions)
-    assert (code, "20 MB are free" in " ".join(said.split()), run.exists()) == (0, True, False), said
+    code, output = run_in(folder, "runs", "rm", "one", "--purge", "--yes", prepare=obey_permissions)
+    assert (code, "20 MB are free" in " ".join(output.split()), run.exists()) == (0, True, False), output
     assert (folder / "mine.bin").stat().st_size == 40_000_000
 
 
-def test_of_several_runs_none_is_deleted_where_one_is_in_use(
+def test_no_run_is_deleted_if_one_of_them_is_in_use(
     tl, tmp_path: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "project"
     run_id = project(folder, ready_database)
-    enter(folder, monkeypatch)
+    use_project(folder, monkeypatch)
     client = mlflow.MlflowClient()
     second = client.create_run("1", run_name="two").info.run_id
     client.set_terminated(second)
@@ -109,12 +110,12 @@ def test_of_several_runs_none_is_deleted_where_one_is_in_use(
     assert files(folder) == before
 
 
-def test_a_model_that_another_run_made_stays_with_it(
+def test_a_model_made_by_another_run_is_not_deleted(
     tl, tmp_path: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "project"
     project(folder, ready_database)
-    enter(folder, monkeypatch)
+    use_project(folder, monkeypatch)
     client, before = mlflow.MlflowClient(), files(folder)
     (model,) = client.search_logged_models(["1"])
     second = client.create_run("1", run_name="two").info.run_id
@@ -125,7 +126,7 @@ def test_a_model_that_another_run_made_stays_with_it(
     assert [each.model_id for each in client.search_logged_models(["1"])] == [model.model_id]
 
 
-def test_a_run_whose_disk_is_away_is_not_forgotten(
+def test_a_run_whose_disk_is_not_mounted_is_not_removed(
     tl, tmp_path: Path, workplace: Path, ready_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "project"
@@ -134,7 +135,7 @@ def test_a_run_whose_disk_is_away_is_not_forgotten(
     disk.mkdir()
     run.rename(disk / run_id)
     run.symlink_to(disk / run_id)
-    enter(folder, monkeypatch)
+    use_project(folder, monkeypatch)
     disk.rename(folder / "unmounted")
     refused = tl("runs", "rm", "one", "--purge", "--yes")
     assert (refused.code, f"{disk / run_id} is not there" in refused.err) == (1, True), refused.err
@@ -145,8 +146,8 @@ def test_a_run_whose_disk_is_away_is_not_forgotten(
     assert (done.code, run.is_symlink(), list(disk.iterdir())) == (0, False, []), done.err
 
 
-def test_a_dead_run_is_closed_at_the_time_when_it_was_last_heard_of(store: Store) -> None:
-    beat = round(time.time()) + 100_000  # later than its beginning
+def test_a_dead_run_is_closed_with_the_time_of_its_last_heartbeat(store: Store) -> None:
+    beat = round(time.time()) + 100_000  # later than its start
     run_id = dead_run(store, beat)
     assert status_of(store.find(run_id)) == "dead"
     removal.close(store, store.find(run_id))
@@ -168,7 +169,7 @@ def test_a_silent_run_can_be_closed_and_a_running_one_cannot(store: Store) -> No
 
 
 @pytest.mark.slow
-def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
+def test_removing_hides_a_run_from_lists_and_purging_deletes_its_files(
     tl, colours: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("one", "two"):
@@ -178,15 +179,15 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
     store = open_store(None)
     one, two = store.find("one"), store.find("two")
     assert removal.files_of(store, one).size() > 1_000_000
-    asked = tl("runs", "rm", "one")
-    assert (asked.code, "--yes" in asked.err) == (2, True)
+    refused = tl("runs", "rm", "one")
+    assert (refused.code, "--yes" in refused.err) == (2, True)
     removed = tl("runs", "rm", "one", "--yes")
     assert removed.code == 0, removed.err
     assert "mlflow runs restore" in " ".join(removed.out.split())
     assert [run.info.run_name for run in store.runs()] == ["two"]
     assert "the only run" in store.client.get_experiment(two.info.experiment_id).tags["mlflow.note.content"]
     store.client.restore_run(one.info.run_id)
-    # With its model, wherever it is asked for.
+    # The run and its model are hidden everywhere.
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(tracking_store, "STATE_ROOT", Path("elsewhere"))
         assert (store.model_folder(store.find("one")) / "model.json").exists()
@@ -204,7 +205,7 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
         store.client.get_run(one.info.run_id)
 
 
-def test_purging_one_run_takes_nothing_else_along(tl, workplace: Path) -> None:
+def test_purging_one_run_deletes_nothing_else(tl, workplace: Path) -> None:
     store = open_store(None)
     client = store.client
     precious = client.create_experiment("precious")
@@ -223,7 +224,7 @@ def test_purging_one_run_takes_nothing_else_along(tl, workplace: Path) -> None:
     client.restore_experiment(precious)
     assert [item.path for item in client.list_artifacts(kept.info.run_id)] == ["keep.txt"]
     client.restore_run(earlier.info.run_id)
-    assert all(place.is_dir() for place in store.artifact_places(earlier, [model.model_id])[1:])
+    assert all(folder.is_dir() for folder in store.artifact_places(earlier, [model.model_id])[1:])
     assert client.get_logged_model(model.model_id).name == "m"
 
 
@@ -237,7 +238,7 @@ def test_a_registered_model_is_not_purged(tl, workplace: Path) -> None:
     assert (refused.code, "prod version 1" in refused.err) == (2, True)
 
 
-def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) -> None:
+def test_a_run_resumed_during_the_confirmation_is_not_removed(store: Store) -> None:
     stopped = store.find(dead_run(store))
     store.client.set_terminated(stopped.info.run_id, "KILLED")
     stopped = store.find(stopped.info.run_id)
@@ -250,7 +251,7 @@ def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) 
     assert store.find(stopped.info.run_id).info.lifecycle_stage == "active"
 
 
-def test_a_run_that_cannot_be_told_is_closed_when_it_is_named(store: Store) -> None:
+def test_a_run_of_unknown_state_is_closed_if_named(store: Store) -> None:
     run = store.client.create_run(store.experiment("tl"), run_name="foreign")
     assert status_of(store.find("foreign")) == "running"
     removal.close(store, store.find("foreign"))

@@ -57,7 +57,7 @@ def test_several_images_in_one_cell_are_rows_and_the_index_is_kept_otherwise(sav
     assert list(model.predict(None, pd.DataFrame({"image": [picture()]}, index=[7])).index) == [7]
 
 
-def test_a_server_has_a_limit_of_pixels_and_a_program_has_none(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_has_a_pixel_limit_and_a_program_has_none(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TL_REQUEST_PIXELS", str(32 * 32))
     model = loaded(saved)
     cells = pd.DataFrame({"image": [picture(), picture()]})
@@ -69,7 +69,7 @@ def test_a_server_has_a_limit_of_pixels_and_a_program_has_none(saved: Path, monk
     assert refused.value.get_http_status_code() == 400
 
 
-def test_a_limit_that_is_no_number_is_refused_when_the_model_is_loaded(
+def test_an_invalid_pixel_limit_is_refused_when_the_model_is_loaded(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TL_REQUEST_PIXELS", "8x8")

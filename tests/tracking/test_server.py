@@ -1,4 +1,4 @@
-"""The record on a real tracking server, whose artifacts only it can reach."""
+"""The record on a real tracking server that proxies artifacts."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from urllib3.connectionpool import HTTPConnectionPool
 
-from tests.support.processes import said_by, wait_for
+from tests.support.processes import run_in, wait_for
 from tests.support.recording import epoch, recorder, save_small_model
 from tl_cli.errors import TrackingError
 from tl_cli.tracking.completion import complete_run
@@ -67,7 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, ready_database: Path) -> It
 
 @pytest.fixture
 def at_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A folder with nothing in it, on a machine that knows the server."""
+    """An empty current folder, with the server as the tracking URI."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     mlflow.set_tracking_uri(None)
@@ -76,7 +76,7 @@ def at_server(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.mark.slow
-def test_a_server_serves_as_well_as_a_local_file(
+def test_every_command_works_with_a_tracking_server(
     at_server: str, tl, colours: Path, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", at_server)
@@ -90,7 +90,7 @@ def test_a_server_serves_as_well_as_a_local_file(
     run = open_store(at_server).find("far")
     assert run.info.artifact_uri.startswith("mlflow-artifacts:")
 
-    # Another machine: another folder, and nothing of the first.
+    # As on another machine: another folder without files of the first.
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)
@@ -121,17 +121,17 @@ def test_a_server_serves_as_well_as_a_local_file(
     assert "no runs" in tl("runs", *flag).out
 
 
-# MLflow's requests of tl are given up after 10.
+# The timeout of tl's MLflow requests is 10 s.
 SLOW_S = 11
 
 
 class Proxy:
-    """Stands between a run and its server, and is in a bad mood on demand."""
+    """A proxy between a run and its server that fails on demand."""
 
     def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
         self.mood = "well"
         self._tls = tls
-        self.asked = 0
+        self.requests = 0
         self.closed = threading.Event()
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -150,11 +150,11 @@ class Proxy:
         if self._tls:
             try:
                 client = self._tls.wrap_socket(client, server_side=True)
-            except OSError:  # the other side does not trust this one, or has no certificate
+            except OSError:  # the other side does not trust the certificate, or does not use TLS
                 client.close()
                 return
         with client:
-            self.asked += 1
+            self.requests += 1
             if mood == "refuses":
                 return
             request = self._request(client)
@@ -170,14 +170,14 @@ class Proxy:
                     server.sendall(
                         re.sub(rb"(?i)\r\nconnection: keep-alive", b"\r\nConnection: close", request, count=1)
                     )
-                    answer = b""
+                    response = b""
                     while part := server.recv(1 << 16):
-                        answer += part
+                        response += part
                 if mood == "stores slowly" and is_upload and b".safetensors " in request[:1000]:
                     self.closed.wait(SLOW_S)
-                # The server has done it, and the news is lost.
+                # The server has processed the request, but its response is lost.
                 if mood != "drops after it committed":
-                    client.sendall(answer)
+                    client.sendall(response)
 
     def _request(self, client: socket.socket) -> bytes:
         request = b""
@@ -218,15 +218,15 @@ def points_of(store, run_id: str, key: str) -> list[tuple[int, float]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mood", ["refuses", "hangs", "answers 500", "drops after it committed"])
 @pytest.mark.parametrize("comes_back", [True, False])
-def test_no_point_is_lost_or_doubled_whatever_the_server_does(
+def test_no_point_is_lost_or_duplicated_whatever_the_server_does(
     proxy: Proxy, at_server: str, mood: str, comes_back: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking: set[threading.Thread] = set()
-    ask = HTTPConnectionPool.urlopen
+    requesting_threads: set[threading.Thread] = set()
+    original_urlopen = HTTPConnectionPool.urlopen
 
     def urlopen(*arguments: object, **options: object) -> object:
-        asking.add(threading.current_thread())
-        return ask(*arguments, **options)
+        requesting_threads.add(threading.current_thread())
+        return original_urlopen(*arguments, **options)
 
     monkeypatch.setattr(HTTPConnectionPool, "urlopen", urlopen)
     store = open_store(proxy.url)
@@ -238,20 +238,20 @@ def test_no_point_is_lost_or_doubled_whatever_the_server_does(
             if step == 31:
                 wait_for(lambda: made.warnings, "a warning")
                 proxy.mood = "well" if comes_back else mood
-            asking.clear()
+            requesting_threads.clear()
             made(LossSampled(step, 1, step / 100, 1e-3, 0.0))
-            assert threading.current_thread() not in asking, "training waited for the server"
+            assert threading.current_thread() not in requesting_threads, "training waited for the server"
             time.sleep(0.03)
         made(epoch(1, 40))
         if comes_back:
-            there = mlflow.MlflowClient(at_server)
-            wait_for(lambda: there.get_metric_history(made.run_id, "val/accuracy"), "the last point", pause_s=0.2)
+            client = mlflow.MlflowClient(at_server)
+            wait_for(lambda: client.get_metric_history(made.run_id, "val/accuracy"), "the last point", pause_s=0.2)
     proxy.mood = "well"
     direct = open_store(at_server)
     run = direct.client.get_run(made.run_id)
-    # What the server has is right as far as it goes.
-    there = points_of(direct, made.run_id, "step/loss")
-    assert len(there) == len(set(there))
+    # The points on the server are correct, but may be incomplete.
+    recorded = points_of(direct, made.run_id, "step/loss")
+    assert len(recorded) == len(set(recorded))
     if not comes_back:
         assert any("tl runs sync" in warning for warning in made.warnings)
         sent = sync(direct, run)
@@ -262,15 +262,15 @@ def test_no_point_is_lost_or_doubled_whatever_the_server_does(
     assert direct.client.get_run(made.run_id).info.status == "FINISHED"
 
 
-def said_well(folder: Path, *arguments: str) -> str:
-    """What a process of tl says that ends well."""
-    code, said = said_by(folder, *arguments)
-    assert code == 0, said
-    return said
+def run_successfully(folder: Path, *arguments: str) -> str:
+    """Run tl in a folder; assert that it succeeds and return its output."""
+    code, output = run_in(folder, *arguments)
+    assert code == 0, output
+    return output
 
 
 @pytest.mark.slow
-def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sync(
+def test_a_training_whose_server_disappears_succeeds_and_is_complete_after_a_sync(
     proxy: Proxy, at_server: str, tl, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tl_cli.tracking import recorder as recording
@@ -291,8 +291,8 @@ def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sy
     run = store.find("gone")
     assert run.info.status == "RUNNING"
     assert not run.model_ids
-    # Other processes: this one would ask for files where it has been before.
-    assert "recorded as finished" in said_well(tmp_path, "runs", "sync", "--tracking-uri", at_server)
+    # New processes, as this one has cached the old location of the files.
+    assert "recorded as finished" in run_successfully(tmp_path, "runs", "sync", "--tracking-uri", at_server)
     run = store.find("gone")
     assert run.info.status == "FINISHED"
     assert "test/accuracy" in run.data.metrics
@@ -300,13 +300,13 @@ def test_a_training_whose_server_goes_for_good_ends_well_and_is_whole_after_a_sy
     assert {item.path for item in store.client.list_artifacts(run.info.run_id, "curves")} == {
         "curves/loss_by_step.png", "curves/accuracy_and_loss_by_epoch.png",
     }  # fmt: skip
-    assert "top-1" in said_well(tmp_path, "eval", "gone", "--tracking-uri", at_server)
+    assert "top-1" in run_successfully(tmp_path, "eval", "gone", "--tracking-uri", at_server)
     assert len(run.model_ids) == 1
     assert [value for _, value in points_of(store, run.info.run_id, "epoch")] == [1, 2]
 
 
 def self_signed(path: Path) -> Path:
-    """A PEM file with a key and a certificate that nobody but itself vouches for."""
+    """Write a PEM file with a key and a self-signed certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, path.stem)])
     now = datetime.now(UTC)
@@ -326,7 +326,7 @@ def self_signed(path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_server_with_its_own_certificate_is_used_as_mlflows_variables_say(
+def test_a_server_with_a_self_signed_certificate_is_used_as_set_by_mlflows_variables(
     at_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, mine = self_signed(tmp_path / "theirs.pem"), self_signed(tmp_path / "mine.pem")
@@ -344,8 +344,8 @@ def test_a_server_with_its_own_certificate_is_used_as_mlflows_variables_say(
         patch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
         assert open_store(open_one.url).experiments().keys() >= {"Default"}
         assert complete_run("lat", open_one.url)
-        code, said = said_by(tmp_path, "runs", "--tracking-uri", open_one.url, MLFLOW_TRACKING_INSECURE_TLS="true")
-        assert (code, "Unverified" in said) == (0, False), said
+        code, output = run_in(tmp_path, "runs", "--tracking-uri", open_one.url, MLFLOW_TRACKING_INSECURE_TLS="true")
+        assert (code, "Unverified" in output) == (0, False), output
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(mine))
         with pytest.raises(TrackingError, match="certificate verify failed"):
@@ -369,14 +369,14 @@ def test_a_server_with_its_own_certificate_is_used_as_mlflows_variables_say(
 
 
 def log_small_model(folder: Path, record) -> str | None:
-    """Log a saved model as a training does at its end."""
+    """Log a saved model, as a training does at its end."""
     if not folder.exists():
         save_small_model(folder)
     return record.log(Left("model", str(folder), Naming("small", {}).to_json()))
 
 
 @pytest.mark.slow
-def test_an_upload_that_the_server_takes_long_to_store_gets_through(at_server: str, tmp_path: Path) -> None:
+def test_an_upload_that_the_server_stores_slowly_succeeds(at_server: str, tmp_path: Path) -> None:
     slow = Proxy(int(at_server.rpartition(":")[2]))
     with recorder(open_store(slow.url)) as record:
         slow.mood = "stores slowly"
@@ -391,9 +391,7 @@ def test_an_upload_that_the_server_takes_long_to_store_gets_through(at_server: s
 
 
 @pytest.mark.slow
-def test_a_model_that_did_not_get_through_leaves_nothing_behind_and_sync_says_so(
-    at_server: str, tl, tmp_path: Path
-) -> None:
+def test_a_failed_model_upload_leaves_nothing_behind_and_sync_reports_it(at_server: str, tl, tmp_path: Path) -> None:
     strict = Proxy(int(at_server.rpartition(":")[2]))
     client = mlflow.MlflowClient(at_server)
 

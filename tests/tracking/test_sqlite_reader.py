@@ -74,10 +74,10 @@ def mlflow_runs(client: mlflow.MlflowClient, *, removed: bool) -> list[mlflow.en
 
 @pytest.mark.parametrize("removed", [False, True])
 def test_runs_are_those_of_mlflows_client_in_its_order(client: mlflow.MlflowClient, removed: bool) -> None:
-    expected, found = mlflow_runs(client, removed=removed), reader().runs(removed=removed)
-    assert [run.info.run_id for run in found] == [run.info.run_id for run in expected]
-    assert len(found) == (2 if removed else 8)
-    for mine, theirs in zip(found, expected, strict=True):
+    expected, actual = mlflow_runs(client, removed=removed), reader().runs(removed=removed)
+    assert [run.info.run_id for run in actual] == [run.info.run_id for run in expected]
+    assert len(actual) == (2 if removed else 8)
+    for mine, theirs in zip(actual, expected, strict=True):
         assert [getattr(mine.info, name) for name in INFO] == [getattr(theirs.info, name) for name in INFO]
         assert list(mine.data.params.items()) == list(theirs.data.params.items())
         assert mine.data.tags == theirs.data.tags
@@ -104,17 +104,17 @@ def test_histories_are_those_of_mlflows_client(client: mlflow.MlflowClient) -> N
     for run in mlflow_runs(client, removed=False):
         for key in ("val/accuracy", "nan", "inf", "step/loss", "missing"):
             expected = client.get_metric_history(run.info.run_id, key)
-            found = reader().metric_history(run.info.run_id, key)
-            assert [(p.key, p.step, p.timestamp) for p in found] == [(p.key, p.step, p.timestamp) for p in expected]
-            assert all(same(mine.value, theirs.value) for mine, theirs in zip(found, expected, strict=True))
+            actual = reader().metric_history(run.info.run_id, key)
+            assert [(p.key, p.step, p.timestamp) for p in actual] == [(p.key, p.step, p.timestamp) for p in expected]
+            assert all(same(mine.value, theirs.value) for mine, theirs in zip(actual, expected, strict=True))
 
 
 def test_curves_are_those_read_through_mlflow(client: mlflow.MlflowClient) -> None:
     mine, theirs = reader(), open_store(None)
     for name in ("tl-0", "other-1", "tl parent"):
-        found, expected = (read_history(store, store.find(name)) for store in (mine, theirs))
-        assert (found.losses, found.epochs, found.clock) == (expected.losses, expected.epochs, expected.clock)
-        assert found.not_finite == expected.not_finite
+        actual, expected = (read_history(store, store.find(name)) for store in (mine, theirs))
+        assert (actual.losses, actual.epochs, actual.clock) == (expected.losses, expected.epochs, expected.clock)
+        assert actual.not_finite == expected.not_finite
 
 
 @pytest.mark.slow
@@ -133,7 +133,9 @@ def test_a_name_without_a_run_gets_the_message_of_the_other_reader(client: mlflo
 
 
 @pytest.mark.parametrize("how", ["schema", "no table", "no file", "query", "old files", "quoted"])
-def test_what_it_cannot_read_is_read_through_mlflow(how: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_it_cannot_read_is_read_through_mlflow(
+    how: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     uri = None
     with sqlite3.connect(workplace / "mlflow.db") as connection:
@@ -153,7 +155,7 @@ def test_what_it_cannot_read_is_read_through_mlflow(how: str, workplace: Path, m
     try:
         store = open_to_read(uri)
     except TrackingError:
-        return  # MLflow's own refusal
+        return  # MLflow's own error message
     assert isinstance(store, Store)
 
 
@@ -186,8 +188,8 @@ def test_runs_of_the_old_file_store_are_the_default_as_in_mlflow(
 
 
 def test_the_model_of_a_run_is_the_one_that_mlflow_gives(workplace: Path) -> None:
-    there = open_store(None)
-    with recorder(there) as record:
+    store = open_store(None)
+    with recorder(store) as record:
         ids = [
             log_model(save_small_model(workplace / f"best{number}", epoch=number), Naming("small", {}))
             for number in range(3)
@@ -196,32 +198,32 @@ def test_the_model_of_a_run_is_the_one_that_mlflow_gives(workplace: Path) -> Non
 
     def found(name: str = "") -> int:
         folder = reader().model_folder(run, name)
-        assert folder == there.model_folder(there.find(record.run_id), name)
+        assert folder == store.model_folder(store.find(record.run_id), name)
         return bundle.read_card(folder).epoch
 
     assert found() == found(f"runs:/{run.info.run_id}/small") == 2
     assert found(f"models:/{ids[0]}") == 0
-    there.client.finalize_logged_model(ids[2], "FAILED")
+    store.client.finalize_logged_model(ids[2], "FAILED")
     assert found() == 1
-    there.client.delete_logged_model(ids[1])
+    store.client.delete_logged_model(ids[1])
     assert found() == 0
-    there.client.delete_logged_model(ids[0])
+    store.client.delete_logged_model(ids[0])
     with pytest.raises(RunNotFoundError, match="has no model"):
         reader().model_folder(run)
 
 
-def test_a_model_that_is_not_where_it_was_recorded_is_left_to_mlflow(workplace: Path) -> None:
-    there = open_store(None)
-    with recorder(there) as record:
+def test_a_model_missing_at_its_recorded_location_is_fetched_by_mlflow(workplace: Path) -> None:
+    store = open_store(None)
+    with recorder(store) as record:
         model_id = log_model(save_small_model(workplace / "best", epoch=1), Naming("small", {}))
     run = reader().find(record.run_id)
     folder = reader().model_folder(run)
-    copy = there.state_folder(there.find(record.run_id)) / "best"
+    copy = store.state_folder(store.find(record.run_id)) / "best"
     shutil.copytree(folder, copy)
     with sqlite3.connect("mlflow.db") as database:
         database.execute("update logged_models set artifact_location = ? || model_id", (f"{workplace}/gone/",))
-    said: list[str] = []
-    assert reader().model_folder(run, warn=said.append) == copy
-    assert len(said) == 1
-    assert "cannot be fetched" in said[0]
+    warnings: list[str] = []
+    assert reader().model_folder(run, warn=warnings.append) == copy
+    assert len(warnings) == 1
+    assert "cannot be fetched" in warnings[0]
     assert model_id in str(folder)

@@ -23,7 +23,9 @@ from tl_cli.training.config import read_toml
 from tl_cli.training.events import LossSampled
 
 
-def test_anothers_lock_beside_a_database_is_not_needed(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_of_another_user_beside_a_database_is_not_needed(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     elsewhere = workplace / "shared"
     elsewhere.mkdir()
     (workplace / "mlflow.db").rename(elsewhere / "mlflow.db")
@@ -41,7 +43,7 @@ def test_anothers_lock_beside_a_database_is_not_needed(workplace: Path, monkeypa
     ["sqlite:///{folder}", "sqlite:///{folder}/garbage.db", "postgresql+nothing://u:s3cret@h/d", "http://localhost:abc",
      "http://a b", "http://[::1", "http://127.0.0.1:{port}", "http://\x1b[31mh"],
 )  # fmt: skip
-def test_an_address_that_is_no_store_is_said_in_a_line(address: str, workplace: Path) -> None:
+def test_an_address_that_is_not_a_store_is_a_one_line_error(address: str, workplace: Path) -> None:
     (workplace / "garbage.db").write_bytes(b"no database" * 500)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -59,7 +61,7 @@ def test_an_address_that_is_no_store_is_said_in_a_line(address: str, workplace: 
     assert "s3cret" not in str(refused.value)
 
 
-def test_a_server_that_is_not_there_is_said_at_once(workplace: Path) -> None:
+def test_a_missing_server_is_an_error_without_delay(workplace: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -71,7 +73,7 @@ def _first_run(folder: str, number: int) -> None:
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     mlflow.set_tracking_uri(None)
-    # However long the others take.
+    # However long the other processes take.
     tracking_store.FileLock = lambda path, timeout: FileLock(path)
     store = open_store(None)
     with recorder(store, run_name=f"run {number}") as made:
@@ -79,7 +81,7 @@ def _first_run(folder: str, number: int) -> None:
 
 
 @pytest.mark.slow
-def test_eight_first_runs_at_once_on_a_new_store_all_come_through(tmp_path: Path) -> None:
+def test_eight_concurrent_first_runs_on_a_new_store_succeed(tmp_path: Path) -> None:
     processes = [FORKS.Process(target=_first_run, args=(str(tmp_path), number)) for number in range(8)]
     for process in processes:
         process.start()
@@ -95,7 +97,7 @@ def test_eight_first_runs_at_once_on_a_new_store_all_come_through(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_mlflows_names_of_models_and_runs_are_understood(store: Store, tl, train, workplace: Path) -> None:
+def test_mlflows_uris_of_models_and_runs_are_accepted(store: Store, tl, train, workplace: Path) -> None:
     assert train("--register", "shelf", "--run-name", "one").code == 0
     assert train("--register", "shelf", "--run-name", "two").code == 0
     one, two = store.find("one"), store.find("two")
@@ -103,14 +105,14 @@ def test_mlflows_names_of_models_and_runs_are_understood(store: Store, tl, train
     client = mlflow.MlflowClient()
     client.set_registered_model_alias("shelf", "good", "1")
     name = client.get_logged_model(first).name
-    meant = {
+    expected = {
         "models:/shelf/1": one, "models:/shelf@good": one, "models:/shelf/2": two, "models:/shelf/latest": two,
         f"models:/{first}": one, f"models:/{second}": two, f"runs:/{one.info.run_id}": one,
         f"runs:/{one.info.run_id}/{name}": one, f"runs:/{two.info.run_id[:8]}": two,
     }  # fmt: skip
-    for uri, run in meant.items():
+    for uri, run in expected.items():
         assert store.find(uri).info.run_id == run.info.run_id, uri
-        # MLflow's own reading of the same name, where it has one.
+        # MLflow's own resolution of the same name, if it accepts it.
         if uri.startswith("models:/"):
             assert mlflow.models.get_model_info(uri).run_id == run.info.run_id
     for uri in ("models:/shelf/9", "models:/shelf@bad", "models:/none/1", "models:/m-0", "runs:/0000", "models:/",
@@ -129,7 +131,7 @@ def test_mlflows_names_of_models_and_runs_are_understood(store: Store, tl, train
     assert "has been removed" in removed.err
 
 
-def test_a_run_with_several_models_means_its_latest(store: Store, workplace: Path) -> None:
+def test_the_latest_of_several_models_of_a_run_is_used(store: Store, workplace: Path) -> None:
     with recorder(store) as record:
         folders = [save_small_model(workplace / f"best{number}", epoch=number) for number in range(1, 6)]
         ids = [log_model(folder, Naming("small", {})) for folder in folders]
@@ -141,7 +143,7 @@ def test_a_run_with_several_models_means_its_latest(store: Store, workplace: Pat
 
 
 @pytest.mark.slow
-def test_a_model_on_this_disk_is_used_where_its_artifact_store_cannot_be_reached(
+def test_a_local_model_is_used_if_its_artifact_store_cannot_be_reached(
     store: Store, tl, train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert train("--run-name", "mine").code == 0
@@ -157,7 +159,7 @@ def test_a_model_on_this_disk_is_used_where_its_artifact_store_cannot_be_reached
         assert evaluated.code == 0, evaluated.err
         assert "pip install boto3" in evaluated.err
         assert json.loads(evaluated.out)["accuracy"] == pytest.approx(accuracy)
-    # Another model of the run is not taken for the one that is named.
+    # Another model of the run is not used instead of the named one.
     with closing(sqlite3.connect("mlflow.db")) as database:
         database.execute("update logged_model_params set param_value = 'other' where param_key = 'weights_sha256'")
         database.commit()
@@ -176,7 +178,7 @@ def test_the_error_that_ended_a_block_gives_the_status(kind: type[BaseException]
     assert ending(kind) == status
 
 
-def test_what_a_store_does_not_have_is_none_and_other_failures_are_errors(store: Store) -> None:
+def test_a_missing_record_is_none_and_other_failures_are_errors(store: Store) -> None:
     assert store.run("0" * 32) is None
     assert store.request(store.client.get_logged_model, "m-0") is None
     with closing(sqlite3.connect("mlflow.db")) as database:
@@ -207,7 +209,7 @@ def test_runs_of_an_experiment_are_listed_alone(store: Store) -> None:
     assert [run.info.run_name for run in store.runs(matching="attributes.run_name = 'two'")] == ["two"]
 
 
-def test_a_deleted_experiment_is_not_used_again_in_silence(store: Store) -> None:
+def test_a_deleted_experiment_is_not_silently_reused(store: Store) -> None:
     store.client.delete_experiment(store.experiment("gone"))
     with pytest.raises(TrackingError, match="the experiment 'gone' was deleted; restore it"):
         store.experiment("gone")
@@ -235,7 +237,7 @@ def test_a_lost_run_is_created_again_with_its_id(store: Store) -> None:
     assert store.run(run.info.run_id) is None
 
 
-def test_an_artifact_that_is_not_there_is_none(store: Store) -> None:
+def test_a_missing_artifact_is_none(store: Store) -> None:
     with recorder(store) as record:
         store.client.log_text(record.run_id, "hello", "a/b.txt")
     run = store.find(record.run_id)

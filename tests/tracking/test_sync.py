@@ -1,4 +1,4 @@
-"""What a run leaves on the disk: a finished one no checkpoints, and the weights of its model once."""
+"""Files of a run on the disk: a finished run has no checkpoints, and its weights are stored once."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from mlflow.entities import Metric
 
 from tests.support.commands import Result
-from tests.support.recording import enter, recorder, save_small_model
+from tests.support.recording import recorder, save_small_model, use_project
 from tl_cli.errors import StorageError
 from tl_cli.models.bundle import WEIGHTS_FILE
 from tl_cli.tracking.journal import JOURNAL, Journal, Left
@@ -32,7 +32,7 @@ def state() -> Path:
 
 
 def on_disk(root: Path) -> int:
-    """The bytes of all files, those of several names once."""
+    """Return the bytes of all files, counting hard links once."""
     stats = [path.stat() for path in root.rglob("*") if path.is_file()]
     return sum({found.st_ino: found.st_size for found in stats}.values())
 
@@ -43,20 +43,20 @@ def test_a_finished_run_keeps_its_model_once_and_no_checkpoint(tl, workplace: Pa
     assert checkpoints(state()) == []
     own, logged = (next(root.rglob(WEIGHTS_FILE)) for root in (state(), Path("mlruns/1/models")))
     assert own.samefile(logged)
-    # Weights, pictures and the package that travels with the model: without the weights' second copy.
+    # Weights, figures and the package in the logged model, without a second copy of the weights.
     weights = own.stat().st_size
     rest = sum(path.stat().st_size for path in Path("mlruns").rglob("*") if path.is_file()) - 2 * weights
     assert on_disk(Path("mlruns")) == weights + rest
     store = open_store(None)
     assert weights < files_of(store, store.find("latest")).size() < 2 * weights + rest
-    # What a finished run is still used for.
+    # Uses of a finished run.
     refused: Result = tl("train", "--resume", "latest")
     assert refused.code == 2
     assert "is complete" in refused.err
     assert tl("eval", "latest", "--json").code == 0
     picture = next((colours / "test" / "red").iterdir())
     by_run = json.loads(tl("predict", "latest", picture, "--format", "jsonl").out)
-    # The two names of the weights do not depend on each other.
+    # The two hard links of the weights are independent.
     shutil.rmtree("mlruns/1/models")
     by_folder = json.loads(tl("predict", state() / "best", picture, "--format", "jsonl").out)
     assert by_folder == by_run
@@ -84,7 +84,7 @@ def test_a_run_that_failed_keeps_its_checkpoints_until_it_is_finished(
     assert checkpoints(state()) == kept
     assert tl("train", "--resume", "latest").code == 0
     assert checkpoints(state()) == []
-    # Left by an earlier version, they go with the next sync.
+    # Checkpoints left by an earlier version are removed by the next sync.
     for path, data in copies:
         path.write_bytes(data)
     assert tl("runs", "sync", "latest").code == 0
@@ -98,14 +98,14 @@ def test_a_copy_of_a_project_shares_no_file_with_its_original(
     copy = workplace.with_name("copy")
     shutil.copytree(Path("mlruns"), copy / "mlruns")
     shutil.copy("mlflow.db", copy)
-    enter(copy, monkeypatch)
+    use_project(copy, monkeypatch)
     assert tl("runs", "sync", "latest").code == 0
     of_both = [{path.stat().st_ino for path in root.rglob(WEIGHTS_FILE)} for root in (workplace / "mlruns", copy)]
     assert [len(inodes) for inodes in of_both] == [1, 2]
     assert not of_both[0] & of_both[1]
 
 
-def test_what_a_store_will_never_take_is_said_once_and_holds_nothing_up(store: Store) -> None:
+def test_records_that_a_store_refuses_are_reported_once_and_block_nothing(store: Store) -> None:
     with recorder(store) as record:
         store.client.log_param(record.run_id, "epochs", "4")
         with Journal(record.folder / JOURNAL) as journal:
@@ -155,14 +155,14 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     assert list(Path("mlruns").glob("*/*/state/best/model.json"))
     (state,) = Path("mlruns").glob("*/*/state")
     assert checkpoints(state)
-    # Processes of their own: this one has the old database open.
-    from tests.support.processes import said_by
+    # New processes, as this one has the old database open.
+    from tests.support.processes import run_in
 
-    code, said = said_by(workplace, "runs", "sync")
-    assert (code, "recorded again" in said) == (0, True), said
-    code, said = said_by(workplace, "runs", "sync")
-    assert (code, "nothing left to sync" in said) == (0, True), said
-    # Under its own name MLflow would read the old one.
+    code, output = run_in(workplace, "runs", "sync")
+    assert (code, "recorded again" in output) == (0, True), output
+    code, output = run_in(workplace, "runs", "sync")
+    assert (code, "nothing left to sync" in output) == (0, True), output
+    # Under the original name, MLflow would read the old database.
     shutil.copy("mlflow.db", "seen.db")
     client = mlflow.MlflowClient(f"sqlite:///{workplace}/seen.db")
     (run,) = client.search_runs([client.get_experiment_by_name("mine").experiment_id])
@@ -176,17 +176,17 @@ def test_a_run_whose_database_was_removed_is_recorded_again_from_its_folder(
     assert "test/accuracy" in run.data.metrics
     assert len(run.outputs.model_outputs) == 1
     assert "eval/test_logits.npz" in {item.path for item in client.list_artifacts(run.info.run_id, "eval")}
-    code, said = said_by(workplace, "eval", "lost")
-    assert (code, f"{100 * run.data.metrics['test/accuracy']:.2f}%" in said) == (0, True), said
-    # One that was removed on purpose stays so.
-    assert said_by(workplace, "runs", "rm", "lost", "--yes")[0] == 0
-    code, said = said_by(workplace, "runs", "sync")
-    assert "recorded again" not in said
+    code, output = run_in(workplace, "eval", "lost")
+    assert (code, f"{100 * run.data.metrics['test/accuracy']:.2f}%" in output) == (0, True), output
+    # A run that was removed on purpose stays removed.
+    assert run_in(workplace, "runs", "rm", "lost", "--yes")[0] == 0
+    code, output = run_in(workplace, "runs", "sync")
+    assert "recorded again" not in output
 
 
 @pytest.fixture
 def lost(store: Store, tl, colours: Path) -> Run:
-    """A finished run as the store had it, which has nothing of it any more."""
+    """A finished run that its store has lost."""
     assert tl("train", "timm/test_resnet", "--weights", "none", "--data", colours, "--epochs", "1", "--freeze-epochs", "0",
               "--input-size", "32", "--batch-size", "16", "--no-probe", "--quiet").code == 0  # fmt: skip
     run = store.find("latest")
@@ -208,7 +208,7 @@ def assert_is_again(run: Run, store: Store) -> None:
 @pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_recorded_again_from_its_card(tl, store: Store, lost: Run) -> None:
     store.state_folder(lost).joinpath("record.jsonl").unlink()
-    # Nothing says that it was of this store.
+    # No file records that the run was in this store.
     assert "recorded again" not in tl("runs", "sync").out
     synced = tl("runs", "sync", lost.info.run_id)
     assert (synced.code, "recorded again" in synced.out) == (0, True), synced.err
@@ -216,7 +216,7 @@ def test_a_run_of_an_earlier_version_is_recorded_again_from_its_card(tl, store: 
 
 
 @pytest.mark.slow
-def test_a_call_that_was_interrupted_is_completed_by_the_next(
+def test_an_interrupted_sync_is_completed_by_the_next(
     tl, store: Store, lost: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -238,7 +238,7 @@ def test_a_run_in_a_deleted_experiment_is_not_a_lost_one(tl, store: Store) -> No
     assert (done.code, done.err) == (0, "")
 
 
-def test_settings_tags_and_files_are_recorded_and_files_that_are_gone_are_skipped(store: Store, tmp_path: Path) -> None:
+def test_settings_tags_and_files_are_recorded_and_missing_files_are_skipped(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     with recorder(store) as record:
         work = [
@@ -256,7 +256,7 @@ def test_settings_tags_and_files_are_recorded_and_files_that_are_gone_are_skippe
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "FINISHED"])
-def test_a_model_that_is_recorded_later_leaves_the_status_of_its_run(store: Store, tmp_path: Path, status: str) -> None:
+def test_recording_a_model_later_keeps_the_status_of_its_run(store: Store, tmp_path: Path, status: str) -> None:
     run_id = store.client.create_run(store.experiment("tl")).info.run_id
     store.client.set_terminated(run_id, status)
     folder = save_small_model(tmp_path / "best")

@@ -29,7 +29,7 @@ FP32 = {"feature_dtype": "fp32", "log_every": 1}
 
 
 def losses(plan: setup.Plan) -> tuple[list[float], list[float]]:
-    """Losses by step, and validation losses by epoch."""
+    """Return losses by step and validation losses by epoch."""
     events, _ = run(plan)
     steps = [event.loss for event in events if isinstance(event, LossSampled)]
     return steps, [event.val_loss for event in events if isinstance(event, EpochEnded)]
@@ -74,7 +74,7 @@ def test_training_on_fp32_features_equals_training_on_images_to_rounding(
 
 
 def saved() -> Path:
-    """Weights are in a file: random layers may not stay frozen."""
+    """A file of weights, as layers with random weights may not stay frozen."""
     path = cache_root() / "weights.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(registry.create("shufflenet_v2_x0_5", 1000, weights="none", seed=3).model.state_dict(), path)
@@ -145,15 +145,15 @@ def test_augmented_view_n_equals_the_augmentation_of_epoch_n(colours: Path) -> N
 
 def test_a_later_run_reuses_the_features(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(plan_for(colours, epochs=2, freeze_epochs=2))
-    monkeypatch.setattr(Loader, "clean", not_asked)
+    monkeypatch.setattr(Loader, "clean", fail_if_called)
     again = run(plan_for(colours, epochs=2, freeze_epochs=2, lr=0.01))
     found = [[e.reused for e in events if isinstance(e, PhaseStarted)] for events, _ in (first, again)]
     assert found == [[False], [True]]
     assert torch.equal(first[1].model.fc.weight, again[1].model.fc.weight)
 
 
-def not_asked(*arguments: object, **more: object) -> None:
-    raise AssertionError("no image had to be looked at")
+def fail_if_called(*arguments: object, **more: object) -> None:
+    raise AssertionError("no image should be read")
 
 
 def stored_files() -> set[str]:
@@ -323,7 +323,7 @@ def test_features_of_images_that_changed_meanwhile_are_not_stored(odd_pictures: 
     run(plan)
     path.write_bytes(whole)
     assert not any(event.reused for event in scan_all(plan_for(data, **settings)))
-    # Nothing has changed this time.
+    # No image has changed this time.
     assert all(event.reused for event in scan_all(plan_for(data, **settings)))
 
 
@@ -431,7 +431,7 @@ def test_the_features_of_a_stage_are_freed_before_the_next_are_computed(
 
 
 def test_two_runs_may_compute_the_same_features_concurrently(colours: Path) -> None:
-    # Tracing a network affects the whole process, so it is done before the threads start, which stand for two runs.
+    # Tracing a network affects the whole process, so it is done before the threads, which represent two runs, start.
     plans = [with_caches(plan_for(colours, epochs=2, freeze_epochs=2), ON_DISK) for _ in range(2)]
     failed: list[BaseException] = []
 

@@ -51,13 +51,13 @@ def test_machine_settings_are_not_conditions(name: str, value: object) -> None:
 
 def test_images_are_compared_by_content_and_weights_by_kind() -> None:
     settings = TrainConfig.checked(SETTINGS).model_dump()
-    found = conditions(card(settings))
-    assert found is not None
-    assert (found["train images"], found["val images"]) == ("1,000 (aaaaaaaa)", "unknown")
-    assert found["weights"] == "pretrained (torchvision:x)"
-    assert conditions(card(settings, digest="b" * 16)) == found | {"train images": "1,000 (bbbbbbbb)"}
-    assert conditions(card(settings, weights="none")) == found | {"weights": "random"}
-    assert conditions(card(settings, weights="saved:best")) == found | {"weights": "saved:best ()"}
+    recorded = conditions(card(settings))
+    assert recorded is not None
+    assert (recorded["train images"], recorded["val images"]) == ("1,000 (aaaaaaaa)", "unknown")
+    assert recorded["weights"] == "pretrained (torchvision:x)"
+    assert conditions(card(settings, digest="b" * 16)) == recorded | {"train images": "1,000 (bbbbbbbb)"}
+    assert conditions(card(settings, weights="none")) == recorded | {"weights": "random"}
+    assert conditions(card(settings, weights="saved:best")) == recorded | {"weights": "saved:best ()"}
 
 
 def with_splits(**splits: Split) -> ModelCard:
@@ -101,9 +101,9 @@ def test_a_setting_missing_in_an_old_model_has_its_default() -> None:
     ],
 )
 def test_random_frozen_layers_cause_a_warning(changed: dict[str, object], expected: list[str]) -> None:
-    found = random_backbone(TrainConfig.checked({**SETTINGS, "weights": "none", **changed}))
-    assert len(found) == len(expected)
-    assert all(part in message for part, message in zip(expected, found, strict=True))
+    warnings = random_backbone(TrainConfig.checked({**SETTINGS, "weights": "none", **changed}))
+    assert len(warnings) == len(expected)
+    assert all(part in message for part, message in zip(expected, warnings, strict=True))
 
 
 def test_a_dry_run_warns_about_a_frozen_random_backbone(tl, colours) -> None:

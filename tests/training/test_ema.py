@@ -87,7 +87,7 @@ def test_the_better_of_weights_and_average_is_saved(
     state = new_state(plan)
     assert state.average is not None
     with torch.no_grad():
-        state.model.classifier.bias.fill_(3.0)  # the average still has zeros there
+        state.model.classifier.bias.fill_(3.0)  # the average still has zeros at these positions
     event = EpochEnded(2, 20, val_accuracy=0.8, val_loss=1.0, ema_val_accuracy=ema_accuracy, ema_val_loss=1.0, is_best=True,
                        calibration=Calibration(temperature=1.5))  # fmt: skip
     Saver(tmp_path, state, plan.card())(event)

@@ -4,7 +4,7 @@ import torch
 from tl_cli.training.optim import lr_factor
 
 
-def test_one_cycle_equals_torchs() -> None:
+def test_one_cycle_equals_torchs_schedule() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=101, cycle_momentum=False)
     for step in range(101):
@@ -21,7 +21,7 @@ def test_cosine_rises_and_falls_to_zero() -> None:
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)
     assert rates[0] > 0
-    # No step is wasted on a rate of zero, which would look as if the backbone were frozen.
+    # No step has a rate of zero, which would look like a frozen backbone.
     assert 0 < rates[-1] < 0.01
     assert max(rates) <= 1
 

@@ -90,7 +90,7 @@ def test_a_run_takes_exactly_the_requested_steps(colours: Path, steps: int) -> N
     assert state.counters.step == steps == sum(isinstance(event, StepEnded) for event in events)
     assert state.counters.epoch == plan.config.epochs
     last = [event for event in events if isinstance(event, LossSampled)][-1]
-    assert last.lr_backbone < 1e-5  # the schedule is over
+    assert last.lr_backbone < 1e-5  # the schedule has ended
 
 
 def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_small_folder_gets_its_length_in_steps_with_the_reason(colours: Path) 
 
 @pytest.mark.parametrize("steps", [7, 20])
 def test_steps_are_exact_where_a_single_image_is_left_over(colours: Path, steps: int) -> None:
-    """The frozen phase trains on it; BatchNorm cannot."""
+    """The frozen phase can train on a single image; BatchNorm cannot."""
     plan = plan_for(colours, **SMALL_EFFICIENTNET, limit=48, val_fraction=0.06, batch_size=22, feature_cache=False, bn="train",
                     freeze_epochs=2, epochs=None, steps=steps)  # fmt: skip
     assert len(plan.data.parts["train"]) % 22 == 1

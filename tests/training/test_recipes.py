@@ -57,7 +57,9 @@ def sized(*short_sides: int, is_sample: bool = False) -> Facts:
         ([500] * 447 + [32], 224, "32 to 500 px, median 500"),
     ],
 )
-def test_the_median_size_decides_and_the_reason_gives_the_range(sides: list[int], size: int, reason: str) -> None:
+def test_the_input_size_follows_from_the_median_size_and_its_reason_has_the_range(
+    sides: list[int], size: int, reason: str
+) -> None:
     resolved = resolve(Given.of(MODEL), sized(*sides))
     assert resolved.config.input_size == size
     assert reason in resolved.origins["input_size"].why

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and resumed ends as the same run without interruption."""
+"""A run that is stopped anywhere and resumed ends like the same run without interruption."""
 
 import signal
 from dataclasses import dataclass
@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.training import SMALL, SMALL_EFFICIENTNET, bits, plan_for, run, stopped_and_resumed, weights_of
+from tests.support.training import (
+    SMALL,
+    SMALL_EFFICIENTNET,
+    plan_for,
+    run,
+    state_digest,
+    stopped_and_resumed,
+    weights_of,
+)
 from tl_cli.data.images import PackedImages
 from tl_cli.errors import Interrupted
 from tl_cli.training.events import EpochEnded, Event, LossSampled, StepEnded, Worked
@@ -17,7 +25,7 @@ from tl_cli.training.state import Saver
 
 
 def measured_after(events: list[Event], after: int) -> list[tuple[object, ...]]:
-    """Return what was measured after a step, without times."""
+    """Return the measurements after a step, without times."""
     samples = [
         (e.step, e.loss, e.lr_head, e.lr_backbone) for e in events if isinstance(e, LossSampled) and e.step > after
     ]
@@ -30,14 +38,14 @@ def measured_after(events: list[Event], after: int) -> list[tuple[object, ...]]:
 
 
 @dataclass(frozen=True)
-class Whole:
+class Uninterrupted:
     """A run that was never stopped, and a checkpoint after each of its steps and epochs."""
 
     data: Path
     settings: dict[str, object]
     events: list[Event]
     saved: dict[int, bytes]
-    bits: str
+    state_digest: str
 
 
 CASES = {
@@ -58,7 +66,7 @@ PACKED = "images, plateau, BatchNorm learns"
     params=[*((case, workers, False) for case in CASES for workers in (0, 2)), (PACKED, 0, True)],
     ids=str,
 )
-def whole(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> Whole:
+def uninterrupted(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> Uninterrupted:
     case, workers, is_packed = request.param
     data = colours if is_packed else odd_pictures
     # 43 training images: 4 epochs of 6 steps, the backbone frozen in the first two.
@@ -80,22 +88,22 @@ def whole(request: pytest.FixtureRequest, odd_pictures: Path, colours: Path) -> 
 
     fit(plan, state, observe)
     assert max(saved) == 24
-    return Whole(data, settings, events, saved, bits(state))
+    return Uninterrupted(data, settings, events, saved, state_digest(state))
 
 
 @pytest.mark.slow
-def test_a_run_resumed_after_any_step_ends_bit_identical(whole: Whole) -> None:
-    plan = plan_for(whole.data, **whole.settings)
-    for position, data in whole.saved.items():
+def test_a_run_resumed_after_any_step_ends_bit_identical(uninterrupted: Uninterrupted) -> None:
+    plan = plan_for(uninterrupted.data, **uninterrupted.settings)
+    for position, data in uninterrupted.saved.items():
         # With the same model object, changed by training.
         again = new_state(plan)
         again.from_bytes(data)
         assert again.step == abs(position)
         later: list[Event] = []
         fit(plan, again, later.append)
-        assert bits(again) == whole.bits, f"resumed after step {position}"
+        assert state_digest(again) == uninterrupted.state_digest, f"resumed after step {position}"
         expected = [
-            each for each in measured_after(whole.events, abs(position)) if position > 0 or each[0] != -position
+            each for each in measured_after(uninterrupted.events, abs(position)) if position > 0 or each[0] != -position
         ]
         assert measured_after(later, abs(position)) == expected, f"resumed after step {position}"
 
@@ -159,7 +167,7 @@ def test_a_signal_stops_a_run_where_it_can_be_resumed(
     again.restore(tmp_path)
     assert again.step == sent_at[0]
     fit(plan, again, lambda event: None)
-    assert bits(again) == bits(expected)
+    assert state_digest(again) == state_digest(expected)
 
 
 def test_a_resumed_run_with_every_regularizer_ends_bit_identical(colours: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files that a run leaves are complete, or the damage is detected."""
+"""Files of a run are complete, or their damage is detected."""
 
 import shutil
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.full_disk import largest_file
-from tests.support.training import SMALL, bits, plan_for
+from tests.support.training import SMALL, plan_for, state_digest
 from tl_cli.errors import DivergedError, StorageError, UsageError, WeightsError
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
@@ -63,9 +63,9 @@ def damaged(whole: bytes, kind: str, number: int) -> bytes:
     if kind == "truncated":
         return whole[: places.integers(0, len(whole))]
     data = bytearray(whole)
-    # Half of them in the header.
-    place = int(places.integers(0, min(len(data), 2000) if number % 2 else len(data)))
-    data[place] ^= 1 << int(places.integers(0, 8))
+    # Half of the damage is in the header.
+    offset = int(places.integers(0, min(len(data), 2000) if number % 2 else len(data)))
+    data[offset] ^= 1 << int(places.integers(0, 8))
     return bytes(data)
 
 
@@ -104,10 +104,10 @@ def test_a_checkpoint_of_another_version_is_refused_with_advice(saved_run, tmp_p
         # Format 3: MixUp and CutMix with one share and one box for all images of a step.
         (tmp_path / path.name).write_bytes(b"tl checkpoint 3\n" + rest)
     state = new_state(plan)
-    fresh = bits(state)
+    fresh = state_digest(state)
     with pytest.raises(UsageError, match=r"cannot resume.*format 3.* reads format 4.*start a new run"):
         state.restore(tmp_path)
-    assert (bits(state), state.step) == (fresh, 0)
+    assert (state_digest(state), state.step) == (fresh, 0)
 
 
 def replace_config(plan: setup.Plan, **values: object) -> setup.Plan:
@@ -118,7 +118,7 @@ def test_a_lost_best_model_is_replaced_by_the_best_remaining_epoch(saved_run, tm
     plan, folder = saved_run
     newest, _ = checkpoints(folder)
     (tmp_path / newest.name).write_bytes(newest.read_bytes())
-    for prepare, said in (
+    for prepare, text in (
         (lambda: None, "is not a saved model"),
         (lambda: shutil.copytree(folder / BEST_FOLDER, tmp_path / BEST_FOLDER), ""),
         (lambda: (tmp_path / BEST_FOLDER / bundle.WEIGHTS_FILE).write_bytes(b"x"), "is damaged"),
@@ -126,13 +126,13 @@ def test_a_lost_best_model_is_replaced_by_the_best_remaining_epoch(saved_run, tm
         prepare()
         state = new_state(plan)
         problems = state.restore(tmp_path)
-        assert len(problems) == bool(said)
-        assert (state.counters.best_epoch == 0) is bool(said)
-        if said:
-            assert said in problems[0]
+        assert len(problems) == bool(text)
+        assert (state.counters.best_epoch == 0) is bool(text)
+        if text:
+            assert text in problems[0]
             assert state.counters.is_better(0.0, 9.0)
             assert not _should_stop_early(replace_config(plan, early_stop=1), plan.phases[-1], state.counters)
-    # The model of an epoch that is trained again: it will be the best again, and the model before it is gone.
+    # The best model is of an epoch that will be trained again; the previous best model is gone.
     for each in (folder / BEST_FOLDER).iterdir():
         shutil.copy(each, tmp_path / BEST_FOLDER)
     bundle.write_card(
@@ -157,7 +157,7 @@ def test_a_damaged_saved_model_is_detected(saved_run, tmp_path: Path, name: str)
         registry.restore(tmp_path)
 
 
-def test_a_card_without_the_name_of_its_digest_is_damaged(saved_run, tmp_path: Path) -> None:
+def test_a_card_without_its_digest_is_damaged(saved_run, tmp_path: Path) -> None:
     _, folder = saved_run
     written = (folder / BEST_FOLDER / bundle.CARD_FILE).read_text()
     (tmp_path / bundle.CARD_FILE).write_text(written.replace('"sha256": "', '"shb256": "'))
@@ -199,7 +199,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_usable(saved_run, tmp_path: 
     state = new_state(plan)
     saver = Saver(tmp_path, state, plan.card())
     assert saver.save()
-    first = bits(state)
+    first = state_digest(state)
     size = len(state.to_bytes())
     for offset in np.linspace(0, size - 1, 20).astype(int):
         state.counters.step += 1
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_usable(saved_run, tmp_path: 
         again = new_state(plan)
         assert again.restore(tmp_path) == []
         assert again.step == 0
-        assert bits(again) == first
+        assert state_digest(again) == first
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000000.ckpt"]
 
 

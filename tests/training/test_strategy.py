@@ -21,8 +21,8 @@ from tl_cli.training.strategy import describe_groups
 def test_groups_give_rates_and_trained_parameters_per_phase() -> None:
     given = {"model": "resnet18", "data": "digits", "freeze_epochs": 2, "epochs": 4, "lr": 1e-3, "unfreeze_lr": 4e-4,
              "freeze_until": "layer4"}  # fmt: skip
-    found = foresee(Given.of(given))
-    strategy, groups = found.strategy, describe_groups(found.strategy, found.resolved.config)
+    plan = foresee(Given.of(given))
+    strategy, groups = plan.strategy, describe_groups(plan.strategy, plan.resolved.config)
     assert sum(group.parameters for group in groups) == sum(p.numel() for p in strategy.classifier.model.parameters())
     for group in groups:
         assert group.rates == ((1e-3, 4e-4) if group.is_head else (0.0, 4e-4))

@@ -11,7 +11,7 @@ from tl_cli.api.evaluation_run import Evaluation
 from tl_cli.ui import evaluation_view
 from tl_cli.ui.evaluation_view import EvaluationView
 
-# Rows are the truth: of four cats three are predicted right, of two dogs one.
+# Rows are true classes: three of four cats and one of two dogs are predicted correctly.
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1])
 LOGITS = torch.tensor([[2.0, 0], [2, 0], [2, 0], [0, 2], [0, 2], [2, 0]])
 
@@ -42,7 +42,7 @@ def test_csv_has_a_row_for_each_class(evaluation: Evaluation, capsys: pytest.Cap
     ]
 
 
-def test_the_table_and_pictures_are_written_to_a_folder(evaluation: Evaluation, tmp_path: Path) -> None:
+def test_the_table_and_figures_are_written_to_a_folder(evaluation: Evaluation, tmp_path: Path) -> None:
     files = EvaluationView("report", pictures=2, quiet=True).draw(evaluation, tmp_path)
     assert [path.name for path in files] == ["classes.csv", "confusion.png", "reliability.png", "mistakes.png"]
     for path in files[1:]:
@@ -50,7 +50,7 @@ def test_the_table_and_pictures_are_written_to_a_folder(evaluation: Evaluation, 
             assert min(picture.size) > 100
 
 
-def test_a_reader_that_is_gone_is_reported_after_the_results_are_recorded(
+def test_a_closed_stdout_is_reported_after_the_results_are_recorded(
     evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*arguments: object, **named: object) -> None:

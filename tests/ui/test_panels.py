@@ -44,7 +44,7 @@ def test_averaged_weights_are_a_line_and_may_be_the_best() -> None:
 
 
 def test_the_x_axis_counts_steps_epochs_or_time() -> None:
-    one = history()  # 50 steps an epoch, half a second a step
+    one = history()  # 50 steps per epoch, half a second per step
     by_step, by_epoch, by_time = (accuracy_by_epoch([one], PanelOptions(x=x)) for x in ("step", "epoch", "time"))
     assert [x for x, _ in line(by_step, "train").points][:2] == [50, 100]
     assert [x for x, _ in line(by_epoch, "train").points][:2] == [1, 2]
@@ -80,9 +80,9 @@ def test_the_moving_average_is_the_filter_of_savitzky_and_golay(count: int, span
     places = np.cumsum(np.random.default_rng(span).integers(1, 9, count))
     wide = min(span, count - 1 + count % 2)  # SciPy refuses a window that is longer than the curve
     expected = savgol_filter(values, wide, polyorder=1, mode="interp")
-    found = smooth(list(zip(places.tolist(), values.tolist(), strict=True)), span)
-    assert [x for x, _ in found] == places.tolist()
-    assert [y for _, y in found] == pytest.approx(expected.tolist(), rel=1e-9)
+    smoothed = smooth(list(zip(places.tolist(), values.tolist(), strict=True)), span)
+    assert [x for x, _ in smoothed] == places.tolist()
+    assert [y for _, y in smoothed] == pytest.approx(expected.tolist(), rel=1e-9)
 
 
 def test_a_falling_loss_lies_on_both_sides_of_its_moving_average() -> None:
@@ -110,7 +110,7 @@ def test_a_moving_average_omits_values_that_are_not_finite_and_is_exact_after_hu
 def test_the_span_of_the_average_is_as_requested_or_depends_on_the_number_of_points() -> None:
     none = loss_by_step([history()], PanelOptions(smooth=0))
     assert [each.label for each in none.lines if each.kind != "best"] == ["batch"]
-    # A step from 0 to 1: as far from it as half of the span, the average has arrived.
+    # A step from 0 to 1: half a span after it, the average has reached 1.
     for count, weight, half in ((100_000, None, 1000), (200, None, 5), (100, 0.9, 9), (100, 0.75, 3)):
         middle = count // 2
         steps = History("x", [(step, float(step > middle)) for step in range(1, count + 1)])

@@ -13,7 +13,7 @@ RNG = np.random.default_rng(0)
 
 
 def exact_colors(kind: int, images: np.ndarray, amounts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values (B, 3, H, W) that are cut to levels, in float64, and where torchvision's gray is near a tie."""
+    """Return float64 values (B, 3, H, W) before truncation, and where torchvision's gray is near a tie."""
     levels, amount = images.astype(np.float64), amounts.reshape(-1, 1, 1, 1)
     if kind == 3:
         hsv = rgb_to_hsv(np.moveaxis(levels / 255, 1, -1))
@@ -39,7 +39,7 @@ def test_each_color_change_is_torchvisions(kind: int, operation, amounts: np.nda
     ours = color.adjust(IMAGES, tuple(factors), np.tile(np.arange(4), (COUNT, 1)))
     theirs = [operation(image, float(amount)) for image, amount in zip(IMAGES, amounts, strict=True)]
     exact, is_tie = exact_colors(kind, IMAGES.numpy(), amounts)
-    # A pixel whose gray falls to the other level moves the mean of its image by no more than this.
+    # A pixel whose gray is rounded to the other level changes the mean of its image by no more than this.
     tolerance = NEAR + (kind == 1) * (luma(IMAGES.numpy()) % 10_000 == 0).mean((1, 2, 3), keepdims=True)
     assert_levels(ours, torch.stack(theirs), is_near_cut(exact, tolerance) | is_tie)
 

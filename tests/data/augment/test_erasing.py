@@ -17,9 +17,9 @@ def test_erasing_fills_one_box_of_about_half_the_images_and_nothing_else() -> No
     assert 0.3 < chosen.mean() < 0.7
     theirs = IMAGES.clone()
     boxes = erasing.erase_boxes(0, 1, INDICES, 32, 40)
-    for place in np.flatnonzero(chosen):
-        top, left, height, width = boxes[place].tolist()
-        theirs[place] = tv.erase(theirs[place], top, left, height, width, torch.tensor(FILL).view(3, 1, 1))
+    for index in np.flatnonzero(chosen):
+        top, left, height, width = boxes[index].tolist()
+        theirs[index] = tv.erase(theirs[index], top, left, height, width, torch.tensor(FILL).view(3, 1, 1))
     assert torch.equal(erased, theirs)
     assert erased.dtype == torch.uint8
     assert not torch.equal(erased, IMAGES)

@@ -92,7 +92,7 @@ def test_an_affine_map_equals_torchvisions(size: tuple[int, int]) -> None:
         assert_nearest(ours, theirs, image, source_places(height, width, angle=-float(angle), translate=tuple(shift)))
 
 
-def test_large_images_are_moved_equally_in_a_batch_and_alone() -> None:
+def test_large_images_are_shifted_equally_in_a_batch_and_alone() -> None:
     images = IMAGES[:5].repeat(1, 1, 10, 10)
     matrices = geometry.rotations(np.linspace(-40, 40, 5))
     alone = [geometry.warp(images[i : i + 1], matrices[i : i + 1]) for i in range(5)]

@@ -19,20 +19,20 @@ METHODS = [{"mixup": 0.4, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}, {"mixup
 
 
 def numbered(count: int = BATCH) -> tuple[Tensor, Tensor]:
-    """Return a batch whose pixels and labels are the index of the image: a blend then shows its share and partner."""
+    """Return a batch whose pixels and labels are the image index, so that a blend reveals share and partner."""
     places = torch.arange(count)
     return places.double().view(-1, 1, 1, 1).expand(-1, 3, 12, 17).contiguous(), places
 
 
 def shares_and_partners(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the shares and partners that the targets of a numbered batch were made with; each image has its own class."""
+    """Return shares and partners of the targets of a numbered batch, in which each image has its own class."""
     own = targets.diagonal()
     others, partner = (targets - torch.diag(own)).max(1)
     return own, torch.where(others == 0, torch.arange(len(targets)), partner)
 
 
-class Decided(Mixup):
-    """timm's own MixUp with given shares."""
+class MixUpWithShares(Mixup):
+    """timm's MixUp with given shares."""
 
     def __init__(self, shares: Tensor) -> None:
         super().__init__(mode="elem", label_smoothing=0.0, num_classes=CLASSES)
@@ -53,7 +53,7 @@ def test_targets_are_shares_that_sum_to_one(method: dict[str, float]) -> None:
         torch.testing.assert_close(targets.sum(1), torch.ones(BATCH))
 
 
-class Seen(TorchDispatchMode):
+class DtypeRecorder(TorchDispatchMode):
     """Records the types of all tensors that are computed."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Seen(TorchDispatchMode):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_tensor_has_double_precision_which_mps_lacks(method: dict[str, float]) -> None:
-    with Seen() as seen:
+    with DtypeRecorder() as seen:
         mix(INPUTS, LABELS, CLASSES, **method, seed=0, step=1)
     assert torch.float32 in seen.dtypes
     assert torch.float64 not in seen.dtypes
@@ -85,7 +85,7 @@ def test_mixup_equals_timms_for_each_image_partner_and_share() -> None:
         mixed, blended = mix(INPUTS, LABELS, CLASSES, mixup=1.0, cutmix=0.0, seed=5, step=step)
         # timm's partner of an image is the one with the same index from the end.
         order = torch.cat([torch.arange(BATCH), partner.flip(0)])
-        theirs = Decided(torch.cat([shares, shares.flip(0)]))(INPUTS[order], LABELS[order])
+        theirs = MixUpWithShares(torch.cat([shares, shares.flip(0)]))(INPUTS[order], LABELS[order])
         torch.testing.assert_close(mixed, theirs[0][:BATCH])
         torch.testing.assert_close(blended, theirs[1][:BATCH])
 
@@ -148,7 +148,7 @@ def test_inputs_are_not_modified(method: dict[str, float]) -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_mixups_shares_follow_their_beta_distribution(alpha: float) -> None:
-    count = 400  # about one of them is its own partner, as if its share were one
+    count = 400  # about one image is its own partner, as if its share were one
     inputs, labels = numbered(count)
     shares = torch.stack(
         [
@@ -172,7 +172,7 @@ def test_each_of_both_methods_is_used_for_half_of_the_images() -> None:
             )
         ]
     ).double()
-    assert 0.44 < pasted.mean() < 0.6  # an image that is its own partner counts as whole
+    assert 0.44 < pasted.mean() < 0.6  # an image that is its own partner counts as unmixed
     assert 0 < pasted[0].mean() < 1
 
 

@@ -20,7 +20,7 @@ def test_no_augmentation_changes_nothing() -> None:
     assert torch.equal(augment(IMAGES, nothing, 0, 1, INDICES, FILL), IMAGES)
 
 
-def test_an_image_is_the_same_to_the_bit_in_a_large_batch_and_alone() -> None:
+def test_an_image_is_bit_identical_in_a_large_batch_and_alone() -> None:
     images = IMAGES.repeat(1, 1, 4, 4)
     settings = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.5, rotation=15)
     whole = augment(images, settings, 5, 1, INDICES, FILL)

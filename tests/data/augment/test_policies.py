@@ -29,7 +29,7 @@ SETTINGS = [
 
 
 def pictures(count: int, height: int, width: int) -> Tensor:
-    """Return noise on a gradient, with different contrast in each image, so that every operation has an effect."""
+    """Return noise on a gradient with a different contrast per image, so that every operation has an effect."""
     rng = np.random.default_rng(0)
     slope = np.linspace(0, 1, height)[:, None] * np.linspace(0.2, 1, width) * 120
     spread = rng.uniform(20, 130, (count, 3, 1, 1))
@@ -39,7 +39,7 @@ def pictures(count: int, height: int, width: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One operation of a policy as torchvision defines it."""
+    """One operation with its magnitude and sign, as torchvision applies it."""
 
     policy: AutoAugment
     op: Op
@@ -98,7 +98,7 @@ class Drawn:
             return is_near_cut(levels + amount * (levels - grey.mean()), NEAR + abs(amount) * is_tie.mean())
         inner = levels[:, 1:-1, 1:-1]
         total = sum(levels[:, i : i + inner.shape[1], j : j + inner.shape[2]] for i in range(3) for j in range(3))
-        # A 13th is never half a level.
+        # A multiple of 1/13 is never half a level.
         sharpened = inner + amount * (inner - np.rint((total + 4 * inner) / 13))
         return np.pad(is_near_cut(sharpened), ((0, 0), (1, 1), (1, 1)))
 
@@ -140,7 +140,7 @@ def test_amounts_are_torchvisions_and_whole_ones_are_whole(policy: AutoAugment, 
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_a_policy_is_its_draws_one_image_at_a_time(settings: Augmentation) -> None:
+def test_a_policy_applies_its_draws_to_each_image(settings: Augmentation) -> None:
     images, indices = pictures(40, 20, 28), np.arange(40) * 3
     table = policies.amounts_of(settings.auto_augment, 20, 28)
     current = images
@@ -174,7 +174,7 @@ def test_images_of_a_batch_are_changed_differently_and_the_originals_not_at_all(
     assert len(changed.flatten(1).unique(dim=0)) > 20
 
 
-def test_no_policy_changes_nothing() -> None:
+def test_without_a_policy_images_are_unchanged() -> None:
     images = pictures(4, 16, 16)
     assert policies.apply_policy(images, Augmentation(), 0, 1, np.arange(4)) is images
 
@@ -199,7 +199,7 @@ def test_randaugments_operations_are_drawn_independently() -> None:
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
 
 
-def test_a_stream_gives_other_numbers_at_each_turn_and_the_known_ones_at_the_first() -> None:
+def test_a_stream_differs_at_each_turn_and_keeps_its_recorded_first_numbers() -> None:
     indices = np.arange(1000)
     assert (uniform(1, 2, indices, Stream.OP) == uniform(1, 2, indices, Stream.OP, 0)).all()
     assert not (uniform(1, 2, indices, Stream.OP) == uniform(1, 2, indices, Stream.OP, 1)).any()

@@ -6,7 +6,7 @@ from tests.support.noise_images import INDICES
 from tl_cli.data.augment.settings import Augmentation, Stream, augmentation, uniform
 
 
-def test_the_numbers_of_the_streams_stay_what_they_were() -> None:
+def test_the_numbers_of_the_streams_equal_those_of_earlier_versions() -> None:
     """A resumed run continues the augmentation of the version that started it."""
     streams = "FLIP CROP_TOP CROP_LEFT BRIGHTNESS CONTRAST SATURATION HUE ORDER ANGLE AREA RATIO VIEW"
     assert [stream.name for stream in Stream][:12] == streams.split()
@@ -33,7 +33,7 @@ def test_the_numbers_are_uniform_and_unrelated() -> None:
     assert abs(np.corrcoef(numbers[0, 1:], numbers[0, :-1])[0, 1]) < 0.03
 
 
-def test_only_moves_is_what_keeps_every_color() -> None:
+def test_only_moves_is_false_if_a_color_changes() -> None:
     assert Augmentation(shift=0.2, min_area=0.5).only_moves
     for changed in (Augmentation(hue=0.1), Augmentation(rotation=1), Augmentation(auto_augment="randaugment")):
         assert not changed.only_moves

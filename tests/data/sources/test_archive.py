@@ -62,9 +62,9 @@ def test_a_changed_archive_is_unpacked_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize("top", ["", "one/", "one/two/"])
 def test_single_folders_around_the_classes_are_entered(top: str, tmp_path: Path) -> None:
     files = {k: v for part in ("train", "test") for k, v in folders(f"{top}{part}", ".png", "a", "b").items()}
-    found = scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
-    assert found.layout == "train/test"
-    assert found.parts["test"].ids[0] == "test/a/a_0.png"
+    scanned = scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
+    assert scanned.layout == "train/test"
+    assert scanned.parts["test"].ids[0] == "test/a/a_0.png"
 
 
 @pytest.mark.parametrize("top", ["", "one/"])
@@ -73,9 +73,9 @@ def test_a_listing_at_the_top_is_read(top: str, tmp_path: Path) -> None:
     files[f"{top}labels.csv"] = b"path,label\n" + b"".join(
         b"img/%d.png,%s\n" % (n, b"ab"[n % 2 :][:1]) for n in (1, 2, 3, 4)
     )
-    found = scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
-    assert found.classes == ("a", "b")
-    assert found.parts["train"].ids[0] == "img/2.png"
+    scanned = scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
+    assert scanned.classes == ("a", "b")
+    assert scanned.parts["train"].ids[0] == "img/2.png"
 
 
 def test_a_csv_without_paths_and_labels_is_ignored(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_archives_in_an_archive_are_named(tmp_path: Path) -> None:
 
 
 def zip_with_names(encoding: str, extra: bool = False) -> bytes:
-    """Return a zip as other programs write them: its names are not marked as UTF-8."""
+    """Return a zip as other programs write it: its names are not marked as UTF-8."""
     buffer = io.BytesIO()
     names: dict[bytes, bytes] = {}
     with zipfile.ZipFile(buffer, "w") as zipped:
@@ -227,16 +227,16 @@ def zip_with_names(encoding: str, extra: bool = False) -> bytes:
 
 
 def test_the_utf_8_copy_of_a_zip_entrys_name_is_used(tmp_path: Path) -> None:
-    found = scan(put(tmp_path, "p.zip", zip_with_names("shift_jis", extra=True)), tmp_path)
-    assert (found.classes, found.notes) == (("犬", "猫"), ())
+    scanned = scan(put(tmp_path, "p.zip", zip_with_names("shift_jis", extra=True)), tmp_path)
+    assert (scanned.classes, scanned.notes) == (("犬", "猫"), ())
 
 
 @pytest.mark.parametrize(("encoding", "read"), [("utf-8", "utf-8"), ("shift_jis", "cp437"), ("euc_jp", "cp437")])
 def test_names_of_an_undeclared_encoding_are_noted(encoding: str, read: str, tmp_path: Path) -> None:
     for _ in range(2):
-        found = scan(put(tmp_path, "p.zip", zip_with_names(encoding)), tmp_path)
-        assert set(found.classes) == {name.encode(encoding).decode(read) for name in ("犬", "猫")}
-        assert "does not declare the encoding of 4 names, such as" in found.notes[0]
+        scanned = scan(put(tmp_path, "p.zip", zip_with_names(encoding)), tmp_path)
+        assert set(scanned.classes) == {name.encode(encoding).decode(read) for name in ("犬", "猫")}
+        assert "does not declare the encoding of 4 names, such as" in scanned.notes[0]
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def notes_or_fault(source: Path, cache: Path) -> str:
     try:
         data = dataset.open_data(DataSpec(source=str(source), data_dir=str(cache), layout="classes"), workers=1)
     except DataError as error:
-        # Before that, it names the folder, which is another one for what was unpacked.
+        # The part before it names the folder, which differs for an unpacked archive.
         return str(error)[str(error).index("has class folders") :]
     return str((data.classes, data.notes))
 
@@ -315,9 +315,9 @@ def test_hard_links_are_images_and_symbolic_links_are_noted(tmp_path: Path) -> N
     (photos / "dog" / "soft.png").symlink_to(photos / "cat" / "cat_0.png")
     path = put(tmp_path, "p.tar", tar_of_folder(photos))
     for _ in range(2):
-        found = scan(path, tmp_path)
-        assert len(found.parts["train"]) == 7
-        assert found.notes == ("1 links or devices in the archive are left out; pack the files themselves",)
+        scanned = scan(path, tmp_path)
+        assert len(scanned.parts["train"]) == 7
+        assert scanned.notes == ("1 links or devices in the archive are left out; pack the files themselves",)
     same = next((tmp_path / "unpacked").rglob("same.png"))
     assert same.read_bytes() == (photos / "cat" / "cat_0.png").read_bytes()
     assert same.stat().st_nlink == 1
@@ -337,7 +337,7 @@ def test_a_touched_archive_leaves_one_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
-def test_a_copy_that_is_marked_as_used_stays_until_the_mark_is_gone(tmp_path: Path) -> None:
+def test_a_copy_marked_as_used_is_kept_until_the_mark_is_removed(tmp_path: Path) -> None:
     path = put(tmp_path, "p.zip", KINDS["p.zip"])
     scan(path, tmp_path)
     (copy,) = copies(tmp_path)
@@ -354,7 +354,7 @@ def test_a_copy_that_is_marked_as_used_stays_until_the_mark_is_gone(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is removed there")
-def test_a_copy_that_another_process_reads_stays_until_it_ends(tmp_path: Path) -> None:
+def test_a_copy_read_by_another_process_is_kept_until_it_ends(tmp_path: Path) -> None:
     path = put(tmp_path, "p.zip", KINDS["p.zip"])
     code = (
         "import sys; from pathlib import Path; from tl_cli.data.sources.archive import scan; "
@@ -388,7 +388,7 @@ def test_a_colon_in_a_name_is_no_drive(tmp_path: Path) -> None:
 
 def test_parts_in_an_archive_are_read_as_those_of_a_folder(tmp_path: Path) -> None:
     files = {**folders("seg_train/seg_train", ".png", "a", "b"), **folders("seg_test/seg_test", ".png", "a", "b")}
-    found = scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
-    assert (found.layout, found.classes) == ("train/test", ("a", "b"))
+    scanned = scan(put(tmp_path, "p.zip", zip_of(files)), tmp_path)
+    assert (scanned.layout, scanned.classes) == ("train/test", ("a", "b"))
     with pytest.raises(DataError, match="in .*q.zip, unpacked: .* looks divided into parts"):
         scan(put(tmp_path, "q.zip", zip_of(folders(".", ".png", "train", "test"))), tmp_path)

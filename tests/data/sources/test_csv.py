@@ -38,11 +38,11 @@ def test_delimiters_bom_and_line_ends_of_every_kind_are_read(
 ) -> None:
     lines = [("note", " Label", "PATH "), *(("x", row.split("/")[0], row) for row in ROWS)]
     path = write(pictures, end.join(delimiter.join(line) for line in lines), encoding)
-    found = scan(path)
-    assert found.layout == "classes"
-    assert found.classes == ("blue", "red")
-    assert found.parts["train"].ids.tolist() == ROWS
-    assert found.parts["train"].labels.tolist() == [0] * 4 + [1] * 4
+    scanned = scan(path)
+    assert scanned.layout == "classes"
+    assert scanned.classes == ("blue", "red")
+    assert scanned.parts["train"].ids.tolist() == ROWS
+    assert scanned.parts["train"].labels.tolist() == [0] * 4 + [1] * 4
 
 
 @pytest.mark.parametrize(
@@ -61,32 +61,32 @@ def test_the_layout_follows_from_the_splits_in_the_csv(splits: tuple[str, str], 
 
 
 @pytest.mark.parametrize("column", ["set", "Subset", "part", "partition", "fold", "split"])
-def test_a_column_of_parts_with_another_name_is_the_split(column: str, pictures: Path) -> None:
+def test_a_column_of_split_names_with_another_name_is_the_split(column: str, pictures: Path) -> None:
     values = ("train", "train", "val", "evaluation")
     rows = [f"{row},{row.split('/')[0]},{values[index % 4]}" for index, row in enumerate(ROWS)]
-    found = scan(write(pictures, "\n".join([f"path,label,{column}", *rows])))
-    assert {part: images.ids.tolist() for part, images in found.parts.items()} == {
+    scanned = scan(write(pictures, "\n".join([f"path,label,{column}", *rows])))
+    assert {part: images.ids.tolist() for part, images in scanned.parts.items()} == {
         "train": ["blue/000.png", "blue/001.png", "red/000.png", "red/001.png"],
         "val": ["blue/002.png", "red/002.png"],
         "test": ["blue/003.png", "red/003.png"],
     }
     expected = f"read as parts by the column {column.lower()}: test from evaluation, train from train, val from val"
-    assert found.notes == (f"labels.csv: {expected}",)
+    assert scanned.notes == (f"labels.csv: {expected}",)
 
 
 @pytest.mark.parametrize("values", [("1", "2"), ("train", "engine"), ("train", "")])
 def test_an_ambiguous_split_column_is_noted_and_not_read(values: tuple[str, str], pictures: Path) -> None:
     rows = [f"{row},{row.split('/')[0]},{values[index % 2]}" for index, row in enumerate(ROWS)]
-    found = scan(write(pictures, "\n".join(["path,label,fold", *rows])))
-    assert (found.layout, found.notes) == ("classes", ("labels.csv: not read as split: fold",))
+    scanned = scan(write(pictures, "\n".join(["path,label,fold", *rows])))
+    assert (scanned.layout, scanned.notes) == ("classes", ("labels.csv: not read as split: fold",))
 
 
 def read_back(path: Path, **options: Columns) -> dict[str, str]:
-    """Return the class of each picture that a CSV lists."""
-    found = scan(path, **options)
+    """Return the class of each image that a CSV lists."""
+    scanned = scan(path, **options)
     return {
-        name: found.classes[label]
-        for images in found.parts.values()
+        name: scanned.classes[label]
+        for images in scanned.parts.values()
         for name, label in zip(images.ids, images.labels, strict=True)
     }
 
@@ -133,9 +133,9 @@ def test_guesses_are_noted(pictures: Path) -> None:
     for row in ROWS:
         (pictures / row).rename(pictures / "images" / row.replace("/", "_"))
     rows = "".join(f"{row[:-4].replace('/', '_')},{row[:-8]}\n" for row in ROWS)
-    found = scan(write(pictures, f"id_code,diagnosis\n{rows}"))
-    assert found.parts["train"].ids.tolist() == [f"images/{row.replace('/', '_')}" for row in ROWS]
-    assert found.notes[1] == "labels.csv: 8 images are found by the ends of their names in images/"
+    scanned = scan(write(pictures, f"id_code,diagnosis\n{rows}"))
+    assert scanned.parts["train"].ids.tolist() == [f"images/{row.replace('/', '_')}" for row in ROWS]
+    assert scanned.notes[1] == "labels.csv: 8 images are found by the ends of their names in images/"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_named_columns_are_stored_with_the_model(pictures: Path) -> None:
         (pictures / name).rename(pictures / "moved" / name)
     judged = dataset.open_for_evaluation(card, str(pictures / "moved" / "labels.csv"), data_dir=None)
     assert (judged.is_own, judged.data.classes) == (True, ("blue", "red"))
-    # Another CSV has columns of its own.
+    # Another CSV may have other columns.
     other = pictures / "moved" / "other.csv"
     other.write_text("path,label\n" + "".join(f"{row},{row[:-8]}\n" for row in ROWS[2:6]))
     assert len(dataset.open_for_evaluation(card, str(other), data_dir=None).data.parts["train"]) == 4
@@ -241,7 +241,7 @@ def test_the_error_for_a_folder_suggests_the_csv_inside(pictures: Path) -> None:
     [
         ("tench, Tinca tinca", "hen, Gallus"),
         ("hen, red", "tench, red"),
-        ("Boston, MA", "Springfield, IL", "Springfield, MA"),  # "Springfield" and "MA" come twice
+        ("Boston, MA", "Springfield, IL", "Springfield, MA"),  # "Springfield" and "MA" occur twice
     ],
 )
 def test_labels_with_commas_are_classes_with_a_note(labels: tuple[str, ...], pictures: Path) -> None:
@@ -279,9 +279,9 @@ def test_absolute_paths_and_paths_above_the_csv_are_allowed(pictures: Path) -> N
     inner = pictures / "lists"
     inner.mkdir()
     path = write(inner, f"path,label\n{pictures}/red/000.png,r\n../blue/000.png,b\n")
-    found = scan(path)
-    assert found.parts["train"].ids.tolist() == ["../blue/000.png", "../red/000.png"]
-    assert found.parts["train"].load(1).shape == (3, 32, 32)
+    scanned = scan(path)
+    assert scanned.parts["train"].ids.tolist() == ["../blue/000.png", "../red/000.png"]
+    assert scanned.parts["train"].load(1).shape == (3, 32, 32)
 
 
 def test_quoted_values_may_hold_delimiters_and_line_ends(pictures: Path) -> None:
@@ -395,7 +395,7 @@ def test_a_missing_csv_is_an_error(tmp_path: Path) -> None:
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_any_bytes_give_a_data_error(body: bytes, tmp_path: Path) -> None:
+def test_any_bytes_are_read_or_raise_a_data_error(body: bytes, tmp_path: Path) -> None:
     path = tmp_path / "any.csv"
     path.write_bytes(b"path,label\n" + body)
     with pytest.raises(DataError, match="any.csv"):
@@ -403,7 +403,7 @@ def test_any_bytes_give_a_data_error(body: bytes, tmp_path: Path) -> None:
 
 
 def is_one_spelling(labels: list[str]) -> bool:
-    """Whether no two labels would look like one, however they are compared: by their letters and digits alone."""
+    """Whether no two labels are equal when only their letters and digits are compared."""
     plain = {"".join(c for c in unicodedata.normalize("NFKD", each).casefold() if c.isalnum()) for each in labels}
     return len(plain) == len(set(labels)) > 1 and "" not in plain
 
@@ -419,7 +419,7 @@ LABEL = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_what_a_csv_writer_wrote_is_read_back(labels: list[str], data: st.DataObject, tmp_path: Path) -> None:
+def test_labels_from_a_csv_writer_are_read_back(labels: list[str], data: st.DataObject, tmp_path: Path) -> None:
     import csv
 
     for n in range(4):
@@ -428,9 +428,9 @@ def test_what_a_csv_writer_wrote_is_read_back(labels: list[str], data: st.DataOb
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=data.draw(st.sampled_from(",;\t")))
         writer.writerows([("path", "label"), *((f"{n}.png", label) for n, label in enumerate(labels))])
-    found = scan(path)
-    images = found.parts["train"]
-    read = {str(images.ids[i]): found.classes[images.labels[i]] for i in range(4)}
+    scanned = scan(path)
+    images = scanned.parts["train"]
+    read = {str(images.ids[i]): scanned.classes[images.labels[i]] for i in range(4)}
     assert read == {f"{n}.png": label for n, label in enumerate(labels)}
     assert np.all(np.diff(images.labels) >= 0)
 
@@ -438,8 +438,8 @@ def test_what_a_csv_writer_wrote_is_read_back(labels: list[str], data: st.DataOb
 def read_as(pictures: Path, *labels: str) -> tuple[tuple[str, ...], tuple[str, ...], list[int]]:
     """Return classes, notes and images by class of a CSV with these labels, one row each."""
     rows = [f'{row},"{label}"' for row, label in zip(ROWS, labels, strict=False)]
-    found = scan(write(pictures, "\n".join(["path,label", *rows])))
-    return found.classes, found.notes, np.bincount(found.parts["train"].labels).tolist()
+    scanned = scan(write(pictures, "\n".join(["path,label", *rows])))
+    return scanned.classes, scanned.notes, np.bincount(scanned.parts["train"].labels).tolist()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def listing(tmp_path: Path) -> Path:
         ("missing.png", None, "missing.png"),
     ],
 )
-def test_an_image_is_found_by_what_its_path_ends_with(listed: str, part, path: str, listing: Path) -> None:
+def test_an_image_is_found_by_the_end_of_its_path(listed: str, part, path: str, listing: Path) -> None:
     assert Lookup(listing).name(2, listed, part) == path
 
 

@@ -23,25 +23,25 @@ TWO = {"b": (9, 9, 200), "a": (200, 9, 9)}
 def test_the_layouts_are_recognized(parts: tuple[str, ...], layout: str, tmp_path: Path) -> None:
     for count, part in enumerate(parts, 2):
         write_pictures(tmp_path / part, TWO, count)
-    found = scan(tmp_path)
-    assert found.layout == layout
-    assert found.classes == ("a", "b")
-    assert [len(images) for images in found.parts.values()] == [2 * n for n in range(2, 2 + len(parts))]
+    scanned = scan(tmp_path)
+    assert scanned.layout == layout
+    assert scanned.classes == ("a", "b")
+    assert [len(images) for images in scanned.parts.values()] == [2 * n for n in range(2, 2 + len(parts))]
 
 
 def test_labels_follow_names_not_positions(tmp_path: Path) -> None:
     write_pictures(tmp_path / "train", COLOURS, 2)
     write_pictures(tmp_path / "test", {"red": COLOURS["red"]}, 2)
-    found = scan(tmp_path)
-    assert found.parts["test"].labels.tolist() == [2, 2]
-    assert "test/ has no images of blue, green" in found.notes[0]
+    scanned = scan(tmp_path)
+    assert scanned.parts["test"].labels.tolist() == [2, 2]
+    assert "test/ has no images of blue, green" in scanned.notes[0]
 
 
 def test_a_folder_of_classes_is_one_part(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 3)
-    found = scan(tmp_path)
-    assert found.layout == "classes"
-    assert list(found.parts["train"].ids) == [f"{c}/{i:03d}.png" for c in "ab" for i in range(3)]
+    scanned = scan(tmp_path)
+    assert scanned.layout == "classes"
+    assert list(scanned.parts["train"].ids) == [f"{c}/{i:03d}.png" for c in "ab" for i in range(3)]
 
 
 def test_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
@@ -50,12 +50,12 @@ def test_files_of_other_programs_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "a" / "notes.txt").write_text("x")
     (tmp_path / "a" / "._001.png").write_text("x")
     os.symlink(tmp_path / "a", tmp_path / "a" / "loop")
-    found = scan(tmp_path)
-    assert found.classes == ("a", "b")
-    assert len(found.parts["train"]) == 6
+    scanned = scan(tmp_path)
+    assert scanned.classes == ("a", "b")
+    assert len(scanned.parts["train"]) == 6
 
 
-def test_a_class_folder_without_images_is_named_with_what_it_holds(tmp_path: Path) -> None:
+def test_a_class_folder_without_images_is_named_with_its_contents(tmp_path: Path) -> None:
     write_pictures(tmp_path, TWO, 3)
     (tmp_path / "c").mkdir()
     for name in ("1.heic", "2.HEIC", "notes.txt"):
@@ -119,7 +119,9 @@ def build_one_too_high(root: Path) -> None:
         (lambda root: root.rmdir(), "no folder at"),
     ],
 )
-def test_the_error_for_a_wrong_folder_names_what_was_found_and_expected(build, message: str, tmp_path: Path) -> None:
+def test_the_error_for_a_wrong_folder_names_its_contents_and_the_expected_layout(
+    build, message: str, tmp_path: Path
+) -> None:
     root = tmp_path / "data"
     root.mkdir()
     build(root)
@@ -198,7 +200,7 @@ def test_an_unreadable_folder_is_noted(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def build(root: Path, *folders: str, count: int = 2) -> None:
-    """Put pictures into folders; they are not opened by a scan."""
+    """Put images into folders; they are not opened by a scan."""
     for name in folders:
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
@@ -227,10 +229,10 @@ def build(root: Path, *folders: str, count: int = 2) -> None:
 def test_folders_named_like_parts_are_parts_with_a_note(train: str, test: str, tmp_path: Path) -> None:
     build(tmp_path, f"{train}/a", f"{train}/b", count=3)
     build(tmp_path, f"{test}/a", f"{test}/b", "else/a")
-    found = scan(tmp_path)
-    assert {part: len(images) for part, images in found.parts.items()} == {"train": 6, "test": 4}
-    assert found.classes == ("a", "b")
-    notes = " ".join(found.notes)
+    scanned = scan(tmp_path)
+    assert {part: len(images) for part, images in scanned.parts.items()} == {"train": 6, "test": 4}
+    assert scanned.classes == ("a", "b")
+    notes = " ".join(scanned.notes)
     assert train == "TRAIN" or f"read as parts: train from {train}/, test from {test}/" in notes
     assert "else/ beside" in notes
 
@@ -244,7 +246,7 @@ def test_validation_has_many_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "other", "unclear", "read", "meant"),
+    ("train", "other", "unclear", "read", "read_as"),
     [
         ("training", "validation", "evaluation", "evaluation", "test"),
         ("train", "test", "eval", "eval", "val"),
@@ -253,25 +255,25 @@ def test_validation_has_many_names(tmp_path: Path) -> None:
         ("Train", "Test", "Evaluation set/images", "Evaluation set/images", "val"),
     ],
 )
-def test_an_unclear_part_is_the_one_that_is_missing(train, other, unclear, read, meant: str, tmp_path: Path) -> None:
+def test_an_unclear_part_is_the_one_that_is_missing(train, other, unclear, read, read_as: str, tmp_path: Path) -> None:
     for part, count in ((train, 3), (other, 2), (unclear, 1)):
         build(tmp_path, f"{part}/a", f"{part}/b", count=count)
-    found = scan(tmp_path)
-    clear = {"val": "test", "test": "val"}[meant]
-    assert {part: len(images) for part, images in found.parts.items()} == {"train": 6, clear: 4, meant: 2}
-    (note,) = found.notes
+    scanned = scan(tmp_path)
+    clear = {"val": "test", "test": "val"}[read_as]
+    assert {part: len(images) for part, images in scanned.parts.items()} == {"train": 6, clear: 4, read_as: 2}
+    (note,) = scanned.notes
     assert note.startswith("read as parts: ")
-    assert f"{meant} from {read}/" in note
+    assert f"{read_as} from {read}/" in note
 
 
 def test_images_beside_the_class_folders_of_a_part_are_noted(tmp_path: Path) -> None:
     build(tmp_path, "train/images/a", "train/images/b", "test/a", "test/b")
     build(tmp_path, "train/images", count=3)
     build(tmp_path, "test", "train", count=1)
-    found = scan(tmp_path)
-    assert {part: len(images) for part, images in found.parts.items()} == {"train": 4, "test": 4}
+    scanned = scan(tmp_path)
+    assert {part: len(images) for part, images in scanned.parts.items()} == {"train": 4, "test": 4}
     top = tmp_path.name
-    assert found.notes[-1] == (
+    assert scanned.notes[-1] == (
         "images beside the class folders have no class and are left out: "
         f"1 in {top}/test/, 1 in {top}/train/, 3 in {top}/train/images/"
     )
@@ -279,8 +281,8 @@ def test_images_beside_the_class_folders_of_a_part_are_noted(tmp_path: Path) -> 
 
 def test_a_fourth_part_is_left_out_with_a_note(tmp_path: Path) -> None:
     build(tmp_path, *(f"{part}/{name}" for part in ("train", "val", "test", "eval") for name in "ab"))
-    found = scan(tmp_path)
-    assert (found.layout, found.notes) == (
+    scanned = scan(tmp_path)
+    assert (scanned.layout, scanned.notes) == (
         "train/val/test",
         ("eval/ beside train/ is no part of these data and left out",),
     )
@@ -329,12 +331,12 @@ def test_parts_are_never_read_as_classes(folders: tuple[str, ...], tmp_path: Pat
 )
 def test_classes_whose_names_contain_parts_are_classes(classes: tuple[str, ...], tmp_path: Path) -> None:
     build(tmp_path, *classes)
-    found = scan(tmp_path)
-    assert (found.classes, found.notes) == (tuple(sorted(classes)), ())
+    scanned = scan(tmp_path)
+    assert (scanned.classes, scanned.notes) == (tuple(sorted(classes)), ())
 
 
 @pytest.mark.parametrize(
-    ("folders", "meant"),
+    ("folders", "suggestion"),
     [
         (("dataset/a", "dataset/b"), "dataset"),
         (("images/train/a", "images/train/b", "images/test/a", "images/test/b"), "images"),
@@ -345,13 +347,13 @@ def test_classes_whose_names_contain_parts_are_classes(classes: tuple[str, ...],
         (("test/a", "test/b"), "test"),
     ],
 )
-def test_the_error_for_a_parent_folder_suggests_the_right_one(folders, meant: str, tmp_path: Path) -> None:
+def test_the_error_for_a_parent_folder_suggests_the_right_one(folders, suggestion: str, tmp_path: Path) -> None:
     build(tmp_path, *folders)
     with pytest.raises(DataError) as raised:
         scan(tmp_path)
     words = shlex.split(str(raised.value).replace("?", " ").replace(";", " "))
-    assert words[words.index("--data") + 1] == str(tmp_path / meant)
-    assert scan(tmp_path / meant).classes == ("a", "b")
+    assert words[words.index("--data") + 1] == str(tmp_path / suggestion)
+    assert scan(tmp_path / suggestion).classes == ("a", "b")
 
 
 @pytest.mark.parametrize(
@@ -375,13 +377,13 @@ def test_unclear_layouts_are_refused(folders: tuple[str, ...], message: str, tmp
 
 def test_images_in_subfolders_of_a_class_are_counted_in_a_note(tmp_path: Path) -> None:
     build(tmp_path, "cat", "cat/young", "cat/old/very", "dog")
-    found = scan(tmp_path)
-    assert np.bincount(found.parts["train"].labels).tolist() == [6, 2]
-    assert found.notes == ("images in folders inside class folders count for the class: cat/ 4 of 6 (old/, young/)",)
+    scanned = scan(tmp_path)
+    assert np.bincount(scanned.parts["train"].labels).tolist() == [6, 2]
+    assert scanned.notes == ("images in folders inside class folders count for the class: cat/ 4 of 6 (old/, young/)",)
     build(tmp_path / "tiny", *(f"{part}/{name}/images" for part in ("train", "val") for name in ("n1", "n2")))
-    found = scan(tmp_path / "tiny")
-    assert (found.classes, found.layout) == (("n1", "n2"), "train/val")
-    assert "train/n1/ 2 of 2 (images/)" in found.notes[0]
+    scanned = scan(tmp_path / "tiny")
+    assert (scanned.classes, scanned.layout) == (("n1", "n2"), "train/val")
+    assert "train/n1/ 2 of 2 (images/)" in scanned.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -394,18 +396,18 @@ def test_images_in_subfolders_of_a_class_are_counted_in_a_note(tmp_path: Path) -
 )
 def test_class_folders_with_one_name_are_one_class(folders, classes, tmp_path: Path) -> None:
     build(tmp_path, *folders)
-    found = scan(tmp_path)
-    assert found.classes == classes
-    assert sorted(np.bincount(found.parts["train"].labels)) == [2, 4]
-    assert "read as one class" in found.notes[0]
-    assert all((tmp_path / name).exists() for name in found.parts["train"].ids)
+    scanned = scan(tmp_path)
+    assert scanned.classes == classes
+    assert sorted(np.bincount(scanned.parts["train"].labels)) == [2, 4]
+    assert "read as one class" in scanned.notes[0]
+    assert all((tmp_path / name).exists() for name in scanned.parts["train"].ids)
 
 
 def test_parts_match_by_the_same_name_in_another_form(tmp_path: Path) -> None:
     build(tmp_path, "train/caf\u00e9", "train/dog", "test/cafe\u0301", "test/dog")
-    found = scan(tmp_path)
-    assert found.classes == ("caf\u00e9", "dog")
-    assert np.bincount(found.parts["test"].labels).tolist() == [2, 2]
+    scanned = scan(tmp_path)
+    assert scanned.classes == ("caf\u00e9", "dog")
+    assert np.bincount(scanned.parts["test"].labels).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("folders", [("Cat", "cat", "dog"), ("train/Cat", "train/dog", "test/cat", "test/dog")])
@@ -417,16 +419,16 @@ def test_class_folders_that_differ_in_case_are_refused(folders: tuple[str, ...],
 
 def test_folders_of_letters_may_differ_in_case(tmp_path: Path) -> None:
     build(tmp_path, "A", "a", "b")
-    found = scan(tmp_path)
-    assert found.classes == ("A", "a", "b")
-    assert "'A' (2 images) and 'a' (2 images); if they are the same" in found.notes[0]
+    scanned = scan(tmp_path)
+    assert scanned.classes == ("A", "a", "b")
+    assert "'A' (2 images) and 'a' (2 images); if they are the same" in scanned.notes[0]
 
 
 def test_a_part_with_unknown_classes_only_is_a_fault_of_a_lenient_scan(tmp_path: Path) -> None:
     build(tmp_path, "train/a", "train/b", "test/x", "test/y")
-    found = scan(tmp_path, lenient=True)
-    assert (found.classes, list(found.parts)) == (("a", "b"), ["train"])
-    (fault,) = found.faults
+    scanned = scan(tmp_path, lenient=True)
+    assert (scanned.classes, list(scanned.parts)) == (("a", "b"), ["train"])
+    (fault,) = scanned.faults
     assert fault.endswith("test has classes that train/ has not: x, y")
 
 

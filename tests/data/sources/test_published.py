@@ -35,29 +35,29 @@ def test_there_is_a_copy_of_every_set_that_is_fetched() -> None:
 def test_a_set_is_fetched_once_unpacked_and_read(name: str, server: Server, tmp_path: Path) -> None:
     row = serve(name, server)
     seen: list[tuple[str, int, int | None]] = []
-    found = open_set(row, tmp_path, lambda *now: seen.append(now))
-    asked = len(server.asked)
+    scanned = open_set(row, tmp_path, lambda *now: seen.append(now))
+    requests_before = len(server.requests)
     again = open_set(row, tmp_path)
-    assert asked == len(server.asked) == len(row.files)
+    assert requests_before == len(server.requests) == len(row.files)
     assert seen
-    assert found.classes == again.classes == COPIES[name]().classes
+    assert scanned.classes == again.classes == COPIES[name]().classes
     for part, count in row.images.items():
-        images = found.parts[part]
+        images = scanned.parts[part]
         assert len(images) == len(set(images.ids)) == count
         assert isinstance(images, PackedImages if name in IN_MEMORY else FileImages)
         assert images.load(0).shape[0] == 3
         assert images.ids.tolist() == again.parts[part].ids.tolist()
-        assert 0 <= images.labels.min() <= images.labels.max() < len(found.classes)
-    if name not in IN_MEMORY and len(found.classes) == 2:
-        assert sorted(set(found.parts["train"].labels)) == [0, 1]
+        assert 0 <= images.labels.min() <= images.labels.max() < len(scanned.classes)
+    if name not in IN_MEMORY and len(scanned.classes) == 2:
+        assert sorted(set(scanned.parts["train"].labels)) == [0, 1]
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("name", ["mnist", "usps", "svhn", "stl10", "cifar100"])
 def test_pixels_and_labels_are_torchvisions_own(name: str, server: Server, tmp_path: Path) -> None:
     row = serve(name, server)
-    found = open_set(row, tmp_path)
-    for part, images in found.parts.items():
+    scanned = open_set(row, tmp_path)
+    for part, images in scanned.parts.items():
         reference = open_part(row, tmp_path, part)
         for index in range(len(images)):
             image, label = reference[index]
@@ -73,11 +73,11 @@ def test_emnist_is_turned_upright(server: Server, tmp_path: Path) -> None:
 
 
 def test_ids_name_the_files_below_the_sets_folder(server: Server, tmp_path: Path) -> None:
-    found = open_set(serve("food101", server), tmp_path)
-    assert found.parts["test"].ids.tolist() == ["images/pie/4.jpg", "images/soup/4.jpg"]
+    scanned = open_set(serve("food101", server), tmp_path)
+    assert scanned.parts["test"].ids.tolist() == ["images/pie/4.jpg", "images/soup/4.jpg"]
 
 
-def test_files_that_were_put_there_by_hand_are_taken(tmp_path: Path) -> None:
+def test_files_placed_by_hand_are_used(tmp_path: Path) -> None:
     row, bodies = make("mnist")
     folder = tmp_path / "archives" / "mnist"
     folder.mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_concurrent_readers_fetch_and_unpack_once(server: Server, tmp_path: Path
     for thread in threads:
         thread.join()
     assert counts == [6] * 4
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_an_interrupted_unpacking_starts_again(server: Server, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_an_unclear_part_is_the_one_that_is_missing() -> None:
     assert settled({"train": "train", "eval": "unclear"})["eval"] == "unclear"
 
 
-def test_counted_pieces_look_like_parts_and_wrappers_add_nothing() -> None:
+def test_numbered_names_are_like_splits_and_wrapper_words_are_ignored() -> None:
     assert looks_divided(["fold1", "fold2"]) == ["fold1", "fold2"]
     assert looks_divided(["cat", "dog"]) == []
     assert is_wrapper("images", "train")

@@ -93,7 +93,7 @@ def test_an_archive_larger_than_the_limit_is_refused_before_it_is_written(name: 
 
 
 def sparse_tar(folder: Path, size: int) -> bytes:
-    """Return a tar with a picture that is a hole of ``size`` bytes after its first page."""
+    """Return a tar with an image that is a hole of ``size`` bytes after its first page."""
     path = folder / "hole.png"
     with path.open("wb") as file:
         file.write(b"x" * 4096)
@@ -199,7 +199,7 @@ def test_a_file_and_a_folder_of_one_name_are_refused(kind: str, names: tuple[str
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_any_damage_gives_a_plain_error(name: str, data: st.DataObject, tmp_path: Path) -> None:
+def test_a_damaged_archive_is_unpacked_or_a_plain_error(name: str, data: st.DataObject, tmp_path: Path) -> None:
     body = bytearray(KINDS[name])
     for _ in range(data.draw(st.integers(1, 4))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
@@ -210,7 +210,7 @@ def test_any_damage_gives_a_plain_error(name: str, data: st.DataObject, tmp_path
 
 
 @pytest.mark.parametrize("link", ["../secret.png", "/etc/passwd", "a/none.png", "link.png", "a/b.txt"])
-def test_a_hard_link_to_what_was_not_unpacked_is_left_out(link: str, tmp_path: Path) -> None:
+def test_a_hard_link_to_a_file_that_was_not_unpacked_is_skipped(link: str, tmp_path: Path) -> None:
     put(tmp_path, "secret.png", b"secret")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:

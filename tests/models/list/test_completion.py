@@ -20,7 +20,7 @@ def test_completion_offers_timm_once_its_prefix_is_begun() -> None:
     assert len(complete("")) == 84
 
 
-def test_a_name_is_that_of_an_architecture_with_or_without_a_tag() -> None:
+def test_names_of_architectures_are_recognized_with_or_without_a_tag() -> None:
     known = ["resnet18", "efficientnet_lite0", "timm/resnet18", "timm/resnet18.a1_in1k"]
     assert [name for name in (*known, "resnt18", "timm/resnt18", "resnet18.a1_in1k") if is_architecture(name)] == known
 

@@ -12,10 +12,10 @@ from tl_cli.models.zoo import registry
 )
 def test_counts_are_the_published_ones(name: str) -> None:
     meta = torchvision.models.get_model_weights(name)["DEFAULT"].meta
-    found = counting.count(name, registry.about(name).input_size)
-    assert found is not None
-    assert found.parameters == meta["num_params"]
-    assert found.multiply_adds / 1e9 == pytest.approx(meta["_ops"], rel=0.02)
+    count = counting.count(name, registry.about(name).input_size)
+    assert count is not None
+    assert count.parameters == meta["num_params"]
+    assert count.multiply_adds / 1e9 == pytest.approx(meta["_ops"], rel=0.02)
 
 
 def test_a_convolution_and_a_product_are_counted_by_hand() -> None:
@@ -25,5 +25,5 @@ def test_a_convolution_and_a_product_are_counted_by_hand() -> None:
     assert counted.flops == 2 * (8 * 3 * 3 * 3 * 5 * 5 + 8 * 5 * 5 * 10)
 
 
-def test_what_cannot_run_on_the_meta_device_is_not_counted() -> None:
+def test_a_network_that_cannot_run_on_the_meta_device_is_not_counted() -> None:
     assert counting.count("inception_v3", 8) is None

@@ -27,7 +27,7 @@ MODELS = [*torchvision_models(), *timm_models()]
 
 
 def test_nearly_every_architecture_of_both_libraries_has_a_family() -> None:
-    """A timm that is newer than the table may bring a few that it does not know."""
+    """A version of timm newer than the table may have a few new architectures."""
     assert len(MODELS) > 1000
     unknown = [name for name, module in MODELS if family_of(name, module).year is None]
     assert len(unknown) < 0.02 * len(MODELS), unknown
@@ -113,7 +113,7 @@ def test_one_family_in_both_libraries_is_one_row() -> None:
         ("vit_7b_patch16_dinov3", "eva", "DINOv3", 2025),
     ],
 )
-def test_a_well_known_model_is_of_its_family(name: str, module: str, title: str, year: int) -> None:
+def test_well_known_models_are_in_their_families(name: str, module: str, title: str, year: int) -> None:
     family = family_of(name, module)
     assert (family.title, family.year) == (title, year)
 

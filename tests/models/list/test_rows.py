@@ -23,7 +23,7 @@ def test_accuracies_are_those_of_torchvision_and_timm_has_none() -> None:
     assert rows["resnet18"].parameters == rows["timm/resnet18"].parameters == 11_689_512
 
 
-def test_only_what_is_shown_is_counted(tmp_path: Path) -> None:
+def test_only_listed_architectures_are_counted(tmp_path: Path) -> None:
     rows = listed(SMALL, limit=2)
     assert [row.name for row in rows] == ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0"]
     counted = json.loads((tmp_path / "measured" / "counts.json").read_text())

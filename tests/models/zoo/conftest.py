@@ -8,7 +8,7 @@ from tests.support.server import Server
 
 @pytest.fixture
 def hub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The hub on loopback, with an empty cache."""
+    """The Hugging Face hub on loopback, with an empty cache."""
     server.files["/"] = server.files["/api/agent-harnesses"] = b"{}"
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"

@@ -13,7 +13,7 @@ from tl_cli.models.zoo import registry, weights
 
 
 def wrapped(form: str, state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> object:
-    """A checkpoint as other programs write it; ``other`` are weights that are not to be taken."""
+    """Return a checkpoint as other programs write it; ``other`` are weights that must not be used."""
     arguments = argparse.Namespace(model="x", lr=0.1, betas=[0.9, 0.99])
     optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     averaged = {"n_averaged": torch.tensor(7), **{f"module.{key}": value for key, value in other.items()}}
@@ -40,7 +40,7 @@ def wrapped(form: str, state: dict[str, torch.Tensor], other: dict[str, torch.Te
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("form", "said"),
+    ("form", "message"),
     [
         ("timm train.py", r"took state_dict from .*, not state_dict_ema; .*--weights '.*model.pth#state_dict_ema'"),
         ("torchvision references", r"took model from .*, not model_ema; .*#model_ema"),
@@ -51,12 +51,14 @@ def wrapped(form: str, state: dict[str, torch.Tensor], other: dict[str, torch.Te
         ("beside a loss", "took weights from"),
     ],
 )
-def test_checkpoints_of_other_programs_load_with_a_note_on_what_was_taken(form: str, said: str, tmp_path: Path) -> None:
+def test_checkpoints_of_other_programs_load_with_a_note_on_the_weights_used(
+    form: str, message: str, tmp_path: Path
+) -> None:
     model, path = trained(), tmp_path / "model.pth"
     torch.save(wrapped(form, model.state_dict(), trained(seed=6).state_dict()), path)
     loaded = registry.create(NAME, 3, weights=str(path))
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in loaded.model.state_dict().items())
-    assert re.search(said, " ".join(loaded.notes))
+    assert re.search(message, " ".join(loaded.notes))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_averaged_weights_are_used_if_requested_by_key(form: str, key: str, tmp_
 
 
 @pytest.mark.parametrize(
-    ("head", "kept", "said"),
+    ("head", "kept", "message"),
     [
         (lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(1024, 3)), "1", "took fc.1 as the head fc"),
         (lambda: nn.Sequential(nn.Linear(1024, 8), nn.ReLU(), nn.Linear(8, 3)), None, "left out the weights' own head"),
@@ -81,12 +83,12 @@ def test_averaged_weights_are_used_if_requested_by_key(form: str, key: str, tmp_
         (lambda: nn.Sequential(nn.Linear(1024, 3, bias=False)), None, "left out the weights' own head"),
     ],
 )
-def test_a_replaced_head_is_used_if_it_is_one_layer(head, kept: str | None, said: str, tmp_path: Path) -> None:
+def test_a_replaced_head_is_used_if_it_is_one_layer(head, kept: str | None, message: str, tmp_path: Path) -> None:
     model, path = trained(), tmp_path / "model.pth"
     model.fc = head()
     torch.save(model.state_dict(), path)
     loaded = registry.create(NAME, 3, weights=str(path))
-    assert said in " ".join(loaded.notes)
+    assert message in " ".join(loaded.notes)
     assert loaded.head_is_new is (kept is None)
     assert torch.equal(loaded.model.conv1[0].weight, model.conv1[0].weight)
     if kept:

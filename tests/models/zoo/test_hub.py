@@ -23,9 +23,9 @@ def test_weights_are_downloaded_into_the_hubs_cache(hub: Server) -> None:
     size = len(hub.files["/timm/resnet18.a2_in1k/resolve/main/model.safetensors"])
     assert seen[-1] == ("resnet18.a2_in1k", size, size, "bytes")
     assert registry.about("timm/resnet18.a2_in1k").on_disk is True
-    hub.asked.clear()
+    hub.requests.clear()
     assert registry.create("timm/resnet18", 1000, weights="a2_in1k").head_is_new is False
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 def test_a_damaged_file_in_the_cache_is_not_used(hub: Server) -> None:

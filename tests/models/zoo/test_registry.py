@@ -14,7 +14,7 @@ from tl_cli.models.zoo import registry
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 
 
-# Where each module of torchvision makes its classes, read in its source.
+# The classifier of each torchvision module, from its source.
 HEADS = {
     "alexnet": "classifier.6", "convnext": "classifier.2", "densenet": "classifier", "efficientnet": "classifier.1",
     "googlenet": "fc", "inception": "fc", "maxvit": "classifier.5", "mnasnet": "classifier.1", "mobilenetv2": "classifier.1",
@@ -28,7 +28,7 @@ def module_of(name: str) -> str:
 
 
 def smallest_of_each_family() -> list[str]:
-    """Siblings differ in depth and width alone; what they compute is tried on the one with the fewest parameters."""
+    """Return the model with the fewest parameters of each family; models of a family differ only in depth and width."""
     families: dict[str, list[str]] = {}
     for name in TORCHVISION:
         families.setdefault(family_of(name, module_of(name)).title, []).append(name)
@@ -77,9 +77,9 @@ def test_efficientnet_b0_has_the_published_counts() -> None:
     assert sum(p.numel() for p in parameters if p.requires_grad) == 12_810
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("resnt18", "resnet18"), ("efficientnetb0", "efficientnet_b0")])
-def test_a_mistyped_name_suggests_the_nearest_one(typed: str, meant: str) -> None:
-    with pytest.raises(UnknownModelError, match=meant):
+@pytest.mark.parametrize(("typed", "suggestion"), [("resnt18", "resnet18"), ("efficientnetb0", "efficientnet_b0")])
+def test_a_mistyped_name_suggests_the_nearest_one(typed: str, suggestion: str) -> None:
+    with pytest.raises(UnknownModelError, match=suggestion):
         registry.create(typed, 10)
 
 
@@ -145,11 +145,11 @@ def test_a_saved_model_of_another_architecture_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("architecture", "side", "said"),
+    ("architecture", "side", "message"),
     [("vit_b_32", 96, "build_options are for 64 pixels"), ("squeezenet1_1", 4, "squeezenet1_1 cannot take it")],
 )
 def test_an_input_size_that_the_model_cannot_take_is_refused_when_it_is_opened(
-    architecture: str, side: int, said: str, tmp_path: Path
+    architecture: str, side: int, message: str, tmp_path: Path
 ) -> None:
     classifier = registry.create(architecture, 3, weights="none", input_size=64)
     how = Preprocessing(resize=side, crop=side)
@@ -157,5 +157,5 @@ def test_an_input_size_that_the_model_cannot_take_is_refused_when_it_is_opened(
         update={"head": classifier.head, "build_options": classifier.build_options, "preprocessing": how}
     )
     bundle.save(tmp_path, classifier.model, edited)
-    with pytest.raises(WeightsError, match=f"preprocessing.crop is {side}, and {said}"):
+    with pytest.raises(WeightsError, match=f"preprocessing.crop is {side}, and {message}"):
         registry.restore(tmp_path)

@@ -50,7 +50,7 @@ def test_a_library_declares_only_what_is_unusual() -> None:
     assert model.weight.equal(found.state["weight"])
 
 
-def test_fetching_brings_the_best_weights() -> None:
+def test_fetch_downloads_the_best_weights() -> None:
     source = OneModel()
     source.fetch("line", silent)
     assert source.fetched == ["default"]

@@ -63,17 +63,17 @@ def test_the_error_for_an_unsupported_architecture_gives_the_reason(plain: str) 
 
 
 def photograph() -> np.ndarray:
-    """Fine detail, and sides that no published weights ask for: every resize and every crop leaves its mark."""
+    """Return an image with fine detail and unusual sides, so that every resize and crop changes the result."""
     return load_sample_image("china.jpg")[90:391, :397].copy()
 
 
 def grey_levels_off(how: Preprocessing, expected: Callable[[Image.Image], Tensor]) -> float:
     """Mean difference between what ``how`` and timm make of a photograph; resizing tensors and Pillow differ by 0.02."""
     picture = photograph()
-    wanted = expected(Image.fromarray(picture))
+    expected_pixels = expected(Image.fromarray(picture))
     inputs = normalise(resize_crop(torch.from_numpy(picture).permute(2, 0, 1)[None], how), how)[0]
-    assert inputs.shape == wanted.shape
-    return float(((inputs - wanted) * torch.tensor(how.std).view(3, 1, 1)).abs().mean() * 255)
+    assert inputs.shape == expected_pixels.shape
+    return float(((inputs - expected_pixels) * torch.tensor(how.std).view(3, 1, 1)).abs().mean() * 255)
 
 
 @pytest.mark.slow  # a few weights: the test below
@@ -88,7 +88,7 @@ def test_preprocessing_of_all_published_weights_matches_timm() -> None:
             distinct[repr(transform)] = name, transform
     assert len(distinct) > 100
     for name, transform in distinct.values():
-        # A pixel of resizing or the other interpolation makes more than 2.
+        # A resize that is one pixel off, or another interpolation, makes a difference of more than 2.
         assert grey_levels_off(registry.default_preprocessing(f"timm/{name}"), transform) < 0.1, name
 
 
@@ -99,7 +99,7 @@ def test_preprocessing_of_tagged_weights_matches_timm(tagged: str) -> None:
     how = registry.default_preprocessing(f"timm/{tagged}")
     assert grey_levels_off(how, create_transform(**config, is_training=False)) < 0.1
     assert how == registry.default_preprocessing(f"timm/{tagged.partition('.')[0]}", weights=tagged.partition(".")[2])
-    # At their own size they stay what they are, margins of less than nothing (VOLO's) included.
+    # At their own size the preprocessing does not change, including negative margins (VOLO).
     assert how.at(how.crop, whole=False) == how
 
 
@@ -114,7 +114,7 @@ def test_preprocessing_that_is_not_supported_is_refused(changed: dict[str, objec
 
 
 def fixed_at_another_size() -> list[str]:
-    """A member of each family that takes one size of images only, where that is not the usual one."""
+    """Return a member of each family with a fixed and unusual input size."""
     configs = {name: timm.get_pretrained_cfg(name) for name in MEMBERS}
     return [f"timm/{name}" for name, cfg in configs.items() if cfg.fixed_input_size and cfg.input_size[1] != 224]
 
@@ -131,10 +131,10 @@ def test_a_model_without_weights_is_built_for_its_default_input_size(name: str) 
 def test_border_mode_pads_with_the_mean_colour() -> None:
     how = Preprocessing(resize=8, crop=8, crop_mode="border", mean=(0.2, 0.4, 0.6), std=(1.0, 1.0, 1.0))
     wide = torch.full((1, 3, 4, 16), 255, dtype=torch.uint8)
-    seen = resize_crop(wide, how)[0]
-    assert seen.shape == (3, 8, 8)
-    assert (seen[:, 3:5] == 255).all()
-    assert seen[:, 0, 0].tolist() == [51, 102, 153]
+    actual = resize_crop(wide, how)[0]
+    assert actual.shape == (3, 8, 8)
+    assert (actual[:, 3:5] == 255).all()
+    assert actual[:, 0, 0].tolist() == [51, 102, 153]
 
 
 def test_position_embeddings_are_resampled_to_the_input_size(hub: Server) -> None:
@@ -182,7 +182,7 @@ def test_weights_that_leave_a_part_of_the_backbone_random_are_refused(hub: Serve
 
 
 @pytest.mark.parametrize(
-    ("name", "weights", "said"),
+    ("name", "weights", "message"),
     [
         ("timm/resnet18.a9_in1k", "default", "has no weights called 'a9_in1k'. Did you mean .*a1_in1k"),
         ("timm/resnet18", "a9_in1k", "has no weights called 'a9_in1k'"),
@@ -190,13 +190,13 @@ def test_weights_that_leave_a_part_of_the_backbone_random_are_refused(hub: Serve
         ("timm/test_vit4", "default", "no published weights"),
     ],
 )
-def test_the_error_for_unknown_weights_lists_the_existing_ones(name: str, weights: str, said: str) -> None:
-    with pytest.raises(WeightsError, match=said):
+def test_the_error_for_unknown_weights_lists_the_existing_ones(name: str, weights: str, message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
         registry.create(name, 10, weights=weights)
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("typed", "suggestion"),
     [
         ("convnextv2_tiny", "timm/convnextv2_tiny"),
         ("resnet-18", "resnet18"),
@@ -205,8 +205,8 @@ def test_the_error_for_unknown_weights_lists_the_existing_ones(name: str, weight
         ("vit_tiny_patch16_244", "timm/vit_tiny_patch16_224"),
     ],
 )
-def test_a_mistyped_name_suggests_the_nearest_one_of_either_library(typed: str, meant: str) -> None:
-    with pytest.raises(UnknownModelError, match=f"Did you mean .*{meant}"):
+def test_a_mistyped_name_suggests_the_nearest_one_of_either_library(typed: str, suggestion: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"Did you mean .*{suggestion}"):
         registry.create(typed, 10)
 
 

@@ -32,7 +32,7 @@ def test_torchvision_weights_are_fetched_checked_and_kept(
     for _ in range(2):
         classifier = registry.create("squeezenet1_1", 10, progress=lambda *now: seen.append(now))
     assert (tmp_path / "hub" / "checkpoints" / path[1:]).exists()
-    assert server.asked == [path]
+    assert server.requests == [path]
     assert seen[-1][1] == len(buffer.getvalue())
     assert classifier.weights.sha256 == sha
     assert classifier.preprocessing == Preprocessing(resize=256, crop=224)
@@ -70,7 +70,7 @@ def test_preprocessing_of_all_published_weights_matches_torchvision() -> None:
     distinct = {
         repr(entry.transforms()): (name, entry)
         for name in torchvision.models.list_models(module=torchvision.models)
-        if name not in ("googlenet", "inception_v3")  # these normalise twice: the test above
+        if name not in ("googlenet", "inception_v3")  # these normalise twice; see the test above
         for entry in torchvision.models.get_model_weights(name)
     }
     picture = load_sample_image("china.jpg")[90:391, :397].copy()
@@ -78,14 +78,14 @@ def test_preprocessing_of_all_published_weights_matches_torchvision() -> None:
         how = registry.default_preprocessing(name, weights=entry.name)
         inputs = normalise(resize_crop(torch.from_numpy(picture).permute(2, 0, 1)[None], how), how)[0]
         off = (inputs - entry.transforms()(Image.fromarray(picture))) * torch.tensor(how.std).view(3, 1, 1)
-        # Resizing tensors and Pillow differ by 0.02 grey levels; a pixel or the other interpolation makes more than 2.
+        # Resizing tensors and Pillow differ by 0.02 grey levels; a pixel or another interpolation by more than 2.
         assert 255 * off.abs().mean() < 0.1, (name, entry.name)
         assert registry.size_limits(name, entry.name)[1] == how.crop
     assert len(distinct) > 20
 
 
 def test_weights_files_of_older_torchvision_versions_load(tmp_path: Path) -> None:
-    """Published DenseNets have one dot more in their names, and files before 2018 no batch counters."""
+    """Published DenseNets have an additional dot in their parameter names, and files before 2018 have no batch counters."""
     model = registry.create("densenet121", 1000, weights="none", seed=3).model
     old = {
         re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value

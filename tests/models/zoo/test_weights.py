@@ -63,7 +63,7 @@ def leave_canary() -> None:
 
 
 class Canary:
-    """Runs something as it is unpickled."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, function, *arguments) -> None:
         self.what = (function, arguments)
@@ -81,8 +81,8 @@ class Holder:
     pass
 
 
-def evils(canary: str) -> dict[str, object]:
-    """Fifteen things that leave a canary when they are unpickled by a reader that runs code."""
+def malicious_objects(canary: str) -> dict[str, object]:
+    """Return fifteen objects that leave a canary when unpickled by a reader that runs code."""
     code = f"__import__('os').mkdir({canary!r})"
     return {
         "os.mkdir": Canary(os.mkdir, canary),
@@ -108,7 +108,7 @@ def test_code_in_a_weights_file_is_never_run(form: str, tmp_path: Path, monkeypa
     canary = tmp_path / "ran"
     monkeypatch.setenv("CANARY", str(canary))
     (tmp_path / "ran.py").write_text(f"__import__('os').mkdir({str(canary)!r})")
-    made = evils(str(canary))
+    made = malicious_objects(str(canary))
     assert len(made) == 15
     for name, evil in made.items():
         path = tmp_path / "model.pth"
@@ -177,7 +177,7 @@ def test_class_names_are_read_in_their_usual_forms(facts: dict[object, object]) 
         {"epoch": 7},
     ],
 )
-def test_what_does_not_name_each_output_is_not_read_as_class_names(facts: dict[object, object]) -> None:
+def test_facts_that_do_not_name_each_output_are_not_read_as_class_names(facts: dict[object, object]) -> None:
     assert weights.class_names(facts) is None
 
 

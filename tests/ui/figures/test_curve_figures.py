@@ -25,7 +25,7 @@ def test_the_ending_of_the_file_is_its_format(ending: str, tmp_path: Path) -> No
     assert path.read_bytes().startswith(beginning)
 
 
-def test_one_run_and_several_make_the_two_pictures_and_metrics_make_one(tmp_path: Path) -> None:
+def test_runs_make_two_figures_and_metrics_make_one(tmp_path: Path) -> None:
     names = ["loss_by_step.png", "accuracy_and_loss_by_epoch.png"]
     assert [path.name for path in save_curves([history()], PanelOptions(), tmp_path)] == names
     several = save_curves([history(name="a"), history(name="b")], PanelOptions(), tmp_path, "2-")
@@ -39,7 +39,7 @@ def test_one_run_and_several_make_the_two_pictures_and_metrics_make_one(tmp_path
     "points", [[], [(1.0, 2.0)], [(1.0, math.nan)], [(1.0, -1.0), (2.0, math.inf)], [(1.0, 1e308)]]
 )
 @pytest.mark.parametrize("log", [False, True])
-def test_no_series_breaks_a_picture(points: list[tuple[float, float]], log: bool, tmp_path: Path) -> None:
+def test_no_series_breaks_a_figure(points: list[tuple[float, float]], log: bool, tmp_path: Path) -> None:
     save_panels([Panel("x", [Line(points, "blue", label="y")], log=log)], tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").size[0] > 300
 
@@ -48,7 +48,7 @@ def ink(path: Path) -> int:
     return int((np.asarray(Image.open(path).convert("L")) < 128).sum())
 
 
-def test_a_name_in_chinese_is_drawn_in_charts_and_under_pictures(
+def test_a_name_in_chinese_is_drawn_in_charts_and_under_images(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, text in (("cat", "猫"), ("dog", "犬"), ("none", "\U000e0fff")):
@@ -58,13 +58,13 @@ def test_a_name_in_chinese_is_drawn_in_charts_and_under_pictures(
         cat, dog = (Image.open(tmp_path / f"{name}{kind}.png").convert("L") for name in ("cat", "dog"))
         # Two letters that no font has would be two equal boxes.
         assert cat.size != dog.size or cat.tobytes() != dog.tobytes()
-    said = capfd.readouterr()
-    assert "Glyph" not in said.err
-    assert "findfont" not in said.err
+    captured = capfd.readouterr()
+    assert "Glyph" not in captured.err
+    assert "findfont" not in captured.err
 
 
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
-def test_a_picture_that_does_not_fit_the_disk_keeps_the_former_one(ending: str, tmp_path: Path) -> None:
+def test_a_figure_that_does_not_fit_the_disk_keeps_the_former_one(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"curves.{ending}"
     path.write_bytes(b"before")
     with largest_file(4000), pytest.raises(StorageError, match=r"cannot write .*curves"):
@@ -73,7 +73,7 @@ def test_a_picture_that_does_not_fit_the_disk_keeps_the_former_one(ending: str, 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+def test_a_figure_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         save_panels(panels([history()]), tmp_path / "file" / "x.png")
@@ -87,7 +87,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         pytest.param("tkagg", marks=pytest.mark.slow),
     ],
 )
-def test_pictures_are_drawn_with_any_backend_in_the_environment(backend: str, tmp_path: Path) -> None:
+def test_figures_are_drawn_with_any_backend_in_the_environment(backend: str, tmp_path: Path) -> None:
     program = """
 import sys
 from contextlib import suppress

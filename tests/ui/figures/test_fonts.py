@@ -12,6 +12,6 @@ def test_letters_of_many_scripts_are_drawn_by_some_font_and_others_as_numbers() 
     assert file_for("loss") != file_for("猫")
 
 
-def test_the_font_of_a_text_draws_each_of_its_letters() -> None:
+def test_the_font_of_a_text_has_each_of_its_letters() -> None:
     font = ImageFont.truetype(file_for("猫犬"), 20)
     assert bytes(font.getmask("猫")) != bytes(font.getmask("犬")), "two equal boxes"

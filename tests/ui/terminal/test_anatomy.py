@@ -41,9 +41,9 @@ def console(width: int, *, colour: bool = False, encoding: str = "utf-8") -> tup
 
 def report_of(names: tuple[str, ...] = ("one", "two"), *, labelled: bool = True) -> ResidualReport:
     residuals = tuple(
-        Residual(name, "", ("conv", "bn"), "identity", place, True, (2, 8, 4, 4)) for place, name in enumerate(names)
+        Residual(name, "", ("conv", "bn"), "identity", index, True, (2, 8, 4, 4)) for index, name in enumerate(names)
     )
-    strengths = tuple(Strength(10.0 + place, 5.0, 0.5 / (place + 1), -0.1, 0.2) for place in range(len(names)))
+    strengths = tuple(Strength(10.0 + index, 5.0, 0.5 / (index + 1), -0.1, 0.2) for index in range(len(names)))
     known = (0.4, 1.5, 0.001) if labelled else (None, None, None)
     effects = tuple((Effect(0.0, 0.5, 0.3, *known), Effect(0.5, 0.9, 0.1, *known)) for _ in names)
     return ResidualReport(residuals, strengths, effects, 0.9 if labelled else None, 0.3 if labelled else None, 64)
@@ -66,8 +66,8 @@ def fits(out: StringIO, width: int) -> str:
 @pytest.mark.parametrize("labelled", [True, False])
 def test_residuals_fit_the_terminal(width: int, encoding: str, labelled: bool) -> None:
     screen, out = console(width, encoding=encoding)
-    found = report_of(("layer1.0", HOSTILE), labelled=labelled)
-    anatomy.print_residuals(screen, residuals(found, found if width > 64 else None))
+    residuals_found = report_of(("layer1.0", HOSTILE), labelled=labelled)
+    anatomy.print_residuals(screen, residuals(residuals_found, residuals_found if width > 64 else None))
     text = fits(out, width)
     assert "\x1b" not in text
     assert "\u202e" not in text
@@ -82,17 +82,17 @@ def test_residuals_fit_the_terminal(width: int, encoding: str, labelled: bool) -
 
 
 def test_differences_that_are_not_significant_are_marked() -> None:
-    found = report_of()
-    effects = tuple(tuple(replace(each, p_value=0.5) for each in row) for row in found.effects)
+    residuals_found = report_of()
+    effects = tuple(tuple(replace(each, p_value=0.5) for each in row) for row in residuals_found.effects)
     screen, out = console(100)
-    anatomy.print_residuals(screen, residuals(replace(found, effects=effects)))
+    anatomy.print_residuals(screen, residuals(replace(residuals_found, effects=effects)))
     assert "~-50.0" in out.getvalue()
     assert "no significant change in accuracy" in " ".join(out.getvalue().split())
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_the_tree_fits_and_its_numbers_are_never_cut(width: int, encoding: str) -> None:
+def test_the_tree_fits_and_no_number_is_cut(width: int, encoding: str) -> None:
     root = summarize("vit_b_32", 10, 224)
     screen, out = console(width, encoding=encoding)
     result = TreeResult(
@@ -117,7 +117,7 @@ def test_the_tree_fits_and_its_numbers_are_never_cut(width: int, encoding: str) 
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_drift_fits_and_names_what_moved(width: int) -> None:
+def test_drift_fits_the_terminal_and_names_the_changed_layers(width: int) -> None:
     layers = [
         LayerDrift("stem", 100, 0.0, None, 1.0, False), LayerDrift(HOSTILE, 200, 0.25, 0.1, 0.5, False),
         LayerDrift("blown", 10, 123.0, None, -0.1, False), LayerDrift("head", 5, None, None, None, True),
@@ -141,12 +141,12 @@ def test_drift_fits_and_names_what_moved(width: int) -> None:
 def test_a_map_of_features_fits_with_all_its_classes_named(width: int, count: int) -> None:
     labels = np.arange(count) % 90
     points = np.random.default_rng(0).normal(size=(count, 2)) if count > 1 else np.zeros((1, 2))
-    found = Neighbourhood(wilson(0, count), wilson(count, count), 5, 50, 0.5, points, labels)
+    neighbourhood = Neighbourhood(wilson(0, count), wilson(count, count), 5, 50, 0.5, points, labels)
     classes = [f"class {label}" for label in range(89)] + [HOSTILE]
     screen, out = console(width)
     ids = tuple(str(index) for index in range(count))
     result = FeaturesResult(
-        title="net", model="net", source="data", ids=ids, images=count, classes=tuple(classes), found=found
+        title="net", model="net", source="data", ids=ids, images=count, classes=tuple(classes), found=neighbourhood
     )
     anatomy.print_features(screen, result)
     text = fits(out, width)
@@ -158,7 +158,7 @@ def test_a_map_of_features_fits_with_all_its_classes_named(width: int, count: in
 @pytest.mark.parametrize("width", [40, 80, 200])
 @pytest.mark.parametrize("count", [1, 4, 7])
 @pytest.mark.parametrize("colour", [True, False])
-def test_heatmaps_are_shown_over_pictures_or_as_characters(width: int, count: int, colour: bool) -> None:
+def test_heatmaps_are_shown_over_images_or_as_characters(width: int, count: int, colour: bool) -> None:
     heatmaps = tuple(
         Heatmap(f"{number}.png", f"a{number}", 0.9, HOSTILE[:30], torch.randint(0, 255, (3, 32, 32)).byte(), heat)
         for number, heat in enumerate(torch.rand(count, 32, 32))
@@ -196,8 +196,8 @@ def test_results_without_findings_are_explained() -> None:
     assert "no mistakes among 1,234 images" in out.getvalue()
 
 
-def test_a_picture_without_evidence_is_captioned_so() -> None:
+def test_an_image_without_evidence_is_captioned_so() -> None:
     picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    found = Heatmap("folder/cat.png", "cat", 0.5, None, picture, torch.zeros(8, 8))
-    assert found.caption == "cat.png\n50% cat\nno positive evidence"
-    assert replace(found, true="dog", heat=torch.ones(8, 8)).caption == "50% cat\nis dog"
+    heatmap = Heatmap("folder/cat.png", "cat", 0.5, None, picture, torch.zeros(8, 8))
+    assert heatmap.caption == "cat.png\n50% cat\nno positive evidence"
+    assert replace(heatmap, true="dog", heat=torch.ones(8, 8)).caption == "50% cat\nis dog"

@@ -21,14 +21,14 @@ def test_the_kinds_of_entries_are_listed_with_their_sizes() -> None:
     assert lines[2].split() == ["features", "1,234", "5.4", "GB", "0.2", "MB", "0.0", "MB", "arrays"]
 
 
-def test_what_stays_is_named_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_entries_that_stay_are_named_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     screen = make_screen(80)
     print_clearing(screen, CLEARED)
     assert printed(screen) == "removed 2.5 GB from /cache\n"
     assert "left 500.0 MB (1 features)" in capsys.readouterr().err
 
 
-def test_without_a_terminal_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_there_is_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     with pytest.raises(UsageError, match=r"tl cache clear --yes removes 3\.0 GB \(2 features\)"):
         confirm_clearing(CLEARED)

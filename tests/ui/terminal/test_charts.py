@@ -77,8 +77,8 @@ def test_without_colour_every_line_has_its_own_symbol_in_the_legend(canvas: Canv
         lines = [line for line in panel.lines if line.kind != "samples" and (line.kind == "line" or line.label)]
         symbols = [symbol_of(panel, line, canvas) for line in lines]
         assert len(set(symbols)) == len(symbols), panel.title
-        told = [entry.plain.split(" ")[0] for entry in legend(panel, canvas)]
-        assert len(set(told)) == len(told)
+        legend_symbols = [entry.plain.split(" ")[0] for entry in legend(panel, canvas)]
+        assert len(set(legend_symbols)) == len(legend_symbols)
 
 
 def test_more_runs_than_colours_have_different_symbols() -> None:
@@ -94,8 +94,8 @@ def test_a_legend_is_above_the_chart_in_as_many_lines_as_it_needs() -> None:
         lines = [line.plain for line in heading(panel, Canvas(width, 12))]
         assert all(len(line) <= width for line in lines)
         text = "\n".join(lines)
-        for said in ("accuracy", "train", "validation", "best, epoch 10", "test"):
-            assert said in text
+        for expected in ("accuracy", "train", "validation", "best, epoch 10", "test"):
+            assert expected in text
     assert "validation" not in draw(panel, GREY).plain
 
 
@@ -109,7 +109,7 @@ def test_the_unfreezing_is_marked_where_it_happened() -> None:
     assert ":" not in draw(accuracy_by_epoch([without]), canvas).plain
 
 
-def test_a_spike_survives_thinning() -> None:
+def test_a_spike_is_kept_when_points_are_thinned() -> None:
     points = [(float(x), 0.0) for x in range(100_000)]
     points[54_321] = (54_321.0, 7.0)
     drawn = draw(Panel("x", [Line(points, "blue", "samples")]), Canvas(60, 10, colour=False)).plain.splitlines()

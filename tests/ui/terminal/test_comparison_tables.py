@@ -16,7 +16,7 @@ from tl_cli.ui.terminal.console import make_console
 
 
 class ClosedPipe:
-    """A stdout whose reader is gone."""
+    """A stdout whose reader has closed the pipe."""
 
     encoding = "utf-8"
 
@@ -37,7 +37,7 @@ def result() -> CompareResult:
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "csv", "json"])
-def test_a_result_is_recorded_although_the_reader_of_stdout_is_gone(
+def test_a_result_is_recorded_if_stdout_is_closed(
     form, result: CompareResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdout", ClosedPipe())
@@ -51,7 +51,7 @@ def test_a_result_is_recorded_although_the_reader_of_stdout_is_gone(
 
 
 @pytest.mark.slow
-def test_files_are_written_once_where_the_person_wants_them(result: CompareResult, tmp_path: Path, capsys) -> None:
+def test_files_are_written_once_to_the_requested_folder(result: CompareResult, tmp_path: Path, capsys) -> None:
     with ComparisonReport(make_console(), make_console(stderr=True), "csv", tmp_path) as shown:
         report = shown.compared(result)
     assert {path.parent for path in report.files} == {tmp_path}
@@ -89,14 +89,14 @@ def test_a_comparison_fits_the_terminal(width: int, seeds: int) -> None:
     print_comparison(on, *a_comparison(seeds=seeds))
     text = printed(on)
     assert max(map(len, text.splitlines())) <= width
-    for said in ("MACs", "significant differences", "validation accuracy by epoch"):
-        assert said in text
+    for expected in ("MACs", "significant differences", "validation accuracy by epoch"):
+        assert expected in text
     assert "\x1b" not in text
-    # Sentences are long, and said to their end.
+    # Sentences are printed whole, however long.
     assert "".join(text.split()).count("for3pairs)") == 3
 
 
-def test_a_comparison_as_text_and_pictures(tmp_path: Path) -> None:
+def test_a_comparison_as_text_and_figures(tmp_path: Path) -> None:
     comparison, curves = a_comparison(9)
     assert "\x1b" not in markdown(comparison)
     table = markdown(comparison).splitlines()

@@ -22,7 +22,7 @@ def test_control_characters_are_never_printed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["猫", "a…b", "é[/]"])
-def test_a_stream_that_cannot_print_a_name_prints_a_stand_in(name: str) -> None:
+def test_a_stream_that_cannot_print_a_character_prints_a_replacement(name: str) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     settle_encoding(stream)
     print(safe_text(name), file=stream, flush=True)

@@ -100,14 +100,14 @@ def test_a_followed_run_shows_its_progress() -> None:
 @pytest.mark.parametrize(
     ("done", "left"),
     [
-        (0, "epoch 0/12 "),  # nothing is known yet
+        (0, "epoch 0/12 "),  # no epoch has ended yet
         (2, "6.0 s left in this phase"),  # three epochs of the head, two seconds each
-        (5, "epoch 5/12 "),  # the head's epochs say nothing of fine-tuning
+        (5, "epoch 5/12 "),  # the head's epochs do not predict the time of fine-tuning
         (6, "1:00 left in this phase"),  # two more of the first stage, 30 seconds each
         (9, "2:30 left "),  # three more of the second, 50 seconds each
     ],
 )
-def test_the_time_left_is_by_the_epochs_of_the_phase(done: int, left: str) -> None:
+def test_the_time_left_follows_from_the_epochs_of_the_phase(done: int, left: str) -> None:
     seconds = [2.0] * 5 + [30.0] * 3 + [50.0] * 4
     facts = replace(FACTS, phase_ends=(5, 8, 12))
     one = history(epochs=12)

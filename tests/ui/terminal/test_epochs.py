@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from tests.support.screens import story
+from tests.support.screens import two_phase_events
 from tl_cli.evaluation.scores import EpochEnded
 from tl_cli.training.history import History
 from tl_cli.ui.terminal.console import THEME
@@ -18,7 +18,7 @@ def headings(epochs: list[EpochEnded], width: int) -> list[str]:
 
 
 def test_a_narrow_table_leaves_out_the_least_important_columns() -> None:
-    epochs = [event for event in story() if isinstance(event, EpochEnded)]
+    epochs = [event for event in two_phase_events() if isinstance(event, EpochEnded)]
     assert headings(epochs, 24) == ["epoch", "val loss", "val acc"]
     assert headings(epochs, 40) == ["epoch", "train loss", "val loss", "val acc"]
     quality = ["epoch", "train loss", "train acc", "val loss", "val acc"]

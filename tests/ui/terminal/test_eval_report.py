@@ -1,4 +1,4 @@
-"""What an evaluation prints, at every width and on terminals without colours."""
+"""The printed report of an evaluation, at every width and on terminals without colours."""
 
 import pytest
 import torch
@@ -33,10 +33,12 @@ def measured(classes: int, count: int = 300) -> tuple[Measured, list[str]]:
 @pytest.mark.parametrize("classes", [2, 10, 60, 300])
 @pytest.mark.parametrize("colour", [False, True])
 def test_an_evaluation_fits_the_terminal(width: int, classes: int, colour: bool) -> None:
-    found, names = measured(classes)
+    evaluated, names = measured(classes)
     calibration = Calibration(temperature=1.3, images=30, loss=1.0, held_out_loss=0.9, note="")
     on = make_screen(width, colour=colour)
-    print_evaluation(on, evaluation(found, make_report(found.labelled, calibration), HOSTILE, names), pictures=6)
+    print_evaluation(
+        on, evaluation(evaluated, make_report(evaluated.labelled, calibration), HOSTILE, names), pictures=6
+    )
     text = printed(on)
     assert "top-1" in text
     assert ("top-5" in text) == (classes > 5)
@@ -49,12 +51,12 @@ def test_an_evaluation_fits_the_terminal(width: int, classes: int, colour: bool)
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_wide_letters_and_markup_in_names_leave_every_number(width: int) -> None:
-    found, _ = measured(6)
+def test_wide_letters_and_markup_in_names_hide_no_number(width: int) -> None:
+    evaluated, _ = measured(6)
     on = make_screen(width)
     names = ["[/red]", "[bold]cat", "\u65e5\u672c\u8a9e" * 4, "\u732b", "a|b", "x" * 50]
-    report = make_report(found.labelled, Calibration())
-    print_evaluation(on, evaluation(found, report, "model", names), pictures=2)
+    report = make_report(evaluated.labelled, Calibration())
+    print_evaluation(on, evaluation(evaluated, report, "model", names), pictures=2)
     text = printed(on)
     assert max(map(cell_len, text.splitlines())) <= width
     assert "[/red]" in text
@@ -63,19 +65,21 @@ def test_wide_letters_and_markup_in_names_leave_every_number(width: int) -> None
             assert str(number) in text
 
 
-def test_an_evaluation_is_printed_in_ascii_where_nothing_else_can_be() -> None:
-    found, names = measured(12)
+def test_an_evaluation_is_printed_in_ascii_on_an_ascii_terminal() -> None:
+    evaluated, names = measured(12)
     on = make_screen(80, encoding="ascii")
-    report = make_report(found.labelled, Calibration())
-    print_evaluation(on, evaluation(found, report, "model", [f"c{n}" for n in range(12)]), pictures=3)
+    report = make_report(evaluated.labelled, Calibration())
+    print_evaluation(on, evaluation(evaluated, report, "model", [f"c{n}" for n in range(12)]), pictures=3)
     assert "worst mistakes" in printed(on)
 
 
-def test_a_model_without_mistakes_has_none_to_show() -> None:
-    found, names = measured(3, 30)
-    right = LabelledLogits(torch.nn.functional.one_hot(found.labelled.labels, 3).float() * 9, found.labelled.labels)
+def test_a_model_without_mistakes_shows_none() -> None:
+    evaluated, names = measured(3, 30)
+    right = LabelledLogits(
+        torch.nn.functional.one_hot(evaluated.labelled.labels, 3).float() * 9, evaluated.labelled.labels
+    )
     on = make_screen(80)
-    print_evaluation(on, evaluation(found, make_report(right, Calibration()), "model", names), pictures=8)
+    print_evaluation(on, evaluation(evaluated, make_report(right, Calibration()), "model", names), pictures=8)
     text = printed(on)
     assert "worst mistakes" not in text
     assert "most confused" not in text

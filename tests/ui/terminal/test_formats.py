@@ -4,7 +4,7 @@ from tl_cli.ui.terminal.formats import epoch_range, format_count, format_seconds
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(3.21, "3.2 s"), (48, "48 s"), (185, "3:05"), (7800, "2:10:00")])
-def test_durations_read_well(seconds: float, shown: str) -> None:
+def test_durations_have_a_readable_unit(seconds: float, shown: str) -> None:
     assert format_seconds(seconds) == shown
 
 

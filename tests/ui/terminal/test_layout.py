@@ -11,7 +11,7 @@ def lines_of(width: int, content, **options) -> list[str]:
     return [line.rstrip() for line in printed(screen).splitlines()]
 
 
-def test_numbers_stand_on_the_right_and_text_on_the_left_and_markup_is_text() -> None:
+def test_numbers_are_right_aligned_text_left_aligned_and_markup_is_text() -> None:
     table = table_of({"name": ["[red]", "b"], "n": ["1", "1,000"], "": ["=", "=="]}, left=("name",))
     assert lines_of(40, table) == ["name       n", "[red]      1  =", "b      1,000  =="]
 
@@ -37,7 +37,7 @@ def test_facts_are_safe_and_folded_beside_their_names() -> None:
     assert lines == ["a    \\x1b[31mxxxxxxx", "     xxxxxxxxxxxxx", "bbb  y"]
 
 
-def test_a_bar_is_as_long_as_its_share_and_ascii_where_nothing_else_can_be_shown() -> None:
+def test_a_bar_is_as_long_as_its_share_and_ascii_on_an_ascii_terminal() -> None:
     assert text_bar(0.5, 10, make_screen(80)).plain == "█" * 5
     assert text_bar(0.5, 10, make_screen(80, encoding="ascii")).plain == "#" * 5
 

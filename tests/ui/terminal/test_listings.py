@@ -6,7 +6,7 @@ from tl_cli.ui.terminal.listings import print_sets
 
 
 @pytest.mark.parametrize("width", [40, 71, 80, 200])
-def test_the_data_sets_fit_and_their_numbers_are_whole(width: int) -> None:
+def test_the_list_of_data_sets_fits_and_no_number_is_cut(width: int) -> None:
     screen = make_screen(width)
     print_sets(screen, tuple(SETS.values()))
     lines = printed(screen).splitlines()

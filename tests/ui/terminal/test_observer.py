@@ -48,7 +48,7 @@ def test_a_closed_observer_leaves_the_lines_that_others_print(terminal: Console)
     second = terminal.file.getvalue()[before:]
     assert "second" in second
     assert "first" not in second
-    # The new bar begins where the cursor is: nothing moves up before it is drawn.
+    # The new bar begins at the cursor: the cursor does not move up before it is drawn.
     assert "\x1b[1A" not in second.partition("second")[0]
 
 

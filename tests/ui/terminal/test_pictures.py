@@ -29,5 +29,5 @@ def test_shades_are_denser_for_larger_numbers() -> None:
 
 
 @pytest.mark.parametrize(("size", "expected"), [((10, 20), (32, 16)), ((300, 3), (1, 32)), ((5, 5), (32, 32))])
-def test_a_picture_is_scaled_to_its_longer_side(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_an_image_is_scaled_to_its_longer_side(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert scaled(torch.zeros(3, *size, dtype=torch.uint8), 32).size == expected

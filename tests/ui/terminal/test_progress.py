@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from tests.support.screens import story
+from tests.support.screens import two_phase_events
 from tl_cli.training.events import EpochEnded, Event, StepEnded, StoppedEarly
 from tl_cli.training.history import History
 from tl_cli.ui.terminal.console import THEME, make_console
@@ -29,7 +29,7 @@ def screen(width: int, height: int, upto: int, **options: object) -> str:
     history = History(TITLE.run_name)
     times = iter(range(10_000))
     live = LiveScreen(console, TITLE, history, clock=lambda: float(next(times)))
-    for event in story()[:upto]:
+    for event in two_phase_events()[:upto]:
         history(event)
         live(event)
     console.print(live)
@@ -37,7 +37,7 @@ def screen(width: int, height: int, upto: int, **options: object) -> str:
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 24), (80, 24), (200, 50), (24, 10), (80, 8)])
-@pytest.mark.parametrize("upto", [0, 1, 2, 5, 23, 40, len(story())])
+@pytest.mark.parametrize("upto", [0, 1, 2, 5, 23, 40, len(two_phase_events())])
 def test_the_screen_fits_at_every_size_and_moment(width: int, height: int, upto: int) -> None:
     lines = screen(width, height, upto).rstrip("\n").splitlines()
     assert max((len(line) for line in lines), default=0) <= width
@@ -46,16 +46,16 @@ def test_the_screen_fits_at_every_size_and_moment(width: int, height: int, upto:
 
 
 def test_the_screen_shows_the_phase_its_progress_and_the_best_epoch() -> None:
-    text = screen(120, 40, len(story()) - 2)
-    for said in ("fine-tuning", "4,020,358 of 4,020,358 parameters train", "epoch 4/4", "images/s", "left",
+    text = screen(120, 40, len(two_phase_events()) - 2)
+    for expected in ("fine-tuning", "4,020,358 of 4,020,358 parameters train", "epoch 4/4", "images/s", "left",
                  "best: 75.00% on validation, epoch 3", "validation", "frozen"):  # fmt: skip
-        assert said in text
+        assert expected in text
     assert "\x1b" not in text.replace("\\x1b", "")
     assert "digits [/] run\\x1b[31m" in text
 
 
 def test_the_bars_are_correct_in_the_second_phase() -> None:
-    events = story()
+    events = two_phase_events()
     end = next(i for i, event in enumerate(events) if isinstance(event, StepEnded) and event.step == 25)
     text = screen(100, 30, end + 1)
     assert "epoch 3/4" in text
@@ -67,7 +67,7 @@ def test_ascii_terminals_get_ascii() -> None:
     console = Console(theme=THEME, file=stream, width=80, height=30, force_terminal=True, no_color=True)
     history = History("run")
     live = LiveScreen(console, Title("run", "CPU", 4), history)
-    for event in story():
+    for event in two_phase_events():
         history(event)
         live(event)
     console.print(live)
@@ -79,7 +79,7 @@ def test_a_pipe_gets_one_plain_line_per_epoch() -> None:
     console = Console(theme=THEME, file=io.StringIO(), width=80)
     with open_screen(console, TITLE, History()) as lines:
         assert isinstance(lines, PlainLines)
-        for event in story():
+        for event in two_phase_events():
             lines(event)
         lines(StoppedEarly(4, 2))
     printed = console.file.getvalue().splitlines()
@@ -95,17 +95,17 @@ def test_a_closed_pipe_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch
     pipe = os.fdopen(writer, "w")
     monkeypatch.setattr(sys, "stdout", pipe)
     with open_screen(make_console(), TITLE, History()) as lines:
-        for event in story():
+        for event in two_phase_events():
             lines(event)
     with pytest.raises(BrokenPipeError):
         pipe.close()
 
 
-def fall_to(accuracy: float) -> list[Event]:
-    """The story, with another validation accuracy in the first epoch after unfreezing, epoch 3; it was 0.65 before."""
+def events_with_accuracy(accuracy: float) -> list[Event]:
+    """Return the events with this validation accuracy in epoch 3, the first one after unfreezing; it was 0.65 before."""
     return [
         replace(event, val_accuracy=accuracy) if isinstance(event, EpochEnded) and event.epoch == 3 else event
-        for event in story()
+        for event in two_phase_events()
     ]
 
 
@@ -113,15 +113,15 @@ def fall_to(accuracy: float) -> list[Event]:
 def test_a_fall_of_accuracy_on_unfreezing_is_explained_once(accuracy: float, explained: int) -> None:
     console, history = Console(theme=THEME, file=io.StringIO(), width=80), History()
     lines = PlainLines(console, TITLE, history)
-    for event in fall_to(accuracy):
+    for event in events_with_accuracy(accuracy):
         history(event)
         lines(event)
-    said = console.file.getvalue()
-    assert said.count("on unfreezing") == explained
-    assert said.count("validation fell from 65.00% to 25.00%") == explained
+    output = console.file.getvalue()
+    assert output.count("on unfreezing") == explained
+    assert output.count("validation fell from 65.00% to 25.00%") == explained
     history = History()
     live = LiveScreen(Console(theme=THEME, file=io.StringIO(), width=40, height=30), TITLE, history)
-    for event in fall_to(accuracy):
+    for event in events_with_accuracy(accuracy):
         history(event)
         live(event)
     live._console.print(live)
@@ -133,14 +133,14 @@ def test_a_fall_of_accuracy_on_unfreezing_is_explained_once(accuracy: float, exp
 
 def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with open_screen(make_console(quiet=True), TITLE, History()) as lines:
-        for event in story():
+        for event in two_phase_events():
             lines(event)
     assert capsys.readouterr().out == ""
 
 
 @contextmanager
 def one_stream(path: Path) -> Iterator[None]:
-    """Put into a file all that Python and C libraries write to stdout and stderr, in order, as a terminal shows it."""
+    """Redirect stdout and stderr of Python and C libraries to one file, in order, as a terminal shows them."""
     kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     try:
         with path.open("ab") as stream:
@@ -155,7 +155,7 @@ def one_stream(path: Path) -> Iterator[None]:
             os.close(saved)
 
 
-def test_what_libraries_write_to_stderr_waits_for_the_end(tmp_path: Path) -> None:
+def test_stderr_of_libraries_is_printed_at_the_end(tmp_path: Path) -> None:
     with one_stream(tmp_path / "stream"):
         console = Console(force_terminal=True, width=80, height=24)
         with LiveScreen(console, TITLE, History()):

@@ -18,7 +18,7 @@ def test_a_closed_run_is_shown_with_the_command_that_resumes_it() -> None:
     assert shown(screen) == f"3f2a91c0 (first) is recorded as killed; to resume it: {resume}\n"
 
 
-def test_what_was_sent_is_counted() -> None:
+def test_synced_records_are_counted() -> None:
     screen = make_screen(80)
     print_sent(screen, SentRuns((SentRun(RUN.run_id, RUN.name, True, 1234, 5, "FINISHED", (), ()),), True, "http://x"))
     assert shown(screen).splitlines() == [

@@ -30,18 +30,18 @@ def printed(width: int, show, *arguments, encoding: str = "utf-8", **options) ->
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
-def test_the_list_fits_every_width_with_what_matters_most(width: int) -> None:
+def test_the_list_fits_every_width_with_the_most_important_columns(width: int) -> None:
     text = printed(width, print_runs, RUNS, total=30, where="sqlite:///mlflow.db", filtered=False)
     lines = text.splitlines()
     assert max(Text(line).cell_len for line in lines) <= width
-    for said in ("3f2a91c0", "aaaaaaaa", "*91.00%", "dead", "silent"):
-        assert said in text
+    for expected in ("3f2a91c0", "aaaaaaaa", "*91.00%", "dead", "silent"):
+        assert expected in text
     assert "tl runs close records its end" in " ".join(text.split())
     assert "3 of 30 shown" in text
     assert ("▁▅█" in text) == (width >= 60)
 
 
-def test_names_are_data() -> None:
+def test_names_are_printed_without_interpreting_markup() -> None:
     text = printed(200, print_runs, RUNS, total=3, where="x", filtered=False)
     assert r"\x1b[31m" in text
     assert "[/]" in text
@@ -79,6 +79,6 @@ def test_differences_fit_every_width(width: int) -> None:
     )
     text = printed(width, print_differences, apart, {})
     assert max(Text(line).cell_len for line in text.splitlines()) <= width
-    for said in ("lr", "0.01", "not recorded", "88.00%", "1:01", "machine", "55 settings are equal"):
-        assert said in text, said
+    for expected in ("lr", "0.01", "not recorded", "88.00%", "1:01", "machine", "55 settings are equal"):
+        assert expected in text, expected
     assert "equal in all" in printed(width, print_differences, apart, {"seed": "0"})

@@ -25,7 +25,7 @@ with Display(Text("on the screen"), console=make_console(), screen=True, redirec
 
 
 class Shell:
-    """An interactive shell, with jobs, in a terminal of its own."""
+    """An interactive shell with job control in a new terminal."""
 
     def __init__(self) -> None:
         pid, self.terminal = pty.fork()
@@ -39,7 +39,7 @@ class Shell:
         os.write(self.terminal, text.encode())
 
     def until(self, wanted: bytes) -> bytes:
-        """Return what is shown up to and with ``wanted``."""
+        """Return the output up to and including ``wanted``."""
         while wanted not in self.seen:
             self.seen += os.read(self.terminal, 4096)
         before, found, self.seen = self.seen.partition(wanted)
@@ -47,7 +47,7 @@ class Shell:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell with jobs")
-def test_ctrl_z_gives_the_screen_to_the_shell_and_fg_takes_it_again(tmp_path: Path) -> None:
+def test_ctrl_z_restores_the_shells_screen_and_fg_returns_to_the_full_screen(tmp_path: Path) -> None:
     (tmp_path / "screen.py").write_text(SCREEN)
     shell = Shell()
     shell.type(f"{sys.executable} {tmp_path / 'screen.py'}\n")
@@ -55,7 +55,7 @@ def test_ctrl_z_gives_the_screen_to_the_shell_and_fg_takes_it_again(tmp_path: Pa
     shell.until(b"on the screen")
     shell.type("\x1a")
     assert b"Stopped" not in shell.until(LEAVE)
-    # Nothing is drawn from here to the shell's own line.
+    # Nothing is drawn between this and the shell's own line.
     assert b"on the screen" not in shell.until(b"Stopped")
     shell.type("fg\n")
     shell.until(ENTER)
@@ -72,7 +72,7 @@ def test_ctrl_z_gives_the_screen_to_the_shell_and_fg_takes_it_again(tmp_path: Pa
 
 
 class ClosesWithTheScreen(io.StringIO):
-    """A terminal that is closed as soon as the full screen was asked for."""
+    """A terminal that is closed as soon as the full screen is requested."""
 
     def isatty(self) -> bool:
         return True
@@ -83,7 +83,7 @@ class ClosesWithTheScreen(io.StringIO):
         return super().write(text)
 
 
-def test_a_terminal_that_is_closed_while_the_screen_opens_ends_nothing() -> None:
+def test_a_terminal_closed_while_the_screen_opens_ends_no_training() -> None:
     file = ClosesWithTheScreen()
     console = Console(file=file, force_terminal=True, width=80, height=20)
     with Display(Text("on the screen"), console=console, screen=True) as display:

@@ -16,7 +16,7 @@ def test_information_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert "features of an earlier run are used" in capsys.readouterr().err
 
 
-def test_the_pictures_of_a_run_are_written(tmp_path: Path) -> None:
+def test_the_figures_of_a_run_are_written(tmp_path: Path) -> None:
     observer = TrainingScreen(make_screen(80))
     images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     files = observer.draw_batch(images, ["a", "b", "c", "d"], tmp_path / "batch.png", pytest.fail)
@@ -27,7 +27,7 @@ def test_the_pictures_of_a_run_are_written(tmp_path: Path) -> None:
             picture.verify()
 
 
-def test_a_picture_that_cannot_be_drawn_is_a_warning(tmp_path: Path) -> None:
+def test_a_figure_that_cannot_be_drawn_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     warnings: list[str] = []
     images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""eval, predict, compare and export on two recorded runs, which all tests share and none changes for another."""
+"""eval, predict, compare, export and serving of two recorded runs, which all tests share and none changes."""
 
 import base64
 import csv
@@ -57,8 +57,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ready_database: Path, colo
 
 
 @pytest.fixture
-def there(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The store of the two runs, in whose folder ``tl`` runs now."""
+def store(tl, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The store of the two runs, whose folder is the current one."""
     monkeypatch.chdir(trained)
     mlflow.set_tracking_uri(f"sqlite:///{trained}/mlflow.db")
     return open_store(None)
@@ -69,27 +69,27 @@ def folder_of(store: Store, name: str) -> Path:
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_what_scikit_learn_says_and_becomes_part_of_the_run(tl, there: Store, tmp_path: Path) -> None:
+def test_an_evaluation_equals_scikit_learns_and_is_recorded_with_the_run(tl, store: Store, tmp_path: Path) -> None:
     result: Result = tl("eval", "good", "--json", "--output", tmp_path / "report")
     assert (result.code, result.err) == (0, "")
-    said = json.loads(result.out)
+    report = json.loads(result.out)
     kept = load_logits(tmp_path / "report" / "logits.npz")
     predicted = kept.labelled.logits.argmax(1)
-    assert said["accuracy"] == pytest.approx(accuracy_score(kept.labelled.labels, predicted))
-    assert said["accuracy_low"] < said["accuracy"] <= said["accuracy_high"]
-    assert np.array(said["confusion"]).sum() == said["images"] == 18
-    assert [row["class"] for row in said["by_class"]] == sorted(COLOURS)
+    assert report["accuracy"] == pytest.approx(accuracy_score(kept.labelled.labels, predicted))
+    assert report["accuracy_low"] < report["accuracy"] <= report["accuracy_high"]
+    assert np.array(report["confusion"]).sum() == report["images"] == 18
+    assert [row["class"] for row in report["by_class"]] == sorted(COLOURS)
     written = sorted(path.name for path in (tmp_path / "report").iterdir())
     assert written[:3] == ["classes.csv", "confusion.png", "logits.npz"]
     assert Image.open(tmp_path / "report" / "confusion.png").width > 400
-    run = there.find("good")
-    assert run.data.metrics["test/macro_f1"] == pytest.approx(said["macro_f1"])
-    assert run.data.metrics["test/accuracy"] == pytest.approx(said["accuracy"])
-    assert there.artifact(run, "eval/test/reliability.png") is not None
+    run = store.find("good")
+    assert run.data.metrics["test/macro_f1"] == pytest.approx(report["macro_f1"])
+    assert run.data.metrics["test/accuracy"] == pytest.approx(report["accuracy"])
+    assert store.artifact(run, "eval/test/reliability.png") is not None
 
 
 @pytest.mark.slow
-def test_a_table_of_classes_is_csv(tl, there: Store) -> None:
+def test_a_table_of_classes_is_csv(tl, store: Store) -> None:
     result = tl("eval", "good", "--csv", "--no-log")
     rows = list(csv.DictReader(io.StringIO(result.out)))
     assert [row["class"] for row in rows] == sorted(COLOURS)
@@ -97,46 +97,46 @@ def test_a_table_of_classes_is_csv(tl, there: Store) -> None:
     assert tl("eval", "good", "--csv", "--json").code == 2
 
 
-def test_best_is_the_best_on_the_same_data_and_latest_the_latest(there: Store) -> None:
-    assert there.find("best").info.run_name == "good"
-    assert there.find("latest").info.run_name == "poor"
+def test_best_is_the_best_on_the_same_data_and_latest_the_latest(store: Store) -> None:
+    assert store.find("best").info.run_name == "good"
+    assert store.find("latest").info.run_name == "poor"
 
 
 @pytest.mark.slow
-def test_other_images_are_matched_by_the_names_of_their_classes(tl, there: Store, tmp_path: Path) -> None:
+def test_other_images_are_matched_by_the_names_of_their_classes(tl, store: Store, tmp_path: Path) -> None:
     # "green" would be class 0 of this folder and is class 1 of the model.
     write_pictures(tmp_path / "new", {"green": COLOURS["green"], "red": COLOURS["red"]}, 4)
     result = tl("eval", "good", "--data", tmp_path / "new", "--json")
     assert result.code == 0
     assert "no images of blue" in result.err
-    said = json.loads(result.out)
-    assert (said["split"], said["images"], said["missing"]) == ("all", 8, ["blue"])
-    assert [row["images"] for row in said["by_class"]] == [0, 4, 4]
-    assert said["macro_recall"] == pytest.approx(np.mean([row["recall"] for row in said["by_class"][1:]]))
-    name = f"eval/new-all-{said['digest'][:8]}/accuracy"
-    run = there.find("good")
-    assert run.data.metrics[name] == said["accuracy"]
-    inputs = there.client.get_run(run.info.run_id).inputs.dataset_inputs
+    report = json.loads(result.out)
+    assert (report["split"], report["images"], report["missing"]) == ("all", 8, ["blue"])
+    assert [row["images"] for row in report["by_class"]] == [0, 4, 4]
+    assert report["macro_recall"] == pytest.approx(np.mean([row["recall"] for row in report["by_class"][1:]]))
+    name = f"eval/new-all-{report['digest'][:8]}/accuracy"
+    run = store.find("good")
+    assert run.data.metrics[name] == report["accuracy"]
+    inputs = store.client.get_run(run.info.run_id).inputs.dataset_inputs
     assert {each.dataset.name: each.tags[0].value for each in inputs}["new-all"] == "evaluation"
-    assert name not in there.find("poor").data.metrics
-    # Other images in a folder of the same name have numbers and files of their own.
+    assert name not in store.find("poor").data.metrics
+    # Other images in a folder of the same name have separate metrics and files.
     write_pictures(tmp_path / "other" / "new", COLOURS, 3)
     other = json.loads(tl("eval", "good", "--data", tmp_path / "other" / "new", "--json").out)
-    metrics = there.find("good").data.metrics
-    assert metrics[name] == said["accuracy"]
+    metrics = store.find("good").data.metrics
+    assert metrics[name] == report["accuracy"]
     assert metrics[f"eval/new-all-{other['digest'][:8]}/accuracy"] == other["accuracy"]
-    for each in (said, other):
-        kept = there.artifact(there.find("good"), f"eval/new-all-{each['digest'][:8]}/report.json")
+    for each in (report, other):
+        kept = store.artifact(store.find("good"), f"eval/new-all-{each['digest'][:8]}/report.json")
         assert json.loads(kept.read_text())["images"] == each["images"]
 
 
-def test_one_class_alone_can_be_judged(tl, there: Store, tmp_path: Path) -> None:
+def test_one_class_alone_can_be_evaluated(tl, store: Store, tmp_path: Path) -> None:
     write_pictures(tmp_path / "one", {"red": COLOURS["red"]}, 3)
-    said = json.loads(tl("eval", "good", "--data", tmp_path / "one", "--json", "--no-log").out)
-    assert said["images"] == 3
+    report = json.loads(tl("eval", "good", "--data", tmp_path / "one", "--json", "--no-log").out)
+    assert report["images"] == 3
 
 
-def test_its_own_images_are_known_again_wherever_they_are(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+def test_the_images_of_a_run_are_recognized_in_any_folder(tl, store: Store, colours: Path, tmp_path: Path) -> None:
     (tmp_path / "moved").symlink_to(colours)
     copied = tmp_path / "copied"
     for path in colours.rglob("*.png"):
@@ -144,20 +144,20 @@ def test_its_own_images_are_known_again_wherever_they_are(tl, there: Store, colo
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
     expected = json.loads(tl("eval", "good", "--json", "--no-log").out)["digest"]
-    for place in (tmp_path / "moved", copied):
-        said = json.loads(tl("eval", "good", "--data", place, "--json", "--no-log").out)
-        assert (said["split"], said["digest"]) == ("test", expected)
-        val = json.loads(tl("eval", "good", "--data", place, "--split", "val", "--json", "--no-log").out)
+    for folder in (tmp_path / "moved", copied):
+        report = json.loads(tl("eval", "good", "--data", folder, "--json", "--no-log").out)
+        assert (report["split"], report["digest"]) == ("test", expected)
+        val = json.loads(tl("eval", "good", "--data", folder, "--split", "val", "--json", "--no-log").out)
         assert val["images"] == 6
 
 
-def test_images_that_were_trained_on_are_counted_among_others(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+def test_training_images_among_the_evaluated_ones_are_counted(tl, store: Store, colours: Path, tmp_path: Path) -> None:
     learned = sorted((colours / "train" / "red").iterdir())
     write_pictures(tmp_path / "new", {"red": (200, 60, 50)}, 5, size=40)
     for number, path in enumerate(learned):
         shutil.copy(path, tmp_path / "new" / "red" / f"copy{number}.png")
     result = tl("eval", "good", "--data", tmp_path / "new", "--json", "--no-log")
-    # Of the 16 red training images 2 were held out to validate.
+    # 2 of the 16 red training images were held out for validation.
     assert "the model was trained on 14 of these 21 images" in result.err
     fresh = tmp_path / "fresh"
     write_pictures(fresh, {"red": (200, 60, 50)}, 5, size=40)
@@ -165,7 +165,7 @@ def test_images_that_were_trained_on_are_counted_among_others(tl, there: Store, 
 
 
 @pytest.mark.slow
-def test_a_changed_source_whose_parts_were_drawn_by_lot_is_refused(tl, workplace: Path) -> None:
+def test_a_changed_source_with_a_random_split_is_refused(tl, workplace: Path) -> None:
     write_pictures(Path("pictures"), COLOURS, 20)
     quick = ("--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs", "1")
     assert tl("train", "squeezenet1_1", *quick, "--data", "pictures", "--quiet").code == 0
@@ -177,21 +177,21 @@ def test_a_changed_source_whose_parts_were_drawn_by_lot_is_refused(tl, workplace
         assert "and training images among them" in " ".join(result.err.split())
 
 
-def test_pictures_of_one_length_are_not_taken_for_one_another(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+def test_images_of_equal_names_and_lengths_are_told_apart(tl, store: Store, colours: Path, tmp_path: Path) -> None:
     for path in colours.rglob("*.png"):
         target = tmp_path / "other" / path.relative_to(colours)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The same names and lengths.
+        # With equal names and lengths.
         target.write_bytes(path.read_bytes()[:-1] + b"\x00")
     assert tl("eval", "good", "--data", colours, "--split", "val", "--no-log", "--json").code == 0
-    # Validation is held out of its own images; others have none.
+    # Validation images were held out of the run's own images; another source has none.
     result = tl("eval", "good", "--data", tmp_path / "other", "--split", "val", "--no-log")
     assert result.code == 2
     assert "there are: train, test" in result.err
 
 
 @pytest.mark.slow
-def test_own_test_images_replaced_by_others_of_the_same_length_are_noticed(tl, workplace: Path) -> None:
+def test_test_images_replaced_by_others_of_equal_length_are_noticed(tl, workplace: Path) -> None:
     for part, count in (("train", 12), ("test", 4)):
         for number, (name, colour) in enumerate(COLOURS.items()):
             folder = Path("bitmaps") / part / name
@@ -208,7 +208,7 @@ def test_own_test_images_replaced_by_others_of_the_same_length_are_noticed(tl, w
     path.write_bytes(other.read_bytes())
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert "the test images are not those that the model was trained with" in tl("eval", "latest", "--no-log").err
-    # A model of an earlier version has digests of lengths alone, which have not changed.
+    # A model of an earlier version only has digests of file lengths, which have not changed.
     folder = folder_of(store, "latest")
     card = bundle.verified_card(folder)
     data = Evaluator(*registry.restore(folder))._data
@@ -220,21 +220,21 @@ def test_own_test_images_replaced_by_others_of_the_same_length_are_noticed(tl, w
     raw["data"]["splits"] = older
     shutil.copytree(folder, "older")
     bundle.write_card(Path("older"), type(card).model_validate(raw))
-    said = tl("eval", "older", "--no-log")
-    assert said.code == 0
-    assert "not those" not in said.err
+    result = tl("eval", "older", "--no-log")
+    assert result.code == 0
+    assert "not those" not in result.err
 
 
-def test_weights_that_are_broken_are_said_so(tl, broken: Path) -> None:
+def test_weights_that_are_nan_are_an_error(tl, broken: Path) -> None:
     result = tl("eval", broken, "--json")
     assert result.code == 2
     assert "the model returned NaN or infinity for 18 images" in result.err
 
 
 @pytest.fixture
-def broken(there: Store, tmp_path: Path) -> Path:
+def broken(store: Store, tmp_path: Path) -> Path:
     """The good model with weights that are NaN."""
-    classifier, card = registry.restore(folder_of(there, "good"))
+    classifier, card = registry.restore(folder_of(store, "good"))
     torch.nn.init.constant_(next(classifier.model.parameters()), float("nan"))
     bundle.save(tmp_path / "broken", classifier.model, card)
     return tmp_path / "broken"
@@ -251,14 +251,14 @@ def test_a_prediction_that_is_not_finite_is_an_error(tl, broken: Path, colours: 
 
 
 class LogOfBrightness(torch.nn.Module):
-    """Logits that are finite for bright pictures, infinite for black ones, NaN for what is darker than that."""
+    """Logits that are finite for bright images, infinite at a brightness of 0.2 (normalised to 0), and NaN below it."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         brightness = images.mean((1, 2, 3)).log()
         return torch.stack([brightness, -brightness, torch.zeros_like(brightness)], 1)
 
 
-def test_only_the_pictures_without_a_finite_prediction_are_errors(tmp_path: Path) -> None:
+def test_only_images_without_a_finite_prediction_are_errors(tmp_path: Path) -> None:
     how = Preprocessing(resize=8, crop=8, mean=(0.2, 0.2, 0.2), std=(1, 1, 1))
     classifier = Classifier("odd", LogOfBrightness(), ("head",), how, WeightsTag(name="none"))
     predictor = Predictor(classifier, ("light", "dark", "other"))
@@ -266,19 +266,19 @@ def test_only_the_pictures_without_a_finite_prediction_are_errors(tmp_path: Path
     for name, value in colours.items():
         Image.new("RGB", (8, 8), (value, value, value)).save(tmp_path / f"{name}.png")
     paths = [tmp_path / f"{name}.png" for name in colours]
-    found = list(predict_images(predictor, map(str, paths)))
-    assert [each.probabilities is not None for each in found] == [True, False, False, True]
+    predictions = list(predict_images(predictor, map(str, paths)))
+    assert [each.probabilities is not None for each in predictions] == [True, False, False, True]
     rows, errors = Predictor(classifier, ("a", "b", "c")).predict([path.read_bytes() for path in paths])
-    for place in (0, 3):
-        logit = np.log(list(colours.values())[place] / 255 - 0.2)
+    for index in (0, 3):
+        logit = np.log(list(colours.values())[index] / 255 - 0.2)
         expected = softmax([logit, -logit, 0])
-        assert found[place].probabilities.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
-        assert rows[place].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
-        assert errors[place] == found[place].error == ""
-    for place in (1, 2):
-        assert rows[place].isnan().all()
-        assert errors[place] == f"row {place + 1} of 4: {found[place].error}"
-        assert found[place].error.startswith("the model returned NaN or infinity")
+        assert predictions[index].probabilities.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        assert rows[index].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+        assert errors[index] == predictions[index].error == ""
+    for index in (1, 2):
+        assert rows[index].isnan().all()
+        assert errors[index] == f"row {index + 1} of 4: {predictions[index].error}"
+        assert predictions[index].error.startswith("the model returned NaN or infinity")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_views_of_a_broken_model_are_json_or_an_error(tl, broken: Path, view: tu
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda root: write_pictures(root, {"red": (9, 9, 9), "violet": (9, 9, 9)}, 2), "does not have: violet"),
         (lambda root: root.mkdir(), "holds nothing"),
@@ -304,14 +304,16 @@ def test_views_of_a_broken_model_are_json_or_an_error(tl, broken: Path, view: tu
         (lambda root: None, "no folder at"),
     ],
 )
-def test_images_that_cannot_judge_are_refused_in_words(tl, there: Store, tmp_path: Path, make, said: str) -> None:
+def test_images_that_cannot_be_evaluated_are_refused_with_a_message(
+    tl, store: Store, tmp_path: Path, make, message: str
+) -> None:
     make(tmp_path / "new")
     result = tl("eval", "good", "--data", tmp_path / "new")
     assert result.code == 2
-    assert said in result.err
+    assert message in result.err
 
 
-def test_parts_that_are_not_there_are_named(tl, there: Store, tmp_path: Path) -> None:
+def test_a_missing_split_is_named(tl, store: Store, tmp_path: Path) -> None:
     write_pictures(tmp_path / "new", COLOURS, 2)
     result = tl("eval", "good", "--data", tmp_path / "new", "--split", "test")
     assert result.code == 2
@@ -321,7 +323,7 @@ def test_parts_that_are_not_there_are_named(tl, there: Store, tmp_path: Path) ->
     assert "the results measure memorization" in train.err
 
 
-def test_unknown_and_ambiguous_runs_list_what_there_is(tl, there: Store) -> None:
+def test_an_unknown_run_suggests_the_nearest_name(tl, store: Store) -> None:
     result = tl("eval", "goood")
     assert result.code == 2
     assert "Did you mean good" in result.err
@@ -329,9 +331,9 @@ def test_unknown_and_ambiguous_runs_list_what_there_is(tl, there: Store) -> None
 
 
 @pytest.fixture
-def heated(there: Store, tmp_path: Path) -> Path:
+def with_temperature(store: Store, tmp_path: Path) -> Path:
     """The good model with a temperature of 2.5, as training would have saved it."""
-    classifier, card = registry.restore(folder_of(there, "good"))
+    classifier, card = registry.restore(folder_of(store, "good"))
     warm = Calibration(temperature=2.5, images=40, loss=0.9, held_out_loss=0.8, note="")
     bundle.save(tmp_path / "heated", classifier.model, card.model_copy(update={"calibration": warm}))
     return tmp_path / "heated"
@@ -339,71 +341,71 @@ def heated(there: Store, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_every_program_gives_the_same_probabilities(
-    tl, there: Store, heated: Path, colours: Path, tmp_path: Path
+    tl, store: Store, with_temperature: Path, colours: Path, tmp_path: Path
 ) -> None:
-    kept = load_logits(there.artifact(there.find("good"), "eval/test_logits.npz"))
+    kept = load_logits(store.artifact(store.find("good"), "eval/test_logits.npz"))
     logits = kept.labelled.logits.double().numpy()
     raw, expected = softmax(logits, 1), softmax(logits / 2.5, 1)
     top, classes = expected.argmax(1), kept.classes
     pictures = [colours / name for name in kept.ids]
 
     def predicted(*options: str) -> list[float]:
-        lines = tl("predict", heated, *pictures, "--top", "1", *options).out.splitlines()
+        lines = tl("predict", with_temperature, *pictures, "--top", "1", *options).out.splitlines()
         return [json.loads(line)["predictions"][0]["probability"] for line in lines]
 
     assert predicted() == pytest.approx(expected.max(1), abs=1e-5)
     assert predicted("--raw") == pytest.approx(raw.max(1), abs=1e-5)
 
-    report = json.loads(tl("eval", heated, "--json").out)
+    report = json.loads(tl("eval", with_temperature, "--json").out)
     assert report["calibration"]["fitted"]["temperature"] == 2.5
     truth = kept.labelled.labels.numpy()
     assert report["loss"] == pytest.approx(log_loss(truth, expected, labels=range(3)), abs=1e-5)
     for bins, probabilities in ((report["calibration"], expected), (report["calibration"]["uncalibrated"], raw)):
-        said = sum(each["confidence"] * each["images"] for each in bins["bins"]) / 18
-        assert said == pytest.approx(probabilities.max(1).mean(), abs=1e-5)
-    wrong = [place for place in range(18) if top[place] != truth[place]]
+        mean_confidence = sum(each["confidence"] * each["images"] for each in bins["bins"]) / 18
+        assert mean_confidence == pytest.approx(probabilities.max(1).mean(), abs=1e-5)
+    wrong = [index for index in range(18) if top[index] != truth[index]]
     assert {each["id"]: each["probability"] for each in report["worst_mistakes"]} == {
-        kept.ids[place]: pytest.approx(expected[place].max(), abs=1e-5) for place in wrong
+        kept.ids[index]: pytest.approx(expected[index].max(), abs=1e-5) for index in wrong
     }
-    # An evaluation changes nothing.
+    # An evaluation does not change the model.
     assert predicted() == pytest.approx(expected.max(1), abs=1e-5)
-    assert sorted(path.name for path in heated.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(path.name for path in with_temperature.iterdir()) == ["model.json", "model.safetensors"]
 
-    with mlflow.start_run(experiment_id=there.experiment("elsewhere")):
-        served = mlflow.pyfunc.load_model(f"models:/{log_model(heated, Naming('heated', {}))}")
+    with mlflow.start_run(experiment_id=store.experiment("elsewhere")):
+        served = mlflow.pyfunc.load_model(f"models:/{log_model(with_temperature, Naming('heated', {}))}")
     rows = served.predict(pd.DataFrame({"image": [path.read_bytes() for path in pictures]}))
     assert rows[list(classes)].to_numpy() == pytest.approx(expected, abs=1e-5)
 
-    assert tl("export", heated, "--output", tmp_path / "m.onnx").code == 0
+    assert tl("export", with_temperature, "--output", tmp_path / "m.onnx").code == 0
     script = Path(__file__).parents[2] / "examples" / "predict_with_onnx.py"
     shown = subprocess.run(
         [sys.executable, script, tmp_path / "m.onnx", pictures[0]], capture_output=True, text=True, check=True
     ).stdout
     assert shown == f"{classes[top[0]]} ({expected[0].max():.1%})\n"
-    assert tl("export", heated, "--format", "pt2", "--output", tmp_path / "m.pt2").code == 0
+    assert tl("export", with_temperature, "--format", "pt2", "--output", tmp_path / "m.pt2").code == 0
     extra = {"temperature": ""}
     torch.export.load(tmp_path / "m.pt2", extra_files=extra)
     assert json.loads(extra["temperature"]) == 2.5
-    assert tl("export", heated, "--format", "folder", "--output", tmp_path / "copy").code == 0
+    assert tl("export", with_temperature, "--format", "folder", "--output", tmp_path / "copy").code == 0
     assert bundle.read_card(tmp_path / "copy").calibration.temperature == 2.5
 
     pytest.importorskip("captum")
-    cam = json.loads(tl("inspect", heated, "--cam", pictures[0], "--json").out)
+    cam = json.loads(tl("inspect", with_temperature, "--cam", pictures[0], "--json").out)
     assert cam["images"][0]["probability"] == pytest.approx(expected[0].max(), abs=1e-5)
-    worst = json.loads(tl("inspect", heated, "--worst", "3", "--split", "test", "--json").out)
+    worst = json.loads(tl("inspect", with_temperature, "--worst", "3", "--split", "test", "--json").out)
     for each in worst["images"]:
         assert each["probability"] == pytest.approx(expected[kept.ids.index(each["image"])].max(), abs=1e-5)
 
 
 @pytest.mark.slow
-def test_training_saves_a_temperature_that_evaluations_leave_alone(tl, workplace: Path) -> None:
+def test_training_saves_a_temperature_that_evaluations_do_not_change(tl, workplace: Path) -> None:
     images, generator = Path("images"), np.random.default_rng(0)
     for label, colour in enumerate(COLOURS.values()):
         for part, count in (("train", 40), ("val", 60), ("test", 6)):
             folder = images / part / str(label)
             folder.mkdir(parents=True)
             for number in range(count):
-                # Few mistakes, by a head that has hardly begun to learn: far less sure than it is right.
+                # Few mistakes by a barely trained head: it is underconfident.
                 is_odd = part == "val" and number % 10 == 0
                 drawn = list(COLOURS.values())[generator.integers(3)] if is_odd else colour
                 pixels = np.clip(generator.normal(drawn, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
@@ -415,26 +417,28 @@ def test_training_saves_a_temperature_that_evaluations_leave_alone(tl, workplace
     folder = folder_of(store, "latest")
     classifier, card = registry.restore(folder)
     assert card.calibration.images == 180
-    answers = Evaluator(classifier, card).measure("val").labelled
+    labelled = Evaluator(classifier, card).measure("val").labelled
     candidates = np.geomspace(0.01, 100, 8001)
-    losses = [log_loss(answers.labels, softmax(answers.logits.double().numpy() / t, 1)) for t in candidates]
+    losses = [log_loss(labelled.labels, softmax(labelled.logits.double().numpy() / t, 1)) for t in candidates]
     assert card.calibration.temperature == pytest.approx(candidates[np.argmin(losses)], rel=0.01)
     assert card.calibration.temperature != 1
     (state,) = Path("mlruns").glob("*/*/state/best")
     assert bundle.read_card(state).calibration == card.calibration
     picture = next((images / "test" / "0").iterdir())
     before = tl("predict", "latest", picture).out
-    said = json.loads(tl("eval", "latest", "--json").out)
-    assert said["calibration"]["fitted"] == card.calibration.model_dump()
-    # The loss that was recorded at the end of the training is that of the same probabilities.
-    assert store.find("latest").data.metrics["test/loss"] == pytest.approx(said["loss"], abs=1e-4)
+    report = json.loads(tl("eval", "latest", "--json").out)
+    assert report["calibration"]["fitted"] == card.calibration.model_dump()
+    # The loss recorded at the end of the training is computed with the same temperature.
+    assert store.find("latest").data.metrics["test/loss"] == pytest.approx(report["loss"], abs=1e-4)
     assert tl("predict", "latest", picture).out == before
 
 
-def test_a_former_temperature_is_ignored_and_said_so(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+def test_the_temperature_file_of_an_earlier_version_is_ignored_with_a_note(
+    tl, store: Store, colours: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "old"
-    bundle.copy(folder_of(there, "good"), folder)
-    # As earlier versions wrote it: no calibration in the card, and a file beside it once tl eval had run.
+    bundle.copy(folder_of(store, "good"), folder)
+    # The format of earlier versions: no calibration in the card, and a file beside it after tl eval.
     facts = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(
         json.dumps({k: v for k, v in facts.items() if k not in ("calibration", "sha256", "weights_sha256")})
@@ -452,13 +456,13 @@ def test_a_former_temperature_is_ignored_and_said_so(tl, there: Store, colours: 
     assert (fitted["temperature"], fitted["note"]) == (1.0, "none was fitted when the model was saved")
 
 
-def test_what_is_not_to_be_kept_is_not_and_what_cannot_be_is_said_after_the_figures(
-    tl, there: Store, tmp_path: Path
+def test_no_log_writes_nothing_and_a_failed_output_is_reported_after_the_results(
+    tl, store: Store, tmp_path: Path
 ) -> None:
-    bundle.copy(folder_of(there, "good"), tmp_path / "model")
+    bundle.copy(folder_of(store, "good"), tmp_path / "model")
     assert tl("eval", tmp_path / "model", "--no-log", "--json").code == 0
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.json", "model.safetensors"]
-    # Nothing can be written to the null device's folder, not by root either.
+    # Not even root can write below the null device.
     written = tl("eval", tmp_path / "model", "--no-log", "--csv", "--output", "/dev/null/x")
     assert written.code == 1
     assert written.out.startswith("class,")
@@ -466,43 +470,43 @@ def test_what_is_not_to_be_kept_is_not_and_what_cannot_be_is_said_after_the_figu
 
 
 @pytest.mark.slow
-def test_every_path_to_the_network_gives_the_same_logits(there: Store, colours: Path, tmp_path: Path) -> None:
-    run = there.find("good")
-    folder = there.model_folder(run)
+def test_eval_predict_pyfunc_and_onnx_give_the_same_probabilities(store: Store, colours: Path, tmp_path: Path) -> None:
+    run = store.find("good")
+    folder = store.model_folder(run)
     classifier, card = registry.restore(folder)
-    kept = load_logits(there.artifact(run, "eval/test_logits.npz"))
+    kept = load_logits(store.artifact(run, "eval/test_logits.npz"))
     expected = kept.labelled.logits.log_softmax(1)
     paths = [colours / name for name in kept.ids]
 
     measured = Evaluator(classifier, card).measure("test")
     assert tuple(measured.images.ids) == kept.ids
-    answers = {"eval": measured.labelled.logits.log_softmax(1)}
-    said = list(predict_images(Predictor(classifier, card.classes), map(str, paths), batch_size=5))
-    assert [each.path for each in said] == [str(path) for path in paths]
-    answers["predict"] = torch.stack([each.probabilities for each in said]).log()
+    log_probabilities = {"eval": measured.labelled.logits.log_softmax(1)}
+    predictions = list(predict_images(Predictor(classifier, card.classes), map(str, paths), batch_size=5))
+    assert [each.path for each in predictions] == [str(path) for path in paths]
+    log_probabilities["predict"] = torch.stack([each.probabilities for each in predictions]).log()
     (model_id,) = run.model_ids
     served = mlflow.pyfunc.load_model(f"models:/{model_id}")
     rows = served.predict(pd.DataFrame({"image": [path.read_bytes() for path in paths]}))
-    answers["pyfunc"] = torch.from_numpy(np.log(rows[list(card.classes)].to_numpy(dtype=np.float32)))
+    log_probabilities["pyfunc"] = torch.from_numpy(np.log(rows[list(card.classes)].to_numpy(dtype=np.float32)))
     classifier, card = registry.restore(folder)
     export.write_onnx(classifier, card, tmp_path / "m.onnx")
     from tl_cli.data.decode import decode_picture
     from tl_cli.data.preprocess import as_tensor, resize_crop
 
     inputs = torch.stack([resize_crop(as_tensor(decode_picture(path).pixels), card.preprocessing) for path in paths])
-    found = export.run_onnx(tmp_path / "m.onnx", inputs.numpy().astype(np.float32))
-    answers["onnx"] = torch.from_numpy(found).log_softmax(1)
-    for name, logits in answers.items():
+    onnx_logits = export.run_onnx(tmp_path / "m.onnx", inputs.numpy().astype(np.float32))
+    log_probabilities["onnx"] = torch.from_numpy(onnx_logits).log_softmax(1)
+    for name, logits in log_probabilities.items():
         assert float((logits - expected).abs().max()) < 1e-4, name
 
 
-def test_predictions_go_on_past_what_cannot_be_read(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+def test_predictions_continue_after_unreadable_files(tl, store: Store, colours: Path, tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
     pictures = sorted((colours / "test" / "green").iterdir())
     result = tl("predict", "good", pictures[0], tmp_path / "torn.png", tmp_path / "gone.png", pictures[1])
     assert result.code == 1
-    said = [json.loads(line) for line in result.out.splitlines()]
-    assert [each["path"] for each in said] == [str(pictures[0]), str(pictures[1])]
+    predictions = [json.loads(line) for line in result.out.splitlines()]
+    assert [each["path"] for each in predictions] == [str(pictures[0]), str(pictures[1])]
     assert "2 of 4 pictures have no prediction" in result.err
     assert "torn.png" in result.err
     assert "gone.png: there is no such file" in result.err
@@ -522,53 +526,55 @@ def threads(request: pytest.FixtureRequest):
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.parametrize("batch", [1, 2, 3, 50])
-def test_failures_anywhere_keep_the_order(there: Store, colours: Path, tmp_path: Path, threads, batch: int) -> None:
-    predictor = Predictor.load(folder_of(there, "good"))
+def test_predictions_are_in_order_wherever_files_fail(
+    store: Store, colours: Path, tmp_path: Path, threads, batch: int
+) -> None:
+    predictor = Predictor.load(folder_of(store, "good"))
     good = [str(path) for path in sorted((colours / "test").rglob("*.png"))]
     bad = [str(tmp_path / f"{n}.png") for n in range(7)]
     paths = [*bad[:4], good[0], bad[4], good[1], good[2], *bad[5:], good[3], bad[6]]
-    found = list(predict_images(predictor, iter(paths), batch_size=batch))
-    assert [each.path for each in found] == paths
-    assert [each.probabilities is None for each in found] == [path in bad for path in paths]
+    predictions = list(predict_images(predictor, iter(paths), batch_size=batch))
+    assert [each.path for each in predictions] == paths
+    assert [each.probabilities is None for each in predictions] == [path in bad for path in paths]
     alone = [next(predict_images(predictor, [path])).probabilities for path in good[:4]]
-    together = [each.probabilities for each in found if each.probabilities is not None]
+    together = [each.probabilities for each in predictions if each.probabilities is not None]
     assert torch.allclose(torch.stack(alone), torch.stack(together), atol=1e-6)
 
 
-def test_pictures_are_not_read_far_ahead(there: Store, colours: Path) -> None:
-    predictor = Predictor.load(folder_of(there, "good"))
-    asked = 0
+def test_images_are_not_read_far_ahead(store: Store, colours: Path) -> None:
+    predictor = Predictor.load(folder_of(store, "good"))
+    read = 0
 
-    def endless():
-        nonlocal asked
+    def endless_paths():
+        nonlocal read
         while True:
-            asked += 1
+            read += 1
             yield str(colours / "test" / "red" / "000.png")
 
-    found = predict_images(predictor, endless(), batch_size=4)
+    predictions = predict_images(predictor, endless_paths(), batch_size=4)
     for _ in range(20):
-        next(found)
-    assert asked < 20 + 4 * 8
-    found.close()
+        next(predictions)
+    assert read < 20 + 4 * 8
+    predictions.close()
 
 
-def test_failures_are_told_as_they_come(there: Store) -> None:
-    predictor = Predictor.load(folder_of(there, "good"))
-    asked = 0
+def test_failures_are_yielded_without_delay(store: Store) -> None:
+    predictor = Predictor.load(folder_of(store, "good"))
+    read = 0
 
-    def endless():
-        nonlocal asked
+    def endless_paths():
+        nonlocal read
         while True:
-            asked += 1
+            read += 1
             yield "/nowhere.png"
 
-    found = predict_images(predictor, endless(), batch_size=4)
-    assert [next(found).probabilities for _ in range(20)] == [None] * 20
-    assert asked < 20 + 4 * 8
-    found.close()
+    predictions = predict_images(predictor, endless_paths(), batch_size=4)
+    assert [next(predictions).probabilities for _ in range(20)] == [None] * 20
+    assert read < 20 + 4 * 8
+    predictions.close()
 
 
-def test_predictions_as_a_table_and_as_csv(tl, there: Store, colours: Path) -> None:
+def test_predictions_as_a_table_and_as_csv(tl, store: Store, colours: Path) -> None:
     table = tl("predict", "good", colours / "test", "--format", "table", "--top", "2")
     assert (table.code, table.err) == (0, "")
     assert len(table.out.splitlines()) == 18
@@ -581,7 +587,7 @@ def test_predictions_as_a_table_and_as_csv(tl, there: Store, colours: Path) -> N
     assert "*.gif: there is no such file" in tl("predict", "good", colours / "test" / "*.gif").err
 
 
-def test_names_that_are_no_text_come_out_as_their_bytes(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+def test_file_names_that_are_not_text_keep_their_bytes(tl, store: Store, colours: Path, tmp_path: Path) -> None:
     odd = os.path.join(os.fsencode(tmp_path), b"\xff\xfe \x1b[31m.png")
     with open(odd, "wb") as file:
         file.write((colours / "test" / "red" / "000.png").read_bytes())
@@ -593,15 +599,15 @@ def test_names_that_are_no_text_come_out_as_their_bytes(tl, there: Store, colour
         assert "\x1b" not in shown
 
 
-def test_a_model_of_an_earlier_version_is_not_said_to_have_seen_other_images(tl, there: Store, tmp_path: Path) -> None:
-    folder = folder_of(there, "poor")
+def test_images_of_a_model_of_an_earlier_version_are_not_listed_as_different(tl, store: Store, tmp_path: Path) -> None:
+    folder = folder_of(store, "poor")
     shutil.copytree(folder, tmp_path / "old")
     path = tmp_path / "old" / bundle.CARD_FILE
     facts = json.loads(path.read_text())
     card = bundle.read_card(folder)
     evaluator = Evaluator(*registry.restore(folder))
     for part in ("train", "val", "test"):
-        # As an earlier version described the same files.
+        # The description of the same files by an earlier version.
         facts["data"]["splits"][part] = describe(evaluator.measure(part).images, card.classes, "lengths").model_dump(
             exclude={"scheme"}
         )
@@ -614,23 +620,23 @@ def test_a_model_of_an_earlier_version_is_not_said_to_have_seen_other_images(tl,
 
 
 @pytest.mark.slow
-def test_two_runs_are_compared_image_by_image(tl, there: Store, tmp_path: Path) -> None:
+def test_two_runs_are_compared_image_by_image(tl, store: Store, tmp_path: Path) -> None:
     result = tl("compare", "good", "poor", "--format", "json", "--output", tmp_path / "out")
     assert result.code == 0, result.err
-    said = json.loads(result.out)
-    assert [row["model"] for row in said["models"]] == ["good", "poor"]
+    report = json.loads(result.out)
+    assert [row["model"] for row in report["models"]] == ["good", "poor"]
     rights = []
     for name in ("good", "poor"):
-        kept = load_logits(there.artifact(there.find(name), "eval/test_logits.npz"))
+        kept = load_logits(store.artifact(store.find(name), "eval/test_logits.npz"))
         rights.append((kept.labelled.logits.argmax(1) == kept.labelled.labels).numpy())
-    (pair,) = said["pairs"]
+    (pair,) = report["pairs"]
     assert pair["only_better_right"] == int((rights[0] & ~rights[1]).sum())
     assert pair["difference"] == pytest.approx(rights[0].mean() - rights[1].mean())
-    row = said["models"][0]
+    row = report["models"][0]
     assert row["parameters"] == 344_867
-    assert row["size_bytes"] == (folder_of(there, "good") / "model.safetensors").stat().st_size
+    assert row["size_bytes"] == (folder_of(store, "good") / "model.safetensors").stat().st_size
     assert row["inference_images_per_second"] > 0
-    metrics = there.find("good").data.metrics
+    metrics = store.find("good").data.metrics
     assert row["gap"] == pytest.approx(metrics["clean_train/accuracy"] - metrics["test/accuracy"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "accuracy_against_cost.png", "comparison.csv", "comparison.json", "comparison.md", "curves.png",
@@ -647,29 +653,32 @@ def test_two_runs_are_compared_image_by_image(tl, there: Store, tmp_path: Path) 
     assert tl("compare", "good", "poor", "--no-speed", "--format", "markdown").out.startswith("| model | accuracy |")
 
 
-def test_what_was_set_differently_is_named_in_every_format(tl, there: Store) -> None:
-    found = {form: tl("compare", "good", "poor", "--no-speed", "--format", form).out
+def test_different_settings_are_named_in_every_format(tl, store: Store) -> None:
+    output_by_format = {form: tl("compare", "good", "poor", "--no-speed", "--format", form).out
              for form in ("table", "markdown", "csv", "json")}  # fmt: skip
-    # As the two commands above say; the learning rate after unfreezing has no use for the poor one, and is another one.
-    epochs = json.loads(found["json"])["differences"]["epochs"]
+    # As given in GOOD and POOR; the learning rate after unfreezing has no effect in the poor one.
+    epochs = json.loads(output_by_format["json"])["differences"]["epochs"]
     assert (epochs["good"] > epochs["poor"], epochs["poor"]) == (True, "1")
-    assert json.loads(found["json"])["differences"]["steps"] == {"good": "40", "poor": "-"}
-    assert "weights" not in json.loads(found["json"])["differences"]
-    assert "seed" not in json.loads(found["json"])["differences"]
-    assert json.loads(found["json"])["caution"].endswith("does not tell which architecture is better")
-    rows = {row["model"]: row["different_settings"].split(";") for row in csv.DictReader(io.StringIO(found["csv"]))}
+    assert json.loads(output_by_format["json"])["differences"]["steps"] == {"good": "40", "poor": "-"}
+    assert "weights" not in json.loads(output_by_format["json"])["differences"]
+    assert "seed" not in json.loads(output_by_format["json"])["differences"]
+    assert json.loads(output_by_format["json"])["caution"].endswith("does not tell which architecture is better")
+    rows = {
+        row["model"]: row["different_settings"].split(";")
+        for row in csv.DictReader(io.StringIO(output_by_format["csv"]))
+    }
     assert "steps=40" in rows["good"]
     assert "epochs=1" in rows["poor"]
-    for text in (found["table"], found["markdown"]):
-        said = " ".join(text.split())
-        assert "steps: good 40; poor -" in said
-        assert "does not tell which architecture is better" in said
+    for text in (output_by_format["table"], output_by_format["markdown"]):
+        output = " ".join(text.split())
+        assert "steps: good 40; poor -" in output
+        assert "does not tell which architecture is better" in output
 
 
-def test_a_folder_is_compared_with_a_run_on_other_images(tl, there: Store, tmp_path: Path) -> None:
+def test_a_folder_is_compared_with_a_run_on_other_images(tl, store: Store, tmp_path: Path) -> None:
     write_pictures(tmp_path / "new", COLOURS, 5)
     result = tl(
-        "compare", "good", folder_of(there, "poor"), "--data", tmp_path / "new", "--format", "csv", "--no-speed"
+        "compare", "good", folder_of(store, "poor"), "--data", tmp_path / "new", "--format", "csv", "--no-speed"
     )
     assert result.code == 0, result.err
     rows = list(csv.DictReader(io.StringIO(result.out)))
@@ -683,13 +692,13 @@ def test_models_are_trained_on_the_same_split_and_compared_without_those_that_fa
 ) -> None:
     options = ("--weights", "none", "--input-size", "32", "--epochs", "1", "--freeze-epochs", "1")
     models = ("shufflenet_v2_x0_5", "squeezenet1_1")
-    # Inception takes no images so small.
+    # Inception does not accept images this small.
     result: Result = tl("compare", "--models", *models, "inception_v3", *options, "--data", colours, "--format", "json")
     assert result.code == 1
     assert "not in the comparison: inception_v3" in result.err
-    said = json.loads(result.out)
-    assert sorted(row["model"] for row in said["models"]) == sorted(models)
-    assert all(row["trainings"] == 1 and row["train_seconds"] > 0 for row in said["models"])
+    report = json.loads(result.out)
+    assert sorted(row["model"] for row in report["models"]) == sorted(models)
+    assert all(row["trainings"] == 1 and row["train_seconds"] > 0 for row in report["models"])
     store = open_store(None)
     *trainings, parent = store.runs()
     assert {run.data.tags["mlflow.parentRunId"] for run in trainings} == {parent.info.run_id}
@@ -700,7 +709,7 @@ def test_models_are_trained_on_the_same_split_and_compared_without_those_that_fa
     assert store.find("latest").info.run_id == trainings[0].info.run_id
     assert f"tl compare {parent.info.run_id[:8]} shows it" in tl("eval", parent.info.run_id).err
     again = json.loads(tl("compare", parent.info.run_id, "--format", "json", "--no-speed").out)
-    assert again["pairs"] == said["pairs"]
+    assert again["pairs"] == report["pairs"]
 
 
 @pytest.mark.slow
@@ -715,7 +724,9 @@ def test_data_without_test_images_are_refused_after_the_first_training(tl, workp
 
 
 @pytest.mark.parametrize(("error", "status"), [(None, "FINISHED"), (OSError(), "FAILED"), (Interrupted(2), "KILLED")])
-def test_a_comparison_ends_as_its_block_was_left(workplace: Path, error: BaseException | None, status: str) -> None:
+def test_the_status_of_a_comparison_follows_from_the_error_in_its_block(
+    workplace: Path, error: BaseException | None, status: str
+) -> None:
     store = open_store(None)
     parent = Parent(store, store.experiment("tl"), "a against b", "tl compare")
     with pytest.raises(type(error)) if error else nullcontext(), parent:
@@ -725,11 +736,11 @@ def test_a_comparison_ends_as_its_block_was_left(workplace: Path, error: BaseExc
     assert (run.info.status, run.info.run_id) == (status, parent.run_id)
 
 
-def test_what_cannot_be_compared_is_refused(tl, there: Store) -> None:
+def test_invalid_comparisons_are_refused(tl, store: Store) -> None:
     assert "two or more" in tl("compare", "good").err
     assert "two or more" in tl("compare", "--models", "resnet18").err
     assert "twice" in tl("compare", "good", "good").err
-    assert "the same model" in tl("compare", "good", short_id(there.find("good"))).err
+    assert "the same model" in tl("compare", "good", short_id(store.find("good"))).err
     assert "with --models" in tl("compare", "good", "poor", "--epochs", "3").err
     assert "with --models" in tl("compare", "good", "poor", "--seeds", "3").err
     assert "resnt18" in tl("compare", "--models", "resnt18", "resnet18").err
@@ -742,15 +753,15 @@ def test_what_cannot_be_compared_is_refused(tl, there: Store) -> None:
 
 
 @pytest.mark.slow
-def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Path, tmp_path: Path) -> None:
+def test_an_export_is_checked_and_not_overwritten(tl, store: Store, colours: Path, tmp_path: Path) -> None:
     result = tl("export", "good", "--output", tmp_path / "m.onnx")
     assert result.code == 0, result.err
     assert "checked on 16 of its images" in result.out
     picture = colours / "test" / "green" / "002.png"
     script = Path(__file__).parents[2] / "examples" / "predict_with_onnx.py"
-    said = subprocess.run([sys.executable, script, tmp_path / "m.onnx", picture], capture_output=True, check=True)
+    completed = subprocess.run([sys.executable, script, tmp_path / "m.onnx", picture], capture_output=True, check=True)
     expected = json.loads(tl("predict", "good", picture, "--top", "1").out)["predictions"][0]
-    assert said.stdout.decode().strip() == f"{expected['class']} ({expected['probability']:.1%})"
+    assert completed.stdout.decode().strip() == f"{expected['class']} ({expected['probability']:.1%})"
     assert "exists already" in tl("export", "good", "--output", tmp_path / "m.onnx").err
     assert tl("export", "good", "--output", tmp_path / "m.onnx", "--force").code == 0
     assert "is a folder" in tl("export", "good", "--output", tmp_path, "--force").err
@@ -759,20 +770,20 @@ def test_an_export_is_checked_and_not_written_over(tl, there: Store, colours: Pa
 
 
 @pytest.mark.slow
-def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
-    (model_id,) = there.find("good").model_ids
+def test_a_logged_model_is_served(store: Store, colours: Path) -> None:
+    (model_id,) = store.find("good").model_ids
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{model_id}", "-p", str(port)]
-    # It looks for uvicorn on the path, and starts others, which a signal to it alone would leave behind.
+    # mlflow finds uvicorn on the path and starts child processes, which a signal to mlflow alone would leave behind.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     server = subprocess.Popen([*command, "--env-manager", "local"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               start_new_session=True,
                               env={**os.environ, "PATH": path, "TL_REQUEST_PIXELS": "100000"})  # fmt: skip
     url, pictures = f"http://127.0.0.1:{port}", [colours / "test" / name / "001.png" for name in ("red", "blue")]
 
-    def ask(body: dict[str, object] | str) -> list[dict[str, object]]:
+    def predict(body: dict[str, object] | str) -> list[dict[str, object]]:
         is_csv = isinstance(body, str)
         data = (body if is_csv else json.dumps(body)).encode()
         kind = {"Content-Type": "text/csv" if is_csv else "application/json"}
@@ -794,7 +805,7 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
         texts = [base64.b64encode(path.read_bytes()).decode() for path in pictures]
         url_and_wrapped = [f"data:image/png;base64,{texts[0]}", base64.encodebytes(pictures[1].read_bytes()).decode()]
         assert "\n" in url_and_wrapped[1].strip()
-        rows = ask({"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts]}})
+        rows = predict({"dataframe_split": {"columns": ["image"], "data": [[text] for text in texts]}})
         for body in (
             {"dataframe_records": [{"image": text} for text in texts]},
             {"instances": [{"image": text} for text in texts]},
@@ -803,19 +814,19 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
             {"inputs": texts},
             {"inputs": [{"image": text} for text in texts]},
         ):
-            assert ask(body) == rows, body.keys()
+            assert predict(body) == rows, body.keys()
         for table in (pd.DataFrame({"image": texts}), pd.DataFrame({"name": ["a", "b"], "image": url_and_wrapped})):
-            assert ask(table.to_csv(index=False)) == rows
-        assert ask({"inputs": texts[:1]}) == [pytest.approx(rows[0])]
-        assert ask({"dataframe_records": [{"image": text} for text in url_and_wrapped]}) == rows
+            assert predict(table.to_csv(index=False)) == rows
+        assert predict({"inputs": texts[:1]}) == [pytest.approx(rows[0])]
+        assert predict({"dataframe_records": [{"image": text} for text in url_and_wrapped]}) == rows
         for body in (
             {"inputs": [texts[0], "%%%", texts[1]]},
             {"instances": [{"image": t} for t in (texts[0], "", texts[1])]},
         ):
-            first, bad, last = ask(body)
+            first, bad, last = predict(body)
             assert [first, last] == [pytest.approx({**row, "error": None}) for row in rows]
             assert {key for key, value in bad.items() if value is not None} == {"error"}
-        for bad, found in ((None, "found null"), ("\u00fc", "the character '\u00fc'"), ("", "found an empty text")):
+        for bad, reason in ((None, "found null"), ("\u00fc", "the character '\u00fc'"), ("", "found an empty text")):
             images = [texts[0], texts[1], bad]
             for body in (
                 {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}},
@@ -826,26 +837,28 @@ def test_a_logged_model_is_served(there: Store, colours: Path) -> None:
                 {"inputs": images},
                 {"inputs": [{"image": image} for image in images]},
             ):
-                error = ask(body)[2]["error"]
+                error = predict(body)[2]["error"]
                 assert error.startswith("row 3 of 3: expected an image file as base64"), (body.keys(), error)
-                assert found in error, (body.keys(), error)
-        assert "found null" in ask(pd.DataFrame({"name": ["a", "b"], "image": [None, texts[0]]}).to_csv())[0]["error"]
+                assert reason in error, (body.keys(), error)
+        assert (
+            "found null" in predict(pd.DataFrame({"name": ["a", "b"], "image": [None, texts[0]]}).to_csv())[0]["error"]
+        )
         large = [base64.b64encode(_png(250, 200)).decode(), base64.b64encode(_png(200, 250)).decode()]
-        assert [row["error"] for row in ask({"inputs": [*large, "%%%"]})[:2]] == [None, None]
+        assert [row["error"] for row in predict({"inputs": [*large, "%%%"]})[:2]] == [None, None]
         for body in ({"inputs": [*large, base64.b64encode(_png(1, 1)).decode()]}, {"instances": [*large, texts[0]]}):
             with pytest.raises(urllib.error.HTTPError) as refused:
-                ask(body)
+                predict(body)
             assert refused.value.code == 400
             pixels = 100_001 if "inputs" in body else 101_024
             assert json.loads(refused.value.read())["message"] == (
                 f"the 3 images of this request have {pixels:,} pixels, the limit is 100,000. "
                 "Send fewer or smaller images per request, or start the server with a higher TL_REQUEST_PIXELS."
             )
-        assert ask({"dataframe_split": {"columns": ["image"], "data": []}}) == []
+        assert predict({"dataframe_split": {"columns": ["image"], "data": []}}) == []
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    classifier, card = registry.restore(folder_of(there, "good"))
+    classifier, card = registry.restore(folder_of(store, "good"))
     for row, expected, line in zip(
         rows,
         predict_images(Predictor(classifier, card.classes), map(str, pictures)),
@@ -863,10 +876,10 @@ def _png(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def test_a_server_answers_with_the_cause_of_a_failure_and_a_program_has_no_limit(
-    there: Store, monkeypatch: pytest.MonkeyPatch
+def test_a_server_returns_the_cause_of_a_failure_and_a_program_has_no_pixel_limit(
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (model_id,) = there.find("good").model_ids
+    (model_id,) = store.find("good").model_ids
     monkeypatch.setenv("TL_REQUEST_PIXELS", "8x8")
     with pytest.raises(mlflow.MlflowException, match="TL_REQUEST_PIXELS='8x8' is not a number of pixels"):
         mlflow.pyfunc.load_model(f"models:/{model_id}")
@@ -884,11 +897,11 @@ def test_a_server_answers_with_the_cause_of_a_failure_and_a_program_has_no_limit
     images = [base64.b64encode(_png(9, 9)).decode()]
     with pytest.raises(mlflow.MlflowException) as failure:
         invocations(json.dumps({"inputs": images}), "application/json", served, served.metadata.get_input_schema())
-    answer = json.loads(failure.value.serialize_as_json())
+    response = json.loads(failure.value.serialize_as_json())
     assert failure.value.get_http_status_code() == 500
-    assert answer["message"].startswith("the model failed: RuntimeError: ")
-    assert "48" in answer["message"]
-    assert images[0] not in json.dumps(answer)
+    assert response["message"].startswith("the model failed: RuntimeError: ")
+    assert "48" in response["message"]
+    assert images[0] not in json.dumps(response)
 
 
 BAD_PICTURES = {
@@ -905,14 +918,14 @@ BAD_PICTURES = {
 
 
 @pytest.mark.parametrize("names", [("label", "probability", "error"), ("class:label", "label", "image")])
-def test_classes_and_mistakes_have_columns_of_their_own(
-    there: Store, colours: Path, tmp_path: Path, names: tuple[str, ...]
+def test_classes_and_errors_have_separate_columns(
+    store: Store, colours: Path, tmp_path: Path, names: tuple[str, ...]
 ) -> None:
     from mlflow.pyfunc.scoring_server import predictions_to_json
 
-    classifier, card = registry.restore(folder_of(there, "good"))
+    classifier, card = registry.restore(folder_of(store, "good"))
     bundle.save(tmp_path / "model", classifier.model, card.model_copy(update={"classes": names}))
-    with mlflow.start_run(experiment_id=there.experiment("elsewhere")):
+    with mlflow.start_run(experiment_id=store.experiment("elsewhere")):
         served = mlflow.pyfunc.load_model(f"models:/{log_model(tmp_path / 'model', Naming('odd', {}))}")
     paths = [colours / "test" / name / "001.png" for name in ("red", "blue")]
     expected = torch.stack(
@@ -922,11 +935,11 @@ def test_classes_and_mistakes_have_columns_of_their_own(
     columns = {"label": "class:label", "probability": "class:probability", "error": "class:error",
                "class:label": "class:class:label", "image": "image"}  # fmt: skip
 
-    answers = served.predict(pd.DataFrame({"image": images}, index=[7, 9]))
-    assert list(answers.columns) == ["label", "probability", *(columns[name] for name in names)]
-    assert answers.index.tolist() == [7, 9]
-    assert answers["label"].tolist() == [names[place] for place in expected.argmax(1)]
-    assert answers.iloc[:, 1:].to_numpy(dtype=float) == pytest.approx(
+    table = served.predict(pd.DataFrame({"image": images}, index=[7, 9]))
+    assert list(table.columns) == ["label", "probability", *(columns[name] for name in names)]
+    assert table.index.tolist() == [7, 9]
+    assert table["label"].tolist() == [names[index] for index in expected.argmax(1)]
+    assert table.iloc[:, 1:].to_numpy(dtype=float) == pytest.approx(
         np.column_stack([expected.max(1).values, expected]), abs=1e-5
     )
 
@@ -934,9 +947,9 @@ def test_classes_and_mistakes_have_columns_of_their_own(
     text = io.StringIO()
     predictions_to_json(mixed, text)
     first, *bad, last = json.loads(text.getvalue(), parse_constant=pytest.fail)["predictions"]
-    for row, place in ((first, 0), (last, 1)):
+    for row, index in ((first, 0), (last, 1)):
         assert row["error"] is None
-        assert [row[columns[name]] for name in names] == pytest.approx(expected[place].tolist(), abs=1e-5)
+        assert [row[columns[name]] for name in names] == pytest.approx(expected[index].tolist(), abs=1e-5)
     for row, reason in zip(bad, BAD_PICTURES.values(), strict=True):
         assert reason in row.pop("error")
         assert set(row.values()) == {None}
