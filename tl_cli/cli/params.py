@@ -13,7 +13,7 @@ import typer
 
 from tl_cli.choices import DeviceName
 from tl_cli.cli.settings import option
-from tl_cli.errors import UsageError, without_secrets
+from tl_cli.errors import DataError, UsageError, suggest, without_secrets
 from tl_cli.text import json_text
 
 # Endings of the files that --data takes.
@@ -120,6 +120,26 @@ def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
         loud = shlex.join(word for word in shlex.split(command_line()) if word not in ("--quiet", "-q"))
         also = f", or add {otherwise}" if otherwise else ""
         raise UsageError(f"--quiet hides the whole result; leave it out{also}: {loud}")
+
+
+def check_source_exists(source: str) -> None:
+    """Refuse data that do not exist, without importing what reads them.
+
+    Raises:
+        DataError: the source is neither a published set nor a file or folder.
+    """
+    from tl_cli.data.sources.catalogue import LEFT_OUT, SETS, canonical
+
+    path, name = os.path.expanduser(source), canonical(source)  # noqa: PTH111 (as typed)
+    if name in SETS or name in LEFT_OUT or os.path.exists(path):  # noqa: PTH110 (accepts names of any length)
+        return
+    if "/" not in source and not Path(source).suffix:
+        raise DataError(
+            f"--data {source!r} is no built-in set, and no file or folder here has that name.{suggest(name, SETS)} "
+            "tl data lists the sets, and the forms of your own images"
+        )
+    parent = next(folder for folder in Path(path).absolute().parents if os.path.isdir(folder))  # noqa: PTH112
+    raise DataError(f"no file or folder at {path}; the nearest existing folder is {parent}")
 
 
 in_output = partial(typer.Option, rich_help_panel="Output")
