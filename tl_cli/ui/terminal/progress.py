@@ -32,8 +32,8 @@ from tl_cli.ui.terminal.charts import Canvas
 from tl_cli.ui.terminal.console import is_live, plain
 from tl_cli.ui.terminal.epochs import best_line, epoch_line, epoch_table, unfreezing_note
 from tl_cli.ui.terminal.formats import epoch_range, time_left
-from tl_cli.ui.terminal.layout import progress_bar
-from tl_cli.ui.terminal.screen import Display
+from tl_cli.ui.terminal.layout import charts_per_row, progress_bar
+from tl_cli.ui.terminal.screen import full_screen
 
 _PHASE_TITLES = {"head": "head only", "fine-tune": "fine-tuning"}
 
@@ -97,7 +97,6 @@ class PlainLines:
 class LiveScreen:
     """A full-screen display of the events so far, redrawn four times per second.
 
-    It uses the terminal's alternate screen: resizing leaves nothing behind, and the previous content comes back.
     What libraries write to stderr in the meantime is printed afterwards.
     """
 
@@ -118,13 +117,7 @@ class LiveScreen:
         self._speed = 0.0
         self._notes: list[str] = []
         self._drawn: tuple[object, list[Table]] = (None, [])
-        self._live = Display(
-            get_renderable=lambda: self,
-            console=console,
-            screen=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+        self._live = full_screen(console, self)
         self._stderr = _held_stderr()
 
     def __enter__(self) -> Self:
@@ -217,7 +210,7 @@ class LiveScreen:
         return self._drawn[1]
 
     def _draw_charts(self, width: int, height: int) -> list[Table]:
-        columns = 3 if width >= 150 else 2 if width >= 72 else 1
+        columns = charts_per_row(3, width)
         is_stacked = columns == 1 and height >= 14
         makers = [panels.loss_by_step]
         makers += [panels.loss_by_epoch] if columns == 3 else []
