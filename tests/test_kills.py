@@ -161,7 +161,7 @@ def die_in(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["write_toml", "dataset_inputs", "_put_results"])
+@pytest.mark.parametrize("name", ["write_toml", "dataset_inputs", "_queue_results"])
 def test_a_record_that_was_cut_short_is_completed(
     name: str, tmp_path: Path, ready_database: Path, colours: Path
 ) -> None:

@@ -106,7 +106,7 @@ def test_a_copy_inside_its_original_and_around_it_are_told_apart(workplace: Path
     assert find_moves(workplace / "outer" / "inner" / "mlflow.db") == places.Moves()
     for copy in (workplace / "outer", workplace / "outer" / "inner" / "backup"):
         found = find_moves(copy / "mlflow.db")
-        assert {(move.old, move.new) for move in found.moves if move.is_main and move.record.id == "1"} == {
+        assert {(move.old, move.new) for move in found.moves if move.is_experiment and move.record.id == "1"} == {
             (inner, copy / "mlruns" / "1")
         }
         assert found.count("runs") == found.count("logged_models") == 1

@@ -15,7 +15,7 @@ from tl_cli.errors import UsageError
 from tl_cli.tracking import removal
 from tl_cli.tracking import store as tracking_store
 from tl_cli.tracking.facts import status_of
-from tl_cli.tracking.liveness import identity
+from tl_cli.tracking.liveness import process_tags
 from tl_cli.tracking.store import Store, open_store
 
 
@@ -190,8 +190,8 @@ def test_removing_takes_a_run_out_of_the_lists_and_purging_off_the_disk(
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(tracking_store, "STATE_ROOT", Path("elsewhere"))
         assert (store.model_folder(store.find("one")) / "model.json").exists()
-    kept = [*store.artifact_places(two, store.models_of(two)), store.state_folder(two)]
-    gone = [*store.artifact_places(one, store.models_of(one)), store.state_folder(one)]
+    kept = [*store.artifact_folders(two, store.models_of(two)), store.state_folder(two)]
+    gone = [*store.artifact_folders(one, store.models_of(one)), store.state_folder(one)]
     assert len(kept) == 3
     assert tl("runs", "rm", "one", "--yes").code == 0
     # A run that was removed earlier can be purged by its id or name.
@@ -223,7 +223,7 @@ def test_purging_one_run_takes_nothing_else_along(tl, workplace: Path) -> None:
     client.restore_experiment(precious)
     assert [item.path for item in client.list_artifacts(kept.info.run_id)] == ["keep.txt"]
     client.restore_run(earlier.info.run_id)
-    assert all(place.is_dir() for place in store.artifact_places(earlier, [model.model_id])[1:])
+    assert all(place.is_dir() for place in store.artifact_folders(earlier, [model.model_id])[1:])
     assert client.get_logged_model(model.model_id).name == "m"
 
 
@@ -242,7 +242,7 @@ def test_a_run_that_began_again_while_the_question_was_open_stays(store: Store) 
     store.client.set_terminated(stopped.info.run_id, "KILLED")
     stopped = store.find(stopped.info.run_id)
     store.client.update_run(stopped.info.run_id, status="RUNNING")
-    for key, value in identity().items():
+    for key, value in process_tags().items():
         store.client.set_tag(stopped.info.run_id, key, value)
     for refused in (removal.close, removal.remove):
         with pytest.raises(UsageError, match="is running"):

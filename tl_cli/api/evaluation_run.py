@@ -22,8 +22,8 @@ from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
 from tl_cli.text import finite, html_table
 from tl_cli.tracking import evaluations
-from tl_cli.tracking.journal import alone_with
-from tl_cli.tracking.ownership import reading
+from tl_cli.tracking.journal import hold_lock
+from tl_cli.tracking.ownership import lock_for_reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def evaluate(
     observer = observer or Observer()
     target = find_model(request.model, request.tracking_uri, observer.warn)
     # Other processes must not delete the run meanwhile.
-    with reading(target.store, target.run) if isinstance(target, RecordedModel) else nullcontext():
+    with lock_for_reading(target.store, target.run) if isinstance(target, RecordedModel) else nullcontext():
         evaluation = _evaluation(target, request, observer)
         show(evaluation)
         written = [] if request.output is None else _write(request.output, evaluation, draw)
@@ -224,8 +224,8 @@ def _record(target: RecordedModel, evaluation: Evaluation, draw: Draw) -> None:
     folder = store.state_folder(target.run) / evaluations.EVALUATIONS
     try:
         # One process at a time: another tl eval may be writing the same files or recording the same metrics.
-        with alone_with(folder):
-            (run,) = store.again([target.run])
+        with hold_lock(folder):
+            (run,) = store.reload([target.run])
             files = _write(folder / evaluations.evaluation_name(measured), replace(evaluation, own=None), draw)
             evaluations.log_evaluation(store, run, measured, headline(evaluation.report), files)
             if evaluations.is_first_test(run, measured):

@@ -120,7 +120,7 @@ def follow_curves(request: CurvesRequest, observer: FollowObserver, *, poll_s: f
     while result is None or result.is_running:
         began = time.monotonic()
         try:
-            runs = store.again(runs)
+            runs = store.reload(runs)
             result = _read(store, runs, tuple(matching_metrics(runs, request.metrics, strict=False)))
             observer.curves(result)
         except RunNotFoundError as error:

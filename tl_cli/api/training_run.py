@@ -18,8 +18,8 @@ from tl_cli.errors import DivergedError, Interrupted, StorageError, uri_flag
 from tl_cli.io.download import Progress
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.destination import find_destination
-from tl_cli.tracking.overview import link_to
-from tl_cli.tracking.ownership import owned
+from tl_cli.tracking.overview import view_url
+from tl_cli.tracking.ownership import lock_run
 from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.recorder import Recorder
 from tl_cli.tracking.store import Store, open_store, state_folder
@@ -245,7 +245,7 @@ def _start(request: TrainRequest, observer: TrainObserver) -> TrainResult:
 def _resume(request: TrainRequest, name: str, observer: TrainObserver) -> TrainResult:
     store = open_store(request.tracking_uri)
     # Until it ends: two processes would write the same checkpoint.
-    with owned(store, resuming.find_run(store, name)) as found:
+    with lock_run(store, resuming.find_run(store, name)) as found:
         store.check_place(found)
         run = resuming.synchronized(store, found, observer)
         given, card = resuming.recorded_settings(store, run, request.settings, request.tracking_uri)
@@ -320,7 +320,7 @@ class _Training:
     def _begin(self, recorder: Recorder, state: TrainState) -> Saver:
         plan, is_new = self.plan, not self.is_resumed
         every = Every.parse(plan.config.checkpoint_every)
-        saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
+        saver = Saver(recorder.folder, state, plan.card(), every, recorder.write_journal)
         if is_new:
             saver.begin()
         if is_new or not recorder.is_described:
@@ -410,7 +410,7 @@ class _Training:
             yield self._command("tl inspect", recorder)
         uri = self.store.uri
         if uri.startswith("http"):
-            yield link_to(uri, self.experiment_id)
+            yield view_url(uri, self.experiment_id)
         else:
             # mlflow ui reads no environment variable.
             is_default = self.store.database == Path.cwd() / "mlflow.db"

@@ -63,7 +63,7 @@ def runs_table(console: Console, runs: Sequence[RunFacts]) -> Table:
     columns = _columns(console, runs)
     widths = {name: width_of({name: cells}, gap) for name, cells in columns.items()}
     longest = max(cell_len(run.name) + (2 if run.parent_id else 0) for run in runs)
-    # People recognize runs by their names: they get up to a third of a narrow list.
+    # Users recognize runs by name: names get up to a third of a narrow list.
     name_width = min(longest, max(_MIN_NAME, min(36, width // 3)))
     left = width - name_width - gap - widths["id"] - widths["val"]
     # Where all runs are finished, their status is the least useful column.
@@ -131,23 +131,23 @@ def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> s
     return "".join(letters[round((value - low) / (high - low) * (len(letters) - 1))] for value in picked)
 
 
-def print_differences(console: Console, apart: Differences, alike: Mapping[str, str]) -> None:
+def print_differences(console: Console, different: Differences, equal: Mapping[str, str]) -> None:
     """Print settings, machines and results that differ, one column per run."""
-    names = [f"{run.name} ({run.short_id})" for run in apart.runs]
-    results = {key: [_result(key, value) for value in values] for key, values in apart.results.items()}
-    if not apart.settings:
+    names = [f"{run.name} ({run.short_id})" for run in different.runs]
+    results = {key: [_result(key, value) for value in values] for key, values in different.results.items()}
+    if not different.settings:
         console.print("no setting differs")
     blocks: list[tuple[str, Sequence[str], Mapping[str, Sequence[str | None]]]] = [
-        ("different settings", names, {key.replace("_", "-"): values for key, values in apart.settings.items()}),
-        ("made with", names, apart.made_with),
+        ("different settings", names, {key.replace("_", "-"): values for key, values in different.settings.items()}),
+        ("made with", names, different.made_with),
         ("results", names, results),
-        ("equal in all", [""], {key.replace("_", "-"): [value] for key, value in alike.items()}),
+        ("equal in all", [""], {key.replace("_", "-"): [value] for key, value in equal.items()}),
     ]
     for title, runs, rows in blocks:
         if rows:
             console.print(*[""] * (title != blocks[0][0]), _block(console, title, runs, rows), sep="\n")
-    if apart.alike and not alike:
-        console.print(Text(f"{apart.alike} settings are equal; --all shows them", style="dim"))
+    if different.num_equal and not equal:
+        console.print(Text(f"{different.num_equal} settings are equal; --all shows them", style="dim"))
 
 
 def _block(
