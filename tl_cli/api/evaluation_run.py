@@ -142,7 +142,7 @@ def evaluate(
 
     Raises:
         RunNotFoundError: there is no such model.
-        DataError: the images are not there, have other classes, or cannot be decoded.
+        DataError: the images do not exist, have other classes, or cannot be decoded.
         WeightsError: the saved model is damaged.
         StorageError: the results cannot be written.
         TrackingError: the store cannot be used.
@@ -198,24 +198,24 @@ def _has_former_calibration(target: Target) -> bool:
 
 def _warnings(measured: Measured) -> list[str]:
     """Return why the results may be misleading."""
-    found = list(measured.notes)
+    warnings = list(measured.notes)
     if measured.is_changed:
-        found.append(f"the {measured.part} images are not those that the model was trained with")
+        warnings.append(f"the {measured.part} images are not those that the model was trained with")
     if measured.is_own and measured.part == "val":
-        found.append("the validation images selected this model's epoch, so these results are slightly too good")
+        warnings.append("the validation images selected this model's epoch, so these results are slightly too good")
     if measured.is_own and measured.part == "train":
-        found.append("these are the training images: the results measure memorization, not how good the model is")
+        warnings.append("these are the training images: the results measure memorization, not how good the model is")
     if measured.trained_on:
-        known, count = measured.trained_on, measured.split.count
-        found.append(f"the model was trained on {known:,} of these {count:,} images: the results are too good")
+        trained_on, count = measured.trained_on, measured.split.count
+        warnings.append(f"the model was trained on {trained_on:,} of these {count:,} images: the results are too good")
     if not measured.is_own and measured.trained_on is None:
-        found.append("the training images are not available, so it is unknown whether some of these are among them")
+        warnings.append("the training images are not available, so it is unknown whether some of these are among them")
     if measured.missing:
-        found.append(
+        warnings.append(
             f"{measured.source} has no images of {some(measured.missing, 8)}; "
             "means over classes are over the other classes"
         )
-    return found
+    return warnings
 
 
 def _record(target: RecordedModel, evaluation: Evaluation, draw: Draw) -> None:

@@ -17,7 +17,7 @@ from tl_cli.training.config import Given, Settings, as_toml, settings_of, values
 from tl_cli.training.plan import Plan
 from tl_cli.training.state import CARD_FILE, CONFIG_FILE
 
-# They change where a run computes and reads, not what it learns.
+# Settings of where a run computes and reads, which do not change its results.
 _CHANGEABLE = {"data", "data_dir", "workers", "device", "checkpoint_every"}
 
 
@@ -37,8 +37,8 @@ def find_run(store: Store, name: str) -> Run:
     return run
 
 
-def synchronized(store: Store, run: Run, observer: Observer) -> Run:
-    """Return the run after what was recorded offline has been sent to the store."""
+def send_offline_record(store: Store, run: Run, observer: Observer) -> Run:
+    """Send what was recorded offline to the store; return the run as it is recorded then."""
     try:
         sync(store, run)
         (run,) = store.reload([run])
@@ -57,7 +57,7 @@ def recorded_settings(store: Store, run: Run, settings: Settings, tracking_uri: 
     if run.info.status == "FINISHED":
         raise UsageError(
             f"the run {describe_run(run)} is complete, and --resume continues only interrupted runs; to train its "
-            f"model further, start a new run from its weights:\n{_further(store, run, flags, tracking_uri)}"
+            f"model further, start a new run from its weights:\n{_continue_command(store, run, flags, tracking_uri)}"
         )
     extra = sorted(set(flags) - _CHANGEABLE)
     if extra:
@@ -106,7 +106,7 @@ def check_same_images(plan: Plan, run: Run, card: ModelCard, observer: Observer)
         observer.warn("the test images have changed since the run began; the current ones will be used")
 
 
-def _further(store: Store, run: Run, flags: Mapping[str, object], tracking_uri: str | None) -> str:
+def _continue_command(store: Store, run: Run, flags: Mapping[str, object], tracking_uri: str | None) -> str:
     """Return the command of a new run that continues a finished one, with its settings and these flags."""
     config, params, given = store.state_folder(run) / CONFIG_FILE, run.data.params, dict(flags)
     settings: dict[str, object] = {"weights": short_id(run)}

@@ -305,22 +305,22 @@ def remove_runs(
         TrackingError: the store cannot be used.
     """
     store = open_store(tracking_uri)
-    found = _find(store, names, or_removed=purge)
-    _check_removable(store, found, purge=purge)
-    files = [removal.files_of(store, run) for run in found]
+    runs = _find(store, names, or_removed=purge)
+    _check_removable(store, runs, purge=purge)
+    files = [removal.files_of(store, run) for run in runs]
     if purge and consent is None and outside is None:
-        _refuse_outside(store, found, files)
+        _refuse_outside(store, runs, files)
     size = sum(each.size(outside=not purge) for each in files)
-    if consent is not None and not consent.remove(_planned(store, found, size, purge=purge)):
+    if consent is not None and not consent.remove(_planned(store, runs, size, purge=purge)):
         return RemovedRuns((), purge, 0)
     removed = []
-    for run, each in zip(found, files, strict=True):
+    for run, each in zip(runs, files, strict=True):
         if purge:
             removed.append(_purge(store, run, each, outside=_ask_outside(run, each, outside, consent)))
         else:
             removal.remove(store, run)
             removed.append(RemovedRun(*_id_and_name(run)))
-    refresh_overviews(store, {str(run.info.experiment_id) for run in found})
+    refresh_overviews(store, {str(run.info.experiment_id) for run in runs})
     return RemovedRuns(tuple(removed), purge, 0 if purge else sum(each.size() for each in files))
 
 
@@ -385,11 +385,11 @@ def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: s
         TrackingError: the database cannot be used.
     """
     database = _idle_database(open_store(tracking_uri))
-    found = find_moves(database, folder)
+    moves = find_moves(database, folder)
     if not dry_run:
-        record_moves(database, found)
-    moves = tuple((move.old, move.new) for move in found.moves if move.is_experiment)
-    return Relocation(moves, {table: found.count(table) for table in _TABLES}, found.strays, dry_run)
+        record_moves(database, moves)
+    folders = tuple((move.old, move.new) for move in moves.moves if move.is_experiment)
+    return Relocation(folders, {table: moves.count(table) for table in _TABLES}, moves.strays, dry_run)
 
 
 def _idle_database(store: Store) -> Path:
@@ -405,9 +405,9 @@ def _find(store: Store, names: Sequence[str], *, or_removed: bool = False) -> li
     """Return the named runs, each once.
 
     Args:
-        or_removed: those that were removed earlier, too.
+        or_removed: also find runs that were removed earlier.
     """
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for name in names:
         try:
             run = store.find(name)
@@ -416,8 +416,8 @@ def _find(store: Store, names: Sequence[str], *, or_removed: bool = False) -> li
             if removed is None:
                 raise
             run = removed
-        found[run.info.run_id] = run
-    return list(found.values())
+        runs[run.info.run_id] = run
+    return list(runs.values())
 
 
 def _id_and_name(run: Run) -> tuple[str, str]:

@@ -35,11 +35,11 @@ def list_(as_json: AsJson = False) -> None:
     from tl_cli.ui.terminal.cache_report import print_cache
     from tl_cli.ui.terminal.console import make_console
 
-    found = list_cache()
+    listing = list_cache()
     if as_json:
-        print_json(found.to_dict())
+        print_json(listing.to_dict())
     else:
-        print_cache(make_console(), found)
+        print_cache(make_console(), listing)
 
 
 @app.command("clear", epilog=CLEAR_EXAMPLES)

@@ -51,7 +51,7 @@ def complete_data(incomplete: str) -> list[tuple[str, str]]:
     """Return data sets, folders, CSV files and archives whose names begin with the text, for the shell."""
     from tl_cli.data.sources.catalogue import SETS
 
-    found = [(name, row.title) for name, row in SETS.items() if name.startswith(incomplete)]
+    sources = [(name, row.title) for name, row in SETS.items() if name.startswith(incomplete)]
     folder, start = os.path.split(incomplete)
     with suppress(OSError):
         for entry in sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name):  # noqa: PTH111 (as typed)
@@ -59,8 +59,8 @@ def complete_data(incomplete: str) -> list[tuple[str, str]]:
             # Shells evaluate completed text.
             is_plain = re.fullmatch(r"\.?\w[\w .,@+=-]*", entry.name) is not None
             if is_source and is_plain and entry.name.startswith(start) and (start or not entry.name.startswith(".")):
-                found.append((os.path.join(folder, entry.name), "a folder" if entry.is_dir() else "a file"))
-    return found
+                sources.append((os.path.join(folder, entry.name), "a folder" if entry.is_dir() else "a file"))
+    return sources
 
 
 def complete_contender(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -89,12 +89,12 @@ def parse_age(text: str, flag: str) -> float:
     """Return the seconds of an age such as 30m, 12h, 2d or 3w.
 
     Raises:
-        typer.BadParameter: it is no age.
+        typer.BadParameter: it is not an age.
     """
-    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d*)?)\s*([smhdw])\s*", text.lower())
-    if found is None:
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d*)?)\s*([smhdw])\s*", text.lower())
+    if match is None:
         raise typer.BadParameter(f"{text!r} is not an age such as 30m, 12h, 2d or 4w", param_hint=flag)
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
 
 
 def refuse_question(is_refused: bool) -> None:

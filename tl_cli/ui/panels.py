@@ -152,7 +152,7 @@ def loss_by_step(histories: Sequence[History], options: PanelOptions = PanelOpti
         lines += _smoothed(axis, index, history.losses, "batch")
         if history.best is not None:
             (x, _), *_ = axis.place(history, [(history.best.step, 0.0)]) or [(math.nan, 0.0)]
-            best_points.append(axis.best_point(index, [(x, y) for y in _at(lines[-1].points, x)]))
+            best_points.append(axis.best_point(index, [(x, y) for y in _value_at(lines[-1].points, x)]))
     # Another panel may show the loss of epochs on the same axis.
     title = "loss by step" if axis.unit == "step" else f"loss of batches by {axis.name}"
     return axis.panel(title, [*lines, *best_points], (LOSS_KEY,), y=_LOSS.y)
@@ -254,8 +254,8 @@ def smooth(points: Sequence[tuple[float, float]], span: int) -> Points:
     values = np.array([y for _, y in finite])
     averages = np.empty_like(values)
     width = 2 * half + 1
-    # A window is the end of one block and the beginning of the next. Differences of running sums would lose all digits
-    # of the losses after a huge one, and a convolution of 100,000 points takes seconds where the window is long.
+    # A window is the end of one block and the beginning of the next. Differences of running sums would lose the digits
+    # of all losses after a huge one, and a convolution of 100,000 points with a long window takes seconds.
     blocks = np.pad(values, (0, 2 * width - len(values) % width)).reshape(-1, width)
     ends = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()
     beginnings = np.pad(blocks[:, :-1].cumsum(axis=1), ((0, 0), (1, 0))).ravel()
@@ -268,8 +268,8 @@ def smooth(points: Sequence[tuple[float, float]], span: int) -> Points:
     return [(x, float(average)) for (x, _), average in zip(finite, averages, strict=True)]
 
 
-def _at(points: Sequence[tuple[float, float]], x: float) -> list[float]:
-    """Return the value of the last point at or before ``x``, if there is one."""
+def _value_at(points: Sequence[tuple[float, float]], x: float) -> list[float]:
+    """Return the value of the last point at or before ``x``; empty if there is none."""
     index = bisect_left(points, (x, math.inf))
     return [points[index - 1][1]] if index else []
 
@@ -343,7 +343,7 @@ class _XAxis:
         return TRAIN_COLOUR if self.is_single else COLOURS[index % len(COLOURS)]
 
     def label(self, index: int, alone: str) -> str:
-        """Return the name of a run; where it is the only one, what the curve shows."""
+        """Return the name of a run; for a single run, what the curve shows."""
         return alone if self.is_single else self.histories[index].name
 
     def panel(
@@ -387,7 +387,7 @@ class _XAxis:
         return self.place(history, [(epoch.step, getattr(epoch, column)) for epoch in history.epochs])
 
     def _marks(self) -> list[Mark]:
-        """Return where backbones were unfrozen: one mark where all agree."""
+        """Return the marks of unfreezing: a single one if all runs agree."""
         marks = []
         for index, history in enumerate(self.histories):
             if (last := history.unfrozen_after) is None:
@@ -417,11 +417,11 @@ class _XAxis:
             return float
         if self.unit == "epoch":
             ends = [(float(epoch.step), float(epoch.epoch)) for epoch in history.epochs if epoch.step > 0]
-            return partial(_between, [(0.0, 0.0), *ends])
-        return partial(_between, [(float(step), seconds / self.divisor) for step, seconds in history.clock])
+            return partial(_interpolate, [(0.0, 0.0), *ends])
+        return partial(_interpolate, [(float(step), seconds / self.divisor) for step, seconds in history.clock])
 
 
-def _between(known: Sequence[tuple[float, float]], step: float) -> float | None:
+def _interpolate(known: Sequence[tuple[float, float]], step: float) -> float | None:
     """Return the value at a step by linear interpolation, and extrapolation beyond the last known step."""
     if not known or (len(known) == 1 and known[0][0] != step):
         return None

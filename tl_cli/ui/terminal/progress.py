@@ -40,7 +40,7 @@ _PHASE_TITLES = {"head": "head only", "fine-tune": "fine-tuning"}
 
 @dataclass(frozen=True, slots=True)
 class Title:
-    """What is running, for the top of the screen."""
+    """The run and the machine, for the top of the screen."""
 
     run_name: str
     machine: str
@@ -51,7 +51,7 @@ def open_screen(console: Console, title: Title, history: History) -> AbstractCon
     """Return the live screen where the terminal can show one, else the plain lines.
 
     Args:
-        history: is notified of each event before the screen.
+        history: must receive each event before the screen does.
     """
     if is_live(console):
         return LiveScreen(console, title, history)
@@ -118,7 +118,7 @@ class LiveScreen:
         self._notes: list[str] = []
         self._drawn: tuple[object, list[Table]] = (None, [])
         self._live = full_screen(console, self)
-        self._stderr = _held_stderr()
+        self._stderr = _hold_stderr()
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -237,7 +237,7 @@ def _phase_line(event: PhaseStarted) -> str:
 
 
 @contextmanager
-def _held_stderr() -> Iterator[None]:
+def _hold_stderr() -> Iterator[None]:
     """Hold what Python and C libraries write to stderr, and print each line once when the block is left."""
     sys.stderr.flush()
     try:
