@@ -15,8 +15,9 @@ from tl_cli.api.observer import Observer
 from tl_cli.api.recorded_model import RecordedModel
 from tl_cli.contract import ModelCard
 from tl_cli.data.decode import Picture
+from tl_cli.data.images import Images
 from tl_cli.errors import RunNotFoundError, UnknownModelError, UsageError, some
-from tl_cli.evaluation.classification import worst_mistakes
+from tl_cli.evaluation.classification import Mistake, worst_mistakes
 from tl_cli.evaluation.logits import check_finite, compute_logits
 from tl_cli.evaluation.task import TASKS
 from tl_cli.inspection.attribution import grad_cam
@@ -370,32 +371,39 @@ def _cam(inspection: _Inspection, view: results.CamView) -> CamResult:
     labels, confidence = task.decide(logits).tolist(), task.confidence(probabilities).tolist()
     cams = grad_cam(model.classifier, inputs, labels)
     rows = zip(view.images, labels, confidence, pictures, cams.heat, strict=True)
-    heatmaps = [
+    heatmaps = tuple(
         Heatmap(str(path), model.class_name(label), probability, None, picture, heat)
         for path, label, probability, picture, heat in rows
-    ]
+    )
     about = inspection.about(model.classifier)
-    return CamResult(*about, images=len(heatmaps), heatmaps=tuple(heatmaps), layer=cams.layer, grid=cams.grid)
+    return CamResult(*about, images=len(heatmaps), heatmaps=heatmaps, layer=cams.layer, grid=cams.grid)
 
 
 def _worst(inspection: _Inspection, view: results.WorstView) -> CamResult:
     if inspection.target is None:
         raise UsageError("--worst: only a run can be wrong; give one, not an architecture")
     model = inspection.load()
-    loader = model.open_images().batches(inspection.request.images or _ALL)
-    images, counted = loader.images, inspection.counted("evaluating", len(loader.images))
-    labelled = compute_logits(model.classifier.model, loader.clean(), counted, at_once=model.machine.at_once)
-    check_finite(labelled.logits)
-    task, temperature = TASKS[model.classifier.task], model.classifier.temperature
-    mistakes = worst_mistakes(labelled.scaled(temperature), view.count, task)
+    images, mistakes = _find_worst_mistakes(inspection, model, view.count)
     about = inspection.about(model.classifier)
     if not mistakes:
         return CamResult(*about, images=len(images))
     pictures = torch.stack([model.prepared(images.open(each.index)) for each in mistakes])
     cams = grad_cam(model.classifier, model.inputs(pictures), [each.predicted for each in mistakes])
     name = model.class_name
-    heatmaps = [
+    heatmaps = tuple(
         Heatmap(images.ids[each.index], name(each.predicted), each.probability, name(each.true), picture, heat)
         for each, picture, heat in zip(mistakes, pictures, cams.heat, strict=True)
-    ]
-    return CamResult(*about, images=len(images), heatmaps=tuple(heatmaps), layer=cams.layer, grid=cams.grid)
+    )
+    return CamResult(*about, images=len(images), heatmaps=heatmaps, layer=cams.layer, grid=cams.grid)
+
+
+def _find_worst_mistakes(
+    inspection: _Inspection, model: InspectedModel, count: int
+) -> tuple[Images, Sequence[Mistake]]:
+    """Return the images that were classified, and the most confident mistakes among them."""
+    loader = model.open_images().batches(inspection.request.images or _ALL)
+    counted = inspection.counted("evaluating", len(loader.images))
+    labelled = compute_logits(model.classifier.model, loader.clean(), counted, at_once=model.machine.at_once)
+    check_finite(labelled.logits)
+    task, temperature = TASKS[model.classifier.task], model.classifier.temperature
+    return loader.images, worst_mistakes(labelled.scaled(temperature), count, task)

@@ -4,10 +4,11 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
 
@@ -16,6 +17,18 @@ from tl_cli.cli.settings import option
 from tl_cli.errors import DataError, UsageError, suggest, without_secrets
 from tl_cli.text import json_text
 
+if TYPE_CHECKING:
+    from tl_cli.ui.terminal.console import Console
+
+
+class Result(Protocol):
+    """What a function of the API returns."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types."""
+
+
+R = TypeVar("R", bound=Result)
 # Endings of the files that --data takes.
 _SOURCES = (".csv", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 
@@ -83,6 +96,16 @@ def command_line() -> str:
 def print_json(data: object, *, indent: int | None = 2) -> None:
     """Print plain data as JSON on stdout, with null for NaN and infinity."""
     typer.echo(json_text(data, indent=indent))
+
+
+def print_result(result: R, print_text: Callable[["Console", R], None], *, as_json: bool) -> None:
+    """Print a result on stdout, as JSON or as text."""
+    from tl_cli.ui.terminal.console import make_console
+
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        print_text(make_console(), result)
 
 
 def parse_age(text: str, flag: str) -> float:

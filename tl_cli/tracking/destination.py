@@ -82,18 +82,19 @@ def _prepared_run(store: Store, run_id: str) -> Run:
     run = store.run(run_id)
     if run is None:
         raise UsageError(f"{RUN_ID} is {run_id!r}, and {store.uri} has no such run; unset {RUN_ID}")
-    problem = None
-    if run.info.lifecycle_stage == LifecycleStage.DELETED:
-        problem = "was removed"
-    elif run.data.tags.keys() & {"tl.version", PARENT_TAG}:
-        problem = "holds a training already"
-        if run.info.status != "FINISHED":
-            problem += f" (to resume it: env -u {RUN_ID} tl train --resume {short_id(run)})"
-    elif run.info.status not in ("RUNNING", "SCHEDULED"):
-        problem = f"has ended ({run.info.status})"
-    if problem is not None:
+    if problem := _find_problem(run):
         raise UsageError(f"{RUN_ID} names the run {describe_run(run)}, which {problem}; for a new run unset {RUN_ID}")
     return run
+
+
+def _find_problem(run: Run) -> str:
+    """Return why a new training cannot be recorded in a run; "" if it can."""
+    if run.info.lifecycle_stage == LifecycleStage.DELETED:
+        return "was removed"
+    if run.data.tags.keys() & {"tl.version", PARENT_TAG}:
+        resume = f" (to resume it: env -u {RUN_ID} tl train --resume {short_id(run)})"
+        return "holds a training already" + (resume if run.info.status != "FINISHED" else "")
+    return "" if run.info.status in ("RUNNING", "SCHEDULED") else f"has ended ({run.info.status})"
 
 
 def _experiment_with_id(store: Store, experiment_id: str, variable: str) -> Experiment:

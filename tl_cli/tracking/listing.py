@@ -23,19 +23,24 @@ def facts_of(store: RunReader, runs: Sequence[Run], among: Sequence[Run] | None 
             earlier versions on image files are compared separately, since their digests have another scheme.
     """
     experiments = {experiment_id: name for name, experiment_id in store.experiments().items()}
+    listed, compared = (
+        [read_facts(run, experiments.get(run.info.experiment_id, "")) for run in group]
+        for group in (runs, runs if among is None else among)
+    )
+    best_ids = _find_best(compared)
+    return [replace(run, is_best=run.run_id in best_ids) for run in listed]
 
-    def facts(listed: Sequence[Run]) -> list[RunFacts]:
-        return [read_facts(run, experiments.get(run.info.experiment_id, "")) for run in listed]
 
+def _find_best(runs: Sequence[RunFacts]) -> set[str]:
+    """Return the ids of the runs with the highest validation accuracy in each experiment, on the same images."""
     best: dict[tuple[str, str], RunFacts] = {}
     # If accuracies are equal, the earlier run is the best.
-    for run in sorted(facts(runs if among is None else among), key=lambda run: run.started):
+    for run in sorted(runs, key=lambda run: run.started):
         if run.val_digest and run.val_accuracy is not None:
             other = best.setdefault((run.experiment, run.val_digest), run)
             if run.val_accuracy > (other.val_accuracy or 0.0):
                 best[run.experiment, run.val_digest] = run
-    best_ids = {run.run_id for run in best.values()}
-    return [replace(run, is_best=run.run_id in best_ids) for run in facts(runs)]
+    return {run.run_id for run in best.values()}
 
 
 def with_curves(store: RunReader, runs: Sequence[Run], facts: Sequence[RunFacts]) -> list[RunFacts]:

@@ -74,7 +74,9 @@ def test_a_map_is_drawn_for_few_and_many_classes(tmp_path: Path, classes: int) -
     found = Neighbourhood(None, wilson(40, 80), 5, 50, None, points, labels)
     names = tuple(f"class {HOSTILE} {label}" for label in range(classes))
     ids = tuple(map(str, range(80)))
-    result = FeaturesResult(title="net", model="net", source="data", ids=ids, images=80, classes=names, found=found)
+    result = FeaturesResult(
+        title="net", model="net", source="data", ids=ids, images=80, classes=names, neighbourhood=found
+    )
     (path,) = save_inspection(result, tmp_path)
     assert is_picture(path)
 

@@ -156,20 +156,24 @@ def _block(
     """Return one row per setting, or a block of rows where the terminal is too narrow for one column per run."""
     first = max(len(title), *(min(_LONGEST_KEY, cell_len(safe_text(key))) for key in rows))
     room = (console.width - first - 2 * len(names)) // len(names)
-    if room >= 12:
-        table = make_table(left=())
-        table.header_style = "bold"
-        table.add_column(title, no_wrap=True, style="dim")
-        for name in names:
-            table.add_column(plain(shortened(name, room)), overflow="fold", max_width=room)
-        for key, values in rows.items():
-            table.add_row(Text(shortened(key, first)), *map(_value, values))
-        return table
+    if room < 12:
+        return _block_of_lines(console.width, title, names, rows)
+    table = make_table()
+    table.header_style = "bold"
+    table.add_column(title, no_wrap=True, style="dim")
+    for name in names:
+        table.add_column(plain(shortened(name, room)), overflow="fold", max_width=room)
+    for key, values in rows.items():
+        table.add_row(Text(shortened(key, first)), *map(_value, values))
+    return table
+
+
+def _block_of_lines(width: int, title: str, names: Sequence[str], rows: Mapping[str, Sequence[str | None]]) -> Group:
     lines = [Text(title, style="bold")]
     for key, values in rows.items():
-        lines.append(Text(shortened(key, console.width), "dim"))
+        lines.append(Text(shortened(key, width), "dim"))
         for name, value in zip(names, values, strict=True):
-            lines.append(Text(f"  {shortened(name, max(6, console.width // 2 - 2))}  ").append_text(_value(value)))
+            lines.append(Text(f"  {shortened(name, max(6, width // 2 - 2))}  ").append_text(_value(value)))
     return Group(*lines)
 
 
