@@ -41,7 +41,7 @@ def test_the_saved_view_is_what_mlflows_own_pages_read(store: Store) -> None:
     state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`best/val_accuracy`", False)
     assert "metrics.`test/accuracy`" in state["selectedColumns"]
-    assert overview.link_to("http://host/", "7").startswith(
+    assert overview.view_url("http://host/", "7").startswith(
         "http://host/#/experiments/7/runs?viewStateShareKey=tl-best"
     )
 

@@ -222,7 +222,7 @@ def test_a_call_that_was_interrupted_is_completed_by_the_next(
     def fail(*_: object) -> None:
         raise StorageError("the disk is full")
 
-    for method in ("tl_cli.tracking.journal.Journal.leave", "tl_cli.tracking.store.Store.add_run"):
+    for method in ("tl_cli.tracking.journal.Journal.add_items", "tl_cli.tracking.store.Store.add_run"):
         with monkeypatch.context() as patch:
             patch.setattr(method, fail)
             assert tl("runs", "sync").code == 1

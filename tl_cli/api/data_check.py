@@ -83,9 +83,9 @@ class DataReport:
     @property
     def is_clean(self) -> bool:
         """Whether all files decode, no split or class shares an image with another, and training accepts the data."""
-        found = self.findings
-        shared = any(group.exact for group in (*found.across(), *found.conflicting()))
-        return not (found.found.faults or found.bad() or shared)
+        findings = self.findings
+        shared = any(group.exact for group in (*findings.across(), *findings.conflicting()))
+        return not (findings.found.faults or findings.bad() or shared)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""

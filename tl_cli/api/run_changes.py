@@ -368,9 +368,9 @@ def _ask_outside(run: Run, files: removal.Files, outside: bool | None, consent: 
 def _purge(store: Store, run: Run, files: removal.Files, *, outside: bool) -> RemovedRun:
     size = files.size()
     remaining = removal.purge(store, run, (*files.inside, *(files.outside if outside else ())))
-    kept = (*files.shared, *(() if outside else files.outside))
+    kept_folders = (*files.shared, *(() if outside else files.outside))
     freed = size - files.size()
-    return RemovedRun(*_id_and_name(run), not remaining, freed, tuple(remaining), tuple(map(str, kept)))
+    return RemovedRun(*_id_and_name(run), not remaining, freed, tuple(remaining), tuple(map(str, kept_folders)))
 
 
 def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: str | None = None) -> Relocation:
