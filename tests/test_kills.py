@@ -161,7 +161,7 @@ def die_in(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["write_toml", "dataset_inputs", "_put_results"])
+@pytest.mark.parametrize("name", ["write_toml", "dataset_inputs", "_queue_results"])
 def test_an_interrupted_record_is_completed(name: str, tmp_path: Path, ready_database: Path, colours: Path) -> None:
     shutil.copy(ready_database, tmp_path / "mlflow.db")
     code, _ = run_in(tmp_path, *TRAIN, "--data", colours, prepare=partial(die_in, name))

@@ -298,7 +298,7 @@ def stop_again_in(point: str) -> None:
     from tl_cli.tracking.recorder import Recorder
 
     if point == "taking up":
-        Recorder._recall = lambda recorder: os.kill(os.getpid(), signal.SIGINT)
+        Recorder._load_recorded = lambda recorder: os.kill(os.getpid(), signal.SIGINT)
         return
     send_at("training", signal.SIGINT)
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import tl_cli
-from tl_cli.api.environment import subjects, without_credentials
+from tl_cli.api.environment import report_sections, without_credentials
 
 
 def test_versions_machine_and_paths_are_those_of_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setenv("HF_TOKEN", "S3CRET")
-    facts = dict(subjects())
+    facts = dict(report_sections())
     assert facts["versions"]["torch"] == version("torch")
     assert facts["versions"]["python"] == platform.python_version()
     assert facts["machine"]["threads"] == torch.get_num_threads()
@@ -27,7 +27,7 @@ def test_versions_machine_and_paths_are_those_of_the_libraries(monkeypatch: pyte
 
 def test_every_package_has_its_version_or_none() -> None:
     installed = {each.metadata["Name"].lower().replace("_", "-"): each.version for each in distributions()}
-    versions = dict(subjects())["versions"]
+    versions = dict(report_sections())["versions"]
     assert versions == {
         "tl": versions["tl"],
         "python": platform.python_version(),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.conftest import Project
-from tl_cli.api.model_lookup import CARD_FILE, WEIGHTS_FILE, Target, find_model, find_to_read, saved_model
+from tl_cli.api.model_lookup import CARD_FILE, WEIGHTS_FILE, Target, find_model, find_model_folder, find_to_read
 from tl_cli.api.recorded_model import RecordedModel
 from tl_cli.models import bundle
 
@@ -16,17 +16,17 @@ def test_a_folder_and_its_files_are_one_saved_model(tmp_path: Path, monkeypatch:
     for name in (CARD_FILE, WEIGHTS_FILE):
         (tmp_path / name).touch()
     for name in (str(tmp_path), str(tmp_path / CARD_FILE), str(tmp_path / WEIGHTS_FILE)):
-        assert saved_model(name) == tmp_path
+        assert find_model_folder(name) == tmp_path
         assert find_model(name, None, pytest.fail) == Target(tmp_path, str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path.parent))
-    assert saved_model(f"~/{tmp_path.name}") == tmp_path
+    assert find_model_folder(f"~/{tmp_path.name}") == tmp_path
     assert (CARD_FILE, WEIGHTS_FILE) == (bundle.CARD_FILE, bundle.WEIGHTS_FILE)
 
 
 def test_other_names_are_no_saved_model(tmp_path: Path) -> None:
     (tmp_path / "text.txt").touch()
     for name in (str(tmp_path), str(tmp_path / "text.txt"), "latest", "x" * 5000):
-        assert saved_model(name) is None
+        assert find_model_folder(name) is None
 
 
 def test_the_model_of_a_run_comes_with_its_run(project: Project) -> None:

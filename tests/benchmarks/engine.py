@@ -184,7 +184,7 @@ def run_observed(work: Work, pictures: Pictures, bench: Bench, weights: str) -> 
             LiveScreen(console, Title(plan.name, plan.machine.describe(), work.epochs), history) as screen,
         ):
             every = Every.parse(plan.config.checkpoint_every)
-            saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
+            saver = Saver(recorder.folder, state, plan.card(), every, recorder.write_journal)
             timed = Observed(notify_all(recorder, saver, history, screen))
             fit(plan, state, timed)
     return timed

@@ -200,7 +200,7 @@ def test_a_folder_without_test_images_gives_no_test_accuracy(tl, workplace: Path
     [
         (("train", "resnt18"), r"no model is called 'resnt18'. Did you mean resnet18"),
         (("train", "resnet18", "--data", "nowhere"), "is no built-in set"),
-        (("train", "resnet18", "--data", "./no/where"), "no folder at"),
+        (("train", "resnet18", "--data", "./no/where"), "no file or folder at"),
         (("train", "resnet18", "--data", "digits", "--weights", "no.pth"), "no weights at no.pth"),
         (("train", "resnet18", "--data", "digits", "--weights", "IMAGENET9"), "has no weights called 'IMAGENET9'"),
         (("train", "resnet18", "--data", "digits", "--weights", "none", "--lr", "-1"), "--lr -1.0"),

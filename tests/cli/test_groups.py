@@ -20,6 +20,9 @@ ROOT = Path(__file__).parents[2]
         ("cache clear --kind nothing --yes", ["cache"]),
         ("predict --show --json photo.jpg", ["predict"]),
         ("train --tag nonsense", ["train"]),
+        ("train resnet18 --data nowhere", ["train"]),
+        ("train resnet18 --data ./no/where", ["train"]),
+        ("train --config settings.toml --data nowhere", ["train"]),
     ],
 )
 def test_only_the_typed_command_is_imported_and_nothing_heavy(arguments: str, commands: list[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
-from tl_cli.tracking.liveness import HEARTBEAT_TAG, PROCESS_TAG, identity
+from tl_cli.tracking.liveness import HEARTBEAT_TAG, PROCESS_TAG, process_tags
 from tl_cli.tracking.recorder import Pace, Recorder
 from tl_cli.tracking.store import Store, open_store
 from tl_cli.training.events import EpochEnded, LossSampled
@@ -42,7 +42,7 @@ def recorder(store: Store, **options: object) -> Recorder:
 def dead_run(store: Store, beat: float | None = None) -> str:
     """Return a run whose process on this machine has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
-    machine = identity()[PROCESS_TAG].split(" ")[0]
+    machine = process_tags()[PROCESS_TAG].split(" ")[0]
     process.wait()
     tags = {"tl.version": "0", PROCESS_TAG: f"{machine} {process.pid} 1"}
     if beat is not None:

@@ -69,11 +69,11 @@ def test_metrics_of_other_images_have_separate_names_and_are_recorded_once(
     other = measured(is_own=False, part="all")
     folder = log_evaluation(store, run, other, {"accuracy": 0.25}, [])
     assert folder == "eval/ph_otos-all-01234567"
-    (run,) = store.again([run])
+    (run,) = store.reload([run])
     assert not is_first_test(run, measured())
     # Existing records are kept.
     log_evaluation(store, run, measured(), {"accuracy": 0.75, "loss": 2.0}, [])
-    (run,) = store.again([run])
+    (run,) = store.reload([run])
     assert run.data.metrics == {"test/accuracy": 0.5, "test/loss": 2.0, f"{folder}/accuracy": 0.25}
     assert artifacts(store, run, "eval/test") == ["eval/test/table.csv"]
     assert run.images["evaluation"].digest == DIGEST[:16]
@@ -85,9 +85,9 @@ def test_a_first_test_after_the_training_is_described_above_the_old_note(
     logits = tmp_path / "test_logits.npz"
     logits.write_bytes(b"x")
     set_note(store, run.info.run_id, "trained\nlast line")
-    (run,) = store.again([run])
+    (run,) = store.reload([run])
     log_first_test(store, run, 0.875, logits)
-    (run,) = store.again([run])
+    (run,) = store.reload([run])
     assert run.data.tags["mlflow.note.content"].split("\n\n") == [
         "**87.50% on test images**, measured by tl eval after training", "trained\nlast line",
     ]  # fmt: skip

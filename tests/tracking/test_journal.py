@@ -11,10 +11,10 @@ import pytest
 from mlflow.entities import Metric
 
 from tl_cli.errors import StorageError
-from tl_cli.tracking.journal import Ending, Journal, Left, Recorded, forget_left, read
+from tl_cli.tracking.journal import Ending, Item, Journal, Recorded, read, remove_items
 
 POINTS = [Metric("step/loss", value, 1000 + step, step) for step, value in enumerate((0.25, 1e308, math.inf, 3.0), 1)]
-WORK = [Left("tag", "key", "value"), Left("file", "/a/b", "curves")]
+WORK = [Item("tag", "key", "value"), Item("file", "/a/b", "curves")]
 
 
 @pytest.fixture
@@ -22,18 +22,18 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         journal.add(POINTS)
-        journal.leave(WORK)
+        journal.add_items(WORK)
         journal.end(Ending("KILLED", 5))
     return path
 
 
-def contents_of(recorded: Recorded) -> tuple[list[tuple[int, float]], list[Left], Ending | None]:
-    return [(point.step, point.value) for point in recorded.points], recorded.left, recorded.ending
+def contents_of(recorded: Recorded) -> tuple[list[tuple[int, float]], list[Item], Ending | None]:
+    return [(point.step, point.value) for point in recorded.points], recorded.items, recorded.ending
 
 
 def test_written_records_are_read_back(path: Path) -> None:
     assert contents_of(read(path, "r")) == ([(point.step, point.value) for point in POINTS], WORK, Ending("KILLED", 5))
-    forget_left(path)
+    remove_items(path)
     assert contents_of(read(path, "r")) == ([(point.step, point.value) for point in POINTS], [], Ending("KILLED", 5))
 
 

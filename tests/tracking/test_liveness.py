@@ -12,10 +12,10 @@ from tl_cli.tracking.liveness import (
     HOST_TAG,
     PID_TAG,
     PROCESS_TAG,
-    identity,
-    paused,
+    add_pause,
+    process_tags,
+    read_pauses,
     state_of,
-    with_pause,
 )
 
 NOW = 1_800_000_000.0
@@ -26,7 +26,7 @@ def _state_of(tags: dict[str, str], now: float) -> str:
 
 
 def on_another_machine(**tags: str) -> dict[str, str]:
-    return {**identity(), PROCESS_TAG: "other/boot 17 123", HOST_TAG: "other", **tags}
+    return {**process_tags(), PROCESS_TAG: "other/boot 17 123", HOST_TAG: "other", **tags}
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def sleeping_process():
 
 
 def tags_of(pid: int) -> dict[str, str]:
-    machine, _, _ = identity()[PROCESS_TAG].split(" ")
-    return {PROCESS_TAG: f"{machine} {pid} {liveness._began(pid)}"}
+    machine, _, _ = process_tags()[PROCESS_TAG].split(" ")
+    return {PROCESS_TAG: f"{machine} {pid} {liveness._start_time(pid)}"}
 
 
 def test_this_process_is_alive_without_any_heartbeat() -> None:
-    assert _state_of(identity(), NOW) == "alive"
-    assert _state_of({**identity(), HEARTBEAT_TAG: "0"}, NOW) == "alive"
+    assert _state_of(process_tags(), NOW) == "alive"
+    assert _state_of({**process_tags(), HEARTBEAT_TAG: "0"}, NOW) == "alive"
 
 
 def test_a_killed_process_is_dead_immediately_even_as_a_zombie(sleeping_process) -> None:
@@ -60,7 +60,7 @@ def test_a_killed_process_is_dead_immediately_even_as_a_zombie(sleeping_process)
 
 
 def test_another_process_with_the_same_pid_is_not_the_run() -> None:
-    machine, pid, began = identity()[PROCESS_TAG].split(" ")
+    machine, pid, began = process_tags()[PROCESS_TAG].split(" ")
     assert _state_of({PROCESS_TAG: f"{machine} {pid} {int(float(began)) + 1}"}, NOW) == "dead"
 
 
@@ -83,7 +83,7 @@ def test_a_run_on_another_machine_without_heartbeats_is_silent_some_time_after_i
 
 
 def test_a_run_from_before_a_reboot_is_dead() -> None:
-    machine, pid, began = identity()[PROCESS_TAG].split(" ")
+    machine, pid, began = process_tags()[PROCESS_TAG].split(" ")
     parts = machine.split("/")
     if len(parts) < 2:
         pytest.skip("this machine does not say when it was started")
@@ -93,7 +93,7 @@ def test_a_run_from_before_a_reboot_is_dead() -> None:
 
 
 def test_a_run_of_an_earlier_version_is_identified_by_its_pid(sleeping_process) -> None:
-    tags = {HOST_TAG: identity()[HOST_TAG], PID_TAG: str(sleeping_process.pid)}
+    tags = {HOST_TAG: process_tags()[HOST_TAG], PID_TAG: str(sleeping_process.pid)}
     assert _state_of(tags, NOW) == "alive"
     sleeping_process.kill()
     sleeping_process.wait()
@@ -103,7 +103,7 @@ def test_a_run_of_an_earlier_version_is_identified_by_its_pid(sleeping_process) 
 
 
 def test_pauses_add_up() -> None:
-    once = with_pause({}, 100, 200)
-    twice = with_pause(once, 500, 400)
-    assert paused(twice) == [(100, 200), (500, 500)]
-    assert paused({next(iter(once)): "rubbish"}) == []
+    once = add_pause({}, 100, 200)
+    twice = add_pause(once, 500, 400)
+    assert read_pauses(twice) == [(100, 200), (500, 500)]
+    assert read_pauses({next(iter(once)): "rubbish"}) == []

@@ -41,7 +41,7 @@ def test_the_saved_view_has_the_format_of_mlflows_ui(store: Store) -> None:
     state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`best/val_accuracy`", False)
     assert "metrics.`test/accuracy`" in state["selectedColumns"]
-    assert overview.link_to("http://host/", "7").startswith(
+    assert overview.view_url("http://host/", "7").startswith(
         "http://host/#/experiments/7/runs?viewStateShareKey=tl-best"
     )
 
@@ -71,7 +71,7 @@ def test_runs_are_ranked_among_those_with_the_same_validation_images(store: Stor
             store.client.log_metric(run_id, key, value)
         data = dataset_of("digits-val", "digits", Split(count=1, digest=digest * 64))
         store.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "validation")])])
-    overview.refresh(store, [experiment])
+    overview.refresh_overviews(store, [experiment])
     sentences, *tables = store.client.get_experiment(experiment).tags["mlflow.note.content"].split("\n\n")
     both, alone = sorted(sentences.split("  \n"), key=lambda line: line.startswith("alone"))
     assert both.startswith("high (")
@@ -89,6 +89,6 @@ def test_the_note_is_not_changed_if_the_store_cannot_be_written(store: Store, wo
     with closing(sqlite3.connect("mlflow.db")) as database:
         database.execute("drop table experiment_tags")
         database.commit()
-    overview.refresh(store, [experiment, "999"])
+    overview.refresh_overviews(store, [experiment, "999"])
     with pytest.raises(MlflowException):
         overview.refresh_overview(store, experiment)

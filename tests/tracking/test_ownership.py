@@ -10,8 +10,8 @@ from tests.support.processes import run_in, start_in
 from tests.support.quick_run import TRAIN, newest_step, wait_until
 from tests.support.recording import held, record, recorder
 from tl_cli.errors import TrackingError, UsageError
-from tl_cli.tracking.journal import JOURNAL, alone_with
-from tl_cli.tracking.ownership import owned, reading
+from tl_cli.tracking.journal import JOURNAL, hold_lock
+from tl_cli.tracking.ownership import lock_for_reading, lock_run
 from tl_cli.tracking.store import Store
 from tl_cli.tracking.sync import Synced, sync
 
@@ -31,11 +31,11 @@ def test_a_journal_belongs_to_one_process_at_a_time(store: Store) -> None:
     path = store.state_folder(run) / JOURNAL
     other = held(path.with_name(f".{JOURNAL}.lock"))
     refused = pytest.raises(TrackingError, match="another process writes or sends")
-    with other, refused, alone_with(path, patience_s=0):
+    with other, refused, hold_lock(path, timeout_s=0):
         pass
-    with alone_with(path, patience_s=0), alone_with(path, patience_s=0):  # a process may take its own lock again
+    with hold_lock(path, timeout_s=0), hold_lock(path, timeout_s=0):  # a process may take its own lock again
         assert sync(store, run) == Synced(0, 0, None)
-    with held(path.with_name(f".{JOURNAL}.lock")), pytest.raises(TrackingError), alone_with(path, patience_s=0):
+    with held(path.with_name(f".{JOURNAL}.lock")), pytest.raises(TrackingError), hold_lock(path, timeout_s=0):
         pass
 
 
@@ -74,16 +74,16 @@ def test_a_run_locked_by_another_process_is_neither_resumed_nor_closed_nor_delet
 def test_a_run_that_is_being_read_is_not_deleted_and_readers_are_concurrent(tl, store: Store) -> None:
     run = killed_run(store)
     other = held(store.state_folder(run) / ".reader-other.lock")
-    with other, reading(store, run), reading(store, run):
+    with other, lock_for_reading(store, run), lock_for_reading(store, run):
         assert len(list(store.state_folder(run).glob(".reader-*.lock"))) == 3
         for flags in (("--yes",), ("--purge", "--yes")):
             refused = tl("runs", "rm", "stopped", *flags)
             assert (refused.code, "is in use by another process" in refused.err) == (2, True), refused.err
-        with owned(store, run):  # it may continue meanwhile
+        with lock_run(store, run):  # it may continue meanwhile
             pass
     # The file of a killed reader is not a lock.
     assert [path.name for path in store.state_folder(run).glob(".reader-*")] == [".reader-other.lock"]
-    with owned(store, run, from_readers=True) as now:
+    with lock_run(store, run, from_readers=True) as now:
         assert now.info.run_id == run.info.run_id
 
 
@@ -92,14 +92,14 @@ def test_no_lock_is_made_where_a_run_has_no_folder(store: Store, workplace: Path
     store.client.set_terminated(made.info.run_id)
     before = sorted(workplace.rglob("*"))
     run = store.find("foreign")
-    with reading(store, run), owned(store, run, from_readers=True):
+    with lock_for_reading(store, run), lock_run(store, run, from_readers=True):
         assert sorted(workplace.rglob("*")) == before
 
 
 def test_a_run_that_was_removed_meanwhile_is_not_resumed(store: Store) -> None:
     run = killed_run(store)
     store.client.delete_run(run.info.run_id)
-    with pytest.raises(UsageError, match="has been removed in the meantime"), owned(store, run):
+    with pytest.raises(UsageError, match="has been removed in the meantime"), lock_run(store, run):
         pass
 
 

@@ -109,7 +109,7 @@ def test_copies_inside_and_around_their_original_are_distinguished(workplace: Pa
     assert find_moves(workplace / "outer" / "inner" / "mlflow.db") == places.Moves()
     for copy in (workplace / "outer", workplace / "outer" / "inner" / "backup"):
         moves = find_moves(copy / "mlflow.db")
-        assert {(move.old, move.new) for move in moves.moves if move.is_main and move.record.id == "1"} == {
+        assert {(move.old, move.new) for move in moves.moves if move.is_experiment and move.record.id == "1"} == {
             (inner, copy / "mlruns" / "1")
         }
         assert moves.count("runs") == moves.count("logged_models") == 1

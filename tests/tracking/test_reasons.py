@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from tl_cli.errors import TrackingError
-from tl_cli.tracking.reasons import reason, root
+from tl_cli.tracking.reasons import first_cause, reason
 from tl_cli.tracking.store import Store
 
 
@@ -39,9 +39,9 @@ def test_a_missing_package_is_named_as_pip_names_it() -> None:
 def test_the_root_is_the_first_cause() -> None:
     first, second, third = OSError("first"), ValueError("second"), RuntimeError("third")
     third.__cause__, second.__context__ = second, first
-    assert root(third) is first
+    assert first_cause(third) is first
     first.__context__ = third  # a cycle
-    assert root(third) is first
+    assert first_cause(third) is first
 
 
 def test_the_drivers_message_is_the_reason() -> None:

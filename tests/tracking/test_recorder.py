@@ -13,7 +13,7 @@ from tests.support.recording import epoch, recorder
 from tests.support.training import SMALL, plan_for
 from tl_cli.errors import Interrupted, TrackingError
 from tl_cli.tracking.evaluations import NOTE_TAG
-from tl_cli.tracking.journal import JOURNAL, Left, read
+from tl_cli.tracking.journal import JOURNAL, Item, read
 from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.recorder import Pace
 from tl_cli.tracking.store import Store, open_store
@@ -64,7 +64,7 @@ def test_points_are_written_to_the_journal_in_batches_without_long_delay(
             sizes.add(journal.stat().st_size)
         # 20 seconds, four times a second.
         assert 70 < len(sizes) < 90
-        record.settle()
+        record.write_journal()
         clock.now += 0.3
         record(LossSampled(20_001, 1, 1.0, 1e-3, 0.0))
         assert len(read(journal, record.run_id).points) == 20_001
@@ -85,10 +85,10 @@ def test_points_before_a_checkpoint_are_in_the_journal_first(store: Store, odd_p
     state = new_state(plan)
     covered: list[tuple[int, set[int], set[int]]] = []
     # No point is written because of its age.
-    with recorder(store, pace=Pace(settle_s=float("inf"), send_s=1e6)) as record:
+    with recorder(store, pace=Pace(journal_s=float("inf"), send_s=1e6)) as record:
 
         def settle() -> None:
-            record.settle()
+            record.write_journal()
             points = read(record.folder / JOURNAL, record.run_id).points
             steps = {key: {point.step for point in points if point.key == key} for key in ("step/loss", "val/loss")}
             covered.append((state.step, steps["step/loss"], steps["val/loss"]))
@@ -160,12 +160,12 @@ def test_failed_writes_are_repeated_at_the_end_if_the_store_is_back(
     with recorder(store) as record:
         # Any response of a store, and any exception of its client.
         monkeypatch.setattr(mlflow.MlflowClient, "set_tag", lambda *arguments: {}["nonsense"])
-        record.log(Left("tag", NOTE_TAG, "hello"))
+        record.log(Item("tag", NOTE_TAG, "hello"))
         monkeypatch.setattr(mlflow.MlflowClient, "set_tag", set_tag)
         assert len(record.warnings) == 1
     assert len(record.warnings) == 1
     assert store.client.get_run(record.run_id).data.tags["mlflow.note.content"] == "hello"
-    assert read(record.folder / JOURNAL, record.run_id).left == []
+    assert read(record.folder / JOURNAL, record.run_id).items == []
 
 
 def test_secrets_are_neither_printed_nor_recorded(tl, colours: Path, workplace: Path) -> None:

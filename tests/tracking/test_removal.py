@@ -15,7 +15,7 @@ from tl_cli.errors import UsageError
 from tl_cli.tracking import removal
 from tl_cli.tracking import store as tracking_store
 from tl_cli.tracking.facts import status_of
-from tl_cli.tracking.liveness import identity
+from tl_cli.tracking.liveness import process_tags
 from tl_cli.tracking.store import Store, open_store
 
 
@@ -191,8 +191,8 @@ def test_removing_hides_a_run_from_lists_and_purging_deletes_its_files(
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr(tracking_store, "STATE_ROOT", Path("elsewhere"))
         assert (store.model_folder(store.find("one")) / "model.json").exists()
-    kept = [*store.artifact_places(two, store.models_of(two)), store.state_folder(two)]
-    gone = [*store.artifact_places(one, store.models_of(one)), store.state_folder(one)]
+    kept = [*store.artifact_folders(two, store.models_of(two)), store.state_folder(two)]
+    gone = [*store.artifact_folders(one, store.models_of(one)), store.state_folder(one)]
     assert len(kept) == 3
     assert tl("runs", "rm", "one", "--yes").code == 0
     # A run that was removed earlier can be purged by its id or name.
@@ -224,7 +224,7 @@ def test_purging_one_run_deletes_nothing_else(tl, workplace: Path) -> None:
     client.restore_experiment(precious)
     assert [item.path for item in client.list_artifacts(kept.info.run_id)] == ["keep.txt"]
     client.restore_run(earlier.info.run_id)
-    assert all(folder.is_dir() for folder in store.artifact_places(earlier, [model.model_id])[1:])
+    assert all(folder.is_dir() for folder in store.artifact_folders(earlier, [model.model_id])[1:])
     assert client.get_logged_model(model.model_id).name == "m"
 
 
@@ -243,7 +243,7 @@ def test_a_run_resumed_during_the_confirmation_is_not_removed(store: Store) -> N
     store.client.set_terminated(stopped.info.run_id, "KILLED")
     stopped = store.find(stopped.info.run_id)
     store.client.update_run(stopped.info.run_id, status="RUNNING")
-    for key, value in identity().items():
+    for key, value in process_tags().items():
         store.client.set_tag(stopped.info.run_id, key, value)
     for refused in (removal.close, removal.remove):
         with pytest.raises(UsageError, match="is running"):

@@ -30,7 +30,7 @@ from tests.support.recording import epoch, recorder, save_small_model
 from tl_cli.errors import TrackingError
 from tl_cli.tracking.completion import complete_run
 from tl_cli.tracking.evaluations import NOTE_TAG
-from tl_cli.tracking.journal import Left
+from tl_cli.tracking.journal import Item
 from tl_cli.tracking.logged_model import Naming
 from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.recorder import Pace
@@ -372,7 +372,7 @@ def log_small_model(folder: Path, record) -> str | None:
     """Log a saved model, as a training does at its end."""
     if not folder.exists():
         save_small_model(folder)
-    return record.log(Left("model", str(folder), Naming("small", {}).to_json()))
+    return record.log(Item("model", str(folder), Naming("small", {}).to_json()))
 
 
 @pytest.mark.slow
@@ -403,7 +403,7 @@ def test_a_failed_model_upload_leaves_nothing_behind_and_sync_reports_it(at_serv
     with recorder(open_store(strict.url)) as record:
         strict.mood = "refuses weights"
         assert log_small_model(tmp_path / "best", record) is None
-        record.log(Left("tag", NOTE_TAG, "after the model"))
+        record.log(Item("tag", NOTE_TAG, "after the model"))
     assert models() == []
     assert any("tl runs sync" in warning for warning in record.warnings)
     for _ in range(2):

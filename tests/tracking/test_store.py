@@ -191,12 +191,12 @@ def test_a_missing_record_is_none_and_other_failures_are_errors(store: Store) ->
 def test_a_run_is_read_again_until_it_is_removed(store: Store) -> None:
     with recorder(store) as record:
         before = store.find(record.run_id)
-    (now,) = store.again([before])
+    (now,) = store.reload([before])
     assert (before.info.status, now.info.status) == ("RUNNING", "FINISHED")
     store.client.delete_run(record.run_id)
     assert store.find_removed(record.run_id).info.run_id == record.run_id
     with pytest.raises(RunNotFoundError, match="has been removed in the meantime"):
-        store.again([now])
+        store.reload([now])
 
 
 def test_runs_of_an_experiment_are_listed_alone(store: Store) -> None:
@@ -218,11 +218,11 @@ def test_a_deleted_experiment_is_not_silently_reused(store: Store) -> None:
 def test_a_database_that_was_replaced_does_not_have_the_run(store: Store, ready_database: Path) -> None:
     with recorder(store) as record:
         pass
-    store.check_has(record.run_id)
+    store.check_has_run(record.run_id)
     Path("mlflow.db").unlink()
     Path("mlflow.db").write_bytes(ready_database.read_bytes())
     with pytest.raises(TrackingError, match="replaced by another"):
-        store.check_has(record.run_id)
+        store.check_has_run(record.run_id)
 
 
 def test_a_lost_run_is_created_again_with_its_id(store: Store) -> None:

@@ -14,12 +14,12 @@ from tests.support.commands import Result
 from tests.support.recording import recorder, save_small_model, use_project
 from tl_cli.errors import StorageError
 from tl_cli.models.bundle import WEIGHTS_FILE
-from tl_cli.tracking.journal import JOURNAL, Journal, Left
+from tl_cli.tracking.journal import JOURNAL, Item, Journal
 from tl_cli.tracking.logged_model import Naming
 from tl_cli.tracking.recorded import Run
 from tl_cli.tracking.removal import files_of
 from tl_cli.tracking.store import Store, open_store
-from tl_cli.tracking.sync import Synced, missing, perform, sync
+from tl_cli.tracking.sync import Synced, find_missing, record_items, sync
 from tl_cli.training.state import checkpoints
 
 TRAIN = ("train", "timm/test_resnet", "--weights", "none", "--input-size", "32", "--epochs", "2", "--freeze-epochs", "1",
@@ -109,13 +109,13 @@ def test_records_that_a_store_refuses_are_reported_once_and_block_nothing(store:
     with recorder(store) as record:
         store.client.log_param(record.run_id, "epochs", "4")
         with Journal(record.folder / JOURNAL) as journal:
-            journal.leave(
+            journal.add_items(
                 [
-                    Left("param", "epochs", "5"),
-                    Left("data", str(record.folder / "card.json"), ""),
-                    Left("model", str(record.folder), Naming("m", {}).to_json()),
-                    Left("tag", "lone \ud800", "x"),
-                    Left("tag", "late", "but there"),
+                    Item("param", "epochs", "5"),
+                    Item("data", str(record.folder / "card.json"), ""),
+                    Item("model", str(record.folder), Naming("m", {}).to_json()),
+                    Item("tag", "lone \ud800", "x"),
+                    Item("tag", "late", "but there"),
                 ]
             )
     found = sync(store, store.client.get_run(record.run_id))
@@ -222,7 +222,7 @@ def test_an_interrupted_sync_is_completed_by_the_next(
     def fail(*_: object) -> None:
         raise StorageError("the disk is full")
 
-    for method in ("tl_cli.tracking.journal.Journal.leave", "tl_cli.tracking.store.Store.add_run"):
+    for method in ("tl_cli.tracking.journal.Journal.add_items", "tl_cli.tracking.store.Store.add_run"):
         with monkeypatch.context() as patch:
             patch.setattr(method, fail)
             assert tl("runs", "sync").code == 1
@@ -242,13 +242,13 @@ def test_settings_tags_and_files_are_recorded_and_missing_files_are_skipped(stor
     (tmp_path / "a.txt").write_text("x")
     with recorder(store) as record:
         work = [
-            Left("param", "lr", "0.1"),
-            Left("tag", "key", "value"),
-            Left("file", str(tmp_path / "a.txt"), "folder"),
-            Left("file", str(tmp_path / "gone.txt"), ""),
-            Left("model", str(tmp_path / "gone"), Naming("m", {}).to_json()),
+            Item("param", "lr", "0.1"),
+            Item("tag", "key", "value"),
+            Item("file", str(tmp_path / "a.txt"), "folder"),
+            Item("file", str(tmp_path / "gone.txt"), ""),
+            Item("model", str(tmp_path / "gone"), Naming("m", {}).to_json()),
         ]
-        assert perform(store, record.run_id, work) is None
+        assert record_items(store, record.run_id, work) is None
     run = store.find(record.run_id)
     assert (run.data.params["lr"], run.data.tags["key"]) == ("0.1", "value")
     assert [item.path for item in store.client.list_artifacts(run.info.run_id, "folder")] == ["folder/a.txt"]
@@ -260,7 +260,7 @@ def test_recording_a_model_later_keeps_the_status_of_its_run(store: Store, tmp_p
     run_id = store.client.create_run(store.experiment("tl")).info.run_id
     store.client.set_terminated(run_id, status)
     folder = save_small_model(tmp_path / "best")
-    model_id = perform(store, run_id, [Left("model", str(folder), Naming("m", {}).to_json())])
+    model_id = record_items(store, run_id, [Item("model", str(folder), Naming("m", {}).to_json())])
     run = store.run(run_id)
     assert (run.info.status, run.model_ids) == (status, (model_id,))
 
@@ -271,4 +271,4 @@ def test_only_points_that_the_store_lacks_are_missing(store: Store) -> None:
     store.client.log_batch(run_id, metrics=known)
     # Points with a step are equal by their step, results by their time.
     later = [Metric("a", 9.0, 900, 1), Metric("a", 1.0, 100, 2), Metric("b", 1.0, 100, 0), Metric("b", 2.0, 200, 0)]
-    assert missing(store, run_id, later) == [later[1], later[3]]
+    assert find_missing(store, run_id, later) == [later[1], later[3]]

@@ -76,10 +76,10 @@ class Clearing:
 def list_cache() -> CacheListing:
     """Return the size of each kind, and how much of it was not used for a day and for 30 days."""
     root, now = cache_root(), time.time()
-    found = entries(root)
+    all_entries = entries(root)
     kinds = []
     for kind, rule in RULES.items():
-        own = [entry for entry in found if entry.kind == kind]
+        own = [entry for entry in all_entries if entry.kind == kind]
         day, month = (sum(entry.size for entry in own if now - entry.used > days * _DAY_S) for days in (1, 30))
         kinds.append(CacheKind(kind, rule.about, len(own), sum(entry.size for entry in own), day, month))
     return CacheListing(root, tuple(kinds))
@@ -98,12 +98,12 @@ def clear_cache(kinds: Sequence[str], older_than_s: float, confirm: Callable[[Cl
     """
     _check_clearable(kinds)
     root, oldest = cache_root(), time.time() - older_than_s
-    found = [entry for entry in entries(root) if entry.kind in (kinds or CLEARABLE) and entry.used <= oldest]
-    selected = _counts_and_size(found)
+    unused = [entry for entry in entries(root) if entry.kind in (kinds or CLEARABLE) and entry.used <= oldest]
+    selected = _counts_and_size(unused)
     planned = Clearing(root, *selected, *selected, confirmed=False)
-    if not found or (confirm is not None and not confirm(planned)):
+    if not unused or (confirm is not None and not confirm(planned)):
         return planned
-    return Clearing(root, *selected, *_counts_and_size([entry for entry in found if not remove(entry)]))
+    return Clearing(root, *selected, *_counts_and_size([entry for entry in unused if not remove(entry)]))
 
 
 def _check_clearable(kinds: Sequence[str]) -> None:
@@ -113,6 +113,6 @@ def _check_clearable(kinds: Sequence[str]) -> None:
             raise UsageError(f"--kind {kind} cannot be cleared{never}; choose from {', '.join(CLEARABLE)}")
 
 
-def _counts_and_size(found: Sequence[Entry]) -> tuple[dict[str, int], int]:
+def _counts_and_size(selected: Sequence[Entry]) -> tuple[dict[str, int], int]:
     """Return the number of entries by kind, and their bytes."""
-    return dict(Counter(entry.kind for entry in found)), sum(entry.size for entry in found)
+    return dict(Counter(entry.kind for entry in selected)), sum(entry.size for entry in selected)

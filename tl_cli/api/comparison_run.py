@@ -50,7 +50,7 @@ class Trainings:
         options: of ``tl train``, shared by all trainings.
         settings: of each architecture; its weights are fetched before the first training begins.
         experiment: MLflow experiment; None: MLFLOW_EXPERIMENT_NAME, else ``tl``.
-        on_stderr: whether what the trainings print goes to stderr.
+        on_stderr: whether the trainings print to stderr.
     """
 
     seeds: int = 1
@@ -153,7 +153,7 @@ class CompareObserver(Observer):
         return Report("\n".join(f"- {sentence}" for sentence in ranking.verdicts(result.comparison)))
 
 
-# The saved models to compare by the name of the model: one per training.
+# The saved models to compare, by the name of the model; one per training.
 _Models = Mapping[str, Sequence[Target]]
 
 
@@ -184,7 +184,7 @@ def _train_and_compare(request: CompareRequest, trainings: Trainings, observer: 
     _fetch_weights(trainings.settings, request.tracking_uri, observer)
     title = " against ".join(request.names) if len(request.names) < 4 else f"{len(request.names)} models"
     with Parent(store, destination.experiment_id, title, request.command_line, destination.run) as parent:
-        options = _options(request, trainings, destination.experiment)
+        options = _train_options(request, trainings, destination.experiment)
         failed = _train_all(store, parent.run_id, request, options, observer)
         models = _trained(store, parent.run_id, request.names, failed, observer)
         result = _compared(models, replace(request, data=None), observer)
@@ -210,7 +210,7 @@ def _fetch_weights(settings: Sequence[Given], tracking_uri: str | None, observer
             registry.find_weights(each.model, each.settings.weights, progress=observer.progress)
 
 
-def _options(request: CompareRequest, trainings: Trainings, experiment: str) -> list[str]:
+def _train_options(request: CompareRequest, trainings: Trainings, experiment: str) -> list[str]:
     """Return the options of ``tl train`` that all trainings share."""
     # The parent's experiment may not be the default one.
     flags = {"--data": request.data, "--data-dir": request.data_dir, "--workers": request.workers,
@@ -238,7 +238,7 @@ def _train_all(
         observer.training(title, number, len(work))
         command = [sys.executable, "-m", "tl_cli", "train", model, *options, "--seed", str(seed), "--run-name", title]
         command += ["--tag", f"{CHILD_TAG}={parent_id}", "--tag", f"{CONTENDER_TAG}={model}"]
-        code = _run(command, on_stderr=trainings.on_stderr)
+        code = _run_training(command, on_stderr=trainings.on_stderr)
         if code - 128 in interrupts.known():
             raise Interrupted(code - 128)
         if code != 0:
@@ -248,7 +248,7 @@ def _train_all(
     return failed
 
 
-def _run(command: list[str], *, on_stderr: bool) -> int:
+def _run_training(command: list[str], *, on_stderr: bool) -> int:
     """Run a training to its end and return its exit code; if this process is stopped, stop the training too."""
     process = subprocess.Popen(command, stdout=sys.stderr if on_stderr else None)  # noqa: S603 (this program itself)
     try:
@@ -262,10 +262,10 @@ def _run(command: list[str], *, on_stderr: bool) -> int:
 
 def _check_test_images(store: Store, parent_id: str) -> None:
     """Refuse, after the first training, data without test images."""
-    found = []
+    trained: list[Run] = []
     with suppress(TrackingError):  # the trainings continue while the store cannot be reached
-        found = [run for runs in trainings_of(store, parent_id).values() for run in runs]
-    if found and tested_on(found[0]) is None:
+        trained = [run for runs in trainings_of(store, parent_id).values() for run in runs]
+    if trained and tested_on(trained[0]) is None:
         raise UsageError(
             "these data have no test images; give --split val to compare on the validation images, which favors all "
             "models, as they chose the epochs"
@@ -279,12 +279,13 @@ def _trained(store: Store, parent_id: str, names: Sequence[str], failed: Sequenc
         UsageError: there are fewer than two.
     """
     models = _models_of(store, trainings_of(store, parent_id), observer)
-    found = {name: models[name] for name in names if name in models}
-    if len(found) < 2:
+    complete = {name: models[name] for name in names if name in models}
+    if len(complete) < 2:
         raise UsageError(
-            f"only {len(found)} of {len(names)} models trained; two are needed to compare. Failed: {', '.join(failed)}"
+            f"only {len(complete)} of {len(names)} models trained; two are needed to compare. "
+            f"Failed: {', '.join(failed)}"
         )
-    return found
+    return complete
 
 
 def _models_of(store: Store, groups: Mapping[str, Sequence[Run]], observer: Observer) -> _Models:
@@ -306,15 +307,19 @@ def _recorded(request: CompareRequest, observer: Observer) -> _Models:
         if len(groups) < 2:
             raise UsageError(f"{names[0]} is one run; give two or more to compare, or a run of tl compare --models")
         return _models_of(store, groups, observer)
-    targets = _found(request, observer)
+    targets = _find_targets(request, observer)
     short = [_short_name(target) for target in targets]
     return {
         target.name if short.count(name) > 1 else name: [target] for name, target in zip(short, targets, strict=True)
     }
 
 
-def _found(request: CompareRequest, observer: Observer) -> list[Target]:
-    """Return the named models, which are different ones."""
+def _find_targets(request: CompareRequest, observer: Observer) -> list[Target]:
+    """Return the named models.
+
+    Raises:
+        UsageError: two names mean the same model, or all are architectures.
+    """
     names = request.names
     try:
         targets = [find_model(name, request.tracking_uri, observer.warn) for name in names]
@@ -388,20 +393,20 @@ def _training(
 def _recorded_logits(targets: Sequence[Target], request: CompareRequest) -> dict[str, SavedLogits]:
     """Return the recorded test logits by target, if all models recorded them for the same images; else nothing.
 
-    Digests of an earlier version are never those of today: its models are evaluated again beside newer ones.
+    Digests of an earlier version never equal current ones, so its models are evaluated again.
     """
     runs = [target for target in targets if isinstance(target, RecordedModel)]
     if request.data is not None or request.split == "val" or len(runs) < len(targets):
         return {}
     if len({tested_on(target.run) for target in runs}) > 1:
         return {}
-    found = {target.name: saved_logits(target.store, target.run) for target in runs}
-    complete = {name: logits for name, logits in found.items() if logits is not None}
-    return complete if len(complete) == len(found) else {}
+    recorded = {target.name: saved_logits(target.store, target.run) for target in runs}
+    complete = {name: logits for name, logits in recorded.items() if logits is not None}
+    return complete if len(complete) == len(recorded) else {}
 
 
 def _logits(target: Target, request: CompareRequest, observer: Observer) -> SavedLogits:
-    """Return the logits that a model computes now."""
+    """Return the logits of a model, computed now."""
     classifier, card = registry.restore(target.folder)
     if request.data is None and request.split is None and "test" not in card.data.splits:
         raise UsageError(

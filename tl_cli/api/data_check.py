@@ -61,7 +61,7 @@ class Doubts:
 
     Attributes:
         compared: number of images whose labels were compared.
-        why_not: the reason where none were compared; else empty.
+        why_not: why none were compared; otherwise empty.
         model: the network that was used.
         left_out: classes that were not compared, as they have only one image.
     """
@@ -75,7 +75,7 @@ class Doubts:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """The findings in a data set; ``doubts`` is None where labels were not to be compared."""
+    """The findings in a data set; ``doubts`` is None if comparing labels was not requested."""
 
     findings: Findings
     doubts: Doubts | None
@@ -83,9 +83,9 @@ class DataReport:
     @property
     def is_clean(self) -> bool:
         """Whether all files decode, no split or class shares an image with another, and training accepts the data."""
-        found = self.findings
-        shared = any(group.exact for group in (*found.across(), *found.conflicting()))
-        return not (found.found.faults or found.bad() or shared)
+        findings = self.findings
+        shared = any(group.exact for group in (*findings.across(), *findings.conflicting()))
+        return not (findings.found.faults or findings.bad() or shared)
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""
@@ -153,7 +153,7 @@ def _doubts(findings: Findings, request: CheckRequest, workers: int, progress: P
 
 
 def _files_as_data(findings: Findings) -> dict[str, object]:
-    looks, train = readable(findings), findings.found.parts["train"]
+    looks, train = readable_files(findings), findings.found.parts["train"]
     pixel_range = train.pixel_range if isinstance(train, FileImages) else None
     return {
         "sizes": sizes_of(findings),
@@ -207,7 +207,7 @@ def class_counts(findings: Findings) -> list[dict[SplitName, int]]:
 
 
 def class_ratio(findings: Findings) -> float | None:
-    """Return how uneven the classes are that ``tl train`` would see; None where it would refuse the images."""
+    """Return the class ratio of the images that ``tl train`` would use; None if it would refuse them."""
     with suppress(DataError):
         labels, classes = training_labels(findings.found), len(findings.found.classes)
         if len(np.unique(labels)) == classes:
@@ -215,14 +215,14 @@ def class_ratio(findings: Findings) -> float | None:
     return None
 
 
-def readable(findings: Findings) -> list[Look]:
+def readable_files(findings: Findings) -> list[Look]:
     """Return the files that decode."""
     return [look for looks in findings.looks.values() for look in looks if not look.bad]
 
 
 def sizes_of(findings: Findings) -> dict[str, Any] | None:
     """Return the shortest sides (smallest, median, largest) and whether all sizes are equal; None without images."""
-    sizes = [look.header.size for look in readable(findings)]
+    sizes = [look.header.size for look in readable_files(findings)]
     sides = sorted(map(min, sizes))
     if not sides:
         return None
@@ -231,7 +231,7 @@ def sizes_of(findings: Findings) -> dict[str, Any] | None:
 
 def crop_notes(findings: Findings) -> list[str]:
     """Return a warning where a center crop would lose much of the images."""
-    sizes = Sizes.of([look.header.size[::-1] for look in readable(findings)])
+    sizes = Sizes.of([look.header.size[::-1] for look in readable_files(findings)])
     note = None if sizes is None else sizes.crop_note()
     return [] if note is None else [note]
 

@@ -32,9 +32,9 @@ def list_data(pattern: str | None = None) -> DataList:
         raise UsageError(f"{pattern} is not available: {LEFT_OUT[name]}")
     if name in SETS:
         return DataList((SETS[name],))
-    found = [row for row in SETS.values() if name in row.name or (pattern or "").lower() in row.title.lower()]
-    if found or pattern is None:
-        return DataList(tuple(found))
+    matching = [row for row in SETS.values() if name in row.name or (pattern or "").lower() in row.title.lower()]
+    if matching or pattern is None:
+        return DataList(tuple(matching))
     if Path(pattern).expanduser().exists():
         raise UsageError(f"{pattern} is no published set; to examine it: tl data check {shlex.quote(pattern)}")
     raise UsageError(f"no set has {pattern!r} in its name.{suggest(name, SETS)}")

@@ -22,7 +22,7 @@ _PACKAGES = (
     "plotext", "matplotlib", "scikit-learn", "huggingface-hub", *(row["package"] for row in BUNDLED.values()),
     "onnx", "onnxscript", "onnxruntime", "captum", "accelerate",
 )  # fmt: skip
-# Their values are no secrets, and change what is computed or shown.
+# Variables without secrets that affect what is computed or shown.
 _SHOWN = (
     "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
     "HF_HUB_OFFLINE", "TL_CACHE_DIR", "TL_REQUEST_PIXELS", "TERM", "COLUMNS", "NO_COLOR", "FORCE_COLOR", "CI", "LANG",
@@ -31,8 +31,8 @@ _SHOWN = (
 _PREFIXES = ("MLFLOW_", "DATABRICKS_", "AWS_", "AZURE_", "GOOGLE_", "HF_", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
-def subjects() -> Iterator[tuple[str, dict[str, object]]]:
-    """Yield each subject with its facts, of plain JSON types; last the machine, for which torch is imported."""
+def report_sections() -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the sections of the report, of plain JSON types; the last one, the machine, imports torch."""
     yield (
         "versions",
         {"tl": tl_version(), "python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
@@ -60,7 +60,7 @@ def subjects() -> Iterator[tuple[str, dict[str, object]]]:
 
 
 def _machine() -> dict[str, object]:
-    # Imported here, as it takes seconds: the other subjects are shown before.
+    # Imported here, as it takes seconds: the other sections are shown before.
     import torch
 
     from tl_cli.compute.device import choose_device, cores, cpu_facts, device_name
@@ -81,7 +81,7 @@ def _machine() -> dict[str, object]:
 
 
 def without_credentials(uri: str) -> str:
-    """Return an address without what may be a secret: all before its last @, whatever it looks like, and its query."""
+    """Return an address without parts that may be secret: everything before its last @, and its query."""
     scheme, separator, rest = uri.partition("://")
     if not separator:
         scheme, rest = "", uri

@@ -22,8 +22,8 @@ from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.registry import Classifier
 from tl_cli.text import finite, html_table
 from tl_cli.tracking import evaluations
-from tl_cli.tracking.journal import alone_with
-from tl_cli.tracking.ownership import reading
+from tl_cli.tracking.journal import hold_lock
+from tl_cli.tracking.ownership import lock_for_reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def evaluate(
 
     Raises:
         RunNotFoundError: there is no such model.
-        DataError: the images are not there, have other classes, or cannot be decoded.
+        DataError: the images do not exist, have other classes, or cannot be decoded.
         WeightsError: the saved model is damaged.
         StorageError: the results cannot be written.
         TrackingError: the store cannot be used.
@@ -150,7 +150,7 @@ def evaluate(
     observer = observer or Observer()
     target = find_model(request.model, request.tracking_uri, observer.warn)
     # Other processes must not delete the run meanwhile.
-    with reading(target.store, target.run) if isinstance(target, RecordedModel) else nullcontext():
+    with lock_for_reading(target.store, target.run) if isinstance(target, RecordedModel) else nullcontext():
         evaluation = _evaluation(target, request, observer)
         show(evaluation)
         written = [] if request.output is None else _write(request.output, evaluation, draw)
@@ -198,24 +198,24 @@ def _has_former_calibration(target: Target) -> bool:
 
 def _warnings(measured: Measured) -> list[str]:
     """Return why the results may be misleading."""
-    found = list(measured.notes)
+    warnings = list(measured.notes)
     if measured.is_changed:
-        found.append(f"the {measured.part} images are not those that the model was trained with")
+        warnings.append(f"the {measured.part} images are not those that the model was trained with")
     if measured.is_own and measured.part == "val":
-        found.append("the validation images selected this model's epoch, so these results are slightly too good")
+        warnings.append("the validation images selected this model's epoch, so these results are slightly too good")
     if measured.is_own and measured.part == "train":
-        found.append("these are the training images: the results measure memorization, not how good the model is")
+        warnings.append("these are the training images: the results measure memorization, not how good the model is")
     if measured.trained_on:
-        known, count = measured.trained_on, measured.split.count
-        found.append(f"the model was trained on {known:,} of these {count:,} images: the results are too good")
+        trained_on, count = measured.trained_on, measured.split.count
+        warnings.append(f"the model was trained on {trained_on:,} of these {count:,} images: the results are too good")
     if not measured.is_own and measured.trained_on is None:
-        found.append("the training images are not available, so it is unknown whether some of these are among them")
+        warnings.append("the training images are not available, so it is unknown whether some of these are among them")
     if measured.missing:
-        found.append(
+        warnings.append(
             f"{measured.source} has no images of {some(measured.missing, 8)}; "
             "means over classes are over the other classes"
         )
-    return found
+    return warnings
 
 
 def _record(target: RecordedModel, evaluation: Evaluation, draw: Draw) -> None:
@@ -224,8 +224,8 @@ def _record(target: RecordedModel, evaluation: Evaluation, draw: Draw) -> None:
     folder = store.state_folder(target.run) / evaluations.EVALUATIONS
     try:
         # One process at a time: another tl eval may be writing the same files or recording the same metrics.
-        with alone_with(folder):
-            (run,) = store.again([target.run])
+        with hold_lock(folder):
+            (run,) = store.reload([target.run])
             files = _write(folder / evaluations.evaluation_name(measured), replace(evaluation, own=None), draw)
             evaluations.log_evaluation(store, run, measured, headline(evaluation.report), files)
             if evaluations.is_first_test(run, measured):

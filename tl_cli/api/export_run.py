@@ -23,7 +23,7 @@ from tl_cli.models.zoo.registry import Classifier
 from tl_cli.text import plain_data
 
 Format = Literal["onnx", "pt2", "folder"]
-_CHECKED = 16
+_NUM_CHECKED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def export(request: ExportRequest, observer: Observer | None = None) -> Exported
     """
     observer = observer or Observer()
     target = find_to_read(request.model, request.tracking_uri, observer.warn)
-    path = _path(request, read_card(target.folder).architecture.replace("/", "_"))
+    path = _output_path(request, read_card(target.folder).architecture.replace("/", "_"))
     classifier, card = registry.restore(target.folder)
     check = size = None
     if request.format == "folder":
@@ -121,7 +121,7 @@ def export(request: ExportRequest, observer: Observer | None = None) -> Exported
 
 def _write(classifier: Classifier, card: ModelCard, path: Path, request: ExportRequest, observer: Observer) -> Check:
     """Write a file, and compare its logits with those that ``tl eval`` computes."""
-    images, are_real = _images(card, request.data_dir, observer)
+    images, are_real = _check_inputs(card, request.data_dir, observer)
     with torch.inference_mode():
         expected: np.ndarray = classifier.model(normalise(images, classifier.preprocessing)).numpy()
     write, run = (write_onnx, run_onnx) if request.format == "onnx" else (write_pt2, run_pt2)
@@ -130,11 +130,11 @@ def _write(classifier: Classifier, card: ModelCard, path: Path, request: ExportR
     return Check(len(images), are_real, differences[0])
 
 
-def _path(request: ExportRequest, name: str) -> Path:
+def _output_path(request: ExportRequest, name: str) -> Path:
     """Return the file or folder to write.
 
     Raises:
-        UsageError: it exists, and is not to be overwritten.
+        UsageError: it exists, and overwriting is not requested.
     """
     is_folder = request.format == "folder"
     path = (request.output or Path(name if is_folder else f"{name}.{request.format}")).expanduser()
@@ -146,7 +146,7 @@ def _path(request: ExportRequest, name: str) -> Path:
     return path
 
 
-def _images(card: ModelCard, data_dir: str | None, observer: Observer) -> tuple[Tensor, bool]:
+def _check_inputs(card: ModelCard, data_dir: str | None, observer: Observer) -> tuple[Tensor, bool]:
     """Return at most 16 inputs (N, 3, crop, crop) uint8 for the check, and whether they are images of the data."""
     how = card.preprocessing
     try:
@@ -159,10 +159,10 @@ def _images(card: ModelCard, data_dir: str | None, observer: Observer) -> tuple[
         images = next((data.parts[name] for name in ("test", "val", "train") if name in data.parts), None)
         if images is None:
             raise DataError("none of the images can be read")
-        indices = range(0, len(images), max(1, len(images) // _CHECKED))[:_CHECKED]
+        indices = range(0, len(images), max(1, len(images) // _NUM_CHECKED))[:_NUM_CHECKED]
         return torch.stack([prepare(images.open(index, decoded_side(how)), how) for index in indices]), True
     except (DataError, DownloadError):
-        shape, generator = (_CHECKED, 3, how.crop, how.crop), torch.Generator().manual_seed(0)
+        shape, generator = (_NUM_CHECKED, 3, how.crop, how.crop), torch.Generator().manual_seed(0)
         return torch.randint(0, 256, shape, generator=generator).to(torch.uint8), False
 
 
@@ -173,8 +173,8 @@ def _compare(run: Callable[[Path, np.ndarray], np.ndarray], path: Path, images: 
         TlError: it is larger than rounding explains.
     """
     inputs = images.numpy().astype(np.float32)
-    found = np.concatenate([run(path, inputs), run(path, inputs[:1])])
-    difference = float(np.abs(found - np.concatenate([expected, expected[:1]])).max())
+    logits = np.concatenate([run(path, inputs), run(path, inputs[:1])])
+    difference = float(np.abs(logits - np.concatenate([expected, expected[:1]])).max())
     # Large logits are rounded in larger steps.
     if not difference <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise TlError(f"the exported file's logits differ from the model's by {difference:.2g}; the file is not kept")

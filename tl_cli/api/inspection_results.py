@@ -146,7 +146,7 @@ class _Result:
     """Fields of all results.
 
     Attributes:
-        title: names the model, for people.
+        title: name of the model for display.
         model: name of the architecture.
         target: the saved model; None for an architecture.
     """
@@ -311,7 +311,7 @@ class FeaturesResult(_Result):
         ids: of the images on the map.
         images: number of images that were classified.
         classes: names, by label.
-        found: accuracies and map.
+        neighbourhood: accuracies and map.
     """
 
     name: ClassVar[str] = "features"
@@ -319,23 +319,25 @@ class FeaturesResult(_Result):
     ids: tuple[str, ...]
     images: int
     classes: tuple[str, ...]
-    found: Neighbourhood
+    neighbourhood: Neighbourhood
 
     def to_dict(self) -> dict[str, object]:
         """Return what ``tl inspect --features --json`` prints."""
-        found = self.found
+        features = self.neighbourhood
         return {
             "model": self.model,
             "source": self.source,
             "images": self.images,
-            "accuracy": found.by_head.value if found.by_head else None,
-            "knn_accuracy": found.by_neighbours.value,
-            "neighbours": found.neighbours,
-            "known": found.known,
-            "agreement": found.agree,
+            "accuracy": features.by_head.value if features.by_head else None,
+            "knn_accuracy": features.by_neighbours.value,
+            "neighbours": features.neighbours,
+            "known": features.known,
+            "agreement": features.agree,
             "map": [
                 {"id": name, "class": self.classes[label], "x": round(x, 4), "y": round(y, 4)}
-                for name, label, (x, y) in zip(self.ids, found.labels.tolist(), found.points.tolist(), strict=True)
+                for name, label, (x, y) in zip(
+                    self.ids, features.labels.tolist(), features.points.tolist(), strict=True
+                )
             ],
         }
 

@@ -15,8 +15,9 @@ from tl_cli.api.observer import Observer
 from tl_cli.api.recorded_model import RecordedModel
 from tl_cli.contract import ModelCard
 from tl_cli.data.decode import Picture
+from tl_cli.data.images import Images
 from tl_cli.errors import RunNotFoundError, UnknownModelError, UsageError, some
-from tl_cli.evaluation.classification import worst_mistakes
+from tl_cli.evaluation.classification import Mistake, worst_mistakes
 from tl_cli.evaluation.logits import check_finite, compute_logits
 from tl_cli.evaluation.task import TASKS
 from tl_cli.inspection.attribution import grad_cam
@@ -145,7 +146,7 @@ class _Inspection:
         return other
 
     def about(self, classifier: Classifier, more: str = "") -> tuple[str, str, Target | None]:
-        """Return what each result begins with: its title, the name of the architecture, and the saved model."""
+        """Return the first fields of each result: title, name of the architecture, saved model."""
         weights = classifier.weights.name
         state = f"weights {weights}" if weights != "none" else "random weights"
         if self.target is not None:
@@ -228,21 +229,21 @@ def _residuals(inspection: _Inspection, view: results.ResidualsView) -> results.
     network = model.classifier
     other = inspection.load_other(model, view.against) if view.against is not None else None
     images = model.open_images()
-    found = find_residuals(network.model, next(iter(images.batches(2).clean())).inputs, network.head)
+    residuals = find_residuals(network.model, next(iter(images.batches(2).clean())).inputs, network.head)
     result = results.ResidualsResult(*inspection.about(network))
-    if not found:
+    if not residuals:
         return result
     untrained = network.head_is_new and not images.labels_fit
     scales = _SCALES if view.ablate and not untrained else ()
     block = None
     if view.block is not None or view.image is not None:
-        block = _block(found, view.block)
-    passes = 1 + len(scales) * len(found)
-    loader = images.batches(inspection.request.images or _affordable(model, _IMAGES, least=_FEWEST, passes=passes))
+        block = _choose_block(residuals, view.block)
+    passes = 1 + len(scales) * len(residuals)
+    loader = images.batches(inspection.request.images or _max_images(model, _IMAGES, least=_FEWEST, passes=passes))
     steps = -(-len(loader.images) // loader.batch_size)
     task = TASKS[network.task]
     counted = inspection.counted("measuring residuals", steps * passes)
-    report = measure_residuals(network.model, found, loader.clean(), scales=scales, task=task, counted=counted)
+    report = measure_residuals(network.model, residuals, loader.clean(), scales=scales, task=task, counted=counted)
     note = "The head is new and untrained, so there are no predictions to measure without a branch."
     result = replace(
         result,
@@ -254,11 +255,11 @@ def _residuals(inspection: _Inspection, view: results.ResidualsView) -> results.
     if other is None:
         return result
     counted = inspection.counted("measuring the state before", steps)
-    before = measure_residuals(other.model, found, loader.clean(), task=TASKS[other.task], counted=counted)
+    before = measure_residuals(other.model, residuals, loader.clean(), task=TASKS[other.task], counted=counted)
     return replace(result, before=before, against=_state_name(other, view.against))
 
 
-def _affordable(model: InspectedModel, most: int, *, least: int, passes: int = 1) -> int:
+def _max_images(model: InspectedModel, most: int, *, least: int, passes: int = 1) -> int:
     """Return how many images take a minute or two on a small CPU; on a GPU, ``most``.
 
     Args:
@@ -271,12 +272,14 @@ def _affordable(model: InspectedModel, most: int, *, least: int, passes: int = 1
     return min(most, max(least, int(_MACS / macs)))
 
 
-def _block(found: Sequence[Residual], name: str | None) -> Residual:
+def _choose_block(residuals: Sequence[Residual], name: str | None) -> Residual:
     if name is None:
-        return found[0]
-    matching = [each for each in found if name in (each.name, each.block)]
+        return residuals[0]
+    matching = [each for each in residuals if name in (each.name, each.block)]
     if not matching:
-        raise UsageError(f"no residual block is called {name!r}; there are {some([each.name for each in found], 12)}")
+        raise UsageError(
+            f"no residual block is called {name!r}; there are {some([each.name for each in residuals], 12)}"
+        )
     return matching[0]
 
 
@@ -289,11 +292,11 @@ def _state_name(other: Classifier, against: str | None) -> str:
 
 def _block_maps(model: InspectedModel, images: SampleImages, residual: Residual, image: str) -> results.BlockMaps:
     picture = model.prepared(_picture(model, images, image))
-    (found,) = operands(model.classifier.model, [residual], model.inputs(picture[None]))
-    layout = layout_of(tuple(found.sum.shape), 1)
+    (tensors,) = operands(model.classifier.model, [residual], model.inputs(picture[None]))
+    layout = layout_of(tuple(tensors.sum.shape), 1)
     if layout is None:
         raise UsageError(f"{residual.name} has no maps to show over the image; choose another --block")
-    x, branch, total = (layout.maps(each)[0].float().cpu() for each in (found.x, found.branch, found.sum))
+    x, branch, total = (layout.maps(each)[0].float().cpu() for each in (tensors.x, tensors.branch, tensors.sum))
     return results.BlockMaps(residual, picture, (x, branch, total))
 
 
@@ -313,7 +316,7 @@ def _drift(inspection: _Inspection, view: results.DriftView) -> results.DriftRes
     model = inspection.load()
     other = inspection.load_other(model, view.against)
     images = model.open_images()
-    most = inspection.request.images or _affordable(model, _IMAGES, least=_FEWEST, passes=2)
+    most = inspection.request.images or _max_images(model, _IMAGES, least=_FEWEST, passes=2)
     loader = images.batches(most, _DRIFT_BATCH)
     counted = inspection.counted("comparing layers", -(-len(loader.images) // _DRIFT_BATCH))
     example = next(iter(images.batches(1).clean())).inputs
@@ -335,11 +338,11 @@ def _features(inspection: _Inspection) -> results.FeaturesResult:
             "--features needs labelled training images besides those to classify: give --data for an architecture, "
             "and no --data for a run"
         )
-    query = images.open(inspection.request.images or _affordable(model, _QUERY, least=200), None)
-    training = images.open_training(_affordable(model, _TRAINING, least=500))
+    query = images.open(inspection.request.images or _max_images(model, _QUERY, least=200), None)
+    training = images.open_training(_max_images(model, _TRAINING, least=500))
     known, total = len(training.images), len(training.images) + len(query.images)
     counted, counted_after = (inspection.counted("features", total, before) for before in (0, known))
-    found = explore(
+    neighbourhood = explore(
         features_of(model.classifier, training.clean(), counted),
         features_of(model.classifier, query.clean(), counted_after),
         labels_fit=images.labels_fit,
@@ -349,10 +352,10 @@ def _features(inspection: _Inspection) -> results.FeaturesResult:
     return results.FeaturesResult(
         *inspection.about(model.classifier),
         source=images.source,
-        ids=tuple(query.images.ids.tolist()[: len(found.labels)]),
+        ids=tuple(query.images.ids.tolist()[: len(neighbourhood.labels)]),
         images=len(query.images),
         classes=images.classes,
-        found=found,
+        neighbourhood=neighbourhood,
     )
 
 
@@ -366,34 +369,41 @@ def _cam(inspection: _Inspection, view: results.CamView) -> CamResult:
     task, temperature = TASKS[model.classifier.task], model.classifier.temperature
     probabilities = task.probabilities(logits.float(), temperature)
     labels, confidence = task.decide(logits).tolist(), task.confidence(probabilities).tolist()
-    found = grad_cam(model.classifier, inputs, labels)
-    rows = zip(view.images, labels, confidence, pictures, found.heat, strict=True)
-    heatmaps = [
+    cams = grad_cam(model.classifier, inputs, labels)
+    rows = zip(view.images, labels, confidence, pictures, cams.heat, strict=True)
+    heatmaps = tuple(
         Heatmap(str(path), model.class_name(label), probability, None, picture, heat)
         for path, label, probability, picture, heat in rows
-    ]
+    )
     about = inspection.about(model.classifier)
-    return CamResult(*about, images=len(heatmaps), heatmaps=tuple(heatmaps), layer=found.layer, grid=found.grid)
+    return CamResult(*about, images=len(heatmaps), heatmaps=heatmaps, layer=cams.layer, grid=cams.grid)
 
 
 def _worst(inspection: _Inspection, view: results.WorstView) -> CamResult:
     if inspection.target is None:
         raise UsageError("--worst: only a run can be wrong; give one, not an architecture")
     model = inspection.load()
-    loader = model.open_images().batches(inspection.request.images or _ALL)
-    images, counted = loader.images, inspection.counted("evaluating", len(loader.images))
-    labelled = compute_logits(model.classifier.model, loader.clean(), counted, at_once=model.machine.at_once)
-    check_finite(labelled.logits)
-    task, temperature = TASKS[model.classifier.task], model.classifier.temperature
-    mistakes = worst_mistakes(labelled.scaled(temperature), view.count, task)
+    images, mistakes = _find_worst_mistakes(inspection, model, view.count)
     about = inspection.about(model.classifier)
     if not mistakes:
         return CamResult(*about, images=len(images))
     pictures = torch.stack([model.prepared(images.open(each.index)) for each in mistakes])
-    found = grad_cam(model.classifier, model.inputs(pictures), [each.predicted for each in mistakes])
+    cams = grad_cam(model.classifier, model.inputs(pictures), [each.predicted for each in mistakes])
     name = model.class_name
-    heatmaps = [
+    heatmaps = tuple(
         Heatmap(images.ids[each.index], name(each.predicted), each.probability, name(each.true), picture, heat)
-        for each, picture, heat in zip(mistakes, pictures, found.heat, strict=True)
-    ]
-    return CamResult(*about, images=len(images), heatmaps=tuple(heatmaps), layer=found.layer, grid=found.grid)
+        for each, picture, heat in zip(mistakes, pictures, cams.heat, strict=True)
+    )
+    return CamResult(*about, images=len(images), heatmaps=heatmaps, layer=cams.layer, grid=cams.grid)
+
+
+def _find_worst_mistakes(
+    inspection: _Inspection, model: InspectedModel, count: int
+) -> tuple[Images, Sequence[Mistake]]:
+    """Return the images that were classified, and the most confident mistakes among them."""
+    loader = model.open_images().batches(inspection.request.images or _ALL)
+    counted = inspection.counted("evaluating", len(loader.images))
+    labelled = compute_logits(model.classifier.model, loader.clean(), counted, at_once=model.machine.at_once)
+    check_finite(labelled.logits)
+    task, temperature = TASKS[model.classifier.task], model.classifier.temperature
+    return loader.images, worst_mistakes(labelled.scaled(temperature), count, task)

@@ -109,18 +109,18 @@ class LoadedModel:
             DataError: an image cannot be decoded, or an array has another type or shape.
             UsageError: the device is not available.
         """
-        is_one = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
-        given: list[Picture] = [images] if is_one else list(images)  # type: ignore[list-item, arg-type]
+        is_single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4)
+        given: list[Picture] = [images] if is_single else list(images)  # type: ignore[list-item, arg-type]
         folders = [each for each in given if isinstance(each, str | Path) and Path(each).is_dir()]
         if folders:
             raise DataError(
                 f"{folders[0]} is a folder; give its files, such as list(Path({str(folders[0])!r}).iterdir())"
             )
-        found = tuple(predict_images(self.predictor, given, device=self.device, batch_size=batch_size))
-        failed = [each.problem for each in found if each.probabilities is None]
+        predictions = tuple(predict_images(self.predictor, given, device=self.device, batch_size=batch_size))
+        failed = [each.problem for each in predictions if each.probabilities is None]
         if failed:
-            raise DataError(f"{len(failed):,} of {len(found):,} images have no prediction: {'; '.join(failed)}")
-        return found[0] if is_one else Predictions(self.classes, found)
+            raise DataError(f"{len(failed):,} of {len(predictions):,} images have no prediction: {'; '.join(failed)}")
+        return predictions[0] if is_single else Predictions(self.classes, predictions)
 
     def _repr_html_(self) -> str:
         side = self.predictor.classifier.preprocessing.crop

@@ -46,7 +46,7 @@ class ModelList:
 
 @dataclass(frozen=True, slots=True)
 class PulledModels:
-    """The architectures whose weights are on this machine now, and why others are not."""
+    """The architectures whose weights are now on this machine, and why others failed."""
 
     names: tuple[str, ...]
     failures: tuple[str, ...] = ()
@@ -77,13 +77,13 @@ def list_architectures(
         counted = partial(observer.progress, "counting")
         rows, total = list_models(request, sort, reverse=reverse, limit=limit, cache=cache, counted=counted)
     if not rows:
-        raise UsageError(_nothing(request))
+        raise UsageError(_explain_no_match(request))
     more = 0 if "timm" in request.libraries else len(set(registered("timm")) - set(UNSUPPORTED))
     return ModelList(tuple(rows), total, more)
 
 
 def pull_weights(names: Sequence[str], observer: Observer | None = None) -> PulledModels:
-    """Download published weights; a failure does not keep the next from being downloaded.
+    """Download published weights; a failure does not stop the next download.
 
     Args:
         observer: gets the progress of the downloads.
@@ -107,8 +107,8 @@ def pull_weights(names: Sequence[str], observer: Observer | None = None) -> Pull
     return PulledModels(tuple(name for name in names if name not in failures), tuple(failures.values()))
 
 
-def _nothing(request: ModelFilter) -> str:
-    """Return whether the pattern or the other filters exclude everything."""
+def _explain_no_match(request: ModelFilter) -> str:
+    """Return why no model passes: because of the pattern, or of the other filters."""
     where = f" of {request.libraries[0]}" if len(request.libraries) == 1 else ""
     pattern = request.pattern
     if pattern is None or set(pattern) & set("*?[") or has_any(ModelFilter(pattern, request.libraries)):

@@ -22,7 +22,7 @@ class Target:
 
     Attributes:
         folder: contains ``model.json`` and ``model.safetensors``.
-        name: shown to people.
+        name: for display.
     """
 
     folder: Path
@@ -33,13 +33,13 @@ def find_model(name: str, tracking_uri: str | None, warn: Callable[[str], None])
     """Return the model of a run, of a saved-model folder, or of one of its files, with its run and store if it has one.
 
     Args:
-        warn: called with a message if the model is not where its run recorded it, but was found elsewhere.
+        warn: called with a message if the model was not in the recorded folder but in another one.
 
     Raises:
         RunNotFoundError: no run or several runs match the name, or the run has no model.
         TrackingError: the store cannot be used.
     """
-    if (target := _of_folder(name)) is not None:
+    if (target := _find_in_folder(name)) is not None:
         return target
     # Imports MLflow, which takes seconds and which a saved-model folder does not need.
     from tl_cli.api.recorded_model import find_recorded
@@ -49,18 +49,18 @@ def find_model(name: str, tracking_uri: str | None, warn: Callable[[str], None])
 
 def find_to_read(name: str, tracking_uri: str | None, warn: Callable[[str], None]) -> Target:
     """Return the folder of a model as ``find_model`` finds it, without its run, and if possible without MLflow."""
-    if (target := _of_folder(name)) is not None:
+    if (target := _find_in_folder(name)) is not None:
         return target
     store = open_to_read(tracking_uri)
-    run = named_run(store, name)
-    return Target(store.model_folder(run, name, warn), shown_name(run))
+    run = find_run_by_name(store, name)
+    return Target(store.model_folder(run, name, warn), display_name(run))
 
 
-def named_run(store: RunReader, name: str) -> Run:
-    """Return the run of that name, as the store finds it.
+def find_run_by_name(store: RunReader, name: str) -> Run:
+    """Return the run that the store finds by a name.
 
     Raises:
-        RunNotFoundError: there is none; the message explains what else the name may be.
+        RunNotFoundError: there is none; the message explains if the name is an architecture or a file of weights.
     """
     try:
         return store.find(name)
@@ -75,17 +75,17 @@ def named_run(store: RunReader, name: str) -> Run:
         ) from error
 
 
-def shown_name(run: Run) -> str:
-    """Return what people are shown of a run's model."""
+def display_name(run: Run) -> str:
+    """Return the name of a run's model for display."""
     return f"{run.info.run_name} ({short_id(run)})"
 
 
-def _of_folder(name: str) -> Target | None:
-    folder = saved_model(name)
+def _find_in_folder(name: str) -> Target | None:
+    folder = find_model_folder(name)
     return Target(folder, str(folder.resolve())) if folder is not None else None
 
 
-def saved_model(name: str) -> Path | None:
+def find_model_folder(name: str) -> Path | None:
     """Return the saved-model folder with this name, or the one that contains the file with this name."""
     path = Path(name).expanduser()
     for folder in (path, path.parent) if path.name in (CARD_FILE, WEIGHTS_FILE) else (path,):

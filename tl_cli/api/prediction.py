@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tl_cli.api.model_lookup import Target, find_to_read, saved_model
+from tl_cli.api.model_lookup import Target, find_model_folder, find_to_read
 from tl_cli.api.observer import Observer
 from tl_cli.choices import DeviceName
 from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
@@ -45,7 +45,7 @@ class Prediction:
     """The prediction of a model for one image.
 
     Attributes:
-        path: the file as it was named; ``image 1`` and so on for an image in memory.
+        path: the file as given; ``image 1`` and so on for an image in memory.
         classes: names of all classes, in the order of the probabilities.
         probabilities: (num_classes,) float32; None if the image cannot be decoded or the model returned NaN.
         error: why there are no probabilities, otherwise empty.
@@ -161,8 +161,8 @@ def predict(request: PredictRequest, observer: Observer | None = None) -> Predic
     total = None if STDIN in paths else sum(1 for _ in list_pictures(paths, ()))
     images, how = list_pictures(paths, request.lines), predictor.classifier.preprocessing
     device, size, workers = request.device, request.batch_size, request.workers
-    found = predict_images(predictor, images, device=device, batch_size=size, workers=workers)
-    predictions = _observed(found, predictor, total, observer)
+    predictions = predict_images(predictor, images, device=device, batch_size=size, workers=workers)
+    predictions = _observed(predictions, predictor, total, observer)
     limit = predictor.max_pixels
     return PredictionStream(target.name, is_latest, predictor.classes, total, how.pixel_range, limit, predictions)
 
@@ -213,11 +213,11 @@ def _model_and_paths(request: PredictRequest, observer: Observer) -> tuple[Targe
     if request.model is not None:
         return find_to_read(request.model, request.tracking_uri, observer.warn), request.images, False
     first, others, is_here = request.images[0], request.images[1:], is_there(request.images[0])
-    is_picture = is_here and saved_model(first) is None and Path(first).suffix.lower() not in WEIGHTS_ENDINGS
-    named = first if is_here else kept_run(first) or first
+    is_picture = is_here and find_model_folder(first) is None and Path(first).suffix.lower() not in WEIGHTS_ENDINGS
+    run_name = first if is_here else kept_run(first) or first
     target = None
-    # What other tools store in best.pt is a run here, if it is the only name, and not an image.
-    if others or not (is_picture or named != first):
+    # best.pt, a checkpoint in other tools, means a run here; without other names, no image was given.
+    if others or not (is_picture or run_name != first):
         try:
             target = find_to_read(first, request.tracking_uri, observer.warn)
         except RunNotFoundError as error:
@@ -226,13 +226,13 @@ def _model_and_paths(request: PredictRequest, observer: Observer) -> tuple[Targe
                 raise RunNotFoundError(f"{error}{also}") from error
     if target is not None and others:
         return target, others, False
-    if named != first:
+    if run_name != first:
         raise UsageError(
             f"there is no file {first} here. What other tools store in such a file is a run here; give pictures after "
-            f"it: tl predict {named} photo.jpg"
+            f"it: tl predict {run_name} photo.jpg"
         )
     if target is not None:
-        raise UsageError(f"no pictures are named; give them after the run: tl predict {named} photo.jpg")
+        raise UsageError(f"no pictures are named; give them after the run: tl predict {run_name} photo.jpg")
     return find_to_read("latest", request.tracking_uri, observer.warn), request.images, True
 
 
@@ -259,21 +259,21 @@ def predict_images(
     machine.place(classifier.model)
     size = batch_size or min(_MAX_BATCH, eval_batch(machine.device, how.crop))
     groups = _decoded(images, how, size, max(1, worker_count(workers)), predictor.max_pixels)
-    underway: deque[list[_Decoded]] = deque()  # the images of each batch that is being computed
+    in_flight: deque[list[_Decoded]] = deque()  # the images of each batch that is being computed
 
     def batches() -> Iterator[Batch]:
         for group in groups:
-            underway.append(group)
+            in_flight.append(group)
             # A group without any readable image is sent as one black image, so that the order stays the same.
-            nothing = torch.zeros(3, how.crop, how.crop, dtype=torch.uint8)
-            inputs = [image for _, image in group if isinstance(image, Tensor)] or [nothing]
+            placeholder = torch.zeros(3, how.crop, how.crop, dtype=torch.uint8)
+            inputs = [image for _, image in group if isinstance(image, Tensor)] or [placeholder]
             # There are no labels.
             yield Batch(normalise(torch.stack(inputs).to(machine.device), how), torch.full((len(inputs),), -1))
 
     network, task = Autocasting(classifier.model, machine), TASKS[classifier.task]
     for _, logits in outputs(network, batches(), at_once=machine.at_once):
         probabilities = task.probabilities(logits.float(), classifier.temperature).cpu()
-        yield from _predictions(underway.popleft(), probabilities, predictor.classes)
+        yield from _predictions(in_flight.popleft(), probabilities, predictor.classes)
 
 
 def _predictions(group: Sequence[_Decoded], probabilities: Tensor, classes: tuple[str, ...]) -> Iterator[Prediction]:
@@ -317,7 +317,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
 
 
 def _png(image: Image.Image) -> bytes:
-    """Return the file of an image in memory, which is then decoded like any other file: turned, on white, RGB."""
+    """Return an image in memory as a PNG file, so that it is decoded like any file: turned by EXIF, on white, RGB."""
     if image.mode == "F":
         raise DataError("an image of floating-point pixels has no agreed range; convert it to 8 or 16 bits")
     file = io.BytesIO()

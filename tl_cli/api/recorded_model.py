@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tl_cli.api.model_lookup import Target, named_run, shown_name
+from tl_cli.api.model_lookup import Target, display_name, find_run_by_name
 from tl_cli.tracking.recorded import Run
 from tl_cli.tracking.store import Store, open_store
 
@@ -24,7 +24,7 @@ class RecordedModel(Target):
 def find_recorded(name: str, tracking_uri: str | None, warn: Callable[[str], None]) -> RecordedModel:
     """Return the model of a run, as ``find_model`` does."""
     store = open_store(tracking_uri)
-    return model_of(store, named_run(store, name), warn, name)
+    return model_of(store, find_run_by_name(store, name), warn, name)
 
 
 def model_of(store: Store, run: Run, warn: Callable[[str], None], name: str = "") -> RecordedModel:
@@ -39,4 +39,4 @@ def model_of(store: Store, run: Run, warn: Callable[[str], None], name: str = ""
         TrackingError: the model cannot be accessed.
     """
     folder = store.model_folder(run, name, warn)
-    return RecordedModel(folder, shown_name(run), store, run)
+    return RecordedModel(folder, display_name(run), store, run)

@@ -10,14 +10,14 @@ from tl_cli.errors import TlError, UsageError, without_secrets
 from tl_cli.io.atomic import write_text
 from tl_cli.models import bundle
 from tl_cli.tracking.destination import check_resumable
-from tl_cli.tracking.recorded import Run, is_parent, named, short_id
+from tl_cli.tracking.recorded import Run, describe_run, is_parent, short_id
 from tl_cli.tracking.store import Store
 from tl_cli.tracking.sync import sync
 from tl_cli.training.config import Given, Settings, as_toml, settings_of, values_of
 from tl_cli.training.plan import Plan
 from tl_cli.training.state import CARD_FILE, CONFIG_FILE
 
-# They change where a run computes and reads, not what it learns.
+# Settings of where a run computes and reads, which do not change its results.
 _CHANGEABLE = {"data", "data_dir", "workers", "device", "checkpoint_every"}
 
 
@@ -30,16 +30,18 @@ def find_run(store: Store, name: str) -> Run:
     """
     run = store.find(name)
     if is_parent(run):
-        raise UsageError(f"{named(run)} is a comparison and cannot be resumed; tl compare {short_id(run)} shows it")
+        raise UsageError(
+            f"{describe_run(run)} is a comparison and cannot be resumed; tl compare {short_id(run)} shows it"
+        )
     check_resumable(run)
     return run
 
 
-def synchronized(store: Store, run: Run, observer: Observer) -> Run:
-    """Return the run after what was recorded offline has been sent to the store."""
+def send_offline_record(store: Store, run: Run, observer: Observer) -> Run:
+    """Send what was recorded offline to the store; return the run as it is recorded then."""
     try:
         sync(store, run)
-        (run,) = store.again([run])
+        (run,) = store.reload([run])
     except TlError as error:
         observer.warn(f"{error}; trying again at the end")
     return run
@@ -54,8 +56,8 @@ def recorded_settings(store: Store, run: Run, settings: Settings, tracking_uri: 
     flags = values_of(settings)
     if run.info.status == "FINISHED":
         raise UsageError(
-            f"the run {named(run)} is complete, and --resume continues only interrupted runs; to train its model "
-            f"further, start a new run from its weights:\n{_further(store, run, flags, tracking_uri)}"
+            f"the run {describe_run(run)} is complete, and --resume continues only interrupted runs; to train its "
+            f"model further, start a new run from its weights:\n{_continue_command(store, run, flags, tracking_uri)}"
         )
     extra = sorted(set(flags) - _CHANGEABLE)
     if extra:
@@ -104,7 +106,7 @@ def check_same_images(plan: Plan, run: Run, card: ModelCard, observer: Observer)
         observer.warn("the test images have changed since the run began; the current ones will be used")
 
 
-def _further(store: Store, run: Run, flags: Mapping[str, object], tracking_uri: str | None) -> str:
+def _continue_command(store: Store, run: Run, flags: Mapping[str, object], tracking_uri: str | None) -> str:
     """Return the command of a new run that continues a finished one, with its settings and these flags."""
     config, params, given = store.state_folder(run) / CONFIG_FILE, run.data.params, dict(flags)
     settings: dict[str, object] = {"weights": short_id(run)}

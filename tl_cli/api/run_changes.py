@@ -12,11 +12,11 @@ from tl_cli.tracking import removal
 from tl_cli.tracking import sync as journals
 from tl_cli.tracking.facts import RunFacts, status_of
 from tl_cli.tracking.listing import facts_of
-from tl_cli.tracking.overview import refresh
-from tl_cli.tracking.ownership import check_stopped, owned
+from tl_cli.tracking.overview import refresh_overviews
+from tl_cli.tracking.ownership import check_stopped, lock_run
 from tl_cli.tracking.places import find_moves
 from tl_cli.tracking.places import relocate as record_moves
-from tl_cli.tracking.recorded import Run, children_of, is_parent, named
+from tl_cli.tracking.recorded import Run, children_of, describe_run, is_parent
 from tl_cli.tracking.store import Store, open_store
 
 _TABLES = ("experiments", "runs", "logged_models")
@@ -270,17 +270,17 @@ def _send(store: Store, name: str, *, is_named: bool) -> SentRun | None:
     try:
         run = store.find(name)
     except RunNotFoundError:
-        lost_id = journals.lost(store, name, is_named=is_named)
+        lost_id = journals.find_lost_run(store, name, is_named=is_named)
         if lost_id:
-            sent = journals.restore(store, lost_id)
+            sent = journals.restore_run(store, lost_id)
             return SentRun(*_id_and_name(store.find(lost_id)), True, *astuple(sent))
         if is_named:
             raise
         return None  # of another store, or removed
-    if not journals.goes_on(store, run):
+    if not journals.is_being_written(store, run):
         return SentRun(*_id_and_name(run), False, *astuple(journals.sync(store, run)))
     if is_named:
-        raise UsageError(f"{named(run)} is running and sends its own record")
+        raise UsageError(f"{describe_run(run)} is running and sends its own record")
     return None
 
 
@@ -305,29 +305,29 @@ def remove_runs(
         TrackingError: the store cannot be used.
     """
     store = open_store(tracking_uri)
-    found = _find(store, names, or_removed=purge)
-    _check_removable(store, found, purge=purge)
-    files = [removal.files_of(store, run) for run in found]
+    runs = _find(store, names, or_removed=purge)
+    _check_removable(store, runs, purge=purge)
+    files = [removal.files_of(store, run) for run in runs]
     if purge and consent is None and outside is None:
-        _refuse_outside(store, found, files)
+        _refuse_outside(store, runs, files)
     size = sum(each.size(outside=not purge) for each in files)
-    if consent is not None and not consent.remove(_planned(store, found, size, purge=purge)):
+    if consent is not None and not consent.remove(_planned(store, runs, size, purge=purge)):
         return RemovedRuns((), purge, 0)
     removed = []
-    for run, each in zip(found, files, strict=True):
+    for run, each in zip(runs, files, strict=True):
         if purge:
             removed.append(_purge(store, run, each, outside=_ask_outside(run, each, outside, consent)))
         else:
             removal.remove(store, run)
             removed.append(RemovedRun(*_id_and_name(run)))
-    refresh(store, {str(run.info.experiment_id) for run in found})
+    refresh_overviews(store, {str(run.info.experiment_id) for run in runs})
     return RemovedRuns(tuple(removed), purge, 0 if purge else sum(each.size() for each in files))
 
 
 def _check_removable(store: Store, runs: Sequence[Run], *, purge: bool) -> None:
     """Refuse all of the runs before the first is removed."""
     for run in runs:
-        with owned(store, run, from_readers=True):
+        with lock_run(store, run, from_readers=True):
             pass
     if purge:
         removal.check_purgeable(store, runs)
@@ -340,7 +340,7 @@ def _planned(store: Store, runs: Sequence[Run], size: int, *, purge: bool) -> Re
     for run in runs:
         left = [each for each in children_of(every, run.info.run_id) if each.info.run_id not in removed]
         if is_parent(run) and left:
-            children.append((named(run), len(left)))
+            children.append((describe_run(run), len(left)))
     return Removal(tuple(facts_of(store, runs, every)), purge, size, tuple(children))
 
 
@@ -353,9 +353,9 @@ def _refuse_outside(store: Store, runs: Sequence[Run], files: Sequence[removal.F
     for run, each in zip(runs, files, strict=True):
         if each.outside:
             raise UsageError(
-                f"files of {named(run)} are outside the folder of {store.uri}: {some(list(map(str, each.outside)))}. "
-                "--outside deletes them too, --keep-outside leaves them. If this project was copied or moved: "
-                "tl runs relocate"
+                f"files of {describe_run(run)} are outside the folder of {store.uri}: "
+                f"{some(list(map(str, each.outside)))}. --outside deletes them too, --keep-outside leaves them. "
+                "If this project was copied or moved: tl runs relocate"
             )
 
 
@@ -368,9 +368,9 @@ def _ask_outside(run: Run, files: removal.Files, outside: bool | None, consent: 
 def _purge(store: Store, run: Run, files: removal.Files, *, outside: bool) -> RemovedRun:
     size = files.size()
     remaining = removal.purge(store, run, (*files.inside, *(files.outside if outside else ())))
-    kept = (*files.shared, *(() if outside else files.outside))
+    kept_folders = (*files.shared, *(() if outside else files.outside))
     freed = size - files.size()
-    return RemovedRun(*_id_and_name(run), not remaining, freed, tuple(remaining), tuple(map(str, kept)))
+    return RemovedRun(*_id_and_name(run), not remaining, freed, tuple(remaining), tuple(map(str, kept_folders)))
 
 
 def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: str | None = None) -> Relocation:
@@ -385,11 +385,11 @@ def relocate_runs(folder: Path | None, *, dry_run: bool = False, tracking_uri: s
         TrackingError: the database cannot be used.
     """
     database = _idle_database(open_store(tracking_uri))
-    found = find_moves(database, folder)
+    moves = find_moves(database, folder)
     if not dry_run:
-        record_moves(database, found)
-    moves = tuple((move.old, move.new) for move in found.moves if move.is_main)
-    return Relocation(moves, {table: found.count(table) for table in _TABLES}, found.strays, dry_run)
+        record_moves(database, moves)
+    folders = tuple((move.old, move.new) for move in moves.moves if move.is_experiment)
+    return Relocation(folders, {table: moves.count(table) for table in _TABLES}, moves.strays, dry_run)
 
 
 def _idle_database(store: Store) -> Path:
@@ -405,9 +405,9 @@ def _find(store: Store, names: Sequence[str], *, or_removed: bool = False) -> li
     """Return the named runs, each once.
 
     Args:
-        or_removed: those that were removed earlier, too.
+        or_removed: also find runs that were removed earlier.
     """
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for name in names:
         try:
             run = store.find(name)
@@ -416,8 +416,8 @@ def _find(store: Store, names: Sequence[str], *, or_removed: bool = False) -> li
             if removed is None:
                 raise
             run = removed
-        found[run.info.run_id] = run
-    return list(found.values())
+        runs[run.info.run_id] = run
+    return list(runs.values())
 
 
 def _id_and_name(run: Run) -> tuple[str, str]:

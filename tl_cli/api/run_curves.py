@@ -20,7 +20,7 @@ POLL_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class CurvesRequest:
-    """Whose curves to read.
+    """Which curves to read.
 
     Attributes:
         names: ids or their beginnings, names, ``latest``, ``best``; a comparison stands for its trainings. If empty:
@@ -120,7 +120,7 @@ def follow_curves(request: CurvesRequest, observer: FollowObserver, *, poll_s: f
     while result is None or result.is_running:
         began = time.monotonic()
         try:
-            runs = store.again(runs)
+            runs = store.reload(runs)
             result = _read(store, runs, tuple(matching_metrics(runs, request.metrics, strict=False)))
             observer.curves(result)
         except RunNotFoundError as error:
@@ -137,12 +137,12 @@ def follow_curves(request: CurvesRequest, observer: FollowObserver, *, poll_s: f
 
 def _find(store: RunReader, names: Sequence[str]) -> list[Run]:
     """Return the runs with these names, each once; a comparison stands for its trainings."""
-    found: dict[str, Run] = {}
+    runs: dict[str, Run] = {}
     for name in dict.fromkeys(names):
         run = store.find(name)
         for each in (children_of(store.runs(), run.info.run_id) if is_parent(run) else []) or [run]:
-            found.setdefault(each.info.run_id, each)
-    return list(found.values())
+            runs.setdefault(each.info.run_id, each)
+    return list(runs.values())
 
 
 def _wait_for_training(store: RunReader, observer: FollowObserver, poll_s: float) -> Run:
@@ -161,13 +161,13 @@ def _wait_for_training(store: RunReader, observer: FollowObserver, poll_s: float
 def _read(store: RunReader, runs: Sequence[Run], metrics: tuple[str, ...]) -> CurvesResult:
     histories = [read_history(store, run, metrics) for run in runs]
     names = [history.name for history in histories]
-    found = [
+    curves = [
         RunCurves(facts, replace(history, name=f"{history.name} ({facts.short_id})"))
         if names.count(history.name) > 1
         else RunCurves(facts, history)
         for facts, history in zip(facts_of(store, runs), histories, strict=True)
     ]
-    return CurvesResult(tuple(found), metrics)
+    return CurvesResult(tuple(curves), metrics)
 
 
 def _points(history: History, *, with_own: bool) -> dict[str, list[tuple[int, float]]]:

@@ -15,7 +15,7 @@ from tl_cli.tracking.facts import Differences, RunFacts, Status
 from tl_cli.tracking.listing import differences, facts_of, with_accuracies, with_curves
 from tl_cli.tracking.places import find_moves
 from tl_cli.tracking.reader import read_history
-from tl_cli.tracking.recorded import Run, RunReader, is_parent, named, short_id
+from tl_cli.tracking.recorded import Run, RunReader, describe_run, is_parent, short_id
 from tl_cli.tracking.sqlite_reader import open_to_read
 from tl_cli.training.history import History
 
@@ -96,12 +96,12 @@ class RunDifferences:
 
     def to_dict(self) -> dict[str, object]:
         """Return plain JSON types."""
-        found = self.differences
+        different = self.differences
         return {
-            "runs": [run.to_dict() for run in found.runs],
-            "settings": found.settings,
-            "made_with": found.made_with,
-            "results": found.results,
+            "runs": [run.to_dict() for run in different.runs],
+            "settings": different.settings,
+            "made_with": different.made_with,
+            "results": different.results,
             **({"alike": self.equal} if self.equal is not None else {}),
         }
 
@@ -124,13 +124,13 @@ def list_runs(request: RunFilter, observer: Observer | None = None) -> RunList:
             f"no experiment is called {request.experiment!r} in {store.uri}.{suggest(request.experiment, known)}"
         )
     recorded = store.runs()
-    found = _passing(store, recorded, request)
+    passing = _passing(store, recorded, request)
     if request.sort == "val":
-        found = with_accuracies(store, recorded, found)
-    found = _sorted(found, request.sort, reverse=request.reverse)
-    shown = with_curves(store, recorded, found[: request.limit] if request.limit else found)
+        passing = with_accuracies(store, recorded, passing)
+    passing = _sorted(passing, request.sort, reverse=request.reverse)
+    shown = with_curves(store, recorded, passing[: request.limit] if request.limit else passing)
     _warn_of_moves(store, observer)
-    return RunList(tuple(shown), len(found), len(found) < len(recorded), store.uri)
+    return RunList(tuple(shown), len(passing), len(passing) < len(recorded), store.uri)
 
 
 def show_run(name: str, tracking_uri: str | None = None) -> RunDetails:
@@ -142,11 +142,11 @@ def show_run(name: str, tracking_uri: str | None = None) -> RunDetails:
         TrackingError: the store cannot be used.
     """
     store = open_to_read(tracking_uri)
-    found = store.find(name)
-    if is_parent(found):
-        raise UsageError(f"{named(found)} is a comparison and has no epochs; see tl compare {short_id(found)}")
-    (facts,) = with_curves(store, [found], facts_of(store, [found], store.runs()))
-    return RunDetails(facts, read_history(store, found))
+    run = store.find(name)
+    if is_parent(run):
+        raise UsageError(f"{describe_run(run)} is a comparison and has no epochs; see tl compare {short_id(run)}")
+    (facts,) = with_curves(store, [run], facts_of(store, [run], store.runs()))
+    return RunDetails(facts, read_history(store, run))
 
 
 def compare_settings(names: Sequence[str], *, equal: bool = False, tracking_uri: str | None = None) -> RunDifferences:
@@ -161,28 +161,28 @@ def compare_settings(names: Sequence[str], *, equal: bool = False, tracking_uri:
         TrackingError: the store cannot be used.
     """
     store = open_to_read(tracking_uri)
-    found = list({run.info.run_id: run for run in map(store.find, names)}.values())
-    if len(found) < 2:
-        raise UsageError(_only_one(store, names, found[0]))
-    apart, alike = differences(store, found)
-    return RunDifferences(apart, alike if equal else None)
+    runs = list({run.info.run_id: run for run in map(store.find, names)}.values())
+    if len(runs) < 2:
+        raise UsageError(_explain_single(store, names, runs[0]))
+    different, equal_settings = differences(store, runs)
+    return RunDifferences(different, equal_settings if equal else None)
 
 
 def _warn_of_moves(store: RunReader, observer: Observer) -> None:
     if store.database is None:
         return
-    found = find_moves(store.database)
-    if count := found.count("runs"):
+    moves = find_moves(store.database)
+    if count := moves.count("runs"):
         observer.warn(
             f"this store was copied or moved: the files of {count:,} {'run' if count == 1 else 'runs'} are recorded "
-            f"elsewhere, such as in {found.moves[0].old}; tl runs relocate --dry-run shows what would change, "
+            f"elsewhere, such as in {moves.moves[0].old}; tl runs relocate --dry-run shows what would change, "
             "tl runs relocate repairs it"
         )
 
 
-def _only_one(store: RunReader, names: Sequence[str], run: Run) -> str:
+def _explain_single(store: RunReader, names: Sequence[str], run: Run) -> str:
     """Return why a single run cannot be compared, and a command that compares it with the latest of the others."""
-    problem = f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} the run {named(run)}"
+    problem = f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} the run {describe_run(run)}"
     others = [each for each in store.runs() if each.info.run_id != run.info.run_id and not is_parent(each)]
     if not others:
         return f"{problem}, and there is no other; make another one with tl train"
@@ -220,12 +220,12 @@ def _has_tags(run: Run, required: Sequence[str]) -> bool:
     return all(key in tags and (not equals or tags[key] == value) for key, equals, value in pairs)
 
 
-def _sorted(found: Sequence[RunFacts], key: SortKey, *, reverse: bool) -> list[RunFacts]:
-    """Return runs in order; those without a value last, in either direction."""
+def _sorted(runs: Sequence[RunFacts], key: SortKey, *, reverse: bool) -> list[RunFacts]:
+    """Return runs in order; runs without a value come last in both directions."""
     if key in ("name", "model"):
-        return sorted(found, key=lambda facts: str(getattr(facts, key) or "~").lower(), reverse=reverse)
+        return sorted(runs, key=lambda facts: str(getattr(facts, key) or "~").lower(), reverse=reverse)
     # Times in ascending order, everything else in descending order.
     sign = 1 if key == "time" else -1
-    known = [(sign * value, facts) for facts in found if (value := getattr(facts, _NUMBERS[key])) is not None]
-    unknown = [facts for facts in found if getattr(facts, _NUMBERS[key]) is None]
+    known = [(sign * value, facts) for facts in runs if (value := getattr(facts, _NUMBERS[key])) is not None]
+    unknown = [facts for facts in runs if getattr(facts, _NUMBERS[key]) is None]
     return [facts for _, facts in sorted(known, key=lambda pair: pair[0], reverse=reverse)] + unknown

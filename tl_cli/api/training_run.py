@@ -18,8 +18,8 @@ from tl_cli.errors import DivergedError, Interrupted, StorageError, uri_flag
 from tl_cli.io.download import Progress
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.destination import find_destination
-from tl_cli.tracking.overview import link_to
-from tl_cli.tracking.ownership import owned
+from tl_cli.tracking.overview import view_url
+from tl_cli.tracking.ownership import lock_run
 from tl_cli.tracking.reader import read_history
 from tl_cli.tracking.recorder import Recorder
 from tl_cli.tracking.store import Store, open_store, state_folder
@@ -146,7 +146,7 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
-    """A training as it would be; nothing is fetched, trained or recorded.
+    """The settings and the forecast of a training; nothing is fetched, trained or recorded.
 
     Attributes:
         resolved: the settings with their reasons.
@@ -232,7 +232,7 @@ def _show_plan(plan: Plan, observer: TrainObserver) -> None:
 
 def _start(request: TrainRequest, observer: TrainObserver) -> TrainResult:
     given = _given(request, observer)
-    # Before the images are decoded, which may take minutes: a server that is down is found immediately.
+    # Before the images are decoded, which may take minutes: an unreachable server is reported immediately.
     store = open_store(request.tracking_uri)
     destination = find_destination(store, request.experiment)
     plan = _prepare(given, request, observer)
@@ -244,10 +244,10 @@ def _start(request: TrainRequest, observer: TrainObserver) -> TrainResult:
 
 def _resume(request: TrainRequest, name: str, observer: TrainObserver) -> TrainResult:
     store = open_store(request.tracking_uri)
-    # Until it ends: two processes would write the same checkpoint.
-    with owned(store, resuming.find_run(store, name)) as found:
-        store.check_place(found)
-        run = resuming.synchronized(store, found, observer)
+    # Locked until the training ends: two processes would write the same checkpoint.
+    with lock_run(store, resuming.find_run(store, name)) as run:
+        store.check_place(run)
+        run = resuming.send_offline_record(store, run, observer)
         given, card = resuming.recorded_settings(store, run, request.settings, request.tracking_uri)
         resuming.check_config_file(store, run, card, observer)
         resuming.check_data_exist(given)
@@ -288,10 +288,10 @@ class _Training:
             tags=self.request.tags,
             warn=self.warnings.append,
         )
-        with self._reported(recorder):
+        with self._reporting(recorder):
             with recorder:
                 saver = self._begin(recorder, state)
-                with self._kept(recorder, saver):
+                with self._saving_on_error(recorder, saver):
                     outcome = self._train(recorder, saver, state, history)
             return TrainResult(
                 run_id=recorder.run_id,
@@ -320,7 +320,7 @@ class _Training:
     def _begin(self, recorder: Recorder, state: TrainState) -> Saver:
         plan, is_new = self.plan, not self.is_resumed
         every = Every.parse(plan.config.checkpoint_every)
-        saver = Saver(recorder.folder, state, plan.card(), every, recorder.settle)
+        saver = Saver(recorder.folder, state, plan.card(), every, recorder.write_journal)
         if is_new:
             saver.begin()
         if is_new or not recorder.is_described:
@@ -328,7 +328,7 @@ class _Training:
         return saver
 
     def _draw_batch(self, folder: Path) -> list[Path]:
-        """Draw one augmented batch with its labels, which shows most mistakes in the data at a glance."""
+        """Draw one augmented batch with its labels, in which most mistakes in the data are visible."""
         plan = self.plan
         indices, images = next(plan.train_loader(plan.phases[-1]).augmented(plan.augmentation, plan.config.seed, 1))
         labels = [plan.data.classes[label] for label in plan.data.parts["train"].labels[indices]]
@@ -345,13 +345,13 @@ class _Training:
         curves = self.observer.draw_curves(history, recorder.folder, warnings.append)
         warnings += outcome.warnings
         if "test" in outcome.failed:
-            again = self._command("tl eval", recorder)
-            warnings.append(f"no test accuracy is recorded; to add it: {again}")
+            command = self._command("tl eval", recorder)
+            warnings.append(f"no test accuracy is recorded; to add it: {command}")
         recorder.log_end(plan, outcome, self.request.command, curves, best, self.request.register)
         return outcome
 
     @contextmanager
-    def _reported(self, recorder: Recorder) -> Iterator[None]:
+    def _reporting(self, recorder: Recorder) -> Iterator[None]:
         """Report warnings at the end; if the command is stopped after the run was complete, report the run, too."""
         try:
             yield
@@ -369,15 +369,15 @@ class _Training:
             self.observer.warn(self.warnings.pop(0))
 
     @contextmanager
-    def _kept(self, recorder: Recorder, saver: Saver) -> Iterator[None]:
+    def _saving_on_error(self, recorder: Recorder, saver: Saver) -> Iterator[None]:
         """Keep the best model and the state of a training that stops early, and report where they are."""
         try:
             yield
         except BaseException as error:  # a signal, a full disk, no memory
-            self._keep(recorder, saver, error)
+            self._save_best(recorder, saver, error)
             raise
 
-    def _keep(self, recorder: Recorder, saver: Saver, error: BaseException) -> None:
+    def _save_best(self, recorder: Recorder, saver: Saver, error: BaseException) -> None:
         report, resume = self.observer.warn, f"resume with: {self._command('tl train --resume', recorder)}"
         if isinstance(error, DivergedError):
             resume = "resuming would diverge at the same step; start a new run with other settings"
@@ -410,7 +410,7 @@ class _Training:
             yield self._command("tl inspect", recorder)
         uri = self.store.uri
         if uri.startswith("http"):
-            yield link_to(uri, self.experiment_id)
+            yield view_url(uri, self.experiment_id)
         else:
             # mlflow ui reads no environment variable.
             is_default = self.store.database == Path.cwd() / "mlflow.db"

@@ -1,6 +1,6 @@
 """From ``--weights`` to the saved model that a training starts from."""
 
-from tl_cli.api.model_lookup import find_to_read, saved_model
+from tl_cli.api.model_lookup import find_model_folder, find_to_read
 from tl_cli.api.observer import Observer
 from tl_cli.errors import RunNotFoundError, UsageError
 from tl_cli.models.bundle import read_card
@@ -19,7 +19,7 @@ def with_model_of_weights(given: Given, tracking_uri: str | None, observer: Obse
     if given.settings.model or "weights" not in given:
         return given
     message = f"--weights {weights} does not determine the architecture; give a MODEL, such as efficientnet_lite0"
-    if weights in ("none", "default") or (is_path(weights) and saved_model(weights) is None):
+    if weights in ("none", "default") or (is_path(weights) and find_model_folder(weights) is None):
         raise UsageError(message)
     try:
         folder = find_to_read(weights, tracking_uri, observer.warn).folder

@@ -65,9 +65,9 @@ def main() -> NoReturn:
     except Interrupted as stopped:
         _stop(stopped)
     except Exception as error:
-        swallowed = interrupts.raised()
-        if swallowed is not None:
-            _stop(swallowed)
+        suppressed = interrupts.raised()
+        if suppressed is not None:
+            _stop(suppressed)
         try:
             _report(error)
         except MemoryError:  # too little is left for the message

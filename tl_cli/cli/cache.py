@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tl_cli.cli.groups import ListsByDefault
-from tl_cli.cli.params import AsJson, AsJsonYes, Yes, parse_age, print_json, refuse_question
+from tl_cli.cli.params import AsJson, AsJsonYes, Yes, parse_age, print_result, refuse_question
 
 CLEAR_EXAMPLES = """Examples:
 
@@ -33,13 +33,8 @@ def list_(as_json: AsJson = False) -> None:
     """Show the size of each kind, and how much of it was not used for a day and for 30 days."""
     from tl_cli.api.cache_listing import list_cache
     from tl_cli.ui.terminal.cache_report import print_cache
-    from tl_cli.ui.terminal.console import make_console
 
-    found = list_cache()
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print_cache(make_console(), found)
+    print_result(list_cache(), print_cache, as_json=as_json)
 
 
 @app.command("clear", epilog=CLEAR_EXAMPLES)
@@ -48,13 +43,9 @@ def clear(kinds: Kinds = None, older_than: OlderThan = None, yes: Yes = False, a
     refuse_question(as_json and not yes)
     from tl_cli.api.cache_listing import clear_cache
     from tl_cli.ui.terminal.cache_report import confirm_clearing, print_clearing
-    from tl_cli.ui.terminal.console import make_console
 
     age_s = parse_age(older_than, "--older-than") if older_than is not None else 0.0
     cleared = clear_cache(kinds or (), age_s, None if yes else confirm_clearing)
-    if as_json:
-        print_json(cleared.to_dict())
-    else:
-        print_clearing(make_console(), cleared)
+    print_result(cleared, print_clearing, as_json=as_json)
     if cleared.left or (cleared.selected and not cleared.confirmed):
         raise typer.Exit(1)

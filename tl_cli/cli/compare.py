@@ -76,7 +76,7 @@ def compare(
     options = names[len(given) :]
     if as_json:
         form = "json"
-    _check(given, options, models=models, seeds=seeds, experiment=experiment)
+    _check_usage(given, options, models=models, seeds=seeds, experiment=experiment)
     params.refuse_silence(quiet and form == "table" and output is None and not models, "--output DIR")
     settings = []
     if models:
@@ -103,7 +103,9 @@ def compare(
         raise typer.Exit(1)
 
 
-def _check(names: Sequence[str], options: Sequence[str], *, models: bool, seeds: int, experiment: str | None) -> None:
+def _check_usage(
+    names: Sequence[str], options: Sequence[str], *, models: bool, seeds: int, experiment: str | None
+) -> None:
     """Refuse wrong usage before anything is opened or trained."""
     if not names or (models and len(names) < 2):
         first = "; their names come first, then the options" if options else ""
@@ -130,7 +132,7 @@ def _settings_of_all(names: Sequence[str], options: Sequence[str]) -> list[Given
     """
     from tl_cli.models.zoo import registry
 
-    found = []
+    settings = []
     for name in names:
         flags, others = parse_train_options([name, *options])
         for flag, key in _NOT_FOR_TRAINING.items():
@@ -138,5 +140,5 @@ def _settings_of_all(names: Sequence[str], options: Sequence[str]) -> list[Given
                 raise UsageError(f"tl compare sets {flag} itself" + ("; give --seeds" if flag == "--seed" else ""))
         given = Given.of(flags, read_toml(others["config"]) if others["config"] else {})
         registry.size_limits(given.model)
-        found.append(given)
-    return found
+        settings.append(given)
+    return settings

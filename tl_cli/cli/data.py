@@ -36,11 +36,11 @@ def list_(pattern: Pattern = None, as_json: AsJson = False) -> None:
     from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.listings import print_sets
 
-    found = list_data(pattern)
+    listed = list_data(pattern)
     if as_json:
-        print_json(found.to_list())
+        print_json(listed.to_list())
     else:
-        print_sets(make_console(), found.sets)
+        print_sets(make_console(), listed.sets)
 
 
 @app.command("check", epilog="Examples:\n\ntl data check ~/photos\n\ntl data check photos.csv --no-labels --json")

@@ -10,16 +10,16 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog="Examples:\n\ntl env\n\ntl env --json")
 def env(as_json: AsJson = False) -> None:
     """Print versions, device, threads, processor features, paths and the store, for a bug report; no secrets."""
-    from tl_cli.api.environment import subjects
+    from tl_cli.api.environment import report_sections
     from tl_cli.ui.terminal.console import make_console, plain
 
     if as_json:
-        print_json(dict(subjects()))
+        print_json(dict(report_sections()))
         return
     console = make_console()
-    for subject, values in subjects():
-        console.print(plain(subject, "bold"))
+    for section, values in report_sections():
+        console.print(plain(section, "bold"))
         for name, value in values.items():
             shown = " ".join(map(str, value)) if isinstance(value, list) else "not there" if value is None else value
-            title = name if subject == "environment" else name.replace("_", " ")
+            title = name if section == "environment" else name.replace("_", " ")
             console.print(plain(f"  {title}: {shown}", limit=4000), soft_wrap=True)

@@ -70,18 +70,18 @@ def list_(
     request = ModelFilter(
         pattern,
         _libraries(source, pattern),
-        _number(max_params, "--max-params"),
-        _number(max_flops, "--max-flops"),
+        _parse_number(max_params, "--max-params"),
+        _parse_number(max_flops, "--max-flops"),
         None if min_top1 is None else min_top1 / 100,
         on_disk,
     )
     most = (limit if limit is not None else 0 if as_json else _SHOWN) or None
     with TerminalObserver(make_console(stderr=True)) as observer:
-        found = list_architectures(request, observer, sort=sort, reverse=reverse, limit=most)
+        listed = list_architectures(request, observer, sort=sort, reverse=reverse, limit=most)
     if as_json:
-        print_json(found.to_list())
+        print_json(listed.to_list())
     else:
-        print_models(make_console(), found, by_family=sort == "family")
+        print_models(make_console(), listed, by_family=sort == "family")
 
 
 @app.command("pull", epilog="Examples:\n\ntl models pull resnet18 timm/vit_tiny_patch16_224")
@@ -108,11 +108,11 @@ def _libraries(source: str | None, pattern: str | None) -> tuple[str, ...]:
     return (source,) if source else ("torchvision", "bundled")
 
 
-def _number(text: str | None, flag: str) -> float | None:
+def _parse_number(text: str | None, flag: str) -> float | None:
     """Return 10M as ten million."""
     if text is None:
         return None
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgbt]?)\s*", text.lower())
-    if found is None:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([kmgbt]?)\s*", text.lower())
+    if match is None:
         raise typer.BadParameter(f"{text!r} is not a number such as 10M or 0.5G", param_hint=flag)
-    return float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}[found[2]]
+    return float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}[match[2]]

@@ -4,18 +4,31 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
 
 from tl_cli.choices import DeviceName
 from tl_cli.cli.settings import option
-from tl_cli.errors import UsageError, without_secrets
+from tl_cli.errors import DataError, UsageError, suggest, without_secrets
 from tl_cli.text import json_text
 
+if TYPE_CHECKING:
+    from tl_cli.ui.terminal.console import Console
+
+
+class Result(Protocol):
+    """What a function of the API returns."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain JSON types."""
+
+
+R = TypeVar("R", bound=Result)
 # Endings of the files that --data takes.
 _SOURCES = (".csv", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz")
 
@@ -51,7 +64,7 @@ def complete_data(incomplete: str) -> list[tuple[str, str]]:
     """Return data sets, folders, CSV files and archives whose names begin with the text, for the shell."""
     from tl_cli.data.sources.catalogue import SETS
 
-    found = [(name, row.title) for name, row in SETS.items() if name.startswith(incomplete)]
+    sources = [(name, row.title) for name, row in SETS.items() if name.startswith(incomplete)]
     folder, start = os.path.split(incomplete)
     with suppress(OSError):
         for entry in sorted(os.scandir(os.path.expanduser(folder) or "."), key=lambda entry: entry.name):  # noqa: PTH111 (as typed)
@@ -59,8 +72,8 @@ def complete_data(incomplete: str) -> list[tuple[str, str]]:
             # Shells evaluate completed text.
             is_plain = re.fullmatch(r"\.?\w[\w .,@+=-]*", entry.name) is not None
             if is_source and is_plain and entry.name.startswith(start) and (start or not entry.name.startswith(".")):
-                found.append((os.path.join(folder, entry.name), "a folder" if entry.is_dir() else "a file"))
-    return found
+                sources.append((os.path.join(folder, entry.name), "a folder" if entry.is_dir() else "a file"))
+    return sources
 
 
 def complete_contender(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -85,16 +98,26 @@ def print_json(data: object, *, indent: int | None = 2) -> None:
     typer.echo(json_text(data, indent=indent))
 
 
+def print_result(result: R, print_text: Callable[["Console", R], None], *, as_json: bool) -> None:
+    """Print a result on stdout, as JSON or as text."""
+    from tl_cli.ui.terminal.console import make_console
+
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        print_text(make_console(), result)
+
+
 def parse_age(text: str, flag: str) -> float:
     """Return the seconds of an age such as 30m, 12h, 2d or 3w.
 
     Raises:
-        typer.BadParameter: it is no age.
+        typer.BadParameter: it is not an age.
     """
-    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d*)?)\s*([smhdw])\s*", text.lower())
-    if found is None:
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d*)?)\s*([smhdw])\s*", text.lower())
+    if match is None:
         raise typer.BadParameter(f"{text!r} is not an age such as 30m, 12h, 2d or 4w", param_hint=flag)
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
 
 
 def refuse_question(is_refused: bool) -> None:
@@ -120,6 +143,26 @@ def refuse_silence(is_silent: bool, otherwise: str = "") -> None:
         loud = shlex.join(word for word in shlex.split(command_line()) if word not in ("--quiet", "-q"))
         also = f", or add {otherwise}" if otherwise else ""
         raise UsageError(f"--quiet hides the whole result; leave it out{also}: {loud}")
+
+
+def check_source_exists(source: str) -> None:
+    """Refuse data that do not exist, without importing what reads them.
+
+    Raises:
+        DataError: the source is neither a published set nor a file or folder.
+    """
+    from tl_cli.data.sources.catalogue import LEFT_OUT, SETS, canonical
+
+    path, name = os.path.expanduser(source), canonical(source)  # noqa: PTH111 (as typed)
+    if name in SETS or name in LEFT_OUT or os.path.exists(path):  # noqa: PTH110 (accepts names of any length)
+        return
+    if "/" not in source and not Path(source).suffix:
+        raise DataError(
+            f"--data {source!r} is no built-in set, and no file or folder here has that name.{suggest(name, SETS)} "
+            "tl data lists the sets, and the forms of your own images"
+        )
+    parent = next(folder for folder in Path(path).absolute().parents if os.path.isdir(folder))  # noqa: PTH112
+    raise DataError(f"no file or folder at {path}; the nearest existing folder is {parent}")
 
 
 in_output = partial(typer.Option, rich_help_panel="Output")

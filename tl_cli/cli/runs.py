@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 import typer
 
 from tl_cli.cli.groups import ListsByDefault
-from tl_cli.cli.params import AsJson, TrackingUri, Yes, complete_run, parse_age, print_json, refuse_question
+from tl_cli.cli.params import (
+    AsJson,
+    TrackingUri,
+    Yes,
+    complete_run,
+    parse_age,
+    print_json,
+    print_result,
+    refuse_question,
+)
 from tl_cli.errors import uri_flag
 
 EXAMPLES = """Examples:
@@ -86,11 +95,11 @@ def list_(
     age_s = parse_age(since, "--since") if since else None
     request = RunFilter(pattern, experiment, model, data, status, tag or (), age_s, sort, reverse, most, tracking_uri)
     with TerminalObserver(make_console(stderr=True)) as observer:
-        found = list_runs(request, observer)
+        listed = list_runs(request, observer)
     if as_json:
-        print_json(found.to_list())
+        print_json(listed.to_list())
     else:
-        print_runs(make_console(), found.runs, total=found.total, where=found.store, filtered=found.filtered)
+        print_runs(make_console(), listed.runs, total=listed.total, where=listed.store, filtered=listed.filtered)
 
 
 @app.command("diff", epilog="Examples:\n\ntl runs diff latest best\n\ntl runs diff 3f2a91c0 81bb02d4 --all")
@@ -100,11 +109,11 @@ def diff(runs: Names, equal: Equal = False, as_json: AsJson = False, tracking_ur
     from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.run_tables import print_differences
 
-    found = compare_settings(runs, equal=equal, tracking_uri=tracking_uri)
+    result = compare_settings(runs, equal=equal, tracking_uri=tracking_uri)
     if as_json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
     else:
-        print_differences(make_console(), found.differences, found.equal or {})
+        print_differences(make_console(), result.differences, result.equal or {})
 
 
 @app.command("show", epilog="Examples:\n\ntl runs show latest\n\ntl runs show 3f2a91c0 --csv > epochs.csv")
@@ -118,16 +127,13 @@ def show(
     if as_json and as_csv:
         raise typer.BadParameter("give one of --json and --csv", param_hint="--csv")
     from tl_cli.api.run_store import show_run
-    from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.run_tables import epochs_csv, print_run
 
-    found = show_run(run, tracking_uri)
-    if as_json:
-        print_json(found.to_dict())
-    elif as_csv:
-        typer.echo(epochs_csv(found), nl=False)
+    details = show_run(run, tracking_uri)
+    if as_csv:
+        typer.echo(epochs_csv(details), nl=False)
     else:
-        print_run(make_console(), found)
+        print_result(details, print_run, as_json=as_json)
 
 
 @app.command("close", epilog="Examples:\n\ntl runs close\n\ntl runs close 3f2a91c0")
@@ -148,10 +154,7 @@ def close(
 
     with TerminalObserver(make_console(stderr=True)) as observer:
         closed = close_runs(runs or (), tracking_uri, observer)
-    if as_json:
-        print_json(closed.to_dict())
-    else:
-        print_closed(make_console(), closed, uri_flag(tracking_uri))
+    print_result(closed, partial(print_closed, flag=uri_flag(tracking_uri)), as_json=as_json)
 
 
 @app.command("sync", epilog="Examples:\n\ntl runs sync\n\ntl runs sync 3f2a91c0 --tracking-uri http://server:5000")
@@ -171,10 +174,7 @@ def sync(
 
     with TerminalObserver(make_console(stderr=True)) as observer:
         sent = sync_runs(runs or (), tracking_uri, observer)
-    if as_json:
-        print_json(sent.to_dict())
-    else:
-        print_sent(make_console(), sent)
+    print_result(sent, print_sent, as_json=as_json)
     if not sent.complete:
         raise typer.Exit(1)
 
@@ -194,13 +194,9 @@ def rm(
     from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.run_changes import TerminalConsent, print_removed
 
-    console = make_console()
-    consent = None if yes else TerminalConsent(console)
+    consent = None if yes else TerminalConsent(make_console())
     removed = remove_runs(runs, consent, purge=purge, outside=outside, tracking_uri=tracking_uri)
-    if as_json:
-        print_json(removed.to_dict())
-    else:
-        print_removed(console, removed)
+    print_result(removed, print_removed, as_json=as_json)
     if not removed.complete:
         raise typer.Exit(1)
 
@@ -215,13 +211,9 @@ def relocate(
     those at the former path.
     """
     from tl_cli.api.run_changes import relocate_runs
-    from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.run_changes import print_relocation
 
-    found = relocate_runs(folder, dry_run=dry_run, tracking_uri=tracking_uri)
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print_relocation(make_console(), found)
-    if found.missing and not found.changes:
+    relocation = relocate_runs(folder, dry_run=dry_run, tracking_uri=tracking_uri)
+    print_result(relocation, print_relocation, as_json=as_json)
+    if relocation.missing and not relocation.changes:
         raise typer.Exit(1)

@@ -62,6 +62,8 @@ def train(
         for flag in (flag for flag, value in others.items() if value):
             raise typer.BadParameter("cannot be combined with --resume; leave it out", param_hint=flag)
     _check_names(run_name, register)
+    if "data" in settings.model_fields_set:
+        params.check_source_exists(settings.data)
     from tl_cli.ui.terminal.console import make_console
     from tl_cli.ui.terminal.screen import loading
 

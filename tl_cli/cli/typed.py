@@ -22,11 +22,11 @@ _YES, _NO = ("true", "yes", "on"), ("false", "no", "off")
 # Click's usage error, or that of Typer's own copy of Click.
 _RefusedError: type[Any] = typer.BadParameter.__mro__[1]
 # Commands that also accept the options of tl train.
-_OF_TRAIN = ("compare", "inspect")
+_TAKE_TRAIN_OPTIONS = ("compare", "inspect")
 
 
 class TopLevel(LazyGroup):
-    """The group ``tl``; where it refuses arguments of other tools, it suggests the command that does the same."""
+    """The group ``tl``; if it refuses arguments of other tools, it suggests the equivalent command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read ``help`` and ``version`` as the options of these names, and ``file:`` URIs as paths."""
@@ -55,19 +55,19 @@ class TopLevel(LazyGroup):
             raise
 
     def _suggest(self, ctx: Any, error: Any) -> None:
-        """Raise the error again with the command that was probably meant, if there is one."""
+        """Raise the error again with the probable command, if there is one."""
         typed = ctx.meta[_TYPED]
         message = str(error) if isinstance(error, UsageError) else str(getattr(error, "message", ""))
         if not typed or not message or ": tl " in message or "\ntl " in message:  # help, or a command already
             return
         message = message.partition(" Did you mean")[0]
         if typed[0] in habits.SCREENS:
-            suggestion = _screen(typed[1:])
+            suggestion = _web_interface(typed[1:])
         else:
-            meant = _corrected(typed)
-            if meant is None or not _is_valid(meant, ctx):
+            corrected = _corrected(typed)
+            if corrected is None or not _is_valid(corrected, ctx):
                 return
-            suggestion = shlex.join(["tl", *meant])
+            suggestion = shlex.join(["tl", *corrected])
         kind = type(error) if isinstance(error, UsageError) else UsageError
         raise kind(
             f"{message[0].lower()}{message[1:].rstrip('.')}\ndid you mean: {without_secrets(suggestion)}"
@@ -84,8 +84,8 @@ def _with_path(word: str) -> str:
     return f"{option}={local_path(value)}" if equals and option.startswith("--") else local_path(word)
 
 
-def _screen(options: Sequence[str]) -> str:
-    """Return the command that opens MLflow's pages, or the address of a server."""
+def _web_interface(options: Sequence[str]) -> str:
+    """Return the command that starts MLflow's web interface, or the address of a server."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri and uri.startswith(("http://", "https://")):
         return f"{uri} in a browser"
@@ -93,10 +93,10 @@ def _screen(options: Sequence[str]) -> str:
 
 
 def _is_valid(words: Sequence[str], ctx: Any) -> bool:
-    """Whether a command accepts the words; nothing is run."""
+    """Whether a command accepts the words; it is not run."""
     if {"--help", "-h", "--version"} & set(words):
         return True
-    command, rest = _located(words)
+    command, rest = _split_command(words)
     try:
         command.make_context(command.name, list(rest), parent=ctx)
     except (_RefusedError, UsageError):
@@ -104,7 +104,7 @@ def _is_valid(words: Sequence[str], ctx: Any) -> bool:
     return True
 
 
-def _located(words: Sequence[str]) -> tuple[Any, Sequence[str]]:
+def _split_command(words: Sequence[str]) -> tuple[Any, Sequence[str]]:
     """Return the command that words begin with, and its arguments."""
     command, rest = load(words[0]), words[1:]
     if not isinstance(command, ListsByDefault):
@@ -114,7 +114,7 @@ def _located(words: Sequence[str]) -> tuple[Any, Sequence[str]]:
 
 
 def _corrected(typed: Sequence[str]) -> list[str] | None:
-    """Return the words that were probably meant; None if nothing or too much would change."""
+    """Return the probable words; None if nothing would change or an option is unknown."""
     words = list(typed)
     seen: list[list[str]] = []
     while words and words not in seen and words[0] not in COMMANDS:
@@ -127,18 +127,18 @@ def _corrected(typed: Sequence[str]) -> list[str] | None:
         meaning = habits.commands().get(words[1], "").split()
         if meaning[:1] == words[:1] and len(meaning) > 1:
             words = [*meaning, *words[2:]]
-    command, rest = _located(words)
+    command, rest = _split_command(words)
     lead = words[: len(words) - len(rest)]
     options = _options(command)
-    if command.name in _OF_TRAIN:
+    if command.name in _TAKE_TRAIN_OPTIONS:
         options = {**_options(load("train")), **options}
     arguments = [each for each in command.params if not isinstance(each, TyperOption)]
-    takes_any = command.name in _OF_TRAIN or any(each.nargs == -1 for each in arguments)
+    takes_any = command.name in _TAKE_TRAIN_OPTIONS or any(each.nargs == -1 for each in arguments)
     slots = 0 if takes_any else len(arguments)
     translated = _translate(options, rest, slots, is_run=command.name != "train")
-    meant = None if translated is None else [*lead, *translated]
+    corrected = None if translated is None else [*lead, *translated]
     # Another order alone is not a change.
-    return meant if meant is not None and sorted(meant) != sorted(typed) else None
+    return corrected if corrected is not None and sorted(corrected) != sorted(typed) else None
 
 
 def _corrected_once(words: Sequence[str]) -> list[str]:
@@ -168,8 +168,8 @@ def _corrected_once(words: Sequence[str]) -> list[str]:
 
 def _options(command: Any) -> dict[str, TyperOption]:
     """Return the options of a command by each of their spellings."""
-    found = [each for each in command.params if isinstance(each, TyperOption)]
-    return {name: each for each in found for name in (*each.opts, *each.secondary_opts)}
+    options = [each for each in command.params if isinstance(each, TyperOption)]
+    return {name: each for each in options for name in (*each.opts, *each.secondary_opts)}
 
 
 def _own_name(options: Mapping[str, TyperOption], bare: str) -> str | None:

@@ -16,7 +16,7 @@ from tl_cli.evaluation.logits import SavedLogits, load_logits
 from tl_cli.evaluation.ranking import Training
 from tl_cli.evaluation.scores import Results
 from tl_cli.tracking.evaluations import EVALUATIONS, TEST_LOGITS, set_note
-from tl_cli.tracking.liveness import BEAT_EVERY_S, identity
+from tl_cli.tracking.liveness import BEAT_EVERY_S, process_tags
 from tl_cli.tracking.recorded import PARENT_TAG, Run, children_of, dataset_digest, short_id
 from tl_cli.tracking.store import Store, ending
 from tl_cli.training.history import History
@@ -39,13 +39,13 @@ def tested_on(run: Run) -> str | None:
     return dataset_digest(run, "testing")
 
 
-def training_of(run: Run, history: History, kept: SavedLogits) -> Training:
+def training_of(run: Run, history: History, logits: SavedLogits) -> Training:
     """Return what is recorded of a training, with its logits."""
     results = Results.of(run.data.metrics)
-    speeds = [each.images_per_second for each in history.epochs if each.images_per_second and each.lr_backbone]
+    speeds = [epoch.images_per_second for epoch in history.epochs if epoch.images_per_second and epoch.lr_backbone]
     return Training(
         name=f"{run.info.run_name} ({short_id(run)})",
-        kept=kept,
+        kept=logits,
         clean_train=results.clean_train_accuracy,
         train_seconds=results.seconds,
         images_per_second=median(speeds) if speeds else None,
@@ -53,23 +53,23 @@ def training_of(run: Run, history: History, kept: SavedLogits) -> Training:
 
 
 def trainings_of(store: Store, parent_id: str) -> dict[str, list[Run]]:
-    """Return the complete trainings of a comparison by contender, the first seed first."""
-    found: dict[str, list[Run]] = {}
+    """Return the complete trainings of a comparison by contender, in the order of their seeds."""
+    trainings: dict[str, list[Run]] = {}
     for run in children_of(store.runs(), parent_id):
         if CONTENDER_TAG in run.data.tags and run.info.status == "FINISHED":
-            found.setdefault(run.data.tags[CONTENDER_TAG], []).append(run)
-    return found
+            trainings.setdefault(run.data.tags[CONTENDER_TAG], []).append(run)
+    return trainings
 
 
 class Parent:
     """The parent run of the trainings of a comparison; a context manager that ends the run.
 
     Args:
-        prepared: the run to use instead of a new one.
+        prepared: the run to use; None creates one.
         beat_s: seconds between heartbeats.
 
     Attributes:
-        run_id: of the run.
+        run_id: id of the parent run.
     """
 
     def __init__(
@@ -87,19 +87,19 @@ class Parent:
         self._name = name
         self._prepared = prepared
         self._beat_s = beat_s
-        self._tags = {PARENT_TAG: "models", "tl.command": command, **identity()}
+        self._tags = {PARENT_TAG: "models", "tl.command": command, **process_tags()}
         self._ended = threading.Event()
         self.run_id = ""
 
     def __enter__(self) -> Self:
-        with self._store.reported():
+        with self._store.translated_errors():
             if self._prepared is None:
                 created = self._store.client.create_run(self._experiment_id, run_name=self._name, tags=self._tags)
                 self.run_id, self._started = created.info.run_id, created.info.start_time
             else:
                 self.run_id, self._started = self._prepared.info.run_id, self._prepared.info.start_time
                 self._store.client.log_batch(self.run_id, tags=[RunTag(*tag) for tag in self._tags.items()])
-        threading.Thread(target=self._beat, name="tl-heart", daemon=True).start()
+        threading.Thread(target=self._beat, name="tl-heartbeat", daemon=True).start()
         return self
 
     def __exit__(
@@ -107,7 +107,7 @@ class Parent:
     ) -> None:
         self._ended.set()
         # A store that fails must not hide the error that ended the block.
-        with self._store.reported() if kind is None else suppress(Exception):
+        with self._store.translated_errors() if kind is None else suppress(Exception):
             # The clock may have been set back.
             now = max(round(1000 * time.time()), self._started)
             self._store.client.set_terminated(self.run_id, ending(kind), end_time=now)
@@ -128,7 +128,7 @@ class Parent:
         Raises:
             TrackingError: the store cannot be used.
         """
-        with self._store.reported():
+        with self._store.translated_errors():
             set_note(self._store, self.run_id, note)
             for name, value in numbers.items():
                 self._store.client.log_metric(self.run_id, name, value)

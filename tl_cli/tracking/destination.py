@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mlflow.entities import Experiment, LifecycleStage
 
 from tl_cli.errors import UsageError
-from tl_cli.tracking.recorded import PARENT_TAG, Run, named, short_id
+from tl_cli.tracking.recorded import PARENT_TAG, Run, describe_run, short_id
 from tl_cli.tracking.store import DEFAULT_EXPERIMENT, Store
 
 RUN_ID = "MLFLOW_RUN_ID"
@@ -42,22 +42,22 @@ def find_destination(store: Store, experiment: str | None) -> Destination:
     run_id = os.environ.pop(RUN_ID, None)
     if run_id:
         run = _prepared_run(store, run_id)
-        found = _by_id(store, run.info.experiment_id, RUN_ID)
-        if experiment not in (None, found.name):
+        recorded = _experiment_with_id(store, run.info.experiment_id, RUN_ID)
+        if experiment not in (None, recorded.name):
             raise UsageError(
-                f"{RUN_ID} names the run {named(run)} of the experiment {found.name!r}, and --experiment "
+                f"{RUN_ID} names the run {describe_run(run)} of the experiment {recorded.name!r}, and --experiment "
                 f"{experiment!r}; leave out --experiment, or unset {RUN_ID}"
             )
         store.check_place(run)
-        return Destination(found.experiment_id, found.name, run)
+        return Destination(recorded.experiment_id, recorded.name, run)
     name, experiment_id = experiment or os.environ.get(_NAME), os.environ.get(_ID)
     if experiment is None and experiment_id:
-        found = _by_id(store, experiment_id, _ID)
-        if name and name != found.name:
+        recorded = _experiment_with_id(store, experiment_id, _ID)
+        if name and name != recorded.name:
             raise UsageError(
-                f"{_ID}={experiment_id} is the experiment {found.name!r}, and {_NAME} is {name!r}; unset one of them"
+                f"{_ID}={experiment_id} is the experiment {recorded.name!r}, and {_NAME} is {name!r}; unset one of them"
             )
-        name = found.name
+        name = recorded.name
     name = name or DEFAULT_EXPERIMENT
     return Destination(store.experiment(name), name)
 
@@ -70,36 +70,37 @@ def check_resumable(run: Run) -> None:
     """
     run_id = os.environ.pop(RUN_ID, None)
     if run_id not in (None, "", run.info.run_id):
-        raise UsageError(f"--resume names the run {named(run)}, and {RUN_ID} names {run_id}; unset {RUN_ID}")
+        raise UsageError(f"--resume names the run {describe_run(run)}, and {RUN_ID} names {run_id}; unset {RUN_ID}")
 
 
 def _prepared_run(store: Store, run_id: str) -> Run:
     """Return a run in which nothing has been trained yet.
 
     Raises:
-        UsageError: there is none of that id, it has ended, or a training of tl is recorded in it.
+        UsageError: no run has that id, it has ended, or a training of tl is recorded in it.
     """
     run = store.run(run_id)
     if run is None:
         raise UsageError(f"{RUN_ID} is {run_id!r}, and {store.uri} has no such run; unset {RUN_ID}")
-    problem = None
-    if run.info.lifecycle_stage == LifecycleStage.DELETED:
-        problem = "was removed"
-    elif run.data.tags.keys() & {"tl.version", PARENT_TAG}:
-        problem = "holds a training already"
-        if run.info.status != "FINISHED":
-            problem += f" (to resume it: env -u {RUN_ID} tl train --resume {short_id(run)})"
-    elif run.info.status not in ("RUNNING", "SCHEDULED"):
-        problem = f"has ended ({run.info.status})"
-    if problem is not None:
-        raise UsageError(f"{RUN_ID} names the run {named(run)}, which {problem}; for a new run unset {RUN_ID}")
+    if problem := _find_problem(run):
+        raise UsageError(f"{RUN_ID} names the run {describe_run(run)}, which {problem}; for a new run unset {RUN_ID}")
     return run
 
 
-def _by_id(store: Store, experiment_id: str, variable: str) -> Experiment:
+def _find_problem(run: Run) -> str:
+    """Return why a new training cannot be recorded in a run; "" if it can."""
+    if run.info.lifecycle_stage == LifecycleStage.DELETED:
+        return "was removed"
+    if run.data.tags.keys() & {"tl.version", PARENT_TAG}:
+        resume = f" (to resume it: env -u {RUN_ID} tl train --resume {short_id(run)})"
+        return "holds a training already" + (resume if run.info.status != "FINISHED" else "")
+    return "" if run.info.status in ("RUNNING", "SCHEDULED") else f"has ended ({run.info.status})"
+
+
+def _experiment_with_id(store: Store, experiment_id: str, variable: str) -> Experiment:
     experiment = store.request(store.client.get_experiment, experiment_id)
     if experiment is None:
         raise UsageError(
-            f"{variable} names the experiment {experiment_id!r}, and {store.uri} has none of that id; unset {variable}"
+            f"{variable} names the experiment {experiment_id!r}, which {store.uri} does not have; unset {variable}"
         )
     return experiment

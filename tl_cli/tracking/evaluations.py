@@ -12,7 +12,7 @@ from tl_cli.contract import DataSpec, Split, SplitName
 from tl_cli.data.dataset import BUILT_IN
 from tl_cli.evaluation.measure import Measured
 from tl_cli.evaluation.scores import Results
-from tl_cli.tracking.overview import refresh
+from tl_cli.tracking.overview import refresh_overviews
 from tl_cli.tracking.recorded import CONTEXT_TAG, SCHEME_TAG, Run
 from tl_cli.tracking.store import Store
 
@@ -44,7 +44,7 @@ def log_evaluation(
         if f"{prefix}/{name}" not in run.data.metrics
     ]
     folder = f"{EVALUATIONS}/{label}"
-    with store.reported():
+    with store.translated_errors():
         store.client.log_inputs(run.info.run_id, [DatasetInput(dataset, [InputTag(CONTEXT_TAG, "evaluation")])])
         if points:
             store.client.log_batch(run.info.run_id, metrics=points)
@@ -61,13 +61,13 @@ def set_note(store: Store, run_id: str, text: str) -> None:
     """Set a run's description (Markdown) and keep what a person wrote below it.
 
     Args:
-        text: the description; the old one is recognised by its last line, which must be the same each time.
+        text: the description; its last line must always be the same, since the old one is recognised by it.
     """
     text = text.strip()
     old = store.client.get_run(run_id).data.tags.get(NOTE_TAG, "")
     _, is_ours, below = old.partition(text.rpartition("\n")[2])
-    others = (below if is_ours else old).strip()
-    store.client.set_tag(run_id, NOTE_TAG, f"{text}\n\n{others}" if others else text)
+    by_user = (below if is_ours else old).strip()
+    store.client.set_tag(run_id, NOTE_TAG, f"{text}\n\n{by_user}" if by_user else text)
 
 
 def log_first_test(store: Store, run: Run, accuracy: float, logits: Path) -> None:
@@ -78,10 +78,10 @@ def log_first_test(store: Store, run: Run, accuracy: float, logits: Path) -> Non
     """
     result = f"**{accuracy:.2%} on test images**, measured by tl eval after training"
     note = "\n\n".join(filter(None, [result, run.data.tags.get(NOTE_TAG)]))
-    with store.reported():
+    with store.translated_errors():
         store.client.log_artifact(run.info.run_id, str(logits), EVALUATIONS)
         store.client.set_tag(run.info.run_id, NOTE_TAG, note)
-        refresh(store, [run.info.experiment_id])
+        refresh_overviews(store, [run.info.experiment_id])
 
 
 def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> None:
@@ -95,7 +95,7 @@ def log_inspection(store: Store, run: Run, view: str, files: Sequence[Path]) -> 
 
 
 def _log_files(store: Store, run: Run, folder: str, files: Sequence[Path]) -> None:
-    with store.reported():
+    with store.translated_errors():
         for path in files:
             store.client.log_artifact(run.info.run_id, str(path), folder)
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from tl_cli.evaluation.scores import EPOCH_KEY, Results
 from tl_cli.tracking.liveness import HOST_TAG
-from tl_cli.tracking.parsing import whole
+from tl_cli.tracking.parsing import parse_count
 from tl_cli.tracking.recorded import CHILD_TAG, Run, dataset_digest, is_parent, last_seen, process_state
 from tl_cli.training.config import phase_ends
 
@@ -23,7 +23,7 @@ _STATUS: Mapping[str, Status] = {
     "KILLED": "killed",
     "SCHEDULED": "scheduled",
 }
-_MOST_EPOCHS = 100_000  # of a run whose phases are computed
+_MAX_EPOCHS = 100_000  # of a run whose phases are computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +89,14 @@ class Differences:
         settings: values by setting, one per run, None where it was not recorded.
         made_with: versions, machines and digests of the images, by name.
         results: metrics by name.
-        alike: number of settings that are equal in all runs.
+        num_equal: number of settings that are equal in all runs.
     """
 
     runs: Sequence[RunFacts]
     settings: Mapping[str, Sequence[str | None]]
     made_with: Mapping[str, Sequence[str | None]]
     results: Mapping[str, Sequence[float | None]]
-    alike: int
+    num_equal: int
 
 
 def read_facts(run: Run, experiment: str) -> RunFacts:
@@ -117,10 +117,10 @@ def read_facts(run: Run, experiment: str) -> RunFacts:
         host=tags.get(HOST_TAG),
         model=params.get("model"),
         data=tags.get("tl.data") or params.get("data"),
-        epochs=whole(run.data.metrics.get(EPOCH_KEY)),
-        epochs_wanted=whole(params.get("epochs")),
+        epochs=parse_count(run.data.metrics.get(EPOCH_KEY)),
+        epochs_wanted=parse_count(params.get("epochs")),
         val_accuracy=results.val_accuracy,
-        best_epoch=whole(results.best_epoch),
+        best_epoch=parse_count(results.best_epoch),
         test_accuracy=results.test_accuracy,
         val_digest=dataset_digest(run, "validation"),
         phase_ends=_phase_ends(params),
@@ -128,7 +128,7 @@ def read_facts(run: Run, experiment: str) -> RunFacts:
 
 
 def status_of(run: Run) -> Status:
-    """Return the status of a run; of one that is recorded as running, whether its process still runs."""
+    """Return the status of a run; if it is recorded as running, its process is checked."""
     if run.info.status in _STATUS:
         return _STATUS[run.info.status]
     state = process_state(run)
@@ -136,9 +136,9 @@ def status_of(run: Run) -> Status:
 
 
 def _phase_ends(params: Mapping[str, str]) -> tuple[int, ...]:
-    numbers = [whole(params.get(name)) for name in ("freeze_epochs", "epochs", "unfreeze_stages")]
+    numbers = [parse_count(params.get(name)) for name in ("freeze_epochs", "epochs", "unfreeze_stages")]
     known = [number for number in numbers if number is not None]
-    if len(known) < len(numbers) or not 0 < known[2] <= known[1] <= _MOST_EPOCHS:
+    if len(known) < len(numbers) or not 0 < known[2] <= known[1] <= _MAX_EPOCHS:
         return ()
     return phase_ends(*known)
 

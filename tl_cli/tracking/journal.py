@@ -1,6 +1,6 @@
-"""The records of a run on this machine's disk: points before they are sent, and work that a server did not accept.
+"""The records of a run on this machine's disk: points before they are sent, and items that a server did not accept.
 
-One JSON array per line, followed by its CRC-32: seven values are a point of a curve, three are remaining work (kind,
+One JSON array per line, followed by its CRC-32: seven values are a point of a curve, three are an item to send (kind,
 name, value), and two are the end of the run.
 """
 
@@ -25,13 +25,13 @@ JOURNAL = "journal.jsonl"
 RECORD = "record.jsonl"
 NAME_TAG, STARTED_TAG = "mlflow.runName", "mlflow.tl.started"  # the second in milliseconds since 1970
 STORE_TAG, EXPERIMENT_TAG = "mlflow.tl.store", "mlflow.tl.experiment"
-Work = Literal["tag", "param", "file", "model", "data"]
-_PATIENCE_S = 30.0
+ItemKind = Literal["tag", "param", "file", "model", "data"]
+_LOCK_TIMEOUT_S = 30.0
 _CHECKSUM = 9  # bytes: a space and eight hexadecimal digits
 _INTEGERS = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Row = (
     tuple[str, float, _INTEGERS, _INTEGERS, str | None, str | None, str | None]
-    | tuple[Work, str, str]
+    | tuple[ItemKind, str, str]
     | tuple[Literal["FINISHED", "FAILED", "KILLED"], _INTEGERS]
 )
 _ROW: TypeAdapter[Row] = TypeAdapter(Row)
@@ -46,36 +46,36 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """Something that could not be sent to the store: a tag, a parameter, a file, the model, or the data sets.
+class Item:
+    """An item of a run's record: a tag, a parameter, a file, the model, or the data sets.
 
     Attributes:
         name: of the tag or parameter; path of the file, the model's folder, or the run's card with its data sets.
         value: of the tag or parameter; artifact folder of a file; `Naming` of a model, as JSON.
     """
 
-    kind: Work
+    kind: ItemKind
     name: str
     value: str
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The contents of a journal."""
+    """The contents of a journal: points, items to send, and how the run ended."""
 
     points: list[Metric]
-    left: list[Left]
+    items: list[Item]
     ending: Ending | None
 
 
 @contextmanager
-def alone_with(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
+def hold_lock(path: Path, timeout_s: float = _LOCK_TIMEOUT_S) -> Iterator[None]:
     """Lock a journal, and thereby its run: one process at a time trains, sends or deletes it.
 
     A thread that holds the lock may acquire it again.
 
     Args:
-        patience_s: how long to wait for another process, in seconds.
+        timeout_s: how long to wait for another process, in seconds.
 
     Raises:
         TrackingError: another process holds it.
@@ -84,7 +84,7 @@ def alone_with(path: Path, patience_s: float = _PATIENCE_S) -> Iterator[None]:
     lock = FileLock(path.with_name(f".{path.name}.lock").resolve(), is_singleton=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=patience_s)
+        lock.acquire(timeout=timeout_s)
     except Timeout as error:
         raise TrackingError(f"another process writes or sends {path}") from error
     except OSError as error:
@@ -130,13 +130,13 @@ class Journal:
             [[p.key, p.value, p.timestamp, p.step, p.model_id, p.dataset_name, p.dataset_digest] for p in points]
         )
 
-    def leave(self, work: Iterable[Left]) -> None:
-        """Append work for ``tl runs sync``.
+    def add_items(self, items: Iterable[Item]) -> None:
+        """Append items for ``tl runs sync``.
 
         Raises:
             StorageError: the disk is full.
         """
-        self._write([[each.kind, each.name, each.value] for each in work])
+        self._write([[item.kind, item.name, item.value] for item in items])
 
     def end(self, ending: Ending) -> None:
         """Append how the run ended.
@@ -145,29 +145,29 @@ class Journal:
             StorageError: the disk is full.
         """
         self._write([[ending.status, ending.at]])
-        with suppress(OSError):  # not supported by each file system
+        with suppress(OSError):  # not every file system supports it
             os.fsync(self._file)
 
     def _write(self, rows: Sequence[Sequence[object]]) -> None:
-        data = b"".join(map(_line, rows))
+        data = b"".join(map(_format_row, rows))
         if data and self._is_cut:
             data = b"\n" + data
         try:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError as error:
-            # Part of the line may be written, so the next one needs a line break.
+            # Part of the line may have been written, so the next one needs a line break.
             self._is_cut = True
             raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
         self._is_cut = False
 
 
-def _line(row: Sequence[object]) -> bytes:
+def _format_row(row: Sequence[object]) -> bytes:
     text = json.dumps(row).encode()
     return text + f" {zlib.crc32(text):08x}\n".encode()
 
 
-def _row(line: bytes) -> Row | None:
+def _parse_row(line: bytes) -> Row | None:
     """Return the row of a line; None if it is incomplete or damaged."""
     text, checksum = line[:-_CHECKSUM], line[-_CHECKSUM:]
     if line.endswith(b"]"):
@@ -187,13 +187,13 @@ def read(path: Path, run_id: str) -> Recorded:
     A resumed run repeats steps after its checkpoint; the first point of each step is kept.
     """
     points: dict[tuple[object, ...], Metric] = {}
-    left: list[Left] = []
+    items: list[Item] = []
     ending = None
     lines: list[bytes] = []
     with suppress(OSError):
         lines = path.read_bytes().split(b"\n")
     for line in lines:
-        row = _row(line)
+        row = _parse_row(line)
         if row is None:
             continue
         if len(row) == 7:
@@ -203,21 +203,21 @@ def read(path: Path, run_id: str) -> Recorded:
             points.setdefault((key, step) if step else (key, step, timestamp), point)
             ending = None
         elif len(row) == 3:
-            left.append(Left(*row))
+            items.append(Item(*row))
         else:
             ending = Ending(*row)
-    return Recorded(list(points.values()), left, ending)
+    return Recorded(list(points.values()), items, ending)
 
 
-def forget_left(path: Path, kept: Container[Left] = ()) -> None:
-    """Remove work that is done.
+def remove_items(path: Path, unsent: Container[Item] = ()) -> None:
+    """Remove the items that have been sent.
 
     Args:
-        kept: work that remains.
+        unsent: items that stay.
 
     Raises:
         StorageError: the disk is full or cannot be written.
     """
-    rows = [(line, _row(line)) for line in path.read_bytes().splitlines()]
+    rows = [(line, _parse_row(line)) for line in path.read_bytes().splitlines()]
     with replacing(path) as file:
-        file.write(b"".join(line + b"\n" for line, row in rows if row and (len(row) != 3 or Left(*row) in kept)))
+        file.write(b"".join(line + b"\n" for line, row in rows if row and (len(row) != 3 or Item(*row) in unsent)))

@@ -19,30 +19,35 @@ def facts_of(store: RunReader, runs: Sequence[Run], among: Sequence[Run] | None 
     """Return the facts of runs, in their order, without their curves.
 
     Args:
-        among: the runs among which some are the best, such as all of the store; None: the listed runs. Runs of earlier
-            versions on image files have a best one among themselves: their digests are of another scheme.
+        among: the runs to compare for ``is_best``, such as all runs of the store; None: the listed runs. Runs of
+            earlier versions on image files are compared separately, since their digests have another scheme.
     """
     experiments = {experiment_id: name for name, experiment_id in store.experiments().items()}
+    listed, compared = (
+        [read_facts(run, experiments.get(run.info.experiment_id, "")) for run in group]
+        for group in (runs, runs if among is None else among)
+    )
+    best_ids = _find_best(compared)
+    return [replace(run, is_best=run.run_id in best_ids) for run in listed]
 
-    def facts(listed: Sequence[Run]) -> list[RunFacts]:
-        return [read_facts(run, experiments.get(run.info.experiment_id, "")) for run in listed]
 
+def _find_best(runs: Sequence[RunFacts]) -> set[str]:
+    """Return the ids of the runs with the highest validation accuracy in each experiment, on the same images."""
     best: dict[tuple[str, str], RunFacts] = {}
-    # Of equally good runs, the earlier is the best.
-    for each in sorted(facts(runs if among is None else among), key=lambda each: each.started):
-        if each.val_digest and each.val_accuracy is not None:
-            other = best.setdefault((each.experiment, each.val_digest), each)
-            if each.val_accuracy > (other.val_accuracy or 0.0):
-                best[each.experiment, each.val_digest] = each
-    best_ids = {each.run_id for each in best.values()}
-    return [replace(each, is_best=each.run_id in best_ids) for each in facts(runs)]
+    # If accuracies are equal, the earlier run is the best.
+    for run in sorted(runs, key=lambda run: run.started):
+        if run.val_digest and run.val_accuracy is not None:
+            other = best.setdefault((run.experiment, run.val_digest), run)
+            if run.val_accuracy > (other.val_accuracy or 0.0):
+                best[run.experiment, run.val_digest] = run
+    return {run.run_id for run in best.values()}
 
 
 def with_curves(store: RunReader, runs: Sequence[Run], facts: Sequence[RunFacts]) -> list[RunFacts]:
-    """Return the facts with the validation accuracy by epoch; of a run that has not ended also its best epoch so far.
+    """Return the facts with the validation accuracy by epoch; for a run that has not ended, its best epoch so far too.
 
     Args:
-        runs: those of the facts, and maybe others.
+        runs: the runs of the facts; may contain others.
     """
     listed = {each.run_id for each in facts}
     sparks = read_sparks(store, [run for run in runs if run.info.run_id in listed])
@@ -76,15 +81,15 @@ def differences(store: RunReader, runs: Sequence[Run]) -> tuple[Differences, dic
     images = {name: _images(runs, context) for context, name in _IMAGES.items()}
     made_with |= {name: values for name, values in images.items() if any(values)}
     results = {key: [run.data.metrics.get(key) for run in runs] for key in _RESULTS}
-    alike = {key: str(values[0]) for key, values in settings.items() if len(set(values)) == 1}
-    apart = Differences(
+    equal = {key: str(values[0]) for key, values in settings.items() if len(set(values)) == 1}
+    different = Differences(
         runs=facts_of(store, runs, store.runs()),
         settings={key: values for key, values in settings.items() if len(set(values)) > 1},
         made_with={key: values for key, values in made_with.items() if len(set(values)) > 1},
         results={key: values for key, values in results.items() if any(value is not None for value in values)},
-        alike=len(alike),
+        num_equal=len(equal),
     )
-    return apart, alike
+    return different, equal
 
 
 def _made_with(run: Run) -> dict[str, str]:

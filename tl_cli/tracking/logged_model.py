@@ -64,10 +64,10 @@ class Naming:
             TrackingError: the text is something else.
         """
         try:
-            found: Naming = TypeAdapter(cls).validate_json(text)
+            naming: Naming = TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             raise TrackingError(f"the journal's record of the model is damaged: {problems_in(error)}") from error
-        return found
+        return naming
 
 
 def log_model(folder: Path, naming: Naming) -> str:
@@ -78,31 +78,33 @@ def log_model(folder: Path, naming: Naming) -> str:
     """
     weights = bundle.read_card(folder).weights_sha256 or ""
     active = mlflow.active_run()
-    model_id = _logged(active.info.run_id, weights) if active is not None else None
+    model_id = _find_logged(active.info.run_id, weights) if active is not None else None
     if model_id is None:
         try:
             model_id = _log(folder, naming, weights)
         except BaseException:
             if active is not None:
-                with suppress(Exception):  # the store may not answer; the next attempt cleans up
-                    _logged(active.info.run_id, weights)
+                with suppress(
+                    Exception
+                ):  # if the store does not respond, the next attempt deletes the incomplete upload
+                    _find_logged(active.info.run_id, weights)
             raise
     if naming.register is not None:
         source = f"{MODELS}{model_id}"
-        if all(each.source != source for each in registered_versions(mlflow.MlflowClient(), naming.register)):
+        if all(version.source != source for version in registered_versions(mlflow.MlflowClient(), naming.register)):
             disable_logging()  # MLflow's autologging enables it again
             mlflow.register_model(source, naming.register)
     return model_id
 
 
-def share_weights(store: Store, run: Run, folder: Path) -> None:
+def share_weights(store: Store, run: Run, saved_model: Path) -> None:
     """Make a saved model's weights and their logged copy one file on disk, if both are on one file system.
 
-    Neither is ever changed in place, and removing one keeps the other.
+    Neither file is ever changed in place, and removing one keeps the other.
     """
-    own = folder / bundle.WEIGHTS_FILE
-    places = store.artifact_places(run, run.model_ids)
-    for logged in (path for place in places for path in place.rglob(bundle.WEIGHTS_FILE)):
+    own = saved_model / bundle.WEIGHTS_FILE
+    folders = store.artifact_folders(run, run.model_ids)
+    for logged in (path for folder in folders for path in folder.rglob(bundle.WEIGHTS_FILE)):
         temporary = own.with_name(f".{own.name}.link")
         with suppress(OSError):  # another file system, or no hard links: keep both copies
             if not own.samefile(logged) and filecmp.cmp(own, logged, shallow=False):
@@ -111,8 +113,8 @@ def share_weights(store: Store, run: Run, folder: Path) -> None:
                 temporary.replace(own)
 
 
-def _logged(run_id: str, weights: str) -> str | None:
-    """Return the id of a run's model with these weights: an interrupted run may have logged it already.
+def _find_logged(run_id: str, weights: str) -> str | None:
+    """Return the id of a run's model with these weights: an interrupted run may have logged it already; else None.
 
     Incomplete uploads are deleted.
     """
@@ -135,7 +137,7 @@ def _log(folder: Path, naming: Naming, weights: str) -> str:
         name=re.sub(r"[/:.%\"']", "-", naming.name),  # characters that MLflow does not allow in a name
         python_model=str(served.__file__),
         artifacts={"model": str(folder)},
-        # The package itself travels with the model, so that one preprocessing serves everywhere.
+        # The package is logged with the model, so that preprocessing is the same everywhere.
         code_paths=[str(Path(str(tl_cli.__file__)).parent)],
         pip_requirements=[f"{name}=={version(name)}" for name in _REQUIRED],
         signature=ModelSignature(inputs=Schema([ColSpec(DataType.string, "image")])),

@@ -25,13 +25,13 @@ VIEW = "tl-best"
 _NOTE_TAG, _OURS_TAG = "mlflow.note.content", "mlflow.tl.note"
 _BEST_TAG = "best"  # for the list of experiments, which shortens notes
 _VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
-# Otherwise MLflow guesses, and shows a page for language models as long as there are no runs.
+# Without it, MLflow shows a page for language models while an experiment has no runs.
 _KIND = {"mlflow.experimentKind": "custom_model_development"}
 _METRICS = [score.key for score in sorted(RESULTS.values(), key=lambda score: score.rank) if score.in_line]
 _PARAMS = ("model", "data", "epochs", "freeze_epochs", "input_size", "recipe", "lr", "unfreeze_lr", "seed")
-_SHOWN = 20
-_WIDTH = 150  # pixels: the names of metrics fit
-_LONGEST = 4900  # MLflow allows 5000 characters
+_MAX_ROWS = 20
+_COLUMN_WIDTH = 150  # pixels: wide enough for the names of metrics
+_MAX_CHARACTERS = 4900  # MLflow allows 5000
 
 
 def refresh_overview(store: Store, experiment_id: str) -> None:
@@ -46,7 +46,7 @@ def refresh_overview(store: Store, experiment_id: str) -> None:
     new = dict(_KIND) if "mlflow.experimentKind" not in tags else {}
     if _VIEW_TAG not in tags:
         new[_VIEW_TAG] = _view()
-    groups = _by_data(store.runs(experiment.name))
+    groups = _group_by_images(store.runs(experiment.name))
     note, old = _note(groups), tags.get(_NOTE_TAG, "")
     if note != old and (not old or _digest(old) == tags.get(_OURS_TAG)):
         new |= {_NOTE_TAG: note, _OURS_TAG: _digest(note)}
@@ -56,22 +56,22 @@ def refresh_overview(store: Store, experiment_id: str) -> None:
         store.client.set_experiment_tag(experiment_id, key, value)
 
 
-def refresh(store: Store, experiment_ids: Iterable[str]) -> None:
-    """Update several experiments; failures are ignored, as all of it can be computed again."""
+def refresh_overviews(store: Store, experiment_ids: Iterable[str]) -> None:
+    """Update several experiments; errors are ignored, since the note and the view can be computed again."""
     with suppress(MlflowException, OSError, TrackingError):
         for experiment_id in experiment_ids:
             refresh_overview(store, experiment_id)
 
 
-def link_to(uri: str, experiment_id: str) -> str:
-    """Return the address of the view at a server."""
+def view_url(uri: str, experiment_id: str) -> str:
+    """Return the URL of the view on a server."""
     return (
         f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
     )
 
 
-def _by_data(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return groups of runs with the same validation images, best run first; the images used last come first.
+def _group_by_images(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return groups of runs with the same validation images, each with the best run first; latest images first.
 
     Args:
         runs: latest first.
@@ -80,26 +80,26 @@ def _by_data(runs: Sequence[Run]) -> list[list[Run]]:
     for run in runs:
         if not is_parent(run) and val_accuracy(run) is not None:
             groups.setdefault(dataset_digest(run, "validation") or "", []).append(run)
-    # Among equal runs, the earlier comes first.
+    # If accuracies are equal, the earlier run comes first.
     return [
         sorted(group, key=lambda run: (-(val_accuracy(run) or 0.0), run.info.start_time)) for group in groups.values()
     ]
 
 
 def _note(groups: Sequence[Sequence[Run]]) -> str:
-    """Return which run is best on each data set, then all of them, best first, as Markdown."""
+    """Return the best run on each data set, then tables of the runs, best first, as Markdown."""
     if not groups:
         return ""
     # MLflow shows only the first line of a long note.
     parts = ["  \n".join(_sentence(ranked) for ranked in groups), *("\n".join(_table(ranked)) for ranked in groups)]
     note = "\n\n".join(parts)
-    return note if len(note) <= _LONGEST else note[:_LONGEST].rpartition("\n")[0]
+    return note if len(note) <= _MAX_CHARACTERS else note[:_MAX_CHARACTERS].rpartition("\n")[0]
 
 
 def _sentence(ranked: Sequence[Run]) -> str:
     best = ranked[0]
     validated, tested = _accuracies(best)
-    # Earlier versions recorded other digests of the same files, so their runs form a group of their own.
+    # Earlier versions recorded other digests of the same files, so their runs form a separate group.
     rank = f"the best of {len(ranked)}" if len(ranked) > 1 else "the only run"
     return (
         f"{_cell(best.info.run_name)} ({short_id(best)}) is {rank} with this validation digest on {_data(best)}: "
@@ -109,7 +109,7 @@ def _sentence(ranked: Sequence[Run]) -> str:
 
 def _table(ranked: Sequence[Run]) -> list[str]:
     lines = ["| run | id | model | data | validation | test | epochs | minutes |", "|---|---|---|---|---|---|---|---|"]
-    for run in ranked[:_SHOWN]:
+    for run in ranked[:_MAX_ROWS]:
         seconds = Results.of(run.data.metrics).seconds
         cells = (
             run.info.run_name,
@@ -121,8 +121,8 @@ def _table(ranked: Sequence[Run]) -> list[str]:
             "" if seconds is None else f"{seconds / 60:.1f}",
         )
         lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-    if len(ranked) > _SHOWN:
-        lines += ["", f"and {len(ranked) - _SHOWN} more"]
+    if len(ranked) > _MAX_ROWS:
+        lines += ["", f"and {len(ranked) - _MAX_ROWS} more"]
     return lines
 
 
@@ -154,7 +154,7 @@ def _view() -> str:
         "orderByKey": f"metrics.`{_METRICS[0]}`",
         "selectedColumns": columns,
         "columnOrder": columns,
-        "columnWidths": {column: _WIDTH for column in columns if column.startswith("metrics")},
+        "columnWidths": {column: _COLUMN_WIDTH for column in columns if column.startswith("metrics")},
     }
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
     now = round(time.time() * 1000)

@@ -16,24 +16,24 @@ _TAGS = {
 }
 
 
-# The number of an epoch is a count like that of the best epoch.
+# The number of epochs has the range of the best epoch.
 _METRICS = {score.key: score for score in RESULTS.values()} | {EPOCH_KEY: RESULTS["best_epoch"]}
 
 
 def drop_out_of_bounds(metrics: dict[str, float], tags: dict[str, str]) -> None:
-    """Remove those tags and metrics that have a meaning here and are out of bounds."""
+    """Remove the tags and metrics that tl uses and whose values are out of bounds."""
     for key in [key for key, score in _METRICS.items() if key in metrics and not score.is_possible(metrics[key])]:
         del metrics[key]
     for key in [key for key, form in _TAGS.items() if key in tags and not form.fullmatch(tags[key] or "")]:
         del tags[key]
 
 
-def moment(value: object) -> int:
+def parse_time(value: object) -> int:
     """Return milliseconds since 1970, within bounds; 0 if it is not a number."""
     return min(max(value, _EARLIEST), _LATEST) if isinstance(value, int) else 0
 
 
-def whole(value: object) -> int | None:
+def parse_count(value: object) -> int | None:
     """Return a count; None if it is not a number from 0 to 10^9."""
     try:
         number = float(str(value))

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 from tl_cli.errors import UsageError, suggest
 from tl_cli.evaluation.scores import EPOCH_KEY, EPOCH_SCORES, LOSS_KEY, EpochEnded, Results
-from tl_cli.tracking.liveness import paused
+from tl_cli.tracking.liveness import read_pauses
 from tl_cli.tracking.recorded import Point, Run, RunReader
 from tl_cli.training.history import History
 
 _EPOCH_KEYS = {name: score.key for name, score in EPOCH_SCORES.items()}
 # MLflow stores infinity as the largest double.
-_LARGEST = 1e308
-# MLflow counts samples of these, not optimizer steps.
+_INFINITY = 1e308
+# The steps of system metrics count samples, not optimizer steps.
 _SYSTEM = "system/"
 _CONCURRENT_REQUESTS = 8
 
@@ -32,17 +32,18 @@ def read_history(store: RunReader, run: Run, metrics: Sequence[str] = ()) -> His
     recorded, results = run.data.metrics, Results.of(run.data.metrics)
     own = [key for key in (LOSS_KEY, *_EPOCH_KEYS.values()) if key in recorded]
     others = [key for key in metrics if key in recorded]
-    # Other programs use this name for epochs too.
+    # Other programs record a metric with this name too.
     if own and EPOCH_KEY in recorded:
         own.append(EPOCH_KEY)
     if not own and not others:
         others = [key for key in recorded if not key.startswith(_SYSTEM)]
     keys = sorted({*own, *others})
-    points = _request(store, keys, lambda key: _points(store, run.info.run_id, key))
+    points = _read_each(store, keys, lambda key: _points(store, run.info.run_id, key))
     timed = [*points.get(LOSS_KEY, []), *points.get(EPOCH_KEY, [])]
-    clock = _clock(run, timed or [point for of_key in points.values() for point in of_key])
+    clock = _clock(run, timed or [point for series in points.values() for point in series])
     by_step = {
-        key: _by_time(points[key], clock, run) if key.startswith(_SYSTEM) and clock else points[key] for key in others
+        key: _with_steps(points[key], clock, run) if key.startswith(_SYSTEM) and clock else points[key]
+        for key in others
     }
     return History(
         name=run.info.run_name,
@@ -51,8 +52,8 @@ def read_history(store: RunReader, run: Run, metrics: Sequence[str] = ()) -> His
         test_accuracy=results.test_accuracy,
         test_loss=results.test_loss,
         clock=clock,
-        others={key: sorted(_finite(of_key).items()) for key, of_key in by_step.items()},
-        not_finite={key: bad for key, of_key in points.items() if (bad := _steps_not_finite(of_key))},
+        others={key: sorted(_finite(series).items()) for key, series in by_step.items()},
+        not_finite={key: steps for key, series in points.items() if (steps := _steps_not_finite(series))},
     )
 
 
@@ -73,7 +74,7 @@ def read_sparks(store: RunReader, runs: Iterable[Run]) -> dict[str, tuple[float,
         points = sorted(_points(store, run_id, _EPOCH_KEYS["val_accuracy"]), key=lambda point: point.step)
         return tuple(point.value if _is_finite(point.value) else math.nan for point in points)
 
-    return _request(store, ids, read)
+    return _read_each(store, ids, read)
 
 
 def matching_metrics(runs: Sequence[Run], patterns: Sequence[str], *, strict: bool = True) -> list[str]:
@@ -95,9 +96,9 @@ def matching_metrics(runs: Sequence[Run], patterns: Sequence[str], *, strict: bo
     return list(chosen)
 
 
-def _request(store: RunReader, names: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:
+def _read_each(store: RunReader, names: Sequence[str], read: Callable[[str], T]) -> dict[str, T]:
     """Return what ``read`` returns for each name; a server gets several requests concurrently."""
-    with store.reported(), ThreadPoolExecutor(_CONCURRENT_REQUESTS if store.is_remote else 1) as pool:
+    with store.translated_errors(), ThreadPoolExecutor(_CONCURRENT_REQUESTS if store.is_remote else 1) as pool:
         return dict(zip(names, pool.map(read, names), strict=True))
 
 
@@ -128,24 +129,24 @@ def _clock(run: Run, points: Iterable[Point]) -> list[tuple[int, float]]:
 
 def _elapsed(run: Run) -> Callable[[Point], float]:
     """Return a function that gives the seconds from the start of the run to a point, without pauses."""
-    began, breaks = run.info.start_time, paused(run.data.tags)
+    started, pauses = run.info.start_time, read_pauses(run.data.tags)
 
     def seconds(point: Point) -> float:
-        stopped = sum(min(end, point.timestamp) - start for start, end in breaks if start < point.timestamp)
-        return float(point.timestamp - began - stopped) / 1000
+        paused = sum(min(end, point.timestamp) - start for start, end in pauses if start < point.timestamp)
+        return float(point.timestamp - started - paused) / 1000
 
     return seconds
 
 
-def _by_time(points: Sequence[Point], clock: Sequence[tuple[int, float]], run: Run) -> list[Point]:
+def _with_steps(points: Sequence[Point], clock: Sequence[tuple[int, float]], run: Run) -> list[Point]:
     """Return the points with the optimizer step at their time."""
     seconds, elapsed = [second for _, second in clock], _elapsed(run)
-    placed: dict[int, Point] = {}
+    by_step: dict[int, Point] = {}
     for point in points:
         after = bisect_right(seconds, elapsed(point))
         step = clock[after - 1][0] if after else 0
-        placed.setdefault(step, Point(point.key, point.value, point.timestamp, step))
-    return list(placed.values())
+        by_step.setdefault(step, Point(point.key, point.value, point.timestamp, step))
+    return list(by_step.values())
 
 
 def _steps_not_finite(points: Iterable[Point]) -> list[int]:
@@ -157,4 +158,4 @@ def _finite(points: Iterable[Point]) -> dict[int, float]:
 
 
 def _is_finite(value: float) -> bool:
-    return abs(value) < _LARGEST  # False for NaN
+    return abs(value) < _INFINITY  # False for NaN

@@ -4,8 +4,8 @@ import re
 
 from tl_cli.errors import first_line, without_secrets
 
-# SQLAlchemy puts the driver's message after the class of its error, on any line of a long message.
-_OF_DRIVER = re.compile(r"^\((?:[\w.]+\.)?\w*(?:Error|Exception)\) (.+)$", re.MULTILINE)
+# SQLAlchemy writes the driver's message after the name of its error class, on any line of a long message.
+_DRIVER_MESSAGE = re.compile(r"^\((?:[\w.]+\.)?\w*(?:Error|Exception)\) (.+)$", re.MULTILINE)
 _MEANINGS = (
     ("disk is full", "free some space on its disk"),
     ("disk I/O error", "check its disk"),
@@ -21,29 +21,29 @@ _PACKAGES = {
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
 }
-_LONGEST = 300
+_MAX_LENGTH = 300
 
 
 def reason(error: BaseException) -> str:
     """Return why a store failed, without secrets, and what to do if that is clear."""
-    missing = next((each for each in _chain(error) if isinstance(each, ModuleNotFoundError) and each.name), None)
+    missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError) and cause.name), None)
     if missing is not None:
         module = str(missing.name).partition(".")[0]
         return f"{first_line(missing)}; pip install {_PACKAGES.get(module, module)}"
-    found = _OF_DRIVER.search(str(error))
-    message = (without_secrets(found[1]) if found else first_line(error))[:_LONGEST]
+    match = _DRIVER_MESSAGE.search(str(error))
+    message = (without_secrets(match[1]) if match else first_line(error))[:_MAX_LENGTH]
     meanings = (meaning for words, meaning in _MEANINGS if words in message and meaning not in message)
     return "; ".join([message, *meanings][:2])
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes."""
-    found = [error]
-    while (before := found[-1].__cause__ or found[-1].__context__) and before not in found:
-        found.append(before)
-    return found
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and its causes, the first cause last."""
+    errors = [error]
+    while (cause := errors[-1].__cause__ or errors[-1].__context__) and cause not in errors:
+        errors.append(cause)
+    return errors
 
 
-def root(error: BaseException) -> BaseException:
+def first_cause(error: BaseException) -> BaseException:
     """Return the first error in a chain of causes."""
-    return _chain(error)[-1]
+    return _causes(error)[-1]

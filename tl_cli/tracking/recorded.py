@@ -11,9 +11,9 @@ from typing import Protocol
 from tl_cli.contract import Split
 from tl_cli.errors import RunNotFoundError, suggest
 from tl_cli.evaluation.scores import Results
-from tl_cli.tracking.liveness import HEARTBEAT_TAG, State, paused, state_of
+from tl_cli.tracking.liveness import HEARTBEAT_TAG, State, read_pauses, state_of
 
-# On a run that groups the runs of a comparison and has no model of its own.
+# Marks a run that groups the runs of a comparison and has no model.
 PARENT_TAG = "tl.compares"
 CHILD_TAG = "mlflow.parentRunId"
 # Tags of the images that a run used: what for, and what their digest covers (MLflow keeps one data set per name and
@@ -95,7 +95,7 @@ class RunReader(Protocol):
     def database(self) -> Path | None:
         """The file of a local database; None for a server or another kind of database."""
 
-    def reported(self) -> AbstractContextManager[None]:
+    def translated_errors(self) -> AbstractContextManager[None]:
         """Return a context in which a failure of the store becomes a TrackingError."""
 
     def experiments(self) -> dict[str, str]:
@@ -115,7 +115,7 @@ class RunReader(Protocol):
 
 
 def images_by_context(uses: Iterable[tuple[str, str | None, Mapping[str, str]]]) -> dict[str, RecordedImages]:
-    """Return the images of a run by what it used them for.
+    """Return the images of a run by context.
 
     Args:
         uses: the digest and the profile of each data set, and the tags of its use.
@@ -130,7 +130,7 @@ def images_by_context(uses: Iterable[tuple[str, str | None, Mapping[str, str]]])
 
 
 def find_run(runs: Sequence[Run], name: str, uri: str) -> Run:
-    """Return the run of that id, unique beginning of an id, name, or ``runs:/`` URI.
+    """Return the run with that id, unique beginning of an id, name, or ``runs:/`` URI.
 
     ``latest`` is the training run that was started or resumed last. ``best`` is the run with the highest validation
     accuracy in the experiment of the latest one, on the same validation images.
@@ -140,7 +140,7 @@ def find_run(runs: Sequence[Run], name: str, uri: str) -> Run:
         uri: of the store, for messages.
 
     Raises:
-        RunNotFoundError: no run, or several, have that name; the message lists what there is.
+        RunNotFoundError: no run, or several, have that name; the message lists the candidates.
     """
     name, _ = run_and_model(name)
     runs = sorted(runs, key=started_or_resumed, reverse=True)
@@ -149,19 +149,19 @@ def find_run(runs: Sequence[Run], name: str, uri: str) -> Run:
     if name == "latest":
         return next((run for run in runs if not is_parent(run)), runs[0])
     if name == "best":
-        return _best(runs, uri)
+        return _find_best(runs, uri)
     matching = _matching(runs, name)
     if len(matching) == 1:
         return matching[0]
     if matching:
-        listed = ", ".join(map(named, matching[:5]))
+        listed = ", ".join(map(describe_run, matching[:5]))
         raise RunNotFoundError(f"{len(matching)} runs are called {name!r}: {listed}; use the id")
     known = [name for run in runs for name in (run.info.run_name, short_id(run))]
     raise RunNotFoundError(f"no run is called {name!r} in {uri}.{suggest(name, known)}")
 
 
 def find_removed(removed: Sequence[Run], name: str) -> Run | None:
-    """Return the run of that id, unique beginning of an id, or name, if there is exactly one."""
+    """Return the run with that id, unique beginning of an id, or name, if there is exactly one."""
     matching = _matching(removed, run_and_model(name)[0])
     return matching[0] if len(matching) == 1 else None
 
@@ -171,14 +171,14 @@ def _matching(runs: Sequence[Run], name: str) -> list[Run]:
     return exact or [run for run in runs if len(name) >= 3 and run.info.run_id.startswith(name)]
 
 
-def _best(runs: Sequence[Run], uri: str) -> Run:
+def _find_best(runs: Sequence[Run], uri: str) -> Run:
     validated = [run for run in runs if val_accuracy(run) is not None and dataset_digest(run, "validation")]
     if not validated:
         raise RunNotFoundError(f"no run in {uri} has a validation accuracy yet; give an id or a name")
     # Earlier versions recorded the digests of files by another scheme, so their runs are compared with each other only.
     images = [(run.info.experiment_id, dataset_digest(run, "validation")) for run in validated]
     comparable = [run for run, on in zip(validated, images, strict=True) if on == images[0]]
-    # The earliest of equally good ones.
+    # If accuracies are equal, the earliest.
     return max(reversed(comparable), key=lambda run: val_accuracy(run) or 0.0)
 
 
@@ -188,7 +188,7 @@ def val_accuracy(run: Run) -> float | None:
 
 
 def run_and_model(name: str) -> tuple[str, str]:
-    """Return the run and the path of ``runs:/RUN/PATH``; of any other name itself and nothing."""
+    """Return the run and the path of ``runs:/RUN/PATH``; for any other name, the name and ""."""
     if not name.startswith(RUNS):
         return name, ""
     run, _, path = name.removeprefix(RUNS).strip("/").partition("/")
@@ -201,7 +201,7 @@ def is_parent(run: Run) -> bool:
 
 
 def children_of(runs: Sequence[Run], parent_id: str) -> list[Run]:
-    """Return the runs of a comparison, whatever their status, the first of them first.
+    """Return the runs of a comparison with any status, in the order of their start.
 
     Args:
         runs: all runs of the store, latest first.
@@ -210,12 +210,12 @@ def children_of(runs: Sequence[Run], parent_id: str) -> list[Run]:
 
 
 def dataset_digest(run: Run, context: str) -> str | None:
-    """Return the digest of a run's images of one context: ``training``, ``validation`` or ``testing``."""
+    """Return the digest of a run's images in one context: ``training``, ``validation`` or ``testing``."""
     return run.images[context].digest if context in run.images else None
 
 
 def recorded_split(run: Run, context: str) -> Split | None:
-    """Return the number of a run's images of one context and the beginning of their digest."""
+    """Return the number of a run's images in one context and the beginning of their digest; None if not recorded."""
     images = run.images.get(context)
     if images is None:
         return None
@@ -242,7 +242,7 @@ def process_state(run: Run) -> State:
 
 def started_or_resumed(run: Run) -> int:
     """Return when a run was started, or resumed for the last time, in milliseconds since 1970."""
-    return max([run.info.start_time, *(end for _, end in paused(run.data.tags))])
+    return max([run.info.start_time, *(end for _, end in read_pauses(run.data.tags))])
 
 
 def short_id(run: Run) -> str:
@@ -250,6 +250,6 @@ def short_id(run: Run) -> str:
     return run.info.run_id[:8]
 
 
-def named(run: Run) -> str:
-    """Return what a message calls a run: its short id and its name."""
+def describe_run(run: Run) -> str:
+    """Return the short id and the name of a run, for messages."""
     return f"{short_id(run)} ({run.info.run_name})"

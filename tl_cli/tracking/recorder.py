@@ -20,14 +20,14 @@ from tl_cli.evaluation.logits import save_logits
 from tl_cli.evaluation.scores import EPOCH_KEY, LOSS_KEY, RESULTS, EpochEnded, Results, values_by_key
 from tl_cli.tracking import journal
 from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, datasets_of
-from tl_cli.tracking.journal import JOURNAL, Ending, Journal, Left, alone_with, read
-from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, identity, with_pause
+from tl_cli.tracking.journal import JOURNAL, Ending, Item, Journal, hold_lock, read
+from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, add_pause, process_tags
 from tl_cli.tracking.logged_model import Naming
 from tl_cli.tracking.overview import refresh_overview
 from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.recorded import last_seen
-from tl_cli.tracking.store import BATCH, NOT_THERE, Store, ending, state_folder
-from tl_cli.tracking.sync import free_disk, perform, sync
+from tl_cli.tracking.store import BATCH, NOT_FOUND, Store, ending, state_folder
+from tl_cli.tracking.sync import free_disk, record_items, sync
 from tl_cli.training.events import Event, LossSampled
 from tl_cli.training.outcome import Outcome
 from tl_cli.training.plan import Plan
@@ -43,14 +43,14 @@ T = TypeVar("T")
 class Pace:
     """How often a recorder writes, in seconds."""
 
-    settle_s: float = 0.25
-    """To the journal: a killed process loses no more of its curves, and nothing that a checkpoint covers."""
+    journal_s: float = 0.25
+    """To the journal: a killed process loses at most this much of its curves, and nothing that a checkpoint covers."""
     send_s: float = 3.0
     """To the store."""
     beat_s: float = BEAT_EVERY_S
     """The heartbeat."""
     last_wait_s: float = 60.0
-    """Longest wait at the end, for the last points."""
+    """Longest wait for the last points at the end."""
 
 
 class Recorder:
@@ -60,12 +60,12 @@ class Recorder:
     seconds: training never waits for a server, and steps of a millisecond do not wait for a disk.
 
     Attributes:
-        is_described: whether an interrupted run already recorded what ``log_start`` records.
+        is_described: whether a resumed run had recorded what ``log_start`` records.
         is_complete: whether the run has ended as FINISHED.
         is_recorded: whether the store has the run; valid after the block.
 
     Args:
-        warn: called once when the store stops answering; training continues.
+        warn: called once if the store stops responding; training continues.
         clock: seconds since 1970, for the times of points and for when to write them.
         pace: how often to write.
     """
@@ -91,18 +91,18 @@ class Recorder:
         self._tags = dict(tags or {})
         self._warn = warn
         self._events: list[tuple[float, LossSampled | EpochEnded]] = []  # with times; not yet in the journal
-        self._settled_at = 0.0
-        self._settling = threading.Lock()
-        # Not a queue, which would wake the thread at each point.
+        self._journaled_at = 0.0
+        self._journaling = threading.Lock()
+        # Not a queue: that would wake the thread for each point.
         self._points: deque[Metric] = deque()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._write, name="tl-recorder", daemon=True)
+        self._thread = threading.Thread(target=self._send_points, name="tl-recorder", daemon=True)
         self._seen: set[tuple[str, int]] = set()
         self._results: dict[str, float] = {}
         self._warned: set[str] = set()
-        self._is_away = False
-        self._has_left = False  # work for sync
-        self._is_kept = True  # whether all points are in the journal
+        self._is_unreachable = False
+        self._has_unsent = False  # points or items for sync
+        self._is_journaled = True  # whether all points are in the journal
         self._params: frozenset[str] = frozenset()  # already in the store
         self._lock = ExitStack()  # of the journal: keeps other processes from changing the run
         self.is_described = False
@@ -116,14 +116,14 @@ class Recorder:
             if self._resumed_id:
                 # Before anything changes in the store: another process may hold the run.
                 path = state_folder(self._experiment_id, self._resumed_id) / JOURNAL
-                lock.enter_context(alone_with(path, patience_s=0))
+                lock.enter_context(hold_lock(path, timeout_s=0))
             run = self._start()
             try:
                 if not self._resumed_id:
-                    lock.enter_context(alone_with(self.folder / JOURNAL))
+                    lock.enter_context(hold_lock(self.folder / JOURNAL))
                 self._open_journal(run, lock)
                 if self._resumed_id:
-                    self._recall()
+                    self._load_recorded()
                 self._thread.start()
             except BaseException as error:
                 self._end(type(error))
@@ -136,10 +136,10 @@ class Recorder:
     def _start(self) -> MlflowRun:
         """Create the run in the store, or reopen it there."""
         now = time.time()
-        tags = {"tl.version": tl_version(), **identity(), HEARTBEAT_TAG: f"{now:.0f}", **self._tags}
+        tags = {"tl.version": tl_version(), **process_tags(), HEARTBEAT_TAG: f"{now:.0f}", **self._tags}
         try:
             if self._resumed_id and (resumed := self._store.run(self._resumed_id)) is not None:
-                tags |= with_pause(resumed.data.tags, round(1000 * last_seen(resumed)), round(1000 * now))
+                tags |= add_pause(resumed.data.tags, round(1000 * last_seen(resumed)), round(1000 * now))
             run = mlflow.start_run(
                 run_id=self._resumed_id,
                 experiment_id=None if self._resumed_id else self._experiment_id,
@@ -161,31 +161,31 @@ class Recorder:
     def _close(self, kind: type[BaseException] | None) -> None:
         try:
             try:
-                self.settle()
+                self.write_journal()
             except StorageError:
-                self._is_kept = False
+                self._is_journaled = False
                 self._points.extend(self._new_points())  # the store may have room
             self._closing.set()
             self._thread.join(timeout=self._pace.last_wait_s)
             # A slow store must not keep the command from ending.
-            self._has_left |= self._thread.is_alive()
+            self._has_unsent |= self._thread.is_alive()
             with suppress(StorageError):
                 self._journal.end(Ending(ending(kind), int(time.time() * 1000)))
         finally:
             self._end(kind)
-            problem = self._lost()
+            problem = self._check_recorded()
             self.is_recorded = not problem
-        if self._has_left and kind is None and not self._thread.is_alive():
-            # The store may answer again.
-            done = self._try(lambda: sync(self._store, self._store.known_run(self.run_id)))
-            self._has_left = done is None or bool(done.failed)
+        if self._has_unsent and kind is None and not self._thread.is_alive():
+            # The store may respond again.
+            synced = self._try(lambda: sync(self._store, self._store.require_run(self.run_id)))
+            self._has_unsent = synced is None or bool(synced.failed)
         if not self.is_recorded:
             self._warn(
                 f"the tracking store {self._store.uri} does not have the run {self.run_id[:8]} ({problem}); "
                 f"everything is in {self.folder}; tl runs sync {self.run_id[:8]} records it again"
             )
             return
-        if not self._has_left:
+        if not self._has_unsent:
             self._try(lambda: refresh_overview(self._store, self._experiment_id))
             self._try(lambda: free_disk(self._store, self.run_id, self.folder))
             return
@@ -204,17 +204,17 @@ class Recorder:
         if isinstance(event, _RECORDED):
             now = self._clock()
             self._events.append((now, event))
-            if now - self._settled_at >= self._pace.settle_s:
-                self.settle()
+            if now - self._journaled_at >= self._pace.journal_s:
+                self.write_journal()
 
-    def settle(self) -> None:
-        """Write the events so far to the journal, as what a checkpoint covers is never measured again.
+    def write_journal(self) -> None:
+        """Write the events so far to the journal: a resumed run does not repeat what a checkpoint covers.
 
         Raises:
             StorageError: the disk of the journal is full.
         """
-        with self._settling:
-            self._settled_at = self._clock()
+        with self._journaling:
+            self._journaled_at = self._clock()
             count = len(self._events)
             points = self._new_points(count)
             self._journal.add(points)
@@ -223,7 +223,7 @@ class Recorder:
 
     @property
     def folder(self) -> Path:
-        """Where this machine keeps what resuming the run needs."""
+        """Folder of the files on this machine that resuming the run needs."""
         return state_folder(self._experiment_id, self.run_id)
 
     def log_start(self, plan: Plan, command: str, pictures: Sequence[Path]) -> None:
@@ -242,12 +242,12 @@ class Recorder:
         # MLflow's parameters cannot be changed; an interrupted run may have recorded some.
         new = {key: str(value)[:_PARAM_LENGTH] for key, value in settings.items() if key not in self._params}
         tags = {"tl.model": plan.config.model, "tl.data": plan.data.spec.source, "tl.command": command}
-        self.log(*(Left("param", key, value) for key, value in new.items()))
-        self.log(*(Left("tag", key, value) for key, value in tags.items()))
-        self.log(Left("data", str(self.folder / CARD_FILE), ""))
+        self.log(*(Item("param", key, value) for key, value in new.items()))
+        self.log(*(Item("tag", key, value) for key, value in tags.items()))
+        self.log(Item("data", str(self.folder / CARD_FILE), ""))
         for path in (config_file, *pictures):
-            self.log(Left("file", str(path), ""))
-        self.log(Left("tag", NOTE_TAG, _note(plan, self.run_id, command, None)))
+            self.log(Item("file", str(path), ""))
+        self.log(Item("tag", NOTE_TAG, _note(plan, self.run_id, command, None)))
 
     def log_end(
         self, plan: Plan, outcome: Outcome, command: str, curves: Sequence[Path], best: Path, register: str | None
@@ -259,16 +259,16 @@ class Recorder:
             register: name in the model registry, or None.
         """
         for path in curves:
-            self.log(Left("file", str(path), "curves"))
+            self.log(Item("file", str(path), "curves"))
         if outcome.test_logits is not None and outcome.test_ids is not None:
             logits = self.folder / TEST_LOGITS
             save_logits(logits, outcome.test_logits, outcome.test_ids, plan.data.classes)
-            self.log(Left("file", str(logits), EVALUATIONS))
+            self.log(Item("file", str(logits), EVALUATIONS))
         model_id = self._log_model(plan, best, register)
-        self._put_results(plan, _results(outcome), model_id, changed=outcome.changed)
+        self._queue_results(plan, _results(outcome), model_id, changed=outcome.changed)
         if outcome.changes:
-            self.log(Left("tag", CHANGED_TAG, "; ".join(outcome.changes)))
-        self.log(Left("tag", NOTE_TAG, _note(plan, self.run_id, command, outcome)))
+            self.log(Item("tag", CHANGED_TAG, "; ".join(outcome.changes)))
+        self.log(Item("tag", NOTE_TAG, _note(plan, self.run_id, command, outcome)))
 
     def log_unfinished(self, plan: Plan, card: ModelCard, best: Path) -> None:
         """Record the best model of a run that ends early.
@@ -277,21 +277,21 @@ class Recorder:
             card: of that model.
         """
         results = Results(val_accuracy=card.val_accuracy or 0.0, best_epoch=card.epoch)
-        self._put_results(plan, results, self._log_model(plan, best, None))
+        self._queue_results(plan, results, self._log_model(plan, best, None))
 
-    def log(self, *work: Left) -> str | None:
-        """Record tags, parameters, files, a model or the data sets; leave them for ``tl runs sync`` if the store fails.
+    def log(self, *items: Item) -> str | None:
+        """Record tags, parameters, files, a model or the data sets; keep them for ``tl runs sync`` if the store fails.
 
         Returns:
             The id of a recorded model.
         """
-        return self._try(lambda: perform(self._store, self.run_id, work), *work)
+        return self._try(lambda: record_items(self._store, self.run_id, items), *items)
 
     def _log_model(self, plan: Plan, folder: Path, register: str | None) -> str | None:
         """Record a saved model; return its id, or None if the store failed."""
         settings = plan.config.model_dump()
         params = {key: str(settings[key])[:500] for key in ("model", "data", "recipe", "epochs", "input_size")}
-        return self.log(Left("model", str(folder), Naming(plan.name, params, register).to_json()))
+        return self.log(Item("model", str(folder), Naming(plan.name, params, register).to_json()))
 
     def _new_points(self, count: int | None = None) -> list[Metric]:
         # A resumed run repeats steps that were recorded already, with equal values.
@@ -302,7 +302,7 @@ class Recorder:
             if (key, event.step) not in self._seen
         ]
 
-    def _put_results(
+    def _queue_results(
         self, plan: Plan, results: Results, model_id: str | None, changed: Container[SplitName] = ()
     ) -> None:
         """Queue the numbers of the whole run. Without a step, MLflow draws such numbers of several runs as bars.
@@ -310,8 +310,8 @@ class Recorder:
         A resumed run replaces them.
 
         Args:
-            changed: splits whose images changed: a number must not be linked to the digest of images that it was not
-                measured on.
+            changed: splits whose images changed during training: a number must not be linked to the digest of other
+                images.
         """
         datasets = datasets_of(plan.data.spec)
         now = int(time.time() * 1000)
@@ -326,36 +326,36 @@ class Recorder:
         self._journal.add(points)
         self._points.extend(points)
 
-    def _write(self) -> None:
-        waiting: list[Metric] = []
+    def _send_points(self) -> None:
+        unsent: list[Metric] = []
         closed = False
-        beaten = time.monotonic()
+        last_beat = time.monotonic()
         while not closed:
             closed = self._closing.wait(self._pace.send_s)
-            if not closed and time.monotonic() - beaten >= self._pace.beat_s:
-                beaten = time.monotonic()
+            if not closed and time.monotonic() - last_beat >= self._pace.beat_s:
+                last_beat = time.monotonic()
                 # On other machines, only this distinguishes a running process from a killed one.
                 self._try(lambda: self._store.beat(self.run_id))
             with suppress(StorageError):  # the training thread raises the same error
-                self.settle()
+                self.write_journal()
             while self._points:
-                waiting.append(self._points.popleft())
-            waiting = self._flush(waiting)
-        self._has_left |= bool(waiting)
-        if waiting and not self._is_kept:
+                unsent.append(self._points.popleft())
+            unsent = self._send(unsent)
+        self._has_unsent |= bool(unsent)
+        if unsent and not self._is_journaled:
             self._warn(
-                f"{len(waiting)} points of the curves are lost: the disk is full and the tracking store does not answer"
+                f"{len(unsent)} points of the curves are lost: the disk is full and the tracking store does not answer"
             )
 
-    def _flush(self, points: list[Metric]) -> list[Metric]:
+    def _send(self, points: list[Metric]) -> list[Metric]:
         """Send points; return those that could not be sent, to try again later."""
         while points:
             try:
                 self._store.client.log_batch(self.run_id, metrics=points[:BATCH])
-            except Exception as error:  # a broken answer may raise anything in MLflow's client
+            except Exception as error:  # an invalid response may raise anything in MLflow's client
                 self._warn_once(error)
                 return points
-            self._is_away = False
+            self._is_unreachable = False
             points = points[BATCH:]
         return points
 
@@ -370,7 +370,7 @@ class Recorder:
         path = self.folder / JOURNAL
         self._journal = lock.enter_context(Journal(path))
         self._record = lock.enter_context(Journal(path.with_name(journal.RECORD)))
-        self._record.leave(Left("tag", key, value) for key, value in tags.items())
+        self._record.add_items(Item("tag", key, value) for key, value in tags.items())
 
     def _end(self, kind: type[BaseException] | None) -> None:
         self.is_complete = kind is None
@@ -383,21 +383,21 @@ class Recorder:
             return True
 
         if not self._try(end):
-            self._has_left = True
-            _let_go(self.run_id)
+            self._has_unsent = True
+            _drop_active_run(self.run_id)
 
-    def _lost(self) -> str:
-        """Return why the store does not have the run; "" if it has, or is a server that may answer again."""
-        if self._is_away and not self._store.answers():
+    def _check_recorded(self) -> str:
+        """Return why the store does not have the run; "" if it has, or is a server that may respond again."""
+        if self._is_unreachable and not self._store.is_reachable():
             return ""
         try:
-            self._store.check_has(self.run_id)
-        except Exception as error:  # a broken answer may raise anything in MLflow's client
-            is_gone = getattr(error, "error_code", None) in NOT_THERE
-            return "" if self._store.is_remote and not is_gone else reason(error)
+            self._store.check_has_run(self.run_id)
+        except Exception as error:  # an invalid response may raise anything in MLflow's client
+            is_missing = getattr(error, "error_code", None) in NOT_FOUND
+            return "" if self._store.is_remote and not is_missing else reason(error)
         return ""
 
-    def _recall(self) -> None:
+    def _load_recorded(self) -> None:
         """Read which metrics and steps this run has recorded already, here or in the store."""
         points = read(self.folder / JOURNAL, self.run_id).points
         recorded = self._store.client.get_run(self.run_id).data
@@ -410,39 +410,39 @@ class Recorder:
         latest = sorted((point for point in points if point.step == 0), key=lambda point: point.timestamp)
         self._results = {point.key: point.value for point in latest}
 
-    def _try(self, call: Callable[[], T], *left: Left) -> T | None:
-        """Call a function; turn a failing store into a warning, as training must not fail for it.
+    def _try(self, call: Callable[[], T], *items: Item) -> T | None:
+        """Call a function; turn errors of the store into warnings, so that training continues.
 
         Args:
-            left: the work for ``tl runs sync`` if the store fails.
+            items: kept for ``tl runs sync`` if the store fails.
         """
         with suppress(StorageError):
-            self._record.leave(left)
-        # Each call to a server that does not answer waits for its whole timeout.
-        if not self._is_away or self._store.answers():
+            self._record.add_items(items)
+        # Each call to a server that does not respond waits for its whole timeout.
+        if not self._is_unreachable or self._store.is_reachable():
             try:
                 return call()
             except UsageError as error:  # the file or model to record is damaged
                 self._warn(f"not recorded: {first_line(error)}")
                 return None
-            except Exception as error:  # a broken answer may raise anything in MLflow's client
+            except Exception as error:  # an invalid response may raise anything in MLflow's client
                 self._warn_once(error)
-        if left:
-            self._has_left = True
+        if items:
+            self._has_unsent = True
             with suppress(StorageError):
-                self._journal.leave(left)
+                self._journal.add_items(items)
         return None
 
     def _warn_once(self, error: Exception) -> None:
-        self._is_away = True
+        self._is_unreachable = True
         message = f"the tracking store {self._store.uri} failed: {reason(error)}"
         if message not in self._warned:
             self._warned.add(message)
             self._warn(message)
 
 
-def _let_go(run_id: str) -> None:
-    """Make MLflow forget a run that it could not end: at exit it would try again, with status FINISHED."""
+def _drop_active_run(run_id: str) -> None:
+    """Remove a run that could not be ended from MLflow's active runs: at exit MLflow would record it as FINISHED."""
     fluent = mlflow.tracking.fluent
     with suppress(AttributeError, KeyError):
         fluent._active_run_stack.get().clear()
@@ -470,7 +470,7 @@ def _results(outcome: Outcome) -> Results:
     )
 
 
-# Also the mark by which `set_note` and `_recall` recognise the note, in records of earlier versions too.
+# `set_note` and `_load_recorded` recognise the note by this line, in records of earlier versions too.
 _LAST_LINE = "Look again: `tl eval {0}`, `tl plot --terminal {0}`"
 _MEASURED_ON = {"test_accuracy": "test", "val_accuracy": "validation"}
 _NOTED = ("test_accuracy", "val_accuracy", "clean_train_accuracy", "best_epoch")

@@ -12,9 +12,9 @@ from mlflow.entities import LifecycleStage
 
 from tl_cli.errors import UsageError
 from tl_cli.tracking.facts import status_of
-from tl_cli.tracking.ownership import owned
+from tl_cli.tracking.ownership import lock_run
 from tl_cli.tracking.places import is_within, own_folder
-from tl_cli.tracking.recorded import Run, last_seen, named
+from tl_cli.tracking.recorded import Run, describe_run, last_seen
 from tl_cli.tracking.store import Store
 
 
@@ -25,21 +25,21 @@ def close(store: Store, run: Run) -> None:
         UsageError: it is running, has ended already, or is used by another process.
         TrackingError: the store cannot be used.
     """
-    with owned(store, run) as now, store.reported():
-        if now.info.status != "RUNNING":
-            raise UsageError(f"{named(now)} has ended already: {status_of(now)}")
-        store.client.set_terminated(now.info.run_id, "KILLED", end_time=round(1000 * last_seen(now)))
+    with lock_run(store, run) as current, store.translated_errors():
+        if current.info.status != "RUNNING":
+            raise UsageError(f"{describe_run(current)} has ended already: {status_of(current)}")
+        store.client.set_terminated(current.info.run_id, "KILLED", end_time=round(1000 * last_seen(current)))
 
 
 def remove(store: Store, run: Run) -> None:
-    """Remove a run from every list; MLflow can restore it, and its models stay, until it is purged.
+    """Remove a run from every list; until it is purged, MLflow can restore it and its models stay.
 
     Raises:
         UsageError: it is running, or another process uses it.
         RunNotFoundError: it has been removed in the meantime.
         TrackingError: the store cannot be used.
     """
-    with owned(store, run, from_readers=True), store.reported():
+    with lock_run(store, run, from_readers=True), store.translated_errors():
         store.client.delete_run(run.info.run_id)
 
 
@@ -52,11 +52,11 @@ def check_purgeable(store: Store, runs: Sequence[Run]) -> None:
     if store.is_remote:
         raise UsageError("--purge works on a local store; on the server's machine: mlflow gc --run-ids ID,ID")
     for run in runs:
-        with store.reported():
+        with store.translated_errors():
             versions = store.client.search_model_versions(f"run_id = '{run.info.run_id}'")
         if versions:
-            names = ", ".join(f"{each.name} version {each.version}" for each in versions)
-            raise UsageError(f"{named(run)} is registered as {names}; remove it from the registry first")
+            names = ", ".join(f"{version.name} version {version.version}" for version in versions)
+            raise UsageError(f"{describe_run(run)} is registered as {names}; remove it from the registry first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Files:
     Attributes:
         inside: in the folder of the store's database.
         outside: elsewhere, such as on another disk, or in the project that this one is a copy of.
-        shared: recorded folders that are not the run's alone; never deleted.
+        shared: recorded folders that other runs use too; never deleted.
     """
 
     inside: tuple[Path, ...]
@@ -90,9 +90,9 @@ def files_of(store: Store, run: Run) -> Files:
 def _recorded_folders(store: Store, run: Run) -> set[Path]:
     """Return the recorded folders of a run; links are not followed."""
     models = store.models_of(run)
-    places = [*store.artifact_places(run, models), store.state_folder(run)]
+    folders = [*store.artifact_folders(run, models), store.state_folder(run)]
     ids = (run.info.run_id, *models)
-    return {own_folder(place.absolute(), ids) or place.absolute() for place in places}
+    return {own_folder(folder.absolute(), ids) or folder.absolute() for folder in folders}
 
 
 def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
@@ -108,18 +108,18 @@ def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
         TrackingError: the store does not support it.
     """
     check_purgeable(store, [run])
-    links = [place for place in _recorded_folders(store, run) if place.is_symlink()]
-    # Without the record, files on a disk that is not mounted now could not be found again.
-    away = [f"{link}: {link.readlink()} is not there" for link in links if not link.resolve().parent.is_dir()]
-    if away:
-        return away
-    with owned(store, run, from_readers=True):
-        # Removed first: a process that is killed from here on leaves no listed run that lacks some of its files.
-        with store.reported():
+    links = [folder for folder in _recorded_folders(store, run) if folder.is_symlink()]
+    # Without the record, files on a disk that is not mounted now could not be found later.
+    missing = [f"{link}: {link.readlink()} is not there" for link in links if not link.resolve().parent.is_dir()]
+    if missing:
+        return missing
+    with lock_run(store, run, from_readers=True):
+        # Removed first: if the process is killed later, no listed run lacks some of its files.
+        with store.translated_errors():
             if run.info.lifecycle_stage == LifecycleStage.ACTIVE:
                 store.client.delete_run(run.info.run_id)
         for path in [path for folder in folders for path in folder.rglob("*")]:
-            # The locks are deleted last: some file systems keep open files and their folders.
+            # Locks are deleted last: some file systems cannot delete open files and their folders.
             if not path.name.endswith(".lock") and (path.is_symlink() or not path.is_dir()):
                 with suppress(OSError):
                     path.unlink()
@@ -128,7 +128,7 @@ def purge(store: Store, run: Run, folders: Sequence[Path]) -> list[str]:
         for link in links:
             if not link.exists():
                 link.unlink()
-        with store.reported():
+        with store.translated_errors():
             store.delete_for_good(run, store.models_of(run))
     return remaining
 

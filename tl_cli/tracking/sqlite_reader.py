@@ -16,7 +16,7 @@ from urllib.request import pathname2url
 
 from tl_cli.errors import TrackingError, first_line, without_secrets
 from tl_cli.tracking import recorded
-from tl_cli.tracking.parsing import drop_out_of_bounds, moment
+from tl_cli.tracking.parsing import drop_out_of_bounds, parse_time
 from tl_cli.tracking.places import local_path
 from tl_cli.tracking.recorded import MODELS, RUNS, Point, RecordedImages, Run, RunData, RunInfo, RunReader
 
@@ -39,7 +39,7 @@ _MODELS = (
 
 @dataclass(frozen=True, slots=True)
 class SqliteStore:
-    """A local sqlite store, opened for each question and read in one transaction.
+    """A local sqlite store; each method opens it and reads in one transaction.
 
     Attributes:
         database: its file.
@@ -53,7 +53,7 @@ class SqliteStore:
     is_remote: bool = False
 
     @contextmanager
-    def reported(self) -> Iterator[None]:
+    def translated_errors(self) -> Iterator[None]:
         """Raise what sqlite raises in this context as a TrackingError."""
         try:
             yield
@@ -77,7 +77,16 @@ class SqliteStore:
         """
         with self._opened() as connection:
             infos = [
-                RunInfo(run_id, name or "", str(experiment_id), status, moment(start), moment(end) or None, stage, uri)
+                RunInfo(
+                    run_id,
+                    name or "",
+                    str(experiment_id),
+                    status,
+                    parse_time(start),
+                    parse_time(end) or None,
+                    stage,
+                    uri,
+                )
                 for run_id, name, experiment_id, status, start, end, stage, uri in connection.execute(
                     "select run_uuid, runs.name, runs.experiment_id, status, start_time, end_time, "
                     "runs.lifecycle_stage, artifact_uri from runs join experiments using (experiment_id) "
@@ -94,8 +103,8 @@ class SqliteStore:
             for run_id, key, value in _of_runs(connection, _TAGS, data):
                 data[run_id].tags[key] = value
             images = _images(connection, data)
-        for each in data.values():
-            drop_out_of_bounds(each.metrics, each.tags)
+        for recorded_data in data.values():
+            drop_out_of_bounds(recorded_data.metrics, recorded_data.tags)
         return [Run(info, data[info.run_id], images.get(info.run_id, {})) for info in infos]
 
     def find(self, name: str) -> Run:
@@ -105,7 +114,7 @@ class SqliteStore:
             RunNotFoundError: no run, or several, have that name.
         """
         if name.startswith(MODELS):
-            return _through_mlflow(self.tracking_uri).find(name)
+            return _open_with_mlflow(self.tracking_uri).find(name)
         return recorded.find_run(self.runs(), name, self.uri)
 
     def metric_history(self, run_id: str, key: str) -> list[Point]:
@@ -119,32 +128,32 @@ class SqliteStore:
             return [Point(key, math.nan if is_nan else value, time, step) for value, is_nan, time, step in rows]
 
     def model_folder(self, run: Run, name: str = "", warn: Callable[[str], None] | None = None) -> Path:
-        """Return the folder of a run's saved model, as ``store.Store`` does; what is unusual is left to that."""
+        """Return the folder of a run's saved model, as ``store.Store`` does, which handles the unusual cases."""
         if not (name.startswith(MODELS) or recorded.run_and_model(name)[1]):
             with self._opened() as connection:
                 latest = connection.execute(_MODELS, (run.info.run_id,)).fetchone()
             folder = local_path(latest[0]) if latest is not None else None
             for card in sorted(folder.rglob("model.json")) if folder is not None else ():
                 return card.parent
-        store = _through_mlflow(self.tracking_uri)
+        store = _open_with_mlflow(self.tracking_uri)
         return store.model_folder(store.find(f"{RUNS}{run.info.run_id}"), name, warn)
 
     @contextmanager
     def _opened(self) -> Iterator[sqlite3.Connection]:
-        with self.reported(), closing(_connect(self.database)) as connection:
+        with self.translated_errors(), closing(_connect(self.database)) as connection:
             connection.execute("begin")  # one snapshot for all queries
             yield connection
 
 
 def open_to_read(tracking_uri: str | None) -> RunReader:
-    """Return the store at ``tracking_uri``, or MLflow's default, for reading: without MLflow if it can be.
+    """Return the store at ``tracking_uri``, or MLflow's default, for reading: without MLflow if possible.
 
     Raises:
         TrackingError: it cannot be reached or used; the message proposes a fix.
     """
     path = _database(tracking_uri)
-    if path is None or not _is_known(path):
-        return _through_mlflow(tracking_uri)
+    if path is None or not _has_known_schema(path):
+        return _open_with_mlflow(tracking_uri)
     given = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     return SqliteStore(path, without_secrets(given) if given else f"sqlite:///{path}", tracking_uri)
 
@@ -160,14 +169,14 @@ def default_uri() -> str:
     return mlflows_uri()
 
 
-def _through_mlflow(tracking_uri: str | None) -> RunReader:
+def _open_with_mlflow(tracking_uri: str | None) -> RunReader:
     from tl_cli.tracking.store import open_store  # imports MLflow, which this module avoids
 
     return open_store(tracking_uri)
 
 
 def _database(tracking_uri: str | None) -> Path | None:
-    """Return the sqlite file that MLflow would open, where that is certain without asking it."""
+    """Return the sqlite file that MLflow would open, if that is certain without importing MLflow."""
     if os.environ.get("MLFLOW_ENABLE_WORKSPACES"):
         return None
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -176,19 +185,19 @@ def _database(tracking_uri: str | None) -> Path | None:
         return None
     scheme, separator, name = (uri or f"sqlite:///{_DEFAULT}").partition(":///")
     path = Path(name).absolute()
-    # Each library has rules of its own for what is quoted in an address.
+    # Libraries differ in how they unquote an address.
     is_simple = pathname2url(str(path)) == str(path) and not name.startswith(":")
     return path if scheme == "sqlite" and separator and name and is_simple else None
 
 
-def _is_known(path: Path) -> bool:
-    """Whether the tables are as this module expects them."""
+def _has_known_schema(path: Path) -> bool:
+    """Whether this module can read the tables."""
     try:
         with closing(_connect(path)) as connection:
-            found = {version for (version,) in connection.execute("select version_num from alembic_version")}
+            versions = {version for (version,) in connection.execute("select version_num from alembic_version")}
     except sqlite3.Error:
         return False
-    return len(found) == 1 and found <= _SCHEMAS
+    return len(versions) == 1 and versions <= _SCHEMAS
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -31,10 +31,10 @@ from tl_cli.errors import (
 from tl_cli.models.bundle import read_card
 from tl_cli.tracking import recorded
 from tl_cli.tracking.liveness import HEARTBEAT_TAG
-from tl_cli.tracking.parsing import drop_out_of_bounds, moment
+from tl_cli.tracking.parsing import drop_out_of_bounds, parse_time
 from tl_cli.tracking.places import check_place, local_path, own_folder
-from tl_cli.tracking.reasons import reason, root
-from tl_cli.tracking.recorded import MODELS, RUNS, Point, Run, RunData, RunInfo, is_parent, named, short_id
+from tl_cli.tracking.reasons import first_cause, reason
+from tl_cli.tracking.recorded import MODELS, RUNS, Point, Run, RunData, RunInfo, describe_run, is_parent, short_id
 
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _ENVIRONMENT = {
@@ -64,8 +64,8 @@ DEFAULT_EXPERIMENT = "tl"
 WEIGHTS_PARAM = "weights_sha256"  # of a logged model
 BATCH = 1000  # MLflow's limit of points per request
 # Error codes for a name that the store does not have.
-_GONE = ("RESOURCE_DOES_NOT_EXIST",)
-NOT_THERE = (*_GONE, "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+_DOES_NOT_EXIST = ("RESOURCE_DOES_NOT_EXIST",)
+NOT_FOUND = (*_DOES_NOT_EXIST, "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 # Log lines would break a live screen; MLflow's errors are reported where they are caught.
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -83,22 +83,22 @@ _TRANSFER_TIMEOUT_S = 600
 T = TypeVar("T")
 
 
-def _patient(request: Callable[..., Any]) -> Callable[..., Any]:
+def _with_transfer_timeout(request: Callable[..., Any]) -> Callable[..., Any]:
     """Return MLflow's request function with a timeout for files, unless the user has set one for all requests.
 
-    A server responds to an upload when the file is in its store, which may take minutes.
+    A server responds to an upload only after it has stored the file, which may take minutes.
     """
 
-    def request_patiently(*arguments: object, **options: object) -> object:
+    def request_with_timeout(*arguments: object, **options: object) -> object:
         if os.environ.get(_TIMEOUT) == _ENVIRONMENT[_TIMEOUT]:
             options.setdefault("timeout", _TRANSFER_TIMEOUT_S)
         return request(*arguments, **options)
 
-    return request_patiently
+    return request_with_timeout
 
 
 _repository: Any = http_artifact_repo
-_repository.http_request = _patient(_repository.http_request)
+_repository.http_request = _with_transfer_timeout(_repository.http_request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,20 +124,20 @@ class Store:
         path = _database(str(self.client.tracking_uri))
         return path.absolute() if path is not None and path.is_file() else None
 
-    def reported(self) -> AbstractContextManager[None]:
+    def translated_errors(self) -> AbstractContextManager[None]:
         """Return a context manager that turns MLflow's errors into a TrackingError."""
-        return _reported(self.uri)
+        return _translated_errors(self.uri)
 
-    def request(self, call: Callable[..., T], *arguments: str, missing: Collection[str] = NOT_THERE) -> T | None:
-        """Return what a function of MLflow's client returns; None if the store has nothing of that name.
+    def request(self, call: Callable[..., T], *arguments: str, missing: Collection[str] = NOT_FOUND) -> T | None:
+        """Return what a function of MLflow's client returns; None if the store has nothing with that name.
 
         Args:
-            missing: error codes that mean that.
+            missing: error codes for a name that the store does not have.
 
         Raises:
             TrackingError: the store cannot be used.
         """
-        with self.reported():
+        with self.translated_errors():
             try:
                 return call(*arguments)
             except MlflowException as error:
@@ -151,7 +151,7 @@ class Store:
         Raises:
             TrackingError: it was deleted, its files are another project's, or the store cannot be used.
         """
-        with self.reported(), _store_lock(self.database):
+        with self.translated_errors(), _store_lock(self.database):
             experiment = self.client.get_experiment_by_name(name)
             if experiment is None:
                 return str(self.client.create_experiment(name))
@@ -174,9 +174,9 @@ class Store:
 
     def experiments(self) -> dict[str, str]:
         """Return the ids of the experiments that are not deleted, by their names."""
-        with self.reported():
+        with self.translated_errors():
             active = self.client.search_experiments(view_type=ViewType.ACTIVE_ONLY)
-        return {str(each.name): str(each.experiment_id) for each in active}
+        return {str(experiment.name): str(experiment.experiment_id) for experiment in active}
 
     def runs(self, experiment: str | None = None, *, removed: bool = False, matching: str = "") -> list[Run]:
         """Return the runs of one experiment, or of all, latest start first.
@@ -190,7 +190,7 @@ class Store:
         latest_first = ["attributes.start_time DESC"]
         runs: list[Run] = []
         token = None
-        with self.reported():
+        with self.translated_errors():
             while ids:
                 page = self.client.search_runs(ids, matching, view, order_by=latest_first, page_token=token)
                 runs += map(_as_run, page)
@@ -200,12 +200,12 @@ class Store:
         return runs
 
     def run(self, run_id: str) -> Run | None:
-        """Return the run of an id as it is now, be it removed, or in a deleted experiment; None if there is none."""
+        """Return the run with this id, even if it is removed or its experiment is deleted; None if there is none."""
         run = self.request(self.client.get_run, run_id)
         return _as_run(run) if run is not None else None
 
-    def known_run(self, run_id: str) -> Run:
-        """Return the run of an id, as ``run`` does.
+    def require_run(self, run_id: str) -> Run:
+        """Return the run with this id, as ``run`` does.
 
         Raises:
             RunNotFoundError: there is none.
@@ -214,38 +214,38 @@ class Store:
             raise RunNotFoundError(f"the store {self.uri} has no run {run_id}")
         return run
 
-    def again(self, runs: Iterable[Run]) -> list[Run]:
-        """Return runs as they are now.
+    def reload(self, runs: Iterable[Run]) -> list[Run]:
+        """Return the current records of runs.
 
         Raises:
             RunNotFoundError: one has been removed.
         """
-        current = []
+        reloaded = []
         for run in runs:
-            now = self.run(run.info.run_id)
-            if now is None or now.info.lifecycle_stage != run.info.lifecycle_stage:
-                raise RunNotFoundError(f"the run {named(run)} has been removed in the meantime")
-            current.append(now)
-        return current
+            current = self.run(run.info.run_id)
+            if current is None or current.info.lifecycle_stage != run.info.lifecycle_stage:
+                raise RunNotFoundError(f"the run {describe_run(run)} has been removed in the meantime")
+            reloaded.append(current)
+        return reloaded
 
     def find_removed(self, name: str) -> Run | None:
-        """Return the removed run of that id, unique beginning of an id, or name, if there is one."""
+        """Return the removed run with that id, unique beginning of an id, or name, if there is one."""
         return recorded.find_removed(self.runs(removed=True), name)
 
     def find(self, name: str) -> Run:
-        """Return the run of that id, unique beginning of an id, name, or MLflow URI.
+        """Return the run with that id, unique beginning of an id, name, or MLflow URI.
 
         Raises:
-            RunNotFoundError: none or several have that name; the message lists what there is.
+            RunNotFoundError: none or several have that name; the message lists the candidates.
         """
-        return self._run_of_model(name) if name.startswith(MODELS) else recorded.find_run(self.runs(), name, self.uri)
+        return self._find_by_model(name) if name.startswith(MODELS) else recorded.find_run(self.runs(), name, self.uri)
 
     def metric_history(self, run_id: str, key: str) -> list[Point]:
         """Return every recorded point of a metric."""
         points = self.client.get_metric_history(run_id, key)
-        return [Point(each.key, each.value, each.timestamp, each.step) for each in points]
+        return [Point(point.key, point.value, point.timestamp, point.step) for point in points]
 
-    def _run_of_model(self, uri: str) -> Run:
+    def _find_by_model(self, uri: str) -> Run:
         model = self._logged_model(uri)
         run = self.run(str(model.source_run_id))
         if run is None or run.info.lifecycle_stage != LifecycleStage.ACTIVE:
@@ -270,13 +270,13 @@ class Store:
             model_id = path
         model = self.request(self.client.get_logged_model, model_id) if model_id is not None else None
         if model is None:
-            with self.reported():
+            with self.translated_errors():
                 known = [f"{MODELS}{model.name}/latest" for model in self.client.search_registered_models()]
             raise RunNotFoundError(f"{self.uri} has no model {uri}.{suggest(uri, known)}")
         return model
 
     def _id_of_version(self, name: str, version: str) -> str:
-        with self.reported():
+        with self.translated_errors():
             versions = registered_versions(self.client, name)
         matching = [v for v in versions if version.lower() in ("latest", str(v.version), str(v.current_stage).lower())]
         if not matching:
@@ -287,39 +287,39 @@ class Store:
         """Return the folder of a run's saved model, downloaded if the store is remote.
 
         Args:
-            name: as typed by the user: an MLflow URI may name one of several models.
-            warn: called if the recorded model cannot be fetched and the copy in this folder is used instead.
+            name: the name as typed; an MLflow URI may name one of several models.
+            warn: called if the recorded model cannot be fetched and the copy in the run's state folder is used.
 
         Raises:
             RunNotFoundError: the run recorded no model.
-            TrackingError: the recorded model cannot be fetched, and there is no copy here.
+            TrackingError: the recorded model cannot be fetched, and there is no copy on this machine.
         """
         if is_parent(run):
             raise RunNotFoundError(
-                f"{named(run)} is a comparison and has no model of its own; tl compare {short_id(run)} shows it"
+                f"{describe_run(run)} is a comparison and has no model of its own; tl compare {short_id(run)} shows it"
             )
         models, problem = self._models(run, name), None
         for model in models:
             try:
                 fetched = Path(self._download(artifact_uri=f"{MODELS}{model.model_id}"))
-            except Exception as error:  # of any artifact store and its client
+            except Exception as error:  # any artifact store, with its own client
                 problem = problem or error
                 continue
             for card in sorted(fetched.rglob("model.json")):
                 return card.parent
         local = self.state_folder(run) / "best"
-        is_here = (local / "model.json").exists()
-        if is_here and name.startswith(MODELS):
-            is_here = read_card(local).weights_sha256 in {model.params.get(WEIGHTS_PARAM) for model in models}
+        has_copy = (local / "model.json").exists()
+        if has_copy and name.startswith(MODELS):
+            has_copy = read_card(local).weights_sha256 in {model.params.get(WEIGHTS_PARAM) for model in models}
         if problem is not None:
-            message = f"the model of the run {named(run)} cannot be fetched: {reason(problem)}"
-            if not is_here:
+            message = f"the model of the run {describe_run(run)} cannot be fetched: {reason(problem)}"
+            if not has_copy:
                 raise TrackingError(message) from problem
             if warn is not None:
                 warn(f"{message}; using the copy in {local}")
-        if is_here:
+        if has_copy:
             return local
-        raise RunNotFoundError(f"the run {named(run)} has no model; it ended before an epoch")
+        raise RunNotFoundError(f"the run {describe_run(run)} has no model; it ended before an epoch")
 
     def _models(self, run: Run, name: str) -> list[LoggedModel]:
         """Return the requested logged models, latest first: a run that was resumed may have several.
@@ -334,17 +334,17 @@ class Store:
         _, path = recorded.run_and_model(name)
         if path and path not in {model.name for model in models}:
             known = [f"{RUNS}{run.info.run_id}/{model.name}" for model in models]
-            raise RunNotFoundError(f"the run {named(run)} has no model {path!r}.{suggest(name, known)}")
+            raise RunNotFoundError(f"the run {describe_run(run)} has no model {path!r}.{suggest(name, known)}")
         ready = [model for model in models if model.status == LoggedModelStatus.READY and path in ("", model.name)]
         return sorted(ready, key=lambda model: int(model.creation_timestamp), reverse=True)
 
     def artifact(self, run: Run, path: str) -> Path | None:
-        """Return an artifact of a run as a local file, or None where there is none."""
+        """Return an artifact of a run as a local file, or None if there is none."""
         with suppress(MlflowException, OSError, ImportError):
             return Path(self._download(run_id=run.info.run_id, artifact_path=path))
         return None
 
-    def answers(self) -> bool:
+    def is_reachable(self) -> bool:
         """Whether the server responds; a store on this machine always does."""
         if self.is_remote:
             try:
@@ -361,7 +361,7 @@ class Store:
         """
         self.client.set_tag(run_id, HEARTBEAT_TAG, f"{time.time():.0f}")
 
-    def check_has(self, run_id: str) -> None:
+    def check_has_run(self, run_id: str) -> None:
         """Raise an error if the store does not have a run.
 
         This opens a new connection, since open ones still see a database file that was removed or replaced.
@@ -402,7 +402,7 @@ class Store:
             source_type="UNKNOWN",
             **dict.fromkeys(("source_name", "entry_point_name", "source_version", "user_id"), ""),
         )
-        with self.reported(), self._backend.ManagedSessionMaker(read_only=False) as session:
+        with self.translated_errors(), self._backend.ManagedSessionMaker(read_only=False) as session:
             session.add(run)
 
     def delete_for_good(self, run: Run, model_ids: Iterable[str]) -> None:
@@ -415,8 +415,8 @@ class Store:
             raise TrackingError(f"the tracking store {self.uri} cannot delete a run for good")
         # An interrupted earlier call may have deleted some of them.
         for model_id in model_ids:
-            self.request(self._backend._hard_delete_logged_model, model_id, missing=_GONE)
-        self.request(self._backend._hard_delete_run, run.info.run_id, missing=_GONE)
+            self.request(self._backend._hard_delete_logged_model, model_id, missing=_DOES_NOT_EXIST)
+        self.request(self._backend._hard_delete_run, run.info.run_id, missing=_DOES_NOT_EXIST)
 
     @property
     def _backend(self) -> Any:
@@ -428,11 +428,11 @@ class Store:
         models = self._models_with_deleted(run.model_ids)
         return [str(model.model_id) for model in models if model.source_run_id == run.info.run_id]
 
-    def artifact_places(self, run: Run, model_ids: Iterable[str]) -> list[Path]:
+    def artifact_folders(self, run: Run, model_ids: Iterable[str]) -> list[Path]:
         """Return the artifact folders of a run and its models that are on this machine."""
         models = self._models_with_deleted(model_ids)
-        places = map(local_path, (run.info.artifact_uri, *(str(model.artifact_location) for model in models)))
-        return [place for place in places if place is not None]
+        paths = map(local_path, (run.info.artifact_uri, *(str(model.artifact_location) for model in models)))
+        return [path for path in paths if path is not None]
 
     def _models_with_deleted(self, model_ids: Iterable[str]) -> list[LoggedModel]:
         """Return logged models without those that were deleted for good."""
@@ -442,25 +442,25 @@ class Store:
                 models.append(self._backend.get_logged_model(model_id, allow_deleted=True))
         return models
 
-    def _download(self, **what: str) -> str:
+    def _download(self, **source: str) -> str:
         """Return the path of an artifact, or of a copy that is deleted at exit if it is not on this machine."""
-        aside = _scratch() if self.is_remote else None
-        return str(mlflow.artifacts.download_artifacts(**what, dst_path=aside))
+        folder = _new_temporary_folder() if self.is_remote else None
+        return str(mlflow.artifacts.download_artifacts(**source, dst_path=folder))
 
     def state_folder(self, run: Run) -> Path:
-        """Return the folder where this machine keeps what resuming a run needs."""
+        """Return the folder of the files on this machine that resuming a run needs."""
         return state_folder(run.info.experiment_id, run.info.run_id)
 
     def state_folders(self, run: Run) -> list[Path]:
         """Return a run's state folders on this machine: in the current folder, and beside its artifacts."""
-        place = local_path(run.info.artifact_uri)
-        own = own_folder(place, (run.info.run_id,)) if place is not None else None
-        beside = [own / "state"] if own is not None else []
-        return sorted({folder.resolve() for folder in (self.state_folder(run), *beside) if folder.is_dir()})
+        artifacts = local_path(run.info.artifact_uri)
+        own = own_folder(artifacts, (run.info.run_id,)) if artifacts is not None else None
+        folders = [self.state_folder(run), *([own / "state"] if own is not None else [])]
+        return sorted({folder.resolve() for folder in folders if folder.is_dir()})
 
 
 def _as_run(run: MlflowRun) -> Run:
-    """Return a run whose times, and those tags and metrics that have a meaning here, are within bounds or absent."""
+    """Return a run as tl uses it, with times within bounds, and without tags and metrics that are out of bounds."""
     info, data = run.info, RunData(run.data.metrics, run.data.params, run.data.tags)
     drop_out_of_bounds(data.metrics, data.tags)
     uses = [
@@ -470,8 +470,8 @@ def _as_run(run: MlflowRun) -> Run:
     outputs = run.outputs.model_outputs if run.outputs else []
     facts = {each.name: getattr(info, each.name) for each in fields(RunInfo)} | {
         "run_name": info.run_name or "",
-        "start_time": moment(info.start_time),
-        "end_time": moment(info.end_time) or None,
+        "start_time": parse_time(info.start_time),
+        "end_time": parse_time(info.end_time) or None,
     }
     return Run(RunInfo(**facts), data, recorded.images_by_context(uses), tuple(output.model_id for output in outputs))
 
@@ -483,12 +483,12 @@ def registered_versions(client: mlflow.MlflowClient, name: str) -> list[ModelVer
 
 
 def _id_of_logged_model(version: ModelVersion) -> str:
-    """Return the id of the logged model that a registered version holds.
+    """Return the id of the logged model behind a registered version.
 
     Raises:
-        RunNotFoundError: it has files of an MLflow before version 3.
+        RunNotFoundError: the version was registered by an MLflow before version 3, without a logged model.
     """
-    # A local registry leaves the field empty.
+    # In a local registry the field is empty.
     model_id = version.model_id or str(version.source).removeprefix(MODELS)
     if re.fullmatch(r"m-\w+", model_id):
         return model_id
@@ -496,7 +496,7 @@ def _id_of_logged_model(version: ModelVersion) -> str:
 
 
 def state_folder(experiment_id: str, run_id: str) -> Path:
-    """Return ``mlruns/<experiment>/<run>/state`` in the current folder, with a remote store too."""
+    """Return ``mlruns/<experiment>/<run>/state`` in the current folder, also for a remote store."""
     return STATE_ROOT / experiment_id / run_id / "state"
 
 
@@ -528,20 +528,20 @@ def open_store(tracking_uri: str | None) -> Store:
     if database is not None and database.is_dir():
         # MLflow would retry for minutes.
         raise TrackingError(f"the tracking store {without_secrets(uri)} cannot be used: it is a folder")
-    with _reported(without_secrets(uri)), _store_lock(database, to_read=True):
+    with _translated_errors(without_secrets(uri)), _store_lock(database, to_read=True):
         # The first use creates the database; without the lock, one of two processes that create it would crash.
         client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
     return Store(client, without_secrets(uri))
 
 
-_SCRATCH: list[tempfile.TemporaryDirectory[str]] = []
+_TEMPORARY: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def _scratch() -> str:
+def _new_temporary_folder() -> str:
     """Return a new folder that is deleted at exit."""
-    _SCRATCH.append(tempfile.TemporaryDirectory(prefix="tl-"))
-    return _SCRATCH[-1].name
+    _TEMPORARY.append(tempfile.TemporaryDirectory(prefix="tl-"))
+    return _TEMPORARY[-1].name
 
 
 def _database(uri: str) -> Path | None:
@@ -552,7 +552,7 @@ def _database(uri: str) -> Path | None:
 
 @contextmanager
 def _store_lock(database: Path | None, *, to_read: bool = False) -> Iterator[None]:
-    """Let one process at a time open a store; the lock is beside the database, which may be in another folder.
+    """Lock a store, so that one process at a time opens it; the lock is beside the database, maybe in another folder.
 
     Args:
         to_read: continue without the lock if it cannot be written and the store exists, since nothing is created then.
@@ -588,7 +588,7 @@ def _store_lock(database: Path | None, *, to_read: bool = False) -> Iterator[Non
 
 
 @contextmanager
-def _reported(uri: str) -> Iterator[None]:
+def _translated_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
@@ -621,7 +621,7 @@ def _check_server(uri: str) -> None:
             return
         problem, cause = f"HTTP {health.status_code}", None
     except (OSError, ValueError, MlflowException) as error:
-        cause = root(error)
+        cause = first_cause(error)
         problem = first_line(cause)
     advice = "start it, or omit --tracking-uri and MLFLOW_TRACKING_URI to record in ./mlflow.db"
     if isinstance(cause, ssl.SSLCertVerificationError):

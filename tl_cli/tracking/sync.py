@@ -1,4 +1,4 @@
-"""Sends what is in a run's journal but not in its store, once the store answers again."""
+"""Sends what is in a run's journal but not in its store, when the store responds again."""
 
 import os
 import time
@@ -17,25 +17,26 @@ from tl_cli.models.bundle import read_card
 from tl_cli.tracking import journal
 from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, dataset_inputs, set_note
 from tl_cli.tracking.facts import status_of
-from tl_cli.tracking.journal import JOURNAL, RECORD, Journal, Left, alone_with, forget_left, read
+from tl_cli.tracking.journal import JOURNAL, RECORD, Item, Journal, hold_lock, read, remove_items
 from tl_cli.tracking.logged_model import Naming, log_model, share_weights
-from tl_cli.tracking.overview import refresh
+from tl_cli.tracking.overview import refresh_overviews
 from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.recorded import Point, Run
 from tl_cli.tracking.store import BATCH, DEFAULT_EXPERIMENT, STATE_ROOT, Store
 from tl_cli.training.state import BEST_FOLDER, CARD_FILE, CONFIG_FILE, remove_checkpoints
 
-# Errors that would come again on each attempt.
-_FOR_EVER = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
+# Errors that each attempt would raise again.
+_PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """What was sent: points of curves, other pieces of the record, and how the run ended.
+    """What was sent: points of curves, other items of the record, and how the run ended.
 
     Attributes:
-        refused: pieces that the store will never accept, and why; they are not tried again.
-        failed: pieces that could not be sent this time, and why; they stay in the journal.
+        pieces: number of items.
+        refused: items that the store will never accept, and why; they are not tried again.
+        failed: items that could not be sent this time, and why; they stay in the journal.
     """
 
     points: int
@@ -50,13 +51,13 @@ def journaled_runs() -> list[str]:
     return [path.parents[1].name for path in sorted(STATE_ROOT.glob(f"*/*/state/{JOURNAL}"))]
 
 
-def goes_on(store: Store, run: Run) -> bool:
-    """Whether a run is still writing its journal."""
+def is_being_written(store: Store, run: Run) -> bool:
+    """Whether a process is still writing the journal of a run."""
     has_ended = read(store.state_folder(run) / JOURNAL, run.info.run_id).ending is not None
     return not has_ended and status_of(run) == "running"
 
 
-def lost(store: Store, name: str, *, is_named: bool) -> str:
+def find_lost_run(store: Store, name: str, *, is_named: bool) -> str:
     """Return the id of a run of this folder that its store has lost; "" if it was removed on purpose.
 
     Args:
@@ -68,11 +69,11 @@ def lost(store: Store, name: str, *, is_named: bool) -> str:
     if len(name) < 3 or len(run_ids) != 1 or store.run(run_ids[0]) is not None:
         return ""
     folder = next(STATE_ROOT.glob(f"*/{run_ids[0]}/state/{JOURNAL}")).parent
-    is_ours = _tags(read(folder / RECORD, run_ids[0]).left).get(journal.STORE_TAG) == store.uri
+    is_ours = _tags(read(folder / RECORD, run_ids[0]).items).get(journal.STORE_TAG) == store.uri
     return run_ids[0] if is_named or (is_ours and folder.with_name("artifacts").is_dir()) else ""
 
 
-def restore(store: Store, run_id: str) -> Synced:
+def restore_run(store: Store, run_id: str) -> Synced:
     """Record a run again that its store has lost, from its folder here, with its id and all data.
 
     Raises:
@@ -80,37 +81,37 @@ def restore(store: Store, run_id: str) -> Synced:
         StorageError: its folder cannot be written.
     """
     (path,) = STATE_ROOT.glob(f"*/{run_id}/state/{JOURNAL}")
-    with alone_with(path):
-        record, known = read(path.with_name(RECORD), run_id).left or _record_of(path.parent), read(path, run_id)
+    with hold_lock(path):
+        record, recorded = read(path.with_name(RECORD), run_id).items or _record_of(path.parent), read(path, run_id)
         tags = _tags(record)
-        started = min((point.timestamp for point in known.points), default=int(time.time() * 1000))
+        started = min((point.timestamp for point in recorded.points), default=int(time.time() * 1000))
         experiment_id = store.experiment(tags.get(journal.EXPERIMENT_TAG, DEFAULT_EXPERIMENT))
         # The experiment may have another id now.
         old, new = path.parents[1], STATE_ROOT / experiment_id / run_id
-        todo = [_moved(each, new) for each in record]
-        if known.left[-len(todo) :] != todo:  # an earlier call was interrupted
-            with Journal(path) as unsent:
-                unsent.leave(todo)
+        unsent = [_with_folder(item, new) for item in record]
+        if recorded.items[-len(unsent) :] != unsent:  # else an earlier call added them and was interrupted
+            with Journal(path) as file:
+                file.add_items(unsent)
     if new != old:
         new.parent.mkdir(parents=True, exist_ok=True)
         old.rename(new)
     # Last, as an interrupted call is repeated only while the store does not have the run.
     name, started_at = tags.get(journal.NAME_TAG, run_id[:8]), int(tags.get(journal.STARTED_TAG, started))
     store.add_run(run_id, experiment_id, name, started_at)
-    return sync(store, store.known_run(run_id))
+    return sync(store, store.require_run(run_id))
 
 
-def _moved(work: Left, folder: Path) -> Left:
-    """Return work with the path of its file in the run's new folder."""
-    _, inside, path = work.name.partition(f"/{folder.name}/")
-    return replace(work, name=str(folder / path)) if inside else work
+def _with_folder(item: Item, folder: Path) -> Item:
+    """Return an item with the path of its file in the run's new folder."""
+    _, inside, path = item.name.partition(f"/{folder.name}/")
+    return replace(item, name=str(folder / path)) if inside else item
 
 
-def _tags(record: Iterable[Left]) -> dict[str, str]:
-    return {work.name: work.value for work in record if work.kind == "tag"}
+def _tags(record: Iterable[Item]) -> dict[str, str]:
+    return {item.name: item.value for item in record if item.kind == "tag"}
 
 
-def _record_of(folder: Path) -> list[Left]:
+def _record_of(folder: Path) -> list[Item]:
     """Return settings, data, files and model of a run of an earlier version, which wrote no record file."""
     if not (folder / CARD_FILE).exists():
         return []
@@ -118,12 +119,12 @@ def _record_of(folder: Path) -> list[Left]:
     tags = {"tl.version": card.tl_version, "tl.model": card.architecture, "tl.data": card.data.source}
     naming = Naming(card.architecture, {"model": card.architecture})
     return [
-        *(Left("param", key, str(value)) for key, value in card.config.items()),
-        *(Left("tag", key, value) for key, value in tags.items()),
-        Left("data", str(folder / CARD_FILE), ""),
-        *(Left("file", str(folder / name), "") for name in (CONFIG_FILE, "training_batch.png")),
-        Left("file", str(folder / TEST_LOGITS), EVALUATIONS),
-        Left("model", str(folder / BEST_FOLDER), naming.to_json()),
+        *(Item("param", key, str(value)) for key, value in card.config.items()),
+        *(Item("tag", key, value) for key, value in tags.items()),
+        Item("data", str(folder / CARD_FILE), ""),
+        *(Item("file", str(folder / name), "") for name in (CONFIG_FILE, "training_batch.png")),
+        Item("file", str(folder / TEST_LOGITS), EVALUATIONS),
+        Item("model", str(folder / BEST_FOLDER), naming.to_json()),
     ]
 
 
@@ -138,11 +139,11 @@ def sync(store: Store, run: Run) -> Synced:
     if not path.exists():
         return Synced(0, 0, None)
     # A read-only folder needs no lock: no process writes its journal.
-    with alone_with(path) if os.access(path.parent, os.W_OK) else nullcontext():
-        sent = _sync(store, run, path)
-        if not sent.refused:
+    with hold_lock(path) if os.access(path.parent, os.W_OK) else nullcontext():
+        synced = _sync(store, run, path)
+        if not synced.refused:
             free_disk(store, run.info.run_id, path.parent)
-        return sent
+        return synced
 
 
 def free_disk(store: Store, run_id: str, folder: Path) -> None:
@@ -163,66 +164,66 @@ def _sync(store: Store, run: Run, path: Path) -> Synced:
     run_id = run.info.run_id
     recorded = read(path, run_id)
     refused: list[str] = []
-    failed: dict[Left, str] = {}
-    if recorded.left:
+    failed: dict[Item, str] = {}
+    if recorded.items:
         store.check_place(run)
-    with store.reported():
-        for work in recorded.left:
+    with store.translated_errors():
+        for item in recorded.items:
             try:
-                perform(store, run_id, [work])
-            except Exception as error:  # a broken answer may raise anything in MLflow's client
-                problem = f"the {work.kind} {work.name}: {reason(error)}"
-                if isinstance(error, UsageError | UnicodeError) or getattr(error, "error_code", None) in _FOR_EVER:
+                record_items(store, run_id, [item])
+            except Exception as error:  # an invalid response may raise anything in MLflow's client
+                problem = f"the {item.kind} {item.name}: {reason(error)}"
+                if isinstance(error, UsageError | UnicodeError) or getattr(error, "error_code", None) in _PERMANENT:
                     refused.append(problem)
-                elif store.answers():
-                    failed[work] = problem
+                elif store.is_reachable():
+                    failed[item] = problem
                 else:
                     raise
-        waiting = _of_models(store, run_id, missing(store, run_id, recorded.points))
-        for start in range(0, len(waiting), BATCH):
-            store.client.log_batch(run_id, metrics=waiting[start : start + BATCH])
+        unsent = _with_model_ids(store, run_id, find_missing(store, run_id, recorded.points))
+        for start in range(0, len(unsent), BATCH):
+            store.client.log_batch(run_id, metrics=unsent[start : start + BATCH])
         status = None
         if recorded.ending is not None and run.info.status == "RUNNING":
             status = recorded.ending.status
             # The clock may have been set back.
             store.client.set_terminated(run_id, status, end_time=max(recorded.ending.at, run.info.start_time))
-    if recorded.left:
-        forget_left(path, failed)
-    if waiting or recorded.left or status:
-        refresh(store, [run.info.experiment_id])
-    done = len(recorded.left) - len(refused) - len(failed)
-    return Synced(len(waiting), done, status, tuple(refused), tuple(failed.values()))
+    if recorded.items:
+        remove_items(path, failed)
+    if unsent or recorded.items or status:
+        refresh_overviews(store, [run.info.experiment_id])
+    num_sent = len(recorded.items) - len(refused) - len(failed)
+    return Synced(len(unsent), num_sent, status, tuple(refused), tuple(failed.values()))
 
 
-def perform(store: Store, run_id: str, work: Sequence[Left]) -> str | None:
-    """Record tags, parameters, files, a model or the data sets; skip files that are gone.
+def record_items(store: Store, run_id: str, items: Sequence[Item]) -> str | None:
+    """Record tags, parameters, files, a model or the data sets; skip files that no longer exist.
 
     Returns:
         The id of a recorded model.
     """
-    params = [Param(each.name, each.value) for each in work if each.kind == "param"]
+    params = [Param(each.name, each.value) for each in items if each.kind == "param"]
     if params:
         store.client.log_batch(run_id, params=params)
     model_id = None
-    for each in work:
-        path = Path(each.name)
-        if each.kind == "tag" and each.name == NOTE_TAG:
-            set_note(store, run_id, each.value)
-        elif each.kind == "tag":
-            store.client.set_tag(run_id, each.name, each.value)
-        elif each.kind == "data":
+    for item in items:
+        path = Path(item.name)
+        if item.kind == "tag" and item.name == NOTE_TAG:
+            set_note(store, run_id, item.value)
+        elif item.kind == "tag":
+            store.client.set_tag(run_id, item.name, item.value)
+        elif item.kind == "data":
             store.client.log_inputs(run_id, dataset_inputs(read_card(path.parent, path.name).data))
-        elif each.kind == "file" and path.exists():
-            store.client.log_artifact(run_id, each.name, each.value or None)
-        elif each.kind == "model" and path.exists():
-            with _active(run_id):
-                model_id = log_model(path, Naming.from_json(each.value))
+        elif item.kind == "file" and path.exists():
+            store.client.log_artifact(run_id, item.name, item.value or None)
+        elif item.kind == "model" and path.exists():
+            with _activated(run_id):
+                model_id = log_model(path, Naming.from_json(item.value))
     return model_id
 
 
 @contextmanager
-def _active(run_id: str) -> Iterator[None]:
-    """Make a run the one that MLflow logs models with, and keep its status."""
+def _activated(run_id: str) -> Iterator[None]:
+    """Make a run MLflow's active run, to which it logs models, without changing its status."""
     active = mlflow.active_run()
     if active is not None and active.info.run_id == run_id:
         yield
@@ -236,27 +237,27 @@ def _active(run_id: str) -> Iterator[None]:
         mlflow.end_run(status)
 
 
-def missing(store: Store, run_id: str, points: Iterable[Metric]) -> list[Metric]:
+def find_missing(store: Store, run_id: str, points: Iterable[Metric]) -> list[Metric]:
     """Return the points that a store does not have, compared by metric and step, or time for those without a step."""
     by_key: dict[str, list[Metric]] = defaultdict(list)
     for point in points:
         by_key[point.key].append(point)
-    lacking: list[Metric] = []
-    for key, of_key in by_key.items():
-        known = {_moment(point) for point in store.metric_history(run_id, key)}
-        lacking += [point for point in of_key if _moment(point) not in known]
-    return lacking
+    missing: list[Metric] = []
+    for key, own in by_key.items():
+        recorded = {_position(point) for point in store.metric_history(run_id, key)}
+        missing += [point for point in own if _position(point) not in recorded]
+    return missing
 
 
-def _of_models(store: Store, run_id: str, points: Sequence[Metric]) -> list[Metric]:
-    """Return points linked to models of the run: in a run that was recorded again, its model has another id."""
+def _with_model_ids(store: Store, run_id: str, points: Sequence[Metric]) -> list[Metric]:
+    """Return points with the ids of the run's models: in a run that was recorded again, its model has another id."""
     run = store.run(run_id)
-    known = {model_id: model_id for model_id in (run.model_ids if run is not None else ())}
-    lost_ids = [point.model_id for point in points if point.model_id and point.model_id not in known]
-    if lost_ids and len(known) == 1:
-        known[lost_ids[-1]] = next(iter(known))
-    return [Metric(**{**dict(each), "model_id": known.get(each.model_id or ""), "run_id": run_id}) for each in points]
+    current = {model_id: model_id for model_id in (run.model_ids if run is not None else ())}
+    old = [point.model_id for point in points if point.model_id and point.model_id not in current]
+    if old and len(current) == 1:
+        current[old[-1]] = next(iter(current))
+    return [Metric(**{**dict(each), "model_id": current.get(each.model_id or ""), "run_id": run_id}) for each in points]
 
 
-def _moment(point: Metric | Point) -> tuple[int, int]:
+def _position(point: Metric | Point) -> tuple[int, int]:
     return (point.step, 0 if point.step else point.timestamp)

@@ -6,7 +6,7 @@ from typing import Literal
 from tl_cli.api.evaluation_run import Evaluation
 from tl_cli.io.atomic import write_text
 from tl_cli.text import csv_text, json_text
-from tl_cli.ui.figures.curve_figures import drawn, save_confusion, save_contact_sheet, save_reliability
+from tl_cli.ui.figures.curve_figures import save_confusion, save_contact_sheet, save_reliability, try_to_draw
 from tl_cli.ui.terminal.console import make_console, try_to_show
 from tl_cli.ui.terminal.eval_report import print_evaluation
 from tl_cli.ui.terminal.observer import TerminalObserver
@@ -28,7 +28,7 @@ class EvaluationView(TerminalObserver):
         self._broken_pipe: BrokenPipeError | None = None
 
     def show(self, evaluation: Evaluation) -> None:
-        """Print the results; if the reader of stdout is gone, ``finish`` raises that, after they are recorded."""
+        """Print the results; if the pipe of stdout is closed, ``finish`` raises the error, after they are recorded."""
         # A bar that is being drawn redirects stdout.
         self.close()
         self._broken_pipe = try_to_show(lambda: self._print(evaluation))
@@ -37,13 +37,13 @@ class EvaluationView(TerminalObserver):
         """Write the table of classes and pictures to a folder; return the files."""
         table = folder / "classes.csv"
         write_text(table, _csv(evaluation))
-        return [table, *drawn(lambda: _save_pictures(evaluation, folder))]
+        return [table, *try_to_draw(lambda: _save_pictures(evaluation, folder))]
 
     def finish(self, evaluation: Evaluation) -> None:
         """Name the files that were written.
 
         Raises:
-            BrokenPipeError: the reader of stdout is gone.
+            BrokenPipeError: the pipe of stdout is closed.
         """
         if self._broken_pipe:
             raise self._broken_pipe

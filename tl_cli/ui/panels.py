@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from tl_cli.evaluation.scores import EPOCH_SCORES, LOSS_KEY
 from tl_cli.training.history import History
 
 XAxis = Literal["step", "epoch", "time"]
@@ -22,11 +23,40 @@ Points = list[tuple[float, float]]
 TRAIN_COLOUR, VAL_COLOUR, TEST_COLOUR, MARK_COLOUR = "blue", "orange", "magenta", "grey"
 FORMATS = (".png", ".svg", ".pdf")  # of image files
 COLOURS = ("blue", "orange", "magenta", "green", "yellow", "cyan", "black")
-_FEWEST = 10  # points that the moving average spans
+_MIN_SPAN = 10  # points that the moving average spans
 _TIMES = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
-_LARGEST = 1e290  # beyond it differences overflow
+_MAX_ABS = 1e290  # beyond it differences overflow
 _SHARE = 50  # by default the moving average spans 1/50 of the points
-_ACCURACY, _LOSS = "accuracy (%)", "cross-entropy"  # labels of y axes
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """A measure of a training: the fields of ``EpochEnded`` that hold it, and the field of ``History`` for the test.
+
+    Attributes:
+        y: label of the y axis.
+    """
+
+    name: str
+    y: str
+    train: str
+    val: str
+    averaged: str
+    test: str
+
+    @property
+    def keys(self) -> list[str]:
+        """Names of the curves in MLflow."""
+        return [EPOCH_SCORES[column].key for column in (self.train, self.val, self.averaged)]
+
+    @property
+    def percent(self) -> bool:
+        """Whether values are fractions, shown in percent."""
+        return EPOCH_SCORES[self.val].unit == "fraction"
+
+
+_ACCURACY = _Measure("accuracy", "accuracy (%)", "train_accuracy", "val_accuracy", "ema_val_accuracy", "test_accuracy")
+_LOSS = _Measure("loss", "cross-entropy", "train_loss", "val_loss", "ema_val_loss", "test_loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,48 +152,45 @@ def loss_by_step(histories: Sequence[History], options: PanelOptions = PanelOpti
         lines += _smoothed(axis, index, history.losses, "batch")
         if history.best is not None:
             (x, _), *_ = axis.place(history, [(history.best.step, 0.0)]) or [(math.nan, 0.0)]
-            best_points.append(axis.best_point(index, [(x, y) for y in _at(lines[-1].points, x)]))
+            best_points.append(axis.best_point(index, [(x, y) for y in _value_at(lines[-1].points, x)]))
     # Another panel may show the loss of epochs on the same axis.
     title = "loss by step" if axis.unit == "step" else f"loss of batches by {axis.name}"
-    return axis.panel(title, [*lines, *best_points], ("step/loss",), y=_LOSS)
+    return axis.panel(title, [*lines, *best_points], (LOSS_KEY,), y=_LOSS.y)
 
 
 def accuracy_by_epoch(histories: Sequence[History], options: PanelOptions = PanelOptions()) -> Panel:
     """Return training and validation accuracy by epoch, and test accuracy; of several runs, no training."""
-    return _by_epoch("accuracy", histories, options)
+    return _by_epoch(_ACCURACY, histories, options)
 
 
 def loss_by_epoch(histories: Sequence[History], options: PanelOptions = PanelOptions()) -> Panel:
     """Return training and validation loss by epoch, and test loss; of several runs, no training."""
-    return _by_epoch("loss", histories, options)
+    return _by_epoch(_LOSS, histories, options)
 
 
-def _by_epoch(title: Literal["accuracy", "loss"], histories: Sequence[History], options: PanelOptions) -> Panel:
+def _by_epoch(measure: _Measure, histories: Sequence[History], options: PanelOptions) -> Panel:
     axis = _XAxis.of(histories, options, "epoch")
-    columns = (f"val_{title}", f"ema_val_{title}")
     lines: list[Line] = []
     best_points: list[Line] = []
     test_points: list[Line] = []
     for index, history in enumerate(histories):
         if axis.is_single:
-            lines.append(Line(axis.place_epochs(history, f"train_{title}"), TRAIN_COLOUR, label="train"))
+            lines.append(Line(axis.place_epochs(history, measure.train), TRAIN_COLOUR, label="train"))
         colour = VAL_COLOUR if axis.is_single else axis.colour(index)
-        lines.append(Line(axis.place_epochs(history, columns[0]), colour, label=axis.label(index, "validation")))
-        if axis.is_single and (averaged := axis.place_epochs(history, columns[1])):
+        lines.append(Line(axis.place_epochs(history, measure.val), colour, label=axis.label(index, "validation")))
+        if axis.is_single and (averaged := axis.place_epochs(history, measure.averaged)):
             lines.append(Line(averaged, "green", label="averaged weights"))
         if (best := history.best) is None:
             continue
-        value, test = getattr(best, columns[best.averaged]), getattr(history, f"test_{title}")
+        value, test = getattr(best, measure.averaged if best.averaged else measure.val), getattr(history, measure.test)
         best_points.append(axis.best_point(index, axis.place(history, [(best.step, value)])))
         if test is not None:
             colour = TEST_COLOUR if axis.is_single else colour
             label = "" if test_points else "test"
             test_points.append(Line(axis.place(history, [(best.step, test)]), colour, "test", label))
-    name = title if axis.is_single else f"validation {title}"
-    keys = (f"train/{title}", f"val/{title}", f"val/ema_{title}")
-    percent = title == "accuracy"
+    title = axis.titled(measure.name if axis.is_single else f"validation {measure.name}")
     shown = [*lines, *best_points, *test_points]
-    return axis.panel(axis.titled(name), shown, keys, y=_ACCURACY if percent else _LOSS, percent=percent)
+    return axis.panel(title, shown, measure.keys, y=measure.y, percent=measure.percent)
 
 
 def rates_by_epoch(histories: Sequence[History], options: PanelOptions = PanelOptions()) -> Panel:
@@ -176,7 +203,7 @@ def rates_by_epoch(histories: Sequence[History], options: PanelOptions = PanelOp
     if axis.is_single:
         lines.append(Line(axis.place_epochs(histories[0], "lr_backbone"), VAL_COLOUR, label="backbone"))
     title = "learning rate" if axis.is_single else "learning rate of the head"
-    return axis.panel(axis.titled(title), lines, ("lr/head", "lr/backbone"))
+    return axis.panel(axis.titled(title), lines, [EPOCH_SCORES[name].key for name in ("lr_head", "lr_backbone")])
 
 
 def metric_panel(histories: Sequence[History], name: str, options: PanelOptions) -> Panel:
@@ -192,14 +219,15 @@ def metric_panel(histories: Sequence[History], name: str, options: PanelOptions)
 def overlaid(names: Sequence[str], curves: Sequence[Sequence[History]]) -> list[Panel]:
     """Return validation accuracy and loss by epoch of several models, with a curve per training."""
     shown = []
-    for title, y, percent in (("accuracy", _ACCURACY, True), ("loss", _LOSS, False)):
+    for measure in (_ACCURACY, _LOSS):
         lines = []
         for index, (name, histories) in enumerate(zip(names, curves, strict=True)):
             for number, history in enumerate(histories):
-                values = [(float(epoch.epoch), getattr(epoch, f"val_{title}")) for epoch in history.epochs]
+                values = [(float(epoch.epoch), getattr(epoch, measure.val)) for epoch in history.epochs]
                 points = [(x, value) for x, value in values if value is not None]
                 lines.append(Line(points, COLOURS[index % len(COLOURS)], label=name if number == 0 else ""))
-        shown.append(Panel(f"validation {title} by epoch", lines, x="epoch", y=y, percent=percent))
+        title = f"validation {measure.name} by epoch"
+        shown.append(Panel(title, lines, x="epoch", y=measure.y, percent=measure.percent))
     return shown
 
 
@@ -209,7 +237,7 @@ def drawn_points(panel: Panel, line: Line) -> Points:
     return [
         (x, y * scale)
         for x, y in line.points
-        if abs(x) < _LARGEST and abs(y) < _LARGEST and (y > 0 or not panel.log)  # False for NaN
+        if abs(x) < _MAX_ABS and abs(y) < _MAX_ABS and (y > 0 or not panel.log)  # False for NaN
     ]
 
 
@@ -226,8 +254,8 @@ def smooth(points: Sequence[tuple[float, float]], span: int) -> Points:
     values = np.array([y for _, y in finite])
     averages = np.empty_like(values)
     width = 2 * half + 1
-    # A window is the end of one block and the beginning of the next. Differences of running sums would lose all digits
-    # of the losses after a huge one, and a convolution of 100,000 points takes seconds where the window is long.
+    # A window is the end of one block and the beginning of the next. Differences of running sums would lose the digits
+    # of all losses after a huge one, and a convolution of 100,000 points with a long window takes seconds.
     blocks = np.pad(values, (0, 2 * width - len(values) % width)).reshape(-1, width)
     ends = blocks[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()
     beginnings = np.pad(blocks[:, :-1].cumsum(axis=1), ((0, 0), (1, 0))).ravel()
@@ -240,8 +268,8 @@ def smooth(points: Sequence[tuple[float, float]], span: int) -> Points:
     return [(x, float(average)) for (x, _), average in zip(finite, averages, strict=True)]
 
 
-def _at(points: Sequence[tuple[float, float]], x: float) -> list[float]:
-    """Return the value of the last point at or before ``x``, if there is one."""
+def _value_at(points: Sequence[tuple[float, float]], x: float) -> list[float]:
+    """Return the value of the last point at or before ``x``; empty if there is none."""
     index = bisect_left(points, (x, math.inf))
     return [points[index - 1][1]] if index else []
 
@@ -251,7 +279,7 @@ def _smoothed(axis: "_XAxis", index: int, points: Sequence[tuple[int, float]], r
     placed = axis.place(axis.histories[index], points)
     weight = axis.options.smooth
     if weight is None:
-        span = max(_FEWEST, len(placed) / _SHARE) if len(placed) > 2 * _FEWEST else 0.0
+        span = max(_MIN_SPAN, len(placed) / _SHARE) if len(placed) > 2 * _MIN_SPAN else 0.0
     else:
         # The span of an exponential average with this weight.
         span = 2 / (1 - weight) - 1 if weight else 0.0
@@ -315,7 +343,7 @@ class _XAxis:
         return TRAIN_COLOUR if self.is_single else COLOURS[index % len(COLOURS)]
 
     def label(self, index: int, alone: str) -> str:
-        """Return the name of a run; where it is the only one, what the curve shows."""
+        """Return the name of a run; for a single run, what the curve shows."""
         return alone if self.is_single else self.histories[index].name
 
     def panel(
@@ -359,7 +387,7 @@ class _XAxis:
         return self.place(history, [(epoch.step, getattr(epoch, column)) for epoch in history.epochs])
 
     def _marks(self) -> list[Mark]:
-        """Return where backbones were unfrozen: one mark where all agree."""
+        """Return the marks of unfreezing: a single one if all runs agree."""
         marks = []
         for index, history in enumerate(self.histories):
             if (last := history.unfrozen_after) is None:
@@ -389,11 +417,11 @@ class _XAxis:
             return float
         if self.unit == "epoch":
             ends = [(float(epoch.step), float(epoch.epoch)) for epoch in history.epochs if epoch.step > 0]
-            return partial(_between, [(0.0, 0.0), *ends])
-        return partial(_between, [(float(step), seconds / self.divisor) for step, seconds in history.clock])
+            return partial(_interpolate, [(0.0, 0.0), *ends])
+        return partial(_interpolate, [(float(step), seconds / self.divisor) for step, seconds in history.clock])
 
 
-def _between(known: Sequence[tuple[float, float]], step: float) -> float | None:
+def _interpolate(known: Sequence[tuple[float, float]], step: float) -> float | None:
     """Return the value at a step by linear interpolation, and extrapolation beyond the last known step."""
     if not known or (len(known) == 1 and known[0][0] != step):
         return None

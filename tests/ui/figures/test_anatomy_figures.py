@@ -76,7 +76,7 @@ def test_a_map_is_drawn_for_few_and_many_classes(tmp_path: Path, classes: int) -
     names = tuple(f"class {HOSTILE} {label}" for label in range(classes))
     ids = tuple(map(str, range(80)))
     result = FeaturesResult(
-        title="net", model="net", source="data", ids=ids, images=80, classes=names, found=neighbourhood
+        title="net", model="net", source="data", ids=ids, images=80, classes=names, neighbourhood=neighbourhood
     )
     (path,) = save_inspection(result, tmp_path)
     assert is_drawn(path)

@@ -178,7 +178,7 @@ def _draw_drift(layers: Sequence[LayerDrift], title: str) -> Figure:
 def _draw_map(result: FeaturesResult) -> Figure:
     """Return the map of the features with coloured classes, named at their median where there are not too many."""
     figure, (axis,) = new_figure(1, (8.0, 6.4))
-    features = result.found
+    features = result.neighbourhood
     present = sorted(set(features.labels.tolist()))
     palette = [*MANY, *map(colormaps["tab20"], range(20))]
     for index, label in enumerate(present):

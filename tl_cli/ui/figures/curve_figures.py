@@ -69,13 +69,13 @@ _STYLE: Any = {
     "grid.alpha": 0.25,
     "axes.titlesize": 11,
     "axes.edgecolor": "#555555",
-    # Dollar signs in names are no mathematics.
+    # A dollar sign in a name does not start a formula.
     "text.parse_math": False,
 }
 
 
-def drawn(save: Callable[[], list[Path]], warn: Callable[[str], None] = print_warning) -> list[Path]:
-    """Return the files that ``save`` writes; where it fails, none, and a warning: a picture must not cost a run."""
+def try_to_draw(save: Callable[[], list[Path]], warn: Callable[[str], None] = print_warning) -> list[Path]:
+    """Return the files that ``save`` writes; if it fails, warn and return none: a run must not fail for a picture."""
     try:
         return save()
     except Exception as error:  # matplotlib's settings and fonts may raise anything
@@ -95,7 +95,7 @@ def save_panels(panels: Sequence[Panel], path: Path, title: str = "") -> None:
     columns = min(2, len(panels))
     figure, axes = new_figure(columns, rows=math.ceil(len(panels) / columns))
     labels = [{line.label for line in panel.lines if line.label} for panel in panels]
-    # Every panel shows the same runs: one legend below all of them.
+    # If every panel shows the same runs, one legend is below all of them.
     share_legend = len(panels) > 1 and all(set.union(*labels) - {"best", "test"} <= each for each in labels)
     entries: dict[str, Artist] = {}
     for axis, panel in zip(axes, panels, strict=False):
@@ -127,7 +127,7 @@ def save_plot(runs: Sequence[RunCurves], options: PanelOptions, output: Path) ->
         return [output]
     prefix = f"{runs[0].facts.short_id}-"
     if len(runs) > 1:
-        # Other runs of the same number have other files.
+        # As many other runs are written to other files.
         digest = hashlib.sha256("".join(facts.run_id for facts, _ in runs).encode()).hexdigest()[:6]
         prefix = f"{len(runs)}-runs-{digest}-"
     return save_curves(histories, options, output, prefix)
@@ -144,8 +144,8 @@ def save_curves(histories: Sequence[History], options: PanelOptions, folder: Pat
     if is_usual(histories, options):
         pictures = {"loss_by_step": shown[:1], "accuracy_and_loss_by_epoch": shown[1:3]}
     paths = [folder / f"{prefix}{name}.png" for name in pictures]
-    for path, some in zip(paths, pictures.values(), strict=True):
-        save_panels(some, path, _title(histories))
+    for path, group in zip(paths, pictures.values(), strict=True):
+        save_panels(group, path, _title(histories))
     return paths
 
 
@@ -174,7 +174,7 @@ def _draw_panel(axis: Axes, panel: Panel, *, with_legend: bool) -> None:
     axis.set_title(panel.title, loc="left", pad=_LEGEND_ROOM if with_legend else None)
     axis.set(xlabel=panel.x, ylabel=panel.y, yscale="log" if panel.log else "linear")
     if panel.log and has_points:
-        _label_logarithms(axis.yaxis)
+        _label_log_axis(axis.yaxis)
     if panel.whole:
         axis.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     if panel.y == "cross-entropy" and not panel.log:
@@ -219,7 +219,7 @@ def save_contact_sheet(
         sheet.paste(tile, (x + (side - tile.width) // 2, y + (side - tile.height) // 2))
         for number, line in enumerate(label.split("\n")):
             font = _caption_font(file_for(line))
-            text = _fitted(drawable(safe_text(line)), pen, font, side)
+            text = _shorten_to_fit(drawable(safe_text(line)), pen, font, side)
             pen.text((x, y + side + 1 + number * line_height), text, fill="black", font=font)
     drawn = io.BytesIO()
     sheet.save(drawn, "PNG")
@@ -269,13 +269,13 @@ def save_reliability(reliability: Reliability, uncalibrated: Reliability | None,
     if uncalibrated is not None:
         shown.append((uncalibrated, HEX["orange"], "without temperature"))
     width = 1 / 15 / (len(shown) + 0.5)
-    for index, (each, colour, label) in enumerate(shown):
-        intervals = [wilson(one.correct, one.count) for one in each.bins]
-        low, value, high = np.array([(one.low, one.value, one.high) for one in intervals]).T
-        left.errorbar([one.confidence for one in each.bins], value, yerr=(value - low, high - value), fmt="o-",
-                      color=colour, markersize=4, capsize=2, label=f"{label}: error {each.ece:.2%}")  # fmt: skip
-        middles = [(one.low + one.high) / 2 + (index - (len(shown) - 1) / 2) * width for one in each.bins]
-        right.bar(middles, [one.count for one in each.bins], width, color=colour, label=label)
+    for index, (curve, colour, label) in enumerate(shown):
+        accuracies = [wilson(each.correct, each.count) for each in curve.bins]
+        low, value, high = np.array([(each.low, each.value, each.high) for each in accuracies]).T
+        left.errorbar([each.confidence for each in curve.bins], value, yerr=(value - low, high - value), fmt="o-",
+                      color=colour, markersize=4, capsize=2, label=f"{label}: error {curve.ece:.2%}")  # fmt: skip
+        middles = [(each.low + each.high) / 2 + (index - (len(shown) - 1) / 2) * width for each in curve.bins]
+        right.bar(middles, [each.count for each in curve.bins], width, color=colour, label=label)
     left.set(xlabel="confidence (predicted probability)", ylabel="accuracy", title=safe_text(title))
     right.set(xlabel="confidence (predicted probability)", ylabel="images", title="images by confidence")
     for axis in (left, right):
@@ -295,7 +295,7 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
         ("training, minutes", [(each.train_seconds or 0.0) / 60 for each in models]),
         ("parameters, millions", [each.cost.parameters / 1e6 for each in models]),
     ]
-    # A cost of 0 is not known.
+    # A cost of 0 means unknown.
     costs = [(label, values) for label, values in costs if any(values)][:2]
     figure, axes = new_figure(len(costs))
     largest = max(each.cost.parameters for each in models)
@@ -312,13 +312,13 @@ def save_tradeoff(comparison: Comparison, path: Path) -> None:
         is_wide = max(values) > 10 * min(filter(None, values))
         axis.set(xlabel=label, xscale="log" if is_wide else "linear")
         if is_wide:
-            _label_logarithms(axis.xaxis)
+            _label_log_axis(axis.xaxis)
         axis.margins(x=0.25, y=0.2)
     axes[0].set(ylabel="accuracy (%), 95% interval", title="accuracy against cost (area: parameters)")
     save_figure(figure, path)
 
 
-def _label_logarithms(axis: Axis) -> None:
+def _label_log_axis(axis: Axis) -> None:
     """Label a logarithmic axis with plain numbers instead of powers."""
     low, high = axis.get_view_interval()
     # Where few powers of ten are visible, numbers between them get labels too.
@@ -336,7 +336,7 @@ def new_figure(count: int, size: tuple[float, float] | None = None, *, rows: int
         size: in inches.
     """
     matplotlib.rcParams.update(_STYLE)
-    # Not by pyplot, which would need a backend and keep the figure.
+    # Without pyplot, which needs a backend and keeps a reference to the figure.
     figure = Figure(figsize=size or (6.4 * count, 4.4 * rows), layout="constrained")
     return figure, list(figure.subplots(rows, count, squeeze=False).flat)
 
@@ -362,7 +362,9 @@ def _caption_font(file: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.truetype(file, 11)
 
 
-def _fitted(label: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, side: int) -> str:
+def _shorten_to_fit(
+    label: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, side: int
+) -> str:
     while label and pen.textlength(label, font) > side:
         label = label[:-2] + "…" if len(label) > 2 else ""
     return label

@@ -15,12 +15,12 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 def families(text: str) -> list[str]:
     """Return the font families, for matplotlib's fallback, that have the letters of a text; DejaVu Sans comes first."""
-    found, missing = [LATIN], {letter for letter in text if not _has(LATIN, letter)}
+    chosen, missing = [LATIN], {letter for letter in text if not _has(LATIN, letter)}
     for name in _files():
         if covered := {letter for letter in missing if _has(name, letter)}:
-            found.append(name)
+            chosen.append(name)
             missing -= covered
-    return found
+    return chosen
 
 
 def file_for(text: str) -> str:
@@ -30,8 +30,8 @@ def file_for(text: str) -> str:
 
 def drawable(text: str) -> str:
     """Return the text with letters that no font has replaced by their numbers."""
-    found = families(text)
-    return "".join(c if any(_has(name, c) for name in found) else f"\\u{ord(c):04x}" for c in text)
+    names = families(text)
+    return "".join(c if any(_has(name, c) for name in names) else f"\\u{ord(c):04x}" for c in text)
 
 
 @cache

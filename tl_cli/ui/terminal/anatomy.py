@@ -106,7 +106,11 @@ def print_freeze_plan(console: Console, result: FreezePlanResult) -> None:
         console.print(Text(f"frozen throughout: the first {frozen} of {layers} layers", style="dim"))
     print_section(console, f"parameter groups of {config.optimizer}, peak learning rates", _groups_table(result))
     letters = result.by_name.letters
-    print_section(console, f"a common mistake: freezing all but names with '{letters}'", *_by_name(result.by_name))
+    print_section(
+        console,
+        f"a common mistake: freezing all but names with '{letters}'",
+        *_explain_freezing_by_name(result.by_name),
+    )
 
 
 def print_residuals(console: Console, result: ResidualsResult) -> None:
@@ -119,7 +123,7 @@ def print_residuals(console: Console, result: ResidualsResult) -> None:
     scores = f", accuracy {report.accuracy:.2%}, loss {report.loss:.4f}" if report.accuracy is not None else ""
     print_title(console, result.title, f"{report.images:,} images: {result.source}{scores}")
     console.print(_residual_table(report, before, console))
-    console.print(_columns_explained(report, result.against if before else "", console))
+    console.print(_explain_columns(report, result.against if before else "", console))
     console.print()
     for line in result.sentences:
         console.print(plain(line, limit=4000))
@@ -163,19 +167,19 @@ def print_drift(console: Console, result: DriftResult) -> None:
     )
     legend += " statistics: the relative change of BatchNorm means and variances." if wide else ""
     console.print(Text(legend, style="dim"))
-    for line in _drift_in_words(layers):
+    for line in _explain_drift(layers):
         console.print(plain(line, limit=4000))
 
 
 def print_features(console: Console, result: FeaturesResult) -> None:
     """Print how well the features classify without the head, and a map of them."""
-    features = result.found
+    features = result.neighbourhood
     about = f"{len(features.labels):,} of {result.images:,} images on the map: {result.source}"
     print_title(console, result.title, about)
     facts = [("head", tables.format_accuracy(features.by_head))] if features.by_head else []
     facts.append((f"{features.neighbours}-NN", tables.format_accuracy(features.by_neighbours)))
     console.print(facts_grid(facts))
-    console.print(plain(_in_words(features), limit=4000))
+    console.print(plain(_explain_features(features), limit=4000))
     print_section(console, "t-SNE map of the features: images that are close have similar features")
     for line in _scatter(features, result.classes, console):
         console.print(line, no_wrap=True, crop=True)
@@ -271,17 +275,19 @@ def _rate(rate: float, trained: int, parameters: int) -> str:
     return f"lr {rate:.3g}" + (f" ({trained / parameters:.0%})" if trained < parameters else "")
 
 
-def _by_name(found: ByName) -> list[Text]:
-    total = found.frozen + found.trainable
-    lines = [Text(f"would freeze {found.frozen:,} of {total:,} parameters, and train {found.trainable:,}.")]
-    if found.head_frozen:
-        lines.append(plain(f"the new head ({', '.join(found.head_frozen)}) would stay frozen at random weights", "bad"))
-    if found.body_trained:
-        more = f" and {found.body_trained - 1:,} others" if found.body_trained > 1 else ""
-        lines.append(plain(f"{found.example}{more} in the backbone would train, because of their names", "bad"))
-    if not found.trainable:
+def _explain_freezing_by_name(effect: ByName) -> list[Text]:
+    total = effect.frozen + effect.trainable
+    lines = [Text(f"would freeze {effect.frozen:,} of {total:,} parameters, and train {effect.trainable:,}.")]
+    if effect.head_frozen:
+        lines.append(
+            plain(f"the new head ({', '.join(effect.head_frozen)}) would stay frozen at random weights", "bad")
+        )
+    if effect.body_trained:
+        more = f" and {effect.body_trained - 1:,} others" if effect.body_trained > 1 else ""
+        lines.append(plain(f"{effect.example}{more} in the backbone would train, because of their names", "bad"))
+    if not effect.trainable:
         lines.append(Text("nothing would train", style="bad"))
-    if found.is_right:
+    if effect.is_right:
         lines.append(Text("correct for this model, except that BatchNorm statistics would still change", style="good"))
     return lines
 
@@ -323,7 +329,7 @@ def _effect(effect: Effect, report: ResidualReport) -> Text:
     return Text(f"{effect.kept:.0%}", style="bad" if effect.kept < 0.5 else "val" if effect.kept < 0.8 else "")
 
 
-def _columns_explained(report: ResidualReport, against: str, console: Console) -> Text:
+def _explain_columns(report: ResidualReport, against: str, console: Console) -> Text:
     medium = console.width >= 64
     legend = ["|F|/|x|: norm of the branch's output divided by the shortcut's"]
     if against and medium:
@@ -338,7 +344,7 @@ def _columns_explained(report: ResidualReport, against: str, console: Console) -
     return plain("; ".join(legend), "dim", limit=4000)
 
 
-def _drift_in_words(layers: Sequence[LayerDrift]) -> list[str]:
+def _explain_drift(layers: Sequence[LayerDrift]) -> list[str]:
     body = [each for each in layers if not each.is_head and each.moved is not None]
     if not body:
         return []
@@ -356,7 +362,7 @@ def _drift_in_words(layers: Sequence[LayerDrift]) -> list[str]:
     return lines
 
 
-def _in_words(features: Neighbourhood) -> str:
+def _explain_features(features: Neighbourhood) -> str:
     voters = f"{features.neighbours} nearest neighbours by cosine among {features.known:,} training images"
     if features.by_head is None or features.agree is None:
         return f"{voters}; the model was not trained on these classes, so this estimates what a new head could reach."
@@ -383,7 +389,7 @@ def _scatter(features: Neighbourhood, classes: Sequence[str], console: Console) 
         line = Text()
         for column in range(width):
             labels = cells.get((row, column), [])
-            # Of equally frequent classes the first.
+            # If several classes are equally frequent, the first.
             line.append(_letter(max(sorted(set(labels)), key=labels.count)) if labels else " ")
         line.rstrip()
         lines.append(line)
@@ -406,7 +412,7 @@ def _tiles(pictures: Sequence[Tensor], captions: Sequence[str], console: Console
         return grid_of(
             [Group(plain(text), shaded(each.float().mean(0) / 255, size)) for text, each in rows], 1, size, below=1
         )
-    # As many per row as stay large enough, and rows of equal length where possible.
+    # As many per row as fit at the smallest size, and rows of equal length if possible.
     columns = max(1, min(len(pictures), (console.width + 2) // (_SMALLEST_TILE + 2)))
     columns = next((each for each in range(columns, columns // 2, -1) if len(pictures) % each == 0), columns)
     size = min(largest, (console.width + 2) // columns - 2)

@@ -11,13 +11,13 @@ from tl_cli.ui.terminal.console import plain, print_error
 from tl_cli.ui.terminal.layout import make_table
 
 
-def print_cache(console: Console, found: CacheListing) -> None:
+def print_cache(console: Console, listing: CacheListing) -> None:
     """Print the kinds of what is kept between runs: entries, size, unused size, and description."""
-    console.print(plain(f"{found.folder}: {_size(found.size)}", "bold", limit=4000), soft_wrap=True)
+    console.print(plain(f"{listing.folder}: {_size(listing.size)}", "bold", limit=4000), soft_wrap=True)
     table = make_table("kind", "entries", "size", "unused 1 day", "unused 30 days", "what", left=("kind", "what"))
     for column in table.columns:
         column.no_wrap = False
-    for kind in found.kinds:
+    for kind in listing.kinds:
         sizes = (_size(size) for size in (kind.bytes, kind.bytes_unused_1_day, kind.bytes_unused_30_days))
         table.add_row(kind.kind, f"{kind.entries:,}", *sizes, kind.about)
     console.print(table)

@@ -25,7 +25,7 @@ _POINT_SYMBOLS, _ASCII_POINTS = {"test": "◆", "best": "★"}, {"test": "#", "b
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """The size of a chart in characters, and what the terminal can show."""
+    """The size of a chart in characters, and whether the terminal shows colours and Unicode."""
 
     width: int
     height: int
@@ -55,7 +55,7 @@ class Canvas:
 def draw(panel: Panel, canvas: Canvas) -> Text:
     """Return the curves of a panel, with axes and labels, as a block of text as large as the canvas.
 
-    Without points it is ``no points yet``; where there is no room, nothing.
+    Without points, the text is ``no points yet``; on a canvas that is too small, it is empty.
     """
     shown = _shown(panel, canvas)
     if not shown or canvas.width < 16 or canvas.height < 4:
@@ -105,7 +105,7 @@ def points_line(canvas: Canvas) -> Text:
 def legend(panel: Panel, canvas: Canvas) -> list[Text]:
     """Return the legend of a panel: each label with its symbol."""
     return [
-        # As it is drawn: a braille line looks like a stroke.
+        # plotext's braille dots look like a solid line.
         _legend_entry(
             symbol_of(panel, line, canvas).replace("braille", "·" if line.kind == "samples" else "━"),
             line.label,
@@ -129,13 +129,13 @@ def symbol_of(panel: Panel, line: Line, canvas: Canvas) -> str:
     if line.kind == "samples":
         return symbols[0]
     others = [each for each in panel.lines if each.kind == "line"]
-    before = next(index for index, each in enumerate(others) if each is line)
+    index = next(index for index, each in enumerate(others) if each is line)
     if canvas.colour and not canvas.ascii:
         # Lines that share a colour have different symbols.
-        before = sum(each.colour == line.colour for each in others[:before])
+        index = sum(each.colour == line.colour for each in others[:index])
     elif any(each.kind == "samples" for each in panel.lines):
-        before += 1
-    return symbols[before % len(symbols)]
+        index += 1
+    return symbols[index % len(symbols)]
 
 
 def _shown(panel: Panel, canvas: Canvas) -> list[tuple[Line, Points]]:
@@ -216,7 +216,7 @@ def _tick_labels(values: Sequence[float]) -> list[str]:
 def ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
     """Return about ``count`` multiples of 1, 2 or 5 times a power of ten within low..high.
 
-    As matplotlib's MaxNLocator does, whose import takes as long as the rest of `tl plot --terminal`.
+    Like matplotlib's MaxNLocator, whose import takes as long as the rest of `tl plot --terminal`.
     """
     rough = (high - low) / count
     if rough < 1e-300:

@@ -32,11 +32,11 @@ Format = Literal["table", "markdown", "csv", "json"]
 
 
 class ComparisonReport(TerminalObserver, CompareObserver):
-    """Shows a comparison as it is made: trainings and progress, then the result, which it also writes to files.
+    """Shows the trainings and the progress of a comparison, then the result, which it also writes to files.
 
     Args:
         console: for the result.
-        aside: for everything else; on stderr where stdout is for programs.
+        aside: for everything else; on stderr if stdout is for programs.
         form: of the result.
         output: folder for files; None writes none, except for those that are recorded.
     """
@@ -60,7 +60,7 @@ class ComparisonReport(TerminalObserver, CompareObserver):
         self._aside.print(plain(f"training {number} of {total}: {title}", "bold mark"))
 
     def compared(self, result: CompareResult) -> Report:
-        """Print the result and write its files; also where the reader of stdout is gone, so that it is recorded."""
+        """Print the result and write its files; if the pipe of stdout is closed, continue, so that it is recorded."""
         self.close()
         self._broken_pipe = try_to_show(lambda: _show(self._console, result, self._form))
         if self._output is not None:
@@ -114,7 +114,7 @@ def write_files(result: CompareResult, folder: Path) -> list[Path]:
     paths = [folder / f"comparison.{ending}" for ending in ("md", "csv", "json")]
     for path, text in zip(paths, _texts(result).values(), strict=True):
         write_text(path, text)
-    return paths + curve_figures.drawn(lambda: save_pictures(result.comparison, result.curves, folder))
+    return paths + curve_figures.try_to_draw(lambda: save_pictures(result.comparison, result.curves, folder))
 
 
 def print_comparison(console: Console, comparison: Comparison, curves: Series) -> None:

@@ -119,9 +119,9 @@ def is_ascii(console: Console) -> bool:
 
 
 def settle_encoding(stream: TextIO) -> None:
-    """Make a stream replace characters that its encoding lacks by others of equal width.
+    """Make a stream replace characters that its encoding lacks with others of equal width.
 
-    With an explicit C locale Python still writes UTF-8, which such a terminal cannot show.
+    With LC_ALL=C, Python still writes UTF-8, which such a terminal cannot show.
     """
     if not isinstance(stream, io.TextIOWrapper):
         return
@@ -148,7 +148,7 @@ def shortened(value: object, cells: int) -> str:
 
 
 def print_error(message: str) -> None:
-    """Print a failure to stderr, line by line safe."""
+    """Print a failure to stderr; control characters are escaped."""
     _print_aside(Text("error: ", style="bold red"), message)
 
 

@@ -17,12 +17,11 @@ from tl_cli.ui.terminal.charts import Canvas
 from tl_cli.ui.terminal.console import is_live, is_terminal, plain, shortened
 from tl_cli.ui.terminal.epochs import best_line, epoch_line, epoch_table
 from tl_cli.ui.terminal.formats import time_left
-from tl_cli.ui.terminal.layout import progress_bar
-from tl_cli.ui.terminal.screen import Display
+from tl_cli.ui.terminal.layout import charts_per_row, progress_bar
+from tl_cli.ui.terminal.screen import full_screen
 
 Runs = Sequence[tuple[RunFacts, History]]
-_TWO_WIDE = 72  # smallest width for two charts side by side
-_LOWEST, _HIGHEST = 8, 22  # rows of a chart
+_MIN_ROWS, _MAX_ROWS = 8, 22  # rows of a chart
 _WAITING = "no run is training yet; waiting for one (Ctrl-C to stop, tl plot --terminal for the latest)"
 _ENDS = {
     "finished": "is complete",
@@ -42,7 +41,7 @@ def print_curves(console: Console, runs: Runs, options: PanelOptions) -> None:
         console.print(Text("no points yet", style="dim"))
         return
     # Four charts below each other do not fit a screen, and scroll anyway.
-    fits = is_terminal(console) and _columns(len(shown), console.width) > 1
+    fits = is_terminal(console) and charts_per_row(len(shown), console.width) > 1
     room = console.height - len(runs) - 4 if fits else 0
     grid, canvas = _grid(console, shown, console.width, room, single=len(runs) == 1)
     console.print(grid)
@@ -68,13 +67,13 @@ def print_ended(console: Console, result: CurvesResult, options: PanelOptions) -
 
 
 class Follower(FollowObserver):
-    """Shows runs while they go on.
+    """Shows runs while they train.
 
     Args:
         options: its metrics are replaced by those that are recorded.
 
     Attributes:
-        screen: to be entered before the first reading.
+        screen: a context manager, entered before the curves are first read.
     """
 
     def __init__(self, console: Console, options: PanelOptions) -> None:
@@ -83,7 +82,7 @@ class Follower(FollowObserver):
         self._console, self._options = console, options
 
     def curves(self, result: CurvesResult, trouble: str = "") -> None:
-        """Keep the curves; ``trouble`` says why they may be out of date."""
+        """Keep the curves; ``trouble``: why they may be out of date."""
         self.runs, self._options = result.runs, replace(self._options, metrics=result.metrics)
 
 
@@ -132,20 +131,14 @@ class FollowLines(Follower):
 
 
 class FollowScreen(Follower):
-    """A full screen with the name of a run, its progress and its curves.
-
-    It uses the terminal's alternate screen: a resize leaves no traces, and the former content comes back.
-    """
+    """A full screen with the name of a run, its progress and its curves."""
 
     def __init__(self, console: Console, options: PanelOptions) -> None:
         super().__init__(console, options)
         self._readings = 0
         self._trouble, self._empty = "", "reading the run"
         self._drawn: tuple[object, RenderableType] | None = None
-        self.screen = Display(
-            get_renderable=lambda: self, console=console, screen=True, refresh_per_second=2,
-            redirect_stdout=False, redirect_stderr=False,
-        )  # fmt: skip
+        self.screen = full_screen(console, self, refresh_per_second=2)
 
     def waiting(self) -> None:
         """Show, with the next refresh, that no run trains yet."""
@@ -181,7 +174,7 @@ class FollowScreen(Follower):
             room -= rows + 1
             table.append(epoch_table(history.epochs[-rows:], history.best, width))
         # The first panels, as many full rows as fit.
-        fitting = shown[: room // (_LOWEST + 2) * _columns(len(shown), width)]
+        fitting = shown[: room // (_MIN_ROWS + 2) * charts_per_row(len(shown), width)]
         grid = [_grid(console, fitting, width, room, single=single)[0]] if fitting else []
         return [*top, *grid, *table, *foot]
 
@@ -208,23 +201,17 @@ def _titles(console: Console, runs: Runs, shown: Sequence[Panel]) -> list[Text]:
     return lines
 
 
-def _columns(count: int, width: int) -> int:
-    if width < _TWO_WIDE or count == 1:
-        return 1
-    return 3 if count == 3 and width >= 150 else 2
-
-
 def _grid(
     console: Console, shown: Sequence[Panel], width: int, room: int, *, single: bool
 ) -> tuple[RenderableType, Canvas]:
     """Return the charts in rows that fill ``room`` rows of text; 0 is no limit."""
-    columns = _columns(len(shown), width)
+    columns = charts_per_row(len(shown), width)
     rows = -(-len(shown) // columns)
-    each = (width - 2 * (columns - 1)) // columns
-    wide = Canvas.on(console, each, 10)
+    chart_width = (width - 2 * (columns - 1)) // columns
+    wide = Canvas.on(console, chart_width, 10)
     headings = [charts.heading(panel, wide, with_legend=single) for panel in shown]
-    height = max(_LOWEST, min(_HIGHEST, room // rows - max(map(len, headings)))) if room else 14
-    canvas = Canvas.on(console, each, height)
+    height = max(_MIN_ROWS, min(_MAX_ROWS, room // rows - max(map(len, headings)))) if room else 14
+    canvas = Canvas.on(console, chart_width, height)
     return charts.arrange(shown, canvas, columns, headings), canvas
 
 
@@ -237,7 +224,7 @@ def _progress(facts: RunFacts, history: History, width: int, *, named: bool) -> 
 
 
 def _time_left(facts: RunFacts, history: History) -> str:
-    """Return the time left in the phase, from its own latest epochs; empty where it has none yet."""
+    """Return the time left in the phase, estimated from its latest epochs; empty before the first one."""
     done, total = len(history.epochs), facts.epochs_wanted
     if not total or total <= done:
         return ""

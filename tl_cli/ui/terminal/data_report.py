@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from tl_cli.api.data_check import Doubts, class_counts, class_ratio, crop_notes, readable, sizes_of
+from tl_cli.api.data_check import Doubts, class_counts, class_ratio, crop_notes, readable_files, sizes_of
 from tl_cli.data.balance import UNEVEN
 from tl_cli.data.checks import Findings, Twins
 from tl_cli.errors import some
@@ -70,7 +70,7 @@ def _print_classes(console: Console, findings: Findings) -> None:
 
 
 def _print_files(console: Console, findings: Findings) -> None:
-    looks = readable(findings)
+    looks = readable_files(findings)
     sizes = sizes_of(findings)
     if sizes is None:
         return

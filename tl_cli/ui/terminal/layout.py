@@ -11,6 +11,7 @@ from rich.text import Text
 from tl_cli.ui.terminal.console import is_ascii, plain
 
 Cells = Sequence[str | Text]
+_TWO_WIDE, _THREE_WIDE = 72, 150  # smallest widths for charts side by side
 
 
 def make_table(*headings: str, left: Collection[str] = (), gap: int = 2) -> Table:
@@ -55,6 +56,13 @@ def grid_of(
     for start in range(0, len(cells), columns):
         grid.add_row(*cells[start : start + columns])
     return grid
+
+
+def charts_per_row(count: int, width: int) -> int:
+    """Return how many of ``count`` charts are side by side."""
+    if width < _TWO_WIDE or count == 1:
+        return 1
+    return 3 if count == 3 and width >= _THREE_WIDE else 2
 
 
 def flow(entries: Iterable[Text], width: int) -> list[Text]:

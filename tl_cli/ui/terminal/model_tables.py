@@ -16,22 +16,22 @@ from tl_cli.ui.terminal.layout import make_table
 _HEADINGS = {"params": "params", "flops": "MACs", "top1": "top-1", "input": "input", "disk": "weights"}
 
 
-def print_models(console: Console, found: ModelList, *, by_family: bool) -> None:
+def print_models(console: Console, listed: ModelList, *, by_family: bool) -> None:
     """Print the rows and notes; unknown values are dashes.
 
     Args:
         by_family: under one line of history per family; else each row names its family.
     """
-    _print_rows(console, found.rows, by_family=by_family)
+    _print_rows(console, listed.rows, by_family=by_family)
     console.print()
-    if found.total > len(found.rows):
-        console.print(f"{len(found.rows)} of {found.total:,} shown; --limit 0 shows all.", style="dim")
+    if listed.total > len(listed.rows):
+        console.print(f"{len(listed.rows)} of {listed.total:,} shown; --limit 0 shows all.", style="dim")
     console.print(
         "MACs: multiply-adds per image of that input size, counted. top-1: ImageNet, as the library states it.",
         style="dim",
     )
-    if found.more_in_timm:
-        more = f"timm has {found.more_in_timm:,} more: tl models --source timm, or tl models PATTERN."
+    if listed.more_in_timm:
+        more = f"timm has {listed.more_in_timm:,} more: tl models --source timm, or tl models PATTERN."
         console.print(more, style="dim")
 
 

@@ -63,7 +63,7 @@ class Lines:
     """One line per image: its name, and the most likely classes.
 
     Args:
-        predictions: whose classes and decoding are used.
+        predictions: the source of the class names and of the settings for decoding.
     """
 
     def __init__(self, console: Console, predictions: PredictionStream, top: int, *, show: bool) -> None:
@@ -76,9 +76,12 @@ class Lines:
     def __call__(self, prediction: Prediction) -> None:
         """Print the line, after a small picture if requested."""
         if self._show:
-            side, of = 2 * _THUMBNAIL, self._predictions
+            stream = self._predictions
             picture = decode_picture(
-                prediction.path, short_side=side, pixel_range=of.pixel_range, max_pixels=of.max_pixels
+                prediction.path,
+                short_side=2 * _THUMBNAIL,
+                pixel_range=stream.pixel_range,
+                max_pixels=stream.max_pixels,
             )
             self._console.print(thumbnail(as_tensor(picture.pixels), _THUMBNAIL))
         best = prediction.top(self._top)
@@ -86,7 +89,7 @@ class Lines:
         cell = self._label + 8
         fits = max(1, min(len(best), (self._console.width - 16) // cell))
         room = self._console.width - fits * cell
-        line = Text(_ending(safe_text(prediction.path, limit=8000), room - 2))
+        line = Text(_path_end(safe_text(prediction.path, limit=8000), room - 2))
         line.pad_right(max(0, room - line.cell_len))
         for index, (name, probability) in enumerate(best[:fits]):
             style = "bold" if index == 0 else "dim"
@@ -107,8 +110,8 @@ def _write_csv(top: int, prediction: Prediction) -> None:
     _write(csv_text([[prediction.path, *cells]]))
 
 
-def _ending(path: str, room: int) -> str:
-    """Return the end of a path, which differs from that of its neighbours."""
+def _path_end(path: str, room: int) -> str:
+    """Return the end of a path, where the paths of several images differ."""
     room = max(8, room)
     return path if cell_len(path) <= room else "..." + set_cell_size(path[::-1], room - 3)[::-1].lstrip()
 

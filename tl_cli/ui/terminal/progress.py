@@ -32,15 +32,15 @@ from tl_cli.ui.terminal.charts import Canvas
 from tl_cli.ui.terminal.console import is_live, plain
 from tl_cli.ui.terminal.epochs import best_line, epoch_line, epoch_table, unfreezing_note
 from tl_cli.ui.terminal.formats import epoch_range, time_left
-from tl_cli.ui.terminal.layout import progress_bar
-from tl_cli.ui.terminal.screen import Display
+from tl_cli.ui.terminal.layout import charts_per_row, progress_bar
+from tl_cli.ui.terminal.screen import full_screen
 
 _PHASE_TITLES = {"head": "head only", "fine-tune": "fine-tuning"}
 
 
 @dataclass(frozen=True, slots=True)
 class Title:
-    """What is running, for the top of the screen."""
+    """The run and the machine, for the top of the screen."""
 
     run_name: str
     machine: str
@@ -51,7 +51,7 @@ def open_screen(console: Console, title: Title, history: History) -> AbstractCon
     """Return the live screen where the terminal can show one, else the plain lines.
 
     Args:
-        history: is notified of each event before the screen.
+        history: must receive each event before the screen does.
     """
     if is_live(console):
         return LiveScreen(console, title, history)
@@ -97,7 +97,6 @@ class PlainLines:
 class LiveScreen:
     """A full-screen display of the events so far, redrawn four times per second.
 
-    It uses the terminal's alternate screen: resizing leaves nothing behind, and the previous content comes back.
     What libraries write to stderr in the meantime is printed afterwards.
     """
 
@@ -118,14 +117,8 @@ class LiveScreen:
         self._speed = 0.0
         self._notes: list[str] = []
         self._drawn: tuple[object, list[Table]] = (None, [])
-        self._live = Display(
-            get_renderable=lambda: self,
-            console=console,
-            screen=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._stderr = _held_stderr()
+        self._live = full_screen(console, self)
+        self._stderr = _hold_stderr()
 
     def __enter__(self) -> Self:
         with ExitStack() as opened:
@@ -217,7 +210,7 @@ class LiveScreen:
         return self._drawn[1]
 
     def _draw_charts(self, width: int, height: int) -> list[Table]:
-        columns = 3 if width >= 150 else 2 if width >= 72 else 1
+        columns = charts_per_row(3, width)
         is_stacked = columns == 1 and height >= 14
         makers = [panels.loss_by_step]
         makers += [panels.loss_by_epoch] if columns == 3 else []
@@ -244,7 +237,7 @@ def _phase_line(event: PhaseStarted) -> str:
 
 
 @contextmanager
-def _held_stderr() -> Iterator[None]:
+def _hold_stderr() -> Iterator[None]:
     """Hold what Python and C libraries write to stderr, and print each line once when the block is left."""
     sys.stderr.flush()
     try:

@@ -19,7 +19,7 @@ class TerminalConsent:
     """Asks on the terminal.
 
     Args:
-        console: on which the runs are shown.
+        console: for the runs to be removed.
     """
 
     def __init__(self, console: Console) -> None:
@@ -51,7 +51,7 @@ def print_closed(console: Console, closed: ClosedRuns, flag: str) -> None:
     """Print the closed runs, each with the command that resumes it.
 
     Args:
-        flag: that the command needs to find the store, after a space.
+        flag: option with the address of the store, after a space; empty for the default store.
     """
     if not closed.runs:
         console.print("no run is dead")
@@ -73,7 +73,7 @@ def print_sent(console: Console, sent: SentRuns) -> None:
 
 
 def print_removed(console: Console, removed: RemovedRuns) -> None:
-    """Print what was removed, what it freed, and what remains."""
+    """Print what was removed, how much disk space is free now, and what could not be removed."""
     if not removed.runs:
         console.print("nothing was removed")
     for each in removed.runs:
@@ -84,7 +84,7 @@ def print_removed(console: Console, removed: RemovedRuns) -> None:
             for folder in each.kept:
                 console.print(plain(f"{folder} stays"), soft_wrap=True)
         else:
-            print_warning(_remains(each))
+            print_warning(_describe_remaining(each))
     if removed.on_disk:
         advice = "mlflow runs restore --run-id ID restores a run, tl runs rm --purge ID frees the disk"
         console.print(f"their {removed.on_disk / 1e6:,.0f} MB stay on the disk; {advice}", style="dim", soft_wrap=True)
@@ -94,7 +94,7 @@ def _freed(run: RemovedRun) -> str:
     return f"{run.freed / 1e6:,.0f} MB are free"
 
 
-def _remains(run: RemovedRun) -> str:
+def _describe_remaining(run: RemovedRun) -> str:
     more = len(run.remaining) - _SHOWN
     return "\n".join(
         [
@@ -106,13 +106,13 @@ def _remains(run: RemovedRun) -> str:
     )
 
 
-def print_relocation(console: Console, found: Relocation) -> None:
+def print_relocation(console: Console, relocation: Relocation) -> None:
     """Print the folders before and now, the number of records, and what is missing."""
-    for old, new in found.moves:
+    for old, new in relocation.moves:
         console.print(plain(f"{old} -> {new}"), soft_wrap=True)
-    names = {table: table.replace("_", " ").removesuffix("s" * (n == 1)) for table, n in found.counts.items()}
-    counted = ", ".join(f"{count:,} {names[table]}" for table, count in found.counts.items())
-    done = f"{counted} {'would be' if found.dry_run else 'are now'} recorded at the new location"
-    console.print(done if found.changes else "nothing to relocate: no record leads elsewhere", soft_wrap=True)
-    for missing_id, path in found.missing:
+    names = {table: table.replace("_", " ").removesuffix("s" * (n == 1)) for table, n in relocation.counts.items()}
+    counted = ", ".join(f"{count:,} {names[table]}" for table, count in relocation.counts.items())
+    done = f"{counted} {'would be' if relocation.dry_run else 'are now'} recorded at the new location"
+    console.print(done if relocation.changes else "nothing to relocate: no record leads elsewhere", soft_wrap=True)
+    for missing_id, path in relocation.missing:
         print_warning(f"the files of {missing_id} are not here; recorded: {path}")

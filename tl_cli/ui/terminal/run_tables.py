@@ -63,7 +63,7 @@ def runs_table(console: Console, runs: Sequence[RunFacts]) -> Table:
     columns = _columns(console, runs)
     widths = {name: width_of({name: cells}, gap) for name, cells in columns.items()}
     longest = max(cell_len(run.name) + (2 if run.parent_id else 0) for run in runs)
-    # People recognize runs by their names: they get up to a third of a narrow list.
+    # Users recognize runs by name: names get up to a third of a narrow list.
     name_width = min(longest, max(_MIN_NAME, min(36, width // 3)))
     left = width - name_width - gap - widths["id"] - widths["val"]
     # Where all runs are finished, their status is the least useful column.
@@ -131,23 +131,23 @@ def spark(values: Sequence[float], width: int, *, ascii_only: bool = False) -> s
     return "".join(letters[round((value - low) / (high - low) * (len(letters) - 1))] for value in picked)
 
 
-def print_differences(console: Console, apart: Differences, alike: Mapping[str, str]) -> None:
+def print_differences(console: Console, different: Differences, equal: Mapping[str, str]) -> None:
     """Print settings, machines and results that differ, one column per run."""
-    names = [f"{run.name} ({run.short_id})" for run in apart.runs]
-    results = {key: [_result(key, value) for value in values] for key, values in apart.results.items()}
-    if not apart.settings:
+    names = [f"{run.name} ({run.short_id})" for run in different.runs]
+    results = {key: [_result(key, value) for value in values] for key, values in different.results.items()}
+    if not different.settings:
         console.print("no setting differs")
     blocks: list[tuple[str, Sequence[str], Mapping[str, Sequence[str | None]]]] = [
-        ("different settings", names, {key.replace("_", "-"): values for key, values in apart.settings.items()}),
-        ("made with", names, apart.made_with),
+        ("different settings", names, {key.replace("_", "-"): values for key, values in different.settings.items()}),
+        ("made with", names, different.made_with),
         ("results", names, results),
-        ("equal in all", [""], {key.replace("_", "-"): [value] for key, value in alike.items()}),
+        ("equal in all", [""], {key.replace("_", "-"): [value] for key, value in equal.items()}),
     ]
     for title, runs, rows in blocks:
         if rows:
             console.print(*[""] * (title != blocks[0][0]), _block(console, title, runs, rows), sep="\n")
-    if apart.alike and not alike:
-        console.print(Text(f"{apart.alike} settings are equal; --all shows them", style="dim"))
+    if different.num_equal and not equal:
+        console.print(Text(f"{different.num_equal} settings are equal; --all shows them", style="dim"))
 
 
 def _block(
@@ -156,20 +156,24 @@ def _block(
     """Return one row per setting, or a block of rows where the terminal is too narrow for one column per run."""
     first = max(len(title), *(min(_LONGEST_KEY, cell_len(safe_text(key))) for key in rows))
     room = (console.width - first - 2 * len(names)) // len(names)
-    if room >= 12:
-        table = make_table(left=())
-        table.header_style = "bold"
-        table.add_column(title, no_wrap=True, style="dim")
-        for name in names:
-            table.add_column(plain(shortened(name, room)), overflow="fold", max_width=room)
-        for key, values in rows.items():
-            table.add_row(Text(shortened(key, first)), *map(_value, values))
-        return table
+    if room < 12:
+        return _block_of_lines(console.width, title, names, rows)
+    table = make_table()
+    table.header_style = "bold"
+    table.add_column(title, no_wrap=True, style="dim")
+    for name in names:
+        table.add_column(plain(shortened(name, room)), overflow="fold", max_width=room)
+    for key, values in rows.items():
+        table.add_row(Text(shortened(key, first)), *map(_value, values))
+    return table
+
+
+def _block_of_lines(width: int, title: str, names: Sequence[str], rows: Mapping[str, Sequence[str | None]]) -> Group:
     lines = [Text(title, style="bold")]
     for key, values in rows.items():
-        lines.append(Text(shortened(key, console.width), "dim"))
+        lines.append(Text(shortened(key, width), "dim"))
         for name, value in zip(names, values, strict=True):
-            lines.append(Text(f"  {shortened(name, max(6, console.width // 2 - 2))}  ").append_text(_value(value)))
+            lines.append(Text(f"  {shortened(name, max(6, width // 2 - 2))}  ").append_text(_value(value)))
     return Group(*lines)
 
 

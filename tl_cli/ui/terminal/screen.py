@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
 
@@ -64,6 +64,17 @@ class Display(Live):
         self._alt_screen = shown
         self.console.set_alt_screen(shown)
         self.console.show_cursor(not shown)
+
+
+def full_screen(console: Console, content: RenderableType, *, refresh_per_second: float = 4) -> Display:
+    """Return a display of the content, laid out again at each refresh, on the terminal's alternate screen.
+
+    A resize leaves no traces, and the previous content of the terminal comes back.
+    """
+    return Display(
+        get_renderable=lambda: content, console=console, screen=True, refresh_per_second=refresh_per_second,
+        redirect_stdout=False, redirect_stderr=False,
+    )  # fmt: skip
 
 
 @contextmanager

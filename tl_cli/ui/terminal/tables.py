@@ -20,11 +20,11 @@ _SHOWN_CLASSES = 10
 
 
 def freeze_table(parts: Sequence[Part], phases: Sequence[Phase], width: int) -> Group:
-    """Return, part by part, what trains in each phase, at which rate, and what BatchNorm does.
+    """Return, for each part of the model, what trains in each phase, at which rate, and the BatchNorm statistics.
 
     Args:
-        width: of the terminal; a narrow one gets the statistics of BatchNorm in a line of their own, and of many phases
-            only the first and the last.
+        width: of the terminal; if it is narrow, BatchNorm statistics are in a separate line, and only the first and the
+            last of many phases are shown.
     """
     count = len(phases)
     shown = list(range(count)) if count <= 2 or width >= 40 + 20 * count else [0, count - 1]
@@ -45,13 +45,13 @@ def freeze_table(parts: Sequence[Part], phases: Sequence[Phase], width: int) -> 
     norms = sum(part.batch_norms for part in parts)
     if narrow and norms:
         first = next((phase.first for number, phase in enumerate(phases) if any(p.updating[number] for p in parts)), 0)
-        do = f"update from epoch {first}" if first > 1 else "update" if first else "fixed"
-        lines.append(f"statistics of {norms} BatchNorm layers: {do}")
+        state = f"update from epoch {first}" if first > 1 else "update" if first else "fixed"
+        lines.append(f"statistics of {norms} BatchNorm layers: {state}")
     return Group(table, *(Text(line, style="dim") for line in lines))
 
 
 def settings_table(resolved: Resolved, *, only_given: bool = False) -> Table:
-    """Return the resolved settings with where each came from and why."""
+    """Return the resolved settings with the source and the reason of each."""
     table = make_table("setting", "value", "from", "why", left=("setting", "value", "from", "why"))
     for index in (1, 3):
         table.columns[index].no_wrap, table.columns[index].overflow = False, "fold"
@@ -106,5 +106,5 @@ def _phase_cell(part: Part, phase: Phase, number: int, *, brief: bool) -> str:
     if brief or not part.batch_norms:
         return trains
     updating = part.updating[number]
-    do = "fixed" if not updating else "update" if updating == part.batch_norms else f"{updating} update"
-    return f"{trains}; {part.batch_norms} BatchNorm {do}"
+    state = "fixed" if not updating else "update" if updating == part.batch_norms else f"{updating} update"
+    return f"{trains}; {part.batch_norms} BatchNorm {state}"

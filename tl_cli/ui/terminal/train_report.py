@@ -24,11 +24,11 @@ from tl_cli.ui.terminal.layout import facts_grid, print_section
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """Print the model, the data, and what each part of the model does in each phase."""
+    """Print the model, the data, and which parts of the model train in each phase."""
     counts = ", ".join(f"{len(images):,} {name}" for name, images in plan.data.parts.items())
-    how = plan.classifier.preprocessing
-    shape = {"center": "", "squash": ", squashed", "border": ", padded"}[how.crop_mode]
-    counts += f", at {how.crop} px{shape}"
+    preprocessing = plan.classifier.preprocessing
+    shape = {"center": "", "squash": ", squashed", "border": ", padded"}[preprocessing.crop_mode]
+    counts += f", at {preprocessing.crop} px{shape}"
     console.print(plain(f"{plan.config.model}  {plan.classifier.weights.name}", "bold"))
     console.print(plain(f"{plan.data.spec.source}: {len(plan.data.classes)} classes, {counts}"))
     if plan.classifier.head_start is not None:
@@ -52,7 +52,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def _refinements(plan: Plan) -> list[str]:
-    """Return what the table of parts does not show: frozen layers, layer decay, what cached features leave out."""
+    """Return lines that complete the table of parts: frozen layers, layer decay, effects of cached features."""
     config, strategy, lines = plan.config, plan.strategy, []
     if strategy.frozen_layers:
         count = strategy.frozen_layers

@@ -12,7 +12,7 @@ from tl_cli.io.download import Progress
 from tl_cli.training import events
 from tl_cli.training.history import History
 from tl_cli.training.plan import Plan
-from tl_cli.ui.figures.curve_figures import drawn, save_contact_sheet, save_curves
+from tl_cli.ui.figures.curve_figures import save_contact_sheet, save_curves, try_to_draw
 from tl_cli.ui.panels import PanelOptions
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import Console, plain, print_note
@@ -51,11 +51,11 @@ class TrainingScreen(TerminalObserver, TrainObserver):
             save_contact_sheet(images, labels, path)
             return [path]
 
-        return drawn(save, warn)
+        return try_to_draw(save, warn)
 
     def draw_curves(self, history: History, folder: Path, warn: Callable[[str], None]) -> list[Path]:
         """Write the curves of the run."""
-        return drawn(lambda: save_curves([history], PanelOptions(), folder), warn)
+        return try_to_draw(lambda: save_curves([history], PanelOptions(), folder), warn)
 
 
 def print_result(console: Console, result: TrainResult | DryRun) -> None:
