@@ -146,7 +146,13 @@ def test_a_map_of_features_fits_with_all_its_classes_named(width: int, count: in
     screen, out = console(width)
     ids = tuple(str(index) for index in range(count))
     result = FeaturesResult(
-        title="net", model="net", source="data", ids=ids, images=count, classes=tuple(classes), neighbourhood=neighbourhood
+        title="net",
+        model="net",
+        source="data",
+        ids=ids,
+        images=count,
+        classes=tuple(classes),
+        neighbourhood=neighbourhood,
     )
     anatomy.print_features(screen, result)
     text = fits(out, width)
