@@ -287,7 +287,7 @@ def test_a_second_ctrl_c_exits_immediately(point: str, tmp_path: Path, ready_dat
     while process.is_alive():
         os.kill(process.pid, signal.SIGINT)
         process.join(1.3)
-    output = (tmp_path / "output.txt").read_text()
+    output = (tmp_path / "output").read_text()
     assert process.exitcode == 130, output
     assert "Traceback" not in output
 

@@ -47,8 +47,8 @@ def tl_process(
 def start_in(
     folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
 ) -> "multiprocessing.process.BaseProcess":
-    """Start ``tl`` in a folder; its output is appended to ``folder/output.txt``."""
-    with (folder / "output.txt").open("ab") as output:
+    """Start ``tl`` in a folder; its output is appended to ``folder/output``."""
+    with (folder / "output").open("ab") as output:
         return tl_process(
             *arguments, cwd=folder, stdout=output.fileno(), stderr=output.fileno(), prepare=prepare, **environment
         )
@@ -58,10 +58,10 @@ def run_in(
     folder: Path, *arguments: str | Path, prepare: Callable[[], None] | None = None, **environment: str
 ) -> tuple[int | None, str]:
     """Run ``tl`` in a folder as ``start_in`` does; return its exit code and output."""
-    (folder / "output.txt").unlink(missing_ok=True)
+    (folder / "output").unlink(missing_ok=True)
     process = start_in(folder, *arguments, prepare=prepare, **environment)
     process.join()
-    return process.exitcode, (folder / "output.txt").read_bytes().decode(errors="replace")
+    return process.exitcode, (folder / "output").read_bytes().decode(errors="replace")
 
 
 def _be_tl(

@@ -112,11 +112,11 @@ def test_one_of_two_concurrent_resumes_completes_a_run(tmp_path: Path, ready_dat
     wait_until(first, lambda: newest_step(tmp_path) >= 6)
     os.kill(first.pid, signal.SIGKILL)
     first.join()
-    assert first.exitcode == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
+    assert first.exitcode == -signal.SIGKILL, (tmp_path / "output").read_text()
     both = [start_in(tmp_path, "train", "--resume", "latest") for _ in range(2)]
     for process in both:
         process.join()
-    output = (tmp_path / "output.txt").read_text()
+    output = (tmp_path / "output").read_text()
     # The other process comes while the run is locked, while it trains, or when it is complete.
     assert sorted(process.exitcode for process in both) == [0, 2], output
     (run,) = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").search_runs(["1"])
@@ -137,7 +137,7 @@ def test_two_concurrent_evaluations_record_each_metric_once(
     both = [start_in(tmp_path, "eval", "latest", "--split", "val") for _ in range(2)]
     for process in both:
         process.join()
-    assert [process.exitcode for process in both] == [0, 0], (tmp_path / "output.txt").read_text()
+    assert [process.exitcode for process in both] == [0, 0], (tmp_path / "output").read_text()
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (run,) = client.search_runs(["1"])
     keys = [key for key in run.data.metrics if key.startswith("eval/")]
