@@ -60,7 +60,7 @@ def test_help_names_every_choice() -> None:
         "recipe": ("default", "fast", "blog"),
         "schedule": ("constant", "cosine", "one-cycle", "plateau"),
         "resize": ("crop", "squash", "pad"),
-        "layout": ("channels-last", "contiguous"),
+        "layout": ("channels-last", "contiguous", "images-last"),
     }
     assert all(choice in OPTIONS[name].help for name, names in choices.items() for choice in names)
     # Typer lists the choices itself where an option has no placeholder.

@@ -13,6 +13,7 @@ from tl_cli.compute.autotune import (
     Candidate,
     Choice,
     Work,
+    open_axes,
     probe,
     search,
     thread_counts,
@@ -56,6 +57,13 @@ def test_the_fastest_value_of_each_axis_is_chosen() -> None:
 
 def test_small_gains_do_not_justify_less_precision_or_more_threads() -> None:
     assert fastest({"bf16": 0.88, 2: 0.95}) == Candidate("contiguous", "fp32", 1, False)
+
+
+def test_images_last_is_tried_where_a_cpu_trains() -> None:
+    training = open_axes(WORK, ["precision"])["layout"]
+    assert training == ("contiguous", "channels-last", "images-last")
+    for work in (replace(WORK, trains=False), replace(WORK, device=torch.device("cuda"))):
+        assert "images-last" not in open_axes(work, ["precision"])["layout"]
 
 
 def test_ties_keep_the_safest() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tl_cli.choices import Layout
 from tl_cli.compute import device as machine
 from tl_cli.compute.device import Autocasting, Machine, bf16_is_fast, bf16_may_be_fast, choose_device, prepare_machine
 from tl_cli.errors import UsageError
@@ -23,15 +24,15 @@ def config(**settings: object) -> TrainConfig:
     return TrainConfig.model_validate(needed | settings)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "images-last"])
 @pytest.mark.parametrize("fold", [None, True, False])
-def test_logits_equal_the_networks_to_rounding(fold: bool | None, layout: torch.memory_format) -> None:
+def test_logits_equal_the_networks_to_rounding(fold: bool | None, layout: Layout) -> None:
     model = registry.create("efficientnet_b0", 3, weights="none", input_size=32).model.eval()
     torch.nn.init.normal_(model.get_submodule("classifier.1").weight)
     images = torch.randn(16, 3, 32, 32)
     with torch.inference_mode():
         own = model(images)
-        machine = Machine(CPU, memory_format=layout, fold=fold)
+        machine = Machine(CPU, layout=layout, fold=fold)
         seen = Autocasting(machine.place(model), machine)(images)
     torch.testing.assert_close(seen, own, rtol=1e-3, atol=1e-4)
 
@@ -95,9 +96,15 @@ def test_fp16_is_refused_on_a_cpu() -> None:
         prepare_machine("cpu", precision="fp16", layout="contiguous", fold=None, threads=0)
 
 
+def test_images_last_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(UsageError, match="images-last is for CPUs; on a GPU use channels-last"):
+        prepare_machine("cuda", precision="fp32", layout="images-last", fold=None, threads=0)
+
+
 def test_the_machine_follows_the_config() -> None:
     machine = prepare_machine("cpu", precision="bf16", layout="channels-last", fold=None, threads=0)
-    assert machine == Machine(CPU, "bf16", torch.channels_last)
+    assert machine == Machine(CPU, "bf16", "channels-last")
     assert machine.describe().endswith("bf16, channels-last")
 
 

@@ -54,13 +54,29 @@ def test_concurrent_batches_have_the_same_logits() -> None:
     """The last batch is so small that its convolutions keep their BatchNorm, while another batch folds it."""
     classifier = registry.create("mobilenet_v3_small", 4, weights="none")
     freezing.freeze_backbone(classifier.model, classifier.head_modules)
-    network = Autocasting(classifier.model, Machine(torch.device("cpu"), memory_format=torch.channels_last))
+    network = Autocasting(classifier.model, Machine(torch.device("cpu"), layout="channels-last"))
     batches = _images(24, 24, 1, 24, 1, 24, 1)
     alone = torch.cat([found for _, found in outputs(network, batches)])
     for _ in range(3):
         together = torch.cat([found for _, found in outputs(network, batches, at_once=2)])
         torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert not any("forward" in vars(module) for module in classifier.model.modules())
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_each_evaluation_uses_the_weights_of_its_time(at_once: int) -> None:
+    classifier = registry.create("mobilenet_v3_small", 4, weights="none")
+    network = Autocasting(classifier.model, Machine(torch.device("cpu"), layout="channels-last"))
+    batches = _images(8, 8, 8)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in classifier.model.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.02)
+        found = compute_logits(network, batches, at_once=at_once).logits
+        with torch.inference_mode():
+            expected = torch.cat([classifier.model(batch.inputs) for batch in batches])
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        assert not any("forward" in vars(module) for module in classifier.model.modules())
 
 
 def test_a_network_that_fails_restores_the_number_of_threads() -> None:

@@ -24,7 +24,6 @@ from tl_cli.compute.device import (
     cores,
     device_name,
     idle_cores,
-    memory_format_of,
 )
 from tl_cli.errors import StorageError
 from tl_cli.io.atomic import write_text
@@ -33,7 +32,7 @@ from tl_cli.models.freezing import batch_norms
 
 Axis = Literal["threads", "layout", "precision", "fold"]
 
-_FORMAT = 3
+_FORMAT = 4
 # Below this a probe cannot tell candidates apart.
 _LEAST_BUDGET_S = 2.0
 _ROUNDS = 3
@@ -166,7 +165,7 @@ def probe(
         is_open = "threads" not in fixed and work.device.type == "cpu"
         threads = idle_cores() if is_open else start.threads
         return replace(known, best=replace(known.best, threads=threads)) if known else None
-    axes = _open_axes(work, fixed)
+    axes = open_axes(work, fixed)
     if known is not None:
         axes = {axis: values for axis, values in axes.items() if axis == "threads"}
         start = replace(known.best, threads=start.threads)
@@ -230,17 +229,18 @@ def _winner(axis: Axis, seconds: Seconds) -> Candidate:
     return best
 
 
-def _open_axes(work: Work, fixed: Collection[Axis]) -> dict[Axis, Sequence[object]]:
+def open_axes(work: Work, fixed: Collection[Axis]) -> dict[Axis, Sequence[object]]:
     """Return the axes with a choice, in the order in which they are searched; layout first, on which precision depends.
 
     Args:
         fixed: the axes that the user has chosen.
     """
+    on_cpu = work.device.type == "cpu"
     possible: dict[Axis, Sequence[object]] = {
-        "layout": ("contiguous", "channels-last"),
+        "layout": ("contiguous", "channels-last", *(("images-last",) if work.trains and on_cpu else ())),
         "precision": ("fp32", "bf16") if bf16_may_be_fast(work.device) else (),
         "fold": (False, True) if work.trains else (),
-        "threads": thread_counts(cores()) if work.device.type == "cpu" else (),
+        "threads": thread_counts(cores()) if on_cpu else (),
     }
     return {axis: values for axis, values in possible.items() if axis not in fixed and len(values) > 1}
 
@@ -273,12 +273,11 @@ class _Bench:
     def seconds(self, candidate: Candidate) -> float:
         """Return the duration of a step; infinity where it fails, for lack of memory or of an operation."""
         torch.set_num_threads(candidate.threads)
-        memory_format = memory_format_of(candidate.layout)
-        machine = Machine(self._work.device, candidate.precision, memory_format, candidate.fold)
+        machine = Machine(self._work.device, candidate.precision, candidate.layout, candidate.fold)
         machine.place(self._model)
         # Threads change nothing about a network.
         network = self._networks.setdefault(replace(candidate, threads=1), Autocasting(self._model, machine))
-        images = self._noise[: self._images].contiguous(memory_format=memory_format)
+        images = self._noise[: self._images].contiguous(memory_format=machine.memory_format)
         machine.wait()
         started = time.perf_counter()
         try:

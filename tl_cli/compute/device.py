@@ -32,15 +32,20 @@ class Machine:
     Attributes:
         device: of the model and its batches.
         precision: of matrix products and convolutions; weights and losses are fp32.
-        memory_format: of images and convolution weights.
+        layout: of images, convolution weights and feature maps; ``images-last`` is channels-last except for small maps.
         fold: whether frozen BatchNorm is folded into a convolution that trains, where that takes less time; None: on a
             CPU only. Where neither of them trains, a CPU always folds.
     """
 
     device: torch.device
     precision: Precision = "fp32"
-    memory_format: torch.memory_format = torch.contiguous_format
+    layout: Layout = "contiguous"
     fold: bool | None = None
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Torch's name of the layout of images and convolution weights."""
+        return torch.contiguous_format if self.layout == "contiguous" else torch.channels_last
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which a forward pass runs."""
@@ -93,6 +98,8 @@ class Machine:
             "layout": str(self.memory_format),
             "shortcuts": self.takes_shortcuts,
         }
+        if self.layout == "images-last":
+            facts["images_last"] = True
         if self.device.type == "cpu":
             facts["capability"] = torch.backends.cpu.get_cpu_capability()
             facts["processor"] = sorted(name for name, has in cpu_facts().items() if has is True)
@@ -108,17 +115,17 @@ class Machine:
         else:
             threads = torch.get_num_threads()
             name = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-        layout = "channels-last" if self.memory_format == torch.channels_last else "contiguous"
-        return f"{name}, {self.precision}, {layout}"
+        return f"{name}, {self.precision}, {self.layout}"
 
 
 class _Passes:
-    """The threads that are inside a network, and the shortcuts that it has while there are any."""
+    """How many threads are inside a network, and the shortcuts that it has while there are any."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.threads = 0
-        self.shortcuts = ExitStack()
+        self.inside = 0
+        self.constant = False
+        self.shortcuts: ExitStack | None = None
 
     def __deepcopy__(self, memo: object) -> "_Passes":
         return _Passes()
@@ -146,30 +153,53 @@ class Autocasting(nn.Module):
         return logits.float()
 
     @contextmanager
+    def constant(self) -> Iterator[None]:
+        """Convert weights once for all forward passes in the block, during which they must not change."""
+        with self._inside(constant=True):
+            yield
+
+    @contextmanager
     def _with_shortcuts(self, inputs: torch.Tensor) -> Iterator[None]:
         if inputs.dim() != 4 or not self.machine.takes_shortcuts:
             yield
             return
+        with self._inside():
+            passes = self._passes
+            with passes.lock:
+                # All threads share the network: the first one installs the shortcuts, the last one removes them.
+                if passes.shortcuts is None:
+                    shortcuts = installed(
+                        self._find_shortcuts(inputs),
+                        fold=self.machine.fold is not False,
+                        images_last=self.machine.layout == "images-last",
+                        constant=passes.constant,
+                    )
+                    passes.shortcuts = ExitStack()
+                    passes.shortcuts.enter_context(shortcuts)
+            yield
+
+    @contextmanager
+    def _inside(self, *, constant: bool = False) -> Iterator[None]:
         passes = self._passes
         with passes.lock:
-            # All threads share the network: the first one in installs the shortcuts, the last one out removes them.
-            if not passes.threads:
-                fold = self.machine.fold is not False
-                passes.shortcuts.enter_context(installed(self._find_shortcuts(inputs), fold=fold))
-            passes.threads += 1
+            passes.inside += 1
+            passes.constant = passes.constant or constant
         try:
             yield
         finally:
             with passes.lock:
-                passes.threads -= 1
-                if not passes.threads:
-                    passes.shortcuts.close()
+                passes.inside -= 1
+                if not passes.inside:
+                    passes.constant = False
+                    if passes.shortcuts is not None:
+                        passes.shortcuts.close()
+                        passes.shortcuts = None
 
     def _find_shortcuts(self, inputs: torch.Tensor) -> tuple[Shortcut, ...]:
         if self._shortcuts is None:
             # Noise instead of the batch: an image of one colour would prove little.
             generator = torch.Generator().manual_seed(0)
-            example = torch.randn((1, *inputs.shape[1:]), generator=generator).to(inputs.device)
+            example = torch.randn((2, *inputs.shape[1:]), generator=generator).to(inputs.device)
             self._shortcuts = find_shortcuts(self.network, example)
         return self._shortcuts
 
@@ -195,7 +225,7 @@ def inference_machine(device: DeviceName) -> Machine:
     Raises:
         UsageError: torch finds no such GPU.
     """
-    return Machine(choose_device(device), memory_format=torch.channels_last)
+    return Machine(choose_device(device), layout="channels-last")
 
 
 def prepare_machine(
@@ -213,18 +243,15 @@ def prepare_machine(
     chosen = choose_device(device)
     if precision == "fp16" and chosen.type == "cpu":
         raise UsageError("--precision fp16 is for GPUs; on a CPU use fp32 or bf16")
+    if layout == "images-last" and chosen.type != "cpu":
+        raise UsageError("--layout images-last is for CPUs; on a GPU use channels-last")
     if threads:
         torch.set_num_threads(threads)
     if chosen.type == "cuda":
         # All batches but the last have one size, so searching for the fastest algorithm pays. TensorFloat-32 stays as
         # torch sets it: used by convolutions, not by matrix products in fp32.
         torch.backends.cudnn.benchmark = True
-    return Machine(chosen, precision, memory_format_of(layout), fold)
-
-
-def memory_format_of(layout: Layout) -> torch.memory_format:
-    """Return torch's name of a layout."""
-    return torch.channels_last if layout == "channels-last" else torch.contiguous_format
+    return Machine(chosen, precision, layout, fold)
 
 
 def bf16_is_fast(device: torch.device) -> bool:

@@ -1,7 +1,15 @@
 """Equal but cheaper ways through a network: convolutions on small maps, and BatchNorm folded into a convolution.
 
 Shortcuts are installed for a forward pass and removed afterwards: modules, parameters, buffers and state keys stay as
-they are.
+they are. Each is checked on the network itself (``find_shortcuts``); which exist, and when they are used on a CPU:
+
+- BatchNorm with fixed statistics is folded into the convolution before it: maps with at least 2 numbers per weight.
+- A dense kernel becomes one matrix (``small_maps``): 16 images, maps of at most 4 pixels.
+- A depthwise kernel loses the taps that never reach the map; its weight gradient is a product per channel on maps of at
+  most 16 pixels (``small_maps``).
+- Under autocast, a depthwise convolution with gradients computes in float32 (``small_maps``).
+- With ``--layout images-last``, folded depthwise convolutions on maps of at most 144 pixels, and pointwise ones after
+  them, are matrix products (``images_last``): 16 images, with gradients.
 """
 
 import threading
@@ -9,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from tl_cli.compute import images_last
 from tl_cli.compute.small_maps import convolve, is_supported, output_pixels
 from tl_cli.models.freezing import in_eval_mode
 
@@ -35,25 +44,39 @@ _WORTH_FOLDING = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
-    """A convolution and, where nothing else uses its output, the BatchNorm after it."""
+    """A convolution and, where nothing else uses its output, the BatchNorm after it.
+
+    Attributes:
+        images_last: whether the convolution may return maps with images last, which no later module depends on.
+    """
 
     conv: nn.Conv2d
     norm: nn.BatchNorm2d | None = None
+    images_last: bool = False
 
 
 @contextmanager
-def installed(shortcuts: Sequence[Shortcut], *, fold: bool, least: float = _WORTH_FOLDING) -> Iterator[None]:
+def installed(
+    shortcuts: Sequence[Shortcut],
+    *,
+    fold: bool,
+    images_last: bool = False,
+    constant: bool = False,
+    always: bool = False,
+) -> Iterator[None]:
     """Let a network use these shortcuts while the block lasts.
 
     BatchNorm in training mode is never folded.
 
     Args:
         fold: fold BatchNorm also where it or its convolution trains; where neither does, it is folded anyway.
-        least: fold only where the maps between the two have this many numbers per weight of the convolution.
+        images_last: compute folded convolutions on small maps with images last while there are gradients.
+        constant: fold each norm once, since the weights do not change while the block lasts.
+        always: use every shortcut that is possible, also where it does not pay.
     """
     with ExitStack() as stack:
         for shortcut in shortcuts:
-            route = _Route(shortcut.conv, shortcut.norm, fold, least)
+            route = _Route(shortcut.conv, shortcut.norm, fold, images_last and shortcut.images_last, constant, always)
             stack.enter_context(_forward_of(shortcut.conv, route.convolve))
             if shortcut.norm is not None:
                 stack.enter_context(_forward_of(shortcut.norm, route.follow))
@@ -63,11 +86,11 @@ def installed(shortcuts: Sequence[Shortcut], *, fold: bool, least: float = _WORT
 def find_shortcuts(model: nn.Module, example: Tensor) -> tuple[Shortcut, ...]:
     """Return the shortcuts of a network, checked on the example: with them every module must have the same output.
 
-    The model is left as it was. If folding changes an output, nothing is folded; if the other shortcuts still change
-    one, there are none.
+    The model is left as it was. Shortcuts are given up until no output changes: first images last, then folding, then
+    all others.
 
     Args:
-        example: images (B, C, H, W) on the model's device; one is enough.
+        example: images (B, C, H, W) on the model's device; two are enough (one would lie the same way, first or last).
     """
     with torch.inference_mode(False), torch.no_grad():
         if example.is_inference():
@@ -92,9 +115,13 @@ def _find(tried: nn.Module, example: Tensor, model: nn.Module) -> tuple[Shortcut
         watched = _watch(tried, example)
         convs = [module for module in tried.modules() if isinstance(module, nn.Conv2d) and is_supported(module)]
         folding = tuple(Shortcut(conv, watched.norms.get(conv)) for conv in convs)
-        for shortcuts in (folding, tuple(Shortcut(conv) for conv in convs)):
+        moving = tuple(replace(shortcut, images_last=True) for shortcut in folding)
+        for shortcuts in (moving, folding, tuple(Shortcut(conv) for conv in convs)):
             if shortcuts and _agree(tried, example, watched, shortcuts):
-                return tuple(Shortcut(original[shortcut.conv], original[shortcut.norm]) for shortcut in shortcuts)
+                return tuple(
+                    Shortcut(original[shortcut.conv], original[shortcut.norm], shortcut.images_last)
+                    for shortcut in shortcuts
+                )
     return ()
 
 
@@ -114,19 +141,23 @@ class _Route:
     conv: nn.Conv2d
     norm: nn.BatchNorm2d | None
     fold: bool
-    least: float
+    images_last: bool
+    constant: bool
+    always: bool
     now: _PerThread = field(default_factory=_PerThread)
+    # By autocast's type.
+    folded: dict[torch.dtype | None, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def convolve(self, maps: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
-        self.now.folded = norm is not None and self._folds(norm, maps)
+        moves = self._puts_images_last(maps)
+        self.now.folded = norm is not None and self._folds(norm, maps, moves=moves)
         if norm is None or not self.now.folded:
-            return convolve(conv, maps, conv.weight, conv.bias)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-        mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-        return convolve(conv, maps, conv.weight * scale.view(-1, 1, 1, 1), norm.bias - mean * scale)
+            return convolve(conv, _images_first(maps), conv.weight, conv.bias)
+        weight, bias = self._fold(norm)
+        if moves:
+            return images_last.convolve(conv, maps, weight, bias)
+        return convolve(conv, _images_first(maps), weight, bias)
 
     def follow(self, maps: Tensor) -> Tensor:
         assert self.norm is not None
@@ -137,13 +168,43 @@ class _Route:
             maps = part(maps)
         return maps
 
-    def _folds(self, norm: nn.BatchNorm2d, maps: Tensor) -> bool:
-        if norm.training:
+    def _fold(self, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+        """Return weight and bias of the convolution and its norm in one."""
+        conv, device = self.conv, self.conv.weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        if self.constant and dtype in self.folded:
+            return self.folded[dtype]
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+        weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - mean * scale
+        if self.constant:
+            # Autocast would convert them in each pass.
+            weight, bias = self.folded[dtype] = (weight.to(dtype), bias.to(dtype)) if dtype else (weight, bias)
+        return weight, bias
+
+    def _puts_images_last(self, maps: Tensor) -> bool:
+        if not self.images_last or not images_last.fits(self.conv, maps):
             return False
-        learns = self.conv.weight.requires_grad or norm.weight.requires_grad or norm.bias.requires_grad
-        if learns and torch.is_grad_enabled() and not self.fold:
+        has_gradients = torch.is_grad_enabled() and (maps.requires_grad or self._trains)
+        return self.always or (has_gradients and len(maps) >= images_last.FEWEST_IMAGES)
+
+    def _folds(self, norm: nn.BatchNorm2d, maps: Tensor, *, moves: bool) -> bool:
+        if norm.training or (not self.fold and self._trains and torch.is_grad_enabled()):
             return False
-        return len(maps) * output_pixels(self.conv, maps) >= self.least * self.conv.weight[0].numel()
+        pixels = len(maps) * output_pixels(self.conv, maps)
+        return moves or self.always or pixels >= _WORTH_FOLDING * self.conv.weight[0].numel()
+
+    @property
+    def _trains(self) -> bool:
+        parameters = (self.conv.weight, self.norm.weight, self.norm.bias) if self.norm is not None else ()
+        return any(parameter.requires_grad for parameter in parameters)
+
+
+def _images_first(maps: Tensor) -> Tensor:
+    """Return maps that other convolutions take: those with images last are copied."""
+    return maps.contiguous(memory_format=torch.channels_last) if images_last.is_images_last(maps) else maps
 
 
 def _after_norm(norm: nn.BatchNorm2d) -> list[nn.Module]:
@@ -235,7 +296,7 @@ class _Uses(TorchDispatchMode):
 def _agree(model: nn.Module, example: Tensor, watched: _Watched, shortcuts: Sequence[Shortcut]) -> bool:
     """Whether every module's output is the same with shortcuts; convolutions with a folded norm are left out."""
     try:
-        with installed(shortcuts, fold=True, least=0):
+        with installed(shortcuts, fold=True, images_last=True, always=True):
             again = _watch(model, example)
     except _FORWARD_ERRORS:
         return False

@@ -25,7 +25,7 @@ _FAST_SIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
+class Side:
     """One side of a map under a kernel that is cut down to the taps that reach the map.
 
     Attributes:
@@ -74,14 +74,14 @@ def is_supported(conv: nn.Conv2d) -> bool:
 
 def output_pixels(conv: nn.Conv2d, maps: Tensor) -> int:
     """Return the number of pixels of one output map of a convolution."""
-    return math.prod(side.out for side in _sides(conv, maps))
+    return math.prod(side.out for side in sides_of(conv, maps))
 
 
 def convolve(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the output of ``conv`` for maps with these weights, equal except for the order of sums.
 
     On a CPU a depthwise convolution that has a gradient is computed in float32 under autocast too: there its bfloat16
-    gradient took 7 times as long, while that of the dense ones gained.
+    gradient took 7 times as long, while that of the dense ones gained. Its output has autocast's type.
 
     Args:
         maps: (B, C, H, W).
@@ -89,23 +89,27 @@ def convolve(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None)
         bias: (out_channels,), or None.
     """
     if maps.device.type != "cpu":
-        return _plain(maps, weight, bias, _sides(conv, maps), conv)
-    is_depthwise = conv.groups == conv.in_channels == conv.out_channels > 1
+        return _plain(maps, weight, bias, sides_of(conv, maps), conv)
+    if not is_depthwise(conv):
+        return _dense(conv, maps, weight, bias)
     learns = torch.is_grad_enabled() and (maps.requires_grad or weight.requires_grad)
-    if is_depthwise and learns and torch.is_autocast_enabled("cpu"):
-        with torch.autocast("cpu", enabled=False):
-            return _depthwise(conv, maps.float(), weight, bias)
-    if is_depthwise:
-        return _depthwise(conv, maps, weight, bias)
-    return _dense(conv, maps, weight, bias)
+    if learns and torch.is_autocast_enabled("cpu"):
+        output: Tensor = _InFloat32.apply(maps, weight, bias, sides_of(conv, maps), torch.get_autocast_dtype("cpu"))
+        return output
+    return _depthwise(conv, maps, weight, bias)
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether each channel has one kernel."""
+    return conv.groups == conv.in_channels == conv.out_channels > 1
 
 
 def _depthwise(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    sides = _sides(conv, maps)
+    sides = sides_of(conv, maps)
     if math.prod(conv.dilation) > 1:
         return _plain(maps, weight, bias, sides, conv)
-    rows, columns = (_cropped(side) for side in sides)
-    weight = _remaining(weight, rows, columns)
+    rows, columns = cropped_sides(conv, maps)
+    weight = remaining_taps(weight, rows, columns)
     if weight.shape[2:] == maps.shape[2:] == (1, 1):
         return _add_bias(maps * weight.view(1, -1, 1, 1), bias)
     learns = weight.requires_grad and torch.is_grad_enabled()
@@ -119,7 +123,7 @@ def _depthwise(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 def _dense(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    sides = _sides(conv, maps)
+    sides = sides_of(conv, maps)
     rows, columns = sides
     pixels, positions = rows.size * columns.size, rows.out * columns.out
     is_small = max(pixels, positions) <= _MATRIX_PIXELS and len(maps) >= _MATRIX_IMAGES
@@ -131,7 +135,7 @@ def _dense(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None) -
     if weight[0, 0].numel() == 1 or weight.stride(1) > 1:
         return _plain(maps, weight, bias, sides, conv)
     rows, columns = (_cropped(side) for side in sides)
-    matrix: Tensor = _Matrix.apply(_remaining(weight, rows, columns), rows, columns)
+    matrix: Tensor = _Matrix.apply(remaining_taps(weight, rows, columns), rows, columns)
     product = F.linear(maps.permute(0, 2, 3, 1).flatten(1), matrix)
     return _add_bias(product.view(len(maps), rows.out, columns.out, -1).permute(0, 3, 1, 2), bias)
 
@@ -140,21 +144,19 @@ def _add_bias(output: Tensor, bias: Tensor | None) -> Tensor:
     return output if bias is None else output + bias.to(output.dtype).view(1, -1, 1, 1)
 
 
-def _plain(maps: Tensor, weight: Tensor, bias: Tensor | None, sides: tuple[_Side, _Side], conv: nn.Conv2d) -> Tensor:
+def _plain(maps: Tensor, weight: Tensor, bias: Tensor | None, sides: tuple[Side, Side], conv: nn.Conv2d) -> Tensor:
     maps, padding = _padded(maps, *sides)
     return F.conv2d(maps, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
 
 
-def _enlarged(
-    conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None, rows: _Side, columns: _Side
-) -> Tensor:
+def _enlarged(conv: nn.Conv2d, maps: Tensor, weight: Tensor, bias: Tensor | None, rows: Side, columns: Side) -> Tensor:
     """Convolve maps with more zeros after them, and cut off what these add to the output."""
     larger = F.pad(maps, (0, _missing(columns), 0, _missing(rows)))
     output = F.conv2d(larger, weight, bias, conv.stride, (rows.before, columns.before), 1, conv.groups)
     return output[:, :, : rows.out, : columns.out]
 
 
-def _missing(side: _Side) -> int:
+def _missing(side: Side) -> int:
     return max(0, _FAST_SIDE - side.size)
 
 
@@ -163,11 +165,12 @@ def _pads_itself(conv: nn.Conv2d) -> bool:
     return type(conv).__name__ == "Conv2dSame" and type(conv).__module__.startswith("timm.")
 
 
-def _sides(conv: nn.Conv2d, maps: Tensor) -> tuple[_Side, _Side]:
+def sides_of(conv: nn.Conv2d, maps: Tensor) -> tuple[Side, Side]:
+    """Return rows and columns of maps (B, C, H, W) under the whole kernel."""
     return _side(conv, maps, 0), _side(conv, maps, 1)
 
 
-def _side(conv: nn.Conv2d, maps: Tensor, axis: int) -> _Side:
+def _side(conv: nn.Conv2d, maps: Tensor, axis: int) -> Side:
     size, taps, stride, dilation = maps.shape[2 + axis], conv.kernel_size[axis], conv.stride[axis], conv.dilation[axis]
     reach = (taps - 1) * dilation + 1
     if _pads_itself(conv):
@@ -178,26 +181,33 @@ def _side(conv: nn.Conv2d, maps: Tensor, axis: int) -> _Side:
         assert not isinstance(conv.padding, str)
         before = after = int(conv.padding[axis])
     out = (size + before + after - reach) // stride + 1
-    return _Side(size, 0, taps, stride, before, after, out, dilation)
+    return Side(size, 0, taps, stride, before, after, out, dilation)
 
 
-def _cropped(side: _Side) -> _Side:
+def cropped_sides(conv: nn.Conv2d, maps: Tensor) -> tuple[Side, Side]:
+    """Return rows and columns of maps (B, C, H, W) under those taps that cover a pixel at some output position."""
+    rows, columns = sides_of(conv, maps)
+    return _cropped(rows), _cropped(columns)
+
+
+def _cropped(side: Side) -> Side:
     """Return the side with only those taps that cover the map at some output position."""
     last_start = side.stride * (side.out - 1)
     first = max(0, side.before - last_start)
     taps = min(side.taps - 1, side.before + side.size - 1) - first + 1
     before = side.before - first
     after = max(0, last_start + taps - side.size - before)
-    return _Side(side.size, first, taps, side.stride, before, after, side.out)
+    return Side(side.size, first, taps, side.stride, before, after, side.out)
 
 
-def _remaining(weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
+def remaining_taps(weight: Tensor, rows: Side, columns: Side) -> Tensor:
+    """Return the taps of a kernel (O, I, h, w) that belong to cropped sides."""
     if weight.shape[2:] == (rows.taps, columns.taps):
         return weight
     return weight[:, :, rows.first : rows.first + rows.taps, columns.first : columns.first + columns.taps]
 
 
-def _padded(maps: Tensor, rows: _Side, columns: _Side) -> tuple[Tensor, tuple[int, int]]:
+def _padded(maps: Tensor, rows: Side, columns: Side) -> tuple[Tensor, tuple[int, int]]:
     """Return maps, padded here if the two ends differ, and the padding that is left to the convolution."""
     if rows.takes_even_padding and columns.takes_even_padding:
         return maps, (rows.before, columns.before)
@@ -208,7 +218,7 @@ class _Matrix(torch.autograd.Function):
     """A kernel (O, I, h, w), channels-last, as a matrix (positions x O, pixels x I) from a whole map to its output."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, rows: Side, columns: Side) -> Tensor:
         ctx.sides, ctx.channels = (rows, columns), weight.shape[:2]
         kernel = weight.permute(2, 3, 0, 1)
         wide = weight.new_zeros(_matrix_shape(rows, columns, *ctx.channels))
@@ -227,11 +237,11 @@ class _Matrix(torch.autograd.Function):
         return kernel.permute(2, 3, 0, 1), None, None
 
 
-def _matrix_shape(rows: _Side, columns: _Side, outputs: int, inputs: int) -> tuple[int, ...]:
+def _matrix_shape(rows: Side, columns: Side, outputs: int, inputs: int) -> tuple[int, ...]:
     return (rows.out, columns.out, outputs, rows.size, columns.size, inputs)
 
 
-def _windows(rows: _Side, columns: _Side) -> Iterator[tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]]:
+def _windows(rows: Side, columns: Side) -> Iterator[tuple[tuple[int, int], tuple[slice, slice], tuple[slice, slice]]]:
     for row in range(rows.out):
         row_taps, row_pixels = rows.window(row)
         for column in range(columns.out):
@@ -243,7 +253,7 @@ class _Depthwise(torch.autograd.Function):
     """A depthwise convolution whose weight gradient is a matrix product per channel, over the images."""
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor, rows: _Side, columns: _Side) -> Tensor:
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, rows: Side, columns: Side) -> Tensor:
         ctx.save_for_backward(maps, weight)
         ctx.sides = rows, columns
         padded, padding = _padded(maps, rows, columns)
@@ -262,30 +272,79 @@ class _Depthwise(torch.autograd.Function):
             gradients = gradient.permute(1, 0, 2, 3).reshape(channels, len(maps), -1)
             # (C, output positions, pixels of the map): the products, summed over the images.
             products = torch.bmm(gradients.transpose(1, 2), pixels).flatten(1)
-            of_weight = (products @ _coverage(rows, columns, weight.dtype)).view(weight.shape)
+            of_weight = (products @ coverage(rows, columns, weight.dtype)).view(weight.shape)
         return of_maps, of_weight, None, None
 
 
-def _maps_gradient(gradient: Tensor, maps: Tensor, weight: Tensor, sides: tuple[_Side, _Side]) -> Tensor:
+class _InFloat32(torch.autograd.Function):
+    """A depthwise convolution that computes in float32 on maps of another type."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None, sides: tuple[Side, Side], dtype: torch.dtype
+    ) -> Tensor:
+        padded, padding = _padded_float32(maps, *sides)
+        ctx.save_for_backward(maps, weight)
+        ctx.sides, ctx.has_bias = sides, bias is not None
+        stride, dilation = [side.stride for side in sides], [side.dilation for side in sides]
+        with torch.autocast("cpu", enabled=False):
+            return F.conv2d(padded, weight, bias, stride, padding, dilation, len(weight)).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        maps, weight = ctx.saved_tensors
+        padded, padding = _padded_float32(maps, *ctx.sides)
+        stride, dilation = [side.stride for side in ctx.sides], [side.dilation for side in ctx.sides]
+        needed = [*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2]]
+        of_maps, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            gradient.float(), padded, weight, [len(weight)], stride, list(padding), dilation, False, [0, 0],
+            len(weight), needed,
+        )  # fmt: skip
+        if of_maps is not None:
+            is_padded = of_maps.shape != maps.shape
+            of_maps = (_inner(of_maps, *ctx.sides) if is_padded else of_maps).to(maps.dtype)
+        return of_maps, of_weight, of_bias, None, None
+
+
+def _maps_gradient(gradient: Tensor, maps: Tensor, weight: Tensor, sides: tuple[Side, Side]) -> Tensor:
     rows, columns = sides
     padded, padding = _padded(maps, rows, columns)
     of_maps: Tensor = torch.ops.aten.convolution_backward(
         gradient, padded, weight, None, [rows.stride, columns.stride], list(padding), [1, 1], False, [0, 0],
         len(weight), [True, False, False],
     )[0]  # fmt: skip
-    if padded is maps:
-        return of_maps
-    return of_maps[:, :, rows.before : rows.before + rows.size, columns.before : columns.before + columns.size]
+    return of_maps if padded is maps else _inner(of_maps, rows, columns)
+
+
+def _inner(padded: Tensor, rows: Side, columns: Side) -> Tensor:
+    return padded[:, :, rows.before : rows.before + rows.size, columns.before : columns.before + columns.size]
+
+
+def _padded_float32(maps: Tensor, rows: Side, columns: Side) -> tuple[Tensor, tuple[int, int]]:
+    """Return ``_padded`` in float32, written once."""
+    if rows.takes_even_padding and columns.takes_even_padding:
+        return maps.float(), (rows.before, columns.before)
+    images, channels, height, width = maps.shape
+    size = (height + rows.before + rows.after, width + columns.before + columns.after)
+    padded = torch.empty((images, channels, *size), device=maps.device, memory_format=torch.channels_last)
+    for border in (
+        padded[:, :, : rows.before], padded[:, :, rows.before + height :],
+        padded[..., : columns.before], padded[..., columns.before + width :],
+    ):  # fmt: skip
+        border.zero_()
+    _inner(padded, rows, columns).copy_(maps)
+    return padded, (0, 0)
 
 
 @lru_cache(maxsize=64)
-def _coverage(rows: _Side, columns: _Side, dtype: torch.dtype) -> Tensor:
+def coverage(rows: Side, columns: Side, dtype: torch.dtype) -> Tensor:
     """Return (positions x pixels, taps): 1 where a tap covers a pixel at an output position."""
     high, wide = (_coverage_along(side) for side in (rows, columns))
     return torch.einsum("oit,pju->opijtu", high, wide).reshape(-1, rows.taps * columns.taps).to(dtype)
 
 
-def _coverage_along(side: _Side) -> Tensor:
+def _coverage_along(side: Side) -> Tensor:
     position, pixel, tap = torch.meshgrid(
         torch.arange(side.out), torch.arange(side.size), torch.arange(side.taps), indexing="ij"
     )

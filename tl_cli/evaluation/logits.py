@@ -5,6 +5,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tl_cli.compute.device import Machine, eval_batch
+from tl_cli.compute.device import Autocasting, Machine, eval_batch
 from tl_cli.contract import Preprocessing
 from tl_cli.data.batches import Batch, Loader
 from tl_cli.data.images import Images
@@ -151,10 +152,15 @@ def outputs(network: nn.Module, batches: Iterable[Batch], *, at_once: int = 1) -
             network must keep no state between forward passes.
     """
     network.eval()
-    if at_once == 1:
-        for batch in batches:
-            yield batch, _infer(network, batch)
-        return
+    with network.constant() if isinstance(network, Autocasting) else nullcontext():
+        if at_once == 1:
+            for batch in batches:
+                yield batch, _infer(network, batch)
+        else:
+            yield from _concurrently(network, batches, at_once)
+
+
+def _concurrently(network: nn.Module, batches: Iterable[Batch], at_once: int) -> Iterator[tuple[Batch, Tensor]]:
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(max(1, threads // at_once),))
     # Batches are prepared on one thread: idle OpenMP threads would spin and slow down the others.

@@ -219,7 +219,7 @@ class Settings(BaseModel):
     precision: Precision = _field("fp32", Setting("Machine", "NAME", default=_MACHINE))
     """fp32, bf16 or fp16."""
     layout: Layout = _field("channels-last", Setting("Machine", "NAME", default=_MACHINE))
-    """Memory layout: channels-last or contiguous."""
+    """Memory layout: channels-last, contiguous, or images-last (on a CPU, for small feature maps)."""
     threads: int = _field(0, Setting("Machine", default=_MACHINE), ge=0)
     """CPU threads of torch; 0: torch's own choice."""
     fold: bool | None = _field(None, Setting("Machine", default=_MACHINE))
