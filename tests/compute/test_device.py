@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tl_cli.choices import Layout
+from tl_cli.choices import Layout, Precision
 from tl_cli.compute import device as machine
 from tl_cli.compute.device import Autocasting, Machine, bf16_is_fast, bf16_may_be_fast, choose_device, prepare_machine
 from tl_cli.errors import UsageError
@@ -89,6 +89,20 @@ def test_a_gpu_takes_no_shortcuts_by_default() -> None:
     assert not Machine(torch.device("cuda")).takes_shortcuts
     assert Machine(torch.device("cuda"), fold=True).takes_shortcuts
     assert Machine(CPU, fold=False).takes_shortcuts
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "input_size", "images"),
+    [
+        ("cpu", "fp32", 64, 48), ("cpu", "fp32", 96, 21), ("cpu", "fp32", 224, 3), ("cpu", "fp32", 2048, 1),
+        ("cpu", "bf16", 64, 144), ("cpu", "bf16", 96, 64), ("cpu", "bf16", 32, 256), ("cuda", "fp32", 64, 256),
+        ("cuda", "bf16", 224, 20),
+    ],
+)  # fmt: skip
+def test_an_evaluation_batch_has_a_number_of_pixels(
+    device: str, precision: Precision, input_size: int, images: int
+) -> None:
+    assert Machine(torch.device(device), precision).eval_batch(input_size) == images
 
 
 def test_fp16_is_refused_on_a_cpu() -> None:

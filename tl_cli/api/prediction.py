@@ -18,7 +18,7 @@ from torch import Tensor
 from tl_cli.api.model_lookup import Target, find_model_folder, find_to_read
 from tl_cli.api.observer import Observer
 from tl_cli.choices import DeviceName
-from tl_cli.compute.device import Autocasting, eval_batch, inference_machine, worker_count
+from tl_cli.compute.device import Autocasting, inference_machine, worker_count
 from tl_cli.contract import PixelRange, Preprocessing
 from tl_cli.data.batches import Batch
 from tl_cli.data.decode import MAY_BE_DEEP, read_storage
@@ -257,7 +257,7 @@ def predict_images(
     classifier, how = predictor.classifier, predictor.classifier.preprocessing
     machine = inference_machine(device)
     machine.place(classifier.model)
-    size = batch_size or min(_MAX_BATCH, eval_batch(machine.device, how.crop))
+    size = batch_size or min(_MAX_BATCH, machine.eval_batch(how.crop))
     groups = _decoded(images, how, size, max(1, worker_count(workers)), predictor.max_pixels)
     in_flight: deque[list[_Decoded]] = deque()  # the images of each batch that is being computed
 

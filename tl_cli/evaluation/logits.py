@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tl_cli.compute.device import Autocasting, Machine, eval_batch
+from tl_cli.compute.device import Autocasting, Machine
 from tl_cli.contract import Preprocessing
 from tl_cli.data.batches import Batch, Loader
 from tl_cli.data.images import Images
@@ -104,7 +104,7 @@ def inference_loader(
         workers: number of threads that decode images.
         batch_size: None chooses.
     """
-    size = batch_size or eval_batch(machine.device, preprocessing.crop)
+    size = batch_size or machine.eval_batch(preprocessing.crop)
     return Loader(images, preprocessing, size, machine.device, workers, memory_format=machine.memory_format)
 
 

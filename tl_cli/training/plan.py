@@ -15,7 +15,6 @@ from tl_cli.compute.device import (
     bf16_is_fast,
     choose_device,
     cores,
-    eval_batch,
     idle_cores,
     prepare_machine,
     worker_count,
@@ -118,7 +117,7 @@ class Plan:
 
     def loader(self, images: Images) -> Loader:
         """Return the batches in which images are evaluated."""
-        size = eval_batch(self.machine.device, self.config.input_size)
+        size = self.machine.eval_batch(self.config.input_size)
         return Loader(
             images,
             self.classifier.preprocessing,
