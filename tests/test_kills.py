@@ -96,7 +96,7 @@ def whole_run(folder: Path, database: Path, data: Path) -> tuple[Ended, Pace]:
         wait_until(process, lambda step=step: is_described(folder) and newest_step(folder) >= step)
         at.append(time.monotonic())
     process.join()
-    assert process.exitcode == 0, (folder / "output.txt").read_text()
+    assert process.exitcode == 0, (folder / "output").read_text()
     described, first, last = at
     rest_s = min(first - described, 0.8 * (time.monotonic() - last))
     return outcome_of(folder), Pace((last - first) / STEPS, rest_s)
@@ -112,7 +112,7 @@ def killed_run(folder: Path, database: Path, data: Path, seed: int, pace: Pace) 
     while code == -signal.SIGKILL:
         again = chance if chance.random() < 0.2 else None
         code = run_tl(folder, "train", "--resume", "latest", kill=again, pace=pace)
-    output = (folder / "output.txt").read_text()
+    output = (folder / "output").read_text()
     # If the run was killed after everything was recorded, there is nothing to resume.
     assert code == 0 or "is complete; to train its model further" in output, output
     return outcome_of(folder), was_killed
