@@ -51,6 +51,21 @@ def test_shortcuts_follow_what_is_frozen_from_phase_to_phase() -> None:
     assert any(not torch.equal(value, before[name]) for name, value in classifier.model.named_buffers())
 
 
+def test_the_shortcuts_of_a_network_are_found_once() -> None:
+    model, images = (
+        registry.create("mobilenet_v3_small", 3, weights="none", input_size=32).model,
+        torch.randn(2, 3, 32, 32),
+    )
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    counts = []
+    for layout in ("channels-last", "images-last", "contiguous"):
+        passes.clear()
+        Autocasting(model, Machine(CPU, layout=layout)).eval()(images)
+        counts.append(len(passes))
+    assert counts[0] > counts[1] == counts[2] == 1
+
+
 def test_busy_cores_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)

@@ -44,14 +44,18 @@ def test_a_kernel_that_covers_only_padding_is_computed_by_torch(kernel: int, pad
         torch.testing.assert_close(convolve(conv, maps, conv.weight, conv.bias), expected)
 
 
-@pytest.mark.parametrize("side", [4, 9, 16])
-def test_under_autocast_depthwise_convolutions_with_gradients_are_rounded_once(side: int) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+# Maps of the largest are computed in three pieces of two, two and one image.
+@pytest.mark.parametrize(("images", "side"), [(3, 4), (3, 9), (3, 16), (5, 240)])
+def test_under_autocast_depthwise_convolutions_with_gradients_are_rounded_once(
+    images: int, side: int, layout: torch.memory_format
+) -> None:
     torch.manual_seed(0)
     for conv in (
         nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8, bias=False),
         Conv2dSame(8, 8, 5, 2, groups=8), Conv2dSame(8, 8, 3, 2, groups=8, bias=False),
     ):  # fmt: skip
-        maps = torch.randn(3, 8, side, side).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+        maps = torch.randn(images, 8, side, side).bfloat16().contiguous(memory_format=layout).requires_grad_()
         exact = maps.detach().float().requires_grad_()
         expected = conv(exact)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -64,4 +68,4 @@ def test_under_autocast_depthwise_convolutions_with_gradients_are_rounded_once(s
         by = torch.autograd.grad((expected * weights.float()).sum(), (exact, *conv.parameters()))
         torch.testing.assert_close(maps.grad, by[0].bfloat16(), rtol=0.01, atol=1e-6)
         for parameter, gradient in zip(conv.parameters(), by[1:], strict=True):
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=2e-5 * float(gradient.abs().max()))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import psutil
 import torch
@@ -128,6 +129,10 @@ class Machine:
         return f"{name}, {self.precision}, {self.layout}"
 
 
+# Of each network while it exists: finding them takes as long as some batches, and a probe tries many machines.
+_SHORTCUTS = WeakKeyDictionary[nn.Module, tuple[Shortcut, ...]]()
+
+
 class _Passes:
     """How many threads are inside a network, and the shortcuts that it has while there are any."""
 
@@ -151,7 +156,6 @@ class Autocasting(nn.Module):
         super().__init__()
         self.network = network
         self.machine = machine
-        self._shortcuts: tuple[Shortcut, ...] | None = None
         self._passes = _Passes()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -206,12 +210,12 @@ class Autocasting(nn.Module):
                         passes.shortcuts = None
 
     def _find_shortcuts(self, inputs: torch.Tensor) -> tuple[Shortcut, ...]:
-        if self._shortcuts is None:
+        if self.network not in _SHORTCUTS:
             # Noise instead of the batch: an image of one colour would prove little.
             generator = torch.Generator().manual_seed(0)
             example = torch.randn((2, *inputs.shape[1:]), generator=generator).to(inputs.device)
-            self._shortcuts = find_shortcuts(self.network, example)
-        return self._shortcuts
+            _SHORTCUTS[self.network] = find_shortcuts(self.network, example)
+        return _SHORTCUTS[self.network]
 
 
 def choose_device(name: DeviceName) -> torch.device:
