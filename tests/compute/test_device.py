@@ -1,4 +1,5 @@
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,11 +60,31 @@ def test_the_shortcuts_of_a_network_are_found_once() -> None:
     passes: list[int] = []
     model.register_forward_hook(lambda *_: passes.append(1))
     counts = []
-    for layout in ("channels-last", "images-last", "contiguous"):
+    for layout in ("channels-last", "contiguous", "images-last", "images-last"):
         passes.clear()
         Autocasting(model, Machine(CPU, layout=layout)).eval()(images)
         counts.append(len(passes))
-    assert counts[0] > counts[1] == counts[2] == 1
+    # Images last are tried by themselves.
+    assert counts[0] > counts[1] == 1 < counts[2]
+    assert counts[3] == 1
+
+
+def test_threads_may_use_one_network_through_several_machines() -> None:
+    model = registry.create("resnet18", 3, weights="none", input_size=32).model.eval()
+    torch.nn.init.normal_(model.fc.weight)
+    images = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        expected = model(images)
+    assert expected.std() > 0.1
+
+    def infer(number: int) -> torch.Tensor:
+        with torch.inference_mode():
+            return Autocasting(model, Machine(CPU, layout="channels-last"))(images)
+
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(infer, range(60)):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_busy_cores_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,10 +146,12 @@ def test_fp16_is_refused_on_a_cpu() -> None:
         prepare_machine("cpu", precision="fp16", layout="contiguous", fold=None, threads=0)
 
 
-def test_images_last_is_refused_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_last_is_channels_last_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UsageError, match="images-last is for CPUs; on a GPU use channels-last"):
-        prepare_machine("cuda", precision="fp32", layout="images-last", fold=None, threads=0)
+    # Such as the layout that a run recorded on a CPU and that is resumed on a GPU.
+    machine = prepare_machine("cuda", precision="fp32", layout="images-last", fold=True, threads=0)
+    assert (machine.memory_format, machine.puts_images_last) == (torch.channels_last, False)
+    assert Machine(CPU, layout="images-last").puts_images_last
 
 
 def test_the_machine_follows_the_config() -> None:

@@ -6,6 +6,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from tl_cli.compute.device import Autocasting, Machine
 from tl_cli.compute.fused import find_shortcuts, installed
 from tl_cli.compute.images_last import convolve, fits, is_images_last
 
@@ -35,10 +36,7 @@ def test_outputs_and_gradients_equal_torchs(side: tuple[int, int], layout: str) 
     kinds += [nn.Conv2d(6, 4, 1)] if layout == "images last" else []
     for conv in kinds:
         conv.double()
-        if not fits(conv, maps):
-            # Only a kernel of one tap and stride 2 leaves pixels out.
-            assert conv.kernel_size == (1, 1)
-            continue
+        assert fits(conv, maps)
         output = convolve(conv, maps, conv.weight, conv.bias)
         assert is_images_last(output)
         by = (maps, conv.weight, conv.bias)
@@ -82,7 +80,7 @@ def gradients(network: nn.Module, images: Tensor) -> Tensor:
 
 def test_a_chain_stays_in_place_from_its_first_depthwise_convolution_on() -> None:
     network, images = block(), torch.randn(16, 3, 16, 16)
-    shortcuts = find_shortcuts(network, images[:2])
+    shortcuts = find_shortcuts(network, images[:2], images_last=True)
     assert [shortcut.images_last for shortcut in shortcuts] == [True] * 5
     # Of 16 x 16 pixels the first depthwise convolution leaves 8 x 8: only the second one begins a chain.
     for inputs, expected in [
@@ -108,14 +106,14 @@ def test_bf16_gradients_point_where_those_of_autocast_do() -> None:
     exact = gradients(network, images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = gradients(network, images)
-        with installed(find_shortcuts(network, images[:2]), fold=True, images_last=True):
+        with installed(find_shortcuts(network, images[:2], images_last=True), fold=True, images_last=True):
             found = gradients(network, images)
     assert cosine_similarity(found, exact, 0) > min(0.99, float(cosine_similarity(rounded, exact, 0)) - 0.01)
 
 
 def test_few_images_and_passes_without_gradients_stay_images_first() -> None:
     network = block()
-    shortcuts = find_shortcuts(network, torch.randn(2, 3, 12, 12))
+    shortcuts = find_shortcuts(network, torch.randn(2, 3, 12, 12), images_last=True)
     with installed(shortcuts, fold=True, images_last=True):
         assert not is_images_last(network[:6](torch.randn(15, 3, 12, 12)))
         assert is_images_last(network[:6](torch.randn(16, 3, 12, 12)))
@@ -123,7 +121,7 @@ def test_few_images_and_passes_without_gradients_stay_images_first() -> None:
             assert not is_images_last(network[:6](torch.randn(16, 3, 12, 12)))
 
 
-def test_a_network_that_needs_images_first_keeps_them_there() -> None:
+def test_images_last_are_not_used_where_a_network_fails_with_them() -> None:
     class Viewed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -133,7 +131,22 @@ def test_a_network_that_needs_images_first_keeps_them_there() -> None:
             return self.norm(self.conv(images)).view(3 * len(images), -1)
 
     network = Viewed().eval()
-    (shortcut,) = find_shortcuts(network, torch.randn(2, 3, 4, 4))
+    (shortcut,) = find_shortcuts(network, torch.randn(2, 3, 4, 4), images_last=True)
     assert (shortcut.norm, shortcut.images_last) == (network.norm, False)
     with installed([shortcut], fold=True, images_last=True):
         assert network(torch.randn(16, 3, 4, 4)).shape == (48, 16)
+
+
+def test_a_machine_trains_and_evaluates_with_its_layout() -> None:
+    network, images = block(), torch.randn(16, 3, 12, 12)
+    expected = gradients(network, images)
+    seen: list[bool] = []
+    for module in network:
+        if isinstance(module, nn.ReLU6):
+            module.register_forward_hook(lambda _, __, output: seen.append(is_images_last(output)))
+    for layout, is_last in (("channels-last", False), ("images-last", True)):
+        passing = Autocasting(network, Machine(torch.device("cpu"), layout=layout)).eval()
+        passing(images)  # finds the shortcuts
+        seen.clear()
+        torch.testing.assert_close(gradients(passing, images), expected, rtol=1e-4, atol=1e-4)
+        assert seen == [False] + [is_last] * 4

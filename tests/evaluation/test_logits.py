@@ -65,18 +65,34 @@ def test_concurrent_batches_have_the_same_logits() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_each_evaluation_uses_the_weights_of_its_time(at_once: int) -> None:
-    classifier = registry.create("mobilenet_v3_small", 4, weights="none")
+    classifier = registry.create("resnet18", 4, weights="none")
     network = Autocasting(classifier.model, Machine(torch.device("cpu"), layout="channels-last"))
     batches = _images(8, 8, 8)
     for _ in range(2):
         with torch.no_grad():
             for parameter in classifier.model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.02)
+                parameter.add_(torch.randn_like(parameter) * 0.01)
         found = compute_logits(network, batches, at_once=at_once).logits
         with torch.inference_mode():
             expected = torch.cat([classifier.model(batch.inputs) for batch in batches])
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        assert expected.std() > 0.01
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
         assert not any("forward" in vars(module) for module in classifier.model.modules())
+
+
+def test_weights_are_converted_once_per_evaluation_and_the_network_is_free_between_batches() -> None:
+    classifier = registry.create("mobilenet_v3_small", 4, weights="none")
+    torch.nn.init.normal_(classifier.model.classifier[3].weight)
+    network = Autocasting(classifier.model, Machine(torch.device("cpu"), layout="channels-last"))
+    first, second = _images(24, 24)
+    results = outputs(network, [first, second, first])
+    _, before = next(results)
+    assert not any("forward" in vars(module) for module in classifier.model.modules())
+    with torch.no_grad():
+        classifier.model.features[0][0].weight.mul_(2)
+    # Weights must not change meanwhile: these are the converted ones.
+    assert torch.equal([logits for _, logits in results][1], before)
+    assert not torch.equal(next(outputs(network, [first]))[1], before)
 
 
 def test_a_network_that_fails_restores_the_number_of_threads() -> None:

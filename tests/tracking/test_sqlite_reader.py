@@ -202,6 +202,10 @@ def test_the_model_of_a_run_is_the_one_that_mlflow_gives(workplace: Path) -> Non
         return bundle.read_card(folder).epoch
 
     assert found() == found(f"runs:/{run.info.run_id}/small") == 2
+    store.client.set_tag(record.run_id, "tl.compares", "models")
+    with pytest.raises(RunNotFoundError, match="is a comparison and has no model of its own"):
+        reader().model_folder(reader().find(record.run_id))
+    store.client.delete_tag(record.run_id, "tl.compares")
     assert found(f"models:/{ids[0]}") == 0
     store.client.finalize_logged_model(ids[2], "FAILED")
     assert found() == 1

@@ -20,6 +20,7 @@ def env(as_json: AsJson = False) -> None:
     for section, values in report_sections():
         console.print(plain(section, "bold"))
         for name, value in values.items():
-            shown = " ".join(map(str, value)) if isinstance(value, list) else "not there" if value is None else value
+            shown = "not available" if value is None else value
+            shown = " ".join(map(str, shown)) if isinstance(shown, list) else shown
             title = name if section == "environment" else name.replace("_", " ")
             console.print(plain(f"  {title}: {shown}", limit=4000), soft_wrap=True)

@@ -159,7 +159,7 @@ def check_source_exists(source: str) -> None:
     if "/" not in source and not Path(source).suffix:
         raise DataError(
             f"--data {source!r} is no built-in set, and no file or folder here has that name.{suggest(name, SETS)} "
-            "tl data lists the sets, and the forms of your own images"
+            "tl data lists the sets, and how to give your own images"
         )
     parent = next(folder for folder in Path(path).absolute().parents if os.path.isdir(folder))  # noqa: PTH112
     raise DataError(f"no file or folder at {path}; the nearest existing folder is {parent}")

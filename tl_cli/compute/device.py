@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tl_cli.choices import DeviceName, Layout, Precision
-from tl_cli.compute.fused import Shortcut, find_shortcuts, installed
+from tl_cli.compute.fused import FoldedWeights, Shortcut, find_shortcuts, installed
 from tl_cli.errors import UsageError
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,7 +33,8 @@ class Machine:
     Attributes:
         device: of the model and its batches.
         precision: of matrix products and convolutions; weights and losses are fp32.
-        layout: of images, convolution weights and feature maps; ``images-last`` is channels-last except for small maps.
+        layout: of images, convolution weights and feature maps; ``images-last`` is channels-last, except for small maps
+            on a CPU.
         fold: whether frozen BatchNorm is folded into a convolution that trains, where that takes less time; None: on a
             CPU only. Where neither of them trains, a CPU always folds.
     """
@@ -93,6 +94,11 @@ class Machine:
         return max(1, min(256, images * 64 * 64 // input_size**2))
 
     @property
+    def puts_images_last(self) -> bool:
+        """Whether small maps are computed with images last: on a CPU only."""
+        return self.layout == "images-last" and self.device.type == "cpu"
+
+    @property
     def takes_shortcuts(self) -> bool:
         """Whether networks use ``compute.fused``, whose shortcuts pay on a CPU; folding also elsewhere if asked for."""
         return self.device.type == "cpu" or self.fold is True
@@ -109,7 +115,7 @@ class Machine:
             "layout": str(self.memory_format),
             "shortcuts": self.takes_shortcuts,
         }
-        if self.layout == "images-last":
+        if self.puts_images_last:
             facts["images_last"] = True
         if self.device.type == "cpu":
             facts["capability"] = torch.backends.cpu.get_cpu_capability()
@@ -129,21 +135,20 @@ class Machine:
         return f"{name}, {self.precision}, {self.layout}"
 
 
-# Of each network while it exists: finding them takes as long as some batches, and a probe tries many machines.
-_SHORTCUTS = WeakKeyDictionary[nn.Module, tuple[Shortcut, ...]]()
-
-
-class _Passes:
-    """How many threads are inside a network, and the shortcuts that it has while there are any."""
+class _Shared:
+    """The shortcuts of a network, which the first thread in a pass installs and the last one removes."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.inside = 0
-        self.constant = False
-        self.shortcuts: ExitStack | None = None
+        self.installed = ExitStack()
+        # Finding them takes as long as some batches; by whether images last were tried.
+        self.found: dict[bool, tuple[Shortcut, ...]] = {}
 
-    def __deepcopy__(self, memo: object) -> "_Passes":
-        return _Passes()
+
+# By network, while it exists.
+_SHARED = WeakKeyDictionary[nn.Module, _Shared]()
+_SHARING = threading.Lock()
 
 
 class Autocasting(nn.Module):
@@ -156,7 +161,7 @@ class Autocasting(nn.Module):
         super().__init__()
         self.network = network
         self.machine = machine
-        self._passes = _Passes()
+        self._folded: FoldedWeights | None = None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return logits, float32, of images (B, 3, H, W) or of features (B, ...)."""
@@ -168,54 +173,43 @@ class Autocasting(nn.Module):
 
     @contextmanager
     def constant(self) -> Iterator[None]:
-        """Convert weights once for all forward passes in the block, during which they must not change."""
-        with self._inside(constant=True):
+        """Convert weights once for all passes without gradients in the block, during which they must not change."""
+        before, self._folded = self._folded, {}
+        try:
             yield
+        finally:
+            self._folded = before
 
     @contextmanager
     def _with_shortcuts(self, inputs: torch.Tensor) -> Iterator[None]:
         if inputs.dim() != 4 or not self.machine.takes_shortcuts:
             yield
             return
-        with self._inside():
-            passes = self._passes
-            with passes.lock:
-                # All threads share the network: the first one installs the shortcuts, the last one removes them.
-                if passes.shortcuts is None:
-                    shortcuts = installed(
-                        self._find_shortcuts(inputs),
-                        fold=self.machine.fold is not False,
-                        images_last=self.machine.layout == "images-last",
-                        constant=passes.constant,
-                    )
-                    passes.shortcuts = ExitStack()
-                    passes.shortcuts.enter_context(shortcuts)
-            yield
-
-    @contextmanager
-    def _inside(self, *, constant: bool = False) -> Iterator[None]:
-        passes = self._passes
-        with passes.lock:
-            passes.inside += 1
-            passes.constant = passes.constant or constant
+        with _SHARING:
+            shared = _SHARED.setdefault(self.network, _Shared())
+        with shared.lock:
+            if not shared.inside:
+                fold, images_last = self.machine.fold is not False, self.machine.puts_images_last
+                shortcuts = self._find_shortcuts(shared, inputs, images_last=images_last)
+                shared.installed.enter_context(
+                    installed(shortcuts, fold=fold, images_last=images_last, folded=self._folded)
+                )
+            shared.inside += 1
         try:
             yield
         finally:
-            with passes.lock:
-                passes.inside -= 1
-                if not passes.inside:
-                    passes.constant = False
-                    if passes.shortcuts is not None:
-                        passes.shortcuts.close()
-                        passes.shortcuts = None
+            with shared.lock:
+                shared.inside -= 1
+                if not shared.inside:
+                    shared.installed.close()
 
-    def _find_shortcuts(self, inputs: torch.Tensor) -> tuple[Shortcut, ...]:
-        if self.network not in _SHORTCUTS:
+    def _find_shortcuts(self, shared: _Shared, inputs: torch.Tensor, *, images_last: bool) -> tuple[Shortcut, ...]:
+        if images_last not in shared.found:
             # Noise instead of the batch: an image of one colour would prove little.
             generator = torch.Generator().manual_seed(0)
             example = torch.randn((2, *inputs.shape[1:]), generator=generator).to(inputs.device)
-            _SHORTCUTS[self.network] = find_shortcuts(self.network, example)
-        return _SHORTCUTS[self.network]
+            shared.found[images_last] = find_shortcuts(self.network, example, images_last=images_last)
+        return shared.found[images_last]
 
 
 def choose_device(name: DeviceName) -> torch.device:
@@ -257,8 +251,6 @@ def prepare_machine(
     chosen = choose_device(device)
     if precision == "fp16" and chosen.type == "cpu":
         raise UsageError("--precision fp16 is for GPUs; on a CPU use fp32 or bf16")
-    if layout == "images-last" and chosen.type != "cpu":
-        raise UsageError("--layout images-last is for CPUs; on a GPU use channels-last")
     if threads:
         torch.set_num_threads(threads)
     if chosen.type == "cuda":

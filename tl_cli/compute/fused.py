@@ -33,13 +33,17 @@ from tl_cli.models.freezing import in_eval_mode
 # wrong folding; in float64 it is 1e-11.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3}
 # A third-party forward pass may raise these in float64, or where a convolution is computed in another way.
-_FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
+_FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, AssertionError)
 # Larger networks are not copied to float64.
 _MOST_PARAMETERS = 200_000_000
 # Numbers in the feature maps per weight: folding changes every weight, a norm every number of the maps. One thread,
 # median step: folding everything made ResNet18 at 32 px 18% slower and EfficientNet-Lite0 at 64 px 11% faster; with a
 # threshold of 2 the first was no slower, and the second as fast.
 _WORTH_FOLDING = 2.0
+
+
+# Weight and bias of a convolution with its norm, by convolution and autocast's type.
+FoldedWeights = dict[tuple[nn.Conv2d, torch.dtype | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ def installed(
     *,
     fold: bool,
     images_last: bool = False,
-    constant: bool = False,
+    folded: FoldedWeights | None = None,
     always: bool = False,
 ) -> Iterator[None]:
     """Let a network use these shortcuts while the block lasts.
@@ -71,35 +75,37 @@ def installed(
     Args:
         fold: fold BatchNorm also where it or its convolution trains; where neither does, it is folded anyway.
         images_last: compute folded convolutions on small maps with images last while there are gradients.
-        constant: fold each norm once, since the weights do not change while the block lasts.
+        folded: keeps the folded weights of passes without gradients, for callers whose weights do not change; None:
+            norms are folded in each pass.
         always: use every shortcut that is possible, also where it does not pay.
     """
     with ExitStack() as stack:
         for shortcut in shortcuts:
-            route = _Route(shortcut.conv, shortcut.norm, fold, images_last and shortcut.images_last, constant, always)
+            route = _Route(shortcut.conv, shortcut.norm, fold, images_last and shortcut.images_last, folded, always)
             stack.enter_context(_forward_of(shortcut.conv, route.convolve))
             if shortcut.norm is not None:
                 stack.enter_context(_forward_of(shortcut.norm, route.follow))
         yield
 
 
-def find_shortcuts(model: nn.Module, example: Tensor) -> tuple[Shortcut, ...]:
+def find_shortcuts(model: nn.Module, example: Tensor, *, images_last: bool = False) -> tuple[Shortcut, ...]:
     """Return the shortcuts of a network, checked on the example: with them every module must have the same output.
 
     The model is left as it was. Shortcuts are given up until no output changes: first images last, then folding, then
     all others.
 
     Args:
-        example: images (B, C, H, W) on the model's device; two are enough (one would lie the same way, first or last).
+        example: images (B, C, H, W) on the model's device; two are enough (with one, both layouts are equal).
+        images_last: try also maps with images last.
     """
     with torch.inference_mode(False), torch.no_grad():
         if example.is_inference():
             example = example.clone()
         try:
-            return _find(*_in_float64(model, example))
+            return _find(*_in_float64(model, example), images_last=images_last)
         except _FORWARD_ERRORS:
             # No memory for the copy, a device without float64, or a network that creates float32 tensors.
-            return _find(model, example, model)
+            return _find(model, example, model, images_last=images_last)
 
 
 def _in_float64(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, nn.Module]:
@@ -108,14 +114,14 @@ def _in_float64(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor, n
     return deepcopy(model).double(), example.double(), model
 
 
-def _find(tried: nn.Module, example: Tensor, model: nn.Module) -> tuple[Shortcut, ...]:
+def _find(tried: nn.Module, example: Tensor, model: nn.Module, *, images_last: bool) -> tuple[Shortcut, ...]:
     """Return the shortcuts of ``model``; ``tried`` is the model itself or a copy of it."""
     original: dict[nn.Module | None, Any] = {None: None, **dict(zip(tried.modules(), model.modules(), strict=True))}
     with in_eval_mode(tried):
         watched = _watch(tried, example)
         convs = [module for module in tried.modules() if isinstance(module, nn.Conv2d) and is_supported(module)]
         folding = tuple(Shortcut(conv, watched.norms.get(conv)) for conv in convs)
-        moving = tuple(replace(shortcut, images_last=True) for shortcut in folding)
+        moving = tuple(replace(shortcut, images_last=True) for shortcut in folding) if images_last else ()
         for shortcuts in (moving, folding, tuple(Shortcut(conv) for conv in convs)):
             if shortcuts and _agree(tried, example, watched, shortcuts):
                 return tuple(
@@ -142,11 +148,9 @@ class _Route:
     norm: nn.BatchNorm2d | None
     fold: bool
     images_last: bool
-    constant: bool
+    folded: FoldedWeights | None
     always: bool
     now: _PerThread = field(default_factory=_PerThread)
-    # By autocast's type.
-    folded: dict[torch.dtype | None, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def convolve(self, maps: Tensor) -> Tensor:
         conv, norm = self.conv, self.norm
@@ -172,16 +176,17 @@ class _Route:
         """Return weight and bias of the convolution and its norm in one."""
         conv, device = self.conv, self.conv.weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        if self.constant and dtype in self.folded:
-            return self.folded[dtype]
+        known = None if torch.is_grad_enabled() else self.folded
+        if known is not None and (conv, dtype) in known:
+            return known[conv, dtype]
         assert norm.running_mean is not None
         assert norm.running_var is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
         weight, bias = conv.weight * scale.view(-1, 1, 1, 1), norm.bias - mean * scale
-        if self.constant:
+        if known is not None:
             # Autocast would convert them in each pass.
-            weight, bias = self.folded[dtype] = (weight.to(dtype), bias.to(dtype)) if dtype else (weight, bias)
+            weight, bias = known[conv, dtype] = (weight.to(dtype), bias.to(dtype)) if dtype else (weight, bias)
         return weight, bias
 
     def _puts_images_last(self, maps: Tensor) -> bool:

@@ -282,7 +282,7 @@ class _InFloat32(torch.autograd.Function):
     """A depthwise convolution that computes in float32 on maps of another type, a few images at a time.
 
     A copy of the whole batch in float32 would not fit the caches: 64 images of 96 channels and 48 x 48 pixels took
-    131 ms forward and backward, 4 images at a time 60 ms (one thread of an Intel Xeon with AMX, CPU time, medians of 5).
+    131 ms forward and backward, 4 images at a time 60 ms (CPU time of one thread, Intel Xeon with AMX, medians of 5).
     """
 
     @staticmethod

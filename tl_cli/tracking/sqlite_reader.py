@@ -129,7 +129,7 @@ class SqliteStore:
 
     def model_folder(self, run: Run, name: str = "", warn: Callable[[str], None] | None = None) -> Path:
         """Return the folder of a run's saved model, as ``store.Store`` does, which handles the unusual cases."""
-        if not (name.startswith(MODELS) or recorded.run_and_model(name)[1]):
+        if not (name.startswith(MODELS) or recorded.run_and_model(name)[1] or recorded.is_parent(run)):
             with self._opened() as connection:
                 latest = connection.execute(_MODELS, (run.info.run_id,)).fetchone()
             folder = local_path(latest[0]) if latest is not None else None

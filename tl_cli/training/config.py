@@ -58,7 +58,7 @@ class Setting:
         is_path: whether the value is a file or folder.
         env: environment variable that sets it.
         shows_range: whether the help shows the bounds and the parser checks them.
-        changes_images: what messages call a change of images that training on cached features leaves out.
+        changes_images: name, in messages, of a change of images that cached features skip.
     """
 
     panel: Panel
@@ -219,7 +219,8 @@ class Settings(BaseModel):
     precision: Precision = _field("fp32", Setting("Machine", "NAME", default=_MACHINE))
     """fp32, bf16 or fp16."""
     layout: Layout = _field("channels-last", Setting("Machine", "NAME", default=_MACHINE))
-    """Memory layout: channels-last, contiguous, or images-last (on a CPU, for small feature maps)."""
+    """Memory layout: channels-last, contiguous, or images-last (on a CPU, for small feature maps;
+    elsewhere channels-last)."""
     threads: int = _field(0, Setting("Machine", default=_MACHINE), ge=0)
     """CPU threads of torch; 0: torch's own choice."""
     fold: bool | None = _field(None, Setting("Machine", default=_MACHINE))

@@ -87,3 +87,13 @@ def test_a_changed_file_is_refused(tmp_path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(bundled, "_installed", lambda name: other)
     with pytest.raises(WeightsError, match="is not the file that was published"):
         registry.find_weights("efficientnet_lite0", "default")
+
+
+def test_a_package_without_its_file_is_not_installed(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Package:
+        submodule_search_locations = [str(tmp_path)]
+
+    monkeypatch.setattr(bundled, "find_spec", lambda name: Package)
+    assert not registry.about("efficientnet_lite0").on_disk
+    with pytest.raises(WeightsError, match="come with an extra"):
+        registry.find_weights("efficientnet_lite0", "default")

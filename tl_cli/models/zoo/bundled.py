@@ -92,4 +92,5 @@ def _installed(name: str) -> Path | None:
     row = BUNDLED[name]
     package = find_spec(row["package"].replace("-", "_"))
     folders = package.submodule_search_locations if package is not None else None
-    return Path(folders[0]) / "models" / row["file"] if folders else None
+    path = Path(folders[0]) / "models" / row["file"] if folders else None
+    return path if path is not None and path.is_file() else None

@@ -127,7 +127,7 @@ def save_plot(runs: Sequence[RunCurves], options: PanelOptions, output: Path) ->
         return [output]
     prefix = f"{runs[0].facts.short_id}-"
     if len(runs) > 1:
-        # As many other runs are written to other files.
+        # Another selection of as many runs gets other files.
         digest = hashlib.sha256("".join(facts.run_id for facts, _ in runs).encode()).hexdigest()[:6]
         prefix = f"{len(runs)}-runs-{digest}-"
     return save_curves(histories, options, output, prefix)
