@@ -46,7 +46,7 @@ def test_a_kernel_that_covers_only_padding_is_computed_by_torch(kernel: int, pad
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 # Maps of the largest are computed in three pieces of two, two and one image.
-@pytest.mark.parametrize(("images", "side"), [(3, 4), (3, 9), (3, 16), (5, 240)])
+@pytest.mark.parametrize(("images", "side"), [(3, 4), (3, 9), (3, 16), pytest.param(5, 240, marks=pytest.mark.slow)])
 def test_under_autocast_depthwise_convolutions_with_gradients_are_rounded_once(
     images: int, side: int, layout: torch.memory_format
 ) -> None:
