@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -541,36 +542,31 @@ def test_predictions_are_in_order_wherever_files_fail(
     assert torch.allclose(torch.stack(alone), torch.stack(together), atol=1e-6)
 
 
+def endless_paths(path: str, read: list[str]) -> Iterator[str]:
+    """Yield one path without end, and note each time that it is read."""
+    while True:
+        read.append(path)
+        yield path
+
+
 def test_images_are_not_read_far_ahead(store: Store, colours: Path) -> None:
     predictor = Predictor.load(folder_of(store, "good"))
-    read = 0
-
-    def endless_paths():
-        nonlocal read
-        while True:
-            read += 1
-            yield str(colours / "test" / "red" / "000.png")
-
-    predictions = predict_images(predictor, endless_paths(), batch_size=4)
+    read: list[str] = []
+    predictions = predict_images(
+        predictor, endless_paths(str(colours / "test" / "red" / "000.png"), read), batch_size=4
+    )
     for _ in range(20):
         next(predictions)
-    assert read < 20 + 4 * 8
+    assert len(read) < 20 + 4 * 8
     predictions.close()
 
 
 def test_failures_are_yielded_without_delay(store: Store) -> None:
     predictor = Predictor.load(folder_of(store, "good"))
-    read = 0
-
-    def endless_paths():
-        nonlocal read
-        while True:
-            read += 1
-            yield "/nowhere.png"
-
-    predictions = predict_images(predictor, endless_paths(), batch_size=4)
+    read: list[str] = []
+    predictions = predict_images(predictor, endless_paths("/nowhere.png", read), batch_size=4)
     assert [next(predictions).probabilities for _ in range(20)] == [None] * 20
-    assert read < 20 + 4 * 8
+    assert len(read) < 20 + 4 * 8
     predictions.close()
 
 

@@ -290,7 +290,7 @@ class _InFloat32(torch.autograd.Function):
         ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor | None, sides: tuple[Side, Side], dtype: torch.dtype
     ) -> Tensor:
         ctx.save_for_backward(maps, weight)
-        ctx.sides, ctx.has_bias = sides, bias is not None
+        ctx.sides = sides
         shape = (len(maps), len(weight), *(side.out for side in sides))
         output = torch.empty(shape, dtype=dtype, device=maps.device, memory_format=_format(maps))
         with torch.autocast("cpu", enabled=False):
@@ -303,7 +303,7 @@ class _InFloat32(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         maps, weight = ctx.saved_tensors
         options = _options(*ctx.sides)
-        needed = [*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2]]
+        needed = list(ctx.needs_input_grad[:3])
         of_maps = torch.empty_like(maps) if needed[0] else None
         sums = [torch.zeros_like(weight), weight.new_zeros(len(weight))]
         for images, padded in _in_float32(maps, *ctx.sides):
