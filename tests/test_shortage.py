@@ -118,6 +118,7 @@ def exhaust(activity: str, message: str) -> None:
     from concurrent.futures import thread as pools
 
     from tl_cli.evaluation import logits
+    from tl_cli.models.classifier import Classifier
     from tl_cli.models.zoo import registry
     from tl_cli.training import cached_features, fit, state
 
@@ -127,7 +128,7 @@ def exhaust(activity: str, message: str) -> None:
     if activity == "the first image":
         create = registry.create
 
-        def broken(*arguments: object, **options: object) -> registry.Classifier:
+        def broken(*arguments: object, **options: object) -> Classifier:
             classifier = create(*arguments, **options)
             classifier.model.forward = fail
             return classifier

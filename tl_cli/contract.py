@@ -185,6 +185,20 @@ class Calibration(Fact):
     note: str = "none was fitted when the model was saved"
 
 
+class Stage(Fact):
+    """A part of a network whose mean output the head sees.
+
+    Attributes:
+        module: qualified name of its last module.
+        channels: of the output.
+        axes: of a batch of outputs, over which the mean is taken.
+    """
+
+    module: Named
+    channels: Annotated[int, Field(ge=1, lt=1 << 20)]
+    axes: tuple[Annotated[int, Field(ge=1, le=3)], ...]
+
+
 class ModelCard(Fact):
     """The contents of ``model.json``, which describes the weights beside it.
 
@@ -192,6 +206,7 @@ class ModelCard(Fact):
         architecture: name in the zoo.
         build_options: arguments of the architecture that depend on the weights (ViT's image_size).
         head: qualified names of the modules that produce the classes.
+        stages: what the head sees beside its own input; earlier versions cannot read a card with stages.
         head_start: how the head's weights started; None without weights, and in folders of an earlier version.
         recipe: name of the recipe that trained it.
         config: the resolved training settings.
@@ -202,10 +217,11 @@ class ModelCard(Fact):
         weights_sha256: of the file of weights; None in folders of an earlier version.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
     architecture: Named
     build_options: dict[str, Side] = {}
     head: Annotated[tuple[Named, ...], Field(min_length=1)]
+    stages: tuple[Stage, ...] = ()
     classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_distinct)]
     preprocessing: Preprocessing
     weights: WeightsTag

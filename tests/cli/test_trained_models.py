@@ -38,8 +38,8 @@ from tl_cli.evaluation.logits import load_logits
 from tl_cli.evaluation.measure import Evaluator
 from tl_cli.evaluation.predicting import Predictor
 from tl_cli.models import bundle, export
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 from tl_cli.tracking.comparisons import Parent
 from tl_cli.tracking.logged_model import Naming, log_model
 from tl_cli.tracking.recorded import short_id

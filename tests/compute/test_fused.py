@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from tl_cli.compute.fused import Shortcut, find_shortcuts, installed
 from tl_cli.models import freezing
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
 
 # Pre-activated blocks, asymmetric padding, an auxiliary head, norms with activations inside, no norms that can be
@@ -31,7 +32,7 @@ NETWORKS = [
 LAYOUTS = {"first": torch.contiguous_format, "last": torch.channels_last}
 
 
-def randomised(name: str, size: int) -> registry.Classifier:
+def randomised(name: str, size: int) -> Classifier:
     """Return a network whose norms have something to fold and whose head passes gradients on."""
     classifier = registry.create(name, 3, weights="none", input_size=size)
     torch.manual_seed(0)

@@ -3,7 +3,7 @@ from torch import nn
 
 from tl_cli.contract import Preprocessing, WeightsTag
 from tl_cli.evaluation.speed import inference_speeds
-from tl_cli.models.zoo.registry import Classifier
+from tl_cli.models.classifier import Classifier
 
 
 class Recording(nn.Module):

@@ -9,8 +9,8 @@ from tests.support.networks import classifier_of, randomise_constants
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.inspection.drift import _gram, _hsic, measure_drift
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 

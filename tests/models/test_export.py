@@ -13,10 +13,11 @@ from tl_cli.contract import DataSpec, ModelCard
 from tl_cli.data.preprocess import normalise
 from tl_cli.errors import StorageError, TlError, UsageError
 from tl_cli.models import bundle, export
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
 
 
-def made(name: str, folder: Path, size: int = 64) -> tuple[registry.Classifier, ModelCard]:
+def made(name: str, folder: Path, size: int = 64) -> tuple[Classifier, ModelCard]:
     classifier = registry.create(name, 3, weights="none", input_size=size)
     for parameter in classifier.model.parameters():
         # A head initialised with zeros would give equal logits for all images.

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tl_cli.models import freezing
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
 
 FAMILIES = [
@@ -21,11 +22,11 @@ FAMILIES = [
 ]
 
 
-def small(name: str, size: int) -> registry.Classifier:
+def small(name: str, size: int) -> Classifier:
     return registry.create(name, 3, weights="none", input_size=size)
 
 
-def train_once(classifier: registry.Classifier, size: int) -> None:
+def train_once(classifier: Classifier, size: int) -> None:
     model = classifier.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     for step in range(2):

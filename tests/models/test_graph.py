@@ -5,10 +5,10 @@ from torch import nn
 from tl_cli.data.batches import Batch
 from tl_cli.evaluation.logits import outputs
 from tl_cli.models import freezing
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.graph import Cut, Network
 from tl_cli.models.layers import layers_of
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 
 # One network per kind of forward pass: residual, squeeze-excitation, dense, branches, tokens, windows, several heads.
 NAMES = [

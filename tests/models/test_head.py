@@ -7,8 +7,8 @@ from torch import nn
 from tests.support.zoo import NAME, card
 from tl_cli.errors import UsageError
 from tl_cli.models import bundle
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 
 NUMBERS = tuple(str(number) for number in range(1, 11))
 AS_TEXT = tuple(sorted(NUMBERS))  # 1, 10, 2, ...

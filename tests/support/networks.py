@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (its usual name)
 
 from tl_cli.contract import Preprocessing, WeightsTag
-from tl_cli.models.zoo.registry import Classifier
+from tl_cli.models.classifier import Classifier
 
 
 def pointwise(matrix: list[list[float]]) -> nn.Conv2d:

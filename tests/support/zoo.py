@@ -11,8 +11,8 @@ from timm.models import list_models, list_modules
 
 from tests.support.server import Server
 from tl_cli.contract import DataSpec, ModelCard, Preprocessing, WeightsTag
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 from tl_cli.models.zoo.timm_models import UNSUPPORTED
 
 COMMIT = "a" * 40

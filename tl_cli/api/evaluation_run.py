@@ -18,8 +18,8 @@ from tl_cli.evaluation.measure import Evaluator, Measured, OnBadImage, OwnAccura
 from tl_cli.evaluation.report import EvaluationReport, as_data, class_rows, headline, make_report
 from tl_cli.evaluation.task import TASKS
 from tl_cli.io.atomic import write_text
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 from tl_cli.text import finite, html_table
 from tl_cli.tracking import evaluations
 from tl_cli.tracking.journal import hold_lock

@@ -17,9 +17,9 @@ from tl_cli.data.dataset import is_local, open_for_evaluation
 from tl_cli.data.preprocess import decoded_side, normalise, prepare
 from tl_cli.errors import DataError, DownloadError, TlError, UsageError
 from tl_cli.models.bundle import CARD_FILE, copy, read_card
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.export import TOLERANCE, run_onnx, run_pt2, write_onnx, write_pt2
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 from tl_cli.text import plain_data
 
 Format = Literal["onnx", "pt2", "folder"]

@@ -30,9 +30,9 @@ from tl_cli.inspection.residual_effects import measure_residuals, operands
 from tl_cli.inspection.residuals import Residual, find_residuals
 from tl_cli.inspection.summary import summarize
 from tl_cli.models import bundle
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.list.counting import count
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 from tl_cli.tracking.evaluations import log_inspection
 from tl_cli.training.config import FIELDS, Given, read_toml
 from tl_cli.training.plan import foresee

@@ -22,7 +22,7 @@ from tl_cli.errors import DataError, some
 from tl_cli.evaluation.logits import LabelledLogits, check_finite, compute_logits, inference_loader
 from tl_cli.evaluation.scores import Results
 from tl_cli.io.download import Progress, silent
-from tl_cli.models.zoo.registry import Classifier
+from tl_cli.models.classifier import Classifier
 
 Part = SplitName | Literal["all"]
 OnBadImage = Literal["error", "skip"]

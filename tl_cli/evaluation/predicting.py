@@ -19,8 +19,8 @@ from tl_cli.data.decode import picture_size
 from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError, UsageError
 from tl_cli.evaluation.task import TASKS
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 
 _BATCH = 64
 _EXPECTED = "expected an image file as base64, as a data URL or as bytes"

@@ -13,7 +13,7 @@ from tl_cli.compute.device import Autocasting, Machine, inference_machine
 from tl_cli.data.batches import Batch
 from tl_cli.evaluation.logits import outputs
 from tl_cli.io.download import Progress, silent
-from tl_cli.models.zoo.registry import Classifier
+from tl_cli.models.classifier import Classifier
 
 BATCH = 64
 _ROUNDS = 5

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tl_cli.errors import UsageError
 from tl_cli.inspection.maps import MapLayout, layout_of
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.layers import layers_of
-from tl_cli.models.zoo.registry import Classifier
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tl_cli.data.batches import Batch
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.logits import Counted, check_finite
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.layers import Layer, layers_of
-from tl_cli.models.zoo.registry import Classifier
 
 # The HSIC estimate divides by n (n - 3).
 FEWEST_IMAGES = 4

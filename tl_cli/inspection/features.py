@@ -16,7 +16,7 @@ from tl_cli.errors import UsageError
 from tl_cli.evaluation.intervals import Accuracy, wilson
 from tl_cli.evaluation.logits import Counted, LabelledLogits, check_finite
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
-from tl_cli.models.zoo.registry import Classifier
+from tl_cli.models.classifier import Classifier
 
 # As in the evaluation of DINO (Caron et al. 2021), where 20 was the best or close to it.
 NEIGHBOURS = 20

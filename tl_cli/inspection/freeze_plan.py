@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.freezing import batch_norms, restored
-from tl_cli.models.zoo.registry import Classifier
 
 
 @dataclass(frozen=True, slots=True)

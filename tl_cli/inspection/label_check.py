@@ -14,8 +14,8 @@ from tl_cli.evaluation.logits import inference_loader
 from tl_cli.inspection.features import features_of
 from tl_cli.inspection.suspect_labels import Suspect, are_comparable, suspects
 from tl_cli.io.download import Progress, silent
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 
 # Images under 96 pixels are enlarged (as BiT-HyperRule does): at 160 pixels average precision on CIFAR-10 with planted
 # errors was 0.60, at 96 it was 0.52.

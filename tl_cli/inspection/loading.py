@@ -22,8 +22,8 @@ from tl_cli.errors import DataError
 from tl_cli.evaluation.logits import inference_loader
 from tl_cli.evaluation.measure import Evaluator, Part
 from tl_cli.io.download import Progress, silent
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 
 # Squares cut from the photographs in scikit-learn: how many, and their side in pixels.
 _CUTS, _CUT_SIDE = 32, 256

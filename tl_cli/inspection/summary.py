@@ -16,7 +16,7 @@ from torch.func import functional_call
 from tl_cli.contract import Preprocessing
 from tl_cli.errors import UsageError, first_line
 from tl_cli.models import freezing
-from tl_cli.models.list.counting import Counting
+from tl_cli.models.macs import Counting
 from tl_cli.models.zoo import registry
 
 # Batch sizes whose difference gives the memory per image: what a step keeps once, such as standardised weights, is in

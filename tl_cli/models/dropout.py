@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from tl_cli.models.zoo.registry import Classifier
+from tl_cli.models.classifier import Classifier
 
 
 def set_dropout(classifier: Classifier, probability: float) -> None:

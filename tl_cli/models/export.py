@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tl_cli.contract import PROBABILITIES, ModelCard
 from tl_cli.errors import StorageError, TlError, UsageError, first_line
-from tl_cli.models.zoo.registry import Classifier
+from tl_cli.models.classifier import Classifier
 
 # Called with the file that was written; raises if it is wrong.
 Check = Callable[[Path], None]

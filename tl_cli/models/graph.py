@@ -1,23 +1,26 @@
 """The graph of a network at the level of its layers, and its cut into a frozen prefix and a trainable tail."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, getitem
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.freezing import in_eval_mode
 from tl_cli.models.layers import units_of
-from tl_cli.models.list.counting import Counting
-from tl_cli.models.zoo.registry import Classifier
+from tl_cli.models.macs import Counting
 
 # Parts of the class names of modules that are random in training mode.
 _STOCHASTIC = ("Drop", "StochasticDepth", "RReLU")
 _TOLERANCE = 1e-3
+# A map and the pooled outputs of the stages before it.
+_MOST_PASSING = 16
 # A third-party forward pass may raise any of these when it is traced or run in parts.
 _FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError)
 
@@ -27,10 +30,12 @@ class Cut:
     """A network in two parts that share its modules: ``tail(prefix(images))`` equals its logits.
 
     Attributes:
-        prefix: maps images (B, 3, S, S) to one tensor of features (B, ...), always in eval mode; frozen.
+        prefix: maps images (B, 3, S, S) to one tensor of features (B, ...), always in eval mode; frozen. Where vectors
+            pass beside a map (pooled stages), all are joined to rows (B, D).
         tail: maps features to logits (B, num_classes), in training and eval mode.
         after: qualified name of the last module of the prefix.
         shape: of one image's features.
+        is_map: whether the tail computes on a map, which needs memory, and not on vectors only.
         prefix_cost: MACs of the prefix per image.
         tail_cost: MACs of the tail per image.
         code: source text of the prefix; prefixes with equal code and equal weights give equal features.
@@ -40,6 +45,7 @@ class Cut:
     tail: nn.Module
     after: str
     shape: tuple[int, ...]
+    is_map: bool
     prefix_cost: int
     tail_cost: int
     code: str
@@ -57,8 +63,8 @@ class Network:
         # Two different images reveal layers that mix images, or whose output has no row per image.
         noise = torch.randn((2, *example.shape[1:]), generator=torch.Generator().manual_seed(0))
         self._example = noise.to(example)
-        self._graphs = _trace(classifier)
-        self._run = _watch(classifier.model, self._graphs[False], self._example) if self._graphs else None
+        self._graphs = trace(classifier.model, classifier.head)
+        self._run = watch(classifier.model, self._graphs[False], self._example) if self._graphs else None
 
     def cut(self) -> Cut | None:
         """Return the network cut after its longest frozen prefix; None where it cannot be cut.
@@ -78,20 +84,26 @@ class Network:
         if self._run is None:
             return None
         model, values = self._classifier.model.train(), self._run.values
-        evaluated = _cut_points(self._graphs[False], lambda node: node in values and _is_constant(node, model))
-        trained = _cut_points(self._graphs[True], lambda node: _is_constant(node, model))
-        images = len(self._example)
-        for key, node in reversed(evaluated.items()):
-            value = values[node]
-            if key in trained and isinstance(value, Tensor) and value.dim() and len(value) == images:
-                return self._build(node, trained[key], self._run)
+        evaluated = cut_points(self._graphs[False], lambda node: node in values and _is_constant(node, model))
+        trained = cut_points(self._graphs[True], lambda node: _is_constant(node, model))
+        for key, nodes in reversed(evaluated.items()):
+            if key in trained and self._can_pass([values[node] for node in nodes]):
+                return self._build(nodes, trained[key], self._run)
         return None
 
-    def _build(self, last: fx.Node, last_in_training: fx.Node, run: "_Watching") -> Cut | None:
+    def _can_pass(self, values: list[Any]) -> bool:
+        """Whether these values have a row per image, and at most one of them more than a vector."""
+        images = len(self._example)
+        if not all(isinstance(value, Tensor) and value.dim() and len(value) == images for value in values):
+            return False
+        return len(values) == 1 or sum(value.dim() != 2 for value in values) <= 1
+
+    def _build(self, last: Sequence[fx.Node], last_in_training: Sequence[fx.Node], run: "Watching") -> Cut | None:
         assert self._graphs is not None
         model, images = self._classifier.model, len(self._example)
-        before, after = _split(self._graphs[False], last)
-        _, training = _split(self._graphs[True], last_in_training)
+        shapes = [tuple(run.values[node].shape[1:]) for node in last]
+        before, after = _split(self._graphs[False], last, shapes)
+        _, training = _split(self._graphs[True], last_in_training, shapes)
         modules = [node.target for node in before.nodes if node.op == "call_module"]
         if not modules:
             return None
@@ -101,7 +113,8 @@ class Network:
             prefix=_Evaluating(prefix),
             tail=_Tail(fx.GraphModule(model, training), fx.GraphModule(model, after)),
             after=str(modules[-1]),
-            shape=tuple(run.values[last].shape[1:]),
+            shape=shapes[0] if len(shapes) == 1 else (sum(map(math.prod, shapes)),),
+            is_map=any(len(shape) > 1 for shape in shapes),
             prefix_cost=prefix_cost // images,
             tail_cost=(sum(run.costs.values()) - prefix_cost) // images,
             code=f"{self._classifier.name} {self._classifier.build_options}\n{prefix.code}",
@@ -188,8 +201,13 @@ class _LayerTracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
 
-class _Watching(fx.Interpreter):
-    """Records every node's value and MACs."""
+class Watching(fx.Interpreter):
+    """Records every node's value and MACs.
+
+    Attributes:
+        values: by node.
+        costs: MACs by node, for the whole batch.
+    """
 
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, graph=graph)
@@ -197,16 +215,23 @@ class _Watching(fx.Interpreter):
         self.costs: dict[fx.Node, int] = {}
 
     def run_node(self, node: fx.Node) -> Any:
+        """Return the value of a node, and record it."""
         with Counting() as counting:  # type: ignore[no-untyped-call]
             value = super().run_node(node)
         self.values[node], self.costs[node] = value, counting.flops // 2
         return value
 
 
-def _trace(classifier: Classifier) -> dict[bool, fx.Graph] | None:
-    """Return the graphs in training and eval mode; None where the forward pass depends on the data."""
-    model = classifier.model
-    leaves = {*units_of(classifier), *classifier.head}
+def trace(model: nn.Module, head: tuple[str, ...]) -> dict[bool, fx.Graph] | None:
+    """Return the graphs in training (True) and eval mode (False), whose nodes are layers and the operations between.
+
+    Args:
+        head: qualified names of the modules that produce the classes.
+
+    Returns:
+        None where the forward pass depends on the data, or cannot be traced for another reason.
+    """
+    leaves = {*units_of(model, head), *head}
     with in_eval_mode(model):
         try:
             return {mode: _LayerTracer(leaves).trace(model.train(mode)) for mode in (True, False)}
@@ -214,9 +239,13 @@ def _trace(classifier: Classifier) -> dict[bool, fx.Graph] | None:
             return None
 
 
-def _watch(model: nn.Module, graph: fx.Graph, example: Tensor) -> _Watching | None:
-    """Return the values and costs of a run in eval mode; None where it fails."""
-    watching = _Watching(model, graph)
+def watch(model: nn.Module, graph: fx.Graph, example: Tensor) -> Watching | None:
+    """Return the values and costs of a run in eval mode; None where it fails.
+
+    Args:
+        example: images (B, 3, S, S) on the model's device, which may be meta.
+    """
+    watching = Watching(model, graph)
     with in_eval_mode(model), torch.no_grad():
         try:
             watching.run(example)
@@ -225,30 +254,31 @@ def _watch(model: nn.Module, graph: fx.Graph, example: Tensor) -> _Watching | No
     return watching
 
 
-def _cut_points(graph: fx.Graph, is_constant: Callable[[fx.Node], bool]) -> dict[object, fx.Node]:
-    """Return the nodes after which only their own output is used, in order, within the frozen start of the graph.
+def cut_points(graph: fx.Graph, is_constant: Callable[[fx.Node], bool]) -> dict[object, tuple[fx.Node, ...]]:
+    """Return for each position in the frozen start of a graph the nodes whose values are used after it.
 
-    A key is made of the calls up to the node, so that it identifies the same position in the graphs of both modes.
+    A key is made of the calls up to the position, so that it identifies the same one in the graphs of both modes.
+    Positions after which many values are used are left out.
     """
     nodes = list(graph.nodes)
     last_use = {node: max((nodes.index(user) for user in node.users), default=-1) for node in nodes}
     called: list[object] = []
-    alive: set[fx.Node] = set()
+    alive: list[fx.Node] = []
     since: list[object] = []
-    points: dict[object, fx.Node] = {}
+    points: dict[object, tuple[fx.Node, ...]] = {}
     for index, node in enumerate(nodes):
         if node.op == "output" or not is_constant(node):
             break
         if node.op != "get_attr":
-            alive.add(node)
+            alive.append(node)
         if node.op == "call_module":
             called.append(node.target)
             since = []
         elif node.op != "get_attr":
             since.append(str(node.target))
-        alive = {value for value in alive if last_use[value] > index}
-        if len(alive) == 1 and node.op != "placeholder":
-            points[tuple(called), tuple(since)] = next(iter(alive))
+        alive = [value for value in alive if last_use[value] > index]
+        if 0 < len(alive) <= _MOST_PASSING and node.op != "placeholder":
+            points[tuple(called), tuple(since)] = tuple(alive)
     return points
 
 
@@ -271,23 +301,39 @@ def _is_random_or_updates(part: nn.Module) -> bool:
     return any(name in named for name in _STOCHASTIC) or any(True for _ in part.buffers(recurse=False))
 
 
-def _split(graph: fx.Graph, features: fx.Node) -> tuple[fx.Graph, fx.Graph]:
-    """Return the graph up to a node, and the graph from that node to the output."""
+def _split(graph: fx.Graph, passing: Sequence[fx.Node], shapes: Sequence[tuple[int, ...]]) -> tuple[fx.Graph, fx.Graph]:
+    """Return the graph up to these nodes, and the graph from them to the output.
+
+    Several values are joined to rows (B, D) in between.
+
+    Args:
+        shapes: of one image's value of each node.
+    """
     (output,) = (node for node in graph.nodes if node.op == "output")
     before, after = fx.Graph(), fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    for node in _needed(graph, features, ()):
+    for node in _needed(graph, passing, ()):
         copies[node] = before.node_copy(node, copies.__getitem__)
-    before.output(copies[features])
-    copies = {features: after.placeholder("features")}
-    for node in _needed(graph, output, (features,)):
+    features = after.placeholder("features")
+    if len(passing) == 1:
+        before.output(copies[passing[0]])
+        copies = {passing[0]: features}
+    else:
+        rows = [before.call_method("flatten", (copies[node], 1)) for node in passing]
+        before.output(before.call_function(torch.cat, (rows, 1)))
+        parts = after.call_method("split", (features, [math.prod(shape) for shape in shapes], 1))
+        copies = {
+            node: after.call_method("unflatten", (after.call_function(getitem, (parts, index)), 1, shape))
+            for index, (node, shape) in enumerate(zip(passing, shapes, strict=True))
+        }
+    for node in _needed(graph, (output,), passing):
         copies[node] = after.node_copy(node, copies.__getitem__)
     return before, after
 
 
-def _needed(graph: fx.Graph, target: fx.Node, given: tuple[fx.Node, ...]) -> list[fx.Node]:
-    """Return the nodes from which ``target`` is computed, in order, ``target`` last, without the given ones."""
-    needed, waiting = {target}, [target]
+def _needed(graph: fx.Graph, targets: Sequence[fx.Node], given: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return the nodes from which the targets are computed, in order, with the targets and without the given ones."""
+    needed, waiting = {*targets}, [*targets]
     while waiting:
         for node in waiting.pop().all_input_nodes:
             if node not in needed and node not in given:
@@ -315,6 +361,7 @@ def _cut_before_head(classifier: Classifier, example: Tensor) -> Cut | None:
         tail=head,
         after=f"all but {name}",
         shape=tuple(features.shape[1:]),
+        is_map=features.dim() > 2,
         prefix_cost=counting.flops // 2 // len(example),
         tail_cost=sum(p.numel() for p in head.parameters()),
         code=f"{classifier.name} without {name}",

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tl_cli.errors import UsageError, suggest
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.freezing import in_eval_mode
-from tl_cli.models.zoo.registry import Classifier
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -40,7 +40,7 @@ def layers_of(classifier: Classifier, example: Tensor) -> list[Layer]:
         example: one image (1, 3, S, S), on the model's device.
     """
     model, head = classifier.model, classifier.head
-    units = units_of(classifier)
+    units = units_of(model, head)
     order = _executed(model, units, example)
     groups: list[list[str]] = []
     for index, name in enumerate(order):
@@ -69,9 +69,9 @@ def _parameters_of(modules: Iterable[nn.Module]) -> tuple[nn.Parameter, ...]:
     return tuple(parameter for module in modules for parameter in module.parameters())
 
 
-def units_of(classifier: Classifier) -> dict[str, nn.Module]:
+def units_of(model: nn.Module, head: tuple[str, ...]) -> dict[str, nn.Module]:
     """Return the parts of layers by qualified name: blocks, and modules outside of blocks; without the head."""
-    return dict(_units(classifier.model, "", classifier.head))
+    return dict(_units(model, "", head))
 
 
 def index_of(layers: Sequence[Layer], classifier: Classifier, name: str) -> int:

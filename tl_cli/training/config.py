@@ -22,6 +22,8 @@ from tl_cli.choices import (
     ClassWeights,
     DeviceName,
     FeatureDtype,
+    HeadFeatures,
+    HeadFitName,
     HeadName,
     Layout,
     OnBadImage,
@@ -138,6 +140,8 @@ class Settings(BaseModel):
         None, Setting("Training", "NAME", default="keep the rows of classes with the same name")
     )
     """new, or keep: the head of the weights, classes by position."""
+    head_features: HeadFeatures = _field("last", Setting("Training", "NAME", default=_RECIPE))
+    """What the head sees: last (the network's own features), or stages (also the means of its last stages' outputs)."""
     mean: Statistics | None = _field(None, Setting("Training", "R G B", default="those of the weights"))
     """Channel means for normalization (values in 0 to 1)."""
     std: Statistics | None = _field(None, Setting("Training", "R G B", default="those of the weights"))
@@ -170,6 +174,9 @@ class Settings(BaseModel):
     """Random seed."""
     freeze_epochs: int | None = _field(None, Setting("Freezing", default=_RECIPE), ge=0)
     """Epochs in which only the head trains."""
+    head_fit: HeadFitName = _field("steps", Setting("Freezing", "NAME", default=_RECIPE))
+    """How the head trains while the backbone is frozen: in steps, or as a logistic regression on cached features (one
+    epoch)."""
     unfreeze_lr: float | None = _field(None, Setting("Freezing", default=_RECIPE), gt=0, allow_inf_nan=False)
     """Peak learning rate after unfreezing, the head's too."""
     freeze_until: str | None = _field(None, Setting("Freezing", "LAYER", default="none"), min_length=1)
@@ -259,6 +266,10 @@ class Settings(BaseModel):
                     f"--unfreeze-stages {self.unfreeze_stages} needs at least as many epochs after the frozen ones; "
                     f"there are {tuned}"
                 )
+        if self.head_fit == "logistic" and (self.freeze_epochs or 1) > 1:
+            raise ValueError(
+                "--head-fit logistic is one frozen epoch; leave out --freeze-epochs, or give --head-fit steps"
+            )
         if self.class_weights == "balanced" and self.sampler == "balanced":
             raise ValueError("--class-weights balanced and --sampler balanced would correct for rare classes twice")
         if self.freeze_until is not None and self.weights == "none":

@@ -34,6 +34,12 @@ class Average:
             if _may_change(self._model, name, value)
         ]
 
+    def restart(self) -> None:
+        """Begin again with the weights as they are."""
+        self.updates = 0
+        for name, value in _averaged(self._model).items():
+            self._values[name].copy_(value.detach())
+
     def update(self) -> None:
         """Update the average with the weights after an optimizer step."""
         self.updates += 1

@@ -10,6 +10,7 @@ The loop in pseudocode, with where each event fires::
                 end the training                  -> StoppedEarly
             for batch in epoch:
                 take an optimizer step            -> LossSampled (every --log-every steps), then StepEnded
+            or, as one step, fit the head         -> Worked("fitting the head"), several times
             validate the weights                  -> Worked("validating"), several times
             validate their average, if any        -> Worked("validating the average")
                                                   -> EpochEnded
@@ -30,7 +31,12 @@ from tl_cli.evaluation.scores import EpochEnded as EpochEnded
 
 PhaseName = Literal["head", "fine-tune"]
 Activity = Literal[
-    "caching features", "validating", "validating the average", "testing", "measuring the training images"
+    "caching features",
+    "fitting the head",
+    "validating",
+    "validating the average",
+    "testing",
+    "measuring the training images",
 ]
 
 
@@ -63,7 +69,7 @@ class PhaseStarted:
 
 @dataclass(frozen=True, slots=True)
 class Worked:
-    """Part of an activity other than training steps is done; counted in images."""
+    """Part of an activity other than training steps is done; counted in images, regressions for the head."""
 
     activity: Activity
     done: int

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from itertools import islice
 
 from tl_cli.errors import DivergedError
@@ -21,7 +22,8 @@ from tl_cli.training.events import (
     StepEnded,
     StoppedEarly,
 )
-from tl_cli.training.optim import begin_momentum, begin_phase, current_lrs, follow_schedule
+from tl_cli.training.head_fit import HeadFit
+from tl_cli.training.optim import begin_momentum, begin_phase, current_lrs, follow_schedule, set_lr
 from tl_cli.training.phases import Phase
 from tl_cli.training.plan import OpenPhase, Plan, observed_logits, open_phase
 from tl_cli.training.state import Counters, Partial, TrainState
@@ -89,7 +91,10 @@ def _run_epoch(plan: Plan, opened: OpenPhase, phase: Phase, epoch: int, state: T
         state.partial = Partial.begin(epoch, plan.machine.device)
     partial = state.partial
     started = time.perf_counter() - partial.seconds
-    _take_steps(plan, opened, phase, state, partial, notify)
+    if opened.fit_head is not None:
+        _fit_head(plan, opened.fit_head, phase, state, partial, notify)
+    else:
+        _take_steps(plan, opened, phase, state, partial, notify)
     step = state.step
     train_loss = _finite(float(partial.loss) / partial.images, step, state)
     # After the loss was read, which waits for the GPU's last step.
@@ -167,6 +172,29 @@ def _take_steps(
                 loss = _finite(result.loss.item(), step, state)
                 notify(LossSampled(step, partial.epoch, loss, *current_lrs(state.optimizer)))
             notify(StepEnded(step, partial.epoch, len(batch.labels)))
+
+
+def _fit_head(
+    plan: Plan, fit_head: Callable[[], HeadFit], phase: Phase, state: TrainState, partial: Partial, notify: Observer
+) -> None:
+    """Fit the head as the one step of its phase. A signal may end it: a resumed run begins it again."""
+    started = time.perf_counter() - partial.seconds
+    result = fit_head()
+    images, step = len(plan.data.parts["train"]), state.step + 1
+    with held():
+        state.whole = False
+        if state.average is not None:
+            state.average.restart()
+        partial.loss += result.loss * images
+        partial.correct += result.correct * images
+        partial.images += images
+        partial.steps += 1
+        partial.seconds = time.perf_counter() - started
+        # No learning rate was used.
+        set_lr(state.optimizer, phase, 0.0)
+        state.whole = True
+        notify(LossSampled(step, partial.epoch, result.loss, *current_lrs(state.optimizer)))
+        notify(StepEnded(step, partial.epoch, images))
 
 
 def _validate(plan: Plan, opened: OpenPhase, activity: Activity, notify: Observer) -> LabelledLogits:

@@ -19,7 +19,7 @@ from tl_cli.compute.device import (
     prepare_machine,
     worker_count,
 )
-from tl_cli.contract import Columns, DataSpec, ModelCard, WeightsTag
+from tl_cli.contract import Columns, DataSpec, ModelCard, Stage, WeightsTag
 from tl_cli.data.augment.settings import Augmentation, augmentation
 from tl_cli.data.balance import imbalance
 from tl_cli.data.batches import Batch, Loader
@@ -32,19 +32,20 @@ from tl_cli.errors import UsageError, first_line
 from tl_cli.evaluation.logits import LabelledLogits, compute_logits
 from tl_cli.evaluation.task import TASKS, Task
 from tl_cli.io.download import Missing, Progress, check_reachable, silent
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.dropout import set_dropout
 from tl_cli.models.freezing import batch_norms
 from tl_cli.models.graph import Network
-from tl_cli.models.list.counting import Counting
+from tl_cli.models.macs import Counting
 from tl_cli.models.zoo import registry
-from tl_cli.models.zoo.registry import Classifier
 from tl_cli.models.zoo.weights import Pretrained, split_key
 from tl_cli.shortage import during
 from tl_cli.training import cached_features
 from tl_cli.training.cached_features import LIMITS, CachedFeatures, CacheLimits, CachePlan, View
-from tl_cli.training.config import CROP_MODES, Given, TrainConfig
+from tl_cli.training.config import CROP_MODES, Given, Settings, TrainConfig
 from tl_cli.training.ema import Average
 from tl_cli.training.events import Activity, Noticed, Observer, Worked
+from tl_cli.training.head_fit import HeadFit, fit_head
 from tl_cli.training.optim import make_optimizer, make_plateau
 from tl_cli.training.phases import Phase
 from tl_cli.training.recipes import TINY_PIXELS, Facts
@@ -145,9 +146,21 @@ class Plan:
         """Whether a phase trains on cached features."""
         return phase.first in self.cached
 
+    def solves(self, phase: Phase) -> bool:
+        """Whether a phase is a logistic regression of the head, which counts as one step."""
+        head = self.classifier.head_modules
+        return (
+            self.config.head_fit == "logistic"
+            and phase.name == "head"
+            and self.uses_cache(phase)
+            and len(head) == 1
+            and isinstance(head[0], nn.Linear)
+            and self.cached[phase.first].cut.shape == (head[0].in_features,)
+        )
+
     def steps_per_epoch(self, phase: Phase) -> int:
         """Return the optimizer steps per epoch of a phase."""
-        return self.train_loader(phase).steps
+        return 1 if self.solves(phase) else self.train_loader(phase).steps
 
     def steps_of(self, phase: Phase) -> int:
         """Return the optimizer steps of a phase; ``--steps`` may cut its last epoch short."""
@@ -170,6 +183,11 @@ class Plan:
         trained = self.cached[phase.first].cut.tail if self.uses_cache(phase) else self.classifier.model
         return Autocasting(trained, self.machine)
 
+    def balanced_weights(self) -> torch.Tensor:
+        """Return the weights (num_classes,) float32 on the device with which all classes count the same."""
+        labels = torch.from_numpy(self.data.parts["train"].labels)
+        return self.task.balanced_weights(labels, len(self.data.classes)).to(self.machine.device)
+
     def objective(self, *, mixes: bool) -> Objective:
         """Return the training loss.
 
@@ -179,8 +197,7 @@ class Plan:
         config, count = self.config, len(self.data.classes)
         weights = None
         if config.class_weights == "balanced":
-            labels = torch.from_numpy(self.data.parts["train"].labels)
-            weights = self.task.balanced_weights(labels, count).to(self.machine.device)
+            weights = self.balanced_weights()
         return Objective(
             task=self.task,
             num_classes=count,
@@ -196,7 +213,9 @@ class Plan:
         return ModelCard(
             architecture=self.classifier.name,
             build_options=self.classifier.build_options,
+            format=2 if self.classifier.stages else 1,
             head=self.classifier.head,
+            stages=self.classifier.stages,
             classes=self.data.classes,
             preprocessing=self.classifier.preprocessing,
             weights=self.classifier.weights,
@@ -218,6 +237,7 @@ class OpenPhase:
         train: returns the batches of an epoch, from a step on.
         validation: returns the batches of the validation images.
         objective: the training loss.
+        fit_head: solves the regression of a head that does not train in steps; None for all other phases.
         cached: whether the inputs are cached features.
         reused: whether an earlier run has computed all of them.
     """
@@ -229,6 +249,7 @@ class OpenPhase:
     objective: Objective
     cached: bool
     reused: bool = False
+    fit_head: Callable[[], HeadFit] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +299,10 @@ def prepare(
     if settings.pixel_range is not None and data.measured is None:
         name = "--pixel-range" if "pixel_range" in given.flags else "pixel_range in the config file"
         raise UsageError(f"{name} has no effect: no training image has more than 8 bits per channel; leave it out")
-    resolved = resolve(_with_absolute_paths(given, data), _facts(given, _Known.of(data), device))
+    facts = _facts(given, _Known.of(data), device)
+    resolved = resolve(
+        _with_absolute_paths(given, data), replace(facts, keeps_head=_keeps_head(settings, pretrained, data))
+    )
     config = resolved.config
     machine = _machine_of(config)
     classifier = _build(config.model_copy(update={"weights": "none"}) if without else config, data, pretrained)
@@ -292,7 +316,11 @@ def prepare(
     plan = Plan(resolved, data, classifier, machine, plan_strategy(config, classifier, example))
     if config.probe:
         plan = _with_probed_machine(plan, given)
-    return with_caches(plan) if config.feature_cache else plan
+    plan = with_caches(plan) if config.feature_cache else plan
+    if "head_fit" in given and config.head_fit == "logistic" and not plan.solves(plan.phases[0]):
+        reason = f" ({plan.cache_notes[0]})" if plan.cache_notes else ""
+        raise UsageError(f"--head-fit logistic needs a linear head on cached features{reason}; use --head-fit steps")
+    return plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,7 +453,15 @@ def _facts(given: Given, known: _Known, device: torch.device) -> Facts:
         pretrained=settings.weights != "none",
         mirrors=known.source not in SETS or SETS[known.source].mirrors,
         measured=known.measured,
+        stages=bool(registry.find_stages(given.model)),
     )
+
+
+def _keeps_head(settings: Settings, pretrained: Pretrained | None, data: LabelledData) -> bool:
+    """Whether rows of the weights' head are kept, by position or by the names of their classes."""
+    named = pretrained.classes if pretrained is not None else None
+    by_name = settings.head is None and named is not None and not set(named).isdisjoint(data.classes)
+    return settings.head == "keep" or by_name
 
 
 def new_state(plan: Plan) -> TrainState:
@@ -446,7 +482,7 @@ def open_phase(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
     loader = plan.train_loader(phase)
     return OpenPhase(
         network=plan.network(phase),
-        steps=loader.steps,
+        steps=plan.steps_per_epoch(phase),
         train=lambda epoch, start: loader.train(plan.augmentation, plan.config.seed, epoch, start),
         validation=lambda: plan.loader(plan.data.parts["val"]).clean(),
         objective=plan.objective(mixes=True),
@@ -494,7 +530,7 @@ def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
             torch.from_numpy(loader.images.labels),
             plan.images_per_step,
             # Maps need as much memory in the tail as images; vectors need little.
-            loader.batch_size if len(cached.cut.shape) > 1 else _VECTORS_PER_BATCH,
+            loader.batch_size if cached.cut.is_map else _VECTORS_PER_BATCH,
             plan.machine.device,
             balanced=plan.config.sampler == "balanced",
             drop_single=phase.bn == "train",
@@ -504,14 +540,28 @@ def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
 
     trained, train_reused = batches_of(train, cached.views, 0)
     validated, val_reused = batches_of(val, ("plain",), in_train)
+
+    def regress() -> HeadFit:
+        (head,) = plan.classifier.head_modules
+        assert isinstance(head, nn.Linear)
+        joined = [stage.channels for stage in plan.classifier.stages]
+        weights = plan.objective(mixes=False).class_weights
+        if trained.balanced:
+            weights = plan.balanced_weights()
+        return fit_head(
+            head, trained, validated, [head.in_features - sum(joined), *joined], plan.task, weights, plan.config.label_smoothing,
+            lambda done, most: notify(Worked("fitting the head", done, most)),
+        )  # fmt: skip
+
     return OpenPhase(
         network=plan.network(phase),
-        steps=trained.steps,
+        steps=plan.steps_per_epoch(phase),
         train=lambda epoch, start: trained.train(seed, epoch, start),
         validation=validated.clean,
         objective=plan.objective(mixes=False),
         cached=True,
         reused=train_reused and val_reused,
+        fit_head=regress if plan.solves(phase) else None,
     )
 
 
@@ -576,6 +626,20 @@ def with_caches(plan: Plan, limits: CacheLimits = LIMITS) -> Plan:
     return replace(plan, cached=cached, cache_notes=tuple(notes))
 
 
+def _stages(config: TrainConfig) -> tuple[Stage, ...]:
+    """Return the stages that the head sees.
+
+    Raises:
+        UsageError: the architecture has none.
+    """
+    if config.head_features == "last":
+        return ()
+    stages = registry.find_stages(config.model)
+    if not stages:
+        raise UsageError(f"--head-features stages: the stages of {config.model} cannot be joined; use last")
+    return stages
+
+
 def _build(config: TrainConfig, data: LabelledData, pretrained: Pretrained | None) -> Classifier:
     classifier = registry.create(
         config.model,
@@ -586,6 +650,7 @@ def _build(config: TrainConfig, data: LabelledData, pretrained: Pretrained | Non
         mean=config.mean,
         std=config.std,
         head=config.head,
+        stages=_stages(config),
         drop_path=config.drop_path,
         seed=config.seed,
         found=pretrained,

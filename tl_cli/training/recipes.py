@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 from tl_cli.choices import (
     AugmentName,
     BatchNormMode,
+    HeadFeatures,
+    HeadFitName,
     Layout,
     OptimizerName,
     Precision,
@@ -56,6 +58,8 @@ class Facts:
         imbalance: size of the largest class divided by that of the smallest.
         mirrors: whether an image mirrored left to right keeps its class.
         measured: value range of training images with more than 8 bits per channel; None if there are none.
+        stages: whether the head can see the outputs of the network's last stages.
+        keeps_head: whether rows of the weights' head are kept.
         sizes: sizes of the training images, for the reason of the input size; None if not measured.
     """
 
@@ -72,6 +76,8 @@ class Facts:
     imbalance: float = 1.0
     mirrors: bool = True
     measured: Measured | None = None
+    stages: bool = False
+    keeps_head: bool = False
     sizes: Sizes | None = None
 
 
@@ -93,6 +99,8 @@ class Choices:
     epochs: Choice[int] | None = None
     steps: Choice[int] | None = None
     freeze_epochs: Choice[int] | None = None
+    head_features: Choice[HeadFeatures] | None = None
+    head_fit: Choice[HeadFitName] | None = None
     optimizer: Choice[OptimizerName] | None = None
     lr: Choice[float] | None = None
     unfreeze_lr: Choice[float] | None = None
@@ -129,7 +137,9 @@ def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: in
     """
     tune = epochs_small if facts.train_images < _SMALL else epochs
     steps_per_epoch = steps_in_epoch(facts.train_images, given.batch_size * given.accumulate)
-    freeze = _default_freeze(given, steps_per_epoch)
+    head_fit = _default_head_fit(facts, given)
+    solves = (given.head_fit if "head_fit" in given.model_fields_set else head_fit.value) == "logistic"
+    freeze = _default_freeze(given, steps_per_epoch, most=1 if solves else 5)
     why_freeze = "a trained head before unfreezing keeps the features intact (LP-FT)"
     if given.freeze_epochs is not None:
         freeze = given.freeze_epochs
@@ -141,10 +151,12 @@ def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: in
             f"{facts.train_images:,} images are {steps_per_epoch} per epoch; "
             f"a small set needs {fewest_steps} of fine-tuning"
         )
-        steps = Choice(freeze * steps_per_epoch + fewest_steps, why)
+        steps = Choice(freeze * (1 if solves else steps_per_epoch) + fewest_steps, why)
     return Choices(
         steps=steps,
         freeze_epochs=Choice(freeze, why_freeze),
+        head_features=_default_head_features(facts),
+        head_fit=head_fit,
         epochs=Choice(freeze + tune, f"the frozen ones and {tune} more for {facts.train_images:,} images"),
         optimizer=Choice("adamw", "weight decay separate from the gradient: the usual choice for fine-tuning"),
         lr=Choice(1e-3, "for a linear head on cached features"),
@@ -164,10 +176,33 @@ def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: in
     )
 
 
-def _default_freeze(given: Settings, steps_per_epoch: int) -> int:
-    """Return 5 epochs, or half of the total if that is less."""
+def _default_freeze(given: Settings, steps_per_epoch: int, most: int) -> int:
+    """Return the frozen epochs: ``most``, or half of the total if that is less."""
     epochs = given.steps // steps_per_epoch if given.steps else given.epochs or 10
-    return min(5, epochs // 2)
+    return min(most, epochs // 2)
+
+
+def _default_head_features(facts: Facts) -> Choice[HeadFeatures]:
+    if not facts.pretrained:
+        return Choice("last", "there are no trained features in earlier stages")
+    if not facts.stages:
+        return Choice("last", "the stages of this architecture cannot be joined")
+    return Choice("stages", "TODO")
+
+
+def _default_head_fit(facts: Facts, given: Settings) -> Choice[HeadFitName]:
+    in_steps = {
+        "--freeze-epochs": given.freeze_epochs is not None,
+        "--lr": given.lr is not None,
+        "no feature cache": "feature_cache" in given.model_fields_set and not given.feature_cache,
+        "no trained features": not facts.pretrained,
+        "the head of the weights is kept": facts.keeps_head,
+        "no features before a linear head can be cached": not facts.stages,
+    }
+    why = next((reason for reason, applies in in_steps.items() if applies), None)
+    if why is not None:
+        return Choice("steps", why)
+    return Choice("logistic", "TODO")
 
 
 def _default_bn(facts: Facts) -> Choice[BatchNormMode]:
@@ -245,6 +280,8 @@ def _blog(facts: Facts, given: Settings) -> Choices:
         label_smoothing=Choice(0.0, "as in the blog"),
         bn=Choice("train", "as in the blog, after unfreezing"),
         augment=Choice("blog", "crop with padding 4 of 32, flip, color jitter, rotation by 15 degrees"),
+        head_features=Choice("last", "as in the blog"),
+        head_fit=Choice("steps", "as in the blog"),
         input_size=Choice(size, "the images' own size, as in the blog" + _describe_sizes(facts)),
         feature_cache=Choice(False, "the blog augments in its frozen phase, so its features always differ"),
         mean=Choice(_CIFAR_MEAN, "CIFAR-10's own, as in the blog") if is_cifar else None,

@@ -67,7 +67,7 @@ def _derive_epochs(draft: TrainConfig, given: Given, facts: Facts) -> Choices:
     if draft.steps is None:
         return Choices()
     images, batch, freeze = facts.train_images, draft.batch_size * draft.accumulate, draft.freeze_epochs
-    head = freeze * steps_in_epoch(images, batch)
+    head = freeze * (1 if draft.head_fit == "logistic" else steps_in_epoch(images, batch))
     if draft.steps < head:
         raise UsageError(
             f"--steps {draft.steps} is the total and cannot be fewer than those of --freeze-epochs {freeze}, {head}"
@@ -98,6 +98,8 @@ def _refuse_without_effect(draft: TrainConfig, flags: frozenset[str]) -> None:
         "warmup": (draft.schedule == "cosine", "without --schedule cosine"),
         "auto_ops": (draft.auto_augment == "randaugment", "without --auto-augment randaugment"),
         "auto_magnitude": (draft.auto_augment == "randaugment", "without --auto-augment randaugment"),
+        "lr": (draft.head_fit == "steps" or draft.freeze_epochs == 0, "on a head by logistic regression"),
+        "head_fit": (draft.freeze_epochs > 0, "without frozen epochs"),
         "feature_views": (draft.feature_cache, "without a feature cache"),
         "feature_dtype": (draft.feature_cache, "without a feature cache"),
     }

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from tl_cli.errors import UsageError
 from tl_cli.models import freezing
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.layers import Layer, index_of, layers_of
-from tl_cli.models.zoo.registry import Classifier
 from tl_cli.training.config import TrainConfig
 from tl_cli.training.phases import Phase, first_trained, phases_of
 

@@ -1,24 +1,14 @@
 """Counts the parameters and multiply-adds of an architecture on the meta device."""
 
-from typing import Any
-
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from tl_cli.errors import UsageError
 from tl_cli.models.list.count_cache import Counts
+from tl_cli.models.macs import Counting
 from tl_cli.models.zoo import registry
 
 # As published, with ImageNet's classes.
 _CLASSES = 1000
-_FORMULAS = {
-    # The CPU's fused attention has no formula of its own, and does what the GPU's does.
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
-        torch.ops.aten._scaled_dot_product_flash_attention
-    ],
-    **flop_registry,
-}
 
 
 def count(name: str, input_size: int, num_classes: int = _CLASSES) -> Counts | None:
@@ -36,20 +26,3 @@ def count(name: str, input_size: int, num_classes: int = _CLASSES) -> Counts | N
     except (RuntimeError, NotImplementedError, ValueError, AssertionError, UsageError):
         return None
     return Counts(sum(p.numel() for p in model.parameters()), counting.flops // 2)
-
-
-class Counting(TorchDispatchMode):
-    """Sums torch's own FLOP formulas over all operations.
-
-    Attributes:
-        flops: so far; a multiply-add counts as two.
-    """
-
-    flops = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        formula = _FORMULAS.get(func._overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
-        return result

@@ -3,20 +3,23 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tl_cli.contract import ModelCard, Preprocessing, TaskName, WeightsTag
+from tl_cli.contract import ModelCard, Preprocessing, Stage, WeightsTag
 from tl_cli.errors import UnknownModelError, UsageError, WeightsError, first_line, suggest
 from tl_cli.io.download import Missing, Progress, silent
 from tl_cli.models import bundle
+from tl_cli.models.classifier import Classifier
 from tl_cli.models.head import HeadChoice, HeadStart, choose_start, outputs_in, with_rows
 from tl_cli.models.list.completion import PREFIX
 from tl_cli.models.list.published import Architecture
+from tl_cli.models.stages import find_stages as stages_of
+from tl_cli.models.stages import join_stages
 from tl_cli.models.zoo import checkpoints
 from tl_cli.models.zoo import weights as weights_files
 from tl_cli.models.zoo.bundled import BundledSource
@@ -25,46 +28,6 @@ from tl_cli.models.zoo.timm_models import TimmSource, from_timm_folder, is_timm_
 from tl_cli.models.zoo.torchvision_models import TorchvisionSource
 from tl_cli.models.zoo.weights import Pretrained
 from tl_cli.randomness import mixed
-
-
-@dataclass(frozen=True, slots=True)
-class Classifier:
-    """A network, the modules that produce its classes, and the preprocessing that its weights expect.
-
-    Attributes:
-        name: the architecture's name in the zoo.
-        model: maps images (B, 3, H, W) float32, normalised, to logits (B, num_classes).
-        head: qualified names of the modules that produce the classes; everything else is backbone.
-        preprocessing: of the weights, not of the architecture.
-        weights: where the weights came from.
-        head_start: which rows of the head came with the weights, and why; None where there are no weights.
-        build_options: arguments of the architecture that depend on the weights (ViT's image_size).
-        temperature: of the probabilities, from the saved model; 1 for any other.
-        notes: what was taken from a checkpoint that holds more than weights, for people.
-        task: what its outputs mean; that of the saved model.
-    """
-
-    name: str
-    model: nn.Module
-    head: tuple[str, ...]
-    preprocessing: Preprocessing
-    weights: WeightsTag
-    head_start: HeadStart | None = None
-    build_options: dict[str, int] = field(default_factory=dict)
-    temperature: float = 1.0
-    notes: tuple[str, ...] = ()
-    task: TaskName = "single-label"
-
-    @property
-    def head_is_new(self) -> bool:
-        """Whether no part of the head came with the weights."""
-        return self.head_start is None or self.head_start.is_new
-
-    @property
-    def head_modules(self) -> list[nn.Module]:
-        """The modules of the head, in the order of ``head``."""
-        return [self.model.get_submodule(name) for name in self.head]
-
 
 _DEFAULT_CLASSES = 10
 _SOURCES: dict[str, Source] = {"torchvision": TorchvisionSource(), "bundled": BundledSource(), "timm": TimmSource()}
@@ -141,6 +104,7 @@ def create(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
     head: HeadChoice | None = None,
+    stages: tuple[Stage, ...] | None = None,
     drop_path: float | None = None,
     seed: int = 0,
     found: Pretrained | None = None,
@@ -157,6 +121,7 @@ def create(
         mean: channel means to use instead of the weights' own.
         std: channel standard deviations to use instead of the weights' own.
         head: ``new`` discards the weights' head, ``keep`` keeps it by position; None matches it by class names.
+        stages: what the head sees beside its own input (``find_stages``); None: that of the weights' head.
         drop_path: drop-path rate of the last block; None is the architecture's own.
         seed: of the new head; without weights, of all parameters.
         found: result of ``find_weights`` for these weights; None calls it.
@@ -177,18 +142,29 @@ def create(
     options = dict(found.build_options) if found is not None else {}
     options |= source.options_for(name, input_size or preprocessing.crop)
     preprocessing = preprocessing.with_statistics(mean, std)
+    if stages is None:
+        stages = found.stages if found is not None else ()
     with _seeded(seed):
         model = build(name, num_classes, options, drop_path)
-    axes, parts = _class_axes(architecture), find_head(architecture)
+        axes, parts = _class_axes(architecture), find_head(architecture)
+        if stages:
+            join_stages(model, parts, stages)
     _start_from_zero([model.get_submodule(part) for part in parts])
     if found is None:
-        return Classifier(architecture, model, parts, preprocessing, WeightsTag(name="none"), None, options)
+        return Classifier(
+            architecture, model, parts, preprocessing, WeightsTag(name="none"), None, options, stages=stages
+        )
+    # A library can adapt a head that sees its stages as little as one that is not there.
+    joined = {key: value for key, value in found.state.items() if found.stages and key in axes}
+    plain = replace(found, state={key: value for key, value in found.state.items() if key not in joined})
     with _seeded(seed):
-        state = dict(source.adapt(name, model, found, options))
+        state = dict(source.adapt(name, model, plain, options)) | (joined if found.stages == stages else {})
     outputs = outputs_in(state, model.state_dict(), axes)
     start = choose_start(head, count=num_classes, classes=classes, outputs=outputs, known=found.classes)
     weights_files.load(model, _with_head(state, model, parts, axes, start), name=found.tag.name)
-    return Classifier(architecture, model, parts, preprocessing, found.tag, start, options, notes=found.notes)
+    return Classifier(
+        architecture, model, parts, preprocessing, found.tag, start, options, notes=found.notes, stages=stages
+    )
 
 
 def _with_head(
@@ -243,6 +219,7 @@ def starting_point(card: ModelCard, progress: Progress = silent) -> Classifier:
         classes=classes,
         input_size=card.preprocessing.crop,
         head="new" if head == "new" else "keep" if head == "keep" else None,
+        stages=card.stages,
         drop_path=drop_path if isinstance(drop_path, float) else None,
         seed=seed if isinstance(seed, int) else 0,
         progress=progress,
@@ -277,6 +254,19 @@ def build(
     except (AssertionError, ValueError, RuntimeError, TypeError) as error:
         arguments = f" with {options}" if options else ""
         raise UsageError(f"{name} cannot be built{arguments}: {error}") from error
+
+
+@cache
+def find_stages(name: str) -> tuple[Stage, ...]:
+    """Return the stages of an architecture that its head can see beside its own input; empty where that is impossible.
+
+    Raises:
+        UnknownModelError: no architecture has that name.
+    """
+    own = size_limits(name)[1]
+    with torch.device("meta"):
+        model, example = build(name, _DEFAULT_CLASSES, options_for(name, own)), torch.empty(1, 3, own, own)
+    return stages_of(model, find_head(name), example)
 
 
 def find_head(name: str) -> tuple[str, ...]:
@@ -392,6 +382,8 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
         raise WeightsError(
             f"{folder} names a head that {card.architecture} does not have: {', '.join(strange) or 'none'}"
         )
+    if card.stages:
+        join_stages(model, card.head, card.stages)
     bundle.load_weights(folder, model)
     model.eval()
     _check_side(folder, card, model)
@@ -405,6 +397,7 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
         card.build_options,
         card.calibration.temperature,
         task=card.data.task,
+        stages=card.stages,
     )
     return classifier, card
 

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from tl_cli.contract import Preprocessing, WeightsTag
+from tl_cli.contract import Preprocessing, Stage, WeightsTag
 from tl_cli.errors import WeightsError, first_line, some
 from tl_cli.io import download
 from tl_cli.io.download import Missing, Progress
@@ -44,6 +44,7 @@ class Pretrained:
         architecture: name in the zoo, where the file states it (a saved model); otherwise None.
         classes: class names, where the file states them.
         build_options: arguments of the architecture that these weights need.
+        stages: what their head sees beside its own input (a saved model).
         outputs: number of classes of published weights (0: none); None where only the tensors show it.
         notes: how the weights were found in a checkpoint that contains more, for people.
     """
@@ -54,6 +55,7 @@ class Pretrained:
     architecture: str | None = None
     classes: tuple[str, ...] | None = None
     build_options: dict[str, int] = field(default_factory=dict)
+    stages: tuple[Stage, ...] = ()
     outputs: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -131,6 +133,7 @@ def from_path(spec: str, expected: Collection[str] = ()) -> Pretrained:
             architecture=card.architecture,
             classes=card.classes,
             build_options=dict(card.build_options),
+            stages=card.stages,
         )
     check_there(path)
     if not path.is_file():
