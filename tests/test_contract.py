@@ -28,7 +28,7 @@ def test_a_card_is_restored_from_json_and_ignores_fields_of_newer_versions() -> 
         ({"classes": []}, "classes"),
         ({"config": {"seed": -1}}, "seed must be a number"),
         ({"val_accuracy": 1.5}, "val_accuracy is 1.5"),
-        ({"format": 2}, "format is 2"),
+        ({"format": 3}, "format is 3"),
     ],
 )
 def test_errors_in_a_card_are_named(changes: dict[str, object], problem: str) -> None:

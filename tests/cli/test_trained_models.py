@@ -45,7 +45,9 @@ from tl_cli.tracking.logged_model import Naming, log_model
 from tl_cli.tracking.recorded import short_id
 from tl_cli.tracking.store import Store, open_store
 
-GOOD = ("shufflenet_v2_x0_5", "--steps", "40", "--freeze-epochs", "1", "--unfreeze-lr", "3e-3", "--run-name", "good")
+# Its head sees the last stages.
+GOOD = ("shufflenet_v2_x0_5", "--steps", "40", "--freeze-epochs", "1", "--unfreeze-lr", "3e-3", "--head-features", "stages",
+        "--run-name", "good")  # fmt: skip
 POOR = ("squeezenet1_1", "--epochs", "1", "--freeze-epochs", "1", "--run-name", "poor")
 SHARED = ("--weights", "none", "--input-size", "48", "--batch-size", "12", "--augment", "none", "--quiet")
 

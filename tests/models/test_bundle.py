@@ -63,7 +63,7 @@ def set_in(facts: dict, field: str, value: object) -> None:
         ("calibration.images", -1),
         ("config", {"seed": -1}),
         ("architecture", ""),
-        ("format", 2),
+        ("format", 3),
     ],
 )
 def test_the_error_for_an_edited_card_names_the_field(field: str, value: object, tmp_path: Path) -> None:

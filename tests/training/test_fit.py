@@ -22,7 +22,7 @@ from tl_cli.training.state import BEST_FOLDER, Saver
 
 
 def test_events_arrive_in_the_documented_order(colours: Path) -> None:
-    events, state = run(plan_for(colours, feature_cache=False))
+    events, state = run(plan_for(colours, feature_cache=False, keep_epoch="best"))
     phases = [event for event in events if isinstance(event, PhaseStarted)]
     assert [(p.name, p.epochs, p.cached) for p in phases] == [("head", (1, 1), False), ("fine-tune", (2, 3), False)]
     assert phases[0].trainable < phases[1].trainable

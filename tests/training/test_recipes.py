@@ -8,10 +8,10 @@ from tl_cli.training.config import Given
 from tl_cli.training.recipes import Facts
 from tl_cli.training.resolve import resolve
 
-TINY = Facts("cifar10", 45_000, 32, 1, 224, on_gpu=False, bf16=False, cores=2)
+TINY = Facts("cifar10", 45_000, 5_000, 32, 1, 224, on_gpu=False, bf16=False, cores=2)
 
 
-PHOTOS = Facts("/photos", 900, None, 1, 224, on_gpu=True, bf16=True, cores=16)
+PHOTOS = Facts("/photos", 900, 100, None, 1, 224, on_gpu=True, bf16=True, cores=16)
 
 
 MODEL = {"model": "resnet18"}
@@ -28,7 +28,7 @@ def test_the_default_recipe_depends_on_the_data_with_reasons() -> None:
 
 
 def test_digits_are_not_mirrored() -> None:
-    digits = Facts("digits", 1438, 8, 1, 224, on_gpu=False, bf16=False, cores=2, mirrors=False)
+    digits = Facts("digits", 1438, 180, 8, 1, 224, on_gpu=False, bf16=False, cores=2, mirrors=False)
     assert resolve(Given.of(MODEL), digits).config.augment == "shift"
 
 

@@ -8,7 +8,7 @@ from tl_cli.training.recipes import Facts
 from tl_cli.training.resolve import resolve
 from tl_cli.training.state import write_toml
 
-TINY = Facts("cifar10", 45_000, 32, 1, 224, on_gpu=False, bf16=False, cores=2)
+TINY = Facts("cifar10", 45_000, 5_000, 32, 1, 224, on_gpu=False, bf16=False, cores=2)
 
 
 MODEL = {"model": "resnet18"}

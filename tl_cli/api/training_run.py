@@ -308,7 +308,7 @@ class _Training:
     def _starting_point(self) -> tuple[TrainState, History]:
         state = new_state(self.plan)
         if not self.is_resumed or self.run_id is None:
-            return state, History(self.run_name)
+            return state, History(self.run_name, keep=self.plan.config.keep_epoch)
         for problem in state.restore(state_folder(self.experiment_id, self.run_id)):
             self.observer.warn(f"{problem}; resuming from step {state.step}")
         history = read_history(self.store, self.store.find(self.run_id))

@@ -111,7 +111,8 @@ class EpochEnded:
     """While training; validation is not counted."""
     # fmt: on
     is_best: bool = False
-    """Whether it is better on validation than each epoch before, by the weights or by their average."""
+    """Whether its model is kept: it is better on validation than each epoch before, by the weights or by their average,
+    or the last epoch is to be kept."""
     calibration: Calibration | None = None
     """Of the better of the weights and their average; None unless the epoch is the best."""
 

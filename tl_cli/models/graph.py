@@ -258,7 +258,7 @@ def cut_points(graph: fx.Graph, is_constant: Callable[[fx.Node], bool]) -> dict[
     """Return for each position in the frozen start of a graph the nodes whose values are used after it.
 
     A key is made of the calls up to the position, so that it identifies the same one in the graphs of both modes.
-    Positions after which many values are used are left out.
+    Positions after which the images themselves or many values are used are left out.
     """
     nodes = list(graph.nodes)
     last_use = {node: max((nodes.index(user) for user in node.users), default=-1) for node in nodes}
@@ -277,7 +277,7 @@ def cut_points(graph: fx.Graph, is_constant: Callable[[fx.Node], bool]) -> dict[
         elif node.op != "get_attr":
             since.append(str(node.target))
         alive = [value for value in alive if last_use[value] > index]
-        if 0 < len(alive) <= _MOST_PASSING and node.op != "placeholder":
+        if 0 < len(alive) <= _MOST_PASSING and all(value.op != "placeholder" for value in alive):
             points[tuple(called), tuple(since)] = tuple(alive)
     return points
 

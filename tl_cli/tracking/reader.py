@@ -47,6 +47,7 @@ def read_history(store: RunReader, run: Run, metrics: Sequence[str] = ()) -> His
     }
     return History(
         name=run.info.run_name,
+        keep="last" if run.data.params.get("keep_epoch") == "last" else "best",
         losses=sorted(_finite(points.get(LOSS_KEY, [])).items()),
         epochs=_epochs(points) if own else [],
         test_accuracy=results.test_accuracy,

@@ -203,15 +203,15 @@ def on_device(views: tuple[Tensor | DiskView, ...], device: torch.device) -> tup
     return tuple(view.to(device) for view in views)
 
 
-def views_of(config: TrainConfig, settings: Augmentation, epochs: int) -> tuple[View, ...]:
-    """Return the views of each training image, at most one per epoch."""
+def views_of(config: TrainConfig, settings: Augmentation, most: int | None) -> tuple[View, ...]:
+    """Return the views of each training image, ``most`` at most."""
     if config.feature_views == "flip":
         chosen: tuple[View, ...] = ("plain", "mirrored") if settings.flip else ("plain",)
     elif config.feature_views == "plain":
         chosen = ("plain",)
     else:
         chosen = tuple(range(1, int(config.feature_views) + 1))
-    return chosen[:epochs]
+    return chosen[:most]
 
 
 def plan_cache(
@@ -235,7 +235,8 @@ def plan_cache(
     if not is_head and config.image_changes:
         return f"{', '.join(config.image_changes)} need images"
     train, val = images
-    views = views_of(config, settings, phase.epochs)
+    # An epoch of steps sees one view of each image, a regression all.
+    views = views_of(config, settings, None if is_head and config.head_fit == "logistic" else phase.epochs)
     # A backward pass costs as much as two forward passes.
     tail = 3 * cut.tail_cost * phase.epochs * train
     without = tail + cut.prefix_cost * phase.epochs * (train + val)

@@ -25,6 +25,7 @@ from tl_cli.choices import (
     HeadFeatures,
     HeadFitName,
     HeadName,
+    KeepEpoch,
     Layout,
     OnBadImage,
     OptimizerName,
@@ -170,6 +171,8 @@ class Settings(BaseModel):
     """Warm-up fraction of each phase (cosine)."""
     early_stop: int = _field(0, Setting("Training", "N"), ge=0)
     """Stop after N epochs without a better validation accuracy; 0: never."""
+    keep_epoch: KeepEpoch = _field("best", Setting("Training", "NAME", default=_RECIPE))
+    """Which epoch's model is kept: best (by validation accuracy), or last."""
     seed: int = _field(0, Setting("Training"), ge=0, lt=1 << 63)
     """Random seed."""
     freeze_epochs: int | None = _field(None, Setting("Freezing", default=_RECIPE), ge=0)

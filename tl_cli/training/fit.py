@@ -105,7 +105,7 @@ def _run_epoch(plan: Plan, opened: OpenPhase, phase: Phase, epoch: int, state: T
     average = _validate_average(plan, opened, state, notify)
     averaged = _scores(task, average) if average is not None else (None, None)
     best = better(validated, averaged) or validated
-    is_best, calibration = counters.is_better(*best), None
+    is_best, calibration = plan.config.keep_epoch == "last" or counters.is_better(*best), None
     if is_best:
         chosen = average if average is not None and best != validated else labelled
         calibration = fit_temperature(chosen, task=task)

@@ -11,12 +11,14 @@ import torch
 
 from tl_cli.compute.device import Autocasting, Machine
 from tl_cli.data.batches import Batch
+from tl_cli.training.head_fit import images_read
 from tl_cli.training.outcome import CLEAN_TRAIN_IMAGES
 from tl_cli.training.phases import Phase
 from tl_cli.training.plan import Plan, new_state
 from tl_cli.training.step import train_step
 
 _TIMED_STEPS = 3
+_REGRESSION_IMAGES = 4096
 # Importing MLflow, opening an existing store, drawing the curves and logging the model: CPU time of three runs on one
 # thread of an AMD EPYC (Zen 4), 6 to 8 s.
 _RECORDING_S = 7.0
@@ -51,7 +53,7 @@ def estimate(plan: Plan, start_s: float) -> Estimate:
     forward = _seconds_per_image_forward(plan)
     seconds = {"start": start_s}
     for phase in plan.phases:
-        step = _seconds_per_step(plan, phase)
+        step = _seconds_of_regression(plan, phase) if plan.solves(phase) else _seconds_per_step(plan, phase)
         validated = phase.epochs * val * (2 if plan.config.ema else 1)
         if plan.uses_cache(phase):
             cached = plan.cached[phase.first]
@@ -90,6 +92,22 @@ def _seconds_per_step(plan: Plan, phase: Phase) -> float:
         plan.machine.wait()
         times.append(time.perf_counter())
     return (times[-1] - times[0]) / (len(times) - 1)
+
+
+def _seconds_of_regression(plan: Plan, phase: Phase) -> float:
+    """Return the seconds of a head's regression, from passes over random features of some images."""
+    cached = plan.cached[phase.first]
+    images = len(plan.data.parts["train"])
+    count = min(_REGRESSION_IMAGES, images)
+    device = plan.machine.device
+    features = torch.randn(count, *cached.cut.shape, device=device)
+    weight = torch.randn(cached.cut.shape[0], len(plan.data.classes), device=device, requires_grad=True)
+    started = time.perf_counter()
+    for _ in range(_TIMED_STEPS):
+        (features @ weight).logsumexp(1).sum().backward()
+    plan.machine.wait()
+    per_image = (time.perf_counter() - started) / _TIMED_STEPS / count
+    return per_image * len(cached.views) * images_read(images)
 
 
 def _batches(plan: Plan, phase: Phase) -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tl_cli.choices import KeepEpoch
 from tl_cli.evaluation.scores import EpochEnded
 from tl_cli.training.events import Event, LossSampled
 
@@ -25,6 +26,8 @@ class History:
     """(step, value) of other requested metrics, by name."""
     not_finite: dict[str, list[int]] = field(default_factory=dict)
     """Steps at which a metric was NaN or infinite, by name; no curve contains such points."""
+    keep: KeepEpoch = "best"
+    """Which epoch's model is kept."""
 
     def __call__(self, event: Event) -> None:
         """Add the event if it is a point of a curve."""
@@ -40,8 +43,9 @@ class History:
 
     @property
     def best(self) -> EpochEnded | None:
-        """The epoch with the highest validation accuracy; among equals, the one with the lowest loss."""
+        """The epoch whose model is kept: with the highest validation accuracy (then the lowest loss), or the last."""
         rated = [(validation, epoch) for epoch in self.epochs if (validation := epoch.validation) is not None]
+        rated = rated[-1:] if self.keep == "last" else rated
         return max(rated, key=lambda pair: (pair[0][0], -pair[0][1]))[1] if rated else None
 
     @property

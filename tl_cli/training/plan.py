@@ -375,6 +375,7 @@ class _Known:
     Attributes:
         source: name or path.
         train_images: after the split.
+        val_images: after the split.
         native_size: median of the short sides in pixels; None if unknown.
         imbalance: size of the largest class divided by that of the smallest.
     """
@@ -382,6 +383,7 @@ class _Known:
     source: str
     num_classes: int
     train_images: int
+    val_images: int
     native_size: int | None
     sizes: Sizes | None = None
     imbalance: float = 1.0
@@ -392,8 +394,9 @@ class _Known:
         """Return the facts of decoded images."""
         labels, count = data.parts["train"].labels, len(data.classes)
         return cls(
-            data.spec.source, count, len(labels), data.native_size, data.sizes, imbalance(labels, count), data.measured
-        )
+            data.spec.source, count, len(labels), len(data.parts["val"]), data.native_size, data.sizes,
+            imbalance(labels, count), data.measured,
+        )  # fmt: skip
 
 
 def _foresee_data(given: Given, num_classes: int | None, progress: Progress) -> _Known:
@@ -404,11 +407,12 @@ def _foresee_data(given: Given, num_classes: int | None, progress: Progress) -> 
         share = 1 - settings.val_fraction * ("val" not in counts)
         # A set with a single split gives a tenth of it as test images.
         images = round(min(settings.limit or counts["train"], counts["train"]) * (share - 0.1 * (len(counts) == 1)))
-        return _Known(source, known.classes, images, known.pixels)
+        val = counts.get("val") or round(images * settings.val_fraction / share)
+        return _Known(source, known.classes, images, val, known.pixels)
     if num_classes is None or Path(source).exists():
         return _Known.of(_open_data(given, progress))
     # A trained model's own settings leave nothing to the data.
-    return _Known(source, num_classes, 1, None)
+    return _Known(source, num_classes, 1, 1, None)
 
 
 def _open_data(given: Given, progress: Progress, recorded: DataSpec | None = None) -> LabelledData:
@@ -441,6 +445,7 @@ def _facts(given: Given, known: _Known, device: torch.device) -> Facts:
     return Facts(
         data=known.source,
         train_images=known.train_images,
+        val_images=known.val_images,
         native_size=known.native_size,
         sizes=known.sizes,
         smallest_input=smallest,
@@ -548,8 +553,9 @@ def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
         weights = plan.objective(mixes=False).class_weights
         if trained.balanced:
             weights = plan.balanced_weights()
+        widths = [head.in_features - sum(joined), *joined]
         return fit_head(
-            head, trained, validated, [head.in_features - sum(joined), *joined], plan.task, weights, plan.config.label_smoothing,
+            head, trained, validated, widths, plan.task, weights, plan.config.label_smoothing,
             lambda done, most: notify(Worked("fitting the head", done, most)),
         )  # fmt: skip
 

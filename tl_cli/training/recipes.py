@@ -10,6 +10,7 @@ from tl_cli.choices import (
     BatchNormMode,
     HeadFeatures,
     HeadFitName,
+    KeepEpoch,
     Layout,
     OptimizerName,
     Precision,
@@ -36,6 +37,8 @@ _FEWEST_STEPS = 250
 _SMALL = 5000
 # Images on the other side of TINY_PIXELS than the median one are mentioned from this fraction on.
 _MANY = 0.1
+# With fewer the best epoch is often a lucky one, before the learning rate has come down.
+_FEW_VAL_IMAGES = 200
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
 
@@ -47,6 +50,7 @@ class Facts:
     Attributes:
         data: name or path of the data set.
         train_images: number of training images after the split.
+        val_images: number of validation images.
         native_size: median of the short sides in pixels; None if unknown.
         smallest_input: smallest input side of the architecture, in pixels.
         own_input: input side of the published weights, in pixels.
@@ -65,6 +69,7 @@ class Facts:
 
     data: str
     train_images: int
+    val_images: int
     native_size: int | None
     smallest_input: int
     own_input: int
@@ -107,6 +112,7 @@ class Choices:
     weight_decay: Choice[float] | None = None
     decay_norms: Choice[bool] | None = None
     schedule: Choice[ScheduleName] | None = None
+    keep_epoch: Choice[KeepEpoch] | None = None
     label_smoothing: Choice[float] | None = None
     bn: Choice[BatchNormMode] | None = None
     augment: Choice[AugmentName] | None = None
@@ -167,6 +173,7 @@ def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: in
         weight_decay=Choice(0.01, "AdamW's usual value"),
         decay_norms=Choice(False, "norms and biases are few and do not cause overfitting"),
         schedule=Choice("one-cycle", "ends each phase at a rate near zero"),
+        keep_epoch=_default_keep_epoch(facts, given),
         label_smoothing=Choice(0.1, "less overconfident predictions"),
         bn=_default_bn(facts),
         augment=_default_augment(facts, given),
@@ -180,6 +187,16 @@ def _default_freeze(given: Settings, steps_per_epoch: int, most: int) -> int:
     """Return the frozen epochs: ``most``, or half of the total if that is less."""
     epochs = given.steps // steps_per_epoch if given.steps else given.epochs or 10
     return min(most, epochs // 2)
+
+
+def _default_keep_epoch(facts: Facts, given: Settings) -> Choice[KeepEpoch]:
+    if given.early_stop:
+        return Choice("best", "--early-stop")
+    if given.schedule not in (None, "one-cycle", "cosine"):
+        return Choice("best", f"the schedule {given.schedule} does not end at a rate near zero")
+    if facts.val_images < _FEW_VAL_IMAGES:
+        return Choice("last", f"{facts.val_images} validation images cannot tell good epochs from lucky ones")
+    return Choice("best", f"{facts.val_images:,} validation images are enough to compare epochs")
 
 
 def _default_head_features(facts: Facts) -> Choice[HeadFeatures]:

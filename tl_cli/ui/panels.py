@@ -371,9 +371,10 @@ class _XAxis:
 
     def best_point(self, index: int, points: Points) -> Line:
         """Return the point of the best epoch of a run."""
-        best = self.histories[index].best
+        history = self.histories[index]
+        best = history.best
         assert best is not None
-        label = f"best, epoch {best.epoch}" if self.is_single else "best" if index == 0 else ""
+        label = f"{history.keep}, epoch {best.epoch}" if self.is_single else "best" if index == 0 else ""
         return Line(points, "green" if self.is_single else self.colour(index), "best", label)
 
     def place(self, history: History, points: Sequence[tuple[int, float | None]]) -> Points:

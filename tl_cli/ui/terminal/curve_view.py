@@ -124,7 +124,7 @@ class FollowLines(Follower):
     def _print_epochs(self, facts: RunFacts, history: History, name: str) -> None:
         printed = self._epochs.get(facts.run_id, 0)
         for index, point in enumerate(history.epochs[printed:], printed):
-            is_best = History(epochs=history.epochs[: index + 1]).best is point
+            is_best = history.keep == "best" and History(epochs=history.epochs[: index + 1]).best is point
             line = epoch_line(point, facts.epochs_wanted, is_best=is_best)
             self._console.print(plain(f"{name}{line}"), soft_wrap=True)
         self._epochs[facts.run_id] = max(printed, len(history.epochs))

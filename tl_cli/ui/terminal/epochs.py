@@ -59,12 +59,12 @@ def epoch_line(epoch: EpochEnded, epochs: int | None, *, is_best: bool) -> str:
 
 
 def best_line(history: History) -> str:
-    """Return the accuracy of the best epoch; empty where no epoch was validated."""
+    """Return the accuracy of the epoch whose model is kept; empty where no epoch was validated."""
     best = history.best
     if best is None or best.validation is None:
         return ""
     weights = " (averaged weights)" if best.averaged else ""
-    return f"best: {best.validation[0]:.2%} on validation, epoch {best.epoch}{weights}"
+    return f"{history.keep}: {best.validation[0]:.2%} on validation, epoch {best.epoch}{weights}"
 
 
 def unfreezing_note(epochs: Sequence[EpochEnded]) -> str | None:

@@ -81,7 +81,7 @@ class PlainLines:
         if isinstance(event, PhaseStarted):
             self._print(_phase_line(event))
         elif isinstance(event, EpochEnded):
-            self._print(epoch_line(event, self._title.epochs, is_best=event.is_best))
+            self._print(epoch_line(event, self._title.epochs, is_best=event.is_best and self._history.keep == "best"))
         if note := _note(event, self._history):
             self._print(note)
 

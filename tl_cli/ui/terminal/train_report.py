@@ -114,7 +114,9 @@ def _results(history: History, outcome: Outcome) -> list[tuple[str, str, str]]:
         lines.append(("test accuracy", tables.format_accuracy(outcome.test.accuracy), "bold good"))
         lines.append(("", f"95% interval, {outcome.test.accuracy.count:,} images; test set used once", "dim"))
     if best is not None:
-        lines.append(("val accuracy", f"{counters.best_val_accuracy:.2%}, epoch {counters.best_epoch} (best)", ""))
+        lines.append(
+            ("val accuracy", f"{counters.best_val_accuracy:.2%}, epoch {counters.best_epoch} ({history.keep})", "")
+        )
         if not best.lr_backbone and any(point.lr_backbone for point in history.epochs):
             lines.append(("", "reached before unfreezing; a lower --unfreeze-lr or more epochs may improve it", "dim"))
     if outcome.clean_train is not None:
