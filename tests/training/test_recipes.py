@@ -99,3 +99,48 @@ def test_the_blog_recipe_has_the_blogs_settings() -> None:
     assert (config.optimizer, config.lr, config.unfreeze_lr, config.weight_decay) == ("adam", 1e-3, 1e-4, 1e-4)
     assert (config.schedule, config.bn, config.augment, config.feature_cache) == ("plateau", "train", "blog", False)
     assert config.mean == (0.4914, 0.4822, 0.4465)
+
+
+STAGED = replace(TINY, stages=True)
+
+
+def test_the_head_is_fitted_in_one_epoch_on_stages_where_the_network_allows_it() -> None:
+    config = resolve(Given.of(MODEL), STAGED).config
+    assert (config.head_features, config.head_fit, config.freeze_epochs) == ("stages", "logistic", 1)
+    plain = resolve(Given.of(MODEL), TINY).config
+    assert (plain.head_features, plain.head_fit, plain.freeze_epochs) == ("last", "steps", 5)
+    assert config.epochs - config.freeze_epochs == plain.epochs - plain.freeze_epochs
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [({"freeze_epochs": 5}, {}), ({"lr": 0.01}, {}), ({"feature_cache": False}, {}), ({"weights": "none"}, {}),
+     ({}, {"keeps_head": True}), ({"head_fit": "steps"}, {})],
+)  # fmt: skip
+def test_the_head_trains_in_steps_where_a_setting_needs_them(
+    given: dict[str, object], changed: dict[str, object]
+) -> None:
+    facts = replace(STAGED, pretrained=given.get("weights") != "none", **changed)
+    resolved = resolve(Given.of({**MODEL, **given}), facts)
+    assert resolved.config.head_fit == "steps"
+    assert resolved.config.freeze_epochs == (0 if "weights" in given else 5)
+    if "head_fit" not in given:
+        assert resolved.origins["head_fit"].why
+
+
+def test_a_small_set_has_its_steps_of_fine_tuning_after_the_one_of_the_head() -> None:
+    few = replace(STAGED, train_images=180)
+    config = resolve(Given.of(MODEL), few).config
+    assert config.steps == 1 + 250
+    # 180 images are 3 steps per epoch.
+    assert config.epochs == 1 + 84
+
+
+@pytest.mark.parametrize(
+    ("given", "val_images", "kept"),
+    [({}, 100, "last"), ({}, 5000, "best"), ({"early_stop": 3}, 100, "best"), ({"schedule": "plateau"}, 100, "best"),
+     ({"schedule": "cosine"}, 100, "last"), ({"keep_epoch": "best"}, 100, "best")],
+)  # fmt: skip
+def test_few_validation_images_do_not_choose_an_epoch(given: dict[str, object], val_images: int, kept: str) -> None:
+    facts = replace(TINY, val_images=val_images)
+    assert resolve(Given.of({**MODEL, **given}), facts).config.keep_epoch == kept

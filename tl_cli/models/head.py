@@ -60,7 +60,7 @@ def choose_start(
         others = "; the weights name other classes, or another order" if known not in (None, classes) else ""
         return HeadStart(all_rows, f"kept by position (--head keep){others}")
     if outputs is None:
-        return HeadStart(new, "new: the weights have no head for this architecture")
+        return HeadStart(new, "new: the weights have no head of this shape")
     if classes is None:
         same = outputs == count
         return HeadStart(all_rows if same else new, "kept" if same else f"new: the weights have {outputs:,} classes")

@@ -66,7 +66,15 @@ def _refinements(plan: Plan) -> list[str]:
         )
     if plan.probed:
         lines.append(f"probe: {plan.machine.describe()} ({plan.probed})")
-    lines += [f"{p.title} trains on {plan.cached[p.first].describe()}" for p in plan.phases if plan.uses_cache(p)]
+    if plan.classifier.stages:
+        seen = ", ".join(stage.module for stage in plan.classifier.stages)
+        lines.append(f"the head sees its own input and the means of {seen}")
+    lines += [
+        f"{phase.title} {'is a logistic regression' if plan.solves(phase) else 'trains'} on "
+        f"{plan.cached[phase.first].describe()}"
+        for phase in plan.phases
+        if plan.uses_cache(phase)
+    ]
     names = ", ".join(config.image_changes)
     if names and any(phase.name == "head" and plan.uses_cache(phase) for phase in plan.phases):
         lines.append(f"{names}: not applied in the head phase, which trains on cached features")
