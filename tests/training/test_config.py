@@ -1,9 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tl_cli.errors import UsageError
-from tl_cli.training.config import Given, TrainConfig, read_toml
+from tl_cli.training.config import Given, TrainConfig, read_toml, recorded_config, settings_of
 from tl_cli.training.recipes import Facts
 from tl_cli.training.resolve import resolve
 from tl_cli.training.state import write_toml
@@ -39,3 +40,14 @@ def test_invalid_toml_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(content.encode("latin-1"))
     with pytest.raises(UsageError, match=r"c\.toml"):
         read_toml(tmp_path / "c.toml")
+
+
+def test_a_record_of_an_earlier_version_keeps_its_behaviour() -> None:
+    before = {"model": "resnet18", "epochs": 9, "freeze_epochs": 5, "steps": None, "gone": 1}
+    read = recorded_config(before)
+    assert (read["head_features"], read["head_fit"], read["keep_epoch"]) == ("last", "steps", "best")
+    assert {name: read[name] for name in ("model", "epochs", "freeze_epochs")} == {
+        "model": "resnet18", "epochs": 9, "freeze_epochs": 5
+    }  # fmt: skip
+    assert "gone" not in read
+    assert resolve(Given.of({}, settings_of(read)), replace(TINY, stages=True)).config.head_fit == "steps"

@@ -22,6 +22,7 @@ _MEASURED = {"precision", "layout", "threads", "fold"}
         {"data": "digits"},
         {"freeze_epochs": 2, "epochs": 6, "unfreeze_stages": 3, "layer_decay": 0.7},
         {"freeze_epochs": 0, "epochs": 2, "bn": "train", "decay_norms": False},
+        {"head_features": "stages"},
     ],
 )  # fmt: skip
 def test_foresee_resolves_what_a_run_uses(flags: dict[str, object], colours: Path) -> None:
@@ -41,6 +42,19 @@ def test_foresee_resolves_what_a_run_uses(flags: dict[str, object], colours: Pat
     for phase in plan.phases:
         names = ([layer.name for layer in each.trained_layers(phase)] for each in (foreseen.strategy, plan.strategy))
         assert len(set(map(tuple, names))) == 1
+
+
+def test_foresee_gives_the_head_its_stages() -> None:
+    strategy = foresee(Given.of({"model": "resnet18", "data": "digits"})).strategy
+    # 512 of its own and the means of layer2 and layer3, for ten digits.
+    assert sum(p.numel() for p in strategy.layers[-1].parameters) == (512 + 128 + 256) * 10 + 10
+    plain = foresee(Given.of({"model": "resnet18", "data": "digits", "recipe": "blog"})).strategy
+    assert sum(p.numel() for p in plain.layers[-1].parameters) == 512 * 10 + 10
+
+
+def test_stages_of_a_network_that_has_none_are_refused(colours: Path) -> None:
+    with pytest.raises(UsageError, match="the stages of squeezenet1_1 cannot be joined; use last"):
+        plan_for(colours, model="squeezenet1_1", input_size=64, head_features="stages")
 
 
 def test_foresee_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from tl_cli.models.classifier import Classifier
 from tl_cli.models.list.counting import count
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.evaluations import log_inspection
-from tl_cli.training.config import FIELDS, Given, read_toml
+from tl_cli.training.config import Given, read_toml, recorded_config, settings_of
 from tl_cli.training.plan import foresee
 from tl_cli.training.strategy import describe_groups
 
@@ -196,7 +196,8 @@ def _freeze_plan(inspection: _Inspection, view: results.FreezePlanView) -> resul
     if card is None:
         given["model"] = model
     else:
-        own, classes, options = _settings_of(card), classes or len(card.classes), card.build_options
+        own = settings_of(recorded_config(card.config)) if card.config else {}
+        classes, options = classes or len(card.classes), card.build_options
         model = str(own.get("model", card.architecture))
     flags = {**view.settings, **{name: value for name, value in given.items() if value is not None}}
     file = {**own, **(read_toml(view.config) if view.config else {})}
@@ -214,14 +215,6 @@ def _freeze_plan(inspection: _Inspection, view: results.FreezePlanView) -> resul
         groups=tuple(describe_groups(strategy, config)),
         by_name=freeze_by_name(strategy.classifier),
     )
-
-
-def _settings_of(card: ModelCard) -> dict[str, object]:
-    """Return the settings with which a model was trained, as in a config file."""
-    values = {name: value for name, value in card.config.items() if name in FIELDS and value is not None}
-    if "steps" in values:
-        del values["epochs"]  # it is derived from the steps
-    return values
 
 
 def _residuals(inspection: _Inspection, view: results.ResidualsView) -> results.ResidualsResult:

@@ -13,7 +13,7 @@ from tl_cli.tracking.destination import check_resumable
 from tl_cli.tracking.recorded import Run, describe_run, is_parent, short_id
 from tl_cli.tracking.store import Store
 from tl_cli.tracking.sync import sync
-from tl_cli.training.config import Given, Settings, as_toml, settings_of, values_of
+from tl_cli.training.config import Given, Settings, as_toml, recorded_config, settings_of, values_of
 from tl_cli.training.plan import Plan
 from tl_cli.training.state import CARD_FILE, CONFIG_FILE
 
@@ -71,7 +71,7 @@ def recorded_settings(store: Store, run: Run, settings: Settings, tracking_uri: 
         )
     # The card is read, not the TOML file beside it, which a person may have edited.
     card = bundle.read_card(folder, CARD_FILE)
-    return Given.of(flags, settings_of(card.config)), card
+    return Given.of(flags, settings_of(recorded_config(card.config))), card
 
 
 def check_config_file(store: Store, run: Run, card: ModelCard, observer: Observer) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tl_cli.contract import ModelCard, SplitName
 from tl_cli.evaluation.ranking import PRETRAINED
-from tl_cli.training.config import TrainConfig
+from tl_cli.training.config import TrainConfig, recorded_config
 
 # These determine where and how fast a model trains, or what is recorded.
 _MACHINE = {
@@ -42,8 +42,7 @@ def conditions(card: ModelCard, *, with_digests: bool = True) -> dict[str, str] 
     """
     if not card.config:
         return None
-    known = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
-    config = known | card.config
+    config = recorded_config(card.config)
     named = {"architecture": card.architecture, "weights": _weights(card)}
     for part in _PARTS:
         split = card.data.splits.get(part)

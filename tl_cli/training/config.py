@@ -475,6 +475,12 @@ def as_toml(settings: Mapping[str, object]) -> str:
     return "".join(f"{key} = {_toml(value)}\n" for key, value in settings.items())
 
 
+def recorded_config(config: Mapping[str, object]) -> dict[str, object]:
+    """Return a recorded config with the settings that later versions added, at the defaults that keep its behaviour."""
+    added = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
+    return added | {name: value for name, value in config.items() if name in FIELDS}
+
+
 def settings_of(config: Mapping[str, object]) -> dict[str, object]:
     """Return the settings from which the same config is resolved again: without None, and without derived epochs."""
     derived = "epochs" if config.get("steps") is not None else None

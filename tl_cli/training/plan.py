@@ -37,6 +37,7 @@ from tl_cli.models.dropout import set_dropout
 from tl_cli.models.freezing import batch_norms
 from tl_cli.models.graph import Network
 from tl_cli.models.macs import Counting
+from tl_cli.models.stages import join_stages
 from tl_cli.models.zoo import registry
 from tl_cli.models.zoo.weights import Pretrained, split_key
 from tl_cli.shortage import during
@@ -359,10 +360,12 @@ def foresee(
     with torch.device("meta"):
         model = registry.build(config.model, num_classes or known.num_classes, options, config.drop_path)
         example = torch.empty(1, 3, config.input_size, config.input_size)
-    head = registry.find_head(config.model)
+    head, stages = registry.find_head(config.model), _stages(config)
+    if stages:
+        join_stages(model, head, stages)
     preprocessing = registry.default_preprocessing(config.model, config.weights)
     classifier = Classifier(
-        config.model, model, head, preprocessing, WeightsTag(name=config.weights), build_options=options
+        config.model, model, head, preprocessing, WeightsTag(name=config.weights), build_options=options, stages=stages
     )
     _check_input_size(classifier, example, config)
     return Forecast(resolved, plan_strategy(config, classifier, example))
