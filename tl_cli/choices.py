@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-RecipeName = Literal["default", "fast", "blog"]
+RecipeName = Literal["default", "fast", "head", "blog"]
 # Classes of torch.optim in lower case. To add one, add its name, if it takes lr and weight_decay; the tests of
 # training/test_fit.py take every name of this list.
 OptimizerName = Literal["adam", "adamw", "sgd"]

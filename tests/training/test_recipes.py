@@ -104,36 +104,38 @@ def test_the_blog_recipe_has_the_blogs_settings() -> None:
 STAGED = replace(TINY, stages=True)
 
 
-def test_the_head_is_fitted_in_one_epoch_on_stages_where_the_network_allows_it() -> None:
-    config = resolve(Given.of(MODEL), STAGED).config
-    assert (config.head_features, config.head_fit, config.freeze_epochs) == ("stages", "logistic", 1)
-    plain = resolve(Given.of(MODEL), TINY).config
-    assert (plain.head_features, plain.head_fit, plain.freeze_epochs) == ("last", "steps", 5)
-    assert config.epochs - config.freeze_epochs == plain.epochs - plain.freeze_epochs
+def test_the_recipe_head_is_one_regression_on_stages() -> None:
+    config = resolve(Given.of({**MODEL, "recipe": "head"}), STAGED).config
+    assert (config.head_features, config.head_fit) == ("stages", "logistic")
+    assert (config.epochs, config.freeze_epochs, config.steps) == (1, 1, None)
+    few = resolve(Given.of({**MODEL, "recipe": "head"}), replace(STAGED, train_images=100)).config
+    assert (few.epochs, few.freeze_epochs, few.steps) == (1, 1, None)
 
 
 @pytest.mark.parametrize(
     ("given", "changed"),
-    [({"freeze_epochs": 5}, {}), ({"lr": 0.01}, {}), ({"feature_cache": False}, {}), ({"weights": "none"}, {}),
-     ({}, {"keeps_head": True}), ({"head_fit": "steps"}, {})],
+    [({"freeze_epochs": 5}, {}), ({"epochs": 5}, {}), ({"lr": 0.01}, {}), ({"feature_cache": False}, {}),
+     ({}, {"keeps_head": True}), ({}, {"stages": False}), ({"head_fit": "steps"}, {})],
 )  # fmt: skip
-def test_the_head_trains_in_steps_where_a_setting_needs_them(
+def test_the_recipe_head_trains_in_steps_where_a_setting_needs_them(
     given: dict[str, object], changed: dict[str, object]
 ) -> None:
-    facts = replace(STAGED, pretrained=given.get("weights") != "none", **changed)
-    resolved = resolve(Given.of({**MODEL, **given}), facts)
+    resolved = resolve(Given.of({**MODEL, "recipe": "head", **given}), replace(STAGED, **changed))
     assert resolved.config.head_fit == "steps"
-    assert resolved.config.freeze_epochs == (0 if "weights" in given else 5)
+    assert (resolved.config.epochs, resolved.config.freeze_epochs) == (5, 5)
+    assert resolved.config.head_features == ("last" if "stages" in changed else "stages")
     if "head_fit" not in given:
         assert resolved.origins["head_fit"].why
 
 
-def test_a_small_set_has_its_steps_of_fine_tuning_after_the_one_of_the_head() -> None:
-    few = replace(STAGED, train_images=180)
-    config = resolve(Given.of(MODEL), few).config
-    assert config.steps == 1 + 250
+def test_a_regression_before_fine_tuning_takes_one_epoch() -> None:
+    config = resolve(Given.of({**MODEL, "head_fit": "logistic"}), STAGED).config
+    steps = resolve(Given.of(MODEL), STAGED).config
+    assert (config.freeze_epochs, config.head_features) == (1, "last")
+    assert config.epochs - 1 == steps.epochs - 5
+    few = resolve(Given.of({**MODEL, "head_fit": "logistic"}), replace(STAGED, train_images=180)).config
     # 180 images are 3 steps per epoch.
-    assert config.epochs == 1 + 84
+    assert (few.steps, few.epochs) == (1 + 250, 1 + 84)
 
 
 @pytest.mark.parametrize(

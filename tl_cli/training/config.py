@@ -148,7 +148,7 @@ class Settings(BaseModel):
     std: Statistics | None = _field(None, Setting("Training", "R G B", default="those of the weights"))
     """Channel standard deviations for normalization."""
     recipe: RecipeName = _field("default", Setting("Training", "NAME"))
-    """Settings to start from: default, fast or blog."""
+    """Settings to start from: default, fast, head (no fine-tuning) or blog."""
     epochs: int | None = _field(None, Setting("Training", default=_RECIPE), ge=1)
     """Total epochs, including the frozen ones."""
     steps: int | None = _field(None, Setting("Training"), ge=1)

@@ -559,7 +559,8 @@ def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
         widths = [head.in_features - sum(joined), *joined]
         return fit_head(
             head, trained, validated, widths, plan.task, weights, plan.config.label_smoothing,
-            lambda done, most: notify(Worked("fitting the head", done, most)),
+            is_final=phase is plan.phases[-1],
+            counted=lambda done, most: notify(Worked("fitting the head", done, most)),
         )  # fmt: skip
 
     return OpenPhase(
