@@ -37,8 +37,8 @@ _FEWEST_STEPS = 250
 _SMALL = 5000
 # Images on the other side of TINY_PIXELS than the median one are mentioned from this fraction on.
 _MANY = 0.1
-# With fewer the best epoch is often a lucky one, before the learning rate has come down. EfficientNet-Lite0, six sets with
-# 540 images and 60 validated: the last epoch had 1.2 points more on test images than the best one (-1.5 to 4.0).
+# With fewer the best epoch is often a lucky one, before the learning rate has come down. EfficientNet-Lite0, six sets
+# of 540 images and 60 validated: the last epoch had 1.2 points more on test images than the best one (-1.5 to 4.0).
 _FEW_VAL_IMAGES = 200
 _CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 _CIFAR_STD = (0.2470, 0.2435, 0.2616)
