@@ -23,7 +23,7 @@ from tl_cli.training.events import (
     StoppedEarly,
 )
 from tl_cli.training.head_fit import HeadFit
-from tl_cli.training.optim import begin_momentum, begin_phase, current_lrs, follow_schedule, set_lr
+from tl_cli.training.optim import begin_momentum, begin_phase, current_lrs, follow_schedule
 from tl_cli.training.phases import Phase
 from tl_cli.training.plan import OpenPhase, Plan, observed_logits, open_phase
 from tl_cli.training.state import Counters, Partial, TrainState
@@ -92,7 +92,7 @@ def _run_epoch(plan: Plan, opened: OpenPhase, phase: Phase, epoch: int, state: T
     partial = state.partial
     started = time.perf_counter() - partial.seconds
     if opened.fit_head is not None:
-        _fit_head(plan, opened.fit_head, phase, state, partial, notify)
+        _fit_head(plan, opened.fit_head, state, partial, notify)
     else:
         _take_steps(plan, opened, phase, state, partial, notify)
     step = state.step
@@ -175,7 +175,7 @@ def _take_steps(
 
 
 def _fit_head(
-    plan: Plan, fit_head: Callable[[], HeadFit], phase: Phase, state: TrainState, partial: Partial, notify: Observer
+    plan: Plan, fit_head: Callable[[], HeadFit], state: TrainState, partial: Partial, notify: Observer
 ) -> None:
     """Fit the head as the one step of its phase. A signal may end it: a resumed run begins it again."""
     started = time.perf_counter() - partial.seconds
@@ -190,8 +190,6 @@ def _fit_head(
         partial.images += images
         partial.steps += 1
         partial.seconds = time.perf_counter() - started
-        # No learning rate was used.
-        set_lr(state.optimizer, phase, 0.0)
         state.whole = True
         notify(LossSampled(step, partial.epoch, result.loss, *current_lrs(state.optimizer)))
         notify(StepEnded(step, partial.epoch, images))

@@ -17,7 +17,7 @@ class Phase:
     Attributes:
         first: its first epoch, from 1.
         last: its last epoch.
-        lr_head: peak learning rate of the head.
+        lr_head: peak learning rate of the head; 0 where it is fitted by regression.
         lr_backbone: peak learning rate of the backbone's last layer; 0 while it is frozen.
         bn: mode of the BatchNorm statistics.
         stage: unfreezing stage, from 1; 0 in the head phase.
@@ -50,7 +50,7 @@ class Phase:
 
 def phases_of(config: TrainConfig) -> tuple[Phase, ...]:
     """Return the phases of a config: the head alone, then the whole model, in stages if set; either may be absent."""
-    head = Phase("head", 1, config.freeze_epochs, config.lr, 0.0, "frozen")
+    head = Phase("head", 1, config.freeze_epochs, config.lr if config.head_fit == "steps" else 0.0, 0.0, "frozen")
     lr, stages = config.unfreeze_lr, config.unfreeze_stages
     ends = phase_ends(config.freeze_epochs, config.epochs, stages)
     tune = [

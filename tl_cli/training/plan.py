@@ -318,7 +318,7 @@ def prepare(
     if config.probe:
         plan = _with_probed_machine(plan, given)
     plan = with_caches(plan) if config.feature_cache else plan
-    if "head_fit" in given and config.head_fit == "logistic" and not plan.solves(plan.phases[0]):
+    if config.head_fit == "logistic" and config.freeze_epochs and not plan.solves(plan.phases[0]):
         reason = f" ({plan.cache_notes[0]})" if plan.cache_notes else ""
         raise UsageError(f"--head-fit logistic needs a linear head on cached features{reason}; use --head-fit steps")
     return plan

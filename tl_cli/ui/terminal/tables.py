@@ -100,7 +100,7 @@ def class_table(scores: Sequence[ClassScore], classes: Sequence[str], console: C
 def _phase_cell(part: Part, phase: Phase, number: int, *, brief: bool) -> str:
     rate = phase.lr_head if part.is_head else phase.lr_backbone
     trained = part.trainable[number]
-    trains = f"lr {rate:g}" if trained else "frozen"
+    trains = (f"lr {rate:g}" if rate else "regression") if trained else "frozen"
     if 0 < trained < part.parameters:
         trains += f" ({trained / part.parameters:.0%} of it)" if not brief else " part"
     if brief or not part.batch_norms:

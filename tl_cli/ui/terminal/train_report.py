@@ -84,11 +84,12 @@ def _refinements(plan: Plan) -> list[str]:
 def print_dry_run(console: Console, plan: Plan, forecast: Estimate) -> None:
     """Print each setting with its reason, the learning-rate schedule and a forecast of time and memory."""
     console.print(tables.settings_table(plan.resolved))
-    canvas = Canvas.on(console, min(console.width, 100), 10)
-    print_section(console, "learning rate of the head by step")
-    if plan.config.schedule == "plateau":
-        console.print(Text("lowered when validation stops improving; before that:", style="dim"))
-    console.print(charts.draw(Panel("learning rate", [Line(_lr_points(plan), TRAIN_COLOUR)]), canvas))
+    if any(phase.lr_head for phase in plan.phases):
+        canvas = Canvas.on(console, min(console.width, 100), 10)
+        print_section(console, "learning rate of the head by step")
+        if plan.config.schedule == "plateau":
+            console.print(Text("lowered when validation stops improving; before that:", style="dim"))
+        console.print(charts.draw(Panel("learning rate", [Line(_lr_points(plan), TRAIN_COLOUR)]), canvas))
     console.print()
     width = max(map(len, forecast.seconds)) + 1
     for name, seconds in forecast.seconds.items():
