@@ -114,9 +114,10 @@ def test_a_copy_computes_with_its_own_weights() -> None:
     assert not torch.allclose(copied(images), before)
 
 
-def test_a_wrong_stage_is_refused() -> None:
-    stage = registry.find_stages("resnet18")[0].model_copy(update={"module": "layer9"})
-    with pytest.raises(WeightsError, match="layer9"):
+@pytest.mark.parametrize("module", ["layer9", "layer3.1.conv1"])
+def test_a_wrong_stage_is_refused(module: str) -> None:
+    stage = registry.find_stages("resnet18")[0].model_copy(update={"module": module})
+    with pytest.raises(WeightsError, match=module):
         join_stages(registry.build("resnet18", 5), ("fc",), (stage,))
 
 

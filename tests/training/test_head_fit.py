@@ -6,15 +6,17 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from tests.support.training import plan_for, run, state_digest, stopped_and_resumed
-from tl_cli.data.batches import Batch
+from tests.support.training import MODEL, StopError, plan_for, run, state_digest, stopped_and_resumed
 from tl_cli.errors import UsageError
 from tl_cli.evaluation.task import SINGLE_LABEL
 from tl_cli.io.array_cache import Store
 from tl_cli.training.cached_features import CachedFeatures, DiskView
-from tl_cli.training.events import EpochEnded, LossSampled, PhaseStarted, StepEnded, Worked
+from tl_cli.training.config import Given
+from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, Worked
+from tl_cli.training.fit import fit
 from tl_cli.training.head_fit import HeadFit, fit_head
-from tl_cli.training.plan import open_phase
+from tl_cli.training.plan import new_state, open_phase, prepare
+from tl_cli.training.state import Every, Saver
 
 WIDTHS = [6, 2]
 
@@ -159,14 +161,6 @@ def test_all_views_of_an_image_are_fitted_in_the_one_epoch(colours: Path) -> Non
     assert plan.cached[1].views == ("plain", "mirrored")
 
 
-def test_the_head_beats_one_epoch_of_steps(colours: Path) -> None:
-    losses = {}
-    for fit in ("steps", "logistic"):
-        events, _ = run(plan_for(colours, epochs=1, **(SETTINGS | {"head_fit": fit})))
-        losses[fit] = next(event.train_loss for event in events if isinstance(event, EpochEnded))
-    assert losses["logistic"] < losses["steps"]
-
-
 def test_the_average_begins_with_the_fitted_head(colours: Path) -> None:
     plan = plan_for(colours, epochs=1, ema=0.9, **SETTINGS)
     events, state = run(plan)
@@ -181,6 +175,44 @@ def test_classes_of_a_balanced_sampler_count_the_same(colours: Path) -> None:
         run(plan)
         heads.append(plan.classifier.head_modules[0].weight.detach().clone())
     torch.testing.assert_close(heads[0], heads[1])
+
+
+def test_a_weight_of_three_is_an_image_three_times_with_smoothing_too() -> None:
+    (plain, labels), (val, val_labels) = features(2400, 13), features(300, 14)
+    head, result = fitted(cached((plain,), labels), cached((val,), val_labels), torch.tensor([1.0, 3.0, 1.0]), 0.1)
+    again = torch.cat([torch.arange(2400), *[torch.nonzero(labels == 1).flatten()] * 2])
+    # Standardized as before: scikit-learn has no smoothing, so a second network of torch's own does it.
+    scaled = (plain - plain.mean(0)) / plain.std(0)
+    weight, bias = torch.zeros(8, 3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        logits = scaled[again] @ weight + bias
+        loss = nn.functional.cross_entropy(logits, labels[again], label_smoothing=0.1)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert result.penalty < 0.01
+    with torch.no_grad():
+        expected = (scaled @ weight + bias).softmax(1)
+        assert (head(plain).softmax(1) - expected).abs().mean() < 0.02
+
+
+def test_rare_classes_do_not_spoil_the_frequent_ones() -> None:
+    """torch's own weighted and smoothed loss predicts the rare class for nearly every image."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.zeros(1500), torch.ones(50)]).long()
+    plain = torch.randn(1550, 8, generator=generator)
+    plain[:, 7] += 6.0 * labels
+    head = nn.Linear(8, 2)
+    weights = SINGLE_LABEL.balanced_weights(labels, 2)
+    fit_head(head, cached((plain,), labels), cached((plain[::10],), labels[::10]), WIDTHS, SINGLE_LABEL, weights, 0.1)
+    with torch.no_grad():
+        correct = head(plain).argmax(1) == labels
+    assert correct[:1500].float().mean() > 0.95
+    assert correct[1500:].float().mean() > 0.95
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -199,7 +231,6 @@ def test_an_opened_phase_fits_only_a_head(colours: Path) -> None:
     plan = plan_for(colours, epochs=2, **SETTINGS)
     head, tune = (open_phase(plan, phase, lambda event: None) for phase in plan.phases)
     assert (head.fit_head is not None, tune.fit_head) == (True, None)
-    assert isinstance(next(head.train(1, 0)), Batch)
 
 
 def test_a_resumed_run_ends_with_the_same_weights(colours: Path, tmp_path: Path) -> None:
@@ -208,3 +239,32 @@ def test_a_resumed_run_ends_with_the_same_weights(colours: Path, tmp_path: Path)
     later, resumed = stopped_and_resumed(colours, tmp_path, stop_after=1, **settings)
     assert not any(isinstance(event, Worked) and event.activity == "fitting the head" for event in later)
     assert state_digest(resumed) == state_digest(whole)
+
+
+def test_a_run_stopped_after_the_regression_does_not_repeat_it(colours: Path, tmp_path: Path) -> None:
+    settings = SETTINGS | {"epochs": 2}
+    _, whole = run(plan_for(colours, **settings))
+    plan = plan_for(colours, **settings)
+    state = new_state(plan)
+    saver = Saver(tmp_path, state, plan.card(), Every(steps=1))
+
+    def stop(event: Event) -> None:
+        saver(event)
+        if isinstance(event, StepEnded):
+            raise StopError  # after the checkpoint of the step, before its epoch has ended
+
+    with pytest.raises(StopError):
+        fit(plan, state, stop)
+    again = new_state(resumed := plan_for(colours, **settings))
+    assert again.restore(tmp_path) == []
+    assert again.step == 1
+    later: list[Event] = []
+    fit(resumed, again, later.append)
+    assert not any(isinstance(event, Worked) and event.activity == "fitting the head" for event in later)
+    assert state_digest(again) == state_digest(whole)
+
+
+def test_the_command_that_continues_a_run_needs_no_frozen_epoch(colours: Path) -> None:
+    recorded = {"model": MODEL, "weights": "none", "data": str(colours), "input_size": 32, "head_fit": "logistic"}
+    plan = prepare(Given.of({"freeze_epochs": 0, "epochs": 1, "lr": 0.01, "workers": 0}, recorded))
+    assert [phase.name for phase in plan.phases] == ["fine-tune"]

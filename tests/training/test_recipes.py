@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from tl_cli.data.sizes import Sizes
+from tl_cli.errors import UsageError
 from tl_cli.training.config import Given
 from tl_cli.training.recipes import Facts
 from tl_cli.training.resolve import resolve
@@ -115,7 +116,7 @@ def test_the_recipe_head_is_one_regression_on_stages() -> None:
 @pytest.mark.parametrize(
     ("given", "changed"),
     [({"freeze_epochs": 5}, {}), ({"epochs": 5}, {}), ({"lr": 0.01}, {}), ({"feature_cache": False}, {}),
-     ({}, {"keeps_head": True}), ({}, {"stages": False}), ({"head_fit": "steps"}, {})],
+     ({}, {"keeps_head": True, "head_sees_stages": True}), ({}, {"stages": False}), ({"head_fit": "steps"}, {})],
 )  # fmt: skip
 def test_the_recipe_head_trains_in_steps_where_a_setting_needs_them(
     given: dict[str, object], changed: dict[str, object]
@@ -126,6 +127,29 @@ def test_the_recipe_head_trains_in_steps_where_a_setting_needs_them(
     assert resolved.config.head_features == ("last" if "stages" in changed else "stages")
     if "head_fit" not in given:
         assert resolved.origins["head_fit"].why
+
+
+@pytest.mark.parametrize("recipe", ["default", "head"])
+def test_a_kept_head_sees_what_it_saw(recipe: str) -> None:
+    for sees, expected in ((False, "last"), (True, "stages")):
+        facts = replace(STAGED, keeps_head=True, head_sees_stages=sees)
+        config = resolve(Given.of({**MODEL, "recipe": recipe}), facts).config
+        assert (config.head_features, config.head_fit) == (expected, "steps")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"freeze_epochs": 0}, "trains only the head"), ({"steps": 9}, "takes --epochs, not --steps"),
+     ({"early_stop": 2}, "--early-stop has no effect")],
+)  # fmt: skip
+def test_the_recipe_head_refuses_what_it_cannot_do(given: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(Given.of({**MODEL, "recipe": "head", **given}), STAGED)
+
+
+def test_a_single_epoch_of_regression_is_frozen() -> None:
+    config = resolve(Given.of({**MODEL, "head_fit": "logistic", "epochs": 1}), STAGED).config
+    assert (config.epochs, config.freeze_epochs, config.head_fit) == (1, 1, "logistic")
 
 
 def test_a_regression_before_fine_tuning_takes_one_epoch() -> None:

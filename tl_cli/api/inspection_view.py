@@ -34,7 +34,7 @@ from tl_cli.models.classifier import Classifier
 from tl_cli.models.list.counting import count
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.evaluations import log_inspection
-from tl_cli.training.config import Given, read_toml, recorded_config, settings_of
+from tl_cli.training.config import FIELDS, Given, read_toml, recorded_config, settings_of
 from tl_cli.training.plan import foresee
 from tl_cli.training.strategy import describe_groups
 
@@ -196,7 +196,7 @@ def _freeze_plan(inspection: _Inspection, view: results.FreezePlanView) -> resul
     if card is None:
         given["model"] = model
     else:
-        own = settings_of(recorded_config(card.config)) if card.config else {}
+        own = _settings_of(card)
         classes, options = classes or len(card.classes), card.build_options
         model = str(own.get("model", card.architecture))
     flags = {**view.settings, **{name: value for name, value in given.items() if value is not None}}
@@ -215,6 +215,13 @@ def _freeze_plan(inspection: _Inspection, view: results.FreezePlanView) -> resul
         groups=tuple(describe_groups(strategy, config)),
         by_name=freeze_by_name(strategy.classifier),
     )
+
+
+def _settings_of(card: ModelCard) -> dict[str, object]:
+    """Return the settings with which a model was trained; none where they are not recorded."""
+    if not card.config:
+        return {}
+    return {name: value for name, value in settings_of(recorded_config(card.config)).items() if name in FIELDS}
 
 
 def _residuals(inspection: _Inspection, view: results.ResidualsView) -> results.ResidualsResult:

@@ -86,13 +86,26 @@ class SingleLabel:
         reduction: Reduction = "mean",
     ) -> Tensor:
         """Return the cross-entropy; targets are classes (N,) int64 or shares (N, num_classes)."""
-        return F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=smoothing, reduction=reduction)
+        if class_weights is None or not smoothing:
+            return F.cross_entropy(
+                logits, targets, weight=class_weights, label_smoothing=smoothing, reduction=reduction
+            )
+        # torch also weights the smoothed part by its classes, so that rare ones get probability for every image.
+        sharp = F.cross_entropy(logits, targets, weight=class_weights, reduction="none")
+        spread = -logits.log_softmax(1).mean(1) * self._weights(targets, class_weights)
+        losses = (1 - smoothing) * sharp + smoothing * spread
+        if reduction == "none":
+            return losses
+        return losses.sum() if reduction == "sum" else losses.sum() / self.weight(targets, class_weights)
 
     def weight(self, targets: Tensor, class_weights: Tensor | None) -> Tensor | float:
         """Return the number of images, or the sum of their classes' weights."""
         if class_weights is None:
             return float(len(targets))
-        return (class_weights[targets] if targets.dim() == 1 else targets @ class_weights).sum()
+        return self._weights(targets, class_weights).sum()
+
+    def _weights(self, targets: Tensor, class_weights: Tensor) -> Tensor:
+        return class_weights[targets] if targets.dim() == 1 else targets @ class_weights
 
     def balanced_weights(self, labels: Tensor, num_classes: int) -> Tensor:
         """Return scikit-learn's ``balanced``: the mean weight of an image is one."""

@@ -96,7 +96,9 @@ class Network:
         images = len(self._example)
         if not all(isinstance(value, Tensor) and value.dim() and len(value) == images for value in values):
             return False
-        return len(values) == 1 or sum(value.dim() != 2 for value in values) <= 1
+        if len(values) == 1:
+            return True
+        return all(value.dim() > 1 for value in values) and sum(value.dim() > 2 for value in values) <= 1
 
     def _build(self, last: Sequence[fx.Node], last_in_training: Sequence[fx.Node], run: "Watching") -> Cut | None:
         assert self._graphs is not None

@@ -71,14 +71,14 @@ def join_stages(model: nn.Module, head: tuple[str, ...], stages: tuple[Stage, ..
     Raises:
         WeightsError: the model has no such stages.
     """
-    graphs = trace(model, head)
-    names = {name for name, _ in model.named_modules()}
-    if graphs is None or len(head) != 1 or any(stage.module not in names for stage in stages):
+    graphs = trace(model, head) or {}
+    own = model.get_submodule(head[0])
+    called = [{str(node.target) for node in graph.nodes if node.op == "call_module"} for graph in graphs.values()]
+    wanted = {head[0], *(stage.module for stage in stages)}
+    if len(head) != 1 or not isinstance(own, nn.Linear) or not called or not wanted <= set.intersection(*called):
         raise WeightsError(f"a {type(model).__name__} does not have the stages {', '.join(s.module for s in stages)}")
     for graph in graphs.values():
         _join(graph, head[0], stages)
-    own = model.get_submodule(head[0])
-    assert isinstance(own, nn.Linear)
     inputs = own.in_features + sum(stage.channels for stage in stages)
     wider = nn.Linear(inputs, own.out_features, own.bias is not None, own.weight.device, own.weight.dtype)
     model.set_submodule(head[0], wider)

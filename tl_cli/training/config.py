@@ -478,7 +478,7 @@ def as_toml(settings: Mapping[str, object]) -> str:
 def recorded_config(config: Mapping[str, object]) -> dict[str, object]:
     """Return a recorded config with the settings that later versions added, at the defaults that keep its behaviour."""
     added = {name: field.default for name, field in TrainConfig.model_fields.items() if not field.is_required()}
-    return added | {name: value for name, value in config.items() if name in FIELDS}
+    return added | dict(config)
 
 
 def settings_of(config: Mapping[str, object]) -> dict[str, object]:

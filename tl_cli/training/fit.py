@@ -178,6 +178,8 @@ def _fit_head(
     plan: Plan, fit_head: Callable[[], HeadFit], state: TrainState, partial: Partial, notify: Observer
 ) -> None:
     """Fit the head as the one step of its phase. A signal may end it: a resumed run begins it again."""
+    if partial.steps:
+        return  # it is in the checkpoint from which the run was resumed
     started = time.perf_counter() - partial.seconds
     result = fit_head()
     images, step = len(plan.data.parts["train"]), state.step + 1

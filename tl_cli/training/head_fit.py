@@ -83,7 +83,7 @@ def fit_head(
         is_final: whether no fine-tuning follows.
         counted: called with the number of regressions that are done, and their largest number.
     """
-    views, labels = [_in_float32(view) for view in train.views], train.labels
+    views, labels = _in_float32(train.views), train.labels
     scale = _Scale.of(views, widths, head.weight.device)
     regression = _Regression(scale, task, class_weights, smoothing, head.out_features)
     few = len(labels) < _FEW_IMAGES
@@ -254,7 +254,7 @@ def _search(regression: _Regression, splits: Sequence[_Split], counted: Callable
 
 def _searched(views: Sequence[_View], labels: Tensor, val: CachedFeatures) -> _Split:
     """Return some of the training images, and the validation images."""
-    held_out = _in_float32(val.views[0])
+    (held_out,) = _in_float32(val.views[:1])
     if len(labels) <= _SEARCHED_IMAGES:
         return _Split(views, labels, held_out, val.labels)
     some = torch.from_numpy(beginning(labels.numpy(), _SEARCHED_IMAGES, seed=0))
@@ -273,10 +273,11 @@ def _folds(views: Sequence[_View], labels: Tensor) -> list[_Split]:
     return splits
 
 
-def _in_float32(view: _View) -> _View:
-    if isinstance(view, Tensor) and view.numel() * 4 <= _MOST_BYTES:
-        return view.float()
-    return view
+def _in_float32(views: Sequence[_View]) -> Sequence[_View]:
+    tensors = [view for view in views if isinstance(view, Tensor)]
+    if len(tensors) < len(views) or sum(view.numel() for view in tensors) * 4 > _MOST_BYTES:
+        return views
+    return [view.float() for view in tensors]
 
 
 def _rows(view: _View, indices: Tensor) -> Tensor:

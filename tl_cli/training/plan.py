@@ -302,7 +302,12 @@ def prepare(
         raise UsageError(f"{name} has no effect: no training image has more than 8 bits per channel; leave it out")
     facts = _facts(given, _Known.of(data), device)
     resolved = resolve(
-        _with_absolute_paths(given, data), replace(facts, keeps_head=_keeps_head(settings, pretrained, data))
+        _with_absolute_paths(given, data),
+        replace(
+            facts,
+            keeps_head=_keeps_head(settings, pretrained, data),
+            head_sees_stages=pretrained is not None and bool(pretrained.stages),
+        ),
     )
     config = resolved.config
     machine = _machine_of(config)
@@ -461,7 +466,8 @@ def _facts(given: Given, known: _Known, device: torch.device) -> Facts:
         pretrained=settings.weights != "none",
         mirrors=known.source not in SETS or SETS[known.source].mirrors,
         measured=known.measured,
-        stages=bool(registry.find_stages(given.model)),
+        # Only that recipe uses them, and finding them takes a moment.
+        stages=settings.recipe == "head" and bool(registry.find_stages(given.model)),
     )
 
 

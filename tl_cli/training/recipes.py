@@ -22,6 +22,7 @@ from tl_cli.data.balance import UNEVEN
 from tl_cli.data.batches import steps_in_epoch
 from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes
+from tl_cli.errors import UsageError
 from tl_cli.training.config import Settings, Statistics
 
 # Images whose short side is below this are enlarged (BiT-HyperRule, Kolesnikov et al. 2020, uses the same bound).
@@ -63,8 +64,9 @@ class Facts:
         imbalance: size of the largest class divided by that of the smallest.
         mirrors: whether an image mirrored left to right keeps its class.
         measured: value range of training images with more than 8 bits per channel; None if there are none.
-        stages: whether the head can see the outputs of the network's last stages.
+        stages: whether the head can see the outputs of the network's last stages; known for the recipe ``head``.
         keeps_head: whether rows of the weights' head are kept.
+        head_sees_stages: whether the weights' head sees stages.
         sizes: sizes of the training images, for the reason of the input size; None if not measured.
     """
 
@@ -84,6 +86,7 @@ class Facts:
     measured: Measured | None = None
     stages: bool = False
     keeps_head: bool = False
+    head_sees_stages: bool = False
     sizes: Sizes | None = None
 
 
@@ -145,7 +148,7 @@ def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: in
     tune = epochs_small if facts.train_images < _SMALL else epochs
     steps_per_epoch = steps_in_epoch(facts.train_images, given.batch_size * given.accumulate)
     solves = given.head_fit == "logistic"
-    freeze = _default_freeze(given, steps_per_epoch, most=1 if solves else 5)
+    freeze = 1 if solves else _default_freeze(given, steps_per_epoch)
     why_freeze = "a trained head before unfreezing keeps the features intact (LP-FT)"
     if given.freeze_epochs is not None:
         freeze = given.freeze_epochs
@@ -162,7 +165,8 @@ def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: in
         steps=steps,
         freeze_epochs=Choice(freeze, why_freeze),
         # The table in examples/README.md: six sets of 540 images, 125 steps of fine-tuning.
-        head_features=Choice("last", "after fine-tuning, the stages gained nothing on average"),
+        head_features=_kept_features(facts)
+        or Choice("last", "after fine-tuning, the stages gained nothing on average"),
         head_fit=Choice("steps", "before fine-tuning, a head fitted to convergence gained nothing"),
         epochs=Choice(freeze + tune, f"the frozen ones and {tune} more for {facts.train_images:,} images"),
         optimizer=Choice("adamw", "weight decay separate from the gradient: the usual choice for fine-tuning"),
@@ -184,10 +188,10 @@ def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: in
     )
 
 
-def _default_freeze(given: Settings, steps_per_epoch: int, most: int) -> int:
-    """Return the frozen epochs: ``most``, or half of the total if that is less."""
+def _default_freeze(given: Settings, steps_per_epoch: int) -> int:
+    """Return 5 epochs, or half of the total if that is less."""
     epochs = given.steps // steps_per_epoch if given.steps else given.epochs or 10
-    return min(most, epochs // 2)
+    return min(5, epochs // 2)
 
 
 def _default_keep_epoch(facts: Facts, given: Settings) -> Choice[KeepEpoch]:
@@ -200,13 +204,26 @@ def _default_keep_epoch(facts: Facts, given: Settings) -> Choice[KeepEpoch]:
     return Choice("best", f"{facts.val_images:,} validation images are enough to compare epochs")
 
 
+def _kept_features(facts: Facts) -> Choice[HeadFeatures] | None:
+    """Return what the weights' head sees, if rows of it are kept."""
+    if not facts.keeps_head:
+        return None
+    return Choice("stages" if facts.head_sees_stages else "last", "as the head of the weights, which is kept")
+
+
 def _head_only(facts: Facts, given: Settings) -> Choices:
-    """Return the choices for a head on a frozen backbone: a regression on all stages, where the network allows it."""
-    base = _fine_tuning(facts, given, epochs=1, epochs_small=1, fewest_steps=0)
+    """Return the choices for a head on a frozen backbone: a regression on all stages, where the network allows it.
+
+    Raises:
+        UsageError: the head is not to be trained, or by a number of steps.
+    """
+    if given.freeze_epochs == 0:
+        raise UsageError("--recipe head trains only the head; leave out --freeze-epochs 0")
+    if given.steps is not None:
+        raise UsageError("--recipe head takes --epochs, not --steps")
     in_steps = {
         "--freeze-epochs": (given.freeze_epochs or 1) > 1,
         "--epochs": (given.epochs or 1) > 1,
-        "--steps": given.steps is not None,
         "--lr": given.lr is not None,
         "no feature cache": not given.feature_cache,
         "rows of the weights' head are kept": facts.keeps_head,
@@ -215,15 +232,15 @@ def _head_only(facts: Facts, given: Settings) -> Choices:
     why = next((reason for reason, applies in in_steps.items() if applies), None)
     solves = given.head_fit == "logistic" or (why is None and "head_fit" not in given.model_fields_set)
     epochs = given.epochs or given.freeze_epochs or (1 if solves else 5)
-    stages: Choice[HeadFeatures] = Choice(
-        "stages", "a frozen network's earlier stages have features that its last lacks"
-    )
+    features: Choice[HeadFeatures] = Choice("last", "the stages of this architecture cannot be joined")
+    if facts.stages:
+        features = Choice("stages", "a frozen network's earlier stages have features that its last one lacks")
     return replace(
-        base,
+        _fine_tuning(facts, given, epochs=1, epochs_small=1, fewest_steps=0),
         steps=None,
         epochs=Choice(epochs, "only the head trains"),
         freeze_epochs=Choice(epochs, "only the head trains"),
-        head_features=stages if facts.stages else Choice("last", "the stages of this architecture cannot be joined"),
+        head_features=_kept_features(facts) or features,
         head_fit=Choice("logistic", "converges in seconds on cached features") if why is None else Choice("steps", why),
     )
 

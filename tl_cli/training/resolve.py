@@ -98,7 +98,7 @@ def _refuse_without_effect(draft: TrainConfig, flags: frozenset[str]) -> None:
         "warmup": (draft.schedule == "cosine", "without --schedule cosine"),
         "auto_ops": (draft.auto_augment == "randaugment", "without --auto-augment randaugment"),
         "auto_magnitude": (draft.auto_augment == "randaugment", "without --auto-augment randaugment"),
-        "early_stop": (draft.keep_epoch == "best", "with --keep-epoch last"),
+        "early_stop": (draft.keep_epoch == "best" and draft.epochs > 1, "with --keep-epoch last or a single epoch"),
         "lr": (draft.head_fit == "steps" or draft.freeze_epochs == 0, "on a head by logistic regression"),
         "head_fit": (draft.freeze_epochs > 0, "without frozen epochs"),
         "feature_views": (draft.feature_cache, "without a feature cache"),
