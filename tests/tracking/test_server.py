@@ -97,7 +97,7 @@ def test_every_command_works_with_a_tracking_server(
     flag = ("--tracking-uri", at_server)
     drawn = tl("plot", "--terminal", "far", *flag)
     assert drawn.code == 0, drawn.err
-    assert "best: " in drawn.out
+    assert "last: " in drawn.out
     assert "backbone unfrozen after epoch 1" in drawn.out
     assert tl("plot", "far", "--output", "curves.svg", *flag).code == 0
     assert Path("curves.svg").stat().st_size > 5000
