@@ -141,30 +141,37 @@ def create(
     preprocessing = (found.preprocessing if found is not None else None) or default_preprocessing(name)
     options = dict(found.build_options) if found is not None else {}
     options |= source.options_for(name, input_size or preprocessing.crop)
-    preprocessing = preprocessing.with_statistics(mean, std)
     if stages is None:
         stages = found.stages if found is not None else ()
+    parts = find_head(architecture)
     with _seeded(seed):
         model = build(name, num_classes, options, drop_path)
-        axes, parts = _class_axes(architecture), find_head(architecture)
         if stages:
             join_stages(model, parts, stages)
     _start_from_zero([model.get_submodule(part) for part in parts])
+    created = Classifier(
+        architecture, model, parts, preprocessing.with_statistics(mean, std), WeightsTag(name="none"), None, options,
+        stages=stages,
+    )  # fmt: skip
     if found is None:
-        return Classifier(
-            architecture, model, parts, preprocessing, WeightsTag(name="none"), None, options, stages=stages
-        )
-    # A library can adapt a head that sees its stages as little as one that is not there.
-    joined = {key: value for key, value in found.state.items() if found.stages and key in axes}
-    plain = replace(found, state={key: value for key, value in found.state.items() if key not in joined})
+        return created
     with _seeded(seed):
-        state = dict(source.adapt(name, model, plain, options)) | (joined if found.stages == stages else {})
+        state = _adapted(source, name, created, found)
+    axes = _class_axes(architecture)
     outputs = outputs_in(state, model.state_dict(), axes)
     start = choose_start(head, count=num_classes, classes=classes, outputs=outputs, known=found.classes)
     weights_files.load(model, _with_head(state, model, parts, axes, start), name=found.tag.name)
-    return Classifier(
-        architecture, model, parts, preprocessing, found.tag, start, options, notes=found.notes, stages=stages
-    )
+    return replace(created, weights=found.tag, head_start=start, notes=found.notes)
+
+
+def _adapted(source: Source, name: str, classifier: Classifier, found: Pretrained) -> dict[str, Tensor]:
+    """Return weights with the names and, except for the head, the shapes of a classifier's model."""
+    axes = _class_axes(classifier.name)
+    # A library cannot adapt a head that sees stages.
+    joined = {key: value for key, value in found.state.items() if found.stages and key in axes}
+    plain = replace(found, state={key: value for key, value in found.state.items() if key not in joined})
+    adapted = dict(source.adapt(name, classifier.model, plain, classifier.build_options))
+    return adapted | joined if found.stages == classifier.stages else adapted
 
 
 def _with_head(
