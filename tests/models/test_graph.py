@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.networks import assert_equals_the_whole
 from tl_cli.data.batches import Batch
 from tl_cli.evaluation.logits import outputs
 from tl_cli.models import freezing
@@ -50,21 +51,7 @@ def test_both_parts_together_have_the_logits_and_gradients_of_the_whole(name: st
             trained = freeze_below(classifier, images, share)
         cut = net.cut()
         assert cut is not None
-        model = classifier.model.train()
-        torch.manual_seed(0)
-        whole = model(images)
-        expected = torch.autograd.grad(whole.square().sum(), trained, allow_unused=True)
-        with torch.inference_mode():
-            passed = cut.prefix(images)
-        assert passed.shape == (3, *cut.shape)
-        torch.manual_seed(0)
-        parts = cut.tail.train()(passed.clone())
-        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
-        got = torch.autograd.grad(parts.square().sum(), trained, allow_unused=True)
-        assert [g is None for g in got] == [w is None for w in expected]
-        for one, other in zip(got, expected, strict=True):
-            if one is not None:
-                torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()) + 1e-4)
+        assert_equals_the_whole(cut, classifier.model, images, trained)
 
 
 def test_the_longest_frozen_prefix_is_found() -> None:

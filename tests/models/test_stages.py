@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from tests.models.test_bundle import card
+from tests.support.networks import assert_equals_the_whole
 from tl_cli.errors import WeightsError
 from tl_cli.models import bundle, freezing
 from tl_cli.models.classifier import Classifier
@@ -157,21 +158,8 @@ def test_frozen_layers_can_be_cut_off_with_the_means_of_their_stages(name: str, 
     cut = Network(joined, images[:1]).cut()
     assert cut is not None
     assert cut.is_map
-    model = joined.model.train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    torch.manual_seed(0)
-    whole = model(images)
-    expected = torch.autograd.grad(whole.square().sum(), trained, allow_unused=True)
-    with torch.inference_mode():
-        passed = cut.prefix(images)
-    assert passed.shape == (3, *cut.shape)
-    torch.manual_seed(0)
-    parts = cut.tail.train()(passed.clone())
-    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
-    for one, other in zip(torch.autograd.grad(parts.square().sum(), trained, allow_unused=True), expected, strict=True):
-        assert (one is None) == (other is None)
-        if one is not None and other is not None:
-            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()) + 1e-4)
+    trained = [p for p in joined.model.parameters() if p.requires_grad]
+    assert_equals_the_whole(cut, joined.model, images, trained)
 
 
 def test_the_head_alone_trains_on_one_vector_per_image() -> None:

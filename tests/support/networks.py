@@ -1,4 +1,4 @@
-"""Small networks with residuals of known values, and others whose additions are not residuals."""
+"""Small networks with residuals of known values, others whose additions are not residuals, and a check of cut networks."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812 (its usual name)
 
 from tl_cli.contract import Preprocessing, WeightsTag
 from tl_cli.models.classifier import Classifier
+from tl_cli.models.graph import Cut
 
 
 def pointwise(matrix: list[list[float]]) -> nn.Conv2d:
@@ -176,3 +177,22 @@ def randomise_constants(model: nn.Module) -> None:
                 parameter.copy_(torch.rand(parameter.shape, generator=random) + 0.5)
             elif not parameter.any():
                 parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.1)
+
+
+def assert_equals_the_whole(cut: Cut, model: nn.Module, images: torch.Tensor, trained: list[nn.Parameter]) -> None:
+    """Both parts of a network together have its logits in training mode, and the gradients of these parameters."""
+    model.train()
+    torch.manual_seed(0)
+    whole = model(images)
+    expected = torch.autograd.grad(whole.square().sum(), trained, allow_unused=True)
+    with torch.inference_mode():
+        passed = cut.prefix(images)
+    assert passed.shape == (len(images), *cut.shape)
+    torch.manual_seed(0)
+    parts = cut.tail.train()(passed.clone())
+    torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-4)
+    got = torch.autograd.grad(parts.square().sum(), trained, allow_unused=True)
+    assert [g is None for g in got] == [w is None for w in expected]
+    for one, other in zip(got, expected, strict=True):
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().max()) + 1e-4)

@@ -46,7 +46,7 @@ def test_foresee_resolves_what_a_run_uses(flags: dict[str, object], colours: Pat
 
 def test_foresee_gives_the_head_its_stages() -> None:
     strategy = foresee(Given.of({"model": "resnet18", "data": "digits", "recipe": "head"})).strategy
-    # 512 of its own and the means of layer2 and layer3, for ten digits.
+    # The head's own 512 inputs and the means of layer2 and layer3, for ten digits.
     assert sum(p.numel() for p in strategy.layers[-1].parameters) == (512 + 128 + 256) * 10 + 10
     plain = foresee(Given.of({"model": "resnet18", "data": "digits"})).strategy
     assert sum(p.numel() for p in plain.layers[-1].parameters) == 512 * 10 + 10

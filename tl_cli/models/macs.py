@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 _FORMULAS = {
-    # The CPU's fused attention has no formula of its own, and does what the GPU's does.
+    # torch has no formula for the CPU's fused attention, which computes the same as the GPU's.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
         torch.ops.aten._scaled_dot_product_flash_attention
     ],
