@@ -8,7 +8,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tl_cli import Settings, TrainObserver, TrainRequest, TrainResult, train
 from tl_cli.models.zoo import registry
@@ -48,14 +48,21 @@ class Project:
         """Return the index of each test image's class among the classes in alphabetical order."""
         return np.array([("blue", "green", "red").index(path.parent.name) for path in self.list_test_files()])
 
-    def probabilities(self, run: TrainResult, files: list[Path]) -> np.ndarray:
+    def probabilities(self, run: TrainResult, files: list[Path], *, mirrored: bool = False) -> np.ndarray:
         """Return the softmax of a run's network for files of 32 x 32 pixels, which need no resizing, (N, 3)."""
         restored, card = registry.restore(run.model)
-        pixels = np.stack([np.asarray(Image.open(path)) for path in files]) / 255
+        pictures = (ImageOps.mirror(Image.open(path)) if mirrored else Image.open(path) for path in files)
+        pixels = np.stack([np.asarray(picture) for picture in pictures]) / 255
         inputs = torch.from_numpy((pixels - card.preprocessing.mean) / card.preprocessing.std).float()
         with torch.inference_mode():
             logits = restored.model(inputs.permute(0, 3, 1, 2))
         return (logits / restored.temperature).softmax(1).numpy()
+
+    def probabilities_of_both(self, run: TrainResult, files: list[Path]) -> np.ndarray:
+        """Return the softmax of the mean logits of files and their mirror images: the normalized geometric mean."""
+        product = self.probabilities(run, files) * self.probabilities(run, files, mirrored=True)
+        mean: np.ndarray = np.sqrt(product)
+        return mean / mean.sum(1, keepdims=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.api.conftest import Project, Silent
-from tl_cli import PredictRequest, predict
+from tl_cli import PredictRequest, load, predict
 from tl_cli.api.prediction import Prediction, read_picture
 from tl_cli.contract import Preprocessing
 from tl_cli.errors import DataError, RunNotFoundError, UsageError
@@ -23,6 +23,15 @@ def test_predictions_are_the_networks_in_the_order_of_the_files(project: Project
     expected = project.probabilities(project.runs[1], files)
     np.testing.assert_allclose(np.stack([each.probabilities for each in predictions]), expected, atol=1e-5)
     assert [each.label for each in predictions] == [stream.classes[index] for index in expected.argmax(1)]
+
+
+def test_mirror_images_are_averaged(project: Project) -> None:
+    files = project.list_test_files()
+    request = PredictRequest([str(path) for path in files], "second", batch_size=5, workers=2, tta="flip")
+    found = np.stack([each.probabilities for each in predict(request, Silent())])
+    np.testing.assert_allclose(found, project.probabilities_of_both(project.runs[1], files), atol=1e-5)
+    assert np.abs(found - project.probabilities(project.runs[1], files)).max() > 1e-3
+    np.testing.assert_array_equal(load("second").predict(files, batch_size=5, tta="flip").probabilities, found)
 
 
 def test_without_a_run_the_latest_predicts_and_names_may_come_line_by_line(project: Project) -> None:

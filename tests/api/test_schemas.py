@@ -19,12 +19,16 @@ COMMANDS: dict[str, list[tuple[str, ...]]] = {
         ("eval", "--json"),
         ("eval", "--json", "--split", "val", "--no-log"),
         ("eval", "--json", "--data", "pictures/test", "--no-log"),
+        ("eval", "--json", "--tta", "flip", "--no-log"),
     ],
     "export": [
         ("export", "--json", "--output", "model.onnx", "--force"),
         ("export", "--json", "--format", "folder", "--output", "model", "--force"),
     ],
-    "predict": [("predict", "--json", "pictures/test"), ("predict", "--top", "1", "pictures/test/red/000.png")],
+    "predict": [
+        ("predict", "--json", "pictures/test"),
+        ("predict", "--tta", "flip", "--top", "1", "pictures/test/red/000.png"),
+    ],
 }
 
 

@@ -49,6 +49,21 @@ def test_batches_come_back_in_order() -> None:
     assert labelled.logits[:, 0].tolist() == [2.0 * label for label in labelled.labels.tolist()]
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_mirror_images_are_averaged_image_by_image(at_once: int) -> None:
+    """The network returns the left column of an image, so that of the mirror image is the right one."""
+    images = torch.tensor([[1.0, 2, 5], [0, 3, 4], [7, 1, 2]])[:, None, None]  # (3, 1, 1, 3)
+    batches = [Batch(images[:2], torch.tensor([0, 1])), Batch(images[2:], torch.tensor([2]))]
+    network = nn.Sequential(nn.Flatten(1), nn.Linear(3, 1, bias=False))
+    network[1].weight.data = torch.tensor([[1.0, 0, 0]])
+    found = compute_logits(network, batches, at_once=at_once, tta="flip")
+    assert found.logits.tolist() == [[3], [2], [4.5]]
+    assert found.alone is not None
+    assert found.alone.tolist() == [[1], [0], [7]]
+    assert found.labels.tolist() == [0, 1, 2]
+    assert found.scaled(2).alone.tolist() == [[0.5], [0], [3.5]]
+
+
 @pytest.mark.slow
 def test_concurrent_batches_have_the_same_logits() -> None:
     """The last batch is so small that its convolutions keep their BatchNorm, while another batch folds it."""

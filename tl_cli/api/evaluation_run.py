@@ -10,7 +10,7 @@ from pathlib import Path
 from tl_cli.api.model_lookup import Target, find_model
 from tl_cli.api.observer import Observer
 from tl_cli.api.recorded_model import RecordedModel
-from tl_cli.choices import DeviceName
+from tl_cli.choices import DeviceName, TtaName
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard
 from tl_cli.errors import StorageError, TrackingError, some
 from tl_cli.evaluation.logits import save_logits
@@ -39,6 +39,7 @@ class EvaluateRequest:
         on_bad_image: ``error``, or ``skip`` for files that cannot be decoded; None: as in training.
         max_pixels: maximum number of pixels decoded per image; None: as in training.
         batch_size: images in memory at a time; None chooses.
+        tta: ``flip`` averages the logits of each image and its mirror image, for twice the time.
         device: where to compute.
         workers: number of threads that decode images; None chooses.
         tracking_uri: MLflow's store; None is the default one.
@@ -54,6 +55,7 @@ class EvaluateRequest:
     on_bad_image: OnBadImage | None = None
     max_pixels: int | None = None
     batch_size: int | None = None
+    tta: TtaName = "none"
     device: DeviceName = "auto"
     workers: int | None = None
     tracking_uri: str | None = None
@@ -165,7 +167,7 @@ def _evaluation(target: Target, request: EvaluateRequest, observer: Observer) ->
     own = None
     if not measured.is_own or measured.is_changed:
         own = OwnAccuracy.of(card, target.run.data.metrics if isinstance(target, RecordedModel) else {})
-    for message in _warnings(measured):
+    for message in _warnings(measured, card):
         observer.warn(message)
     if not card.calibration.images and _has_former_calibration(target):
         observer.warn(f"{_FORMER_CALIBRATION} of an earlier version is ignored; tl train now fits the temperature")
@@ -182,6 +184,7 @@ def _measure(classifier: Classifier, card: ModelCard, request: EvaluateRequest, 
         columns=request.columns,
         device=request.device,
         batch_size=request.batch_size,
+        tta=request.tta,
         workers=request.workers,
         on_bad_image=request.on_bad_image or card.data.on_bad_image,
         max_pixels=request.max_pixels,
@@ -196,7 +199,7 @@ def _has_former_calibration(target: Target) -> bool:
     return (target.folder / _FORMER_CALIBRATION).exists()
 
 
-def _warnings(measured: Measured) -> list[str]:
+def _warnings(measured: Measured, card: ModelCard) -> list[str]:
     """Return why the results may be misleading."""
     warnings = list(measured.notes)
     if measured.is_changed:
@@ -210,6 +213,8 @@ def _warnings(measured: Measured) -> list[str]:
         warnings.append(f"the model was trained on {trained_on:,} of these {count:,} images: the results are too good")
     if not measured.is_own and measured.trained_on is None:
         warnings.append("the training images are not available, so it is unknown whether some of these are among them")
+    if measured.labelled.alone is not None and card.config.get("augment") in ("none", "shift"):
+        warnings.append("the model was not trained on mirrored images, which may have another meaning")
     if measured.missing:
         warnings.append(
             f"{measured.source} has no images of {some(measured.missing, 8)}; "

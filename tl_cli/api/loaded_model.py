@@ -13,7 +13,7 @@ from PIL import Image
 from tl_cli.api.model_lookup import find_to_read
 from tl_cli.api.observer import Observer
 from tl_cli.api.prediction import Picture, Prediction, predict_images
-from tl_cli.choices import DeviceName
+from tl_cli.choices import DeviceName, TtaName
 from tl_cli.errors import DataError
 from tl_cli.evaluation.predicting import Predictor
 from tl_cli.text import html_table
@@ -85,14 +85,18 @@ class LoadedModel:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence too
-        self, images: str | Path | Image.Image, *, batch_size: int | None = None
+        self, images: str | Path | Image.Image, *, batch_size: int | None = None, tta: TtaName = "none"
     ) -> Prediction: ...
     @overload
-    def predict(self, images: Sequence[Picture], *, batch_size: int | None = None) -> Predictions: ...
-    @overload
-    def predict(self, images: np.ndarray, *, batch_size: int | None = None) -> Prediction | Predictions: ...
     def predict(
-        self, images: Picture | Sequence[Picture], *, batch_size: int | None = None
+        self, images: Sequence[Picture], *, batch_size: int | None = None, tta: TtaName = "none"
+    ) -> Predictions: ...
+    @overload
+    def predict(
+        self, images: np.ndarray, *, batch_size: int | None = None, tta: TtaName = "none"
+    ) -> Prediction | Predictions: ...
+    def predict(
+        self, images: Picture | Sequence[Picture], *, batch_size: int | None = None, tta: TtaName = "none"
     ) -> Prediction | Predictions:
         """Return the label and the probabilities of one image, or of each of several images.
 
@@ -101,6 +105,7 @@ class LoadedModel:
                 or a sequence of these, or an array (N, H, W, 3). Images may be of any size: they are resized, cropped
                 and normalised as in training.
             batch_size: images per batch; None chooses.
+            tta: ``flip`` averages the logits of each image and its mirror image, for twice the time.
 
         Returns:
             A ``Prediction`` for one image, ``Predictions`` for several.
@@ -116,7 +121,7 @@ class LoadedModel:
             raise DataError(
                 f"{folders[0]} is a folder; give its files, such as list(Path({str(folders[0])!r}).iterdir())"
             )
-        predictions = tuple(predict_images(self.predictor, given, device=self.device, batch_size=batch_size))
+        predictions = tuple(predict_images(self.predictor, given, device=self.device, batch_size=batch_size, tta=tta))
         failed = [each.problem for each in predictions if each.probabilities is None]
         if failed:
             raise DataError(f"{len(failed):,} of {len(predictions):,} images have no prediction: {'; '.join(failed)}")

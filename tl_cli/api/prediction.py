@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_cli.api.model_lookup import Target, find_model_folder, find_to_read
 from tl_cli.api.observer import Observer
-from tl_cli.choices import DeviceName
+from tl_cli.choices import DeviceName, TtaName
 from tl_cli.compute.device import Autocasting, inference_machine, worker_count
 from tl_cli.contract import PixelRange, Preprocessing
 from tl_cli.data.batches import Batch
@@ -25,7 +25,7 @@ from tl_cli.data.decode import MAY_BE_DEEP, read_storage
 from tl_cli.data.image_paths import STDIN, is_there, list_pictures
 from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError, RunNotFoundError, UsageError
-from tl_cli.evaluation.logits import outputs
+from tl_cli.evaluation.logits import outputs, with_mirrored
 from tl_cli.evaluation.predicting import NOT_FINITE, Predictor
 from tl_cli.evaluation.task import TASKS
 from tl_cli.habits import WEIGHTS_ENDINGS, kept_run
@@ -101,6 +101,7 @@ class PredictRequest:
         lines: names of files, one per line, for ``-``.
         calibrated: divide the logits by the model's temperature.
         batch_size: images per batch; None chooses.
+        tta: ``flip`` averages the logits of each image and its mirror image, for twice the time.
         max_pixels: maximum number of pixels decoded per image; None is the model's limit.
         device: where to compute.
         workers: number of threads that decode images; None chooses.
@@ -112,6 +113,7 @@ class PredictRequest:
     lines: Iterable[str] = ()
     calibrated: bool = True
     batch_size: int | None = None
+    tta: TtaName = "none"
     max_pixels: int | None = None
     device: DeviceName = "auto"
     workers: int | None = None
@@ -161,7 +163,7 @@ def predict(request: PredictRequest, observer: Observer | None = None) -> Predic
     total = None if STDIN in paths else sum(1 for _ in list_pictures(paths, ()))
     images, how = list_pictures(paths, request.lines), predictor.classifier.preprocessing
     device, size, workers = request.device, request.batch_size, request.workers
-    predictions = predict_images(predictor, images, device=device, batch_size=size, workers=workers)
+    predictions = predict_images(predictor, images, device=device, batch_size=size, tta=request.tta, workers=workers)
     predictions = _observed(predictions, predictor, total, observer)
     limit = predictor.max_pixels
     return PredictionStream(target.name, is_latest, predictor.classes, total, how.pixel_range, limit, predictions)
@@ -242,6 +244,7 @@ def predict_images(
     *,
     device: DeviceName = "auto",
     batch_size: int | None = None,
+    tta: TtaName = "none",
     workers: int | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image, in order. An image that cannot be decoded does not stop the others.
@@ -249,6 +252,7 @@ def predict_images(
     Args:
         images: as ``read_picture`` takes them.
         batch_size: images per batch; None chooses.
+        tta: ``flip`` averages the logits of each image and its mirror image.
         workers: number of threads that decode images; None chooses.
 
     Raises:
@@ -271,7 +275,11 @@ def predict_images(
             yield Batch(normalise(torch.stack(inputs).to(machine.device), how), torch.full((len(inputs),), -1))
 
     network, task = Autocasting(classifier.model, machine), TASKS[classifier.task]
-    for _, logits in outputs(network, batches(), at_once=machine.at_once):
+    given = with_mirrored(batches()) if tta == "flip" else batches()
+    computed = outputs(network, given, at_once=machine.at_once)
+    for _, logits in computed:
+        if tta == "flip":
+            logits = (logits + next(computed)[1]) / 2
         probabilities = task.probabilities(logits.float(), classifier.temperature).cpu()
         yield from _predictions(in_flight.popleft(), probabilities, predictor.classes)
 

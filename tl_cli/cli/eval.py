@@ -50,6 +50,7 @@ def evaluate(
     on_bad_image: BadImage = None,
     max_pixels: params.MaxPixels = None,
     batch_size: BatchSize = None,
+    tta: params.Tta = "none",
     as_json: params.AsJsonOutput = False,
     as_csv: AsCsv = False,
     pictures: Pictures = 8,
@@ -71,7 +72,7 @@ def evaluate(
     columns = Columns(path=path_column, label=label_column, split=split_column)
     folder = str(data_dir) if data_dir else None
     request = api.EvaluateRequest(
-        run, split, data, folder, columns, on_bad_image, max_pixels, batch_size, device or "auto", workers,
+        run, split, data, folder, columns, on_bad_image, max_pixels, batch_size, tta, device or "auto", workers,
         tracking_uri, output, log,
     )  # fmt: skip
     with EvaluationView("json" if as_json else "csv" if as_csv else "report", pictures=pictures, quiet=quiet) as view:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
 
-from tl_cli.choices import DeviceName
+from tl_cli.choices import DeviceName, TtaName
 from tl_cli.cli.settings import option
 from tl_cli.errors import DataError, UsageError, suggest, without_secrets
 from tl_cli.text import json_text
@@ -170,6 +170,7 @@ in_record = partial(typer.Option, rich_help_panel="Record")
 
 _RUN_HELP = "Run id or its beginning, run name, latest, best, runs:/..., models:/..., or a saved-model folder."
 _URI_HELP = "MLflow store or server. Default: MLFLOW_TRACKING_URI or ./mlflow.db."
+_TTA_HELP = "Test-time augmentation: flip averages each image and its mirror image, for twice the time."
 _PLAIN_HELP = "Print plain lines, such as one per epoch, instead of a live screen."
 RunName = Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP, autocompletion=complete_run)]
 TrackingUri = Annotated[str | None, in_record("--tracking-uri", metavar="URI", help=_URI_HELP)]
@@ -180,6 +181,7 @@ SplitColumn = Annotated[str | None, option("split_column")]
 MaxPixels = Annotated[int | None, option("max_pixels")]
 Device = Annotated[DeviceName | None, option("device")]
 Workers = Annotated[int | None, option("workers")]
+Tta = Annotated[TtaName, typer.Option(help=_TTA_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AsJsonOutput = Annotated[bool, in_output("--json", help="Print the result as JSON.")]
 AsJsonYes = Annotated[bool, typer.Option("--json", help="Print the result as JSON; needs --yes.")]

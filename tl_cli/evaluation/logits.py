@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tl_cli.choices import TtaName
 from tl_cli.compute.device import Autocasting, Machine
 from tl_cli.contract import Preprocessing
 from tl_cli.data.batches import Batch, Loader
@@ -33,14 +34,17 @@ class LabelledLogits:
     Attributes:
         logits: (N, num_classes) float32, on the CPU.
         labels: (N,) int64.
+        alone: logits of the images alone, if ``logits`` are means over each image and its mirror image.
     """
 
     logits: Tensor
     labels: Tensor
+    alone: Tensor | None = None
 
     def scaled(self, temperature: float) -> "LabelledLogits":
         """Return a copy with the logits divided by a temperature."""
-        return LabelledLogits(self.logits / temperature, self.labels)
+        alone = None if self.alone is None else self.alone / temperature
+        return LabelledLogits(self.logits / temperature, self.labels, alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +114,36 @@ def inference_loader(
 
 @during("while evaluating", "--input-size", "--precision", "--workers", "--threads", "--device")
 def compute_logits(
-    network: nn.Module, batches: Iterable[Batch], counted: Counted = lambda done: None, *, at_once: int = 1
+    network: nn.Module,
+    batches: Iterable[Batch],
+    counted: Counted = lambda done: None,
+    *,
+    at_once: int = 1,
+    tta: TtaName = "none",
 ) -> LabelledLogits:
     """Return the logits of every batch. ``network`` is left in eval mode.
 
     Args:
         at_once: number of batches computed concurrently (``outputs``).
+        tta: ``flip`` averages the logits of each image and its mirror image.
     """
     logits, labels, done = [], [], 0
-    for batch, computed in outputs(network, batches, at_once=at_once):
-        logits.append(computed.float().cpu())
+    computed = outputs(network, with_mirrored(batches) if tta == "flip" else batches, at_once=at_once)
+    for batch, of_images in computed:
+        of_mirrored = [next(computed)[1].float().cpu()] if tta == "flip" else []
+        logits.append((of_images.float().cpu(), *of_mirrored))
         labels.append(batch.labels.cpu())
         done += len(batch.labels)
         counted(done)
-    return LabelledLogits(torch.cat(logits), torch.cat(labels))
+    views = [torch.cat(view) for view in zip(*logits, strict=True)]
+    return LabelledLogits(torch.stack(views).mean(0), torch.cat(labels), views[0] if tta == "flip" else None)
+
+
+def with_mirrored(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Yield each batch, then its images mirrored left to right."""
+    for batch in batches:
+        yield batch
+        yield Batch(batch.inputs.flip(-1), batch.labels)
 
 
 def check_finite(logits: Tensor, ids: Names | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from tl_cli.choices import DeviceName
+from tl_cli.choices import DeviceName, TtaName
 from tl_cli.compute.device import Autocasting, inference_machine, worker_count
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard, Split, SplitName
 from tl_cli.data import checks, splits
@@ -94,6 +94,7 @@ class Evaluator:
         source: name or path of the data; None: those of the training.
         columns: of a CSV, if they differ from those of the training.
         batch_size: images in memory at a time; None chooses.
+        tta: ``flip`` averages the logits of each image and its mirror image.
         workers: number of threads that decode images; None chooses.
         on_bad_image: whether files that cannot be decoded are skipped; None: as in training.
         max_pixels: maximum number of pixels decoded per image; None: as in training.
@@ -113,6 +114,7 @@ class Evaluator:
         columns: Columns = USUAL_COLUMNS,
         device: DeviceName = "auto",
         batch_size: int | None = None,
+        tta: TtaName = "none",
         workers: int | None = None,
         on_bad_image: OnBadImage | None = None,
         max_pixels: int | None = None,
@@ -122,6 +124,7 @@ class Evaluator:
         self._skips = (on_bad_image or card.data.on_bad_image) == "skip"
         self._has_option = on_bad_image is not None
         self._progress = progress
+        self._tta: TtaName = tta
         self._threads = Threads(worker_count(workers), progress)
         if source is None:
             check_exists(card.data.source)
@@ -170,6 +173,7 @@ class Evaluator:
                 loader.clean(),
                 lambda done: self._progress("evaluating", done, total),
                 at_once=self.machine.at_once,
+                tta=self._tta,
             )
         check_finite(labelled.logits, images.ids)
         seen = np.bincount(labelled.labels.numpy(), minlength=len(self._card.classes))

@@ -21,6 +21,7 @@ from tl_cli.evaluation.classification import (
 )
 from tl_cli.evaluation.intervals import Accuracy, Measure, with_interval
 from tl_cli.evaluation.logits import LabelledLogits
+from tl_cli.evaluation.paired import Paired, compare
 from tl_cli.evaluation.task import SINGLE_LABEL, Task
 
 _PAIRS = 20
@@ -42,6 +43,7 @@ class EvaluationReport:
         uncalibrated: the reliability without the temperature; None if that is 1.
         confused: pairs of classes, the most frequent first.
         mistakes: images, the largest loss first.
+        mirrored: the means over each image and its mirror image against the image alone; None without mirror images.
     """
 
     scores: Report
@@ -52,6 +54,7 @@ class EvaluationReport:
     uncalibrated: Reliability | None
     confused: list[Confusion]
     mistakes: list[Mistake]
+    mirrored: Paired | None = None
 
 
 def make_report(labelled: LabelledLogits, calibration: Calibration, task: Task = SINGLE_LABEL) -> EvaluationReport:
@@ -71,7 +74,15 @@ def make_report(labelled: LabelledLogits, calibration: Calibration, task: Task =
         uncalibrated=reliability(labelled, task=task) if calibration.temperature != 1 else None,
         confused=most_confused(measured.confusion, _PAIRS),
         mistakes=worst_mistakes(predicted, _MISTAKES, task),
+        mirrored=_gain(labelled, task),
     )
+
+
+def _gain(labelled: LabelledLogits, task: Task) -> Paired | None:
+    if labelled.alone is None:
+        return None
+    right = (task.is_correct(logits, labelled.labels).numpy()[None] for logits in (labelled.alone, labelled.logits))
+    return compare(*right)
 
 
 def headline(report: EvaluationReport) -> dict[str, float]:
@@ -102,10 +113,15 @@ def as_data(report: EvaluationReport, classes: Sequence[str], ids: Sequence[str]
     for name, estimate in _estimates(report).items():
         data |= with_interval(name, estimate)
     calibration = {**_reliability(report.reliability), "fitted": report.calibration.model_dump()}
+    tta = {}
+    if report.mirrored is not None:
+        gain = with_interval("accuracy_gain", report.mirrored.difference)
+        tta = {"tta": {"name": "flip", **gain, "p_value": report.mirrored.p_value}}
     if report.uncalibrated:
         calibration["uncalibrated"] = _reliability(report.uncalibrated)
     return {
         **data,
+        **tta,
         "calibration": calibration,
         "classes": list(classes),
         "by_class": class_rows(report, classes),

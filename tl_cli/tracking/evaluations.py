@@ -26,8 +26,9 @@ def log_evaluation(
 ) -> str:
     """Add an evaluation to a run; return the folder of its artifacts.
 
-    Scores on the run's test images, if they have not changed, are recorded under ``test/``, others under
-    ``eval/DATA-PART-DIGEST/``, so that a name always means the same images. A score that is already recorded is kept.
+    Scores on the run's test images, if they have not changed and no mirror images are averaged, are recorded under
+    ``test/``, others under ``eval/DATA-PART-DIGEST/``, so that a name always means the same images. A score that is
+    already recorded is kept.
 
     Raises:
         TrackingError: the store cannot be used, or was copied or moved.
@@ -134,11 +135,13 @@ def evaluation_name(measured: Measured) -> str:
     """Return the name of an evaluation in characters that MLflow allows: ``test``, ``photos-all-3f2a91c0``."""
     if _is_test(measured):
         return "test"
-    return in_letters(f"{Path(measured.source).name}-{measured.part}-{measured.split.digest[:8]}")
+    mirrored = "" if measured.labelled.alone is None else "-flip"
+    return in_letters(f"{Path(measured.source).name}-{measured.part}-{measured.split.digest[:8]}{mirrored}")
 
 
 def _is_test(measured: Measured) -> bool:
-    return measured.is_own and measured.part == "test" and not measured.is_changed
+    is_alone = measured.labelled.alone is None
+    return measured.is_own and measured.part == "test" and not measured.is_changed and is_alone
 
 
 def in_letters(name: str) -> str:

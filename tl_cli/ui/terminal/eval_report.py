@@ -14,6 +14,7 @@ from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.classification import Confusion, Mistake
 from tl_cli.evaluation.intervals import Accuracy, Measure
 from tl_cli.evaluation.measure import Measured, OwnAccuracy
+from tl_cli.evaluation.paired import Paired
 from tl_cli.evaluation.report import EvaluationReport
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
@@ -41,6 +42,8 @@ def print_evaluation(console: Console, evaluation: Evaluation, *, pictures: int)
     console.print(_scores_table(report, short=console.width < _NARROW))
     if evaluation.own is not None:
         _print_own(console, evaluation.own, report.scores.accuracy.value)
+    if report.mirrored is not None:
+        console.print(Text(_gain(report.mirrored), style="bold"))
     console.print(Text(_temperature(report.calibration, measured), style="dim"))
     matrix = confusion_map(report, classes, console)
     print_section(console, "confusion matrix; rows: true, columns: predicted", matrix)
@@ -148,6 +151,14 @@ def _scores_table(report: EvaluationReport, *, short: bool) -> Table:
         values.append(Text(f"{reliability.ece:.2%}"))
         intervals.append(f"{reliability.chance_ece:.2%} expected" + ("" if short else " from sampling noise"))
     return table_of({"": names, " ": values, "95% interval": intervals}, left=("95% interval",))
+
+
+def _gain(mirrored: Paired) -> str:
+    gain = mirrored.difference
+    return (
+        f"mirror images averaged, for twice the time: {100 * gain.value:+.2f} points (95% interval "
+        f"{100 * gain.low:+.2f} to {100 * gain.high:+.2f}, McNemar's p = {mirrored.p_value:.2g})"
+    )
 
 
 def _temperature(calibration: Calibration, measured: Measured) -> str:
