@@ -81,8 +81,10 @@ def make_report(labelled: LabelledLogits, calibration: Calibration, task: Task =
 def _gain(labelled: LabelledLogits, task: Task) -> Paired | None:
     if labelled.alone is None:
         return None
-    right = (task.is_correct(logits, labelled.labels).numpy()[None] for logits in (labelled.alone, labelled.logits))
-    return compare(*right)
+    alone, mean = (
+        task.is_correct(logits, labelled.labels).numpy()[None] for logits in (labelled.alone, labelled.logits)
+    )
+    return compare(alone, mean)
 
 
 def headline(report: EvaluationReport) -> dict[str, float]:
