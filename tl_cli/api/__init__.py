@@ -20,6 +20,7 @@ _MODULES = {
     "prediction": ("predict", "PredictRequest", "Prediction"),
     "run_curves": ("read_curves", "CurvesRequest", "CurvesResult"),
     "run_store": ("list_runs", "show_run", "compare_settings", "RunFilter"),
+    "soup_run": ("soup", "SoupRequest", "SoupResult"),
     "training_run": ("train", "dry_run", "Settings", "TrainRequest", "TrainResult", "TrainObserver"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -13,6 +13,7 @@ COMMANDS = {
     "eval": "Evaluate a model on images that it was not trained on.",
     "predict": "Classify images.",
     "compare": "Compare models on the same images.",
+    "soup": "Average the weights of several runs into one model.",
     "inspect": "Look inside a model: layers, freezing, residuals, heatmaps.",
     "plot": "Draw the curves of runs.",
     "export": "Write a model as a file for other programs.",

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -145,8 +146,30 @@ def load_weights(folder: Path, model: nn.Module) -> None:
         WeightsError: the weights are unreadable or of another architecture.
     """
     try:
-        # Read instead of memory-mapped as in load_file: a truncated mapped file ends the process with SIGBUS.
-        tensors = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
-        model.load_state_dict(with_versions(model, tensors), strict=True)
+        model.load_state_dict(with_versions(model, _tensors(folder)), strict=True)
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise WeightsError(f"cannot load {folder / WEIGHTS_FILE}: {error}") from error
+
+
+def load_mean(folders: Sequence[Path], model: nn.Module) -> None:
+    """Load the mean of several folders' weights into ``model``; integers, such as counters, are those of the first.
+
+    Raises:
+        WeightsError: weights are unreadable or of another architecture.
+    """
+    load_weights(folders[0], model)
+    state = model.state_dict()
+    sums = {name: value.double() for name, value in state.items() if value.is_floating_point()}
+    for folder in folders[1:]:
+        load_weights(folder, model)
+        for name, total in sums.items():
+            total += state[name]
+    load_weights(folders[0], model)
+    with torch.no_grad():
+        for name, total in sums.items():
+            state[name].copy_(total / len(folders))
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    # Read instead of memory-mapped as in load_file: a truncated mapped file ends the process with SIGBUS.
+    return safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())

@@ -14,10 +14,13 @@ import mlflow
 from mlflow.entities import Metric
 from mlflow.entities import Run as MlflowRun
 
-from tl_cli.contract import ModelCard, SplitName, tl_version
+from tl_cli.contract import DataSpec, ModelCard, SplitName, tl_version
+from tl_cli.data.packed_names import Names
 from tl_cli.errors import StorageError, TlError, TrackingError, UsageError, first_line
-from tl_cli.evaluation.logits import save_logits
+from tl_cli.evaluation.logits import LabelledLogits, save_logits
+from tl_cli.evaluation.measure import Measured
 from tl_cli.evaluation.scores import EPOCH_KEY, LOSS_KEY, RESULTS, EpochEnded, Results, values_by_key
+from tl_cli.models import bundle
 from tl_cli.tracking import journal
 from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, datasets_of
 from tl_cli.tracking.journal import JOURNAL, Ending, Item, Journal, hold_lock, read
@@ -261,11 +264,9 @@ class Recorder:
         for path in curves:
             self.log(Item("file", str(path), "curves"))
         if outcome.test_logits is not None and outcome.test_ids is not None:
-            logits = self.folder / TEST_LOGITS
-            save_logits(logits, outcome.test_logits, outcome.test_ids, plan.data.classes)
-            self.log(Item("file", str(logits), EVALUATIONS))
+            self._log_test_logits(outcome.test_logits, outcome.test_ids, plan.data.classes)
         model_id = self._log_model(plan, best, register)
-        self._queue_results(plan, _results(outcome), model_id, changed=outcome.changed)
+        self._queue_results(plan.data.spec, _results(outcome), model_id, changed=outcome.changed)
         if outcome.changes:
             self.log(Item("tag", CHANGED_TAG, "; ".join(outcome.changes)))
         self.log(Item("tag", NOTE_TAG, _note(plan, self.run_id, command, outcome)))
@@ -277,7 +278,41 @@ class Recorder:
             card: of that model.
         """
         results = Results(val_accuracy=card.val_accuracy or 0.0, best_epoch=card.epoch)
-        self._queue_results(plan, results, self._log_model(plan, best, None))
+        self._queue_results(plan.data.spec, results, self._log_model(plan, best, None))
+
+    def log_soup(
+        self,
+        card: ModelCard,
+        folder: Path,
+        results: Results,
+        about: Sequence[str],
+        command: str,
+        tested: Measured | None,
+    ) -> None:
+        """Record a model that is the mean of others.
+
+        Args:
+            folder: of the saved model.
+            about: lines of the note, Markdown.
+            tested: logits of the test images.
+        """
+        bundle.write_card(self.folder, card, CARD_FILE)
+        tags = {"tl.model": card.architecture, "tl.data": card.data.source, "tl.command": command}
+        self.log(*(Item("param", key, str(value)[:_PARAM_LENGTH]) for key, value in card.config.items()))
+        self.log(*(Item("tag", key, value) for key, value in tags.items()))
+        self.log(Item("data", str(self.folder / CARD_FILE), ""))
+        if tested is not None:
+            self._log_test_logits(tested.labelled, tested.images.ids, card.classes)
+        params = {"model": card.architecture, "data": card.data.source, "recipe": card.recipe}
+        model_id = self.log(Item("model", str(folder), Naming(self.run_name, params).to_json()))
+        self._queue_results(card.data, results, model_id)
+        lines = [", ".join(_scores(results)), "", *about, "", f"`{command}`", "", _LAST_LINE.format(self.run_id[:8])]
+        self.log(Item("tag", NOTE_TAG, "\n".join(lines)))
+
+    def _log_test_logits(self, labelled: LabelledLogits, ids: Names, classes: tuple[str, ...]) -> None:
+        path = self.folder / TEST_LOGITS
+        save_logits(path, labelled, ids, classes)
+        self.log(Item("file", str(path), EVALUATIONS))
 
     def log(self, *items: Item) -> str | None:
         """Record tags, parameters, files, a model or the data sets; keep them for ``tl runs sync`` if the store fails.
@@ -303,7 +338,7 @@ class Recorder:
         ]
 
     def _queue_results(
-        self, plan: Plan, results: Results, model_id: str | None, changed: Container[SplitName] = ()
+        self, spec: DataSpec, results: Results, model_id: str | None, changed: Container[SplitName] = ()
     ) -> None:
         """Queue the numbers of the whole run. Without a step, MLflow draws such numbers of several runs as bars.
 
@@ -313,7 +348,7 @@ class Recorder:
             changed: splits whose images changed during training: a number must not be linked to the digest of other
                 images.
         """
-        datasets = datasets_of(plan.data.spec)
+        datasets = datasets_of(spec)
         now = int(time.time() * 1000)
         points = []
         for score in RESULTS.values():
@@ -476,6 +511,13 @@ _MEASURED_ON = {"test_accuracy": "test", "val_accuracy": "validation"}
 _NOTED = ("test_accuracy", "val_accuracy", "clean_train_accuracy", "best_epoch")
 
 
+def _scores(results: Results) -> list[str]:
+    """Return the accuracies in words, the most important one in bold."""
+    known = {part: getattr(results, name) for name, part in _MEASURED_ON.items()}
+    scores = [f"{value:.2%} on {part} images" for part, value in known.items() if value is not None]
+    return [f"**{scores[0]}**", *scores[1:]]
+
+
 def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str:
     """Return the run's description, Markdown."""
     lines = [f"{plan.config.model} ({plan.classifier.weights.name}) on `{plan.data.spec.source}`", "", f"`{command}`"]
@@ -483,8 +525,7 @@ def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str
         results = _results(outcome)
         texts = {name: RESULTS[name].text(value) for name in _NOTED if (value := getattr(results, name)) is not None}
         # MLflow shows only the first line of a long note.
-        scores = [f"{texts[name]} on {part} images" for name, part in _MEASURED_ON.items() if name in texts]
-        lines = [", ".join([f"**{scores[0]}**", *scores[1:]]), "", *lines]
+        lines = [", ".join(_scores(results)), "", *lines]
         lines += [line for warning in outcome.warnings for line in ("", f"**Warning:** {warning.splitlines()[0]}")]
         texts["best_epoch"] += f" of {outcome.counters.epoch}"
         if outcome.test is not None:
