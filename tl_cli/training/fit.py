@@ -17,6 +17,7 @@ from tl_cli.training.events import (
     Activity,
     EpochEnded,
     LossSampled,
+    Noticed,
     Observer,
     PhaseStarted,
     StepEnded,
@@ -152,6 +153,7 @@ def _take_steps(
     if state.average is not None:
         state.average.follow()
     before, phase_steps = plan.steps_before(phase), plan.steps_of(phase)
+    ended = time.perf_counter()
     for batch in islice(opened.train(partial.epoch, partial.steps), before + phase_steps - step):
         # Signals wait for the end of the step, so that none is half taken.
         with held():
@@ -172,6 +174,9 @@ def _take_steps(
                 loss = _finite(result.loss.item(), step, state)
                 notify(LossSampled(step, partial.epoch, loss, *current_lrs(state.optimizer)))
             notify(StepEnded(step, partial.epoch, len(batch.labels)))
+        began, ended = ended, time.perf_counter()
+        if opened.pace is not None and (message := opened.pace.after_step(ended - began)):
+            notify(Noticed(message))
 
 
 def _fit_head(

@@ -19,6 +19,7 @@ from tl_cli.compute.device import (
     prepare_machine,
     worker_count,
 )
+from tl_cli.compute.pace import Pace
 from tl_cli.contract import Columns, DataSpec, ModelCard, Stage, WeightsTag
 from tl_cli.data.augment.settings import Augmentation, augmentation
 from tl_cli.data.balance import imbalance
@@ -239,6 +240,7 @@ class OpenPhase:
         validation: returns the batches of the validation images.
         objective: the training loss.
         fit_head: solves the regression of a head that does not train in steps; None for all other phases.
+        pace: watches the time of the steps; None on a GPU, and where a person has set the threads.
         cached: whether the inputs are cached features.
         reused: whether an earlier run has computed all of them.
     """
@@ -251,6 +253,7 @@ class OpenPhase:
     cached: bool
     reused: bool = False
     fit_head: Callable[[], HeadFit] | None = None
+    pace: Pace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,6 +504,7 @@ def open_phase(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
         validation=lambda: plan.loader(plan.data.parts["val"]).clean(),
         objective=plan.objective(mixes=True),
         cached=False,
+        pace=_pace(plan),
     )
 
 
@@ -578,7 +582,14 @@ def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
         cached=True,
         reused=train_reused and val_reused,
         fit_head=regress if plan.solves(phase) else None,
+        pace=_pace(plan),
     )
+
+
+def _pace(plan: Plan) -> Pace | None:
+    is_fixed = plan.resolved.origins["threads"].source == "flag" or plan.machine.device.type != "cpu"
+    threads = torch.get_num_threads()
+    return None if is_fixed else Pace(threads, plan.config.threads or threads)
 
 
 def _with_probed_machine(plan: Plan, given: Given) -> Plan:

@@ -140,7 +140,7 @@ def _scores_table(report: EvaluationReport, *, short: bool) -> Table:
     names, values, intervals = [], [], []
     for name, measure, form in measures:
         names.append(Text(name, "dim"))
-        values.append(Text(f"{measure.value:{form}}", "bold good" if name == "top-1" else ""))
+        values.append(Text(f"{measure.value:{form}}", "bold green" if name == "top-1" else ""))
         low = f"{measure.low:{form}}".rstrip("%")
         intervals.append("-" if math.isnan(measure.low) else f"{low} to {measure.high:{form}}")
     errors = {"calib. error" if short else "calibration error": report.reliability}
