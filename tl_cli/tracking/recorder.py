@@ -298,7 +298,14 @@ class Recorder:
         """
         bundle.write_card(self.folder, card, CARD_FILE)
         tags = {"tl.model": card.architecture, "tl.data": card.data.source, "tl.command": command}
-        self.log(*(Item("param", key, str(value)[:_PARAM_LENGTH]) for key, value in card.config.items()))
+        settings = {
+            **card.config,
+            "preprocessing": card.preprocessing.model_dump_json(),
+            "num_classes": len(card.classes),
+        }
+        if "weights" in settings:  # all of them began with the same ones
+            settings["weights"] = card.weights.name
+        self.log(*(Item("param", key, str(value)[:_PARAM_LENGTH]) for key, value in settings.items()))
         self.log(*(Item("tag", key, value) for key, value in tags.items()))
         self.log(Item("data", str(self.folder / CARD_FILE), ""))
         if tested is not None:
