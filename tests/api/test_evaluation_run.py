@@ -9,12 +9,11 @@ import scipy.stats
 import sklearn.metrics
 
 from tests.api.conftest import Project, Silent
-from tl_cli import EvaluateRequest, evaluate
+from tl_cli import EvaluateRequest, PredictRequest, evaluate, predict
 from tl_cli.errors import DataError, RunNotFoundError
 from tl_cli.evaluation.logits import load_logits
 from tl_cli.models import bundle
 from tl_cli.models.zoo import registry
-from tl_cli.tracking import evaluations
 
 
 def test_the_metrics_are_those_of_scikit_learn(project: Project) -> None:
@@ -34,16 +33,11 @@ def test_the_metrics_are_those_of_scikit_learn(project: Project) -> None:
     assert "own" not in data
 
 
-def test_the_gain_of_averaging_mirror_images_is_shown_and_recorded_apart(
-    project: Project, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recorded: list[str] = []
-    monkeypatch.setattr(evaluations, "log_evaluation", lambda store, run, measured, *rest: recorded.append(
-        evaluations.evaluation_name(measured)))  # fmt: skip
+def test_the_gain_of_averaging_mirror_images_is_tested_on_pairs(project: Project) -> None:
     run, labels, files = project.runs[0], project.labels(), project.list_test_files()
     alone = project.probabilities(run, files).argmax(1) == labels
     both = project.probabilities_of_both(run, files)
-    data = evaluate(EvaluateRequest("first", workers=0, tta="flip"), Silent()).to_dict()
+    data = evaluate(EvaluateRequest("first", workers=0, log=False, tta="flip"), Silent()).to_dict()
     right = both.argmax(1) == labels
     assert data["loss"] == pytest.approx(sklearn.metrics.log_loss(labels, both), rel=1e-4)
     assert data["accuracy"] == right.mean()
@@ -52,20 +46,31 @@ def test_the_gain_of_averaging_mirror_images_is_shown_and_recorded_apart(
     changed = int((alone != right).sum())
     p_value = scipy.stats.binomtest(int((right & ~alone).sum()), changed).pvalue if changed else 1
     assert data["tta"]["p_value"] == pytest.approx(p_value)
-    # The test accuracy of the run is that of the images alone.
-    assert [name.endswith("-flip") and name != "test" for name in recorded] == [True]
 
 
-@pytest.mark.parametrize(("augment", "warns"), [("flip-shift", False), ("shift", True)])
+@pytest.mark.parametrize(
+    ("trained", "warns"),
+    [
+        ({"augment": "flip-shift"}, False),
+        ({"augment": "shift"}, True),
+        ({"augment": "flip", "feature_views": "plain", "freeze_epochs": 1, "epoch": 1}, True),
+        ({"augment": "flip", "feature_views": "plain", "freeze_epochs": 1, "epoch": 2}, False),
+    ],
+)
 def test_mirror_images_that_training_did_not_see_cause_a_warning(
-    project: Project, tmp_path: Path, augment: str, warns: bool
+    project: Project, tmp_path: Path, trained: dict[str, object], warns: bool
 ) -> None:
     classifier, card = registry.restore(project.runs[0].model)
-    config = {**card.config, "augment": augment}
-    bundle.save(tmp_path / "model", classifier.model, card.model_copy(update={"config": config}))
+    changed = {"config": {**card.config, **trained}, "epoch": trained.get("epoch", 2)}
+    bundle.save(tmp_path / "model", classifier.model, card.model_copy(update=changed))
     observer = Silent()
     evaluate(EvaluateRequest(str(tmp_path / "model"), workers=0, tta="flip"), observer)
     assert any("not trained on mirrored images" in message for message in observer.warnings) is warns
+    predictions = predict(
+        PredictRequest([str(project.list_test_files()[0])], str(tmp_path / "model"), tta="flip"), other := Silent()
+    )
+    assert len(list(predictions)) == 1
+    assert any("not trained on mirrored images" in message for message in other.warnings) is warns
 
 
 def test_results_are_written_and_drawn_and_shown_by_the_callers_functions(project: Project, tmp_path: Path) -> None:

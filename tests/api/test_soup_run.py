@@ -30,8 +30,8 @@ from tl_cli import (
 )
 from tl_cli.api.comparison_run import CompareObserver
 from tl_cli.api.recorded_model import find_recorded
-from tl_cli.api.soup_run import _check_alike
-from tl_cli.errors import UsageError
+from tl_cli.api.soup_run import _check_alike, _Source
+from tl_cli.errors import DataError, UsageError
 from tl_cli.models import bundle
 from tl_cli.models.bundle import read_card
 from tl_cli.models.zoo import registry
@@ -133,7 +133,7 @@ def test_runs_are_tried_best_first_and_kept_while_the_mean_is_as_good(place: Tra
         expected.append((name, accuracy, accuracy >= best))
         if accuracy >= best:
             kept, best = [*kept, name], accuracy
-    assert [(each.name, each.with_it, each.is_kept) for each in result.ingredients] == expected
+    assert [(each.name, each.mean_val_accuracy, each.is_kept) for each in result.ingredients] == expected
     assert 1 < len(kept) < len(names)
     # Tested once, against the best run alone.
     assert result.test is not None
@@ -199,9 +199,9 @@ def test_runs_that_cannot_be_averaged_are_refused_with_the_reason(place: Trainin
     if "data" in changed:
         splits = {**card.data.splits, "val": card.data.splits["test"]}
         changed = {"data": card.data.model_copy(update={"splits": splits})}
-    targets = [find_recorded(name, None, print) for name in ("above", "below")]
+    first, other = (find_recorded(name, None, print) for name in ("above", "below"))
     with pytest.raises(UsageError, match=f"above .* and below .* differ in {reason}, so"):
-        _check_alike(targets, [card, card.model_copy(update=changed)])
+        _check_alike([_Source(first, card), _Source(other, card.model_copy(update=changed))])
 
 
 @pytest.mark.parametrize("names", [["above"], ["above", "above"], ["above", "below", "above"]])
@@ -224,3 +224,39 @@ def test_the_command_shows_what_is_kept_and_prints_json(tl: Callable, place: Tra
     nothing = tl("soup", "far", "above", "--workers", "0")
     assert (nothing.code, "No mean is as good on validation as above alone" in nothing.out) == (0, True)
     jsonschema.validate(json.loads(tl("soup", "far", "above", "--json").out), SCHEMA)
+
+
+def test_without_its_test_images_the_mean_is_recorded_untested(place: Trainings) -> None:
+    (place.folder / "pictures" / "test").rename(place.folder / "away")
+    observer = Silent()
+    try:
+        result = soup(SoupRequest(["above", "below"], workers=0), observer)
+    finally:
+        (place.folder / "away").rename(place.folder / "pictures" / "test")
+    assert (result.test, result.gain) == (None, None)
+    assert any("the mean is not tested: " in message for message in observer.warnings)
+    assert "test/accuracy" not in mlflow.MlflowClient().get_run(result.run_id).data.metrics
+
+
+def test_changed_validation_images_decide_nothing(place: Trainings) -> None:
+    picture = next((place.folder / "pictures" / "val" / "dark").iterdir())
+    before = picture.read_bytes()
+    Image.new("RGB", (32, 32)).save(picture)
+    try:
+        with pytest.raises(DataError, match="val images of these runs have changed"):
+            soup(SoupRequest(["above", "below"], workers=0))
+    finally:
+        picture.write_bytes(before)
+
+
+def test_a_mean_cannot_be_resumed_and_odd_names_are_shown_as_they_are(tl: Callable, place: Trainings) -> None:
+    result = soup(SoupRequest(["above", "below"], run_name="odd [/b] | [red]name", workers=0), Silent())
+    run = mlflow.MlflowClient().get_run(result.run_id)
+    assert run.info.run_name == "odd [/b] | [red]name"
+    mlflow.MlflowClient().set_terminated(result.run_id, "KILLED")
+    assert "is the mean of other runs" in tl("train", "--resume", result.run_id).err
+    mlflow.MlflowClient().set_terminated(result.run_id, "FINISHED")
+    # The mean is the best, and is averaged with itself and one of its runs.
+    again = tl("soup", result.run_id, "above", "--workers", "0")
+    assert again.code == 0, again.err
+    assert "odd [/b] | [red]name" in again.out

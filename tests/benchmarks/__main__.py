@@ -83,10 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="every round, with versions and machine")
     parser.add_argument("--tiny", action="store_true", help="only see that everything works")
     long = parser.add_argument_group("accuracy (an hour on a CPU)")
-    known = ", ".join(str(record.accuracy) for record in accuracy.RECORDS)
-    long.add_argument(
-        "--target", type=float, action="append", default=[], help=f"of the records {known}, only this one; repeatable"
-    )
+    choices = [record.accuracy for record in accuracy.RECORDS]
+    long.add_argument("--target", type=float, action="append", default=[], choices=choices, help="only this record")
     long.add_argument("--seeds", type=_count, default=3, help="trainings of each record (3)")
     return parser
 

@@ -1,6 +1,7 @@
 """The records: seconds from the command to the accuracy on all test images of CIFAR-10, each a command of its own."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -41,7 +42,7 @@ class Record:
 
 
 _FAST = ("--threads", "2", "--precision", "bf16", "--no-probe")
-_TUNED = ("--recipe", "fast", "--freeze-epochs", "0", "--freeze-until", "blocks.4", "--layout", "images-last", *_FAST)
+_TUNED = ("--recipe", "fast", "--freeze-epochs", "0", "--layout", "images-last", *_FAST)
 # Chosen on 5,000 of the training images.
 RECORDS = (
     Record(
@@ -49,6 +50,8 @@ RECORDS = (
         90,
         ("--recipe", "head", "--feature-views", "plain", "--limit", "32000", "--layout", "channels-last", *_FAST),
     ),
+    Record(0.90, 300, (*_TUNED, "--freeze-until", "blocks.3", "--epochs", "2")),
+    Record(0.93, 900, (*_TUNED, "--freeze-until", "blocks.4", "--steps", "3000", "--input-size", "128")),
 )
 
 
@@ -85,7 +88,7 @@ def measure(bench: Bench, images: Path, accuracies: list[float], seeds: int) -> 
 
 def _measured(record: Record, images: Path, seeds: int, reference: str, bench: Bench) -> Comparison:
     trained = [_train(record, images.resolve(), seed, bench) for seed in range(seeds)]
-    reached = mean(each.accuracy for each in trained)
+    reached, slowest = mean(each.accuracy for each in trained), max(each.seconds for each in trained)
     shown = ", ".join(f"{each.accuracy:.2%}" for each in trained)
     verdict = "reached" if reached >= record.accuracy else "not reached"
     return Comparison(
@@ -93,10 +96,11 @@ def _measured(record: Record, images: Path, seeds: int, reference: str, bench: B
         baseline="",
         kind="seconds",
         theirs=(),
-        ours=tuple(each.seconds for each in trained),
+        # The slowest seed counts, and no time counts that did not lead to the accuracy.
+        ours=(slowest if reached >= record.accuracy else math.inf,),
         goal=Goal(record.seconds, record.seconds) if bench.has_goals else None,
         notes=(
-            f"{verdict}: mean {reached:.2%}; by seed {shown}; slowest {max(each.seconds for each in trained):.0f} s",
+            f"{verdict}: mean {reached:.2%}; by seed {shown}; slowest {slowest:.0f} s",
             f"tl train {MODEL} --data {images.name} {' '.join(record.options)} --seed N --split-seed N",
             reference,
         ),
@@ -112,7 +116,7 @@ def _train(record: Record, images: Path, seed: int, bench: Bench) -> Trained:
         environment.pop("MLFLOW_TRACKING_URI", None)
         started = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", "tl_cli", "train", MODEL, "--data", str(images), *options, "--json"],
+            [sys.executable, "-m", "tl_cli", "train", MODEL, "--data", str(images), *options, "--device", bench.device, "--json"],
             cwd=folder, env=environment, check=True, stdout=subprocess.PIPE,
         )  # fmt: skip
         seconds = time.perf_counter() - started

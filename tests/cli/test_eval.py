@@ -280,6 +280,21 @@ def test_accuracy_on_other_data_is_shown_beside_that_on_the_test_images_of_the_r
     assert "own" not in own
 
 
+def test_an_evaluation_with_mirror_images_never_passes_for_the_test_accuracy(tl, folder: Path) -> None:
+    before = open_store(None).find("latest").data.metrics
+    result = tl("eval", "latest", "--tta", "flip", "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    after = open_store(None).find("latest").data.metrics
+    added = {key: value for key, value in after.items() if key not in before}
+    assert {key: after[key] for key in before} == before
+    (accuracy,) = (value for key, value in added.items() if key.endswith("-flip/accuracy"))
+    assert accuracy == report["accuracy"]
+    assert all(key.startswith("eval/pictures-test-") and "-flip/" in key for key in added)
+    shown = words(tl("eval", "latest", "--tta", "flip", "--no-log").out)
+    assert f"mirror images averaged, for twice the time: {100 * report['tta']['accuracy_gain']:+.2f} points" in shown
+
+
 @pytest.mark.slow
 def test_commands_that_a_training_suggests_work(tl, workplace: Path, odd_pictures: Path) -> None:
     whole = Path(shutil.copytree(odd_pictures, "whole"))

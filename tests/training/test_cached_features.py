@@ -98,6 +98,21 @@ def test_a_phase_that_gains_too_little_trains_on_images_with_a_note(colours: Pat
     assert any("fine-tune trains on images" in note and "times faster" in note for note in plan.cache_notes)
 
 
+@pytest.mark.parametrize(
+    ("augment", "epochs", "is_cached"),
+    [("flip", 7, True), ("none", 7, True), ("flip-shift", 7, False), ("flip", 3, False)],
+)
+def test_a_small_gain_is_taken_where_the_cached_views_are_all_that_training_sees(
+    colours: Path, augment: str, epochs: int, is_cached: bool
+) -> None:
+    """Three epochs see two views of an image; one of the three is the head's."""
+    plan = plan_for(colours, epochs=epochs, freeze_epochs=1, freeze_until="stage3", weights=str(saved()), augment=augment,
+                    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip
+    assert (2 in plan.cached) is is_cached
+    if is_cached:
+        assert 1.02 < plan.cached[2].gain < 1.5
+
+
 def test_mixing_and_erasing_train_on_images(colours: Path) -> None:
     plan = plan_for(colours, epochs=4, freeze_epochs=1, freeze_until="conv5", weights=str(saved()), mixup=0.2,
                     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # fmt: skip

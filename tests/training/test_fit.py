@@ -15,7 +15,7 @@ from tl_cli.errors import DivergedError
 from tl_cli.models.zoo import registry
 from tl_cli.randomness import Purpose
 from tl_cli.training import plan as setup
-from tl_cli.training.events import EpochEnded, Event, LossSampled, PhaseStarted, StepEnded, StoppedEarly
+from tl_cli.training.events import EpochEnded, Event, LossSampled, Noticed, PhaseStarted, StepEnded, StoppedEarly
 from tl_cli.training.fit import fit
 from tl_cli.training.plan import new_state
 from tl_cli.training.state import BEST_FOLDER, Saver
@@ -34,6 +34,36 @@ def test_events_arrive_in_the_documented_order(colours: Path) -> None:
     best = max(epochs, key=lambda e: (e.val_accuracy, -e.val_loss))
     assert state.counters.best_epoch == best.epoch
     assert [e.is_best for e in epochs].index(True) == 0
+
+
+def test_a_change_of_threads_is_notified_and_ends_with_the_training(
+    colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of these networks are too short for the real watch, so its answers are given."""
+    seconds: list[float] = []
+
+    class Watch:
+        def __init__(self, threads: int, most: int) -> None:
+            assert threads == torch.get_num_threads()
+
+        def after_step(self, duration: float) -> str | None:
+            seconds.append(duration)
+            torch.set_num_threads(1)
+            return "fewer threads" if len(seconds) == 3 else None
+
+    monkeypatch.setattr(setup, "StepWatch", Watch)
+    before = torch.get_num_threads()
+    plan = plan_for(colours, epochs=1, freeze_epochs=0)  # which sets the threads, too
+    torch.set_num_threads(2)
+    try:
+        events, _ = run(plan)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    names = [type(event).__name__ for event in events if isinstance(event, Noticed | StepEnded)]
+    assert names[:4] == ["StepEnded"] * 3 + ["Noticed"]
+    assert len(seconds) == names.count("StepEnded")
+    assert all(each > 0 for each in seconds)
 
 
 def test_a_small_model_learns_colours(colours: Path) -> None:

@@ -10,7 +10,7 @@ from tl_cli.errors import UsageError
 from tl_cli.training import plan as setup
 from tl_cli.training.config import Given
 from tl_cli.training.events import EpochEnded, LossSampled, StepEnded
-from tl_cli.training.plan import first_candidate, foresee, prepare
+from tl_cli.training.plan import first_candidate, foresee, open_phase, prepare
 from tl_cli.training.strategy import describe_groups
 
 _MEASURED = {"precision", "layout", "threads", "fold"}
@@ -62,6 +62,18 @@ def test_foresee_downloads_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     config = foresee(Given.of({"model": "efficientnet_b0", "data": "cifar10", "freeze_epochs": 5})).resolved.config
     assert (config.freeze_epochs, config.input_size) == (5, 96)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "file", "is_watched"), [({}, {}, True), ({"threads": 1}, {}, False), ({}, {"threads": 1}, False)]
+)
+def test_steps_are_watched_unless_a_person_or_a_recorded_run_has_set_the_threads(
+    colours: Path, flags: dict[str, object], file: dict[str, object], is_watched: bool
+) -> None:
+    given = {"model": MODEL, "weights": "none", "data": str(colours), "input_size": 32, "probe": False}
+    plan = prepare(Given.of(given | flags, file))
+    opened = open_phase(plan, plan.phases[0], lambda event: None)
+    assert (opened.watch is not None) is is_watched
 
 
 def test_foresee_refuses_an_impossible_input_size() -> None:

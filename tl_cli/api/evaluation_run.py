@@ -13,7 +13,7 @@ from tl_cli.api.recorded_model import RecordedModel
 from tl_cli.choices import DeviceName, TtaName
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard
 from tl_cli.errors import StorageError, TrackingError, some
-from tl_cli.evaluation.logits import save_logits
+from tl_cli.evaluation.logits import mirror_doubt, save_logits
 from tl_cli.evaluation.measure import Evaluator, Measured, OnBadImage, OwnAccuracy, Part
 from tl_cli.evaluation.report import EvaluationReport, as_data, class_rows, headline, make_report
 from tl_cli.evaluation.task import TASKS
@@ -213,8 +213,8 @@ def _warnings(measured: Measured, card: ModelCard) -> list[str]:
         warnings.append(f"the model was trained on {trained_on:,} of these {count:,} images: the results are too good")
     if not measured.is_own and measured.trained_on is None:
         warnings.append("the training images are not available, so it is unknown whether some of these are among them")
-    if measured.labelled.alone is not None and card.config.get("augment") in ("none", "shift"):
-        warnings.append("the model was not trained on mirrored images, which may have another meaning")
+    if measured.labelled.alone is not None and (doubt := mirror_doubt(card)):
+        warnings.append(doubt)
     if measured.missing:
         warnings.append(
             f"{measured.source} has no images of {some(measured.missing, 8)}; "

@@ -25,10 +25,11 @@ from tl_cli.data.decode import MAY_BE_DEEP, read_storage
 from tl_cli.data.image_paths import STDIN, is_there, list_pictures
 from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError, RunNotFoundError, UsageError
-from tl_cli.evaluation.logits import outputs, with_mirrored
+from tl_cli.evaluation.logits import mirror_doubt, view_logits
 from tl_cli.evaluation.predicting import NOT_FINITE, Predictor
 from tl_cli.evaluation.task import TASKS
 from tl_cli.habits import WEIGHTS_ENDINGS, kept_run
+from tl_cli.models.bundle import read_card
 from tl_cli.text import html_table
 
 _MAX_BATCH = 64
@@ -159,6 +160,8 @@ def predict(request: PredictRequest, observer: Observer | None = None) -> Predic
     observer = observer or Observer()
     target, paths, is_latest = _model_and_paths(request, observer)
     predictor = _predictor(target, request)
+    if request.tta == "flip" and (doubt := mirror_doubt(read_card(target.folder))):
+        observer.warn(doubt)
     # The names on stdin can be read only once, and there may be any number of them.
     total = None if STDIN in paths else sum(1 for _ in list_pictures(paths, ()))
     images, how = list_pictures(paths, request.lines), predictor.classifier.preprocessing
@@ -275,12 +278,9 @@ def predict_images(
             yield Batch(normalise(torch.stack(inputs).to(machine.device), how), torch.full((len(inputs),), -1))
 
     network, task = Autocasting(classifier.model, machine), TASKS[classifier.task]
-    given = with_mirrored(batches()) if tta == "flip" else batches()
-    computed = outputs(network, given, at_once=machine.at_once)
-    for _, logits in computed:
-        if tta == "flip":
-            logits = (logits + next(computed)[1]) / 2
-        probabilities = task.probabilities(logits.float(), classifier.temperature).cpu()
+    for _, views in view_logits(network, batches(), at_once=machine.at_once, tta=tta):
+        logits = torch.stack(views).float().mean(0)
+        probabilities = task.probabilities(logits, classifier.temperature).cpu()
         yield from _predictions(in_flight.popleft(), probabilities, predictor.classes)
 
 

@@ -10,7 +10,7 @@ from tl_cli.errors import TlError, UsageError, without_secrets
 from tl_cli.io.atomic import write_text
 from tl_cli.models import bundle
 from tl_cli.tracking.destination import check_resumable
-from tl_cli.tracking.recorded import Run, describe_run, is_parent, short_id
+from tl_cli.tracking.recorded import SOUP_TAG, Run, describe_run, is_parent, short_id
 from tl_cli.tracking.store import Store
 from tl_cli.tracking.sync import sync
 from tl_cli.training.config import Given, Settings, as_toml, recorded_config, settings_of, values_of
@@ -33,6 +33,8 @@ def find_run(store: Store, name: str) -> Run:
         raise UsageError(
             f"{describe_run(run)} is a comparison and cannot be resumed; tl compare {short_id(run)} shows it"
         )
+    if SOUP_TAG in run.data.tags:
+        raise UsageError(f"{describe_run(run)} is the mean of other runs and cannot be resumed; make it again: tl soup")
     check_resumable(run)
     return run
 

@@ -2,26 +2,31 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from tl_cli.api.model_lookup import display_name
 from tl_cli.api.observer import Observer
 from tl_cli.api.recorded_model import RecordedModel, find_recorded
 from tl_cli.choices import DeviceName
 from tl_cli.contract import ModelCard, SplitName
-from tl_cli.errors import UsageError
+from tl_cli.errors import DataError, UsageError
 from tl_cli.evaluation.calibration import fit_temperature
 from tl_cli.evaluation.classification import Report, report
 from tl_cli.evaluation.intervals import with_interval
+from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.measure import Evaluator, Measured
 from tl_cli.evaluation.paired import Paired, compare
 from tl_cli.evaluation.scores import Results
 from tl_cli.evaluation.task import TASKS, Task
 from tl_cli.models import bundle
-from tl_cli.models.classifier import Classifier
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.destination import find_destination
+from tl_cli.tracking.ownership import check_stopped, lock_for_reading
+from tl_cli.tracking.recorded import SOUP_TAG
 from tl_cli.tracking.recorder import Recorder
 from tl_cli.training.state import BEST_FOLDER
 
@@ -57,14 +62,14 @@ class Ingredient:
         run_id: of the run.
         name: of the run.
         val_accuracy: of its own model on the validation images, a fraction.
-        with_it: the same of the mean of all runs kept so far and this one.
+        mean_val_accuracy: of the mean of all runs kept so far and this one.
         is_kept: whether it is part of the mean.
     """
 
     run_id: str
     name: str
     val_accuracy: float
-    with_it: float
+    mean_val_accuracy: float
     is_kept: bool
 
 
@@ -96,7 +101,7 @@ class SoupResult:
     @property
     def val_accuracy(self) -> float:
         """Of the mean, a fraction."""
-        return self.kept[-1].with_it
+        return self.kept[-1].mean_val_accuracy
 
     def to_dict(self) -> dict[str, object]:
         """Return what ``tl soup --json`` prints."""
@@ -119,151 +124,170 @@ def soup(request: SoupRequest, observer: Observer | None = None) -> SoupResult:
     (Wortsman et al. 2022, arXiv 2203.05482).
 
     Raises:
-        UsageError: there are fewer than two runs, or they differ in more than what training changes.
+        UsageError: there are fewer than two runs, one is running, or they differ in more than what training changes.
         RunNotFoundError: there is no such run, or it has no model.
         DataError: the validation images are missing or have changed.
         TrackingError: the store cannot be used.
     """
     observer = observer or Observer()
     targets = [find_recorded(name, request.tracking_uri, observer.warn) for name in request.runs]
-    cards = [bundle.verified_card(target.folder) for target in targets]
-    _check_alike(targets, cards)
-    destination = find_destination(targets[0].store, request.experiment)
-    judge = _Judge(targets[0], request, observer)
-    ingredients, validated = _choose(targets, judge)
-    chosen = [targets[[_id(target) for target in targets].index(each.run_id)] for each in ingredients if each.is_kept]
-    result = SoupResult(ingredients, len(validated.images))
-    if len(chosen) == 1:
-        return result
-    gain, tested = _test(chosen, judge)
-    best = bundle.read_card(chosen[0].folder)
-    config = _shared_config([bundle.read_card(target.folder) for target in chosen])
-    calibration = fit_temperature(validated.labelled, task=judge.task)
-    card = best.model_copy(
+    with ExitStack() as locks:
+        for target in targets:
+            check_stopped(target.run)
+            # Other processes must not delete the run meanwhile.
+            locks.enter_context(lock_for_reading(target.store, target.run))
+        sources = [_Source(target, bundle.verified_card(target.folder)) for target in targets]
+        _check_alike(sources)
+        mean = _Mean(sources[0], request, observer)
+        ingredients, validated = _choose(sources, mean)
+        chosen = [source for each in ingredients if each.is_kept for source in sources if source.run_id == each.run_id]
+        result = SoupResult(ingredients, len(validated.labels))
+        return result if len(chosen) == 1 else _recorded(result, chosen, validated, mean, request, observer)
+
+
+class _Source:
+    """A run with its model card and its weights, which are read once."""
+
+    def __init__(self, target: RecordedModel, card: ModelCard) -> None:
+        self.target = target
+        self.card = card
+        self.tensors = bundle.tensors(target.folder)
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run."""
+        return str(self.target.run.info.run_id)
+
+    @property
+    def name(self) -> str:
+        """The name of the run."""
+        return str(self.target.run.info.run_name)
+
+
+class _Mean:
+    """A network that holds the mean of some models, with the images of the first one's data."""
+
+    def __init__(self, source: _Source, request: SoupRequest, observer: Observer) -> None:
+        self.classifier, _ = registry.restore(source.target.folder)
+        self.task: Task = TASKS[self.classifier.task]
+        self._evaluator = Evaluator(
+            self.classifier, source.card, device=request.device, workers=request.workers, progress=observer.progress
+        )
+
+    def logits(self, sources: Sequence[_Source], part: SplitName) -> Measured:
+        """Return the logits of the mean of models.
+
+        Raises:
+            DataError: the images are missing, or have changed since the training.
+        """
+        bundle.load_mean([source.tensors for source in sources], self.classifier.model)
+        # LeViT caches values computed from its weights in eval mode until it trains again.
+        self.classifier.model.train()
+        measured = self._evaluator.measure(part)
+        if measured.is_changed:
+            raise DataError(f"the {part} images of these runs have changed since they were trained")
+        return measured
+
+    def correct(self, labelled: LabelledLogits) -> np.ndarray:
+        """Return which images are classified correctly, (N,) bool."""
+        correct: np.ndarray = self.task.is_correct(labelled.logits, labelled.labels).numpy()
+        return correct
+
+
+def _choose(sources: Sequence[_Source], mean: _Mean) -> tuple[tuple[Ingredient, ...], LabelledLogits]:
+    """Return the runs in the order in which they were tried, and the logits of the mean on validation."""
+
+    def validated(chosen: Sequence[_Source]) -> tuple[float, LabelledLogits]:
+        labelled = mean.logits(chosen, "val").labelled
+        return float(mean.correct(labelled).mean()), labelled
+
+    alone = [(*validated([source]), source) for source in sources]
+    (accuracy, best, first), *others = sorted(alone, key=lambda each: each[0], reverse=True)
+    kept, ingredients = [first], [Ingredient(first.run_id, first.name, accuracy, accuracy, is_kept=True)]
+    for own, _, source in others:
+        together, labelled = validated([*kept, source])
+        is_kept = together >= accuracy
+        if is_kept:
+            kept, accuracy, best = [*kept, source], together, labelled
+        ingredients.append(Ingredient(source.run_id, source.name, own, together, is_kept))
+    return tuple(ingredients), best
+
+
+def _recorded(
+    result: SoupResult,
+    chosen: Sequence[_Source],
+    validated: LabelledLogits,
+    mean: _Mean,
+    request: SoupRequest,
+    observer: Observer,
+) -> SoupResult:
+    """Test the mean of the chosen runs, and record it as a run."""
+    gain, tested = None, None
+    if "test" in chosen[0].card.data.splits:
+        try:
+            before, tested = mean.logits(chosen[:1], "test"), mean.logits(chosen, "test")
+            gain = compare(mean.correct(before.labelled)[None], mean.correct(tested.labelled)[None])
+        except DataError as error:
+            observer.warn(f"the mean is not tested: {error}")
+    calibration = fit_temperature(validated, task=mean.task)
+    test = report(tested.labelled.scaled(calibration.temperature), mean.task) if tested is not None else None
+    card = chosen[0].card.model_copy(
         update={
             "recipe": "soup",
-            "config": config,
+            "config": {},  # no training had these settings
             "val_accuracy": result.val_accuracy,
             "averaged": False,
             "calibration": calibration,
         }
     )
-    on_val = report(validated.labelled.scaled(calibration.temperature), judge.task)
-    test = report(tested.labelled.scaled(calibration.temperature), judge.task) if tested is not None else None
     results = Results(
         val_accuracy=result.val_accuracy,
-        val_loss=on_val.loss.value,
+        # Without the temperature, as while training.
+        val_loss=report(validated, mean.task).loss.value,
         test_accuracy=test.accuracy.value if test else None,
         test_loss=test.loss.value if test else None,
     )
+    store = chosen[0].target.store
+    destination = find_destination(store, request.experiment)
     prepared = destination.run.info if destination.run is not None else None
     recorder = Recorder(
-        targets[0].store,
+        store,
         experiment_id=destination.experiment_id,
-        run_name=request.run_name or f"soup of {len(chosen)} runs",
-        run_id=None if prepared is None else str(prepared.run_id),
-        tags={"tl.soup": json.dumps([each.run_id for each in result.kept])},
+        run_name=request.run_name or (str(prepared.run_name) if prepared else f"soup of {len(chosen)} runs"),
+        run_id=str(prepared.run_id) if prepared else None,
+        tags={SOUP_TAG: json.dumps([source.run_id for source in chosen])},
         warn=observer.warn,
     )
     with recorder:
         folder = recorder.folder / BEST_FOLDER
-        bundle.save(folder, judge.hold(chosen).model, card)
-        recorder.log_soup(card, folder, results, list(_lines(result, chosen)), request.command, tested)
-    return SoupResult(ingredients, result.images, test, gain, recorder.run_id, folder)
+        bundle.load_mean([source.tensors for source in chosen], mean.classifier.model)
+        card = bundle.save(folder, mean.classifier.model, card)
+        parents = [
+            (source.run_id, str(source.target.run.info.experiment_id), source.name, each.val_accuracy)
+            for source, each in zip(chosen, result.kept, strict=True)
+        ]
+        recorder.log_soup(card, folder, results, _shared_settings(chosen), parents, request.command, tested)
+    return replace(result, test=test, gain=gain, run_id=recorder.run_id, model=folder)
 
 
-class _Judge:
-    """A network that holds the mean of some models, and its logits for the images of the first one."""
-
-    def __init__(self, target: RecordedModel, request: SoupRequest, observer: Observer) -> None:
-        self._classifier, self._card = registry.restore(target.folder)
-        self.task: Task = TASKS[self._classifier.task]
-        self._evaluator = Evaluator(
-            self._classifier, self._card, device=request.device, workers=request.workers, progress=observer.progress
-        )
-
-    @property
-    def has_test(self) -> bool:
-        """Whether there are test images."""
-        return self._evaluator.preferred == "test"
-
-    def hold(self, targets: Sequence[RecordedModel]) -> Classifier:
-        """Give the network the mean weights of models."""
-        bundle.load_mean([target.folder for target in targets], self._classifier.model)
-        # LeViT caches values computed from its weights in eval mode until it trains again.
-        self._classifier.model.train()
-        return self._classifier
-
-    def measure(self, targets: Sequence[RecordedModel], part: SplitName) -> Measured:
-        """Return the logits of the mean of models.
-
-        Raises:
-            UsageError: the images have changed since the training.
-        """
-        self.hold(targets)
-        measured = self._evaluator.measure(part)
-        if measured.is_changed:
-            raise UsageError(f"the {part} images of these runs have changed, so they cannot decide which runs to keep")
-        return measured
-
-
-def _choose(targets: Sequence[RecordedModel], judge: _Judge) -> tuple[tuple[Ingredient, ...], Measured]:
-    """Return the runs in the order in which they were tried, and the logits of the mean on validation."""
-    alone = [(judge.measure([target], "val"), target) for target in targets]
-    alone.sort(key=lambda pair: _accuracy(pair[0], judge.task), reverse=True)
-    (best, first), others = alone[0], alone[1:]
-    kept = [first]
-    ingredients = [_ingredient(first, best, best, judge.task, is_kept=True)]
-    for own, target in others:
-        mean = judge.measure([*kept, target], "val")
-        is_kept = _accuracy(mean, judge.task) >= _accuracy(best, judge.task)
-        if is_kept:
-            kept.append(target)
-            best = mean
-        ingredients.append(_ingredient(target, own, mean, judge.task, is_kept=is_kept))
-    return tuple(ingredients), best
-
-
-def _ingredient(target: RecordedModel, own: Measured, mean: Measured, task: Task, *, is_kept: bool) -> Ingredient:
-    name = str(target.run.info.run_name)
-    return Ingredient(_id(target), name, _accuracy(own, task), _accuracy(mean, task), is_kept)
-
-
-def _accuracy(measured: Measured, task: Task) -> float:
-    labelled = measured.labelled
-    return float(task.is_correct(labelled.logits, labelled.labels).double().mean())
-
-
-def _id(target: RecordedModel) -> str:
-    return str(target.run.info.run_id)
-
-
-def _test(chosen: Sequence[RecordedModel], judge: _Judge) -> tuple[Paired | None, Measured | None]:
-    """Return the gain over the best run, and the logits, on the test images; None without them."""
-    if not judge.has_test:
-        return None, None
-    both = [judge.measure(models, "test") for models in (chosen[:1], chosen)]
-    before, after = (judge.task.is_correct(each.labelled.logits, each.labelled.labels).numpy()[None] for each in both)
-    return compare(before, after), both[1]
-
-
-def _check_alike(targets: Sequence[RecordedModel], cards: Sequence[ModelCard]) -> None:
-    """Raise unless the models have the same shape, and were trained, validated and tested on the same images.
+def _check_alike(sources: Sequence[_Source]) -> None:
+    """Check that the models have the same shape, and were trained, validated and tested on the same images.
 
     Raises:
         UsageError: they differ, or there are not two.
     """
-    ids = [_id(target) for target in targets]
+    ids = [source.run_id for source in sources]
     if len(set(ids)) < max(2, len(ids)):
         raise UsageError("give two or more different runs to average")
-    for target, card in zip(targets[1:], cards[1:], strict=True):
-        differing = next((name for name, first, other in _compared(cards[0], card) if first != other), None)
+    first = sources[0]
+    for source in sources[1:]:
+        differing = next((name for name, one, other in _compared(first.card, source.card) if one != other), None)
         if differing is not None:
             raise UsageError(
-                f"{display_name(targets[0].run)} and {display_name(target.run)} differ in {differing}, so their "
-                "weights cannot be averaged"
+                f"{display_name(first.target.run)} and {display_name(source.target.run)} differ in {differing}, so "
+                "their weights cannot be averaged"
             )
-    if "val" not in cards[0].data.splits:
+    if "val" not in first.card.data.splits:
         raise UsageError("these runs have no validation images, which decide which runs to keep")
 
 
@@ -276,17 +300,10 @@ def _compared(first: ModelCard, other: ModelCard) -> Iterator[tuple[str, object,
     yield "images", first.data.splits, other.data.splits
 
 
-def _shared_config(cards: Sequence[ModelCard]) -> dict[str, object]:
+def _shared_settings(sources: Sequence[_Source]) -> dict[str, object]:
     """Return the settings that all runs have in common."""
-    first, *others = (card.config for card in cards)
+    first, *others = (source.card.config for source in sources)
     shared = {name: value for name, value in first.items() if all(each.get(name) == value for each in others)}
+    if "weights" in shared:  # as tl train records them
+        shared["weights"] = sources[0].card.weights.name
     return shared | {"recipe": "soup"}
-
-
-def _lines(result: SoupResult, chosen: Sequence[RecordedModel]) -> Iterator[str]:
-    """Yield lines of Markdown about the runs, with links."""
-    yield "Mean of the weights of:"
-    yield ""
-    for each, target in zip(result.kept, chosen, strict=True):
-        link = f"#/experiments/{target.run.info.experiment_id}/runs/{each.run_id}"
-        yield f"- [{each.name}]({link}), {each.val_accuracy:.2%} on validation images"

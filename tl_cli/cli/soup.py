@@ -43,4 +43,4 @@ def soup(
     )
     with TerminalObserver(make_console(quiet=quiet, stderr=as_json)) as observer:
         result = api.soup(request, observer)
-    print_soup(result, make_console(quiet=quiet), as_json=as_json)
+    print_soup(result, make_console(quiet=quiet), tracking_uri, as_json=as_json)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tl_cli.choices import TtaName
 from tl_cli.compute.device import Autocasting, Machine
-from tl_cli.contract import Preprocessing
+from tl_cli.contract import ModelCard, Preprocessing
 from tl_cli.data.batches import Batch, Loader
 from tl_cli.data.images import Images
 from tl_cli.data.packed_names import Names
@@ -128,22 +128,38 @@ def compute_logits(
         tta: ``flip`` averages the logits of each image and its mirror image.
     """
     logits, labels, done = [], [], 0
-    computed = outputs(network, with_mirrored(batches) if tta == "flip" else batches, at_once=at_once)
-    for batch, of_images in computed:
-        of_mirrored = [next(computed)[1].float().cpu()] if tta == "flip" else []
-        logits.append((of_images.float().cpu(), *of_mirrored))
+    for batch, views in view_logits(network, batches, at_once=at_once, tta=tta):
+        logits.append([view.float().cpu() for view in views])
         labels.append(batch.labels.cpu())
         done += len(batch.labels)
         counted(done)
-    views = [torch.cat(view) for view in zip(*logits, strict=True)]
-    return LabelledLogits(torch.stack(views).mean(0), torch.cat(labels), views[0] if tta == "flip" else None)
+    alone, *others = (torch.cat(view) for view in zip(*logits, strict=True))
+    if not others:
+        return LabelledLogits(alone, torch.cat(labels))
+    return LabelledLogits((alone + others[0]) / 2, torch.cat(labels), alone)
 
 
-def with_mirrored(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield each batch, then its images mirrored left to right."""
+def view_logits(
+    network: nn.Module, batches: Iterable[Batch], *, at_once: int = 1, tta: TtaName = "none"
+) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
+    """Yield each batch with its logits, and with ``flip`` those of its images mirrored left to right."""
+    computed = outputs(network, _with_mirrored(batches) if tta == "flip" else batches, at_once=at_once)
+    for batch, logits in computed:
+        yield batch, (logits, next(computed)[1]) if tta == "flip" else (logits,)
+
+
+def _with_mirrored(batches: Iterable[Batch]) -> Iterator[Batch]:
     for batch in batches:
         yield batch
         yield Batch(batch.inputs.flip(-1), batch.labels)
+
+
+def mirror_doubt(card: ModelCard) -> str | None:
+    """Return a warning if a model saw no mirrored images in training."""
+    only_plain = card.config.get("feature_views") == "plain" and card.config.get("freeze_epochs") == card.epoch
+    if card.config.get("augment") in ("none", "shift") or only_plain:
+        return "the model was not trained on mirrored images, which may have another meaning"
+    return None
 
 
 def check_finite(logits: Tensor, ids: Names | None = None) -> None:

@@ -125,6 +125,7 @@ class Evaluator:
         self._has_option = on_bad_image is not None
         self._progress = progress
         self._tta: TtaName = tta
+        self._loaders: dict[Part, Loader] = {}
         self._threads = Threads(worker_count(workers), progress)
         if source is None:
             check_exists(card.data.source)
@@ -167,7 +168,8 @@ class Evaluator:
         name = _name_of(part)
         total = len(images)
         with self._all_named(images):
-            loader = self._loader(images)
+            # Images that are measured again, with other weights, are decoded once.
+            loader = self._loaders[part] = self._loaders.get(part) or self._loader(images)
             labelled = compute_logits(
                 self._network,
                 loader.clean(),

@@ -145,31 +145,39 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     Raises:
         WeightsError: the weights are unreadable or of another architecture.
     """
+    _load(model, tensors(folder), folder / WEIGHTS_FILE)
+
+
+def load_mean(states: Sequence[Mapping[str, Tensor]], model: nn.Module) -> None:
+    """Load the mean of several models' tensors into ``model``; integers, such as counters, are those of the first.
+
+    Raises:
+        WeightsError: they are of another architecture.
+    """
+    mean = {
+        key: torch.stack([state[key].double() for state in states]).mean(0).to(value.dtype)
+        if value.is_floating_point()
+        else value
+        for key, value in states[0].items()
+    }
+    _load(model, mean, "the mean of the weights")
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the folder's weights by name.
+
+    Raises:
+        WeightsError: they are unreadable.
+    """
     try:
-        model.load_state_dict(with_versions(model, _tensors(folder)), strict=True)
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        # Read instead of memory-mapped as in load_file: a truncated mapped file ends the process with SIGBUS.
+        return safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
+    except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"cannot load {folder / WEIGHTS_FILE}: {error}") from error
 
 
-def load_mean(folders: Sequence[Path], model: nn.Module) -> None:
-    """Load the mean of several folders' weights into ``model``; integers, such as counters, are those of the first.
-
-    Raises:
-        WeightsError: weights are unreadable or of another architecture.
-    """
-    load_weights(folders[0], model)
-    state = model.state_dict()
-    sums = {name: value.double() for name, value in state.items() if value.is_floating_point()}
-    for folder in folders[1:]:
-        load_weights(folder, model)
-        for name, total in sums.items():
-            total += state[name]
-    load_weights(folders[0], model)
-    with torch.no_grad():
-        for name, total in sums.items():
-            state[name].copy_(total / len(folders))
-
-
-def _tensors(folder: Path) -> dict[str, Tensor]:
-    # Read instead of memory-mapped as in load_file: a truncated mapped file ends the process with SIGBUS.
-    return safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
+def _load(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    try:
+        model.load_state_dict(with_versions(model, state), strict=True)
+    except RuntimeError as error:
+        raise WeightsError(f"cannot load {source}: {error}") from error

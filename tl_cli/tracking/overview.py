@@ -102,7 +102,7 @@ def _sentence(ranked: Sequence[Run]) -> str:
     # Earlier versions recorded other digests of the same files, so their runs form a separate group.
     rank = f"the best of {len(ranked)}" if len(ranked) > 1 else "the only run"
     return (
-        f"{_cell(best.info.run_name)} ({short_id(best)}) is {rank} with this validation digest on {_data(best)}: "
+        f"{in_cell(best.info.run_name)} ({short_id(best)}) is {rank} with this validation digest on {_data(best)}: "
         f"{validated} on validation images{tested and f', {tested} on test images'}"
     )
 
@@ -120,7 +120,7 @@ def _table(ranked: Sequence[Run]) -> list[str]:
             f"{run.data.metrics.get(EPOCH_KEY, 0):.0f}",
             "" if seconds is None else f"{seconds / 60:.1f}",
         )
-        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+        lines.append("| " + " | ".join(map(in_cell, cells)) + " |")
     if len(ranked) > _MAX_ROWS:
         lines += ["", f"and {len(ranked) - _MAX_ROWS} more"]
     return lines
@@ -128,7 +128,7 @@ def _table(ranked: Sequence[Run]) -> list[str]:
 
 def _data(run: Run) -> str:
     source = run.data.tags.get("tl.data") or run.data.params.get("data", "")
-    return _cell(source.rstrip("/").rpartition("/")[2])
+    return in_cell(source.rstrip("/").rpartition("/")[2])
 
 
 def _accuracies(run: Run) -> list[str]:
@@ -138,7 +138,7 @@ def _accuracies(run: Run) -> list[str]:
     return ["" if value is None else RESULTS[name].text(value) for name, value in values.items()]
 
 
-def _cell(text: str) -> str:
+def in_cell(text: str) -> str:
     """Return text that Markdown shows as it is."""
     return "".join(f"\\{letter}" if letter in "\\|*`[]<>#" else letter for letter in " ".join(text.split()))
 

@@ -16,6 +16,8 @@ from tl_cli.tracking.liveness import HEARTBEAT_TAG, State, read_pauses, state_of
 # Marks a run that groups the runs of a comparison and has no model.
 PARENT_TAG = "tl.compares"
 CHILD_TAG = "mlflow.parentRunId"
+# Marks the mean of the weights of other runs, with their ids.
+SOUP_TAG = "tl.soup"
 # Tags of the images that a run used: what for, and what their digest covers (MLflow keeps one data set per name and
 # digest, so this is not a property of the data set).
 CONTEXT_TAG, SCHEME_TAG = "mlflow.data.context", "tl.digest_scheme"

@@ -26,7 +26,7 @@ from tl_cli.tracking.evaluations import EVALUATIONS, NOTE_TAG, TEST_LOGITS, data
 from tl_cli.tracking.journal import JOURNAL, Ending, Item, Journal, hold_lock, read
 from tl_cli.tracking.liveness import BEAT_EVERY_S, HEARTBEAT_TAG, add_pause, process_tags
 from tl_cli.tracking.logged_model import Naming
-from tl_cli.tracking.overview import refresh_overview
+from tl_cli.tracking.overview import in_cell, refresh_overview
 from tl_cli.tracking.reasons import reason
 from tl_cli.tracking.recorded import last_seen
 from tl_cli.tracking.store import BATCH, NOT_FOUND, Store, ending, state_folder
@@ -242,10 +242,8 @@ class Recorder:
             "preprocessing": plan.classifier.preprocessing.model_dump_json(),
             "num_classes": len(plan.data.classes),
         }
-        # MLflow's parameters cannot be changed; an interrupted run may have recorded some.
-        new = {key: str(value)[:_PARAM_LENGTH] for key, value in settings.items() if key not in self._params}
         tags = {"tl.model": plan.config.model, "tl.data": plan.data.spec.source, "tl.command": command}
-        self.log(*(Item("param", key, value) for key, value in new.items()))
+        self._log_params(settings)
         self.log(*(Item("tag", key, value) for key, value in tags.items()))
         self.log(Item("data", str(self.folder / CARD_FILE), ""))
         for path in (config_file, *pictures):
@@ -285,7 +283,8 @@ class Recorder:
         card: ModelCard,
         folder: Path,
         results: Results,
-        about: Sequence[str],
+        settings: Mapping[str, object],
+        parents: Sequence[tuple[str, str, str, float]],
         command: str,
         tested: Measured | None,
     ) -> None:
@@ -293,19 +292,14 @@ class Recorder:
 
         Args:
             folder: of the saved model.
-            about: lines of the note, Markdown.
+            settings: those that the runs have in common.
+            parents: id, experiment, name and validation accuracy of each run.
             tested: logits of the test images.
         """
         bundle.write_card(self.folder, card, CARD_FILE)
+        facts = {"preprocessing": card.preprocessing.model_dump_json(), "num_classes": len(card.classes)}
+        self._log_params({**settings, **facts})
         tags = {"tl.model": card.architecture, "tl.data": card.data.source, "tl.command": command}
-        settings = {
-            **card.config,
-            "preprocessing": card.preprocessing.model_dump_json(),
-            "num_classes": len(card.classes),
-        }
-        if "weights" in settings:  # all of them began with the same ones
-            settings["weights"] = card.weights.name
-        self.log(*(Item("param", key, str(value)[:_PARAM_LENGTH]) for key, value in settings.items()))
         self.log(*(Item("tag", key, value) for key, value in tags.items()))
         self.log(Item("data", str(self.folder / CARD_FILE), ""))
         if tested is not None:
@@ -313,8 +307,17 @@ class Recorder:
         params = {"model": card.architecture, "data": card.data.source, "recipe": card.recipe}
         model_id = self.log(Item("model", str(folder), Naming(self.run_name, params).to_json()))
         self._queue_results(card.data, results, model_id)
-        lines = [", ".join(_scores(results)), "", *about, "", f"`{command}`", "", _LAST_LINE.format(self.run_id[:8])]
-        self.log(Item("tag", NOTE_TAG, "\n".join(lines)))
+        links = [
+            f"- [{in_cell(name)}](#/experiments/{experiment}/runs/{run_id}), {accuracy:.2%} on validation images"
+            for run_id, experiment, name, accuracy in parents
+        ]
+        lines = [", ".join(_scores(results)), "", f"`{command}`", "", "Mean of the weights of:", "", *links]
+        self.log(Item("tag", NOTE_TAG, "\n".join([*lines, "", _LAST_LINE.format(self.run_id[:8])])))
+
+    def _log_params(self, settings: Mapping[str, object]) -> None:
+        # MLflow's parameters cannot be changed; an interrupted run may have recorded some.
+        new = {key: str(value)[:_PARAM_LENGTH] for key, value in settings.items() if key not in self._params}
+        self.log(*(Item("param", key, value) for key, value in new.items()))
 
     def _log_test_logits(self, labelled: LabelledLogits, ids: Names, classes: tuple[str, ...]) -> None:
         path = self.folder / TEST_LOGITS

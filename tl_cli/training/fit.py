@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from itertools import islice
 
+import torch
+
 from tl_cli.errors import DivergedError
 from tl_cli.evaluation.calibration import fit_temperature
 from tl_cli.evaluation.logits import LabelledLogits
@@ -44,9 +46,13 @@ def fit(plan: Plan, state: TrainState, notify: Observer) -> Counters:
     Raises:
         DivergedError: the loss is no longer finite.
     """
-    for phase in plan.phases:
-        if state.counters.epoch < phase.last and not _run_phase(plan, phase, state, notify):
-            break
+    threads = torch.get_num_threads()
+    try:
+        for phase in plan.phases:
+            if state.counters.epoch < phase.last and not _run_phase(plan, phase, state, notify):
+                break
+    finally:
+        torch.set_num_threads(threads)  # which steps may have changed
     return state.counters
 
 
@@ -175,7 +181,7 @@ def _take_steps(
                 notify(LossSampled(step, partial.epoch, loss, *current_lrs(state.optimizer)))
             notify(StepEnded(step, partial.epoch, len(batch.labels)))
         began, ended = ended, time.perf_counter()
-        if opened.pace is not None and (message := opened.pace.after_step(ended - began)):
+        if opened.watch is not None and (message := opened.watch.after_step(ended - began)):
             notify(Noticed(message))
 
 

@@ -19,7 +19,7 @@ from tl_cli.compute.device import (
     prepare_machine,
     worker_count,
 )
-from tl_cli.compute.pace import Pace
+from tl_cli.compute.step_watch import StepWatch
 from tl_cli.contract import Columns, DataSpec, ModelCard, Stage, WeightsTag
 from tl_cli.data.augment.settings import Augmentation, augmentation
 from tl_cli.data.balance import imbalance
@@ -240,7 +240,7 @@ class OpenPhase:
         validation: returns the batches of the validation images.
         objective: the training loss.
         fit_head: solves the regression of a head that does not train in steps; None for all other phases.
-        pace: watches the time of the steps; None on a GPU, and where a person has set the threads.
+        watch: watches the time of the steps; None on a GPU, where a person has set the threads, and in a resumed run.
         cached: whether the inputs are cached features.
         reused: whether an earlier run has computed all of them.
     """
@@ -253,7 +253,7 @@ class OpenPhase:
     cached: bool
     reused: bool = False
     fit_head: Callable[[], HeadFit] | None = None
-    pace: Pace | None = None
+    watch: StepWatch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,7 +504,7 @@ def open_phase(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
         validation=lambda: plan.loader(plan.data.parts["val"]).clean(),
         objective=plan.objective(mixes=True),
         cached=False,
-        pace=_pace(plan),
+        watch=_step_watch(plan),
     )
 
 
@@ -582,14 +582,15 @@ def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
         cached=True,
         reused=train_reused and val_reused,
         fit_head=regress if plan.solves(phase) else None,
-        pace=_pace(plan),
+        watch=_step_watch(plan),
     )
 
 
-def _pace(plan: Plan) -> Pace | None:
-    is_fixed = plan.resolved.origins["threads"].source == "flag" or plan.machine.device.type != "cpu"
+def _step_watch(plan: Plan) -> StepWatch | None:
+    # The threads of a resumed run are recorded, as if its config file had them.
+    is_fixed = plan.resolved.origins["threads"].source in ("flag", "config file")
     threads = torch.get_num_threads()
-    return None if is_fixed else Pace(threads, plan.config.threads or threads)
+    return None if is_fixed or plan.machine.device.type != "cpu" else StepWatch(threads, plan.config.threads or threads)
 
 
 def _with_probed_machine(plan: Plan, given: Given) -> Plan:

@@ -67,6 +67,13 @@ class Augmentation:
         changes = self.brightness, self.contrast, self.saturation, self.hue, self.rotation, self.random_erasing
         return self.auto_augment == "none" and not any(changes)
 
+    @property
+    def all_views(self) -> tuple[Literal["plain", "mirrored"], ...] | None:
+        """What may become of an image if it is at most mirrored; None if there is more."""
+        if self.shift or self.min_area < 1 or self.rotation or not self.only_moves:
+            return None
+        return ("plain", "mirrored") if self.flip else ("plain",)
+
 
 # By the names of ``--augment``.
 PRESETS: Mapping[AugmentName, Augmentation] = {

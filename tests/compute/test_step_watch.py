@@ -8,7 +8,9 @@ import psutil
 import pytest
 import torch
 
-from tl_cli.compute.pace import Pace, _Idle
+from tl_cli.compute import step_watch
+from tl_cli.compute.device import cores
+from tl_cli.compute.step_watch import StepWatch, _Idle
 
 
 class Workplace:
@@ -26,7 +28,7 @@ class Workplace:
         self.current = threads
         self.threads: list[int] = []
         self.messages: list[tuple[int, str]] = []
-        self.pace = Pace(threads, most, self.use, lambda: self.idle, lambda: self._now)
+        self.watch = StepWatch(threads, most, self.use, lambda: self.idle, lambda: self._now)
 
     def use(self, threads: int) -> None:
         self.current = threads
@@ -35,7 +37,7 @@ class Workplace:
         for _ in range(steps):
             seconds = self._seconds(len(self.threads), self.current)
             self._now += seconds
-            message = self.pace.after_step(seconds)
+            message = self.watch.after_step(seconds)
             self.threads.append(self.current)
             if message:
                 self.messages.append((len(self.threads), message))
@@ -88,12 +90,15 @@ def test_threads_are_not_taken_back_while_cores_are_busy() -> None:
     assert place.run(2000).changes == 1
 
 
-def test_a_trial_without_a_gain_is_undone_and_not_repeated_soon() -> None:
+def test_a_trial_without_a_gain_is_undone_and_repeated_less_and_less_often() -> None:
     """All steps take three times as long from step 50 on, with one thread as with two: a slower disk, or more heat."""
-    place = Workplace(lambda step, threads: 0.4 if step < 50 else 1.2).run(500)
-    assert place.messages == []
-    assert place.threads.count(1) <= 4 * 9
-    assert place.changes >= 2
+    place = Workplace(lambda step, threads: 0.4 if step < 50 else 1.2).run(600)
+    # A trial takes four steps, a new median seven more; the next trial comes after 50 steps, then after 100, 200.
+    starts = [step for step, (one, other) in enumerate(pairwise(place.threads)) if (one, other) == (2, 1)]
+    assert [later - earlier for earlier, later in pairwise(starts)] == [4 + 7 + 50, 4 + 7 + 100, 4 + 7 + 200]
+    assert place.threads.count(1) == 4 * len(starts)
+    assert len(place.messages) == len(starts)
+    assert "3.0 times as long as before; 1 thread instead of 2 did not help" in place.messages[0][1]
 
 
 @pytest.mark.parametrize(("threads", "seconds"), [(1, 0.4), (2, 0.004)])
@@ -116,16 +121,31 @@ def test_a_phase_that_begins_with_fewer_threads_may_take_them_all() -> None:
 def test_the_threads_are_torchs_and_other_programs_are_told_from_this_one() -> None:
     before = torch.get_num_threads()
     try:
-        pace = Pace(2, 2, idle=lambda: 0.0)
+        watch = StepWatch(2, 2, idle=lambda: 0.0)
         torch.set_num_threads(2)
         for seconds in [0.4] * 20 + [2.4] * 5 + [0.5] * 4:
-            pace.after_step(seconds)
+            watch.after_step(seconds)
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_own_load_leaves_cores_idle_and_that_of_others_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 10 seconds, cores were idle for 6 seconds in all, and this process used 8 seconds: 1.4 cores are free for it."""
+    now = [100.0, 50.0, 3.0]
+    monkeypatch.setattr(_Idle, "_seconds", lambda self: tuple(now))
+    monkeypatch.setattr(step_watch, "cores", lambda: 4)
     idle = _Idle()
-    deadline = psutil.Process().cpu_times().user + 0.5
-    while psutil.Process().cpu_times().user < deadline:
+    now[:] = [110.0, 56.0, 11.0]
+    assert idle() == pytest.approx(1.4)
+    now[:] = [120.0, 156.0, 11.0]
+    assert idle() == 4
+
+
+def test_the_seconds_are_those_of_the_system() -> None:
+    (started, _, own), idle = _Idle()._seen, _Idle()
+    while psutil.Process().cpu_times().user < own + 0.3:
         sum(range(10_000))
-    # This process has used a core, which does not count.
-    assert idle() <= psutil.cpu_count() + 0.1
+    now, _, used = idle._seconds()
+    assert 0.3 <= used - own <= (now - started) * cores() + 0.2
+    assert 0 < idle() <= cores()

@@ -18,12 +18,13 @@ _TRIED = 4
 _SHORTEST_S = 0.02
 _SLOW = 2.0
 _CLEAR = 1.1
-# After a trial that changed nothing.
+# After a trial that changed nothing; twice as many after each further one.
 _WAIT_STEPS = 50
 _LOOK_EVERY_S = 30.0
+_NOT_EXACT = "a resumed run would not repeat this one bit for bit"
 
 
-class Pace:
+class StepWatch:
     """Watches the time of a phase's steps.
 
     Threads wait for each other at every layer, so that one that shares its core with another program slows all of them
@@ -56,10 +57,11 @@ class Pace:
         self._tried_from: int | None = None  # threads before the trial that is going on
         self._recent: deque[float] = deque(maxlen=_STEPS)
         self._wait = 0
+        self._next_wait = _WAIT_STEPS
         self._looked_at = clock()
 
     def after_step(self, seconds: float) -> str | None:
-        """Take note of a step, and of what is done now, for people; None: nothing.
+        """Take the time of a step into account; return a message where the number of threads was changed or tried.
 
         Args:
             seconds: duration of the step.
@@ -85,6 +87,8 @@ class Pace:
         return None
 
     def _try(self, threads: int) -> None:
+        self._looked_at = self._clock()
+        self._idle()  # it counts from here
         self._before, self._tried_from = median_low(self._recent), self._threads
         self._set(threads)
 
@@ -93,16 +97,21 @@ class Pace:
         after, before = median_low(self._recent), self._before
         self._tried_from = None
         if after * _CLEAR > before:
-            self._wait = _WAIT_STEPS
+            self._wait, self._next_wait = self._next_wait, 2 * self._next_wait
+            tried = self._threads
             self._set(former)
-            return None
+            if tried > former:
+                return None
+            return (
+                f"a step takes {before / self._usual:.1f} times as long as before; {_count(tried)} instead of {former} "
+                f"did not help ({_NOT_EXACT})"
+            )
         self._recent.clear()
         if self._threads > former:
             return f"other programs have ended: {self._threads} threads again, {before / after:.1f} times as fast"
         return (
             f"other programs slow the training down: a step takes {before / self._usual:.1f} times as long as before; "
-            f"{self._threads} thread{'s' * (self._threads > 1)} instead of {former}: {before / after:.1f} times as "
-            "fast, and the results no longer repeat bit for bit"
+            f"{_count(self._threads)} instead of {former}: {before / after:.1f} times as fast ({_NOT_EXACT})"
         )
 
     def _set(self, threads: int) -> None:
@@ -112,22 +121,24 @@ class Pace:
 
 
 class _Idle:
-    """How many cores other programs have left since the last call."""
+    """How many cores other programs have left for this process since the last call."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
-        self._own, self._at = self._own_seconds(), time.monotonic()
-        psutil.cpu_percent()
+        self._seen = self._seconds()
 
     def __call__(self) -> float:
         """Return the number of cores."""
-        own, now = self._own_seconds(), time.monotonic()
-        used_here = (own - self._own) / max(now - self._at, 1e-9)
-        self._own, self._at = own, now
-        # Of all cores of the machine, of which a container may use only some.
-        busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
-        return cores() - max(0.0, busy - used_here)
+        before, self._seen = self._seen, self._seconds()
+        now, idle, own = (new - old for new, old in zip(self._seen, before, strict=True))
+        # A container may use only some of the machine's cores.
+        return min(float(cores()), (idle + own) / max(now, 1e-9))
 
-    def _own_seconds(self) -> float:
-        times = self._process.cpu_times()
-        return float(times.user + times.system)
+    def _seconds(self) -> tuple[float, float, float]:
+        """Return the time, the idle seconds of all cores, and the CPU seconds of this process."""
+        own = self._process.cpu_times()
+        return time.monotonic(), psutil.cpu_times().idle, own.user + own.system
+
+
+def _count(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}"
