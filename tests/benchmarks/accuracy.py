@@ -51,7 +51,6 @@ RECORDS = (
         ("--recipe", "head", "--feature-views", "plain", "--limit", "32000", "--layout", "channels-last", *_FAST),
     ),
     Record(0.90, 300, (*_TUNED, "--freeze-until", "blocks.3", "--epochs", "2")),
-    Record(0.93, 900, (*_TUNED, "--freeze-until", "blocks.4", "--steps", "3000", "--input-size", "128")),
 )
 
 
