@@ -1,4 +1,4 @@
-"""The records: seconds from the command to the accuracy on all test images of CIFAR-10, each a command of its own."""
+"""The records: seconds from the command to the accuracy on all test images of CIFAR-10, each by one command."""
 
 import json
 import math

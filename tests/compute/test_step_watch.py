@@ -131,7 +131,7 @@ def test_the_threads_are_torchs_and_other_programs_are_told_from_this_one() -> N
 
 
 def test_the_own_load_leaves_cores_idle_and_that_of_others_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 10 seconds, cores were idle for 6 seconds in all, and this process used 8 seconds: 1.4 cores are free for it."""
+    """In 10 seconds, cores were idle for a total of 6 seconds and this process used 8: 1.4 cores are free for it."""
     now = [100.0, 50.0, 3.0]
     monkeypatch.setattr(_Idle, "_seconds", lambda self: tuple(now))
     monkeypatch.setattr(step_watch, "cores", lambda: 4)

@@ -61,7 +61,7 @@ class Ingredient:
     Attributes:
         run_id: of the run.
         name: of the run.
-        val_accuracy: of its own model on the validation images, a fraction.
+        val_accuracy: of its model on the validation images, a fraction.
         mean_val_accuracy: of the mean of all runs kept so far and this one.
         is_kept: whether it is part of the mean.
     """
