@@ -171,6 +171,7 @@ in_record = partial(typer.Option, rich_help_panel="Record")
 _RUN_HELP = "Run id or its beginning, run name, latest, best, runs:/..., models:/..., or a saved-model folder."
 _URI_HELP = "MLflow store or server. Default: MLFLOW_TRACKING_URI or ./mlflow.db."
 _TTA_HELP = "Test-time augmentation: flip averages each image and its mirror image, for twice the time."
+EXPERIMENT_HELP = "MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl."
 _PLAIN_HELP = "Print plain lines, such as one per epoch, instead of a live screen."
 RunName = Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP, autocompletion=complete_run)]
 TrackingUri = Annotated[str | None, in_record("--tracking-uri", metavar="URI", help=_URI_HELP)]

@@ -13,10 +13,9 @@ tl soup seed-0 seed-1 seed-2
 tl soup 3f2a91c0 9c01d2e4 --run-name both --json"""
 
 _RUNS_HELP = "Runs of one architecture, trained on the same images: with other seeds, settings or lengths."
-_EXPERIMENT_HELP = "MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl."
 Runs = Annotated[list[str], typer.Argument(metavar="RUN", help=_RUNS_HELP, autocompletion=params.complete_run)]
 RunName = Annotated[str | None, typer.Option(help="Name of the new run.", show_default=False)]
-Experiment = Annotated[str | None, typer.Option(help=_EXPERIMENT_HELP, show_default=False)]
+Experiment = Annotated[str | None, typer.Option(help=params.EXPERIMENT_HELP, show_default=False)]
 
 app = typer.Typer(add_completion=False)
 

@@ -22,11 +22,10 @@ tl train resnet18 --data ~/photos --limit 2000 --dry-run
 tl train --resume 3f2a91c0"""
 
 _CONFIG_HELP = "Settings by name; flags have precedence."
-_EXPERIMENT_HELP = "MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl."
 _RESUME_HELP = "Resume a run from its last checkpoint."
 _DRY_HELP = "Print the settings with their reasons and a forecast; train nothing."
 Config = Annotated[Path | None, typer.Option(metavar="FILE.toml", help=_CONFIG_HELP, rich_help_panel="Training")]
-Experiment = Annotated[str | None, in_record(help=_EXPERIMENT_HELP)]
+Experiment = Annotated[str | None, in_record(help=params.EXPERIMENT_HELP)]
 RunName = Annotated[str | None, in_record(help="Name of the run. Default: from model and data.")]
 Tags = Annotated[list[str] | None, in_record(metavar="K=V", help="Tag of the run; may be repeated.")]
 Register = Annotated[str | None, in_record(metavar="NAME", help="Register the model under this name.")]

@@ -242,10 +242,7 @@ class Recorder:
             "preprocessing": plan.classifier.preprocessing.model_dump_json(),
             "num_classes": len(plan.data.classes),
         }
-        tags = {"tl.model": plan.config.model, "tl.data": plan.data.spec.source, "tl.command": command}
-        self._log_params(settings)
-        self.log(*(Item("tag", key, value) for key, value in tags.items()))
-        self.log(Item("data", str(self.folder / CARD_FILE), ""))
+        self._log_settings(settings, plan.config.model, plan.data.spec.source, command)
         for path in (config_file, *pictures):
             self.log(Item("file", str(path), ""))
         self.log(Item("tag", NOTE_TAG, _note(plan, self.run_id, command, None)))
@@ -298,10 +295,7 @@ class Recorder:
         """
         bundle.write_card(self.folder, card, CARD_FILE)
         facts = {"preprocessing": card.preprocessing.model_dump_json(), "num_classes": len(card.classes)}
-        self._log_params({**settings, **facts})
-        tags = {"tl.model": card.architecture, "tl.data": card.data.source, "tl.command": command}
-        self.log(*(Item("tag", key, value) for key, value in tags.items()))
-        self.log(Item("data", str(self.folder / CARD_FILE), ""))
+        self._log_settings({**settings, **facts}, card.architecture, card.data.source, command)
         if tested is not None:
             self._log_test_logits(tested.labelled, tested.images.ids, card.classes)
         params = {"model": card.architecture, "data": card.data.source, "recipe": card.recipe}
@@ -314,10 +308,14 @@ class Recorder:
         lines = [", ".join(_scores(results)), "", f"`{command}`", "", "Mean of the weights of:", "", *links]
         self.log(Item("tag", NOTE_TAG, "\n".join([*lines, "", _LAST_LINE.format(self.run_id[:8])])))
 
-    def _log_params(self, settings: Mapping[str, object]) -> None:
+    def _log_settings(self, settings: Mapping[str, object], model: str, source: str, command: str) -> None:
+        """Record the settings, what lists of runs show of them, and the data sets of the run's card."""
         # MLflow's parameters cannot be changed; an interrupted run may have recorded some.
         new = {key: str(value)[:_PARAM_LENGTH] for key, value in settings.items() if key not in self._params}
+        tags = {"tl.model": model, "tl.data": source, "tl.command": command}
         self.log(*(Item("param", key, value) for key, value in new.items()))
+        self.log(*(Item("tag", key, value) for key, value in tags.items()))
+        self.log(Item("data", str(self.folder / CARD_FILE), ""))
 
     def _log_test_logits(self, labelled: LabelledLogits, ids: Names, classes: tuple[str, ...]) -> None:
         path = self.folder / TEST_LOGITS
@@ -523,8 +521,12 @@ _NOTED = ("test_accuracy", "val_accuracy", "clean_train_accuracy", "best_epoch")
 
 def _scores(results: Results) -> list[str]:
     """Return the accuracies in words, the most important one in bold."""
-    known = {part: getattr(results, name) for name, part in _MEASURED_ON.items()}
-    scores = [f"{value:.2%} on {part} images" for part, value in known.items() if value is not None]
+    known = {name: getattr(results, name) for name in _MEASURED_ON}
+    scores = [
+        f"{RESULTS[name].text(value)} on {_MEASURED_ON[name]} images"
+        for name, value in known.items()
+        if value is not None
+    ]
     return [f"**{scores[0]}**", *scores[1:]]
 
 

@@ -240,9 +240,9 @@ class OpenPhase:
         validation: returns the batches of the validation images.
         objective: the training loss.
         fit_head: solves the regression of a head that does not train in steps; None for all other phases.
-        watch: watches the time of the steps; None on a GPU, where a person has set the threads, and in a resumed run.
         cached: whether the inputs are cached features.
         reused: whether an earlier run has computed all of them.
+        watch: watches the time of the steps; None on a GPU, where a person has set the threads, and in a resumed run.
     """
 
     network: nn.Module

@@ -154,11 +154,8 @@ def _scores_table(report: EvaluationReport, *, short: bool) -> Table:
 
 
 def _gain(mirrored: Paired) -> str:
-    gain = mirrored.difference
-    return (
-        f"mirror images averaged, for twice the time: {100 * gain.value:+.2f} points (95% interval "
-        f"{100 * gain.low:+.2f} to {100 * gain.high:+.2f}, McNemar's p = {mirrored.p_value:.2g})"
-    )
+    gain = f"{100 * mirrored.difference.value:+.2f} points (95% interval {tables.format_test(mirrored)})"
+    return f"mirror images averaged, for twice the time: {gain}"
 
 
 def _temperature(calibration: Calibration, measured: Measured) -> str:

@@ -8,6 +8,7 @@ from tl_cli.errors import uri_flag
 from tl_cli.text import json_text
 from tl_cli.ui.terminal.console import plain, shortened
 from tl_cli.ui.terminal.layout import Cells, table_of
+from tl_cli.ui.terminal.tables import format_test
 
 
 def print_soup(result: SoupResult, console: Console, tracking_uri: str | None, *, as_json: bool) -> None:
@@ -29,7 +30,7 @@ def print_soup(result: SoupResult, console: Console, tracking_uri: str | None, *
     }
     console.print(f"accuracy on {result.images:,} validation images", style="dim")
     console.print(table_of(columns, left=("run", "id", "")))
-    best = Text("").append(plain(tried[0].name))
+    best = plain(tried[0].name)
     if result.run_id is None:
         console.print(Text.assemble("No mean is as good on validation as ", best, " alone, so nothing is recorded."))
         return
@@ -37,11 +38,10 @@ def print_soup(result: SoupResult, console: Console, tracking_uri: str | None, *
     about = f"mean of {len(result.kept)} runs: {result.val_accuracy:.2%} validated, {gained:+.2f} points"
     console.print(about, style="bold", soft_wrap=True)
     if result.test is not None and result.gain is not None:
-        accuracy, gain = result.test.accuracy, result.gain.difference
+        accuracy, gain = result.test.accuracy, result.gain
         interval = f"95% interval {100 * accuracy.low:.2f} to {accuracy.high:.2%}"
-        against = f" ({100 * gain.low:+.2f} to {100 * gain.high:+.2f}, McNemar's p = {result.gain.p_value:.2g})"
-        tested = f"test accuracy {accuracy.value:.2%} ({interval}), {100 * gain.value:+.2f} points against "
-        console.print(Text.assemble(tested, best, against), style="good", soft_wrap=True)
+        tested = f"test accuracy {accuracy.value:.2%} ({interval}), {100 * gain.difference.value:+.2f} points against "
+        console.print(Text.assemble(tested, best, f" ({format_test(gain)})"), style="good", soft_wrap=True)
     console.print(f"saved model: {result.model}", markup=False, soft_wrap=True)
     console.print(
         f"next: tl eval {result.run_id[:8]}{uri_flag(tracking_uri)}", markup=False, style="dim", soft_wrap=True

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from tl_cli.evaluation.classification import ClassScore
 from tl_cli.evaluation.intervals import Accuracy
+from tl_cli.evaluation.paired import Paired
 from tl_cli.inspection.freeze_plan import Part
 from tl_cli.training.phases import Phase
 from tl_cli.training.resolve import Resolved
@@ -70,6 +71,12 @@ def settings_table(resolved: Resolved, *, only_given: bool = False) -> Table:
 def format_accuracy(accuracy: Accuracy) -> str:
     """Return ``88.10% (87.45-88.72%)``: the accuracy and its 95% interval."""
     return f"{accuracy.value:.2%} ({100 * accuracy.low:.2f}-{accuracy.high:.2%})"
+
+
+def format_test(paired: Paired) -> str:
+    """Return ``-0.35 to +1.20, McNemar's p = 0.31``: the interval of a difference in points, and its test."""
+    low, high = (100 * end for end in (paired.difference.low, paired.difference.high))
+    return f"{low:+.2f} to {high:+.2f}, McNemar's p = {paired.p_value:.2g}"
 
 
 def class_table(scores: Sequence[ClassScore], classes: Sequence[str], console: Console) -> Group:

@@ -120,7 +120,7 @@ def _results(history: History, outcome: Outcome) -> list[tuple[str, str, str]]:
     best, counters = history.best, outcome.counters
     lines: list[tuple[str, str, str]] = []
     if outcome.test is not None:
-        lines.append(("test accuracy", tables.format_accuracy(outcome.test.accuracy), "bold good"))
+        lines.append(("test accuracy", tables.format_accuracy(outcome.test.accuracy), "bold green"))
         lines.append(("", f"95% interval, {outcome.test.accuracy.count:,} images; test set used once", "dim"))
     if best is not None:
         lines.append(
