@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from tl_cli.choices import TtaName
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Bounds far beyond useful values: others were not written by tl, and would exhaust memory or overflow.
 Side = Annotated[int, Field(ge=2, le=1 << 14)]
@@ -206,7 +208,8 @@ class ModelCard(Fact):
         architecture: name in the zoo.
         build_options: arguments of the architecture that depend on the weights (ViT's image_size).
         head: qualified names of the modules that produce the classes.
-        stages: what the head sees beside its own input; earlier versions cannot read a card with stages.
+        stages: what the head sees beside its own input.
+        tta: ``flip`` if the model averages the logits of each image and its mirror image.
         head_start: how the head's weights started; None without weights, and in folders of an earlier version.
         recipe: name of the recipe that trained it.
         config: the resolved training settings.
@@ -217,11 +220,13 @@ class ModelCard(Fact):
         weights_sha256: of the file of weights; None in folders of an earlier version.
     """
 
+    # 2 if the network alone does not give the model's logits: stages or test-time augmentation.
     format: Literal[1, 2] = 1
     architecture: Named
     build_options: dict[str, Side] = {}
     head: Annotated[tuple[Named, ...], Field(min_length=1)]
     stages: tuple[Stage, ...] = ()
+    tta: TtaName = "none"
     classes: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_distinct)]
     preprocessing: Preprocessing
     weights: WeightsTag

@@ -31,8 +31,10 @@ from sklearn.metrics import accuracy_score, log_loss
 from tests.support.commands import Result, train_in
 from tests.support.pictures import COLOURS, write_pictures
 from tl_cli.api.prediction import predict_images
+from tl_cli.choices import TtaName
 from tl_cli.contract import Calibration, Preprocessing, WeightsTag
 from tl_cli.data.images import describe
+from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import Interrupted
 from tl_cli.evaluation.logits import load_logits
 from tl_cli.evaluation.measure import Evaluator
@@ -334,20 +336,34 @@ def test_an_unknown_run_suggests_the_nearest_name(tl, store: Store) -> None:
 
 
 @pytest.fixture
-def with_temperature(store: Store, tmp_path: Path) -> Path:
-    """The good model with a temperature of 2.5, as training would have saved it."""
+def with_temperature(store: Store, tmp_path: Path, tta: TtaName) -> Path:
+    """The good model with a temperature of 2.5 and test-time augmentation, as training would have saved it."""
     classifier, card = registry.restore(folder_of(store, "good"))
     warm = Calibration(temperature=2.5, images=40, loss=0.9, held_out_loss=0.8, note="")
-    bundle.save(tmp_path / "heated", classifier.model, card.model_copy(update={"calibration": warm}))
+    changed = card.model_copy(update={"calibration": warm, "tta": tta, "format": 2})
+    bundle.save(tmp_path / "heated", classifier.model, changed)
     return tmp_path / "heated"
 
 
+def logits_of_mirrored(store: Store, pictures: list[Path]) -> np.ndarray:
+    """Return what the network of the good model gives for mirrored pictures."""
+    classifier, _ = registry.restore(folder_of(store, "good"))
+    how = classifier.preprocessing
+    inputs = torch.stack([read_input(path.read_bytes(), how, None) for path in pictures])
+    with torch.inference_mode():
+        mirrored: np.ndarray = classifier.model(normalise(inputs.flip(-1), how)).double().numpy()
+    return mirrored
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("tta", ["none", "flip"])
 def test_every_program_gives_the_same_probabilities(
-    tl, store: Store, with_temperature: Path, colours: Path, tmp_path: Path
+    tl, store: Store, with_temperature: Path, colours: Path, tmp_path: Path, tta: TtaName
 ) -> None:
     kept = load_logits(store.artifact(store.find("good"), "eval/test_logits.npz"))
     logits = kept.labelled.logits.double().numpy()
+    if tta == "flip":
+        logits = (logits + logits_of_mirrored(store, [colours / name for name in kept.ids])) / 2
     raw, expected = softmax(logits, 1), softmax(logits / 2.5, 1)
     top, classes = expected.argmax(1), kept.classes
     pictures = [colours / name for name in kept.ids]

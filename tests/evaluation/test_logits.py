@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tl_cli.compute.device import Autocasting, Machine
 from tl_cli.data.batches import Batch
 from tl_cli.errors import DataError
-from tl_cli.evaluation.logits import compute_logits, load_logits, outputs
+from tl_cli.evaluation.logits import compute_logits, load_logits, outputs, with_views
 from tl_cli.models import freezing
 from tl_cli.models.zoo import registry
 
@@ -56,7 +56,7 @@ def test_mirror_images_are_averaged_image_by_image(at_once: int) -> None:
     batches = [Batch(images[:2], torch.tensor([0, 1])), Batch(images[2:], torch.tensor([2]))]
     network = nn.Sequential(nn.Flatten(1), nn.Linear(3, 1, bias=False))
     network[1].weight.data = torch.tensor([[1.0, 0, 0]])
-    found = compute_logits(network, batches, at_once=at_once, tta="flip")
+    found = compute_logits(network, with_views(batches, "flip"), at_once=at_once, tta="flip")
     assert found.logits.tolist() == [[3], [2], [4.5]]
     assert found.alone is not None
     assert found.alone.tolist() == [[1], [0], [7]]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.support.recording import recorder
+from tl_cli.choices import TtaName
 from tl_cli.contract import DataSpec, Split
 from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.measure import Measured
@@ -26,12 +27,17 @@ DIGEST = "0123456789abcdef" * 4
 
 
 def measured(
-    *, part: str = "test", is_own: bool = True, is_changed: bool = False, source: str = "/a/ph otos"
+    *,
+    part: str = "test",
+    is_own: bool = True,
+    is_changed: bool = False,
+    source: str = "/a/ph otos",
+    other_tta: TtaName | None = None,
 ) -> Measured:
     return Measured(
         labelled=LabelledLogits(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)), images=None, source=source,
         part=part, split=Split(count=1, digest=DIGEST, scheme="contents"), is_own=is_own, is_changed=is_changed,
-        trained_on=None, missing=(), notes=(),
+        trained_on=None, missing=(), other_tta=other_tta, notes=(),
     )  # fmt: skip
 
 
@@ -52,6 +58,8 @@ def artifacts(store: Store, run: Run, folder: str) -> list[str]:
         (measured(), "test"),
         (measured(is_changed=True), "ph_otos-test-01234567"),
         (measured(part="val"), "ph_otos-val-01234567"),
+        (measured(other_tta="flip"), "ph_otos-test-01234567-flip"),
+        (measured(other_tta="none"), "ph_otos-test-01234567-none"),
         (measured(is_own=False, part="all", source="digits"), "digits-all-01234567"),
     ],
 )

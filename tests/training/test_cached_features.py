@@ -403,7 +403,7 @@ def test_feature_maps_are_validated_in_batches_of_image_size(colours: Path) -> N
     sizes = []
     for phase in plan.phases:
         stage = setup.open_phase(plan, phase, lambda event: None)
-        sizes.append(stage.validation.__self__.clean_batch)  # type: ignore[attr-defined]
+        sizes.append(stage.validation.func.__self__.clean_batch)  # type: ignore[attr-defined]
     assert sizes == [4096, plan.loader(plan.data.parts["val"]).batch_size]
 
 

@@ -39,7 +39,7 @@ class EvaluateRequest:
         on_bad_image: ``error``, or ``skip`` for files that cannot be decoded; None: as in training.
         max_pixels: maximum number of pixels decoded per image; None: as in training.
         batch_size: images in memory at a time; None chooses.
-        tta: ``flip`` averages the logits of each image and its mirror image, for twice the time.
+        tta: ``flip`` averages the logits of each image and its mirror image, for twice the time; None: as in training.
         device: where to compute.
         workers: number of threads that decode images; None chooses.
         tracking_uri: MLflow's store; None is the default one.
@@ -55,7 +55,7 @@ class EvaluateRequest:
     on_bad_image: OnBadImage | None = None
     max_pixels: int | None = None
     batch_size: int | None = None
-    tta: TtaName = "none"
+    tta: TtaName | None = None
     device: DeviceName = "auto"
     workers: int | None = None
     tracking_uri: str | None = None

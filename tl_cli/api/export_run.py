@@ -123,7 +123,7 @@ def _write(classifier: Classifier, card: ModelCard, path: Path, request: ExportR
     """Write a file, and compare its logits with those that ``tl eval`` computes."""
     images, are_real = _check_inputs(card, request.data_dir, observer)
     with torch.inference_mode():
-        expected: np.ndarray = classifier.model(normalise(images, classifier.preprocessing)).numpy()
+        expected: np.ndarray = classifier.logits(normalise(images, classifier.preprocessing)).numpy()
     write, run = (write_onnx, run_onnx) if request.format == "onnx" else (write_pt2, run_pt2)
     differences: list[float] = []
     write(classifier, card, path, lambda written: differences.append(_compare(run, written, images, expected)))

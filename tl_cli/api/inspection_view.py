@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tl_cli.api import inspection_results as results
 from tl_cli.api.inspection_results import CamResult, Heatmap, InspectionRequest, InspectionResult
@@ -18,7 +17,7 @@ from tl_cli.data.decode import Picture
 from tl_cli.data.images import Images
 from tl_cli.errors import RunNotFoundError, UnknownModelError, UsageError, some
 from tl_cli.evaluation.classification import Mistake, worst_mistakes
-from tl_cli.evaluation.logits import check_finite, compute_logits
+from tl_cli.evaluation.logits import check_finite, compute_logits, with_views
 from tl_cli.evaluation.task import TASKS
 from tl_cli.inspection.attribution import grad_cam
 from tl_cli.inspection.drift import measure_drift
@@ -364,7 +363,7 @@ def _cam(inspection: _Inspection, view: results.CamView) -> CamResult:
     pictures = torch.stack([model.prepared(model.read(path.expanduser())) for path in view.images])
     inputs = model.inputs(pictures)
     with torch.inference_mode():
-        logits: Tensor = model.classifier.model(inputs)
+        logits = model.classifier.logits(inputs)
     check_finite(logits)
     task, temperature = TASKS[model.classifier.task], model.classifier.temperature
     probabilities = task.probabilities(logits.float(), temperature)
@@ -403,7 +402,9 @@ def _find_worst_mistakes(
     """Return the images that were classified, and the most confident mistakes among them."""
     loader = model.open_images().batches(inspection.request.images or _ALL)
     counted = inspection.counted("evaluating", len(loader.images))
-    labelled = compute_logits(model.classifier.model, loader.clean(), counted, at_once=model.machine.at_once)
+    network, tta = model.classifier.model, model.classifier.tta
+    batches = with_views(loader.clean(), tta)
+    labelled = compute_logits(network, batches, counted, at_once=model.machine.at_once, tta=tta)
     check_finite(labelled.logits)
     task, temperature = TASKS[model.classifier.task], model.classifier.temperature
     return loader.images, worst_mistakes(labelled.scaled(temperature), count, task)

@@ -85,18 +85,18 @@ class LoadedModel:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a str is a sequence too
-        self, images: str | Path | Image.Image, *, batch_size: int | None = None, tta: TtaName = "none"
+        self, images: str | Path | Image.Image, *, batch_size: int | None = None, tta: TtaName | None = None
     ) -> Prediction: ...
     @overload
     def predict(
-        self, images: Sequence[Picture], *, batch_size: int | None = None, tta: TtaName = "none"
+        self, images: Sequence[Picture], *, batch_size: int | None = None, tta: TtaName | None = None
     ) -> Predictions: ...
     @overload
     def predict(
-        self, images: np.ndarray, *, batch_size: int | None = None, tta: TtaName = "none"
+        self, images: np.ndarray, *, batch_size: int | None = None, tta: TtaName | None = None
     ) -> Prediction | Predictions: ...
     def predict(
-        self, images: Picture | Sequence[Picture], *, batch_size: int | None = None, tta: TtaName = "none"
+        self, images: Picture | Sequence[Picture], *, batch_size: int | None = None, tta: TtaName | None = None
     ) -> Prediction | Predictions:
         """Return the label and the probabilities of one image, or of each of several images.
 
@@ -105,7 +105,7 @@ class LoadedModel:
                 or a sequence of these, or an array (N, H, W, 3). Images may be of any size: they are resized, cropped
                 and normalised as in training.
             batch_size: images per batch; None chooses.
-            tta: ``flip`` averages the logits of each image and its mirror image, for twice the time.
+            tta: ``flip`` averages the logits of each image and its mirror image; None: as in training.
 
         Returns:
             A ``Prediction`` for one image, ``Predictions`` for several.

@@ -25,7 +25,7 @@ from tl_cli.data.decode import MAY_BE_DEEP, read_storage
 from tl_cli.data.image_paths import STDIN, is_there, list_pictures
 from tl_cli.data.preprocess import normalise, read_input
 from tl_cli.errors import DataError, RunNotFoundError, UsageError
-from tl_cli.evaluation.logits import mirror_doubt, view_logits
+from tl_cli.evaluation.logits import mirror_doubt, view_logits, with_views
 from tl_cli.evaluation.predicting import NOT_FINITE, Predictor
 from tl_cli.evaluation.task import TASKS
 from tl_cli.habits import WEIGHTS_ENDINGS, kept_run
@@ -102,7 +102,7 @@ class PredictRequest:
         lines: names of files, one per line, for ``-``.
         calibrated: divide the logits by the model's temperature.
         batch_size: images per batch; None chooses.
-        tta: ``flip`` averages the logits of each image and its mirror image, for twice the time.
+        tta: ``flip`` averages the logits of each image and its mirror image, for twice the time; None: as in training.
         max_pixels: maximum number of pixels decoded per image; None is the model's limit.
         device: where to compute.
         workers: number of threads that decode images; None chooses.
@@ -114,7 +114,7 @@ class PredictRequest:
     lines: Iterable[str] = ()
     calibrated: bool = True
     batch_size: int | None = None
-    tta: TtaName = "none"
+    tta: TtaName | None = None
     max_pixels: int | None = None
     device: DeviceName = "auto"
     workers: int | None = None
@@ -247,7 +247,7 @@ def predict_images(
     *,
     device: DeviceName = "auto",
     batch_size: int | None = None,
-    tta: TtaName = "none",
+    tta: TtaName | None = None,
     workers: int | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image, in order. An image that cannot be decoded does not stop the others.
@@ -255,7 +255,7 @@ def predict_images(
     Args:
         images: as ``read_picture`` takes them.
         batch_size: images per batch; None chooses.
-        tta: ``flip`` averages the logits of each image and its mirror image.
+        tta: ``flip`` averages the logits of each image and its mirror image; None: as in training.
         workers: number of threads that decode images; None chooses.
 
     Raises:
@@ -278,7 +278,8 @@ def predict_images(
             yield Batch(normalise(torch.stack(inputs).to(machine.device), how), torch.full((len(inputs),), -1))
 
     network, task = Autocasting(classifier.model, machine), TASKS[classifier.task]
-    for _, views in view_logits(network, batches(), at_once=machine.at_once, tta=tta):
+    tta = tta or classifier.tta
+    for _, views in view_logits(network, with_views(batches(), tta), at_once=machine.at_once, tta=tta):
         logits = torch.stack(views).float().mean(0)
         probabilities = task.probabilities(logits, classifier.temperature).cpu()
         yield from _predictions(in_flight.popleft(), probabilities, predictor.classes)

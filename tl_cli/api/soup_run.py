@@ -295,6 +295,7 @@ def _compared(first: ModelCard, other: ModelCard) -> Iterator[tuple[str, object,
     yield "architecture", first.architecture, other.architecture
     yield "build options", first.build_options, other.build_options
     yield "what the head sees", first.stages, other.stages
+    yield "test-time augmentation", first.tta, other.tta
     yield "classes", first.classes, other.classes
     yield "preprocessing", first.preprocessing, other.preprocessing
     yield "images", first.data.splits, other.data.splits

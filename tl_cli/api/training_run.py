@@ -15,6 +15,7 @@ from tl_cli.api.observer import Observer
 from tl_cli.api.warm_start import with_model_of_weights, with_saved_weights
 from tl_cli.contract import DataSpec
 from tl_cli.errors import DivergedError, Interrupted, StorageError, uri_flag
+from tl_cli.evaluation.logits import mirror_doubt
 from tl_cli.io.download import Progress
 from tl_cli.models.zoo import registry
 from tl_cli.tracking.destination import find_destination
@@ -121,6 +122,7 @@ class TrainResult:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types: accuracies and the gap as fractions, losses in nats."""
         counters, test, clean = self.outcome.counters, self.outcome.test, self.outcome.clean_train
+        gain = self.outcome.tta_gain
         accuracy = test.accuracy if test else None
         return {
             "run_id": self.run_id,
@@ -138,6 +140,7 @@ class TrainResult:
             "test_accuracy_low": accuracy.low if accuracy else None,
             "test_accuracy_high": accuracy.high if accuracy else None,
             "test_loss": test.loss.value if test else None,
+            "tta_gain": gain.difference.value if gain else None,
             "clean_train_accuracy": clean.accuracy.value if clean else None,
             "gap": self.outcome.gap,
             "settings": self.plan.config.model_dump(mode="json"),
@@ -228,6 +231,8 @@ def _show_plan(plan: Plan, observer: TrainObserver) -> None:
     observer.planned(plan)
     for message in random_backbone(plan.config):
         observer.warn(message)
+    if plan.config.tta == "flip" and (doubt := mirror_doubt(plan.card())):
+        observer.warn(doubt)
 
 
 def _start(request: TrainRequest, observer: TrainObserver) -> TrainResult:

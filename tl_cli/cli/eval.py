@@ -50,7 +50,7 @@ def evaluate(
     on_bad_image: BadImage = None,
     max_pixels: params.MaxPixels = None,
     batch_size: BatchSize = None,
-    tta: params.Tta = "none",
+    tta: params.Tta = None,
     as_json: params.AsJsonOutput = False,
     as_csv: AsCsv = False,
     pictures: Pictures = 8,

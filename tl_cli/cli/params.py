@@ -170,7 +170,7 @@ in_record = partial(typer.Option, rich_help_panel="Record")
 
 _RUN_HELP = "Run id or its beginning, run name, latest, best, runs:/..., models:/..., or a saved-model folder."
 _URI_HELP = "MLflow store or server. Default: MLFLOW_TRACKING_URI or ./mlflow.db."
-_TTA_HELP = "Test-time augmentation: flip averages each image and its mirror image, for twice the time."
+_TTA_HELP = "Test-time augmentation: none, or flip (average each image and its mirror image). Default: as in training."
 EXPERIMENT_HELP = "MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl."
 _PLAIN_HELP = "Print plain lines, such as one per epoch, instead of a live screen."
 RunName = Annotated[str, typer.Argument(metavar="RUN", help=_RUN_HELP, autocompletion=complete_run)]
@@ -182,7 +182,7 @@ SplitColumn = Annotated[str | None, option("split_column")]
 MaxPixels = Annotated[int | None, option("max_pixels")]
 Device = Annotated[DeviceName | None, option("device")]
 Workers = Annotated[int | None, option("workers")]
-Tta = Annotated[TtaName, typer.Option(help=_TTA_HELP)]
+Tta = Annotated[TtaName | None, typer.Option(help=_TTA_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AsJsonOutput = Annotated[bool, in_output("--json", help="Print the result as JSON.")]
 AsJsonYes = Annotated[bool, typer.Option("--json", help="Print the result as JSON; needs --yes.")]

@@ -41,7 +41,7 @@ def predict(
     show: Show = False,
     calibrated: Calibrated = True,
     batch_size: BatchSize = None,
-    tta: Tta = "none",
+    tta: Tta = None,
     max_pixels: MaxPixels = None,
     device: Device = None,
     workers: Workers = None,

@@ -125,7 +125,7 @@ def compute_logits(
 
     Args:
         at_once: number of batches computed concurrently (``outputs``).
-        tta: ``flip`` averages the logits of each image and its mirror image.
+        tta: ``flip`` averages the logits of each image and its mirror image; ``batches`` then have both (`with_views`).
     """
     logits, labels, done = [], [], 0
     for batch, views in view_logits(network, batches, at_once=at_once, tta=tta):
@@ -142,21 +142,28 @@ def compute_logits(
 def view_logits(
     network: nn.Module, batches: Iterable[Batch], *, at_once: int = 1, tta: TtaName = "none"
 ) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
-    """Yield each batch with its logits, and with ``flip`` those of its images mirrored left to right."""
-    computed = outputs(network, _with_mirrored(batches) if tta == "flip" else batches, at_once=at_once)
+    """Yield each batch with its logits, and with ``flip`` those of its images mirrored left to right.
+
+    Args:
+        batches: as for ``compute_logits``.
+    """
+    computed = outputs(network, batches, at_once=at_once)
     for batch, logits in computed:
         yield batch, (logits, next(computed)[1]) if tta == "flip" else (logits,)
 
 
-def _with_mirrored(batches: Iterable[Batch]) -> Iterator[Batch]:
+def with_views(batches: Iterable[Batch], tta: TtaName) -> Iterator[Batch]:
+    """Yield the batches, with ``flip`` each followed by its mirror image."""
     for batch in batches:
         yield batch
-        yield Batch(batch.inputs.flip(-1), batch.labels)
+        if tta == "flip":
+            yield Batch(batch.inputs.flip(-1), batch.labels)
 
 
 def mirror_doubt(card: ModelCard) -> str | None:
-    """Return a warning if a model saw no mirrored images in training."""
-    only_plain = card.config.get("feature_views") == "plain" and card.config.get("freeze_epochs") == card.epoch
+    """Return a warning if a model saw no mirrored images in training, or, before training, will see none."""
+    epoch = card.epoch or card.config.get("epochs")
+    only_plain = card.config.get("feature_views") == "plain" and card.config.get("freeze_epochs") == epoch
     if card.config.get("augment") in ("none", "shift") or only_plain:
         return "the model was not trained on mirrored images, which may have another meaning"
     return None

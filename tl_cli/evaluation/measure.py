@@ -19,7 +19,7 @@ from tl_cli.data.sources import class_names
 from tl_cli.data.sources.found import Found
 from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError, some
-from tl_cli.evaluation.logits import LabelledLogits, check_finite, compute_logits, inference_loader
+from tl_cli.evaluation.logits import LabelledLogits, check_finite, compute_logits, inference_loader, with_views
 from tl_cli.evaluation.scores import Results
 from tl_cli.io.download import Progress, silent
 from tl_cli.models.classifier import Classifier
@@ -72,6 +72,7 @@ class Measured:
         is_changed: whether they are its own data and have changed since the training.
         trained_on: for other data, how many of the images were training images nevertheless; None if unknown.
         missing: classes of the model without images in the split.
+        other_tta: the test-time augmentation, if it is not the model's own.
         notes: about the data, for people.
     """
 
@@ -84,6 +85,7 @@ class Measured:
     is_changed: bool
     trained_on: int | None
     missing: tuple[str, ...]
+    other_tta: TtaName | None
     notes: tuple[str, ...]
 
 
@@ -94,7 +96,7 @@ class Evaluator:
         source: name or path of the data; None: those of the training.
         columns: of a CSV, if they differ from those of the training.
         batch_size: images in memory at a time; None chooses.
-        tta: ``flip`` averages the logits of each image and its mirror image.
+        tta: ``flip`` averages the logits of each image and its mirror image; None: as in training.
         workers: number of threads that decode images; None chooses.
         on_bad_image: whether files that cannot be decoded are skipped; None: as in training.
         max_pixels: maximum number of pixels decoded per image; None: as in training.
@@ -114,7 +116,7 @@ class Evaluator:
         columns: Columns = USUAL_COLUMNS,
         device: DeviceName = "auto",
         batch_size: int | None = None,
-        tta: TtaName = "none",
+        tta: TtaName | None = None,
         workers: int | None = None,
         on_bad_image: OnBadImage | None = None,
         max_pixels: int | None = None,
@@ -124,7 +126,7 @@ class Evaluator:
         self._skips = (on_bad_image or card.data.on_bad_image) == "skip"
         self._has_option = on_bad_image is not None
         self._progress = progress
-        self._tta: TtaName = tta
+        self._tta = tta or card.tta
         self._loaders: dict[Part, Loader] = {}
         self._threads = Threads(worker_count(workers), progress)
         if source is None:
@@ -172,7 +174,7 @@ class Evaluator:
             loader = self._loaders[part] = self._loaders.get(part) or self._loader(images)
             labelled = compute_logits(
                 self._network,
-                loader.clean(),
+                with_views(loader.clean(), self._tta),
                 lambda done: self._progress("evaluating", done, total),
                 at_once=self.machine.at_once,
                 tta=self._tta,
@@ -189,6 +191,7 @@ class Evaluator:
             is_changed=self.is_own and (part in self._changed or bool(left_out)),
             trained_on=self._trained_on.get(name) if self._trained_on is not None else None,
             missing=tuple(name for name, count in zip(self._card.classes, seen, strict=True) if not count),
+            other_tta=None if self._tta == self._card.tta else self._tta,
             notes=(*self._data.notes, *left_out),
         )
 

@@ -78,7 +78,7 @@ class Predictor:
 
     def _probabilities(self, images: Tensor) -> Tensor:
         with torch.inference_mode():
-            logits = self.classifier.model(normalise(images, self.classifier.preprocessing))
+            logits = self.classifier.logits(normalise(images, self.classifier.preprocessing))
         return TASKS[self.classifier.task].probabilities(logits.float(), self.classifier.temperature)
 
 

@@ -74,11 +74,12 @@ def make_report(labelled: LabelledLogits, calibration: Calibration, task: Task =
         uncalibrated=reliability(labelled, task=task) if calibration.temperature != 1 else None,
         confused=most_confused(measured.confusion, _PAIRS),
         mistakes=worst_mistakes(predicted, _MISTAKES, task),
-        mirrored=_gain(labelled, task),
+        mirrored=mirror_gain(labelled, task),
     )
 
 
-def _gain(labelled: LabelledLogits, task: Task) -> Paired | None:
+def mirror_gain(labelled: LabelledLogits, task: Task = SINGLE_LABEL) -> Paired | None:
+    """Return the means over each image and its mirror image against the image alone; None without mirror images."""
     if labelled.alone is None:
         return None
     alone, mean = (

@@ -25,6 +25,8 @@ def inference_speeds(
 ) -> list[float]:
     """Return images per second of each model in fp32, without decoding: the median of 5 rounds on batches of 64.
 
+    A model that averages each image and its mirror image computes two for one.
+
     Raises:
         UsageError: the device is not available.
     """
@@ -38,7 +40,8 @@ def inference_speeds(
         for index, (bench, count) in enumerate(zip(benches, batches, strict=True)):
             seconds[index].append(bench.seconds(count) / count)
             progress("measuring speed", turn * len(benches) + index + 1, _ROUNDS * len(benches))
-    return [BATCH / median(each) for each in seconds]
+    views = [2 if classifier.tta == "flip" else 1 for classifier in classifiers]
+    return [BATCH / count / median(each) for count, each in zip(views, seconds, strict=True)]
 
 
 class _Bench:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
+from tl_cli.choices import TtaName
 from tl_cli.contract import Preprocessing, Stage, TaskName, WeightsTag
 from tl_cli.models.head import HeadStart
 
@@ -24,6 +25,7 @@ class Classifier:
         temperature: of the probabilities, from the saved model; 1 for any other.
         notes: what was taken from a checkpoint that holds more than weights, for people.
         task: what its outputs mean; that of the saved model.
+        tta: ``flip`` if the model's logits are the means over each image and its mirror image.
     """
 
     name: str
@@ -37,6 +39,12 @@ class Classifier:
     notes: tuple[str, ...] = ()
     task: TaskName = "single-label"
     stages: tuple[Stage, ...] = ()
+    tta: TtaName = "none"
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits (B, num_classes) of inputs (B, 3, H, W), test-time augmentation included."""
+        logits: Tensor = self.model(inputs)
+        return (logits + self.model(inputs.flip(-1))) / 2 if self.tta == "flip" else logits
 
     @property
     def head_is_new(self) -> bool:

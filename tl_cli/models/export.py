@@ -29,19 +29,19 @@ TOLERANCE = 1e-3
 
 
 class Deployed(nn.Module):
-    """A network that includes normalisation: (B, 3, crop, crop) float32, RGB, 0 to 255, to logits (B, num_classes)."""
+    """A model with its normalisation: (B, 3, crop, crop) float32, RGB, 0 to 255, to logits (B, num_classes)."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         how = classifier.preprocessing
         self.network = classifier.model
+        self.classifier = classifier
         self.mean = nn.Buffer(torch.tensor(how.mean).view(3, 1, 1))
         self.std = nn.Buffer(torch.tensor(how.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
-        logits: Tensor = self.network((images / 255 - self.mean) / self.std)
-        return logits
+        return self.classifier.logits((images / 255 - self.mean) / self.std)
 
 
 def facts(card: ModelCard) -> dict[str, str]:

@@ -26,9 +26,9 @@ def log_evaluation(
 ) -> str:
     """Add an evaluation to a run; return the folder of its artifacts.
 
-    Scores on the run's test images, if they have not changed and no mirror images are averaged, are recorded under
-    ``test/``, others under ``eval/DATA-PART-DIGEST/``, so that a name always means the same images. A score that is
-    already recorded is kept.
+    Scores on the run's test images, if they have not changed and test-time augmentation is the model's own, are
+    recorded under ``test/``, others under ``eval/DATA-PART-DIGEST/``, so that a name always means the same images. A
+    score that is already recorded is kept.
 
     Raises:
         TrackingError: the store cannot be used, or was copied or moved.
@@ -135,13 +135,12 @@ def evaluation_name(measured: Measured) -> str:
     """Return the name of an evaluation in characters that MLflow allows: ``test``, ``photos-all-3f2a91c0``."""
     if _is_test(measured):
         return "test"
-    mirrored = "" if measured.labelled.alone is None else "-flip"
-    return in_letters(f"{Path(measured.source).name}-{measured.part}-{measured.split.digest[:8]}{mirrored}")
+    other = f"-{measured.other_tta}" if measured.other_tta else ""
+    return in_letters(f"{Path(measured.source).name}-{measured.part}-{measured.split.digest[:8]}{other}")
 
 
 def _is_test(measured: Measured) -> bool:
-    is_alone = measured.labelled.alone is None
-    return measured.is_own and measured.part == "test" and not measured.is_changed and is_alone
+    return measured.is_own and measured.part == "test" and not measured.is_changed and measured.other_tta is None
 
 
 def in_letters(name: str) -> str:

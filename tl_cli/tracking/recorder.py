@@ -543,7 +543,8 @@ def _note(plan: Plan, run_id: str, command: str, outcome: Outcome | None) -> str
         if outcome.test is not None:
             accuracy = outcome.test.accuracy
             interval = f"95% interval {100 * accuracy.low:.2f} to {accuracy.high:.2%}, {accuracy.count:,} images"
-            texts["test_accuracy"] += f" ({interval})"
+            mirrored = ", mirror images averaged" if plan.config.tta == "flip" else ""
+            texts["test_accuracy"] += f" ({interval}{mirrored})"
         lines += ["", "| result | |", "|---|---|"]
         lines += [f"| {RESULTS[name].title} | {text} |" for name, text in texts.items()]
     return "\n".join([*lines, "", _LAST_LINE.format(run_id[:8])])

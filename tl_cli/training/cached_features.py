@@ -175,14 +175,15 @@ class CachedFeatures:
             batch = slice(first, first + self.batch_size)
             yield Batch(self._gather(chosen[batch], order[batch]), labels[batch])
 
-    def clean(self) -> Iterator[Batch]:
-        """Yield the first view of every image, in order."""
+    def clean(self, views: int = 1) -> Iterator[Batch]:
+        """Yield the first views of every image, in order: a batch of one view, then the same images in the next."""
         count = self.clean_batch
         for number, labels in enumerate(self.labels.split(count)):
-            features = self.views[0][number * count : (number + 1) * count]
-            # Always a copy: the network may modify it in place.
-            inputs = features.to(self.device, torch.float32, non_blocking=True, copy=True)
-            yield Batch(inputs, labels.to(self.device))
+            for view in self.views[:views]:
+                features = view[number * count : (number + 1) * count]
+                # Always a copy: the network may modify it in place.
+                inputs = features.to(self.device, torch.float32, non_blocking=True, copy=True)
+                yield Batch(inputs, labels.to(self.device))
 
     def _draw(self, seed: int, epoch: int, keys: np.ndarray) -> np.ndarray:
         """Return the index of a view for each key, (B,) int64."""
@@ -218,6 +219,11 @@ def views_of(config: TrainConfig, settings: Augmentation, most: int | None) -> t
     return chosen[:most]
 
 
+def judged_views(config: TrainConfig) -> tuple[View, ...]:
+    """Return the views of each validation image."""
+    return ("plain", "mirrored") if config.tta == "flip" else ("plain",)
+
+
 def plan_cache(
     cut: Cut | None,
     phase: Phase,
@@ -238,7 +244,7 @@ def plan_cache(
     is_head = phase.name == "head"
     if not is_head and config.image_changes:
         return f"{', '.join(config.image_changes)} need images"
-    train, val = images
+    train, val = images[0], images[1] * len(judged_views(config))
     # An epoch of steps sees one view of each image, a regression all.
     views = views_of(config, settings, None if is_head and config.head_fit == "logistic" else phase.epochs)
     # A backward pass costs as much as two forward passes.

@@ -34,6 +34,7 @@ from tl_cli.choices import (
     ResizeName,
     SamplerName,
     ScheduleName,
+    TtaName,
 )
 from tl_cli.contract import CropMode
 from tl_cli.errors import UsageError, suggest
@@ -173,6 +174,8 @@ class Settings(BaseModel):
     """Stop after N epochs without a better validation accuracy; 0: never."""
     keep_epoch: KeepEpoch = _field("best", Setting("Training", "NAME", default=_RECIPE))
     """Which epoch's model is kept: best (by validation accuracy), or last."""
+    tta: TtaName = _field("none", Setting("Training", "NAME"))
+    """Test-time augmentation of the model: none, or flip (it averages each image and its mirror image)."""
     seed: int = _field(0, Setting("Training"), ge=0, lt=1 << 63)
     """Random seed."""
     freeze_epochs: int | None = _field(None, Setting("Freezing", default=_RECIPE), ge=0)

@@ -11,6 +11,7 @@ import torch
 
 from tl_cli.compute.device import Autocasting, Machine
 from tl_cli.data.batches import Batch
+from tl_cli.training.cached_features import judged_views
 from tl_cli.training.head_fit import images_read
 from tl_cli.training.outcome import CLEAN_TRAIN_IMAGES
 from tl_cli.training.phases import Phase
@@ -50,19 +51,19 @@ def estimate(plan: Plan, start_s: float) -> Estimate:
     """
     train, val = len(plan.data.parts["train"]), len(plan.data.parts["val"])
     test = len(plan.data.parts.get("test", ()))
-    forward = _seconds_per_image_forward(plan)
+    forward, views = _seconds_per_image_forward(plan), len(judged_views(plan.config))
     seconds = {"start": start_s}
     for phase in plan.phases:
         step = _seconds_of_regression(plan, phase) if plan.solves(phase) else _seconds_per_step(plan, phase)
-        validated = phase.epochs * val * (2 if plan.config.ema else 1)
+        validated = phase.epochs * val * (2 if plan.config.ema else 1) * views
         if plan.uses_cache(phase):
             cached = plan.cached[phase.first]
             share = cached.cut.prefix_cost / (cached.cut.prefix_cost + cached.cut.tail_cost)
-            passed = share * (len(cached.views) * train + val) + (1 - share) * validated
+            passed = share * (len(cached.views) * train + views * val) + (1 - share) * validated
         else:
             passed = validated
         seconds[phase.title] = plan.steps_of(phase) * step + passed * forward
-    seconds["final evaluation"] = (min(CLEAN_TRAIN_IMAGES, train) + test) * forward
+    seconds["final evaluation"] = views * (min(CLEAN_TRAIN_IMAGES, train) + test) * forward
     seconds["recording"] = _RECORDING_S
     return Estimate(seconds, _peak_memory(plan.machine))
 

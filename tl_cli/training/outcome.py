@@ -15,7 +15,9 @@ from tl_cli.data.packed_names import Names
 from tl_cli.data.threads import Threads
 from tl_cli.errors import DataError, WeightsError, first_line, some
 from tl_cli.evaluation.classification import Report, report
-from tl_cli.evaluation.logits import LabelledLogits
+from tl_cli.evaluation.logits import LabelledLogits, with_views
+from tl_cli.evaluation.paired import Paired
+from tl_cli.evaluation.report import mirror_gain
 from tl_cli.models import bundle, freezing
 from tl_cli.training.events import Activity, Observer
 from tl_cli.training.plan import Plan, observed_logits
@@ -36,6 +38,8 @@ class Outcome:
         test_ids: ids of the test images, in the same order.
         clean_train: scores on training images without augmentation, in eval mode; None where they could not be
             evaluated.
+        tta_gain: test accuracy of the means over each image and its mirror image against that of the image alone; None
+            without test-time augmentation.
         changed: by split, the files that were replaced or changed during the training.
         failed: by split, why it could not be evaluated; the training is complete nevertheless.
     """
@@ -45,6 +49,7 @@ class Outcome:
     test_logits: LabelledLogits | None
     test_ids: Names | None
     clean_train: Report | None
+    tta_gain: Paired | None = None
     changed: Mapping[SplitName, list[str]] = field(default_factory=dict)
     failed: Mapping[SplitName, str] = field(default_factory=dict)
 
@@ -103,7 +108,8 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
     failed: dict[SplitName, str] = {}
     for part, (loader, activity) in parts.items():
         try:
-            labelled[part] = observed_logits(plan, network, loader.clean(), len(loader.images), activity, notify)
+            batches = with_views(loader.clean(), plan.config.tta)
+            labelled[part] = observed_logits(plan, network, batches, len(loader.images), activity, notify)
             reports[part] = report(labelled[part].scaled(card.calibration.temperature), plan.task)
         except Exception as error:  # files, memory, a device: the model is saved, and tl eval can try again
             failed[part] = _reason(plan, loader, error)
@@ -116,6 +122,7 @@ def conclude(plan: Plan, counters: Counters, best: Path, notify: Observer) -> Ou
         test_logits=labelled["test"] if tested else None,
         test_ids=parts["test"][0].images.ids if tested else None,
         clean_train=reports.get("train"),
+        tta_gain=mirror_gain(labelled["test"], plan.task) if tested else None,
         changed=changed,
         failed=failed,
     )

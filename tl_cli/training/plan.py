@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -30,7 +31,7 @@ from tl_cli.data.pixel_range import Measured
 from tl_cli.data.sizes import Sizes
 from tl_cli.data.sources.catalogue import SETS
 from tl_cli.errors import UsageError, first_line
-from tl_cli.evaluation.logits import LabelledLogits, compute_logits
+from tl_cli.evaluation.logits import LabelledLogits, compute_logits, with_views
 from tl_cli.evaluation.task import TASKS, Task
 from tl_cli.io.download import Missing, Progress, check_reachable, silent
 from tl_cli.models.classifier import Classifier
@@ -215,9 +216,10 @@ class Plan:
         return ModelCard(
             architecture=self.classifier.name,
             build_options=self.classifier.build_options,
-            format=2 if self.classifier.stages else 1,
+            format=2 if self.classifier.stages or self.classifier.tta != "none" else 1,
             head=self.classifier.head,
             stages=self.classifier.stages,
+            tta=self.classifier.tta,
             classes=self.data.classes,
             preprocessing=self.classifier.preprocessing,
             weights=self.classifier.weights,
@@ -237,7 +239,7 @@ class OpenPhase:
         network: maps a batch's inputs to logits: the whole model, or the head on cached features.
         steps: optimizer steps per epoch.
         train: returns the batches of an epoch, from a step on.
-        validation: returns the batches of the validation images.
+        validation: returns the batches of the validation images, in the views of the model's test-time augmentation.
         objective: the training loss.
         fit_head: solves the regression of a head that does not train in steps; None for all other phases.
         cached: whether the inputs are cached features.
@@ -501,7 +503,7 @@ def open_phase(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
         network=plan.network(phase),
         steps=plan.steps_per_epoch(phase),
         train=lambda epoch, start: loader.train(plan.augmentation, plan.config.seed, epoch, start),
-        validation=lambda: plan.loader(plan.data.parts["val"]).clean(),
+        validation=lambda: with_views(plan.loader(plan.data.parts["val"]).clean(), plan.config.tta),
         objective=plan.objective(mixes=True),
         cached=False,
         watch=_step_watch(plan),
@@ -514,10 +516,15 @@ def observed_logits(
     """Return the logits of batches, and notify of each batch that is done.
 
     Args:
+        batches: in the views of the model's test-time augmentation.
         images: number of images in all batches.
     """
     return compute_logits(
-        network, batches, lambda done: notify(Worked(activity, done, images)), at_once=plan.machine.at_once
+        network,
+        batches,
+        lambda done: notify(Worked(activity, done, images)),
+        at_once=plan.machine.at_once,
+        tta=plan.config.tta,
     )
 
 
@@ -535,7 +542,8 @@ def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
     cache = cached_features.Cache(cached, plan.machine, say=lambda message: notify(Noticed(message)))
     train, val = (plan.loader(plan.data.parts[part]) for part in ("train", "val"))
     in_train = len(cached.views) * len(train.images)
-    total = in_train + len(val.images)
+    judged = cached_features.judged_views(plan.config)
+    total = in_train + len(judged) * len(val.images)
     seed = plan.config.seed
 
     def batches_of(loader: Loader, views: tuple[View, ...], before: int) -> tuple[CachedFeatures, bool]:
@@ -557,7 +565,7 @@ def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
         return made, reused
 
     trained, train_reused = batches_of(train, cached.views, 0)
-    validated, val_reused = batches_of(val, ("plain",), in_train)
+    validated, val_reused = batches_of(val, judged, in_train)
 
     def regress() -> HeadFit:
         (head,) = plan.classifier.head_modules
@@ -577,7 +585,7 @@ def _open_cached(plan: Plan, phase: Phase, notify: Observer) -> OpenPhase:
         network=plan.network(phase),
         steps=plan.steps_per_epoch(phase),
         train=lambda epoch, start: trained.train(seed, epoch, start),
-        validation=validated.clean,
+        validation=partial(validated.clean, len(judged)),
         objective=plan.objective(mixes=False),
         cached=True,
         reused=train_reused and val_reused,
@@ -690,7 +698,8 @@ def _build(config: TrainConfig, data: LabelledData, pretrained: Pretrained | Non
     crop_mode = None if config.resize is None else CROP_MODES[config.resize]
     sized = classifier.preprocessing.at(config.input_size, whole=is_tiny, crop_mode=crop_mode)
     # The range is a property of the images, not of the weights.
-    return replace(classifier, preprocessing=sized.model_copy(update={"pixel_range": config.pixel_range}))
+    preprocessing = sized.model_copy(update={"pixel_range": config.pixel_range})
+    return replace(classifier, preprocessing=preprocessing, tta=config.tta)
 
 
 def _check_input_size(classifier: Classifier, example: torch.Tensor, config: TrainConfig) -> None:

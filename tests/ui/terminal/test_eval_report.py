@@ -26,7 +26,9 @@ def measured(classes: int, count: int = 300) -> tuple[Measured, list[str]]:
     pixels = torch.randint(0, 256, (count, 3, 20, 30), generator=generator).to(torch.uint8)
     images = PackedImages(Names.of(f"{HOSTILE}/{n}.png" for n in range(count)), labels.numpy(), pixels)
     names = [HOSTILE, *(f"class number {n}" for n in range(1, classes))]
-    return Measured(LabelledLogits(logits, labels), images, "/data", "test", SPLIT, True, False, None, (), ()), names
+    return Measured(
+        LabelledLogits(logits, labels), images, "/data", "test", SPLIT, True, False, None, (), None, ()
+    ), names
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -405,6 +405,7 @@ def restore(folder: Path) -> tuple[Classifier, ModelCard]:
         card.calibration.temperature,
         task=card.data.task,
         stages=card.stages,
+        tta=card.tta,
     )
     return classifier, card
 

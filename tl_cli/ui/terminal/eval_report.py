@@ -14,7 +14,6 @@ from tl_cli.evaluation.calibration import Reliability
 from tl_cli.evaluation.classification import Confusion, Mistake
 from tl_cli.evaluation.intervals import Accuracy, Measure
 from tl_cli.evaluation.measure import Measured, OwnAccuracy
-from tl_cli.evaluation.paired import Paired
 from tl_cli.evaluation.report import EvaluationReport
 from tl_cli.ui.terminal import tables
 from tl_cli.ui.terminal.console import is_ascii, plain, shortened
@@ -43,7 +42,7 @@ def print_evaluation(console: Console, evaluation: Evaluation, *, pictures: int)
     if evaluation.own is not None:
         _print_own(console, evaluation.own, report.scores.accuracy.value)
     if report.mirrored is not None:
-        console.print(Text(_gain(report.mirrored), style="bold"))
+        console.print(Text(tables.format_mirror_gain(report.mirrored), style="bold"))
     console.print(Text(_temperature(report.calibration, measured), style="dim"))
     matrix = confusion_map(report, classes, console)
     print_section(console, "confusion matrix; rows: true, columns: predicted", matrix)
@@ -151,11 +150,6 @@ def _scores_table(report: EvaluationReport, *, short: bool) -> Table:
         values.append(Text(f"{reliability.ece:.2%}"))
         intervals.append(f"{reliability.chance_ece:.2%} expected" + ("" if short else " from sampling noise"))
     return table_of({"": names, " ": values, "95% interval": intervals}, left=("95% interval",))
-
-
-def _gain(mirrored: Paired) -> str:
-    gain = f"{100 * mirrored.difference.value:+.2f} points (95% interval {tables.format_test(mirrored)})"
-    return f"mirror images averaged, for twice the time: {gain}"
 
 
 def _temperature(calibration: Calibration, measured: Measured) -> str:

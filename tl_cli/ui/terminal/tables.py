@@ -79,6 +79,12 @@ def format_test(paired: Paired) -> str:
     return f"{low:+.2f} to {high:+.2f}, McNemar's p = {paired.p_value:.2g}"
 
 
+def format_mirror_gain(mirrored: Paired) -> str:
+    """Return ``mirror images averaged, for twice the time: +0.80 points`` with interval and test."""
+    gain = f"{100 * mirrored.difference.value:+.2f} points (95% interval {format_test(mirrored)})"
+    return f"mirror images averaged, for twice the time: {gain}"
+
+
 def class_table(scores: Sequence[ClassScore], classes: Sequence[str], console: Console) -> Group:
     """Return recall, precision and F1 by class, the weakest recall first, as many columns as fit."""
     rows = [(each.recall, each, name) for name, each in zip(classes, scores, strict=True) if each.recall is not None]

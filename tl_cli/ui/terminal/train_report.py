@@ -122,6 +122,8 @@ def _results(history: History, outcome: Outcome) -> list[tuple[str, str, str]]:
     if outcome.test is not None:
         lines.append(("test accuracy", tables.format_accuracy(outcome.test.accuracy), "bold green"))
         lines.append(("", f"95% interval, {outcome.test.accuracy.count:,} images; test set used once", "dim"))
+    if outcome.tta_gain is not None:
+        lines.append(("", tables.format_mirror_gain(outcome.tta_gain), "dim"))
     if best is not None:
         lines.append(
             ("val accuracy", f"{counters.best_val_accuracy:.2%}, epoch {counters.best_epoch} ({history.keep})", "")
