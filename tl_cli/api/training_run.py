@@ -31,9 +31,10 @@ from tl_cli.training.fit import fit
 from tl_cli.training.forecast import Estimate, estimate
 from tl_cli.training.history import History
 from tl_cli.training.outcome import Outcome, conclude
-from tl_cli.training.plan import Plan, ToFetch, foresee, new_state, prepare, to_fetch
+from tl_cli.training.plan import Plan, ToFetch, foresee, gather, new_state, to_fetch
 from tl_cli.training.resolve import Resolved
 from tl_cli.training.state import BEST_FOLDER, Every, Saver, TrainState
+from tl_cli.training.time_plan import is_laid_out, lay_out
 
 _SHEET_IMAGES = 64
 
@@ -204,7 +205,7 @@ def dry_run(request: TrainRequest, observer: TrainObserver | None = None) -> Dry
     if absent.data is not None:
         return DryRun(foresee(given).resolved, absent)
     with observer.preparation() as progress:
-        plan = prepare(given, progress, is_dry=True)
+        plan = _plan(given, request, progress, is_dry=True)
     start_s = time.monotonic() - request.started
     _show_plan(plan, observer)
     return DryRun(plan.resolved, absent, plan, estimate(plan, start_s))
@@ -221,10 +222,18 @@ def _given(request: TrainRequest, observer: Observer) -> Given:
 def _prepare(given: Given, request: TrainRequest, observer: TrainObserver, recorded: DataSpec | None = None) -> Plan:
     given = with_saved_weights(given, request.tracking_uri, observer)
     with observer.preparation() as progress:
-        plan = prepare(given, progress, recorded=recorded)
+        plan = _plan(given, request, progress, recorded=recorded)
     if recorded is None:
         _show_plan(plan, observer)
     return plan
+
+
+def _plan(
+    given: Given, request: TrainRequest, progress: Progress, *, recorded: DataSpec | None = None, is_dry: bool = False
+) -> Plan:
+    for_time = recorded is None and is_laid_out(given)
+    material = gather(given, progress, recorded=recorded, is_dry=is_dry)
+    return lay_out(material, request.started) if for_time else material.plan()
 
 
 def _show_plan(plan: Plan, observer: TrainObserver) -> None:

@@ -9,7 +9,7 @@ from tl_cli.training.config import TrainConfig, recorded_config
 # These determine where and how fast a model trains, or what is recorded.
 _MACHINE = {
     "data_dir", "device", "precision", "layout", "threads", "fold", "probe", "workers", "feature_dtype",
-    "checkpoint_every", "log_every",
+    "checkpoint_every", "log_every", "time",
 }  # fmt: skip
 # Their effect on the images is in the splits, by content.
 _DATA = {

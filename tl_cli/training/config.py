@@ -154,6 +154,8 @@ class Settings(BaseModel):
     """Total epochs, including the frozen ones."""
     steps: int | None = _field(None, Setting("Training"), ge=1)
     """Total optimizer steps, instead of --epochs."""
+    time: str | None = _field(None, Setting("Training", "TIME"), pattern=r"^[1-9]\d{0,5}[smh]$")
+    """Time for the whole command, such as 5m: chooses input size, frozen layers and length from measured steps."""
     batch_size: int = _field(64, Setting("Training"), ge=1)
     """Images per batch."""
     accumulate: int = _field(1, Setting("Training"), ge=1)
@@ -259,6 +261,11 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise UsageError("; ".join(_describe(problem) for problem in error.errors())) from error
 
+    @property
+    def time_s(self) -> float | None:
+        """``time`` in seconds."""
+        return None if self.time is None else float(self.time[:-1]) * _UNITS_S[self.time[-1]]
+
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:
         if self.epochs is not None:
@@ -287,6 +294,9 @@ class Settings(BaseModel):
         if self.pixel_range is not None and self.pixel_range[0] >= self.pixel_range[1]:
             raise ValueError("--pixel-range takes the value of black and a larger one for white")
         return self
+
+
+_UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class TrainConfig(Settings):

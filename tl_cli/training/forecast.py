@@ -5,7 +5,8 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
+from statistics import median
 
 import torch
 
@@ -18,7 +19,7 @@ from tl_cli.training.phases import Phase
 from tl_cli.training.plan import Plan, new_state
 from tl_cli.training.step import train_step
 
-_TIMED_STEPS = 3
+_TIMED_STEPS = 9
 _REGRESSION_IMAGES = 4096
 # Importing MLflow, opening an existing store, drawing the curves and logging the model: CPU time of three runs on one
 # thread of an AMD EPYC (Zen 4), 6 to 8 s.
@@ -44,7 +45,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, start_s: float) -> Estimate:
-    """Return a forecast from one warm-up step and three timed ones of each kind.
+    """Return a forecast from one warm-up step and nine timed ones of each kind.
 
     Args:
         start_s: seconds from the command until the plan was ready, which a run needs too.
@@ -92,7 +93,8 @@ def _seconds_per_step(plan: Plan, phase: Phase) -> float:
         train_step(network, batch, state, plan.config, objective, 1)
         plan.machine.wait()
         times.append(time.perf_counter())
-    return (times[-1] - times[0]) / (len(times) - 1)
+    # Their median: other programs may slow down some.
+    return median(after - before for before, after in pairwise(times))
 
 
 def _seconds_of_regression(plan: Plan, phase: Phase) -> float:

@@ -51,15 +51,15 @@ from tl_cli.training.events import Activity, Noticed, Observer, Worked
 from tl_cli.training.head_fit import HeadFit, fit_head
 from tl_cli.training.optim import make_optimizer, make_plateau
 from tl_cli.training.phases import Phase
-from tl_cli.training.recipes import TINY_PIXELS, Facts
+from tl_cli.training.recipes import NOTHING, TINY_PIXELS, Choices, Facts
 from tl_cli.training.resolve import Origin, Resolved, resolve
 from tl_cli.training.state import TrainState
 from tl_cli.training.step import Objective
 from tl_cli.training.strategy import Strategy, plan_strategy
 
 _VECTORS_PER_BATCH = 4096
-# Fraction of the expected time of the run.
-_PROBE_SHARE = 0.02
+# Fraction of the expected time of the run; later runs of the same model and size remember the choice.
+_PROBE_SHARE = 0.05
 # EfficientNet-Lite0 at 64 px on two 2020s server cores; for a GPU the order of magnitude is enough.
 _MACS_PER_S = {"cpu": 2e10, "gpu": 2e12}
 
@@ -77,6 +77,7 @@ class Plan:
         probed: result of the probe, for people.
         cached: features on which a phase trains, by its first epoch; other phases train on images.
         cache_notes: why a phase with frozen layers trains on images.
+        time_note: what ``--time`` expects, for people.
     """
 
     resolved: Resolved
@@ -87,6 +88,7 @@ class Plan:
     probed: str | None = None
     cached: Mapping[int, CachePlan] = field(default_factory=dict)
     cache_notes: tuple[str, ...] = ()
+    time_note: str | None = None
 
     @property
     def config(self) -> TrainConfig:
@@ -276,11 +278,19 @@ def to_fetch(given: Given) -> ToFetch:
     return ToFetch(registry.missing_weights(given.model, settings.weights), missing(settings.data, settings.data_dir))
 
 
-@during("while preparing data and model", "--limit", "--input-size", "--workers", "--threads", "--device")
-def prepare(
-    given: Given, progress: Progress = silent, *, recorded: DataSpec | None = None, is_dry: bool = False
-) -> Plan:
+def prepare(given: Given, progress: Progress = silent, *, recorded: DataSpec | None = None) -> Plan:
     """Return the plan of a run: images found and split, settings resolved, model built.
+
+    The arguments and errors are those of ``gather``.
+    """
+    return gather(given, progress, recorded=recorded).plan()
+
+
+@during("while preparing data and model", "--limit", "--input-size", "--workers", "--threads", "--device")
+def gather(
+    given: Given, progress: Progress = silent, *, recorded: DataSpec | None = None, is_dry: bool = False
+) -> "Material":
+    """Return what a run starts from: images found and split, weights loaded.
 
     Args:
         progress: called with the state of downloads and decoding.
@@ -295,43 +305,79 @@ def prepare(
     absent = to_fetch(given)
     if not is_dry:
         check_reachable([absent.weights, absent.data])
-    without = is_dry and absent.weights is not None
-    settings = given.settings
+    settings, weights = given.settings, absent.weights if is_dry else None
     pretrained = (
-        None if without else registry.find_weights(given.model, settings.weights, seed=settings.seed, progress=progress)
+        registry.find_weights(given.model, settings.weights, seed=settings.seed, progress=progress)
+        if weights is None
+        else None
     )
-    device = choose_device(settings.device)
     data = _open_data(given, progress, recorded)
     if settings.pixel_range is not None and data.measured is None:
         name = "--pixel-range" if "pixel_range" in given.flags else "pixel_range in the config file"
         raise UsageError(f"{name} has no effect: no training image has more than 8 bits per channel; leave it out")
-    facts = _facts(given, _Known.of(data), device)
-    resolved = resolve(
-        _with_absolute_paths(given, data),
-        replace(
-            facts,
-            keeps_head=_keeps_head(settings, pretrained, data),
+    return Material(_with_absolute_paths(given, data), data, pretrained, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What a run starts from; from one material several plans can be made.
+
+    Attributes:
+        given: the settings, with absolute paths.
+        data: images, found and split.
+        pretrained: the weights; None: random ones.
+        to_fetch: weights in whose place a dry run has random ones.
+    """
+
+    given: Given
+    data: LabelledData
+    pretrained: Pretrained | None
+    to_fetch: Missing | None
+
+    @property
+    def facts(self) -> Facts:
+        """What recipes depend on."""
+        settings, pretrained = self.given.settings, self.pretrained
+        return replace(
+            _facts(self.given, _Known.of(self.data), choose_device(settings.device)),
+            keeps_head=_keeps_head(settings, pretrained, self.data),
             head_sees_stages=pretrained is not None and bool(pretrained.stages),
-        ),
-    )
-    config = resolved.config
-    machine = _machine_of(config)
-    classifier = _build(config.model_copy(update={"weights": "none"}) if without else config, data, pretrained)
-    del pretrained
-    if without:
-        classifier = replace(classifier, weights=WeightsTag(name=f"{config.weights} weights, to be fetched"))
-    machine.place(classifier.model)
-    example = _example(classifier, machine)
-    _check_input_size(classifier, example, config)
-    _check_batches(classifier, data, config)
-    plan = Plan(resolved, data, classifier, machine, plan_strategy(config, classifier, example))
-    if config.probe:
-        plan = _with_probed_machine(plan, given)
-    plan = with_caches(plan) if config.feature_cache else plan
-    if config.head_fit == "logistic" and config.freeze_epochs and not plan.solves(plan.phases[0]):
-        reason = f" ({plan.cache_notes[0]})" if plan.cache_notes else ""
-        raise UsageError(f"--head-fit logistic needs a linear head on cached features{reason}; use --head-fit steps")
-    return plan
+        )
+
+    @during("while preparing data and model", "--limit", "--input-size", "--workers", "--threads", "--device")
+    def plan(self, for_time: Choices = NOTHING, *, is_draft: bool = False) -> Plan:
+        """Return the plan of a run: settings resolved, model built.
+
+        Args:
+            for_time: what ``--time`` chooses.
+            is_draft: leave out what takes time, the probe and the caches.
+
+        Raises:
+            UsageError: a setting cannot be used.
+        """
+        resolved, data = resolve(self.given, self.facts, for_time), self.data
+        config = resolved.config
+        machine = _machine_of(config)
+        weights = {} if self.to_fetch is None else {"weights": "none"}
+        classifier = _build(config.model_copy(update=weights), data, self.pretrained)
+        if self.to_fetch is not None:
+            classifier = replace(classifier, weights=WeightsTag(name=f"{config.weights} weights, to be fetched"))
+        machine.place(classifier.model)
+        example = _example(classifier, machine)
+        _check_input_size(classifier, example, config)
+        _check_batches(classifier, data, config)
+        plan = Plan(resolved, data, classifier, machine, plan_strategy(config, classifier, example))
+        if is_draft:
+            return plan
+        if config.probe:
+            plan = _with_probed_machine(plan, self.given)
+        plan = with_caches(plan) if config.feature_cache else plan
+        if config.head_fit == "logistic" and config.freeze_epochs and not plan.solves(plan.phases[0]):
+            reason = f" ({plan.cache_notes[0]})" if plan.cache_notes else ""
+            raise UsageError(
+                f"--head-fit logistic needs a linear head on cached features{reason}; use --head-fit steps"
+            )
+        return plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ _AT_96 = "an epoch at 96 px is worth more than three at 64 px, which take as lon
 # EfficientNet-Lite0 on 180 CIFAR-10 images at 64 px, one seed, 20 images validated: 40% correct after 45 steps of
 # fine-tuning, 45% after 135, 255 and 505; ten epochs would be 30 steps.
 _FEWEST_STEPS = 250
-_SMALL = 5000
+FEW_TRAIN_IMAGES = 5000
 # Images on the other side of TINY_PIXELS than the median one are mentioned from this fraction on.
 _MANY = 0.1
 # With fewer the best epoch is often a lucky one, before the learning rate has come down. EfficientNet-Lite0, six sets
@@ -108,6 +108,7 @@ class Choices:
     epochs: Choice[int] | None = None
     steps: Choice[int] | None = None
     freeze_epochs: Choice[int] | None = None
+    freeze_until: Choice[str] | None = None
     head_features: Choice[HeadFeatures] | None = None
     head_fit: Choice[HeadFitName] | None = None
     optimizer: Choice[OptimizerName] | None = None
@@ -137,15 +138,18 @@ class Choices:
         return {name: choice for name, choice in choices.items() if choice is not None}
 
 
+NOTHING = Choices()
+
+
 def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: int, fewest_steps: int) -> Choices:
     """Return the choices for a head on cached features, then the whole model.
 
     Args:
         epochs: of the whole model.
-        epochs_small: the same for fewer than ``_SMALL`` training images.
+        epochs_small: the same for fewer than ``FEW_TRAIN_IMAGES`` training images.
         fewest_steps: minimum of optimizer steps, for sets so small that their epochs have fewer.
     """
-    tune = epochs_small if facts.train_images < _SMALL else epochs
+    tune = epochs_small if facts.train_images < FEW_TRAIN_IMAGES else epochs
     steps_per_epoch = steps_in_epoch(facts.train_images, given.batch_size * given.accumulate)
     solves = given.head_fit == "logistic"
     freeze = 1 if solves else _default_freeze(given, steps_per_epoch)
@@ -255,7 +259,7 @@ def _default_augment(facts: Facts, given: Settings) -> Choice[AugmentName]:
     if not facts.mirrors:
         return Choice("shift", "a mirrored digit, letter or sign has another meaning")
     if facts.native_size is not None and facts.native_size < TINY_PIXELS:
-        if facts.train_images < _SMALL:
+        if facts.train_images < FEW_TRAIN_IMAGES:
             return Choice("flip-shift", "few images, seen often; a crop would leave little of a tiny image")
         return Choice("flip", "shifts do not help in a few epochs (83.1% without, 82.6% with them, validated)")
     if given.resize in ("squash", "pad"):

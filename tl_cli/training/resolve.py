@@ -7,9 +7,9 @@ from typing import Any, Literal
 from tl_cli.data.batches import steps_in_epoch
 from tl_cli.errors import UsageError
 from tl_cli.training.config import FIELDS, IMAGE_CHANGES, Given, TrainConfig, values_of
-from tl_cli.training.recipes import RECIPES, Choice, Choices, Facts, data_choices, machine_choices
+from tl_cli.training.recipes import NOTHING, RECIPES, Choice, Choices, Facts, data_choices, machine_choices
 
-Source = Literal["flag", "config file", "recipe", "machine", "data", "default", "derived"]
+Source = Literal["flag", "config file", "recipe", "machine", "data", "time", "default", "derived"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,11 @@ class Resolved:
     origins: Mapping[str, Origin]
 
 
-def resolve(given: Given, facts: Facts) -> Resolved:
-    """Return the config: flags over the config file over the recipe over the fields' defaults.
+def resolve(given: Given, facts: Facts, for_time: Choices = NOTHING) -> Resolved:
+    """Return the config: flags over the config file over the time over the recipe over the fields' defaults.
+
+    Args:
+        for_time: what ``--time`` chooses.
 
     Raises:
         UsageError: settings contradict each other, or a flag has no effect.
@@ -39,6 +42,7 @@ def resolve(given: Given, facts: Facts) -> Resolved:
     values: dict[str, Any] = {"model": given.model}
     chosen: tuple[tuple[Source, Choices], ...] = (
         ("recipe", recipe), ("machine", machine_choices(facts)), ("data", data_choices(facts)),
+        ("time", for_time),
     )  # fmt: skip
     for source, choices in chosen:
         values |= {name: choice.value for name, choice in choices.by_name().items()}

@@ -64,6 +64,8 @@ def _refinements(plan: Plan) -> list[str]:
         lines.append(
             f"layer decay {config.layer_decay:g}: from {config.unfreeze_lr:g} down to {rate:.2g} at {lowest.name}"
         )
+    if plan.time_note:
+        lines.append(f"time {config.time}: {plan.time_note}")
     if plan.probed:
         lines.append(f"probe: {plan.machine.describe()} ({plan.probed})")
     if plan.classifier.stages:
