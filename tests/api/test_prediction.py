@@ -25,6 +25,19 @@ def test_predictions_are_the_networks_in_the_order_of_the_files(project: Project
     assert [each.label for each in predictions] == [stream.classes[index] for index in expected.argmax(1)]
 
 
+def test_bf16_predicts_nearly_the_same(project: Project) -> None:
+    files = [str(path) for path in project.list_test_files()]
+    found = np.stack(
+        [each.probabilities for each in predict(PredictRequest(files, "second", precision="bf16"), Silent())]
+    )
+    expected = project.probabilities(project.runs[1], project.list_test_files())
+    # bf16 has 8 bits.
+    assert 0 < np.abs(found - expected).max() < 0.03
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="fp16 is for GPUs"):
+            list(predict(PredictRequest(files, "second", precision="fp16"), Silent()))
+
+
 def test_mirror_images_are_averaged(project: Project) -> None:
     files = project.list_test_files()
     request = PredictRequest([str(path) for path in files], "second", batch_size=5, workers=2, tta="flip")

@@ -291,6 +291,10 @@ def test_an_evaluation_with_mirror_images_never_passes_for_the_test_accuracy(tl,
     (accuracy,) = (value for key, value in added.items() if key.endswith("-flip/accuracy"))
     assert accuracy == report["accuracy"]
     assert all(key.startswith("eval/pictures-test-") and "-flip/" in key for key in added)
+    assert tl("eval", "latest", "--precision", "bf16", "--quiet").code == 0
+    rounded = open_store(None).find("latest").data.metrics
+    assert {key: rounded[key] for key in after} == after
+    assert all("-bf16/" in key for key in rounded if key not in after)
     shown = words(tl("eval", "latest", "--tta", "flip", "--no-log").out)
     assert f"mirror images averaged, for twice the time: {100 * report['tta']['accuracy_gain']:+.2f} points" in shown
 

@@ -20,7 +20,7 @@ def evaluation_of(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Eva
     images = PackedImages(Names.of(f"{number}.png" for number in range(len(labels))), labels.numpy(), pixels)
     labelled = LabelledLogits(logits, labels)
     split = Split(count=len(labels), digest="d")
-    measured = Measured(labelled, images, "/data", "test", split, True, False, None, (), None, ())
+    measured = Measured(labelled, images, "/data", "test", split, True, False, None, (), "", ())
     return evaluation(measured, make_report(labelled, Calibration()), "model", classes)
 
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from tests.support.recording import recorder
-from tl_cli.choices import TtaName
 from tl_cli.contract import DataSpec, Split
 from tl_cli.evaluation.logits import LabelledLogits
 from tl_cli.evaluation.measure import Measured
@@ -32,12 +31,12 @@ def measured(
     is_own: bool = True,
     is_changed: bool = False,
     source: str = "/a/ph otos",
-    other_tta: TtaName | None = None,
+    otherwise: str = "",
 ) -> Measured:
     return Measured(
         labelled=LabelledLogits(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)), images=None, source=source,
         part=part, split=Split(count=1, digest=DIGEST, scheme="contents"), is_own=is_own, is_changed=is_changed,
-        trained_on=None, missing=(), other_tta=other_tta, notes=(),
+        trained_on=None, missing=(), otherwise=otherwise, notes=(),
     )  # fmt: skip
 
 
@@ -58,8 +57,8 @@ def artifacts(store: Store, run: Run, folder: str) -> list[str]:
         (measured(), "test"),
         (measured(is_changed=True), "ph_otos-test-01234567"),
         (measured(part="val"), "ph_otos-val-01234567"),
-        (measured(other_tta="flip"), "ph_otos-test-01234567-flip"),
-        (measured(other_tta="none"), "ph_otos-test-01234567-none"),
+        (measured(otherwise="flip"), "ph_otos-test-01234567-flip"),
+        (measured(otherwise="none-bf16"), "ph_otos-test-01234567-none-bf16"),
         (measured(is_own=False, part="all", source="digits"), "digits-all-01234567"),
     ],
 )

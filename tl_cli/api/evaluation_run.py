@@ -10,7 +10,7 @@ from pathlib import Path
 from tl_cli.api.model_lookup import Target, find_model
 from tl_cli.api.observer import Observer
 from tl_cli.api.recorded_model import RecordedModel
-from tl_cli.choices import DeviceName, TtaName
+from tl_cli.choices import DeviceName, Precision, TtaName
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard
 from tl_cli.errors import StorageError, TrackingError, some
 from tl_cli.evaluation.logits import mirror_doubt, save_logits
@@ -40,6 +40,7 @@ class EvaluateRequest:
         max_pixels: maximum number of pixels decoded per image; None: as in training.
         batch_size: images in memory at a time; None chooses.
         tta: ``flip`` averages the logits of each image and its mirror image, for twice the time; None: as in training.
+        precision: of the computation; models are tested in fp32.
         device: where to compute.
         workers: number of threads that decode images; None chooses.
         tracking_uri: MLflow's store; None is the default one.
@@ -56,6 +57,7 @@ class EvaluateRequest:
     max_pixels: int | None = None
     batch_size: int | None = None
     tta: TtaName | None = None
+    precision: Precision = "fp32"
     device: DeviceName = "auto"
     workers: int | None = None
     tracking_uri: str | None = None
@@ -185,6 +187,7 @@ def _measure(classifier: Classifier, card: ModelCard, request: EvaluateRequest, 
         device=request.device,
         batch_size=request.batch_size,
         tta=request.tta,
+        precision=request.precision,
         workers=request.workers,
         on_bad_image=request.on_bad_image or card.data.on_bad_image,
         max_pixels=request.max_pixels,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_cli.api.model_lookup import Target, find_model_folder, find_to_read
 from tl_cli.api.observer import Observer
-from tl_cli.choices import DeviceName, TtaName
+from tl_cli.choices import DeviceName, Precision, TtaName
 from tl_cli.compute.device import Autocasting, inference_machine, worker_count
 from tl_cli.contract import PixelRange, Preprocessing
 from tl_cli.data.batches import Batch
@@ -103,6 +103,7 @@ class PredictRequest:
         calibrated: divide the logits by the model's temperature.
         batch_size: images per batch; None chooses.
         tta: ``flip`` averages the logits of each image and its mirror image, for twice the time; None: as in training.
+        precision: of the computation; models are tested in fp32.
         max_pixels: maximum number of pixels decoded per image; None is the model's limit.
         device: where to compute.
         workers: number of threads that decode images; None chooses.
@@ -115,6 +116,7 @@ class PredictRequest:
     calibrated: bool = True
     batch_size: int | None = None
     tta: TtaName | None = None
+    precision: Precision = "fp32"
     max_pixels: int | None = None
     device: DeviceName = "auto"
     workers: int | None = None
@@ -165,8 +167,15 @@ def predict(request: PredictRequest, observer: Observer | None = None) -> Predic
     # The names on stdin can be read only once, and there may be any number of them.
     total = None if STDIN in paths else sum(1 for _ in list_pictures(paths, ()))
     images, how = list_pictures(paths, request.lines), predictor.classifier.preprocessing
-    device, size, workers = request.device, request.batch_size, request.workers
-    predictions = predict_images(predictor, images, device=device, batch_size=size, tta=request.tta, workers=workers)
+    predictions = predict_images(
+        predictor,
+        images,
+        device=request.device,
+        batch_size=request.batch_size,
+        tta=request.tta,
+        precision=request.precision,
+        workers=request.workers,
+    )
     predictions = _observed(predictions, predictor, total, observer)
     limit = predictor.max_pixels
     return PredictionStream(target.name, is_latest, predictor.classes, total, how.pixel_range, limit, predictions)
@@ -248,6 +257,7 @@ def predict_images(
     device: DeviceName = "auto",
     batch_size: int | None = None,
     tta: TtaName | None = None,
+    precision: Precision = "fp32",
     workers: int | None = None,
 ) -> Iterator[Prediction]:
     """Yield a prediction for each image, in order. An image that cannot be decoded does not stop the others.
@@ -256,13 +266,14 @@ def predict_images(
         images: as ``read_picture`` takes them.
         batch_size: images per batch; None chooses.
         tta: ``flip`` averages the logits of each image and its mirror image; None: as in training.
+        precision: of the computation.
         workers: number of threads that decode images; None chooses.
 
     Raises:
         UsageError: the device is not available.
     """
     classifier, how = predictor.classifier, predictor.classifier.preprocessing
-    machine = inference_machine(device)
+    machine = inference_machine(device, precision)
     machine.place(classifier.model)
     size = batch_size or min(_MAX_BATCH, machine.eval_batch(how.crop))
     groups = _decoded(images, how, size, max(1, worker_count(workers)), predictor.max_pixels)

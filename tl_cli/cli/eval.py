@@ -51,6 +51,7 @@ def evaluate(
     max_pixels: params.MaxPixels = None,
     batch_size: BatchSize = None,
     tta: params.Tta = None,
+    precision: params.Precision = "fp32",
     as_json: params.AsJsonOutput = False,
     as_csv: AsCsv = False,
     pictures: Pictures = 8,
@@ -72,8 +73,8 @@ def evaluate(
     columns = Columns(path=path_column, label=label_column, split=split_column)
     folder = str(data_dir) if data_dir else None
     request = api.EvaluateRequest(
-        run, split, data, folder, columns, on_bad_image, max_pixels, batch_size, tta, device or "auto", workers,
-        tracking_uri, output, log,
+        run, split, data, folder, columns, on_bad_image, max_pixels, batch_size, tta, precision, device or "auto",
+        workers, tracking_uri, output, log,
     )  # fmt: skip
     with EvaluationView("json" if as_json else "csv" if as_csv else "report", pictures=pictures, quiet=quiet) as view:
         evaluation = api.evaluate(request, view, show=view.show, draw=view.draw)

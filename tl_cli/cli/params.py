@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 import typer
 
 from tl_cli.choices import DeviceName, TtaName
+from tl_cli.choices import Precision as PrecisionName
 from tl_cli.cli.settings import option
 from tl_cli.errors import DataError, UsageError, suggest, without_secrets
 from tl_cli.text import json_text
@@ -170,6 +171,7 @@ in_record = partial(typer.Option, rich_help_panel="Record")
 
 _RUN_HELP = "Run id or its beginning, run name, latest, best, runs:/..., models:/..., or a saved-model folder."
 _URI_HELP = "MLflow store or server. Default: MLFLOW_TRACKING_URI or ./mlflow.db."
+_PRECISION_HELP = "fp32, or bf16 or fp16 (on a GPU): faster on some machines, and rounded."
 _TTA_HELP = "Test-time augmentation: none, or flip (average each image and its mirror image). Default: as in training."
 EXPERIMENT_HELP = "MLflow experiment. Default: MLFLOW_EXPERIMENT_NAME or _ID, else tl."
 _PLAIN_HELP = "Print plain lines, such as one per epoch, instead of a live screen."
@@ -182,6 +184,7 @@ SplitColumn = Annotated[str | None, option("split_column")]
 MaxPixels = Annotated[int | None, option("max_pixels")]
 Device = Annotated[DeviceName | None, option("device")]
 Workers = Annotated[int | None, option("workers")]
+Precision = Annotated[PrecisionName, typer.Option(help=_PRECISION_HELP)]
 Tta = Annotated[TtaName | None, typer.Option(help=_TTA_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AsJsonOutput = Annotated[bool, in_output("--json", help="Print the result as JSON.")]

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from tl_cli.cli.params import Device, MaxPixels, Quiet, TrackingUri, Tta, Workers, complete_run, refuse_silence
+from tl_cli.cli.params import (
+    Device,
+    MaxPixels,
+    Precision,
+    Quiet,
+    TrackingUri,
+    Tta,
+    Workers,
+    complete_run,
+    refuse_silence,
+)
 
 EXAMPLES = """Examples:
 
@@ -42,6 +52,7 @@ def predict(
     calibrated: Calibrated = True,
     batch_size: BatchSize = None,
     tta: Tta = None,
+    precision: Precision = "fp32",
     max_pixels: MaxPixels = None,
     device: Device = None,
     workers: Workers = None,
@@ -60,8 +71,8 @@ def predict(
         # The name of a file may not be valid text.
         sys.stdin.reconfigure(errors="surrogateescape")
     request = api.PredictRequest(
-        names, lines=sys.stdin, calibrated=calibrated, batch_size=batch_size, tta=tta, max_pixels=max_pixels,
-        device=device or "auto", workers=workers, tracking_uri=tracking_uri,
+        names, lines=sys.stdin, calibrated=calibrated, batch_size=batch_size, tta=tta, precision=precision,
+        max_pixels=max_pixels, device=device or "auto", workers=workers, tracking_uri=tracking_uri,
     )  # fmt: skip
     observer = TerminalObserver(make_console(quiet=quiet, stderr=form != "table"))
     predictions = api.predict(request, observer)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from tl_cli.choices import DeviceName, TtaName
+from tl_cli.choices import DeviceName, Precision, TtaName
 from tl_cli.compute.device import Autocasting, inference_machine, worker_count
 from tl_cli.contract import USUAL_COLUMNS, Columns, ModelCard, Split, SplitName
 from tl_cli.data import checks, splits
@@ -72,7 +72,7 @@ class Measured:
         is_changed: whether they are its own data and have changed since the training.
         trained_on: for other data, how many of the images were training images nevertheless; None if unknown.
         missing: classes of the model without images in the split.
-        other_tta: the test-time augmentation, if it is not the model's own.
+        otherwise: what differs from how the model was tested: ``flip``, ``none``, ``bf16``; "" if nothing does.
         notes: about the data, for people.
     """
 
@@ -85,18 +85,19 @@ class Measured:
     is_changed: bool
     trained_on: int | None
     missing: tuple[str, ...]
-    other_tta: TtaName | None
+    otherwise: str
     notes: tuple[str, ...]
 
 
 class Evaluator:
-    """A saved model that computes in fp32, and the data on which it is evaluated.
+    """A saved model, and the data on which it is evaluated.
 
     Args:
         source: name or path of the data; None: those of the training.
         columns: of a CSV, if they differ from those of the training.
         batch_size: images in memory at a time; None chooses.
         tta: ``flip`` averages the logits of each image and its mirror image; None: as in training.
+        precision: of the computation; models are tested in fp32.
         workers: number of threads that decode images; None chooses.
         on_bad_image: whether files that cannot be decoded are skipped; None: as in training.
         max_pixels: maximum number of pixels decoded per image; None: as in training.
@@ -117,6 +118,7 @@ class Evaluator:
         device: DeviceName = "auto",
         batch_size: int | None = None,
         tta: TtaName | None = None,
+        precision: Precision = "fp32",
         workers: int | None = None,
         on_bad_image: OnBadImage | None = None,
         max_pixels: int | None = None,
@@ -145,7 +147,7 @@ class Evaluator:
         self._changed = changed_parts(card.data, judged.data) if judged.is_own else []
         self._class_indices = _class_indices(self._data, card)
         # Channels-last: faster on a CPU for every network tried, and the layout of a GPU's tensor cores.
-        self.machine = inference_machine(device)
+        self.machine = inference_machine(device, precision)
         self.machine.place(classifier.model)
         self._network = Autocasting(classifier.model, self.machine)
         # All batches that are computed concurrently are in memory together.
@@ -191,9 +193,14 @@ class Evaluator:
             is_changed=self.is_own and (part in self._changed or bool(left_out)),
             trained_on=self._trained_on.get(name) if self._trained_on is not None else None,
             missing=tuple(name for name, count in zip(self._card.classes, seen, strict=True) if not count),
-            other_tta=None if self._tta == self._card.tta else self._tta,
+            otherwise=self._otherwise(),
             notes=(*self._data.notes, *left_out),
         )
+
+    def _otherwise(self) -> str:
+        tta = [self._tta] if self._tta != self._card.tta else []
+        precision = [self.machine.precision] if self.machine.precision != "fp32" else []
+        return "-".join([*tta, *precision])
 
     def loader(self, part: Part | None = None, *, most: int | None = None) -> Loader:
         """Return batches of a split of the data for this model; ``None`` is the preferred split.

@@ -26,7 +26,7 @@ def log_evaluation(
 ) -> str:
     """Add an evaluation to a run; return the folder of its artifacts.
 
-    Scores on the run's test images, if they have not changed and test-time augmentation is the model's own, are
+    Scores on the run's test images, if they have not changed and are computed as in training, are
     recorded under ``test/``, others under ``eval/DATA-PART-DIGEST/``, so that a name always means the same images. A
     score that is already recorded is kept.
 
@@ -135,12 +135,12 @@ def evaluation_name(measured: Measured) -> str:
     """Return the name of an evaluation in characters that MLflow allows: ``test``, ``photos-all-3f2a91c0``."""
     if _is_test(measured):
         return "test"
-    other = f"-{measured.other_tta}" if measured.other_tta else ""
+    other = f"-{measured.otherwise}" if measured.otherwise else ""
     return in_letters(f"{Path(measured.source).name}-{measured.part}-{measured.split.digest[:8]}{other}")
 
 
 def _is_test(measured: Measured) -> bool:
-    return measured.is_own and measured.part == "test" and not measured.is_changed and measured.other_tta is None
+    return measured.is_own and measured.part == "test" and not measured.is_changed and not measured.otherwise
 
 
 def in_letters(name: str) -> str:

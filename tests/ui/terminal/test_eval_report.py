@@ -27,7 +27,7 @@ def measured(classes: int, count: int = 300) -> tuple[Measured, list[str]]:
     images = PackedImages(Names.of(f"{HOSTILE}/{n}.png" for n in range(count)), labels.numpy(), pixels)
     names = [HOSTILE, *(f"class number {n}" for n in range(1, classes))]
     return Measured(
-        LabelledLogits(logits, labels), images, "/data", "test", SPLIT, True, False, None, (), None, ()
+        LabelledLogits(logits, labels), images, "/data", "test", SPLIT, True, False, None, (), "", ()
     ), names
 
 
