@@ -217,12 +217,16 @@ def _tuned_epochs(plan: Plan) -> float:
 
 def shares_of_work(plan: Plan) -> tuple[tuple[Layer, ...], list[float]]:
     """Return the layers of a model, and for each the fraction of a forward pass's MACs that come before it."""
-    model, layers, before = plan.classifier.model.eval(), plan.strategy.layers, []
+    model, layers = plan.classifier.model.eval(), plan.strategy.layers
+    before: dict[int, int] = {}
     side = plan.config.input_size
     image = torch.zeros(1, 3, side, side, device=plan.machine.device)
     with torch.no_grad(), Counting() as counting, ExitStack() as hooks:  # type: ignore[no-untyped-call]
-        for layer in layers:
-            count = layer.modules[0].register_forward_pre_hook(lambda *_: before.append(counting.flops))
-            hooks.callback(count.remove)
+        for index, layer in enumerate(layers):
+
+            def count(*_: object, index: int = index) -> None:
+                before.setdefault(index, counting.flops)  # a module may run more than once
+
+            hooks.callback(layer.modules[0].register_forward_pre_hook(count).remove)
         model(image)
-    return layers, [flops / max(1, counting.flops) for flops in before]
+    return layers, [before.get(index, 0) / max(1, counting.flops) for index in range(len(layers))]
