@@ -280,7 +280,7 @@ def test_accuracy_on_other_data_is_shown_beside_that_on_the_test_images_of_the_r
     assert "own" not in own
 
 
-def test_an_evaluation_with_mirror_images_never_passes_for_the_test_accuracy(tl, folder: Path) -> None:
+def test_an_evaluation_with_mirror_images_or_in_bf16_never_passes_for_the_test_accuracy(tl, folder: Path) -> None:
     before = open_store(None).find("latest").data.metrics
     result = tl("eval", "latest", "--tta", "flip", "--json")
     assert result.code == 0, result.err
@@ -294,7 +294,9 @@ def test_an_evaluation_with_mirror_images_never_passes_for_the_test_accuracy(tl,
     assert tl("eval", "latest", "--precision", "bf16", "--quiet").code == 0
     rounded = open_store(None).find("latest").data.metrics
     assert {key: rounded[key] for key in after} == after
-    assert all("-bf16/" in key for key in rounded if key not in after)
+    added = {key: value for key, value in rounded.items() if key not in after}
+    assert added
+    assert all("-bf16/" in key for key in added)
     shown = words(tl("eval", "latest", "--tta", "flip", "--no-log").out)
     assert f"mirror images averaged, for twice the time: {100 * report['tta']['accuracy_gain']:+.2f} points" in shown
 

@@ -61,11 +61,9 @@ def test_the_work_before_each_layer_is_that_of_torchs_own_counter(colours: Path)
 @pytest.mark.slow
 def test_more_time_gives_larger_images_and_more_steps(colours: Path) -> None:
     def laid_out(seconds: str):
-        material = gather(given(colours, time=seconds))
-        began = time.monotonic()
-        return lay_out(material, began)
+        return lay_out(gather(given(colours, time=seconds)), time.monotonic())
 
-    (short, long) = (laid_out(each) for each in ("14s", "1h"))
+    short, long = laid_out("14s"), laid_out("1h")
     assert short.config.input_size <= long.config.input_size
     assert short.config.steps < long.config.steps == 500
     assert long.resolved.origins["steps"].source == "time"

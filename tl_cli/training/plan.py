@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import nn
 
+from tl_cli.choices import RecipeName
 from tl_cli.compute.autotune import Axis, Candidate, Work, probe
 from tl_cli.compute.device import (
     Autocasting,
@@ -311,11 +312,17 @@ def gather(
         if weights is None
         else None
     )
+    device = choose_device(settings.device)  # refused before the images are decoded
     data = _open_data(given, progress, recorded)
     if settings.pixel_range is not None and data.measured is None:
         name = "--pixel-range" if "pixel_range" in given.flags else "pixel_range in the config file"
         raise UsageError(f"{name} has no effect: no training image has more than 8 bits per channel; leave it out")
-    return Material(_with_absolute_paths(given, data), data, pretrained, weights)
+    facts = replace(
+        _facts(given, _Known.of(data), device),
+        keeps_head=_keeps_head(settings, pretrained, data),
+        head_sees_stages=pretrained is not None and bool(pretrained.stages),
+    )
+    return Material(_with_absolute_paths(given, data), data, pretrained, facts, weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,23 +333,20 @@ class Material:
         given: the settings, with absolute paths.
         data: images, found and split.
         pretrained: the weights; None: random ones.
+        facts: what recipes depend on.
         to_fetch: weights in whose place a dry run has random ones.
     """
 
     given: Given
     data: LabelledData
     pretrained: Pretrained | None
+    facts: Facts
     to_fetch: Missing | None
 
-    @property
-    def facts(self) -> Facts:
-        """What recipes depend on."""
-        settings, pretrained = self.given.settings, self.pretrained
-        return replace(
-            _facts(self.given, _Known.of(self.data), choose_device(settings.device)),
-            keeps_head=_keeps_head(settings, pretrained, self.data),
-            head_sees_stages=pretrained is not None and bool(pretrained.stages),
-        )
+    def with_recipe(self, recipe: RecipeName) -> "Material":
+        """Return the same for another recipe."""
+        given = self.given.replaced(recipe=recipe)
+        return replace(self, given=given, facts=replace(self.facts, stages=_uses_stages(given)))
 
     @during("while preparing data and model", "--limit", "--input-size", "--workers", "--threads", "--device")
     def plan(self, for_time: Choices = NOTHING, *, is_draft: bool = False) -> Plan:
@@ -517,9 +521,13 @@ def _facts(given: Given, known: _Known, device: torch.device) -> Facts:
         pretrained=settings.weights != "none",
         mirrors=known.source not in SETS or SETS[known.source].mirrors,
         measured=known.measured,
-        # Only that recipe uses them, and finding them takes a moment.
-        stages=settings.recipe == "head" and bool(registry.find_stages(given.model)),
+        stages=_uses_stages(given),
     )
+
+
+def _uses_stages(given: Given) -> bool:
+    """Whether the recipe asks for stages, and there are any; finding them takes a moment."""
+    return given.settings.recipe == "head" and bool(registry.find_stages(given.model))
 
 
 def _keeps_head(settings: Settings, pretrained: Pretrained | None, data: LabelledData) -> bool:

@@ -36,6 +36,7 @@ _AT_96 = "an epoch at 96 px is worth more than three at 64 px, which take as lon
 # fine-tuning, 45% after 135, 255 and 505; ten epochs would be 30 steps.
 _FEWEST_STEPS = 250
 FEW_TRAIN_IMAGES = 5000
+HEAD_EPOCHS = 5
 # Images on the other side of TINY_PIXELS than the median one are mentioned from this fraction on.
 _MANY = 0.1
 # With fewer the best epoch is often a lucky one, before the learning rate has come down. EfficientNet-Lite0, six sets
@@ -88,6 +89,11 @@ class Facts:
     keeps_head: bool = False
     head_sees_stages: bool = False
     sizes: Sizes | None = None
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the images are so small that they are enlarged."""
+        return self.native_size is not None and self.native_size < TINY_PIXELS
 
 
 T_co = TypeVar("T_co", covariant=True)
@@ -164,7 +170,7 @@ def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: in
             f"{facts.train_images:,} images are {steps_per_epoch} per epoch; "
             f"a small set needs {fewest_steps} of fine-tuning"
         )
-        steps = Choice(freeze * (1 if solves else steps_per_epoch) + fewest_steps, why)
+        steps = Choice(head_steps(freeze, steps_per_epoch, solves=solves) + fewest_steps, why)
     return Choices(
         steps=steps,
         freeze_epochs=Choice(freeze, why_freeze),
@@ -192,10 +198,19 @@ def _fine_tuning(facts: Facts, given: Settings, *, epochs: int, epochs_small: in
     )
 
 
+def head_steps(epochs: int, steps_per_epoch: int, *, solves: bool) -> int:
+    """Return the optimizer steps of a head phase; a regression counts as one per epoch.
+
+    Args:
+        solves: whether the head is fitted by regression.
+    """
+    return epochs * (1 if solves else steps_per_epoch)
+
+
 def _default_freeze(given: Settings, steps_per_epoch: int) -> int:
     """Return 5 epochs, or half of the total if that is less."""
     epochs = given.steps // steps_per_epoch if given.steps else given.epochs or 10
-    return min(5, epochs // 2)
+    return min(HEAD_EPOCHS, epochs // 2)
 
 
 def _default_keep_epoch(facts: Facts, given: Settings) -> Choice[KeepEpoch]:
@@ -235,7 +250,7 @@ def _head_only(facts: Facts, given: Settings) -> Choices:
     }
     why = next((reason for reason, applies in in_steps.items() if applies), None)
     solves = given.head_fit == "logistic" or (why is None and "head_fit" not in given.model_fields_set)
-    epochs = given.epochs or given.freeze_epochs or (1 if solves else 5)
+    epochs = given.epochs or given.freeze_epochs or (1 if solves else HEAD_EPOCHS)
     features: Choice[HeadFeatures] = Choice("last", "the stages of this architecture cannot be joined")
     if facts.stages:
         features = Choice("stages", "a frozen network's earlier stages have features that its last one lacks")
@@ -258,7 +273,7 @@ def _default_bn(facts: Facts) -> Choice[BatchNormMode]:
 def _default_augment(facts: Facts, given: Settings) -> Choice[AugmentName]:
     if not facts.mirrors:
         return Choice("shift", "a mirrored digit, letter or sign has another meaning")
-    if facts.native_size is not None and facts.native_size < TINY_PIXELS:
+    if facts.is_tiny:
         if facts.train_images < FEW_TRAIN_IMAGES:
             return Choice("flip-shift", "few images, seen often; a crop would leave little of a tiny image")
         return Choice("flip", "shifts do not help in a few epochs (83.1% without, 82.6% with them, validated)")

@@ -7,7 +7,16 @@ from typing import Any, Literal
 from tl_cli.data.batches import steps_in_epoch
 from tl_cli.errors import UsageError
 from tl_cli.training.config import FIELDS, IMAGE_CHANGES, Given, TrainConfig, values_of
-from tl_cli.training.recipes import NOTHING, RECIPES, Choice, Choices, Facts, data_choices, machine_choices
+from tl_cli.training.recipes import (
+    NOTHING,
+    RECIPES,
+    Choice,
+    Choices,
+    Facts,
+    data_choices,
+    head_steps,
+    machine_choices,
+)
 
 Source = Literal["flag", "config file", "recipe", "machine", "data", "time", "default", "derived"]
 
@@ -71,7 +80,7 @@ def _derive_epochs(draft: TrainConfig, given: Given, facts: Facts) -> Choices:
     if draft.steps is None:
         return Choices()
     images, batch, freeze = facts.train_images, draft.batch_size * draft.accumulate, draft.freeze_epochs
-    head = freeze * (1 if draft.head_fit == "logistic" else steps_in_epoch(images, batch))
+    head = head_steps(freeze, steps_in_epoch(images, batch), solves=draft.head_fit == "logistic")
     if draft.steps < head:
         raise UsageError(
             f"--steps {draft.steps} is the total and cannot be fewer than those of --freeze-epochs {freeze}, {head}"

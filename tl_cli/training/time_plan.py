@@ -16,7 +16,7 @@ from tl_cli.models.macs import Counting
 from tl_cli.training.config import Given
 from tl_cli.training.forecast import Estimate, estimate
 from tl_cli.training.plan import Material, Plan
-from tl_cli.training.recipes import FEW_TRAIN_IMAGES, TINY_PIXELS, Choice, Choices
+from tl_cli.training.recipes import FEW_TRAIN_IMAGES, HEAD_EPOCHS, Choice, Choices, head_steps
 from tl_cli.training.resolve import Origin
 
 # Of the time, for what a forecast from a few steps cannot know.
@@ -160,8 +160,7 @@ class _Layout:
 
     def head_alone(self) -> Plan:
         """Return the plan of a head on the frozen network."""
-        material = replace(self._material, given=self._material.given.replaced(recipe="head"))
-        plan = material.plan()
+        plan = self._material.with_recipe("head").plan()
         origin = Origin("time", "too short for fine-tuning")
         resolved = replace(plan.resolved, origins={**plan.resolved.origins, "recipe": origin})
         return replace(plan, resolved=resolved, time_note="too short for fine-tuning; the head alone trains")
@@ -174,18 +173,17 @@ class _Layout:
     def _choices(self, number: int, epochs: float) -> Choices:
         level, facts, settings = LEVELS[number], self._facts, self._material.given.settings
         few, layers = facts.train_images < FEW_TRAIN_IMAGES, self._frozen_layers(level)
-        head = settings.freeze_epochs
+        head, solves = settings.freeze_epochs, settings.head_fit == "logistic"
         if head is None:
-            head = 1 if settings.head_fit == "logistic" else 5 if few and facts.pretrained else 0
-        before = 1 if settings.head_fit == "logistic" and head else head * self._steps_per_epoch
+            head = 1 if solves else HEAD_EPOCHS if few and facts.pretrained else 0
+        before = head_steps(head, self._steps_per_epoch, solves=solves)
         freeze = Choice(head, "the time does more in fine-tuning" if not head else "a trained head before unfreezing")
         until: Choice[str] | None = None
         augment: Choice[AugmentName] | None = None
         if layers:
             share = self._shares[layers]
             until = Choice(self._layers[layers].name, f"what is before takes {share:.0%} of the work of a forward pass")
-        is_tiny = facts.native_size is not None and facts.native_size < TINY_PIXELS
-        if facts.mirrors and is_tiny and not few and epochs > _EPOCHS_OF_FLIPS:
+        if facts.mirrors and facts.is_tiny and not few and epochs > _EPOCHS_OF_FLIPS:
             augment = Choice(_SHIFTED, f"more than {_EPOCHS_OF_FLIPS} epochs with flips alone overfit")
         return Choices(
             input_size=Choice(self._size(level), f"there is time for {epochs:.1f} epochs at this size"),
@@ -198,7 +196,7 @@ class _Layout:
     def _size(self, level: Level) -> int:
         facts, given = self._facts, self._material.given.settings.input_size
         size = level.size
-        if facts.native_size is None or facts.native_size >= TINY_PIXELS:
+        if not facts.is_tiny:
             size = facts.own_input if level.share == 1 else round(level.share * facts.own_input / 32) * 32
         return given or min(max(size, facts.smallest_input), facts.own_input)
 
